@@ -1,0 +1,84 @@
+"""The whole configuration with its defaults; every file in configs/ starts from here and changes what differs."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """Returns every field with its default: Swin-Base and BERT-base at 480 px, the recipe of the LAVT family."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 53_000  # optimizer steps
+    config.batch_size = 32  # pictures per step, over all devices
+    config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
+
+    config.input = ConfigDict()
+    config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and the arguments of that source
+    config.input.train_split = "train"
+    config.input.image_size = (480, 480)  # height, width in pixels
+    config.input.expressions_per_image = 4  # K
+    config.input.workers = 0  # input processes; 0 reads in threads of the main process
+
+    config.vision = ConfigDict()  # Swin; see models/swin.py
+    config.vision.embed_dim = 128
+    config.vision.depths = (2, 2, 18, 2)
+    config.vision.num_heads = (4, 8, 16, 32)
+    config.vision.window_size = 12
+    config.vision.drop_path_rate = 0.3
+
+    config.text = ConfigDict()  # BERT; see models/bert.py
+    config.text.vocab = ""  # a BERT vocab.txt; empty: the vocabulary that the source brings
+    config.text.max_tokens = 20  # L, [CLS] and [SEP] included
+    config.text.vocab_size = 30_522
+    config.text.hidden_size = 768
+    config.text.num_layers = 12
+    config.text.num_heads = 12
+    config.text.intermediate_size = 3072
+    config.text.max_positions = 512
+    config.text.dropout_rate = 0.1
+
+    config.fusion = ConfigDict()  # S2RM; see models/s2rm.py
+    config.fusion.width = 512
+    config.fusion.recurrent_width = 256
+    config.fusion.num_heads = 8
+    config.fusion.mode = "s2rm"  # s2rm | sum | product
+    config.fusion.recurrence = "gated"  # gated | none
+    config.fusion.rotations = (0, 90, 180, 270)  # degrees; the scanning directions
+    config.fusion.pairs = ("language_parses_vision", "vision_parses_language")
+    config.fusion.balance = "position"  # position | channel | mean
+
+    config.decoder = ConfigDict()  # CASG; see models/casg.py
+    config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
+    config.decoder.guidance = "full"  # full | none (a plain FPN)
+
+    config.loss = ConfigDict()
+    config.loss.kind = "bce_dice"  # bce_dice | weighted_ce (0.9 background, 1.1 foreground, as the LAVT family)
+    config.loss.coarse_weight = 0.0  # weight of the same loss on each coarser mask
+
+    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 0.0  # global norm; 0 does not clip
+    config.optimizer.schedule = "polynomial"  # polynomial | cosine
+    config.optimizer.power = 0.9  # of the polynomial
+    config.optimizer.warmup_steps = 0
+    config.optimizer.accumulate = 1  # microbatches per step; must divide batch_size
+    config.optimizer.ema_decay = 0.0  # 0 keeps no average; else evaluation uses the averaged parameters
+    # Groups are regular expressions searched in a parameter path such as "vision/stage3_block0/attention/qkv/kernel".
+    config.optimizer.multipliers = ()  # ((pattern, factor), ...) on the learning rate; the first match counts
+    config.optimizer.no_decay = ("bias$", "norm", "scale$", "relative_position_bias_table", "embeddings")
+    config.optimizer.frozen = ()  # parameters that are not trained
+
+    config.eval = ConfigDict()
+    config.eval.split = "val"
+    config.eval.every = 2000  # steps; 0 never evaluates during training
+    config.eval.batch_size = 16  # pictures
+    config.eval.limit = 0  # pictures; 0 takes the whole split
+    config.eval.metric = "mean_iou"  # the metric by which the best checkpoint is chosen
+
+    config.checkpoint_every = 1000  # steps
+    config.log_every = 50  # steps
+    return config

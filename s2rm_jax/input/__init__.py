@@ -1,0 +1,1 @@
+"""From files (or a seed) to batches: NumPy and Grain only, no jax.numpy."""

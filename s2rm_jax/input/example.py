@@ -1,0 +1,67 @@
+"""What travels through the input pipeline: an Example as a source reads it, a Batch as the network takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+# A mask in any of the forms that datasets use; `masks.rasterize` turns each into a boolean array [H, W]:
+# a boolean array [H, W] | a list of COCO polygons [[x0, y0, x1, y1, ...], ...] | an RLE dict or a list of RLE dicts.
+Segmentation = np.ndarray | list | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One sentence and the mask of what it means.
+
+    `kind` is the kind of expression where the source knows it ("attribute", "relation", ...), else "".
+    `id` is unique within the source's split and stable from run to run.
+    """
+
+    sentence: str
+    segmentation: Segmentation
+    kind: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with all its expressions.
+
+    `image` is uint8 [H, W, 3], or the path of a file that holds it; `height` and `width` are its original size in
+    pixels, in which the segmentations are given.
+    """
+
+    id: str
+    image: np.ndarray | Path
+    height: int
+    width: int
+    expressions: tuple[Expression, ...]
+
+
+class Source(Protocol):
+    """Random access to the examples of one split; item i never changes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Batch(NamedTuple):
+    """What the network and the loss take: B pictures with K expressions each, L tokens an expression.
+
+    images      [B, H, W, 3] float32, normalised by the ImageNet mean and standard deviation
+    tokens      [B, K, L] int32, 0 where there is no word
+    token_mask  [B, K, L] bool, true for real tokens, [CLS] and [SEP] among them
+    targets     [B, K, H, W] bool, the masks resized to the network's input size
+    valid       [B, K] bool, false for the padding that fills a picture up to K expressions, or a batch up to B
+    """
+
+    images: np.ndarray
+    tokens: np.ndarray
+    token_mask: np.ndarray
+    targets: np.ndarray
+    valid: np.ndarray
