@@ -1,0 +1,57 @@
+# make demo   trains the default network on the CPU, evaluates it and writes a gallery (about 13 minutes on 2 cores)
+# make test   runs the tests, the linter and the type checker
+# make clean  removes the environment and what the demo wrote
+#
+# Variables: PYTHON=python3.12 (>= 3.11), VENV=.venv, DEMO=runs/demo
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test lint types clean
+.DEFAULT_GOAL := help
+SHELL := bash
+
+.PHONY: help
+help:
+	@grep '^# make' Makefile | sed 's/^# //'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "This needs Python >= 3.11; '$(PYTHON)' is $$($(PYTHON) -V). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "== making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "== installing the package and what it needs into $(VENV) (about a minute)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "== installing the package and what its tests need into $(VENV) (about a minute)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@echo "== 1/2 training configs/synthetic.py on generated scenes; workdir $(DEMO)"
+	@$(RUN) -m s2rm_jax.train --config configs/synthetic.py --workdir $(DEMO)
+	@echo "== 2/2 evaluating on held-out scenes and writing the gallery"
+	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 48
+	@echo "== done: open $(DEMO)/eval-test/index.html to see the held-out pictures with true and predicted masks"
+
+test: lint types
+	@echo "== running the tests"
+	@$(RUN) -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.installed-dev
+	@echo "== checking style"
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: $(VENV)/.installed-dev
+	@echo "== checking types"
+	@$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,152 @@
+"""What all doors share: reading the command line, and telling a person what is wrong in one line.
+
+A door defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`.
+
+Exit status: 0 done; 2 the person can put it right (UserError); 128 + number of the signal for a run that was asked to
+stop and saved first (130 Ctrl-C, 143 SIGTERM), so that `train && evaluate` stops and a scheduler starts the job again.
+A traceback means a defect in this program.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.interrupt import Interrupted
+
+
+def run(main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()) -> None:
+    """Reads sys.argv into `flag_values`, runs `main` and exits with the status that fits.
+
+    Args:
+        main: what the door does; takes its arguments from the flags.
+        flag_values: the door's flags; one of them may be a config_flags file flag named "config".
+        doc: the door's docstring, shown by --help.
+        required: names of flags that must be given.
+    """
+    sys.exit(exit_status(main, flag_values, doc, required))
+
+
+def exit_status(
+    main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()
+) -> int:
+    """Does what `run` does, and returns the status instead of exiting."""
+    if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
+        print(_help(flag_values, doc))
+        return 0
+    try:
+        _parse(flag_values, required)
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("stopped at once; the last checkpoint, if there is one, stands", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
+    if "config" in flag_values:
+        _check_config(sys.argv[1:])
+    try:
+        rest = flag_values(sys.argv)
+        flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask the global flags
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
+    if rest[1:]:
+        raise UserError(
+            f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{_a_flag(flag_values)}=..."
+        )
+    for name in required:
+        if flag_values[name].value is None:
+            raise UserError(f"--{name} is missing: {flag_values[name].help} (see --help)")
+
+
+def _check_config(arguments: Sequence[str]) -> None:
+    """Loads the configuration once on its own, to say clearly what absl would say darkly or not at all."""
+    given = _value_of("config", arguments)
+    if given is None:
+        return
+    path = Path(given.split(":", 1)[0])
+    if not path.is_file():
+        others = sorted(str(other) for other in path.parent.glob("*.py") if not other.name.startswith("_"))
+        there = f"there are: {', '.join(others)}" if others else f"{path.parent} holds no configuration"
+        raise UserError(f"--config: {path} does not exist; {there}.")
+    try:
+        config = config_flags.ConfigFileFlagParser("config").parse(given)
+        fields = _fields(config)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file of the user's own code may raise
+        raise UserError(f"--config: {path} cannot be loaded: {_where(error, path)}") from error
+    for argument in arguments:
+        name = argument.lstrip("-").split("=", 1)[0]
+        if argument.startswith("-") and name.startswith("config."):
+            _require_field(name.removeprefix("config."), fields)
+
+
+def _value_of(name: str, arguments: Sequence[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == name:
+            return value if equals else next(iter(arguments[index + 1 :]), None)
+    return None
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Returns the dotted names of all fields, sections among them."""
+    names = []
+    for name, value in config.items():
+        names.append(prefix + name)
+        if isinstance(value, ConfigDict):
+            names += _fields(value, f"{prefix}{name}.")
+    return names
+
+
+def _require_field(name: str, fields: Sequence[str]) -> None:
+    if name in fields or name.split("[", 1)[0] in fields:
+        return
+    leaf = name.rsplit(".", 1)[-1]
+    near = [field for field in fields if field.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
+    near += [field for field in difflib.get_close_matches(name, fields, n=3, cutoff=0.6) if field not in near]
+    hint = (
+        f"did you mean {' or '.join(f'--config.{field}' for field in near[:3])}?" if near else "see s2rm_jax/config.py."
+    )
+    raise UserError(f"--config.{name}: the configuration has no such field; {hint}")
+
+
+def _where(error: Exception, path: Path) -> str:
+    """Names an exception and the line of `path` in which it arose."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    # ml_collections wraps some exceptions in one whose message is a whole traceback; its last line is the message.
+    message = (str(error).strip().splitlines() or [""])[-1]
+    origin = error.__context__ or error
+    frames = [f for f in traceback.extract_tb(origin.__traceback__) if Path(f.filename).name == path.name]
+    line = f"line {frames[-1].lineno}: " if frames else ""
+    name = type(error).__name__
+    return f"{line}{message if message.startswith(name) else f'{name}: {message}'}"
+
+
+def _help(flag_values: flags.FlagValues, doc: str | None) -> str:
+    lines = [(doc or "").strip(), "", "Flags:"]
+    for name in flag_values:
+        lines += [f"  --{name}", f"      {flag_values[name].help}"]
+    return "\n".join(lines)
+
+
+def _a_flag(flag_values: flags.FlagValues) -> str:
+    return next(iter(flag_values), "help")

@@ -1,0 +1,31 @@
+"""Where results go: folders that can be written to, and file names made of free text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+from s2rm_jax.errors import UserError
+
+
+def make_output_folder(path: str | Path) -> Path:
+    """Makes the folder with its parents, unless it is there already, and returns it.
+
+    Raises:
+        UserError: a file is in the way, or the folder may not be made.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--out: {path} cannot be a folder, a file is in the way; give another --out") from error
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be made ({error.strerror}); give another --out") from error
+    return path
+
+
+def slug(text: str, limit: int = 40) -> str:
+    """Returns `text` as lower-case ASCII letters, digits and underscores, at most `limit` of them, never empty."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "_", ascii_text.lower()).strip("_")[:limit].rstrip("_") or "untitled"

@@ -1,0 +1,167 @@
+"""Drawing masks on pictures, and text beside them. Pillow only; everything takes and gives RGB or RGBA images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+Colour = tuple[int, int, int]
+
+TRUE_COLOUR: Colour = (0, 168, 120)
+PREDICTED_COLOUR: Colour = (255, 122, 0)
+# For several masks on one picture: far apart from each other, also for most colour-blind eyes.
+DISTINCT_COLOURS: tuple[Colour, ...] = (
+    (255, 122, 0),
+    (0, 150, 255),
+    (0, 178, 120),
+    (232, 62, 140),
+    (250, 204, 21),
+    (140, 90, 240),
+    (102, 210, 240),
+    (190, 60, 30),
+)
+INK: Colour = (24, 28, 33)
+MUTED: Colour = (104, 112, 122)
+PAPER: Colour = (255, 255, 255)
+
+_FINER = 2  # outlines are drawn this much larger and reduced, which smooths their edges
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Returns Pillow's own font at `size` pixels, so that no font file has to be found."""
+    return ImageFont.load_default(size=size)
+
+
+def fit_size(height: int, width: int, box: int) -> tuple[int, int]:
+    """Returns the (width, height) of a picture enlarged or reduced until its longer side measures `box` pixels."""
+    scale = box / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fit_picture(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Image.Image:
+    """Returns the picture as RGB of `size` (width, height)."""
+    return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+
+
+def mask_layer(
+    masks: Sequence[Bool[np.ndarray, "h w"]],
+    colours: Sequence[Colour],
+    size: tuple[int, int],
+    *,
+    fill: float = 0.15,
+    shade: float = 0.5,
+) -> Image.Image:
+    """Returns a transparent RGBA layer of `size` (width, height) to lay over the picture.
+
+    Each mask is outlined in its colour and filled with it to the opacity `fill`, later masks on top; what lies outside
+    all of them is darkened to the opacity `shade`. The defaults put a single mask in the light and leave the colours
+    of the scene, of which sentences speak, as they are.
+    """
+    finer = (size[0] * _FINER, size[1] * _FINER)
+    shapes = [_at_size(mask, finer) for mask in masks]
+    outside = Image.new("L", finer, 255)
+    for shape in shapes:
+        outside = ImageChops.subtract(outside, shape)
+    layer = Image.new("RGBA", size, (0, 0, 0, 0))
+    layer.putalpha(outside.resize(size, Image.Resampling.BOX).point(lambda v: round(v * shade)))
+    stroke = _FINER * max(2, round(max(size) / 150))
+    for shape, colour in zip(shapes, colours, strict=True):
+        edge = ImageChops.subtract(_grow(shape, stroke), shape)
+        for opacity, area in ((fill, shape), (1.0, edge)):
+            tint = Image.new("RGBA", size, (*colour, 255))
+            tint.putalpha(area.resize(size, Image.Resampling.BOX).point(lambda v, o=opacity: round(v * o)))
+            layer = Image.alpha_composite(layer, tint)
+    return layer
+
+
+def lay_over(picture: Image.Image, layer: Image.Image) -> Image.Image:
+    """Returns the RGB picture with the RGBA layer of the same size over it."""
+    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+
+
+def wrap(text: str, width: int, size: int, max_lines: int = 4) -> list[str]:
+    """Breaks `text` into lines of at most `width` pixels at font `size`; what does not fit ends in an ellipsis.
+
+    Breaks at spaces, and inside a word only where the word alone is wider than the line.
+    """
+    lines = [""]
+    for word in re.findall(r"\S+", text):
+        for piece in _pieces(word, width, size):
+            joined = f"{lines[-1]} {piece}".strip()
+            if font(size).getlength(joined) <= width:
+                lines[-1] = joined
+            else:
+                lines.append(piece)
+    if len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        while last and font(size).getlength(last + "...") > width:
+            last = last[:-1]
+        lines = [*lines[: max_lines - 1], last.rstrip() + "..."]
+    return lines
+
+
+def line_height(size: int) -> int:
+    """Returns the distance from line to line in pixels."""
+    return round(size * 1.35)
+
+
+def draw_lines(canvas: Image.Image, lines: Sequence[str], at: tuple[int, int], size: int, colour: Colour = INK) -> int:
+    """Writes `lines` below each other from the top left corner `at`; returns the y below the last one."""
+    pen, y = ImageDraw.Draw(canvas), at[1]
+    for line in lines:
+        pen.text((at[0], y), line, fill=colour, font=font(size))
+        y += line_height(size)
+    return y
+
+
+def overlay_with_legend(
+    picture: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], labels: Sequence[str]
+) -> Image.Image:
+    """Returns the picture with all masks in distinct colours, and below it a legend with a label for each.
+
+    The picture keeps its size unless it is too small for a legible legend: then it is enlarged to 480 pixels.
+    """
+    height, width = picture.shape[:2]
+    size = (width, height) if max(height, width) >= 480 else fit_size(height, width, 480)
+    colours = [DISTINCT_COLOURS[i % len(DISTINCT_COLOURS)] for i in range(len(masks))]
+    shown = lay_over(fit_picture(picture, size), mask_layer(list(masks), colours, size, fill=0.45, shade=0.35))
+
+    text = max(15, round(max(size) / 45))
+    space = text // 2
+    page_width = max(size[0], 22 * text)  # a tall, narrow picture still leaves room for its legend
+    wrapped = [wrap(label, page_width - 4 * space - text, text) for label in labels]
+    legend_height = sum(len(lines) * line_height(text) + space for lines in wrapped) + 2 * space
+    page = Image.new("RGB", (page_width, size[1] + legend_height), PAPER)
+    page.paste(shown, ((page_width - size[0]) // 2, 0))
+    y = size[1] + 2 * space
+    for lines, colour in zip(wrapped, colours, strict=True):
+        ImageDraw.Draw(page).rounded_rectangle((space, y, space + text, y + text), text // 5, fill=colour)
+        y = draw_lines(page, lines, (2 * space + text, y - text // 10), text) + space
+    return page
+
+
+def _pieces(word: str, width: int, size: int) -> list[str]:
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font(size).getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def _at_size(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Image.Image:
+    """The mask as 0 or 255, its outline smoothed where it is enlarged."""
+    soft = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+    return soft.point(lambda v: 255 if v >= 128 else 0)
+
+
+def _grow(shape: Image.Image, pixels: int) -> Image.Image:
+    for _ in range(pixels):
+        shape = shape.filter(ImageFilter.MaxFilter(3))
+    return shape

@@ -1,0 +1,123 @@
+"""Pictures: from files, arrays and PIL images to uint8 RGB, and on to what the network takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
+
+from s2rm_jax.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous picture; this much takes 240 MB
+# What Pillow reads by itself: its other readers are rare, and that of EPS starts an external program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
+_OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
+
+
+def load_image(
+    source: str | Path | np.ndarray | Image.Image, *, apply_exif: bool = False
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns a picture as RGB values 0 ... 255, whatever it is stored as.
+
+    Grey, palette, 1-bit and CMYK pictures are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
+    Transparent pictures are laid on white, the page they are made for: what lies under a transparent pixel is
+    arbitrary. Of several frames the first counts.
+
+    Args:
+      source: a file; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image.
+      apply_exif: turn the picture the way its EXIF orientation says, as every viewer does. Right for a person's own
+        pictures; wrong for a dataset, whose masks are drawn in the stored coordinates.
+
+    Raises:
+      UserError: the file is missing, damaged, not a picture or larger than MAX_PIXELS; or the array is of another kind.
+    """
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_picture_of_array(source), "the array")
+    if isinstance(source, Image.Image):
+        return _decode(source, "the picture", apply_exif)
+    path = Path(source)
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return _decode(picture, str(path), apply_exif)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no picture at {path}; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; give the path of a picture in it") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path} is not a picture that can be read ({', '.join(FORMATS)}); convert it") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down first") from error
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Resizes to (height, width) pixels, bilinear and antialiased; the proportions are not kept."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def normalize(image: UInt8[np.ndarray, "*batch height width 3"]) -> Float32[np.ndarray, "*batch height width 3"]:
+    """Scales RGB values to [0, 1], subtracts the ImageNet mean and divides by the ImageNet standard deviation."""
+    return image * _SCALE + _OFFSET
+
+
+def _decode(picture: Image.Image, name: str, apply_exif: bool) -> np.ndarray:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(
+            f"{name} has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}; scale it down"
+        )
+    try:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture) if apply_exif else picture
+        return _to_rgb(upright, name)
+    except UserError:
+        raise
+    except Exception as error:  # the readers raise nearly anything on damaged data
+        raise UserError(f"{name} is damaged ({error}); get it again") from error
+
+
+def _to_rgb(picture: Image.Image, name: str) -> np.ndarray:
+    if picture.mode.startswith("I"):  # 16 bits, in Pillow's modes of 16 or 32
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65_535:
+            raise UserError(f"{name} has 32-bit values; save it with 8 or 16 bits per channel")
+        picture = Image.fromarray(_eight_bits(values))
+    if picture.mode == "F":
+        raise UserError(f"{name} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return np.array(picture.convert("RGB"))
+
+
+def _picture_of_array(array: np.ndarray) -> Image.Image:
+    single = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.size == 0 or not (single.ndim == 2 or (single.ndim == 3 and single.shape[2] in (3, 4))):
+        raise UserError(f"a picture must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+    if single.dtype == bool:
+        single = single * np.uint8(255)
+    elif single.dtype == np.uint16:
+        single = _eight_bits(single)
+    elif single.dtype != np.uint8:
+        raise UserError(
+            f"a picture must hold uint8 values 0 ... 255, got {array.dtype}; "
+            "values in [0, 1] become so by np.round(255 * image).astype(np.uint8)"
+        )
+    return Image.fromarray(np.ascontiguousarray(single))
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """65,535 becomes 255 and everything between is scaled and rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

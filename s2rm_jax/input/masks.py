@@ -1,0 +1,95 @@
+"""Masks: from the forms that datasets use to boolean arrays, and from one size to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from pycocotools import mask as coco_mask
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Segmentation
+from s2rm_jax.input.rle import decode_rle
+
+_FARTHEST = 1e5  # pixels; the polygon code of pycocotools takes time and memory in proportion to an edge's length
+
+
+def has_mask(segmentation: object) -> bool:
+    """Whether there is anything to rasterize: a polygon with at least three corners, an RLE, or an array."""
+    if isinstance(segmentation, np.ndarray):
+        return segmentation.size > 0
+    if isinstance(segmentation, dict):
+        return bool(segmentation.get("counts"))
+    if isinstance(segmentation, list):
+        return any(bool(part.get("counts")) if isinstance(part, dict) else _has_area(part) for part in segmentation)
+    return False
+
+
+def rasterize(segmentation: Segmentation, height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """Turns a segmentation into a mask; where several polygons or RLEs are given, the mask is their union.
+
+    (The REFER tools add the polygons up and some of their users then keep only the pixels covered exactly once;
+    the union is what the annotation means.)
+
+    Args:
+      segmentation: an array [H, W] of booleans or integers (true where not zero); COCO polygons
+        [[x0, y0, x1, y1, ...], ...] in pixels; a COCO RLE dict {"size": [H, W], "counts": ...}, compressed or not; or a
+        list of those. Polygons of fewer than three corners enclose nothing and add nothing.
+      height: of the picture, in pixels.
+      width: of the picture, in pixels.
+
+    Raises:
+      UserError: no mask at all, a size that is not the picture's, or damaged polygons or RLE.
+    """
+    if isinstance(segmentation, np.ndarray):
+        return _from_array(segmentation, height, width)
+    if not has_mask(segmentation):
+        raise UserError("the annotation has no mask: its segmentation is empty; remove the annotation or give it one")
+    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
+    mask = np.zeros((height, width), bool)
+    for part in parts:
+        if isinstance(part, dict):
+            mask |= decode_rle(part, height, width)
+        elif _has_area(part):
+            mask |= _from_polygon(part, height, width)
+    return mask
+
+
+def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "new_h new_w"]:
+    """Resizes to (height, width) by the nearest pixel centre, as the data pipelines of LAVT, CARIS and CRIS do.
+
+    Nearest keeps the mask's area right on average and gives thin parts the same chance as thick ones.
+    """
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, mask.shape, strict=True))
+    return mask[rows[:, None], columns]
+
+
+def _has_area(polygon: object) -> bool:
+    if not isinstance(polygon, Sequence | np.ndarray):
+        raise UserError(
+            f"a mask's polygon must be a list of numbers [x0, y0, x1, y1, ...], got {polygon!r:.40}; "
+            "a segmentation is a list of such lists"
+        )
+    return len(polygon) >= 6
+
+
+def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    if mask.shape != (height, width):
+        raise UserError(f"the mask has shape {mask.shape}, its picture is {height} x {width} pixels (height x width)")
+    if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
+        raise UserError(f"the mask is an array of {mask.dtype}; give booleans or integers (true where not zero)")
+    return mask != 0
+
+
+def _from_polygon(corners: Any, height: int, width: int) -> np.ndarray:
+    try:
+        polygon = np.asarray(corners, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a mask's polygon holds something that is not a number: {corners!r:.60}") from error
+    if polygon.ndim != 1 or len(polygon) % 2 or not (np.abs(polygon) < _FARTHEST).all():
+        raise UserError(
+            f"a mask's polygon must be pairs of finite pixel coordinates x0, y0, x1, y1, ..., got {corners!r:.60}"
+        )
+    return decode_rle(coco_mask.frPyObjects([polygon.tolist()], height, width)[0], height, width)

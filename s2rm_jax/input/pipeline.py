@@ -1,0 +1,198 @@
+"""From a source to batches: one Grain pipeline for every source.
+
+The order of operations is what makes the stream independent of how many processes and workers read it: shuffle, repeat
+and every random choice come before the split over processes, and batches are made on the MapDataset. What comes out at
+a position is a pure function of (seed, position), so a run resumes exactly by starting at the pictures seen so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Batch, Example, Source
+from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.input.masks import rasterize, resize_mask
+from s2rm_jax.input.tokens import Tokenizer
+
+READ_THREADS = 2
+READ_AHEAD = 4  # batches per process
+
+
+def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
+    """Builds the tokenizer from config.text.vocab, or from the words that the source itself brings."""
+    vocabulary = config.text.vocab or getattr(source, "vocabulary", None)
+    if vocabulary is None:
+        raise UserError(
+            "config.text.vocab is empty and this source has no vocabulary of its own: "
+            "give the path of a BERT vocab.txt (https://huggingface.co/google-bert/bert-base-uncased has one)."
+        )
+    tokenizer = Tokenizer(vocabulary, config.text.max_tokens)
+    if tokenizer.size > config.text.vocab_size:
+        raise UserError(
+            f"the vocabulary has {tokenizer.size} words but config.text.vocab_size is {config.text.vocab_size}: "
+            f"set config.text.vocab_size={tokenizer.size} or give another config.text.vocab."
+        )
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns chosen expressions of an example into the arrays of a Batch, without the batch axis."""
+
+    tokenizer: Tokenizer
+    image_size: tuple[int, int]
+    expressions: int  # K
+
+    def __call__(self, example: Example, chosen: list[int]) -> Batch:
+        """Encodes expressions `chosen` (at most K of them) and fills up to K with invalid ones."""
+        height, width = self.image_size
+        shape = (self.expressions, self.tokenizer.max_tokens)
+        tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+        targets = np.zeros((self.expressions, height, width), bool)
+        image = load_image(example.image, apply_exif=False)
+        if image.shape[:2] != (example.height, example.width):
+            raise UserError(
+                f"the picture of example {example.id} is {image.shape[1]} x {image.shape[0]} pixels, but its "
+                f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
+            )
+        for row, index in enumerate(chosen):
+            expression = example.expressions[index]
+            tokens[row], token_mask[row] = self.tokenizer.encode(expression.sentence)
+            mask = rasterize(expression.segmentation, example.height, example.width)
+            targets[row] = resize_mask(mask, self.image_size)
+        pixels = normalize(resize_image(image, self.image_size))
+        return Batch(pixels, tokens, token_mask, targets, np.arange(self.expressions) < len(chosen))
+
+
+@dataclass(frozen=True)
+class _SampleAndEncode(grain.transforms.RandomMap):
+    """Draws up to K expressions of a picture without replacement and encodes them."""
+
+    encoder: Encoder
+
+    def random_map(self, element: Example, rng: np.random.Generator) -> Batch:
+        """Returns the encoded draw."""
+        order = rng.permutation(len(element.expressions))
+        return self.encoder(element, order[: self.encoder.expressions].tolist())
+
+
+def build_encoder(tokenizer: Tokenizer, config: ConfigDict) -> Encoder:
+    """Builds the encoder of a configuration."""
+    height, width = config.input.image_size
+    return Encoder(tokenizer, (height, width), config.input.expressions_per_image)
+
+
+def train_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: ConfigDict,
+    start: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yields shuffled batches without end.
+
+    `start` is the number of pictures already seen, over all processes; `process` is (index, count): each process gets
+    its part of every global batch.
+    """
+    index, count = process
+    if config.batch_size % count:
+        raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {count} processes.")
+    dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
+    dataset = dataset.random_map(_SampleAndEncode(build_encoder(tokenizer, config)))
+    dataset = dataset[start:][index::count].batch(config.batch_size // count, drop_remainder=True)
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+    stream = dataset.to_iter_dataset(options)
+    if config.input.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which a program without them never parses
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.input.workers))
+    return iter(stream)
+
+
+class EvalItem(NamedTuple):
+    """Which expressions of an example fill the rows k = 0 .. count - 1 of one picture in a batch."""
+
+    example: Example
+    first: int
+    count: int
+
+
+class EvalBatch(NamedTuple):
+    """A batch and where its rows come from; `items` is shorter than the batch where that was filled up."""
+
+    batch: Batch
+    items: list[EvalItem]
+
+
+@dataclass(frozen=True)
+class _EvalItems:
+    """Random access to the evaluation items of a source: (example index, first expression, count)."""
+
+    source: Source
+    encoder: Encoder
+    spans: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, position: int) -> tuple[Batch, EvalItem]:
+        index, first, count = self.spans[position]
+        example = self.source[index]
+        return self.encoder(example, list(range(first, first + count))), EvalItem(example, first, count)
+
+
+@dataclass(frozen=True)
+class _CollateFilled:
+    """Stacks items into a batch of fixed size; the last one is filled with invalid copies."""
+
+    batch_size: int
+
+    def __call__(self, pairs: list[tuple[Batch, EvalItem]]) -> EvalBatch:
+        rows = [row for row, _ in pairs]
+        filler = rows[0]._replace(valid=np.zeros_like(rows[0].valid))
+        rows += [filler] * (self.batch_size - len(rows))
+        return EvalBatch(Batch(*(np.stack(column) for column in zip(*rows, strict=True))), [item for _, item in pairs])
+
+
+@dataclass(frozen=True)
+class EvalBatches:
+    """Every sentence of every example exactly once, in order; iterable again and again."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+        return iter(self.dataset.to_iter_dataset(options))
+
+
+def eval_batches(source: Source, tokenizer: Tokenizer, config: ConfigDict) -> EvalBatches:
+    """Returns the batches of an evaluation over `source`, or over its first config.eval.limit pictures.
+
+    A picture with more than K sentences is split into several items, so that every sentence is scored once.
+    """
+    pictures = min(len(source), config.eval.limit or len(source))
+    encoder = build_encoder(tokenizer, config)
+    spans = []
+    for index in range(pictures):
+        total = len(source[index].expressions)
+        spans += [
+            (index, first, min(encoder.expressions, total - first)) for first in range(0, total, encoder.expressions)
+        ]
+    items = _EvalItems(source, encoder, tuple(spans))
+    size = config.eval.batch_size
+    return EvalBatches(grain.MapDataset.source(items).batch(size, drop_remainder=False, batch_fn=_CollateFilled(size)))
+
+
+def _name(example: Example) -> str:
+    return "the array" if isinstance(example.image, np.ndarray) else str(example.image)

@@ -1,0 +1,28 @@
+"""The sources of examples by name: what `config.input.source` can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Source
+from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.synthetic import SyntheticSource
+
+SOURCES: dict[str, Any] = {"synthetic": SyntheticSource, "refer": ReferSource}
+
+
+def build_source(config: Mapping[str, Any], split: str) -> Source:
+    """Builds one split of the source that `config` names; its other fields are the arguments of that source.
+
+    Raises UserError for a name or a field that does not exist, and passes on what the source itself finds wrong.
+    """
+    fields = dict(config)
+    name = fields.pop("name", "")
+    if name not in SOURCES:
+        raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}.")
+    try:
+        return SOURCES[name](split, **fields)
+    except TypeError as error:
+        raise UserError(f"config.input.source does not fit the source {name!r}: {error}") from error

@@ -1,0 +1,110 @@
+"""Paints a scene: an anti-aliased picture, and the visible pixels of each thing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from s2rm_jax.input.synthetic.ground import paint_ground
+from s2rm_jax.input.synthetic.outlines import outline, reach
+from s2rm_jax.input.synthetic.scene import Scene, Thing
+
+_SUPERSAMPLE = 4
+_PERIODS = {"striped": 0.62, "dotted": 0.66}  # of the patterns, in radii
+
+# Base and second tone; the second one (of stripes and dots) keeps the hue and differs in lightness.
+_TONES = {
+    "red": ((218, 28, 36), (95, 0, 12)),
+    "orange": ((250, 130, 10), (130, 50, 0)),
+    "yellow": ((250, 222, 40), (145, 110, 0)),
+    "green": ((30, 145, 55), (200, 245, 195)),
+    "cyan": ((60, 215, 225), (0, 95, 110)),
+    "blue": ((35, 70, 215), (190, 210, 255)),
+    "purple": ((130, 40, 175), (230, 195, 250)),
+    "pink": ((255, 135, 190), (255, 232, 244)),
+}
+
+
+def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
+    """Returns the picture, the masks and the visible shares of a scene.
+
+    picture  uint8 [H, W, 3]
+    masks    one boolean [H, W] a thing: the pixels in which it is what one sees; no pixel is in two masks
+    shares   one number a thing: its visible pixels over all its pixels
+    """
+    picture = paint_ground(scene.height, scene.width, rng)
+    owner = np.full((scene.height, scene.width), -1, np.int16)
+    areas = []
+    for index, thing in enumerate(scene.things):
+        box, coverage, inside = _rasterize(thing, scene.height, scene.width)
+        alpha = coverage[..., None]
+        picture[box] = picture[box] * (1 - alpha) + _paint(thing, box, inside, rng) * alpha
+        solid = coverage >= 0.5
+        owner[box][solid] = index
+        areas.append(int(solid.sum()))
+    masks = [owner == index for index in range(len(scene.things))]
+    shares = [float(mask.sum()) / area for mask, area in zip(masks, areas, strict=True)]
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), masks, shares
+
+
+def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Returns the thing's box in the picture and, within it, the share of each pixel inside it and inside its rim."""
+    extent = reach(thing.shape) * thing.radius + 1.0
+    top, left = max(0, math.floor(thing.y - extent)), max(0, math.floor(thing.x - extent))
+    bottom, right = min(height, math.ceil(thing.y + extent)), min(width, math.ceil(thing.x + extent))
+    cos, sin = math.cos(thing.turn), math.sin(thing.turn)
+    # for row vectors: x' = x cos - y sin, y' = x sin + y cos
+    turn = np.array([[cos, sin], [-sin, cos]]) * thing.radius
+    shift = np.array([thing.x - left, thing.y - top])
+    loops = [((loop @ turn + shift) * _SUPERSAMPLE).ravel().tolist() for loop in outline(thing.shape)]
+
+    size = ((right - left) * _SUPERSAMPLE, (bottom - top) * _SUPERSAMPLE)
+    image = Image.new("L", size)
+    pen = ImageDraw.Draw(image)
+    for loop, fill in zip(loops, (255, 0), strict=False):
+        pen.polygon(loop, fill=fill)
+    coverage = _reduce(image)
+    rim = max(1, round(_SUPERSAMPLE * (1.2 + 0.12 * thing.radius)))  # half of it lies inside the outline
+    for loop in loops:
+        pen.line([*loop, *loop[:4]], fill=0, width=rim)
+    return (slice(top, bottom), slice(left, right)), coverage, _reduce(image)
+
+
+def _reduce(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.reduce(_SUPERSAMPLE), np.float32) / 255
+
+
+def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns the thing's colours over its box, [h, w, 3] in 0 ... 255: texture, a light from above, a darker rim."""
+    base, second = (np.array(tone, np.float32) for tone in _TONES[thing.colour])
+    base = base + rng.uniform(-8, 8, 3).astype(np.float32)
+    rows = (np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] + 0.5 - thing.y) / thing.radius
+    columns = (np.arange(box[1].start, box[1].stop, dtype=np.float32)[None, :] + 0.5 - thing.x) / thing.radius
+    light = (1.0 - 0.08 * rows)[..., None]
+    rim = (0.62 + 0.38 * inside)[..., None]
+    if thing.texture == "plain":
+        return base * light * rim
+    share = _pattern(thing.texture, rows, columns, thing.radius, rng)[..., None]
+    return (base + (second - base) * share) * light * rim
+
+
+def _pattern(
+    texture: str, rows: np.ndarray, columns: np.ndarray, radius: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns the share of the second tone at each pixel, [h, w].
+
+    `rows` [h, 1] and `columns` [1, w] are the offsets from the thing's centre, in radii.
+    """
+    angle = rng.uniform(0, math.pi)
+    period = _PERIODS[texture]
+    along = columns * math.cos(angle) + rows * math.sin(angle)
+    across = rows * math.cos(angle) - columns * math.sin(angle)
+    u, v = (2 * math.pi * (offset / period + rng.random()) for offset in (along, across))
+    # How far a pixel lies inside the second tone, in units in which the wave's slope at the border is about one.
+    if texture == "striped":
+        wave = np.sin(u) - 0.1
+    else:
+        wave = 1.45 - np.hypot(np.remainder(u, 2 * math.pi) - math.pi, np.remainder(v, 2 * math.pi) - math.pi)
+    return np.clip(0.5 + wave * (radius * period / (2 * math.pi)), 0, 1)

@@ -1,0 +1,173 @@
+"""Finds sentences for a scene: of a wanted kind, meaning exactly one thing, and needing every part of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from s2rm_jax.input.synthetic.chance import shuffled
+from s2rm_jax.input.synthetic.difficulty import KINDS, SceneConfig
+from s2rm_jax.input.synthetic.meaning import (
+    EXTREMES,
+    SIDES,
+    Extreme,
+    Meaning,
+    Noun,
+    Nth,
+    Related,
+    beats,
+    evaluate,
+    is_further,
+)
+from s2rm_jax.input.synthetic.scene import Scene
+from s2rm_jax.input.synthetic.survey import Neighbour, Survey, mask_of, pick_described, survey
+from s2rm_jax.input.synthetic.wording import MAX_RANK, say
+
+
+class Reference(NamedTuple):
+    """A sentence, its kind, what it means, and the index of the one thing it refers to."""
+
+    sentence: str
+    kind: str
+    meaning: Meaning
+    referent: int
+
+
+def refer(
+    rng: np.random.Generator, scene: Scene, config: SceneConfig, kinds: Sequence[str], referents: Collection[int]
+) -> tuple[Reference, ...] | None:
+    """Returns one reference of each kind in `kinds`, in that order and all different, or None where the scene has none.
+
+    Only things whose index is in `referents` are referred to.
+    """
+    surveyed = survey(scene, config)
+    found: dict[int, Reference] = {}
+    # Seldom kinds first: most scenes that cannot serve are given up at once.
+    for place in sorted(range(len(kinds)), key=lambda place: KINDS.index(kinds[place]), reverse=True):
+        taken = {reference.meaning for reference in found.values()}
+        reference = _find(rng, surveyed, kinds[place], referents, taken)
+        if reference is None:
+            return None
+        found[place] = reference
+    return tuple(found[place] for place in range(len(kinds)))
+
+
+def is_economical(meaning: Meaning, scene: Scene) -> bool:
+    """True where no part of the sentence can be left out without losing the referent.
+
+    A superlative chooses among at least two things, an ordinal among at least three, and a relation (also the one
+    inside a landmark) among at least two besides its landmark: the attributes alone never give the answer.
+    """
+    match meaning:
+        case Noun():
+            return True
+        case Extreme():
+            return _count(meaning.noun, scene) >= 2
+        case Nth():
+            return _count(meaning.noun, scene) >= 3
+        case Related():
+            landmark = evaluate(meaning.landmark, scene) or frozenset()
+            rivals = (evaluate(meaning.noun, scene) or frozenset()) - landmark
+            return len(rivals) >= 2 and is_economical(meaning.landmark, scene)
+
+
+def _count(noun: Noun, scene: Scene) -> int:
+    return len(evaluate(noun, scene) or ())
+
+
+def _find(
+    rng: np.random.Generator, surveyed: Survey, kind: str, referents: Collection[int], taken: set[Meaning]
+) -> Reference | None:
+    scene = surveyed.scene
+    for referent in shuffled(rng, referents):
+        for meaning in _PROPOSALS[kind](rng, surveyed, referent):
+            # The proposals are made to mean the referent; that they do is nevertheless read off the scene itself.
+            if meaning not in taken and evaluate(meaning, scene) == {referent} and is_economical(meaning, scene):
+                return Reference(say(meaning, rng), kind, meaning, referent)
+    return None
+
+
+def _propose_attribute(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
+    noun = _pick_name(rng, surveyed, referent)
+    if noun is not None:
+        yield noun
+
+
+def _propose_superlative(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
+    scene, thing = surveyed.scene, surveyed.scene.things[referent]
+    for which in shuffled(rng, EXTREMES):
+        beaten = mask_of(i for i, other in enumerate(scene.things) if beats(thing, other, which, scene))
+        candidates = [
+            described
+            for described in surveyed.nouns[referent]
+            if described.extension & beaten and described.extension & ~beaten == 1 << referent
+        ]
+        if which not in SIDES:  # not "the largest small star"
+            candidates = [described for described in candidates if described.noun.size is None]
+        picked = pick_described(rng, candidates)
+        if picked is not None:
+            yield Extreme(which, picked.noun)
+
+
+def _propose_ordinal(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
+    scene, thing = surveyed.scene, surveyed.scene.things[referent]
+    for side in shuffled(rng, tuple(SIDES)):
+        before = mask_of(i for i, other in enumerate(scene.things) if is_further(other, thing, side, scene))
+        after = mask_of(i for i, other in enumerate(scene.things) if is_further(thing, other, side, scene))
+        candidates = [
+            described
+            for described in surveyed.nouns[referent]
+            if described.extension & ~(before | after) == 1 << referent
+            and described.extension.bit_count() >= 3
+            and 1 <= (described.extension & before).bit_count() < MAX_RANK
+        ]
+        picked = pick_described(rng, candidates)
+        if picked is not None:
+            yield Nth(1 + (picked.extension & before).bit_count(), side, picked.noun)
+
+
+def _propose_relation(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Related]:
+    for neighbour in shuffled(rng, surveyed.neighbours[referent]):
+        noun = _pick_head(rng, surveyed, referent, neighbour)
+        landmark = _pick_name(rng, surveyed, neighbour.landmark) if noun is not None else None
+        if noun is not None and landmark is not None:
+            yield Related(noun, neighbour.relation, landmark)
+
+
+def _propose_two_step(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Related]:
+    for neighbour in shuffled(rng, surveyed.neighbours[referent]):
+        noun = _pick_head(rng, surveyed, referent, neighbour)
+        landmark = next(_propose_relation(rng, surveyed, neighbour.landmark), None) if noun is not None else None
+        if noun is not None and landmark is not None:
+            yield Related(noun, neighbour.relation, landmark)
+
+
+def _pick_name(rng: np.random.Generator, surveyed: Survey, index: int) -> Noun | None:
+    """A noun that fits this thing alone."""
+    picked = pick_described(rng, [one for one in surveyed.nouns[index] if one.extension == 1 << index])
+    return picked.noun if picked else None
+
+
+def _pick_head(rng: np.random.Generator, surveyed: Survey, referent: int, neighbour: Neighbour) -> Noun | None:
+    """A noun that fits the referent and others, of which, landmark apart, the referent alone stands in the relation."""
+    others = ~(1 << neighbour.landmark)
+    candidates = [
+        described
+        for described in surveyed.nouns[referent]
+        if described.extension & neighbour.clear == 1 << referent
+        and not described.extension & neighbour.unclear
+        and (described.extension & others).bit_count() >= 2
+    ]
+    picked = pick_described(rng, candidates)
+    return picked.noun if picked else None
+
+
+_PROPOSALS: dict[str, Callable[[np.random.Generator, Survey, int], Iterator[Meaning]]] = {
+    "attribute": _propose_attribute,
+    "superlative": _propose_superlative,
+    "relation": _propose_relation,
+    "two_step": _propose_two_step,
+    "ordinal": _propose_ordinal,
+}

@@ -1,0 +1,157 @@
+"""What a sentence means: a small tree, and the things of a scene for which it holds.
+
+Geometry comes with margins. Where a person could argue (an object that is only a little further left, or as much above
+as left), the meaning is None, "not clear", and no sentence is made of it. With u the short side of the picture:
+
+- further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges too;
+- A left of B: A is further left as above, and no more than 1.5 times as far up or down as it is left.
+  A is not left of B: its centre is less than 0.02 u to the left. Everything between is not clear;
+- largest: the radius by a factor of at least 1.2, the area by 1.44.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from s2rm_jax.input.synthetic.scene import Scene, Thing
+
+SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}  # the step (x, y) towards each
+EXTREMES = (*SIDES, "largest", "smallest")
+RELATIONS = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}  # the side each looks to
+
+_MARGIN = 0.08  # shares of the short side
+_SLACK = 0.02
+_CONE = 1.5
+_SIZE_RATIO = 1.2
+
+
+@dataclass(frozen=True)
+class Noun:
+    """All things with these attributes; None leaves an attribute open."""
+
+    shape: str | None = None
+    colour: str | None = None
+    texture: str | None = None
+    size: str | None = None
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The thing of these nouns that is furthest to a side, the largest or the smallest; `which` is one of EXTREMES."""
+
+    which: str
+    noun: Noun
+
+
+@dataclass(frozen=True)
+class Nth:
+    """The thing of these nouns that has rank - 1 others of them between itself and a side."""
+
+    rank: int
+    side: str
+    noun: Noun
+
+
+@dataclass(frozen=True)
+class Related:
+    """The things of these nouns that stand in the relation, one of RELATIONS, to the landmark."""
+
+    noun: Noun
+    relation: str
+    landmark: Noun | Related
+
+
+Meaning = Noun | Extreme | Nth | Related
+
+
+def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
+    """Returns the indices of the things that are meant, or None where that is not clear.
+
+    A relation whose landmark is not exactly one thing is not clear either.
+    """
+    match meaning:
+        case Noun():
+            return frozenset(i for i, thing in enumerate(scene.things) if _fits(meaning, thing))
+        case Extreme():
+            return _evaluate_extreme(meaning, scene)
+        case Nth():
+            return _evaluate_nth(meaning, scene)
+        case Related():
+            return _evaluate_related(meaning, scene)
+
+
+def is_further(a: Thing, b: Thing, side: str, scene: Scene) -> bool:
+    """True where a is clearly further than b towards a side, by its centre and by both its edges."""
+    margin = _MARGIN * min(scene.height, scene.width)
+    return _ahead(a, b, side) >= max(margin, abs(a.radius - b.radius))
+
+
+def beats(a: Thing, b: Thing, which: str, scene: Scene) -> bool:
+    """True where a is clearly more than b what an extreme, one of EXTREMES, asks for."""
+    if which == "largest":
+        return a.radius >= _SIZE_RATIO * b.radius
+    if which == "smallest":
+        return b.radius >= _SIZE_RATIO * a.radius
+    return is_further(a, b, which, scene)
+
+
+def holds(relation: str, a: Thing, b: Thing, scene: Scene) -> bool | None:
+    """Says whether a stands in the relation to b; None where that is not clear."""
+    side = RELATIONS[relation]
+    ahead = _ahead(a, b, side)
+    if ahead < _SLACK * min(scene.height, scene.width):
+        return False
+    aside = abs(a.x - b.x) + abs(a.y - b.y) - ahead  # the other coordinate
+    return True if is_further(a, b, side, scene) and aside <= _CONE * ahead else None
+
+
+def _fits(noun: Noun, thing: Thing) -> bool:
+    return (
+        noun.shape in (None, thing.shape)
+        and noun.colour in (None, thing.colour)
+        and noun.texture in (None, thing.texture)
+        and noun.size in (None, thing.size)
+    )
+
+
+def _ahead(a: Thing, b: Thing, side: str) -> float:
+    """How far the centre of a is ahead of that of b towards a side, in pixels."""
+    x, y = SIDES[side]
+    return (a.x - b.x) * x + (a.y - b.y) * y
+
+
+def _evaluate_extreme(meaning: Extreme, scene: Scene) -> frozenset[int] | None:
+    things = scene.things
+    candidates = evaluate(meaning.noun, scene)
+    if not candidates:
+        return candidates
+    for first in candidates:
+        if all(beats(things[first], things[other], meaning.which, scene) for other in candidates - {first}):
+            return frozenset({first})
+    return None
+
+
+def _evaluate_nth(meaning: Nth, scene: Scene) -> frozenset[int] | None:
+    things = scene.things
+    candidates = evaluate(meaning.noun, scene)
+    if candidates is None or len(candidates) < meaning.rank:
+        return frozenset()
+    for one in candidates:
+        others = candidates - {one}
+        before = sum(is_further(things[other], things[one], meaning.side, scene) for other in others)
+        after = sum(is_further(things[one], things[other], meaning.side, scene) for other in others)
+        if before == meaning.rank - 1 and before + after == len(others):
+            return frozenset({one})
+    return None
+
+
+def _evaluate_related(meaning: Related, scene: Scene) -> frozenset[int] | None:
+    landmarks = evaluate(meaning.landmark, scene)
+    candidates = evaluate(meaning.noun, scene)
+    if landmarks is None or candidates is None or len(landmarks) != 1:
+        return None
+    landmark = scene.things[next(iter(landmarks))]
+    answers = {one: holds(meaning.relation, scene.things[one], landmark, scene) for one in candidates - landmarks}
+    if None in answers.values():
+        return None
+    return frozenset(one for one, answer in answers.items() if answer)

@@ -1,0 +1,114 @@
+"""The synthetic scenes as a source of examples."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.synthetic.difficulty import SceneConfig
+from s2rm_jax.input.synthetic.draw import draw
+from s2rm_jax.input.synthetic.grammar import Reference, refer
+from s2rm_jax.input.synthetic.scene import Scene, is_held_out, sample_scene
+from s2rm_jax.input.synthetic.wording import VOCABULARY
+
+# Each split has its own stream of random numbers, by its place in this list, and its length.
+SPLITS = {"train": 2**31 - 1, "val": 512, "test": 512, "compositional": 512}
+
+_ATTEMPTS = 2000  # scenes drawn before a difficulty counts as impossible; a usual one needs a few
+
+
+class Composition(NamedTuple):
+    """A scene, what is said of it, its picture (uint8 [H, W, 3]) and the mask of each of its things (bool [H, W])."""
+
+    scene: Scene
+    references: tuple[Reference, ...]
+    picture: np.ndarray
+    masks: list[np.ndarray]
+
+
+class SyntheticSource:
+    """Scenes of coloured shapes with sentences about them; scene i is a pure function of (seed, split, i).
+
+    Nothing is stored: every look-up makes the scene anew, so threads and processes share nothing.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        seed: int = 0,
+        length: int | None = None,
+        scene: SceneConfig | None = None,
+        **difficulty: Any,
+    ):
+        """Takes the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
+
+        split   train, val, test or compositional; they share no scene, and only the last one shows the held-out pairs
+        length  scenes of the split; by default 2**31 - 1 for train (as many as Grain can shuffle), else 512
+
+        Raises UserError for an unknown split or field and for values that make no scene.
+        """
+        if split not in SPLITS:
+            raise UserError(f"synthetic scenes: no split {split!r}; the splits are {', '.join(SPLITS)}")
+        if seed < 0:
+            raise UserError(f"synthetic scenes: seed is {seed}; it must not be negative")
+        if length is not None and length < 1:
+            raise UserError(f"synthetic scenes: length is {length}; a split has at least 1 scene")
+        self._split, self._seed = split, seed
+        self._length = SPLITS[split] if length is None else length
+        self._config = SceneConfig.from_fields((vars(scene) if scene else {}) | difficulty)
+        if split == "compositional" and not self._config.usable_held_out_pairs:
+            raise UserError("synthetic scenes: held_out_pairs has no pair of these colours and shapes to show")
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The tokens of a BERT vocabulary that knows every word of every sentence, [PAD] first."""
+        return VOCABULARY
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        """Returns scene `index` with its picture, sentences and masks."""
+        index = operator.index(index)
+        if not 0 <= index < self._length:
+            raise IndexError(f"scene {index} of {self._length}")
+        composed = compose(self._config, self._split, self._seed, index)
+        height, width = self._config.image_size
+        name = f"{self._split}-{index}"
+        expressions = tuple(
+            Expression(reference.sentence, composed.masks[reference.referent], reference.kind, f"{name}-{number}")
+            for number, reference in enumerate(composed.references)
+        )
+        return Example(name, composed.picture, height, width, expressions)
+
+
+def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
+    """Draws scenes until one admits the kinds of sentence whose turn it is and shows enough of every thing.
+
+    Raises UserError where none does: the difficulty leaves nothing to say.
+    """
+    stream = (list(SPLITS).index(split), index)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
+    first = index * config.expressions_per_scene
+    kinds = [config.kinds[(first + k) % len(config.kinds)] for k in range(config.expressions_per_scene)]
+    compositional = split == "compositional"
+    for _ in range(_ATTEMPTS):
+        scene = sample_scene(rng, config, compositional=compositional)
+        if scene is None:
+            continue
+        referents = [i for i, thing in enumerate(scene.things) if not compositional or is_held_out(thing, config)]
+        references = refer(rng, scene, config, kinds, referents)
+        if references is None:
+            continue
+        picture, masks, shares = draw(scene, rng)
+        if min(shares) >= 1 - config.max_occlusion:
+            return Composition(scene, references, picture, masks)
+    raise UserError(
+        f"synthetic scenes: {_ATTEMPTS} scenes gave none with sentences of the kinds {', '.join(kinds)};"
+        " allow more objects, shapes, colours or textures, smaller objects, or other kinds"
+    )

@@ -1,0 +1,131 @@
+"""Sentences to BERT token ids: WordPiece over a BERT vocabulary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from s2rm_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+
+class Tokenizer:
+    """Lower-cases a sentence and cuts it into the pieces of a BERT vocabulary, as BERT's uncased models were trained.
+
+    The work is done by the `tokenizers` library, the engine of transformers' fast BERT tokenizer; taken directly it
+    imports in 10 ms where transformers takes a second, in every worker process. Objects can be pickled for those.
+    """
+
+    def __init__(self, vocabulary: str | Path | Sequence[str], max_tokens: int = 20):
+        """Args: a vocabulary, as a file with a word a line or as the words; L, with [CLS] and [SEP].
+
+        Raises:
+          UserError: no such file, no BERT vocabulary, or fewer than three tokens.
+        """
+        self.vocabulary = _read(Path(vocabulary)) if isinstance(vocabulary, str | Path) else tuple(vocabulary)
+        self.max_tokens = max_tokens
+        self.truncated = 0  # sentences that were cut off so far, in this process
+        _check(self.vocabulary, str(vocabulary) if isinstance(vocabulary, str | Path) else "the list of words")
+        if max_tokens < 3:
+            raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
+        self._ids = {word: index for index, word in enumerate(self.vocabulary)}
+        self._pieces = _word_pieces(self._ids)
+
+    @property
+    def size(self) -> int:
+        """The number of entries of the vocabulary."""
+        return len(self.vocabulary)
+
+    def length(self, sentence: str) -> int:
+        """The tokens that the whole sentence takes, [CLS] and [SEP] included; more than `max_tokens` are cut off."""
+        return len(self._pieces.encode(sentence).ids) + 2
+
+    def encode(self, sentence: str) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
+        """Turns a sentence into [CLS] pieces [SEP] and zeros up to `max_tokens`.
+
+        Of a sentence that is too long the last pieces are dropped, never [SEP]; `truncated` counts those sentences
+        and the first one is logged as a warning. "[SEP]" typed in a sentence is text like any other.
+
+        Returns:
+          ids: the token ids, 0 after the end.
+          mask: true for tokens, [CLS] and [SEP] among them.
+
+        Raises:
+          UserError: there is no word in the sentence.
+        """
+        pieces = self._pieces.encode(sentence).ids
+        if not pieces:
+            raise UserError(f"the sentence {sentence!r} has no words; say what is to be found")
+        if len(pieces) > self.max_tokens - 2:
+            self._note_truncation(sentence, len(pieces) + 2)
+            pieces = pieces[: self.max_tokens - 2]
+        tokens = [self._ids[_START], *pieces, self._ids[_END]]
+        ids = np.zeros(self.max_tokens, np.int32)
+        ids[: len(tokens)] = tokens
+        return ids, np.arange(self.max_tokens) < len(tokens)
+
+    def words(self, ids: Int[np.ndarray, " l"]) -> list[str]:
+        """The pieces behind token ids, for display: item j belongs to position j; the padding is left out."""
+        return [self.vocabulary[index] for index in ids if index != 0]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the vocabulary as a BERT `vocab.txt`, a word a line, from which it can be read again."""
+        Path(path).write_text("".join(f"{word}\n" for word in self.vocabulary), encoding="utf-8")
+
+    def __reduce__(self):
+        return Tokenizer, (self.vocabulary, self.max_tokens)
+
+    def _note_truncation(self, sentence: str, length: int) -> None:
+        self.truncated += 1
+        if self.truncated == 1:
+            _LOG.warning(
+                "%r takes %d tokens and is cut to %d; longer sentences are counted from here on, not reported "
+                "(text.max_tokens raises the limit)",
+                sentence,
+                length,
+                self.max_tokens,
+            )
+
+
+def _word_pieces(ids: dict[str, int]):
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    engine = Engine(WordPiece(ids, unk_token=_UNKNOWN))
+    engine.normalizer = BertNormalizer(lowercase=True)  # also strips accents, as the uncased models expect
+    engine.pre_tokenizer = BertPreTokenizer()
+    return engine
+
+
+def _read(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no vocabulary at {path}; it is the vocab.txt that lies beside the weights of a BERT model, "
+            "for example https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}; give the path of a vocab.txt") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text; give the path of a vocab.txt") from error
+    return tuple(text.removesuffix("\n").split("\n"))  # not splitlines: an id is the number of a "\n" line
+
+
+def _check(vocabulary: tuple[str, ...], name: str) -> None:
+    missing = [word for word in (_PAD, _UNKNOWN, _START, _END) if word not in vocabulary]
+    if missing:
+        raise UserError(f"{name} is not a BERT vocabulary: {', '.join(missing)} not in it; give a vocab.txt of BERT")
+    if vocabulary[0] != _PAD:
+        raise UserError(f"{name} must begin with {_PAD}, whose id is 0; it begins with {vocabulary[0]!r}")
+    if len(set(vocabulary)) != len(vocabulary):
+        twice = next(word for index, word in enumerate(vocabulary) if word in vocabulary[:index])
+        raise UserError(f"{name} has {twice!r} twice; every entry of a vocabulary must be there once")

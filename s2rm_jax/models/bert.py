@@ -1,0 +1,88 @@
+"""BERT encoder without the pooler.
+
+Source: Devlin et al., "BERT", arXiv:1810.04805; parameters fit the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
+INITIALIZER = nn.initializers.truncated_normal(0.02)
+
+
+class BertLayer(nn.Module):
+    """Self-attention and a feed-forward part, each with a residual and a LayerNorm behind it."""
+
+    num_heads: int
+    intermediate_size: int
+    dropout_rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"], train: bool = False
+    ) -> Float[Array, "n l d"]:
+        """Returns the next hidden states; positions outside `mask` are attended to by none."""
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=INITIALIZER, name=name)
+
+        def drop(y: jax.Array) -> jax.Array:
+            return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=name)
+
+        width = x.shape[-1]
+        q, k, v = (
+            rearrange(dense(width, name)(x), "n l (heads d) -> n heads l d", heads=self.num_heads)
+            for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("nhld,nhmd->nhlm", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        weights = drop(jax.nn.softmax(logits).astype(self.dtype))
+        attended = rearrange(jnp.einsum("nhlm,nhmd->nhld", weights, v), "n h l d -> n l (h d)")
+        x = norm("attention_norm")(x + drop(dense(width, "attention_output")(attended)))
+
+        y = nn.gelu(dense(self.intermediate_size, "intermediate")(x), approximate=False)
+        return norm("output_norm")(x + drop(dense(width, "output")(y)))
+
+
+class Bert(nn.Module):
+    """Token, position and type embeddings followed by `num_layers` layers."""
+
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    dropout_rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "n l"], mask: Bool[Array, "n l"], train: bool = False
+    ) -> Float[Array, "n l d"]:
+        """Returns the last hidden states; every sentence is one segment (token type 0)."""
+
+        def embedding(count: int, name: str) -> nn.Embed:
+            return nn.Embed(count, self.hidden_size, dtype=self.dtype, embedding_init=INITIALIZER, name=name)
+
+        length = tokens.shape[-1]
+        x = embedding(self.vocab_size, "word_embeddings")(tokens)
+        x = x + embedding(self.max_positions, "position_embeddings")(jnp.arange(length))
+        x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))
+        x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="embeddings_norm")(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        for index in range(self.num_layers):
+            layer = BertLayer(
+                self.num_heads, self.intermediate_size, self.dropout_rate, self.dtype, name=f"layer{index}"
+            )
+            x = layer(x, mask, train)
+        return x

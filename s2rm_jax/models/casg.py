@@ -1,0 +1,123 @@
+"""CASG, the decoder: abstract semantics of the referent guide each finer vision map.
+
+Source: arXiv:2405.09006, abstract and Fig. 3 **[paper]**: at each stage the sentence and the semantic-rich features of
+the previous stages help the pure vision feature of that scale to supply the details of the referent, with emphasis on
+the foreground and at low cost. How, is our reading **[ours]**.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+GUIDANCES = ("full", "none")
+
+
+@flax.struct.dataclass
+class Decoded:
+    """Mask logits from the coarsest stage to the finest (stride 4), each [b, k, h_i, w_i] in float32."""
+
+    logits: tuple[jax.Array, ...]
+
+
+def upsample(x: Float[Array, "b k h w c"], height: int, width: int) -> Float[Array, "b k {height} {width} c"]:
+    """Doubles the grid bilinearly (half-pixel centres) and crops what the padding before merging had added."""
+    b, k, h, w, c = x.shape
+    return jax.image.resize(x, (b, k, 2 * h, 2 * w, c), "bilinear")[:, :, :height, :width]
+
+
+def foreground_mean(x: Float[Array, "b k h w c"], logits: Float[Array, "b k h w"]) -> Float[Array, "b k c"]:
+    """Averages features over where the mask believes the referent to be."""
+    belief = jax.nn.sigmoid(logits)
+    total = jnp.einsum("bkhwc,bkhw->bkc", x.astype(jnp.float32), belief)
+    return total / (belief.sum((2, 3))[..., None] + 1e-6)
+
+
+class ConvBlock(nn.Module):
+    """3 x 3 convolution, LayerNorm over channels, GELU: nothing in it mixes pictures."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b k h w c"]) -> Float[Array, "b k h w _"]:
+        """Returns [b, k, h, w, features]."""
+        b, k, h, w, c = x.shape
+        conv = nn.Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, name="conv")
+        y = conv(x.reshape(b * k, h, w, c)).reshape(b, k, h, w, self.features)
+        return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
+
+
+class CASG(nn.Module):
+    """Decodes masks from coarse to fine, one stage per vision map.
+
+    `guidance` "full" is CASG; "none" drops the abstract semantics, which leaves a plain feature pyramid.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 256)
+    guidance: str = "full"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        fused: Float[Array, "b k h w c"],
+        vision: tuple[jax.Array, ...],
+        sentence: Float[Array, "b k d"],
+    ) -> Decoded:
+        """Returns `Decoded`; `vision` holds every stage's map [b, h_i, w_i, c_i] from fine to coarse.
+
+        The last of `vision` is not read: it has come in through `fused`.
+        """
+        if self.guidance not in GUIDANCES:
+            raise ValueError(f"guidance must be one of {GUIDANCES}, not {self.guidance!r}")
+
+        def mask_head(name: str, x: jax.Array) -> jax.Array:
+            return nn.Dense(1, dtype=jnp.float32, name=name)(x)[..., 0]
+
+        coarsest = len(self.widths)
+        x = ConvBlock(self.widths[-1], self.dtype, name=f"stage{coarsest}_block")(fused)
+        logits = [mask_head(f"stage{coarsest}_mask", x)]
+        abstract = [sentence.astype(jnp.float32)]
+        for stage in range(coarsest - 1, 0, -1):
+            features = vision[stage - 1]
+            height, width = features.shape[1:3]
+            channels = self.widths[stage - 1]
+            pure = nn.Dense(channels, dtype=self.dtype, name=f"stage{stage}_vision")(features)
+            pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)[:, None]
+            coarse = upsample(logits[-1][..., None], height, width)[..., 0]
+            if self.guidance == "full":
+                abstract.append(foreground_mean(x, logits[-1]))
+                guide = Guide(self.dtype, name=f"stage{stage}_guide")
+                pure = guide(pure, jnp.concatenate(abstract, axis=-1), coarse)
+            x = nn.Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
+            pure = jnp.broadcast_to(pure, (*x.shape[:2], *pure.shape[2:]))
+            x = jnp.concatenate([upsample(x, height, width), pure], axis=-1)
+            x = ConvBlock(channels, self.dtype, name=f"stage{stage}_block")(x)
+            logits.append(mask_head(f"stage{stage}_mask", x) + coarse)
+        return Decoded(tuple(logits))
+
+
+class Guide(nn.Module):
+    """Lets abstract semantics emphasise the referent in a pure vision map, in space and in channels."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        pure: Float[Array, "b 1 h w c"],
+        abstract: Float[Array, "b k d"],
+        coarse_logits: Float[Array, "b k h w"],
+    ) -> Float[Array, "b k h w c"]:
+        """Returns the vision map as each expression should see it."""
+        channels = pure.shape[-1]
+        hidden = nn.gelu(nn.Dense(2 * channels, dtype=self.dtype, name="hidden")(abstract.astype(self.dtype)))
+        where = nn.Dense(channels, dtype=self.dtype, name="where")(hidden)
+        which = jax.nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="which")(hidden))
+        similarity = jnp.einsum("bohwc,bkc->bkhw", pure, where).astype(jnp.float32) * channels**-0.5
+        emphasis = jax.nn.sigmoid(similarity + coarse_logits).astype(self.dtype)
+        return pure * which[:, :, None, None, :] * (1 + emphasis[..., None])

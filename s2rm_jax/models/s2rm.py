@@ -1,0 +1,152 @@
+"""S2RM, the fusion of language and vision: distribute, coparse, balance.
+
+Source: arXiv:2405.09006. The three steps are the paper's **[paper]**; how each is computed is our reading, marked
+**[ours]** below, because only the paper's abstract, structure and captions are at hand.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from s2rm_jax.models.coparse import Coparse
+
+PAIRS = ("language_parses_vision", "vision_parses_language")
+MODES = ("s2rm", "sum", "product")
+BALANCES = ("position", "channel", "mean")
+
+
+@flax.struct.dataclass
+class Fused:
+    """What S2RM returns; all but `features` is for looking at.
+
+    features         [b, k, h, w, c], vision that knows the sentence
+    word_attention   [b, k, heads, h, w, l], where in the image each word was distributed
+    group_maps       {pair: [r, b, k, h, w, c]}, one parsed map per direction
+    balance_weights  {pair: [r, b, k, h, w, 1]} (position), [r, b, k, 1, 1, c] (channel); sums to 1 over r
+    """
+
+    features: jax.Array
+    word_attention: jax.Array
+    group_maps: dict[str, jax.Array]
+    balance_weights: dict[str, jax.Array]
+
+
+class Distribute(nn.Module):
+    """Lays the words out over the image: language that is only weakly constrained by vision **[ours]**.
+
+    Each position of the image attends to the words; what it gets is words only: no product with vision and no
+    residual from it.
+    """
+
+    width: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        vision: Float[Array, "b 1 h w c"],
+        words: Float[Array, "b k l d"],
+        mask: Bool[Array, "b k l"],
+    ) -> tuple[Float[Array, "b k h w c"], Float[Array, "b k heads h w l"]]:
+        """Returns the distributed language and the attention [b, k, heads, h, w, l] over words."""
+
+        def heads_last(name: str, x: jax.Array) -> jax.Array:
+            x = nn.Dense(self.width, dtype=self.dtype, name=name)(x)
+            return rearrange(x, "... (heads d) -> ... heads d", heads=self.num_heads)
+
+        query, key, value = heads_last("query", vision), heads_last("key", words), heads_last("value", words)
+        logits = jnp.einsum("bohwnd,bklnd->bknhwl", query, key).astype(jnp.float32) * query.shape[-1] ** -0.5
+        logits = jnp.where(mask[:, :, None, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        attention = jax.nn.softmax(logits)
+        laid_out = jnp.einsum("bknhwl,bklnd->bkhwnd", attention.astype(self.dtype), value)
+        laid_out = rearrange(laid_out, "b k h w heads d -> b k h w (heads d)")
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(laid_out), attention
+
+
+class Balance(nn.Module):
+    """Weighs the directions of a pair by weights distilled from the parsed maps themselves **[ours]**."""
+
+    kind: str = "position"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: Float[Array, "r b k h w c"]) -> tuple[Float[Array, "b k h w c"], jax.Array]:
+        """Returns the weighted sum over directions, and the weights (see `Fused`)."""
+        channels = maps.shape[-1]
+        if self.kind == "mean":
+            weights = jnp.full((maps.shape[0], 1, 1, 1, 1, 1), 1 / maps.shape[0], jnp.float32)
+        elif self.kind in ("position", "channel"):
+            evidence = maps if self.kind == "position" else maps.mean((3, 4), keepdims=True)
+            hidden = jnp.tanh(nn.Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
+            outputs = 1 if self.kind == "position" else channels
+            scores = nn.Dense(outputs, use_bias=False, dtype=self.dtype, name="score")(hidden)
+            weights = jax.nn.softmax(scores.astype(jnp.float32), axis=0)
+        else:
+            raise ValueError(f"balance must be one of {BALANCES}, not {self.kind!r}")
+        return (weights.astype(self.dtype) * maps).sum(0), weights
+
+
+class S2RM(nn.Module):
+    """Fuses the coarsest vision map with the words of each expression.
+
+    Ablations: `mode` "sum" or "product" joins vision and distributed language without coparsing; `recurrence`
+    "none" parses each slice by itself; `rotations` and `pairs` may name fewer directions or one pair; `balance`
+    chooses how directions are weighed.
+    """
+
+    width: int = 512
+    recurrent_width: int = 256
+    num_heads: int = 8
+    mode: str = "s2rm"
+    recurrence: str = "gated"
+    rotations: tuple[int, ...] = (0, 90, 180, 270)
+    pairs: tuple[str, ...] = PAIRS
+    balance: str = "position"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        vision: Float[Array, "b h w cv"],
+        words: Float[Array, "b k l d"],
+        mask: Bool[Array, "b k l"],
+    ) -> Fused:
+        """Returns `Fused`; `vision` is the backbone's last stage, `words` the hidden states, `mask` the real words."""
+        if self.mode not in MODES:
+            raise ValueError(f"fusion mode must be one of {MODES}, not {self.mode!r}")
+        if not self.pairs or not set(self.pairs) <= set(PAIRS):
+            raise ValueError(f"fusion pairs must be among {PAIRS}, not {self.pairs!r}")
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, name=name)
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(dtype=self.dtype, name=name)
+
+        seen = norm("vision_norm")(dense(self.width, "vision_projection")(vision))[:, None]
+        laid_out, attention = Distribute(self.width, self.num_heads, self.dtype, name="distribute")(seen, words, mask)
+
+        maps: dict[str, jax.Array] = {}
+        weights: dict[str, jax.Array] = {}
+        if self.mode == "s2rm":
+            sides = {PAIRS[0]: (laid_out, seen), PAIRS[1]: (seen, laid_out)}
+            coparse = Coparse(self.recurrent_width, self.rotations, self.recurrence, self.dtype, name="coparse")
+            maps = coparse({pair: sides[pair] for pair in self.pairs})
+            balanced = {
+                pair: Balance(self.balance, self.dtype, name=f"{pair}_balance")(maps[pair]) for pair in self.pairs
+            }
+            mixed = jnp.concatenate([balanced[pair][0] for pair in self.pairs], axis=-1)
+            weights = {pair: balanced[pair][1] for pair in self.pairs}
+        else:
+            mixed = laid_out if self.mode == "sum" else laid_out * seen
+
+        fused = norm("fused_norm")(seen + dense(self.width, "mix")(mixed))
+        hidden = nn.gelu(dense(2 * self.width, "mlp_in")(fused))
+        fused = norm("output_norm")(fused + dense(self.width, "mlp_out")(hidden))
+        return Fused(fused, attention, maps, weights)

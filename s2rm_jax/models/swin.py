@@ -1,0 +1,195 @@
+"""Swin Transformer backbone with one normalised feature map per stage.
+
+Source: Liu et al., "Swin Transformer", arXiv:2103.14030; parameters fit the published ImageNet checkpoints.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+# embed_dim, depths and num_heads of the published sizes.
+SWIN_SIZES: dict[str, dict] = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
+EPSILON = 1e-5  # of every LayerNorm, as in the published checkpoints
+
+
+def relative_position_index(window: int) -> np.ndarray:
+    """Returns int [T, T], T = window²: the row of the bias table for each pair of positions of a window."""
+    row, column = np.divmod(np.arange(window * window), window)
+    rows = row[:, None] - row[None, :] + window - 1
+    columns = column[:, None] - column[None, :] + window - 1
+    return rows * (2 * window - 1) + columns
+
+
+def window_regions(height: int, width: int, window: int, shift: int, mask_padding: bool) -> np.ndarray | None:
+    """Says which positions of a window may see each other: those with the same number.
+
+    Returns int [windows, T] for a grid of height x width that was padded to whole windows and rolled by `shift`, or
+    None where every position sees its whole window. Rolling brings the far edge of the picture beside the near one;
+    these parts get numbers of their own, and so does the padding if `mask_padding`.
+    """
+
+    def axis_regions(size: int) -> tuple[np.ndarray, np.ndarray]:
+        padded = -(-size // window) * window
+        position = np.arange(padded)
+        region = np.where(position < padded - window, 0, np.where(position < padded - shift, 1, 2)) if shift else 0
+        return np.broadcast_to(region, (padded,)), (position + shift) % padded < size
+
+    (rows, real_rows), (columns, real_columns) = axis_regions(height), axis_regions(width)
+    regions = rows[:, None] * 3 + columns[None, :]
+    if mask_padding:
+        regions = np.where(real_rows[:, None] & real_columns[None, :], regions, -1)
+    regions = rearrange(regions, "(h p) (w q) -> (h w) (p q)", p=window, q=window)
+    return None if (regions == regions[:, :1]).all() else regions
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for a whole picture with probability `rate` while training."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], train: bool) -> Float[Array, "b ..."]:
+        """Returns x, with whole items set to zero and the others scaled up while training."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+        return jnp.where(kept, x / keep, 0)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learnt bias for each relative position."""
+
+    num_heads: int
+    window_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n t c"], regions: np.ndarray | None) -> Float[Array, "b n t c"]:
+        """Attends among the t positions of each of the n windows that share a number in `regions` [n, t]."""
+        channels = x.shape[-1]
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
+        q, k, v = rearrange(qkv, "b n t (three heads d) -> three b n heads t d", three=3, heads=self.num_heads)
+        table = self.param(
+            "relative_position_bias_table",
+            nn.initializers.truncated_normal(0.02),
+            ((2 * self.window_size - 1) ** 2, self.num_heads),
+        )
+        bias = rearrange(table[relative_position_index(self.window_size)], "t s heads -> heads t s")
+        logits = jnp.einsum("bnhtd,bnhsd->bnhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
+        if regions is not None:
+            visible = regions[:, None, :, None] == regions[:, None, None, :]
+            logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        out = rearrange(jnp.einsum("bnhts,bnhsd->bnhtd", weights, v), "b n h t d -> b n t (h d)")
+        return nn.Dense(channels, dtype=self.dtype, name="projection")(out)
+
+
+class SwinBlock(nn.Module):
+    """Window attention and an MLP, each behind a LayerNorm and around a residual."""
+
+    num_heads: int
+    window_size: int
+    shifted: bool
+    drop_path_rate: float = 0.0
+    mlp_ratio: int = 4
+    mask_padding: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        """Returns the same grid; it need not be a multiple of the window."""
+        _, height, width, channels = x.shape
+        window = self.window_size
+        # A single window along one side is already global there, so the published models do not shift it.
+        shift = window // 2 if self.shifted and min(height, width) > window else 0
+        pad_h, pad_w = -height % window, -width % window
+
+        y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm1")(x)
+        y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
+        y = jnp.roll(y, (-shift, -shift), axis=(1, 2)) if shift else y
+        y = rearrange(y, "b (h p) (w q) c -> b (h w) (p q) c", p=window, q=window)
+        regions = window_regions(height, width, window, shift, self.mask_padding)
+        y = WindowAttention(self.num_heads, window, self.dtype, name="attention")(y, regions)
+        y = rearrange(y, "b (h w) (p q) c -> b (h p) (w q) c", h=(height + pad_h) // window, p=window, q=window)
+        y = jnp.roll(y, (shift, shift), axis=(1, 2)) if shift else y
+        x = x + DropPath(self.drop_path_rate)(y[:, :height, :width], train)
+
+        y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm2")(x)
+        y = nn.Dense(self.mlp_ratio * channels, dtype=self.dtype, name="mlp_in")(y)
+        y = nn.Dense(channels, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        return x + DropPath(self.drop_path_rate)(y, train)
+
+
+class PatchMerging(nn.Module):
+    """Halves the grid and doubles the channels: 2 x 2 neighbours are joined, normalised and projected."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
+        """Returns [b, ceil(h/2), ceil(w/2), 2c]; an odd side is padded with zeros."""
+        _, height, width, channels = x.shape
+        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+        # The published checkpoints order the neighbours (0,0), (1,0), (0,1), (1,1): the row runs fastest.
+        x = rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
+        x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
+        return nn.Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)
+
+
+class Swin(nn.Module):
+    """The backbone: stage i of `depths` works at stride 4 · 2^i with embed_dim · 2^i channels.
+
+    Each output has a LayerNorm of its own **[ours, as dense-prediction Swin backbones do]**. With `mask_padding` the
+    padding to whole windows is never attended to; without it, it takes part as a bias-only token, which is what
+    published implementations compute.
+    """
+
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 12
+    drop_path_rate: float = 0.0
+    patch_size: int = 4
+    mask_padding: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool = False) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """Returns one map per stage, from fine to coarse: [b, ceil(h/4), ceil(w/4), c], [.., ceil(h/8), ..], ..."""
+        patch = self.patch_size
+        _, height, width, _ = images.shape
+        x = jnp.pad(images, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
+        conv = nn.Conv(self.embed_dim, (patch, patch), (patch, patch), "VALID", dtype=self.dtype, name="patch_embed")
+        x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="patch_norm")(conv(x))
+
+        drop_rates = iter(np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist())
+        outputs = []
+        for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True), start=1):
+            if stage > 1:
+                x = PatchMerging(self.dtype, name=f"stage{stage}_merge")(x)
+            for block in range(depth):
+                x = SwinBlock(
+                    num_heads=heads,
+                    window_size=self.window_size,
+                    shifted=block % 2 == 1,
+                    drop_path_rate=next(drop_rates),
+                    mask_padding=self.mask_padding,
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{block}",
+                )(x, train)
+            norm = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=f"stage{stage}_norm")
+            outputs.append(norm(x))
+        return tuple(outputs)

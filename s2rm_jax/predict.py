@@ -1,0 +1,96 @@
+"""Segments what sentences refer to in a picture.
+
+    python -m s2rm_jax.predict --workdir runs/synthetic --image street.jpg --text "the man in red" --out result
+    python -m s2rm_jax.predict ... --text "the man in red" --text "the car behind him"
+
+Writes to --out: mask_1_the_man_in_red.png and so on, one per sentence (8 bits, 0 or 255, the picture's own size,
+upright as a viewer shows it); overlay.png, all masks on the picture with a legend; and result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from s2rm_jax import command_line
+
+if TYPE_CHECKING:
+    from s2rm_jax.segmenter import Result
+
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
+IMAGE = flags.DEFINE_string("image", None, "the picture", flag_values=FLAGS)
+TEXT = flags.DEFINE_multi_string("text", None, "a sentence; give the flag once per sentence", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "the folder that receives masks and overlay", flag_values=FLAGS)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+
+
+def main() -> None:
+    """Segments as the flags say."""
+    from s2rm_jax.evaluation.output_files import make_output_folder
+    from s2rm_jax.evaluation.overlay import overlay_with_legend
+    from s2rm_jax.input.images import load_image
+    from s2rm_jax.segmenter import Segmenter
+
+    # The tokenizer's log tells of the first sentence that is too long; here each is told of below.
+    logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
+    picture = load_image(IMAGE.value, apply_exif=True)
+    segmenter = Segmenter.from_checkpoint(WORKDIR.value, CHECKPOINT.value)
+    result = segmenter.segment(picture, TEXT.value)
+    for sentence in result.sentences:
+        for remark in segmenter.remarks(sentence):
+            print(f"warning: {remark}", file=sys.stderr)
+
+    out = make_output_folder(OUT.value)
+    found = _write_masks(out, result)
+    labels = [f"{number}. {entry['sentence']} ({_outcome(entry)})" for number, entry in enumerate(found, start=1)]
+    overlay_with_legend(picture, result.masks, labels).save(out / "overlay.png")
+    height, width = picture.shape[:2]
+    content = {"image": str(IMAGE.value), "width": width, "height": height, "results": found}
+    (out / "result.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    print("\n".join(labels))
+    masks = "1 mask" if len(found) == 1 else f"{len(found)} masks"
+    print(f"{masks} of {width} x {height} pixels, overlay.png and result.json are in {out}")
+
+
+def _write_masks(out: Path, result: Result) -> list[dict]:
+    """Writes one PNG per sentence; returns what result.json says of each.
+
+    `box` is [left, top, right, bottom] in pixels, right and bottom exclusive, or null for an empty mask; `area` counts
+    the pixels of the mask; `score` is the mean probability of foreground over it.
+    """
+    from s2rm_jax.evaluation.output_files import slug
+
+    found = []
+    for number, (sentence, mask, score) in enumerate(
+        zip(result.sentences, result.masks, result.scores, strict=True), start=1
+    ):
+        name = f"mask_{number}_{slug(sentence)}.png"
+        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        picture.save(out / name)
+        found.append(
+            {
+                "sentence": sentence,
+                "score": round(float(score), 4),
+                "area": int(np.count_nonzero(mask)),
+                "box": picture.getbbox(),
+                "file": name,
+            }
+        )
+    return found
+
+
+def _outcome(entry: dict) -> str:
+    return f"score {entry['score']:.2f}" if entry["area"] else "nothing found"
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, required=("workdir", "image", "text", "out"))

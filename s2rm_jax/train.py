@@ -1,0 +1,35 @@
+"""Trains a network, evaluates it as it goes, and resumes a run that was interrupted.
+
+    python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/synthetic
+    python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/small --config.batch_size=8 --config.steps=500
+
+The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and the best), metrics.jsonl and tensorboard/.
+The same command on the same workdir continues where the run stopped, exactly as if it had never stopped.
+Ctrl-C and SIGTERM save first; the exit status is then 130 or 143, because the run is not finished.
+Any field of the configuration (s2rm_jax/config.py) can be set by --config.FIELD=VALUE.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from s2rm_jax import command_line
+
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or to be resumed", flag_values=FLAGS)
+
+
+def main() -> None:
+    """Trains as the flags say."""
+    from s2rm_jax.training.loop import train_and_evaluate
+
+    assert WORKDIR.value is not None  # required
+    train_and_evaluate(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, required=("config", "workdir"))

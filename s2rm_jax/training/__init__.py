@@ -1,0 +1,1 @@
+"""Training: loss, optimizer, state, step, loop and checkpoints."""

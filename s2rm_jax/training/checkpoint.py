@@ -1,0 +1,204 @@
+"""Checkpoints: everything that must resume together, saved as one; the latest two and the best are kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+import s2rm_jax
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.run_config import CONFIG_FILE, load_config
+from s2rm_jax.training.state import TrainState
+
+CHECKPOINT_DIRECTORY = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved and restored together.
+
+    state          after `step` steps
+    examples_seen  the position of the input, in pictures
+    metrics        of the evaluation of this state, None if it was not evaluated
+    """
+
+    step: int
+    state: TrainState
+    examples_seen: int
+    metrics: dict[str, float] | None
+
+
+class Checkpoints:
+    """The checkpoints of one run, in <workdir>/checkpoints/<step>/{state, data, meta}.
+
+    A checkpoint appears whole or not at all: one that was being written when the process died is ignored.
+    """
+
+    def __init__(self, workdir: Path, every: int, metric: str):
+        self._directory = workdir / CHECKPOINT_DIRECTORY
+        self._metric = metric
+
+        def score(metrics: dict[str, float]) -> float:
+            return metrics.get(metric, -math.inf)
+
+        options = ocp.CheckpointManagerOptions(
+            save_decision_policy=checkpoint_managers.FixedIntervalPolicy(every),
+            # LatestN beside BestN: with the best alone, a restart would rewind to it. Two latest, so that a checkpoint
+            # which turns out unreadable costs one interval and not the run.
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(2),
+                    checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+                ]
+            ),
+            best_fn=score,  # without it Orbax does not even write the metrics
+        )
+        self._manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
+        self._scores = _scores(self._manager, metric)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the latest checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def due(self, step: int) -> bool:
+        """Says whether the interval asks for a checkpoint after `step` steps."""
+        return step > 0 and self._manager.should_save(step)
+
+    def save(self, checkpoint: Checkpoint, config: ConfigDict) -> None:
+        """Saves a checkpoint, replacing an earlier one of the same step.
+
+        Returns when the state has been copied; writing goes on in the background until the next save or `close`.
+        """
+        if checkpoint.step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            self._manager.delete(checkpoint.step)
+        if checkpoint.metrics:
+            self._scores[checkpoint.step] = checkpoint.metrics[self._metric]
+        best_score = max(self._scores.values(), default=None)
+        meta = {"config": config.to_dict(), "best_score": best_score, "version": s2rm_jax.__version__}
+        self._manager.save(
+            checkpoint.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(checkpoint.state),
+                data=ocp.args.JsonSave({"examples_seen": checkpoint.examples_seen}),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            metrics=checkpoint.metrics or {},
+            force=True,  # the loop has asked `due`, and saves at other steps too: the last, an evaluation, a stop
+        )
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the best checkpoint, None if none was evaluated."""
+        return max(self._scores.items(), key=lambda item: item[1], default=None)
+
+    def restore_latest(self, abstract: TrainState) -> Checkpoint | None:
+        """Restores the latest checkpoint into the structure, dtypes and shardings of `abstract`; None if there is none.
+
+        Raises:
+            UserError: the checkpoint is of another architecture.
+        """
+        step = self.latest_step
+        if step is None:
+            return None
+        saved = _saved_tree(self._manager, step)["params"]
+        _require_same_parameters(saved, abstract.params, self._directory / str(step))
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()),
+        )
+        return Checkpoint(step, items.state, items.data["examples_seen"], self._manager.metrics(step) or None)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best", expected: Any | None = None) -> Any:
+    """Returns the parameters of a run for evaluation and prediction: the averaged ones where the run kept an average.
+
+    Only they are read, not the rest of the state. "best" means by config.eval.metric of the run, and the latest where
+    no kept checkpoint was evaluated.
+
+    Args:
+        workdir: of the run.
+        which: "best" or "latest".
+        expected: the parameters of the network to be filled, or their shapes (`state.parameter_shapes`), to be checked.
+
+    Raises:
+        UserError: there is no run or no checkpoint in `workdir`, or it is of another architecture than `expected`.
+    """
+    if which not in ("best", "latest"):
+        raise UserError(f"there is no {which!r} checkpoint: ask for 'best' or 'latest'.")
+    workdir = Path(workdir)
+    metric = load_config(workdir).eval.metric
+    directory = workdir / CHECKPOINT_DIRECTORY
+    steps = [path for path in directory.glob("[0-9]*") if path.name.isdigit()]
+    if not steps:
+        raise UserError(
+            f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
+        )
+    with ocp.CheckpointManager(directory.absolute(), item_names=("state", "data", "meta")) as manager:
+        scores = _scores(manager, metric)
+        step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
+        tree = _saved_tree(manager, step)
+    name = "params" if tree.get("ema_params") is None else "ema_params"
+    if expected is not None:
+        _require_same_parameters(tree[name], expected, directory / str(step))
+    abstract = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[name])}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(
+            (directory / str(step) / "state").absolute(),
+            args=ocp.args.PyTreeRestore(
+                abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+            ),
+        )
+    return restored[name]
+
+
+def _scores(manager: ocp.CheckpointManager, metric: str) -> dict[int, float]:
+    """Returns the score of every checkpoint that was evaluated, by step."""
+    found = ((step, manager.metrics(step)) for step in manager.all_steps())
+    return {step: metrics[metric] for step, metrics in found if metrics}
+
+
+def _saved_tree(manager: ocp.CheckpointManager, step: int) -> Any:
+    """Returns shapes and dtypes of everything in a saved state."""
+    return manager.item_metadata(step).state.tree
+
+
+def _require_same_parameters(saved: Any, expected: Any, where: Path) -> None:
+    """Raises UserError naming the first parameters in which two trees differ."""
+    old, new = _shapes(saved), _shapes(expected)
+    differences = [f"{path} is missing in the checkpoint" for path in new.keys() - old.keys()]
+    differences += [f"{path} is not in the network" for path in old.keys() - new.keys()]
+    differences += [
+        f"{path} is {old[path]} in the checkpoint, {new[path]} in the network"
+        for path in old.keys() & new.keys()
+        if old[path] != new[path]
+    ]
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise UserError(
+            f"{where} is of another architecture: {'; '.join(sorted(differences)[:5])}{more}. It was trained with "
+            f"{where.parents[1] / CONFIG_FILE}: use that configuration, or another workdir."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape) for keys, leaf in leaves}

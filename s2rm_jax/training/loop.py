@@ -1,0 +1,252 @@
+"""The training loop: what happens between the first step and the last, and when a run is stopped or resumed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Batch
+from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints
+from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
+from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
+from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation, say
+from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, require_same_config, save_config
+from s2rm_jax.training.state import plan_state
+from s2rm_jax.training.step import Metrics, TrainStep, check_batch_splits, make_train_step
+from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
+
+BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with.
+
+    batches     takes the number of pictures already seen, returns the batches that follow, without end
+    evaluate    takes parameters and what to call after each batch, returns metrics; None never evaluates
+    save_vocab  writes the vocabulary to a path
+    """
+
+    network: nn.Module
+    batches: Callable[[int], Iterator[Batch]]
+    evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
+    save_vocab: Callable[[Path], None]
+
+
+class _EvaluationStopped(Exception):
+    """Somebody asked the run to stop while it was evaluating."""
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Trains as `config` says, in `workdir`, continuing what an earlier run with this configuration began there.
+
+    A run that was stopped or killed and continued gives the same parameters as one that ran through.
+
+    Returns:
+        The metrics of the evaluation after the last step, or of that step itself where config.eval.every is 0.
+
+    Raises:
+        UserError: something in the configuration, the data or the workdir must be put right, or the loss became NaN.
+        Interrupted: somebody asked the run to stop (Ctrl-C, SIGTERM); its state is saved.
+    """
+    _check(config)
+    return run(config, Path(workdir), assemble(config), data_mesh())
+
+
+def assemble(config: ConfigDict) -> Parts:
+    """Builds the network and its input as `config` says.
+
+    Raises:
+        UserError: the data is not there, or does not fit the configuration.
+    """
+    from s2rm_jax.evaluation.evaluator import Evaluator
+    from s2rm_jax.evaluation.metrics import Counts
+    from s2rm_jax.input import pipeline, sources
+    from s2rm_jax.models.network import build_network
+
+    source = sources.build_source(config.input.source, config.input.train_split)
+    if len(source) == 0:
+        raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another.")
+    tokenizer = pipeline.build_tokenizer(config, source)
+    network = build_network(config)
+    evaluate = None
+    if config.eval.every:
+        known = Counts().metrics()
+        if config.eval.metric not in known:
+            raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")
+        held_out = sources.build_source(config.input.source, config.eval.split)
+        evaluator = Evaluator(network, tokenizer, config)
+
+        def evaluate(params: Any, progress: BatchProgress) -> dict[str, float]:
+            return evaluator(params, held_out, progress=progress).metrics
+
+    return Parts(
+        network,
+        lambda examples_seen: pipeline.train_batches(source, tokenizer, config, start=examples_seen),
+        evaluate,
+        tokenizer.save,
+    )
+
+
+def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str, float]:
+    """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
+    plan = plan_state(parts.network, config, mesh)
+    train_step = make_train_step(parts.network, plan, config, mesh)
+    with _open_workdir(workdir, config, parts) as checkpoints, listen_for_stop() as stop:
+        # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is
+        # started again never starts over; without one, it begins from the seed.
+        restored = checkpoints.restore_latest(plan.abstract)
+        begin = restored or Checkpoint(step=0, state=plan.create(), examples_seen=0, metrics=None)
+        say(
+            f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
+            f"{config.batch_size} pictures a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
+            f"The first step takes longer: it is compiled.\n{describe_groups(config, plan.abstract.params)}"
+        )
+        with MetricsWriter(workdir, begin.step) as writer:
+            loop = _Loop(config, workdir, parts, mesh, train_step, checkpoints, writer, stop)
+            return loop.run(begin, saved=restored is not None)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    config: ConfigDict
+    workdir: Path
+    parts: Parts
+    mesh: Mesh
+    train_step: TrainStep
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    stop: StopRequest
+
+    def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
+        """Trains from `begin`, which is `saved` already or not, to the last step; returns the last metrics."""
+        config, clock = self.config, time.perf_counter()
+        step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
+        saved_step = step if saved else None
+        progress = Progress(config.steps)
+        batches = self.parts.batches(examples_seen)
+        running: tuple[int, Metrics] | None = None  # the step that the devices are working on
+        trained: dict[str, float] = {}
+
+        while True:
+            last = step >= config.steps
+            evaluation_due = evaluation is None and self._evaluation_due(step)
+            if self.stop.signum or last or evaluation_due or self.checkpoints.due(step):
+                if running:  # nothing is evaluated or saved before it is known to be sound
+                    trained, running = self._record(*running, progress), None
+                with progress.pause():
+                    if evaluation_due:
+                        evaluation = self._evaluate(step, state.eval_params)
+                    if step != saved_step or (evaluation_due and evaluation):
+                        self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation), config)
+                        saved_step = step
+                if last and (evaluation or not evaluation_due):
+                    self._say_finished(evaluation, time.perf_counter() - clock, step - begin.step)
+                    return evaluation or trained
+                if self.stop.signum:
+                    raise Interrupted(self._stopped(step), self.stop.signum)
+
+            with jax.transfer_guard("disallow"):
+                with progress.waiting_for_input():
+                    batch = next(batches)
+                state, metrics = self.train_step(state, put_batch(batch, self.mesh))
+                step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
+                # Read one step late: while the host waits for the step before, the devices have this one to work on.
+                if running:
+                    trained = self._record(*running, progress)
+                running = step, metrics
+
+    def _evaluation_due(self, step: int) -> bool:
+        if self.parts.evaluate is None or step == 0:
+            return False
+        return step % self.config.eval.every == 0 or step >= self.config.steps
+
+    def _record(self, step: int, metrics: Metrics, progress: Progress) -> dict[str, float]:
+        """Waits for the metrics of a step, checks and tells them."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            good = self.checkpoints.latest_step
+            kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is sound and kept"
+            raise UserError(
+                f"step {step}: the loss is {values['loss']} and the norm of its gradient {values['grad_norm']}; "
+                f"training stopped, {kept} in {self.workdir}. Lower config.optimizer.learning_rate or set "
+                "config.optimizer.clip_norm=1.0, and start another --workdir."
+            )
+        progress.finish_step(step, int(values["expressions"]), self.config.batch_size)
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            say(progress.line(step, values))
+            self.writer.write(step, "train", values)
+        return values
+
+    def _evaluate(self, step: int, params: Any) -> dict[str, float] | None:
+        """Evaluates and tells the result; None if the run was asked to stop before it was through."""
+        assert self.parts.evaluate is not None
+
+        def break_off_if_asked() -> None:
+            if self.stop.signum:
+                raise _EvaluationStopped
+
+        split = self.config.eval.split
+        clock = time.perf_counter()
+        try:
+            break_off_if_asked()
+            metrics = self.parts.evaluate(params, report_evaluation(split, break_off_if_asked))
+        except _EvaluationStopped:
+            return None
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})")
+        self.writer.write(step, self.config.eval.split, metrics)
+        return metrics
+
+    def _say_finished(self, evaluation: dict[str, float] | None, seconds: float, steps: int) -> None:
+        result = ""
+        if evaluation and self.checkpoints.best:
+            metric, split = self.config.eval.metric, self.config.eval.split
+            best_step, best = self.checkpoints.best
+            result = f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
+        say(
+            f"Trained {steps} steps in {hours_minutes_seconds(seconds)}, {self.config.steps} in all.{result} "
+            f"Checkpoints, {CONFIG_FILE}, {METRICS_FILE} and {TENSORBOARD_DIRECTORY}/ lie in {self.workdir}. "
+            f"Next: python -m s2rm_jax.evaluate --workdir {self.workdir}"
+        )
+
+    def _stopped(self, step: int) -> str:
+        return (
+            f"Stopped after step {step} of {self.config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
+            "The same command continues."
+        )
+
+
+def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoints:
+    """Opens the checkpoints of a new or an old run and leaves config.json and vocab.txt beside them."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
+        if checkpoints.latest_step is None:  # nothing depends yet on what lies there
+            parts.save_vocab(workdir / VOCAB_FILE)
+        else:
+            require_same_config(workdir, config)
+        save_config(workdir, config)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
+    return checkpoints
+
+
+def _check(config: ConfigDict) -> None:
+    """Finds what can be found wrong before data is read and programs are compiled."""
+    for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be at least 1.")
+    check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
+    learning_rate_schedule(config)

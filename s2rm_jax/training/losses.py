@@ -1,0 +1,105 @@
+"""The losses on masks, as sums and counts: their quotient is the mean over all valid expressions, however split."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+
+# Weights of background and foreground pixels in the two-class cross-entropy of the LAVT family
+# (yz93/LAVT-RIS train.py, lsa1997/CARIS criterion.py).
+BACKGROUND_WEIGHT, FOREGROUND_WEIGHT = 0.9, 1.1
+DICE_SMOOTHING = 1.0  # pixels; makes an empty mask rightly predicted empty cost nothing
+KINDS = ("bce_dice", "weighted_ce")
+
+
+class MaskLogits(Protocol):
+    """What the loss needs of a network's output: logits [b, k, H, W] and a tuple of coarser ones [b, k, h_i, w_i]."""
+
+    logits: jax.Array
+    coarse_logits: tuple[jax.Array, ...]
+
+
+def segmentation_loss(
+    output: MaskLogits, targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], config: ConfigDict
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the loss summed over the valid expressions, and the count to divide it by (`loss_count`).
+
+    Sums and counts of the parts of a batch add up to those of the batch, so accumulation and sharding change nothing.
+    Computed in float32 whatever the logits are; what is not valid weighs nothing, even where its logits are not finite.
+
+    `config` is the section config.loss:
+        kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**.
+        kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
+        coarse_weight: weight of the same loss on each coarser mask, against targets averaged over its cells **[ours]**.
+
+    Raises:
+        UserError: config.loss.kind is unknown.
+    """
+    count = loss_count(targets, valid, config)
+    truth = targets.astype(jnp.float32)
+    total = _valid_sum(output.logits, truth, valid, config.kind)
+    if config.coarse_weight:
+        for logits in output.coarse_logits:
+            coarse = _valid_sum(logits, area_resize(truth, (logits.shape[-2], logits.shape[-1])), valid, config.kind)
+            total += config.coarse_weight * coarse
+    return total, count
+
+
+def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], config: ConfigDict) -> Float[Array, ""]:
+    """Returns what the loss of a batch is divided by; it depends on no logit, so it is known before any forward pass.
+
+    The number of valid expressions; for "weighted_ce" each expression counts with its mean pixel weight, because
+    PyTorch's weighted mean divides by the sum of the weights and not by the number of pixels.
+    """
+    if config.kind == "bce_dice":
+        return valid.sum(dtype=jnp.float32)
+    if config.kind == "weighted_ce":
+        return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
+    raise UserError(f"config.loss.kind is {config.kind!r}; it must be one of: {', '.join(KINDS)}.")
+
+
+def area_resize(masks: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:
+    """Averages masks over the cells of a coarser grid of `size` (rows, columns); sizes need not divide."""
+    rows, columns = (_cell_overlaps(small, large) for small, large in zip(size, masks.shape[-2:], strict=True))
+    return jnp.einsum("ih,...hw,jw->...ij", rows, masks, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _cell_overlaps(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]:
+    """Returns the share that each pixel has in each cell when both divide the same length; rows sum to one."""
+    cell, pixel = np.arange(cells)[:, None] / cells, np.arange(pixels)[None, :] / pixels
+    overlap = np.minimum(cell + 1 / cells, pixel + 1 / pixels) - np.maximum(cell, pixel)
+    return (overlap.clip(0) * cells).astype(np.float32)
+
+
+def _valid_sum(
+    logits: Float[Array, "b k h w"], truth: Float[Array, "b k h w"], valid: Bool[Array, "b k"], kind: str
+) -> Float[Array, ""]:
+    # Replaced before anything is computed from them: masking only the result would leave 0 * inf in the gradient.
+    logits = jnp.where(valid[..., None, None], logits.astype(jnp.float32), 0.0)
+    per_expression = _bce_dice(logits, truth) if kind == "bce_dice" else _weighted_ce(logits, truth)
+    return jnp.where(valid, per_expression, 0.0).sum()
+
+
+def _bce_dice(logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:
+    cross_entropy = truth * jax.nn.softplus(-logits) + (1 - truth) * jax.nn.softplus(logits)
+    found = jax.nn.sigmoid(logits)
+    overlap, areas = (found * truth).sum((-2, -1)), (found + truth).sum((-2, -1))
+    dice = 1 - (2 * overlap + DICE_SMOOTHING) / (areas + DICE_SMOOTHING)
+    return cross_entropy.mean((-2, -1)) + dice
+
+
+def _weighted_ce(logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:
+    foreground = FOREGROUND_WEIGHT * truth * jax.nn.softplus(-logits)
+    background = BACKGROUND_WEIGHT * (1 - truth) * jax.nn.softplus(logits)
+    return (foreground + background).mean((-2, -1))
+
+
+def _pixel_weights(truth: Float[Array, "*n h w"]) -> Float[Array, "*n h w"]:
+    return FOREGROUND_WEIGHT * truth + BACKGROUND_WEIGHT * (1 - truth)

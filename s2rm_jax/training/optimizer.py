@@ -1,0 +1,169 @@
+"""AdamW with groups of parameters: learning-rate multipliers, no-decay sets and frozen parts, chosen by path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+
+SCHEDULES = ("polynomial", "cosine")
+Schedule = Callable[[Any], jax.Array]
+
+
+@dataclass(frozen=True)
+class Group:
+    """How a parameter is trained: its factor on the learning rate, whether it decays, whether it is trained at all."""
+
+    multiplier: float = 1.0
+    decay: bool = True
+    frozen: bool = False
+
+
+def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
+    """Builds the optimizer that `config.optimizer` describes for parameters of the structure of `params`.
+
+    Order of what it does to a gradient: clip by the global norm, Adam, decay (decoupled: learning rate x weight decay,
+    as PyTorch), factor of the group, learning rate. Frozen parameters have no moments, get no update and do not decay.
+
+    Args:
+        config: the whole configuration.
+        params: the parameters or their shapes.
+
+    Raises:
+        UserError: a pattern is malformed or (of multipliers and frozen) matches no parameter; nothing is left to train.
+    """
+    settings = config.optimizer
+    groups = parameter_groups(config, params)
+    if all(group.frozen for group in jax.tree.leaves(groups)):
+        raise UserError("config.optimizer.frozen matches every parameter: nothing is left to train.")
+    steps = [
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        optax.scale_by_adam(settings.b1, settings.b2),
+        optax.add_decayed_weights(settings.weight_decay, jax.tree.map(lambda group: group.decay, groups)),
+        _scale_by_factors(jax.tree.map(lambda group: group.multiplier, groups)),
+        optax.scale_by_learning_rate(learning_rate_schedule(config)),
+    ]
+    labels = jax.tree.map(lambda group: "frozen" if group.frozen else "trained", groups)
+    return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def learning_rate_schedule(config: ConfigDict) -> Schedule:
+    """Returns the learning rate as a function of the number of steps already taken.
+
+    Linear warm-up reaches the full rate at step `warmup_steps`, its first step takes 1 / (warmup_steps + 1) of it. From
+    there it falls to zero at config.steps: polynomially as (1 - t)^power, or as half a cosine.
+
+    Raises:
+        UserError: unknown schedule, or a warm-up that does not end before the run does.
+    """
+    settings, steps = config.optimizer, config.steps
+    warmup = settings.warmup_steps
+    if settings.schedule not in SCHEDULES:
+        raise UserError(
+            f"config.optimizer.schedule is {settings.schedule!r}; it must be one of: {', '.join(SCHEDULES)}."
+        )
+    if not 0 <= warmup < steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={warmup} must be less than config.steps={steps}: "
+            "shorten the warm-up or train longer."
+        )
+
+    def schedule(step: Any) -> jax.Array:
+        rising = (step + 1) / (warmup + 1)
+        done = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+        falling = (
+            (1 - done) ** settings.power if settings.schedule == "polynomial" else (1 + jnp.cos(jnp.pi * done)) / 2
+        )
+        return settings.learning_rate * jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def parameter_groups(config: ConfigDict, params: Any) -> Any:
+    """Returns a tree like `params` with the Group of every parameter."""
+    settings = config.optimizer
+    multipliers = [
+        (_compile(pattern, "multipliers"), float(factor)) for pattern, factor in _pairs(settings.multipliers)
+    ]
+    frozen = [_compile(pattern, "frozen") for pattern in settings.frozen]
+    no_decay = [_compile(pattern, "no_decay") for pattern in settings.no_decay]
+    paths = [_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    # The default no_decay set names parts that not every network has, so only the other two are checked for typos.
+    _require_matches((pattern for pattern, _ in multipliers), paths, "multipliers")
+    _require_matches(frozen, paths, "frozen")
+
+    def group(keys: Any, _: Any) -> Group:
+        path = _path(keys)
+        multiplier = next((factor for pattern, factor in multipliers if pattern.search(path)), 1.0)
+        if any(pattern.search(path) for pattern in frozen):
+            return Group(multiplier=0.0, decay=False, frozen=True)
+        return Group(multiplier, decay=not any(pattern.search(path) for pattern in no_decay))
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def freeze(params: Any, groups: Any) -> Any:
+    """Stops the gradient at the frozen parameters, so that nothing is computed or kept for them."""
+    return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group.frozen else p, params, groups)
+
+
+def describe_groups(config: ConfigDict, params: Any) -> str:
+    """Returns a table of the groups for the log: learning rate, decay, how many tensors and parameters."""
+    sizes: dict[Group, list[int]] = {}
+    groups = jax.tree.leaves(parameter_groups(config, params))
+    for group, leaf in zip(groups, jax.tree.leaves(params), strict=True):
+        sizes.setdefault(group, []).append(leaf.size)
+    rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
+    lines = [f"{'learning rate':>13}  {'weight decay':>12}  {'tensors':>7}  {'parameters':>12}"]
+    for group, members in sorted(sizes.items(), key=lambda item: (item[0].frozen, -item[0].multiplier, -item[0].decay)):
+        shown = "frozen" if group.frozen else f"{rate * group.multiplier:.3g}"
+        lines.append(f"{shown:>13}  {decay if group.decay else 0.0:>12.3g}  {len(members):>7}  {sum(members):>12,}")
+    return "\n".join(lines)
+
+
+def _scale_by_factors(factors: Any) -> optax.GradientTransformation:
+    # Frozen parameters arrive as masked nodes, which the tree of the updates lacks; the trees are matched by path.
+    by_path = {_path(keys): factor for keys, factor in jax.tree_util.tree_leaves_with_path(factors)}
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(lambda keys, u: by_path[_path(keys)] * u, updates)
+    )
+
+
+def _path(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _pairs(multipliers: Any) -> Iterable[tuple[str, float]]:
+    if not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in multipliers):
+        raise UserError(
+            f"config.optimizer.multipliers is {tuple(multipliers)!r}; it must be pairs of a pattern and a factor, "
+            "such as (('^vision', 0.1), ('^text', 0.1))."
+        )
+    return multipliers
+
+
+def _compile(pattern: str, field: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"config.optimizer.{field} holds {pattern!r}, which is no regular expression: {error}."
+        ) from error
+
+
+def _require_matches(patterns: Iterable[re.Pattern[str]], paths: list[str], field: str) -> None:
+    for pattern in patterns:
+        if not any(pattern.search(path) for path in paths):
+            parts = sorted({path.split("/")[0] for path in paths})
+            raise UserError(
+                f"config.optimizer.{field}: {pattern.pattern!r} matches no parameter; "
+                f"paths begin with {', '.join(parts)}, for example {paths[0]}."
+            )

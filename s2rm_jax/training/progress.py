@@ -1,0 +1,98 @@
+"""What a person sees while a run is under way: how far, how fast, how long still."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+def say(line: str) -> None:
+    """Prints a line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def hours_minutes_seconds(seconds: float) -> str:
+    """Writes a duration as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class Progress:
+    """Counts finished steps and the time they took.
+
+    The clock starts when the first step is finished, because that step also compiled. Rates are those since the last
+    line and leave out pauses (evaluation, saving); the time left counts them in, as they will come again.
+    """
+
+    def __init__(self, last_step: int, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._last_step = last_step
+        self._began_step = 0
+        self._began: float | None = None
+        self._restart()
+
+    def finish_step(self, step: int, expressions: int, pictures: int) -> None:
+        """Hears that a step is finished, and what was in its batch."""
+        if self._began is None:
+            self._began, self._began_step = self._clock(), step
+            self._restart()
+            return
+        self._expressions += expressions
+        self._pictures += pictures
+
+    @contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Counts the time inside as waiting for input."""
+        began = self._clock()
+        yield
+        self._waited += self._clock() - began
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time inside out of the rates."""
+        began = self._clock()
+        yield
+        self._paused += self._clock() - began
+
+    def line(self, step: int, metrics: Mapping[str, float]) -> str:
+        """Returns the line for `step`, and begins to count anew for the next one."""
+        parts = [
+            f"step {step}/{self._last_step} ({100 * step // self._last_step}%)",
+            f"loss {metrics['loss']:.4f}",
+            f"mIoU {metrics['mean_iou']:.1f}",
+            f"lr {metrics['learning_rate']:.2e}",
+        ]
+        seconds = self._clock() - self._since - self._paused
+        if self._pictures:
+            parts.append(f"{self._expressions / seconds:.1f} expressions/s, {self._pictures / seconds:.1f} pictures/s")
+            parts.append(f"{100 * min(1.0, self._waited / seconds):.0f}% waiting for input")
+        if self._began is not None and step > self._began_step:
+            per_step = (self._clock() - self._began) / (step - self._began_step)
+            parts.append(f"ETA {hours_minutes_seconds(per_step * (self._last_step - step))}")
+        self._restart()
+        return " | ".join(parts)
+
+    def _restart(self) -> None:
+        self._since = self._clock()
+        self._waited = self._paused = 0.0
+        self._expressions = self._pictures = 0
+
+
+def report_evaluation(split: str, stopping: Callable[[], None], every: float = 10.0) -> Callable[[int, int], None]:
+    """Returns what an evaluation calls after each batch: it says every `every` seconds how far it is.
+
+    `stopping` is called too, and may raise to break the evaluation off.
+    """
+    began = said = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        stopping()
+        now = time.perf_counter()
+        if now - said >= every:
+            said = now
+            left = hours_minutes_seconds((now - began) / done * (total - done))
+            say(f"evaluating {split}: batch {done}/{total} ({100 * done // total}%) | ETA {left}")
+
+    return report

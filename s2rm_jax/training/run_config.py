@@ -1,0 +1,80 @@
+"""The configuration as a run keeps it: config.json and vocab.txt in its workdir."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+VOCAB_FILE = "vocab.txt"
+
+# What may change when a run goes on: how long it is, how often it tells, tests and saves, and how it reads its input.
+MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "input.workers")
+
+
+def save_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes the resolved configuration to <workdir>/config.json, whole or not at all."""
+    path = workdir / CONFIG_FILE
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def load_config(workdir: str | Path) -> ConfigDict:
+    """Returns the configuration of the run in `workdir`, locked, with the run's own copy of the vocabulary.
+
+    Raises:
+        UserError: there is no run in `workdir`, or its config.json cannot be read.
+    """
+    workdir = Path(workdir)
+    config = ConfigDict(_with_tuples(_read_json(workdir)))
+    vocab = workdir / VOCAB_FILE
+    if vocab.exists():
+        config.text.vocab = str(vocab)
+    return config.lock()
+
+
+def require_same_config(workdir: Path, config: ConfigDict) -> None:
+    """Checks that the run in `workdir` can go on with `config`.
+
+    Raises:
+        UserError: a field other than those in MAY_CHANGE differs from what the run began with.
+    """
+    old, new = _flatten(_read_json(workdir)), _flatten(json.loads(json.dumps(config.to_dict())))
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    refused = [name for name in differing if name not in MAY_CHANGE]
+    if refused:
+        shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise UserError(
+            f"the run in {workdir} was begun with another configuration: {shown}{more}. "
+            "Start another --workdir, or give the same configuration to continue this run."
+        )
+
+
+def _read_json(workdir: Path) -> dict[str, Any]:
+    path = workdir / CONFIG_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,96 @@
+"""The state of a run, planned abstractly before a single number of it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from s2rm_jax.parallel.mesh import replicated
+from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a training step reads and writes.
+
+    step         int32 scalar, optimizer steps taken
+    params       the parameters, float32
+    opt_state    of the optimizer
+    ema_params   the averaged parameters, or None where config.optimizer.ema_decay is 0
+    rng          key data of the run's random key; it never changes, every step folds its number into it
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    ema_params: Any
+    rng: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and to predict with: the average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """What is known of a state before it exists.
+
+    `abstract` is a TrainState of ShapeDtypeStructs with shardings, by which checkpoints are restored; `groups` says how
+    each parameter is trained; `create()` makes the state from the seed, each array where its sharding wants it.
+    """
+
+    optimizer: optax.GradientTransformation
+    groups: Any
+    abstract: TrainState
+    create: Callable[[], TrainState]
+
+
+def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> Any:
+    """Draws the parameters of `network` for pictures and sentences of the sizes that `config` gives."""
+    height, width = config.input.image_size
+    tokens = jnp.zeros((1, 1, config.text.max_tokens), jnp.int32)
+    images = jnp.zeros((1, height, width, 3))
+    return network.init({"params": key}, images, tokens, jnp.ones_like(tokens, bool), train=False)["params"]
+
+
+def parameter_shapes(network: nn.Module, config: ConfigDict) -> Any:
+    """Returns the parameters of `network` as ShapeDtypeStructs; nothing is computed."""
+    return jax.eval_shape(lambda: initial_params(network, config, jax.random.key(0)))
+
+
+def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
+    """Plans the state of training `network` as `config` says, on the devices of `mesh`.
+
+    Raises:
+        UserError: the configuration of the optimizer does not fit the parameters.
+    """
+    shapes = parameter_shapes(network, config)
+    optimizer = build_optimizer(config, shapes)
+
+    def initial_state() -> TrainState:
+        init_key, run_key = jax.random.split(jax.random.key(config.seed))
+        params = initial_params(network, config, init_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=params if config.optimizer.ema_decay else None,
+            rng=jax.random.key_data(run_key),
+        )
+
+    everywhere = replicated(mesh)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initial_state)
+    )
+    create = jax.jit(initial_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+    return StatePlan(optimizer, parameter_groups(config, shapes), abstract, create)

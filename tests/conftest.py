@@ -1,0 +1,119 @@
+"""What several tests share: a network whose answers are known beforehand, and a really trained tiny run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.config import default_config
+from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD
+from s2rm_jax.input.tokens import Tokenizer
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "the", "part")
+
+
+class Answer(NamedTuple):
+    """The part of the network's output that evaluation and prediction read."""
+
+    logits: jax.Array
+
+
+class ColourNetwork(nn.Module):
+    """Has the methods of ReferringNetwork and finds, exactly, the pixels of the colour that a sentence names."""
+
+    hear: Callable[[str], None]  # is told the name of every method that is traced
+
+    def __call__(self, images, tokens, token_mask):
+        self.hear("__call__")
+        return self._find(images, tokens)
+
+    def encode_image(self, images):
+        self.hear("encode_image")
+        return (images,)
+
+    def ground(self, features, tokens, token_mask, image_size):
+        self.hear(f"ground {tokens.shape[1]}")
+        assert features[0].shape[1:3] == image_size
+        return self._find(features[0], tokens)
+
+    @nn.compact
+    def _find(self, images, tokens):
+        sharpness = self.param("sharpness", nn.initializers.constant(8.0), ())
+        levels = images * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)  # back to 0 ... 1
+        named = jnp.stack([(tokens == WORDS.index(colour)).any(-1) for colour in ("red", "green", "blue")], -1)
+        found = jnp.einsum("bhwc,bkc->bkhw", levels, named.astype(jnp.float32), precision="highest")
+        return Answer((found - 0.5) * sharpness)
+
+
+class ColourWorld(NamedTuple):
+    """The colour network ready for use, at an input size of 8 x 8 pixels, K = 3 and two pictures a batch."""
+
+    network: ColourNetwork
+    traced: list[str]
+    params: dict[str, jax.Array]
+    tokenizer: Tokenizer
+    config: ConfigDict
+
+
+@pytest.fixture
+def colour_world() -> ColourWorld:
+    config = default_config()
+    config.input.image_size = (8, 8)
+    config.input.expressions_per_image = 3
+    config.text.max_tokens = 6
+    config.eval.batch_size = 2
+    traced: list[str] = []
+    return ColourWorld(ColourNetwork(traced.append), traced, {"sharpness": jnp.float32(8)}, Tokenizer(WORDS, 6), config)
+
+
+def striped_example(name: str, sentences: list[str], height: int = 4, width: int = 8, kind: str = "") -> Example:
+    """A picture whose left 3 of 8 columns are red and the rest blue; every sentence means its left half."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : 3 * width // 8, 0] = 255
+    image[:, 3 * width // 8 :, 2] = 255
+    left_half = np.broadcast_to(np.arange(width) < width // 2, (height, width))
+    expressions = tuple(Expression(s, left_half, kind, f"{name}-{i}") for i, s in enumerate(sentences))
+    return Example(name, image, height, width, expressions)
+
+
+@pytest.fixture
+def make_example():
+    """Makes pictures for the colour network: see `striped_example`."""
+    return striped_example
+
+
+@pytest.fixture(scope="session")
+def tiny_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a real but tiny run on synthetic scenes: two steps, one evaluation, one checkpoint."""
+    from s2rm_jax.training.loop import train_and_evaluate
+
+    workdir = tmp_path_factory.mktemp("tiny_run")
+    train_and_evaluate(tiny_config(), workdir)
+    return workdir
+
+
+def tiny_config() -> ConfigDict:
+    """The smallest network on the smallest scenes."""
+    config = default_config()
+    config.steps = 2
+    config.batch_size = 2
+    config.input.source = ConfigDict({"name": "synthetic", "image_size": (48, 64), "expressions_per_scene": 3})
+    config.input.image_size = (32, 32)
+    config.input.expressions_per_image = 2
+    config.vision.update({"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4})
+    config.text.update({"vocab_size": 128, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32})
+    config.text.max_tokens = 16
+    config.fusion.update({"width": 16, "recurrent_width": 8, "num_heads": 2})
+    config.decoder.widths = (8, 8, 8, 8)
+    config.eval.update({"every": 2, "limit": 4, "batch_size": 4})
+    config.checkpoint_every = 2
+    return config

@@ -1,0 +1,34 @@
+"""File names from sentences, and folders for results."""
+
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.output_files import make_output_folder, slug
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("The man in red!", "the_man_in_red"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("café au lait", "cafe_au_lait"),
+        ("人", "untitled"),
+        ("", "untitled"),
+        ("a" * 100, "a" * 40),
+    ],
+)
+def test_slug(text, name):
+    assert slug(text) == name
+
+
+def test_folder_is_made_with_its_parents_and_may_exist(tmp_path):
+    path = tmp_path / "a" / "b"
+    assert make_output_folder(path) == path
+    assert make_output_folder(str(path)).is_dir()
+
+
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_file_in_the_way_is_named(tmp_path, inside):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"taken.*a file is in the way"):
+        make_output_folder(tmp_path / "taken" / inside)

@@ -1,0 +1,51 @@
+"""Masks drawn on pictures, and text that keeps within its width."""
+
+import numpy as np
+import pytest
+
+from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, font, mask_layer, overlay_with_legend, wrap
+
+
+def test_the_layer_shades_outside_and_tints_inside():
+    mask = np.zeros((20, 40), bool)
+    mask[5:15, 10:30] = True
+    layer = np.asarray(mask_layer([mask], [(255, 122, 0)], (80, 40), fill=0.4, shade=0.6))
+    assert layer.shape == (40, 80, 4)
+    assert layer[20, 40].tolist() == [255, 122, 0, 102]  # inside: the colour at 0.4
+    assert layer[2, 2].tolist() == [0, 0, 0, 153]  # outside: black at 0.6
+    assert layer[20, 18].tolist() == [255, 122, 0, 255]  # just outside the left edge at x = 20: the outline
+
+
+def test_an_empty_mask_shades_everything():
+    layer = np.asarray(mask_layer([np.zeros((4, 4), bool)], [(1, 2, 3)], (8, 8)))
+    assert (layer == layer[0, 0]).all()
+    assert layer[0, 0, 3] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((96, 64), (480, 320)), ((500, 800), (500, 800)), ((20, 400), (24, 480)), ((1, 1), (480, 480))]
+)
+def test_overlay_keeps_large_pictures_and_enlarges_small_ones(size, shown):
+    height, width = size
+    picture = np.full((height, width, 3), 200, np.uint8)
+    overlay = overlay_with_legend(picture, np.ones((1, height, width), bool), ["all of it"])
+    assert overlay.width >= shown[1]
+    assert shown[0] < overlay.height < shown[0] + 100
+    middle = overlay.getpixel((overlay.width // 2, shown[0] // 2))
+    expected = [round(0.55 * 200 + 0.45 * channel) for channel in DISTINCT_COLOURS[0]]
+    assert middle == pytest.approx(expected, abs=2)
+
+
+def test_more_masks_than_colours():
+    masks = np.zeros((len(DISTINCT_COLOURS) + 1, 10, 10), bool)
+    overlay_with_legend(np.zeros((10, 10, 3), np.uint8), masks, [str(i) for i in range(len(masks))])
+
+
+@pytest.mark.parametrize("text", ["a word or two", "the " * 80, "x" * 300, "", "人" * 40])
+def test_wrapped_lines_fit(text):
+    lines = wrap(text, 200, 17, max_lines=3)
+    assert 1 <= len(lines) <= 3
+    assert all(font(17).getlength(line) <= 200 for line in lines)
+    shown = "".join(lines).removesuffix("...").replace(" ", "")
+    assert text.replace(" ", "").startswith(shown)
+    assert (lines[-1].endswith("...")) == (len(shown) < len(text.replace(" ", "")))

@@ -1,0 +1,196 @@
+"""Pictures of every kind that people bring, and the files that are not pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input import images
+from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD, load_image, normalize, resize_image
+
+HEIGHT, WIDTH = 12, 16
+
+
+def colours() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def ramp() -> np.ndarray:
+    """Grey values 0 ... 255 from left to right."""
+    return np.tile(np.linspace(0, 255, WIDTH).round().astype(np.uint8), (HEIGHT, 1))
+
+
+def saved(picture: Image.Image, tmp_path: Path, name: str, **options) -> Path:
+    path = tmp_path / name
+    picture.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.ppm"])
+def test_a_lossless_file_is_read_exactly(tmp_path, name):
+    path = saved(Image.fromarray(colours()), tmp_path, name)
+    for source in (path, str(path)):
+        image = load_image(source)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, colours())
+        image[0, 0] = 0  # a caller's own copy
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.jpg", {"quality": 95}), ("a.webp", {"quality": 95})])
+def test_a_lossy_file_is_read_nearly(tmp_path, name, options):
+    smooth = np.stack([ramp()] * 3, axis=-1)
+    image = load_image(saved(Image.fromarray(smooth), tmp_path, name, **options)).astype(int)
+    assert np.abs(image - smooth).mean() < 3
+
+
+def test_grey_palette_and_one_bit_pictures_become_rgb(tmp_path):
+    grey = Image.fromarray(ramp())
+    expected = np.stack([ramp()] * 3, axis=-1)
+    np.testing.assert_array_equal(load_image(saved(grey, tmp_path, "grey.png")), expected)
+    np.testing.assert_array_equal(load_image(saved(grey.convert("P"), tmp_path, "palette.png")), expected)
+    black_white = load_image(saved(grey.point(lambda value: 255 * (value > 127)).convert("1"), tmp_path, "bits.png"))
+    np.testing.assert_array_equal(black_white, np.where(expected > 127, 255, 0))
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    inks = Image.new("CMYK", (WIDTH, HEIGHT), (0, 255, 255, 0))  # magenta and yellow make red
+    red, green, blue = load_image(saved(inks, tmp_path, "inks.jpg", quality=95))[5, 5].tolist()
+    assert (red > 240, green < 15, blue < 15) == (True, True, True)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_shows_white(tmp_path, mode):
+    picture = Image.fromarray(colours()).convert(mode)
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[:, WIDTH // 2 :] = 255
+    picture.putalpha(Image.fromarray(alpha))
+    image = load_image(saved(picture, tmp_path, "cut_out.png"))
+    assert (image[:, : WIDTH // 2] == 255).all()
+    opaque = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(image[:, WIDTH // 2 :], opaque[:, WIDTH // 2 :])
+
+
+def test_a_transparent_colour_of_a_palette_shows_white(tmp_path):
+    picture = Image.new("P", (WIDTH, HEIGHT), 3)
+    picture.putpalette([value for value in range(256) for _ in "rgb"])
+    path = saved(picture, tmp_path, "icon.png", transparency=3)
+    assert (load_image(path) == 255).all()
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tiff"])
+def test_16_bit_values_are_scaled_not_clipped(tmp_path, name):
+    deep = ramp().astype(np.uint16) * 257
+    image = load_image(saved(Image.fromarray(deep), tmp_path, name))
+    np.testing.assert_array_equal(image, np.stack([ramp()] * 3, axis=-1))
+
+
+def test_values_of_unknown_range_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"depth\.tiff has floating-point values"):
+        load_image(saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path, "depth.tiff"))
+    with pytest.raises(UserError, match=r"wide\.tiff has 32-bit values"):
+        load_image(saved(Image.fromarray(np.full((4, 4), 70_000, np.int32)), tmp_path, "wide.tiff"))
+
+
+def test_the_exif_orientation_counts_only_where_asked(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show the picture rotated by 90 degrees clockwise
+    path = saved(Image.fromarray(colours()), tmp_path, "phone.png", exif=exif)
+    np.testing.assert_array_equal(load_image(path), colours())
+    np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(load_image(picture, apply_exif=True), np.rot90(colours(), -1))
+
+
+def test_arrays_and_pil_images_are_taken_as_they_are():
+    rgb, grey = colours(), ramp()
+    np.testing.assert_array_equal(load_image(rgb), rgb)
+    np.testing.assert_array_equal(load_image(rgb[:, ::-1]), rgb[:, ::-1])
+    np.testing.assert_array_equal(load_image(Image.fromarray(rgb)), rgb)
+    for array in (grey, grey[..., None], grey.astype(np.uint16) * 257):
+        np.testing.assert_array_equal(load_image(array), np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(load_image(grey > 127)[..., 0], np.where(grey > 127, 255, 0))
+    transparent = np.concatenate([rgb, np.zeros((HEIGHT, WIDTH, 1), np.uint8)], axis=-1)
+    assert (load_image(transparent) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((4, 4, 3), np.float32), r"got float32; values in \[0, 1\] become so by"),
+        (np.ones((4, 4, 3), np.int64), "got int64"),
+        (np.ones((3, 4, 5), np.uint8), r"got \[3, 4, 5\]"),
+        (np.ones((2, 4, 4, 3), np.uint8), r"got \[2, 4, 4, 3\]"),
+        (np.ones((0, 4, 3), np.uint8), r"got \[0, 4, 3\]"),
+    ],
+)
+def test_arrays_that_are_no_picture_are_refused(array, message):
+    with pytest.raises(UserError, match=message):
+        load_image(array)
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded("JPEG")[:2000], "is damaged"),
+        (encoded("PNG")[:5000], "is damaged"),
+        (encoded("TIFF")[:5000], "is damaged"),
+        (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
+        (b"", "is not a picture that can be read"),
+        (b"<html>not found</html>", "is not a picture that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not a picture that can be read"),
+    ],
+)
+def test_a_file_that_is_damaged_or_no_picture_is_named(tmp_path, data, message):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message) as raised:
+        load_image(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_wrong_path_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no picture at .*missing\.jpg"):
+        load_image(tmp_path / "missing.jpg")
+    with pytest.raises(UserError, match="is a folder"):
+        load_image(tmp_path)
+    (tmp_path / "file.txt").write_text("text")
+    with pytest.raises(UserError, match=r"cannot read .*Not a directory"):
+        load_image(tmp_path / "file.txt" / "picture.jpg")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
+        load_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, at twice which it raises by itself
+    with pytest.raises(UserError, match=r"huge\.png has more than 191 pixels"):
+        load_image(path)
+
+
+def test_resizing_smooths_and_keeps_flat_areas():
+    stripes = np.zeros((40, 40, 3), np.uint8)
+    stripes[:, ::2] = 255  # without antialiasing, every second column of nothing but white or black would be left
+    small = resize_image(stripes, (20, 10))
+    assert small.shape == (20, 10, 3)
+    assert np.abs(small[:, 1:-1].astype(int) - 127).max() < 20
+    assert (resize_image(np.full((5, 7, 3), 77, np.uint8), (11, 3)) == 77).all()
+
+
+def test_normalizing_undone_gives_the_picture():
+    normal = normalize(colours())
+    assert normal.dtype == np.float32
+    expected = (colours() / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    np.testing.assert_allclose(normal, expected, atol=1e-6)

@@ -1,0 +1,111 @@
+"""Masks from polygons, RLE and arrays, and their resizing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.masks import has_mask, rasterize, resize_mask
+
+HEIGHT, WIDTH = 20, 30
+
+
+def box(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def polygon(x0: int, y0: int, x1: int, y1: int) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def compressed(mask: np.ndarray) -> dict:
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def uncompressed(mask: np.ndarray) -> dict:
+    """Run lengths in column order, beginning with the background's."""
+    counts, value = [0], False
+    for pixel in mask.ravel(order="F"):
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+A, B = (2, 3, 12, 15), (8, 10, 25, 18)  # they overlap in 4 x 5 pixels
+UNION = box(*A) | box(*B)
+
+
+def text_counts(rle: dict) -> dict:
+    return {**rle, "counts": rle["counts"].decode()}
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [polygon(*A), polygon(*B)],
+        [polygon(*A), polygon(*B), [1.0, 1.0, 5.0, 5.0]],  # two points enclose nothing
+        compressed(UNION),
+        text_counts(compressed(UNION)),
+        uncompressed(UNION),
+        [compressed(box(*A)), text_counts(compressed(box(*B)))],
+        [uncompressed(box(*A)), compressed(box(*B))],
+        [polygon(*A), compressed(box(*B))],
+        UNION,
+        UNION.astype(np.uint8) * 255,
+    ],
+)
+def test_every_form_gives_the_union_of_its_parts(segmentation):
+    mask = rasterize(segmentation, HEIGHT, WIDTH)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, UNION)
+    assert has_mask(segmentation)
+
+
+def test_a_polygon_reaching_out_of_the_picture_is_cut_at_its_border():
+    np.testing.assert_array_equal(rasterize([polygon(-50, 5, 10, 500)], HEIGHT, WIDTH), box(0, 5, 10, HEIGHT))
+
+
+def test_a_triangle_covers_half_of_its_box():
+    mask = rasterize([[0.0, 0.0, 200.0, 0.0, 0.0, 100.0]], 100, 200)
+    assert mask.mean() == pytest.approx(0.5, abs=0.01)
+    assert mask[5, 5]
+    assert not mask[-5, -5]
+
+
+@pytest.mark.parametrize("segmentation", [None, [], [[]], [[1.0, 2.0, 3.0, 4.0]], {}, {"size": [2, 2], "counts": ""}])
+def test_an_annotation_without_a_mask_is_recognised(segmentation):
+    assert not has_mask(segmentation)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([], "has no mask"),
+        ([[1.0, 2.0, 3.0, 4.0]], "has no mask"),
+        (compressed(np.ones((WIDTH, HEIGHT), bool)), r"size \[30, 20\], its picture is 20 x 30"),
+        (np.ones((HEIGHT, WIDTH + 1), bool), r"shape \(20, 31\), its picture is 20 x 30"),
+        (np.ones((HEIGHT, WIDTH), np.float32), "array of float32"),
+        ([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]], "pairs of finite pixel coordinates"),
+        ([[1.0, 2.0, 3.0, 4.0, 5.0, float("nan")]], "pairs of finite pixel coordinates"),
+        ([[1.0, 2.0, 3.0, 4.0, 5.0, 1e12]], "pairs of finite pixel coordinates"),
+        ([["a", "b", "c", "d", "e", "f"]], "not a number"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "must be a list of numbers"),
+    ],
+)
+def test_what_cannot_be_a_mask_of_the_picture_is_refused(segmentation, message):
+    with pytest.raises(UserError, match=message):
+        rasterize(segmentation, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (20, 30), (40, 90), (13, 62)])
+def test_resizing_agrees_with_the_nearest_neighbour_of_pillow(size):
+    mask = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3
+    expected = Image.fromarray(mask.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(resize_mask(mask, size), np.asarray(expected) != 0)

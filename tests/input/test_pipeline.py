@@ -1,0 +1,172 @@
+"""The order of the stream: the same for any number of processes, readers and restarts."""
+
+import itertools
+
+import grain
+import numpy as np
+import pytest
+
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Batch, Example, Expression
+from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "picture", "number", *map(str, range(10)))
+
+
+class Pictures:
+    """Example i has i % 4 + 1 expressions; its picture is i everywhere, the mask of expression j is column j."""
+
+    vocabulary = WORDS
+
+    def __init__(self, count=7):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        columns = [np.arange(12)[None, :].repeat(8, 0) == j for j in range(index % 4 + 1)]
+        expressions = tuple(Expression(f"number {j}", mask, id=f"{index}-{j}") for j, mask in enumerate(columns))
+        return Example(str(index), np.full((8, 12, 3), index, np.uint8), 8, 12, expressions)
+
+
+def small_config(**changes):
+    config = default_config()
+    config.batch_size = 4
+    config.input.image_size = (8, 12)
+    config.input.expressions_per_image = 2
+    config.text.max_tokens = 5
+    config.eval.batch_size = 4
+    config.update(changes)
+    return config
+
+
+def first_batches(count, source=None, **arguments):
+    config = arguments.pop("config", small_config())
+    source = source or Pictures()
+    stream = train_batches(source, build_tokenizer(config, source), config, **arguments)
+    return list(itertools.islice(stream, count))
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_shapes_and_types():
+    (batch,) = first_batches(1)
+    shapes = {name: (x.shape, x.dtype.name) for name, x in batch._asdict().items()}
+    assert shapes == {
+        "images": ((4, 8, 12, 3), "float32"),
+        "tokens": ((4, 2, 5), "int32"),
+        "token_mask": ((4, 2, 5), "bool"),
+        "targets": ((4, 2, 8, 12), "bool"),
+        "valid": ((4, 2), "bool"),
+    }
+
+
+def test_a_mask_belongs_to_its_sentence_and_fillers_are_invalid():
+    for batch in first_batches(6):
+        for tokens, targets, valid in zip(
+            batch.tokens.reshape(8, 5), batch.targets.reshape(8, 8, 12), batch.valid.ravel(), strict=True
+        ):
+            if valid:
+                column = int(WORDS[tokens[2]])  # [CLS] number j [SEP]
+                assert targets[:, column].all()
+                assert targets.sum() == 8
+            else:
+                assert not targets.any()
+                assert not tokens.any()
+
+
+def test_a_later_start_continues_the_stream():
+    straight = first_batches(6)
+    assert_same(straight[2:], first_batches(4, start=8))
+
+
+def test_processes_share_the_same_global_batches():
+    together = first_batches(5)
+    parts = [first_batches(5, process=(index, 2)) for index in range(2)]
+    for whole, *shares in zip(together, *parts, strict=True):
+        for name in Batch._fields:
+            interleaved = np.stack([getattr(share, name) for share in shares], axis=1)
+            np.testing.assert_array_equal(interleaved.reshape(getattr(whole, name).shape), getattr(whole, name))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
+def test_worker_processes_change_nothing():
+    config = small_config()
+    config.input.workers = 2
+    assert_same(first_batches(5), first_batches(5, config=config))
+
+
+def test_each_epoch_shows_every_picture_once_in_another_order():
+    config = small_config(batch_size=7)
+    epochs = [batch.images[:, 0, 0, 0] for batch in first_batches(3, config=config)]
+    values = [sorted(np.unique(epoch, return_counts=True)[1].tolist()) for epoch in epochs]
+    assert values == [[1] * 7] * 3
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_another_seed_is_another_order():
+    other = small_config(seed=1)
+    assert not np.array_equal(first_batches(1)[0].images, first_batches(1, config=other)[0].images)
+
+
+def test_every_picture_offers_all_its_sentences_over_the_epochs():
+    seen = set()
+    for batch in first_batches(40):
+        for tokens, valid in zip(batch.tokens.reshape(-1, 5), batch.valid.ravel(), strict=True):
+            seen |= {WORDS[tokens[2]]} if valid else set()
+    assert seen == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_evaluation_scores_every_sentence_once(limit):
+    config, source = small_config(), Pictures()
+    config.eval.limit = limit
+    batches = eval_batches(source, build_tokenizer(config, source), config)
+    seen = []
+    assert len(list(batches)) == len(batches)
+    for batch, items in batches:
+        assert batch.images.shape[0] == 4
+        assert batch.valid.sum() == sum(item.count for item in items)
+        assert not batch.valid[len(items) :].any()
+        for row, item in enumerate(items):
+            assert batch.valid[row].tolist() == [k < item.count for k in range(2)]
+            for k in range(item.count):
+                expression = item.example.expressions[item.first + k]
+                np.testing.assert_array_equal(batch.targets[row, k], expression.segmentation)
+                seen.append(expression.id)
+    pictures = [source[i] for i in range(limit or 7)]
+    assert seen == [expression.id for picture in pictures for expression in picture.expressions]
+
+
+def test_a_picture_that_is_not_the_annotated_one_is_named():
+    class Wrong(Pictures):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return Example(example.id, example.image, 8, 99, example.expressions)
+
+    source = Wrong()
+    batches = eval_batches(source, build_tokenizer(small_config(), source), small_config())
+    with pytest.raises(UserError, match=r"12 x 8 pixels, but its annotation says 99 x 8"):
+        next(iter(batches))
+
+
+def test_a_batch_must_divide_over_processes():
+    with pytest.raises(UserError, match="multiple of the 3 processes"):
+        first_batches(1, process=(0, 3))
+
+
+def test_a_vocabulary_must_be_given_and_fit():
+    config = small_config()
+    with pytest.raises(UserError, match=r"config\.text\.vocab is empty"):
+        build_tokenizer(config, grain.MapDataset.range(3))
+    config.text.vocab_size = 4
+    with pytest.raises(UserError, match=rf"set config\.text\.vocab_size={len(WORDS)}"):
+        build_tokenizer(config, Pictures())

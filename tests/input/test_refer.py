@@ -1,0 +1,273 @@
+"""The REFER layout: what is read from it, the variants that are found, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.refer import ReferSource
+from tests.input.refer_fixture import FOLDER, HEIGHT, WIDTH, boxes, colour, refer_mini, write_refer_layout
+
+
+def referents(source: ReferSource) -> Counter[str]:
+    """How many expressions each picture has."""
+    return Counter({example.id: len(example.expressions) for example in source})
+
+
+def test_a_split_is_read_whole(tmp_path):
+    source = ReferSource("train", root=write_refer_layout(tmp_path))
+    assert (len(source), source.num_referents, source.num_expressions) == (2, 4, 8)
+    assert [example.id for example in source] == ["100", "101"]
+    assert sorted(expression.id for example in source for expression in example.expressions) == list("01234567")
+    example = source[0]
+    assert example.image == tmp_path / FOLDER / "COCO_train2014_000000000100.jpg"
+    assert (example.height, example.width) == (HEIGHT, WIDTH)
+    assert [expression.sentence for expression in example.expressions] == [
+        *("The right one", f"{colour(0, 'right')} box"),
+        *("The left one", f"{colour(0, 'left')} box"),
+    ]
+    assert {expression.kind for expression in example.expressions} == {""}
+
+
+@pytest.mark.parametrize("rle", [False, True])
+def test_the_masks_lie_on_what_the_sentences_say(tmp_path, rle):
+    source = ReferSource("val", root=write_refer_layout(tmp_path, rle=rle))
+    for index, example in zip((2, 3), source, strict=True):
+        image = load_image(example.image)
+        assert image.shape == (HEIGHT, WIDTH, 3)
+        for expression in example.expressions[::2]:
+            side = expression.sentence.split()[1]
+            expected = np.zeros((HEIGHT, WIDTH), bool)
+            for x0, y0, x1, y1 in boxes(index, side):
+                expected[y0:y1, x0:x1] = True
+            mask = rasterize(expression.segmentation, example.height, example.width)
+            np.testing.assert_array_equal(mask, expected)
+            background = np.abs(image.astype(int) - 90).max(axis=-1) < 25
+            assert background[mask].mean() < 0.15
+            assert image[mask].std(axis=0).max() < 40, "one colour under a mask"
+
+
+def test_the_cleaned_sentences_can_be_chosen(tmp_path):
+    root = write_refer_layout(tmp_path)
+    assert ReferSource("train", root=root, sentence_field="sent")[0].expressions[0].sentence == "the right one"
+    assert ReferSource("train", root=root, sentence_field="raw")[0].expressions[0].sentence == "The right one"
+
+
+def test_the_first_referents_can_be_taken_alone(tmp_path):
+    root = write_refer_layout(tmp_path)
+    source = ReferSource("train", root=root, limit_referents=3)
+    assert (source.num_referents, source.num_expressions) == (3, 6)
+    assert referents(source) == {"100": 4, "101": 2}
+    assert ReferSource("train", root=root, limit_referents=99).num_referents == 4
+
+
+def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
+    splits = ("train", "testA", "testAB", "testBC", "val", "test")
+    root = write_refer_layout(tmp_path, "refclef", "berkeley", splits=splits, picture_folder="images/saiapr_tc-12")
+
+    def pictures(split):
+        return [example.id for example in ReferSource(split, root=root, dataset="refclef", split_by="berkeley")]
+
+    assert pictures("train") == ["100"]
+    assert pictures("testA") == ["101", "102"]
+    assert pictures("testB") == ["102", "103"]
+    assert pictures("testC") == ["103"]
+    assert pictures("test") == ["101", "102", "103", "105"]
+    assert pictures("val") == ["104"]
+    with pytest.raises(
+        UserError, match=r"no split 'validation'; it has test \(2 referents\), testA \(2 referents\), .*"
+    ):
+        pictures("validation")
+
+
+@pytest.mark.parametrize(
+    "folder", ["images/mscoco/images/train2014", "images/train2014", "train2014", "images/train2017", "train2017"]
+)
+@pytest.mark.parametrize("bare_names", [False, True])
+def test_the_pictures_are_found_under_the_names_people_have(tmp_path, folder, bare_names):
+    root = write_refer_layout(tmp_path, picture_folder=folder, bare_names=bare_names)
+    name = "000000000101.jpg" if bare_names else "COCO_train2014_000000000101.jpg"
+    assert ReferSource("train", root=root)[1].image == root / folder / name
+
+
+@pytest.mark.parametrize("given", ["coco/train2017", "coco"])
+def test_the_pictures_may_lie_elsewhere(tmp_path, given):
+    root = write_refer_layout(tmp_path / "data", picture_folder="../coco/train2017", bare_names=True)
+    source = ReferSource("val", root=root, image_root=tmp_path / given)
+    assert source[0].image == tmp_path / "coco/train2017/000000000102.jpg"
+    assert load_image(source[0].image).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_refs_in_json_are_found_too(tmp_path):
+    root = write_refer_layout(tmp_path, "mine", "me", as_json=True)
+    assert ReferSource("train", root=root, dataset="mine", split_by="me").num_expressions == 8
+
+
+def test_a_worker_process_gets_the_same_source(tmp_path):
+    source = ReferSource("train", root=write_refer_layout(tmp_path))
+    copy = pickle.loads(pickle.dumps(source))
+    assert list(copy) == list(source)
+
+
+def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, caplog):
+    def edit(refs, instances):
+        instances["annotations"][0]["segmentation"] = []
+        del instances["annotations"][2]["segmentation"]
+        refs[-2]["sentences"][0]["raw"] = "  "  # the right object of the first picture
+
+    with caplog.at_level(logging.WARNING):
+        source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+    assert (source.num_referents, source.num_expressions) == (2, 3)
+    no_mask, no_words = (record.getMessage() for record in caplog.records)
+    assert no_mask.endswith("no mask: 2 (ann_id 1002, 1000)")
+    assert no_words.endswith("no words: 1 (sent_id 2)")
+
+
+def no_masks(refs, instances):
+    for annotation in instances["annotations"]:
+        annotation["segmentation"] = []
+
+
+def no_annotation(refs, instances):
+    del instances["annotations"][0]
+
+
+def no_picture(refs, instances):
+    del instances["images"][0]
+
+
+def no_split(refs, instances):
+    del refs[0]["split"]
+
+
+def no_raw(refs, instances):
+    del refs[-1]["sentences"][0]["raw"]
+
+
+def no_height(refs, instances):
+    del instances["images"][0]["height"]
+
+
+def several_objects(refs, instances):
+    refs[-1]["ann_id"] = [1000, 1001]
+
+
+def twice(refs, instances):
+    refs[-1]["sentences"][1]["sent_id"] = 0
+
+
+def no_referents(refs, instances):
+    refs.clear()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (no_masks, "no referent of split 'train' .* has both a mask and a sentence"),
+        (no_annotation, r"annotation 1000 \(referent 0\), which the instances\.json beside it does not have"),
+        (no_picture, r"picture 100 \(referent 1\), which the instances\.json beside it does not have"),
+        (no_split, "without 'split'"),
+        (no_raw, "without 'raw'"),
+        (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
+        (several_objects, "several objects at once"),
+        (twice, "2 sentences with the sent_id 0"),
+        (no_referents, "no split 'train'; it has no referents at all"),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(tmp_path, edit, message):
+    with pytest.raises(UserError, match=message) as raised:
+        ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_missing_file_is_named_with_what_is_there(tmp_path):
+    root = write_refer_layout(tmp_path / "data")
+    with pytest.raises(UserError, match="the folder of the data is not given"):
+        ReferSource("train", root="")
+    with pytest.raises(UserError, match=r"nowhere, does not exist; data/README\.md says"):
+        ReferSource("train", root=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"refcocog does not exist; .* has images, refcoco; "):
+        ReferSource("train", root=root, dataset="refcocog")
+    with pytest.raises(UserError, match=r"refs\(google\)\.p not found; .* has refs\(unc\)\.p; "):
+        ReferSource("train", root=root, split_by="google")
+    (root / "refcoco/instances.json").write_text('{"images": [')
+    with pytest.raises(UserError, match=r"instances\.json is damaged or not JSON"):
+        ReferSource("train", root=root)
+    (root / "refcoco/instances.json").write_text(json.dumps([]))
+    with pytest.raises(UserError, match=r"instances\.json is not in COCO's format"):
+        ReferSource("train", root=root)
+    (root / "refcoco/instances.json").unlink()
+    with pytest.raises(UserError, match=r"instances\.json not found; it comes in the same archive as refs\(unc\)\.p"):
+        ReferSource("train", root=root)
+
+
+def test_missing_pictures_are_named_with_what_was_tried(tmp_path):
+    root = write_refer_layout(tmp_path)
+    source = ReferSource("train", root=root)
+    last = Path(source[1].image)
+    last.unlink()
+    assert source[0].id == "100"
+    with pytest.raises(UserError, match=r"COCO_train2014_000000000101\.jpg of refcoco train is missing"):
+        source[1]
+    Path(source[0].image).unlink()
+    with pytest.raises(
+        UserError, match=r"000000000100\.jpg\) was not found; these folders exist, without it"
+    ) as raised:
+        ReferSource("train", root=root)
+    assert str(root / FOLDER) in str(raised.value)
+    with pytest.raises(UserError, match=r"none of these folders exists; tried .*elsewhere, .*image_root"):
+        ReferSource("train", root=root, image_root=tmp_path / "elsewhere")
+
+
+@pytest.fixture(scope="module")
+def real_root() -> Path:
+    root = refer_mini()
+    if root is None:
+        pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
+    return root
+
+
+def test_the_real_sample_has_the_counts_of_its_card(real_root):
+    sources = {
+        split: ReferSource(split, root=real_root, split_by="mini") for split in ("train", "val", "testA", "testB")
+    }
+    assert {split: source.num_referents for split, source in sources.items()} == {
+        **{"train": 148, "val": 75},
+        **{"testA": 31, "testB": 35},
+    }
+    assert sum(source.num_expressions for source in sources.values()) == 584
+    pictures = [example.id for source in sources.values() for example in source]
+    assert len(pictures) == len(set(pictures)) == 90
+
+
+def test_the_real_masks_have_the_area_and_the_box_of_their_annotation(real_root):
+    annotations = json.loads((real_root / "refcoco/instances.json").read_text())["annotations"]
+    by_polygons = {json.dumps(annotation["segmentation"]): annotation for annotation in annotations}
+    short_of_box = []
+    for split in ("train", "val", "test"):
+        for example in ReferSource(split, root=real_root, split_by="mini"):
+            for polygons in {json.dumps(expression.segmentation) for expression in example.expressions}:
+                annotation = by_polygons[polygons]
+                mask = rasterize(json.loads(polygons), example.height, example.width)
+                assert mask.sum() == pytest.approx(annotation["area"], rel=0.02)
+                x, y, width, height = annotation["bbox"]
+                rows, columns = np.nonzero(mask)
+                right, bottom = x + width - (columns.max() + 1), y + height - (rows.max() + 1)
+                short_of_box.append((columns.min() - x, rows.min() - y, right, bottom))
+    assert len(short_of_box) == 289
+    assert np.min(short_of_box) > -0.5, "rounded to pixels, no mask leaves its box"
+    assert np.mean(np.array(short_of_box) < 1) > 0.97, "and only tips thinner than a pixel are lost"
+
+
+def test_the_real_pictures_have_the_size_of_their_annotation(real_root):
+    for example in ReferSource("test", root=real_root, split_by="mini"):
+        assert load_image(example.image).shape == (example.height, example.width, 3)

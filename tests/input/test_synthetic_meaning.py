@@ -1,0 +1,144 @@
+"""The meaning of each kind of sentence on scenes made by hand, in a picture of 100 x 100 pixels."""
+
+import pytest
+
+from s2rm_jax.input.synthetic.grammar import is_economical
+from s2rm_jax.input.synthetic.meaning import Extreme, Noun, Nth, Related, evaluate
+from s2rm_jax.input.synthetic.scene import Scene, Thing
+
+
+def thing(x, y, shape="circle", colour="red", texture="plain", size="small", radius=8.0):
+    return Thing(shape, colour, texture, size, float(x), float(y), radius)
+
+
+def scene(*things):
+    return Scene(100, 100, things)
+
+
+CIRCLE, SQUARE, STAR = Noun("circle"), Noun("square"), Noun("star")
+
+
+def test_a_noun_means_all_things_with_its_attributes():
+    shown = scene(thing(10, 10), thing(50, 50, colour="blue"), thing(80, 80, "star", size="large", texture="striped"))
+    assert evaluate(CIRCLE, shown) == {0, 1}
+    assert evaluate(Noun("circle", colour="blue"), shown) == {1}
+    assert evaluate(Noun(texture="striped", size="large"), shown) == {2}
+    assert evaluate(Noun(), shown) == {0, 1, 2}
+    assert evaluate(Noun("heart"), shown) == set()
+
+
+@pytest.mark.parametrize("which, expected", [("left", 0), ("right", 1), ("top", 2), ("bottom", 0)])
+def test_an_extreme_is_the_one_furthest_to_a_side(which, expected):
+    shown = scene(thing(20, 80), thing(70, 50), thing(50, 20), thing(5, 5, "star"), thing(95, 95, "star"))
+    assert evaluate(Extreme(which, CIRCLE), shown) == {expected}
+
+
+@pytest.mark.parametrize("gap, expected", [(9.0, {0}), (7.0, None), (-7.0, None), (-9.0, {1})])
+def test_an_extreme_needs_a_margin_of_8_percent_of_the_short_side(gap, expected):
+    assert evaluate(Extreme("left", CIRCLE), scene(thing(40, 20), thing(40 + gap, 80))) == expected
+
+
+def test_an_extreme_needs_both_edges_further():
+    small_beside_large = scene(thing(40, 20, radius=8.0), thing(49, 80, radius=16.0))  # 32...48 and 33...65
+    assert evaluate(Extreme("left", CIRCLE), small_beside_large) == {0}
+    large_spans_small = scene(thing(40, 20, radius=8.0), thing(49, 80, radius=18.0))  # 32...48 and 31...67
+    assert evaluate(Extreme("left", CIRCLE), large_spans_small) is None
+
+
+@pytest.mark.parametrize("radius, expected", [(12.1, {1}), (11.5, None), (10.0, None), (8.0, {0})])
+def test_the_largest_has_a_radius_larger_by_a_fifth(radius, expected):
+    shown = scene(thing(20, 20, radius=10.0), thing(70, 70, radius=radius))
+    assert evaluate(Extreme("largest", CIRCLE), shown) == expected
+    flipped = None if expected is None else {1 - next(iter(expected))}
+    assert evaluate(Extreme("smallest", CIRCLE), shown) == flipped
+
+
+def test_an_extreme_among_none_is_none_and_among_one_is_that_one():
+    shown = scene(thing(20, 20), thing(21, 60, "star"))
+    assert evaluate(Extreme("left", SQUARE), shown) == set()
+    assert evaluate(Extreme("left", STAR), shown) == {1}
+
+
+@pytest.mark.parametrize(
+    "rank, side, expected", [(2, "left", 2), (3, "left", 0), (2, "right", 0), (2, "top", 0), (3, "bottom", 0)]
+)
+def test_ordinals_count_from_their_side(rank, side, expected):
+    shown = scene(thing(60, 30), thing(20, 90), thing(40, 10), thing(80, 50), thing(30, 30, "star"))
+    assert evaluate(Nth(rank, side, CIRCLE), shown) == {expected}
+
+
+def test_an_ordinal_beyond_the_count_is_nothing():
+    assert evaluate(Nth(3, "left", CIRCLE), scene(thing(20, 20), thing(60, 20))) == set()
+
+
+def test_an_ordinal_needs_a_margin_to_its_neighbours_only():
+    close_pair = scene(thing(20, 20), thing(23, 60), thing(50, 20), thing(80, 20))
+    assert evaluate(Nth(3, "left", CIRCLE), close_pair) == {2}
+    assert evaluate(Nth(2, "left", CIRCLE), close_pair) is None
+
+
+@pytest.mark.parametrize("relation, expected", [("left of", 0), ("right of", 1), ("above", 2), ("below", 3)])
+def test_relations_look_from_the_landmark(relation, expected):
+    shown = scene(thing(15, 50), thing(85, 50), thing(50, 15), thing(50, 85), thing(50, 50, "star"))
+    assert evaluate(Related(CIRCLE, relation, STAR), shown) == {expected}
+
+
+@pytest.mark.parametrize(
+    "x, y, expected",
+    [
+        (30, 50, {0}),  # straight left
+        (41, 50, {0}),  # by a clear margin
+        (44, 50, None),  # only a little left: neither left nor not left
+        (49, 50, set()),  # as good as none
+        (60, 50, set()),  # on the other side
+        (35, 30, {0}),  # less than 1.5 times as far up as left
+        (38, 25, None),  # more up than left: a person could argue
+    ],
+)
+def test_left_of_has_a_margin_and_a_cone(x, y, expected):
+    shown = scene(thing(x, y), thing(50, 50, "star"))
+    assert evaluate(Related(CIRCLE, "left of", STAR), shown) == expected
+
+
+def test_one_unclear_thing_makes_the_relation_unclear_only_where_the_noun_fits_it():
+    shown = scene(thing(20, 50), thing(46, 20, colour="blue"), thing(50, 50, "star"))
+    assert evaluate(Related(CIRCLE, "left of", STAR), shown) is None
+    assert evaluate(Related(Noun("circle", "red"), "left of", STAR), shown) == {0}
+
+
+def test_a_relation_needs_exactly_one_landmark_and_never_means_it():
+    two_stars = scene(thing(20, 50), thing(50, 50, "star"), thing(80, 50, "star"))
+    assert evaluate(Related(CIRCLE, "left of", STAR), two_stars) is None
+    assert evaluate(Related(CIRCLE, "left of", SQUARE), two_stars) is None
+    itself = scene(thing(20, 50, colour="blue"), thing(50, 50), thing(80, 50))
+    assert evaluate(Related(CIRCLE, "right of", Noun("circle", "blue")), itself) == {1, 2}
+
+
+def test_two_steps_look_from_the_landmarks_landmark():
+    shown = scene(
+        thing(80, 20),  # above the square that is meant
+        thing(20, 20),  # above the other square
+        thing(80, 60, "square"),
+        thing(20, 60, "square"),
+        thing(50, 60, "star"),
+    )
+    right_square = Related(SQUARE, "right of", STAR)
+    assert evaluate(right_square, shown) == {2}
+    assert evaluate(Related(CIRCLE, "right of", Related(SQUARE, "left of", STAR)), shown) == {0}
+    assert evaluate(Related(CIRCLE, "above", right_square), scene(*shown.things[:1], *shown.things[2:])) == {0}
+
+
+def test_economy_asks_that_no_part_can_be_left_out():
+    shown = scene(thing(20, 50), thing(80, 50), thing(50, 50, "star"), thing(50, 90, "square"))
+    assert is_economical(Noun("star"), shown)
+    assert is_economical(Extreme("left", CIRCLE), shown)
+    assert not is_economical(Extreme("top", STAR), shown)
+    assert not is_economical(Nth(2, "left", CIRCLE), shown)
+    assert is_economical(Nth(2, "left", Noun()), shown)
+    assert is_economical(Related(CIRCLE, "left of", STAR), shown)
+    assert not is_economical(Related(SQUARE, "below", STAR), shown)
+    # One circle is the landmark, so "circle" alone already tells the other one.
+    blue = scene(thing(20, 50), thing(80, 50, colour="blue"))
+    assert not is_economical(Related(CIRCLE, "left of", Noun("circle", "blue")), blue)
+    # The inner relation tells nothing: there is one star.
+    assert not is_economical(Related(CIRCLE, "left of", Related(STAR, "above", SQUARE)), shown)

@@ -1,0 +1,161 @@
+"""Every sentence, read again from its words by a reader of its own, means the one thing whose mask it comes with."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from s2rm_jax.input.synthetic import SceneConfig, SyntheticSource
+from s2rm_jax.input.synthetic.difficulty import KINDS
+from s2rm_jax.input.synthetic.grammar import is_economical
+from s2rm_jax.input.synthetic.source import Composition, compose
+
+ALL_KINDS = SceneConfig(kinds=KINDS, min_objects=4, max_objects=7, expressions_per_scene=5)
+SCENES = 200
+
+SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
+TEXTURES = {"plain": "plain", "striped": "striped", "dotted": "dotted", "spotted": "dotted"}
+LEFT, RIGHT, UP, DOWN = (lambda t: -t.x), (lambda t: t.x), (lambda t: -t.y), (lambda t: t.y)
+RELATIONS = {
+    "to the left of": LEFT,
+    "left of": LEFT,
+    "to the right of": RIGHT,
+    "right of": RIGHT,
+    "above": UP,
+    "higher than": UP,
+    "below": DOWN,
+    "under": DOWN,
+    "lower than": DOWN,
+}
+BEFORE_NOUN = {
+    "leftmost": LEFT,
+    "rightmost": RIGHT,
+    "topmost": UP,
+    "highest": UP,
+    "bottommost": DOWN,
+    "lowest": DOWN,
+    "largest": lambda t: t.radius,
+    "biggest": lambda t: t.radius,
+    "smallest": lambda t: -t.radius,
+}
+AFTER_NOUN = {
+    "furthest to the left": LEFT,
+    "furthest left": LEFT,
+    "furthest to the right": RIGHT,
+    "furthest right": RIGHT,
+    "nearest the top": UP,
+    "nearest the bottom": DOWN,
+}
+SIDES = {"left": LEFT, "right": RIGHT, "top": UP, "bottom": DOWN}
+RANKS = {"second": 1, "third": 2, "fourth": 3}
+_RELATION = re.compile(rf"the (?P<noun>[a-z ]+?) (?:that is )?(?P<relation>{'|'.join(RELATIONS)}) (?P<landmark>the .+)")
+_ORDINAL = re.compile(
+    rf"the (?:(?P<r1>{'|'.join(RANKS)}) (?P<n1>.+)|(?P<n2>.+) that is (?P<r2>{'|'.join(RANKS)})) from the (?P<side>\w+)"
+)
+_BEFORE = re.compile(rf"the (?P<how>{'|'.join(BEFORE_NOUN)}) (?P<noun>.+)")
+_AFTER = re.compile(rf"the (?P<noun>.+) (?P<how>{'|'.join(AFTER_NOUN)})")
+
+
+def read_noun(words, things):
+    kept = set(range(len(things)))
+    for word in words.split():
+        if word in ("shape", "object", "thing"):
+            continue
+        if word in SIZES:
+            fits = {i for i, thing in enumerate(things) if thing.size == SIZES[word]}
+        elif word in TEXTURES:
+            fits = {i for i, thing in enumerate(things) if thing.texture == TEXTURES[word]}
+        else:
+            fits = {i for i, thing in enumerate(things) if word in (thing.colour, thing.shape)}
+        kept &= fits
+    return kept
+
+
+def read(sentence, things):
+    """The things that a sentence means when places are compared without any margin, and those its head noun fits."""
+    if found := _RELATION.fullmatch(sentence):
+        where = RELATIONS[found["relation"]]
+        (landmark,), _ = read(found["landmark"], things)
+        head = read_noun(found["noun"], things)
+        # 2 % of the picture's side counts as level
+        return {i for i in head - {landmark} if where(things[i]) > where(things[landmark]) + 0.02 * 96}, head
+    if found := _ORDINAL.fullmatch(sentence):
+        head = read_noun(found["n1"] or found["n2"], things)
+        order = sorted(head, key=lambda i: SIDES[found["side"]](things[i]), reverse=True)
+        return {order[RANKS[found["r1"] or found["r2"]]]}, head
+    for pattern, table in ((_BEFORE, BEFORE_NOUN), (_AFTER, AFTER_NOUN)):
+        if found := pattern.fullmatch(sentence):
+            head = read_noun(found["noun"], things)
+            return {max(head, key=lambda i: table[found["how"]](things[i]))}, head
+    head = read_noun(sentence.removeprefix("the "), things)
+    return head, head
+
+
+@pytest.fixture(scope="module", params=["train", "compositional"])
+def compositions(request) -> list[Composition]:
+    return [compose(ALL_KINDS, request.param, 0, index) for index in range(SCENES)]
+
+
+def test_each_sentence_means_its_one_referent(compositions):
+    for composed in compositions:
+        for reference in composed.references:
+            meant, _ = read(reference.sentence, composed.scene.things)
+            assert meant == {reference.referent}, (reference.sentence, composed.scene)
+
+
+def test_attributes_alone_do_not_answer_the_other_kinds(compositions):
+    fewest = {"attribute": 1, "superlative": 2, "relation": 2, "two_step": 2, "ordinal": 3}
+    for composed in compositions:
+        for reference in composed.references:
+            _, head = read(reference.sentence, composed.scene.things)
+            assert len(head) >= fewest[reference.kind], reference.sentence
+            assert is_economical(reference.meaning, composed.scene)
+
+
+def test_no_scene_says_the_same_twice(compositions):
+    for composed in compositions:
+        assert len({reference.meaning for reference in composed.references}) == len(composed.references)
+        assert len({reference.sentence for reference in composed.references}) == len(composed.references)
+
+
+def test_every_wording_and_every_side_occurs(compositions):
+    text = " | ".join(reference.sentence for composed in compositions for reference in composed.references)
+    for words in (*RELATIONS, *BEFORE_NOUN, *AFTER_NOUN, *RANKS, *SIZES, *TEXTURES, "that is"):
+        assert words in text
+    for side in SIDES:
+        assert f"from the {side}" in text
+
+
+@pytest.mark.parametrize("kinds", [("attribute", "superlative", "relation"), KINDS])
+def test_kinds_come_in_equal_shares(kinds):
+    source = SyntheticSource("val", kinds=kinds, min_objects=4, max_objects=6)
+    count = 5 * len(kinds)
+    shown = Counter(expression.kind for index in range(count) for expression in source[index].expressions)
+    assert shown == dict.fromkeys(kinds, count * 4 // len(kinds))
+
+
+def test_referents_and_places_are_not_skewed(compositions):
+    # A network that always answers "the last painted" or "the one in the middle" must not be right often.
+    places = Counter()
+    for composed in compositions:
+        for reference in composed.references:
+            places[reference.referent / max(1, len(composed.scene.things) - 1) > 0.5] += 1
+    assert 0.35 < places[True] / places.total() < 0.65
+
+
+def test_the_vocabulary_knows_every_word():
+    source = SyntheticSource("train", kinds=KINDS, min_objects=4, max_objects=6)
+    vocabulary = source.vocabulary
+    assert vocabulary[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert len(set(vocabulary)) == len(vocabulary) < 100
+    words = {word for index in range(500) for one in source[index].expressions for word in one.sentence.split()}
+    assert words <= set(vocabulary)
+    assert SyntheticSource("val", shapes=("circle", "star"), held_out_pairs=()).vocabulary == vocabulary
+
+
+def test_an_attribute_without_choice_is_not_spoken_of():
+    source = SyntheticSource("train", textures=("plain",), sizes=("large",), max_objects=4, object_scale=0.8)
+    said = " ".join(one.sentence for index in range(40) for one in source[index].expressions).split()
+    assert not {"plain", "large", "big", "small", "little"} & set(said)

@@ -1,0 +1,163 @@
+"""Tokens: against the meaning of the sentences, and against transformers on a real vocabulary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from transformers import BertTokenizerFast
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.tokens import Tokenizer
+from tests.input.refer_fixture import refer_mini
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "left", "##most", "red", "star", ",", "[", "]", "sep", "cafe")
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer(WORDS, max_tokens=8)
+
+
+def ids_of(*words: str, length: int = 8) -> list[int]:
+    return [WORDS.index(word) for word in words] + [0] * (length - len(words))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "pieces"),
+    [
+        ("the red star", ["the", "red", "star"]),
+        ("  The\tLEFTMOST star ", ["the", "left", "##most", "star"]),
+        ("star,red", ["star", ",", "red"]),
+        ("Café", ["cafe"]),
+        ("the purple star", ["the", "[UNK]", "star"]),
+        ("[SEP]", ["[", "sep", "]"]),  # typed by a person, it is no token that ends the sentence
+    ],
+)
+def test_sentences_become_pieces(tokenizer, sentence, pieces):
+    ids, mask = tokenizer.encode(sentence)
+    assert (ids.dtype, mask.dtype) == (np.int32, bool)
+    assert ids.tolist() == ids_of("[CLS]", *pieces, "[SEP]")
+    assert mask.tolist() == [index < len(pieces) + 2 for index in range(8)]
+    assert tokenizer.words(ids) == ["[CLS]", *pieces, "[SEP]"]
+    assert tokenizer.length(sentence) == len(pieces) + 2
+
+
+def test_a_sentence_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        whole, _ = tokenizer.encode("the red star the red star")
+        assert (whole.tolist(), tokenizer.truncated, caplog.records) == (
+            ids_of("[CLS]", *["the", "red", "star"] * 2, "[SEP]"),
+            0,
+            [],
+        )
+        cut, mask = tokenizer.encode("the red star the red star left")
+        tokenizer.encode("the " * 50)
+    assert cut.tolist() == whole.tolist()
+    assert mask.all()
+    assert tokenizer.truncated == 2
+    assert len(caplog.records) == 1
+    assert "takes 9 tokens and is cut to 8" in caplog.text
+
+
+@pytest.mark.parametrize("sentence", ["", "  \t\n", "\u200b\x00"])
+def test_a_sentence_without_words_is_refused(tokenizer, sentence):
+    with pytest.raises(UserError, match="has no words"):
+        tokenizer.encode(sentence)
+
+
+def test_a_saved_vocabulary_gives_the_same_tokens(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "vocab.txt")
+    again = Tokenizer(tmp_path / "vocab.txt", max_tokens=8)
+    assert again.vocabulary == tokenizer.vocabulary == WORDS
+    assert again.size == len(WORDS)
+    assert again.encode("leftmost star")[0].tolist() == tokenizer.encode("leftmost star")[0].tolist()
+
+
+def test_line_ends_of_windows_are_no_part_of_the_words(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join(WORDS).encode())
+    assert Tokenizer(tmp_path / "vocab.txt").vocabulary == WORDS
+
+
+def test_a_worker_process_gets_the_same_tokenizer(tokenizer):
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.vocabulary == WORDS
+    assert copy.encode("leftmost star")[0].tolist() == tokenizer.encode("leftmost star")[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "max_tokens", "message"),
+    [
+        (("the", "star"), 8, r"\[PAD\], \[UNK\], \[CLS\], \[SEP\] not in it"),
+        ((*WORDS[:3], "the"), 8, r"\[SEP\] not in it"),
+        (("the", *WORDS[:4]), 8, r"must begin with \[PAD\].*begins with 'the'"),
+        ((*WORDS, "star"), 8, "'star' twice"),
+        (WORDS, 2, "at least 3"),
+    ],
+)
+def test_what_is_no_bert_vocabulary_is_refused(words, max_tokens, message):
+    with pytest.raises(UserError, match=message):
+        Tokenizer(words, max_tokens)
+
+
+def test_a_vocabulary_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no vocabulary at .*vocab\.txt; it is the vocab\.txt that lies beside"):
+        Tokenizer(tmp_path / "vocab.txt")
+    with pytest.raises(UserError, match="cannot read the vocabulary"):
+        Tokenizer(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        Tokenizer(tmp_path / "weights.bin")
+
+
+@pytest.fixture(scope="module")
+def bert() -> Tokenizer:
+    mini = refer_mini()
+    path = mini.parent / "vocab/bert-base-uncased-vocab.txt" if mini else None
+    if path is None or not path.is_file():
+        pytest.skip("no vocabulary of a real BERT beside the sample of real data")
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    mini = refer_mini()
+    files = sorted((mini.parent / "expressions").glob("*.jsonl")) if mini else []
+    if not files:
+        pytest.skip("no real sentences beside the sample of real data")
+    return [json.loads(line)["sent"] for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_real_vocabulary_cuts_known_sentences_as_published(bert):
+    assert bert.size == 30_522
+    ids, _ = bert.encode("The man in red.")
+    assert ids[:7].tolist() == [101, 1996, 2158, 1999, 2417, 1012, 102]
+    assert bert.words(bert.encode("skiier")[0]) == ["[CLS]", "ski", "##ier", "[SEP]"]
+
+
+def test_real_sentences_get_the_tokens_of_transformers(bert, sentences, tmp_path):
+    bert.save(tmp_path / "vocab.txt")
+    reference = BertTokenizerFast.from_pretrained(tmp_path)
+    odd = ["Ünïcödé 漢字 – “quotes”", "o'clock", "e-mail: a@b.c", "🙂", "a" * 120, "1/2 3.5% $4", "don't\u00a0stop"]
+    for sentence in [*odd, *sentences]:
+        expected = reference(sentence, truncation=True, max_length=20, padding="max_length")
+        ids, mask = bert.encode(sentence)
+        assert ids.tolist() == expected["input_ids"], sentence
+        assert mask.tolist() == [bool(value) for value in expected["attention_mask"]], sentence
+
+
+def test_real_sentences_fit_and_can_be_read_back(bert, sentences):
+    """RefCOCOg has the longest sentences of the datasets: the default limit cuts few of them."""
+    assert len(sentences) > 10_000
+    lengths = np.array([bert.length(sentence) for sentence in sentences])
+    assert 8.4 < lengths.mean() - 2 < 10.4  # 8.4 words, and their punctuation and pieces
+    assert (lengths > bert.max_tokens).mean() < 0.04
+    for sentence, length in zip(sentences, lengths, strict=True):
+        words = bert.words(bert.encode(sentence)[0])
+        assert "[UNK]" not in words
+        if length <= bert.max_tokens:
+            text = "".join(word.removeprefix("##") for word in words[1:-1])
+            assert text == "".join(sentence.lower().split())

@@ -1,0 +1,43 @@
+"""A network small enough for tests, with every part in it, and inputs for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2rm_jax.config import default_config
+from s2rm_jax.models.network import build_network
+
+
+def small_config(**changes):
+    """A configuration of three stages; `changes` are given as section__field=value."""
+    config = default_config()
+    config.input.image_size = (40, 56)
+    config.vision.update(embed_dim=8, depths=(1, 2, 2), num_heads=(1, 2, 4), window_size=4, drop_path_rate=0.0)
+    config.text.update(
+        vocab_size=30, max_tokens=6, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=8
+    )
+    config.text.dropout_rate = 0.0
+    config.fusion.update(width=16, recurrent_width=8, num_heads=2)
+    config.decoder.widths = (8, 12, 16)
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return config
+
+
+def small_inputs(b=2, k=3, height=40, width=56, length=6, seed=0):
+    """Images, tokens and token mask; every expression has at least two words."""
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.normal(size=(b, height, width, 3)), jnp.float32)
+    mask = np.arange(length) < rng.integers(2, length + 1, size=(b, k, 1))
+    tokens = jnp.asarray(np.where(mask, rng.integers(1, 30, size=mask.shape), 0), jnp.int32)
+    return images, tokens, jnp.asarray(mask)
+
+
+def small_network(**changes):
+    """The network of `small_config` with parameters away from their symmetric start, and its jitted apply."""
+    network = build_network(small_config(**changes))
+    params = jax.jit(network.init)(jax.random.key(0), *small_inputs())["params"]
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+    return network, params, jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs))

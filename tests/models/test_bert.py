@@ -1,0 +1,44 @@
+"""BERT: padding, positions and the published size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2rm_jax.models.bert import Bert
+
+TINY = Bert(vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=32, max_positions=12)
+APPLY = jax.jit(TINY.apply)
+
+
+def test_padding_changes_nothing_in_the_sentence():
+    tokens = jnp.array([[2, 9, 11, 3, 0, 0]])
+    mask = tokens > 0
+    variables = jax.jit(TINY.init)(jax.random.key(0), tokens, mask)
+    alone = APPLY(variables, tokens[:, :4], mask[:, :4])
+    padded = APPLY(variables, tokens.at[:, 4:].set(17), mask)
+    np.testing.assert_allclose(padded[:, :4], alone, atol=1e-6)
+
+
+def test_word_order_matters():
+    tokens = jnp.array([[2, 9, 11, 3]])
+    mask = jnp.ones_like(tokens, bool)
+    variables = jax.jit(TINY.init)(jax.random.key(0), tokens, mask)
+    swapped = APPLY(variables, tokens[:, jnp.array([0, 2, 1, 3])], mask)
+    assert not np.allclose(swapped[:, 0], APPLY(variables, tokens, mask)[:, 0], atol=1e-5)
+
+
+def test_base_has_the_published_number_of_parameters():
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    shapes = jax.eval_shape(Bert().init, jax.random.key(0), tokens, jax.ShapeDtypeStruct((1, 8), jnp.bool))
+    pooler = 768 * 768 + 768
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 109_482_240 - pooler
+
+
+def test_dropout_only_while_training():
+    bert = TINY.clone(dropout_rate=0.3)
+    tokens = jnp.array([[2, 9, 11, 3]])
+    mask = jnp.ones_like(tokens, bool)
+    variables = jax.jit(bert.init)(jax.random.key(0), tokens, mask)
+    plain = jax.jit(bert.apply)(variables, tokens, mask)
+    np.testing.assert_array_equal(plain, APPLY(variables, tokens, mask))
+    assert not np.allclose(plain, bert.apply(variables, tokens, mask, True, rngs={"dropout": jax.random.key(1)}))

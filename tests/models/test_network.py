@@ -1,0 +1,141 @@
+"""What must hold of the whole network: padding, batching, gradients, ablations, cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s2rm_jax.models.network import build_network
+from tests.models.small import small_config, small_inputs, small_network
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_network()
+
+
+def test_outputs_have_the_size_of_the_picture(small):
+    _, params, apply = small
+    output = apply(params, *small_inputs())
+    assert output.logits.shape == (2, 3, 40, 56)
+    assert output.logits.dtype == jnp.float32
+    assert [x.shape for x in output.coarse_logits] == [(2, 3, 3, 4), (2, 3, 5, 7)]
+    assert output.word_attention.shape == (2, 3, 2, 3, 4, 6)
+    assert {pair: x.shape for pair, x in output.group_maps.items()} == {
+        "language_parses_vision": (4, 2, 3, 3, 4, 16),
+        "vision_parses_language": (4, 2, 3, 3, 4, 16),
+    }
+    for weights in output.balance_weights.values():
+        np.testing.assert_allclose(weights.sum(0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 32), (41, 41)])
+def test_any_picture_size(small, size):
+    network, params, _ = small
+    output = jax.eval_shape(lambda *x: network.apply({"params": params}, *x), *small_inputs(1, 2, *size))
+    assert output.logits.shape == (1, 2, *size)
+
+
+def test_expressions_together_equal_one_by_one(small):
+    _, params, apply = small
+    images, tokens, mask = small_inputs()
+    together = apply(params, images, tokens, mask).logits
+    for k in range(3):
+        alone = apply(params, images, tokens[:, k : k + 1], mask[:, k : k + 1]).logits
+        np.testing.assert_allclose(together[:, k : k + 1], alone, atol=1e-5)
+
+
+def test_a_batch_equals_its_items(small):
+    _, params, apply = small
+    images, tokens, mask = small_inputs()
+    together = apply(params, images, tokens, mask).logits
+    for b in range(2):
+        alone = apply(params, images[b : b + 1], tokens[b : b + 1], mask[b : b + 1]).logits
+        np.testing.assert_allclose(together[b : b + 1], alone, atol=1e-5)
+
+
+def test_pad_tokens_change_nothing(small):
+    _, params, apply = small
+    images, tokens, mask = small_inputs()
+    output = apply(params, images, tokens, mask)
+    other = apply(params, images, jnp.where(mask, tokens, 13), mask)
+    np.testing.assert_allclose(other.logits, output.logits, atol=1e-6)
+    assert (np.moveaxis(np.asarray(output.word_attention), -1, 2)[~np.asarray(mask)] == 0).all()
+
+
+def test_a_padded_expression_changes_nothing_and_stays_finite(small):
+    _, params, apply = small
+    images, tokens, mask = small_inputs()
+    output = apply(params, images, tokens, mask)
+    padded = apply(params, images, tokens.at[:, 2].set(0), mask.at[:, 2].set(False))
+    np.testing.assert_allclose(padded.logits[:, :2], output.logits[:, :2], atol=1e-6)
+    assert np.isfinite(padded.logits).all()
+
+
+def test_a_picture_is_encoded_once_for_any_number_of_expressions(small):
+    network, params, apply = small
+    images, tokens, mask = small_inputs()
+    features = jax.jit(lambda p, x: network.apply({"params": p}, x, method="encode_image"))(params, images)
+    assert [f.shape[0] for f in features] == [2, 2, 2]
+    ground = jax.jit(lambda p, *x: network.apply({"params": p}, *x, (40, 56), method="ground"))
+    np.testing.assert_allclose(
+        ground(params, features, tokens, mask).logits, apply(params, images, tokens, mask).logits, atol=1e-6
+    )
+
+
+ABLATIONS = {
+    "fusion__mode": ("sum", "product"),
+    "fusion__recurrence": ("none",),
+    "fusion__rotations": ((0,), (0, 180), (90, 270)),
+    "fusion__pairs": (("language_parses_vision",), ("vision_parses_language",)),
+    "fusion__balance": ("channel", "mean"),
+    "decoder__guidance": ("none",),
+}
+
+
+@pytest.mark.parametrize(
+    "change", [{}] + [{field: value} for field, values in ABLATIONS.items() for value in values], ids=str
+)
+def test_every_gradient_is_finite_and_none_is_zero_by_construction(change):
+    network, params, _ = small_network(**change)
+    inputs = small_inputs(k=2)
+
+    def loss(p):
+        output = network.apply({"params": p}, *inputs)
+        return (output.logits**2).mean() + sum((x**2).mean() for x in output.coarse_logits)
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    # A bias of the keys shifts all logits of a softmax alike, so its gradient vanishes by construction.
+    ignored = ("key/bias", "qkv/bias")
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert np.isfinite(gradient).all(), name
+        if not name.endswith(ignored):
+            assert np.abs(gradient).max() > 1e-12, name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fusion__mode": "concat"}, "fusion mode must be one of"),
+        ({"fusion__pairs": ("vision",)}, "fusion pairs must be among"),
+        ({"fusion__balance": "max"}, "balance must be one of"),
+        ({"decoder__guidance": "half"}, "guidance must be one of"),
+    ],
+)
+def test_an_unknown_choice_is_refused(change, message):
+    network = build_network(small_config(**change))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(network.init, jax.random.key(0), *small_inputs())
+
+
+def test_bfloat16_computes_masks_close_to_float32(small):
+    _, params, apply = small
+    config = small_config()
+    config.dtype = "bfloat16"
+    inputs = small_inputs()
+    half = jax.jit(lambda p, *x: build_network(config).apply({"params": p}, *x))(params, *inputs)
+    full = apply(params, *inputs)
+    assert half.logits.dtype == jnp.float32
+    error = np.linalg.norm(half.logits - full.logits) / np.linalg.norm(full.logits)
+    assert 0 < error < 0.05

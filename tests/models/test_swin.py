@@ -1,0 +1,125 @@
+"""Swin against a brute-force attention over pairs of pixels, and its sizes against the published ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s2rm_jax.models.swin import SWIN_SIZES, PatchMerging, Swin, SwinBlock, WindowAttention
+
+
+def attention_by_pixel_pairs(params, x, window, shift, heads):
+    """Float64 reference: each pixel attends to the real pixels of its (shifted) window on its side of the border."""
+    batch, height, width, channels = x.shape
+    ys, xs = np.divmod(np.arange(height * width), width)
+
+    def places(position, size):
+        padded = -(-size // window) * window
+        rolled = (position - shift) % padded
+        return rolled // window, rolled % window, position < shift
+
+    (win_y, in_y, wrapped_y), (win_x, in_x, wrapped_x) = places(ys, height), places(xs, width)
+    key = np.stack([win_y, win_x, wrapped_y, wrapped_x], -1)
+    together = (key[:, None] == key[None, :]).all(-1)
+    row = (in_y[:, None] - in_y[None, :] + window - 1) * (2 * window - 1) + in_x[:, None] - in_x[None, :] + window - 1
+    table = np.asarray(params["relative_position_bias_table"], np.float64)
+    bias = np.where(together[..., None], table[np.where(together, row, 0)], 0)
+
+    flat = x.reshape(batch, -1, channels).astype(np.float64)
+    qkv = flat @ np.asarray(params["qkv"]["kernel"], np.float64) + np.asarray(params["qkv"]["bias"])
+    q, k, v = np.split(qkv.reshape(batch, -1, 3 * channels), 3, -1)
+    out = np.zeros_like(flat)
+    size = channels // heads
+    for h in range(heads):
+        part = slice(h * size, (h + 1) * size)
+        logits = q[..., part] @ k[..., part].transpose(0, 2, 1) * size**-0.5 + bias[..., h]
+        logits = np.where(together, logits, -np.inf)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        out[..., part] = weights / weights.sum(-1, keepdims=True) @ v[..., part]
+    out = out @ np.asarray(params["projection"]["kernel"], np.float64) + np.asarray(params["projection"]["bias"])
+    return out.reshape(x.shape)
+
+
+def norm(x):
+    x = np.asarray(x, np.float64)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (5, 7), (9, 6), (4, 11)])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_block_attends_within_windows_to_real_pixels_only(grid, shifted):
+    window, heads = 4, 2
+    block = SwinBlock(num_heads=heads, window_size=window, shifted=shifted)
+    x = jax.random.normal(jax.random.key(0), (2, *grid, 8))
+    params = jax.jit(block.init)(jax.random.key(1), x)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32), params)
+    params["norm1"] = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+    params["mlp_out"] = jax.tree.map(jnp.zeros_like, params["mlp_out"])  # leaves attention and its residual
+
+    shift = window // 2 if shifted and min(grid) > window else 0
+    expected = np.asarray(x) + attention_by_pixel_pairs(params["attention"], norm(x), window, shift, heads)
+    actual = jax.jit(block.apply)({"params": params}, x)
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 1e-6
+
+
+def test_without_masking_padding_takes_part():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 7, 8))
+    block = SwinBlock(num_heads=2, window_size=4, shifted=False)
+    variables = jax.jit(block.init)(jax.random.key(1), x)
+    unmasked = jax.jit(block.clone(mask_padding=False).apply)(variables, x)
+    assert not np.allclose(jax.jit(block.apply)(variables, x), unmasked, atol=1e-4)
+
+
+def test_merging_joins_neighbours_rows_first_and_pads_odd_sides():
+    x = jax.random.normal(jax.random.key(0), (1, 3, 5, 2))
+    merging = PatchMerging()
+    params = jax.jit(merging.init)(jax.random.key(1), x)["params"]
+    padded = np.pad(np.asarray(x), ((0, 0), (0, 1), (0, 1), (0, 0)))
+    joined = np.concatenate([padded[:, p::2, q::2] for q in (0, 1) for p in (0, 1)], -1)
+    expected = norm(joined) @ np.asarray(params["reduction"]["kernel"])
+    np.testing.assert_allclose(merging.apply({"params": params}, x), expected, atol=2e-5)
+
+
+# Published totals (with a 1000-class head and one final norm, window 7) less the head.
+PUBLISHED = {"tiny": 28_288_354 - 769_000, "small": 49_606_258 - 769_000, "base": 87_768_224 - 1_025_000}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(size):
+    swin = Swin(**SWIN_SIZES[size], window_size=7)
+    shapes = jax.eval_shape(swin.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    extra_norms = 2 * sum(SWIN_SIZES[size]["embed_dim"] * 2**stage for stage in range(3))
+    assert count - extra_norms == PUBLISHED[size]
+
+
+@pytest.mark.parametrize(("size", "window"), [(size, window) for size in SWIN_SIZES for window in (7, 12)])
+def test_every_size_takes_any_picture(size, window):
+    swin = Swin(**SWIN_SIZES[size], window_size=window)
+    image = jax.ShapeDtypeStruct((2, 97, 130, 3), jnp.float32)
+    outputs = jax.eval_shape(lambda x: swin.init_with_output(jax.random.key(0), x)[0], image)
+    width = SWIN_SIZES[size]["embed_dim"]
+    expected = [(2, -(-97 // s), -(-130 // s), width * 2**i) for i, s in enumerate((4, 8, 16, 32))]
+    assert [output.shape for output in outputs] == expected
+
+
+def test_attention_computes_in_bfloat16_with_float32_parameters():
+    attention = WindowAttention(num_heads=2, window_size=2, dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (1, 3, 4, 8))
+    out, variables = attention.init_with_output(jax.random.key(1), x, None)
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_drop_path_drops_whole_pictures_only_while_training():
+    block = SwinBlock(num_heads=2, window_size=4, shifted=False, drop_path_rate=0.5)
+    x = jax.random.normal(jax.random.key(0), (64, 4, 4, 8))
+    variables = jax.jit(block.init)(jax.random.key(1), x)
+    plain = jax.jit(block.apply)(variables, x)
+    never = block.clone(drop_path_rate=0.0)
+    np.testing.assert_array_equal(plain, jax.jit(never.apply)(variables, x))
+    drop = jax.jit(lambda v, x, key: block.apply(v, x, train=True, rngs={"dropout": key}))
+    dropped = drop(variables, x, jax.random.key(2))
+    unchanged = np.isclose(dropped, x).all((1, 2, 3)).mean()
+    assert 0.1 < unchanged < 0.45  # both branches dropped: a quarter of the pictures

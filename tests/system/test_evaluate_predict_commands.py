@@ -1,0 +1,161 @@
+"""The doors evaluate and predict as a person runs them, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax import command_line, evaluate, predict
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def door(monkeypatch, capfd):
+    """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
+
+    def call(module, *arguments):
+        required = ("workdir",) if module is evaluate else ("workdir", "image", "text", "out")
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.FLAGS.unparse_flags()
+        status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_evaluate(tiny_workdir, tmp_path):
+    out = tmp_path / "results"
+    done = run(
+        "s2rm_jax.evaluate", f"--workdir={tiny_workdir}", "--split=test", "--limit=5", "--gallery=3", f"--out={out}"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "5 pictures of test" in lines[0]
+    rows = {line.split()[0]: line.split() for line in lines}
+    assert rows["all"][-1] == "15"  # three sentences of each scene
+    assert {"attribute", "superlative", "relation"} <= rows.keys()
+    assert "15 sentences of test" in lines[-1]
+    assert str(out) in lines[-1]
+
+    metrics = json.loads((out / "metrics.json").read_text())
+    with (out / "sentences.csv").open(newline="") as file:
+        sentences = list(csv.DictReader(file))
+    assert len(sentences) == len({s["id"] for s in sentences}) == metrics["all"]["sentences"] == 15
+    assert sum(int(s["union"]) for s in sentences) == metrics["all"]["union"]
+    assert metrics["all"]["mean_iou"] == pytest.approx(100 * np.mean([float(s["iou"]) for s in sentences]), abs=1e-4)
+    assert sorted(path.suffix for path in (out / "gallery").iterdir()) == [".html", *[".png"] * 4]
+
+
+def test_predict(tiny_workdir, tmp_path, picture):
+    out = tmp_path / "new" / "folder"
+    done = run(
+        "s2rm_jax.predict", f"--workdir={tiny_workdir}", "--checkpoint=latest", f"--image={picture}", f"--out={out}",
+        "--text", "the red circle", "--text", "the Zebra, that is left of the small blue square " * 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout.splitlines()[-1]
+    too_long, unknown = done.stderr.splitlines()
+    assert "is cut to the first 16" in too_long
+    assert "'Zebra,'" in unknown
+
+    result = json.loads((out / "result.json").read_text())
+    assert (result["width"], result["height"]) == (70, 50)
+    first, second = result["results"]
+    assert first["file"] == "mask_1_the_red_circle.png"
+    assert second["file"].startswith("mask_2_the_zebra_that_is_left")
+    for entry in (first, second):
+        with Image.open(out / entry["file"]) as mask:
+            assert (mask.mode, mask.size) == ("L", (70, 50))
+            values = np.asarray(mask)
+        assert set(np.unique(values)) <= {0, 255}
+        assert np.count_nonzero(values) == entry["area"]
+        rows, columns = np.nonzero(values)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if entry["area"] else None
+        assert entry["box"] == box
+    with Image.open(out / "overlay.png") as overlay:
+        assert overlay.width >= 480
+
+
+def test_an_error_is_one_line_and_status_2(tmp_path):
+    done = run("s2rm_jax.predict", f"--workdir={tmp_path}", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: there is no picture at nowhere.jpg; check the path\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"workdir": "{tmp}/nothing"}, "is not the workdir of a training run"),
+        ({"image": "{tmp}/truncated.jpg"}, "truncated.jpg is damaged"),
+        ({"image": "{tmp}/text.jpg"}, "text.jpg is not a picture"),
+        ({"image": "{tmp}"}, "is a folder"),
+        ({"text": "  "}, "no words"),
+        ({"out": "{tmp}/text.jpg"}, "a file is in the way"),
+        ({"checkpoint": "newest"}, "newest"),
+        ({"text": None}, "--text is missing"),
+    ],
+)
+def test_predict_with_bad_input(door, tiny_workdir, tmp_path, picture, change, says):
+    (tmp_path / "truncated.jpg").write_bytes(picture.read_bytes()[:900])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    given = {"workdir": tiny_workdir, "image": picture, "text": "a dog", "out": tmp_path / "out"}
+    given |= {name: value and value.format(tmp=tmp_path) for name, value in change.items()}
+    status, _, errors = door(predict, *(f"--{name}={value}" for name, value in given.items() if value is not None))
+    assert status == 2
+    line = errors.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert says in line
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--workdir={tmp}"], "is not the workdir of a training run"),
+        (["--workdir={run}", "--split=tset"], "tset"),
+        (["--workdir={run}", "--out={tmp}/taken"], "a file is in the way"),
+        (["--workdir={run}", "--gallery=-1"], "gallery"),
+        ([], "--workdir is missing"),
+    ],
+)
+def test_evaluate_with_bad_input(door, tiny_workdir, tmp_path, arguments, says):
+    (tmp_path / "taken").write_text("")
+    status, _, errors = door(evaluate, *(a.format(tmp=tmp_path, run=tiny_workdir) for a in arguments))
+    assert status == 2
+    line = errors.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert says in line
+
+
+def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, picture):
+    """A workdir whose configuration was changed by hand no longer fits its checkpoint."""
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for entry in tiny_workdir.iterdir():
+        (changed / entry.name).symlink_to(entry)
+    content = json.loads((tiny_workdir / "config.json").read_text())
+    content["fusion"]["width"] = 32
+    (changed / "config.json").unlink()
+    (changed / "config.json").write_text(json.dumps(content))
+    predicting = (predict, f"--image={picture}", "--text=a dog", f"--out={tmp_path / 'out'}")
+    for module, *arguments in (predicting, (evaluate, f"--out={tmp_path / 'out'}")):
+        status, _, errors = door(module, f"--workdir={changed}", *arguments)
+        assert status == 2
+        assert "is of another architecture" in errors.splitlines()[-1]

@@ -1,0 +1,35 @@
+"""What S2RM and CASG may cost beside the backbone, and the counting itself."""
+
+import jax
+import jax.numpy as jnp
+
+from s2rm_jax.config import default_config
+from s2rm_jax.cost import count_flops, format_cost, network_cost
+
+
+def test_counts_products_convolutions_and_scans():
+    a, b = jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5))
+    assert count_flops(jnp.matmul, a, b) == 2 * 2 * 3 * 5 * 4
+
+    def scanned(x):
+        return jax.lax.scan(lambda carry, _: (carry @ jnp.ones((4, 4)), None), x, None, length=7)[0]
+
+    assert count_flops(jax.jit(scanned), jnp.ones((3, 4))) == 7 * 2 * 3 * 4 * 4
+    image, kernel = jnp.ones((1, 8, 8, 6)), jnp.ones((3, 3, 3, 10))
+    grouped = lambda x, w: jax.lax.conv_general_dilated(  # noqa: E731
+        x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+    )
+    assert count_flops(grouped, image, kernel) == 2 * (4 * 4 * 10) * 9 * 3
+
+
+def test_fusion_and_decoder_are_light_beside_swin_base_at_480():
+    config = default_config()
+    assert (config.vision.embed_dim, config.vision.depths, config.input.image_size) == (128, (2, 2, 18, 2), (480, 480))
+    costs = network_cost(config)
+    ours = (costs["fusion"], costs["decoder"])
+    assert sum(cost.parameters for cost in ours) < 20e6
+    assert sum(cost.flops_first for cost in ours) < 0.12 * costs["vision"].flops_first
+    assert costs["vision"].flops_further == 0
+    table = format_cost(config)
+    assert "S2RM + CASG" in table
+    assert f"{costs['vision'].parameters / 1e6:.2f} M" in table

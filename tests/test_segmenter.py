@@ -1,0 +1,121 @@
+"""Segmenting from Python: sizes, scores, one encoding for all sentences, and clear words about bad input."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.segmenter import BUCKETS, Segmenter
+
+
+@pytest.fixture
+def segmenter(colour_world):
+    network, _, params, tokenizer, config = colour_world
+    return Segmenter(network, params, tokenizer, config)
+
+
+@pytest.fixture
+def picture(make_example):
+    return make_example("p", ["red"], 12, 24).image  # columns 0-8 are red, 9-23 blue
+
+
+def test_masks_have_the_pictures_own_size(segmenter, picture):
+    result = segmenter.segment(picture, ["the red part", "blue", "green"])
+    assert result.sentences == ("the red part", "blue", "green")
+    assert result.masks.shape == (3, 12, 24)
+    red = np.broadcast_to(np.arange(24) < 9, (12, 24))
+    np.testing.assert_array_equal(result.masks, [red, ~red, np.zeros_like(red)])
+
+
+def test_scores_are_the_mean_probability_over_the_mask(segmenter, picture):
+    plain = np.zeros_like(picture)
+    plain[..., 0] = 255
+    # Everywhere the level of red is 1, so every logit is (1 - 0.5) * 8 = 4.
+    result = segmenter.segment(plain, ["red", "green"])
+    assert result.scores[0] == pytest.approx(1 / (1 + np.exp(-4)), abs=1e-5)
+    assert result.scores[1] == 0
+    assert not result.masks[1].any()
+
+
+def test_one_sentence_may_be_a_plain_string(segmenter, picture):
+    one, listed = segmenter.segment(picture, "red"), segmenter.segment(picture, ["red"])
+    assert one.sentences == listed.sentences == ("red",)
+    np.testing.assert_array_equal(one.masks, listed.masks)
+
+
+def test_path_pil_and_array_give_the_same(segmenter, picture, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    masks = [segmenter.segment(source, "red").masks for source in (picture, Image.fromarray(picture), path, str(path))]
+    for other in masks[1:]:
+        np.testing.assert_array_equal(masks[0], other)
+
+
+def test_the_picture_is_turned_upright(segmenter, picture, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees: the left columns become the upper rows
+    path = tmp_path / "turned.png"
+    Image.fromarray(picture).save(path, exif=exif)
+    result = segmenter.segment(path, "red")
+    assert result.masks.shape == (1, 24, 12)
+    np.testing.assert_array_equal(result.masks[0], np.broadcast_to(np.arange(24)[:, None] < 9, (24, 12)))
+
+
+def test_one_encoding_for_all_sentences_and_few_programs(segmenter, colour_world, picture, monkeypatch):
+    encodings = []
+    encode = segmenter._encode
+    monkeypatch.setattr(segmenter, "_encode", lambda *args: encodings.append(1) or encode(*args))
+    for count in (1, 2, 3, 4, 5, 7, 8, BUCKETS[-1] + 3):
+        encodings.clear()
+        result = segmenter.segment(picture, ["red", "blue"] * (count // 2) + ["red"] * (count % 2))
+        assert len(encodings) == 1
+        assert result.masks.shape[0] == count
+        assert result.masks[:, 0, 0].tolist() == [i % 2 == 0 for i in range(count)]  # the upper left corner is red
+    # One program per bucket, whatever the number of sentences; 35 sentences are 32 and 4 (of which one fills up).
+    assert colour_world.traced == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
+
+
+@pytest.mark.parametrize("sentences", [[], ()])
+def test_no_sentence(segmenter, picture, sentences):
+    with pytest.raises(UserError, match="there is no sentence"):
+        segmenter.segment(picture, sentences)
+
+
+@pytest.mark.parametrize("sentences", ["", "   ", ["red", ""]])
+def test_empty_sentence(segmenter, picture, sentences):
+    with pytest.raises(UserError, match="no words"):
+        segmenter.segment(picture, sentences)
+
+
+def test_missing_picture(segmenter, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png"):
+        segmenter.segment(tmp_path / "nowhere.png", "red")
+
+
+def test_remarks(segmenter):
+    assert segmenter.remarks("the red part") == []
+    too_long, unknown = segmenter.remarks("the red part the red zebra")  # 6 words, [CLS] and [SEP]; 6 are taken
+    assert "8 tokens" in too_long
+    assert "first 6" in too_long
+    assert "'zebra'" in unknown
+    assert "'red'" not in unknown
+
+
+def test_a_trained_network_gives_together_what_it_gives_one_by_one(tiny_workdir):
+    segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    sentences = ["the red circle", "the small star left of the blue square", "the leftmost square"]
+    together = segmenter.segment(picture, sentences)
+    for row, sentence in enumerate(sentences):
+        alone = segmenter.segment(picture, sentence)
+        np.testing.assert_array_equal(alone.masks[0], together.masks[row])
+        assert alone.scores[0] == pytest.approx(together.scores[row], abs=1e-5)
+
+
+def test_no_run_and_no_checkpoint(tiny_workdir, tmp_path):
+    with pytest.raises(UserError, match=r"config\.json not found"):
+        Segmenter.from_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_bytes((tiny_workdir / "config.json").read_bytes())
+    (tmp_path / "vocab.txt").write_bytes((tiny_workdir / "vocab.txt").read_bytes())
+    with pytest.raises(UserError, match="no checkpoint"):
+        Segmenter.from_checkpoint(tmp_path)
