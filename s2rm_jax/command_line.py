@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
@@ -43,6 +43,7 @@ def exit_status(
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
         print(_help(flag_values, doc))
         return 0
+    logging.set_verbosity(logging.ERROR)  # warnings of absl-based libraries are for their developers
     try:
         _parse(flag_values, required)
         main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np
 
 
 def _has_area(polygon: object) -> bool:
-    if not isinstance(polygon, Sequence | np.ndarray):
+    if not isinstance(polygon, (list, tuple, np.ndarray)):
         raise UserError(
             f"a mask's polygon must be a list of numbers [x0, y0, x1, y1, ...], got {polygon!r:.40}; "
             "a segmentation is a list of such lists"

@@ -38,6 +38,19 @@ class Referent:
     expressions: tuple[Expression, ...]
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Reading makes millions of small objects, none of them garbage; looking for some takes as long as the reading."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def read_referents(refs_path: Path, instances_path: Path, split: str, sentence_field: str) -> list[Referent]:
     """Returns the referents of a split, ordered by the picture's id, then as in the file.
 
@@ -54,9 +67,8 @@ def read_referents(refs_path: Path, instances_path: Path, split: str, sentence_f
     Raises:
       UserError: a file is damaged, the two do not fit together, or the split is empty.
     """
-    with _collector_paused():
-        all_refs = load_refs(refs_path)
-        pictures, segmentations = _read_instances(instances_path)
+    all_refs = load_refs(refs_path)
+    pictures, segmentations = _read_instances(instances_path)
     refs = [ref for ref in all_refs if _in_split(str(_field(ref, "split", refs_path)), split)]
     if not refs:
         counts = Counter(str(ref["split"]) for ref in all_refs)
@@ -81,18 +93,6 @@ def read_referents(refs_path: Path, instances_path: Path, split: str, sentence_f
         raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and a sentence")
     _check_ids(referents, refs_path)
     return sorted(referents, key=lambda referent: referent.picture.id)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Reading makes millions of small objects, none of them garbage; looking for some takes as long as the reading."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _in_split(value: str, split: str) -> bool:

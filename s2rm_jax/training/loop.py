@@ -204,7 +204,8 @@ class _Loop:
             metrics = self.parts.evaluate(params, report_evaluation(split, break_off_if_asked))
         except _EvaluationStopped:
             return None
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        # The precisions are in the files; one line of a screen holds the rest.
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
         say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})")
         self.writer.write(step, self.config.eval.split, metrics)
         return metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ DICE_SMOOTHING = 1.0  # pixels; makes an empty mask rightly predicted empty cost
 KINDS = ("bce_dice", "weighted_ce")
 
 
+@runtime_checkable
 class MaskLogits(Protocol):
     """What the loss needs of a network's output: logits [b, k, H, W] and a tuple of coarser ones [b, k, h_i, w_i]."""
 

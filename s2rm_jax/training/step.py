@@ -79,7 +79,7 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
         ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay) if ema_decay else None
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
             "expressions": expressions,
             "mean_iou": 100 * ious / _positive(expressions),

@@ -91,8 +91,8 @@ def test_relations_look_from_the_landmark(relation, expected):
         (44, 50, None),  # only a little left: neither left nor not left
         (49, 50, set()),  # as good as none
         (60, 50, set()),  # on the other side
-        (35, 30, {0}),  # less than 1.5 times as far up as left
-        (38, 25, None),  # more up than left: a person could argue
+        (32, 30, {0}),  # 1.1 times as far up as left
+        (34, 28, None),  # 1.4 times: a person could argue
     ],
 )
 def test_left_of_has_a_margin_and_a_cone(x, y, expected):

@@ -86,7 +86,8 @@ def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.r
     rim = (0.62 + 0.38 * inside)[..., None]
     if thing.texture == "plain":
         return base * light * rim
-    share = _pattern(thing.texture, rows, columns, thing.radius, rng)[..., None]
+    # The pattern stops at the rim, which so stays one closed line of the thing's own colour.
+    share = (_pattern(thing.texture, rows, columns, thing.radius, rng) * inside)[..., None]
     return (base + (second - base) * share) * light * rim
 
 

@@ -4,7 +4,7 @@ Geometry comes with margins. Where a person could argue (an object that is only 
 as left), the meaning is None, "not clear", and no sentence is made of it. With u the short side of the picture:
 
 - further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges too;
-- A left of B: A is further left as above, and no more than 1.5 times as far up or down as it is left.
+- A left of B: A is further left as above, and no more than 1.25 times as far up or down as it is left.
   A is not left of B: its centre is less than 0.02 u to the left. Everything between is not clear;
 - largest: the radius by a factor of at least 1.2, the area by 1.44.
 """
@@ -21,7 +21,7 @@ RELATIONS = {"left of": "left", "right of": "right", "above": "top", "below": "b
 
 _MARGIN = 0.08  # shares of the short side
 _SLACK = 0.02
-_CONE = 1.5
+_CONE = 1.25
 _SIZE_RATIO = 1.2
 
 

@@ -18,7 +18,7 @@ from s2rm_jax.input.synthetic.wording import VOCABULARY
 # Each split has its own stream of random numbers, by its place in this list, and its length.
 SPLITS = {"train": 2**31 - 1, "val": 512, "test": 512, "compositional": 512}
 
-_ATTEMPTS = 2000  # scenes drawn before a difficulty counts as impossible; a usual one needs a few
+_ATTEMPTS = 1000  # scenes drawn before a difficulty counts as impossible; a usual one needs a few
 
 
 class Composition(NamedTuple):
@@ -48,7 +48,7 @@ class SyntheticSource:
         """Takes the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
 
         split   train, val, test or compositional; they share no scene, and only the last one shows the held-out pairs
-        length  scenes of the split; by default 2**31 - 1 for train (as many as Grain can shuffle), else 512
+        length  scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
 
         Raises UserError for an unknown split or field and for values that make no scene.
         """

@@ -1,0 +1,113 @@
+"""A network and data that are small enough to train in milliseconds, and a program that trains them.
+
+As a program: `python standin.py WORKDIR STEPS SECONDS_PER_BATCH`, for tests that kill it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2rm_jax.config import default_config
+from s2rm_jax.input.example import Batch
+from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.training.loop import Parts, run
+
+SIZE, WORDS, MAX_TOKENS, EXPRESSIONS = 8, 16, 5, 3
+
+
+@flax.struct.dataclass
+class StandInOutput:
+    logits: jax.Array
+    coarse_logits: tuple[jax.Array, ...]
+
+
+class StandIn(nn.Module):
+    """Compares every pixel with the mean of the words."""
+
+    dropout_rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, tokens, token_mask, train=False):
+        pixels = nn.tanh(nn.Dense(6, name="vision", dtype=self.dtype)(images))
+        words = nn.Embed(WORDS, 6, name="text", dtype=self.dtype)(tokens) * token_mask[..., None]
+        words = nn.LayerNorm(name="norm", dtype=self.dtype)(words.sum(-2))
+        words = nn.Dropout(self.dropout_rate, deterministic=not train)(words)
+        logits = jnp.einsum("bhwc,bkc->bkhw", pixels, nn.Dense(6, name="head", dtype=self.dtype)(words))
+        logits = logits.astype(jnp.float32)
+        b, k, h, w = logits.shape
+        halves = logits.reshape(b, k, h // 2, 2, w // 2, 2).mean((3, 5))
+        return StandInOutput(logits, (halves,))
+
+
+def make_config(**changes):
+    """The default configuration cut down; `changes` are dotted names with __ for the dots."""
+    config = default_config()
+    config.steps, config.batch_size, config.log_every, config.checkpoint_every = 12, 4, 4, 5
+    config.input.image_size = (SIZE, SIZE)
+    config.text.max_tokens = MAX_TOKENS
+    config.optimizer.learning_rate = 0.01
+    config.eval.every = 0
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[field] = value
+    return config.lock()
+
+
+def make_batch(seed, batch_size=4):
+    """A batch of random pictures, sentences and masks, of which some expressions are padding."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, WORDS, (batch_size, EXPRESSIONS, MAX_TOKENS), dtype=np.int32)
+    token_mask = np.arange(MAX_TOKENS) < rng.integers(2, MAX_TOKENS + 1, (batch_size, EXPRESSIONS, 1))
+    valid = np.arange(EXPRESSIONS) < rng.integers(1, EXPRESSIONS + 1, (batch_size, 1))
+    targets = rng.random((batch_size, EXPRESSIONS, SIZE, SIZE)) < 0.3
+    return Batch(
+        images=rng.standard_normal((batch_size, SIZE, SIZE, 3)).astype(np.float32),
+        tokens=tokens,
+        token_mask=token_mask,
+        targets=targets & valid[..., None, None],
+        valid=valid,
+    )
+
+
+def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):
+    """Batch i is a pure function of the number of pictures before it, as with the real pipeline."""
+
+    def batches(examples_seen):
+        while True:
+            time.sleep(seconds_per_batch)
+            yield make_batch(1000 + examples_seen, config.batch_size)
+            examples_seen += config.batch_size
+
+    return Parts(
+        network=network or StandIn(dropout_rate=0.5),
+        batches=batches,
+        evaluate=evaluate,
+        save_vocab=lambda path: path.write_text("[PAD]\n", encoding="utf-8"),
+    )
+
+
+def main(workdir, steps, seconds_per_batch):
+    config = make_config(steps=int(steps), optimizer__ema_decay=0.9, optimizer__accumulate=2, log_every=1)
+    run(config, Path(workdir), make_parts(config, seconds_per_batch=float(seconds_per_batch)), data_mesh())
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from s2rm_jax import command_line
+
+    arguments = sys.argv[1:]
+    sys.argv[1:] = []
+    command_line.run(lambda: main(*arguments), flags.FlagValues(), __doc__)

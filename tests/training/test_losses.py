@@ -1,0 +1,141 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.losses import area_resize, loss_count, segmentation_loss
+
+B, K, H, W = 3, 2, 6, 8
+
+
+def loss_config(kind="bce_dice", coarse_weight=0.0):
+    return ConfigDict({"kind": kind, "coarse_weight": coarse_weight})
+
+
+def output(logits, *coarse):
+    return SimpleNamespace(logits=jnp.asarray(logits), coarse_logits=tuple(map(jnp.asarray, coarse)))
+
+
+def random_case(seed=0, scale=3.0):
+    rng = np.random.default_rng(seed)
+    logits = (scale * rng.standard_normal((B, K, H, W))).astype(np.float32)
+    valid = np.array([[True, True], [True, False], [False, True]])
+    return logits, jnp.asarray(rng.random((B, K, H, W)) < 0.3), jnp.asarray(valid)
+
+
+def mean_loss(out, targets, valid, config):
+    total, count = segmentation_loss(out, targets, valid, config)
+    return total / count
+
+
+def reference_bce_dice(logits, truth):
+    """In float64, straight from the definitions; one mask."""
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    bce = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean()
+    return bce + 1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
+
+
+def test_bce_dice_is_the_mean_over_valid_expressions():
+    logits, targets, valid = random_case()
+    expected = [reference_bce_dice(m, np.asarray(t, float)) for m, t in zip(logits[valid], targets[valid], strict=True)]
+    total, count = segmentation_loss(output(logits), targets, valid, loss_config())
+    assert count == 4
+    np.testing.assert_allclose(total / count, np.mean(expected), rtol=1e-6)
+
+
+def test_weighted_ce_is_the_two_class_cross_entropy_of_pytorch():
+    """sum of weight x cross-entropy over all pixels of all valid masks / sum of the weights; logits (0, m)."""
+    logits, targets, valid = random_case(1)
+    m, t = logits[valid].astype(np.float64), np.asarray(targets)[valid]
+    two = np.stack([np.zeros_like(m), m])
+    log_probabilities = two - np.log(np.exp(two).sum(0))
+    weights = np.where(t, 1.1, 0.9)
+    expected = -(weights * np.where(t, log_probabilities[1], log_probabilities[0])).sum() / weights.sum()
+    np.testing.assert_allclose(
+        mean_loss(output(logits), targets, valid, loss_config("weighted_ce")), expected, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["bce_dice", "weighted_ce"])
+def test_sums_and_counts_of_parts_add_up(kind):
+    logits, targets, valid = random_case(2)
+    coarse = logits[..., ::2, ::4]
+    config = loss_config(kind, coarse_weight=0.5)
+    whole = segmentation_loss(output(logits, coarse), targets, valid, config)
+    parts = [
+        segmentation_loss(output(logits[i : i + 1], coarse[i : i + 1]), targets[i : i + 1], valid[i : i + 1], config)
+        for i in range(B)
+    ]
+    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bce_dice", "weighted_ce"])
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf, -np.inf, 1e30])
+def test_invalid_expressions_weigh_exactly_nothing(kind, rubbish):
+    logits, targets, valid = random_case(3)
+    spoilt = np.where(np.asarray(valid)[..., None, None], logits, np.float32(rubbish))
+    config = loss_config(kind, coarse_weight=1.0)
+
+    def loss(x):
+        return mean_loss(output(x, x[..., ::2, ::2]), targets, valid, config)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+    spoilt_value, spoilt_gradient = jax.value_and_grad(loss)(jnp.asarray(spoilt))
+    assert value == spoilt_value
+    np.testing.assert_array_equal(gradient, spoilt_gradient)
+    assert not np.asarray(spoilt_gradient)[~np.asarray(valid)].any()
+
+
+@pytest.mark.parametrize("kind", ["bce_dice", "weighted_ce"])
+def test_stable_for_huge_logits(kind):
+    logits, targets, valid = random_case(4)
+    value, gradient = jax.value_and_grad(lambda x: mean_loss(output(x), targets, valid, loss_config(kind)))(
+        jnp.asarray(1e4 * logits)
+    )
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_float32_whatever_the_logits_are():
+    logits, targets, valid = random_case(5)
+    logits = jnp.asarray(logits, jnp.bfloat16)
+    total, _ = segmentation_loss(output(logits), targets, valid, loss_config())
+    exact, _ = segmentation_loss(output(logits.astype(jnp.float32)), targets, valid, loss_config())
+    assert total.dtype == jnp.float32 and total == exact
+
+
+def test_coarse_masks_see_targets_averaged_over_their_cells():
+    logits, targets, valid = random_case(6)
+    coarse = logits[..., ::2, ::4]
+    soft = np.asarray(targets, float).reshape(B, K, 3, 2, 2, 4).mean((3, 5))
+    expected = np.mean([reference_bce_dice(m, t) for m, t in zip(coarse[valid], soft[valid], strict=True)])
+    plain = mean_loss(output(logits, coarse), targets, valid, loss_config())
+    both = mean_loss(output(logits, coarse), targets, valid, loss_config(coarse_weight=0.25))
+    np.testing.assert_allclose(both - plain, 0.25 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 5), (1, 1), (6, 8)])
+def test_area_resize_averages_exactly_also_where_sizes_do_not_divide(size):
+    masks = np.random.default_rng(0).random((2, H, W)).astype(np.float32)
+    h, w = size
+    # Blown up to a common multiple, every cell and every pixel is made of whole small squares.
+    fine = masks.repeat(h, axis=1).repeat(w, axis=2)
+    expected = fine.reshape(2, h, H, w, W).mean((2, 4))
+    np.testing.assert_allclose(area_resize(jnp.asarray(masks), size), expected, atol=1e-6)
+
+
+def test_a_batch_without_valid_expressions_counts_nothing():
+    logits, targets, valid = random_case()
+    for kind in ("bce_dice", "weighted_ce"):
+        total, count = segmentation_loss(output(logits), targets, jnp.zeros_like(valid), loss_config(kind))
+        assert total == 0 and count == 0
+        assert loss_count(targets, jnp.zeros_like(valid), loss_config(kind)) == 0
+
+
+def test_unknown_kind_names_the_kinds():
+    logits, targets, valid = random_case()
+    with pytest.raises(UserError, match=r"config.loss.kind is 'focal'.*bce_dice, weighted_ce"):
+        segmentation_loss(output(logits), targets, valid, loss_config("focal"))

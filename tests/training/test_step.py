@@ -1,0 +1,180 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.training.losses import segmentation_loss
+from s2rm_jax.training.state import plan_state
+from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
+
+MESH = data_mesh(jax.devices()[:1])
+
+
+def take_steps(standin, config, batches, network=None):
+    """Trains on `batches` one after the other; returns the last state and the metrics of every step."""
+    network = network or standin.StandIn()
+    plan = plan_state(network, config, MESH)
+    step, state, metrics = make_train_step(network, plan, config, MESH), plan.create(), []
+    for batch in batches:
+        state, values = step(state, put_batch(batch, MESH))
+        metrics.append(jax.device_get(values))
+    return state, metrics
+
+
+def assert_trees_close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("kind", ["bce_dice", "weighted_ce"])
+def test_accumulation_equals_the_full_batch(standin, kind):
+    batch = standin.make_batch(0, 8)
+    assert len(set(batch.valid[0::4].sum(1)) | set(batch.valid[1::4].sum(1))) > 1  # unevenly spread valid expressions
+    results = [
+        take_steps(
+            standin,
+            # Plain moments instead of Adam's quotient, which blows rounding up where a gradient is nearly zero.
+            standin.make_config(batch_size=8, optimizer__accumulate=parts, loss__kind=kind, loss__coarse_weight=0.3),
+            [batch],
+        )
+        for parts in (1, 2, 4)
+    ]
+    (whole, (whole_metrics,)), *others = results
+    for state, (metrics,) in others:
+        for name in whole_metrics:
+            np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-6)
+        moments, whole_moments = (optax.tree.get(s.opt_state, "mu") for s in (state, whole))
+        assert_trees_close(moments, whole_moments, 1e-7)
+        assert_trees_close(state.params, whole.params, 1e-6)
+
+
+def test_metrics_are_those_of_the_whole_batch(standin):
+    config, network, batch = standin.make_config(), standin.StandIn(), standin.make_batch(0)
+    plan = plan_state(network, config, MESH)
+    params = plan.create().params
+    output = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
+
+    def mean_loss(params):
+        out = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
+        total, count = segmentation_loss(out, jnp.asarray(batch.targets), jnp.asarray(batch.valid), config.loss)
+        return total / count
+
+    loss, gradient = jax.value_and_grad(mean_loss)(params)
+    _, (metrics,) = take_steps(standin, config, [batch])
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01, rtol=1e-6)
+    assert metrics["expressions"] == batch.valid.sum()
+    found = np.asarray(output.logits) > 0
+    ious = (found & batch.targets).sum((2, 3)) / np.maximum((found | batch.targets).sum((2, 3)), 1)
+    np.testing.assert_allclose(metrics["mean_iou"], 100 * ious[batch.valid].mean(), rtol=1e-5)
+
+
+def test_iou_of_empty_masks_is_zero_and_padding_counts_nothing():
+    logits = jnp.array([[[[1.0, -1.0]], [[-1.0, -1.0]], [[1.0, 1.0]]]])
+    targets = jnp.array([[[[True, True]], [[False, False]], [[True, True]]]])
+    assert iou_sum(logits, targets, jnp.array([[True, True, False]])) == 0.5
+
+
+def test_padding_expressions_change_nothing(standin):
+    batch = standin.make_batch(0)
+    spoilt = batch._replace(targets=batch.targets | ~batch.valid[..., None, None])
+    (state, _), (spoilt_state, _) = (take_steps(standin, standin.make_config(), [b]) for b in (batch, spoilt))
+    jax.tree.map(np.testing.assert_array_equal, state.params, spoilt_state.params)
+
+
+def test_a_batch_of_nothing_but_padding_gives_no_gradient(standin):
+    batch = standin.make_batch(0)
+    _, (metrics,) = take_steps(
+        standin, standin.make_config(), [batch._replace(valid=np.zeros_like(batch.valid), targets=batch.targets & False)]
+    )
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["mean_iou"] == 0
+
+
+def test_the_average_follows_its_recurrence(standin):
+    config = standin.make_config(optimizer__ema_decay=0.75)
+    batches = [standin.make_batch(i) for i in range(3)]
+    expected = plan_state(standin.StandIn(), config, MESH).create().params
+    for count in (1, 2, 3):
+        params = take_steps(standin, config, batches[:count])[0].params
+        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, params)
+    state, _ = take_steps(standin, config, batches)
+    assert_trees_close(state.ema_params, expected, 1e-7)
+    assert state.eval_params is state.ema_params
+
+
+def test_without_an_average_nothing_is_kept_for_it(standin):
+    state, _ = take_steps(standin, standin.make_config(), [standin.make_batch(0)])
+    assert state.ema_params is None and state.eval_params is state.params
+
+
+def test_frozen_parts_stay_bitwise_and_add_nothing_to_the_norm(standin):
+    config = standin.make_config(optimizer__frozen=("^vision", "^text"), optimizer__weight_decay=0.5)
+    begin = jax.device_get(plan_state(standin.StandIn(), config, MESH).create().params)
+    state, (metrics, _) = take_steps(standin, config, [standin.make_batch(0), standin.make_batch(1)])
+    for part in ("vision", "text"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], begin[part])
+    assert not np.array_equal(state.params["head"]["kernel"], begin["head"]["kernel"])
+    _, (whole, _) = take_steps(standin, standin.make_config(), [standin.make_batch(0), standin.make_batch(1)])
+    assert 0 < metrics["grad_norm"] < whole["grad_norm"]
+
+
+def test_bfloat16_computes_narrow_and_keeps_wide(standin):
+    network = standin.StandIn(dtype=jnp.bfloat16)
+    batch = standin.make_batch(0)
+    state, (metrics,) = take_steps(standin, standin.make_config(optimizer__ema_decay=0.5), [batch], network)
+    for leaf in jax.tree.leaves([state.params, state.ema_params, optax.tree.get(state.opt_state, "mu")]):
+        assert leaf.dtype == jnp.float32
+    _, (wide,) = take_steps(standin, standin.make_config(), [batch])
+    assert metrics["loss"].dtype == np.float32
+    assert metrics["loss"] != wide["loss"] and abs(metrics["loss"] - wide["loss"]) < 0.05
+
+
+def test_dropout_differs_from_step_to_step_and_part_to_part_but_repeats_with_the_seed(standin):
+    network = standin.StandIn(dropout_rate=0.5)
+    frozen_rate = standin.make_config(optimizer__learning_rate=0.0)
+    batch = standin.make_batch(0)
+    _, metrics = take_steps(standin, frozen_rate, [batch, batch], network)
+    assert metrics[0]["loss"] != metrics[1]["loss"]
+    _, again = take_steps(standin, frozen_rate, [batch, batch], network)
+    assert [m["loss"] for m in again] == [m["loss"] for m in metrics]
+
+    twice = standin.make_batch(0, 2)
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), twice)  # part 0 sees pictures 0 and 2, part 1 sees 1 and 3
+    paired = jax.tree.map(lambda x: x[[0, 0, 1, 1]], twice)  # now both parts see the same pictures
+    config = standin.make_config(optimizer__learning_rate=0.0, optimizer__accumulate=2)
+    _, (both,) = take_steps(standin, config, [paired], network)
+    _, (single,) = take_steps(
+        standin,
+        standin.make_config(optimizer__learning_rate=0.0, batch_size=2),
+        [jax.tree.map(lambda x: x[::2], paired)],
+        network,
+    )
+    assert both["loss"] != single["loss"]  # with the same mask in both parts they would be equal
+
+
+@pytest.mark.parametrize(("batch_size", "parts", "devices"), [(4, 3, 1), (4, 1, 8), (8, 2, 8), (4, 0, 1)])
+def test_batches_that_cannot_be_split_are_refused(batch_size, parts, devices):
+    with pytest.raises(UserError, match=f"config.batch_size={batch_size} cannot be split.*must be a multiple of"):
+        check_batch_splits(batch_size, parts, devices)
+
+
+def test_state_is_planned_without_computing_and_made_with_its_shardings(standin):
+    config = standin.make_config(optimizer__ema_decay=0.5)
+    plan = plan_state(standin.StandIn(), config, MESH)
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(plan.abstract))
+    state = plan.create()
+    for made, planned in zip(jax.tree.leaves(state), jax.tree.leaves(plan.abstract), strict=True):
+        assert (made.shape, made.dtype, made.sharding) == (planned.shape, planned.dtype, planned.sharding)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
+
+
+def test_the_seed_decides_the_parameters(standin):
+    first, same, other = (
+        plan_state(standin.StandIn(), standin.make_config(seed=seed), MESH).create() for seed in (1, 1, 2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first.params, same.params)
+    assert not np.array_equal(first.params["head"]["kernel"], other.params["head"]["kernel"])
+    assert not np.array_equal(first.rng, other.rng)
