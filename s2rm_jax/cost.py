@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr
 from ml_collections import ConfigDict
 
 from s2rm_jax.models.network import ReferringNetwork, build_network
@@ -22,26 +23,26 @@ def count_flops(function: Callable, *args: object) -> int:
     return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _jaxpr_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
+def _jaxpr_flops(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
+        outputs = sum(math.prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * output * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * outputs * math.prod(shapes[0][axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            out_features = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * output * math.prod(kernel) // kernel[out_features]
+            out_features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * outputs * math.prod(shapes[1]) // out_features
         else:
             times = equation.params["length"] if equation.primitive.name == "scan" else 1
             total += times * sum(_jaxpr_flops(inner) for inner in _inner_jaxprs(equation.params))
     return total
 
 
-def _inner_jaxprs(params: dict) -> list[jax.extend.core.Jaxpr]:
+def _inner_jaxprs(params: dict) -> list[Jaxpr]:
     found = (getattr(value, "jaxpr", value) for value in params.values())
-    return [value for value in found if isinstance(value, jax.extend.core.Jaxpr)]
+    return [value for value in found if isinstance(value, Jaxpr)]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def format_cost(config: ConfigDict) -> str:
     names = {"vision": "vision (Swin)", "text": "text (BERT)", "fusion": "fusion (S2RM)", "decoder": "decoder (CASG)"}
     rows = [f"{'part':<16}{'parameters':>14}{'GFLOPs, first expression':>27}{'GFLOPs, each further':>23}"]
     rows += [
-        f"{names[part]:<16}{cost.parameters / 1e6:>12.2f} M{cost.flops_first / 1e9:>27.2f}{cost.flops_further / 1e9:>23.2f}"
+        f"{names[part]:<16}{cost.parameters / 1e6:>12.2f} M"
+        f"{cost.flops_first / 1e9:>27.2f}{cost.flops_further / 1e9:>23.2f}"
         for part, cost in costs.items()
     ]
     ours = [costs["fusion"], costs["decoder"]]

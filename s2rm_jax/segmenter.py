@@ -70,7 +70,7 @@ class Segmenter:
         """
         config = load_config(workdir)
         # The run keeps its own copy of the vocabulary; the data it was trained on is not needed.
-        tokenizer = Tokenizer(config.text.vocab or Path(workdir) / VOCAB_FILE, config.text.max_tokens)
+        tokenizer = Tokenizer(Path(workdir) / VOCAB_FILE, config.text.max_tokens)
         network = build_network(config)
         params = restore_params(workdir, which, parameter_shapes(network, config))
         return cls(network, params, tokenizer, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,11 @@ from s2rm_jax.config import default_config
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.input.tokens import Tokenizer
+
+# Most of the tests' time is compilation of tiny networks, and XLA takes a third of the time to compile them when it
+# does not try to make them fast. The variable is for the processes that tests start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "the", "part")
 

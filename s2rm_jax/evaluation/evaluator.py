@@ -111,7 +111,7 @@ def evaluate(
 
 def _score(item: pipeline.EvalItem, logits: Float[np.ndarray, "k h w"]) -> Iterator[Prediction]:
     example = item.example
-    for row in range(item.count):  # the rows after these are padding
+    for row in range(item.number):  # the rows after these are padding
         expression = example.expressions[item.first + row]
         true = rasterize(expression.segmentation, example.height, example.width)
         predicted = resize_logits(logits[row], example.height, example.width) > 0

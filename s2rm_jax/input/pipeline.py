@@ -65,8 +65,11 @@ class Encoder:
             )
         for row, index in enumerate(chosen):
             expression = example.expressions[index]
-            tokens[row], token_mask[row] = self.tokenizer.encode(expression.sentence)
-            mask = rasterize(expression.segmentation, example.height, example.width)
+            try:
+                tokens[row], token_mask[row] = self.tokenizer.encode(expression.sentence)
+                mask = rasterize(expression.segmentation, example.height, example.width)
+            except UserError as error:
+                raise UserError(f"{_name(example)}, expression {expression.id}: {error}") from error
             targets[row] = resize_mask(mask, self.image_size)
         pixels = normalize(resize_image(image, self.image_size))
         return Batch(pixels, tokens, token_mask, targets, np.arange(self.expressions) < len(chosen))
@@ -118,11 +121,11 @@ def train_batches(
 
 
 class EvalItem(NamedTuple):
-    """Which expressions of an example fill the rows k = 0 .. count - 1 of one picture in a batch."""
+    """Which expressions of an example fill the rows k = 0 .. number - 1 of one picture in a batch."""
 
     example: Example
     first: int
-    count: int
+    number: int
 
 
 class EvalBatch(NamedTuple):

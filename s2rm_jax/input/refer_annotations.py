@@ -55,7 +55,7 @@ def read_referents(refs_path: Path, instances_path: Path, split: str, sentence_f
     """Returns the referents of a split, ordered by the picture's id, then as in the file.
 
     A referent whose annotation has no mask can neither be trained nor scored, nor can a sentence without words: they
-    are left out, and one logged line counts them.
+    are left out, and a logged line for each of the two counts them.
 
     Args:
       refs_path: `refs(SPLITBY).p` or `.json`.

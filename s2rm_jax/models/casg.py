@@ -7,6 +7,8 @@ the foreground and at low cost. How, is our reading **[ours]**.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -20,7 +22,7 @@ GUIDANCES = ("full", "none")
 class Decoded:
     """Mask logits from the coarsest stage to the finest (stride 4), each [b, k, h_i, w_i] in float32."""
 
-    logits: tuple[jax.Array, ...]
+    logits: tuple[Any, ...]
 
 
 def upsample(x: Float[Array, "b k h w c"], height: int, width: int) -> Float[Array, "b k {height} {width} c"]:

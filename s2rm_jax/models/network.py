@@ -19,7 +19,7 @@ from s2rm_jax.models.swin import Swin
 
 @flax.struct.dataclass
 class Output:
-    """What the network returns; what a jitted caller does not use costs nothing.
+    """What the network returns; what a jitted caller does not use costs nothing. Leaves are arrays, or their shapes.
 
     logits           [b, k, H, W] float32 at the size of the input picture; the mask is logits > 0
     coarse_logits    tuple of [b, k, h_i, w_i] float32, from the coarsest stage to stride 8
@@ -28,11 +28,11 @@ class Output:
     balance_weights  {pair: [r, b, k, ...]}, how the directions were weighed
     """
 
-    logits: jax.Array
-    coarse_logits: tuple[jax.Array, ...]
-    word_attention: jax.Array
-    group_maps: dict[str, jax.Array]
-    balance_weights: dict[str, jax.Array]
+    logits: Any
+    coarse_logits: tuple[Any, ...]
+    word_attention: Any
+    group_maps: dict[str, Any]
+    balance_weights: dict[str, Any]
 
 
 class ReferringNetwork(nn.Module):
@@ -56,7 +56,8 @@ class ReferringNetwork(nn.Module):
     ) -> Output:
         """Segments every expression of every picture; while training needs a "dropout" rng."""
         features = self.encode_image(images, train)
-        return self.ground(features, tokens, token_mask, images.shape[1:3], train)
+        height, width = images.shape[1:3]
+        return self.ground(features, tokens, token_mask, (height, width), train)
 
     def encode_image(
         self, images: Float[Array, "b height width 3"], train: bool = False

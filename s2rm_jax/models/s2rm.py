@@ -6,6 +6,8 @@ Source: arXiv:2405.09006. The three steps are the paper's **[paper]**; how each 
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -22,7 +24,7 @@ BALANCES = ("position", "channel", "mean")
 
 @flax.struct.dataclass
 class Fused:
-    """What S2RM returns; all but `features` is for looking at.
+    """What S2RM returns; all but `features` is for looking at. Leaves are arrays, or their shapes.
 
     features         [b, k, h, w, c], vision that knows the sentence
     word_attention   [b, k, heads, h, w, l], where in the image each word was distributed
@@ -30,10 +32,10 @@ class Fused:
     balance_weights  {pair: [r, b, k, h, w, 1]} (position), [r, b, k, 1, 1, c] (channel); sums to 1 over r
     """
 
-    features: jax.Array
-    word_attention: jax.Array
-    group_maps: dict[str, jax.Array]
-    balance_weights: dict[str, jax.Array]
+    features: Any
+    word_attention: Any
+    group_maps: dict[str, Any]
+    balance_weights: dict[str, Any]
 
 
 class Distribute(nn.Module):

@@ -59,11 +59,16 @@ def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], confi
     The number of valid expressions; for "weighted_ce" each expression counts with its mean pixel weight, because
     PyTorch's weighted mean divides by the sum of the weights and not by the number of pixels.
     """
+    check_kind(config.kind)
     if config.kind == "bce_dice":
         return valid.sum(dtype=jnp.float32)
-    if config.kind == "weighted_ce":
-        return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
-    raise UserError(f"config.loss.kind is {config.kind!r}; it must be one of: {', '.join(KINDS)}.")
+    return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
+
+
+def check_kind(kind: str) -> None:
+    """Raises UserError unless `kind` is a loss that there is."""
+    if kind not in KINDS:
+        raise UserError(f"config.loss.kind is {kind!r}; it must be one of: {', '.join(KINDS)}.")
 
 
 def area_resize(masks: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:

@@ -134,11 +134,11 @@ def test_evaluation_scores_every_sentence_once(limit):
     assert len(list(batches)) == len(batches)
     for batch, items in batches:
         assert batch.images.shape[0] == 4
-        assert batch.valid.sum() == sum(item.count for item in items)
+        assert batch.valid.sum() == sum(item.number for item in items)
         assert not batch.valid[len(items) :].any()
         for row, item in enumerate(items):
-            assert batch.valid[row].tolist() == [k < item.count for k in range(2)]
-            for k in range(item.count):
+            assert batch.valid[row].tolist() == [k < item.number for k in range(2)]
+            for k in range(item.number):
                 expression = item.example.expressions[item.first + k]
                 np.testing.assert_array_equal(batch.targets[row, k], expression.segmentation)
                 seen.append(expression.id)
@@ -155,6 +155,18 @@ def test_a_picture_that_is_not_the_annotated_one_is_named():
     source = Wrong()
     batches = eval_batches(source, build_tokenizer(small_config(), source), small_config())
     with pytest.raises(UserError, match=r"12 x 8 pixels, but its annotation says 99 x 8"):
+        next(iter(batches))
+
+
+def test_what_is_wrong_with_an_expression_names_it():
+    class Blank(Pictures):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return Example(example.id, example.image, 8, 12, (Expression("", np.ones((8, 12), bool), id="7-0"),))
+
+    source = Blank()
+    batches = eval_batches(source, build_tokenizer(small_config(), source), small_config())
+    with pytest.raises(UserError, match=r"expression 7-0: .*empty"):
         next(iter(batches))
 
 

@@ -88,7 +88,9 @@ def test_padding_expressions_change_nothing(standin):
 def test_a_batch_of_nothing_but_padding_gives_no_gradient(standin):
     batch = standin.make_batch(0)
     _, (metrics,) = take_steps(
-        standin, standin.make_config(), [batch._replace(valid=np.zeros_like(batch.valid), targets=batch.targets & False)]
+        standin,
+        standin.make_config(),
+        [batch._replace(valid=np.zeros_like(batch.valid), targets=batch.targets & False)],
     )
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["mean_iou"] == 0
 

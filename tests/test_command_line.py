@@ -1,0 +1,143 @@
+import signal
+import sys
+
+import pytest
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.interrupt import Interrupted
+
+CONFIG = """
+from s2rm_jax.config import default_config
+
+def get_config(size="small"):
+    config = default_config()
+    config.steps = {"small": 10, "large": 1000}[size]
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a door with the given arguments; returns its status, its two outputs and the configurations it saw."""
+
+    def call(*arguments, main=None):
+        monkeypatch.setattr(sys, "argv", ["door", *map(str, arguments)])
+        values = flags.FlagValues()
+        config = config_flags.DEFINE_config_file("config", None, "a configuration", flag_values=values)
+        flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values)
+        seen = []
+        status = command_line.exit_status(
+            main or (lambda: seen.append(config.value)), values, "Does things.\n\nWell.", required=("config", "workdir")
+        )
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err, seen
+
+    return call
+
+
+def test_a_right_command_line_runs_with_its_overrides(call, config_file):
+    status, _, err, (config,) = call(
+        f"--config={config_file}:large", "--workdir=w", "--config.batch_size=3", "--config.optimizer.frozen=('^text',)"
+    )
+    assert (status, err) == (0, "")
+    assert (config.steps, config.batch_size, config.optimizer.frozen) == (1000, 3, ("^text",))
+    assert config.is_locked
+
+
+def test_value_after_a_blank_works_too(call, config_file):
+    status, _, _, (config,) = call("--config", config_file, "--workdir", "w", "--config.steps", "7")
+    assert status == 0 and config.steps == 7
+
+
+def test_help_shows_the_docstring_and_the_flags(call):
+    for flag in ("--help", "-h"):
+        status, out, _, seen = call(flag)
+        assert status == 0 and not seen
+        assert (
+            out.startswith("Does things.\n\nWell.\n\nFlags:\n") and "--workdir\n      the directory of the run" in out
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=FILE"], "--workdir is missing: the directory of the run"),
+        (["--workdir=w"], "--config is missing: a configuration"),
+        (["--config=DIR/nope.py", "--workdir=w"], "nope.py does not exist; there are: DIR/tiny.py"),
+        (["--config=DIR/none/x.py", "--workdir=w"], "DIR/none holds no configuration"),
+        (
+            ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],
+            "--config.optimizer.learning_rat: the configuration has no such field; "
+            "did you mean --config.optimizer.learning_rate",
+        ),
+        (["--config=FILE", "--workdir=w", "--config.learning_rate=1"], "mean --config.optimizer.learning_rate"),
+        (["--config=FILE", "--workdir=w", "--config.xyzzy=1"], "no such field; see s2rm_jax/config.py"),
+        (["--config=FILE", "--workdir=w", "--config.steps=many"], "--config.steps=many"),
+        (["--config=FILE", "--workdir=w", "--config.steps=1.5"], "--config.steps=1.5"),
+        (["--config=FILE", "--workdir=w", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--config=FILE", "--workdir=w", "stray"], "unexpected argument 'stray'"),
+        (["--config=FILE:huge", "--workdir=w"], "tiny.py cannot be loaded: line 6: KeyError: 'huge'"),
+        (["--config.steps=1", "--config=FILE", "--workdir=w"], "before a value for --config"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_status_2(call, config_file, arguments, message):
+    def fill(text):
+        return text.replace("FILE", str(config_file)).replace("DIR", str(config_file.parent))
+
+    status, out, err, seen = call(*map(fill, arguments))
+    assert (status, out, seen) == (2, "", [])
+    assert fill(message) in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def get_config(:\n", "line 1: "),
+        ("\n\nimport no_such_package\n", "line 3: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("def get_config():\n    return int('x')\n", "line 2: ValueError: invalid literal"),
+        ("x = 1\n", "get_config"),
+        ("def get_config():\n    return 3\n", "get_config() returns int and not a ConfigDict"),
+        ("def get_config():\n    open('/no/such/file')\n", "/no/such/file"),
+    ],
+)
+def test_a_broken_configuration_file_is_told_with_its_line(call, tmp_path, source, message):
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    status, _, err, seen = call(f"--config={path}", "--workdir=w")
+    assert (status, seen) == (2, [])
+    assert f"--config: {path} cannot be loaded: " in err and message in err and err.count("\n") == 1
+
+
+def test_user_errors_of_the_door_have_status_2_and_no_traceback(call, config_file):
+    def main():
+        raise UserError("the picture is missing: give another --image.")
+
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    assert (status, err) == (2, "error: the picture is missing: give another --image.\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_not_a_finished_one(call, config_file, signum):
+    def main():
+        raise Interrupted("Stopped after step 3.", signum)
+
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    assert (status, err) == (128 + signum, "Stopped after step 3.\n")
+
+
+def test_defects_keep_their_traceback(call, config_file):
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        call(f"--config={config_file}", "--workdir=w", main=main)

@@ -1,0 +1,121 @@
+"""Real processes, really killed: what they leave behind continues as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.training.checkpoint import Checkpoints
+from s2rm_jax.training.state import plan_state
+
+STEPS = 24
+TIMEOUT = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """All processes share their compiled programs."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    return os.environ | cache | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def start(standin, environment, workdir, seconds_per_batch):
+    return subprocess.Popen(
+        [sys.executable, standin.__file__, str(workdir), str(STEPS), str(seconds_per_batch)],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    return out
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def lines_in(workdir):
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def final_state(standin, workdir):
+    config = standin.make_config(steps=STEPS, optimizer__ema_decay=0.9, optimizer__accumulate=2)
+    with Checkpoints(workdir, config.checkpoint_every, "mean_iou") as checkpoints:
+        checkpoint = checkpoints.restore_latest(
+            plan_state(standin.StandIn(), config, data_mesh(jax.devices()[:1])).abstract
+        )
+    assert checkpoint is not None and checkpoint.step == STEPS
+    return checkpoint.state
+
+
+@pytest.fixture(scope="module")
+def straight(standin, environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    finish(start(standin, environment, workdir, 0))
+    return final_state(standin, workdir)
+
+
+def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, environment, straight):
+    """SIGKILL somewhere between checkpoints, then SIGTERM, then to the end."""
+    process = start(standin, environment, tmp_path, 0.1)
+    wait_for(process, lambda: len(lines_in(tmp_path)) >= 7)  # after the checkpoint of step 5, before that of 10
+    process.kill()
+    assert process.wait(TIMEOUT) == -signal.SIGKILL
+    process.communicate()
+
+    process = start(standin, environment, tmp_path, 0.1)
+    wait_for(process, lambda: len(lines_in(tmp_path)) >= 12)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "from step 5 of 24" in out
+    assert "SIGTERM: saving after this step" in err and "The same command continues." in err
+    assert "Traceback" not in err
+
+    out = finish(start(standin, environment, tmp_path, 0))
+    stopped_at = int(out.split("from step ")[1].split()[0])
+    assert 12 <= stopped_at < STEPS  # nothing that was reached before the SIGTERM is lost
+    state = final_state(standin, tmp_path)
+    assert jax.tree.structure(state) == jax.tree.structure(straight)
+    jax.tree.map(np.testing.assert_array_equal, state, straight)
+    assert [line.split(",")[0] for line in lines_in(tmp_path)] == [f'{{"step": {i}' for i in range(1, STEPS + 1)]
+
+
+def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, standin, environment, straight):
+    process = start(standin, environment, tmp_path / "once", 0.1)
+    wait_for(process, lambda: len(lines_in(tmp_path / "once")) >= 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Stopped after step" in err and "Traceback" not in err
+    assert list((tmp_path / "once" / "checkpoints").iterdir())
+
+    process = start(standin, environment, tmp_path / "twice", 30.0)  # stuck in its first batch
+    wait_for(process, (tmp_path / "twice" / "metrics.jsonl").exists)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGINT and time.monotonic() - asked < 15
+    assert "stopped at once" in err and "Traceback" not in err
+    assert not list((tmp_path / "twice" / "checkpoints").iterdir())

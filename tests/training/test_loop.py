@@ -1,0 +1,240 @@
+import json
+import signal
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
+from s2rm_jax.training.interrupt import Interrupted
+from s2rm_jax.training.loop import run, train_and_evaluate
+from s2rm_jax.training.state import plan_state
+
+MESH = data_mesh(jax.devices()[:1])
+
+
+def saved(standin, config, workdir) -> Checkpoint:
+    """The latest checkpoint of a workdir."""
+    with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
+        checkpoint = checkpoints.restore_latest(plan_state(standin.StandIn(), config, MESH).abstract)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def kept_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def metric_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_bitwise_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def scored(scores, seen=None):
+    """An evaluation that returns the given scores one after the other and notes the parameters that it saw."""
+    remaining = iter(scores)
+
+    def evaluate(params, progress):
+        progress(1, 1)
+        if seen is not None:
+            seen.append(jax.device_get(params))
+        return {"mean_iou": next(remaining), "precision@0.5": 0.0}
+
+    return evaluate
+
+
+def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_path, standin, capsys):
+    config = standin.make_config()
+    metrics = run(config, tmp_path / "new" / "run", standin.make_parts(config), MESH)
+    workdir = tmp_path / "new" / "run"
+    assert metrics.keys() == {"loss", "grad_norm", "learning_rate", "expressions", "mean_iou"}
+    assert saved(standin, config, workdir).examples_seen == 48 and kept_steps(workdir) == [10, 12]
+    assert [line["step"] for line in metric_lines(workdir)] == [4, 8, 12]
+    assert metric_lines(workdir)[-1]["train/loss"] == metrics["loss"]
+    assert (workdir / "config.json").exists() and (workdir / "vocab.txt").read_text() == "[PAD]\n"
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"Training in {workdir} from step 0 of 12, 4 pictures a step, 1 x cpu")
+    assert out[-1].startswith("Trained 12 steps in 0:00:") and str(workdir) in out[-1]
+    assert "ETA 0:00:" in out[-2]
+
+
+def test_a_run_in_two_parts_equals_one_bitwise(tmp_path, standin):
+    config = standin.make_config(optimizer__ema_decay=0.9, optimizer__schedule="cosine")
+    straight = run(config, tmp_path / "straight", standin.make_parts(config), MESH)
+
+    def stop_in_the_middle(examples_seen):
+        for count, batch in enumerate(standin.make_parts(config).batches(examples_seen)):
+            if count == 7:
+                raise KeyboardInterrupt
+            yield batch
+
+    parts = standin.make_parts(config)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "broken", replace(parts, batches=stop_in_the_middle), MESH)
+    assert saved(standin, config, tmp_path / "broken").step == 5  # two steps are lost and taken again
+    resumed = run(config, tmp_path / "broken", parts, MESH)
+    assert resumed == straight
+    assert_bitwise_equal(
+        saved(standin, config, tmp_path / "broken").state, saved(standin, config, tmp_path / "straight").state
+    )
+    assert metric_lines(tmp_path / "broken") == metric_lines(tmp_path / "straight")
+
+
+def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
+    seen = []
+    config = standin.make_config(steps=10, checkpoint_every=100, eval__every=3, optimizer__ema_decay=0.5)
+    parts = standin.make_parts(config, evaluate=scored([10.0, 90.0, 30.0, 40.0], seen))
+    assert run(config, tmp_path, parts, MESH) == {"mean_iou": 40.0, "precision@0.5": 0.0}
+    assert kept_steps(tmp_path) == [6, 9, 10]
+    assert_bitwise_equal(restore_params(tmp_path, "best"), seen[1])  # the averaged parameters, as evaluated
+    assert [(line["step"], line["val/mean_iou"]) for line in metric_lines(tmp_path) if "val/mean_iou" in line] == [
+        (3, 10.0),
+        (6, 90.0),
+        (9, 30.0),
+        (10, 40.0),
+    ]
+    closing = capsys.readouterr().out.splitlines()[-1]
+    assert "mean_iou on val: 40.00, best 90.00 at step 6" in closing
+
+
+def test_evaluating_changes_nothing_of_the_training(tmp_path, standin):
+    config = standin.make_config()
+    run(config, tmp_path / "without", standin.make_parts(config), MESH)
+    evaluated = standin.make_config(eval__every=2)
+    run(evaluated, tmp_path / "with", standin.make_parts(evaluated, evaluate=scored([1.0] * 6)), MESH)
+    states = [saved(standin, c, tmp_path / d).state for c, d in ((config, "without"), (evaluated, "with"))]
+    assert_bitwise_equal(*states)
+
+
+def test_a_finished_run_has_nothing_to_do_and_can_be_prolonged(tmp_path, standin, capsys):
+    config = standin.make_config(eval__every=4)
+    run(config, tmp_path, standin.make_parts(config, evaluate=scored([1.0, 2.0, 3.0])), MESH)
+    capsys.readouterr()
+    assert run(config, tmp_path, standin.make_parts(config, evaluate=scored([])), MESH)["mean_iou"] == 3.0
+    assert "Trained 0 steps" in capsys.readouterr().out
+    longer = standin.make_config(steps=16, eval__every=4)
+    assert run(longer, tmp_path, standin.make_parts(longer, evaluate=scored([7.0])), MESH)["mean_iou"] == 7.0
+    assert saved(standin, longer, tmp_path).step == 16
+
+
+def test_a_stop_during_an_evaluation_breaks_it_off_and_saves_and_the_next_run_makes_up_for_it(tmp_path, standin):
+    config = standin.make_config(eval__every=6)
+
+    def asked_to_stop(params, progress):
+        signal.raise_signal(signal.SIGTERM)
+        progress(1, 100)
+        raise AssertionError("the evaluation went on")
+
+    with pytest.raises(Interrupted) as caught:
+        run(config, tmp_path, standin.make_parts(config, evaluate=asked_to_stop), MESH)
+    assert caught.value.signum == signal.SIGTERM and "after step 6 of 12" in str(caught.value)
+    assert saved(standin, config, tmp_path).step == 6 and saved(standin, config, tmp_path).metrics is None
+    seen = []
+    run(config, tmp_path, standin.make_parts(config, evaluate=scored([80.0, 20.0], seen)), MESH)
+    assert len(seen) == 2 and kept_steps(tmp_path) == [6, 10, 12]
+    assert_bitwise_equal(restore_params(tmp_path, "best"), seen[0])
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standin, steps_before):
+    config = standin.make_config(optimizer__ema_decay=0.9)
+    parts = standin.make_parts(config)
+
+    def signalling(examples_seen):
+        if steps_before == 0:
+            signal.raise_signal(signal.SIGINT)
+        return map(signal_at, enumerate(parts.batches(examples_seen), start=1))
+
+    def signal_at(numbered):
+        count, batch = numbered
+        if count == steps_before:
+            signal.raise_signal(signal.SIGINT)
+        return batch
+
+    with pytest.raises(Interrupted) as caught:
+        run(config, tmp_path / "stopped", replace(parts, batches=signalling), MESH)
+    assert caught.value.signum == signal.SIGINT
+    assert kept_steps(tmp_path / "stopped") == [steps_before]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(config, tmp_path / "stopped", parts, MESH)
+    run(config, tmp_path / "straight", parts, MESH)
+    assert_bitwise_equal(
+        saved(standin, config, tmp_path / "stopped").state, saved(standin, config, tmp_path / "straight").state
+    )
+
+
+@pytest.mark.parametrize(("bad", "value"), [(8, np.nan), (7, np.inf), (11, np.nan)])
+def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, bad, value):
+    """Also where the bad step is one at which a checkpoint is due (10 would be saved two steps after 8)."""
+    config = standin.make_config(checkpoint_every=2 if bad == 8 else 5)
+    parts = standin.make_parts(config)
+
+    def poisoned(examples_seen):
+        for count, batch in enumerate(parts.batches(examples_seen), start=1):
+            yield batch._replace(images=batch.images * value) if count == bad else batch
+
+    with pytest.raises(UserError) as caught:
+        run(config, tmp_path, replace(parts, batches=poisoned), MESH)
+    message = str(caught.value)
+    good = {8: 6, 7: 5, 11: 10}[bad]
+    assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is sound" in message
+    assert "learning_rate" in message and "\n" not in message
+    assert max(kept_steps(tmp_path)) == good
+    for leaf in jax.tree.leaves(saved(standin, config, tmp_path).state):
+        assert np.isfinite(leaf).all()
+
+
+def test_a_workdir_is_not_continued_with_another_configuration(tmp_path, standin):
+    config = standin.make_config(steps=5)
+    run(config, tmp_path, standin.make_parts(config), MESH)
+    other = standin.make_config(steps=5, optimizer__learning_rate=0.5)
+    with pytest.raises(UserError, match=r"optimizer.learning_rate \(was 0.01, now 0.5\)"):
+        run(other, tmp_path, standin.make_parts(other), MESH)
+
+
+def test_a_workdir_in_which_nothing_was_saved_may_change_its_configuration(tmp_path, standin):
+    config = standin.make_config(steps=5)
+    parts = standin.make_parts(config)
+
+    def killed(examples_seen):
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, replace(parts, batches=killed), MESH)
+    other = standin.make_config(steps=5, optimizer__learning_rate=0.5)
+    run(other, tmp_path, standin.make_parts(other), MESH)
+    assert saved(standin, other, tmp_path).step == 5
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, standin):
+    (tmp_path / "file").write_text("")
+    config = standin.make_config()
+    with pytest.raises(UserError, match=r"--workdir .*file/run cannot be used"):
+        run(config, tmp_path / "file" / "run", standin.make_parts(config), MESH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "config.steps=0 must be at least 1"),
+        ({"log_every": 0}, "config.log_every=0 must be at least 1"),
+        ({"checkpoint_every": 0}, "config.checkpoint_every=0 must be at least 1"),
+        ({"optimizer__accumulate": 3}, "config.batch_size=4 cannot be split"),
+        ({"optimizer__schedule": "step"}, "config.optimizer.schedule"),
+        ({"eval__every": 1, "eval__metric": "iou"}, "config.eval.metric is 'iou'; it must be one of: overall_iou"),
+        ({"loss__kind": "focal"}, "config.loss.kind is 'focal'"),
+        ({"dtype": "float61"}, "config.dtype is 'float61'; it must be one of: float32, bfloat16"),
+    ],
+)
+def test_mistakes_in_the_configuration_are_found_before_anything_is_written(tmp_path, standin, changes, message):
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(standin.make_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

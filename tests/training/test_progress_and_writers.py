@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation
+from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
+
+METRICS = {"loss": 1.25, "mean_iou": 12.34, "learning_rate": 3e-4, "grad_norm": 1.0}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00:00"), (59.6, "0:01:00"), (3599, "0:59:59"), (90061, "25:01:01")]
+)
+def test_durations(seconds, shown):
+    assert hours_minutes_seconds(seconds) == shown
+
+
+def test_rates_wait_and_time_left():
+    clock = Clock()
+    progress = Progress(last_step=1000, clock=clock)
+    clock.now += 60  # compiling: in no rate and not in the time left
+    progress.finish_step(1, expressions=10, pictures=4)
+    for step in range(2, 12):
+        with progress.waiting_for_input():
+            clock.now += 0.5
+        clock.now += 1.5
+        progress.finish_step(step, expressions=10, pictures=4)
+    line = progress.line(11, METRICS)
+    assert line == (
+        "step 11/1000 (1%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04 | 5.0 expressions/s, 2.0 pictures/s | "
+        "25% waiting for input | ETA 0:32:58"
+    )
+
+
+def test_pauses_are_out_of_the_rates_but_in_the_time_left():
+    clock = Clock()
+    progress = Progress(last_step=21, clock=clock)
+    progress.finish_step(1, 10, 4)
+    for step in range(2, 12):
+        clock.now += 2
+        progress.finish_step(step, 10, 4)
+    with progress.pause():
+        clock.now += 80
+    line = progress.line(11, METRICS)
+    assert "5.0 expressions/s" in line and line.endswith("ETA 0:01:40")
+
+
+def test_the_first_line_of_all_promises_nothing():
+    clock = Clock()
+    progress = Progress(last_step=10, clock=clock)
+    clock.now += 60
+    progress.finish_step(1, 10, 4)
+    assert progress.line(1, METRICS) == "step 1/10 (10%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04"
+
+
+def test_evaluation_says_how_far_it_is_and_can_be_stopped(capsys):
+    asked = []
+    report = report_evaluation("val", stopping=lambda: asked.append(1), every=0.0)
+    report(1, 4)
+    assert "evaluating val: batch 1/4 (25%) | ETA 0:00:00" in capsys.readouterr().out
+    report_evaluation("val", stopping=lambda: asked.append(1), every=60.0)(1, 4)
+    assert capsys.readouterr().out == "" and len(asked) == 2
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+
+
+def test_lines_are_json_and_tensorboard_files_are_there(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(5, "train", {"loss": 1.5})
+        assert lines_of(tmp_path) == [{"step": 5, "train/loss": 1.5}]  # at once, not when it is closed
+        writer.write(5, "val", {"mean_iou": 50})
+    assert lines_of(tmp_path)[1] == {"step": 5, "val/mean_iou": 50.0}
+    assert list((tmp_path / TENSORBOARD_DIRECTORY).glob("events.*"))
+
+
+def test_a_resumed_run_takes_back_later_lines_and_a_torn_one(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for step in (5, 10, 15, 20):
+            writer.write(step, "train", {"loss": step})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 25, "train/lo')
+    with MetricsWriter(tmp_path, step=12) as writer:
+        writer.write(15, "train", {"loss": -1})
+    assert [(line["step"], line["train/loss"]) for line in lines_of(tmp_path)] == [(5, 5), (10, 10), (15, -1)]

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.run_config import load_config, require_same_config, save_config
+
+
+def changed(config: ConfigDict, **changes) -> ConfigDict:
+    copy = ConfigDict(config.to_dict())
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        (copy[section] if section else copy)[field] = value
+    return copy
+
+
+def test_comes_back_equal_locked_and_with_its_tuples(tmp_path):
+    config = default_config()
+    config.input.source = ConfigDict({"name": "synthetic", "size": (96, 96)})
+    config.optimizer.multipliers = (("^vision", 0.1), ("^text", 0.5))
+    save_config(tmp_path, config)
+    loaded = load_config(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert isinstance(loaded.optimizer.multipliers[0], tuple)
+    with pytest.raises(AttributeError):
+        loaded.stepps = 3
+
+
+def test_the_vocabulary_of_the_run_is_used_where_there_is_one(tmp_path):
+    config = default_config()
+    config.text.vocab = "/elsewhere/vocab.txt"
+    save_config(tmp_path, config)
+    assert load_config(tmp_path).text.vocab == "/elsewhere/vocab.txt"
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    assert load_config(str(tmp_path)).text.vocab == str(tmp_path / "vocab.txt")
+
+
+def test_a_run_may_change_its_length_and_cadence_only(tmp_path):
+    config = default_config()
+    save_config(tmp_path, config)
+    require_same_config(tmp_path, config)
+    require_same_config(
+        tmp_path, changed(config, steps=7, log_every=1, checkpoint_every=3, eval__every=9, input__workers=2)
+    )
+    with pytest.raises(UserError) as caught:
+        require_same_config(tmp_path, changed(config, seed=5, steps=7, optimizer__clip_norm=1.0))
+    message = str(caught.value)
+    assert "optimizer.clip_norm (was 0.0, now 1.0), seed (was 0, now 5)" in message
+    assert "Start another --workdir" in message and "steps" not in message and "\n" not in message
+
+
+def test_fields_that_came_or_went_are_differences(tmp_path):
+    config = default_config()
+    config.input.source = ConfigDict({"name": "synthetic", "difficulty": "hard"})
+    save_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"input.source.difficulty \(was 'hard', now None\)"):
+        require_same_config(tmp_path, changed(config, input__source=ConfigDict({"name": "synthetic"})))
+
+
+def test_a_directory_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/config.json not found.*not the workdir of a training run"):
+        load_config(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["{", "\xff\xfe", ""])
+def test_a_broken_file_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
+        load_config(tmp_path)
+
+
+def test_the_file_is_plain_json(tmp_path):
+    save_config(tmp_path, default_config())
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 5e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
