@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Source
@@ -13,7 +14,7 @@ from s2rm_jax.input.synthetic import SyntheticSource
 SOURCES: dict[str, Any] = {"synthetic": SyntheticSource, "refer": ReferSource}
 
 
-def build_source(config: Mapping[str, Any], split: str) -> Source:
+def build_source(config: ConfigDict, split: str) -> Source:
     """Builds one split of the source that `config` names; its other fields are the arguments of that source.
 
     Raises UserError for a name or a field that does not exist, and passes on what the source itself finds wrong.

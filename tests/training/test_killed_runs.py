@@ -20,10 +20,8 @@ TIMEOUT = 120  # seconds
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """All processes share their compiled programs."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
-    return os.environ | cache | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def environment(quick_compilation):
+    return os.environ | quick_compilation | {"JAX_PLATFORMS": "cpu"}
 
 
 def start(standin, environment, workdir, seconds_per_batch):

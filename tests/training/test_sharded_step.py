@@ -53,8 +53,12 @@ print("equal on 8 devices")
 """
 
 
-def test_eight_devices_equal_one(standin):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def test_eight_devices_equal_one(standin, quick_compilation):
+    environment = (
+        os.environ
+        | quick_compilation
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    )
     done = subprocess.run(
         [sys.executable, "-c", CHECK, standin.__file__],
         env=environment,

@@ -1,0 +1,137 @@
+"""The command line for training with the real network on real scenes, tiny."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 300  # seconds
+
+CONFIG = '''
+"""A network and scenes as small as they come."""
+from ml_collections import ConfigDict
+from s2rm_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.steps, config.batch_size = 30, 4
+    config.log_every, config.checkpoint_every = 1, 10
+    config.eval.update({"every": 20, "limit": 4, "batch_size": 4})
+    config.input.source = ConfigDict({"name": "synthetic", "image_size": (48, 64), "expressions_per_scene": 3})
+    config.input.image_size = (32, 32)
+    config.input.expressions_per_image = 2
+    config.vision.update({"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4})
+    config.text.update(
+        {"vocab_size": 128, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+    )
+    config.text.max_tokens = 16
+    config.fusion.update({"width": 16, "recurrent_width": 8, "num_heads": 2})
+    config.decoder.widths = (8, 8, 8, 8)
+    config.optimizer.update({"accumulate": 2, "ema_decay": 0.9, "clip_norm": 1.0})
+    return config
+'''
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Starts `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs."""
+    shared = tmp_path_factory.mktemp("shared")
+    (shared / "tiny.py").write_text(CONFIG)
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+    def start(workdir, *more, config="tiny.py"):
+        command = ["-m", "s2rm_jax.train", f"--config={shared / config}", f"--workdir={workdir}", *more]
+        return subprocess.Popen(
+            [sys.executable, *command],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def metric_lines(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def parameters(workdir):
+    import jax
+
+    from s2rm_jax.training.checkpoint import restore_params
+
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(restore_params(workdir, "latest"))
+    }
+
+
+def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp_path):
+    straight = train(tmp_path / "straight")
+    out, err = straight.communicate(timeout=TIMEOUT)
+    assert straight.returncode == 0, err
+    assert "Traceback" not in err
+    closing = out.splitlines()[-1]
+    assert closing.startswith("Trained 30 steps") and str(tmp_path / "straight") in closing
+    assert "mean_iou on val" in closing
+
+    stopped = train(tmp_path / "stopped")
+    end = time.monotonic() + TIMEOUT
+    while not metric_lines(tmp_path / "stopped"):
+        assert stopped.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+    stopped.send_signal(signal.SIGTERM)
+    out, err = stopped.communicate(timeout=TIMEOUT)
+    assert stopped.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err and "The same command continues." in err
+
+    resumed = train(tmp_path / "stopped")
+    out, err = resumed.communicate(timeout=TIMEOUT)
+    assert resumed.returncode == 0, err
+    assert out.startswith("Continuing in")
+
+    expected, found = parameters(tmp_path / "straight"), parameters(tmp_path / "stopped")
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    assert metric_lines(tmp_path / "stopped") == metric_lines(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimizer.learning_rat=1"], "did you mean --config.optimizer.learning_rate"),
+        (["--config.input.train_split=trian"], "trian"),
+        (["--config.input.source.name=coco"], "config.input.source.name is 'coco'"),
+        (["--config.optimizer.frozen=('^bert',)"], "config.optimizer.frozen: '^bert' matches no parameter"),
+        (["--config.batch_size=5"], "config.batch_size=5 cannot be split evenly"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(train, tmp_path, arguments, message):
+    process = train(tmp_path / "run", *arguments)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2, err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_help_is_for_people(train, tmp_path):
+    process = train(tmp_path, "--help")
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, err) == (0, "")
+    assert "python -m s2rm_jax.train --config configs/synthetic.py" in out and "--workdir" in out
