@@ -88,6 +88,8 @@ def _check_config(arguments: Sequence[str]) -> None:
         raise UserError(f"--config: {path} does not exist; {there}.")
     try:
         config = config_flags.ConfigFileFlagParser("config").parse(given)
+        if getattr(config, "lock", None) is None:  # where the parser kept an OSError back, it is raised here
+            raise TypeError(f"get_config() returns {type(config).__name__} and not a ConfigDict")
         fields = _fields(config)
     except UserError:
         raise

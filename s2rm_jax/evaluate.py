@@ -11,6 +11,7 @@ The data, the network and the input size are those of the run's own configuratio
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, cast
 
 from absl import flags
 
@@ -39,27 +40,29 @@ def main() -> None:
     from s2rm_jax.training.run_config import load_config
     from s2rm_jax.training.state import parameter_shapes
 
+    assert WORKDIR.value is not None  # required
     workdir = Path(WORKDIR.value)
+    which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = load_config(workdir)
     config.eval.limit = LIMIT.value
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
     network = build_network(config)
-    params = restore_params(workdir, CHECKPOINT.value, parameter_shapes(network, config))
+    params = restore_params(workdir, which, parameter_shapes(network, config))
     out = make_output_folder(OUT.value or workdir / f"eval-{split}")
 
     pictures = min(len(source), LIMIT.value or len(source))
-    say(f"evaluating the {CHECKPOINT.value} checkpoint of {workdir} on {pictures:,} pictures of {split}")
+    say(f"evaluating the {which} checkpoint of {workdir} on {pictures:,} pictures of {split}")
     chosen = Chosen(pictures, GALLERY.value)
     evaluator = Evaluator(network, build_tokenizer(config, source), config)
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=chosen)
 
     say(table(report))
-    write_json(report, out / "metrics.json", split=split, checkpoint=CHECKPOINT.value, pictures=pictures)
+    write_json(report, out / "metrics.json", split=split, checkpoint=which, pictures=pictures)
     write_csv(report, out / "sentences.csv")
     written = "metrics.json and sentences.csv"
     if chosen.examples:
-        title = f"{workdir.resolve().name}: {split}, {CHECKPOINT.value} checkpoint"
+        title = f"{workdir.resolve().name}: {split}, {which} checkpoint"
         *_, page = write_gallery(out / "gallery", chosen.examples, report, title)
         written = f"metrics.json, sentences.csv and the pictures of {len(chosen.examples)} examples ({page})"
     values = report.metrics

@@ -13,13 +13,14 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from absl import flags
 from PIL import Image
 
 from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -39,16 +40,19 @@ def main() -> None:
     from s2rm_jax.input.images import load_image
     from s2rm_jax.segmenter import Segmenter
 
+    assert WORKDIR.value is not None and IMAGE.value is not None and OUT.value is not None  # required
+    if not TEXT.value:
+        raise UserError("--text is missing: say what is to be found, once per sentence (see --help)")
     # The tokenizer's log tells of the first sentence that is too long; here each is told of below.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     picture = load_image(IMAGE.value, apply_exif=True)
-    segmenter = Segmenter.from_checkpoint(WORKDIR.value, CHECKPOINT.value)
+    out = make_output_folder(OUT.value)
+    segmenter = Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
     result = segmenter.segment(picture, TEXT.value)
     for sentence in result.sentences:
         for remark in segmenter.remarks(sentence):
             print(f"warning: {remark}", file=sys.stderr)
 
-    out = make_output_folder(OUT.value)
     found = _write_masks(out, result)
     labels = [f"{number}. {entry['sentence']} ({_outcome(entry)})" for number, entry in enumerate(found, start=1)]
     overlay_with_legend(picture, result.masks, labels).save(out / "overlay.png")
@@ -93,4 +97,4 @@ def _outcome(entry: dict) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("workdir", "image", "text", "out"))
+    command_line.run(main, FLAGS, __doc__, required=("workdir", "image", "out"))

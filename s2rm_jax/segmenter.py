@@ -54,12 +54,15 @@ class Segmenter:
         self._tokenizer = tokenizer
         self._params = params
         size = tuple(config.input.image_size)
-        self._encode = jax.jit(lambda params, image: network.apply({"params": params}, image, method="encode_image"))
-        self._ground = jax.jit(
-            lambda params, features, tokens, mask: (
-                network.apply({"params": params}, features, tokens, mask, size, method="ground").logits
-            )
-        )
+
+        def encode(params: Any, image: jax.Array) -> Any:
+            return network.apply({"params": params}, image, method="encode_image")
+
+        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> jax.Array:
+            output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
+            return output.logits
+
+        self._encode, self._ground = jax.jit(encode), jax.jit(ground)
 
     @classmethod
     def from_checkpoint(cls, workdir: str | Path, which: Literal["best", "latest"] = "best") -> Segmenter:

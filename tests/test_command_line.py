@@ -9,6 +9,9 @@ from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
 from s2rm_jax.training.interrupt import Interrupted
 
+# ml_collections still loads configuration files with load_module.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
 CONFIG = """
 from s2rm_jax.config import default_config
 
@@ -31,6 +34,7 @@ def call(monkeypatch, capsys):
     """Runs a door with the given arguments; returns its status, its two outputs and the configurations it saw."""
 
     def call(*arguments, main=None):
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # left by the test before
         monkeypatch.setattr(sys, "argv", ["door", *map(str, arguments)])
         values = flags.FlagValues()
         config = config_flags.DEFINE_config_file("config", None, "a configuration", flag_values=values)

@@ -42,9 +42,12 @@ class Evaluator:
     def __init__(self, network: nn.Module, tokenizer: Tokenizer, config: ConfigDict):
         self._tokenizer = tokenizer
         self._config = config
-        self._forward = jax.jit(
-            lambda params, images, tokens, mask: network.apply({"params": params}, images, tokens, mask).logits
-        )
+
+        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> jax.Array:
+            output: Any = network.apply({"params": params}, images, tokens, token_mask)
+            return output.logits
+
+        self._forward = jax.jit(forward)
 
     def __call__(
         self,

@@ -69,7 +69,8 @@ show();
 
 def page(examples: Sequence[Sequence[Prediction]], report: Report, title: str) -> str:
     """Returns the HTML page that shows `examples` (the predictions of each) below the metrics of the whole `report`."""
-    rules, cards = [], []
+    rules: list[str] = []
+    cards: list[str] = []
     for number, predictions in enumerate(examples):
         rules.append(_picture_rule(number, predictions[0]))
         cards += [_card(number, len(cards) + offset, p) for offset, p in enumerate(predictions)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -13,7 +14,7 @@ def make_output_folder(path: str | Path) -> Path:
     """Makes the folder with its parents, unless it is there already, and returns it.
 
     Raises:
-        UserError: a file is in the way, or the folder may not be made.
+        UserError: a file is in the way, or the folder may not be made or written to.
     """
     path = Path(path)
     try:
@@ -22,6 +23,8 @@ def make_output_folder(path: str | Path) -> Path:
         raise UserError(f"--out: {path} cannot be a folder, a file is in the way; give another --out") from error
     except OSError as error:
         raise UserError(f"--out: {path} cannot be made ({error.strerror}); give another --out") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"--out: {path} may not be written to; give another --out")
     return path
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from s2rm_jax.models.dense import Dense
+
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
 EMBEDDING_INIT = nn.initializers.truncated_normal(0.02)
 # By fan-in, because the customary 0.02 is far too small for narrow networks that are trained from scratch: [CLS] would
@@ -33,7 +35,7 @@ class BertLayer(nn.Module):
         """Returns the next hidden states; positions outside `mask` are attended to by none."""
 
         def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=KERNEL_INIT, name=name)
+            return Dense(features, dtype=self.dtype, kernel_init=KERNEL_INIT, name=name)
 
         def drop(y: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout_rate, deterministic=not train)(y)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from s2rm_jax.models.dense import Dense
+
 GUIDANCES = ("full", "none")
 
 
@@ -86,13 +88,13 @@ class CASG(nn.Module):
             features = vision[stage - 1]
             height, width = features.shape[1:3]
             channels = self.widths[stage - 1]
-            pure = nn.Dense(channels, dtype=self.dtype, name=f"stage{stage}_vision")(features)
+            pure = Dense(channels, dtype=self.dtype, name=f"stage{stage}_vision")(features)
             pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)[:, None]
             coarse = upsample(logits[-1][..., None], height, width)[..., 0]
             if guided:
                 semantics = jnp.concatenate([semantics, foreground_mean(x, logits[-1])], axis=-1)
                 pure = Guide(self.dtype, name=f"stage{stage}_guide")(pure, semantics, coarse)
-            x = nn.Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
+            x = Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
             pure = jnp.broadcast_to(pure, (*x.shape[:2], *pure.shape[2:]))
             x = jnp.concatenate([upsample(x, height, width), pure], axis=-1)
             x = ConvBlock(channels, self.dtype, name=f"stage{stage}_block")(x)
@@ -103,8 +105,8 @@ class CASG(nn.Module):
 class MaskHead(nn.Module):
     """Mask logits of a stage: a 1 x 1 kernel, part of which the abstract semantics choose if `guided`.
 
-    That part is the agreement of each position with what is meant. Without it the network needs several times as many
-    steps to find out which word names which colour (docs/results/synthetic.md).
+    That part is the agreement of each position with what is meant. Without it the network takes far longer to find out
+    which word names which look (docs/results/synthetic.md).
     """
 
     guided: bool
@@ -112,10 +114,10 @@ class MaskHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b k h w c"], semantics: Float[Array, "b k d"]) -> Float[Array, "b k h w"]:
         """Returns float32 logits."""
-        logits = nn.Dense(1, dtype=jnp.float32, name="kernel")(x)[..., 0]
+        logits = Dense(1, dtype=jnp.float32, name="kernel")(x)[..., 0]
         if not self.guided:
             return logits
-        meant = nn.Dense(x.shape[-1], dtype=jnp.float32, name="meant")(semantics)
+        meant = Dense(x.shape[-1], dtype=jnp.float32, name="meant")(semantics)
         return logits + jnp.einsum("bkhwc,bkc->bkhw", x.astype(jnp.float32), meant) * x.shape[-1] ** -0.5
 
 
@@ -133,9 +135,9 @@ class Guide(nn.Module):
     ) -> Float[Array, "b k h w c"]:
         """Returns the vision map as each expression should see it."""
         channels = pure.shape[-1]
-        hidden = nn.gelu(nn.Dense(2 * channels, dtype=self.dtype, name="hidden")(abstract.astype(self.dtype)))
-        where = nn.Dense(channels, dtype=self.dtype, name="where")(hidden)
-        which = jax.nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="which")(hidden))
+        hidden = nn.gelu(Dense(2 * channels, dtype=self.dtype, name="hidden")(abstract.astype(self.dtype)))
+        where = Dense(channels, dtype=self.dtype, name="where")(hidden)
+        which = jax.nn.sigmoid(Dense(channels, dtype=self.dtype, name="which")(hidden))
         similarity = jnp.einsum("bohwc,bkc->bkhw", pure, where).astype(jnp.float32) * channels**-0.5
         emphasis = jax.nn.sigmoid(similarity + coarse_logits).astype(self.dtype)
         return pure * which[:, :, None, None, :] * (1 + emphasis[..., None])

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from s2rm_jax.models.coparse import Coparse
+from s2rm_jax.models.dense import Dense
 
 PAIRS = ("language_parses_vision", "vision_parses_language")
 MODES = ("s2rm", "sum", "product")
@@ -59,7 +60,7 @@ class Distribute(nn.Module):
         """Returns the distributed language and the attention [b, k, heads, h, w, l] over words."""
 
         def heads_last(name: str, x: jax.Array) -> jax.Array:
-            x = nn.Dense(self.width, dtype=self.dtype, name=name)(x)
+            x = Dense(self.width, dtype=self.dtype, name=name)(x)
             return rearrange(x, "... (heads d) -> ... heads d", heads=self.num_heads)
 
         query, key, value = heads_last("query", vision), heads_last("key", words), heads_last("value", words)
@@ -85,9 +86,9 @@ class Balance(nn.Module):
             weights = jnp.full((maps.shape[0], 1, 1, 1, 1, 1), 1 / maps.shape[0], jnp.float32)
         elif self.kind in ("position", "channel"):
             evidence = maps if self.kind == "position" else maps.mean((3, 4), keepdims=True)
-            hidden = jnp.tanh(nn.Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
+            hidden = jnp.tanh(Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
             outputs = 1 if self.kind == "position" else channels
-            scores = nn.Dense(outputs, use_bias=False, dtype=self.dtype, name="score")(hidden)
+            scores = Dense(outputs, use_bias=False, dtype=self.dtype, name="score")(hidden)
             weights = jax.nn.softmax(scores.astype(jnp.float32), axis=0)
         else:
             raise ValueError(f"balance must be one of {BALANCES}, not {self.kind!r}")
@@ -126,7 +127,7 @@ class S2RM(nn.Module):
             raise ValueError(f"fusion pairs must be among {PAIRS}, not {self.pairs!r}")
 
         def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, name=name)
+            return Dense(features, dtype=self.dtype, name=name)
 
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(dtype=self.dtype, name=name)

@@ -12,6 +12,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from s2rm_jax.models.dense import Dense
+
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
@@ -80,7 +82,7 @@ class WindowAttention(nn.Module):
     def __call__(self, x: Float[Array, "b n t c"], regions: np.ndarray | None) -> Float[Array, "b n t c"]:
         """Attends among the t positions of each of the n windows that share a number in `regions` [n, t]."""
         channels = x.shape[-1]
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
         q, k, v = rearrange(qkv, "b n t (three heads d) -> three b n heads t d", three=3, heads=self.num_heads)
         table = self.param(
             "relative_position_bias_table",
@@ -94,7 +96,7 @@ class WindowAttention(nn.Module):
             logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(self.dtype)
         out = rearrange(jnp.einsum("bnhts,bnhsd->bnhtd", weights, v), "b n h t d -> b n t (h d)")
-        return nn.Dense(channels, dtype=self.dtype, name="projection")(out)
+        return Dense(channels, dtype=self.dtype, name="projection")(out)
 
 
 class SwinBlock(nn.Module):
@@ -128,8 +130,8 @@ class SwinBlock(nn.Module):
         x = x + DropPath(self.drop_path_rate)(y[:, :height, :width], train)
 
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm2")(x)
-        y = nn.Dense(self.mlp_ratio * channels, dtype=self.dtype, name="mlp_in")(y)
-        y = nn.Dense(channels, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        y = Dense(self.mlp_ratio * channels, dtype=self.dtype, name="mlp_in")(y)
+        y = Dense(channels, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
         return x + DropPath(self.drop_path_rate)(y, train)
 
 
@@ -146,7 +148,7 @@ class PatchMerging(nn.Module):
         # The published checkpoints order the neighbours (0,0), (1,0), (0,1), (1,1): the row runs fastest.
         x = rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
-        return nn.Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)
+        return Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)
 
 
 class Swin(nn.Module):

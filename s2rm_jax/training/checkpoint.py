@@ -60,7 +60,9 @@ class Checkpoints:
             ),
             best_fn=score,  # without it Orbax does not even write the metrics
         )
-        self._manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            self._directory.absolute(), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
+        )
         self._scores = _scores(self._manager, metric)
 
     @property
@@ -142,8 +144,6 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
     Raises:
         UserError: there is no run or no checkpoint in `workdir`, or it is of another architecture than `expected`.
     """
-    if which not in ("best", "latest"):
-        raise UserError(f"there is no {which!r} checkpoint: ask for 'best' or 'latest'.")
     workdir = Path(workdir)
     metric = load_config(workdir).eval.metric
     directory = workdir / CHECKPOINT_DIRECTORY
@@ -152,22 +152,22 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
         raise UserError(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
-    with ocp.CheckpointManager(directory.absolute(), item_names=("state", "data", "meta")) as manager:
+    handlers = _handlers(ocp.PyTreeCheckpointHandler())  # which, unlike the standard one, reads a part of a tree
+    with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
         scores = _scores(manager, metric)
         step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
         tree = _saved_tree(manager, step)
-    name = "params" if tree.get("ema_params") is None else "ema_params"
-    if expected is not None:
-        _require_same_parameters(tree[name], expected, directory / str(step))
-    abstract = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[name])}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        restored = reader.restore(
-            (directory / str(step) / "state").absolute(),
-            args=ocp.args.PyTreeRestore(
-                abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-            ),
-        )
-    return restored[name]
+        name = "params" if tree.get("ema_params") is None else "ema_params"
+        if expected is not None:
+            _require_same_parameters(tree[name], expected, directory / str(step))
+        abstract = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[name])}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+        return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
+
+
+def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
+    return {"state": state, "data": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
 
 
 def _scores(manager: ocp.CheckpointManager, metric: str) -> dict[int, float]:

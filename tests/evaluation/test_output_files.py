@@ -27,6 +27,12 @@ def test_folder_is_made_with_its_parents_and_may_exist(tmp_path):
     assert make_output_folder(str(path)).is_dir()
 
 
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # a real one would not hold back a test that runs as root
+    with pytest.raises(UserError, match="may not be written to"):
+        make_output_folder(tmp_path)
+
+
 @pytest.mark.parametrize("inside", ["", "below"])
 def test_a_file_in_the_way_is_named(tmp_path, inside):
     (tmp_path / "taken").write_text("")

@@ -23,7 +23,7 @@ def door(monkeypatch, capfd):
     """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
 
     def call(module, *arguments):
-        required = ("workdir",) if module is evaluate else ("workdir", "image", "text", "out")
+        required = ("workdir",) if module is evaluate else ("workdir", "image", "out")
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         module.FLAGS.unparse_flags()
         status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)

@@ -115,11 +115,8 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.optimizer.learning_rat=1"], "did you mean --config.optimizer.learning_rate"),
         (["--config.input.train_split=trian"], "trian"),
-        (["--config.input.source.name=coco"], "config.input.source.name is 'coco'"),
         (["--config.optimizer.frozen=('^bert',)"], "config.optimizer.frozen: '^bert' matches no parameter"),
-        (["--config.batch_size=5"], "config.batch_size=5 cannot be split evenly"),
     ],
 )
 def test_mistakes_are_told_in_one_line(train, tmp_path, arguments, message):

@@ -17,7 +17,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0, "0:00:00"), (59.6, "0:01:00"), (3599, "0:59:59"), (90061, "25:01:01")]
+    ("seconds", "shown"), [(0.0, "0:00:00"), (59.6, "0:01:00"), (3599.0, "0:59:59"), (90061.0, "25:01:01")]
 )
 def test_durations(seconds, shown):
     assert hours_minutes_seconds(seconds) == shown
@@ -78,7 +78,7 @@ def test_lines_are_json_and_tensorboard_files_are_there(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(5, "train", {"loss": 1.5})
         assert lines_of(tmp_path) == [{"step": 5, "train/loss": 1.5}]  # at once, not when it is closed
-        writer.write(5, "val", {"mean_iou": 50})
+        writer.write(5, "val", {"mean_iou": 50.0})
     assert lines_of(tmp_path)[1] == {"step": 5, "val/mean_iou": 50.0}
     assert list((tmp_path / TENSORBOARD_DIRECTORY).glob("events.*"))
 
@@ -86,9 +86,9 @@ def test_lines_are_json_and_tensorboard_files_are_there(tmp_path):
 def test_a_resumed_run_takes_back_later_lines_and_a_torn_one(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in (5, 10, 15, 20):
-            writer.write(step, "train", {"loss": step})
+            writer.write(step, "train", {"loss": float(step)})
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 25, "train/lo')
     with MetricsWriter(tmp_path, step=12) as writer:
-        writer.write(15, "train", {"loss": -1})
+        writer.write(15, "train", {"loss": -1.0})
     assert [(line["step"], line["train/loss"]) for line in lines_of(tmp_path)] == [(5, 5), (10, 10), (15, -1)]
