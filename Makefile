@@ -9,11 +9,10 @@ VENV ?= .venv
 DEMO ?= runs/demo
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint types clean
+.PHONY: help demo test lint types clean
 .DEFAULT_GOAL := help
 SHELL := bash
 
-.PHONY: help
 help:
 	@grep '^# make' Makefile | sed 's/^# //'
 
@@ -38,11 +37,12 @@ demo: $(VENV)/.installed
 	@$(RUN) -m s2rm_jax.train --config configs/synthetic.py --workdir $(DEMO)
 	@echo "== 2/2 evaluating on held-out scenes and writing the gallery"
 	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 48
-	@echo "== done: open $(DEMO)/eval-test/index.html to see the held-out pictures with true and predicted masks"
+	@echo "== done: open $(DEMO)/eval-test/gallery/index.html to see held-out pictures with true and predicted masks"
 
 test: lint types
 	@echo "== running the tests"
 	@$(RUN) -m pytest -n 2 --dist loadfile
+	@echo "== done: style, types and tests pass; the environment is $(VENV)"
 
 lint: $(VENV)/.installed-dev
 	@echo "== checking style"

@@ -4,7 +4,7 @@
     python -m s2rm_jax.evaluate --workdir runs/demo --split test --gallery 48
 
 Scenes of 3 to 5 objects with attributes, superlatives and relations in equal shares; README.md has the measured result
-and time. Every field of the scenes' difficulty (s2rm_jax/input/synthetic/difficulty.py) can be set, for example
+and time. The difficulty of the scenes (s2rm_jax/input/synthetic/difficulty.py) can be set, for example
 --config.input.source.max_objects=7.
 """
 
@@ -15,10 +15,10 @@ from s2rm_jax.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.steps = 2400
+    config.steps = 2600
     config.batch_size = 8  # many small steps find out sooner which word names what than few large ones
     config.log_every = 100
-    config.checkpoint_every = 600
+    config.checkpoint_every = 1300
 
     config.input.source = ConfigDict(
         {
@@ -27,11 +27,14 @@ def get_config() -> ConfigDict:
             "image_size": (96, 96),
             "min_objects": 3,
             "max_objects": 5,
-            "object_scale": 1.35,
-            "shapes": ("circle", "square", "triangle", "star", "cross", "heart"),
+            "object_scale": 1.5,
+            "shapes": ("circle", "square", "triangle", "star", "heart"),
+            "colours": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"),
+            "textures": ("plain",),
+            "sizes": ("small", "large"),
+            "shapes_per_scene": 2,
             "colours_per_scene": 3,
-            "textures": ("plain", "striped"),
-            "distractors": 0.3,
+            "distractors": 0.0,
             "max_occlusion": 0.25,
             "kinds": ("attribute", "superlative", "relation"),
             "expressions_per_scene": 4,
@@ -52,5 +55,5 @@ def get_config() -> ConfigDict:
     config.optimizer.update(
         learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
     )
-    config.eval.update(split="val", every=800, batch_size=32, limit=128)
+    config.eval.update(split="val", every=1300, batch_size=32, limit=128)
     return config

@@ -2,8 +2,8 @@
 
 A door defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`.
 
-Exit status: 0 done; 2 the person can put it right (UserError); 128 + number of the signal for a run that was asked to
-stop and saved first (130 Ctrl-C, 143 SIGTERM), so that `train && evaluate` stops and a scheduler starts the job again.
+Exit status: 0 done, or asked to stop (Ctrl-C, SIGTERM) and everything saved; 2 the person can put it right (UserError);
+130 stopped at once by a second Ctrl-C.
 A traceback means a defect in this program.
 """
 
@@ -52,7 +52,7 @@ def exit_status(
         return 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return 128 + stop.signum
+        return 0
     except KeyboardInterrupt:
         print("stopped at once; the last checkpoint, if there is one, stands", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -26,6 +26,7 @@ def default_config() -> ConfigDict:
     config.vision.num_heads = (4, 8, 16, 32)
     config.vision.window_size = 12
     config.vision.drop_path_rate = 0.3
+    config.vision.mask_padding = True  # False: padding to whole windows is attended to, as published code does
 
     config.text = ConfigDict()  # BERT; see models/bert.py
     config.text.vocab = ""  # a BERT vocab.txt; empty: the vocabulary that the source brings
@@ -50,7 +51,7 @@ def default_config() -> ConfigDict:
 
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
-    config.decoder.guidance = "full"  # full | none (a plain FPN)
+    config.decoder.guidance = "full"  # full | maps | none (a plain FPN)
 
     config.loss = ConfigDict()
     config.loss.kind = "bce_dice"  # bce_dice | weighted_ce (0.9 background, 1.1 foreground, as the LAVT family)

@@ -20,9 +20,12 @@ CONFIG = config_flags.DEFINE_config_file(
 def main() -> None:
     """Describes the network that the flags name."""
     from s2rm_jax.config import default_config
+    from s2rm_jax.config_check import check_config
     from s2rm_jax.cost import format_cost
 
-    print(format_cost(CONFIG.value or default_config()))
+    config = CONFIG.value or default_config()
+    check_config(config)
+    print(format_cost(config))
 
 
 if __name__ == "__main__":

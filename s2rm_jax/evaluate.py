@@ -28,6 +28,8 @@ OUT = flags.DEFINE_string("out", None, "where results go; by default WORKDIR/eva
 
 def main() -> None:
     """Evaluates as the flags say."""
+    import jax
+
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Chosen, write_gallery
     from s2rm_jax.evaluation.output_files import make_output_folder
@@ -48,7 +50,7 @@ def main() -> None:
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
     network = build_network(config)
-    params = restore_params(workdir, which, parameter_shapes(network, config))
+    params = jax.device_put(restore_params(workdir, which, parameter_shapes(network, config)))
     out = make_output_folder(OUT.value or workdir / f"eval-{split}")
 
     pictures = min(len(source), LIMIT.value or len(source))

@@ -4,7 +4,8 @@
     python -m s2rm_jax.predict ... --text "the man in red" --text "the car behind him"
 
 Writes to --out: mask_1_the_man_in_red.png and so on, one per sentence (8 bits, 0 or 255, the picture's own size,
-upright as a viewer shows it); overlay.png, all masks on the picture with a legend; and result.json.
+upright as a viewer shows it); overlay.png, all masks on the picture with a legend; and result.json. Masks that an
+earlier prediction left there are removed.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ def main() -> None:
     # The tokenizer's log tells of the first sentence that is too long; here each is told of below.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     picture = load_image(IMAGE.value, apply_exif=True)
-    out = make_output_folder(OUT.value)
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
     result = segmenter.segment(picture, TEXT.value)
     for sentence in result.sentences:
         for remark in segmenter.remarks(sentence):
             print(f"warning: {remark}", file=sys.stderr)
 
+    out = make_output_folder(OUT.value)  # only now, so that a mistake leaves no empty folder behind
     found = _write_masks(out, result)
     labels = [f"{number}. {entry['sentence']} ({_outcome(entry)})" for number, entry in enumerate(found, start=1)]
     overlay_with_legend(picture, result.masks, labels).save(out / "overlay.png")
@@ -66,13 +67,14 @@ def main() -> None:
 
 
 def _write_masks(out: Path, result: Result) -> list[dict]:
-    """Writes one PNG per sentence; returns what result.json says of each.
+    """Writes one PNG per sentence in place of those of an earlier prediction; returns what result.json says of each.
 
     `box` is [left, top, right, bottom] in pixels, right and bottom exclusive, or null for an empty mask; `area` counts
     the pixels of the mask; `score` is the mean probability of foreground over it.
     """
-    from s2rm_jax.evaluation.output_files import slug
+    from s2rm_jax.evaluation.output_files import remove_earlier, slug
 
+    remove_earlier(out, r"mask_\d+_[a-z0-9_]+\.png")
     found = []
     for number, (sentence, mask, score) in enumerate(
         zip(result.sentences, result.masks, result.scores, strict=True), start=1

@@ -47,12 +47,15 @@ class Result:
 
 
 class Segmenter:
-    """A trained network with everything that it needs to take a picture and sentences."""
+    """A trained network with everything that it needs to take a picture and sentences.
+
+    Calls are free of implicit transfers between host and device.
+    """
 
     def __init__(self, network: nn.Module, params: Any, tokenizer: Tokenizer, config: ConfigDict):
         self.config = config
         self._tokenizer = tokenizer
-        self._params = params
+        self._params = jax.device_put(params)  # once: arrays of NumPy would be copied again at every call
         size = tuple(config.input.image_size)
 
         def encode(params: Any, image: jax.Array) -> Any:
@@ -94,15 +97,15 @@ class Segmenter:
         encoded = [self._tokenizer.encode(sentence) for sentence in sentences]
         picture = load_image(image, apply_exif=True)
         pixels = normalize(resize_image(picture, tuple(self.config.input.image_size)))
-        features = self._encode(self._params, pixels[None])
+        features = self._encode(self._params, jax.device_put(pixels[None]))
 
         height, width = picture.shape[:2]
         masks, scores = np.empty((len(sentences), height, width), bool), np.empty(len(sentences))
         for start in range(0, len(encoded), BUCKETS[-1]):
             some = encoded[start : start + BUCKETS[-1]]
             some += some[:1] * (_bucket(len(some)) - len(some))
-            tokens, token_mask = (np.stack(column)[None] for column in zip(*some, strict=True))
-            logits = np.asarray(self._ground(self._params, features, tokens, token_mask))[0]
+            tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*some, strict=True))
+            logits = jax.device_get(self._ground(self._params, features, tokens, token_mask))[0]
             for row in range(start, min(start + BUCKETS[-1], len(encoded))):
                 full = resize_logits(logits[row - start], height, width)
                 masks[row] = full > 0

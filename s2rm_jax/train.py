@@ -5,7 +5,7 @@
 
 The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and the best), metrics.jsonl and tensorboard/.
 The same command on the same workdir continues where the run stopped, exactly as if it had never stopped.
-Ctrl-C and SIGTERM save first; the exit status is then 130 or 143, because the run is not finished.
+Ctrl-C and SIGTERM save, say at which step, and exit with status 0; a second Ctrl-C stops at once.
 Any field of the configuration (s2rm_jax/config.py) can be set by --config.FIELD=VALUE.
 """
 

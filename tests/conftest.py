@@ -91,6 +91,19 @@ def striped_example(name: str, sentences: list[str], height: int = 4, width: int
     return Example(name, image, height, width, expressions)
 
 
+class Examples(tuple):
+    """These examples as a source."""
+
+    def expression_count(self, index):
+        return len(self[index].expressions)
+
+
+@pytest.fixture
+def source_of():
+    """Makes a source of a list of examples."""
+    return Examples
+
+
 @pytest.fixture
 def make_example():
     """Makes pictures for the colour network: see `striped_example`."""

@@ -1,10 +1,13 @@
 """Segmenting from Python: sizes, scores, one encoding for all sentences, and clear words about bad input."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import BUCKETS, Segmenter
 
 
@@ -110,6 +113,18 @@ def test_a_trained_network_gives_together_what_it_gives_one_by_one(tiny_workdir)
         alone = segmenter.segment(picture, sentence)
         np.testing.assert_array_equal(alone.masks[0], together.masks[row])
         assert alone.scores[0] == pytest.approx(together.scores[row], abs=1e-5)
+
+
+def test_the_parameters_are_brought_to_the_device_once(tiny_workdir):
+    loaded = Segmenter.from_checkpoint(tiny_workdir, "latest")
+    config = loaded.config
+    params = jax.device_get(loaded._params)  # arrays of NumPy, as a checkpoint may give them
+    segmenter = Segmenter(build_network(config), params, Tokenizer(tiny_workdir / "vocab.txt", 16), config)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(segmenter._params))
+    picture = np.zeros((40, 56, 3), np.uint8)
+    with jax.transfer_guard("disallow"):
+        result = segmenter.segment(picture, ["the red circle", "the leftmost square", "the star"])
+    assert result.masks.shape == (3, 40, 56)
 
 
 def test_no_run_and_no_checkpoint(tiny_workdir, tmp_path):

@@ -99,19 +99,6 @@ class Evaluator:
             yield waiting
 
 
-def evaluate(
-    network: nn.Module,
-    params: Any,
-    source: Source,
-    tokenizer: Tokenizer,
-    config: ConfigDict,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Evaluates `params` once; to evaluate repeatedly without compiling again, keep an `Evaluator`."""
-    return Evaluator(network, tokenizer, config)(params, source, progress=progress)
-
-
 def _score(item: pipeline.EvalItem, logits: Float[np.ndarray, "k h w"]) -> Iterator[Prediction]:
     example = item.example
     for row in range(item.number):  # the rows after these are padding

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from s2rm_jax.evaluation.evaluator import Prediction
 from s2rm_jax.evaluation.gallery_page import outcome, page
-from s2rm_jax.evaluation.output_files import slug
+from s2rm_jax.evaluation.output_files import remove_earlier, slug
 from s2rm_jax.evaluation.overlay import (
     INK,
     MUTED,
@@ -60,9 +60,12 @@ class Chosen:
 def write_gallery(directory: Path, examples: Sequence[Sequence[Prediction]], report: Report, title: str) -> list[Path]:
     """Writes `NNN_ID.png` per example, `gallery.png` (a contact sheet) and `index.html`; returns their paths.
 
+    Those that an earlier evaluation left in the same folder are removed.
+
     `examples` holds the predictions of each example to show; `report` gives the numbers at the top of the page.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    remove_earlier(directory, r"\d{3,}_[a-z0-9_]+\.png")
     paths = []
     for number, predictions in enumerate(examples, start=1):
         paths.append(directory / f"{number:03d}_{slug(predictions[0].example.id)}.png")

@@ -28,6 +28,18 @@ def make_output_folder(path: str | Path) -> Path:
     return path
 
 
+def remove_earlier(folder: Path, name: str) -> None:
+    """Removes what an earlier run of the same command left in its folder, so that old results do not mix with new ones.
+
+    Args:
+        folder: the folder of the results.
+        name: a regular expression for the whole name of the files that the command writes; no others are touched.
+    """
+    for path in folder.iterdir():
+        if re.fullmatch(name, path.name) and path.is_file():
+            path.unlink()
+
+
 def slug(text: str, limit: int = 40) -> str:
     """Returns `text` as lower-case ASCII letters, digits and underscores, at most `limit` of them, never empty."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()

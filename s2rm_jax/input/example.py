@@ -50,6 +50,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def expression_count(self, index: int) -> int:
+        """Returns how many expressions example `index` has, without making or reading it."""
+        ...
+
 
 class Batch(NamedTuple):
     """What the network and the loss take: B pictures with K expressions each, L tokens an expression.

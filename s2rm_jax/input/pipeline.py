@@ -188,7 +188,7 @@ def eval_batches(source: Source, tokenizer: Tokenizer, config: ConfigDict) -> Ev
     encoder = build_encoder(tokenizer, config)
     spans = []
     for index in range(pictures):
-        total = len(source[index].expressions)
+        total = source.expression_count(index)
         spans += [
             (index, first, min(encoder.expressions, total - first)) for first in range(0, total, encoder.expressions)
         ]

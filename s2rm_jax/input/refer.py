@@ -76,6 +76,10 @@ class ReferSource:
             raise UserError(f"the picture {example.image} of {self._name} is missing; unpack all of the pictures again")
         return example
 
+    def expression_count(self, index: int) -> int:
+        """Returns how many expressions the picture has."""
+        return len(self._examples[index].expressions)
+
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 

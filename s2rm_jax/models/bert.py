@@ -80,6 +80,8 @@ class Bert(nn.Module):
             return nn.Embed(count, self.hidden_size, dtype=self.dtype, embedding_init=EMBEDDING_INIT, name=name)
 
         length = tokens.shape[-1]
+        if length > self.max_positions:  # looking up a position that does not exist would give NaN
+            raise ValueError(f"{length} tokens, but only {self.max_positions} positions")
         x = embedding(self.vocab_size, "word_embeddings")(tokens)
         x = x + embedding(self.max_positions, "position_embeddings")(jnp.arange(length))
         x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from s2rm_jax.models.dense import Dense
 
-GUIDANCES = ("full", "none")
+GUIDANCES = ("full", "maps", "none")
 
 
 @flax.struct.dataclass
@@ -58,7 +58,8 @@ class ConvBlock(nn.Module):
 class CASG(nn.Module):
     """Decodes masks from coarse to fine, one stage per vision map.
 
-    `guidance` "full" is CASG; "none" drops the abstract semantics, which leaves a plain feature pyramid.
+    `guidance` "full" is CASG; "maps" guides the vision maps but not the kernels of the masks; "none" drops the abstract
+    semantics, which leaves a plain feature pyramid.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 256)
@@ -79,6 +80,8 @@ class CASG(nn.Module):
         if self.guidance not in GUIDANCES:
             raise ValueError(f"guidance must be one of {GUIDANCES}, not {self.guidance!r}")
 
+        if len(vision) != len(self.widths):
+            raise ValueError(f"{len(self.widths)} decoder widths for {len(vision)} vision maps")
         guided = self.guidance == "full"
         coarsest = len(self.widths)
         x = ConvBlock(self.widths[-1], self.dtype, name=f"stage{coarsest}_block")(fused)
@@ -91,7 +94,7 @@ class CASG(nn.Module):
             pure = Dense(channels, dtype=self.dtype, name=f"stage{stage}_vision")(features)
             pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)[:, None]
             coarse = upsample(logits[-1][..., None], height, width)[..., 0]
-            if guided:
+            if self.guidance != "none":
                 semantics = jnp.concatenate([semantics, foreground_mean(x, logits[-1])], axis=-1)
                 pure = Guide(self.dtype, name=f"stage{stage}_guide")(pure, semantics, coarse)
             x = Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
@@ -103,7 +106,7 @@ class CASG(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Mask logits of a stage: a 1 x 1 kernel, part of which the abstract semantics choose if `guided`.
+    """Mask logits of a stage: a 1 x 1 kernel, part of which the abstract semantics choose if `guided` **[ours]**.
 
     That part is the agreement of each position with what is meant. Without it the network takes far longer to find out
     which word names which look (docs/results/synthetic.md).

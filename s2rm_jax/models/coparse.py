@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 RECURRENCES = ("gated", "none")
+ROTATIONS = (0, 90, 180, 270)  # degrees
 SHARED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
 
@@ -57,7 +58,7 @@ class Coparse(nn.Module):
     """
 
     recurrent_width: int
-    rotations: tuple[int, ...] = (0, 90, 180, 270)
+    rotations: tuple[int, ...] = ROTATIONS
     recurrence: str = "gated"
     dtype: jnp.dtype = jnp.float32
 
@@ -78,8 +79,11 @@ class Coparse(nn.Module):
         return self.param(name, SHARED, (len(self.rotations), inputs, outputs)).astype(self.dtype)
 
     def _gates(self, pair: str, generator: jax.Array) -> jax.Array:
-        """What the gates receive from the generator, for all slices at once: [s, r, b, k, m, 3·recurrent_width]."""
-        features = 3 * self.recurrent_width
+        """What the recurrence receives from the generator, for all slices at once: [s, r, b, k, m, gates].
+
+        There are three gates of recurrent_width (update, reset, candidate), or the candidate alone.
+        """
+        features = self.recurrent_width * (3 if self.recurrence == "gated" else 1)
         kernel = self._stacked(f"{pair}_gates_kernel", generator.shape[-1], features)
         bias = self.param(f"{pair}_gates_bias", nn.initializers.zeros, (len(self.rotations), features))
         gates = jnp.einsum("bkhwc,rcd->rbkhwd", generator, kernel)
@@ -89,7 +93,7 @@ class Coparse(nn.Module):
     def _scan(self, gates: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Runs the recurrence over the slices: {pair: states [s, r, b, k, m, recurrent_width]}."""
         if self.recurrence == "none":
-            return {pair: jnp.tanh(x[..., -self.recurrent_width :]) for pair, x in gates.items()}
+            return {pair: jnp.tanh(x) for pair, x in gates.items()}
         width = self.recurrent_width
         update_reset = {pair: self._stacked(f"{pair}_update_reset", width, 2 * width) for pair in gates}
         candidate = {pair: self._stacked(f"{pair}_candidate", width, width) for pair in gates}

@@ -91,7 +91,7 @@ class ReferringNetwork(nn.Module):
 def build_network(config: ConfigDict) -> ReferringNetwork:
     """Builds the network from the sections vision, text, fusion and decoder and the field dtype of a configuration."""
     dtype = jnp.dtype(config["dtype"])
-    input_only = {"vocab", "max_tokens", "pretrained"}
+    input_only = {"vocab", "max_tokens"}
 
     def fields(section: str) -> dict[str, Any]:
         return {name: value for name, value in dict(config[section]).items() if name not in input_only}

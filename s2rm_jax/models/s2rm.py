@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from s2rm_jax.models.coparse import Coparse
+from s2rm_jax.models.coparse import ROTATIONS, Coparse
 from s2rm_jax.models.dense import Dense
 
 PAIRS = ("language_parses_vision", "vision_parses_language")
@@ -108,7 +108,7 @@ class S2RM(nn.Module):
     num_heads: int = 8
     mode: str = "s2rm"
     recurrence: str = "gated"
-    rotations: tuple[int, ...] = (0, 90, 180, 270)
+    rotations: tuple[int, ...] = ROTATIONS
     pairs: tuple[str, ...] = PAIRS
     balance: str = "position"
     dtype: jnp.dtype = jnp.float32

@@ -160,7 +160,9 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
         name = "params" if tree.get("ema_params") is None else "ema_params"
         if expected is not None:
             _require_same_parameters(tree[name], expected, directory / str(step))
-        abstract = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[name])}
+        # One device, whatever the run was trained on: the devices it used may not exist here.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
         return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]

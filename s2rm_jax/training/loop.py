@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.input.example import Batch
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
-from s2rm_jax.training.losses import check_kind
 from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
 from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation, say
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, require_same_config, save_config
@@ -244,16 +244,9 @@ def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoint
 
 def _check(config: ConfigDict) -> None:
     """Finds what can be found wrong before data is read and programs are compiled."""
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-        if config[name] < 1:
-            raise UserError(f"config.{name}={config[name]} must be at least 1.")
+    check_config(config)
     check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
     learning_rate_schedule(config)
-    check_kind(config.loss.kind)
-    _check_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    _check_choice("eval.metric", config.eval.metric, Counts().metrics())
-
-
-def _check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise UserError(f"config.{field} is {value!r}; it must be one of: {', '.join(choices)}.")
+    known = Counts().metrics()
+    if config.eval.metric not in known:
+        raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")

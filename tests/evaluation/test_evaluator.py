@@ -6,16 +6,16 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.evaluator import Evaluator, evaluate
+from s2rm_jax.evaluation.evaluator import Evaluator
 from s2rm_jax.input.example import Example
 
 
-def test_counts_at_the_original_size_of_a_non_square_picture(colour_world, make_example):
+def test_counts_at_the_original_size_of_a_non_square_picture(colour_world, make_example, source_of):
     # 12 x 24: "red" finds columns 0-8, the true mask is columns 0-11: I = 12 * 9 = 108, U = 12 * 12 = 144.
     # "blue" finds columns 9-23: I = 12 * 3 = 36, U = 12 * 24 = 288.
-    source = [make_example("p", ["the red part", "blue"], height=12, width=24, kind="colour")]
+    source = source_of([make_example("p", ["the red part", "blue"], height=12, width=24, kind="colour")])
     network, _, params, tokenizer, config = colour_world
-    report = evaluate(network, params, source, tokenizer, config)
+    report = Evaluator(network, tokenizer, config)(params, source)
     assert [(s.intersection, s.union) for s in report.sentences] == [(108, 144), (36, 288)]
     assert report.metrics["overall_iou"] == pytest.approx(100 * 144 / 432)
     assert report.metrics["mean_iou"] == pytest.approx(100 * (0.75 + 0.125) / 2)
@@ -24,12 +24,12 @@ def test_counts_at_the_original_size_of_a_non_square_picture(colour_world, make_
     assert (first.id, first.example_id, first.kind, first.sentence) == ("p-0", "p", "colour", "the red part")
 
 
-def test_every_sentence_once_whatever_the_sizes(colour_world, make_example):
+def test_every_sentence_once_whatever_the_sizes(colour_world, make_example, source_of):
     # K = 3 and batches of two pictures: 1 + 1 + 2 + 3 + 1 = 8 items, then 7: a full last batch and a padded one.
     network, _, params, tokenizer, config = colour_world
     evaluator = Evaluator(network, tokenizer, config)
     for counts in ([1, 3, 4, 7, 2], [1, 3, 4, 7], [1]):
-        source = [make_example(f"e{i}", ["red"] * count) for i, count in enumerate(counts)]
+        source = source_of([make_example(f"e{i}", ["red"] * count) for i, count in enumerate(counts)])
         report = evaluator(params, source)
         expected = [e.id for example in source for e in example.expressions]
         assert [s.id for s in report.sentences] == expected
@@ -37,24 +37,26 @@ def test_every_sentence_once_whatever_the_sizes(colour_world, make_example):
         assert (report.total.intersection, report.total.union) == (12 * sum(counts), 16 * sum(counts))
 
 
-def test_pictures_of_different_sizes_in_one_batch(colour_world, make_example):
+def test_pictures_of_different_sizes_in_one_batch(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
-    source = [make_example("a", ["red"], 4, 8), make_example("b", ["red"], 16, 8), make_example("c", ["red"], 5, 80)]
-    report = evaluate(network, params, source, tokenizer, config)
+    source = source_of(
+        [make_example("a", ["red"], 4, 8), make_example("b", ["red"], 16, 8), make_example("c", ["red"], 5, 80)]
+    )
+    report = Evaluator(network, tokenizer, config)(params, source)
     assert [(s.intersection, s.union) for s in report.sentences] == [(12, 16), (48, 64), (150, 200)]
 
 
-def test_limit_counts_pictures(colour_world, make_example):
+def test_limit_counts_pictures(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     config.eval.limit = 2
-    source = [make_example(f"e{i}", ["red", "blue"]) for i in range(3)]
-    report = evaluate(network, params, source, tokenizer, config)
+    source = source_of([make_example(f"e{i}", ["red", "blue"]) for i in range(3)])
+    report = Evaluator(network, tokenizer, config)(params, source)
     assert [s.id for s in report.sentences] == ["e0-0", "e0-1", "e1-0", "e1-1"]
 
 
-def test_compiles_once_and_takes_the_parameters_of_the_call(colour_world, make_example):
+def test_compiles_once_and_takes_the_parameters_of_the_call(colour_world, make_example, source_of):
     network, traced, params, tokenizer, config = colour_world
-    source = [make_example(f"e{i}", ["red"] * 4) for i in range(3)]
+    source = source_of([make_example(f"e{i}", ["red"] * 4) for i in range(3)])
     evaluator = Evaluator(network, tokenizer, config)
     first = evaluator(params, source)
     inverted = evaluator(jax.tree.map(lambda leaf: -leaf, params), source)
@@ -63,16 +65,16 @@ def test_compiles_once_and_takes_the_parameters_of_the_call(colour_world, make_e
     assert inverted.sentences[0].intersection == 4  # what is not red: columns 3-7; of the left half one column of 4
 
 
-def test_no_implicit_transfers(colour_world, make_example):
+def test_no_implicit_transfers(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     with jax.transfer_guard("disallow"):
-        report = evaluate(network, params, [make_example("e", ["red"])], tokenizer, config)
+        report = Evaluator(network, tokenizer, config)(params, source_of([make_example("e", ["red"])]))
     assert report.total.sentences == 1
 
 
-def test_progress_and_observer_hear_of_everything(colour_world, make_example):
+def test_progress_and_observer_hear_of_everything(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
-    source = [make_example(f"e{i}", ["red", "blue"]) for i in range(5)]
+    source = source_of([make_example(f"e{i}", ["red", "blue"]) for i in range(5)])
     progress, seen = [], []
     evaluator = Evaluator(network, tokenizer, config)
     report = evaluator(params, source, progress=lambda *now: progress.append(now), observe=seen.append)
@@ -82,15 +84,15 @@ def test_progress_and_observer_hear_of_everything(colour_world, make_example):
     np.testing.assert_array_equal(seen[0].true, np.broadcast_to(np.arange(8) < 4, (4, 8)))
 
 
-def test_pictures_are_read_from_files(colour_world, make_example, tmp_path):
+def test_pictures_are_read_from_files(colour_world, make_example, source_of, tmp_path):
     network, _, params, tokenizer, config = colour_world
     made = make_example("e", ["red"])
     Image.fromarray(made.image).save(tmp_path / "e.png")
-    source = [Example("e", tmp_path / "e.png", made.height, made.width, made.expressions)]
-    assert evaluate(network, params, source, tokenizer, config).total.intersection == 12
+    source = source_of([Example("e", tmp_path / "e.png", made.height, made.width, made.expressions)])
+    assert Evaluator(network, tokenizer, config)(params, source).total.intersection == 12
 
 
-def test_nothing_to_evaluate_is_said(colour_world):
+def test_nothing_to_evaluate_is_said(colour_world, source_of):
     network, _, params, tokenizer, config = colour_world
     with pytest.raises(UserError, match="no sentences"):
-        evaluate(network, params, [], tokenizer, config)
+        Evaluator(network, tokenizer, config)(params, source_of([]))

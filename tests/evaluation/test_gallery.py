@@ -57,6 +57,15 @@ def test_files_with_the_right_sizes(tmp_path, make_example):
     assert not re.search(rb"https?:", paths[-1].read_bytes())
 
 
+def test_examples_of_an_earlier_gallery_are_gone_and_nothing_else(tmp_path, make_example):
+    for name in ("001_old.png", "1000_old.png", "holiday.png", "001_Mine.png"):
+        (tmp_path / name).write_text("")
+    examples = [predictions_of(make_example("new", ["red"]))]
+    write_gallery(tmp_path, examples, Report((examples[0][0].score,)), "A run")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["001_Mine.png", "001_new.png", "gallery.png", "holiday.png", "index.html"]
+
+
 def test_true_and_predicted_masks_stand_side_by_side(make_example):
     example = make_example("e", ["red"], 80, 160)
     nothing = np.zeros((80, 160), bool)

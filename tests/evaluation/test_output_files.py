@@ -3,7 +3,7 @@
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.output_files import make_output_folder, slug
+from s2rm_jax.evaluation.output_files import make_output_folder, remove_earlier, slug
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,12 @@ def test_a_file_in_the_way_is_named(tmp_path, inside):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"taken.*a file is in the way"):
         make_output_folder(tmp_path / "taken" / inside)
+
+
+def test_only_files_of_the_whole_name_are_removed(tmp_path):
+    for name in ("mask_1_a.png", "mask_20_b_c.png", "mask_1_a.png.bak", "my_mask_1_a.png", "mask_of_mine.png"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "mask_3_folder.png").mkdir()
+    remove_earlier(tmp_path, r"mask_\d+_[a-z0-9_]+\.png")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"mask_1_a.png.bak", "my_mask_1_a.png", "mask_of_mine.png", "mask_3_folder.png"}

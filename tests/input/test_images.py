@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,51 @@ def test_a_file_that_is_damaged_or_no_picture_is_named(tmp_path, data, message):
         load_image(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})])
+def test_a_file_cut_anywhere_is_damaged_or_no_picture(tmp_path, kind, options):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    Image.fromarray(colours()).save(buffer, kind, exif=exif, **options)
+    whole, path = buffer.getvalue(), tmp_path / "cut"
+    path.write_bytes(whole)
+    pixels, said = load_image(path, apply_exif=True), []
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        try:
+            np.testing.assert_array_equal(load_image(path, apply_exif=True), pixels)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > len(whole) - 40  # whole without its last few bytes, which hold no pixels
+    for message in said:
+        assert str(path) in message
+        assert "is damaged" in message or "is not a picture" in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError("Truncated File Read"), ValueError("bad\nbox"), SyntaxError(), KeyError("X")]
+)
+def test_whatever_a_reader_raises_while_opening_is_a_damaged_picture(tmp_path, monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"^.*/a\.jpg is damaged or of a kind that cannot be read \(.+\)[^\n]*$"):
+        load_image(tmp_path / "a.jpg")
+
+
+def test_threads_may_open_the_first_pictures_of_a_process_together(tmp_path):
+    path = saved(Image.fromarray(colours()), tmp_path, "a.jpg")
+    code = (
+        "import sys; from PIL import Image; import s2rm_jax.input.images;"
+        "before = set(sys.modules); Image.open(sys.argv[1]).load(); Image.init();"
+        "print(sorted(name for name in set(sys.modules) - before if name.startswith('PIL')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"  # no reader was left to be imported by whichever thread comes first
 
 
 def test_a_wrong_path_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 import itertools
 
-import grain
 import numpy as np
 import pytest
 
@@ -31,6 +30,9 @@ class Pictures:
         columns = [np.arange(12)[None, :].repeat(8, 0) == j for j in range(index % 4 + 1)]
         expressions = tuple(Expression(f"number {j}", mask, id=f"{index}-{j}") for j, mask in enumerate(columns))
         return Example(str(index), np.full((8, 12, 3), index, np.uint8), 8, 12, expressions)
+
+    def expression_count(self, index):
+        return index % 4 + 1
 
 
 def small_config(**changes):
@@ -146,6 +148,24 @@ def test_evaluation_scores_every_sentence_once(limit):
     assert seen == [expression.id for picture in pictures for expression in picture.expressions]
 
 
+def test_evaluation_makes_every_example_once():
+    class Counted(Pictures):
+        def __init__(self):
+            super().__init__()
+            self.made = []
+
+        def __getitem__(self, index):
+            self.made.append(index)
+            return super().__getitem__(index)
+
+    config, source = small_config(), Counted()
+    config.input.expressions_per_image = 4
+    batches = eval_batches(source, build_tokenizer(config, source), config)
+    assert source.made == []
+    assert len(list(batches)) == 2
+    assert sorted(source.made) == list(range(7))
+
+
 def test_a_picture_that_is_not_the_annotated_one_is_named():
     class Wrong(Pictures):
         def __getitem__(self, index):
@@ -164,9 +184,12 @@ def test_what_is_wrong_with_an_expression_names_it():
             example = super().__getitem__(index)
             return Example(example.id, example.image, 8, 12, (Expression("", np.ones((8, 12), bool), id="7-0"),))
 
+        def expression_count(self, index):
+            return 1
+
     source = Blank()
     batches = eval_batches(source, build_tokenizer(small_config(), source), small_config())
-    with pytest.raises(UserError, match=r"expression 7-0: .*empty"):
+    with pytest.raises(UserError, match=r"expression 7-0: .*has no words"):
         next(iter(batches))
 
 
@@ -176,9 +199,12 @@ def test_a_batch_must_divide_over_processes():
 
 
 def test_a_vocabulary_must_be_given_and_fit():
+    class Wordless(Pictures):
+        vocabulary = None
+
     config = small_config()
     with pytest.raises(UserError, match=r"config\.text\.vocab is empty"):
-        build_tokenizer(config, grain.MapDataset.range(3))
+        build_tokenizer(config, Wordless())
     config.text.vocab_size = 4
     with pytest.raises(UserError, match=rf"set config\.text\.vocab_size={len(WORDS)}"):
         build_tokenizer(config, Pictures())

@@ -31,6 +31,7 @@ def test_a_split_is_read_whole(tmp_path):
     example = source[0]
     assert example.image == tmp_path / FOLDER / "COCO_train2014_000000000100.jpg"
     assert (example.height, example.width) == (HEIGHT, WIDTH)
+    assert source.expression_count(0) == len(example.expressions) == 4
     assert [expression.sentence for expression in example.expressions] == [
         *("The right one", f"{colour(0, 'right')} box"),
         *("The left one", f"{colour(0, 'left')} box"),

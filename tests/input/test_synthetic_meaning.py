@@ -1,9 +1,13 @@
 """The meaning of each kind of sentence on scenes made by hand, in a picture of 100 x 100 pixels."""
 
+import numpy as np
 import pytest
 
+from s2rm_jax.input.synthetic.difficulty import SHAPES
+from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import is_economical
-from s2rm_jax.input.synthetic.meaning import Extreme, Noun, Nth, Related, evaluate
+from s2rm_jax.input.synthetic.meaning import SIDES, Extreme, Noun, Nth, Related, evaluate
+from s2rm_jax.input.synthetic.outlines import reach_towards
 from s2rm_jax.input.synthetic.scene import Scene, Thing
 
 
@@ -43,6 +47,26 @@ def test_an_extreme_needs_both_edges_further():
     assert evaluate(Extreme("left", CIRCLE), small_beside_large) == {0}
     large_spans_small = scene(thing(40, 20, radius=8.0), thing(49, 80, radius=18.0))  # 32...48 and 31...67
     assert evaluate(Extreme("left", CIRCLE), large_spans_small) is None
+
+
+def test_edges_are_those_of_the_outline():
+    # Of a triangle of radius 1, the top is 1.56 above the centre and the base 0.78 below it.
+    high_triangle = scene(thing(20, 40, radius=6.0), thing(60, 49, "triangle", radius=10.0))  # tops: 34 and 33.4
+    assert evaluate(Extreme("top", Noun()), high_triangle) is None
+    short_triangle = scene(thing(20, 49, radius=6.0), thing(60, 40, "triangle", radius=16.0))  # bottoms: 55 and 52.4
+    assert evaluate(Extreme("bottom", Noun()), short_triangle) == {0}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("turn", [0.0, 0.2, -0.2])
+def test_edges_are_those_of_the_mask(shape, turn):
+    alone = Thing(shape, "red", "plain", "large", 50.0, 50.0, 20.0, turn)
+    _, (mask,), _ = draw(scene(alone), np.random.default_rng(0))
+    rows, columns = np.nonzero(mask)
+    seen = {"left": 50 - columns.min(), "right": columns.max() + 1 - 50}
+    seen |= {"top": 50 - rows.min(), "bottom": rows.max() + 1 - 50}
+    for side, (x, y) in SIDES.items():
+        assert seen[side] == pytest.approx(20 * reach_towards(shape, turn, x, y), abs=2)  # a thin tip fades out
 
 
 @pytest.mark.parametrize("radius, expected", [(12.1, {1}), (11.5, None), (10.0, None), (8.0, {0})])

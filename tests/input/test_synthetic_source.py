@@ -133,7 +133,8 @@ def test_difficulty_is_a_flat_mapping_of_plain_values():
         assert 6 <= len(compose(config, "train", 3, index).scene.things) <= 8
     assert digest(source[0]) == digest(SyntheticSource("train", seed=3, scene=config)[0])
     fewer = SyntheticSource("train", seed=3, scene=config, expressions_per_scene=1)
-    assert len(fewer[0].expressions) == 1
+    assert len(fewer[0].expressions) == fewer.expression_count(0) == 1
+    assert len(source[0].expressions) == source.expression_count(0) == 5
 
 
 def test_palettes_and_distractors():
@@ -193,4 +194,21 @@ def test_wrong_splits_are_told():
 def test_a_difficulty_that_leaves_nothing_to_say_is_told():
     source = SyntheticSource("train", min_objects=2, max_objects=2, kinds=("ordinal",))
     with pytest.raises(UserError, match="gave none with sentences of the kinds ordinal"):
+        source[0]
+
+
+def test_distractors_that_are_all_held_out_are_told():
+    source = SyntheticSource(
+        "train",
+        min_objects=2,
+        max_objects=2,
+        colours=("red", "blue"),
+        shapes=("circle", "square"),
+        textures=("plain",),
+        sizes=("small",),
+        shapes_per_scene=2,
+        distractors=1.0,
+        held_out_pairs=(("red", "square"), ("blue", "circle")),  # each differs by one from each pair of training
+    )
+    with pytest.raises(UserError, match="gave none with sentences of the kinds"):
         source[0]

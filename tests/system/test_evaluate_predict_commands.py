@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from s2rm_jax import command_line, evaluate, predict
+from s2rm_jax.segmenter import Result
+from s2rm_jax.training import checkpoint
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -29,7 +33,8 @@ def door(monkeypatch, capfd):
         status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)
         return status, *capfd.readouterr()
 
-    return call
+    yield call
+    logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.NOTSET)  # predict quietens it for its process
 
 
 @pytest.fixture
@@ -92,6 +97,22 @@ def test_predict(tiny_workdir, tmp_path, picture):
         assert overlay.width >= 480
 
 
+def test_masks_of_an_earlier_prediction_are_gone_and_nothing_else(tmp_path):
+    for name in ("mask_1_a_dog.png", "mask_12_a_cat.png", "mask_of_mine.png", "notes.txt"):
+        (tmp_path / name).write_text("")
+    predict._write_masks(tmp_path, Result(("a man",), np.ones((1, 4, 6), bool), np.array([0.9])))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["mask_1_a_man.png", "mask_of_mine.png", "notes.txt"]
+
+
+def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
+    restore = checkpoint.restore_params
+    monkeypatch.setattr(checkpoint, "restore_params", lambda *given: jax.device_get(restore(*given)))
+    with jax.transfer_guard("disallow"):
+        status, _, errors = door(evaluate, f"--workdir={tiny_workdir}", "--limit=5", f"--out={tmp_path}")
+    assert status == 0, errors
+
+
 def test_an_error_is_one_line_and_status_2(tmp_path):
     done = run("s2rm_jax.predict", f"--workdir={tmp_path}", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
     assert done.returncode == 2
@@ -122,7 +143,7 @@ def test_predict_with_bad_input(door, tiny_workdir, tmp_path, picture, change, s
     line = errors.splitlines()[-1]
     assert line.startswith("error: ")
     assert says in line
-    assert not (tmp_path / "out" / "result.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

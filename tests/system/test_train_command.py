@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 300  # seconds
+TIMEOUT = 600  # seconds; only reached if something hangs
 
 CONFIG = '''
 """A network and scenes as small as they come."""
@@ -51,18 +51,20 @@ def train(tmp_path_factory):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
-    def start(workdir, *more, config="tiny.py"):
-        command = ["-m", "s2rm_jax.train", f"--config={shared / config}", f"--workdir={workdir}", *more]
-        return subprocess.Popen(
-            [sys.executable, *command],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    started = []
 
-    return start
+    def start(workdir, *more):
+        command = [sys.executable, "-m", "s2rm_jax.train", f"--config={shared / 'tiny.py'}", f"--workdir={workdir}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([*command, *more], env=environment, cwd=ROOT, **pipes)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:  # those that a failed test left behind
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def metric_lines(workdir):
@@ -97,7 +99,7 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
         time.sleep(0.005)
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate(timeout=TIMEOUT)
-    assert stopped.returncode == 128 + signal.SIGTERM, err
+    assert stopped.returncode == 0, err
     assert "Traceback" not in err and "The same command continues." in err
 
     resumed = train(tmp_path / "stopped")

@@ -16,7 +16,7 @@ from s2rm_jax.training.checkpoint import Checkpoints
 from s2rm_jax.training.state import plan_state
 
 STEPS = 24
-TIMEOUT = 120  # seconds
+TIMEOUT = 300  # seconds; only reached if something hangs
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +24,23 @@ def environment(quick_compilation):
     return os.environ | quick_compilation | {"JAX_PLATFORMS": "cpu"}
 
 
-def start(standin, environment, workdir, seconds_per_batch):
-    return subprocess.Popen(
-        [sys.executable, standin.__file__, str(workdir), str(STEPS), str(seconds_per_batch)],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def start(standin, environment):
+    """Starts the stand-in program on a workdir; it waits some seconds for each batch."""
+    started = []
+
+    def start(workdir, seconds_per_batch):
+        command = [sys.executable, standin.__file__, str(workdir), str(STEPS), str(seconds_per_batch)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], **pipes)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:  # those that a failed test left behind
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def finish(process):
@@ -65,30 +73,30 @@ def final_state(standin, workdir):
 
 
 @pytest.fixture(scope="module")
-def straight(standin, environment, tmp_path_factory):
+def straight(standin, start, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
-    finish(start(standin, environment, workdir, 0))
+    finish(start(workdir, 0))
     return final_state(standin, workdir)
 
 
-def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, environment, straight):
+def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, straight):
     """SIGKILL somewhere between checkpoints, then SIGTERM, then to the end."""
-    process = start(standin, environment, tmp_path, 0.1)
+    process = start(tmp_path, 0.1)
     wait_for(process, lambda: len(lines_in(tmp_path)) >= 7)  # after the checkpoint of step 5, before that of 10
     process.kill()
     assert process.wait(TIMEOUT) == -signal.SIGKILL
     process.communicate()
 
-    process = start(standin, environment, tmp_path, 0.1)
+    process = start(tmp_path, 0.1)
     wait_for(process, lambda: len(lines_in(tmp_path)) >= 12)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 0
     assert "from step 5 of 24" in out
     assert "SIGTERM: saving after this step" in err and "The same command continues." in err
     assert "Traceback" not in err
 
-    out = finish(start(standin, environment, tmp_path, 0))
+    out = finish(start(tmp_path, 0))
     stopped_at = int(out.split("from step ")[1].split()[0])
     assert 12 <= stopped_at < STEPS  # nothing that was reached before the SIGTERM is lost
     state = final_state(standin, tmp_path)
@@ -97,16 +105,16 @@ def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, environme
     assert [line.split(",")[0] for line in lines_in(tmp_path)] == [f'{{"step": {i}' for i in range(1, STEPS + 1)]
 
 
-def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, standin, environment, straight):
-    process = start(standin, environment, tmp_path / "once", 0.1)
+def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, start, straight):
+    process = start(tmp_path / "once", 0.1)
     wait_for(process, lambda: len(lines_in(tmp_path / "once")) >= 2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 0
     assert "Stopped after step" in err and "Traceback" not in err
     assert list((tmp_path / "once" / "checkpoints").iterdir())
 
-    process = start(standin, environment, tmp_path / "twice", 30.0)  # stuck in its first batch
+    process = start(tmp_path / "twice", 30.0)  # stuck in its first batch
     wait_for(process, (tmp_path / "twice" / "metrics.jsonl").exists)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

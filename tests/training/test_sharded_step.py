@@ -5,13 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.training.checkpoint import Checkpoints, restore_params
+from s2rm_jax.training.state import plan_state
+
 CHECK = """
 import importlib.util, sys
 import jax, numpy as np
 from jax.sharding import PartitionSpec
 spec = importlib.util.spec_from_file_location("training_standin", sys.argv[1])
 standin = importlib.util.module_from_spec(spec); sys.modules[spec.name] = standin; spec.loader.exec_module(standin)
+from pathlib import Path
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
+from s2rm_jax.training.run_config import save_config
 from s2rm_jax.training.state import plan_state
 from s2rm_jax.training.step import make_train_step, split_microbatches
 
@@ -32,6 +42,11 @@ def train(devices, parts):
             losses.append(float(jax.device_get(metrics["loss"])))
     for leaf in jax.tree.leaves(state.params):
         assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == devices
+    if devices == 8 and parts == 1:
+        workdir = Path(sys.argv[2])
+        save_config(workdir, config)
+        with Checkpoints(workdir, 5, "mean_iou") as checkpoints:
+            checkpoints.save(Checkpoint(3, state, 48, None), config)
     return losses, jax.device_get(state.params)
 
 for parts in (1, 2):
@@ -53,14 +68,14 @@ print("equal on 8 devices")
 """
 
 
-def test_eight_devices_equal_one(standin, quick_compilation):
+def test_eight_devices_equal_one_and_their_checkpoint_moves_to_one(standin, quick_compilation, tmp_path):
     environment = (
         os.environ
         | quick_compilation
         | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     )
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, standin.__file__],
+        [sys.executable, "-c", CHECK, standin.__file__, str(tmp_path)],
         env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -70,3 +85,11 @@ def test_eight_devices_equal_one(standin, quick_compilation):
     )
     assert done.returncode == 0, done.stderr
     assert "equal on 8 devices" in done.stdout
+
+    config = standin.make_config(batch_size=16, optimizer__clip_norm=0.1)
+    plan = plan_state(standin.StandIn(), config, data_mesh(jax.devices()[:1]))
+    with Checkpoints(tmp_path, 5, "mean_iou") as checkpoints:
+        restored = checkpoints.restore_latest(plan.abstract)
+    assert restored is not None and restored.state.step == 3
+    jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path), restored.state.params)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(restored.state))

@@ -3,7 +3,8 @@
 Geometry comes with margins. Where a person could argue (an object that is only a little further left, or as much above
 as left), the meaning is None, "not clear", and no sentence is made of it. With u the short side of the picture:
 
-- further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges too;
+- further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges of the outline too
+  (of all of it, also where something hides a part);
 - A left of B: A is further left as above, and no more than 1.25 times as far up or down as it is left.
   A is not left of B: its centre is less than 0.02 u to the left. Everything between is not clear;
 - largest: the radius by a factor of at least 1.2, the area by 1.44.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from s2rm_jax.input.synthetic.outlines import reach_towards
 from s2rm_jax.input.synthetic.scene import Scene, Thing
 
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}  # the step (x, y) towards each
@@ -82,8 +84,11 @@ def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
 
 def is_further(a: Thing, b: Thing, side: str, scene: Scene) -> bool:
     """True where a is clearly further than b towards a side, by its centre and by both its edges."""
-    margin = _MARGIN * min(scene.height, scene.width)
-    return _ahead(a, b, side) >= max(margin, abs(a.radius - b.radius))
+    ahead = _ahead(a, b, side)
+    if ahead < _MARGIN * min(scene.height, scene.width):
+        return False
+    x, y = SIDES[side]
+    return ahead >= max(_extent(b, x, y) - _extent(a, x, y), _extent(a, -x, -y) - _extent(b, -x, -y))
 
 
 def beats(a: Thing, b: Thing, which: str, scene: Scene) -> bool:
@@ -118,6 +123,11 @@ def _ahead(a: Thing, b: Thing, side: str) -> float:
     """How far the centre of a is ahead of that of b towards a side, in pixels."""
     x, y = SIDES[side]
     return (a.x - b.x) * x + (a.y - b.y) * y
+
+
+def _extent(thing: Thing, x: int, y: int) -> float:
+    """How far the edge of the thing in the direction (x, y) is from its centre, in pixels."""
+    return thing.radius * reach_towards(thing.shape, thing.turn, x, y)
 
 
 def _evaluate_extreme(meaning: Extreme, scene: Scene) -> frozenset[int] | None:

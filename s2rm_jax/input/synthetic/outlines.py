@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -28,6 +28,16 @@ def outline(shape: str) -> tuple[np.ndarray, ...]:
 def reach(shape: str) -> float:
     """Returns how far the outline goes from its centre, in radii of the disc of the same area."""
     return float(np.linalg.norm(outline(shape)[0], axis=1).max())
+
+
+@lru_cache(maxsize=1024)
+def reach_towards(shape: str, turn: float, x: int, y: int) -> float:
+    """Returns how far the outline, turned by `turn` radians, goes from its centre in the direction of the unit vector.
+
+    In radii of the disc of the same area.
+    """
+    cos, sin = math.cos(turn), math.sin(turn)
+    return float((outline(shape)[0] @ (x * cos + y * sin, y * cos - x * sin)).max())  # the direction turned back
 
 
 def _area(loop: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from s2rm_jax.input.synthetic.outlines import reach
 # radius, 2.2 in area), so that an object is never in doubt between small and large.
 RADII = {"small": (0.078, 0.093), "large": (0.140, 0.165)}
 
+_DRAWS = 20  # of attributes, as often for each object of a scene, before the scene is given up
 _PLACEMENTS = 40  # positions tried for an object before the scene is given up
 
 
@@ -69,7 +70,10 @@ def is_held_out(thing: Thing, config: SceneConfig) -> bool:
 
 
 def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositional: bool) -> list[Thing]:
-    """Draws things without a place; all take their attributes from a small palette, so that sentences must work."""
+    """Draws things without a place; all take their attributes from a small palette, so that sentences must work.
+
+    Returns none of them where the palette does not give enough.
+    """
     colours, shapes = shuffled(rng, config.colours), shuffled(rng, config.shapes)
     if compositional:  # a held-out pair leads the palette, and the first thing shows it
         colour, shape = pick(rng, config.usable_held_out_pairs)
@@ -88,14 +92,16 @@ def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositio
     elif all((colour, shape) in config.held_out_pairs for colour in palette["colour"] for shape in palette["shape"]):
         return []
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
-    while len(things) < count:
+    for _ in range(_DRAWS * count):  # not for ever: all distractors that there can be may be held out
+        if len(things) == count:
+            return things
         if things and rng.random() < config.distractors:
             thing = _change_one(rng, pick(rng, things), palette)
         else:
             thing = _sample_thing(rng, palette)
         if compositional or not is_held_out(thing, config):
             things.append(thing)
-    return things
+    return []
 
 
 def _sample_thing(rng: np.random.Generator, palette: dict[str, list[str]]) -> Thing:

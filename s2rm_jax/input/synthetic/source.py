@@ -86,6 +86,10 @@ class SyntheticSource:
         )
         return Example(name, composed.picture, height, width, expressions)
 
+    def expression_count(self, index: int) -> int:
+        """Returns how many sentences a scene has, which is the same for all."""
+        return self._config.expressions_per_scene
+
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
     """Draws scenes until one admits the kinds of sentence whose turn it is and shows enough of every thing.

@@ -1,0 +1,88 @@
+"""CASG: what is fused at a place comes out at that place, and the guidance is what it says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s2rm_jax.models.casg import CASG, Guide, MaskHead, foreground_mean, upsample
+
+GRIDS = ((9, 14), (5, 7), (3, 4))  # halved as the backbone does, rounding up
+
+
+def inputs(k=2, grids=GRIDS):
+    rng = np.random.default_rng(0)
+    vision = tuple(jnp.asarray(rng.normal(size=(1, h, w, 6)), jnp.float32) for h, w in grids)
+    fused = jnp.asarray(rng.normal(size=(1, k, *grids[-1], 8)), jnp.float32)
+    return fused, vision, jnp.asarray(rng.normal(size=(1, k, 5)), jnp.float32)
+
+
+def test_stages_have_the_grids_of_the_vision_maps():
+    decoder = CASG(widths=(4, 6, 8))
+    logits = jax.jit(lambda *x: decoder.init_with_output(jax.random.key(0), *x)[0].logits)(*inputs())
+    assert [x.shape for x in logits] == [(1, 2, *grid) for grid in reversed(GRIDS)]
+
+
+def test_what_is_fused_at_a_place_comes_out_around_that_place():
+    decoder = CASG(widths=(4, 6, 8), guidance="none")
+    fused, vision, sentence = jax.tree.map(jnp.zeros_like, inputs(1, grids=((25, 34), (13, 17), (7, 9))))
+    params = jax.jit(decoder.init)(jax.random.key(0), fused, vision, sentence)["params"]
+    for name in params:
+        if name.endswith("block"):  # symmetric kernels, so that only a misaligned grid can move the centre
+            kernel = params[name]["conv"]["kernel"]
+            params[name]["conv"]["kernel"] = jnp.broadcast_to(kernel.mean((0, 1), keepdims=True), kernel.shape)
+    finest = jax.jit(lambda x: decoder.apply({"params": params}, x, vision, sentence).logits[-1][0, 0])
+    for row, column in [(3, 3), (3, 5)]:
+        changed = np.abs(finest(fused.at[0, 0, row, column].add(3.0)) - finest(fused))
+        place = [np.average(axis, weights=changed) for axis in np.indices(changed.shape)]
+        centre = np.array([4 * row + 1.5, 4 * column + 1.5])  # of the place, in pixels of the finest grid
+        assert np.abs(place - centre).max() < 1.0, (row, column, place)
+
+
+def test_upsampling_doubles_bilinearly_and_crops():
+    x = jnp.arange(6.0).reshape(1, 1, 2, 3, 1)
+    up = np.asarray(upsample(x, 3, 5))[0, 0, :, :, 0]
+    expected = np.array(
+        [[0, 0.25, 0.75, 1.25, 1.75], [0.75, 1.0, 1.5, 2.0, 2.5], [2.25, 2.5, 3.0, 3.5, 4.0]]
+    )  # half-pixel centres: weights 3/4 and 1/4, clamped at the border
+    np.testing.assert_allclose(up, expected, atol=1e-6)
+
+
+def test_foreground_mean_averages_where_the_mask_believes():
+    x = jnp.asarray([[1.0, 2.0], [3.0, 40.0]]).reshape(1, 1, 2, 2, 1)
+    certain = jnp.asarray([[50.0, 50.0], [-50.0, -50.0]]).reshape(1, 1, 2, 2)
+    np.testing.assert_allclose(foreground_mean(x, certain), [[[1.5]]], atol=1e-5)
+    np.testing.assert_allclose(foreground_mean(x, jnp.zeros((1, 1, 2, 2))), [[[11.5]]], atol=1e-4)
+
+
+def test_guide_equals_its_formula():
+    rng = np.random.default_rng(0)
+    pure, abstract, coarse = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((1, 1, 3, 4, 6), (1, 2, 5), (1, 2, 3, 4))
+    )
+    guide = Guide()
+    params = jax.jit(guide.init)(jax.random.key(0), pure, abstract, coarse)["params"]
+    out = jax.jit(guide.apply)({"params": params}, pure, abstract, coarse)
+    sigmoid = jax.nn.sigmoid
+    hidden = jax.nn.gelu(abstract @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    where = hidden @ params["where"]["kernel"] + params["where"]["bias"]
+    which = sigmoid(hidden @ params["which"]["kernel"] + params["which"]["bias"])
+    for k in range(2):
+        emphasis = sigmoid(pure[0, 0] @ where[0, k] / np.sqrt(6) + coarse[0, k])
+        np.testing.assert_allclose(out[0, k], pure[0, 0] * which[0, k] * (1 + emphasis[..., None]), atol=1e-5)
+
+
+def test_a_guided_mask_head_scores_agreement_with_the_semantics():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 3, 4, 6)), jnp.float32)
+    semantics = jnp.asarray(np.random.default_rng(1).normal(size=(1, 2, 5)), jnp.float32)
+    head = MaskHead(guided=True)
+    params = jax.jit(head.init)(jax.random.key(0), x, semantics)["params"]
+    plain = MaskHead(guided=False).apply({"params": {"kernel": params["kernel"]}}, x, semantics)
+    meant = semantics @ params["meant"]["kernel"] + params["meant"]["bias"]
+    agreement = np.einsum("bkhwc,bkc->bkhw", x, meant) / np.sqrt(6)
+    np.testing.assert_allclose(head.apply({"params": params}, x, semantics), plain + agreement, atol=1e-5)
+
+
+def test_one_width_per_vision_map():
+    with pytest.raises(ValueError, match="2 decoder widths for 3 vision maps"):
+        jax.eval_shape(CASG(widths=(4, 8)).init, jax.random.key(0), *inputs())

@@ -1,0 +1,50 @@
+"""What cannot work in a configuration is named before anything is computed."""
+
+import pytest
+
+from s2rm_jax.config import default_config
+from s2rm_jax.config_check import check_config
+from s2rm_jax.errors import UserError
+
+
+def test_the_defaults_are_sound():
+    check_config(default_config())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dtype", "float16", "one of: float32, bfloat16"),
+        ("fusion.mode", "concat", "one of: s2rm, sum, product"),
+        ("fusion.recurrence", "lstm", "one of: gated, none"),
+        ("fusion.rotations", (), "one or more of: 0, 90, 180, 270"),
+        ("fusion.rotations", (45,), "one or more of: 0, 90, 180, 270"),
+        ("fusion.rotations", (0, 0), "one or more of: 0, 90, 180, 270"),
+        ("fusion.pairs", ("vision",), "language_parses_vision"),
+        ("fusion.balance", "max", "one of: position, channel, mean"),
+        ("fusion.num_heads", 3, "512 channels divide by 3 heads"),
+        ("decoder.guidance", "half", "one of: full, maps, none"),
+        ("decoder.widths", (8, 8, 8), "4 numbers, one per stage"),
+        ("vision.num_heads", (4, 8, 16), "4 numbers, one per stage"),
+        ("vision.num_heads", (5, 8, 16, 32), "128 channels divide by 5 heads"),
+        ("vision.depths", (2,), "two or more stages"),
+        ("text.num_heads", 5, "768 channels divide by 5 heads"),
+        ("text.max_tokens", 600, "from 3 to config.text.max_positions=512"),
+        ("text.max_tokens", 2, "from 3 to"),
+        ("input.image_size", 96, r"\(height, width\) in pixels"),
+        ("input.image_size", (96,), r"\(height, width\) in pixels"),
+        ("input.image_size", (96, 8), "each at least 32"),
+        ("input.expressions_per_image", 0, "at least 1"),
+        ("eval.batch_size", 0, "at least 1"),
+        ("loss.kind", "focal", "one of: bce_dice, weighted_ce"),
+        ("optimizer.ema_decay", 1.0, "less than 1"),
+    ],
+)
+def test_a_mistake_is_named(field, value, message):
+    config = default_config()
+    section, _, name = field.rpartition(".")
+    holder = config[section] if section else config
+    with holder.ignore_type():
+        holder[name] = value
+    with pytest.raises(UserError, match=rf"config\.{field} is .*; it must be .*{message}"):
+        check_config(config)
