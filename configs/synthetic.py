@@ -15,10 +15,10 @@ from s2rm_jax.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.steps = 2600
+    config.steps = 1800
     config.batch_size = 8  # many small steps find out sooner which word names what than few large ones
     config.log_every = 100
-    config.checkpoint_every = 1300
+    config.checkpoint_every = 600
 
     config.input.source = ConfigDict(
         {
@@ -55,5 +55,5 @@ def get_config() -> ConfigDict:
     config.optimizer.update(
         learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
     )
-    config.eval.update(split="val", every=1300, batch_size=32, limit=128)
+    config.eval.update(split="val", every=600, batch_size=32, limit=128)
     return config

@@ -46,7 +46,7 @@ def check_config(config: ConfigDict) -> None:
 
     size = config.input.image_size
     sides_fit = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    _require(sides_fit and min(size) >= 32, config, "input.image_size", "(height, width) in pixels, each at least 32")
+    _require(sides_fit and min(size) >= 8, config, "input.image_size", "(height, width) in pixels, each at least 8")
     depths = config.vision.depths
     _require(len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block")
     for field in ("vision.num_heads", "decoder.widths"):

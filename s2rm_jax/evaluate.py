@@ -16,6 +16,7 @@ from typing import Literal, cast
 from absl import flags
 
 from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -23,6 +24,7 @@ SPLIT = flags.DEFINE_string("split", None, "the split; by default the one evalua
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 GALLERY = flags.DEFINE_integer("gallery", 0, "examples to draw; 0 draws none", lower_bound=0, flag_values=FLAGS)
 LIMIT = flags.DEFINE_integer("limit", 0, "pictures to evaluate; 0 takes them all", lower_bound=0, flag_values=FLAGS)
+DATA = flags.DEFINE_string("data", None, "the folder of the data, if it has moved since", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "where results go; by default WORKDIR/eval-SPLIT", flag_values=FLAGS)
 
 
@@ -47,6 +49,10 @@ def main() -> None:
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = load_config(workdir)
     config.eval.limit = LIMIT.value
+    if DATA.value:
+        if "root" not in config.input.source:
+            raise UserError(f"--data: the source {config.input.source.name!r} of this run reads no files.")
+        config.input.source.root = DATA.value
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
     network = build_network(config)

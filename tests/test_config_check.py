@@ -33,7 +33,7 @@ def test_the_defaults_are_sound():
         ("text.max_tokens", 2, "from 3 to"),
         ("input.image_size", 96, r"\(height, width\) in pixels"),
         ("input.image_size", (96,), r"\(height, width\) in pixels"),
-        ("input.image_size", (96, 8), "each at least 32"),
+        ("input.image_size", (96, 4), "each at least 8"),
         ("input.expressions_per_image", 0, "at least 1"),
         ("eval.batch_size", 0, "at least 1"),
         ("loss.kind", "focal", "one of: bce_dice, weighted_ce"),

@@ -82,7 +82,7 @@ class Balance(nn.Module):
     def __call__(self, maps: Float[Array, "r b k h w c"]) -> tuple[Float[Array, "b k h w c"], jax.Array]:
         """Returns the weighted sum over directions, and the weights (see `Fused`)."""
         channels = maps.shape[-1]
-        if self.kind == "mean":
+        if self.kind == "mean" or maps.shape[0] == 1:  # one direction needs no weighing
             weights = jnp.full((maps.shape[0], 1, 1, 1, 1, 1), 1 / maps.shape[0], jnp.float32)
         elif self.kind in ("position", "channel"):
             evidence = maps if self.kind == "position" else maps.mean((3, 4), keepdims=True)

@@ -113,10 +113,8 @@ class Checkpoints:
             return None
         saved = _saved_tree(self._manager, step)["params"]
         _require_same_parameters(saved, abstract.params, self._directory / str(step))
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()),
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        items = _restore(self._manager, step, args, self._directory)
         return Checkpoint(step, items.state, items.data["examples_seen"], self._manager.metrics(step) or None)
 
     def close(self) -> None:
@@ -165,7 +163,19 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
         abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-        return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
+        return _restore(manager, step, ocp.args.Composite(state=args), directory).state[name]
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite, directory: Path) -> Any:
+    """Restores `args` of a step; raises UserError where the files are damaged."""
+    try:
+        return manager.restore(step, args=args)
+    except Exception as error:  # Orbax and TensorStore raise many kinds, none of which a person can act on
+        others = sorted(set(manager.all_steps()) - {step})
+        advice = f"delete it to go on from step {others[-1]}" if others else "there is no other, train again"
+        raise UserError(
+            f"the checkpoint {directory / str(step)} cannot be read ({type(error).__name__}): {advice}."
+        ) from error
 
 
 def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:

@@ -8,13 +8,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.txt"
 
-# What may change when a run goes on: how long it is, how often it tells, tests and saves, and how it reads its input.
-MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "input.workers")
+# What may change when a run goes on: how long it is, how often it tells, tests and saves, and where and how it reads.
+MAY_CHANGE = (
+    *("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
+    *("input.workers", "input.source.root", "input.source.image_root", "text.vocab"),
+)
 
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
@@ -60,11 +64,15 @@ def require_same_config(workdir: Path, config: ConfigDict) -> None:
 def _read_json(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
+    expected = {name for name, value in default_config().items() if isinstance(value, ConfigDict)}
+    if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in expected)):
+        raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
+    return content
 
 
 def _with_tuples(value: Any) -> Any:

@@ -108,6 +108,23 @@ def test_half_written_checkpoints_are_ignored(tmp_path, run_of):
     assert restored is not None and restored.step == 10
 
 
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, run_of):
+    config, plan, _ = run_of
+    save_all(tmp_path, run_of, [(10, None), (20, None)])
+    damaged = [path for path in (tmp_path / "checkpoints" / "20" / "state").rglob("*") if path.parent.name == "d"]
+    assert damaged
+    for path in damaged:
+        path.write_bytes(b"")
+    message = r"checkpoints/20 cannot be read \(.*\): delete it to go on from step 10"
+    with (
+        Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints,
+        pytest.raises(UserError, match=message),
+    ):
+        checkpoints.restore_latest(plan.abstract)
+    with pytest.raises(UserError, match=message):
+        restore_params(tmp_path, "latest")
+
+
 def test_nothing_there_is_said_clearly(tmp_path, standin):
     with pytest.raises(UserError, match=r"not the workdir of a training run"):
         restore_params(tmp_path)

@@ -82,7 +82,8 @@ def straight(standin, start, tmp_path_factory):
 def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, straight):
     """SIGKILL somewhere between checkpoints, then SIGTERM, then to the end."""
     process = start(tmp_path, 0.1)
-    wait_for(process, lambda: len(lines_in(tmp_path)) >= 7)  # after the checkpoint of step 5, before that of 10
+    saved = tmp_path / "checkpoints" / "5"  # has its name once it is whole
+    wait_for(process, lambda: len(lines_in(tmp_path)) >= 7 and saved.exists())
     process.kill()
     assert process.wait(TIMEOUT) == -signal.SIGKILL
     process.communicate()
@@ -92,7 +93,7 @@ def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, st
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
-    assert "from step 5 of 24" in out
+    assert int(out.split("from step ")[1].split()[0]) in (5, 10)
     assert "SIGTERM: saving after this step" in err and "The same command continues." in err
     assert "Traceback" not in err
 

@@ -224,9 +224,9 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, standin):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "config.steps=0 must be at least 1"),
-        ({"log_every": 0}, "config.log_every=0 must be at least 1"),
-        ({"checkpoint_every": 0}, "config.checkpoint_every=0 must be at least 1"),
+        ({"steps": 0}, "config.steps is 0; it must be at least 1"),
+        ({"log_every": 0}, "config.log_every is 0; it must be at least 1"),
+        ({"checkpoint_every": 0}, "config.checkpoint_every is 0; it must be at least 1"),
         ({"optimizer__accumulate": 3}, "config.batch_size=4 cannot be split"),
         ({"optimizer__schedule": "step"}, "config.optimizer.schedule"),
         ({"eval__every": 1, "eval__metric": "iou"}, "config.eval.metric is 'iou'; it must be one of: overall_iou"),

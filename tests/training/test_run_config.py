@@ -75,3 +75,10 @@ def test_the_file_is_plain_json(tmp_path):
     save_config(tmp_path, default_config())
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 5e-5
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("content", ['{"architectures": ["BertModel"]}', "[1, 2]", '{"text": 3}'])
+def test_another_programs_config_is_not_taken_for_a_run(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="not the workdir of a training run"):
+        load_config(tmp_path)
