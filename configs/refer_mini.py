@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.input.image_size = (160, 160)
     config.input.expressions_per_image = 4
     config.batch_size = 8
-    config.steps = 600
+    config.steps = 400
     config.log_every = 25
     config.checkpoint_every = 200
 
@@ -45,6 +45,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.decoder.widths = (48, 64, 96, 128)
 
     config.loss.coarse_weight = 0.2
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=50, schedule="cosine", clip_norm=1.0)
+    config.optimizer.update(learning_rate=5e-4, b2=0.99, warmup_steps=50, schedule="cosine", clip_norm=1.0)
     config.eval.update(split="train" if variant else "val", every=100, batch_size=8)
     return config

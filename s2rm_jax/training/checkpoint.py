@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,10 +113,11 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             return None
-        saved = _saved_tree(self._manager, step)["params"]
-        _require_same_parameters(saved, abstract.params, self._directory / str(step))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        items = _restore(self._manager, step, args, self._directory)
+        with _reading(self._manager, step, self._directory):
+            saved = _saved_tree(self._manager, step)["params"]
+            _require_same_parameters(saved, abstract.params, self._directory / str(step))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+            items = self._manager.restore(step, args=args)
         return Checkpoint(step, items.state, items.data["examples_seen"], self._manager.metrics(step) or None)
 
     def close(self) -> None:
@@ -154,22 +157,26 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
     with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
         scores = _scores(manager, metric)
         step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
-        tree = _saved_tree(manager, step)
-        name = "params" if tree.get("ema_params") is None else "ema_params"
-        if expected is not None:
-            _require_same_parameters(tree[name], expected, directory / str(step))
-        # One device, whatever the run was trained on: the devices it used may not exist here.
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-        return _restore(manager, step, ocp.args.Composite(state=args), directory).state[name]
+        with _reading(manager, step, directory):
+            tree = _saved_tree(manager, step)
+            name = "params" if tree.get("ema_params") is None else "ema_params"
+            if expected is not None:
+                _require_same_parameters(tree[name], expected, directory / str(step))
+            # One device, whatever the run was trained on: the devices it used may not exist here.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
+            restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+            return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite, directory: Path) -> Any:
-    """Restores `args` of a step; raises UserError where the files are damaged."""
+@contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int, directory: Path) -> Iterator[None]:
+    """Says which checkpoint is damaged, and what to do, if reading it fails."""
     try:
-        return manager.restore(step, args=args)
+        yield
+    except UserError:
+        raise
     except Exception as error:  # Orbax and TensorStore raise many kinds, none of which a person can act on
         others = sorted(set(manager.all_steps()) - {step})
         advice = f"delete it to go on from step {others[-1]}" if others else "there is no other, train again"

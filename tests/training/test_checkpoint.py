@@ -111,10 +111,8 @@ def test_half_written_checkpoints_are_ignored(tmp_path, run_of):
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, run_of):
     config, plan, _ = run_of
     save_all(tmp_path, run_of, [(10, None), (20, None)])
-    damaged = [path for path in (tmp_path / "checkpoints" / "20" / "state").rglob("*") if path.parent.name == "d"]
-    assert damaged
-    for path in damaged:
-        path.write_bytes(b"")
+    metadata = tmp_path / "checkpoints" / "20" / "state" / "_METADATA"
+    metadata.write_text(metadata.read_text()[:100])
     message = r"checkpoints/20 cannot be read \(.*\): delete it to go on from step 10"
     with (
         Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints,
