@@ -1,4 +1,4 @@
-# make demo   trains the default network on the CPU, evaluates it and writes a gallery (about 13 minutes on 2 cores)
+# make demo   trains the default network on the CPU, evaluates it and writes a gallery (about 14 minutes on 2 cores)
 # make test   runs the tests, the linter and the type checker
 # make clean  removes the environment and what the demo wrote
 #
