@@ -51,7 +51,7 @@ def main() -> None:
     from s2rm_jax.evaluation.output_files import make_output_folder
     from s2rm_jax.evaluation.report import table
     from s2rm_jax.evaluation.report_folder import write_report
-    from s2rm_jax.evaluation.tables import as_text
+    from s2rm_jax.evaluation.tables import as_text, without
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.models.network import build_network
@@ -87,7 +87,7 @@ def main() -> None:
     benchmark = benchmark_of(config.input.source, split, LIMIT.value)
     if benchmark:
         beside = comparison(report, benchmark)
-        say(f"\n{beside.caption}\n{as_text(beside)}\n")
+        say(f"\n{beside.caption}\n{as_text(without(beside, 'source'))}\n")
     page = write_report(
         out,
         report,

@@ -33,7 +33,7 @@ def histogram_plot(counts: Sequence[int]) -> str:
     """Draws how many sentences have which IoU; `counts` are those of `breakdown.histogram`."""
     total = max(1, sum(counts))
     shares = [100 * count / total for count in counts]
-    top = next(top for top in (10, 20, 40, 60, 80, 100) if top >= max(shares))
+    top = next(top for top in (10, 25, 50, 75, 100) if top >= max(shares))
     ends = [f"{100 * i // HISTOGRAM_BINS}" if i % 4 == 0 else "" for i in range(HISTOGRAM_BINS + 1)]
     body = _bars([_Bar(share) for share in shares], top, gap=0.08)
     step = (_WIDTH - _LEFT - _RIGHT) / HISTOGRAM_BINS

@@ -38,7 +38,7 @@ def write_report(
 
     `about` says what was evaluated (split, checkpoint, ...) and goes into the JSON as it is.
     """
-    tables = [metrics_table(report, title)]
+    tables = [metrics_table(report)]
     if benchmark:
         tables.append(comparison(report, benchmark))
     groups = {
@@ -53,6 +53,7 @@ def write_report(
         "iou_by_area": plots.groups_plot("By size of what is meant", "share of the picture, %", groups["area"]),
         "iou_by_place": plots.places_plot("By position of what is meant", groups["place"]),
     }
+    captioned = [metrics_table(report, title), *tables[1:]]
     notes = [interval_line(report), *report.protocol.definition, *remarks(report)]
 
     write_csv(report, folder / "sentences.csv")
@@ -60,9 +61,9 @@ def write_report(
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     _write(folder / "metrics.json", json.dumps(content, indent=2))
-    _write(folder / "table.md", "\n\n".join([*map(as_markdown, tables), *notes]))
+    _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *notes]))
     comments = "\n".join(f"% {note}" for note in notes)
-    _write(folder / "table.tex", "\n\n".join([*map(as_latex, tables), comments]))
+    _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))

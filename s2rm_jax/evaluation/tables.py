@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 NOTHING = "–"  # stands where there is no number
@@ -30,6 +30,13 @@ class Table:
     rules: tuple[int, ...] = ()
     strong: int | None = None
     texts: int = 1
+
+
+def without(table: Table, column: str) -> Table:
+    """Returns the table without a column, one of words, named by its title."""
+    gone = table.header.index(column)
+    header, *rows = (cells[:gone] + cells[gone + 1 :] for cells in (table.header, *table.rows))
+    return replace(table, header=header, rows=tuple(rows), texts=table.texts - 1)
 
 
 def as_text(table: Table) -> str:
@@ -104,8 +111,9 @@ def as_html(table: Table) -> str:
         names = [*(["strong"] if index == table.strong else []), *(["rule"] if index in table.rules else [])]
         mark = f' class="{" ".join(names)}"' if names else ""
         body.append(f"<tr{mark}>{cells(row, 'td')}</tr>")
+    caption = f"<figcaption>{escape(table.caption)}</figcaption>" if table.caption else ""
     return (
-        f'<figure class="scroll"><figcaption>{escape(table.caption)}</figcaption><table>'
+        f'<figure class="scroll">{caption}<table>'
         f"<thead><tr>{cells(table.header, 'th')}</tr></thead><tbody>{''.join(body)}</tbody></table></figure>"
     )
 
