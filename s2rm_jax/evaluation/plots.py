@@ -20,6 +20,9 @@ _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 46, 58  # margins around the axes
 
 
+_Point = tuple[float | int, float | int]
+
+
 class _Bar(NamedTuple):
     """A bar in the units of the axis; `whisker` is (low, high); `above` and `below` are written there."""
 
@@ -76,7 +79,7 @@ def standalone(svg: str) -> str:
     return re.sub(r"var\(--\w+, (#\w+)\)", r"\1", svg.replace("</title>", f"</title>{ground}", 1)) + "\n"
 
 
-def _bars(bars: Sequence[_Bar], top: float, gap: float) -> list[str]:
+def _bars(bars: Sequence[_Bar], top: int, gap: float) -> list[str]:
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(bars))
     bottom = _HEIGHT - _BOTTOM
     parts = []
@@ -97,7 +100,7 @@ def _bars(bars: Sequence[_Bar], top: float, gap: float) -> list[str]:
     return parts
 
 
-def _figure(title: str, x_axis: str, y_axis: str, top: float, body: Sequence[str]) -> str:
+def _figure(title: str, x_axis: str, y_axis: str, top: int, body: Sequence[str]) -> str:
     """Sets the axes around a body of bars: gridlines at five levels, the zero line strong."""
     back = [_text((_WIDTH / 2, 22), title, size=15, weight=600)]
     for tick in range(6):
@@ -111,7 +114,7 @@ def _figure(title: str, x_axis: str, y_axis: str, top: float, body: Sequence[str
     return _svg(title, [*back, *body, _text(((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8), x_axis, _MUTED)])
 
 
-def _level(value: float, top: float) -> float:
+def _level(value: float, top: int) -> float:
     return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * value / top
 
 
@@ -120,12 +123,12 @@ def _svg(title: str, body: Sequence[str]) -> str:
     return f'{head} font-family="system-ui, sans-serif"><title>{escape(title)}</title>{"".join(body)}</svg>'
 
 
-def _box(at: tuple[float, float], size: tuple[float, float], colour: str, style: str = "") -> str:
+def _box(at: _Point, size: _Point, colour: str, style: str = "") -> str:
     place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
     return f'<rect {place} style="fill:{colour};{style}"/>'
 
 
-def _text(at: tuple[float, float], words: str, colour: str = _INK, size: int = 12, **more: Any) -> str:
+def _text(at: _Point, words: str, colour: str = _INK, size: int = 12, **more: Any) -> str:
     """Writes centred words; `anchor` and `weight` may differ, and `turn` writes them upwards."""
     turned = f' transform="rotate(-90 {at[0]:.1f} {at[1]:.1f})"' if more.get("turn") else ""
     style = f"fill:{colour};font-size:{size}px;font-weight:{more.get('weight', 400)}"

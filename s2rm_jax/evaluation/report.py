@@ -76,10 +76,8 @@ def interval_line(report: Report) -> str:
     """Returns the bootstrap intervals in one sentence."""
     titles = report.protocol.columns
     parts = (f"{titles[name]} {low:.2f} to {high:.2f}" for name, (low, high) in report.intervals.items())
-    return (
-        f"{bootstrap.LEVEL} % bootstrap intervals over {report.pictures:,} pictures "
-        f"({bootstrap.RESAMPLES:,} resamplings): {', '.join(parts)}."
-    )
+    drawn = f"pictures drawn with replacement: {report.pictures:,}, {bootstrap.RESAMPLES:,} times"
+    return f"{bootstrap.LEVEL} % bootstrap intervals ({drawn}): {', '.join(parts)}."
 
 
 def remarks(report: Report) -> list[str]:
@@ -89,13 +87,13 @@ def remarks(report: Report) -> list[str]:
     left_out = total.sentences - total.averaged
     if left_out:
         found.append(
-            f"{left_out:,} sentences have an empty union and are left out of {protocol.mean_name}, which the original "
-            "code prints as NaN as soon as there is one; they count as misses in P@x."
+            f"Sentences with an empty union: {left_out:,}. They are left out of {protocol.mean_name}, which the original "
+            "code prints as NaN as soon as there is one, and count as misses in P@x."
         )
     if total.no_target and protocol.no_target is None:
         found.append(
-            f"{total.no_target:,} sentences refer to nothing, which {protocol.name} does not know: they have IoU "
-            f"{protocol.empty_union or 0:.0f} even where nothing is predicted; see --protocol rela_gref."
+            f"Sentences that refer to nothing: {total.no_target:,}. {protocol.name} does not know any: nothing is gained "
+            "where nothing is predicted for them; see --protocol rela_gref."
         )
     if not total.no_target and protocol.no_target:
         found.append("Every sentence refers to something, so there is no N-acc and no T-acc.")
