@@ -87,13 +87,13 @@ def remarks(report: Report) -> list[str]:
     left_out = total.sentences - total.averaged
     if left_out:
         found.append(
-            f"Sentences with an empty union: {left_out:,}. They are left out of {protocol.mean_name}, which the original "
-            "code prints as NaN as soon as there is one, and count as misses in P@x."
+            f"Sentences with an empty union: {left_out:,}. They are left out of {protocol.mean_name}, which the "
+            "original code prints as NaN as soon as there is one, and count as misses in P@x."
         )
     if total.no_target and protocol.no_target is None:
         found.append(
-            f"Sentences that refer to nothing: {total.no_target:,}. {protocol.name} does not know any: nothing is gained "
-            "where nothing is predicted for them; see --protocol rela_gref."
+            f"Sentences that refer to nothing: {total.no_target:,}. {protocol.name} does not know any: nothing is "
+            "gained where nothing is predicted for them; see --protocol rela_gref."
         )
     if not total.no_target and protocol.no_target:
         found.append("Every sentence refers to something, so there is no N-acc and no T-acc.")
