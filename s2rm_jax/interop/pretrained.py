@@ -53,7 +53,7 @@ def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
     }
 
 
-def load_swin(path: Path, vision: Mapping[str, Any], shapes: Any) -> Pretrained:
+def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     """Makes the parameters of a Swin of a Hugging Face, Microsoft or timm checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
     prefix, names = _the_one(swin_names.find_swin(arrays), arrays, path, "Swin")
@@ -72,7 +72,7 @@ def load_swin(path: Path, vision: Mapping[str, Any], shapes: Any) -> Pretrained:
     return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", part, notes))
 
 
-def load_bert(path: Path, text: Mapping[str, Any], shapes: Any) -> Pretrained:
+def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     """Makes the parameters of a BERT of a Hugging Face checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
     prefix = _the_one(bert_names.find_bert(arrays), arrays, path, "BERT")
@@ -91,7 +91,10 @@ def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path,
         prefixes = ", ".join(repr(item if isinstance(item, str) else item[0]) for item in found)
         raise UserError(f"{path} holds {len(found)} networks of the kind {what}, behind {prefixes}: save one alone")
     is_other = bert_names.find_bert(arrays) if what == "Swin" else swin_names.find_swin(arrays)
-    other = {"Swin": "a BERT: it belongs to config.text.pretrained", "BERT": "a Swin: it belongs to config.vision"}
+    other = {
+        "Swin": "a BERT: it belongs to config.text.pretrained",
+        "BERT": "a Swin: it belongs to config.vision.pretrained",
+    }
     holds = other[what] if is_other else f"{len(arrays)} arrays, such as {', '.join(sorted(arrays)[:3])}"
     raise UserError(f"{path} holds no {what} but {holds}")
 
@@ -114,7 +117,7 @@ def _renamed(arrays: Mapping[str, np.ndarray], rename: Any, where: str) -> dict[
     return renamed
 
 
-def _require_architecture(found: Mapping[str, Any], section: Mapping[str, Any], name: str, path: Path) -> None:
+def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: str, path: Path) -> None:
     """Says which fields to set where weights are of another size; the shapes alone would tell of hundreds of arrays."""
     wrong = {field: value for field, value in found.items() if _plain(section[field]) != value}
     if wrong:
