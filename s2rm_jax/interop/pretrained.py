@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -69,7 +70,7 @@ def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     if filled.resized:
         resized = f"{len(filled.resized)} bias tables resized from window {window} to {vision['window_size']}"
         notes.insert(0, resized)
-    return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", part, notes))
+    return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", filled, notes))
 
 
 def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
@@ -80,7 +81,7 @@ def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     _require_architecture(bert_names.bert_architecture(part), text, "text", path)
     filled, unused = _filled(bert_names.bert_layout(text["num_layers"]), part, bert_names.UNUSED, shapes, path)
     notes = [_unused(unused + _outside(arrays, prefix))]
-    return Pretrained(filled.params, _report("text", path, "a BERT", part, notes))
+    return Pretrained(filled.params, _report("text", path, "a BERT", filled, notes))
 
 
 def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path, what: str) -> Any:
@@ -152,10 +153,7 @@ def _unused(names: list[str]) -> str:
     return f"in the file but of no use here: {', '.join(shown[:SHOWN])}{more}" if names else ""
 
 
-def _report(name: str, path: Path, what: str, part: Mapping[str, np.ndarray], notes: Sequence[str]) -> str:
-    parameters = sum(array.size for array in part.values()) / 1e6
-    lines = [
-        f"Pretrained {name}: {path} ({what}, {parameters:.1f} M numbers)",
-        *(f"  {note}" for note in notes if note),
-    ]
-    return "\n".join(lines)
+def _report(name: str, path: Path, what: str, filled: Filled, notes: Sequence[str]) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(filled.params)) / 1e6
+    heading = f"Pretrained {name}: {path} ({what}, {parameters:.1f} M parameters)"
+    return "\n".join([heading, *(f"  {note}" for note in notes if note)])
