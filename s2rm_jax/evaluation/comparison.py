@@ -9,17 +9,28 @@ from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.evaluation.tables import NOTHING, Table
 
-_SOURCE_DEFAULTS = {"dataset": "refcoco", "split_by": "unc"}  # those of ReferSource
+# The defaults of the sources "refer" and "combined".
+_REFER = {"dataset": "refcoco", "split_by": "unc"}
+_COMBINED = ("refcoco/unc", "refcoco+/unc", "refcocog/umd")
 
 
 def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | None:
     """Returns the published benchmark that a configuration's source and a split are, or None.
 
-    A part of a split (`limit` pictures, or the source's own `limit_referents`) is no benchmark.
+    Where several datasets are trained on together, a split "NAME:SPLIT" is that of one of them. A part of a split
+    (`limit` pictures, or the source's own `limit_referents`) is no benchmark.
     """
-    fields = _SOURCE_DEFAULTS | dict(source)
+    fields = dict(source)
+    name, colon, part_split = split.partition(":")
+    if fields.get("name") == "mixture" and colon and name in fields["parts"]:
+        return benchmark_of(fields["parts"][name], part_split, limit)
+    if fields.get("name") == "combined" and colon:
+        split_by = dict(entry.split("/", 1) for entry in fields.get("datasets", _COMBINED))
+        fields |= {"name": "refer", "dataset": name, "split_by": split_by.get(name, "")}
+        split = part_split
     if fields.get("name") != "refer" or limit or fields.get("limit_referents"):
         return None
+    fields = _REFER | fields
     benchmark = Benchmark(str(fields["dataset"]), str(fields["split_by"]), split)
     return benchmark if is_benchmark(benchmark) else None
 

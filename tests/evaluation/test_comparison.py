@@ -32,6 +32,16 @@ def source(**fields):
         ({"limit_referents": 10}, "val", None),
         ({"limit_referents": 0}, "val", Benchmark("refcoco", "unc", "val")),
         ({"name": "synthetic"}, "val", None),
+        ({"name": "combined"}, "refcoco+:testA", Benchmark("refcoco+", "unc", "testA")),
+        ({"name": "combined"}, "val", None),
+        (
+            {"name": "combined", "datasets": ("refcocog/google",)},
+            "refcocog:val",
+            Benchmark("refcocog", "google", "val"),
+        ),
+        ({"name": "combined", "limit_referents": 5}, "refcoco:val", None),
+        ({"name": "mixture", "parts": {"a": {"name": "refer"}}}, "a:testB", Benchmark("refcoco", "unc", "testB")),
+        ({"name": "mixture", "parts": {"a": {"name": "refer"}}}, "testB", None),
     ],
 )
 def test_which_benchmark_it_is(fields, split, expected):
