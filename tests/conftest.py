@@ -97,6 +97,9 @@ class Examples(tuple):
     def expression_count(self, index):
         return len(self[index].expressions)
 
+    def referents(self, index):
+        return tuple((position,) for position in range(self.expression_count(index)))
+
 
 @pytest.fixture
 def source_of():
