@@ -46,8 +46,8 @@ _BEFORE_THE = _words("on to at in from toward towards facing")
 # After "right" these make it an adverb ("right behind"), after "left" a verb ("left on the plate").
 _ADVERB_AFTER = _words(
     "behind beind next beside besides above below beneath under underneath in at on by near close against between"
-    " across after before over up down out outside inside there here where through around along alongside beyond past off"
-    " onto into away as to alone untouched unattended uneaten for with is are was not"
+    " across after before over up down out outside inside there here where through around along alongside beyond past"
+    " off onto into away as to alone untouched unattended uneaten for with is are was not"
 )
 # After these it is never a side: leftovers, and what is correct or immediate.
 _NEVER_AFTER = _words(
