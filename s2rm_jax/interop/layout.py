@@ -1,0 +1,172 @@
+"""Which arrays of a PyTorch checkpoint make which parameter, and the proof that none was missed.
+
+A layout is a table of entries. It is read in both directions: `fill` makes parameters of a checkpoint, `export_arrays`
+makes a checkpoint of parameters, and going there and back changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.bias_table import resize_bias_table
+
+Arrays = Mapping[str, np.ndarray]
+Form = Literal["same", "dense", "conv", "bias_table"]
+
+SHOWN = 5  # of each kind of mistake; `WeightsMismatch` has them all
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter and the arrays that it is made of.
+
+    target    its path, such as "stage1_block0/attention/qkv/kernel"
+    sources   names in the checkpoint; several (query, key, value) are joined along the axis of the outputs
+    form      how the checkpoint stores it: "same"; "dense", [out, in] instead of [in, out]; "conv", [out, in, h, w]
+              instead of [h, w, in, out]; "bias_table", the same but for a window of any size
+    optional  the checkpoint may lack it; the parameter then stays as it was initialised
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    form: Form = "same"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Parameters made of a checkpoint, and what a person should know of how.
+
+    params       nested, float32; lacks the targets in `left_out`
+    left_out     optional targets that the checkpoint does not have
+    resized      targets whose bias table was resized to another window
+    """
+
+    params: dict[str, Any]
+    left_out: tuple[str, ...]
+    resized: tuple[str, ...]
+
+
+class WeightsMismatch(UserError):
+    """A checkpoint does not fit: everything that is wrong with it, {kind of mistake: [what, ...]}."""
+
+    def __init__(self, where: str, mistakes: Mapping[str, Sequence[str]]):
+        self.mistakes = {kind: tuple(items) for kind, items in mistakes.items() if items}
+        super().__init__(f"{where} does not fit this network: {'; '.join(map(_summary, self.mistakes.items()))}.")
+
+
+def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Filled:
+    """Makes the parameters that `shapes` describes of the arrays of a checkpoint.
+
+    Args:
+        layout: the table.
+        source: the checkpoint, without the arrays that are known to be of no use here.
+        shapes: the nested parameters or their ShapeDtypeStructs.
+        where: names the checkpoint in the error.
+
+    Raises:
+        WeightsMismatch: arrays that no parameter wants, parameters that no array fills, arrays that two parameters
+            want, parameters that are filled twice, wrong shapes, arrays that are no finite floating-point numbers; all
+            that is wrong is said at once.
+    """
+    expected = {path: tuple(leaf.shape) for path, leaf in flatten_dict(shapes, sep="/").items()}
+    wanted = [name for entry in layout for name in entry.sources]
+    left_out = [entry.target for entry in layout if entry.optional and not any(n in source for n in entry.sources)]
+    present = [entry for entry in layout if entry.target not in left_out]
+    filled_by = Counter(entry.target for entry in layout)
+
+    flat: dict[str, np.ndarray] = {}
+    resized: list[str] = []
+    wrong: list[str] = []
+    for entry in present:
+        if entry.target not in expected or not all(name in source for name in entry.sources):
+            continue  # both are told of below
+        stored = [source[name] for name in entry.sources]
+        unfit = [f"{n} {_unfit(a)}" for n, a in zip(entry.sources, stored, strict=True) if _unfit(a)]
+        array, shape = _read(entry.form, stored), expected[entry.target]
+        if unfit:
+            wrong += unfit
+        elif array is not None and array.shape == shape:
+            flat[entry.target] = array
+        elif entry.form == "bias_table" and array is not None and _same_but_window(array.shape, shape):
+            flat[entry.target] = resize_bias_table(array, shape[0])
+            resized.append(entry.target)
+        else:
+            found = " and ".join(str(a.shape) for a in stored)
+            wrong.append(f"{' and '.join(entry.sources)} {found} cannot fill {entry.target} {shape}")
+
+    mistakes = {
+        "arrays that nothing here wants": sorted(source.keys() - set(wanted)),
+        "parameters left unfilled": [
+            *(f"{e.target} (no {n})" for e in present for n in e.sources if n not in source),
+            *sorted(expected.keys() - filled_by.keys()),
+        ],
+        "parameters that do not exist": sorted(filled_by.keys() - expected.keys()),
+        "matched twice": _twice(filled_by.elements()) + _twice(wanted),
+        "wrong arrays": wrong,
+    }
+    if any(mistakes.values()):
+        raise WeightsMismatch(where, mistakes)
+    return Filled(unflatten_dict(flat, sep="/"), tuple(left_out), tuple(resized))
+
+
+def export_arrays(layout: Sequence[Entry], params: Any) -> dict[str, np.ndarray]:
+    """Makes the arrays of a checkpoint of nested parameters; every parameter must be in the layout, once."""
+    flat = flatten_dict(params, sep="/")
+    if Counter(entry.target for entry in layout) != Counter(flat.keys()):
+        raise ValueError("the layout is not of these parameters")
+    arrays: dict[str, np.ndarray] = {}
+    for entry in layout:
+        parts = np.split(_transposed(entry.form, np.asarray(flat[entry.target]), back=True), len(entry.sources))
+        arrays.update(zip(entry.sources, map(np.ascontiguousarray, parts), strict=True))
+    return arrays
+
+
+def prefixed(layout: Iterable[Entry], target: str, source: str) -> list[Entry]:
+    """Returns the layout of a part as that of the whole: prefixes go before every target and source."""
+    return [Entry(target + e.target, tuple(source + name for name in e.sources), e.form, e.optional) for e in layout]
+
+
+def _read(form: Form, stored: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Joins and transposes stored arrays; None where their ranks or sides do not allow it."""
+    try:
+        joined = np.concatenate(stored) if len(stored) > 1 else stored[0]
+        return np.ascontiguousarray(_transposed(form, joined, back=False), np.float32)
+    except ValueError:
+        return None
+
+
+def _transposed(form: Form, array: np.ndarray, back: bool) -> np.ndarray:
+    if form == "dense":
+        return array.transpose(1, 0)
+    if form == "conv":
+        return array.transpose((3, 2, 0, 1) if back else (2, 3, 1, 0))
+    return array
+
+
+def _unfit(array: np.ndarray) -> str:
+    """Says why an array cannot be a parameter; "" if it can."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return f"holds {array.dtype}, not floating-point numbers"
+    return "" if np.isfinite(array).all() else "holds NaN or infinity"
+
+
+def _same_but_window(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(found) == 2 and found[1] == wanted[1] and round(found[0] ** 0.5) ** 2 == found[0]
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _summary(mistake: tuple[str, Sequence[str]]) -> str:
+    kind, items = mistake
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return f"{len(items)} {kind}: {', '.join(items[:SHOWN])}{more}"
