@@ -22,15 +22,15 @@ _LONGEST = 2**31 - 1  # pictures that the pipeline can shuffle
 class MixtureSource:
     """The pictures of several sources; item i is a pure function of i, with the part's name before every id.
 
-    With weights, part p takes the share weight_p / sum of weights of the items, to within one item. The source is as
-    long as it must be for every picture of every part to occur: max over p of pictures_p / share_p, rounded up. One
+    With weights, part p takes the share weight_p / sum of weights of the items, to within one item. The source is just
+    long enough for every picture of every part to occur: max over p of pictures_p / share_p, to within rounding. One
     epoch is a pass over that: a picture occurs n or n + 1 times in it, where n = items_p // pictures_p >= 1. (Which
     occur once more is the same in every epoch: the first ones of the part.)
 
     Without weights, every picture of every part occurs exactly once.
     """
 
-    def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, float] | None = None):
+    def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, int | float] | None = None):
         """Args: the sources by name; their weights by the same names, of any sum.
 
         Raises:
@@ -96,12 +96,11 @@ def part_of_split(split: str, names: Collection[str]) -> tuple[str, str]:
     return name, part_split
 
 
-def _counts(parts: Mapping[str, Source], weights: Mapping[str, float]) -> tuple[int, ...]:
+def _counts(parts: Mapping[str, Source], weights: Mapping[str, int | float]) -> tuple[int, ...]:
     """How many items of a mixture each part has."""
     for name in parts:
         if not (weights.get(name, 0) > 0 and math.isfinite(weights[name])):
             raise UserError(f"part {name!r} of the mixture has the weight {weights.get(name)}; it must be above 0")
-    total = sum(weights[name] for name in parts)
-    shares = {name: weights[name] / total for name in parts}
-    length = max(math.ceil(len(source) / shares[name] - 1e-6) for name, source in parts.items())
-    return tuple(max(len(source), round(length * shares[name])) for name, source in parts.items())
+    # One unit of weight stands for as many items as the part needs whose pictures are the most for its weight.
+    unit = max(len(source) / weights[name] for name, source in parts.items())
+    return tuple(max(len(source), round(unit * weights[name])) for name, source in parts.items())
