@@ -31,6 +31,7 @@ class Answer(NamedTuple):
     """The part of the network's output that evaluation and prediction read."""
 
     logits: jax.Array
+    no_target_logits: jax.Array | None = None
 
 
 class ColourNetwork(nn.Module):
