@@ -13,11 +13,12 @@ class Averages:
     """Adds up metrics of steps; those of expressions weigh by the number of expressions in the step."""
 
     def __init__(self) -> None:
-        self._restart()
+        self._sums: dict[str, tuple[float, float]] = {}  # of each metric: weighted sum, sum of weights
+        self._latest: Mapping[str, float] = {}
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Hears the metrics of a step; "expressions" must be among them."""
-        self._last = metrics
+        self._latest = metrics
         for name, value in metrics.items():
             weight = 1.0 if name in _OF_STEPS else metrics["expressions"]
             total, weights = self._sums.get(name, (0.0, 0.0))
@@ -26,12 +27,8 @@ class Averages:
     def take(self) -> dict[str, float]:
         """Returns the means since the last call, and begins anew; a mean over no expression at all is 0."""
         means = {
-            name: self._last[name] if name in _OF_THE_LAST_STEP else total / weights if weights else 0.0
+            name: self._latest[name] if name in _OF_THE_LAST_STEP else total / weights if weights else 0.0
             for name, (total, weights) in self._sums.items()
         }
-        self._restart()
+        self._sums = {}
         return means
-
-    def _restart(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
-        self._last: Mapping[str, float] = {}
