@@ -9,7 +9,8 @@ def default_config() -> ConfigDict:
     """Returns every field with its default: Swin-Base and BERT-base at 480 px, the recipe of the LAVT family."""
     config = ConfigDict()
     config.seed = 0
-    config.steps = 53_000  # optimizer steps
+    config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
+    config.epochs = 0.0  # what an epoch shows is said by config.input.sampling; only read where config.steps is 0
     config.batch_size = 32  # pictures per step, over all devices
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
 

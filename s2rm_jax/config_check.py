@@ -25,11 +25,11 @@ _CHOICES: dict[str, Sequence[Any]] = {
 }
 _SUBSETS: dict[str, Sequence[Any]] = {"fusion.rotations": ROTATIONS, "fusion.pairs": PAIRS}
 _AT_LEAST_ONE = (
-    *("steps", "batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
+    *("batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
     *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),
     *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch"),
 )
-_AT_LEAST_ZERO = ("eval.expressions_per_image", "decoder.no_target_width", "loss.no_target_weight")
+_AT_LEAST_ZERO = ("steps", "epochs", "eval.expressions_per_image", "decoder.no_target_width", "loss.no_target_weight")
 _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
 
@@ -47,6 +47,8 @@ def check_config(config: ConfigDict) -> None:
         _require(fits, config, field, f"one or more of: {', '.join(map(str, choices))}")
     for field in _AT_LEAST_ONE:
         _require(_get(config, field) >= 1, config, field, "at least 1")
+    if config.steps == 0 and config.epochs == 0:
+        raise UserError("config.steps and config.epochs are both 0: say how long to train by one of them.")
     for field in _AT_LEAST_ZERO:
         _require(_get(config, field) >= 0, config, field, "at least 0")
     for field in _SHARES:

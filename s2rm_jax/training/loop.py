@@ -19,7 +19,7 @@ from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.input.example import Batch
-from s2rm_jax.input.sampling import EpochSize
+from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import load_pretrained
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
@@ -71,7 +71,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     """
     _check(config)
     config = _with_vocabulary(config, Path(workdir))
-    return run(config, Path(workdir), assemble(config), data_mesh())
+    parts = assemble(config)
+    if config.steps == 0:
+        config = copy.deepcopy(config)
+        config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
+    return run(config, Path(workdir), parts, data_mesh())
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -295,7 +299,8 @@ def _check(config: ConfigDict) -> None:
     """Finds what can be found wrong before data is read and programs are compiled."""
     check_config(config)
     check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
-    learning_rate_schedule(config)
+    if config.steps:  # else it is checked when they are known
+        learning_rate_schedule(config)
     known = Counts().metrics()
     if config.eval.metric not in known:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")

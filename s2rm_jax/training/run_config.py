@@ -16,7 +16,7 @@ VOCAB_FILE = "vocab.txt"
 
 # What may change when a run goes on: how long it is, how often it tells, tests and saves, and where and how it reads.
 MAY_CHANGE = (
-    *("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
     "eval.expressions_per_image",
     *("input.workers", "input.source.root", "input.source.image_root", "text.vocab"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only

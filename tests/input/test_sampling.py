@@ -9,7 +9,7 @@ import pytest
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression
-from s2rm_jax.input.sampling import epoch_size, rows_of
+from s2rm_jax.input.sampling import EpochSize, epoch_size, rows_of, steps_for
 
 # Positions of the expressions of each picture, those of one referent together.
 PICTURES = (((0, 2), (1, 3, 4)), ((0,),), ((0, 1), (2,), (3,), (4, 5), (6,)), ())
@@ -97,3 +97,14 @@ def test_a_source_without_end_has_no_epochs_and_is_not_listed():
     assert len(rows_of(Endless(), make_config("image", 4))) == 2**31 - 1
     with pytest.raises(UserError, match=r"sampling='referent' lists every sentence.*2,147,483,647 pictures"):
         rows_of(Endless(), make_config("referent", 4))
+
+
+def test_steps_of_epochs_are_those_that_the_peers_take():
+    refcoco = EpochSize(rows=42_404, expressions=42_404)
+    assert steps_for(1, refcoco, 32) == 1325
+    assert steps_for(40, refcoco, 32) == 53_000
+    assert steps_for(0.5, refcoco, 32) == 662
+    with pytest.raises(UserError, match=r"config\.epochs=40 of 7 pictures, 32 a step, are less than one step"):
+        steps_for(40, EpochSize(7, 7), 32)
+    with pytest.raises(UserError, match="no end and so no epochs"):
+        steps_for(40, None, 32)

@@ -250,7 +250,8 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, standin):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "config.steps is 0; it must be at least 1"),
+        ({"steps": 0}, "config.steps and config.epochs are both 0"),
+        ({"steps": -1}, "config.steps is -1; it must be at least 0"),
         ({"log_every": 0}, "config.log_every is 0; it must be at least 1"),
         ({"checkpoint_every": 0}, "config.checkpoint_every is 0; it must be at least 1"),
         ({"optimizer__accumulate": 3}, "config.batch_size=4 cannot be split"),
