@@ -86,6 +86,7 @@ def _shrunk(config: ConfigDict) -> ConfigDict:
     config.text.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, dropout_rate=0.0)
     config.vision.pretrained = config.text.pretrained = ""
     config.text.vocab = os.environ.get("S2RM_BERT_VOCAB", "")
+    config.loss.update(kind="bce_dice", coarse_weight=0.2)  # which from scratch finds the referent sooner
     config.fusion.update(width=128, recurrent_width=64, num_heads=4)
     config.decoder.widths = (48, 64, 96, 128)
     config.optimizer.update(learning_rate=5e-4, warmup_steps=50)

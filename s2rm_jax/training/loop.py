@@ -290,8 +290,8 @@ def _describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:
     if epoch is None:
         return ""
     return (
-        f"An epoch shows {epoch.expressions:,} expressions on {epoch.rows:,} pictures "
-        f"(sampling {config.input.sampling}) in {epoch.rows / config.batch_size:,.1f} steps. "
+        f"An epoch shows {epoch.expressions:,} expressions in {epoch.rows / config.batch_size:,.1f} steps "
+        f"(sampling {config.input.sampling}). "
     )
 
 

@@ -102,7 +102,7 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, standin
     parts = replace(standin.make_parts(config), epoch=EpochSize(rows=16, expressions=40))
     run(config, tmp_path / "third", parts, MESH)
     out = capsys.readouterr().out
-    assert "An epoch shows 40 expressions on 16 pictures (sampling image) in 4.0 steps." in out
+    assert "An epoch shows 40 expressions in 4.0 steps (sampling image)." in out
     assert "step 3/6 (50%) | epoch 0.75 |" in out and "step 6/6 (100%) | epoch 1.50 |" in out
     run(every, tmp_path / "every", parts, MESH)
     singles, thirds = metric_lines(tmp_path / "every"), metric_lines(tmp_path / "third")
