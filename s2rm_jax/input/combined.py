@@ -14,7 +14,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Source
 from s2rm_jax.input.mixture import MixtureSource, part_of_split
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.refer_annotations import split_of
+from s2rm_jax.input.refer_annotations import collector_paused, split_of
 from s2rm_jax.input.refer_layout import find_annotations
 from s2rm_jax.input.unpickle import load_refs
 
@@ -59,6 +59,7 @@ def combined_source(
     return parts[alone] if alone else MixtureSource(parts)
 
 
+@collector_paused()
 def evaluation_pictures(root: Path, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
     """Returns the ids of all pictures with a referent in any split but "train" of any (dataset, split_by)."""
     found: set[int] = set()

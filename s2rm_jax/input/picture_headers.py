@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ from PIL import Image
 from s2rm_jax.input.images import FORMATS
 
 _THREADS = 8  # for the waiting on disks and networks; the reading itself takes 0.1 ms a file
+_RUN = 64  # files that a thread takes at a time; handing them over one by one takes as long as reading them
 _ORIENTATION = 0x0112  # the EXIF tag
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -41,5 +43,7 @@ def read_header(path: Path) -> Header:
 def for_each(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:
     """Calls a function that waits for files, once for each different key and several at a time."""
     different = list(dict.fromkeys(keys))
+    runs = [different[first : first + _RUN] for first in range(0, len(different), _RUN)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(different, pool.map(function, different), strict=True))
+        values = pool.map(lambda run: [function(key) for key in run], runs)
+        return dict(zip(different, chain.from_iterable(values), strict=True))

@@ -32,7 +32,7 @@ class Referent:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Reading makes millions of small objects, none of them garbage; looking for some takes as long as the reading."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -43,7 +43,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
+@collector_paused()
 def read_referents(
     refs_path: Path, instances_path: Path, split: str, sentence_field: str, overlap: str = "union"
 ) -> list[Referent]:

@@ -12,7 +12,7 @@ from s2rm_jax.input.combined import combined_source, evaluation_pictures
 from s2rm_jax.input.example import Source
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source
-from tests.input.refer_fixture import write_refer_layout
+from tests.input.refer_fixture import refer_mini, write_refer_layout
 
 # The same pictures, 100, 101, ..., in splits that contradict each other: those of CLEAN are training pictures wherever
 # they occur, each of the others is evaluated on by one dataset and is a training picture of another. 108 is an
@@ -112,3 +112,11 @@ def test_a_configuration_can_ask_for_it(root):
 def test_what_does_not_fit_is_told(root, split, arguments, message):
     with pytest.raises(UserError, match=message):
         combined_source(split, root=root, **arguments)
+
+
+def test_the_real_sample_shares_no_picture_between_splits_and_so_loses_none():
+    root = refer_mini()
+    if root is None:
+        pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
+    assert len(combined_source("train", root=root, datasets=("refcoco/mini",))) == 44
+    assert len(evaluation_pictures(root, [("refcoco", "mini")])) == 90 - 44

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -16,9 +17,10 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.custom_coco import coco_json_source
 from s2rm_jax.input.custom_lines import json_lines_source
 from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source
 from tests.input.own_data_fixture import mask_of, polygons_of, rle_of, write_coco_json, write_json_lines
-from tests.input.refer_fixture import HEIGHT, WIDTH
+from tests.input.refer_fixture import HEIGHT, WIDTH, refer_mini
 
 FORMS = {"json_lines": write_json_lines, "coco_json": write_coco_json}
 
@@ -272,3 +274,31 @@ def test_several_polygons_are_one_referent(tmp_path):
     source = json_lines_source("train", root=write_json_lines(tmp_path, lambda e: e[0].update(polygon=parts)))
     mask = rasterize(source[0].expressions[0].segmentation, HEIGHT, WIDTH)
     np.testing.assert_array_equal(mask, mask_of(0, "left", "right"))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, name):
+    root = refer_mini()
+    if root is None:
+        pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
+    original = ReferSource("val", root=root, split_by="mini")
+    lines, images, annotations = [], [], []
+    for index, example in enumerate(original):
+        file_name = str(example.image)
+        images.append({"id": index, "file_name": file_name, "height": example.height, "width": example.width})
+        for group in original.referents(index):
+            polygons = example.expressions[group[0]].segmentation
+            texts = [example.expressions[position].sentence for position in group]
+            lines.append({"image": file_name, "polygon": polygons, "sentences": texts, "split": "val"})
+            annotations.append({"id": len(lines), "image_id": index, "segmentation": polygons, "expressions": texts})
+            annotations[-1]["split"] = "val"
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    source = build_source(ConfigDict({"name": name, "root": str(tmp_path)}), "val")
+    assert len(source) == len(original) == 26
+    for index, (read, meant) in enumerate(zip(source, original, strict=True)):
+        assert (read.image, read.height, read.width) == (meant.image, meant.height, meant.width)
+        assert [(one.sentence, one.segmentation) for one in read.expressions] == [
+            (one.sentence, one.segmentation) for one in meant.expressions
+        ]
+        assert source.referents(index) == original.referents(index)

@@ -386,3 +386,21 @@ def test_the_real_masks_have_the_area_and_the_box_of_their_annotation(real_root)
 def test_the_real_pictures_have_the_size_of_their_annotation(real_root):
     for example in ReferSource("test", root=real_root, split_by="mini"):
         assert load_image(example.image).shape == (example.height, example.width, 3)
+
+
+def test_the_real_referents_have_one_mask_each_which_dropping_overlaps_only_shrinks(real_root):
+    joined = ReferSource("train", root=real_root, split_by="mini")
+    dropped = ReferSource("train", root=real_root, split_by="mini", overlap="drop")
+    several = 0
+    for index, (example, other) in enumerate(zip(joined, dropped, strict=True)):
+        positions = [position for group in joined.referents(index) for position in group]
+        assert positions == list(range(joined.expression_count(index)))
+        for group in joined.referents(index):
+            assert len({json.dumps(example.expressions[position].segmentation) for position in group}) == 1
+            polygons = example.expressions[group[0]].segmentation
+            layers = [rasterize([polygon], example.height, example.width).astype(int) for polygon in polygons]
+            mask = rasterize(other.expressions[group[0]].segmentation, example.height, example.width)
+            np.testing.assert_array_equal(mask, sum(layers) == 1)
+            several += len(polygons) > 1
+    assert sum(len(joined.referents(index)) for index in range(len(joined))) == joined.num_referents == 148
+    assert several >= 10, "the sample has annotations of several polygons"
