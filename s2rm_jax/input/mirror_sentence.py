@@ -6,8 +6,8 @@ left without saying so ("the third giraffe"). Whatever is not certain is refused
 mirrored view, a wrong one teaches the opposite.
 
 Made by reading 14,156 real sentences (9,106 of RefCOCOg umd test, 5,000 of google val, 50 of RefCOCO testA). A word
-that begins with left or right is in 1,664. Of those 1,585 are mirrored: each such word was read among its neighbours, and
-none was found wrong; 79 are refused. Of the others 485 are refused. docs/training.md has the table.
+that begins with left or right is in 1,664. Of those 1,585 are mirrored: each such word was read among its neighbours,
+and none was found wrong; 79 are refused. Of the others 485 are refused. docs/training.md has the table.
 """
 
 from __future__ import annotations
