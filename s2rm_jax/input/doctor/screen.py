@@ -1,0 +1,89 @@
+"""Shows a report to a person."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from s2rm_jax.input.doctor.published import PUBLISHED, PUBLISHED_SENTENCES, Counts
+from s2rm_jax.input.doctor.report import Diagnosis, Problem, Report
+
+_WIDTH = 100
+_COLUMN = 20
+
+
+def show(report: Report) -> str:
+    """Returns the report as text: a table of counts for each dataset, its problems, and what is not there."""
+    lines = [f"{report.root}: {len(report.diagnoses)} found", ""]
+    for diagnosis in report.diagnoses:
+        lines += [*_diagnosis(diagnosis, report.quick), ""]
+    if report.absent:
+        names = ", ".join(report.absent)
+        lines += [*_wrap(f"{names} (--dataset NAME says where people get them)", "Not here: "), ""]
+    total = sum(len(diagnosis.problems) for diagnosis in report.diagnoses)
+    sick = sum(bool(diagnosis.problems) for diagnosis in report.diagnoses)
+    summary = "all well" if report.well else f"{_number(total, 'problem')} in {sick} of {len(report.diagnoses)}"
+    lines.append(f"{'✓' if report.well else '✗'} {summary}")
+    return "\n".join(lines)
+
+
+def _diagnosis(diagnosis: Diagnosis, quick: bool) -> Iterator[str]:
+    mark = "✗" if diagnosis.problems else "✓"
+    yield f"{mark} {diagnosis.dataset}, split by {diagnosis.split_by}"
+    yield f"    annotations  {diagnosis.annotations}"
+    yield f"    pictures     {diagnosis.pictures or 'not found'}"
+    yield from _counts(diagnosis)
+    if diagnosis.pictures_checked:
+        how = "only their headers, as asked (--quick)" if quick else "every one decoded"
+        yield f"    {_number(diagnosis.pictures_checked, 'picture')} looked at, {how}"
+    for note in diagnosis.notes:
+        yield from _wrap(note, "    note: ")
+    for problem in diagnosis.problems:
+        yield from _problem(problem)
+
+
+def _counts(diagnosis: Diagnosis) -> Iterator[str]:
+    """The table of counts; where a published figure is known, ✓ or the figure stands beside ours."""
+    published = PUBLISHED.get(diagnosis.key, {})
+    if not diagnosis.counts:
+        return
+    yield "    " + f"{'split':<10}" + "".join(f"{name:>{_COLUMN}}" for name in Counts._fields)
+    for split in dict.fromkeys([*diagnosis.counts, *published]):
+        got = diagnosis.counts.get(split, Counts(0, 0, 0))
+        cells = map(_cell, got, published.get(split, Counts(None, None, None)))
+        yield f"    {split:<10}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
+    total = sum(counts.sentences or 0 for counts in diagnosis.counts.values())
+    cell = _cell(total, PUBLISHED_SENTENCES.get(diagnosis.key))
+    yield f"    {'all':<10}" + f"{'':>{2 * _COLUMN}}{cell:>{_COLUMN}}"
+    if not published:
+        yield "    (no published counts to compare with)"
+
+
+def _cell(got: int | None, wanted: int | None) -> str:
+    if wanted is None:
+        return f"{got:,}"
+    return f"{got:,} ✓" if got == wanted else f"{got:,} ✗ {wanted:,}"
+
+
+def _problem(problem: Problem) -> Iterator[str]:
+    yield f"    ✗ {problem.count:,} {problem.kind}"
+    for example in problem.examples:
+        yield from _wrap(example, "        ")
+    if problem.count > len(problem.examples):
+        yield f"        ... and {problem.count - len(problem.examples):,} more (--json FILE counts them)"
+    yield from _wrap(problem.remedy, "      → ")
+
+
+def _wrap(text: str, first: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
