@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from s2rm_jax.input.images import FORMATS
 
@@ -39,9 +39,12 @@ def ailment(picture: PictureFile, quick: bool = False) -> tuple[str, str]:
                 file.load()
     except FileNotFoundError:
         return "missing pictures", path.name
+    except UnidentifiedImageError:
+        reason = "not a picture" if path.stat().st_size else "an empty file"
+        return "damaged pictures", f"{path.name} ({reason})"
     except Exception as error:  # of damaged data Pillow raises nearly anything
-        reason = " ".join(str(error).split()).replace(str(path), "it")
-        return "damaged pictures", f"{path.name} ({reason or type(error).__name__})"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return "damaged pictures", f"{path.name} ({reason})"
     if size != (width, height):
         found = f"{size[0]} x {size[1]} instead of {width} x {height}"
         return "pictures of another size than annotated", f"{path.name} ({found})"

@@ -7,19 +7,18 @@ from typing import Any
 
 from s2rm_jax.input.doctor.published import PUBLISHED, PUBLISHED_SENTENCES, Counts
 
-_SHOWN = 5  # examples of a problem that are named
+WRONG_COUNTS = "counts that differ from the published ones"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, how often, where first, and what to do about it.
+    """Something that is wrong, each case of it in words, and what to do about it.
 
-    `kind` is a short name for programs, such as "missing picture"; `examples` are at most five of the `count` cases.
+    `kind` is a short name for programs too, such as "missing pictures".
     """
 
     kind: str
-    count: int
-    examples: tuple[str, ...]
+    cases: tuple[str, ...]
     remedy: str
 
 
@@ -44,7 +43,7 @@ class Diagnosis:
     def add(self, kind: str, cases: list[str], remedy: str) -> None:
         """Adds a problem, if there are cases of it."""
         if cases:
-            self.problems.append(Problem(kind, len(cases), tuple(cases[:_SHOWN]), remedy))
+            self.problems.append(Problem(kind, tuple(cases), remedy))
 
     def add_wrong_counts(self, remedy: str) -> None:
         """Compares the counts with what is published."""
@@ -61,7 +60,7 @@ class Diagnosis:
         total = sum(counts.sentences or 0 for counts in self.counts.values())
         if total != PUBLISHED_SENTENCES.get(self.key, total):
             cases.append(f"all splits: {total} sentences instead of {PUBLISHED_SENTENCES[self.key]}")
-        self.add("counts that differ from the published ones", cases, remedy)
+        self.add(WRONG_COUNTS, cases, remedy)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Iterator
 
 from s2rm_jax.input.doctor.published import PUBLISHED, PUBLISHED_SENTENCES, Counts
-from s2rm_jax.input.doctor.report import Diagnosis, Problem, Report
+from s2rm_jax.input.doctor.report import WRONG_COUNTS, Diagnosis, Problem, Report
 
 _WIDTH = 100
 _COLUMN = 20
+_SHOWN = 5  # cases of a problem that are listed
 
 
 def show(report: Report) -> str:
@@ -38,8 +39,11 @@ def _diagnosis(diagnosis: Diagnosis, quick: bool) -> Iterator[str]:
         yield f"    {_number(diagnosis.pictures_checked, 'picture')} looked at, {how}"
     for note in diagnosis.notes:
         yield from _wrap(note, "    note: ")
-    for problem in diagnosis.problems:
-        yield from _problem(problem)
+    following = [*diagnosis.problems[1:], None]
+    for problem, after in zip(diagnosis.problems, following, strict=True):
+        yield from _cases(problem)
+        if after is None or after.remedy != problem.remedy:
+            yield from _wrap(problem.remedy, "      → ")
 
 
 def _counts(diagnosis: Diagnosis) -> Iterator[str]:
@@ -55,8 +59,8 @@ def _counts(diagnosis: Diagnosis) -> Iterator[str]:
     total = sum(counts.sentences or 0 for counts in diagnosis.counts.values())
     cell = _cell(total, PUBLISHED_SENTENCES.get(diagnosis.key))
     yield f"    {'all':<10}" + f"{'':>{2 * _COLUMN}}{cell:>{_COLUMN}}"
-    if not published:
-        yield "    (no published counts to compare with)"
+    known = "✓ as published, ✗ the published count is the second" if published else "no published counts are known"
+    yield f"    ({known})"
 
 
 def _cell(got: int | None, wanted: int | None) -> str:
@@ -65,13 +69,14 @@ def _cell(got: int | None, wanted: int | None) -> str:
     return f"{got:,} ✓" if got == wanted else f"{got:,} ✗ {wanted:,}"
 
 
-def _problem(problem: Problem) -> Iterator[str]:
-    yield f"    ✗ {problem.count:,} {problem.kind}"
-    for example in problem.examples:
-        yield from _wrap(example, "        ")
-    if problem.count > len(problem.examples):
-        yield f"        ... and {problem.count - len(problem.examples):,} more (--json FILE counts them)"
-    yield from _wrap(problem.remedy, "      → ")
+def _cases(problem: Problem) -> Iterator[str]:
+    yield f"    ✗ {problem.kind}: {len(problem.cases):,}"
+    if problem.kind == WRONG_COUNTS:  # the table shows them
+        return
+    for case in problem.cases[:_SHOWN]:
+        yield from _wrap(case, "        ")
+    if len(problem.cases) > _SHOWN:
+        yield f"        ... and {len(problem.cases) - _SHOWN:,} more (--json FILE lists them all)"
 
 
 def _wrap(text: str, first: str) -> list[str]:
