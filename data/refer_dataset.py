@@ -6,9 +6,9 @@ file of the picture, byte for byte, and the polygons or RLEs of the annotations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,7 +16,10 @@ import tensorflow_datasets as tfds
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import tfds_records
 from s2rm_jax.input.doctor.pictures import PictureFile, ailment
+from s2rm_jax.input.example import Example
+from s2rm_jax.input.progress_bar import progress_bar
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.refer_annotations import split_of
 from s2rm_jax.input.refer_layout import find_annotations
 from s2rm_jax.input.unpickle import load_refs
 
@@ -30,16 +33,15 @@ class ReferConfig(tfds.core.BuilderConfig):
         self.image_root = image_root
 
 
-class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Builds one dataset of the REFER layout; a subclass names its folder and its ways to split it."""
 
     FOLDER: str
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is a folder in the REFER layout; data/README.md describes it."
 
-    announce: Callable[[str, int], None] = staticmethod(lambda split, pictures: None)  # told of each split's size
-    step: Callable[[], None] = staticmethod(lambda: None)  # told of each picture
+    quiet = False  # whether to show no progress
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
@@ -78,23 +80,54 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self.builder_config.name
 
     def _generate_examples(self, root: Path, split: str) -> Iterator[tuple[int, Any]]:
-        sources = {
-            field: ReferSource(
-                split,
-                root=root,
-                dataset=self.FOLDER,
-                split_by=self.split_by,
-                sentence_field=field,
-                overlap="drop",
-                image_root=self.builder_config.image_root,
-            )
-            for field in tfds_records.TEXT_FIELDS
-        }
-        pictures = merge(sources)
+        raw, sent = (self._source(root, split, field) for field in ("raw", "sent"))
+        cleaned = {expression.id: expression.sentence for example in sent for expression in example.expressions}
+        sizes = [group_sizes(raw, index, cleaned) for index in range(len(raw))]
         self.info.metadata["referents"][split] = {
-            field: [picture.group_sizes[field] for picture in pictures] for field in tfds_records.TEXT_FIELDS
+            field: [by_field[field] for by_field in sizes] for field in tfds_records.TEXT_FIELDS
         }
-        self.announce(split, len(pictures))
-        for number, picture in enumerate(pictures):
-            yield number, tfds_records.encode(read_whole(picture.example), picture.example, picture.texts)
-            self.step()
+        for index, example in enumerate(progress_bar(raw, f"{self.FOLDER} {split}", len(raw), quiet=self.quiet)):
+            yield index, tfds_records.encode(whole_file(example), example, cleaned)
+
+    def _source(self, root: Path, split: str, field: Literal["raw", "sent"]) -> ReferSource:
+        return ReferSource(
+            split,
+            root=root,
+            dataset=self.FOLDER,
+            split_by=self.split_by,
+            sentence_field=field,
+            overlap="drop",  # keeps apart what the union joins; TfdsSource makes either of it
+            image_root=self.builder_config.image_root,
+        )
+
+
+def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dict[str, list[int]]:
+    """Returns, for each field, how many expressions each referent of a picture has; `cleaned` has those of "sent"."""
+    expressions, groups = source[index].expressions, source.referents(index)
+    if [position for group in groups for position in group] != list(range(len(expressions))):
+        raise AssertionError("ReferSource puts the expressions of one referent next to each other")
+    sent = [sum(expressions[position].id in cleaned for position in group) for group in groups]
+    return {"raw": [len(group) for group in groups], "sent": [size for size in sent if size]}
+
+
+def whole_file(example: Example) -> bytes:
+    """Returns the file of a picture, byte for byte; a UserError if it is damaged or not of the annotated size."""
+    path = Path(str(example.image))
+    kind, case = ailment(PictureFile(path, example.height, example.width))
+    if kind:
+        raise UserError(f"{kind} in {path.parent}: {case}; data/check.py finds all of them and says what to do")
+    return path.read_bytes()
+
+
+def splits_of(root: Path, folder: str, split_by: str) -> list[str]:
+    """Returns the splits to write: train, val and all kinds of test, each where the file of referents has it.
+
+    "test" is written where the file itself has a split of that name.
+    """
+    refs_path, _ = find_annotations(root, folder, split_by)
+    values = sorted({split_of(ref, refs_path) for ref in load_refs(refs_path)})
+    lettered = [
+        name for name in ("testA", "testB", "testC") if any("test" in value and name[-1] in value for value in values)
+    ]
+    whole = ["test"] if any(value == "test" for value in values) else []
+    return [name for name in ("train", "val") if name in values] + lettered + whole

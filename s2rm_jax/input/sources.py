@@ -10,8 +10,9 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Source
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.synthetic import SyntheticSource
+from s2rm_jax.input.tfds_source import TfdsSource
 
-SOURCES: dict[str, Any] = {"synthetic": SyntheticSource, "refer": ReferSource}
+SOURCES: dict[str, Any] = {"synthetic": SyntheticSource, "refer": ReferSource, "tfds": TfdsSource}
 
 
 def build_source(config: ConfigDict, split: str) -> Source:

@@ -23,7 +23,7 @@ from s2rm_jax.input.stored import Groups
 TEXT_FIELDS = ("raw", "sent")
 
 
-def encode(image: bytes, example: Example, texts: dict[str, dict[str, str]]) -> dict[str, Any]:
+def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str, Any]:
     """Returns an example as the features of our own builders (data/refer_dataset.py).
 
     One level of sequences is all that TFDS can write without TensorFlow, so a segmentation is stored as JSON text: the
@@ -31,15 +31,15 @@ def encode(image: bytes, example: Example, texts: dict[str, dict[str, str]]) -> 
 
     Args:
       image: the file, as it is.
-      example: its expressions give the order, the ids and the masks.
-      texts: for each field of TEXT_FIELDS, the sentence by the expression's id; one without words is absent.
+      example: its expressions have the sentences as typed.
+      cleaned: the cleaned sentences by the expression's id; one without words is absent.
     """
     segmentations: dict[str, int] = {}
     expressions = []
     for expression in example.expressions:
         segmentation = json.dumps(expression.segmentation, separators=(",", ":"))
         number = segmentations.setdefault(segmentation, len(segmentations))
-        sentences = {field: texts[field].get(expression.id, "") for field in TEXT_FIELDS}
+        sentences = {"raw": expression.sentence, "sent": cleaned.get(expression.id, "")}
         expressions.append({"id": expression.id, "segmentation": number, **sentences})
     return {
         "image": image,

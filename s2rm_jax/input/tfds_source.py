@@ -119,7 +119,9 @@ def _open(folder: Path, split: str) -> Any:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.decode import DeserializeMethod
     except ImportError as error:
-        raise UserError(f"reading {folder} needs TFDS ({error}); install it with: pip install 's2rm-jax[tfds]'") from error
+        raise UserError(
+            f"reading {folder} needs TFDS ({error}); install it with: pip install 's2rm-jax[tfds]'"
+        ) from error
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises nearly anything on damaged metadata
@@ -141,7 +143,9 @@ def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Group
     try:
         sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} does not hold what data/build.py writes ({error!r}); build the dataset again") from error
+        raise UserError(
+            f"{path} does not hold what data/build.py writes ({error!r}); build the dataset again"
+        ) from error
     return [_groups(group_sizes) for group_sizes in sizes]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError
@@ -11,6 +12,7 @@ from s2rm_jax.input.doctor.masks_and_boxes import TOLERANCE, extent_of, misfit
 from s2rm_jax.input.doctor.published import Counts
 from s2rm_jax.input.doctor.report import Diagnosis
 from s2rm_jax.input.progress_bar import progress_bar
+from s2rm_jax.input.refer_layout import is_generalised
 
 Ref = dict[str, Any]
 
@@ -52,10 +54,15 @@ def examine_annotations(diagnosis: Diagnosis, refs: list[Ref], instances: Instan
 
 
 def _examine_ids(diagnosis: Diagnosis, refs: list[Ref]) -> None:
+    generalised = is_generalised(Path(diagnosis.annotations))  # in gRefCOCO a sent_id is unique within its referent
     referents = Counter(str(ref.get("ref_id")) for ref in refs)
     cases = [f"ref_id {id} ({count} times)" for id, count in referents.items() if count > 1 and id != "None"]
-    sentences = Counter((str(ref.get("split")), str(entry.get("sent_id"))) for ref in refs for entry in _sentences(ref))
-    cases += [f"sent_id {id} in {split} ({count} times)" for (split, id), count in sentences.items() if count > 1]
+    sentences = Counter(
+        (str(ref.get("split")), str(ref.get("ref_id")) if generalised else "", str(entry.get("sent_id")))
+        for ref in refs
+        for entry in _sentences(ref)
+    )
+    cases += [f"sent_id {id} in {split} ({count} times)" for (split, _, id), count in sentences.items() if count > 1]
     diagnosis.add("ids that occur twice among the referents", cases, "get the file of referents again")
 
 

@@ -10,10 +10,10 @@ from s2rm_jax.input.doctor.annotations import examine_annotations
 from s2rm_jax.input.doctor.discover import KNOWN, Found, discover
 from s2rm_jax.input.doctor.instances import Instances, load_instances
 from s2rm_jax.input.doctor.pictures import PictureFile, ailments
-from s2rm_jax.input.doctor.published import KNOWN_MISSING, REPORTED, where_annotations, where_pictures
+from s2rm_jax.input.doctor.published import REPORTED, where_annotations, where_pictures
 from s2rm_jax.input.doctor.report import Diagnosis, Report
 from s2rm_jax.input.progress_bar import progress_bar
-from s2rm_jax.input.refer_layout import PictureFolder, find_pictures
+from s2rm_jax.input.refer_layout import PictureFolder, find_pictures, may_be_missing
 from s2rm_jax.input.unpickle import load_refs
 
 
@@ -42,7 +42,7 @@ def examine(
       UserError: there is nothing to examine. What is wrong with data that is there is in the report.
     """
     root = Path(root).expanduser()
-    image_root = Path(image_root).expanduser() if image_root else None
+    pictures_root = Path(image_root).expanduser() if image_root else None
     found = discover(root, dataset, split_by)
     seen: dict[PictureFile, tuple[str, str]] = {}  # datasets share pictures, which are looked at once
     diagnoses = []
@@ -50,7 +50,7 @@ def examine(
         diagnosis = Diagnosis(item.dataset, item.split_by, str(item.refs))
         diagnoses.append(diagnosis)
         pictures = _examine_files(diagnosis, item, quiet)
-        folder = _find_folder(diagnosis, root, image_root, [picture["file_name"] for picture in pictures])
+        folder = _find_folder(diagnosis, root, pictures_root, [picture["file_name"] for picture in pictures])
         if folder is None:
             continue
         files = [PictureFile(folder.path_of(p["file_name"]), p["height"], p["width"]) for p in pictures]
@@ -103,10 +103,10 @@ def _add_ailments(diagnosis: Diagnosis, results: list[tuple[str, str]]) -> None:
     for kind, case in results:
         if kind:
             cases.setdefault(kind, []).append(case)
-    known = set(KNOWN_MISSING.get(diagnosis.dataset, ()))
     missing = cases.get("missing pictures", [])
-    if known.intersection(missing):
-        diagnosis.notes.append(f"missing in every known copy: {', '.join(sorted(known.intersection(missing)))}")
+    known = [name for name in missing if may_be_missing(diagnosis.dataset, name)]
+    if known:
+        diagnosis.notes.append(f"missing in every known copy: {', '.join(known)}")
         cases["missing pictures"] = [name for name in missing if name not in known]
     for kind, names in cases.items():
         diagnosis.add(

@@ -56,9 +56,6 @@ PUBLISHED_SENTENCES = {
 # Said, but not a reason to call a copy damaged: the files were renumbered in August 2023.
 REPORTED = {("grefcoco", "unc"): "its authors report 278,232 sentences over 19,994 pictures"}
 
-# Pictures that instances.json of refclef lists and that no known copy of the pictures has (noted in CRIS's converter).
-KNOWN_MISSING = {"refclef": ("17975.jpg", "19575.jpg", "19579.jpg")}
-
 _ARCHIVE = "https://web.archive.org/web/{stamp}/https://bvisionweb1.cs.unc.edu/licheng/referit/data/{file}"
 _STAMPS = {
     "refcoco": "20220413011718",
