@@ -13,6 +13,9 @@ is whole: a build that is broken off leaves nothing there, and the same command 
 from __future__ import annotations
 
 import importlib
+import io
+import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from absl import flags
@@ -68,18 +71,20 @@ def build(
     root, out = Path(root).expanduser(), Path(out).expanduser()
     if not root.is_dir():
         raise UserError(f"--root: the folder {root} does not exist; data/README.md says what it should hold")
-    config = ReferConfig(split_by, str(image_root))
+    config = split_by if split_by in builder_class.builder_configs else ReferConfig(split_by)
     builder = builder_class(config=config, data_dir=out, file_format="array_record")
     folder = Path(builder.data_path)
     if (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder} is there already; remove it to build it again")
-    builder.quiet = quiet
+    builder.image_root, builder.quiet = str(image_root), quiet
     try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=root))
+        # TFDS announces on stdout a download that there is not, and would leave its empty folder in --out.
+        with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+            download_config = tfds.download.DownloadConfig(manual_dir=root)
+            builder.download_and_prepare(download_dir=downloads, download_config=download_config)
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; free some space or give another --out"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; free some space or give another --out") from error
     return folder
 
 

@@ -27,10 +27,8 @@ from s2rm_jax.input.unpickle import load_refs
 class ReferConfig(tfds.core.BuilderConfig):
     """One way to split a dataset; its name is the SPLIT_BY of `refs(SPLIT_BY).p`."""
 
-    def __init__(self, split_by: str, image_root: str = ""):
-        """`image_root`: the folder of the pictures, where it is not in the layout."""
+    def __init__(self, split_by: str):
         super().__init__(name=split_by, description=f"split by {split_by}")
-        self.image_root = image_root
 
 
 class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -41,6 +39,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is a folder in the REFER layout; data/README.md describes it."
 
+    image_root = ""  # the folder of the pictures, where it is not in the layout
     quiet = False  # whether to show no progress
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -97,7 +96,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             split_by=self.split_by,
             sentence_field=field,
             overlap="drop",  # keeps apart what the union joins; TfdsSource makes either of it
-            image_root=self.builder_config.image_root,
+            image_root=self.image_root,
         )
 
 

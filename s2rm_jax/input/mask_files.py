@@ -24,20 +24,27 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            problem = problem_of(picture, height, width)
+            problem = _problem_of(picture, height, width)
             values = None if problem else np.asarray(picture)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no mask at {path}; check the path") from error
-    except Exception as error:  # readers raise nearly anything on damaged data
-        raise UserError(f"the mask {path} cannot be read ({' '.join(str(error).split())}); write it again") from error
+    except Exception as error:
+        raise UserError(_unreadable(path, error)) from error
     if values is None:
         raise UserError(f"the mask {path} {problem}")
     layers = values.reshape(height, width, -1)
     return (layers != 0).any(axis=-1)
 
 
-def problem_of(picture: Image.Image, height: int, width: int) -> str:
-    """Says what keeps an opened file from being the mask of a picture of this size, or "" if nothing does."""
+def problem_of_file(path: str | Path, height: int, width: int) -> str:
+    """Says what keeps a file from being the mask of a picture of this size, or ""; looks at its header only."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            problem = _problem_of(picture, height, width)
+    except Exception as error:
+        return _unreadable(path, error)
+    return f"the mask {path} {problem}" if problem else ""
+
+
+def _problem_of(picture: Image.Image, height: int, width: int) -> str:
     if picture.size != (width, height):
         return f"has {picture.height} x {picture.width} pixels, its picture {height} x {width} (height x width)"
     if picture.format in ("JPEG", "WEBP"):
@@ -45,3 +52,10 @@ def problem_of(picture: Image.Image, height: int, width: int) -> str:
     if picture.mode not in _MODES or picture.has_transparency_data:
         return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"
     return ""
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    """What to say of a file at which a reader failed; on damaged data they raise nearly anything."""
+    if isinstance(error, FileNotFoundError):
+        return f"there is no mask at {path}; check the path"
+    return f"the mask {path} cannot be read ({' '.join(str(error).split())}); write it again"

@@ -67,7 +67,7 @@ def write_refer_layout(
         name = picture_name.format(first_id + index)
         _add_picture(refs, instances, index, first_id + index, name, split, rle)
         stored = name.rsplit("_", 1)[-1] if bare_names else name
-        _draw(index).save(root / picture_folder / stored, quality=95)
+        draw_picture(index).save(root / picture_folder / stored, quality=95)
     refs.reverse()  # readers must not rely on the order of the file
     if edit is not None:
         edit(refs, instances)
@@ -131,7 +131,8 @@ def colour(index: int, side: str) -> str:
     return COLOURS[(index + (side == "right")) % len(COLOURS)]
 
 
-def _draw(index: int) -> Image.Image:
+def draw_picture(index: int) -> Image.Image:
+    """The boxes of picture `index` on grey."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90))
     draw = ImageDraw.Draw(picture)
     for side in ("left", "right"):
