@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import tfds_records
@@ -30,7 +30,7 @@ class TfdsSource:
         root: str | Path,
         dataset: str = "refcoco",
         split_by: str = "unc",
-        sentence_field: Literal["raw", "sent"] = "raw",
+        sentence_field: str = "raw",
         overlap: str = "union",
     ):
         """Opens the newest version under `root`/`dataset`/`split_by`.
