@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 
@@ -14,17 +14,15 @@ _EVERY_ON_SCREEN = 0.2  # seconds; the line is written over
 _EVERY_IN_A_FILE = 15.0  # seconds; each line stays
 
 
-def progress_bar(
-    items: Iterable[Item], what: str, total: int, *, quiet: bool = False, stream: TextIO | None = None
-) -> Iterator[Item]:
-    """Yields the items and says on `stream` (by default stderr) how many of `total` are done.
+def progress_bar(items: Iterable[Item], what: str, total: int, *, quiet: bool = False) -> Iterator[Item]:
+    """Yields the items and says on stderr how many of `total` are done.
 
     On a terminal the line is redrawn in place and removed at the end; in a file a new line is written now and then.
     """
-    stream = stream or sys.stderr
     if quiet:
         yield from items
         return
+    stream = sys.stderr
     on_screen = stream.isatty()
     every = _EVERY_ON_SCREEN if on_screen else _EVERY_IN_A_FILE
     began = said = time.monotonic()

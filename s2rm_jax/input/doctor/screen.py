@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from s2rm_jax.input.doctor.published import PUBLISHED, PUBLISHED_SENTENCES, Counts
 from s2rm_jax.input.doctor.report import WRONG_COUNTS, Diagnosis, Problem, Report
@@ -39,8 +40,7 @@ def _diagnosis(diagnosis: Diagnosis, quick: bool) -> Iterator[str]:
         yield f"    {_number(diagnosis.pictures_checked, 'picture')} looked at, {how}"
     for note in diagnosis.notes:
         yield from _wrap(note, "    note: ")
-    following = [*diagnosis.problems[1:], None]
-    for problem, after in zip(diagnosis.problems, following, strict=True):
+    for problem, after in zip_longest(diagnosis.problems, diagnosis.problems[1:]):
         yield from _cases(problem)
         if after is None or after.remedy != problem.remedy:
             yield from _wrap(problem.remedy, "      → ")
