@@ -59,6 +59,7 @@ def build(
       UserError: TFDS is not installed, the dataset is built already, or its files are not whole.
     """
     try:
+        import importlib_resources  # noqa: F401  TFDS 4.9.10 needs it for builders in a package, and does not declare it
         import tensorflow_datasets as tfds
 
         from data.refer_dataset import ReferConfig

@@ -57,7 +57,7 @@ def test_the_screen_shows_counts_and_five_cases(monkeypatch):
     assert "train 2 ✓ 3 ✗ 4 8 ✓" in lines and "val 0 ✗ 2 0 ✗ 4 0 ✗ 8" in lines and "all 8 ✗ 16" in lines
     assert "✗ missing pictures: 7" in lines and "4.jpg" in lines and "5.jpg" not in lines
     assert "... and 2 more (--json FILE lists them all)" in lines
-    assert lines[-1] == "✗ 2 problems in 1 of 1"
+    assert lines[-1] == "✗ 2 problems in 1 of 1 dataset"
 
 
 def test_progress_is_a_line_in_place_on_a_terminal_and_rare_lines_in_a_file(monkeypatch):

@@ -16,7 +16,7 @@ _SHOWN = 5  # cases of a problem that are listed
 
 def show(report: Report) -> str:
     """Returns the report as text: a table of counts for each dataset, its problems, and what is not there."""
-    lines = [f"{report.root}: {len(report.diagnoses)} found", ""]
+    lines = [f"{report.root}: {_number(len(report.diagnoses), 'dataset')}", ""]
     for diagnosis in report.diagnoses:
         lines += [*_diagnosis(diagnosis, report.quick), ""]
     if report.absent:
@@ -24,7 +24,11 @@ def show(report: Report) -> str:
         lines += [*_wrap(f"{names} (--dataset NAME says where people get them)", "Not here: "), ""]
     total = sum(len(diagnosis.problems) for diagnosis in report.diagnoses)
     sick = sum(bool(diagnosis.problems) for diagnosis in report.diagnoses)
-    summary = "all well" if report.well else f"{_number(total, 'problem')} in {sick} of {len(report.diagnoses)}"
+    summary = (
+        "all well"
+        if report.well
+        else f"{_number(total, 'problem')} in {sick} of {_number(len(report.diagnoses), 'dataset')}"
+    )
     lines.append(f"{'✓' if report.well else '✗'} {summary}")
     return "\n".join(lines)
 
