@@ -5,23 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
+from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Batch, Example
-from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.input.images import load_picture, normalize, resize_image
 from s2rm_jax.input.masks import rasterize, resize_mask
 from s2rm_jax.input.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture with n chosen sentences as they will be seen, still at the picture's own size.
+    """A picture (RGB) with n chosen sentences as they will be seen, still at the picture's own size.
 
     `masks` is empty where `has_target` is false; `name` is what to call the example in an error.
     """
 
-    image: UInt8[np.ndarray, "height width 3"]
+    picture: Image.Image
     sentences: tuple[str, ...]
     masks: Bool[np.ndarray, "n height width"]
     has_target: tuple[bool, ...]
@@ -34,13 +35,14 @@ def view_of(example: Example, chosen: list[int]) -> View:
     Raises:
         UserError: names the example and what is wrong with its picture or its masks.
     """
-    image = load_image(example.image, apply_exif=False)
-    if image.shape[:2] != (example.height, example.width):
+    picture = load_picture(example.image)
+    if picture.size != (example.width, example.height):
         raise UserError(
-            f"the picture of example {example.id} is {image.shape[1]} x {image.shape[0]} pixels, but its "
+            f"the picture of example {example.id} is {picture.width} x {picture.height} pixels, but its "
             f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
         )
-    masks = np.zeros((len(chosen), example.height, example.width), bool)
+    # Column by column in memory, as COCO's run lengths go.
+    masks = np.zeros((len(chosen), example.width, example.height), bool).transpose(0, 2, 1)
     expressions = [example.expressions[index] for index in chosen]
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
     for row, expression in enumerate(expressions):
@@ -50,7 +52,7 @@ def view_of(example: Example, chosen: list[int]) -> View:
             except UserError as error:
                 raise UserError(f"{names[row]}: {error}") from error
     sentences = tuple(expression.sentence for expression in expressions)
-    return View(image, sentences, masks, tuple(expression.has_target for expression in expressions), names)
+    return View(picture, sentences, masks, tuple(expression.has_target for expression in expressions), names)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Encoder:
                 raise UserError(f"{view.names[row]}: {error}") from error
             targets[row] = resize_mask(mask, self.image_size)
             has_target[row] = view.has_target[row]
-        pixels = normalize(resize_image(view.image, self.image_size))
+        pixels = normalize(resize_image(view.picture, self.image_size))
         valid = np.arange(self.expressions) < len(view.sentences)
         return Batch(pixels, tokens, token_mask, targets, valid, has_target)
 
