@@ -95,7 +95,7 @@ def flip(view: View) -> View | None:
     if len(mirrored) < len(sentences):
         return None
     picture = view.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return replace(view, picture=picture, masks=view.masks[:, :, ::-1], sentences=mirrored)
+    return replace(view, picture=picture, masks=tuple(mask[:, ::-1] for mask in view.masks), sentences=mirrored)
 
 
 def croppable(view: View) -> bool:
@@ -125,7 +125,7 @@ def crop(view: View, box: Box) -> View:
     """Cuts a box out of the picture and its masks."""
     top, bottom, left, right = box
     picture = view.picture.crop((left, top, right, bottom))
-    return replace(view, picture=picture, masks=view.masks[:, top:bottom, left:right])
+    return replace(view, picture=picture, masks=tuple(mask[top:bottom, left:right] for mask in view.masks))
 
 
 def hide_patches(

@@ -19,13 +19,14 @@ from s2rm_jax.input.tokens import Tokenizer
 class View:
     """A picture (RGB) with n chosen sentences as they will be seen, still at the picture's own size.
 
-    `masks` is empty where `has_target` is false; `name` is what to call the example in an error.
+    `masks` has one mask for each referent of the sentences. `referents` says for each sentence which of them it is, None
+    where it refers to nothing; `names` what to call it in an error.
     """
 
     picture: Image.Image
     sentences: tuple[str, ...]
-    masks: Bool[np.ndarray, "n height width"]
-    has_target: tuple[bool, ...]
+    masks: tuple[Bool[np.ndarray, "height width"], ...]
+    referents: tuple[int | None, ...]
     names: tuple[str, ...]
 
 
@@ -41,18 +42,22 @@ def view_of(example: Example, chosen: list[int]) -> View:
             f"the picture of example {example.id} is {picture.width} x {picture.height} pixels, but its "
             f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
         )
-    # Column by column in memory, as COCO's run lengths go.
-    masks = np.zeros((len(chosen), example.width, example.height), bool).transpose(0, 2, 1)
     expressions = [example.expressions[index] for index in chosen]
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
-    for row, expression in enumerate(expressions):
-        if expression.has_target:
+    masks: list[np.ndarray] = []
+    referents: list[int | None] = []
+    numbers: dict[int, int] = {}  # sentences about one referent share its segmentation; its mask is made once
+    for name, expression in zip(names, expressions, strict=True):
+        key = id(expression.segmentation)
+        if expression.has_target and key not in numbers:
+            numbers[key] = len(masks)
             try:
-                masks[row] = rasterize(expression.segmentation, example.height, example.width)
+                masks.append(rasterize(expression.segmentation, example.height, example.width))
             except UserError as error:
-                raise UserError(f"{names[row]}: {error}") from error
+                raise UserError(f"{name}: {error}") from error
+        referents.append(numbers[key] if expression.has_target else None)
     sentences = tuple(expression.sentence for expression in expressions)
-    return View(picture, sentences, masks, tuple(expression.has_target for expression in expressions), names)
+    return View(picture, sentences, tuple(masks), tuple(referents), names)
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,14 @@ class Encoder:
         tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
         targets = np.zeros((self.expressions, *self.image_size), bool)
         has_target = np.zeros(self.expressions, bool)
-        for row, (sentence, mask) in enumerate(zip(view.sentences, view.masks, strict=True)):
+        masks = [resize_mask(mask, self.image_size) for mask in view.masks]
+        for row, (sentence, referent) in enumerate(zip(view.sentences, view.referents, strict=True)):
             try:
                 tokens[row], token_mask[row] = self.tokenizer.encode(sentence)
             except UserError as error:
                 raise UserError(f"{view.names[row]}: {error}") from error
-            targets[row] = resize_mask(mask, self.image_size)
-            has_target[row] = view.has_target[row]
+            if referent is not None:
+                targets[row], has_target[row] = masks[referent], True
         pixels = normalize(resize_image(view.picture, self.image_size))
         valid = np.arange(self.expressions) < len(view.sentences)
         return Batch(pixels, tokens, token_mask, targets, valid, has_target)
