@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -36,7 +37,10 @@ def view_of(example: Example, chosen: list[int]) -> View:
     Raises:
         UserError: names the example and what is wrong with its picture or its masks.
     """
-    picture = load_picture(example.image)
+    try:
+        picture = load_picture(example.image)
+    except UserError as error:
+        raise (UserError(f"example {example.id}: {error}") if isinstance(example.image, bytes) else error) from error
     if picture.size != (example.width, example.height):
         raise UserError(
             f"the picture of example {example.id} is {picture.width} x {picture.height} pixels, but its "
@@ -96,4 +100,6 @@ class Encoder:
 
 
 def _name(example: Example) -> str:
-    return "the array" if isinstance(example.image, np.ndarray) else str(example.image)
+    if isinstance(example.image, Path):
+        return str(example.image)
+    return "the array" if isinstance(example.image, np.ndarray) else f"the picture of example {example.id}"
