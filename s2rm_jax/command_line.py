@@ -13,7 +13,8 @@ import difflib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags, logging
@@ -34,6 +35,27 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None
         required: names of flags that must be given.
     """
     sys.exit(exit_status(main, flag_values, doc, required))
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of the things that a door can do, and the flags that it must be given."""
+
+    main: Callable[[], None]
+    required: Sequence[str] = ()
+
+
+def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, doc: str | None) -> None:
+    """Does what `run` does, with the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in commands:
+        del sys.argv[1]
+        run(commands[name].main, flag_values, doc, commands[name].required)
+    if name.startswith("-h") or name.startswith("--h"):
+        run(lambda: None, flag_values, doc)
+    said = f"{name!r} is no command" if name else "the command is missing"
+    print(f"error: {said}; it must be one of: {', '.join(commands)} (see --help)", file=sys.stderr)
+    sys.exit(2)
 
 
 def exit_status(

@@ -27,9 +27,11 @@ def default_config() -> ConfigDict:
     config.vision.window_size = 12
     config.vision.drop_path_rate = 0.3
     config.vision.mask_padding = True  # False: padding to whole windows is attended to, as published code does
+    config.vision.pretrained = ""  # weights to begin from: a file, a folder or a name on the Hugging Face Hub
 
     config.text = ConfigDict()  # BERT; see models/bert.py
-    config.text.vocab = ""  # a BERT vocab.txt; empty: the vocabulary that the source brings
+    config.text.pretrained = ""  # as config.vision.pretrained
+    config.text.vocab = ""  # a BERT vocab.txt; empty: that beside the pretrained weights, or that of the source
     config.text.max_tokens = 20  # L, [CLS] and [SEP] included
     config.text.vocab_size = 30_522
     config.text.hidden_size = 768

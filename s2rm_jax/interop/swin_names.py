@@ -174,12 +174,17 @@ def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
             stage, number = int(match[1]), int(match[2])
             depths[stage] = max(depths.get(stage, 0), number + 1)
     patches = source[f"{names.patch_embed}.weight"]
-    tables = [source.get(names.block.format(i=i, j=0) + names.bias_table) for i in sorted(depths)]
-    shapes = [table.shape for table in tables if table is not None and table.ndim == 2]
-    return {
+    found: dict[str, object] = {
         "embed_dim": patches.shape[0],
         "depths": tuple(depths[i] for i in sorted(depths)),
-        "num_heads": tuple(shape[1] for shape in shapes),
-        "patch_size": patches.shape[-1],
-        "window_size": (round(shapes[0][0] ** 0.5) + 1) // 2 if shapes else 0,
     }
+    tables = [source.get(names.block.format(i=i, j=0) + names.bias_table) for i in sorted(depths)]
+    shapes = [table.shape for table in tables if table is not None and table.ndim == 2]
+    if len(shapes) == len(depths):
+        found |= {"num_heads": tuple(heads for _, heads in shapes), "window_size": window_of(shapes[0][0])}
+    return found
+
+
+def window_of(rows: int) -> int:
+    """Returns the window of a bias table with this many rows, (2 * window - 1)²."""
+    return (round(rows**0.5) + 1) // 2

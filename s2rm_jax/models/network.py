@@ -91,10 +91,10 @@ class ReferringNetwork(nn.Module):
 def build_network(config: ConfigDict) -> ReferringNetwork:
     """Builds the network from the sections vision, text, fusion and decoder and the field dtype of a configuration."""
     dtype = jnp.dtype(config["dtype"])
-    input_only = {"vocab", "max_tokens"}
+    not_of_the_module = {"vocab", "max_tokens", "pretrained"}
 
     def fields(section: str) -> dict[str, Any]:
-        return {name: value for name, value in dict(config[section]).items() if name not in input_only}
+        return {name: value for name, value in dict(config[section]).items() if name not in not_of_the_module}
 
     return ReferringNetwork(
         vision=Swin(**fields("vision"), dtype=dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +19,15 @@ from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.input.example import Batch
+from s2rm_jax.interop.hub import find_vocabulary
+from s2rm_jax.interop.pretrained import load_pretrained
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
 from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation, say
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, require_same_config, save_config
-from s2rm_jax.training.state import plan_state
+from s2rm_jax.training.state import StatePlan, TrainState, plan_state
 from s2rm_jax.training.step import Metrics, TrainStep, check_batch_splits, make_train_step
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
@@ -63,6 +66,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         Interrupted: somebody asked the run to stop (Ctrl-C, SIGTERM); its state is saved.
     """
     _check(config)
+    config = _with_vocabulary(config, Path(workdir))
     return run(config, Path(workdir), assemble(config), data_mesh())
 
 
@@ -103,9 +107,9 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
     train_step = make_train_step(parts.network, plan, config, mesh)
     with _open_workdir(workdir, config, parts) as checkpoints, listen_for_stop() as stop:
         # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is
-        # started again never starts over; without one, it begins from the seed.
+        # started again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
         restored = checkpoints.restore_latest(plan.abstract)
-        begin = restored or Checkpoint(step=0, state=plan.create(), examples_seen=0, metrics=None)
+        begin = restored or Checkpoint(0, _initial_state(plan, config), examples_seen=0, metrics=None)
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{config.batch_size} pictures a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
@@ -225,6 +229,29 @@ class _Loop:
             f"Stopped after step {step} of {self.config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
             "The same command continues."
         )
+
+
+def _initial_state(plan: StatePlan, config: ConfigDict) -> TrainState:
+    pretrained = load_pretrained(config, plan.abstract.params)
+    for part in pretrained.values():
+        say(part.report)
+    return plan.create({name: part.params for name, part in pretrained.items()})
+
+
+def _with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Returns the configuration with the vocabulary that a run has, or that lies beside its pretrained text.
+
+    A vocabulary that config.text.vocab names goes before both.
+    """
+    if config.text.vocab:
+        return config
+    own = workdir / VOCAB_FILE
+    beside = find_vocabulary(config.text.pretrained) if config.text.pretrained and not own.exists() else own
+    if beside is None or not beside.exists():
+        return config
+    changed = copy.deepcopy(config)
+    changed.text.vocab = str(beside)
+    return changed
 
 
 def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoints:

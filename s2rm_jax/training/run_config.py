@@ -18,6 +18,7 @@ VOCAB_FILE = "vocab.txt"
 MAY_CHANGE = (
     *("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
     *("input.workers", "input.source.root", "input.source.image_root", "text.vocab"),
+    *("vision.pretrained", "text.pretrained"),  # read before the first step only
 )
 
 

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -46,13 +47,14 @@ class StatePlan:
     """What is known of a state before it exists.
 
     `abstract` is a TrainState of ShapeDtypeStructs with shardings, by which checkpoints are restored; `groups` says how
-    each parameter is trained; `create()` makes the state from the seed, each array where its sharding wants it.
+    each parameter is trained; `create(given={})` makes the state, each array where its sharding wants it: parameters
+    that are `given` (nested, some or all of them) as they are, the others from the seed.
     """
 
     optimizer: optax.GradientTransformation
     groups: Any
     abstract: TrainState
-    create: Callable[[], TrainState]
+    create: Callable[..., TrainState]
 
 
 def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> Any:
@@ -77,9 +79,12 @@ def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
     shapes = parameter_shapes(network, config)
     optimizer = build_optimizer(config, shapes)
 
-    def initial_state() -> TrainState:
+    def initial_state(given: Any = None) -> TrainState:
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
-        params = initial_params(network, config, init_key)
+        flat = flatten_dict(given or {})
+        if len(flat) < len(jax.tree.leaves(shapes)):  # else nothing is drawn, and nothing compiled for it
+            flat = flatten_dict(initial_params(network, config, init_key)) | flat
+        params = unflatten_dict(flat)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

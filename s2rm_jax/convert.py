@@ -1,0 +1,63 @@
+"""Takes a trained network to PyTorch and back, and to other runtimes.
+
+    python -m s2rm_jax.convert to-pytorch   --workdir runs/mine --out mine_torch
+    python -m s2rm_jax.convert from-pytorch --weights mine_torch --workdir runs/back
+    python -m s2rm_jax.convert to-stablehlo --workdir runs/mine --out mine_stablehlo
+    python -m s2rm_jax.convert to-onnx      --workdir runs/mine --out mine_onnx
+
+Each writes a new folder, whole or not at all. to-pytorch and from-pytorch need no torch; to-onnx needs
+pip install "s2rm-jax[onnx]". Pretrained Swin and BERT come in by another way, at the start of training:
+--config.vision.pretrained=PATH_OR_NAME --config.text.pretrained=PATH_OR_NAME. docs/weights.md tells all of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+from absl import flags
+
+from s2rm_jax import command_line
+
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "the folder to be made", flag_values=FLAGS)
+WEIGHTS = flags.DEFINE_string("weights", None, "a folder that to-pytorch made", flag_values=FLAGS)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+
+
+def to_pytorch() -> None:
+    """Writes a run's network as a folder that PyTorch reads."""
+    from s2rm_jax.interop.exchange import write_pytorch
+    from s2rm_jax.interop.whole_folder import whole_folder
+
+    assert WORKDIR.value is not None and OUT.value is not None  # required
+    with whole_folder(OUT.value, "--out") as folder:
+        write_pytorch(Path(WORKDIR.value), _checkpoint(), folder)
+    print(f"{OUT.value} holds the network for PyTorch; S2RMModel.from_pretrained({OUT.value!r}) loads it")
+
+
+def from_pytorch() -> None:
+    """Makes a workdir of a folder that PyTorch reads."""
+    from s2rm_jax.interop.exchange import write_workdir
+    from s2rm_jax.interop.whole_folder import whole_folder
+
+    assert WEIGHTS.value is not None and WORKDIR.value is not None  # required
+    with whole_folder(WORKDIR.value, "--workdir") as folder:
+        write_workdir(Path(WEIGHTS.value), folder)
+    print(
+        f"{WORKDIR.value} holds the network at step 0. Next: python -m s2rm_jax.predict --workdir {WORKDIR.value} ..."
+    )
+
+
+def _checkpoint() -> Literal["best", "latest"]:
+    return cast(Literal["best", "latest"], CHECKPOINT.value)
+
+
+COMMANDS = {
+    "to-pytorch": command_line.Command(to_pytorch, required=("workdir", "out")),
+    "from-pytorch": command_line.Command(from_pytorch, required=("weights", "workdir")),
+}
+
+if __name__ == "__main__":
+    command_line.run_command(COMMANDS, FLAGS, __doc__)

@@ -1,0 +1,72 @@
+"""A trained network as a folder that PyTorch reads, and back: `torch_model.S2RMModel.from_pretrained(folder)`.
+
+The folder holds model.safetensors with the names of `torch_names`, the run's config.json and its vocab.txt. Neither
+way needs torch, and there and back no bit changes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.layout import export_arrays, fill
+from s2rm_jax.interop.torch_names import network_layout
+from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
+from s2rm_jax.interop.whole_folder import require_space
+from s2rm_jax.models.network import build_network
+from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
+from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
+from s2rm_jax.training.state import parameter_shapes, plan_state
+
+
+def write_pytorch(workdir: Path, which: Literal["best", "latest"], folder: Path) -> None:
+    """Writes the network of a training run into an empty folder, as PyTorch reads it.
+
+    Raises:
+        UserError: there is no run or no checkpoint in `workdir`, or it is damaged.
+        OSError: the folder cannot be written to.
+    """
+    config = load_config(workdir)
+    params = restore_params(workdir, which, parameter_shapes(build_network(config), config))
+    write_safetensors(export_arrays(network_layout(params), params), folder / SAFETENSORS)
+    _copy_config(workdir, folder)
+
+
+def write_workdir(weights: Path, workdir: Path) -> None:
+    """Writes a folder of `write_pytorch`, perhaps trained further in PyTorch, as the workdir of a run at step 0.
+
+    It can be evaluated and predicted with; training in it begins from these weights with a fresh optimizer.
+
+    Args:
+        weights: the folder; its weights may also be a pytorch_model.bin, which needs torch to be read.
+        workdir: an empty folder.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights do not fit the config.json beside them.
+        OSError: the workdir cannot be written to.
+    """
+    config = load_config(weights)
+    if not (weights / VOCAB_FILE).is_file():
+        raise UserError(f"{weights / VOCAB_FILE} not found; put the vocabulary of the network there")
+    file = find_weights(weights)
+    network = build_network(config)
+    shapes = parameter_shapes(network, config)
+    filled = fill(network_layout(shapes), read_weights(file), shapes, str(file))
+
+    plan = plan_state(network, config, data_mesh())
+    # Asked beforehand, because Orbax tells of a full disk in a thousand lines.
+    require_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)))
+    state = plan.create(filled.params)
+    _copy_config(weights, workdir)
+    with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
+        checkpoints.save(Checkpoint(0, state, examples_seen=0, metrics=None), config)
+
+
+def _copy_config(source: Path, folder: Path) -> None:
+    for name in (CONFIG_FILE, VOCAB_FILE):
+        shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,159 @@
+"""Pretrained vision and text for the start of training, recognised by the names in their files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop import bert_names, swin_names
+from s2rm_jax.interop.hub import locate
+from s2rm_jax.interop.layout import Entry, Filled, WeightsMismatch, fill
+from s2rm_jax.interop.weight_files import read_weights
+
+SHOWN = 10  # kinds of arrays that are of no use here
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained part of the network: its parameters, and what a person should know of where they came from.
+
+    params   nested, float32 arrays; lacks what the checkpoint does not have
+    report   lines for the log
+    """
+
+    params: dict[str, Any]
+    report: str
+
+
+def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
+    """Loads what config.vision.pretrained and config.text.pretrained name, by part ("vision", "text").
+
+    Args:
+        config: the whole configuration.
+        shapes: the parameters of the whole network, or their shapes.
+
+    Raises:
+        UserError: weights are not found, damaged, of another architecture, or incomplete; everything that does not fit
+            is said at once.
+    """
+    loaders = {"vision": load_swin, "text": load_bert}
+    wanted = {part: str(config[part].get("pretrained", "")) for part in loaders}
+    return {
+        part: loaders[part](locate(name, f"{part}.pretrained"), config[part], shapes[part])
+        for part, name in wanted.items()
+        if name
+    }
+
+
+def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
+    """Makes the parameters of a Swin of a Hugging Face, Microsoft or timm checkpoint; see `load_pretrained`."""
+    arrays = read_weights(path)
+    prefix, names = _the_one(swin_names.find_swin(arrays), arrays, path, "Swin")
+    part = _renamed(
+        _inside(arrays, prefix), lambda name: swin_names.published_swin_name(name, names), f"{path}, the Swin"
+    )
+    architecture = swin_names.swin_architecture(part, names)
+    window = architecture.pop("window_size", None)  # another one is no mistake
+    _require_architecture(architecture, vision, "vision", path)
+    layout = swin_names.swin_layout(tuple(vision["depths"]), names, part.keys())
+    filled, unused = _filled(layout, part, names.unused, shapes, path)
+    notes = [_left_out(filled), _unused(unused + _outside(arrays, prefix))]
+    if filled.resized:
+        resized = f"{len(filled.resized)} bias tables resized from window {window} to {vision['window_size']}"
+        notes.insert(0, resized)
+    return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", filled, notes))
+
+
+def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
+    """Makes the parameters of a BERT of a Hugging Face checkpoint; see `load_pretrained`."""
+    arrays = read_weights(path)
+    prefix = _the_one(bert_names.find_bert(arrays), arrays, path, "BERT")
+    part = _renamed(_inside(arrays, prefix), bert_names.published_bert_name, f"{path}, the BERT")
+    _require_architecture(bert_names.bert_architecture(part), text, "text", path)
+    filled, unused = _filled(bert_names.bert_layout(text["num_layers"]), part, bert_names.UNUSED, shapes, path)
+    notes = [_unused(unused + _outside(arrays, prefix))]
+    return Pretrained(filled.params, _report("text", path, "a BERT", filled, notes))
+
+
+def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path, what: str) -> Any:
+    """Returns the only part of a kind in a checkpoint."""
+    if len(found) == 1:
+        return found[0]
+    if found:
+        prefixes = ", ".join(repr(item if isinstance(item, str) else item[0]) for item in found)
+        raise UserError(f"{path} holds {len(found)} networks of the kind {what}, behind {prefixes}: save one alone")
+    is_other = bert_names.find_bert(arrays) if what == "Swin" else swin_names.find_swin(arrays)
+    other = {
+        "Swin": "a BERT: it belongs to config.text.pretrained",
+        "BERT": "a Swin: it belongs to config.vision.pretrained",
+    }
+    holds = other[what] if is_other else f"{len(arrays)} arrays, such as {', '.join(sorted(arrays)[:3])}"
+    raise UserError(f"{path} holds no {what} but {holds}")
+
+
+def _inside(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _outside(arrays: Mapping[str, np.ndarray], prefix: str) -> list[str]:
+    return [name for name in arrays if not name.startswith(prefix)]
+
+
+def _renamed(arrays: Mapping[str, np.ndarray], rename: Any, where: str) -> dict[str, np.ndarray]:
+    """Brings names to their published spelling; two spellings of one name are a mistake."""
+    renamed = {rename(name): array for name, array in arrays.items()}
+    if len(renamed) < len(arrays):
+        spelled = [rename(name) for name in arrays]
+        twice = sorted(name for name in arrays if spelled.count(rename(name)) > 1)
+        raise WeightsMismatch(where, {"matched twice": twice})
+    return renamed
+
+
+def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: str, path: Path) -> None:
+    """Says which fields to set where weights are of another size; the shapes alone would tell of hundreds of arrays."""
+    wrong = {field: value for field, value in found.items() if _plain(section[field]) != value}
+    if wrong:
+        ours = ", ".join(f"{field}={_plain(section[field])}" for field in wrong)
+        flags = " ".join(f"--config.{name}.{field}={str(value).replace(' ', '')}" for field, value in wrong.items())
+        raise UserError(f"{path} is of another size than config.{name} ({ours}): give other weights, or set {flags}")
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _filled(
+    layout: Sequence[Entry], part: Mapping[str, np.ndarray], unused: Sequence[str], shapes: Any, path: Path
+) -> tuple[Filled, list[str]]:
+    """Fills the parameters with all that is not known to be `unused`; returns them and the names of that."""
+    wanted = {name for entry in layout for name in entry.sources}
+    idle = [name for name in part if name not in wanted and any(re.search(pattern, name) for pattern in unused)]
+    used = {name: array for name, array in part.items() if name not in idle}
+    return fill(layout, used, shapes, str(path)), idle
+
+
+def _left_out(filled: Filled) -> str:
+    return f"not in the file, and so as initialised: {', '.join(filled.left_out)}" if filled.left_out else ""
+
+
+def _unused(names: list[str]) -> str:
+    """Lists names, those that differ in their numbers alone as one."""
+    kinds = Counter(re.sub(r"\d+", "*", name) for name in names)
+    shown = [kind if count == 1 else f"{kind} ({count})" for kind, count in sorted(kinds.items())]
+    more = f" and {len(shown) - SHOWN} more kinds" if len(shown) > SHOWN else ""
+    return f"in the file but of no use here: {', '.join(shown[:SHOWN])}{more}" if names else ""
+
+
+def _report(name: str, path: Path, what: str, filled: Filled, notes: Sequence[str]) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(filled.params)) / 1e6
+    heading = f"Pretrained {name}: {path} ({what}, {parameters:.1f} M parameters)"
+    return "\n".join([heading, *(f"  {note}" for note in notes if note)])

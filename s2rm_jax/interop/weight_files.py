@@ -1,0 +1,146 @@
+"""Reads the arrays of a checkpoint file, whatever it is called, without running anything that lies in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2rm_jax.errors import UserError
+
+# In a folder, the first of these that is there; the safe form goes first.
+SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json", TORCH, f"{TORCH}.index.json")
+
+# Under one of these, training programs keep the parameters beside their optimizers.
+_INNER = ("model", "state_dict", "model_state_dict", "net", "module")
+
+
+def find_weights(path: Path) -> Path:
+    """Returns the file of weights at `path`, which is that file or a folder in the layout of Hugging Face.
+
+    Raises:
+        UserError: there is no such file or folder, or no weights in the folder.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"there are no weights at {path}; check the path")
+    found = [path / name for name in NAMES if (path / name).is_file()]
+    if not found:
+        raise UserError(f"there are no weights in the folder {path}; it should hold {SAFETENSORS} or {TORCH}")
+    return found[0]
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Returns every array of a checkpoint by its name; floating-point numbers of 16 or 64 bits become float32.
+
+    Safetensors files, PyTorch files (`.pth`, `.bin`; these need torch) and the index files of either that list several
+    parts are told apart by their contents.
+
+    Raises:
+        UserError: the file is missing, damaged, of another kind, or would run code if it were loaded.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror}; check the path") from error
+    if path.name.endswith(".index.json"):
+        return _read_parts(path)
+    if head[8:9] == b"{":
+        return _read_safetensors(path)
+    if head.startswith((b"PK", b"\x80")):
+        return _read_torch(path)
+    what = "is empty" if not head else "is neither a safetensors nor a PyTorch file"
+    raise UserError(f"{path} {what}; give the file of the weights, or get it again")
+
+
+def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes arrays by name; raises OSError if they cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(arrays), path, metadata={"format": "pt"})  # by which transformers knows whose it is
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of weights ({error}); get it again") from error
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        arrays |= read_weights(index.parent / Path(name).name)
+    return arrays
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import ml_dtypes  # noqa: F401  teaches NumPy the type bfloat16
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return {name: _float32(array) for name, array in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f'reading {path} needs PyTorch: pip install "s2rm-jax[torch]", or give the same weights as {SAFETENSORS}'
+        ) from None
+    try:
+        # Warnings are of unusual pickles; what cannot be read is told of below. A path would be judged by its ending.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, from three readers
+        raise _unreadable(path, error) from error
+
+    def is_tensors(value: Any) -> bool:
+        return isinstance(value, Mapping) and any(isinstance(item, torch.Tensor) for item in value.values())
+
+    inner = [content, *(content[name] for name in _INNER if name in content)] if isinstance(content, Mapping) else []
+    tensors = next(filter(is_tensors, inner), None)
+    if tensors is None:
+        holds = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{path} holds no parameters by name (it holds {holds}); give a file of a state_dict")
+    named = {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    return {name: _numpy(value) for name, value in named.items()}
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    # bfloat16 comes as the type of ml_dtypes, which NumPy does not count among the floating-point types.
+    is_float = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
+    return array.astype(np.float32, copy=False) if is_float else array
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"class ([\w.]+)", str(error))
+    if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+        what = f" ({named[1]})" if named else ""
+        return UserError(
+            f"{path} holds more than arrays{what}; loading it could run code, so it is refused: give the weights as "
+            f"{SAFETENSORS}, or save their state_dict alone"
+        )
+    return _damaged(path, error)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return UserError(f"{path} is damaged or cut off ({reason}); get it again")
