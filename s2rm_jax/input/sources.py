@@ -14,6 +14,7 @@ from s2rm_jax.input.example import Source
 from s2rm_jax.input.mixture import MixtureSource, part_of_split
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.synthetic import SyntheticSource
+from s2rm_jax.input.tfds_source import TfdsSource
 
 
 def mixture_source(split: str, *, parts: Any, weighted_split: str = "train") -> Source:
@@ -40,6 +41,7 @@ def mixture_source(split: str, *, parts: Any, weighted_split: str = "train") -> 
 SOURCES: dict[str, Any] = {
     "synthetic": SyntheticSource,
     "refer": ReferSource,
+    "tfds": TfdsSource,
     "combined": combined_source,
     "coco_json": coco_json_source,
     "json_lines": json_lines_source,
