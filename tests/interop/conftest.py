@@ -1,0 +1,45 @@
+"""Tolerances of the parity tests, and the table of the errors that they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.interop.parity_page import Row, parity_page
+
+ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--parity-table",
+        metavar="FILE",
+        type=Path,
+        help="compare every published size with its PyTorch original, not only some, and write the errors to FILE",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    file = session.config.getoption("--parity-table", None)
+    if file and exitstatus == 0:
+        file.write_text(parity_page(session.config.stash[ROWS], session.config.invocation_params.args))
+
+
+@pytest.fixture
+def hold(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Asserts that every error of a row is within its tolerance, and keeps the row for the table."""
+
+    def check(row: Row) -> None:
+        named = {f"output {i}": error for i, error in enumerate(row.errors.outputs, 1)}
+        named |= {f"input {i}": error for i, error in enumerate(row.errors.inputs, 1)}
+        beyond = {name: error for name, error in (named | row.errors.parameters).items() if not error <= row.tolerance}
+        assert not beyond
+        request.config.stash[ROWS].append(row)
+
+    return check
