@@ -1,4 +1,4 @@
-"""Tolerances of the parity tests, and the table of the errors that they reach."""
+"""What parity tests assert, and the page on which they write the errors that they reach."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.parity_page import Row, parity_page
+from tests.interop.parity_page import Mistake, Row, parity_page
 
-ROWS = pytest.StashKey[list[Row]]()
+ROWS, MISTAKES = pytest.StashKey[list[Row]](), pytest.StashKey[list[Mistake]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,18 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    config.stash[ROWS], config.stash[MISTAKES] = [], []
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--parity-table", None)
     if file and exitstatus == 0:
-        file.write_text(parity_page(session.config.stash[ROWS], session.config.invocation_params.args))
+        stash, arguments = session.config.stash, session.config.invocation_params.args
+        file.write_text(parity_page(stash[ROWS], stash[MISTAKES], arguments))
 
 
 @pytest.fixture
 def hold(request: pytest.FixtureRequest) -> Callable[[Row], None]:
-    """Asserts that every error of a row is within its tolerance, and keeps the row for the table."""
+    """Asserts that every error of a row is within its tolerance, and keeps the row for the page."""
 
     def check(row: Row) -> None:
         named = {f"output {i}": error for i, error in enumerate(row.errors.outputs, 1)}
@@ -41,5 +42,16 @@ def hold(request: pytest.FixtureRequest) -> Callable[[Row], None]:
         beyond = {name: error for name, error in (named | row.errors.parameters).items() if not error <= row.tolerance}
         assert not beyond
         request.config.stash[ROWS].append(row)
+
+    return check
+
+
+@pytest.fixture
+def notice(request: pytest.FixtureRequest) -> Callable[[Mistake], None]:
+    """Asserts that a mistake is far beyond the tolerance, and keeps it for the page."""
+
+    def check(mistake: Mistake) -> None:
+        assert mistake.error > 10 * mistake.tolerance
+        request.config.stash[MISTAKES].append(mistake)
 
     return check

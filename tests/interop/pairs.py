@@ -66,9 +66,7 @@ def swin_merge(backbone: SwinBackbone) -> Pair:
         y = module(x.flatten(1, 2), tuple(x.shape[1:3]))
         return (y.unflatten(1, (-(-x.shape[1] // 2), -(-x.shape[2] // 2))),)
 
-    layout = _part(
-        swin_layout(backbone.config.depths, HUGGING_FACE), "stage2_merge/", "encoder.layers.0.downsample."
-    )
+    layout = _part(swin_layout(backbone.config.depths, HUGGING_FACE), "stage2_merge/", "encoder.layers.0.downsample.")
     module = backbone.swin.encoder.layers[0].downsample
     return _pair(module, theirs, PatchMerging(), layout, swin_arrays, _real(1, 8, 8, backbone.config.embed_dim))
 
@@ -84,9 +82,7 @@ def whole_bert(**size: Any) -> Pair:
     def theirs(module: BertModel, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
         return (module(tokens, attention_mask=mask).last_hidden_state,)
 
-    return _pair(
-        draw_bert(**theirs_size), theirs, Bert(**size), bert_layout(size["num_layers"]), arrays, *_sentence(8)
-    )
+    return _pair(draw_bert(**theirs_size), theirs, Bert(**size), bert_layout(size["num_layers"]), arrays, *_sentence(8))
 
 
 def bert_embeddings(bert: BertModel) -> Pair:

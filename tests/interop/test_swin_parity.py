@@ -33,8 +33,6 @@ WHOLE = [
 ]
 
 
-
-
 def normal(*shape, size=1.0):
     return size * np.random.default_rng(2).standard_normal(shape, np.float32)
 
