@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
@@ -46,7 +47,7 @@ approximation is worst.
 Every figure is the norm of a difference over the norm of the reference. "Outputs" are those of the stages where there
 are several; "inputs" is the gradient with respect to images or states; "parameters" is the worst of the gradients with
 respect to each parameter, which is named. The bias of attention's keys has no gradient, because softmax does not see
-what is added to all logits of a query; what rounding leaves there is measured against the gradient of the queries' bias.
+what is added to all logits of a query; what rounding leaves there is measured against that of the queries' bias.
 
 {rows}
 
@@ -65,7 +66,7 @@ def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Seq
     """Returns the page in Markdown; `arguments` are those of pytest."""
     head = ("part", "size", "on", "outputs", "inputs", "parameters", "", "tolerance")
     return PAGE.format(
-        arguments=" ".join(arguments),
+        arguments=shlex.join(arguments),
         day=date.today().isoformat(),
         versions=", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers")),
         stream=STREAM,
