@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop.parity_page import Mistake, Row, parity_page
+if TYPE_CHECKING:
+    from tests.interop.parity_page import Mistake, Row
 
-ROWS, MISTAKES = pytest.StashKey[list[Row]](), pytest.StashKey[list[Mistake]]()
+ROWS = pytest.StashKey["list[Row]"]()
+MISTAKES = pytest.StashKey["list[Mistake]"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--parity-table",
         metavar="FILE",
         type=Path,
-        help="compare every published size with its PyTorch original, not only some, and write the errors to FILE",
+        help="compare every published size with its PyTorch original, not only some, and write the errors to FILE; not with -n",
     )
 
 
@@ -27,8 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--parity-table", None)
-    if file and exitstatus == 0:
-        stash, arguments = session.config.stash, session.config.invocation_params.args
+    stash, arguments = session.config.stash, session.config.invocation_params.args
+    if file and exitstatus == 0 and stash[ROWS]:
+        from tests.interop.parity_page import parity_page  # imports torch
+
         file.write_text(parity_page(stash[ROWS], stash[MISTAKES], arguments))
 
 

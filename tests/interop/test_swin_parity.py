@@ -27,10 +27,18 @@ PICTURES = {
     7: {"square": (224, 224), "oblong": (256, 320), "odd": (231, 259)},
     12: {"square": (384, 384), "oblong": (448, 512), "odd": (386, 433)},
 }
-WHOLE = [
+EVERYTHING = [
     *(("tiny", window, picture) for window, pictures in PICTURES.items() for picture in pictures),
     *((size, window, "odd") for size in ("small", "base", "large") for window in PICTURES),
 ]
+# What an ordinary run of the tests has time for; with --parity-table it is everything.
+SOME = [case for case in EVERYTHING if case == ("base", 12, "odd") or (case[0] == "tiny" and case[2] != "oblong")]
+
+
+def pytest_generate_tests(metafunc):
+    if "picture" in metafunc.fixturenames:
+        cases = EVERYTHING if metafunc.config.getoption("--parity-table", None) else SOME
+        metafunc.parametrize(("size", "window", "picture"), cases)
 
 
 def normal(*shape, size=1.0):
@@ -60,7 +68,6 @@ def test_merge(grid, hold):
     hold(Row("merge", "128 wide", "{} x {}".format(*grid), errors, LAYER_TOLERANCE))
 
 
-@pytest.mark.parametrize(("size", "window", "picture"), WHOLE)
 def test_whole_swin(size, window, picture, hold):
     height, width = PICTURES[window][picture]
     errors = compare(whole_swin(SWIN_SIZES[size], window), normal(1, height, width, 3))
