@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--parity-table",
         metavar="FILE",
         type=Path,
-        help="compare every published size with its PyTorch original, not only some, and write the errors to FILE; not with -n",
+        help="compare all published sizes with PyTorch, not only some, and write the errors to FILE (not with -n)",
     )
 
 
