@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from transformers import BertForMaskedLM
 
 from s2rm_jax.interop.bert_names import bert_architecture, find_bert
@@ -57,7 +58,7 @@ def load(tmp_path, shapes):
 
     def written_and_loaded(named):
         write_safetensors(named, tmp_path / "model.safetensors")
-        return flatten_dict(load_bert(find_weights(tmp_path), TEXT, shapes).params, sep="/")
+        return flatten_dict(load_bert(find_weights(tmp_path), ConfigDict(TEXT), shapes).params, sep="/")
 
     return written_and_loaded
 
@@ -99,7 +100,7 @@ def test_files_of_transformers_are_read(bert, published, shapes, load, tmp_path)
     whole = BertForMaskedLM(bert.config)
     whole.bert.load_state_dict(bert.state_dict())
     whole.save_pretrained(tmp_path / "saved")
-    saved = flatten_dict(load_bert(find_weights(tmp_path / "saved"), TEXT, shapes).params, sep="/")
+    saved = flatten_dict(load_bert(find_weights(tmp_path / "saved"), ConfigDict(TEXT), shapes).params, sep="/")
     expected = load(published)
     assert saved.keys() == expected.keys()
     assert all(np.array_equal(saved[path], expected[path]) for path in expected)

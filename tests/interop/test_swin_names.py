@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
 from s2rm_jax.interop.layout import WeightsMismatch
@@ -20,7 +21,7 @@ from s2rm_jax.models.swin import Swin
 from tests.interop.oracles import arrays, draw_swin, swin_arrays
 
 SIZE = {"embed_dim": 12, "depths": (2, 2, 2), "num_heads": (1, 2, 4)}
-VISION = SIZE | {"patch_size": 4, "window_size": 4}
+VISION = ConfigDict(SIZE | {"window_size": 4})
 STAGES = len(SIZE["depths"])
 
 
@@ -184,4 +185,4 @@ def test_the_library_is_known_by_the_names(backbone, published):
     ("spell", "names"), [(dict, HUGGING_FACE), (as_microsoft, MICROSOFT), (as_timm, TIMM)], ids=["hf", "ms", "timm"]
 )
 def test_the_architecture_is_read_from_shapes(spell, names, published):
-    assert swin_architecture(spell(published), names) == VISION
+    assert swin_architecture(spell(published), names) == VISION.to_dict()
