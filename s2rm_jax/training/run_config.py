@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ VOCAB_FILE = "vocab.txt"
 
 # What may change when a run goes on: how long it is, how often it tells, tests and saves, and where and how it reads.
 MAY_CHANGE = (
-    *("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
-    *("input.workers", "input.source.root", "input.source.image_root", "text.vocab"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
+    "eval.expressions_per_image",
+    *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only
 )
+_PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
 
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
@@ -52,7 +55,7 @@ def require_same_config(workdir: Path, config: ConfigDict) -> None:
     """
     old, new = _flatten(_read_json(workdir)), _flatten(json.loads(json.dumps(config.to_dict())))
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    refused = [name for name in differing if name not in MAY_CHANGE]
+    refused = [name for name in differing if name not in MAY_CHANGE and not _PART_MOVED.fullmatch(name)]
     if refused:
         shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
@@ -73,7 +76,16 @@ def _read_json(workdir: Path) -> dict[str, Any]:
     expected = {name for name, value in default_config().items() if isinstance(value, ConfigDict)}
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in expected)):
         raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
-    return content
+    return _with_defaults(content, json.loads(json.dumps(default_config().to_dict())))
+
+
+def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Adds the fields that there were not yet when the run began; their defaults mean what the program did then."""
+    filled = {
+        name: _with_defaults(value, defaults.get(name, {})) if isinstance(value, dict) else value
+        for name, value in content.items()
+    }
+    return defaults | filled
 
 
 def _with_tuples(value: Any) -> Any:

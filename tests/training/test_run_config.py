@@ -51,12 +51,35 @@ def test_a_run_may_change_its_length_and_cadence_only(tmp_path):
     assert "Start another --workdir" in message and "steps" not in message and "\n" not in message
 
 
+def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
+    config = default_config()
+    save_config(tmp_path, config)
+    old = config.to_dict()
+    del old["input"]["sampling"], old["input"]["augment"], old["decoder"]["no_target_width"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert load_config(tmp_path).to_dict() == config.to_dict()
+    require_same_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"input.sampling \(was 'image', now 'referent'\)"):
+        require_same_config(tmp_path, changed(config, input__sampling="referent"))
+
+
 def test_fields_that_came_or_went_are_differences(tmp_path):
     config = default_config()
     config.input.source = ConfigDict({"name": "synthetic", "difficulty": "hard"})
     save_config(tmp_path, config)
     with pytest.raises(UserError, match=r"input.source.difficulty \(was 'hard', now None\)"):
         require_same_config(tmp_path, changed(config, input__source=ConfigDict({"name": "synthetic"})))
+
+
+def test_the_data_of_a_mixture_may_move_but_not_change(tmp_path):
+    def mixture(root, weight=1.0):
+        parts = {"photos": {"name": "refer", "root": root, "weight": weight}}
+        return changed(default_config(), input__source=ConfigDict({"name": "mixture", "parts": parts}))
+
+    save_config(tmp_path, mixture("here"))
+    require_same_config(tmp_path, mixture("there"))
+    with pytest.raises(UserError, match=r"input.source.parts.photos.weight \(was 1.0, now 2.0\)"):
+        require_same_config(tmp_path, mixture("here", weight=2.0))
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
