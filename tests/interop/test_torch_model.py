@@ -9,7 +9,8 @@ from s2rm_jax.models import bert, swin
 from tests.models.small import small_config, small_inputs
 
 torch = pytest.importorskip("torch")
-twins = pytest.importorskip("tests.interop.twins")
+
+from tests.interop import twins  # noqa: E402  needs torch
 
 PART, WHOLE = 1e-5, 1e-4  # relative errors
 

@@ -13,8 +13,9 @@ from s2rm_jax.training.run_config import save_config
 from tests.models.small import small_config, small_inputs
 
 torch = pytest.importorskip("torch")
-twins = pytest.importorskip("tests.interop.twins")
-torch_model = pytest.importorskip("s2rm_jax.interop.torch_model")
+
+from s2rm_jax.interop import torch_model  # noqa: E402  needs torch
+from tests.interop import twins  # noqa: E402
 
 
 def test_the_file_stands_alone():
