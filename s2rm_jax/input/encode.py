@@ -20,8 +20,8 @@ from s2rm_jax.input.tokens import Tokenizer
 class View:
     """A picture (RGB) with n chosen sentences as they will be seen, still at the picture's own size.
 
-    `masks` has one mask for each referent of the sentences. `referents` says for each sentence which of them it is, None
-    where it refers to nothing; `names` what to call it in an error.
+    `masks` has one mask for each referent of the sentences. `referents` says for each sentence which of them it is,
+    None where it refers to nothing; `names` what to call it in an error.
     """
 
     picture: Image.Image

@@ -22,9 +22,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # in each other's way (KeyError: 'MPO'), so they are all imported here; it takes 50 ms.
 Image.init()
 
-# The C library of Linux gives memory back to the system, and must have it cleared again, whenever more than twice the
-# largest freed block lies idle, 32 MB at most. Of pictures that happens all the time and costs up to a fifth of the time
-# of a batch, so one large block is freed here.
+# The C library of Linux gives idle memory back to the system, which clears it before it can be had again, as soon as
+# there is more than twice the largest block that was freed so far (of up to 32 MB). Arrays of pictures come and go, and
+# with small blocks that would be a tenth of the time of a batch; so one large block is freed first.
 np.empty(31 << 20, np.uint8)
 
 _SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
