@@ -21,6 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -34,10 +35,12 @@ from data.measure import write_pictures
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
 from s2rm_jax.input.encode import view_of
+from s2rm_jax.input.example import Example
 from s2rm_jax.input.images import load_picture, normalize, resize_image
 from s2rm_jax.input.masks import rasterize, resize_mask
 from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batches
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.stored import Groups
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default pictures are made", flag_values=FLAGS)
@@ -85,14 +88,36 @@ def main() -> None:
             Path(JSON.value).write_text(json.dumps(results, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class _Repeated:
+    """The pictures again and again, as many as RefCOCO has: Grain needs a millisecond to shuffle a few dozen."""
+
+    source: ReferSource
+
+    def __len__(self) -> int:
+        return 16_994
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index % len(self.source)]
+
+    def expression_count(self, index: int) -> int:
+        return self.source.expression_count(index % len(self.source))
+
+    def referents(self, index: int) -> Groups:
+        return self.source.referents(index % len(self.source))
+
+
 def _decoders(source: ReferSource) -> dict[str, Callable[[int], Any]]:
     """Plain JPEG decoding by each library that is there."""
     files = [Path(str(example.image)).read_bytes() for example in source]
+
+    def decoder(module: Any, decode: Callable[[Any, bytes], Any]) -> Callable[[int], Any]:
+        return lambda i: decode(module, files[i])
+
     found = {}
     for name, (module_name, decode) in DECODERS.items():
         with contextlib.suppress(ImportError):
-            module = importlib.import_module(module_name)
-            found[f"plain decoding, {name} {version(name)}"] = lambda i, d=decode, m=module: d(m, files[i])
+            found[f"plain decoding, {name} {version(name)}"] = decoder(importlib.import_module(module_name), decode)
     return found
 
 
@@ -128,7 +153,7 @@ def _pipeline(source: ReferSource, config: ConfigDict, workers: int) -> Iterator
     config = copy.deepcopy(config)
     config.input.workers = workers
     before = set(multiprocessing.active_children())
-    batches = train_batches(source, build_tokenizer(config, source), config)
+    batches: Any = train_batches(_Repeated(source), build_tokenizer(config, source), config)
     next(batches)  # starts everything
     children = set(multiprocessing.active_children()) - before
 
