@@ -36,8 +36,8 @@ demo: $(VENV)/.installed
 	@echo "== 1/2 training configs/synthetic.py on generated scenes; workdir $(DEMO)"
 	@$(RUN) -m s2rm_jax.train --config configs/synthetic.py --workdir $(DEMO)
 	@echo "== 2/2 evaluating on held-out scenes and writing the gallery"
-	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 48
-	@echo "== done: open $(DEMO)/eval-test/gallery/index.html to see held-out pictures with true and predicted masks"
+	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 16
+	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out pictures with true and predicted masks"
 
 test: lint types
 	@echo "== running the tests"

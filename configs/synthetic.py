@@ -1,7 +1,7 @@
 """The demo: a small network on generated scenes, from scratch on a CPU.
 
     python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/demo
-    python -m s2rm_jax.evaluate --workdir runs/demo --split test --gallery 48
+    python -m s2rm_jax.evaluate --workdir runs/demo --split test --gallery 16
 
 Scenes of 3 to 5 objects with attributes, superlatives and relations in equal shares; README.md has the measured result
 and time. The difficulty of the scenes (s2rm_jax/input/synthetic/difficulty.py) can be set, for example

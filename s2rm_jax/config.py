@@ -9,7 +9,8 @@ def default_config() -> ConfigDict:
     """Returns every field with its default: Swin-Base and BERT-base at 480 px, the recipe of the LAVT family."""
     config = ConfigDict()
     config.seed = 0
-    config.steps = 53_000  # optimizer steps
+    config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
+    config.epochs = 0.0  # what an epoch shows is said by config.input.sampling; only read where config.steps is 0
     config.batch_size = 32  # pictures per step, over all devices
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
 
@@ -18,7 +19,16 @@ def default_config() -> ConfigDict:
     config.input.train_split = "train"
     config.input.image_size = (480, 480)  # height, width in pixels
     config.input.expressions_per_image = 4  # K
+    config.input.sampling = "image"  # image | sentence | referent: what an epoch shows; see input/sampling.py
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
+
+    config.input.augment = ConfigDict()  # of training pictures, all off; see input/augment.py
+    config.input.augment.flip = 0.0  # probability of a mirrored picture with left and right exchanged in its sentences
+    config.input.augment.crop = 0.0  # probability of a crop that keeps whole whatever is referred to
+    config.input.augment.crop_smallest = 0.6  # share of each side that a crop keeps at least
+    config.input.augment.hide_patches = 0.0  # largest share of a picture's patches that is replaced by the mean
+    config.input.augment.patch = 32  # pixels, the side of such a patch
+    config.input.augment.hide_words = 0.0  # share of the words that is replaced by [MASK]
 
     config.vision = ConfigDict()  # Swin; see models/swin.py
     config.vision.embed_dim = 128
@@ -54,10 +64,12 @@ def default_config() -> ConfigDict:
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
     config.decoder.guidance = "full"  # full | maps | none (a plain FPN)
+    config.decoder.no_target_width = 0  # of the head that says "nothing here" (models/no_target.py); 0 has no head
 
     config.loss = ConfigDict()
     config.loss.kind = "bce_dice"  # bce_dice | weighted_ce (0.9 background, 1.1 foreground, as the LAVT family)
     config.loss.coarse_weight = 0.0  # weight of the same loss on each coarser mask
+    config.loss.no_target_weight = 0.1  # weight of the loss of the head that says "nothing here", where there is one
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 5e-5
@@ -79,6 +91,7 @@ def default_config() -> ConfigDict:
     config.eval.split = "val"
     config.eval.every = 2000  # steps; 0 never evaluates during training
     config.eval.batch_size = 16  # pictures
+    config.eval.expressions_per_image = 0  # K of an evaluation; 0 takes that of the training
     config.eval.limit = 0  # pictures; 0 takes the whole split
     config.eval.metric = "mean_iou"  # the metric by which the best checkpoint is chosen
 

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.sampling import SAMPLINGS
 from s2rm_jax.models.casg import GUIDANCES
 from s2rm_jax.models.coparse import RECURRENCES, ROTATIONS
 from s2rm_jax.models.s2rm import BALANCES, MODES, PAIRS
@@ -20,13 +21,16 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "fusion.balance": BALANCES,
     "decoder.guidance": GUIDANCES,
     "loss.kind": KINDS,
+    "input.sampling": SAMPLINGS,
 }
 _SUBSETS: dict[str, Sequence[Any]] = {"fusion.rotations": ROTATIONS, "fusion.pairs": PAIRS}
 _AT_LEAST_ONE = (
-    *("steps", "batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
+    *("batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
     *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),
-    *("text.hidden_size", "text.vocab_size", "optimizer.accumulate"),
+    *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch"),
 )
+_AT_LEAST_ZERO = ("steps", "epochs", "eval.expressions_per_image", "decoder.no_target_width", "loss.no_target_weight")
+_SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
 
 def check_config(config: ConfigDict) -> None:
@@ -43,6 +47,12 @@ def check_config(config: ConfigDict) -> None:
         _require(fits, config, field, f"one or more of: {', '.join(map(str, choices))}")
     for field in _AT_LEAST_ONE:
         _require(_get(config, field) >= 1, config, field, "at least 1")
+    if config.steps == 0 and config.epochs == 0:
+        raise UserError("config.steps and config.epochs are both 0: say how long to train by one of them.")
+    for field in _AT_LEAST_ZERO:
+        _require(_get(config, field) >= 0, config, field, "at least 0")
+    for field in _SHARES:
+        _require(0 <= _get(config, field) <= 1, config, field, "from 0 to 1")
 
     size = config.input.image_size
     sides_fit = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)

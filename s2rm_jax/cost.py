@@ -55,7 +55,10 @@ class PartCost:
 
 
 def network_cost(config: ConfigDict) -> dict[str, PartCost]:
-    """Counts vision, text, fusion and decoder of a configuration on one picture of config.input.image_size."""
+    """Counts the parts of a configuration's network on one picture of config.input.image_size.
+
+    They are vision, text, fusion and decoder, and no_target where config.decoder.no_target_width has that head.
+    """
     network = build_network(config)
     height, width = config.input.image_size
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
@@ -94,8 +97,13 @@ def _flops_by_part(
     words = jax.ShapeDtypeStruct((1, expressions, length, words.shape[-1]), words.dtype)  # type: ignore[attr-defined]
     fusion, fused = init_and_apply(network.fusion, maps[-1], words, mask)  # type: ignore[index]
     sentence = jax.ShapeDtypeStruct((1, expressions, words.shape[-1]), words.dtype)
-    decoder, _ = init_and_apply(network.decoder, fused.features, maps, sentence)  # type: ignore[attr-defined]
-    return {"vision": vision, "text": text, "fusion": fusion, "decoder": decoder}
+    decoder, masks = init_and_apply(network.decoder, fused.features, maps, sentence)  # type: ignore[attr-defined]
+    flops = {"vision": vision, "text": text, "fusion": fusion, "decoder": decoder}
+    if network.no_target is not None:
+        logits = masks.logits  # type: ignore[attr-defined]
+        head_inputs = (sentence, fused.features, logits[0], logits[-1])  # type: ignore[attr-defined]
+        flops["no_target"], _ = init_and_apply(network.no_target, *head_inputs)
+    return flops
 
 
 def format_cost(config: ConfigDict) -> str:
@@ -103,6 +111,7 @@ def format_cost(config: ConfigDict) -> str:
     height, width = config.input.image_size
     costs = network_cost(config)
     names = {"vision": "vision (Swin)", "text": "text (BERT)", "fusion": "fusion (S2RM)", "decoder": "decoder (CASG)"}
+    names["no_target"] = "no-target head"
     rows = [f"{'part':<16}{'parameters':>14}{'GFLOPs, first expression':>27}{'GFLOPs, each further':>23}"]
     rows += [
         f"{names[part]:<16}{cost.parameters / 1e6:>12.2f} M"

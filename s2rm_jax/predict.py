@@ -70,7 +70,8 @@ def _write_masks(out: Path, result: Result) -> list[dict]:
     """Writes one PNG per sentence in place of those of an earlier prediction; returns what result.json says of each.
 
     `box` is [left, top, right, bottom] in pixels, right and bottom exclusive, or null for an empty mask; `area` counts
-    the pixels of the mask; `score` is the mean probability of foreground over it.
+    the pixels of the mask; `score` is the mean probability of foreground over it; `no_target`, where the network has
+    a head for it, the probability that the sentence refers to nothing.
     """
     from s2rm_jax.evaluation.output_files import remove_earlier, slug
 
@@ -82,15 +83,16 @@ def _write_masks(out: Path, result: Result) -> list[dict]:
         name = f"mask_{number}_{slug(sentence)}.png"
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         picture.save(out / name)
-        found.append(
-            {
-                "sentence": sentence,
-                "score": round(float(score), 4),
-                "area": int(np.count_nonzero(mask)),
-                "box": picture.getbbox(),
-                "file": name,
-            }
-        )
+        entry = {
+            "sentence": sentence,
+            "score": round(float(score), 4),
+            "area": int(np.count_nonzero(mask)),
+            "box": picture.getbbox(),
+            "file": name,
+        }
+        if result.no_target is not None:
+            entry["no_target"] = round(float(result.no_target[number - 1]), 4)
+        found.append(entry)
     return found
 
 

@@ -36,11 +36,14 @@ class Result:
 
     `masks` has the picture's own size, upright as a viewer shows it. `scores` is the mean probability of foreground
     over the pixels of each mask, in [0.5, 1], and 0 for an empty mask: how sure the network is, not how right.
+    `no_target` is the probability that a sentence refers to nothing, None where the network has no head that says so;
+    above 0.5 the mask is empty, whatever the pixels say.
     """
 
     sentences: tuple[str, ...]
     masks: Bool[np.ndarray, "k height width"]
     scores: Float[np.ndarray, " k"]
+    no_target: Float[np.ndarray, " k"] | None = None
 
 
 class Segmenter:
@@ -58,9 +61,9 @@ class Segmenter:
         def encode(params: Any, image: jax.Array) -> Any:
             return network.apply({"params": params}, image, method="encode_image")
 
-        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> jax.Array:
+        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[jax.Array, Any]:
             output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
-            return output.logits
+            return output.logits, output.no_target_logits
 
         self._encode, self._ground = jax.jit(encode), jax.jit(ground)
 
@@ -94,16 +97,20 @@ class Segmenter:
 
         height, width = picture.shape[:2]
         masks, scores = np.empty((len(sentences), height, width), bool), np.empty(len(sentences))
+        nothing: list[float] = []
         for start in range(0, len(encoded), BUCKETS[-1]):
             some = encoded[start : start + BUCKETS[-1]]
             some += some[:1] * (_bucket(len(some)) - len(some))
             tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*some, strict=True))
-            logits = jax.device_get(self._ground(self._params, features, tokens, token_mask))[0]
+            logits, judged = jax.device_get(self._ground(self._params, features, tokens, token_mask))
             for row in range(start, min(start + BUCKETS[-1], len(encoded))):
-                full = resize_logits(logits[row - start], height, width)
+                full = resize_logits(logits[0, row - start], height, width)
+                if judged is not None:
+                    nothing.append(_probability(judged[0, row - start]))
+                    full = np.full_like(full, -np.inf) if nothing[-1] > 0.5 else full
                 masks[row] = full > 0
                 scores[row] = _score(full)
-        return Result(sentences, masks, scores)
+        return Result(sentences, masks, scores, np.array(nothing) if nothing else None)
 
     def remarks(self, sentence: str) -> list[str]:
         """Returns what a person should know of how a sentence is read: words cut off, words that are not known."""
@@ -126,5 +133,9 @@ def _bucket(count: int) -> int:
 
 
 def _score(logits: Float[np.ndarray, "height width"]) -> float:
-    found = logits[logits > 0].astype(np.float64)
-    return float(np.mean(1 / (1 + np.exp(-found)))) if found.size else 0.0
+    found = logits[logits > 0]
+    return float(np.mean(_probability(found))) if found.size else 0.0
+
+
+def _probability(logits: Any) -> Any:
+    return (1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2  # the sigmoid, for logits of any size

@@ -31,6 +31,7 @@ class Answer(NamedTuple):
     """The part of the network's output that evaluation and prediction read."""
 
     logits: jax.Array
+    no_target_logits: jax.Array | None = None
 
 
 class ColourNetwork(nn.Module):
@@ -96,6 +97,9 @@ class Examples(tuple):
 
     def expression_count(self, index):
         return len(self[index].expressions)
+
+    def referents(self, index):
+        return tuple((position,) for position in range(self.expression_count(index)))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Every file in configs/ loads, is sound, says how it is launched, and builds."""
+"""Every file in configs/ loads, is sound, says how it is launched, and builds, in each of its variants."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -8,27 +9,70 @@ import jax.numpy as jnp
 import pytest
 
 from s2rm_jax.config_check import check_config
+from s2rm_jax.errors import UserError
 from s2rm_jax.models.network import build_network
+from s2rm_jax.recipes import read_variant
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_config_builds(path):
+def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
-    check_config(config)
-    assert f"python -m s2rm_jax.train --config configs/{path.name}" in module.__doc__
+    return module
 
-    network = build_network(config)
-    k, length = config.input.expressions_per_image, config.text.max_tokens
-    height, width = config.input.image_size
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+VARIANTS = [(path, variant) for path in CONFIGS for variant in getattr(load(path), "VARIANTS", ("",))]
+
+
+@cache
+def trace(network, image_size, k, length):
+    """Output and parameters as shapes. (Networks of the same fields are equal, and traced once.)"""
+    height, width = image_size
     inputs = (
         jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
         jax.ShapeDtypeStruct((1, k, length), jnp.int32),
         jax.ShapeDtypeStruct((1, k, length), jnp.bool),
     )
-    output, _ = jax.eval_shape(lambda *x: network.init_with_output(jax.random.key(0), *x), *inputs)
-    assert output.logits.shape == (1, k, height, width)
+    return jax.eval_shape(lambda *x: network.init_with_output(jax.random.key(0), *x), *inputs)
+
+
+@pytest.mark.parametrize(("path", "variant"), VARIANTS, ids=lambda part: getattr(part, "name", part))
+def test_config_builds(path, variant):
+    module = load(path)
+    config = module.get_config(variant) if variant else module.get_config()
+    check_config(config)
+    assert f"python -m s2rm_jax.train --config configs/{path.name}" in module.__doc__
+
+    k, length = config.input.expressions_per_image, config.text.max_tokens
+    output, _ = trace(build_network(config), tuple(config.input.image_size), k, length)
+    assert output.logits.shape == (1, k, *config.input.image_size)
+    assert (output.no_target_logits is None) == (config.decoder.no_target_width == 0)
+
+
+@pytest.mark.parametrize("name", ["refcoco", "refcocoplus", "refcocog", "refclef", "combined"])
+def test_the_benchmarks_share_one_recipe(name):
+    config = load(CONFIGS[0].with_name(f"{name}.py")).get_config()
+    assert (config.steps, config.epochs, config.batch_size, config.input.image_size) == (0, 40, 32, (480, 480))
+    assert (config.input.sampling, config.input.expressions_per_image, config.text.max_tokens) == ("referent", 1, 20)
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.power) == (5e-5, 0.01, 0.9)
+    assert (config.loss.kind, config.vision.drop_path_rate) == ("weighted_ce", 0.3)
+    assert config.vision.pretrained and config.text.pretrained
+    assert not any(config.input.augment[field] for field in ("flip", "crop", "hide_patches", "hide_words"))
+
+
+def test_where_things_lie_is_taken_from_the_environment(monkeypatch):
+    monkeypatch.setenv("S2RM_DATA", "/there")
+    monkeypatch.setenv("S2RM_SWIN", "swin.pth")
+    config = load(CONFIGS[0].with_name("refcocog.py")).get_config("google")
+    assert (config.input.source.root, config.input.source.split_by) == ("/there", "google")
+    assert config.vision.pretrained == "swin.pth"
+
+
+def test_a_variant_that_is_not_there_is_named():
+    assert read_variant("", "x.py") == ("", False)
+    assert read_variant("small", "x.py", ("umd", "google")) == ("umd", True)
+    assert read_variant("google,small", "x.py", ("umd", "google")) == ("google", True)
+    for wrong in ("uni", "umd,google", "small,small"):
+        with pytest.raises(UserError, match=rf"configs/x.py has no variant '{wrong}'.*'umd', 'google', 'small'"):
+            read_variant(wrong, "x.py", ("umd", "google"))

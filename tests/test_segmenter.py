@@ -40,6 +40,29 @@ def test_scores_are_the_mean_probability_over_the_mask(segmenter, picture):
     assert not result.masks[1].any()
 
 
+def test_where_the_network_says_that_nothing_is_meant_the_mask_is_empty(colour_world, segmenter, picture):
+    network, _, params, tokenizer, config = colour_world
+
+    class Judging(type(network)):
+        """Holds that sentences with "the" refer to nothing, and most of all those with "part"."""
+
+        def ground(self, features, tokens, token_mask, image_size):
+            the, part = ((tokens == tokenizer.vocabulary.index(word)).any(-1) for word in ("the", "part"))
+            return (
+                super()
+                .ground(features, tokens, token_mask, image_size)
+                ._replace(no_target_logits=-2.0 + 4.0 * the + 2000.0 * part)
+            )
+
+    result = Segmenter(Judging(network.hear), params, tokenizer, config).segment(
+        picture, ["red", "the red", "the red part"]
+    )
+    assert result.masks.any((1, 2)).tolist() == [True, False, False]
+    np.testing.assert_allclose(result.no_target, [1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2)), 1])
+    assert result.scores[0] > 0.5 and result.scores[1:].tolist() == [0, 0]
+    assert segmenter.segment(picture, "red").no_target is None
+
+
 def test_one_sentence_may_be_a_plain_string(segmenter, picture):
     one, listed = segmenter.segment(picture, "red"), segmenter.segment(picture, ["red"])
     assert one.sentences == listed.sentences == ("red",)

@@ -1,10 +1,10 @@
-"""Runs a network over a split and scores every sentence at the original resolution of its picture."""
+"""Runs a network over a split and scores every sentence as a protocol says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,18 +13,18 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels
-from s2rm_jax.evaluation.original_size import resize_logits
+from s2rm_jax.evaluation.compared_masks import meant_mask, predicted_mask, true_mask
+from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, judge
+from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
-from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network made of one sentence; both masks have the original size of the picture."""
+    """What the network made of one sentence; both masks have the size at which the protocol compares them."""
 
     example: Example
     true: Bool[np.ndarray, "h w"]
@@ -39,13 +39,15 @@ class Evaluator:
     taken (0: all). Calls are free of implicit transfers between host and device.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Tokenizer, config: ConfigDict):
+    def __init__(self, network: nn.Module, tokenizer: Tokenizer, config: ConfigDict, protocol: Protocol = ORIGINAL):
         self._tokenizer = tokenizer
         self._config = config
+        self._protocol = protocol
 
-        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> jax.Array:
+        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Answers:
             output: Any = network.apply({"params": params}, images, tokens, token_mask)
-            return output.logits
+            # A network without a head for "nothing here" has no such logits, or None in their place.
+            return _Answers(output.logits, getattr(output, "no_target_logits", None))
 
         self._forward = jax.jit(forward)
 
@@ -71,40 +73,74 @@ class Evaluator:
                 observe(prediction)
         if not scores:
             raise UserError("there is nothing to evaluate: the split has no sentences; check its name and its files")
-        return Report(tuple(scores))
+        return Report(tuple(scores), self._protocol)
 
     def predictions(
         self, params: Any, source: Source, *, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[Prediction]:
         """Yields the prediction for every sentence of every example, each exactly once, in the order of the source."""
         batches = pipeline.eval_batches(source, self._tokenizer, self._config)
-        for done, (items, logits) in enumerate(self._one_ahead(params, batches), start=1):
-            for item, item_logits in zip(items, jax.device_get(logits), strict=False):  # the rest fills the batch up
-                yield from _score(item, item_logits)
+        for done, (items, answers) in enumerate(self._one_ahead(params, batches), start=1):
+            logits, nothing = jax.device_get(answers)
+            for row, item in enumerate(items):  # the rows after these fill the batch up
+                yield from _score(self._protocol, item, logits[row], None if nothing is None else nothing[row])
             if progress is not None:
                 progress(done, len(batches))
 
     def _one_ahead(
         self, params: Any, batches: pipeline.EvalBatches
-    ) -> Iterator[tuple[list[pipeline.EvalItem], jax.Array]]:
+    ) -> Iterator[tuple[list[pipeline.EvalItem], _Answers]]:
         """Dispatches each batch before the one before it is scored, so that device and host work side by side."""
         waiting = None
         for batch, items in batches:
             inputs = jax.device_put((batch.images, batch.tokens, batch.token_mask))
-            logits = self._forward(params, *inputs)
+            answers = self._forward(params, *inputs)
             if waiting is not None:
                 yield waiting
-            waiting = (items, logits)
+            waiting = (items, answers)
         if waiting is not None:
             yield waiting
 
 
-def _score(item: pipeline.EvalItem, logits: Float[np.ndarray, "k h w"]) -> Iterator[Prediction]:
+class _Answers(NamedTuple):
+    """What is read of the network's output: [b, k, h, w], and [b, k] (> 0: the sentence refers to nothing) or None."""
+
+    logits: Any
+    no_target_logits: Any
+
+
+def _score(
+    protocol: Protocol,
+    item: pipeline.EvalItem,
+    logits: Float[np.ndarray, "k h w"],
+    no_target_logits: Float[np.ndarray, " k"] | None,
+) -> Iterator[Prediction]:
     example = item.example
     for row in range(item.number):  # the rows after these are padding
         expression = example.expressions[item.first + row]
-        true = rasterize(expression.segmentation, example.height, example.width)
-        predicted = resize_logits(logits[row], example.height, example.width) > 0
-        intersection, union = count_pixels(true, predicted)
-        score = SentenceScore(expression.id, example.id, expression.kind, expression.sentence, intersection, union)
+        meant = meant_mask(expression.segmentation, example.height, example.width)
+        true = true_mask(protocol, expression.segmentation, meant)
+        predicted = predicted_mask(protocol, logits[row], example.height, example.width)
+        targeted, answered = bool(meant.any()), bool(predicted.any())
+        if protocol.no_target == "head" and no_target_logits is not None:
+            answered = bool(no_target_logits[row] <= 0)
+        score = SentenceScore(
+            expression.id,
+            example.id,
+            expression.kind,
+            expression.sentence,
+            *judge(protocol, *count_pixels(true, predicted), targeted, answered),
+            targeted=targeted,
+            answered=answered,
+            area=float(meant.mean()),
+            centre=_centroid(meant) if targeted else None,
+        )
         yield Prediction(example, true, predicted, score)
+
+
+def _centroid(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
+    """The mean position of a mask's pixels as shares of its width and height, (x, y)."""
+    (height, width), area = mask.shape, np.count_nonzero(mask)
+    x = (np.arange(width) + 0.5) @ np.count_nonzero(mask, axis=0) / (area * width)
+    y = (np.arange(height) + 0.5) @ np.count_nonzero(mask, axis=1) / (area * height)
+    return float(x), float(y)

@@ -1,45 +1,58 @@
-"""A report on one evaluation: the table on the screen, metrics.json and sentences.csv."""
+"""A report on one evaluation: its numbers, what they mean, the table on the screen and sentences.csv."""
 
 from __future__ import annotations
 
 import csv
-import json
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from s2rm_jax.evaluation import metrics
+from s2rm_jax.evaluation import bootstrap, metrics
 from s2rm_jax.evaluation.metrics import Counts, SentenceScore
+from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
+from s2rm_jax.evaluation.tables import NOTHING, Table, as_text
 
-DEFINITIONS = (
-    "Per sentence, in percent, at the picture's original resolution; a pixel is predicted where its logit exceeds 0.",
-    "oIoU: sum of intersections / sum of unions. mIoU: mean IoU. P@x: share with IoU >= x. Empty union: IoU 0.",
+_SCREEN = 118  # columns
+_CSV_FIELDS = (
+    *("id", "example", "kind", "sentence", "intersection", "union", "iou"),
+    *("targeted", "answered", "area", "centre_x", "centre_y"),
 )
-COLUMNS = {"overall_iou": "oIoU", "mean_iou": "mIoU"} | {f"precision@0.{t}": f"P@0.{t}" for t in range(5, 10)}
-_CSV_FIELDS = ("id", "example", "kind", "sentence", "intersection", "union", "iou")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The scores of all sentences, and what follows from them."""
+    """The scores of all sentences under a protocol, and what follows from them."""
 
     sentences: tuple[SentenceScore, ...]
+    protocol: Protocol = ORIGINAL
 
     @cached_property
     def total(self) -> Counts:
         """The counts over all sentences."""
-        return metrics.total(self.sentences)
+        return metrics.total(self.sentences, self.protocol)
 
     @cached_property
     def by_kind(self) -> dict[str, Counts]:
         """The counts of each kind of expression; empty where the source knows no kinds."""
-        groups = metrics.by_kind(self.sentences)
+        groups = metrics.by_kind(self.sentences, self.protocol)
         return {} if set(groups) <= {""} else groups
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`overall_iou`, `mean_iou`, `precision@0.5` ... `precision@0.9`, in percent."""
-        return self.total.metrics()
+        """The protocol's numbers in percent by name, see `Counts.metrics`."""
+        return self.total.metrics(self.protocol)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The bootstrap intervals, in percent, of those of overall and mean IoU that the protocol reports."""
+        found = bootstrap.intervals(self.sentences)
+        return {name: ends for name, ends in found.items() if name in self.metrics}
+
+    @property
+    def pictures(self) -> int:
+        """The number of pictures."""
+        return len({score.example_id for score in self.sentences})
 
 
 def named_counts(report: Report) -> list[tuple[str, Counts]]:
@@ -47,45 +60,64 @@ def named_counts(report: Report) -> list[tuple[str, Counts]]:
     return [*((kind or "(no kind)", counts) for kind, counts in report.by_kind.items()), ("all", report.total)]
 
 
+def metrics_table(report: Report, caption: str = "") -> Table:
+    """Returns one row per kind and one for all, with the protocol's numbers."""
+    columns, rows = report.protocol.columns, []
+    for name, counts in named_counts(report):
+        values = counts.metrics(report.protocol)
+        cells = (f"{values[metric]:.2f}" if metric in values else NOTHING for metric in columns)
+        rows.append((name, *cells, f"{counts.sentences:,}"))
+    last = len(rows) - 1
+    rules = (last,) if last else ()
+    return Table(caption, ("", *columns.values(), "sentences"), tuple(rows), rules, strong=last)
+
+
+def interval_line(report: Report) -> str:
+    """Returns the bootstrap intervals in one sentence."""
+    titles = report.protocol.columns
+    parts = (f"{titles[name]} {low:.2f} to {high:.2f}" for name, (low, high) in report.intervals.items())
+    drawn = f"pictures drawn with replacement: {report.pictures:,}, {bootstrap.RESAMPLES:,} times"
+    return f"{bootstrap.LEVEL} % bootstrap intervals ({drawn}): {', '.join(parts)}."
+
+
+def remarks(report: Report) -> list[str]:
+    """Returns what a reader must know of these numbers beyond the protocol's definition."""
+    found = []
+    total, protocol = report.total, report.protocol
+    left_out = total.sentences - total.averaged
+    if left_out:
+        found.append(
+            f"Sentences with an empty union: {left_out:,}. They are left out of {protocol.mean_name}, which the "
+            "original code prints as NaN as soon as there is one, and count as misses in P@x."
+        )
+    if total.no_target and protocol.no_target is None:
+        found.append(
+            f"Sentences that refer to nothing: {total.no_target:,}. {protocol.name} does not know any: nothing is "
+            "gained where nothing is predicted for them; see --protocol rela_gref."
+        )
+    if not total.no_target and protocol.no_target:
+        found.append("Every sentence refers to something, so there is no N-acc and no T-acc.")
+    return found
+
+
 def table(report: Report) -> str:
     """Returns the table for the screen: one row per kind, one for all, and below it what the numbers mean."""
-    rows = named_counts(report)
-    name_width = max(len(name) for name, _ in rows)
-    header = " ".join([f"{'':{name_width}}", *(f"{title:>6}" for title in COLUMNS.values()), f"{'sentences':>10}"])
-    lines = [header, "-" * len(header)]
-    for name, counts in rows:
-        values = counts.metrics()
-        lines.append(
-            " ".join([f"{name:{name_width}}", *(f"{values[m]:6.2f}" for m in COLUMNS), f"{counts.sentences:>10,}"])
-        )
-    if len(rows) > 1:
-        lines.insert(-1, lines[1])
-    return "\n".join([*lines, *DEFINITIONS])
-
-
-def write_json(report: Report, path: Path, **about: object) -> None:
-    """Writes all metrics with their counts, in total and by kind; `about` says what was evaluated (split, step...)."""
-    content = about | {
-        "all": _summary(report.total),
-        "by_kind": {kind: _summary(counts) for kind, counts in report.by_kind.items()},
-        "definitions": " ".join(DEFINITIONS),
-    }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    notes = [interval_line(report), *report.protocol.definition, *remarks(report)]
+    return "\n".join([as_text(metrics_table(report)), *(textwrap.fill(note, _SCREEN) for note in notes)])
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """Writes one line per sentence: id, example, kind, sentence, intersection and union in pixels, IoU in [0, 1]."""
+    """Writes one line per sentence.
+
+    id, example, kind, sentence; intersection and union in pixels, and IoU in [0, 1], as the protocol counts them
+    (empty: left out); whether the sentence refers to something (targeted) and was answered with a mask; the area of
+    the true mask and its centroid as shares of the picture.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_CSV_FIELDS)
         for s in report.sentences:
-            writer.writerow((s.id, s.example_id, s.kind, s.sentence, s.intersection, s.union, f"{s.iou:.6f}"))
-
-
-def _summary(counts: Counts) -> dict[str, float | int]:
-    return {
-        **counts.metrics(),
-        "sentences": counts.sentences,
-        "intersection": counts.intersection,
-        "union": counts.union,
-    }
+            iou = "" if s.iou is None else f"{s.iou:.6f}"
+            x, y = ("", "") if s.centre is None else (f"{share:.4f}" for share in s.centre)
+            row = (s.id, s.example_id, s.kind, s.sentence, s.intersection, s.union, iou)
+            writer.writerow((*row, int(s.targeted), int(s.answered), f"{s.area:.6f}", x, y))

@@ -15,7 +15,7 @@ Segmentation = np.ndarray | list | dict[str, Any]
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence and the mask of what it means.
+    """One sentence and the mask of what it means; a sentence that refers to nothing has the segmentation [].
 
     `kind` is the kind of expression where the source knows it ("attribute", "relation", ...), else "".
     `id` is unique within the source's split and stable from run to run.
@@ -25,6 +25,11 @@ class Expression:
     segmentation: Segmentation
     kind: str = ""
     id: str = ""
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the sentence refers to something in the picture."""
+        return not (isinstance(self.segmentation, list) and not self.segmentation)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ class Source(Protocol):
         """Returns how many expressions example `index` has, without making or reading it."""
         ...
 
+    def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the positions of the expressions of example `index`, those of one referent together.
+
+        Every position is there once; an expression of which nothing is known has a group of its own.
+        """
+        ...
+
 
 class Batch(NamedTuple):
     """What the network and the loss take: B pictures with K expressions each, L tokens an expression.
@@ -63,6 +75,7 @@ class Batch(NamedTuple):
     token_mask  [B, K, L] bool, true for real tokens, [CLS] and [SEP] among them
     targets     [B, K, H, W] bool, the masks resized to the network's input size
     valid       [B, K] bool, false for the padding that fills a picture up to K expressions, or a batch up to B
+    has_target  [B, K] bool, false where the sentence refers to nothing, and for padding
     """
 
     images: np.ndarray
@@ -70,3 +83,4 @@ class Batch(NamedTuple):
     token_mask: np.ndarray
     targets: np.ndarray
     valid: np.ndarray
+    has_target: np.ndarray

@@ -83,6 +83,11 @@ def normalize(image: UInt8[np.ndarray, "*batch height width 3"]) -> Float32[np.n
     return image * _SCALE + _OFFSET
 
 
+def denormalize(pixels: Float32[np.ndarray, "*batch height width 3"]) -> UInt8[np.ndarray, "*batch height width 3"]:
+    """Undoes `normalize`, for looking at what a network gets."""
+    return np.rint((pixels - _OFFSET) / _SCALE).clip(0, 255).astype(np.uint8)
+
+
 def _decode(picture: Image.Image, name: str, apply_exif: bool) -> np.ndarray:
     if picture.width * picture.height > MAX_PIXELS:
         raise UserError(

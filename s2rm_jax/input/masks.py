@@ -10,49 +10,47 @@ from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Segmentation
+from s2rm_jax.input.mask_files import read_mask
 from s2rm_jax.input.rle import decode_rle
 
 _FARTHEST = 1e5  # pixels; the polygon code of pycocotools takes time and memory in proportion to an edge's length
 
 
 def has_mask(segmentation: object) -> bool:
-    """Whether there is anything to rasterize: a polygon with at least three corners, an RLE, or an array."""
+    """Whether there is anything to rasterize: a polygon with at least three corners, an RLE, a file or an array."""
     if isinstance(segmentation, np.ndarray):
         return segmentation.size > 0
     if isinstance(segmentation, dict):
-        return bool(segmentation.get("counts"))
+        return _holds_mask(segmentation)
     if isinstance(segmentation, list):
-        return any(bool(part.get("counts")) if isinstance(part, dict) else _has_area(part) for part in segmentation)
+        return any(_holds_mask(part) if isinstance(part, dict) else _has_area(part) for part in segmentation)
     return False
 
 
 def rasterize(segmentation: Segmentation, height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Turns a segmentation into a mask; where several polygons or RLEs are given, the mask is their union.
 
-    (The REFER tools add the polygons up and some of their users then keep only the pixels covered exactly once;
-    the union is what the annotation means.)
-
     Args:
       segmentation: an array [H, W] of booleans or integers (true where not zero); COCO polygons
-        [[x0, y0, x1, y1, ...], ...] in pixels; a COCO RLE dict {"size": [H, W], "counts": ...}, compressed or not; or a
-        list of those. Polygons of fewer than three corners enclose nothing and add nothing.
+        [[x0, y0, x1, y1, ...], ...] in pixels; a COCO RLE dict {"size": [H, W], "counts": ...}, compressed or not;
+        {"png": FILE}, see mask_files.py; {"covered_once": [...]}, a list of polygons or RLEs of which the pixels count
+        that exactly one of them covers; or a list of those. Polygons of fewer than three corners enclose nothing and
+        add nothing. The empty list is the mask of nothing: false everywhere.
       height: of the picture, in pixels.
       width: of the picture, in pixels.
 
     Raises:
-      UserError: no mask at all, a size that is not the picture's, or damaged polygons or RLE.
+      UserError: parts of which none makes a mask, a size that is not the picture's, or damaged polygons, RLE or file.
     """
     if isinstance(segmentation, np.ndarray):
         return _from_array(segmentation, height, width)
+    mask = np.zeros((height, width), bool)
+    if isinstance(segmentation, list) and not segmentation:
+        return mask
     if not has_mask(segmentation):
         raise UserError("the annotation has no mask: its segmentation is empty; remove the annotation or give it one")
-    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
-    mask = np.zeros((height, width), bool)
-    for part in parts:
-        if isinstance(part, dict):
-            mask |= decode_rle(part, height, width)
-        elif _has_area(part):
-            mask |= _from_polygon(part, height, width)
+    for part in [segmentation] if isinstance(segmentation, dict) else segmentation:
+        mask |= _from_part(part, height, width)
     return mask
 
 
@@ -65,6 +63,10 @@ def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np
     return mask[rows[:, None], columns]
 
 
+def _holds_mask(part: dict[str, Any]) -> bool:
+    return bool(part.get("counts") or part.get("png")) or has_mask(part.get("covered_once"))
+
+
 def _has_area(polygon: object) -> bool:
     if not isinstance(polygon, (list, tuple, np.ndarray)):
         raise UserError(
@@ -72,6 +74,15 @@ def _has_area(polygon: object) -> bool:
             "a segmentation is a list of such lists"
         )
     return len(polygon) >= 6
+
+
+def _from_part(part: Any, height: int, width: int) -> np.ndarray:
+    if not isinstance(part, dict):
+        return _from_polygon(part, height, width) if _has_area(part) else np.zeros((height, width), bool)
+    if "covered_once" in part:
+        layers = [_from_part(layer, height, width) for layer in part["covered_once"]]
+        return np.sum(layers, axis=0) == 1
+    return read_mask(part["png"], height, width) if "png" in part else decode_rle(part, height, width)
 
 
 def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:

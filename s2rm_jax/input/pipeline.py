@@ -2,7 +2,7 @@
 
 The order of operations is what makes the stream independent of how many processes and workers read it: shuffle, repeat
 and every random choice come before the split over processes, and batches are made on the MapDataset. What comes out at
-a position is a pure function of (seed, position), so a run resumes exactly by starting at the pictures seen so far.
+a position is a pure function of (seed, position), so a run resumes exactly by starting at the rows seen so far.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.augment import Augmentation, build_augmentation
+from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
-from s2rm_jax.input.images import load_image, normalize, resize_image
-from s2rm_jax.input.masks import rasterize, resize_mask
+from s2rm_jax.input.sampling import Row, rows_of
 from s2rm_jax.input.tokens import Tokenizer
 
 READ_THREADS = 2
@@ -44,53 +45,23 @@ def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """Turns chosen expressions of an example into the arrays of a Batch, without the batch axis."""
-
-    tokenizer: Tokenizer
-    image_size: tuple[int, int]
-    expressions: int  # K
-
-    def __call__(self, example: Example, chosen: list[int]) -> Batch:
-        """Encodes expressions `chosen` (at most K of them) and fills up to K with invalid ones."""
-        height, width = self.image_size
-        shape = (self.expressions, self.tokenizer.max_tokens)
-        tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        targets = np.zeros((self.expressions, height, width), bool)
-        image = load_image(example.image, apply_exif=False)
-        if image.shape[:2] != (example.height, example.width):
-            raise UserError(
-                f"the picture of example {example.id} is {image.shape[1]} x {image.shape[0]} pixels, but its "
-                f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
-            )
-        for row, index in enumerate(chosen):
-            expression = example.expressions[index]
-            try:
-                tokens[row], token_mask[row] = self.tokenizer.encode(expression.sentence)
-                mask = rasterize(expression.segmentation, example.height, example.width)
-            except UserError as error:
-                raise UserError(f"{_name(example)}, expression {expression.id}: {error}") from error
-            targets[row] = resize_mask(mask, self.image_size)
-        pixels = normalize(resize_image(image, self.image_size))
-        return Batch(pixels, tokens, token_mask, targets, np.arange(self.expressions) < len(chosen))
-
-
-@dataclass(frozen=True)
-class _SampleAndEncode(grain.transforms.RandomMap):
-    """Draws up to K expressions of a picture without replacement and encodes them."""
+class _DrawAndEncode(grain.transforms.RandomMap):
+    """Draws expressions of a row, changes what is seen as the configuration says, and encodes it."""
 
     encoder: Encoder
+    augmentation: Augmentation
 
-    def random_map(self, element: Example, rng: np.random.Generator) -> Batch:
+    def random_map(self, element: Row, rng: np.random.Generator) -> Batch:
         """Returns the encoded draw."""
-        order = rng.permutation(len(element.expressions))
-        return self.encoder(element, order[: self.encoder.expressions].tolist())
+        chosen = element.draw(self.encoder.expressions, rng)
+        view = self.augmentation.move(view_of(element.example, chosen), element.example, rng)
+        return self.augmentation.hide(self.encoder.arrays(view), rng)
 
 
-def build_encoder(tokenizer: Tokenizer, config: ConfigDict) -> Encoder:
-    """Builds the encoder of a configuration."""
+def build_encoder(tokenizer: Tokenizer, config: ConfigDict, expressions: int = 0) -> Encoder:
+    """Builds the encoder of a configuration for K = `expressions`, by default config.input.expressions_per_image."""
     height, width = config.input.image_size
-    return Encoder(tokenizer, (height, width), config.input.expressions_per_image)
+    return Encoder(tokenizer, (height, width), expressions or config.input.expressions_per_image)
 
 
 def train_batches(
@@ -100,16 +71,17 @@ def train_batches(
     start: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Yields shuffled batches without end.
+    """Yields shuffled batches without end; an epoch is what `sampling.rows_of` lists.
 
-    `start` is the number of pictures already seen, over all processes; `process` is (index, count): each process gets
-    its part of every global batch.
+    `start` is the number of rows (pictures) already seen, over all processes; `process` is (index, count): each process
+    gets its part of every global batch.
     """
     index, count = process
     if config.batch_size % count:
         raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {count} processes.")
-    dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
-    dataset = dataset.random_map(_SampleAndEncode(build_encoder(tokenizer, config)))
+    dataset = grain.MapDataset.source(rows_of(source, config)).seed(config.seed).shuffle().repeat()
+    augmentation = build_augmentation(config.input.augment, tokenizer)
+    dataset = dataset.random_map(_DrawAndEncode(build_encoder(tokenizer, config), augmentation))
     dataset = dataset[start:][index::count].batch(config.batch_size // count, drop_remainder=True)
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     stream = dataset.to_iter_dataset(options)
@@ -160,7 +132,8 @@ class _CollateFilled:
 
     def __call__(self, pairs: list[tuple[Batch, EvalItem]]) -> EvalBatch:
         rows = [row for row, _ in pairs]
-        filler = rows[0]._replace(valid=np.zeros_like(rows[0].valid))
+        nothing = np.zeros_like(rows[0].valid)
+        filler = rows[0]._replace(valid=nothing, has_target=nothing)
         rows += [filler] * (self.batch_size - len(rows))
         return EvalBatch(Batch(*(np.stack(column) for column in zip(*rows, strict=True))), [item for _, item in pairs])
 
@@ -185,7 +158,7 @@ def eval_batches(source: Source, tokenizer: Tokenizer, config: ConfigDict) -> Ev
     A picture with more than K sentences is split into several items, so that every sentence is scored once.
     """
     pictures = min(len(source), config.eval.limit or len(source))
-    encoder = build_encoder(tokenizer, config)
+    encoder = build_encoder(tokenizer, config, config.eval.expressions_per_image)
     spans = []
     for index in range(pictures):
         total = source.expression_count(index)
@@ -195,7 +168,3 @@ def eval_batches(source: Source, tokenizer: Tokenizer, config: ConfigDict) -> Ev
     items = _EvalItems(source, encoder, tuple(spans))
     size = config.eval.batch_size
     return EvalBatches(grain.MapDataset.source(items).batch(size, drop_remainder=False, batch_fn=_CollateFilled(size)))
-
-
-def _name(example: Example) -> str:
-    return "the array" if isinstance(example.image, np.ndarray) else str(example.image)

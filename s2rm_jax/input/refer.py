@@ -1,19 +1,29 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, ReferIt (refclef) and one's own data in the REFER layout, as a Source of pictures."""
+"""RefCOCO, RefCOCO+, RefCOCOg, ReferIt (refclef), gRefCOCO and one's own data in the REFER layout, as a Source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example
-from s2rm_jax.input.refer_annotations import Picture, Referent, read_referents
-from s2rm_jax.input.refer_layout import PictureFolder, find_annotations, find_pictures
+from s2rm_jax.input.refer_annotations import OVERLAPS, Picture, Referent, read_referents
+from s2rm_jax.input.refer_layout import (
+    PictureFolder,
+    find_annotations,
+    find_pictures,
+    is_generalised,
+    may_be_missing,
+)
+from s2rm_jax.input.stored import Groups, StoredSource
+
+_LOG = logging.getLogger(__name__)
 
 
-class ReferSource:
+class ReferSource(StoredSource):
     """The pictures of one split, each with all the split's expressions that refer to something in it.
 
     Pictures are in the order of their ids, expressions in the order of the file. Masks stay as they are stored
@@ -29,20 +39,26 @@ class ReferSource:
         dataset: str = "refcoco",
         split_by: str = "unc",
         sentence_field: Literal["raw", "sent"] = "raw",
+        overlap: str = "union",
         limit_referents: int = 0,
         image_root: str | Path = "",
+        leave_out: Collection[int] = (),
     ):
         """Reads the annotations and looks for the first picture.
 
         Args:
           split: a split of the file; "test" takes all test splits together, see `read_referents`.
           root: the folder of the layout, see refer_layout.py.
-          dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, or one's own.
+          dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or one's own.
           split_by: who made the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
           sentence_field: "raw", the words as they were typed, on which LAVT and ReLA train and which most resemble
             what a user will type; or "sent", cleaned and in lower case, as CRIS, CARIS and ReMamber take.
+          overlap: of the polygons (or RLEs) of one annotation. "union" is what the annotation means. "drop" makes the
+            pixels that several of them cover background, as the training and test code of LAVT, CARIS and ReMamber
+            does: the REFER tools add the polygons up, and these keep the pixels whose sum is 1.
           limit_referents: keeps only the first so many referents, in the order of the pictures; 0 keeps all.
           image_root: the folder of the pictures, where it is not under `root`.
+          leave_out: ids of pictures that are not to be in the source.
 
         Raises:
           UserError: something is missing or damaged, or the split has nothing to train on or to score.
@@ -51,40 +67,47 @@ class ReferSource:
             raise UserError("the folder of the data is not given; set the source's root to it (data/README.md)")
         if limit_referents < 0:
             raise UserError(f"limit_referents is {limit_referents}; give a number of referents, or 0 for all")
+        if overlap not in OVERLAPS:
+            raise UserError(f"overlap is {overlap!r}; it must be one of: {', '.join(OVERLAPS)}")
         root = Path(root).expanduser()
         refs_path, instances_path = find_annotations(root, dataset, split_by)
-        referents = read_referents(refs_path, instances_path, split, sentence_field)
+        referents = read_referents(refs_path, instances_path, split, sentence_field, overlap)
+        referents = [referent for referent in referents if referent.picture.id not in leave_out]
+        if not referents:
+            raise UserError(f"all pictures of split {split!r} in {refs_path} are left out, so nothing remains")
+        # Where one of the pictures is that everybody has, the others are.
+        usual = next((one for one in referents if not may_be_missing(dataset, one.picture.file_name)), referents[0])
+        pictures_at = Path(image_root).expanduser() if image_root else None
+        folder = find_pictures(root, dataset, pictures_at, usual.picture.file_name)
+        referents = _without_lost_pictures(referents, dataset, folder)
         if limit_referents:
             referents = referents[:limit_referents]
-        first = referents[0].picture.file_name
-        folder = find_pictures(root, dataset, Path(image_root).expanduser() if image_root else None, first)
         self.num_referents = len(referents)
-        self.num_expressions = sum(len(referent.expressions) for referent in referents)
-        self._name = f"{dataset} {split}"
-        self._examples = tuple(
-            _example(picture, list(group), folder)
-            for picture, group in groupby(referents, key=lambda referent: referent.picture)
+        on_pictures = [
+            (picture, list(group)) for picture, group in groupby(referents, key=lambda referent: referent.picture)
+        ]
+        super().__init__(
+            f"{dataset} {split}",
+            [_example(picture, group, folder) for picture, group in on_pictures],
+            [_groups(group, each_alone=is_generalised(refs_path)) for _, group in on_pictures],
         )
 
-    def __len__(self) -> int:
-        return len(self._examples)
 
-    def __getitem__(self, index: int) -> Example:
-        """Returns a picture's path, size and expressions; raises a UserError if its file is not there."""
-        example = self._examples[index]
-        if not Path(str(example.image)).is_file():
-            raise UserError(f"the picture {example.image} of {self._name} is missing; unpack all of the pictures again")
-        return example
-
-    def expression_count(self, index: int) -> int:
-        """Returns how many expressions the picture has."""
-        return len(self._examples[index].expressions)
-
-    def __iter__(self) -> Iterator[Example]:
-        return (self[index] for index in range(len(self)))
+def _without_lost_pictures(referents: list[Referent], dataset: str, folder: PictureFolder) -> list[Referent]:
+    lost = {
+        referent.picture.file_name
+        for referent in referents
+        if may_be_missing(dataset, referent.picture.file_name)
+        and not folder.path_of(referent.picture.file_name).is_file()
+    }
+    if lost:
+        _LOG.warning(
+            "%s: pictures that its archive lacks, left out with their referents: %s", dataset, ", ".join(sorted(lost))
+        )
+    return [referent for referent in referents if referent.picture.file_name not in lost]
 
 
-def _example(picture: Picture, referents: list[Referent], folder: PictureFolder) -> Example:
+def _example(picture: Picture, referents: Sequence[Referent], folder: PictureFolder) -> Example:
     return Example(
         id=str(picture.id),
         image=folder.path_of(picture.file_name),
@@ -92,3 +115,14 @@ def _example(picture: Picture, referents: list[Referent], folder: PictureFolder)
         width=picture.width,
         expressions=tuple(expression for referent in referents for expression in referent.expressions),
     )
+
+
+def _groups(referents: Sequence[Referent], each_alone: bool) -> Groups:
+    """The positions of the sentences of each referent; in gRefCOCO each sentence counts as one, as ReLA samples."""
+    groups: list[tuple[int, ...]] = []
+    first = 0
+    for referent in referents:
+        positions = tuple(range(first, first + len(referent.expressions)))
+        groups += [(position,) for position in positions] if each_alone else [positions]
+        first += len(positions)
+    return tuple(groups)

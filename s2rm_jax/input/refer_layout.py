@@ -3,6 +3,8 @@
 ROOT/refcoco/refs(unc).p                  who is referred to, by which sentences, in which split; or refs(unc).json
 ROOT/refcoco/instances.json               pictures and masks, in COCO's format
 ROOT/images/mscoco/images/train2014/      the pictures; for refclef ROOT/images/saiapr_tc-12/
+
+gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p), with several objects or none for a sentence.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ _COCO_FOLDERS = (
     "coco/train2017",
 )
 _CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
+# Pictures that refclef refers to and that its archive of pictures lacks.
+_LOST = {"refclef": frozenset({"17975.jpg", "19575.jpg", "19579.jpg"})}
 _HELP = "data/README.md says where to get it"
 
 
@@ -39,7 +43,7 @@ class PictureFolder:
 
 
 def find_annotations(root: Path, dataset: str, split_by: str) -> tuple[Path, Path]:
-    """Returns the paths of `refs(SPLIT_BY).p` (or `.json`) and `instances.json`.
+    """Returns the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
 
     Raises:
       UserError: a folder or file is missing; names what is there instead.
@@ -50,13 +54,23 @@ def find_annotations(root: Path, dataset: str, split_by: str) -> tuple[Path, Pat
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; {root} has {_listing(root, '*/')}; {_HELP}")
     instances = folder / "instances.json"
-    candidates = [folder / f"refs({split_by}).p", folder / f"refs({split_by}).json"]
+    candidates = [folder / f"{stem}({split_by}){suffix}" for stem in ("refs", "grefs") for suffix in (".p", ".json")]
     refs = next((path for path in candidates if path.is_file()), None)
     if refs is None:
-        raise UserError(f"{candidates[0]} not found; {folder} has {_listing(folder, 'refs(*')}; {_HELP}")
+        raise UserError(f"{candidates[0]} not found; {folder} has {_listing(folder, '*refs(*')}; {_HELP}")
     if not instances.is_file():
         raise UserError(f"{instances} not found; it comes in the same archive as {refs.name}; {_HELP}")
     return refs, instances
+
+
+def is_generalised(refs_path: Path) -> bool:
+    """Whether a file of referents is in gRefCOCO's format."""
+    return refs_path.name.startswith("grefs(")
+
+
+def may_be_missing(dataset: str, file_name: str) -> bool:
+    """Whether a picture is one that the published pictures of a dataset lack."""
+    return file_name in _LOST.get(dataset, ())
 
 
 def find_pictures(root: Path, dataset: str, image_root: Path | None, file_name: str) -> PictureFolder:

@@ -7,11 +7,46 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.combined import combined_source
+from s2rm_jax.input.custom_coco import coco_json_source
+from s2rm_jax.input.custom_lines import json_lines_source
 from s2rm_jax.input.example import Source
+from s2rm_jax.input.mixture import MixtureSource, part_of_split
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.synthetic import SyntheticSource
+from s2rm_jax.input.tfds_source import TfdsSource
 
-SOURCES: dict[str, Any] = {"synthetic": SyntheticSource, "refer": ReferSource}
+
+def mixture_source(split: str, *, parts: Any, weighted_split: str = "train") -> Source:
+    """Builds the sources in `parts` and mixes them.
+
+    Args:
+      split: of every part. "NAME:SPLIT" is that split of the part NAME alone, as if there were no mixture.
+      parts: a ConfigDict of names, each with the settings of a source and its "weight" (1 where there is none).
+      weighted_split: the split that is mixed by weights; every other has each picture of each part once.
+
+    Raises:
+      UserError: as the parts do, and MixtureSource.
+    """
+    if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
+        raise UserError("the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}")
+    alone, split = part_of_split(split, parts)
+    if alone:
+        return build_source(_without_weight(parts[alone]), split)
+    weights = {name: parts[name].get("weight", 1.0) for name in sorted(parts)}
+    built = {name: build_source(_without_weight(parts[name]), split) for name in weights}
+    return MixtureSource(built, weights if split == weighted_split else None)
+
+
+SOURCES: dict[str, Any] = {
+    "synthetic": SyntheticSource,
+    "refer": ReferSource,
+    "tfds": TfdsSource,
+    "combined": combined_source,
+    "coco_json": coco_json_source,
+    "json_lines": json_lines_source,
+    "mixture": mixture_source,
+}
 
 
 def build_source(config: ConfigDict, split: str) -> Source:
@@ -27,3 +62,7 @@ def build_source(config: ConfigDict, split: str) -> Source:
         return SOURCES[name](split, **fields)
     except TypeError as error:
         raise UserError(f"config.input.source does not fit the source {name!r}: {error}") from error
+
+
+def _without_weight(part: ConfigDict) -> ConfigDict:
+    return ConfigDict({field: value for field, value in part.items() if field != "weight"})

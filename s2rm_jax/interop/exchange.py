@@ -10,10 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.layout import export_arrays, fill
 from s2rm_jax.interop.torch_names import network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
+from s2rm_jax.interop.whole_folder import require_space
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import data_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
@@ -55,7 +58,10 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     shapes = parameter_shapes(network, config)
     filled = fill(network_layout(shapes), read_weights(file), shapes, str(file))
 
-    state = plan_state(network, config, data_mesh()).create(filled.params)
+    plan = plan_state(network, config, data_mesh())
+    # Asked beforehand, because Orbax tells of a full disk in a thousand lines.
+    require_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)))
+    state = plan.create(filled.params)
     _copy_config(weights, workdir)
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
         checkpoints.save(Checkpoint(0, state, examples_seen=0, metrics=None), config)

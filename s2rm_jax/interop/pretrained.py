@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -53,7 +54,7 @@ def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
     }
 
 
-def load_swin(path: Path, vision: Mapping[str, Any], shapes: Any) -> Pretrained:
+def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     """Makes the parameters of a Swin of a Hugging Face, Microsoft or timm checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
     prefix, names = _the_one(swin_names.find_swin(arrays), arrays, path, "Swin")
@@ -69,10 +70,10 @@ def load_swin(path: Path, vision: Mapping[str, Any], shapes: Any) -> Pretrained:
     if filled.resized:
         resized = f"{len(filled.resized)} bias tables resized from window {window} to {vision['window_size']}"
         notes.insert(0, resized)
-    return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", part, notes))
+    return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", filled, notes))
 
 
-def load_bert(path: Path, text: Mapping[str, Any], shapes: Any) -> Pretrained:
+def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     """Makes the parameters of a BERT of a Hugging Face checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
     prefix = _the_one(bert_names.find_bert(arrays), arrays, path, "BERT")
@@ -80,7 +81,7 @@ def load_bert(path: Path, text: Mapping[str, Any], shapes: Any) -> Pretrained:
     _require_architecture(bert_names.bert_architecture(part), text, "text", path)
     filled, unused = _filled(bert_names.bert_layout(text["num_layers"]), part, bert_names.UNUSED, shapes, path)
     notes = [_unused(unused + _outside(arrays, prefix))]
-    return Pretrained(filled.params, _report("text", path, "a BERT", part, notes))
+    return Pretrained(filled.params, _report("text", path, "a BERT", filled, notes))
 
 
 def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path, what: str) -> Any:
@@ -91,7 +92,10 @@ def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path,
         prefixes = ", ".join(repr(item if isinstance(item, str) else item[0]) for item in found)
         raise UserError(f"{path} holds {len(found)} networks of the kind {what}, behind {prefixes}: save one alone")
     is_other = bert_names.find_bert(arrays) if what == "Swin" else swin_names.find_swin(arrays)
-    other = {"Swin": "a BERT: it belongs to config.text.pretrained", "BERT": "a Swin: it belongs to config.vision"}
+    other = {
+        "Swin": "a BERT: it belongs to config.text.pretrained",
+        "BERT": "a Swin: it belongs to config.vision.pretrained",
+    }
     holds = other[what] if is_other else f"{len(arrays)} arrays, such as {', '.join(sorted(arrays)[:3])}"
     raise UserError(f"{path} holds no {what} but {holds}")
 
@@ -114,7 +118,7 @@ def _renamed(arrays: Mapping[str, np.ndarray], rename: Any, where: str) -> dict[
     return renamed
 
 
-def _require_architecture(found: Mapping[str, Any], section: Mapping[str, Any], name: str, path: Path) -> None:
+def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: str, path: Path) -> None:
     """Says which fields to set where weights are of another size; the shapes alone would tell of hundreds of arrays."""
     wrong = {field: value for field, value in found.items() if _plain(section[field]) != value}
     if wrong:
@@ -149,10 +153,7 @@ def _unused(names: list[str]) -> str:
     return f"in the file but of no use here: {', '.join(shown[:SHOWN])}{more}" if names else ""
 
 
-def _report(name: str, path: Path, what: str, part: Mapping[str, np.ndarray], notes: Sequence[str]) -> str:
-    parameters = sum(array.size for array in part.values()) / 1e6
-    lines = [
-        f"Pretrained {name}: {path} ({what}, {parameters:.1f} M numbers)",
-        *(f"  {note}" for note in notes if note),
-    ]
-    return "\n".join(lines)
+def _report(name: str, path: Path, what: str, filled: Filled, notes: Sequence[str]) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(filled.params)) / 1e6
+    heading = f"Pretrained {name}: {path} ({what}, {parameters:.1f} M parameters)"
+    return "\n".join([heading, *(f"  {note}" for note in notes if note)])

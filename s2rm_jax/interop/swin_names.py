@@ -177,7 +177,6 @@ def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
     found: dict[str, object] = {
         "embed_dim": patches.shape[0],
         "depths": tuple(depths[i] for i in sorted(depths)),
-        "patch_size": patches.shape[-1],
     }
     tables = [source.get(names.block.format(i=i, j=0) + names.bias_table) for i in sorted(depths)]
     shapes = [table.shape for table in tables if table is not None and table.ndim == 2]

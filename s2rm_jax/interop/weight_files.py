@@ -102,8 +102,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f'reading {path} needs PyTorch: pip install "s2rm-jax[torch]", or give the same weights as {SAFETENSORS}'
         ) from None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of unusual pickles; what cannot be read is told of below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # Warnings are of unusual pickles; what cannot be read is told of below. A path would be judged by its ending.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, from three readers
         raise _unreadable(path, error) from error
 

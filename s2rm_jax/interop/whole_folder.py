@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,10 @@ def whole_folder(out: str | Path, flag: str) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raises OSError unless `size` bytes fit on the disk of `folder`, so that a long work does not begin in vain."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"it takes {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")

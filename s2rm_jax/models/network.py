@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.models.bert import Bert
 from s2rm_jax.models.casg import CASG
+from s2rm_jax.models.no_target import NoTargetHead
 from s2rm_jax.models.s2rm import S2RM
 from s2rm_jax.models.swin import Swin
 
@@ -26,6 +27,7 @@ class Output:
     word_attention   [b, k, heads, h, w, l], where each word was distributed
     group_maps       {pair: [r, b, k, h, w, c]}, what each direction parsed
     balance_weights  {pair: [r, b, k, ...]}, how the directions were weighed
+    no_target_logits [b, k] float32, positive where a sentence refers to nothing; None without the head that says so
     """
 
     logits: Any
@@ -33,6 +35,7 @@ class Output:
     word_attention: Any
     group_maps: dict[str, Any]
     balance_weights: dict[str, Any]
+    no_target_logits: Any = None
 
 
 class ReferringNetwork(nn.Module):
@@ -46,6 +49,7 @@ class ReferringNetwork(nn.Module):
     text: Bert
     fusion: S2RM
     decoder: CASG
+    no_target: NoTargetHead | None = None
 
     def __call__(
         self,
@@ -85,13 +89,16 @@ class ReferringNetwork(nn.Module):
         stride = self.vision.patch_size
         *_, h, w = logits[-1].shape
         full = jax.image.resize(logits[-1], (b, k, stride * h, stride * w), "bilinear")[:, :, :height, :width]
-        return Output(full, logits[:-1], fused.word_attention, fused.group_maps, fused.balance_weights)
+        nothing = None
+        if self.no_target is not None:
+            nothing = self.no_target(sentence, fused.features, logits[0], logits[-1])
+        return Output(full, logits[:-1], fused.word_attention, fused.group_maps, fused.balance_weights, nothing)
 
 
 def build_network(config: ConfigDict) -> ReferringNetwork:
     """Builds the network from the sections vision, text, fusion and decoder and the field dtype of a configuration."""
     dtype = jnp.dtype(config["dtype"])
-    not_of_the_module = {"vocab", "max_tokens", "pretrained"}
+    not_of_the_module = {"vocab", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:
         return {name: value for name, value in dict(config[section]).items() if name not in not_of_the_module}
@@ -101,4 +108,5 @@ def build_network(config: ConfigDict) -> ReferringNetwork:
         text=Bert(**fields("text"), dtype=dtype),
         fusion=S2RM(**fields("fusion"), dtype=dtype),
         decoder=CASG(**fields("decoder"), dtype=dtype),
+        no_target=NoTargetHead(config["decoder"]["no_target_width"]) if config["decoder"]["no_target_width"] else None,
     )

@@ -80,7 +80,14 @@ class Checkpoints:
         """Saves a checkpoint, replacing an earlier one of the same step.
 
         Returns when the state has been copied; writing goes on in the background until the next save or `close`.
+
+        Raises:
+            UserError: this checkpoint, or the one before it, cannot be written.
         """
+        with _writing(self._directory):
+            self._save(checkpoint, config)
+
+    def _save(self, checkpoint: Checkpoint, config: ConfigDict) -> None:
         if checkpoint.step in self._manager.all_steps():
             self._manager.wait_until_finished()
             self._manager.delete(checkpoint.step)
@@ -122,7 +129,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.close()
+        with _writing(self._directory):
+            self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -168,6 +176,18 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
             restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
             return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Says that there is no room, or no permission, if a checkpoint cannot be written; those before it stand."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # of the system, of TensorStore, of Orbax's threads
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"a checkpoint cannot be written to {directory} ({reason}): make room there and run the command again."
+        ) from error
 
 
 @contextmanager

@@ -19,9 +19,11 @@ from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.input.example import Batch
+from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import load_pretrained
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
@@ -41,12 +43,14 @@ class Parts:
     batches     takes the number of pictures already seen, returns the batches that follow, without end
     evaluate    takes parameters and what to call after each batch, returns metrics; None never evaluates
     save_vocab  writes the vocabulary to a path
+    epoch       what the training split holds, None where it has no end
     """
 
     network: nn.Module
     batches: Callable[[int], Iterator[Batch]]
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[Path], None]
+    epoch: EpochSize | None = None
 
 
 class _EvaluationStopped(Exception):
@@ -67,7 +71,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     """
     _check(config)
     config = _with_vocabulary(config, Path(workdir))
-    return run(config, Path(workdir), assemble(config), data_mesh())
+    parts = assemble(config)
+    if config.steps == 0:
+        config = copy.deepcopy(config)
+        config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
+    return run(config, Path(workdir), parts, data_mesh())
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -77,7 +85,7 @@ def assemble(config: ConfigDict) -> Parts:
         UserError: the data is not there, or does not fit the configuration.
     """
     from s2rm_jax.evaluation.evaluator import Evaluator
-    from s2rm_jax.input import pipeline, sources
+    from s2rm_jax.input import pipeline, sampling, sources
     from s2rm_jax.models.network import build_network
 
     source = sources.build_source(config.input.source, config.input.train_split)
@@ -98,6 +106,7 @@ def assemble(config: ConfigDict) -> Parts:
         lambda examples_seen: pipeline.train_batches(source, tokenizer, config, start=examples_seen),
         evaluate,
         tokenizer.save,
+        sampling.epoch_size(source, config),
     )
 
 
@@ -113,7 +122,8 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{config.batch_size} pictures a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
-            f"The first step takes longer: it is compiled.\n{describe_groups(config, plan.abstract.params)}"
+            f"{_describe_epoch(config, parts.epoch)}The first step takes longer: it is compiled.\n"
+            f"{describe_groups(config, plan.abstract.params)}"
         )
         with MetricsWriter(workdir, begin.step) as writer:
             loop = _Loop(config, workdir, parts, mesh, train_step, checkpoints, writer, stop)
@@ -136,7 +146,7 @@ class _Loop:
         config, clock = self.config, time.perf_counter()
         step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
         saved_step = step if saved else None
-        progress = Progress(config.steps)
+        progress, averages = Progress(config.steps), Averages()
         batches = self.parts.batches(examples_seen)
         running: tuple[int, Metrics] | None = None  # the step that the devices are working on
         trained: dict[str, float] = {}
@@ -146,7 +156,7 @@ class _Loop:
             evaluation_due = evaluation is None and self._evaluation_due(step)
             if self.stop.signum or last or evaluation_due or self.checkpoints.due(step):
                 if running:  # nothing is evaluated or saved before it is known to be sound
-                    trained, running = self._record(*running, progress), None
+                    trained, running = self._record(*running, progress, averages), None
                 with progress.pause():
                     if evaluation_due:
                         evaluation = self._evaluate(step, state.eval_params)
@@ -166,7 +176,7 @@ class _Loop:
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
                 # Read one step late: while the host waits for the step before, the devices have this one to work on.
                 if running:
-                    trained = self._record(*running, progress)
+                    trained = self._record(*running, progress, averages)
                 running = step, metrics
 
     def _evaluation_due(self, step: int) -> bool:
@@ -174,8 +184,11 @@ class _Loop:
             return False
         return step % self.config.eval.every == 0 or step >= self.config.steps
 
-    def _record(self, step: int, metrics: Metrics, progress: Progress) -> dict[str, float]:
-        """Waits for the metrics of a step, checks and tells them."""
+    def _record(self, step: int, metrics: Metrics, progress: Progress, averages: Averages) -> dict[str, float]:
+        """Waits for the metrics of a step and checks them; tells the means since the last line when one is due.
+
+        After a resume the first line speaks of the steps since then, and not of those before that it would have told.
+        """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             good = self.checkpoints.latest_step
@@ -186,9 +199,13 @@ class _Loop:
                 "config.optimizer.clip_norm=1.0, and start another --workdir."
             )
         progress.finish_step(step, int(values["expressions"]), self.config.batch_size)
+        averages.add(values)
         if step % self.config.log_every == 0 or step == self.config.steps:
-            say(progress.line(step, values))
-            self.writer.write(step, "train", values)
+            means, speed = averages.take(), progress.speed()
+            if self.parts.epoch:
+                means["epoch"] = step * self.config.batch_size / self.parts.epoch.rows
+            say(progress.line(step, means, speed))
+            self.writer.write(step, "train", means | speed)
         return values
 
     def _evaluate(self, step: int, params: Any) -> dict[str, float] | None:
@@ -269,11 +286,21 @@ def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoint
     return checkpoints
 
 
+def _describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:
+    if epoch is None:
+        return ""
+    return (
+        f"An epoch shows {epoch.expressions:,} expressions in {epoch.rows / config.batch_size:,.1f} steps "
+        f"(sampling {config.input.sampling}). "
+    )
+
+
 def _check(config: ConfigDict) -> None:
     """Finds what can be found wrong before data is read and programs are compiled."""
     check_config(config)
     check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
-    learning_rate_schedule(config)
+    if config.steps:  # else it is checked when they are known
+        learning_rate_schedule(config)
     known = Counts().metrics()
     if config.eval.metric not in known:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")

@@ -28,7 +28,11 @@ class MaskLogits(Protocol):
 
 
 def segmentation_loss(
-    output: MaskLogits, targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], config: ConfigDict
+    output: MaskLogits,
+    targets: Bool[Array, "b k h w"],
+    valid: Bool[Array, "b k"],
+    has_target: Bool[Array, "b k"],
+    config: ConfigDict,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the loss summed over the valid expressions, and the count to divide it by (`loss_count`).
 
@@ -36,7 +40,9 @@ def segmentation_loss(
     Computed in float32 whatever the logits are; what is not valid weighs nothing, even where its logits are not finite.
 
     `config` is the section config.loss:
-        kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**.
+        kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**. Where a
+            sentence refers to nothing there is no Dice: with an empty target it is nearly 1 and nearly flat until the
+            mask is down to a few pixels, while the cross-entropy pushes every pixel down from the start.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
         coarse_weight: weight of the same loss on each coarser mask, against targets averaged over its cells **[ours]**.
 
@@ -45,10 +51,11 @@ def segmentation_loss(
     """
     count = loss_count(targets, valid, config)
     truth = targets.astype(jnp.float32)
-    total = _valid_sum(output.logits, truth, valid, config.kind)
+    total = _valid_sum(output.logits, truth, valid, has_target, config.kind)
     if config.coarse_weight:
         for logits in output.coarse_logits:
-            coarse = _valid_sum(logits, area_resize(truth, (logits.shape[-2], logits.shape[-1])), valid, config.kind)
+            cells = area_resize(truth, (logits.shape[-2], logits.shape[-1]))
+            coarse = _valid_sum(logits, cells, valid, has_target, config.kind)
             total += config.coarse_weight * coarse
     return total, count
 
@@ -63,6 +70,14 @@ def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], confi
     if config.kind == "bce_dice":
         return valid.sum(dtype=jnp.float32)
     return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
+
+
+def no_target_loss(
+    logits: Float[Array, "b k"], has_target: Bool[Array, "b k"], valid: Bool[Array, "b k"]
+) -> Float[Array, ""]:
+    """Returns the binary cross-entropy of "refers to nothing", summed over the valid expressions, in float32."""
+    logits = jnp.where(valid, logits.astype(jnp.float32), 0.0)
+    return jnp.where(valid, jax.nn.softplus(jnp.where(has_target, logits, -logits)), 0.0).sum()
 
 
 def check_kind(kind: str) -> None:
@@ -85,20 +100,26 @@ def _cell_overlaps(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]
 
 
 def _valid_sum(
-    logits: Float[Array, "b k h w"], truth: Float[Array, "b k h w"], valid: Bool[Array, "b k"], kind: str
+    logits: Float[Array, "b k h w"],
+    truth: Float[Array, "b k h w"],
+    valid: Bool[Array, "b k"],
+    has_target: Bool[Array, "b k"],
+    kind: str,
 ) -> Float[Array, ""]:
     # Replaced before anything is computed from them: masking only the result would leave 0 * inf in the gradient.
     logits = jnp.where(valid[..., None, None], logits.astype(jnp.float32), 0.0)
-    per_expression = _bce_dice(logits, truth) if kind == "bce_dice" else _weighted_ce(logits, truth)
+    per_expression = _bce_dice(logits, truth, has_target) if kind == "bce_dice" else _weighted_ce(logits, truth)
     return jnp.where(valid, per_expression, 0.0).sum()
 
 
-def _bce_dice(logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:
+def _bce_dice(
+    logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"], has_target: Bool[Array, "*n"]
+) -> Float[Array, "*n"]:
     cross_entropy = truth * jax.nn.softplus(-logits) + (1 - truth) * jax.nn.softplus(logits)
     found = jax.nn.sigmoid(logits)
     overlap, areas = (found * truth).sum((-2, -1)), (found + truth).sum((-2, -1))
     dice = 1 - (2 * overlap + DICE_SMOOTHING) / (areas + DICE_SMOOTHING)
-    return cross_entropy.mean((-2, -1)) + dice
+    return cross_entropy.mean((-2, -1)) + jnp.where(has_target, dice, 0.0)
 
 
 def _weighted_ce(logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:

@@ -55,18 +55,31 @@ class Progress:
         yield
         self._paused += self._clock() - began
 
-    def line(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Returns the line for `step`, and begins to count anew for the next one."""
+    def speed(self) -> dict[str, float]:
+        """Returns the rates since the last line, and the percentage of time spent waiting for input; {} at first."""
+        seconds = self._clock() - self._since - self._paused
+        if not self._pictures:
+            return {}
+        return {
+            "expressions_per_second": self._expressions / seconds,
+            "pictures_per_second": self._pictures / seconds,
+            "waiting_for_input": 100 * min(1.0, self._waited / seconds),
+        }
+
+    def line(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> str:
+        """Returns the line for `step`, with what `speed` returned, and begins to count anew for the next one."""
         parts = [
             f"step {step}/{self._last_step} ({100 * step // self._last_step}%)",
+            *([f"epoch {metrics['epoch']:.2f}"] if "epoch" in metrics else []),
             f"loss {metrics['loss']:.4f}",
             f"mIoU {metrics['mean_iou']:.1f}",
             f"lr {metrics['learning_rate']:.2e}",
         ]
-        seconds = self._clock() - self._since - self._paused
-        if self._pictures:
-            parts.append(f"{self._expressions / seconds:.1f} expressions/s, {self._pictures / seconds:.1f} pictures/s")
-            parts.append(f"{100 * min(1.0, self._waited / seconds):.0f}% waiting for input")
+        if speed:
+            parts += [
+                f"{speed['expressions_per_second']:.1f} expressions/s, {speed['pictures_per_second']:.1f} pictures/s",
+                f"{speed['waiting_for_input']:.0f}% waiting for input",
+            ]
         if self._began is not None and step > self._began_step:
             per_step = (self._clock() - self._began) / (step - self._began_step)
             parts.append(f"ETA {hours_minutes_seconds(per_step * (self._last_step - step))}")

@@ -16,7 +16,8 @@ VOCAB_FILE = "vocab.txt"
 
 # What may change when a run goes on: how long it is, how often it tells, tests and saves, and where and how it reads.
 MAY_CHANGE = (
-    *("steps", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
+    "eval.expressions_per_image",
     *("input.workers", "input.source.root", "input.source.image_root", "text.vocab"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only
 )
@@ -73,7 +74,16 @@ def _read_json(workdir: Path) -> dict[str, Any]:
     expected = {name for name, value in default_config().items() if isinstance(value, ConfigDict)}
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in expected)):
         raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
-    return content
+    return _with_defaults(content, json.loads(json.dumps(default_config().to_dict())))
+
+
+def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Adds the fields that there were not yet when the run began; their defaults mean what the program did then."""
+    filled = {
+        name: _with_defaults(value, defaults.get(name, {})) if isinstance(value, dict) else value
+        for name, value in content.items()
+    }
+    return defaults | filled
 
 
 def _with_tuples(value: Any) -> Any:

@@ -47,8 +47,8 @@ class StatePlan:
     """What is known of a state before it exists.
 
     `abstract` is a TrainState of ShapeDtypeStructs with shardings, by which checkpoints are restored; `groups` says how
-    each parameter is trained; `create(given={})` makes the state, each array where its sharding wants it: parameters that
-    are `given` (nested, some or all of them) as they are, the others from the seed.
+    each parameter is trained; `create(given={})` makes the state, each array where its sharding wants it: parameters
+    that are `given` (nested, some or all of them) as they are, the others from the seed.
     """
 
     optimizer: optax.GradientTransformation

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import batch_sharding, replicated
-from s2rm_jax.training.losses import loss_count, segmentation_loss
+from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_loss
 from s2rm_jax.training.optimizer import freeze, learning_rate_schedule
 from s2rm_jax.training.state import StatePlan, TrainState
 
@@ -32,6 +32,8 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
         learning_rate  of this step, before the factors of the groups
         expressions    number of valid expressions
         mean_iou       of the predictions made while training, percent, at the network's input size
+        no_target_accuracy  percent of the expressions for which "refers to nothing" was judged rightly, where the
+                            network has a head for it; its loss, times config.loss.no_target_weight, is in `loss`
 
     The batch is worked through in config.optimizer.accumulate microbatches; as sums are divided by the count of the
     whole batch, the gradient is that of the whole batch.
@@ -50,7 +52,7 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
         divisor = _positive(loss_count(batch.targets, batch.valid, config.loss))
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-        def partial_loss(params: Any, part: Any, index: Any) -> tuple[jax.Array, jax.Array]:
+        def partial_loss(params: Any, part: Any, index: Any) -> tuple[jax.Array, Metrics]:
             output: Any = network.apply(
                 {"params": freeze(params, plan.groups)},
                 part.images,
@@ -59,20 +61,32 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
                 train=True,
                 rngs={"dropout": jax.random.fold_in(step_key, index)},
             )
-            total, _ = segmentation_loss(output, part.targets, part.valid, config.loss)
-            return total / divisor, iou_sum(output.logits, part.targets, part.valid)
+            total, _ = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
+            loss = total / divisor
+            nothing = output.no_target_logits
+            if nothing is None:
+                return loss, {"mean_iou": iou_sum(output.logits, part.targets, part.valid, part.has_target)}
+            judged = no_target_loss(nothing, part.has_target, part.valid)
+            loss += config.loss.no_target_weight * judged / _positive(expressions)
+            masks = jnp.where((nothing > 0)[..., None, None], -1.0, output.logits)
+            sums = {
+                "mean_iou": iou_sum(masks, part.targets, part.valid, part.has_target),
+                "no_target_accuracy": (part.valid & ((nothing > 0) != part.has_target)).sum(dtype=jnp.float32),
+            }
+            return loss, sums
 
         grad = jax.value_and_grad(partial_loss, has_aux=True)
         if parts == 1:
-            (loss, ious), gradient = grad(state.params, batch, 0)
+            (loss, sums), gradient = grad(state.params, batch, 0)
         else:
 
-            def add_part(sums: Any, item: tuple[Any, jax.Array]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, sums, grad(state.params, *item)), None
+            def add_part(so_far: Any, item: tuple[Any, jax.Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, so_far, grad(state.params, *item)), None
 
-            zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
             items = (split_microbatches(batch, parts, mesh), jnp.arange(parts))
-            ((loss, ious), gradient), _ = jax.lax.scan(add_part, zeros, items)
+            shapes = jax.eval_shape(grad, state.params, *jax.tree.map(lambda x: x[0], items))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            ((loss, sums), gradient), _ = jax.lax.scan(add_part, zeros, items)
 
         updates, opt_state = plan.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -82,7 +96,7 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
             "expressions": expressions,
-            "mean_iou": 100 * ious / _positive(expressions),
+            **{name: 100 * total / _positive(expressions) for name, total in sums.items()},
         }
         return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
@@ -114,13 +128,20 @@ def split_microbatches(batch: Any, parts: int, mesh: Mesh) -> Any:
 
 
 def iou_sum(
-    logits: Float[Array, "b k h w"], targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"]
+    logits: Float[Array, "b k h w"],
+    targets: Bool[Array, "b k h w"],
+    valid: Bool[Array, "b k"],
+    has_target: Bool[Array, "b k"],
 ) -> Float[Array, ""]:
-    """Returns the sum over valid expressions of the IoU of the mask logits > 0; an empty union counts as 0."""
+    """Returns the sum over valid expressions of the IoU of the mask logits > 0.
+
+    An empty union counts as 0, but as 1 where the sentence refers to nothing.
+    """
     found = logits > 0
     intersection = (found & targets).sum((-2, -1), dtype=jnp.float32)
     union = (found | targets).sum((-2, -1), dtype=jnp.float32)
-    return jnp.where(valid, intersection / jnp.maximum(union, 1), 0.0).sum()
+    iou = jnp.where(has_target, intersection / jnp.maximum(union, 1), union == 0)
+    return jnp.where(valid, iou, 0.0).sum()
 
 
 def _positive(count: Float[Array, ""]) -> Float[Array, ""]:

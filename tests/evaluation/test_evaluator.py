@@ -1,13 +1,18 @@
 """The evaluator on a network whose answers are known: what is counted, how often, and at which resolution."""
 
+from typing import NamedTuple
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.evaluator import Evaluator
-from s2rm_jax.input.example import Example
+from s2rm_jax.evaluation.protocols import PROTOCOLS
+from s2rm_jax.input.example import Example, Expression
 
 
 def test_counts_at_the_original_size_of_a_non_square_picture(colour_world, make_example, source_of):
@@ -96,3 +101,80 @@ def test_nothing_to_evaluate_is_said(colour_world, source_of):
     network, _, params, tokenizer, config = colour_world
     with pytest.raises(UserError, match="no sentences"):
         Evaluator(network, tokenizer, config)(params, source_of([]))
+
+
+def test_the_size_of_a_protocol_is_not_that_of_the_network_or_the_picture(colour_world, make_example, source_of):
+    # The network answers at 8 x 8, the picture has 12 x 24 pixels, masks are compared at 480 x 480. Logits are -4 and 4
+    # at columns 2 and 3, whose centres lie at 150 and 210 of 480: they cross 0 halfway, at 180. Meant is the left half.
+    source = source_of([make_example("p", ["red"], height=12, width=24)])
+    network, _, params, tokenizer, config = colour_world
+    report = Evaluator(network, tokenizer, config, PROTOCOLS["lavt480"])(params, source)
+    assert [(s.intersection, s.union) for s in report.sentences] == [(180 * 480, 240 * 480)]
+    assert report.protocol.name == "lavt480"
+
+
+def test_where_and_how_large_what_is_meant_is(colour_world, make_example, source_of):
+    network, _, params, tokenizer, config = colour_world
+    source = source_of([make_example("p", ["red"], height=12, width=24)])
+    for name in ("original", "lavt480"):
+        (score,) = Evaluator(network, tokenizer, config, PROTOCOLS[name])(params, source).sentences
+        assert score.area == 0.5
+        assert score.centre == (0.25, 0.5)
+
+
+class AnswerWithHead(NamedTuple):
+    logits: jax.Array
+    no_target_logits: jax.Array | None
+
+
+class WithHead(nn.Module):
+    """Says that a sentence refers to nothing where it names green, and finds the left half for everything else."""
+
+    silent: bool = False
+
+    @nn.compact
+    def __call__(self, images, tokens, token_mask):
+        b, h, w, _ = images.shape
+        green = (tokens == 5).any(-1)
+        left = jnp.where(jnp.arange(w) < w // 2, 1.0, -1.0)
+        logits = jnp.broadcast_to(left, (b, tokens.shape[1], h, w))
+        return AnswerWithHead(logits, None if self.silent else jnp.where(green, 2.0, -2.0))
+
+
+@pytest.fixture
+def four_answers(make_example, source_of):
+    """A picture with two sentences that mean its left half and two that mean nothing; one of each names green."""
+    example = make_example("p", ["red"], height=8, width=8)
+    left, nothing = np.asarray(example.expressions[0].segmentation), np.zeros((8, 8), bool)
+    cases = (("red", left), ("green", left), ("blue", nothing), ("green", nothing))
+    expressions = tuple(Expression(s, mask, "", f"p-{i}") for i, (s, mask) in enumerate(cases))
+    return source_of([Example("p", example.image, 8, 8, expressions)])
+
+
+def test_a_network_says_itself_that_a_sentence_refers_to_nothing(colour_world, four_answers):
+    # At 480 x 480 the left half has 115,200 pixels = h. TN: I = U = h. FP: I lost, U = h. FN: U = h. TP: IoU 1.
+    h = 480 * 240
+    report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])(
+        {}, four_answers
+    )
+    assert [(s.intersection, s.union, s.iou) for s in report.sentences] == [(h, h, 1), (0, h, 0), (0, h, 0), (0, 0, 1)]
+    assert [(s.targeted, s.answered) for s in report.sentences] == [
+        (True, True), (True, False), (False, True), (False, False),
+    ]  # fmt: skip
+    assert report.metrics["no_target_accuracy"] == report.metrics["target_accuracy"] == report.metrics["mean_iou"] == 50
+    assert report.metrics["overall_iou"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(("silent", "name"), [(True, "rela_gref"), (False, "lisa")])
+def test_without_that_word_the_mask_decides(colour_world, four_answers, silent, name):
+    tokenizer, config = colour_world.tokenizer, colour_world.config
+    report = Evaluator(WithHead(silent), tokenizer, config, PROTOCOLS[name])({}, four_answers)
+    assert all(score.answered for score in report.sentences)  # no mask is empty
+    assert report.metrics["no_target_accuracy"] == 0
+    assert report.metrics["target_accuracy"] == 100
+
+
+def test_a_protocol_that_knows_no_such_sentences_scores_the_masks(colour_world, four_answers):
+    report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config)({}, four_answers)
+    assert [s.iou for s in report.sentences] == [1, 1, 0, 0]
+    assert "no_target_accuracy" not in report.metrics

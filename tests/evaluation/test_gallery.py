@@ -1,17 +1,19 @@
 """The pictures of an evaluation: which are chosen, which files appear, and what is on the page."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 from PIL import Image
 
+from s2rm_jax.evaluation.cases import Cases
 from s2rm_jax.evaluation.evaluator import Prediction
-from s2rm_jax.evaluation.gallery import PANEL, Chosen, contact_sheet, example_sheet, one_of_each, write_gallery
-from s2rm_jax.evaluation.gallery_page import outcome
+from s2rm_jax.evaluation.gallery import PANEL, contact_sheet, write_gallery
+from s2rm_jax.evaluation.gallery_page import gallery_html, outcome
 from s2rm_jax.evaluation.metrics import SentenceScore
-from s2rm_jax.evaluation.report import Report
+from s2rm_jax.evaluation.report import Report, metrics_table
+from s2rm_jax.evaluation.report_page import report_page
 
 NASTY = "</style><script>alert(\"x\")</script> & 'quoted'"
 
@@ -43,78 +45,87 @@ class Reader(HTMLParser):
 
 
 def test_files_with_the_right_sizes(tmp_path, make_example):
-    wide, tall = make_example("val/wide", ["red", "blue"], 48, 96, "a"), make_example("tall", ["red"], 640, 320, "b")
-    examples = [predictions_of(wide), predictions_of(tall)]
-    report = Report(tuple(p.score for example in examples for p in example))
-    paths = write_gallery(tmp_path / "gallery", examples, report, "A run")
-    assert [path.name for path in paths] == ["001_val_wide.png", "002_tall.png", "gallery.png", "index.html"]
-    with Image.open(paths[0]) as sheet:
-        # A 48 x 96 picture is enlarged to 320 across: the bare picture and two rows of it, 160 high each, with text.
-        assert sheet.width >= 2 * PANEL
-        assert 3 * 160 < sheet.height < 3 * 160 + 250
-    with Image.open(paths[1]) as sheet:
-        assert 2 * PANEL < sheet.height < 2 * PANEL + 250  # the longer side of a large picture is reduced to PANEL
-    assert not re.search(rb"https?:", paths[-1].read_bytes())
+    wide, tall = make_example("val/wide", ["red", "blue"], 48, 96), make_example("tall", ["red"], 640, 320)
+    sections = {"worst": predictions_of(wide)[:1], "best": predictions_of(wide)[1:] + predictions_of(tall)}
+    paths = write_gallery(tmp_path / "gallery", sections)
+    names = ["worst_001_val_wide_0.png", "worst.png", "best_001_val_wide_1.png", "best_002_tall_0.png", "best.png"]
+    assert [path.name for path in paths] == names
+    with Image.open(paths[0]) as case:
+        # A 48 x 96 picture is enlarged to 320 across, twice side by side, 160 high, below the key and the sentence.
+        assert case.width >= 2 * PANEL
+        assert 160 < case.height < 160 + 150
+    with Image.open(paths[3]) as case:
+        assert PANEL < case.height < PANEL + 150  # the longer side of a large picture is reduced to PANEL
+    with Image.open(paths[4]) as both:
+        assert both.width > 4 * 240
 
 
-def test_examples_of_an_earlier_gallery_are_gone_and_nothing_else(tmp_path, make_example):
-    for name in ("001_old.png", "1000_old.png", "holiday.png", "001_Mine.png"):
+def test_cases_of_an_earlier_gallery_are_gone_and_nothing_else(tmp_path, make_example):
+    for name in ("best_001_old.png", "worst_1000_old.png", "random.png", "holiday.png", "best_of_mine.png"):
         (tmp_path / name).write_text("")
-    examples = [predictions_of(make_example("new", ["red"]))]
-    write_gallery(tmp_path, examples, Report((examples[0][0].score,)), "A run")
+    write_gallery(tmp_path, {"best": predictions_of(make_example("new", ["red"]))})
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["001_Mine.png", "001_new.png", "gallery.png", "holiday.png", "index.html"]
+    assert left == ["best.png", "best_001_new_0.png", "best_of_mine.png", "holiday.png"]
 
 
 def test_true_and_predicted_masks_stand_side_by_side(make_example):
     example = make_example("e", ["red"], 80, 160)
     nothing = np.zeros((80, 160), bool)
-    sheet = np.asarray(example_sheet(predictions_of(example, predicted=nothing))).astype(int)
+    sheet = np.asarray(contact_sheet(predictions_of(example, predicted=nothing), panel=PANEL)).astype(int)
     true, predicted = sheet[-100:-40, 24 : 24 + PANEL], sheet[-100:-40, 36 + PANEL : 36 + 2 * PANEL]
     red_true, red_predicted = true[:, 20:100, 0].mean(), predicted[:, 20:100, 0].mean()  # the red part, inside the mask
     assert red_true > 200  # in the light
     assert red_predicted < 140  # in the shade, as nothing was predicted
-    assert "nothing predicted" in outcome(predictions_of(example, predicted=nothing)[0])
-    assert outcome(predictions_of(example)[0]) == "IoU 75.0 %"
 
 
-def test_the_page_is_self_contained_and_escapes_text(tmp_path, make_example):
-    examples = [predictions_of(make_example(NASTY, [NASTY, "red"], kind=NASTY))]
-    report = Report(tuple(p.score for p in examples[0]))
-    *_, index = write_gallery(tmp_path, examples, report, NASTY)
-    page = index.read_text(encoding="utf-8")
+def test_masks_of_another_size_than_the_picture_fit_over_it(make_example):
+    example = make_example("e", ["red"], 80, 160)
+    square = np.zeros((480, 480), bool)
+    square[:, :240] = True  # the left half, as in the example
+    same, other = predictions_of(example), predictions_of(example)
+    other = [Prediction(example, square, square, other[0].score)]
+    difference = np.abs(np.asarray(contact_sheet(same)).astype(int) - np.asarray(contact_sheet(other)))
+    assert difference.mean() < 2
+
+
+def test_what_is_said_of_a_case(make_example):
+    (case,) = predictions_of(make_example("e", ["red"], 8, 16, kind="colour"))
+    nothing = np.zeros((8, 16), bool)
+    assert outcome(case) == "colour, IoU 75.0 %"
+    empty = Prediction(case.example, nothing, nothing, replace(case.score, union=0, empty_iou=None, answered=False))
+    assert outcome(empty) == "colour, no IoU, empty union, nothing predicted"
+    rejected = Prediction(case.example, nothing, case.true, replace(case.score, targeted=False, answered=False))
+    assert outcome(rejected) == "colour, IoU 75.0 %, refers to nothing, answered with 'nothing'"
+
+
+def test_the_page_is_self_contained_and_escapes_text(make_example):
+    predictions = predictions_of(make_example(NASTY, [NASTY, "red"], kind=NASTY))
+    report = Report(tuple(p.score for p in predictions))
+    sections = {"random": predictions, "worst": predictions[:1]}
+    page = report_page(NASTY, report, [metrics_table(report)], {"plot": "<svg></svg>"}, sections)
     reader = Reader(page)
     tags = [tag for tag, _ in reader.tags]
     assert tags.count("script") == 1
-    assert tags.count("style") == 1
-    assert tags.count("article") == 2
+    assert tags.count("article") == 3
     assert "link" not in tags
     sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
-    assert len(sources) == 4
+    assert len(sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(re.findall(r"url\(data:", page)) == 1  # one picture for all of its sentences
     assert set(re.findall(r"url\((.{5})", page)) == {"data:"}
     assert "".join(reader.text).count(NASTY) >= 4  # title, heading, kind, sentence: readable as they were written
     cards = [attributes for tag, attributes in reader.tags if tag == "article"]
     assert cards[0]["data-kind"] == NASTY
     assert cards[0]["data-iou"] == "0.750000"
     assert "75.00" in "".join(reader.text)
+    headings = re.findall(r"<h2[^>]*>([^<]*)", page)
+    assert headings == ["Where it does well and where it does not", "Cases at random", "Worst cases"]
 
 
-@pytest.mark.parametrize(("examples", "count", "expected"), [(10, 4, [0, 2, 5, 7]), (3, 9, [0, 1, 2]), (5, 0, [])])
-def test_the_chosen_are_spread_evenly(make_example, examples, count, expected):
-    chosen = Chosen(examples, count)
-    for number in range(examples):
-        for prediction in predictions_of(make_example(f"e{number}", ["red", "blue"])):
-            chosen(prediction)
-    assert [[p.score.id for p in kept] for kept in chosen.examples] == [[f"e{n}-0", f"e{n}-1"] for n in expected]
-
-
-def test_kinds_take_turns_on_the_contact_sheet(make_example):
-    both = [make_example(f"e{n}", ["red"], kind="a") for n in range(4)]
-    examples = [predictions_of(a) + predictions_of(make_example(a.id, ["blue"], kind="b")) for a in both]
-    picked = one_of_each(examples, count=3)
-    assert [p.score.kind for p in picked] == ["a", "b", "a"]
-    assert [p.example.id for p in picked] == ["e0", "e1", "e2"]
+def test_kinds_are_offered_only_where_there_are_any(make_example):
+    plain = predictions_of(make_example("e", ["red"]))
+    assert 'id="kind"' not in gallery_html({"best": plain})
+    assert 'id="kind"' in gallery_html({"best": predictions_of(make_example("e", ["red"], kind="a"))})
 
 
 def test_long_sentences_lengthen_the_contact_sheet(make_example):
@@ -124,3 +135,43 @@ def test_long_sentences_lengthen_the_contact_sheet(make_example):
     )
     assert long.width == short.width
     assert long.height > short.height
+
+
+def chosen_of(make_example, count, *ious, **more):
+    """What is chosen of pictures with a sentence for each IoU of `ious`, in hundredths; ids are "PICTURE-SENTENCE"."""
+    cases = Cases(count)
+    for number, of_picture in enumerate(ious):
+        example = make_example(f"e{number}", ["red"] * len(of_picture))
+        for prediction, iou in zip(predictions_of(example), of_picture, strict=True):
+            score = replace(prediction.score, intersection=iou or 0, union=0 if iou is None else 100, empty_iou=None)
+            cases(Prediction(example, prediction.true, prediction.predicted, replace(score, **more)))
+    return {name: [p.score.id for p in predictions] for name, predictions in cases.sections().items()}
+
+
+def test_best_and_worst_are_of_different_pictures(make_example):
+    chosen = chosen_of(make_example, 2, [10, 20, 90], [50, 40], [30, 95], [60])
+    assert chosen["worst"] == ["e0-0", "e2-0"]
+    assert chosen["best"] == ["e2-1", "e0-2"]
+    assert len(set(chosen["random"])) == 2
+
+
+def test_the_random_ones_do_not_depend_on_what_was_predicted(make_example):
+    ious = [[i % 100, (7 * i) % 100] for i in range(40)]
+    one = chosen_of(make_example, 5, *ious)
+    other = chosen_of(make_example, 5, *([99 - a, 99 - b] for a, b in ious))
+    assert one["random"] == other["random"]
+    assert len({name.split("-")[0] for name in one["random"]}) == 5
+    positions = sorted(int(name.split("-")[0][1:]) for name in one["random"])
+    assert positions != list(range(5))  # not simply the first
+
+
+def test_best_cases_refer_to_something(make_example):
+    assert set(chosen_of(make_example, 2, [100], [100], targeted=False)) == {"random", "worst"}
+
+
+def test_sentences_without_an_iou_are_neither_best_nor_worst(make_example):
+    assert chosen_of(make_example, 2, [None]) == {"random": ["e0-0"]}
+
+
+def test_none_are_kept_where_none_are_asked_for(make_example):
+    assert chosen_of(make_example, 0, [1], [2]) == {}

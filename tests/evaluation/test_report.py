@@ -1,15 +1,16 @@
-"""The table on the screen, metrics.json and sentences.csv."""
+"""The table on the screen and sentences.csv."""
 
 import csv
-import json
+from dataclasses import replace
 
 from s2rm_jax.evaluation.metrics import SentenceScore
-from s2rm_jax.evaluation.report import Report, table, write_csv, write_json
+from s2rm_jax.evaluation.protocols import PROTOCOLS
+from s2rm_jax.evaluation.report import Report, remarks, table, write_csv
 
 ODD_SENTENCE = 'the "big", red one;\nor, the émigré\'s <b>hat</b>'
 REPORT = Report(
     (
-        SentenceScore("7-0", "7", "relation", ODD_SENTENCE, 1, 3),
+        SentenceScore("7-0", "7", "relation", ODD_SENTENCE, 1, 3, area=0.25, centre=(0.5, 0.125)),
         SentenceScore("7-1", "7", "attribute", "the red circle", 9, 10),
     )
 )
@@ -22,7 +23,8 @@ def test_the_table_has_a_row_per_kind_and_one_for_all():
     assert rows["attribute"] == ["90.00", "90.00", "100.00", "100.00", "100.00", "100.00", "100.00", "1"]
     assert rows["relation"] == ["33.33", "33.33", "0.00", "0.00", "0.00", "0.00", "0.00", "1"]
     assert rows["all"] == ["76.92", "61.67", "50.00", "50.00", "50.00", "50.00", "50.00", "2"]  # 10/13, (90 + 33.3)/2
-    assert "original resolution" in lines[-2]
+    assert "pictures drawn with replacement: 1, 1,000 times): oIoU 76.92 to 76.92" in lines[6]
+    assert "original resolution" in " ".join(lines[7:])
     assert "Empty union" in lines[-1]
     assert max(map(len, lines)) <= 120
 
@@ -30,19 +32,7 @@ def test_the_table_has_a_row_per_kind_and_one_for_all():
 def test_without_kinds_there_is_one_row():
     plain = Report((SentenceScore("0", "0", "", "a dog", 1, 2),))
     assert plain.by_kind == {}
-    assert len(table(plain).splitlines()) == 5  # header, rule, all, two lines of definitions
-
-
-def test_json_round_trip(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_json(REPORT, path, split="val", step=12)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["split"] == "val"
-    assert content["step"] == 12
-    assert {name: content["all"][name] for name in REPORT.metrics} == REPORT.metrics
-    assert (content["all"]["intersection"], content["all"]["union"], content["all"]["sentences"]) == (10, 13, 2)
-    assert content["by_kind"]["relation"]["sentences"] == 1
-    assert "original resolution" in content["definitions"]
+    assert [line.split()[:1] for line in table(plain).splitlines()[2:4]] == [["all"], ["95"]]  # below header and rule
 
 
 def test_csv_round_trip_keeps_every_character(tmp_path):
@@ -60,4 +50,38 @@ def test_csv_round_trip_keeps_every_character(tmp_path):
         "intersection": "1",
         "union": "3",
         "iou": "0.333333",
+        "targeted": "1",
+        "answered": "1",
+        "area": "0.250000",
+        "centre_x": "0.5000",
+        "centre_y": "0.1250",
     }
+    assert (rows[1]["centre_x"], rows[1]["centre_y"]) == ("", "")
+
+
+def test_sentences_without_an_iou_have_an_empty_cell(tmp_path):
+    left_out = SentenceScore("0", "0", "", "w", 0, 0, empty_iou=None)
+    write_csv(Report((left_out,), PROTOCOLS["caris448"]), tmp_path / "sentences.csv")
+    assert (tmp_path / "sentences.csv").read_text().splitlines()[1] == "0,0,,w,0,0,,1,1,0.000000,,"
+
+
+def test_the_table_has_the_columns_of_its_protocol():
+    lines = table(Report(REPORT.sentences, PROTOCOLS["cris"])).splitlines()
+    assert lines[0].split() == ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "sentences"]
+    assert lines[5].split()[:2] == ["all", "61.67"]
+    assert lines[6].endswith("mIoU 61.67 to 61.67.")
+    assert "oIoU" not in " ".join(lines)
+    gref = table(Report(REPORT.sentences, PROTOCOLS["rela_gref"])).splitlines()
+    assert gref[0].split() == ["cIoU", "gIoU", "P@0.7", "P@0.8", "P@0.9", "N-acc", "T-acc", "sentences"]
+    assert gref[5].split()[-3:] == ["–", "–", "2"]
+    assert "Every sentence refers to something" in gref[-1]
+
+
+def test_remarks_on_what_a_protocol_does_not_know():
+    nothing = replace(REPORT.sentences[0], targeted=False)
+    (remark,) = remarks(Report((nothing,), PROTOCOLS["lavt480"]))
+    assert remark.startswith("Sentences that refer to nothing: 1. lavt480 does not know any")
+    left_out = replace(REPORT.sentences[0], union=0, empty_iou=None)
+    (remark,) = remarks(Report((left_out, *REPORT.sentences), PROTOCOLS["caris448"]))
+    assert remark.startswith("Sentences with an empty union: 1. They are left out of mIoU")
+    assert remarks(REPORT) == []

@@ -1,4 +1,7 @@
-"""Writes a small dataset in the REFER layout: generated pictures of coloured shapes, real file formats."""
+"""Writes small datasets in the REFER layout: generated pictures of coloured shapes, real file formats.
+
+`write_refer_layout` writes RefCOCO and its kin, `write_refclef_layout` ReferIt, `write_grefcoco_layout` gRefCOCO.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
+from tests.input import python2_pickle
+
 HEIGHT, WIDTH = 48, 64
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 FOLDER = "images/mscoco/images/train2014"
+COCO_NAME = "COCO_train2014_{:012d}.jpg"
 # Two pictures for each split.
 SPLITS = ("train", "train", "val", "val", "testA", "testA", "testB", "testB")
 
@@ -35,38 +41,83 @@ def write_refer_layout(
     split_by: str = "unc",
     *,
     splits: tuple[str, ...] = SPLITS,
+    first_id: int = 100,
     picture_folder: str = FOLDER,
+    picture_name: str = COCO_NAME,
     bare_names: bool = False,
     rle: bool = False,
     as_json: bool = False,
+    python2_protocol: int | None = None,
+    file_prefix: str = "refs",
     edit: Edit | None = None,
 ) -> Path:
     """Writes `root`/`dataset` and the pictures; returns `root`.
 
-    Picture i (id 100 + i, split `splits[i]`) is 48 x 64 and shows a coloured box on the left (polygon) and, on the
-    right, two boxes of one colour that are one object (two polygons). Each is a referent with two sentences.
-    `rle` stores the masks as refclef does, a list of RLE dicts with text counts. `edit` may change the referents and
-    the content of instances.json before they are written.
+    Picture i (id `first_id` + i, split `splits[i]`) is 48 x 64 and shows a coloured box on the left (polygon) and, on
+    the right, two boxes of one colour that are one object (two polygons). Each is a referent with two sentences.
+    `rle` stores the masks as refclef does, a list of RLE dicts with text counts. `bare_names` stores the picture
+    COCO_train2014_000000000100.jpg as 000000000100.jpg. The referents are pickled with protocol 2, or with one of
+    Python 2's (0, 1, 2) and its byte strings, or written as JSON. `edit` may change the referents and the content of
+    instances.json before they are written.
     """
     refs: list[dict[str, Any]] = []
     instances: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "box"}]}
     (root / picture_folder).mkdir(parents=True, exist_ok=True)
     for index, split in enumerate(splits):
-        _add_picture(refs, instances, index, split, rle)
-        bare = f"{100 + index:012d}.jpg"
-        name = bare if bare_names else f"COCO_train2014_{bare}"
-        _draw(index).save(root / picture_folder / name, quality=95)
+        name = picture_name.format(first_id + index)
+        _add_picture(refs, instances, index, first_id + index, name, split, rle)
+        stored = name.rsplit("_", 1)[-1] if bare_names else name
+        draw_picture(index).save(root / picture_folder / stored, quality=95)
     refs.reverse()  # readers must not rely on the order of the file
     if edit is not None:
         edit(refs, instances)
     folder = root / dataset
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "instances.json").write_text(json.dumps(instances))
+    stem = folder / f"{file_prefix}({split_by})"
     if as_json:
-        (folder / f"refs({split_by}).json").write_text(json.dumps(refs))
+        stem.with_suffix(".json").write_text(json.dumps(refs))
+    elif python2_protocol is None:
+        stem.with_suffix(".p").write_bytes(pickle.dumps(refs, protocol=2))
     else:
-        (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+        stem.with_suffix(".p").write_bytes(python2_pickle.dumps(refs, python2_protocol))
     return root
+
+
+def write_refclef_layout(root: Path, split_by: str = "berkeley", **arguments: Any) -> Path:
+    """Writes `root`/refclef: as `write_refer_layout`, with the names and masks of ReferIt."""
+    own = {"picture_folder": "images/saiapr_tc-12", "picture_name": "{}.jpg", "rle": True}
+    return write_refer_layout(root, "refclef", split_by, **{**own, **arguments})
+
+
+def write_grefcoco_layout(root: Path, *, as_json: bool = True, edit: Edit | None = None, **arguments: Any) -> Path:
+    """Writes `root`/grefcoco: grefs(unc).json (or .p), whose referents are lists of annotations.
+
+    The referents of picture i are, after its left and right object: both of them (sentences "both boxes", "two boxes"),
+    nothing ("the dog", "a cat") and the left object together with a crowd annotation, 9000 + i, which covers the left
+    half of the picture and is to be skipped ("the crowded one").
+    """
+
+    def generalise(refs: list[dict[str, Any]], instances: dict[str, Any]) -> None:
+        for ref in refs:
+            ref["ann_id"], ref["category_id"] = [ref["ann_id"]], [ref["category_id"]]
+        crowd = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH // 2, HEIGHT * WIDTH // 2]}
+        for index, (right, left) in enumerate(zip(refs[-2::-2], refs[::-1][::2], strict=True)):
+            annotation = {"id": 9000 + index, "image_id": left["image_id"], "category_id": 1, "iscrowd": 1}
+            instances["annotations"].append({**annotation, "segmentation": crowd})
+            objects = [*left["ann_id"], *right["ann_id"]]
+            for number, (ann_ids, texts) in enumerate(
+                [
+                    (objects, ["both boxes", "two boxes"]),
+                    ([-1], ["the dog", "a cat"]),
+                    ([*left["ann_id"], 9000 + index], ["the crowded one"]),
+                ]
+            ):
+                refs.append(_several(left, 5000 + 10 * index + number, ann_ids, texts))
+        if edit is not None:
+            edit(refs, instances)
+
+    return write_refer_layout(root, "grefcoco", as_json=as_json, file_prefix="grefs", edit=generalise, **arguments)
 
 
 def boxes(index: int, side: str) -> list[tuple[int, int, int, int]]:
@@ -80,7 +131,8 @@ def colour(index: int, side: str) -> str:
     return COLOURS[(index + (side == "right")) % len(COLOURS)]
 
 
-def _draw(index: int) -> Image.Image:
+def draw_picture(index: int) -> Image.Image:
+    """The boxes of picture `index` on grey."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90))
     draw = ImageDraw.Draw(picture)
     for side in ("left", "right"):
@@ -89,9 +141,7 @@ def _draw(index: int) -> Image.Image:
     return picture
 
 
-def _add_picture(refs: list, instances: dict[str, Any], index: int, split: str, rle: bool) -> None:
-    id = 100 + index
-    name = f"COCO_train2014_{id:012d}.jpg"
+def _add_picture(refs: list, instances: dict[str, Any], index: int, id: int, name: str, split: str, rle: bool) -> None:
     instances["images"].append({"id": id, "file_name": name, "height": HEIGHT, "width": WIDTH})
     for position, side in enumerate(("left", "right")):
         number = 2 * index + position
@@ -115,7 +165,7 @@ def _add_picture(refs: list, instances: dict[str, Any], index: int, split: str, 
                 "image_id": id,
                 "category_id": 1,
                 "split": split,
-                "file_name": f"COCO_train2014_{id:012d}_{number}.jpg",
+                "file_name": f"{name.removesuffix('.jpg')}_{number}.jpg",
                 "sent_ids": [2 * number, 2 * number + 1],
                 "sentences": [
                     {"sent_id": 2 * number + i, "raw": text, "sent": text.lower(), "tokens": text.lower().split()}
@@ -123,6 +173,23 @@ def _add_picture(refs: list, instances: dict[str, Any], index: int, split: str, 
                 ],
             }
         )
+
+
+def _several(like: dict[str, Any], ref_id: int, ann_ids: list[int], texts: list[str]) -> dict[str, Any]:
+    """A referent of gRefCOCO on the picture and in the split of another."""
+    sent_ids = [10 * ref_id + number for number in range(len(texts))]
+    return {
+        **like,
+        "ref_id": ref_id,
+        "ann_id": ann_ids,
+        "category_id": [-1 if ann_id == -1 else 1 for ann_id in ann_ids],
+        "no_target": ann_ids == [-1],
+        "sent_ids": sent_ids,
+        "sentences": [
+            {"sent_id": id, "raw": text, "sent": text, "tokens": text.split()}
+            for id, text in zip(sent_ids, texts, strict=True)
+        ],
+    }
 
 
 def _rle(box: tuple[int, int, int, int]) -> dict[str, Any]:

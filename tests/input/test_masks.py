@@ -68,6 +68,37 @@ def test_every_form_gives_the_union_of_its_parts(segmentation):
     assert has_mask(segmentation)
 
 
+def test_the_empty_list_is_the_mask_of_nothing():
+    mask = rasterize([], HEIGHT, WIDTH)
+    assert (mask.shape, mask.dtype, mask.any()) == ((HEIGHT, WIDTH), bool, False)
+
+
+# Two squares of 20 x 20 pixels that share 10 x 10: 700 pixels in all, of which 600 lie under one square only.
+SQUARES = [polygon(0, 0, 20, 20), polygon(10, 10, 30, 30)]
+SQUARE_CODES = [
+    coco_mask.encode(np.asfortranarray(np.pad(np.ones((20, 20), np.uint8), ((at, 20 - at), (at, 20 - at)))))
+    for at in (0, 10)
+]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools under NumPy 2
+@pytest.mark.parametrize("parts", [SQUARES, SQUARE_CODES], ids=["polygons", "rle"])
+def test_pixels_under_two_parts_count_unless_they_are_to_be_covered_once(parts):
+    together, once = rasterize(parts, 40, 40), rasterize({"covered_once": parts}, 40, 40)
+    assert (together.sum(), once.sum()) == (700, 600)
+    both = np.zeros((40, 40), bool)
+    both[10:20, 10:20] = True
+    np.testing.assert_array_equal(together & ~once, both)
+    # What LAVT, CARIS and ReMamber compute: the sum over the parts, of which the pixels that are 1 are kept.
+    codes = coco_mask.frPyObjects(parts, 40, 40) if parts is SQUARES else parts
+    np.testing.assert_array_equal(once, coco_mask.decode(codes).sum(axis=2) == 1)
+
+
+def test_what_counts_once_in_one_object_is_joined_with_the_other_objects():
+    mask = rasterize([{"covered_once": SQUARES}, polygon(0, 0, 15, 15)], 40, 40)
+    assert mask.sum() == 600 + 5 * 5  # the object fills a quarter of the hole
+
+
 def test_a_polygon_reaching_out_of_the_picture_is_cut_at_its_border():
     np.testing.assert_array_equal(rasterize([polygon(-50, 5, 10, 500)], HEIGHT, WIDTH), box(0, 5, 10, HEIGHT))
 
@@ -87,8 +118,10 @@ def test_an_annotation_without_a_mask_is_recognised(segmentation):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], "has no mask"),
         ([[1.0, 2.0, 3.0, 4.0]], "has no mask"),
+        ([[]], "has no mask"),
+        ({}, "has no mask"),
+        ({"covered_once": [[1.0, 2.0, 3.0, 4.0]]}, "has no mask"),
         (compressed(np.ones((WIDTH, HEIGHT), bool)), r"size \[30, 20\], its picture is 20 x 30"),
         (np.ones((HEIGHT, WIDTH + 1), bool), r"shape \(20, 31\), its picture is 20 x 30"),
         (np.ones((HEIGHT, WIDTH), np.float32), "array of float32"),

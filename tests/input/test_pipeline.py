@@ -1,6 +1,7 @@
 """The order of the stream: the same for any number of processes, readers and restarts."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,11 @@ class Pictures:
 
     def expression_count(self, index):
         return index % 4 + 1
+
+    def referents(self, index):
+        """The first two expressions refer to one thing, the others each to another."""
+        positions = tuple(range(index % 4 + 1))
+        return (positions[:2], *((position,) for position in positions[2:]))
 
 
 def small_config(**changes):
@@ -68,11 +74,13 @@ def test_shapes_and_types():
         "token_mask": ((4, 2, 5), "bool"),
         "targets": ((4, 2, 8, 12), "bool"),
         "valid": ((4, 2), "bool"),
+        "has_target": ((4, 2), "bool"),
     }
 
 
 def test_a_mask_belongs_to_its_sentence_and_fillers_are_invalid():
     for batch in first_batches(6):
+        np.testing.assert_array_equal(batch.has_target, batch.valid)
         for tokens, targets, valid in zip(
             batch.tokens.reshape(8, 5), batch.targets.reshape(8, 8, 12), batch.valid.ravel(), strict=True
         ):
@@ -146,6 +154,58 @@ def test_evaluation_scores_every_sentence_once(limit):
                 seen.append(expression.id)
     pictures = [source[i] for i in range(limit or 7)]
     assert seen == [expression.id for picture in pictures for expression in picture.expressions]
+
+
+@pytest.mark.parametrize("sampling", ["sentence", "referent"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_every_rule_streams_the_same_over_processes_workers_and_restarts(sampling, k):
+    config = small_config()
+    config.input.update(sampling=sampling, expressions_per_image=k)
+    straight = first_batches(6, config=config)
+    assert_same(straight[2:], first_batches(4, config=config, start=8))
+    parts = [first_batches(6, config=config, process=(index, 4)) for index in range(4)]
+    for whole, *shares in zip(straight, *parts, strict=True):
+        for x, *xs in zip(whole, *shares, strict=True):
+            np.testing.assert_array_equal(x, np.concatenate(xs))
+
+
+def test_augmented_views_are_a_function_of_seed_and_position():
+    config = small_config()
+    config.input.augment.update(flip=0.5, crop=0.5, hide_patches=0.5, patch=4, hide_words=0.5)
+    straight = first_batches(6, config=config)
+    assert_same(straight[2:], first_batches(4, config=config, start=8))
+    parts = [first_batches(6, config=config, process=(index, 2)) for index in range(2)]
+    for whole, *shares in zip(straight, *parts, strict=True):
+        np.testing.assert_array_equal(whole.images[0::2], shares[0].images)
+        np.testing.assert_array_equal(whole.tokens[1::2], shares[1].tokens)
+    plain = first_batches(6)
+    for a, b in zip(straight, plain, strict=True):  # which pictures and how many sentences come is not changed
+        assert (a.images != b.images).any() and (a.tokens != b.tokens).any()
+        np.testing.assert_array_equal(a.valid, b.valid)
+
+
+def test_a_sentence_that_refers_to_nothing_has_an_empty_mask():
+    class Empty(Pictures):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            first = replace(example.expressions[0], segmentation=[])
+            return replace(example, expressions=(first, *example.expressions[1:]))
+
+    config, source = small_config(), Empty()
+    for batch, items in eval_batches(source, build_tokenizer(config, source), config):
+        for row, item in enumerate(items):
+            expected = [item.first + k > 0 for k in range(item.number)]
+            assert batch.has_target[row].tolist() == expected + [False] * (2 - item.number)
+            assert batch.targets[row].any((1, 2)).tolist() == batch.has_target[row].tolist()
+        assert not batch.has_target[len(items) :].any()
+
+
+def test_an_evaluation_may_take_more_sentences_at_a_time_than_the_training():
+    config, source = small_config(), Pictures()
+    config.eval.expressions_per_image = 4
+    batches = list(eval_batches(source, build_tokenizer(config, source), config))
+    assert [batch.valid.shape for batch, _ in batches] == [(4, 4)] * 2
+    assert sum(len(items) for _, items in batches) == len(source)
 
 
 def test_evaluation_makes_every_example_once():

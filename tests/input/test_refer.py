@@ -15,7 +15,16 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.refer import ReferSource
-from tests.input.refer_fixture import FOLDER, HEIGHT, WIDTH, boxes, colour, refer_mini, write_refer_layout
+from tests.input.refer_fixture import (
+    FOLDER,
+    HEIGHT,
+    WIDTH,
+    boxes,
+    colour,
+    refer_mini,
+    write_refclef_layout,
+    write_refer_layout,
+)
 
 
 def referents(source: ReferSource) -> Counter[str]:
@@ -37,6 +46,67 @@ def test_a_split_is_read_whole(tmp_path):
         *("The left one", f"{colour(0, 'left')} box"),
     ]
     assert {expression.kind for expression in example.expressions} == {""}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split_by", "splits"),
+    [
+        ("refcoco", "unc", ("train", "val", "testA", "testB")),
+        ("refcoco", "google", ("train", "val", "test")),
+        ("refcoco+", "unc", ("train", "val", "testA", "testB")),
+        ("refcocog", "umd", ("train", "val", "test")),
+        ("refcocog", "google", ("train", "val")),
+    ],
+)
+@pytest.mark.parametrize("python2_protocol", [0, 1, 2])
+def test_every_dataset_is_read_from_the_pickles_of_python_2(tmp_path, dataset, split_by, splits, python2_protocol):
+    root = write_refer_layout(tmp_path, dataset, split_by, splits=splits, python2_protocol=python2_protocol)
+    for index, split in enumerate(splits):
+        source = ReferSource(split, root=root, dataset=dataset, split_by=split_by)
+        assert referents(source) == {str(100 + index): 4}
+        assert source[0].expressions[3].sentence == f"{colour(index, 'left')} box"
+
+
+def test_the_sentences_of_one_referent_stand_together(tmp_path):
+    def edit(refs, instances):
+        refs[-1]["sentences"] *= 2  # the left object of the first picture, read last of its picture
+        for number, sentence in enumerate(refs[-1]["sentences"]):
+            refs[-1]["sentences"][number] = {**sentence, "sent_id": 100 + number}
+
+    source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+    assert source.referents(0) == ((0, 1), (2, 3, 4, 5))
+    assert source.referents(1) == ((0, 1), (2, 3))
+    for group in source.referents(0):
+        masks = [source[0].expressions[position].segmentation for position in group]
+        assert all(mask is masks[0] for mask in masks)
+
+
+def squares(refs, instances):
+    square = [[x, y, x + 20, y, x + 20, y + 20, x, y + 20] for x, y in ((0, 0), (10, 10))]
+    instances["annotations"][0]["segmentation"] = square
+
+
+@pytest.mark.parametrize(("overlap", "pixels"), [("union", 700), ("drop", 600)])
+def test_what_becomes_of_overlapping_polygons_can_be_chosen(tmp_path, overlap, pixels):
+    source = ReferSource("train", root=write_refer_layout(tmp_path, edit=squares), overlap=overlap)
+    right, left = source[0].expressions[0], source[0].expressions[2]
+    assert left.sentence == "The left one"
+    assert rasterize(left.segmentation, HEIGHT, WIDTH).sum() == pixels
+    assert rasterize(right.segmentation, HEIGHT, WIDTH).sum() == 10 * 12 + 18 * 12  # apart, both polygons stay whole
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[0].expressions == source[0].expressions
+
+
+def test_another_overlap_is_refused(tmp_path):
+    with pytest.raises(UserError, match="overlap is 'xor'; it must be one of: union, drop"):
+        ReferSource("train", root=write_refer_layout(tmp_path), overlap="xor")
+
+
+def test_pictures_can_be_left_out(tmp_path):
+    root = write_refer_layout(tmp_path)
+    assert referents(ReferSource("train", root=root, leave_out={100, 999})) == {"101": 4}
+    with pytest.raises(UserError, match=r"all pictures of split 'train' in .* are left out"):
+        ReferSource("train", root=root, leave_out=(100, 101))
 
 
 @pytest.mark.parametrize("rle", [False, True])
@@ -78,10 +148,10 @@ def test_a_negative_number_of_referents_is_refused(tmp_path):
 
 def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
     splits = ("train", "testA", "testAB", "testBC", "val", "test")
-    root = write_refer_layout(tmp_path, "refclef", "berkeley", splits=splits, picture_folder="images/saiapr_tc-12")
+    root = write_refclef_layout(tmp_path, "unc", splits=splits)
 
     def pictures(split):
-        return [example.id for example in ReferSource(split, root=root, dataset="refclef", split_by="berkeley")]
+        return [example.id for example in ReferSource(split, root=root, dataset="refclef")]
 
     assert pictures("train") == ["100"]
     assert pictures("testA") == ["101", "102"]
@@ -93,8 +163,42 @@ def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
         pictures("validation")
 
 
+@pytest.mark.parametrize("folder", ["images/saiapr_tc-12", "saiapr_tc-12"])
+@pytest.mark.parametrize("python2_protocol", [0, 2])
+def test_referit_is_read_with_its_own_pictures_and_lists_of_rle(tmp_path, folder, python2_protocol):
+    root = write_refclef_layout(tmp_path, picture_folder=folder, python2_protocol=python2_protocol)
+    source = ReferSource("testA", root=root, dataset="refclef", split_by="berkeley")
+    assert source[1].image == root / folder / "105.jpg"
+    right = source[1].expressions[0]
+    assert [type(part["counts"]) for part in right.segmentation] == [str, str]
+    in_bytes = [{**part, "counts": part["counts"].encode()} for part in right.segmentation]
+    for segmentation in (right.segmentation, in_bytes):
+        mask = rasterize(segmentation, HEIGHT, WIDTH)
+        assert mask.sum() == 10 * 12 + 18 * 12
+        (x0, y0, x1, y1), _ = boxes(5, "right")
+        assert mask[y0:y1, x0:x1].all()
+
+
+def test_the_pictures_that_referit_lacks_are_left_out_and_told(tmp_path, caplog):
+    root = write_refclef_layout(tmp_path, splits=("train", "train", "test"), first_id=19578)  # 19579 is one of them
+    assert len(ReferSource("train", root=root, dataset="refclef", split_by="berkeley")) == 2
+    assert not caplog.records
+    (root / "images/saiapr_tc-12/19579.jpg").unlink()
+    with caplog.at_level(logging.WARNING):
+        source = ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
+    assert referents(source) == {"19578": 4}
+    assert caplog.messages == ["refclef: pictures that its archive lacks, left out with their referents: 19579.jpg"]
+    (root / "images/saiapr_tc-12/19578.jpg").unlink()
+    with pytest.raises(UserError, match=r"the picture 19578\.jpg .*was not found"):
+        ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
+
+
 @pytest.mark.parametrize(
-    "folder", ["images/mscoco/images/train2014", "images/train2014", "train2014", "images/train2017", "train2017"]
+    "folder",
+    [
+        *("images/mscoco/images/train2014", "images/mscoco/train2014", "images/train2014", "train2014"),
+        *("coco/train2014", "images/train2017", "train2017", "coco/train2017"),
+    ],
 )
 @pytest.mark.parametrize("bare_names", [False, True])
 def test_the_pictures_are_found_under_the_names_people_have(tmp_path, folder, bare_names):
@@ -192,7 +296,7 @@ def no_referents(refs, instances):
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
         (no_text, "None instead of a text as 'raw' of the sentence with sent_id 0"),
         (no_list, r"annotation 1000 in .*must be a list of numbers"),
-        (several_objects, "several objects at once"),
+        (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
         (twice, "2 sentences with the sent_id 0"),
         (no_referents, "no split 'train'; it has no referents at all"),
     ],
@@ -282,3 +386,21 @@ def test_the_real_masks_have_the_area_and_the_box_of_their_annotation(real_root)
 def test_the_real_pictures_have_the_size_of_their_annotation(real_root):
     for example in ReferSource("test", root=real_root, split_by="mini"):
         assert load_image(example.image).shape == (example.height, example.width, 3)
+
+
+def test_the_real_referents_have_one_mask_each_which_dropping_overlaps_only_shrinks(real_root):
+    joined = ReferSource("train", root=real_root, split_by="mini")
+    dropped = ReferSource("train", root=real_root, split_by="mini", overlap="drop")
+    several = 0
+    for index, (example, other) in enumerate(zip(joined, dropped, strict=True)):
+        positions = [position for group in joined.referents(index) for position in group]
+        assert positions == list(range(joined.expression_count(index)))
+        for group in joined.referents(index):
+            assert len({json.dumps(example.expressions[position].segmentation) for position in group}) == 1
+            polygons = example.expressions[group[0]].segmentation
+            layers = [rasterize([polygon], example.height, example.width).astype(int) for polygon in polygons]
+            mask = rasterize(other.expressions[group[0]].segmentation, example.height, example.width)
+            np.testing.assert_array_equal(mask, sum(layers) == 1)
+            several += len(polygons) > 1
+    assert sum(len(joined.referents(index)) for index in range(len(joined))) == joined.num_referents == 148
+    assert several >= 10, "the sample has annotations of several polygons"

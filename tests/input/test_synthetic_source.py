@@ -135,6 +135,7 @@ def test_difficulty_is_a_flat_mapping_of_plain_values():
     fewer = SyntheticSource("train", seed=3, scene=config, expressions_per_scene=1)
     assert len(fewer[0].expressions) == fewer.expression_count(0) == 1
     assert len(source[0].expressions) == source.expression_count(0) == 5
+    assert source.referents(0) == ((0,), (1,), (2,), (3,), (4,))
 
 
 def test_palettes_and_distractors():

@@ -64,7 +64,27 @@ def test_evaluate(tiny_workdir, tmp_path):
     assert len(sentences) == len({s["id"] for s in sentences}) == metrics["all"]["sentences"] == 15
     assert sum(int(s["union"]) for s in sentences) == metrics["all"]["union"]
     assert metrics["all"]["mean_iou"] == pytest.approx(100 * np.mean([float(s["iou"]) for s in sentences]), abs=1e-4)
-    assert sorted(path.suffix for path in (out / "gallery").iterdir()) == [".html", *[".png"] * 4]
+    assert sorted(path.name[: -len(".png")].split("_")[0] for path in (out / "gallery").iterdir()) == [
+        name for name in ("best", "random", "worst") for _ in range(4)
+    ]  # three cases and their sheet
+    assert (out / "index.html").read_text().count("<article") == 9
+    assert metrics["protocol"] == "original"
+    low, high = metrics["all"]["interval_95"]["overall_iou"]
+    assert low <= metrics["all"]["overall_iou"] <= high
+
+
+def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
+    status, printed, errors = door(
+        evaluate, f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", "--protocol=cris", f"--out={tmp_path}"
+    )
+    assert status == 0, errors
+    lines = printed.splitlines()
+    assert lines[1].split() == ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "sentences"]
+    assert "probability exceeds 0.35" in printed
+    assert lines[-1].startswith("mIoU ")
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "cris"
+    assert not (tmp_path / "gallery").exists()
+    assert "Beside published" not in (tmp_path / "index.html").read_text()
 
 
 def test_predict(tiny_workdir, tmp_path, picture):
@@ -109,7 +129,7 @@ def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, t
     restore = checkpoint.restore_params
     monkeypatch.setattr(checkpoint, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
-        status, _, errors = door(evaluate, f"--workdir={tiny_workdir}", "--limit=5", f"--out={tmp_path}")
+        status, _, errors = door(evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", f"--out={tmp_path}")
     assert status == 0, errors
 
 
@@ -153,6 +173,7 @@ def test_predict_with_bad_input(door, tiny_workdir, tmp_path, picture, change, s
         (["--workdir={run}", "--split=tset"], "tset"),
         (["--workdir={run}", "--out={tmp}/taken"], "a file is in the way"),
         (["--workdir={run}", "--gallery=-1"], "gallery"),
+        (["--workdir={run}", "--protocol=lavt"], "there is no protocol 'lavt'; there are: original, lavt480, caris448"),
         ([], "--workdir is missing"),
     ],
 )

@@ -27,12 +27,14 @@ SIZE, WORDS, MAX_TOKENS, EXPRESSIONS = 8, 16, 5, 3
 class StandInOutput:
     logits: jax.Array
     coarse_logits: tuple[jax.Array, ...]
+    no_target_logits: jax.Array | None = None
 
 
 class StandIn(nn.Module):
-    """Compares every pixel with the mean of the words."""
+    """Compares every pixel with the mean of the words; `judges`: and says whether the words mean nothing."""
 
     dropout_rate: float = 0.0
+    judges: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -45,7 +47,8 @@ class StandIn(nn.Module):
         logits = logits.astype(jnp.float32)
         b, k, h, w = logits.shape
         halves = logits.reshape(b, k, h // 2, 2, w // 2, 2).mean((3, 5))
-        return StandInOutput(logits, (halves,))
+        nothing = nn.Dense(1, name="no_target")(words)[..., 0] if self.judges else None
+        return StandInOutput(logits, (halves,), nothing)
 
 
 def make_config(**changes):
@@ -78,6 +81,7 @@ def make_batch(seed, batch_size=4):
         token_mask=token_mask,
         targets=targets & valid[..., None, None],
         valid=valid,
+        has_target=valid,
     )
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.sampling import EpochSize
 from s2rm_jax.parallel.mesh import data_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.loop import run, train_and_evaluate
 from s2rm_jax.training.state import plan_state
 
+OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "pictures_per_second", "waiting_for_input")}
 MESH = data_mesh(jax.devices()[:1])
 
 
@@ -29,7 +31,9 @@ def kept_steps(workdir):
 
 
 def metric_lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """What was written, but for what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in OF_THE_CLOCK} for line in lines]
 
 
 def assert_bitwise_equal(a, b):
@@ -57,7 +61,10 @@ def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_pa
     assert metrics.keys() == {"loss", "grad_norm", "learning_rate", "expressions", "mean_iou"}
     assert saved(standin, config, workdir).examples_seen == 48 and kept_steps(workdir) == [10, 12]
     assert [line["step"] for line in metric_lines(workdir)] == [4, 8, 12]
-    assert metric_lines(workdir)[-1]["train/loss"] == metrics["loss"]
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last.keys() == OF_THE_CLOCK | {f"train/{name}" for name in metrics} | {"step"}
+    assert last["train/learning_rate"] == metrics["learning_rate"]
+    assert 0 <= last["train/waiting_for_input"] <= 100
     assert (workdir / "config.json").exists() and (workdir / "vocab.txt").read_text() == "[PAD]\n"
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"Training in {workdir} from step 0 of 12, 4 pictures a step, 1 x cpu")
@@ -84,7 +91,25 @@ def test_a_run_in_two_parts_equals_one_bitwise(tmp_path, standin):
     assert_bitwise_equal(
         saved(standin, config, tmp_path / "broken").state, saved(standin, config, tmp_path / "straight").state
     )
-    assert metric_lines(tmp_path / "broken") == metric_lines(tmp_path / "straight")
+    broken, whole = metric_lines(tmp_path / "broken"), metric_lines(tmp_path / "straight")
+    assert [line["step"] for line in broken] == [4, 8, 12]
+    assert (broken[0], broken[2]) == (whole[0], whole[2])  # that of step 8 tells the mean of steps 6 to 8, not 5 to 8
+
+
+def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, standin, capsys):
+    config = standin.make_config(steps=6, log_every=3)
+    every = standin.make_config(steps=6, log_every=1)
+    parts = replace(standin.make_parts(config), epoch=EpochSize(rows=16, expressions=40))
+    run(config, tmp_path / "third", parts, MESH)
+    out = capsys.readouterr().out
+    assert "An epoch shows 40 expressions in 4.0 steps (sampling image)." in out
+    assert "step 3/6 (50%) | epoch 0.75 |" in out and "step 6/6 (100%) | epoch 1.50 |" in out
+    run(every, tmp_path / "every", parts, MESH)
+    singles, thirds = metric_lines(tmp_path / "every"), metric_lines(tmp_path / "third")
+    weights = [line["train/expressions"] for line in singles[3:]]
+    mean = np.average([line["train/loss"] for line in singles[3:]], weights=weights)
+    np.testing.assert_allclose(thirds[1]["train/loss"], mean, rtol=1e-6)
+    assert [line["train/epoch"] for line in thirds] == [0.75, 1.5]
 
 
 def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
@@ -225,7 +250,8 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, standin):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "config.steps is 0; it must be at least 1"),
+        ({"steps": 0}, "config.steps and config.epochs are both 0"),
+        ({"steps": -1}, "config.steps is -1; it must be at least 0"),
         ({"log_every": 0}, "config.log_every is 0; it must be at least 1"),
         ({"checkpoint_every": 0}, "config.checkpoint_every is 0; it must be at least 1"),
         ({"optimizer__accumulate": 3}, "config.batch_size=4 cannot be split"),

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.losses import area_resize, loss_count, segmentation_loss
+from s2rm_jax.training.losses import area_resize, loss_count, no_target_loss, segmentation_loss
 
 B, K, H, W = 3, 2, 6, 8
 
@@ -28,7 +28,7 @@ def random_case(seed=0, scale=3.0):
 
 
 def mean_loss(out, targets, valid, config):
-    total, count = segmentation_loss(out, targets, valid, config)
+    total, count = segmentation_loss(out, targets, valid, valid, config)
     return total / count
 
 
@@ -42,7 +42,7 @@ def reference_bce_dice(logits, truth):
 def test_bce_dice_is_the_mean_over_valid_expressions():
     logits, targets, valid = random_case()
     expected = [reference_bce_dice(m, np.asarray(t, float)) for m, t in zip(logits[valid], targets[valid], strict=True)]
-    total, count = segmentation_loss(output(logits), targets, valid, loss_config())
+    total, count = segmentation_loss(output(logits), targets, valid, valid, loss_config())
     assert count == 4
     np.testing.assert_allclose(total / count, np.mean(expected), rtol=1e-6)
 
@@ -65,10 +65,10 @@ def test_sums_and_counts_of_parts_add_up(kind):
     logits, targets, valid = random_case(2)
     coarse = logits[..., ::2, ::4]
     config = loss_config(kind, coarse_weight=0.5)
-    whole = segmentation_loss(output(logits, coarse), targets, valid, config)
+    whole = segmentation_loss(output(logits, coarse), targets, valid, valid, config)
     parts = [
-        segmentation_loss(output(logits[i : i + 1], coarse[i : i + 1]), targets[i : i + 1], valid[i : i + 1], config)
-        for i in range(B)
+        segmentation_loss(output(logits[i], coarse[i]), targets[i], valid[i], valid[i], config)
+        for i in (slice(j, j + 1) for j in range(B))
     ]
     np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
 
@@ -102,8 +102,8 @@ def test_stable_for_huge_logits(kind):
 def test_float32_whatever_the_logits_are():
     logits, targets, valid = random_case(5)
     logits = jnp.asarray(logits, jnp.bfloat16)
-    total, _ = segmentation_loss(output(logits), targets, valid, loss_config())
-    exact, _ = segmentation_loss(output(logits.astype(jnp.float32)), targets, valid, loss_config())
+    total, _ = segmentation_loss(output(logits), targets, valid, valid, loss_config())
+    exact, _ = segmentation_loss(output(logits.astype(jnp.float32)), targets, valid, valid, loss_config())
     assert total.dtype == jnp.float32 and total == exact
 
 
@@ -130,12 +130,41 @@ def test_area_resize_averages_exactly_also_where_sizes_do_not_divide(size):
 def test_a_batch_without_valid_expressions_counts_nothing():
     logits, targets, valid = random_case()
     for kind in ("bce_dice", "weighted_ce"):
-        total, count = segmentation_loss(output(logits), targets, jnp.zeros_like(valid), loss_config(kind))
+        nothing = jnp.zeros_like(valid)
+        total, count = segmentation_loss(output(logits), targets, nothing, nothing, loss_config(kind))
         assert total == 0 and count == 0
         assert loss_count(targets, jnp.zeros_like(valid), loss_config(kind)) == 0
+
+
+def test_a_sentence_that_refers_to_nothing_has_cross_entropy_and_no_dice():
+    logits, targets, valid = random_case(7)
+    has_target = valid.at[0, 1].set(False)
+    targets = targets.at[0, 1].set(False)
+    with_dice, _ = segmentation_loss(output(logits), targets, valid, valid, loss_config())
+    without, count = segmentation_loss(output(logits), targets, valid, has_target, loss_config())
+    assert count == 4
+    probability = 1 / (1 + np.exp(-logits[0, 1].astype(np.float64)))
+    np.testing.assert_allclose(with_dice - without, 1 - 1 / (probability.sum() + 1), rtol=1e-5)
+    # The cross-entropy of the family has no Dice to leave out.
+    same = [
+        segmentation_loss(output(logits), targets, valid, h, loss_config("weighted_ce")) for h in (valid, has_target)
+    ]
+    assert same[0] == same[1]
+
+
+def test_the_loss_of_no_target_is_the_cross_entropy_of_valid_expressions():
+    logits = jnp.array([[2.0, -1.0], [0.5, jnp.nan], [jnp.inf, 3.0]])
+    valid = jnp.array([[True, True], [True, False], [False, True]])
+    has_target = jnp.array([[True, False], [False, False], [False, True]])
+    p = 1 / (1 + np.exp(-np.array([2.0, -1.0, 0.5, 3.0])))
+    expected = -np.log([1 - p[0], p[1], p[2], 1 - p[3]]).sum()
+    value, gradient = jax.value_and_grad(no_target_loss)(logits, has_target, valid)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert np.isfinite(gradient).all() and not gradient[~valid].any()
+    assert no_target_loss(logits.astype(jnp.bfloat16), has_target, valid).dtype == jnp.float32
 
 
 def test_unknown_kind_names_the_kinds():
     logits, targets, valid = random_case()
     with pytest.raises(UserError, match=r"config.loss.kind is 'focal'.*bce_dice, weighted_ce"):
-        segmentation_loss(output(logits), targets, valid, loss_config("focal"))
+        segmentation_loss(output(logits), targets, valid, valid, loss_config("focal"))

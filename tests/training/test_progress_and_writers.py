@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
@@ -33,11 +34,41 @@ def test_rates_wait_and_time_left():
             clock.now += 0.5
         clock.now += 1.5
         progress.finish_step(step, expressions=10, pictures=4)
-    line = progress.line(11, METRICS)
+    line = progress.line(11, METRICS, progress.speed())
     assert line == (
         "step 11/1000 (1%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04 | 5.0 expressions/s, 2.0 pictures/s | "
         "25% waiting for input | ETA 0:32:58"
     )
+
+
+def test_the_speed_is_of_the_steps_since_the_last_line():
+    clock = Clock()
+    progress = Progress(last_step=1000, clock=clock)
+    assert progress.speed() == {}
+    progress.finish_step(1, 10, 4)
+    for seconds in (4.0, 1.0):
+        with progress.waiting_for_input():
+            clock.now += 1
+        clock.now += seconds
+        progress.finish_step(2, 10, 4)
+        speed = progress.speed()
+        assert speed == {
+            "expressions_per_second": 10 / (seconds + 1),
+            "pictures_per_second": 4 / (seconds + 1),
+            "waiting_for_input": 100 / (seconds + 1),
+        }
+        progress.line(2, METRICS, speed)
+    assert "| epoch 1.26 |" in progress.line(3, METRICS | {"epoch": 1.257}, {})
+
+
+def test_means_weigh_by_expressions_what_speaks_of_expressions():
+    averages = Averages()
+    averages.add({"loss": 1.0, "mean_iou": 10.0, "grad_norm": 2.0, "learning_rate": 0.2, "expressions": 1.0})
+    averages.add({"loss": 3.0, "mean_iou": 50.0, "grad_norm": 4.0, "learning_rate": 0.1, "expressions": 3.0})
+    expected = {"loss": 2.5, "mean_iou": 40.0, "grad_norm": 3.0, "learning_rate": 0.1, "expressions": 2.0}
+    assert averages.take() == expected
+    averages.add({"loss": 7.0, "expressions": 0.0})
+    assert averages.take() == {"loss": 0.0, "expressions": 0.0}
 
 
 def test_pauses_are_out_of_the_rates_but_in_the_time_left():
@@ -49,7 +80,7 @@ def test_pauses_are_out_of_the_rates_but_in_the_time_left():
         progress.finish_step(step, 10, 4)
     with progress.pause():
         clock.now += 80
-    line = progress.line(11, METRICS)
+    line = progress.line(11, METRICS, progress.speed())
     assert "5.0 expressions/s" in line and line.endswith("ETA 0:01:40")
 
 
@@ -58,7 +89,7 @@ def test_the_first_line_of_all_promises_nothing():
     progress = Progress(last_step=10, clock=clock)
     clock.now += 60
     progress.finish_step(1, 10, 4)
-    assert progress.line(1, METRICS) == "step 1/10 (10%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04"
+    assert progress.line(1, METRICS, progress.speed()) == "step 1/10 (10%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04"
 
 
 def test_evaluation_says_how_far_it_is_and_can_be_stopped(capsys):

@@ -51,6 +51,18 @@ def test_a_run_may_change_its_length_and_cadence_only(tmp_path):
     assert "Start another --workdir" in message and "steps" not in message and "\n" not in message
 
 
+def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
+    config = default_config()
+    save_config(tmp_path, config)
+    old = config.to_dict()
+    del old["input"]["sampling"], old["input"]["augment"], old["decoder"]["no_target_width"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert load_config(tmp_path).to_dict() == config.to_dict()
+    require_same_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"input.sampling \(was 'image', now 'referent'\)"):
+        require_same_config(tmp_path, changed(config, input__sampling="referent"))
+
+
 def test_fields_that_came_or_went_are_differences(tmp_path):
     config = default_config()
     config.input.source = ConfigDict({"name": "synthetic", "difficulty": "hard"})

@@ -6,7 +6,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
-from s2rm_jax.training.losses import segmentation_loss
+from s2rm_jax.training.losses import no_target_loss, segmentation_loss
 from s2rm_jax.training.state import plan_state
 from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
 
@@ -58,7 +58,9 @@ def test_metrics_are_those_of_the_whole_batch(standin):
 
     def mean_loss(params):
         out = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
-        total, count = segmentation_loss(out, jnp.asarray(batch.targets), jnp.asarray(batch.valid), config.loss)
+        total, count = segmentation_loss(
+            out, *map(jnp.asarray, (batch.targets, batch.valid, batch.has_target)), config.loss
+        )
         return total / count
 
     loss, gradient = jax.value_and_grad(mean_loss)(params)
@@ -75,7 +77,11 @@ def test_metrics_are_those_of_the_whole_batch(standin):
 def test_iou_of_empty_masks_is_zero_and_padding_counts_nothing():
     logits = jnp.array([[[[1.0, -1.0]], [[-1.0, -1.0]], [[1.0, 1.0]]]])
     targets = jnp.array([[[[True, True]], [[False, False]], [[True, True]]]])
-    assert iou_sum(logits, targets, jnp.array([[True, True, False]])) == 0.5
+    valid = jnp.array([[True, True, False]])
+    assert iou_sum(logits, targets, valid, jnp.array([[True, True, True]])) == 0.5
+    # Nothing is to be found, and nothing is; in the other case something is.
+    assert iou_sum(logits, targets, valid, jnp.array([[True, False, False]])) == 1.5
+    assert iou_sum(-logits, targets, valid, jnp.array([[True, False, False]])) == 0.5
 
 
 def test_padding_expressions_change_nothing(standin):
@@ -93,6 +99,40 @@ def test_a_batch_of_nothing_but_padding_gives_no_gradient(standin):
         [batch._replace(valid=np.zeros_like(batch.valid), targets=batch.targets & False)],
     )
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["mean_iou"] == 0
+
+
+def no_target_batch(standin, batch_size=8):
+    """Of the sentences with an odd first word, none refers to anything."""
+    batch = standin.make_batch(0, batch_size)
+    has_target = batch.valid & (batch.tokens[..., 0] % 2 == 0)
+    assert 0 < has_target.sum() < batch.valid.sum()
+    return batch._replace(has_target=has_target, targets=batch.targets & has_target[..., None, None])
+
+
+def test_the_loss_of_no_target_is_the_mean_over_valid_expressions_however_split(standin):
+    batch, network = no_target_batch(standin), standin.StandIn(judges=True)
+    results = [
+        take_steps(
+            standin,
+            standin.make_config(
+                batch_size=8, optimizer__accumulate=parts, loss__no_target_weight=weight, loss__kind="weighted_ce"
+            ),
+            [batch],
+            network,
+        )
+        for parts, weight in ((1, 0.5), (4, 0.5), (1, 0.0))
+    ]
+    (whole, (metrics,)), (split, (split_metrics,)), (_, (without,)) = results
+    for name in metrics:
+        np.testing.assert_allclose(split_metrics[name], metrics[name], rtol=1e-6)
+    assert_trees_close(split.params, whole.params, 1e-6)
+
+    params = plan_state(network, standin.make_config(batch_size=8), MESH).create().params
+    output = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
+    judged = no_target_loss(output.no_target_logits, jnp.asarray(batch.has_target), jnp.asarray(batch.valid))
+    np.testing.assert_allclose(metrics["loss"] - without["loss"], 0.5 * judged / batch.valid.sum(), rtol=1e-4)
+    right = (np.asarray(output.no_target_logits) > 0) != batch.has_target
+    np.testing.assert_allclose(metrics["no_target_accuracy"], 100 * right[batch.valid].mean(), rtol=1e-6)
 
 
 def test_the_average_follows_its_recurrence(standin):

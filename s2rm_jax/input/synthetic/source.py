@@ -90,6 +90,10 @@ class SyntheticSource:
         """Returns how many sentences a scene has, which is the same for all."""
         return self._config.expressions_per_scene
 
+    def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the positions of a scene's sentences by referent: each alone, as no two are known to share one."""
+        return tuple((position,) for position in range(self._config.expressions_per_scene))
+
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
     """Draws scenes until one admits the kinds of sentence whose turn it is and shows enough of every thing.

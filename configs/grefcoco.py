@@ -1,0 +1,35 @@
+"""gRefCOCO (splits by UNC), from pretrained Swin-Base and BERT-base, LAVT's recipe with a head for "nothing here".
+
+    export S2RM_DATA=DATA
+    python -m s2rm_jax.train --config configs/grefcoco.py --workdir runs/grefcoco
+
+A sentence may refer to several things, whose masks are joined, or to nothing; a head of its own says the latter
+(s2rm_jax/models/no_target.py), trained with the weight 0.1 that ReLA gives its own.
+
+Data: DATA/grefcoco/ (grefs(unc).json, instances.json) and COCO's train2014 pictures (data/README.md).
+Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
+Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
+Steps: 225,000 of 32 sentences, as many sentences as ReLA's 150,000 steps of 48 show; every sentence once an epoch, as
+ReLA.
+All else is LAVT's recipe: s2rm_jax/recipes.py.
+`configs/grefcoco.py:small` is a small network from scratch, for a look at the whole way on a laptop.
+Result and time: not measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from s2rm_jax.recipes import lavt_recipe, read_variant
+
+VARIANTS = ("", "small")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    _, small = read_variant(argument, "grefcoco.py")
+    config = lavt_recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, small)
+    config.input.sampling = "sentence"
+    config.decoder.no_target_width = 64 if small else 256
+    config.loss.no_target_weight = 0.1
+    if not small:
+        config.steps = 225_000
+        config.eval.every = 5000
+    return config

@@ -1,0 +1,24 @@
+"""ReferIt (RefCLEF): splits by Berkeley, or by UNC after a colon (configs/refclef.py:unc), LAVT's recipe.
+
+    export S2RM_DATA=DATA
+    python -m s2rm_jax.train --config configs/refclef.py --workdir runs/refclef
+
+Data: DATA/refclef/ and the SAIAPR TC-12 pictures (data/README.md).
+Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
+Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
+Steps: 40 epochs x floor(referents / 32), counted from the files when training begins; the log's first line says them.
+The recipe, and what of it is LAVT's: s2rm_jax/recipes.py.
+`configs/refclef.py:unc,small` is a small network from scratch, for a look at the whole way on a laptop.
+Result and time: not measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from s2rm_jax.recipes import lavt_recipe, read_variant
+
+VARIANTS = ("berkeley", "unc", "small")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    split_by, small = read_variant(argument, "refclef.py", ("berkeley", "unc"))
+    return lavt_recipe({"name": "refer", "dataset": "refclef", "split_by": split_by}, small)

@@ -1,0 +1,93 @@
+"""Writes a dataset of the REFER layout as a TFDS dataset in ArrayRecord files, without TensorFlow.
+
+    python -m data.build --dataset refcoco --root DIR --out DATA_DIR
+    python -m data.build --dataset refcocog --split-by google --root DIR --out DATA_DIR
+
+Run it in a clone of the repository; it needs the extra: pip install -e '.[tfds]'. The result is trained on with
+--config.input.source.name=tfds --config.input.source.root=DATA_DIR; dataset and split_by are as for the files.
+
+Pictures are copied byte for byte, masks as the polygons or RLEs that they are. What is in DATA_DIR under the final name
+is whole: a build that is broken off leaves nothing there, and the same command begins it anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from absl import flags
+
+from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.tfds_source import BUILDER_NAMES
+
+DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "berkeley", "grefcoco": "unc"}
+
+FLAGS = flags.FlagValues()
+DATASET = flags.DEFINE_enum("dataset", None, list(DEFAULT_SPLIT_BY), "which dataset", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split-by", "", "who made the splits; by default the usual ones", flag_values=FLAGS)
+ROOT = flags.DEFINE_string("root", None, "the folder of the files, see data/README.md", flag_values=FLAGS)
+IMAGE_ROOT = flags.DEFINE_string("image-root", "", "the folder of the pictures, if not under --root", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "the folder of prepared datasets (what TFDS calls data_dir)", flag_values=FLAGS)
+
+
+def main() -> None:
+    """Builds as the flags say."""
+    assert DATASET.value and ROOT.value and OUT.value  # required
+    folder = build(
+        DATASET.value, ROOT.value, OUT.value, split_by=SPLIT_BY.value or "", image_root=IMAGE_ROOT.value or ""
+    )
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size / 1e6:,.1f} MB")
+
+
+def build(
+    dataset: str,
+    root: str | Path,
+    out: str | Path,
+    *,
+    split_by: str = "",
+    image_root: str | Path = "",
+    quiet: bool = False,
+) -> Path:
+    """Builds one dataset and returns its folder, OUT/DATASET/SPLIT_BY/VERSION.
+
+    Raises:
+      UserError: TFDS is not installed, the dataset is built already, or its files are not whole.
+    """
+    try:
+        import importlib_resources  # noqa: F401  TFDS 4.9.10 needs it for builders in a package, and does not declare it
+        import tensorflow_datasets as tfds
+
+        from data.refer_dataset import ReferConfig
+    except ImportError as error:
+        raise UserError(f"building needs TFDS ({error}); install it with: pip install -e '.[tfds]'") from error
+    tfds.disable_progress_bar()
+    name = BUILDER_NAMES.get(dataset, dataset)
+    builder_class = importlib.import_module(f"data.{name}.{name}_dataset_builder").Builder
+    split_by = split_by or DEFAULT_SPLIT_BY[dataset]
+    root, out = Path(root).expanduser(), Path(out).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--root: the folder {root} does not exist; data/README.md says what it should hold")
+    config = split_by if split_by in builder_class.builder_configs else ReferConfig(split_by)
+    builder = builder_class(config=config, data_dir=out, file_format="array_record")
+    folder = Path(builder.data_path)
+    if (folder / "dataset_info.json").is_file():
+        raise UserError(f"{folder} is there already; remove it to build it again")
+    builder.image_root, builder.quiet = str(image_root), quiet
+    try:
+        # TFDS announces on stdout a download that there is not, and would leave its empty folder in --out.
+        with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+            download_config = tfds.download.DownloadConfig(manual_dir=root)
+            builder.download_and_prepare(download_dir=downloads, download_config=download_config)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; free some space or give another --out") from error
+    return folder
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, required=("dataset", "root", "out"))

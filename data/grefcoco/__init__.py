@@ -1,0 +1,1 @@
+"""gRefCOCO for TFDS."""

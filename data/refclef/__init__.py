@@ -1,0 +1,1 @@
+"""ReferIt for TFDS."""

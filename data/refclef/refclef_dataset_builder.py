@@ -1,0 +1,10 @@
+"""ReferIt for TFDS, from the files of the REFER layout."""
+
+from data.refer_dataset import ReferBuilder, ReferConfig
+
+
+class Builder(ReferBuilder):
+    """ReferIt: pictures with the expressions that refer to something in them."""
+
+    FOLDER = "refclef"
+    BUILDER_CONFIGS = (ReferConfig("berkeley"), ReferConfig("unc"))

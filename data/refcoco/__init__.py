@@ -1,0 +1,1 @@
+"""RefCOCO for TFDS."""

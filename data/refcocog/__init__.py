@@ -1,0 +1,1 @@
+"""RefCOCOg for TFDS."""

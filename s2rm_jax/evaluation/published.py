@@ -1,0 +1,153 @@
+"""What others report on the benchmarks, and how they measured it.
+
+A row stands here only if its figures were read in the named source and the evaluation code behind it is known. Left
+out, therefore: figures quoted from memory, methods whose evaluation code was not read (MagNet, LQMFormer, NeMo, DeRIS,
+C3VG, OneRef, PixelLLM, GLaMM, MLCD-Seg and UNINEXT, which also trains on test images), DETRIS's overall IoU (its
+published code computes only the mean) and ReMamber (two sources give different figures). No figure of S2RM's own paper
+is known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SINGLE = "this benchmark"
+COMBINED = "RefCOCO/+/g or more"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A split as papers name it: the REFER folder, who split it, which part."""
+
+    dataset: str
+    split_by: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """One figure, in percent.
+
+    metric    overall_iou or mean_iou
+    value     with the decimals of the source
+    trained   SINGLE or COMBINED
+    protocol  one of `protocols.PROTOCOLS`, or the name of an evaluation that is not offered here
+    source    where the figure was read; at times a third party
+    """
+
+    method: str
+    benchmark: Benchmark
+    metric: str
+    value: str
+    trained: str
+    protocol: str
+    source: str
+
+
+_REFCOCO = tuple(
+    Benchmark(dataset, split_by, split)
+    for dataset, split_by, splits in (
+        ("refcoco", "unc", ("val", "testA", "testB")),
+        ("refcoco+", "unc", ("val", "testA", "testB")),
+        ("refcocog", "umd", ("val", "test")),
+        ("refcocog", "google", ("val",)),
+    )
+    for split in splits
+)
+_GREFCOCO = tuple(Benchmark("grefcoco", "unc", split) for split in ("val", "testA", "testB"))
+_REFERIT = (Benchmark("refclef", "berkeley", "test"),)
+
+_LAVT = "LAVT-RIS README"
+_CRIS = "CRIS.pytorch README"
+_DETRIS = "DETRIS README"
+_MASKRIS = "MaskRIS, Table 1"
+_POLYFORMER = "polygon-transformer README"
+_RELA = "ReLA README"
+_RELA_RERUN = "ReLA issue 15"
+_MASK_GROUNDING = "mask-grounding README"
+_COPIED = "a third party's table"
+
+# Networks take 320 px letterboxed; masks are thresholded there and then brought to the picture's own size.
+_TF = "own (original size)"
+
+
+def _rows(
+    benchmarks: tuple[Benchmark, ...], metric: str, trained: str, *lines: tuple[str, str, str, str]
+) -> list[Published]:
+    """Each line: method, protocol, source, then the figures on `benchmarks`, "-" where there is none."""
+    return [
+        Published(method, benchmark, metric, value, trained, protocol, source)
+        for method, protocol, source, values in lines
+        for benchmark, value in zip(benchmarks, values.split(), strict=True)
+        if value != "-"
+    ]
+
+
+PUBLISHED: tuple[Published, ...] = (
+    *_rows(
+        _REFCOCO, "overall_iou", SINGLE,
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "72.73 75.82 68.79 62.14 68.38 55.10 61.24 62.09 60.50"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "73.50 75.97 69.33 63.79 69.79 56.49 64.02 64.49 61.31"),
+        ("ReLA (Swin-B)", "rela_gref", _MASK_GROUNDING, "73.82 76.48 70.18 66.04 71.02 57.65 65.00 65.97 62.70"),
+        ("ReLA, rerun by others", "rela_gref", _RELA_RERUN, "73.29 76.06 69.56 64.65 70.27 56.70 63.57 65.06 60.76"),
+        ("CGFormer (Swin-B)", "cgformer", _MASKRIS, "74.75 77.30 70.64 64.54 71.00 57.14 64.68 65.09 -"),
+        ("DMMI (Swin-B)", "lavt480", "RIS-DMMI README", "- - - - - - 63.46 - -"),
+        ("CARIS (Swin-B), rerun", "caris448", _MASKRIS, "74.67 77.63 71.71 66.17 71.70 57.46 64.66 65.45 -"),
+        ("MaskRIS (Swin-B)", "caris448", "a copy of its Table 1", "76.49 78.96 73.96 67.54 74.46 59.39 65.55 66.50 -"),
+    ),
+    *_rows(
+        _REFCOCO, "overall_iou", COMBINED,
+        ("PolyFormer-B", "polygons, 512", _POLYFORMER, "74.82 76.64 71.06 67.64 72.89 59.33 67.76 69.05 -"),
+        ("PolyFormer-L", "polygons, 512", _POLYFORMER, "75.96 78.29 73.25 69.33 74.56 61.87 69.20 70.19 -"),
+        ("CARIS (Swin-B)", "caris448", _COPIED, "76.63 79.40 73.52 68.03 73.70 60.41 67.95 69.75 -"),
+        ("MaskRIS (Swin-B)", "caris448", _COPIED, "78.71 80.64 75.10 70.26 75.15 62.83 69.12 71.09 -"),
+        ("LISA-7B, fine-tuned", "lisa", _COPIED, "74.9 79.1 72.3 65.1 70.8 58.1 67.9 70.6 -"),
+        ("EVF-SAM", "lisa", "unicom README", "82.4 84.2 80.2 76.5 80.0 71.9 78.2 78.3 -"),
+    ),
+    *_rows(
+        _REFCOCO, "mean_iou", SINGLE,
+        ("CRIS (R50)", "cris", _CRIS, "69.52 72.72 64.70 61.39 67.10 52.48 59.35 59.39 -"),
+        ("CRIS (R101)", "cris", _CRIS, "70.47 73.18 66.10 62.27 68.08 53.68 59.87 60.36 -"),
+        ("ETRIS (R101)", "cris", _COPIED, "71.06 74.11 66.66 62.23 68.51 52.79 60.28 60.42 -"),
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "74.46 76.89 70.94 65.81 70.97 59.23 63.34 63.62 63.66"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "75.41 77.31 71.86 67.65 72.53 61.22 67.41 67.45 64.84"),
+        ("CGFormer (Swin-B)", "cgformer", _COPIED, "76.93 78.70 73.32 68.56 73.76 61.72 67.57 67.83 -"),
+        ("DMMI (Swin-B)", "lavt480", "RIS-DMMI README", "- - - - - - 66.48 - -"),
+        ("MaskRIS (Swin-B)", "caris448", _COPIED, "78.35 80.24 76.06 71.68 76.73 64.50 69.31 69.42 -"),
+        ("DETRIS-B (DINOv2)", "cris", _DETRIS, "76.0 78.2 73.5 68.9 74.0 61.5 67.9 68.1 65.9"),
+        ("DETRIS-L (DINOv2)", "cris", _DETRIS, "77.3 79.0 75.2 70.8 75.3 64.7 69.3 70.2 67.9"),
+    ),
+    *_rows(
+        _REFCOCO, "mean_iou", COMBINED,
+        ("PolyFormer-B", "polygons, 512", _POLYFORMER, "75.96 77.09 73.22 70.65 74.51 64.64 69.36 69.88 -"),
+        ("PolyFormer-L", "polygons, 512", _POLYFORMER, "76.94 78.49 74.83 72.15 75.71 66.73 71.15 71.17 -"),
+        ("PaliGemma-896", "big_vision", "big_vision README", "76.94 - - 72.18 - - 72.22 - -"),
+    ),
+    *_rows(
+        _REFERIT, "overall_iou", SINGLE,
+        ("CMPC", _TF, "CMPC-Refseg README", "65.53"),
+        ("LSCM", _TF, "LSCM-Refseg README", "66.57"),
+    ),
+    *_rows(
+        _GREFCOCO, "overall_iou", SINGLE,
+        ("ReLA (R50)", "rela_gref", _RELA, "39.53 - -"),
+        ("ReLA (Swin-T)", "rela_gref", _RELA, "57.73 - -"),
+        ("ReLA (Swin-B)", "rela_gref", _RELA, "62.42 - -"),
+    ),
+    *_rows(
+        _GREFCOCO, "mean_iou", SINGLE,
+        ("ReLA (R50)", "rela_gref", _RELA, "38.62 - -"),
+        ("ReLA (Swin-T)", "rela_gref", _RELA, "56.86 - -"),
+        ("ReLA (Swin-B)", "rela_gref", _RELA, "63.60 - -"),
+    ),
+)  # fmt: skip
+
+
+def published_on(benchmark: Benchmark) -> list[Published]:
+    """Returns all figures on a benchmark, in the order of this file."""
+    return [figure for figure in PUBLISHED if figure.benchmark == benchmark]
+
+
+def is_benchmark(benchmark: Benchmark) -> bool:
+    """Whether papers report on this split; some have no figure here that could be checked."""
+    return benchmark in (*_REFCOCO, *_GREFCOCO, *_REFERIT)

@@ -1,0 +1,171 @@
+"""Changed views of training pictures: mirrored, cropped, partly hidden. All are off by default, as in all peers.
+
+Each is made so that no view teaches something false; where that is not certain the view stays as it is. Every choice
+comes from the generator of the row's position, so a view is a pure function of (seed, position).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.encode import View
+from s2rm_jax.input.example import Batch, Example
+from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.mirror_sentence import mirror_sentence
+from s2rm_jax.input.tokens import Tokenizer
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; bottom and right exclusive
+
+# What a crop can make false: places in the picture, the picture itself, its border, counting and ordering. Of other
+# superlatives ("the tallest man") nothing changes: what is the most among all is the most among those that are left.
+_DEPENDS_ON_FRAME = re.compile(
+    r"left|right|\b(top|bottom|upper|lower|middle|mid|cent(er|re)s?|central|corners?|edges?|ends?|sides?|between|among"
+    r"|half|halves|part(ly|ial|ially)?|portions?|whole|entire|full|fully|complete(ly)?|cut|cropped|off|visible|see|seen"
+    r"|picture|image|photo|photograph|pic|frame|screen|shot|view|border|first|second|third|fourth|fifth|sixth|last"
+    r"|next|only|alone|single|one|two|three|four|five|six|all|both|other|others|another|group|row|\d+\w*"
+    r"|clock|oclock|north|south|east|west|above|below|under|far|farthest|furthest|most)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a training view; see the section config.input.augment for the numbers."""
+
+    flip: float = 0.0
+    crop: float = 0.0
+    crop_smallest: float = 0.6
+    hide_patches: float = 0.0
+    patch: int = 32
+    hide_words: float = 0.0
+    mask_id: int = 0
+    continues: Bool[np.ndarray, " vocabulary"] | None = None  # which entries of the vocabulary go on with a word
+
+    def move(self, view: View, example: Example, rng: np.random.Generator) -> View:
+        """Crops and mirrors a view of `example`, each with its probability and where that keeps it true."""
+        if self.crop and rng.random() < self.crop and croppable(view):
+            view = crop(view, crop_box(example, self.crop_smallest, rng))
+        if self.flip and rng.random() < self.flip:
+            view = flip(view) or view
+        return view
+
+    def hide(self, arrays: Batch, rng: np.random.Generator) -> Batch:
+        """Hides patches of the picture and words of the sentences of encoded arrays (no batch axis)."""
+        if self.hide_patches:
+            share = rng.uniform(0, self.hide_patches)
+            arrays = arrays._replace(images=hide_patches(arrays.images, share, self.patch, rng))
+        if self.hide_words:
+            assert self.continues is not None
+            rows = [hide_words(row, self.hide_words, self.mask_id, self.continues, rng) for row in arrays.tokens]
+            arrays = arrays._replace(tokens=np.stack(rows))
+        return arrays
+
+
+def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation:
+    """Builds what the section config.input.augment describes.
+
+    Raises:
+        UserError: words are to be hidden, but the vocabulary has no [MASK].
+    """
+    fields = dict(config)
+    if not config.hide_words:
+        return Augmentation(**fields)
+    vocabulary = tokenizer.vocabulary
+    if "[MASK]" not in vocabulary:
+        raise UserError(
+            f"config.input.augment.hide_words is {config.hide_words}, but the vocabulary has no [MASK] to put in the "
+            "place of a word: give a BERT vocabulary as config.text.vocab, or set it to 0."
+        )
+    continues = np.array([word.startswith("##") for word in vocabulary])
+    return Augmentation(**fields, mask_id=vocabulary.index("[MASK]"), continues=continues)
+
+
+def flip(view: View) -> View | None:
+    """Mirrors the picture, its masks and its sentences; None where a sentence cannot be mirrored with certainty."""
+    sentences = [mirror_sentence(sentence) for sentence in view.sentences]
+    mirrored = tuple(sentence for sentence in sentences if sentence is not None)
+    if len(mirrored) < len(sentences):
+        return None
+    return replace(view, image=view.image[:, ::-1].copy(), masks=view.masks[:, :, ::-1], sentences=mirrored)
+
+
+def croppable(view: View) -> bool:
+    """Whether no sentence of a view says where in the picture, how many, or which in order."""
+    return not any(_DEPENDS_ON_FRAME.search(sentence) for sentence in view.sentences)
+
+
+def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box:
+    """Draws a box that keeps the proportions of the picture and holds everything that its expressions refer to.
+
+    Those that were not drawn count too, as what one sentence refers to is often the landmark of another. A landmark to
+    which no sentence refers may be lost. Where what is to be kept asks for it, the box is longer on one side than the
+    proportions have it.
+    """
+    share = rng.uniform(smallest, 1)
+    spans = []
+    kept = _extent(_referred_masks(example), example.height, example.width)
+    for size, (first, last) in zip((example.height, example.width), (kept[:2], kept[2:]), strict=True):
+        length = max(round(share * size), last - first, 1)
+        begin = int(rng.integers(max(0, last - length), min(first, size - length) + 1))
+        spans += [begin, begin + length]
+    top, bottom, left, right = spans
+    return top, bottom, left, right
+
+
+def crop(view: View, box: Box) -> View:
+    """Cuts a box out of the picture and its masks."""
+    top, bottom, left, right = box
+    return replace(view, image=view.image[top:bottom, left:right], masks=view.masks[:, top:bottom, left:right])
+
+
+def hide_patches(
+    pixels: Float32[np.ndarray, "height width 3"], share: float, patch: int, rng: np.random.Generator
+) -> Float32[np.ndarray, "height width 3"]:
+    """Sets each square of `patch` pixels, with probability `share`, to 0, the mean of normalised pictures."""
+    height, width = pixels.shape[:2]
+    hidden = rng.random((-(-height // patch), -(-width // patch))) < share
+    hidden = hidden.repeat(patch, 0).repeat(patch, 1)[:height, :width]
+    return np.where(hidden[..., None], np.float32(0), pixels)
+
+
+def hide_words(
+    tokens: Int32[np.ndarray, " l"],
+    share: float,
+    mask_id: int,
+    continues: Bool[np.ndarray, " vocabulary"],
+    rng: np.random.Generator,
+) -> Int32[np.ndarray, " l"]:
+    """Replaces each word, with probability `share` and with all its pieces, by [MASK]; at least one word stays."""
+    length = int(np.count_nonzero(tokens))
+    if not length:
+        return tokens
+    # The number of the word of each piece between [CLS] and [SEP]; a sentence begins with a word, not within one.
+    word = np.cumsum(~continues[tokens[1 : length - 1]]) - 1
+    hidden = rng.random(word[-1] + 1) < share
+    if hidden.all():
+        hidden[rng.integers(len(hidden))] = False
+    tokens = tokens.copy()
+    tokens[1 : length - 1][hidden[word]] = mask_id
+    return tokens
+
+
+def _referred_masks(example: Example) -> list[Bool[np.ndarray, "height width"]]:
+    """The masks of all expressions; those of one referent share one object and are made once."""
+    distinct = {id(e.segmentation): e.segmentation for e in example.expressions if e.has_target}
+    return [rasterize(segmentation, example.height, example.width) for segmentation in distinct.values()]
+
+
+def _extent(masks: Sequence[Bool[np.ndarray, "height width"]], height: int, width: int) -> Box:
+    """The smallest box around all masks; around the middle pixel where they are empty."""
+    union = np.logical_or.reduce([np.zeros((height, width), bool), *masks])
+    if not union.any():
+        return height // 2, height // 2 + 1, width // 2, width // 2 + 1
+    rows, columns = np.flatnonzero(union.any(1)), np.flatnonzero(union.any(0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

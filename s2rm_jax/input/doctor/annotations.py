@@ -1,0 +1,130 @@
+"""Examines who is referred to: counts, and whether referents, sentences, annotations and masks fit together."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.doctor.instances import Instances
+from s2rm_jax.input.doctor.masks_and_boxes import TOLERANCE, extent_of, misfit
+from s2rm_jax.input.doctor.published import Counts
+from s2rm_jax.input.doctor.report import Diagnosis
+from s2rm_jax.input.progress_bar import progress_bar
+from s2rm_jax.input.refer_layout import is_generalised
+
+Ref = dict[str, Any]
+
+_SAME_ARCHIVE = "take the file of referents and instances.json from the same archive"
+
+
+def count_by_split(refs: list[Ref]) -> dict[str, Counts]:
+    """Counts pictures, referents and sentences by split, in the order train, val, then by name."""
+    groups: dict[str, list[Ref]] = defaultdict(list)
+    for ref in refs:
+        groups[str(ref.get("split", "no split"))].append(ref)
+    order = {"train": 0, "val": 1}
+    return {
+        split: Counts(
+            pictures=len({ref.get("image_id") for ref in group}),
+            referents=len(group),
+            sentences=sum(len(_sentences(ref)) for ref in group),
+        )
+        for split, group in sorted(groups.items(), key=lambda item: (order.get(item[0], 2), item[0]))
+    }
+
+
+def examine_annotations(diagnosis: Diagnosis, refs: list[Ref], instances: Instances, quiet: bool = False) -> list[Any]:
+    """Adds counts and problems to `diagnosis`; returns the ids of the pictures that referents are in, without repeats.
+
+    Only what referents use is examined: annotations of other objects in the same pictures do no harm.
+    """
+    diagnosis.counts = count_by_split(refs)
+    diagnosis.add_wrong_counts(f"this is another version or part of a copy; {_SAME_ARCHIVE}, and get both again")
+    get_again = "get instances.json again"
+    diagnosis.add("unusable entries of instances.json", list(instances.unusable), get_again)
+    diagnosis.add("ids that occur twice in instances.json", list(instances.duplicate_ids), get_again)
+    _examine_ids(diagnosis, refs)
+    _examine_sentences(diagnosis, refs)
+    used = _examine_links(diagnosis, refs, instances)
+    _examine_masks(diagnosis, used, instances, quiet)
+    ids = dict.fromkeys(ref.get("image_id") for ref in refs)
+    return [id for id in ids if id in instances.pictures]
+
+
+def _examine_ids(diagnosis: Diagnosis, refs: list[Ref]) -> None:
+    generalised = is_generalised(Path(diagnosis.annotations))  # in gRefCOCO a sent_id is unique within its referent
+    referents = Counter(str(ref.get("ref_id")) for ref in refs)
+    cases = [f"ref_id {id} ({count} times)" for id, count in referents.items() if count > 1 and id != "None"]
+    sentences = Counter(
+        (str(ref.get("split")), str(ref.get("ref_id")) if generalised else "", str(entry.get("sent_id")))
+        for ref in refs
+        for entry in _sentences(ref)
+    )
+    cases += [f"sent_id {id} in {split} ({count} times)" for (split, _, id), count in sentences.items() if count > 1]
+    diagnosis.add("ids that occur twice among the referents", cases, "get the file of referents again")
+
+
+def _examine_sentences(diagnosis: Diagnosis, refs: list[Ref]) -> None:
+    cases = [f"ref_id {ref.get('ref_id')} has none" for ref in refs if not _sentences(ref)]
+    for ref in refs:
+        for entry in _sentences(ref):
+            texts = [entry[field] for field in ("raw", "sent") if field in entry]
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                cases.append(f"sent_id {entry.get('sent_id')} of ref_id {ref.get('ref_id')}")
+    diagnosis.add("sentences without words", cases, "harmless if few: they are left out of training and evaluation")
+
+
+def _examine_links(diagnosis: Diagnosis, refs: list[Ref], instances: Instances) -> dict[Any, Any]:
+    """Checks that pictures and annotations exist and belong together.
+
+    Returns the annotations that are used and whose picture is known: id of the annotation -> id of the picture.
+    """
+    missing, elsewhere, used = [], [], {}
+    for ref in refs:
+        picture, name = ref.get("image_id"), f"ref_id {ref.get('ref_id')}"
+        if picture not in instances.pictures:
+            missing.append(f"picture {picture} of {name}")
+        for id in _annotation_ids(ref):
+            annotation = instances.annotations.get(id)
+            if annotation is None:
+                missing.append(f"annotation {id} of {name}")
+            elif annotation.get("image_id", picture) != picture:
+                elsewhere.append(f"{name}: picture {picture}, its annotation {id}: picture {annotation['image_id']}")
+            elif picture in instances.pictures:
+                used[id] = picture
+    diagnosis.add("referents whose picture or annotation is not in instances.json", missing, _SAME_ARCHIVE)
+    diagnosis.add("referents whose annotation is of another picture", elsewhere, _SAME_ARCHIVE)
+    return used
+
+
+def _examine_masks(diagnosis: Diagnosis, used: dict[Any, Any], instances: Instances, quiet: bool) -> None:
+    without, misfits = [], []
+    for id, picture_id in progress_bar(used.items(), f"{diagnosis.dataset}: masks", len(used), quiet=quiet):
+        annotation, picture = instances.annotations[id], instances.pictures[picture_id]
+        height, width = picture["height"], picture["width"]
+        try:
+            extent = extent_of(annotation.get("segmentation"), height, width)
+            reason = "" if extent is None else misfit(extent, annotation.get("bbox"), height, width)
+        except UserError as error:
+            misfits.append(f"annotation {id}: {error}")
+            continue
+        if extent is None:
+            without.append(f"annotation {id}")
+        elif reason:
+            misfits.append(f"annotation {id}: {reason}")
+    harmless = "harmless if few: their referents are left out of training and evaluation"
+    diagnosis.add("annotations without a mask", without, harmless)
+    diagnosis.add("masks that do not fit", misfits, f"more than {TOLERANCE:g} pixels off or damaged; {_SAME_ARCHIVE}")
+
+
+def _sentences(ref: Ref) -> list[dict[str, Any]]:
+    sentences = ref.get("sentences")
+    return [entry for entry in sentences if isinstance(entry, dict)] if isinstance(sentences, list) else []
+
+
+def _annotation_ids(ref: Ref) -> list[Any]:
+    """The annotations of a referent: one, or in gRefCOCO a list, in which -1 means that there is none."""
+    ids = ref.get("ann_id")
+    return [id for id in ids if id != -1] if isinstance(ids, list) else [ids]

@@ -1,0 +1,106 @@
+"""Several sources as one: mixed by weights for training, one after the other for evaluation.
+
+Grain mixes too (MapDataset.mix), but ends when the first part is exhausted: a picture of a part that is large for its
+weight may then never be shown, since the one pipeline shuffles after the mixing and repeats the same pictures. So the
+mixture is a source like any other, long enough to hold every picture, and everything after it stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from itertools import accumulate
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Example, Source
+
+_LONGEST = 2**31 - 1  # pictures that the pipeline can shuffle
+
+
+class MixtureSource:
+    """The pictures of several sources; item i is a pure function of i, with the part's name before every id.
+
+    With weights, part p takes the share weight_p / sum of weights of the items, to within one item. The source is just
+    long enough for every picture of every part to occur: max over p of pictures_p / share_p, to within rounding. One
+    epoch is a pass over that: a picture occurs n or n + 1 times in it, where n = items_p // pictures_p >= 1. (Which
+    occur once more is the same in every epoch: the first ones of the part.)
+
+    Without weights, every picture of every part occurs exactly once.
+    """
+
+    def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, int | float] | None = None):
+        """Args: the sources by name; their weights by the same names, of any sum.
+
+        Raises:
+          UserError: no parts, an empty one, a weight that is not positive, or a mixture that would never end.
+        """
+        if not parts:
+            raise UserError("a mixture has no parts; name at least one source")
+        for name, source in parts.items():
+            if len(source) == 0:
+                raise UserError(f"part {name!r} of the mixture has no pictures; take it out")
+        self._names = tuple(parts)
+        self._parts = tuple(parts.values())
+        self._counts = _counts(parts, weights) if weights is not None else tuple(map(len, self._parts))
+        self._ends = tuple(accumulate(self._counts))
+        if self._ends[-1] > _LONGEST:
+            raise UserError(
+                f"to show every picture of every part, the mixture would have {self._ends[-1]:,} items; limit the "
+                f"largest part (the length of synthetic scenes) or raise its weight"
+            )
+
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The words that the parts bring, where they all bring the same; else None."""
+        different = {getattr(part, "vocabulary", None) for part in self._parts}
+        return different.pop() if len(different) == 1 else None
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns an example of a part, its id and those of its expressions with the part's name before them."""
+        number, position = self._locate(index)
+        name, example = self._names[number], self._parts[number][position]
+        expressions = tuple(replace(one, id=f"{name}/{one.id}") for one in example.expressions)
+        return replace(example, id=f"{name}/{example.id}", expressions=expressions)
+
+    def expression_count(self, index: int) -> int:
+        """Returns how many expressions an example has."""
+        number, position = self._locate(index)
+        return self._parts[number].expression_count(position)
+
+    def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the positions of an example's expressions, grouped by referent."""
+        number, position = self._locate(index)
+        return self._parts[number].referents(position)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the number of a part and the position in it; each part has a stretch of the mixture."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        number = bisect_right(self._ends, index)
+        first = self._ends[number] - self._counts[number]
+        return number, (index - first) % len(self._parts[number])
+
+
+def part_of_split(split: str, names: Collection[str]) -> tuple[str, str]:
+    """Reads "NAME:SPLIT", a split of one part alone, as (NAME, SPLIT), and any other split as ("", SPLIT)."""
+    name, colon, part_split = split.partition(":")
+    if not colon:
+        return "", split
+    if name not in names:
+        raise UserError(f"split {split!r}: there is no part {name!r}; there are {', '.join(sorted(names))}")
+    return name, part_split
+
+
+def _counts(parts: Mapping[str, Source], weights: Mapping[str, int | float]) -> tuple[int, ...]:
+    """How many items of a mixture each part has."""
+    for name in parts:
+        if not (weights.get(name, 0) > 0 and math.isfinite(weights[name])):
+            raise UserError(f"part {name!r} of the mixture has the weight {weights.get(name)}; it must be above 0")
+    # One unit of weight stands for as many items as the part needs whose pictures are the most for its weight.
+    unit = max(len(source) / weights[name] for name, source in parts.items())
+    return tuple(max(len(source), round(unit * weights[name])) for name, source in parts.items())

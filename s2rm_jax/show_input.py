@@ -1,0 +1,129 @@
+"""Draws what a network is trained on: pictures, masks and sentences as they leave the input pipeline.
+
+    python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png
+    python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
+
+A column is a picture of the first batch. The first row shows it as it is; a further row for each kind of augmentation
+that the configuration turns on shows it changed in that way alone, wherever the sentences admit it: a picture that is
+the same as above was refused. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+from PIL import Image
+
+from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from s2rm_jax.input.example import Batch, Source
+    from s2rm_jax.input.tokens import Tokenizer
+
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string("out", None, "the PNG file to write", flag_values=FLAGS)
+NUMBER = flags.DEFINE_integer("number", 5, "pictures to draw", lower_bound=1, flag_values=FLAGS)
+SIDE = flags.DEFINE_integer(
+    "side", 224, "pixels of the longer side of a drawn picture", lower_bound=32, flag_values=FLAGS
+)
+
+KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches", "hide_words")}
+
+
+def main() -> None:
+    """Draws as the flags say."""
+    from s2rm_jax.config_check import check_config
+
+    assert CONFIG.value is not None and OUT.value is not None  # required
+    check_config(CONFIG.value)
+    page = draw(CONFIG.value, NUMBER.value, SIDE.value)
+    try:
+        page.save(Path(OUT.value), format="PNG")
+    except OSError as error:
+        raise UserError(f"--out {OUT.value} cannot be written: {error.strerror}; name a file in a folder") from error
+    print(f"{NUMBER.value} pictures of {CONFIG.value.input.train_split} are in {OUT.value}")
+
+
+def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
+    """Returns the rows one below the other, with `number` pictures of `side` pixels each."""
+    from s2rm_jax.input.pipeline import build_tokenizer
+    from s2rm_jax.input.sources import build_source
+
+    source = build_source(config.input.source, config.input.train_split)
+    tokenizer = build_tokenizer(config, source)
+    strips = [
+        strip(label, first_batch(one, source, tokenizer, number), tokenizer, side) for label, one in kinds_of(config)
+    ]
+    page = Image.new("RGB", (strips[0].width, sum(one.height for one in strips)), "white")
+    top = 0
+    for one in strips:
+        page.paste(one, (0, top))
+        top += one.height
+    return page
+
+
+def kinds_of(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
+    """Yields the configuration without augmentation, then with each kind that it turns on alone, wherever it may be."""
+    for label, fields in {"as it is": (), **KINDS}.items():
+        wanted = {field: config.input.augment[field] for field in fields}
+        if fields and not any(wanted.values()):
+            continue
+        alone = copy.deepcopy(config)
+        alone.input.augment.update({field: 0.0 for of_kind in KINDS.values() for field in of_kind})
+        alone.input.augment.update({f: 1.0 if f in ("flip", "crop") else value for f, value in wanted.items()})
+        yield label, alone
+
+
+def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number: int) -> Batch:
+    """Returns the first `number` rows of a training; which they are does not depend on the augmentation."""
+    from s2rm_jax.input.pipeline import train_batches
+
+    config = copy.deepcopy(config)
+    config.update(batch_size=number)
+    config.input.workers = 0
+    return next(train_batches(source, tokenizer, config))
+
+
+def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Image:
+    """Draws the pictures of a batch side by side, with masks and sentences, and a label above."""
+    from s2rm_jax.evaluation import overlay
+    from s2rm_jax.input.images import denormalize
+
+    height, width = batch.images.shape[1:3]
+    size = overlay.fit_size(height, width, side)
+    text, gap = max(11, side // 17), 8
+    step = size[0] + gap
+    legends = []
+    for tokens, valid, has_target in zip(batch.tokens, batch.valid, batch.has_target, strict=True):
+        words = [" ".join(tokenizer.words(row)[1:-1]).replace(" ##", "") for row in tokens[valid]]
+        named = [word if there else f"{word} (nothing)" for word, there in zip(words, has_target[valid], strict=True)]
+        legends.append([overlay.wrap(word, size[0], text, max_lines=3) for word in named])
+    line = overlay.line_height(text)
+    lines = max(sum(map(len, legend)) for legend in legends)
+    canvas = Image.new("RGB", (len(legends) * step + gap, line + 2 * gap + size[1] + lines * line), "white")
+    overlay.draw_lines(canvas, [label], (gap, gap // 2), text)
+    for column, legend in enumerate(legends):
+        masks = list(batch.targets[column][batch.valid[column]])
+        colours = [overlay.DISTINCT_COLOURS[k % len(overlay.DISTINCT_COLOURS)] for k in range(len(masks))]
+        picture = overlay.fit_picture(denormalize(batch.images[column]), size)
+        layer = overlay.mask_layer(masks, colours, size, shade=0.0)
+        at = (gap + column * step, gap + line)
+        canvas.paste(overlay.lay_over(picture, layer), at)
+        y = at[1] + size[1]
+        for colour, sentence in zip(colours, legend, strict=True):
+            y = overlay.draw_lines(canvas, sentence, (at[0], y), text, colour)
+    return canvas
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, required=("config", "out"))

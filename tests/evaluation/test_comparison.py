@@ -1,0 +1,110 @@
+"""Published figures beside ours: which splits have any, and that nothing is mixed up."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.evaluation.comparison import benchmark_of, comparison
+from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.protocols import PROTOCOLS
+from s2rm_jax.evaluation.published import COMBINED, PUBLISHED, SINGLE, Benchmark, is_benchmark, published_on
+from s2rm_jax.evaluation.report import Report
+
+NOT_OFFERED = {"polygons, 512", "big_vision", "own (original size)"}
+
+
+def source(**fields):
+    return ConfigDict({"name": "refer", "root": "somewhere"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "split", "expected"),
+    [
+        ({}, "val", Benchmark("refcoco", "unc", "val")),  # the defaults of the source itself
+        ({"dataset": "refcoco+", "split_by": "unc"}, "testB", Benchmark("refcoco+", "unc", "testB")),
+        ({"dataset": "refcocog", "split_by": "umd"}, "test", Benchmark("refcocog", "umd", "test")),
+        ({"dataset": "grefcoco"}, "testA", Benchmark("grefcoco", "unc", "testA")),
+        ({"dataset": "refclef", "split_by": "berkeley"}, "test", Benchmark("refclef", "berkeley", "test")),
+        ({}, "train", None),
+        ({}, "test", None),
+        ({"dataset": "refcoco", "split_by": "google"}, "val", None),
+        ({"split_by": "mini"}, "val", None),
+        ({"dataset": "mine"}, "val", None),
+        ({"limit_referents": 10}, "val", None),
+        ({"limit_referents": 0}, "val", Benchmark("refcoco", "unc", "val")),
+        ({"name": "synthetic"}, "val", None),
+        ({"name": "combined"}, "refcoco+:testA", Benchmark("refcoco+", "unc", "testA")),
+        ({"name": "combined"}, "val", None),
+        (
+            {"name": "combined", "datasets": ("refcocog/google",)},
+            "refcocog:val",
+            Benchmark("refcocog", "google", "val"),
+        ),
+        ({"name": "combined", "limit_referents": 5}, "refcoco:val", None),
+        ({"name": "mixture", "parts": {"a": {"name": "refer"}}}, "a:testB", Benchmark("refcoco", "unc", "testB")),
+        ({"name": "mixture", "parts": {"a": {"name": "refer"}}}, "testB", None),
+    ],
+)
+def test_which_benchmark_it_is(fields, split, expected):
+    assert benchmark_of(source(**fields), split) == expected
+
+
+def test_a_part_of_a_split_is_no_benchmark():
+    assert benchmark_of(source(), "val", limit=100) is None
+
+
+def test_rows_stand_beside_each_other_with_their_own_metric():
+    scores = (SentenceScore("0", "a", "", "w", 1, 2), SentenceScore("1", "b", "", "w", 10, 10))
+    table = comparison(Report(scores, PROTOCOLS["lavt480"]), Benchmark("refcoco", "unc", "val"))
+    assert table.header == ("method", "trained on", "protocol", "source", "oIoU", "mIoU")
+    rows = {(row[0], row[1]): row[2:] for row in table.rows}
+    assert rows["LAVT (Swin-B)", SINGLE] == ("lavt480", "LAVT-RIS README", "72.73", "74.46")
+    assert rows["CRIS (R101)", SINGLE] == ("cris", "CRIS.pytorch README", "–", "70.47")
+    assert rows["EVF-SAM", COMBINED][2:] == ("82.4", "–")
+    # Ours: (1 + 10) / (2 + 10) and (0.5 + 1) / 2.
+    assert table.rows[-1][-2:] == ("91.67", "75.00")
+    assert table.rows[table.rules[0]][1] == COMBINED
+    assert table.rows[table.rules[0] - 1][1] == SINGLE
+    assert table.rules[-1] == table.strong == len(table.rows) - 1
+
+
+def test_a_protocol_without_overall_iou_leaves_that_cell_empty():
+    scores = (SentenceScore("0", "a", "", "w", 1, 2),)
+    table = comparison(Report(scores, PROTOCOLS["cris"]), Benchmark("refcocog", "google", "val"))
+    assert table.rows[-1] == ("this run", "see its config.json", "cris", "measured here", "–", "50.00")
+
+
+def test_grefcoco_has_names_of_its_own():
+    scores = (SentenceScore("0", "a", "", "w", 1, 2),)
+    table = comparison(Report(scores), Benchmark("grefcoco", "unc", "val"))
+    assert table.header[-2:] == ("cIoU", "gIoU")
+    assert ("ReLA (Swin-B)", SINGLE, "rela_gref", "ReLA README", "62.42", "63.60") in table.rows
+    alone = comparison(Report(scores), Benchmark("grefcoco", "unc", "testA"))
+    assert (len(alone.rows), alone.rules) == (1, ())
+
+
+def test_the_published_figures_are_consistent():
+    seen = set()
+    for figure in PUBLISHED:
+        key = (figure.method, figure.trained, figure.benchmark, figure.metric)
+        assert key not in seen
+        seen.add(key)
+        assert 20 < float(figure.value) < 100
+        assert figure.protocol in PROTOCOLS or figure.protocol in NOT_OFFERED
+        assert figure.metric in ("overall_iou", "mean_iou")
+        assert figure.trained in (SINGLE, COMBINED)
+        assert is_benchmark(figure.benchmark)
+        assert "S2RM" not in figure.method
+        if figure.protocol == "cris":  # these repositories compute no overall IoU
+            assert figure.metric == "mean_iou"
+    assert len(published_on(Benchmark("refcocog", "google", "val"))) == 2 + 2 + 2 + 2
+
+
+def test_figures_stand_at_their_own_splits():
+    def value(method, metric, *benchmark):
+        return next(f.value for f in published_on(Benchmark(*benchmark)) if (f.method, f.metric) == (method, metric))
+
+    assert value("LAVT (Swin-B)", "overall_iou", "refcoco+", "unc", "testB") == "55.10"
+    assert value("DMMI (Swin-B)", "overall_iou", "refcocog", "umd", "val") == "63.46"
+    assert value("DETRIS-L (DINOv2)", "mean_iou", "refcocog", "google", "val") == "67.9"
+    assert value("PaliGemma-896", "mean_iou", "refcocog", "umd", "val") == "72.22"
+    assert value("LSCM", "overall_iou", "refclef", "berkeley", "test") == "66.57"

@@ -1,0 +1,87 @@
+"""What an evaluation leaves behind."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.protocols import PROTOCOLS
+from s2rm_jax.evaluation.published import Benchmark
+from s2rm_jax.evaluation.report import Report
+from s2rm_jax.evaluation.report_folder import write_report
+
+SCORES = (
+    SentenceScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
+    SentenceScore("1", "b", "attribute", "one", 9, 10, area=0.3, centre=(0.9, 0.9)),
+)
+NOTHING = SentenceScore("2", "b", "attribute", "one", 0, 4, targeted=False)
+
+
+def test_files(tmp_path):
+    page = write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
+    assert page == tmp_path / "index.html"
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
+        "index.html",
+        "metrics.json",
+        *(f"plots/iou_{name}.svg" for name in ("by_area", "by_length", "by_place", "histogram")),
+        "sentences.csv",
+        "table.md",
+        "table.tex",
+    ]
+    for figure in (tmp_path / "plots").iterdir():
+        ElementTree.parse(figure)
+    markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| all | 76.92 | 61.67 |" in markdown  # 10/13 and (1/3 + 9/10) / 2
+    assert "Protocol original" in markdown
+    assert "Published" not in markdown
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<svg") == 4
+    assert "Beside published figures" not in html
+
+
+def test_json(tmp_path):
+    write_report(tmp_path, Report(SCORES), {}, title="A run", split="val", step=12)
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert (content["split"], content["step"], content["protocol"]) == ("val", 12, "original")
+    assert content["all"]["mean_iou"] == pytest.approx(100 * (1 / 3 + 0.9) / 2)
+    assert (content["all"]["intersection"], content["all"]["union"], content["all"]["sentences"]) == (10, 13, 2)
+    low, high = content["all"]["interval_95"]["mean_iou"]
+    assert (low, high) == pytest.approx((100 / 3, 90))  # two pictures: now and then one of them twice
+    assert content["by_kind"]["relation"]["sentences"] == 1
+    assert "original resolution" in content["definitions"]
+    assert content["iou_histogram"][6] == content["iou_histogram"][18] == 1
+    assert [group["label"] for group in content["by"]["length"]] == ["1", "2"]
+    assert content["by"]["place"][0]["mean_iou"] == pytest.approx(100 / 3)
+    assert "published" not in content
+
+
+def test_the_numbers_of_grefcoco_are_null_where_there_are_none(tmp_path):
+    write_report(tmp_path, Report(SCORES, PROTOCOLS["rela_gref"]), {}, title="A run")
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert content["all"]["no_target_accuracy"] is None
+    assert (content["all"]["no_target"], content["all"]["targeted"], content["all"]["answered"]) == (0, 2, 2)
+    write_report(tmp_path, Report((*SCORES, NOTHING), PROTOCOLS["rela_gref"]), {}, title="A run")
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert (content["all"]["no_target_accuracy"], content["all"]["target_accuracy"]) == (0, 100)
+
+
+def test_published_figures_are_in_all_forms(tmp_path):
+    where = Benchmark("refcoco", "unc", "testA")
+    page = write_report(tmp_path, Report(SCORES, PROTOCOLS["lavt480"]), {}, title="A run", benchmark=where)
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert content["benchmark"] == {"dataset": "refcoco", "split_by": "unc", "split": "testA"}
+    assert {"75.82", "76.89"} == {f["value"] for f in content["published"] if f["method"] == "LAVT (Swin-B)"}
+    for path in (page, tmp_path / "table.md", tmp_path / "table.tex"):
+        text = path.read_text(encoding="utf-8")
+        assert "75.82" in text
+        assert "this run" in text
+
+
+def test_an_empty_split_of_everything(tmp_path):
+    """No sentence has an IoU, a place or a size: the report is written all the same."""
+    lost = SentenceScore("0", "a", "", "one", 0, 0, empty_iou=None, targeted=False)
+    write_report(tmp_path, Report((lost,), PROTOCOLS["caris448"]), {}, title="A run")
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert content["all"]["mean_iou"] == 0
+    assert len(content["remarks"]) == 2

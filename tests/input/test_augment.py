@@ -1,0 +1,137 @@
+"""Changed views: consistent with their masks, true to their sentences, and off by default."""
+
+import numpy as np
+import pytest
+
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.augment import (
+    Augmentation,
+    build_augmentation,
+    crop,
+    crop_box,
+    croppable,
+    flip,
+    hide_patches,
+    hide_words,
+)
+from s2rm_jax.input.encode import view_of
+from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.tokens import Tokenizer
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "zeb", "##ra", "##s", "dog")
+MASK = WORDS.index("[MASK]")
+
+
+def make_example(*sentences, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40)):
+    """Each sentence means a box (top, bottom, left, right) that is white, with the number of the sentence in red."""
+    image = np.zeros((*size, 3), np.uint8)
+    expressions = []
+    for number, sentence in enumerate(sentences):
+        top, bottom, left, right = boxes[number]
+        image[top:bottom, left:right] = (number + 1, 255, 255)
+        mask = np.zeros(size, bool)
+        mask[top:bottom, left:right] = True
+        expressions.append(Expression(sentence, mask, id=str(number)))
+    return Example("x", image, *size, tuple(expressions))
+
+
+def assert_masks_fit(view, numbers):
+    for mask, number in zip(view.masks, numbers, strict=True):
+        np.testing.assert_array_equal(mask, view.image[..., 0] == number + 1)
+
+
+def test_a_flip_mirrors_picture_masks_and_sentences():
+    view = view_of(make_example("dog on left", "red dog"), [0, 1])
+    mirrored = flip(view)
+    assert mirrored.sentences == ("dog on right", "red dog")
+    np.testing.assert_array_equal(mirrored.image, view.image[:, ::-1])
+    assert_masks_fit(mirrored, [0, 1])
+    assert not np.array_equal(mirrored.masks, view.masks)
+
+
+def test_one_sentence_that_cannot_be_mirrored_keeps_the_picture_as_it_is():
+    example = make_example("dog on left", "right behind the dog")
+    assert flip(view_of(example, [0, 1])) is None
+    assert flip(view_of(example, [0])) is not None  # only the chosen ones count
+    view = view_of(example, [0, 1])
+    assert Augmentation(flip=1.0).move(view, example, np.random.default_rng(0)) is view
+
+
+def test_a_crop_keeps_whole_whatever_is_referred_to_chosen_or_not():
+    example, rng = make_example("red dog", "zebra"), np.random.default_rng(0)
+    boxes = {crop_box(example, 0.3, rng) for _ in range(300)}
+    for top, bottom, left, right in boxes:
+        assert 0 <= top <= 3 and 20 <= bottom <= 30 and 0 <= left <= 4 and 18 <= right <= 40
+        cropped = crop(view_of(example, [1]), (top, bottom, left, right))
+        assert cropped.image.shape[:2] == cropped.masks.shape[1:] == (bottom - top, right - left)
+        assert_masks_fit(cropped, [1])
+        assert cropped.masks.sum() == 24
+    assert len(boxes) > 100
+    assert {box[0] for box in boxes} == {0, 1, 2, 3} and {box[3] for box in boxes} >= {18, 40}
+
+
+def test_a_crop_of_a_picture_in_which_nothing_is_meant_can_be_anywhere():
+    example = make_example()
+    example = Example("x", example.image, 30, 40, (Expression("zebra", []),))
+    boxes = [crop_box(example, 0.5, np.random.default_rng(i)) for i in range(100)]
+    assert all(bottom - top >= 15 and right - left >= 20 for top, bottom, left, right in boxes)
+    view = crop(view_of(example, [0]), boxes[0])
+    assert view.has_target == (False,) and not view.masks.any()
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["leftmost zebra", "man in the middle", "top right", "second dog", "dog cut off", "between two dogs", "3 dogs"],
+)
+def test_what_depends_on_the_frame_is_not_cropped(sentence):
+    example = make_example("red dog", sentence)
+    assert not croppable(view_of(example, [0, 1]))
+    assert croppable(view_of(example, [0]))
+    view = view_of(example, [0, 1])
+    assert Augmentation(crop=1.0).move(view, example, np.random.default_rng(0)) is view
+
+
+def test_patches_become_the_mean_and_the_rest_stays():
+    pixels = np.random.default_rng(0).random((20, 30, 3), np.float32) + 1
+    hidden = hide_patches(pixels, 0.5, 8, np.random.default_rng(1))
+    gone = (hidden == 0).all(-1)
+    np.testing.assert_array_equal(hidden[~gone], pixels[~gone])
+    for top in range(0, 20, 8):
+        for left in range(0, 30, 8):
+            assert gone[top : top + 8, left : left + 8].all() or not gone[top : top + 8, left : left + 8].any()
+    assert 0.2 < gone.mean() < 0.8
+    np.testing.assert_array_equal(hide_patches(pixels, 0.0, 8, np.random.default_rng(1)), pixels)
+
+
+def test_words_are_hidden_with_all_their_pieces_and_one_stays():
+    tokenizer = Tokenizer(WORDS, 9)
+    continues = np.array([word.startswith("##") for word in WORDS])
+    tokens, _ = tokenizer.encode("red zebras dog")
+    pieces = ["[CLS]", "red", "zeb", "##ra", "##s", "dog", "[SEP]"]
+    assert tokenizer.words(tokens) == pieces
+    seen = set()
+    for seed in range(200):
+        hidden = hide_words(tokens, 0.5, MASK, continues, np.random.default_rng(seed))
+        assert hidden.dtype == np.int32 and hidden[0] == tokens[0] and (hidden[6:] == tokens[6:]).all()
+        gone = hidden == MASK
+        assert len(set(gone[2:5])) == 1
+        seen.add((gone[1], gone[2], gone[5]))
+    assert len(seen) == 7 and (True, True, True) not in seen
+    assert (hide_words(tokens, 1.0, MASK, continues, np.random.default_rng(0)) == MASK).sum() < 5
+
+
+def test_hiding_words_needs_a_mask_in_the_vocabulary():
+    config = default_config().input.augment
+    config.hide_words = 0.2
+    with pytest.raises(UserError, match=r"hide_words is 0\.2, but the vocabulary has no \[MASK\]"):
+        build_augmentation(config, Tokenizer([word for word in WORDS if word != "[MASK]"], 9))
+    assert build_augmentation(config, Tokenizer(WORDS, 9)).mask_id == MASK
+
+
+def test_nothing_is_changed_by_default_and_no_chance_is_used():
+    augmentation = build_augmentation(default_config().input.augment, Tokenizer(WORDS, 9))
+    example, rng = make_example("red dog"), np.random.default_rng(0)
+    view = view_of(example, [0])
+    assert augmentation.move(view, example, rng) is view
+    assert rng.random() == np.random.default_rng(0).random()

@@ -1,0 +1,92 @@
+"""Masks in files of their own: which are read, and which would be misread and are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.mask_files import problem_of_file, read_mask
+from s2rm_jax.input.masks import has_mask, rasterize
+
+HEIGHT, WIDTH = 6, 9
+MASK = np.zeros((HEIGHT, WIDTH), bool)
+MASK[1:4, 2:7] = True
+
+
+def palette() -> Image.Image:
+    """Index 1 on index 0, of which the colours say nothing: the object is black."""
+    picture = Image.fromarray(MASK.astype(np.uint8)).convert("P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.putdata(MASK.ravel().astype(int).tolist())
+    return picture
+
+
+KINDS = {
+    "255": Image.fromarray(MASK.astype(np.uint8) * 255),
+    "1": Image.fromarray(MASK.astype(np.uint8)),
+    "1 bit": Image.fromarray(MASK),
+    "16 bits": Image.fromarray(MASK.astype(np.uint16) * 300),
+    "palette": palette(),
+    "colour": Image.fromarray(np.stack([MASK * 0, MASK * 40, MASK * 0], axis=-1).astype(np.uint8)),
+}
+
+
+def saved(tmp_path: Path, picture: Image.Image, name: str = "mask.png") -> Path:
+    picture.save(tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_zero_is_the_mask(tmp_path, kind):
+    path = saved(tmp_path, KINDS[kind])
+    mask = read_mask(path, HEIGHT, WIDTH)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, MASK)
+    assert problem_of_file(path, HEIGHT, WIDTH) == ""
+
+
+def test_a_file_is_a_segmentation(tmp_path):
+    segmentation = {"png": str(saved(tmp_path, KINDS["1"]))}
+    assert has_mask(segmentation)
+    np.testing.assert_array_equal(rasterize(segmentation, HEIGHT, WIDTH), MASK)
+
+
+def without_pixels(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-30])
+    return path
+
+
+def text_file(path: Path) -> Path:
+    path.write_text("no picture")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "absent.png", r"there is no mask at .*absent\.png"),
+        (lambda folder: text_file(folder / "text.png"), r"text\.png cannot be read \(cannot identify"),
+        (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its picture 6 x 9"),
+        (lambda folder: saved(folder, KINDS["255"], "mask.jpg"), "is a JPEG, which blurs masks; save it as PNG"),
+        (lambda folder: saved(folder, KINDS["255"].convert("RGBA")), "transparent pixels"),
+        (lambda folder: saved(folder, Image.new("F", (WIDTH, HEIGHT)), "mask.tiff"), "values of an unknown kind"),
+    ],
+)
+def test_what_is_no_mask_of_the_picture_is_refused_by_its_header(tmp_path, make, message):
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=message) as raised:
+        read_mask(path, HEIGHT, WIDTH)
+    assert problem_of_file(path, HEIGHT, WIDTH) == str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_pixels_are_found_when_they_are_read(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (60, 90), dtype=np.uint8))
+    path = without_pixels(saved(tmp_path, noise))
+    assert problem_of_file(path, 60, 90) == ""
+    with pytest.raises(UserError, match=r"mask\.png cannot be read"):
+        read_mask(path, 60, 90)

@@ -1,0 +1,304 @@
+"""One's own data in both forms: what is read, and the mistakes that are named before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.custom_coco import coco_json_source
+from s2rm_jax.input.custom_lines import json_lines_source
+from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.sources import build_source
+from tests.input.own_data_fixture import mask_of, polygons_of, rle_of, write_coco_json, write_json_lines
+from tests.input.refer_fixture import HEIGHT, WIDTH, refer_mini
+
+FORMS = {"json_lines": write_json_lines, "coco_json": write_coco_json}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_both_forms_give_the_same_examples(tmp_path, name):
+    root = FORMS[name](tmp_path)
+    for split, pictures in (("train", (0, 1)), ("val", (2,))):
+        source = build_source(ConfigDict({"name": name, "root": str(root)}), split)
+        assert [example.image for example in source] == [root / f"pictures/{index}.png" for index in pictures]
+        for index, example in zip(pictures, source, strict=True):
+            said = [expression.sentence for expression in example.expressions]
+            assert said == ["the left one", "box on the left", "the right one", "the dog"]
+            for expression, sides in zip(example.expressions, (["left"], ["left"], ["right"], []), strict=True):
+                mask = rasterize(expression.segmentation, example.height, example.width)
+                np.testing.assert_array_equal(mask, mask_of(index, *sides))
+                assert (expression.segmentation == []) == (sides == [])
+        assert source.expression_count(0) == 4
+        assert source.referents(0) == ((0, 1), (2,), (3,))
+        ids = [expression.id for example in source for expression in example.expressions]
+        assert len(set(ids)) == len(ids) == source.num_expressions == 4 * len(pictures)
+        copy = pickle.loads(pickle.dumps(source))
+        assert list(copy) == list(source)
+
+
+def test_ids_say_where_an_expression_is_written(tmp_path):
+    lines = json_lines_source("val", root=write_json_lines(tmp_path / "lines"))
+    assert (lines[0].id, [one.id for one in lines[0].expressions]) == ("pictures/2.png", ["7-0", "7-1", "8-0", "9-0"])
+    coco = coco_json_source("val", root=write_coco_json(tmp_path / "coco"))
+    assert (coco[0].id, [one.id for one in coco[0].expressions]) == ("2", ["20-0", "20-1", "21-0", "22-0"])
+
+
+def test_lines_of_one_picture_need_not_stand_together_nor_name_it_alike(tmp_path):
+    def edit(entries):
+        entries.sort(key=lambda entry: str(entry["sentences"]))
+        entries[0]["image"] = str(tmp_path / "pictures/../pictures/0.png")
+
+    source = json_lines_source("train", root=write_json_lines(tmp_path, edit))
+    assert sorted(source.expression_count(index) for index in range(len(source))) == [4, 4]
+
+
+def test_a_file_of_windows_is_read_and_empty_lines_are_passed_over(tmp_path):
+    path = write_json_lines(tmp_path) / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert json_lines_source("train", root=tmp_path).num_expressions == 8
+
+
+def no_split(content: Any) -> None:
+    for entry in content if isinstance(content, list) else content["annotations"]:
+        entry.pop("split", None)
+
+
+@pytest.mark.parametrize(("name", "file"), [("json_lines", "data.jsonl"), ("coco_json", "annotations.json")])
+def test_each_split_may_have_a_file_and_what_names_no_split_is_in_train(tmp_path, name, file):
+    root = FORMS[name](tmp_path, no_split)
+    settings = {"name": name, "root": str(root)}
+    assert len(build_source(ConfigDict(settings), "train")) == 3
+    (root / file).rename(root / f"val_{file}")
+    assert len(build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "val")) == 3
+    with pytest.raises(UserError, match=rf"there is no file .*train_{file}; set the source's root and file"):
+        build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "train")
+
+
+def test_pictures_of_coco_may_lie_elsewhere(tmp_path):
+    root = write_coco_json(tmp_path / "here")
+    (root / "pictures").rename(tmp_path / "pictures")
+    assert coco_json_source("val", root=root, image_root=tmp_path)[0].image == tmp_path / "pictures/2.png"
+    with pytest.raises(UserError, match=r"annotation 20: there is no picture at .*here/pictures/2\.png"):
+        coco_json_source("val", root=root)
+
+
+LINE_MISTAKES = [
+    ({"image": None}, r"line 1: 'image' must be a text, got None"),
+    ({"sentences": "the cup"}, r"line 1: 'sentences' must be a list of texts, such as .* got 'the cup'"),
+    ({"sentences": []}, r"line 1: 'sentences' must be a list of texts"),
+    ({"sentences": ["a cup", " "]}, r"line 1: 'sentences' has an empty sentence"),
+    ({"mask": "masks/0.png"}, r"line 1: needs one of 'mask', 'polygon' and 'rle', has 'mask' and 'polygon'"),
+    ({"polygon": {"x": 1}}, r"line 1: 'polygon' must be a list of lists"),
+    ({"polygon": [1, 2, 3, 4, 5, 6]}, r"line 1: a polygon must be a list \[x0, y0, .*got 1"),
+    ({"polygon": [[1, 2, 3, 4, 5, 6, 7]]}, r"line 1: a polygon has an odd number of coordinates \(7\)"),
+    ({"polygon": [[1, 2, 3, 4]]}, r"line 1: a polygon has 2 corners; it needs at least 3"),
+    ({"polygon": [[1, 2, 3, "4", 5, 6]]}, r"line 1: a polygon has something that is not a number"),
+    ({"polygon": [[1, 2, 3, float("nan"), 5, 6]]}, r"line 1: a polygon has something that is not a number"),
+    ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its picture of 64 x 48 pixels"),
+    ({"split": 3}, r"line 1: 'split' must be a text, got 3"),
+    ({"image": "pictures/9.png"}, r"line 1: there is no picture at .*pictures/9\.png"),
+    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl cannot be read as a picture \(cannot identify"),
+]
+RLE_MISTAKES = [
+    ({"rle": "7b"}, r"line 4: 'rle' must have a size and counts"),
+    ({"rle": {"counts": "7b"}}, r"line 4: an RLE needs a size \[height, width\], got None"),
+    ({"rle": {"size": [HEIGHT, WIDTH]}}, r"line 4: an RLE needs counts.* got None"),
+    ({"rle": {"size": [HEIGHT, WIDTH], "counts": [5, -5]}}, r"line 4: an RLE needs counts"),
+    ({"rle": {"size": [HEIGHT, WIDTH], "counts": [5, 6]}}, r"line 4: an RLE covers 11 pixels, its size has 3072"),
+    (
+        {"rle": rle_of(mask_of(1, "left")) | {"size": [WIDTH, HEIGHT]}},
+        r"line 4: an RLE has size \[64, 48\], .*\[48, 64\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "message"),
+    [*((0, *case) for case in LINE_MISTAKES), *((3, *case) for case in RLE_MISTAKES)],
+)
+def test_a_mistake_in_a_line_is_named(tmp_path, number, change, message):
+    root = write_json_lines(tmp_path, lambda entries: entries[number].update(change))
+    with pytest.raises(UserError, match=rf"data\.jsonl has a mistake: {message}.*docs/own_data\.md") as raised:
+        json_lines_source("train", root=root)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": ', r"line 2: not JSON \(Expecting value"),
+        ("[1, 2]", r"line 2: must be an object \{\.\.\.\}, got \[1, 2\]"),
+        ("{}", r"line 2: 'image' is missing; line 2: 'sentences' is missing; line 2: needs one of .* has none"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
+    path = write_json_lines(tmp_path) / "data.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[1:]]))
+    with pytest.raises(UserError, match=message):
+        json_lines_source("train", root=tmp_path)
+
+
+def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
+    root = write_json_lines(tmp_path)
+    Image.new("L", (HEIGHT, WIDTH)).save(root / "masks/2.png")
+    with pytest.raises(UserError, match=r"line 7: the mask .*masks/2\.png has 64 x 48 pixels, its picture 48 x 64"):
+        json_lines_source("val", root=root)
+    (root / "masks/2.png").unlink()
+    with pytest.raises(UserError, match=r"line 7: there is no mask at .*masks/2\.png"):
+        json_lines_source("val", root=root)
+    assert len(json_lines_source("train", root=root)) == 2  # of other splits the files are not opened
+
+
+def test_many_mistakes_are_told_together(tmp_path):
+    def edit(entries):
+        for entry in entries[:7]:
+            entry["sentences"] = [""]
+
+    with pytest.raises(UserError) as raised:
+        json_lines_source("train", root=write_json_lines(tmp_path, edit))
+    message = str(raised.value)
+    assert "data.jsonl has 7 mistakes: line 1: " in message
+    assert "line 5: 'sentences' has an empty sentence; and 2 more" in message
+    assert "line 6" not in message
+
+
+def change(id: int, /, **fields: Any):
+    def edit(content):
+        (annotation,) = (one for one in content["annotations"] if one["id"] == id)
+        annotation.update(fields)
+        for name in [name for name, value in fields.items() if value is ...]:
+            del annotation[name]
+
+    return edit
+
+
+def change_image(**fields: Any):
+    def edit(content):
+        content["images"][0].update(fields)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (change(1, image_id=77), "annotation 1: there is no image with the id 77"),
+        (change(1, image_id=...), "annotation 1: 'image_id' is missing"),
+        (change(1, segmentation=...), "annotation 1: 'segmentation' is missing"),
+        (change(1, id=...), "annotation at position 1: 'id' is missing"),
+        (change(1, id=11), "annotation 11: another annotation has this id"),
+        (change(1, expressions="the cup"), "annotation 1: 'expressions' must be a list of texts"),
+        (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty sentence"),
+        (change(1, segmentation=[[1, 2, 3]]), r"annotation 1: a polygon has an odd number of coordinates \(3\)"),
+        (change(1, segmentation=7), "annotation 1: a mask must be a list of polygons or an RLE, got 7"),
+        (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: an RLE has size \[2, 2\]"),
+        (change(1, split=None), "annotation 1: 'split' must be a text, got None"),
+        (change(2, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
+        (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),
+        (change_image(height="48"), "image 0: 'height' missing or of the wrong kind"),
+        (change_image(height=64, width=48), "annotation 0: .*0.png has 64 x 48 pixels, the file says 48 x 64"),
+        (lambda content: content["annotations"].insert(0, 5), "annotation at position 0: must be an object"),
+    ],
+)
+def test_a_mistake_in_an_annotation_is_named(tmp_path, edit, message):
+    with pytest.raises(UserError, match=message) as raised:
+        coco_json_source("train", root=write_coco_json(tmp_path, edit))
+    assert "annotations.json has " in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path, name):
+    root = FORMS[name](tmp_path)
+    with pytest.raises(UserError, match=r"has no split 'test'; it has train \(6 referents\), val \(3 referents\)"):
+        build_source(ConfigDict({"name": name, "root": str(root)}), "test")
+    with pytest.raises(UserError, match="the folder of the data is not given"):
+        build_source(ConfigDict({"name": name, "root": ""}), "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "not in COCO's format: it needs lists of 'images' and 'annotations'"),
+        ('{"images": [', "cannot be read as JSON"),
+        ('{"images": [], "annotations": [{"id": 1}]}', "no annotation with 'expressions'"),
+    ],
+)
+def test_a_file_that_is_not_of_the_form_is_named(tmp_path, content, message):
+    (tmp_path / "annotations.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        coco_json_source("train", root=tmp_path)
+    (tmp_path / "data.jsonl").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UserError, match="cannot be read as UTF-8 text"):
+        json_lines_source("train", root=tmp_path)
+
+
+def test_pictures_in_two_splits_and_pictures_to_be_turned_are_warned_of(tmp_path, caplog):
+    def edit(entries):
+        entries[2]["split"] = "val"
+        for entry in entries:
+            entry["image"] = entry["image"].replace("0.png", "0.jpg")
+
+    root = write_json_lines(tmp_path, edit)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(root / "pictures/0.png").save(root / "pictures/0.jpg", exif=exif)
+    with caplog.at_level(logging.WARNING):
+        source = json_lines_source("train", root=root)
+    assert (source[0].height, source[0].width) == (HEIGHT, WIDTH)
+    shared, turned = caplog.messages
+    assert "1 pictures are in more than one split, such as 0.jpg" in shared
+    assert "1 pictures are to be turned by their viewer (EXIF), such as 0.jpg" in turned
+
+
+def test_a_picture_that_is_lost_later_is_named(tmp_path):
+    source = json_lines_source("val", root=write_json_lines(tmp_path))
+    Path(str(source[0].image)).unlink()
+    with pytest.raises(UserError, match=r"2\.png of data\.jsonl val is missing"):
+        source[0]
+
+
+def test_several_polygons_are_one_referent(tmp_path):
+    parts = polygons_of(0, "left") + polygons_of(0, "right")
+    source = json_lines_source("train", root=write_json_lines(tmp_path, lambda e: e[0].update(polygon=parts)))
+    mask = rasterize(source[0].expressions[0].segmentation, HEIGHT, WIDTH)
+    np.testing.assert_array_equal(mask, mask_of(0, "left", "right"))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, name):
+    root = refer_mini()
+    if root is None:
+        pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
+    original = ReferSource("val", root=root, split_by="mini")
+    lines, images, annotations = [], [], []
+    for index, example in enumerate(original):
+        file_name = str(example.image)
+        images.append({"id": index, "file_name": file_name, "height": example.height, "width": example.width})
+        for group in original.referents(index):
+            polygons = example.expressions[group[0]].segmentation
+            texts = [example.expressions[position].sentence for position in group]
+            lines.append({"image": file_name, "polygon": polygons, "sentences": texts, "split": "val"})
+            annotations.append({"id": len(lines), "image_id": index, "segmentation": polygons, "expressions": texts})
+            annotations[-1]["split"] = "val"
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    source = build_source(ConfigDict({"name": name, "root": str(tmp_path)}), "val")
+    assert len(source) == len(original) == 26
+    for index, (read, meant) in enumerate(zip(source, original, strict=True)):
+        assert (read.image, read.height, read.width) == (meant.image, meant.height, meant.width)
+        assert [(one.sentence, one.segmentation) for one in read.expressions] == [
+            (one.sentence, one.segmentation) for one in meant.expressions
+        ]
+        assert source.referents(index) == original.referents(index)

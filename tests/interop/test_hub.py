@@ -1,0 +1,76 @@
+"""Weights by path or by their name on the Hub; offline, the error says which files to put where."""
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.hub import find_vocabulary, locate
+
+
+def test_paths(tmp_path):
+    (tmp_path / "bert").mkdir()
+    weights = tmp_path / "bert" / "model.safetensors"
+    weights.touch()
+    assert locate(str(weights), "text.pretrained") == locate(str(tmp_path / "bert"), "text.pretrained") == weights
+    assert find_vocabulary(str(weights)) is None
+    (tmp_path / "bert" / "vocab.txt").touch()
+    assert find_vocabulary(str(tmp_path / "bert")) == tmp_path / "bert" / "vocab.txt"
+
+
+@pytest.mark.parametrize("path", ["nowhere/swin.pth", "swin_base.pth", "./weights", "/data/bert", "../bert", "~/bert"])
+def test_a_missing_path_is_not_looked_for_on_the_hub(path):
+    with pytest.raises(UserError, match=r"^config\.vision\.pretrained: there are no weights at .*; check the path$"):
+        locate(path, "vision.pretrained")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on which {file: content} may be put; None stands for no network."""
+    files = {}
+
+    def download(name, file):
+        if files.get(file, "") is None:
+            raise LocalEntryNotFoundError("cannot find the requested files\nin the local cache")
+        if file not in files:
+            raise RemoteEntryNotFoundError("404", response=Response())
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(files[file])
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return files
+
+
+class Response:
+    """What an error of the Hub is made of."""
+
+    headers: dict = {}  # noqa: RUF012
+    request = None
+
+
+def test_names_of_the_hub(hub, tmp_path):
+    hub.update({"pytorch_model.bin": "old", "vocab.txt": "words"})
+    assert locate("google-bert/bert-base-uncased", "text.pretrained").read_text() == "old"
+    hub["model.safetensors"] = "new"
+    assert locate("bert-base-uncased", "text.pretrained").read_text() == "new"
+    assert find_vocabulary("bert-base-uncased").read_text() == "words"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"model.safetensors": None}, "cannot find the requested files"),
+        ({}, "it has neither model.safetensors nor pytorch_model.bin"),
+    ],
+)
+def test_offline_the_error_says_what_to_put_where(hub, files, reason):
+    hub.update(files)
+    with pytest.raises(UserError) as caught:
+        locate("google-bert/bert-base-uncased", "text.pretrained")
+    assert str(caught.value) == (
+        f"config.text.pretrained=google-bert/bert-base-uncased is no path here and was not fetched from the Hugging "
+        f"Face Hub ({reason}): put model.safetensors or pytorch_model.bin (and, for text, vocab.txt) from "
+        "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
+        "config.text.pretrained=FOLDER"
+    )

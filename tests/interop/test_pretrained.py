@@ -1,0 +1,232 @@
+"""Pretrained Swin and BERT: recognised by their keys, complete or refused, and in place when training begins."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.bert_names import bert_layout
+from s2rm_jax.interop.layout import WeightsMismatch, export_arrays
+from s2rm_jax.interop.pretrained import load_bert, load_pretrained, load_swin
+from s2rm_jax.interop.swin_names import HUGGING_FACE, MICROSOFT, TIMM, swin_layout
+from s2rm_jax.interop.weight_files import read_weights
+from s2rm_jax.models.network import build_network
+from s2rm_jax.training.state import parameter_shapes
+
+DEPTHS = (1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = default_config()
+    config.input.image_size = (32, 32)
+    config.vision.update(embed_dim=8, depths=DEPTHS, num_heads=(1, 2, 4), window_size=4)
+    config.text.update(vocab_size=30, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=8)
+    config.text.max_tokens = 6
+    config.fusion.update(width=16, recurrent_width=8, num_heads=2)
+    config.decoder.widths = (8, 12, 16)
+    return config
+
+
+@pytest.fixture(scope="module")
+def shapes(config):
+    return parameter_shapes(build_network(config), config)
+
+
+@pytest.fixture(scope="module")
+def params(shapes):
+    """Random values for every parameter: what the checkpoints of these tests hold."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def swin_arrays(params, names):
+    """A checkpoint of a backbone in the names of a library, with the buffers that its files hold."""
+    arrays = export_arrays(swin_layout(DEPTHS, names), params["vision"])
+    for name in [name for name in arrays if name.endswith("bias_table")]:
+        arrays[name.replace("bias_table", "index")] = np.zeros((16, 16), np.int64)
+    return arrays
+
+
+@pytest.mark.parametrize("names", [HUGGING_FACE, MICROSOFT, TIMM], ids=lambda names: names.library)
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.swin."])
+def test_a_swin_in_the_names_of_every_library(tmp_path, config, shapes, params, names, prefix):
+    arrays = {prefix + name: array for name, array in swin_arrays(params, names).items()}
+    besides = {"decode_head.weight": np.ones(3, np.float32)} if prefix else {}
+    save_file(arrays | besides, tmp_path / "w")
+    loaded = load_swin(tmp_path / "w", config.vision, shapes["vision"])
+    assert_equal(loaded.params, params["vision"])
+    assert f"a Swin, {names.library} names" in loaded.report
+    tables = names.block.format(i="*", j="*") + names.bias_table.replace("bias_table", "index")
+    listed = ", ".join([*besides, f"{tables} (5)"])
+    assert f"in the file but of no use here: {listed}" in loaded.report
+
+
+@pytest.mark.parametrize("names", [HUGGING_FACE, MICROSOFT], ids=lambda names: names.library)
+def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config, shapes, params, names):
+    arrays = swin_arrays(params, names)
+    for stage in range(3):
+        for leaf in ("weight", "bias"):
+            norm = arrays.pop(f"{names.output_norm.format(n=stage + names.first_output)}.{leaf}")
+    arrays |= {f"{names.last_norm}.weight": params["vision"]["stage3_norm"]["scale"], f"{names.last_norm}.bias": norm}
+    head = {"head.weight": np.ones((5, 32), np.float32), "head.bias": np.ones(5, np.float32)}
+    arrays |= head if names is MICROSOFT else {"pooler.dense.weight": head["head.weight"]}
+    save_file(arrays, tmp_path / "w")
+    if names is HUGGING_FACE:  # the pooler of a Swin has no parameters; what looks like one is a mistake
+        with pytest.raises(WeightsMismatch, match=r"1 arrays that nothing here wants: pooler\.dense\.weight"):
+            load_swin(tmp_path / "w", config.vision, shapes["vision"])
+        del arrays["pooler.dense.weight"]
+        save_file(arrays, tmp_path / "w")
+    loaded = load_swin(tmp_path / "w", config.vision, shapes["vision"])
+    expected = {name: tree for name, tree in params["vision"].items() if name not in ("stage1_norm", "stage2_norm")}
+    assert_equal(loaded.params, expected)
+    left_out = "stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias"
+    assert f"not in the file, and so as initialised: {left_out}" in loaded.report
+    if names is MICROSOFT:
+        assert "head.bias, head.weight" in loaded.report
+
+
+def test_another_window_resizes_the_bias_tables(tmp_path, config, shapes, params):
+    save_file(swin_arrays(params, MICROSOFT), tmp_path / "w")
+    wider = default_config()
+    wider.update(config)
+    wider.vision.window_size = 6
+    wide_shapes = parameter_shapes(build_network(wider), wider)["vision"]
+    loaded = load_swin(tmp_path / "w", wider.vision, wide_shapes)
+    assert "5 bias tables resized from window 4 to 6" in loaded.report
+    assert jax.tree.map(np.shape, loaded.params) == jax.tree.map(lambda leaf: leaf.shape, wide_shapes)
+    assert_equal(loaded.params["stage1_block0"]["mlp_in"], params["vision"]["stage1_block0"]["mlp_in"])
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("old_names", [False, True])
+def test_a_bert_with_old_and_new_names(tmp_path, config, shapes, params, prefix, old_names):
+    arrays = {prefix + n: a for n, a in export_arrays(bert_layout(2), params["text"]).items()}
+    if old_names:
+        spelled = ((r"LayerNorm\.weight", "LayerNorm.gamma"), (r"LayerNorm\.bias", "LayerNorm.beta"))
+        for new, old in spelled:
+            arrays = {re.sub(new, old, name): array for name, array in arrays.items()}
+        assert any("gamma" in name for name in arrays)
+    besides = {"pooler.dense.weight": np.ones((16, 16), np.float32), "embeddings.position_ids": np.arange(8)[None]}
+    arrays |= {prefix + name: array for name, array in besides.items()}
+    arrays |= {"cls.predictions.bias": np.ones(30, np.float32)} if prefix else {}
+    save_file(arrays, tmp_path / "w")
+    loaded = load_bert(tmp_path / "w", config.text, shapes["text"])
+    assert_equal(loaded.params, params["text"])
+    assert "pooler.dense.weight" in loaded.report
+
+
+def bert_file(tmp_path, params, change):
+    arrays = export_arrays(bert_layout(2), params["text"])
+    change(arrays)
+    save_file(arrays, tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path, config, shapes, params):
+    def spoil(arrays):
+        del arrays["encoder.layer.1.output.dense.bias"]
+        arrays["encoder.layer.0.adapter.weight"] = np.ones((2, 2), np.float32)
+        arrays["embeddings.token_type_embeddings.weight"] = np.ones((1, 16), np.float32)
+        arrays["encoder.layer.0.output.dense.weight"] = np.ones((16, 32), np.int8)
+        arrays["encoder.layer.0.output.dense.bias"] = np.full(16, np.nan, np.float32)
+
+    with pytest.raises(WeightsMismatch) as caught:
+        load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
+    assert caught.value.mistakes == {
+        "arrays that nothing here wants": ("encoder.layer.0.adapter.weight",),
+        "parameters left unfilled": ("layer1/output/bias (no encoder.layer.1.output.dense.bias)",),
+        "wrong arrays": (
+            "embeddings.token_type_embeddings.weight (1, 16) cannot fill type_embeddings/embedding (2, 16)",
+            "encoder.layer.0.output.dense.weight holds int8, not floating-point numbers",
+            "encoder.layer.0.output.dense.bias holds NaN or infinity",
+        ),
+    }
+    assert "\n" not in str(caught.value)
+
+
+def test_two_spellings_of_one_name(tmp_path, config, shapes, params):
+    def spoil(arrays):
+        arrays["embeddings.LayerNorm.gamma"] = arrays["embeddings.LayerNorm.weight"]
+
+    twice = r"matched twice: embeddings\.LayerNorm\.gamma, embeddings\.LayerNorm\.weight"
+    with pytest.raises(WeightsMismatch, match=twice):
+        load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
+
+
+def test_another_size_says_which_fields_to_set(tmp_path, config, shapes, params):
+    save_file(swin_arrays(params, MICROSOFT), tmp_path / "w")
+    other = default_config().vision
+    flags = r"--config\.vision\.embed_dim=8 --config\.vision\.depths=\(1,2,2\) --config\.vision\.num_heads=\(1,2,4\)"
+    with pytest.raises(UserError, match=rf"another size than config\.vision \(embed_dim=128, .*set {flags}"):
+        load_swin(tmp_path / "w", other, shapes["vision"])
+    file = bert_file(tmp_path, params, lambda arrays: None)
+    with pytest.raises(UserError, match=r"set --config\.text\.vocab_size=30 --config\.text\.hidden_size=16"):
+        load_bert(file, default_config().text, shapes["text"])
+
+
+def test_a_network_of_another_kind(tmp_path, config, shapes, params):
+    bert = bert_file(tmp_path, params, lambda arrays: None)
+    with pytest.raises(UserError, match=r"holds no Swin but a BERT: it belongs to config\.text\.pretrained"):
+        load_swin(bert, config.vision, shapes["vision"])
+    save_file(swin_arrays(params, TIMM), tmp_path / "swin")
+    with pytest.raises(UserError, match=r"holds no BERT but a Swin: it belongs to config\.vision\.pretrained"):
+        load_bert(tmp_path / "swin", config.text, shapes["text"])
+    save_file({"conv1.weight": np.ones(3, np.float32)}, tmp_path / "resnet")
+    with pytest.raises(UserError, match=r"holds no Swin but 1 arrays, such as conv1\.weight"):
+        load_swin(tmp_path / "resnet", config.vision, shapes["vision"])
+
+
+def test_two_networks_in_one_file(tmp_path, config, shapes, params):
+    arrays = swin_arrays(params, MICROSOFT)
+    both = {f"{owner}.{name}": array for owner in ("student", "teacher") for name, array in arrays.items()}
+    save_file(both, tmp_path / "w")
+    with pytest.raises(UserError, match=r"holds 2 networks of the kind Swin, behind 'student\.', 'teacher\.'"):
+        load_swin(tmp_path / "w", config.vision, shapes["vision"])
+
+
+def test_only_what_the_configuration_names_is_loaded(tmp_path, config, shapes, params):
+    assert load_pretrained(config, shapes) == {}
+    chosen = default_config()
+    chosen.update(config)
+    chosen.text.pretrained = str(bert_file(tmp_path, params, lambda arrays: None))
+    loaded = load_pretrained(chosen, shapes)
+    assert loaded.keys() == {"text"}
+    assert_equal(loaded["text"].params, params["text"])
+
+
+def test_files_as_transformers_writes_them(tmp_path, config, shapes):
+    torch = pytest.importorskip("torch")
+    from transformers import BertConfig, BertModel, SwinConfig, SwinForImageClassification
+
+    swin = SwinForImageClassification(
+        SwinConfig(image_size=32, embed_dim=8, depths=list(DEPTHS), num_heads=[1, 2, 4], window_size=4)
+    )
+    swin.save_pretrained(tmp_path / "swin")
+    loaded = load_swin(tmp_path / "swin" / "model.safetensors", config.vision, shapes["vision"])
+    block = loaded.params["stage3_block1"]["attention"]["qkv"]["kernel"]
+    query = swin.state_dict()["swin.encoder.layers.2.blocks.1.attention.q_proj.weight"].numpy()
+    np.testing.assert_array_equal(block[:, :32], query.T)
+    assert "classifier.bias, classifier.weight" in loaded.report
+
+    # The same, but as somebody saves the parameters by hand, in the names of transformers 5.
+    torch.save(swin.state_dict(), tmp_path / "by_hand.pth")
+    assert (
+        not load_file(tmp_path / "swin" / "model.safetensors").keys() <= read_weights(tmp_path / "by_hand.pth").keys()
+    )
+    assert_equal(load_swin(tmp_path / "by_hand.pth", config.vision, shapes["vision"]).params, loaded.params)
+
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(**sizes, intermediate_size=32, max_position_embeddings=8))
+    bert.save_pretrained(tmp_path / "bert")
+    loaded = load_bert(tmp_path / "bert" / "model.safetensors", config.text, shapes["text"])
+    words = bert.state_dict()["embeddings.word_embeddings.weight"].numpy()
+    np.testing.assert_array_equal(loaded.params["word_embeddings"]["embedding"], words)

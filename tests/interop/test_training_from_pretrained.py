@@ -1,0 +1,71 @@
+"""A run begins from its pretrained parts, and never reads them again."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.bert_names import bert_layout
+from s2rm_jax.interop.layout import export_arrays
+from s2rm_jax.interop.swin_names import MICROSOFT, swin_layout
+from s2rm_jax.models.network import build_network
+from s2rm_jax.training.checkpoint import restore_params
+from s2rm_jax.training.loop import train_and_evaluate
+from s2rm_jax.training.run_config import load_config
+from s2rm_jax.training.state import parameter_shapes
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A tiny configuration whose learning rate is 0, and the parameters in the files that it begins from."""
+    config = tiny_config()
+    config.steps, config.checkpoint_every, config.eval.every = 1, 1, 0
+    config.optimizer.update({"learning_rate": 0.0, "ema_decay": 0.9})
+    shapes = parameter_shapes(build_network(config), config)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    save_file(export_arrays(swin_layout((1, 1, 1, 1), MICROSOFT), params["vision"]), tmp_path / "swin.safetensors")
+    (tmp_path / "bert").mkdir()
+    save_file(export_arrays(bert_layout(1), params["text"]), tmp_path / "bert" / "model.safetensors")
+    config.vision.pretrained = str(tmp_path / "swin.safetensors")
+    config.text.pretrained = str(tmp_path / "bert")
+    return config, params
+
+
+def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
+    config, params = pretrained
+    train_and_evaluate(config, tmp_path / "run")
+    found = restore_params(tmp_path / "run", "latest")
+    for part in ("vision", "text"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found[part], params[part])
+    out = capsys.readouterr().out
+    assert "Pretrained vision:" in out and "a Swin, Microsoft names" in out and "Pretrained text:" in out
+
+    # What they were read from may go: a run that continues does not read them.
+    (tmp_path / "swin.safetensors").unlink()
+    config.steps = 2
+    train_and_evaluate(config, tmp_path / "run")
+    assert "Continuing in" in capsys.readouterr().out
+
+
+def test_the_vocabulary_beside_pretrained_text_is_taken_and_kept(pretrained, tmp_path):
+    config, _ = pretrained
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "circle"]
+    (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
+    assert load_config(tmp_path / "run").text.vocab == str(tmp_path / "run" / "vocab.txt")
+
+    (tmp_path / "bert" / "vocab.txt").unlink()
+    config.steps = 2
+    train_and_evaluate(config, tmp_path / "run")  # goes on with its own copy
+    assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
+
+
+def test_weights_that_are_not_there(pretrained, tmp_path):
+    config, _ = pretrained
+    config.vision.pretrained = str(tmp_path / "gone.pth")
+    with pytest.raises(UserError, match=r"config\.vision\.pretrained: there are no weights at .*gone\.pth"):
+        train_and_evaluate(config, tmp_path / "run")

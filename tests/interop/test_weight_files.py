@@ -1,0 +1,139 @@
+"""Weights are read by what a file contains; what is damaged or would run code is refused in one line."""
+
+import argparse
+import importlib
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.weight_files import find_weights, read_weights, write_safetensors
+
+torch = pytest.importorskip("torch")
+
+ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2, np.float32)}
+TENSORS = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: save_file(ARRAYS, path),
+        lambda path: torch.save(TENSORS, path),
+        lambda path: legacy(TENSORS, path),
+        lambda path: torch.save({"model": TENSORS, "epoch": 3}, path),
+        lambda path: torch.save({"state_dict": TENSORS, "optimizer": {"lr": 0.1}}, path),
+        lambda path: write_safetensors(ARRAYS, path),
+    ],
+    ids=["safetensors", "zip", "legacy", "model", "state_dict", "ours"],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "pytorch_model.bin", "x.safetensors", "noextension"])
+def test_every_kind_of_file_under_any_name(tmp_path, write, name):
+    write(tmp_path / name)
+    found = read_weights(tmp_path / name)
+    assert found.keys() == ARRAYS.keys()
+    for key, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+@pytest.mark.parametrize("save", [torch.save, importlib.import_module("safetensors.torch").save_file])
+def test_other_floating_points_become_float32_and_integers_stay(tmp_path, save):
+    kinds = {"half": torch.float16, "brain": torch.bfloat16, "double": torch.float64, "index": torch.int64}
+    save({name: torch.tensor([1, 2.5]).to(kind) for name, kind in kinds.items()}, tmp_path / "w")
+    found = read_weights(tmp_path / "w")
+    assert {name: array.dtype.name for name, array in found.items()} == {
+        **dict.fromkeys(("half", "brain", "double"), "float32"),
+        "index": "int64",
+    }
+    for name in ("half", "brain", "double"):
+        assert found[name].tolist() == [1, 2.5]
+
+
+def test_a_folder_prefers_the_safe_form(tmp_path):
+    with pytest.raises(UserError, match=r"no weights in the folder .* model\.safetensors or pytorch_model\.bin"):
+        find_weights(tmp_path)
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    assert find_weights(tmp_path).name == "pytorch_model.bin"
+    save_file(ARRAYS, tmp_path / "model.safetensors")
+    assert find_weights(tmp_path).name == "model.safetensors"
+
+
+def test_weights_in_several_parts(tmp_path):
+    save_file({"a.weight": ARRAYS["a.weight"]}, tmp_path / "model-1-of-2.safetensors")
+    save_file({"a.bias": ARRAYS["a.bias"]}, tmp_path / "model-2-of-2.safetensors")
+    parts = {"a.weight": "model-1-of-2.safetensors", "a.bias": "model-2-of-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    assert read_weights(find_weights(tmp_path)).keys() == ARRAYS.keys()
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(UserError, match="is no index of weights"):
+        read_weights(find_weights(tmp_path))
+
+
+@pytest.mark.parametrize("write", [lambda p: save_file(ARRAYS, p), lambda p: torch.save(TENSORS, p)])
+@pytest.mark.parametrize("kept", [0.2, 0.9, 0.99])
+def test_a_file_that_was_cut_off(tmp_path, write, kept):
+    path = tmp_path / "weights"
+    write(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UserError, match=r"weights is damaged or cut off \(.*get it again"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("write", [torch.save, legacy, lambda c, p: p.write_bytes(pickle.dumps(c, 4))])
+@pytest.mark.parametrize("content", [{"model": TENSORS, "x": RunsCode()}, RunsCode()], ids=["inside", "alone"])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch, write, content):
+    monkeypatch.chdir(tmp_path)
+    write(content, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth holds more than arrays.*refused"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_settings_beside_the_arrays_are_refused_by_their_name(tmp_path):
+    torch.save({"model": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"holds more than arrays \(argparse\.Namespace\).*save their state_dict alone"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<html>Not found</html>" * 9, "is neither a safetensors nor a PyTorch file"),
+        (None, "cannot read the weights"),
+    ],
+)
+def test_a_file_of_another_kind(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_file_without_names(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"holds no parameters by name \(it holds list\)"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
+    torch.save(TENSORS, tmp_path / "w.pth")
+    save_file(ARRAYS, tmp_path / "w.safetensors")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    assert read_weights(tmp_path / "w.safetensors").keys() == ARRAYS.keys()
+    with pytest.raises(UserError, match=r"pip install \"s2rm-jax\[torch\]\", or give the same weights as model"):
+        read_weights(tmp_path / "w.pth")

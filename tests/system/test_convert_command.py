@@ -1,0 +1,139 @@
+"""The command line for taking a network to PyTorch's form and back, with a really trained tiny run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.exchange import write_workdir
+from s2rm_jax.interop.whole_folder import whole_folder
+from s2rm_jax.training.checkpoint import restore_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def convert(*arguments, blocks=None):
+    """Runs the command; `blocks` is the largest file that it may write, in blocks of 1,024 bytes."""
+    command = [sys.executable, "-m", "s2rm_jax.convert", *map(str, arguments)]
+    if blocks:
+        command = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_workdir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("convert") / "torch"
+    done = convert("to-pytorch", "--workdir", tiny_workdir, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{out} holds the network for PyTorch; S2RMModel.from_pretrained({str(out)!r}) loads it\n"
+    return out
+
+
+def test_there_and_back_no_bit_changes(exported, tiny_workdir, tmp_path):
+    assert {path.name for path in exported.iterdir()} >= {"model.safetensors", "config.json", "vocab.txt"}
+    back, again = tmp_path / "back", tmp_path / "again"
+    done = convert("from-pytorch", "--weights", exported, "--workdir", back)
+    assert (done.returncode, done.stderr) == (0, "")
+    jax.tree.map(np.testing.assert_array_equal, restore_params(back), restore_params(tiny_workdir))
+    assert (back / "config.json").read_text() == (tiny_workdir / "config.json").read_text()
+
+    assert convert("to-pytorch", "--workdir", back, "--out", again).returncode == 0
+    for name in ("model.safetensors", "config.json", "vocab.txt"):
+        assert (again / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_training_goes_on_from_weights_that_came_back(exported, tmp_path):
+    from s2rm_jax.training.loop import train_and_evaluate
+    from s2rm_jax.training.run_config import load_config
+
+    convert("from-pytorch", "--weights", exported, "--workdir", tmp_path / "back")
+    config = load_config(tmp_path / "back")
+    with config.unlocked():
+        config.steps, config.eval.every = 1, 0
+    train_and_evaluate(config, tmp_path / "back")
+    assert [json.loads(line)["step"] for line in (tmp_path / "back" / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def spoil(exported, folder, change):
+    """A copy of the exported folder whose weights were changed."""
+    folder.mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    arrays = load_file(folder / "model.safetensors")
+    change(arrays)
+    save_file(arrays, folder / "model.safetensors")
+    return folder
+
+
+def test_weights_that_do_not_fit(exported, tmp_path):
+    def change(arrays):
+        arrays["fusion.vision_norm.weight"] = np.ones(5, np.float32)
+        arrays["fusion.vision_norm.bias"] = arrays["fusion.vision_norm.bias"].astype(np.int32)
+        arrays["adapter.weight"] = np.ones(2, np.float32)
+        del arrays["vision.embeddings.norm.bias"]
+
+    folder = spoil(exported, tmp_path / "spoilt", change)
+    done = convert("from-pytorch", "--weights", folder, "--workdir", tmp_path / "back")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    for part in (
+        "1 arrays that nothing here wants: adapter.weight",
+        "vision/patch_norm/bias (no vision.embeddings.norm.bias)",
+        "fusion.vision_norm.weight (5,) cannot fill fusion/vision_norm/scale (16,)",
+        "fusion.vision_norm.bias holds int32, not floating-point numbers",
+    ):
+        assert part in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spoilt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the command is missing; it must be one of: to-pytorch, from-pytorch"),
+        (("to-tensorflow",), "'to-tensorflow' is no command; it must be one of: to-pytorch, from-pytorch"),
+        (("to-pytorch", "--out", "x"), "--workdir is missing"),
+        (("to-pytorch", "--workdir", "nowhere", "--out", "x"), "nowhere is not the workdir of a training run"),
+        (("from-pytorch", "--weights", "nowhere", "--workdir", "x"), "nowhere/config.json not found"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, message):
+    done = convert(*arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (ROOT / "x").exists()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(exported, tiny_workdir, tmp_path):
+    done = convert("to-pytorch", "--workdir", tiny_workdir, "--out", tmp_path / "out", blocks=16)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr and done.stderr.endswith("nothing was left there\n")
+    done = convert("from-pytorch", "--weights", exported, "--workdir", tmp_path / "out", blocks=16)
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]  # before it, Orbax's threads have their say
+    assert error.startswith("error: ") and "a checkpoint cannot be written" in error
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_told_of_before_anything_is_written(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with (
+        pytest.raises(
+            UserError, match=r"cannot be written \(it takes 1 MB, and 0 MB are free\); nothing was left there"
+        ),
+        whole_folder(tmp_path / "out", "--workdir") as folder,
+    ):
+        write_workdir(exported, folder)
+    assert os.listdir(tmp_path) == []
+
+
+def test_help():
+    done = convert("--help")
+    assert done.returncode == 0 and "convert to-pytorch   --workdir" in done.stdout

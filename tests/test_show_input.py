@@ -1,0 +1,34 @@
+"""The picture of what a network is trained on."""
+
+import numpy as np
+
+from s2rm_jax import show_input
+from s2rm_jax.config import default_config
+from s2rm_jax.input.images import denormalize, normalize
+
+
+def test_a_row_for_each_kind_of_augmentation_that_is_on():
+    config = default_config()
+    config.input.source.update({"name": "synthetic", "seed": 0})
+    config.input.image_size = (64, 64)
+    config.input.augment.hide_patches = 0.0
+    plain = np.asarray(show_input.draw(config, 2, 96))
+    config.input.augment.update(hide_patches=0.9, patch=8)
+    hidden = np.asarray(show_input.draw(config, 2, 96))
+    assert hidden.shape == (2 * plain.shape[0], *plain.shape[1:])
+    np.testing.assert_array_equal(hidden[: len(plain)], plain)
+    assert not np.array_equal(hidden[len(plain) :], plain)
+
+
+def test_each_kind_is_alone_and_wherever_it_may_be():
+    config = default_config()
+    config.input.augment.update(flip=0.2, hide_patches=0.3)
+    kinds = {label: one.input.augment.to_dict() for label, one in show_input.kinds_of(config)}
+    assert list(kinds) == ["as it is", "mirrored", "hidden"]
+    off = config.input.augment.to_dict() | {"flip": 0.0, "hide_patches": 0.0}
+    assert kinds == {"as it is": off, "mirrored": off | {"flip": 1.0}, "hidden": off | {"hide_patches": 0.3}}
+
+
+def test_denormalizing_undoes_normalizing():
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    np.testing.assert_array_equal(denormalize(normalize(levels)), levels)
