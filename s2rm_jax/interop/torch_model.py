@@ -14,6 +14,8 @@ resizing turn it round. Parameters are float32; for half precision run it under 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ PAIRS = ("language_parses_vision", "vision_parses_language")
 CHOICES = {
     ("fusion", "mode"): ("s2rm", "sum", "product"),
     ("fusion", "recurrence"): ("gated", "none"),
+    ("fusion", "rotations"): (0, 90, 180, 270),
+    ("fusion", "pairs"): PAIRS,
     ("fusion", "balance"): ("position", "channel", "mean"),
     ("decoder", "guidance"): ("full", "maps", "none"),
 }
@@ -49,18 +53,16 @@ def group(**modules: nn.Module) -> Any:
     return nn.ModuleDict(modules)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, visible: Tensor | None = None, bias: Tensor | float = 0.0, **drop: Any
-) -> tuple[Tensor, Tensor]:
-    """Multi-head attention of S positions to T: [..., S, d], [..., T, d], [..., T, c] -> [..., S, c], weights.
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, visible: Any = None, bias: Any = 0.0, **dropout: Any) -> Any:
+    """Multi-head attention of S positions to T: [..., S, d], [..., T, d], [..., T, c] -> [..., S, c], and its weights.
 
-    `visible` and `bias` broadcast to the weights, [..., heads, S, T]; `drop` is p and training of their dropout.
+    `visible` and `bias` broadcast to the weights [..., heads, S, T]; `dropout` is p and training of their dropout.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
     logits = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).float() + bias
     logits = logits if visible is None else logits.masked_fill(~visible, LOWEST)
     weights = logits.softmax(-1)
-    attended = (F.dropout(weights, **drop) if drop else weights).to(v.dtype) @ v
+    attended = (F.dropout(weights, **dropout) if dropout else weights).to(v.dtype) @ v
     return attended.transpose(-3, -2).flatten(-2), weights
 
 
@@ -77,13 +79,13 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
     return x.transpose(2, 3).reshape(x.shape[0], height, width, x.shape[-1])
 
 
-def visible_pairs(height: int, width: int, window: int, shift: int, mask_padding: bool, device: Any) -> Tensor | None:
+def visible_pairs(grid: Sequence[int], window: int, shift: int, mask_padding: bool, device: Any) -> Tensor | None:
     """Which positions of each window may see each other, bool [windows, 1, T, T]; None: all of them.
 
-    The grid of height x width has been padded to whole windows and rolled by `shift`. Rolling brings the far edge of
-    the picture beside the near one. Each of these regions gets a number, and so does padding if `mask_padding`.
+    The grid (height, width) has been padded to whole windows and rolled by `shift`. Rolling brings the far edge of the
+    picture beside the near one. Each of these regions gets a number, and so does padding if `mask_padding`.
     """
-    if not shift and not (mask_padding and (height % window or width % window)):
+    if not shift and not (mask_padding and any(size % window for size in grid)):
         return None
 
     def regions(size: int) -> Tensor:
@@ -92,7 +94,7 @@ def visible_pairs(height: int, width: int, window: int, shift: int, mask_padding
         region = (position >= end - window).long() + (position >= end - shift).long()
         return region.masked_fill((position + shift) % end >= size, 3) if mask_padding else region
 
-    numbers = regions(height)[:, None] * 4 + regions(width)
+    numbers = regions(grid[0])[:, None] * 4 + regions(grid[1])
     numbers = to_windows(numbers[None, :, :, None], window)[0, :, None, :, 0]
     return numbers[..., :, None] == numbers[..., None, :]
 
@@ -118,7 +120,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
         """[B, windows, T, c] -> the same; `visible` as `visible_pairs` gives it."""
         bias = self.relative_position_bias_table[self.table_row].permute(2, 0, 1)  # [heads, T, T]
-        return attend(self.query(x), self.key(x), self.value(x), self.heads, visible, bias)[0]
+        return attend(self.query(x), self.key(x), self.value(x), self.heads, visible=visible, bias=bias)[0]
 
 
 class SwinBlock(nn.Module):
@@ -128,11 +130,8 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.window, self.drop_rate = window, drop_rate
         self.layernorm_before, self.layernorm_after = (nn.LayerNorm(channels, eps=1e-5) for _ in range(2))
-        modules = {
-            "self": WindowAttention(channels, heads, window),
-            "output": group(dense=nn.Linear(channels, channels)),
-        }
-        self.attention = group(**modules)
+        output = group(dense=nn.Linear(channels, channels))
+        self.attention = group(**{"self": WindowAttention(channels, heads, window), "output": output})
         self.intermediate = group(dense=nn.Linear(channels, 4 * channels))
         self.output = group(dense=nn.Linear(4 * channels, channels))
 
@@ -197,10 +196,10 @@ class Swin(nn.Module):
         x = self.embeddings.norm(self.embeddings.patch_embeddings.projection(images).permute(0, 2, 3, 1))
         outputs = []
         for layer, norm in zip(self.encoder.layers, self.hidden_states_norms.values(), strict=True):
-            height, width = x.shape[1:3]
+            grid = x.shape[1:3]
             # A single window along one side is already global there, so the published models do not shift it.
-            shifts = (0, self.window // 2 if min(height, width) > self.window else 0)
-            masks = [visible_pairs(height, width, self.window, s, self.mask_padding, x.device) for s in shifts]
+            shifts = (0, self.window // 2 if min(grid) > self.window else 0)
+            masks = [visible_pairs(grid, self.window, s, self.mask_padding, x.device) for s in shifts]
             for index, block in enumerate(layer.blocks):  # every second one is shifted
                 x = block(x, shifts[index % 2], masks[index % 2])
             outputs.append(norm(x))
@@ -225,7 +224,7 @@ class BertLayer(nn.Module):
         inputs, output = self.attention.self, self.attention.output
         q, k, v = inputs.query(x), inputs.key(x), inputs.value(x)
         visible = mask[:, None, None, :]
-        attended, _ = attend(q, k, v, self.heads, visible, p=self.drop_rate, training=self.training)
+        attended, _ = attend(q, k, v, self.heads, visible=visible, p=self.drop_rate, training=self.training)
         x = output.LayerNorm(x + F.dropout(output.dense(attended), self.drop_rate, self.training))
         y = self.output.dense(F.gelu(self.intermediate.dense(x)))
         return self.output.LayerNorm(x + F.dropout(y, self.drop_rate, self.training))
@@ -271,7 +270,7 @@ class Distribute(nn.Module):
         """[B, h, w, c], [B, K, L, d], bool [B, K, L] -> language [B, K, h, w, c], attention [B, K, heads, h, w, L]."""
         visible = mask[:, :, None, None, :]
         positions = self.query(vision).flatten(1, 2)[:, None]  # [B, 1, h·w, c]
-        laid_out, weights = attend(positions, self.key(words), self.value(words), self.heads, visible)
+        laid_out, weights = attend(positions, self.key(words), self.value(words), self.heads, visible=visible)
         grid = vision.shape[1:3]
         return self.norm(laid_out.unflatten(2, grid)), weights.unflatten(3, grid)
 
@@ -380,26 +379,16 @@ class S2RM(nn.Module):
         return self.output_norm(fused + self.mlp_out(hidden)), attention, weights
 
 
-def upsample(x: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """Channels first, [B, c, h, w] -> [B, c, height, width]: bilinear with half-pixel centres, then cropped."""
+def upsample(x: Tensor, factor: int, grid: Sequence[int]) -> Tensor:
+    """Channels first, [B, c, h, w] -> [B, c, *grid]: bilinear with half-pixel centres, cropped to the grid."""
     size = (factor * x.shape[2], factor * x.shape[3])
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)[:, :, :height, :width]
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)[:, :, : grid[0], : grid[1]]
 
 
-def channels_first(x: Tensor) -> Tensor:
-    """[B, K, h, w, c] -> [B·K, c, h, w]."""
-    return x.flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def channels_last(x: Tensor, expressions: int) -> Tensor:
-    """Undoes `channels_first`, given K: [B·K, c, h, w] -> [B, K, h, w, c]."""
-    return x.permute(0, 2, 3, 1).unflatten(0, (-1, expressions))
-
-
-def foreground_mean(x: Tensor, logits: Tensor) -> Tensor:
-    """[B, K, h, w, c], [B, K, h, w] -> [B, K, c]: the mean over where the mask believes the referent to be."""
-    belief = logits.sigmoid()
-    return torch.einsum("bkhwc,bkhw->bkc", x.float(), belief) / (belief.sum((2, 3))[..., None] + 1e-6)
+def as_images(function: Any, x: Tensor) -> Tensor:
+    """Applies a function of channels-first [N, c, h, w] to maps [B, K, h, w, c], N = B·K."""
+    y = function(x.flatten(0, 1).permute(0, 3, 1, 2))
+    return y.permute(0, 2, 3, 1).unflatten(0, (-1, x.shape[1]))
 
 
 class ConvBlock(nn.Module):
@@ -412,8 +401,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, K, h, w, inputs] -> [B, K, h, w, outputs]."""
-        y = channels_last(self.conv(channels_first(x)), x.shape[1])
-        return F.gelu(self.norm(y), approximate="tanh")
+        return F.gelu(self.norm(as_images(self.conv, x)), approximate="tanh")
 
 
 class Guide(nn.Module):
@@ -457,10 +445,9 @@ class CASG(nn.ModuleDict):
         widths, full = config["widths"], config["guidance"] == "full"
         self.guided = config["guidance"] != "none"
         before = fused_width
-        for stage in range(len(widths), 0, -1):
-            width = widths[stage - 1]
+        for stage, (width, vision_width) in reversed(list(enumerate(zip(widths, vision_widths, strict=True), start=1))):
             if stage < len(widths):
-                self[f"stage{stage}_vision"] = nn.Linear(vision_widths[stage - 1], width)
+                self[f"stage{stage}_vision"] = nn.Linear(vision_width, width)
                 self[f"stage{stage}_vision_norm"] = nn.LayerNorm(width, eps=1e-6)
                 self[f"stage{stage}_narrow"] = nn.Linear(before, width)
                 if self.guided:
@@ -475,21 +462,22 @@ class CASG(nn.ModuleDict):
 
         The last of `vision` is not read: it has come in through `fused`.
         """
-        expressions, semantics = fused.shape[1], sentence.float()
+        semantics = sentence.float()
         x = self[f"stage{len(vision)}_block"](fused)
         logits = [self[f"stage{len(vision)}_mask"](x, semantics)]
         for stage in range(len(vision) - 1, 0, -1):
-            height, width = vision[stage - 1].shape[1:3]
+            grid = vision[stage - 1].shape[1:3]
             pure = self[f"stage{stage}_vision_norm"](self[f"stage{stage}_vision"](vision[stage - 1]))
-            coarse = upsample(logits[-1], 2, height, width)
+            coarse = upsample(logits[-1], 2, grid)
             if self.guided:
-                semantics = torch.cat([semantics, foreground_mean(x, logits[-1])], dim=-1)
+                belief = logits[-1].sigmoid()  # what was found so far, averaged over where it was found
+                found = torch.einsum("bkhwc,bkhw->bkc", x.float(), belief) / (belief.sum((2, 3))[..., None] + 1e-6)
+                semantics = torch.cat([semantics, found], dim=-1)
                 pure = self[f"stage{stage}_guide"](pure, semantics, coarse)
             else:
-                pure = pure[:, None].expand(-1, expressions, -1, -1, -1)
-            x = upsample(channels_first(self[f"stage{stage}_narrow"](x)), 2, height, width)
-            x = torch.cat([channels_last(x, expressions), pure], dim=-1)
-            x = self[f"stage{stage}_block"](x)
+                pure = pure[:, None].expand(-1, fused.shape[1], -1, -1, -1)
+            x = as_images(partial(upsample, factor=2, grid=grid), self[f"stage{stage}_narrow"](x))
+            x = self[f"stage{stage}_block"](torch.cat([x, pure], dim=-1))
             logits.append(self[f"stage{stage}_mask"](x, semantics) + coarse)
         return logits
 
@@ -504,8 +492,10 @@ class S2RMModel(nn.Module):
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         for (section, field), choices in CHOICES.items():
-            if config[section][field] not in choices:
-                raise ValueError(f"{section}.{field} is {config[section][field]!r}, not one of {', '.join(choices)}")
+            found = config[section][field]
+            chosen = set(found) if isinstance(found, list | tuple) else {found}
+            if not chosen or not chosen <= set(choices):
+                raise ValueError(f"{section}.{field} is {found!r}, which must be of {', '.join(map(str, choices))}")
         text_width, fused_width = config["text"]["hidden_size"], config["fusion"]["width"]
         self.vision = Swin(config["vision"])
         self.text = Bert(config["text"])
@@ -538,10 +528,9 @@ class S2RMModel(nn.Module):
         wanted = model.state_dict()
         mistakes = [f"{name} is missing" for name in wanted if name not in found]
         mistakes += [f"{name} is unexpected" for name in found if name not in wanted]
-        shapes = [(name, tuple(found[name].shape), tuple(wanted[name].shape)) for name in wanted if name in found]
-        mistakes += [
-            f"{name} is {is_} and should be {should_be}" for name, is_, should_be in shapes if is_ != should_be
-        ]
+        for name in wanted.keys() & found.keys():
+            is_, must_be = tuple(found[name].shape), tuple(wanted[name].shape)
+            mistakes += [f"{name} is {is_} but must be {must_be}"] if is_ != must_be else []
         if mistakes:
             raise LoadError(f"{weights_file} does not fit the config.json beside it: {'; '.join(mistakes)}.")
         model.load_state_dict(found)
@@ -561,5 +550,5 @@ class S2RMModel(nn.Module):
         fused, attention, weights = self.fusion(features[-1], words, token_mask)
         sentence = words[:, :, 0]  # the state of [CLS] stands for the sentence
         *coarse, finest = self.decoder(fused, features, sentence)
-        full = upsample(finest, self.vision.patch, *image_size)
+        full = upsample(finest, self.vision.patch, image_size)
         return Output(full, tuple(coarse), attention, weights)
