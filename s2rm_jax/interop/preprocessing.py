@@ -39,6 +39,7 @@ def settings(trained: Trained) -> dict[str, Any]:
     """Returns what happens to pictures, sentences and logits, in the order in which it happens."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size
+    nothing = ["no_target_logits float32 [b, k]"] if trained.config.decoder.get("no_target_width", 0) else []
     return {
         "image": {
             "orientation": "upright, as EXIF says",
@@ -69,8 +70,11 @@ def settings(trained: Trained) -> dict[str, Any]:
                 "features": "as encode_image returns them",
                 "tokens": f"int32 [b, k, {text.max_tokens}]",
                 "token_mask": f"bool [b, k, {text.max_tokens}], false where padding is",
-                "returns": f"logits float32 [b, k, {height}, {width}]",
+                "returns": [f"logits float32 [b, k, {height}, {width}]", *nothing],
             },
         },
-        "mask": {"resize": {"method": "bilinear", "antialias": True, "to": "size of the picture"}, "threshold": 0.0},
+        "mask": {
+            "resize_logits": {"method": "bilinear", "antialias": True, "to": "size of the picture"},
+            "true_where": "logits > 0 and no_target_logits <= 0" if nothing else "logits > 0",
+        },
     }

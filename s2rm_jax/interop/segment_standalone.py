@@ -2,7 +2,7 @@
 
     python segment.py street.jpg "the man in red" "the car behind him" --out masks
 
-writes mask_1.png, mask_2.png, ... (8 bits, 0 or 255, the picture's own size, upright as a viewer shows it). From Python:
+writes mask_1.png, mask_2.png, ...: 8 bits, 0 or 255, the picture's own size, upright as a viewer shows it. From Python:
 
     network = load_network("FOLDER")
     masks = segment(network, load_picture("street.jpg"), ["the man in red"])  # boolean [K, height, width]
@@ -32,13 +32,14 @@ class Network(NamedTuple):
     """An exported network: B pictures, K sentences of each, L tokens a sentence.
 
     encode_image  float32 [B, H, W, 3] -> features, whatever is asked of the pictures
-    ground        features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0
+    ground        features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0. Of a
+                  network that can say "nothing here" also float32 [B, K], above 0 where a sentence refers to nothing
     tokenizer     turns sentences into L token ids and says which are not padding
     settings      the contents of preprocessing.json
     """
 
     encode_image: Callable[[np.ndarray], Any]
-    ground: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+    ground: Callable[[Any, np.ndarray, np.ndarray], Sequence[np.ndarray]]
     tokenizer: Tokenizer
     settings: dict[str, Any]
 
@@ -61,8 +62,8 @@ def load_onnx(folder: Path) -> tuple[Callable, Callable]:
     encoder, grounder = session("encode_image.onnx"), session("ground.onnx")
     names = [item.name for item in grounder.get_inputs()]
 
-    def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:
-        return grounder.run(None, dict(zip(names, [*features, tokens, token_mask], strict=True)))[0]
+    def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> Sequence[np.ndarray]:
+        return grounder.run(None, dict(zip(names, [*features, tokens, token_mask], strict=True)))
 
     return lambda images: encoder.run(None, {"images": images}), ground
 
@@ -80,12 +81,12 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
 
     encoder, grounder = program("encode_image.stablehlo"), program("ground.stablehlo")
 
-    def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:
+    def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> Sequence[np.ndarray]:
         # A program is compiled for each number of sentences, so these are filled up to a power of two.
         count = tokens.shape[1]
         spare = (1 << (count - 1).bit_length()) - count
         tokens, token_mask = (np.pad(x, ((0, 0), (0, spare), (0, 0)), "edge") for x in (tokens, token_mask))
-        return np.asarray(grounder(weights, features, tokens, token_mask))[:, :count]
+        return [np.asarray(x)[:, :count] for x in grounder(weights, features, tokens, token_mask)]
 
     return lambda images: encoder(weights, images), ground
 
@@ -136,9 +137,10 @@ def segment(network: Network, picture: np.ndarray, sentences: Sequence[str]) -> 
     masks = []
     for start in range(0, len(sentences), AT_ONCE):
         some = slice(start, start + AT_ONCE)
-        logits = network.ground(features, tokens[None, some], token_mask[None, some])[0]
-        masks += [resize_logits(one, height, width) > network.settings["mask"]["threshold"] for one in logits]
-    return np.stack(masks)
+        logits, *nothing = (x[0] for x in network.ground(features, tokens[None, some], token_mask[None, some]))
+        found = np.stack([resize_logits(one, height, width) > 0 for one in logits])
+        masks.append(found & (nothing[0] <= 0)[:, None, None] if nothing else found)
+    return np.concatenate(masks)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from s2rm_jax.errors import UserError
 from s2rm_jax.interop.preprocessing import write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
 from s2rm_jax.training.trained import Trained
@@ -26,19 +25,18 @@ def write_stablehlo(trained: Trained, folder: Path) -> None:
     """Writes a network into an empty folder: two programs, their weights, and all that is needed to use them.
 
     encode_image.stablehlo  (weights, images) -> features
-    ground.stablehlo        (weights, features, tokens, token_mask) -> logits
+    ground.stablehlo        (weights, features, tokens, token_mask) -> logits, or logits and no_target_logits
     model.safetensors       the weights of both by name
 
-    The weights are no constants of the programs, which would hold them twice as soon as they are loaded. There are two
-    programs so that a picture is encoded once, however many sentences are asked of it.
+    The weights are arguments of the programs, not constants in them, so the programs are small and load at once. There
+    are two so that a picture is encoded once, however many sentences are asked of it.
 
     Raises:
-        UserError: the package flatbuffers is missing.
         OSError: the folder cannot be written to.
     """
     encode_image, ground = export_programs(trained)
-    (folder / ENCODE_FILE).write_bytes(_serialized(encode_image))
-    (folder / GROUND_FILE).write_bytes(_serialized(ground))
+    (folder / ENCODE_FILE).write_bytes(encode_image.serialize())
+    (folder / GROUND_FILE).write_bytes(ground.serialize())
     weights = {name: np.asarray(array) for name, array in flatten_dict(trained.params, sep="/").items()}
     write_safetensors(weights, folder / SAFETENSORS)
     write_preprocessing(trained, "stablehlo", folder)
@@ -48,13 +46,13 @@ def export_programs(trained: Trained) -> tuple[export.Exported, export.Exported]
     """Exports `encode_image` and `ground` for all PLATFORMS, any number of pictures b and of sentences k of each."""
     network, (height, width) = trained.network, trained.config.input.image_size
 
-    def encode_image(weights: Weights, images: jax.Array) -> tuple[jax.Array, ...]:
+    def encode_image(weights: Weights, images: jax.Array) -> Any:
         return network.apply(_variables(weights), images, method="encode_image")
 
-    def ground(weights: Weights, features: Any, tokens: jax.Array, token_mask: jax.Array) -> jax.Array:
+    def ground(weights: Weights, features: Any, tokens: jax.Array, token_mask: jax.Array) -> Any:
         size = (height, width)
         output: Any = network.apply(_variables(weights), features, tokens, token_mask, size, method="ground")
-        return output.logits
+        return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
     b, k = export.symbolic_shape("b, k")
     weights = {
@@ -71,10 +69,3 @@ def export_programs(trained: Trained) -> tuple[export.Exported, export.Exported]
 
 def _variables(weights: Weights) -> dict[str, Any]:
     return {"params": unflatten_dict(weights, sep="/")}
-
-
-def _serialized(program: export.Exported) -> bytes:
-    try:
-        return bytes(program.serialize())
-    except ImportError as error:
-        raise UserError("writing StableHLO needs the package flatbuffers: pip install flatbuffers") from error
