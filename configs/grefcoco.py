@@ -29,6 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.input.sampling = "sentence"
     config.decoder.no_target_width = 64 if small else 256
     config.loss.no_target_weight = 0.1
+    config.eval.protocol = "rela_gref"
     if not small:
         config.steps = 225_000
         config.eval.every = 5000

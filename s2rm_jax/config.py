@@ -93,6 +93,7 @@ def default_config() -> ConfigDict:
     config.eval.batch_size = 16  # pictures
     config.eval.expressions_per_image = 0  # K of an evaluation; 0 takes that of the training
     config.eval.limit = 0  # pictures; 0 takes the whole split
+    config.eval.protocol = "original"  # how masks become numbers; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric by which the best checkpoint is chosen
 
     config.checkpoint_every = 1000  # steps

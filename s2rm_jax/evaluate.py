@@ -26,7 +26,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run"
 SPLIT = flags.DEFINE_string("split", None, "the split; by default the one evaluated in training", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 PROTOCOL = flags.DEFINE_string(
-    "protocol", "original", f"how masks become numbers: {', '.join(PROTOCOLS)}", flag_values=FLAGS
+    "protocol", None, f"how masks become numbers: {', '.join(PROTOCOLS)}; by default as in training", flag_values=FLAGS
 )
 GALLERY = flags.DEFINE_integer(
     "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
@@ -61,10 +61,10 @@ def main() -> None:
     from s2rm_jax.training.state import parameter_shapes
 
     assert WORKDIR.value is not None  # required
-    protocol = protocol_named(PROTOCOL.value)
     workdir = Path(WORKDIR.value)
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = load_config(workdir)
+    protocol = protocol_named(PROTOCOL.value or config.eval.protocol)
     config.eval.limit = LIMIT.value
     if DATA.value:
         if "root" not in config.input.source:

@@ -13,17 +13,6 @@ from s2rm_jax.input.example import Segmentation
 from s2rm_jax.input.masks import rasterize, resize_mask
 
 
-def meant_mask(segmentation: Segmentation, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Returns the true mask at the picture's own size; an empty list refers to nothing.
-
-    Raises:
-        UserError: see `rasterize`.
-    """
-    if isinstance(segmentation, list) and not segmentation:
-        return np.zeros((height, width), bool)
-    return rasterize(segmentation, height, width)
-
-
 def true_mask(
     protocol: Protocol, segmentation: Segmentation, meant: Bool[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "new_h new_w"]:

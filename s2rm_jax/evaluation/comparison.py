@@ -8,10 +8,9 @@ from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, is_benchmark, published_on
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.evaluation.tables import NOTHING, Table
+from s2rm_jax.input.combined import DATASETS
 
-# The defaults of the sources "refer" and "combined".
-_REFER = {"dataset": "refcoco", "split_by": "unc"}
-_COMBINED = ("refcoco/unc", "refcoco+/unc", "refcocog/umd")
+_REFER = {"dataset": "refcoco", "split_by": "unc"}  # the defaults of the source "refer"
 
 
 def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | None:
@@ -25,7 +24,7 @@ def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | 
     if fields.get("name") == "mixture" and colon and name in fields["parts"]:
         return benchmark_of(fields["parts"][name], part_split, limit)
     if fields.get("name") == "combined" and colon:
-        split_by = dict(entry.split("/", 1) for entry in fields.get("datasets", _COMBINED))
+        split_by = dict(entry.split("/", 1) for entry in fields.get("datasets", DATASETS))
         fields |= {"name": "refer", "dataset": name, "split_by": split_by.get(name, "")}
         split = part_split
     if fields.get("name") != "refer" or limit or fields.get("limit_referents"):

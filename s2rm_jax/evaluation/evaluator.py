@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.compared_masks import meant_mask, predicted_mask, true_mask
+from s2rm_jax.evaluation.compared_masks import predicted_mask, true_mask
 from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, judge
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
+from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.tokens import Tokenizer
 
 
@@ -46,8 +47,7 @@ class Evaluator:
 
         def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Answers:
             output: Any = network.apply({"params": params}, images, tokens, token_mask)
-            # A network without a head for "nothing here" has no such logits, or None in their place.
-            return _Answers(output.logits, getattr(output, "no_target_logits", None))
+            return _Answers(output.logits, output.no_target_logits)
 
         self._forward = jax.jit(forward)
 
@@ -118,7 +118,7 @@ def _score(
     example = item.example
     for row in range(item.number):  # the rows after these are padding
         expression = example.expressions[item.first + row]
-        meant = meant_mask(expression.segmentation, example.height, example.width)
+        meant = rasterize(expression.segmentation, example.height, example.width)
         true = true_mask(protocol, expression.segmentation, meant)
         predicted = predicted_mask(protocol, logits[row], example.height, example.width)
         targeted, answered = bool(meant.any()), bool(predicted.any())

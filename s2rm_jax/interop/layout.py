@@ -89,11 +89,11 @@ def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Fi
         if entry.target not in expected or not all(name in source for name in entry.sources):
             continue  # both are told of below
         stored = [source[name] for name in entry.sources]
-        unfit = [f"{n} {_unfit(a)}" for n, a in zip(entry.sources, stored, strict=True) if _unfit(a)]
-        array, shape = _read(entry.form, stored), expected[entry.target]
-        if unfit:
+        if unfit := [f"{n} {_unfit(a)}" for n, a in zip(entry.sources, stored, strict=True) if _unfit(a)]:
             wrong += unfit
-        elif array is not None and array.shape == shape:
+            continue
+        array, shape = _read(entry.form, stored), expected[entry.target]
+        if array is not None and array.shape == shape:
             flat[entry.target] = array
         elif entry.form == "bias_table" and array is not None and _same_but_window(array.shape, shape):
             flat[entry.target] = resize_bias_table(array, shape[0])
@@ -159,7 +159,10 @@ def _unfit(array: np.ndarray) -> str:
 
 
 def _same_but_window(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(found) == 2 and found[1] == wanted[1] and round(found[0] ** 0.5) ** 2 == found[0]
+    if len(found) != 2 or found[1] != wanted[1]:
+        return False
+    side = round(found[0] ** 0.5)  # 2 * window - 1
+    return side**2 == found[0] and side % 2 == 1
 
 
 def _twice(names: Iterable[str]) -> list[str]:

@@ -48,7 +48,8 @@ HUGGING_FACE = SwinNames(
     output_norm="hidden_states_norms.stage{n}",
     first_output=1,
     last_norm="layernorm",
-    unused=(r"relative_position_index$", r"^embeddings\.mask_token$", r"^layernorm\."),
+    # SwinBackbone is saved by transformers 5 with a norm that it does not use, and with a prefix before that alone.
+    unused=(r"relative_position_index$", r"^embeddings\.mask_token$", r"^(swin\.)?layernorm\."),
 )
 
 MICROSOFT = SwinNames(

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import Counts
+from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.hub import find_vocabulary
@@ -96,7 +97,7 @@ def assemble(config: ConfigDict) -> Parts:
     evaluate = None
     if config.eval.every:
         held_out = sources.build_source(config.input.source, config.eval.split)
-        evaluator = Evaluator(network, tokenizer, config)
+        evaluator = Evaluator(network, tokenizer, config, protocol_named(config.eval.protocol))
 
         def evaluate(params: Any, progress: BatchProgress) -> dict[str, float]:
             return evaluator(params, held_out, progress=progress).metrics
@@ -301,6 +302,6 @@ def _check(config: ConfigDict) -> None:
     check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
     if config.steps:  # else it is checked when they are known
         learning_rate_schedule(config)
-    known = Counts().metrics()
+    known = Counts().metrics(protocol_named(config.eval.protocol))
     if config.eval.metric not in known:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ VOCAB_FILE = "vocab.txt"
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
     "eval.expressions_per_image",
-    *("input.workers", "input.source.root", "input.source.image_root", "text.vocab"),
+    *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only
 )
+_PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
 
 
 def save_config(workdir: Path, config: ConfigDict) -> None:
@@ -53,7 +55,7 @@ def require_same_config(workdir: Path, config: ConfigDict) -> None:
     """
     old, new = _flatten(_read_json(workdir)), _flatten(json.loads(json.dumps(config.to_dict())))
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    refused = [name for name in differing if name not in MAY_CHANGE]
+    refused = [name for name in differing if name not in MAY_CHANGE and not _PART_MOVED.fullmatch(name)]
     if refused:
         shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""

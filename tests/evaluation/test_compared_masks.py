@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.evaluation.compared_masks import meant_mask, predicted_mask, true_mask
+from s2rm_jax.evaluation.compared_masks import predicted_mask, true_mask
 from s2rm_jax.evaluation.metrics import count_pixels
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.resampling import resample
+from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.rle import decode_rle
 
 
@@ -16,7 +17,7 @@ def logit(probability):
 
 def compared(name, segmentation, logits, height, width):
     protocol = PROTOCOLS[name]
-    true = true_mask(protocol, segmentation, meant_mask(segmentation, height, width))
+    true = true_mask(protocol, segmentation, rasterize(segmentation, height, width))
     return count_pixels(true, predicted_mask(protocol, logits, height, width))
 
 
@@ -48,7 +49,7 @@ def test_rela_draws_polygons_anew():
     # A rectangle over 2.4 of 4 columns. At 4 x 4 it covers two columns, hence 240 of 480 by nearest pixel; scaled by
     # 120 it covers 288.
     polygon = [[0, 0, 2.4, 0, 2.4, 4, 0, 4]]
-    meant = meant_mask(polygon, 4, 4)
+    meant = rasterize(polygon, 4, 4)
     assert meant.sum() == 2 * 4
     assert true_mask(PROTOCOLS["lavt480"], polygon, meant).sum() == 240 * 480
     assert true_mask(PROTOCOLS["rela_gref"], polygon, meant).sum() == 288 * 480
@@ -62,14 +63,14 @@ def test_rela_draws_polygons_anew():
 def test_height_and_width_of_drawn_polygons_are_not_swapped():
     # The upper half of a picture that is 2 high and 8 wide: scaled by 240 and 60.
     upper = [[0, 0, 8, 0, 8, 1, 0, 1]]
-    true = true_mask(PROTOCOLS["rela_gref"], upper, meant_mask(upper, 2, 8))
+    true = true_mask(PROTOCOLS["rela_gref"], upper, rasterize(upper, 2, 8))
     assert true[:240].all()
     assert not true[240:].any()
 
 
 def test_an_empty_list_refers_to_nothing():
     for name in PROTOCOLS:
-        meant = meant_mask([], 3, 5)
+        meant = rasterize([], 3, 5)
         assert meant.shape == (3, 5)
         assert not true_mask(PROTOCOLS[name], [], meant).any()
 

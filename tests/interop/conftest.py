@@ -1,73 +1,77 @@
-"""What the tests of exported networks share: a trained network, and a process that knows nothing of this package."""
+"""What parity tests assert, the page on which they write the errors they reach, and a trained network to be exported."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from s2rm_jax.training.trained import Trained, load_trained
+from tests.interop.fresh_process import Question, make_question
 
-SENTENCES = ("the red circle", "the small star left of the blue square", "the leftmost square")
+if TYPE_CHECKING:
+    from tests.interop.parity_page import Mistake, Row
 
-FRESH = """
-import json, sys
-folder, work, sentences, foreign = json.loads(sys.argv[1])
-sys.modules.update(dict.fromkeys(foreign))  # importing one of these now raises ImportError
-sys.path.insert(0, folder)
-import numpy as np
-import segment
-
-network = segment.load_network(folder)
-masks = segment.segment(network, segment.load_picture(f"{work}/picture.png"), sentences)
-batch = np.load(f"{work}/batch.npz")
-outputs = network.ground(network.encode_image(batch["images"]), batch["tokens"], batch["token_mask"])
-np.savez(f"{work}/answer.npz", masks=masks, **{f"output_{i}": output for i, output in enumerate(outputs)})
-"""
+ROWS = pytest.StashKey["list[Row]"]()
+MISTAKES = pytest.StashKey["list[Mistake]"]()
 
 
-class Answer(NamedTuple):
-    """What an exported network says of one picture, and the raw outputs of a batch."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--parity-table",
+        metavar="FILE",
+        type=Path,
+        help="compare all published sizes with PyTorch, not only some, and write the errors to FILE (not with -n)",
+    )
 
-    masks: np.ndarray
-    outputs: list[np.ndarray]
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS], config.stash[MISTAKES] = [], []
 
 
-class Question(NamedTuple):
-    """A picture, sentences about it, and a batch of another size: two pictures with five sentences each."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    file = session.config.getoption("--parity-table", None)
+    stash, arguments = session.config.stash, session.config.invocation_params.args
+    if file and exitstatus == 0 and stash[ROWS]:
+        from tests.interop.parity_page import parity_page  # imports torch
 
-    picture: np.ndarray
-    sentences: tuple[str, ...]
-    batch: dict[str, np.ndarray]
+        file.write_text(parity_page(stash[ROWS], stash[MISTAKES], arguments))
 
-    def ask(self, folder: Path, work: Path, *foreign: str) -> Answer:
-        """Asks the network in `folder`, in a fresh process that can import neither this package nor `foreign`."""
-        Image.fromarray(self.picture).save(work / "picture.png")
-        np.savez(work / "batch.npz", **self.batch)
-        ours = ("s2rm_jax", "flax", "einops", "grain", "jaxtyping", "ml_collections", "optax", "orbax", "transformers")
-        argument = json.dumps([str(folder), str(work), self.sentences, ours + foreign])
-        subprocess.run([sys.executable, "-I", "-c", FRESH, argument], cwd=work, check=True)
-        with np.load(work / "answer.npz") as answer:
-            return Answer(answer["masks"], [answer[name] for name in answer.files if name.startswith("output")])
+
+@pytest.fixture
+def hold(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Asserts that every error of a row is within its tolerance, and keeps the row for the page."""
+
+    def check(row: Row) -> None:
+        named = {f"output {i}": error for i, error in enumerate(row.errors.outputs, 1)}
+        named |= {f"input {i}": error for i, error in enumerate(row.errors.inputs, 1)}
+        beyond = {name: error for name, error in (named | row.errors.parameters).items() if not error <= row.tolerance}
+        assert not beyond
+        request.config.stash[ROWS].append(row)
+
+    return check
+
+
+@pytest.fixture
+def notice(request: pytest.FixtureRequest) -> Callable[[Mistake], None]:
+    """Asserts that a mistake is far beyond the tolerance, and keeps it for the page."""
+
+    def check(mistake: Mistake) -> None:
+        assert mistake.error > 10 * mistake.tolerance
+        request.config.stash[MISTAKES].append(mistake)
+
+    return check
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_workdir) -> Trained:
+def trained(tiny_workdir: Path) -> Trained:
+    """The network of `tiny_workdir`."""
     return load_trained(tiny_workdir, "latest")
 
 
 @pytest.fixture(scope="session")
-def question(trained) -> Question:
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (40, 57, 3), dtype=np.uint8)
-    images = rng.normal(size=(2, *trained.config.input.image_size, 3)).astype(np.float32)
-    shape = (2, 5, trained.config.text.max_tokens)
-    tokens = rng.integers(0, trained.tokenizer.size, shape, dtype=np.int32)
-    token_mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
-    return Question(picture, SENTENCES, {"images": images, "tokens": tokens, "token_mask": token_mask})
+def question(trained: Trained) -> Question:
+    """Something to ask of `trained` once it is exported."""
+    return make_question(trained)

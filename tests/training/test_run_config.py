@@ -71,6 +71,17 @@ def test_fields_that_came_or_went_are_differences(tmp_path):
         require_same_config(tmp_path, changed(config, input__source=ConfigDict({"name": "synthetic"})))
 
 
+def test_the_data_of_a_mixture_may_move_but_not_change(tmp_path):
+    def mixture(root, weight=1.0):
+        parts = {"photos": {"name": "refer", "root": root, "weight": weight}}
+        return changed(default_config(), input__source=ConfigDict({"name": "mixture", "parts": parts}))
+
+    save_config(tmp_path, mixture("here"))
+    require_same_config(tmp_path, mixture("there"))
+    with pytest.raises(UserError, match=r"input.source.parts.photos.weight \(was 1.0, now 2.0\)"):
+        require_same_config(tmp_path, mixture("here", weight=2.0))
+
+
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere/config.json not found.*not the workdir of a training run"):
         load_config(tmp_path / "nowhere")

@@ -1,0 +1,92 @@
+"""docs/results/parity.md, as the parity tests write it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
+from operator import itemgetter
+from typing import NamedTuple
+
+from tests.interop.comparison import Errors
+from tests.interop.oracles import STREAM
+
+
+class Row(NamedTuple):
+    """The errors of one comparison: of what part, of which size, on what."""
+
+    what: str
+    size: str
+    inputs: str
+    errors: Errors
+    tolerance: float
+
+
+class Mistake(NamedTuple):
+    """The error of the outputs when something is done wrong on purpose."""
+
+    where: str
+    what: str
+    error: float
+    tolerance: float
+
+
+PAGE = """# Parity with PyTorch
+
+    python -m pytest {arguments}
+
+{day}, CPU, float32; {versions}. This command writes this page, provided that all is within the tolerances.
+
+Our Swin and BERT beside those of transformers, with the same parameters, inputs and loss (the sum of all outputs under
+fixed random weights). Nothing is pretrained: parameters are drawn with a fixed seed, and so that mistakes would show.
+Attention logits, bias tables and activations are of order 1, norms have scales and biases of their own, what residual
+branches are added to is of order {stream}, so that the epsilon of the norms matters, and GELU works where its usual
+approximation is worst.
+
+Every figure is the norm of a difference over the norm of the reference. "Outputs" are those of the stages where there
+are several; "inputs" is the gradient with respect to images or states; "parameters" is the worst of the gradients with
+respect to each parameter, which is named. The bias of attention's keys has no gradient, because softmax does not see
+what is added to all logits of a query; what rounding leaves there is measured against that of the queries' bias.
+
+{rows}
+
+Pictures: "odd" ones fit neither patches nor windows nor merging in any stage, "square" ones are those of the published
+training, where the last stage is one window and is not shifted.
+
+## Would it notice?
+
+The error of the outputs when something is wrong on purpose, in small networks: at least ten times the tolerance.
+
+{mistakes}
+"""
+
+
+def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Sequence[str]) -> str:
+    """Returns the page in Markdown; `arguments` are those of pytest."""
+    head = ("part", "size", "on", "outputs", "inputs", "parameters", "", "tolerance")
+    return PAGE.format(
+        arguments=shlex.join(arguments),
+        day=date.today().isoformat(),
+        versions=", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers")),
+        stream=STREAM,
+        rows=_table(head, map(_cells, rows)),
+        mistakes=_table(
+            ("part", "what is wrong", "error", "tolerance"),
+            ((m.where, m.what, _figures([m.error]), f"{m.tolerance:.0e}") for m in mistakes),
+        ),
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    worst, error = max(row.errors.parameters.items(), key=itemgetter(1))
+    figures = (_figures(row.errors.outputs), _figures(row.errors.inputs), _figures([error]))
+    return (row.what, row.size, row.inputs, *figures, f"`{worst}`", f"{row.tolerance:.0e}")
+
+
+def _figures(errors: Iterable[float]) -> str:
+    return ", ".join(f"{error:.1e}" for error in errors)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])

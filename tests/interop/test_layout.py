@@ -1,0 +1,193 @@
+"""Tables of names: everything that is wrong is said at once, and there and back no bit changes."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.bias_table import resize_bias_table
+from s2rm_jax.interop.layout import Entry, WeightsMismatch, export_arrays, fill, prefixed
+from s2rm_jax.interop.torch_names import network_layout
+from s2rm_jax.models.network import build_network
+from tests.models.small import small_config, small_inputs
+
+LAYOUT = [
+    Entry("joined/kernel", ("q.weight", "k.weight"), "dense"),
+    Entry("joined/bias", ("q.bias", "k.bias")),
+    Entry("conv/kernel", ("conv.weight",), "conv"),
+    Entry("table", ("table",), "bias_table"),
+    Entry("norm/scale", ("norm.weight",), optional=True),
+]
+SHAPES = {
+    "joined": {"kernel": (3, 4), "bias": (4,)},
+    "conv": {"kernel": (2, 5, 3, 4)},
+    "table": (9, 2),
+    "norm": {"scale": (4,)},
+}
+STORED = {
+    "q.weight": (2, 3),
+    "k.weight": (2, 3),
+    "q.bias": (2,),
+    "k.bias": (2,),
+    "conv.weight": (4, 3, 2, 5),
+    "table": (9, 2),
+    "norm.weight": (4,),
+}
+
+
+def shapes(**changes):
+    tree = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in flatten_dict(SHAPES, sep="/").items()}
+    return {**tree, **changes}
+
+
+def source(**changes):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in STORED.items()}
+    arrays |= {name.replace("__", "."): array for name, array in changes.items()}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+def filled(arrays):
+    return flatten_dict(fill(LAYOUT, arrays, shapes(), "FILE").params, sep="/")
+
+
+def mistakes(arrays, layout=LAYOUT, wanted=None):
+    with pytest.raises(WeightsMismatch) as caught:
+        fill(layout, arrays, wanted or shapes(), "FILE")
+    assert isinstance(caught.value, UserError)
+    assert str(caught.value).startswith("FILE does not fit this network: ") and "\n" not in str(caught.value)
+    return caught.value.mistakes
+
+
+def test_every_form_is_turned_the_right_way():
+    arrays = source()
+    params = filled(arrays)
+    np.testing.assert_array_equal(params["joined/kernel"], np.concatenate([arrays["q.weight"], arrays["k.weight"]]).T)
+    np.testing.assert_array_equal(params["joined/bias"], [*arrays["q.bias"], *arrays["k.bias"]])
+    for (out, inner, row, column), number in np.ndenumerate(arrays["conv.weight"]):
+        assert params["conv/kernel"][row, column, inner, out] == number
+    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in params.values())
+
+
+def test_all_mistakes_are_said_at_once():
+    broken = source(
+        q__weight=zeros(2, 7),  # 7 inputs instead of 3, and so not to be joined with the keys
+        k__bias=None,
+        conv__weight=zeros(4, 3, 2, 5, dtype=np.int64),
+        table=np.full((9, 2), np.nan, np.float32),
+        head__weight=zeros(10),
+    )
+    layout = [*LAYOUT, Entry("table", ("head.weight", "norm.weight")), Entry("nowhere", ("head.weight",))]
+    assert mistakes({**broken, "idle": zeros(1)}, layout, shapes(alone=jax.ShapeDtypeStruct((1,), np.float32))) == {
+        "arrays that nothing here wants": ("idle",),
+        "parameters left unfilled": ("joined/bias (no k.bias)", "alone"),
+        "parameters that do not exist": ("nowhere",),
+        "matched twice": ("table", "head.weight", "norm.weight"),
+        "wrong arrays": (
+            "q.weight and k.weight (2, 7) and (2, 3) cannot fill joined/kernel (3, 4)",
+            "conv.weight holds int64, not floating-point numbers",
+            "table holds NaN or infinity",
+            "head.weight and norm.weight (10,) and (4,) cannot fill table (9, 2)",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("q.weight", zeros(3, 2)),  # not transposed
+        ("q.weight", zeros(6)),
+        ("conv.weight", zeros(2, 5, 3, 4)),
+        ("conv.weight", zeros(4, 30)),
+        ("norm.weight", zeros(1, 4)),  # could be broadcast, but is another
+        ("norm.weight", np.array(1, np.float32)),
+        ("table", zeros(9, 3)),  # other heads
+        ("table", zeros(16, 2)),  # the table of no window: 2w - 1 is odd
+        ("table", zeros(24, 2)),
+        ("table", zeros(0, 2)),
+        ("table", zeros(9, 2, dtype=bool)),
+        ("norm.weight", np.array([1, 2, np.inf, 4], np.float32)),
+        ("norm.weight", zeros(4, dtype=np.complex64)),
+    ],
+)
+def test_an_array_that_does_not_fit_is_named(name, array):
+    found = mistakes(source() | {name: array})
+    assert found.keys() == {"wrong arrays"}
+    assert len(found["wrong arrays"]) == 1 and name in found["wrong arrays"][0]
+
+
+def test_only_some_are_shown_but_all_are_kept():
+    extra = {f"extra{i}": zeros(1) for i in range(12)}
+    with pytest.raises(WeightsMismatch, match=r"12 arrays that nothing here wants: extra0, .* and 7 more") as caught:
+        fill(LAYOUT, source() | extra, shapes(), "FILE")
+    assert set(caught.value.mistakes["arrays that nothing here wants"]) == set(extra)
+
+
+def test_what_is_optional_may_be_missing_and_is_told_of():
+    result = fill(LAYOUT, source(norm__weight=None), shapes(), "FILE")
+    assert result.left_out == ("norm/scale",)
+    assert "norm" not in result.params
+    assert fill(LAYOUT, source(), shapes(), "FILE").left_out == ()
+
+
+def test_a_table_of_another_window_is_resized_and_told_of():
+    table = np.random.default_rng(1).standard_normal((25, 2), np.float32)
+    result = fill(LAYOUT, source(table=table), shapes(), "FILE")
+    assert result.resized == ("table",)
+    np.testing.assert_array_equal(result.params["table"], resize_bias_table(table, 9))
+
+
+def test_a_table_of_the_same_window_keeps_its_bits():
+    result = fill(LAYOUT, source(), shapes(), "FILE")
+    assert result.resized == ()
+    assert result.params["table"].tobytes() == source()["table"].tobytes()
+
+
+def test_numbers_of_another_precision_become_float32():
+    half = source()["conv.weight"].astype(np.float16)
+    np.testing.assert_array_equal(filled(source(conv__weight=half))["conv/kernel"], half.transpose(2, 3, 1, 0))
+
+
+def test_there_and_back_no_bit_changes():
+    arrays = source()
+    there = export_arrays(LAYOUT, fill(LAYOUT, arrays, shapes(), "FILE").params)
+    assert there.keys() == arrays.keys()
+    assert all(there[name].tobytes() == arrays[name].tobytes() for name in arrays)
+
+
+def test_a_layout_of_other_parameters_is_a_mistake_of_the_caller():
+    params = fill(LAYOUT, source(), shapes(), "FILE").params
+    with pytest.raises(ValueError, match="not of these parameters"):
+        export_arrays(LAYOUT[:-1], params)
+    with pytest.raises(ValueError, match="not of these parameters"):
+        export_arrays([*LAYOUT, LAYOUT[0]], params)
+
+
+def test_prefixes_go_before_every_name():
+    entry = prefixed([Entry("table", ("q", "k"), "bias_table", optional=True)], "vision/", "swin.")[0]
+    assert entry == Entry("vision/table", ("swin.q", "swin.k"), "bias_table", optional=True)
+
+
+def test_the_whole_network_goes_to_pytorch_and_back():
+    shapes = jax.eval_shape(build_network(small_config()).init, jax.random.key(0), *small_inputs())["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    layout = network_layout(params)
+    arrays = export_arrays(layout, params)
+    assert {name.split(".")[0] for name in arrays} == {"vision", "text", "fusion", "decoder"}
+    assert arrays["vision.encoder.layers.1.blocks.1.attention.self.key.weight"].shape == (16, 16)
+    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
+
+    back = fill(layout, arrays, params, "the export")
+    assert (back.left_out, back.resized) == ((), ())
+    there, here = flatten_dict(back.params, sep="/"), flatten_dict(params, sep="/")
+    assert there.keys() == here.keys()
+    for path, array in here.items():
+        assert there[path].shape == array.shape and there[path].tobytes() == array.tobytes(), path

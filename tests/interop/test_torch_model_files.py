@@ -1,0 +1,182 @@
+"""The PyTorch network's files: alone, read strictly, and with parts that transformers reads."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2rm_jax.interop.weight_files import write_safetensors
+from s2rm_jax.training.run_config import save_config
+from tests.models.small import small_config, small_inputs
+
+torch = pytest.importorskip("torch")
+
+from s2rm_jax.interop import torch_model  # noqa: E402  needs torch
+from tests.interop import twins  # noqa: E402
+
+
+def test_the_file_stands_alone():
+    tree = ast.parse(Path(torch_model.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    named = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
+    used = {name.split(".")[0] for name in named} - sys.stdlib_module_names
+    assert used == {"torch", "safetensors"}
+    at_import = {node.module.split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert "safetensors" not in at_import
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The small network in PyTorch, and its weights as arrays."""
+    config = small_config(vision__mask_padding=False)
+    model = twins.twins(config)[2]
+    return config, model, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    config, _, weights = small
+    save_config(tmp_path, config)
+    write_safetensors(weights, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def load(folder):
+    return torch_model.S2RMModel.from_pretrained(folder)
+
+
+@torch.no_grad()
+def test_a_folder_is_read_whole(small, folder):
+    model = load(str(folder))
+    assert not model.training
+    images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
+    images = images.permute(0, 3, 1, 2)
+    torch.testing.assert_close(model(images, tokens, mask), small[1](images, tokens, mask), atol=0, rtol=0)
+
+
+def refused(folder, message):
+    with pytest.raises(torch_model.LoadError, match=message) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_files_are_named(folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"lacks model\.safetensors; ")
+    (folder / "config.json").unlink()
+    refused(folder, r"lacks config\.json and model\.safetensors; ")
+    refused(folder / "nowhere", r"nowhere lacks config\.json and model\.safetensors; ")
+
+
+@pytest.mark.parametrize("part", [0.0, 1e-4, 0.5, 0.999])
+def test_truncated_weights_are_refused(folder, part):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    refused(folder, r"model\.safetensors cannot be read \(.*\); ")
+
+
+def test_all_that_is_wrong_with_the_weights_is_said_at_once(small, folder):
+    weights = dict(small[2])
+    del weights["text.embeddings.LayerNorm.bias"], weights["fusion.mix.weight"]
+    weights["vision.layernorm.weight"] = np.zeros(32, np.float32)
+    weights["decoder.stage1_mask.kernel.bias"] = np.zeros(3, np.float32)
+    write_safetensors(weights, folder / "model.safetensors")
+    told = refused(folder, r"model\.safetensors does not fit the config\.json beside it: ")
+    for mistake in (
+        "text.embeddings.LayerNorm.bias is missing",
+        "fusion.mix.weight is missing",
+        "vision.layernorm.weight is unexpected",
+        "decoder.stage1_mask.kernel.bias is (3,) but must be (1,)",
+    ):
+        assert mistake in told
+
+
+CONFIG_MISTAKES = {
+    "no JSON": lambda config: "{",
+    "no sections": lambda config: [],
+    "no vision": lambda config: {name: section for name, section in config.items() if name != "vision"},
+    "no depths": lambda config: config["vision"].pop("depths") and config,
+    "unknown mode": lambda config: config["fusion"].update(mode="concat") or config,
+    "unknown pair": lambda config: config["fusion"].update(pairs=["vision"]) or config,
+    "skew rotation": lambda config: config["fusion"].update(rotations=[45]) or config,
+    "no rotation": lambda config: config["fusion"].update(rotations=[]) or config,
+    "width for nothing": lambda config: config["decoder"].update(widths=[8, 12]) or config,
+    "text for a number": lambda config: config["vision"].update(embed_dim="8") or config,
+}
+
+
+@pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
+def test_a_configuration_of_no_network_is_refused(folder, mistake):
+    path = folder / "config.json"
+    changed = CONFIG_MISTAKES[mistake](json.loads(path.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    refused(folder, r"config\.json does not describe a network \(.*\); ")
+
+
+def part(weights, prefix):
+    """The part of a state dict behind a prefix, without the norms of outputs, which only backbones have."""
+    names = [name for name in weights if name.startswith(prefix) and "hidden_states_norms" not in name]
+    return {name.removeprefix(prefix): weights[name] for name in names}
+
+
+def from_folder(kind, config, weights, folder):
+    """Loads a model of transformers from a folder; returns it and the names that its class wanted in vain."""
+    config.save_pretrained(folder)
+    write_safetensors(weights, folder / "model.safetensors")
+    model, told = kind.from_pretrained(folder, output_loading_info=True)
+    assert not told["unexpected_keys"] and not told["mismatched_keys"]
+    return model.eval(), set(told["missing_keys"])
+
+
+def test_the_vision_part_is_a_swin_of_transformers(small, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config, model, weights = small
+    vision = config.vision
+    theirs = transformers.SwinConfig(
+        image_size=80,
+        embed_dim=vision.embed_dim,
+        depths=list(vision.depths),
+        num_heads=list(vision.num_heads),
+        window_size=vision.window_size,
+    )
+    swin, missing = from_folder(transformers.SwinModel, theirs, part(weights, "vision."), tmp_path)
+    assert missing == {"layernorm.weight", "layernorm.bias"}  # of the classifier's last output
+
+    ours: list = []
+    norms = model.vision.hidden_states_norms.values()
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: ours.append(inputs[0])) for norm in norms]
+    # No grid is as small as a window: transformers would shrink the window then, which its bias tables do not fit.
+    images = torch.randn(2, 3, 72, 88, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.vision(images)
+        found = swin(images, output_hidden_states=True, output_hidden_states_before_downsampling=True)
+    for hook in hooks:
+        hook.remove()
+    assert len(ours) == len(config.vision.depths)
+    for stage, expected in zip(ours, found.reshaped_hidden_states[1:], strict=True):
+        assert twins.relative_error(stage, expected.permute(0, 2, 3, 1)) < 1e-6
+
+
+def test_the_text_part_is_a_bert_of_transformers(small, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config, model, weights = small
+    theirs = transformers.BertConfig(
+        vocab_size=config.text.vocab_size,
+        hidden_size=config.text.hidden_size,
+        num_hidden_layers=config.text.num_layers,
+        num_attention_heads=config.text.num_heads,
+        intermediate_size=config.text.intermediate_size,
+        max_position_embeddings=config.text.max_positions,
+    )
+    bert, missing = from_folder(transformers.BertModel, theirs, part(weights, "text."), tmp_path)
+    assert missing == {"pooler.dense.weight", "pooler.dense.bias"}
+    _, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
+    tokens, mask = tokens.flatten(0, 1), mask.flatten(0, 1)
+    with torch.no_grad():
+        expected = bert(tokens, mask).last_hidden_state
+        assert twins.relative_error(model.text(tokens, mask)[mask], expected[mask]) < 1e-6
