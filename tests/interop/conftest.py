@@ -1,4 +1,4 @@
-"""What parity tests assert, the page on which they write the errors they reach, and a trained network to be exported."""
+"""What parity tests assert and the page on which they write what they reach; and a trained network to be exported."""
 
 from __future__ import annotations
 
