@@ -13,7 +13,7 @@ from s2rm_jax.interop import segment_standalone
 from s2rm_jax.training.run_config import VOCAB_FILE
 from s2rm_jax.training.trained import Trained
 
-Format = Literal["stablehlo", "onnx"]
+Format = Literal["pytorch", "stablehlo", "onnx"]
 
 SETTINGS_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -28,17 +28,22 @@ def write_preprocessing(trained: Trained, format: Format, folder: Path) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
-    content = {"format": format, "written_by": f"s2rm_jax {s2rm_jax.__version__}", **settings(trained)}
+    content = {
+        "format": format,
+        "written_by": f"s2rm_jax {s2rm_jax.__version__}",
+        **settings(trained, channels_first=format == "pytorch"),
+    }
     (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     trained.tokenizer.save_engine(folder / TOKENIZER_FILE)
     trained.tokenizer.save(folder / VOCAB_FILE)
     shutil.copyfile(segment_standalone.__file__, folder / SCRIPT_FILE)
 
 
-def settings(trained: Trained) -> dict[str, Any]:
+def settings(trained: Trained, channels_first: bool = False) -> dict[str, Any]:
     """Returns what happens to pictures, sentences and logits, in the order in which it happens."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size
+    images = f"float32 [b, 3, {height}, {width}]" if channels_first else f"float32 [b, {height}, {width}, 3]"
     nothing = ["no_target_logits float32 [b, k]"] if trained.config.decoder.get("no_target_width", 0) else []
     return {
         "image": {
@@ -65,7 +70,7 @@ def settings(trained: Trained) -> dict[str, Any]:
             "end_id": tokenizer.vocabulary.index("[SEP]"),
         },
         "functions": {
-            "encode_image": {"images": f"float32 [b, {height}, {width}, 3]", "returns": "features, one map per stage"},
+            "encode_image": {"images": images, "returns": "features, one map per stage"},
             "ground": {
                 "features": "as encode_image returns them",
                 "tokens": f"int32 [b, k, {text.max_tokens}]",

@@ -7,14 +7,16 @@ writes mask_1.png, mask_2.png, ...: 8 bits, 0 or 255, the picture's own size, up
     network = load_network("FOLDER")
     masks = segment(network, load_picture("street.jpg"), ["the man in red"])  # boolean [K, height, width]
 
-It needs numpy, pillow and tokenizers, and for a folder of *.onnx files onnxruntime, for one of *.stablehlo files jax,
-flatbuffers and safetensors. The package that trained the network is not needed. Everything that has to be known of
-pictures and sentences stands in preprocessing.json, for those who want to do the same elsewhere.
+It needs numpy, pillow and tokenizers; beside torch_model.py also torch and safetensors, beside *.stablehlo files jax,
+flatbuffers and safetensors, beside *.onnx files onnxruntime. The package that trained the network is not needed.
+Everything that has to be known of pictures and sentences stands in preprocessing.json, for those who want to do the
+same elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -48,8 +50,35 @@ def load_network(folder: str | Path) -> Network:
     """Loads the network of a folder, for the runtime that it was exported for."""
     folder = Path(folder)
     settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
-    runtime = {"onnx": load_onnx, "stablehlo": load_stablehlo}[settings["format"]]
+    runtime = {"pytorch": load_pytorch, "stablehlo": load_stablehlo, "onnx": load_onnx}[settings["format"]]
     return Network(*runtime(folder), Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
+
+
+def load_pytorch(folder: Path) -> tuple[Callable, Callable]:
+    """Returns `encode_image` and `ground` as PyTorch computes them, on a GPU where there is one."""
+    import torch
+
+    specification = importlib.util.spec_from_file_location("torch_model", folder / "torch_model.py")
+    assert specification is not None and specification.loader is not None
+    torch_model = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(torch_model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = torch_model.S2RMModel.from_pretrained(folder).to(device)
+
+    @torch.no_grad()
+    def encode_image(images: np.ndarray) -> tuple[Any, tuple[int, int]]:
+        channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+        return model.encode_image(channels_first), images.shape[1:3]
+
+    @torch.no_grad()
+    def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> Sequence[np.ndarray]:
+        maps, size = features
+        inputs = torch.from_numpy(tokens).long().to(device), torch.from_numpy(token_mask).to(device)
+        output = model.ground(maps, *inputs, size)
+        found = (output.logits, output.no_target_logits)
+        return [x.float().cpu().numpy() for x in found if x is not None]
+
+    return encode_image, ground
 
 
 def load_onnx(folder: Path) -> tuple[Callable, Callable]:

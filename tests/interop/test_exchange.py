@@ -10,6 +10,7 @@ from s2rm_jax.input.images import normalize, resize_image
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.exchange import write_pytorch, write_workdir
 from s2rm_jax.models.network import build_network
+from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.checkpoint import restore_params
 from s2rm_jax.training.run_config import load_config
 
@@ -41,6 +42,18 @@ def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
     assert found.shape == (1, 3, *size)
     assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
     assert ((found > 0) == (expected > 0)).all()
+
+
+def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_workdir, tmp_path):
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    write_pytorch(tiny_workdir, "latest", folder)
+    answer = question.ask(folder, tmp_path, "jax", "onnx", "onnxruntime")
+    segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
+    np.testing.assert_array_equal(answer.masks, segmenter.segment(question.picture, question.sentences).masks)
+    wanted = np.asarray(jax.jit(trained.network.apply)({"params": trained.params}, **question.batch).logits)
+    (found,) = answer.outputs
+    assert np.linalg.norm(found - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
 
 def test_neither_way_needs_torch(tiny_workdir, tmp_path, monkeypatch):
