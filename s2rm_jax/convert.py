@@ -5,13 +5,16 @@
     python -m s2rm_jax.convert to-stablehlo --workdir runs/mine --out mine_stablehlo
     python -m s2rm_jax.convert to-onnx      --workdir runs/mine --out mine_onnx
 
-Each writes a new folder, whole or not at all. to-pytorch and from-pytorch need no torch; to-onnx needs
-pip install "s2rm-jax[onnx]". Pretrained Swin and BERT come in by another way, at the start of training:
---config.vision.pretrained=PATH_OR_NAME --config.text.pretrained=PATH_OR_NAME. docs/weights.md tells all of it.
+Each writes a new folder, whole or not at all; those of to-... hold a program, segment.py, that uses the network without
+this package. to-pytorch and from-pytorch need no torch; to-onnx needs pip install "s2rm-jax[onnx]". Pretrained Swin and
+BERT come in by another way, at the start of training: --config.vision.pretrained=PATH_OR_NAME
+--config.text.pretrained=PATH_OR_NAME. docs/weights.md tells all of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
@@ -29,12 +32,10 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which 
 def to_pytorch() -> None:
     """Writes a run's network as a folder that PyTorch reads."""
     from s2rm_jax.interop.exchange import write_pytorch
-    from s2rm_jax.interop.whole_folder import whole_folder
 
-    assert WORKDIR.value is not None and OUT.value is not None  # required
-    with whole_folder(OUT.value, "--out") as folder:
-        write_pytorch(Path(WORKDIR.value), _checkpoint(), folder)
-    print(f"{OUT.value} holds the network for PyTorch; S2RMModel.from_pretrained({OUT.value!r}) loads it")
+    with _new_folder() as (workdir, folder):
+        write_pytorch(workdir, _checkpoint(), folder)
+    print(f"{_standalone('PyTorch')}; S2RMModel.from_pretrained({OUT.value!r}) of its torch_model.py loads it")
 
 
 def from_pytorch() -> None:
@@ -50,13 +51,53 @@ def from_pytorch() -> None:
     )
 
 
+def to_stablehlo() -> None:
+    """Writes a run's network as programs for every platform of JAX."""
+    from s2rm_jax.interop.stablehlo import write_stablehlo
+    from s2rm_jax.training.trained import load_trained
+
+    with _new_folder() as (workdir, folder):
+        write_stablehlo(load_trained(workdir, _checkpoint()), folder)
+    print(_standalone("StableHLO"))
+
+
+def to_onnx() -> None:
+    """Writes a run's network as ONNX."""
+    from s2rm_jax.interop.onnx_export import write_onnx
+    from s2rm_jax.training.trained import load_trained
+
+    with _new_folder() as (workdir, folder):
+        error = write_onnx(load_trained(workdir, _checkpoint()), folder)
+    print(f"ONNX Runtime's logits differ from JAX's by {error:.1e} of their norm")
+    print(_standalone("ONNX"))
+
+
+@contextmanager
+def _new_folder() -> Iterator[tuple[Path, Path]]:
+    """The workdir, and the folder that becomes --out."""
+    from s2rm_jax.interop.whole_folder import whole_folder
+
+    assert WORKDIR.value is not None and OUT.value is not None  # required
+    with whole_folder(OUT.value, "--out") as folder:
+        yield Path(WORKDIR.value), folder
+
+
 def _checkpoint() -> Literal["best", "latest"]:
     return cast(Literal["best", "latest"], CHECKPOINT.value)
+
+
+def _standalone(form: str) -> str:
+    return (
+        f"{OUT.value} holds the network for {form}, and a program that needs nothing of this package: "
+        f'python {OUT.value}/segment.py PICTURE "the man in red" --out masks'
+    )
 
 
 COMMANDS = {
     "to-pytorch": command_line.Command(to_pytorch, required=("workdir", "out")),
     "from-pytorch": command_line.Command(from_pytorch, required=("weights", "workdir")),
+    "to-stablehlo": command_line.Command(to_stablehlo, required=("workdir", "out")),
+    "to-onnx": command_line.Command(to_onnx, required=("workdir", "out")),
 }
 
 if __name__ == "__main__":

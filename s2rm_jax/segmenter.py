@@ -23,10 +23,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.original_size import resize_logits
 from s2rm_jax.input.images import load_image, normalize, resize_image
 from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.models.network import build_network
-from s2rm_jax.training.checkpoint import restore_params
-from s2rm_jax.training.run_config import VOCAB_FILE, load_config
-from s2rm_jax.training.state import parameter_shapes
+from s2rm_jax.training.trained import load_trained
 
 # Sentences are filled up to the next of these numbers, so that at most this many programs are compiled; more sentences
 # than the last go in several rounds on the same encoded picture, which bounds the memory they take.
@@ -77,12 +74,8 @@ class Segmenter:
         Raises:
             UserError: no training run or no checkpoint there, its vocabulary is gone, or its configuration was changed.
         """
-        config = load_config(workdir)
-        # The run keeps its own copy of the vocabulary; the data it was trained on is not needed.
-        tokenizer = Tokenizer(Path(workdir) / VOCAB_FILE, config.text.max_tokens)
-        network = build_network(config)
-        params = restore_params(workdir, which, parameter_shapes(network, config))
-        return cls(network, params, tokenizer, config)
+        trained = load_trained(workdir, which)
+        return cls(trained.network, trained.params, trained.tokenizer, trained.config)
 
     def segment(self, image: str | Path | np.ndarray | Image.Image, sentences: str | Sequence[str]) -> Result:
         """Segments what each sentence refers to. The picture is encoded once, however many sentences there are.

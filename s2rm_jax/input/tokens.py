@@ -78,6 +78,18 @@ class Tokenizer:
         """Writes the vocabulary as a BERT `vocab.txt`, a word a line, from which it can be read again."""
         Path(path).write_text("".join(f"{word}\n" for word in self.vocabulary), encoding="utf-8")
 
+    def save_engine(self, path: str | Path) -> None:
+        """Writes all that `encode` does as a `tokenizer.json`, which the tokenizers library reads in every language."""
+        from tokenizers.processors import TemplateProcessing
+
+        engine = _word_pieces(self._ids)
+        special = [(word, self._ids[word]) for word in (_START, _END)]
+        engine.post_processor = TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=special)
+        engine.enable_truncation(self.max_tokens)
+        engine.enable_padding(length=self.max_tokens, pad_id=0, pad_token=_PAD)
+        # Not by its own `save`, which tells of a full disk by an exception that says nothing to a program.
+        Path(path).write_text(engine.to_str(pretty=True), encoding="utf-8")
+
     def __reduce__(self):
         return Tokenizer, (self.vocabulary, self.max_tokens)
 

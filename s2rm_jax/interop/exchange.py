@@ -1,7 +1,8 @@
 """A trained network as a folder that PyTorch reads, and back: `torch_model.S2RMModel.from_pretrained(folder)`.
 
-The folder holds model.safetensors with the names of `torch_names`, the run's config.json and its vocab.txt. Neither
-way needs torch, and there and back no bit changes.
+The folder holds model.safetensors with the names of `torch_names`, the run's config.json and vocab.txt, and what is
+needed to use them without this package: torch_model.py, segment.py, preprocessing.json and tokenizer.json. Neither way
+needs torch, and there and back no bit changes.
 """
 
 from __future__ import annotations
@@ -14,27 +15,32 @@ import jax
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.layout import export_arrays, fill
+from s2rm_jax.interop.preprocessing import write_preprocessing
 from s2rm_jax.interop.torch_names import network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
 from s2rm_jax.interop.whole_folder import require_space
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import data_mesh
-from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
+from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
+from s2rm_jax.training.trained import load_trained
+
+MODEL_FILE = "torch_model.py"
 
 
 def write_pytorch(workdir: Path, which: Literal["best", "latest"], folder: Path) -> None:
-    """Writes the network of a training run into an empty folder, as PyTorch reads it.
+    """Writes the network of a training run into an empty folder, with all that PyTorch needs to use it.
 
     Raises:
         UserError: there is no run or no checkpoint in `workdir`, or it is damaged.
         OSError: the folder cannot be written to.
     """
-    config = load_config(workdir)
-    params = restore_params(workdir, which, parameter_shapes(build_network(config), config))
-    write_safetensors(export_arrays(network_layout(params), params), folder / SAFETENSORS)
+    trained = load_trained(workdir, which)
+    write_safetensors(export_arrays(network_layout(trained.params), trained.params), folder / SAFETENSORS)
+    write_preprocessing(trained, "pytorch", folder)
     _copy_config(workdir, folder)
+    shutil.copyfile(Path(__file__).with_name(MODEL_FILE), folder / MODEL_FILE)
 
 
 def write_workdir(weights: Path, workdir: Path) -> None:

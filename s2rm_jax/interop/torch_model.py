@@ -46,6 +46,7 @@ class Output(NamedTuple):
     coarse_logits: tuple[Tensor, ...]  # one [B, K, h_i, w_i] per coarser stage, from the coarsest to stride 8
     word_attention: Tensor  # [B, K, heads, h, w, L], where in the picture each word was distributed
     balance_weights: dict[str, Tensor]  # {pair: [r, B, K, h, w, 1] or [r, B, K, 1, 1, c]}, the weights of r directions
+    no_target_logits: Tensor | None  # [B, K], positive where a sentence refers to nothing; None without that head
 
 
 def group(**modules: nn.Module) -> Any:
@@ -391,6 +392,12 @@ def as_images(function: Any, x: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1).unflatten(0, (-1, x.shape[1]))
 
 
+def foreground_mean(x: Tensor, logits: Tensor) -> Tensor:
+    """Averages features [B, K, h, w, c] over where a mask [B, K, h, w] believes the referent to be -> [B, K, c]."""
+    belief = logits.sigmoid()
+    return torch.einsum("bkhwc,bkhw->bkc", x.float(), belief) / (belief.sum((2, 3))[..., None] + 1e-6)
+
+
 class ConvBlock(nn.Module):
     """3 x 3 convolution, LayerNorm over channels, GELU."""
 
@@ -470,9 +477,7 @@ class CASG(nn.ModuleDict):
             pure = self[f"stage{stage}_vision_norm"](self[f"stage{stage}_vision"](vision[stage - 1]))
             coarse = upsample(logits[-1], 2, grid)
             if self.guided:
-                belief = logits[-1].sigmoid()  # what was found so far, averaged over where it was found
-                found = torch.einsum("bkhwc,bkhw->bkc", x.float(), belief) / (belief.sum((2, 3))[..., None] + 1e-6)
-                semantics = torch.cat([semantics, found], dim=-1)
+                semantics = torch.cat([semantics, foreground_mean(x, logits[-1])], dim=-1)
                 pure = self[f"stage{stage}_guide"](pure, semantics, coarse)
             else:
                 pure = pure[:, None].expand(-1, fused.shape[1], -1, -1, -1)
@@ -480,6 +485,22 @@ class CASG(nn.ModuleDict):
             x = self[f"stage{stage}_block"](torch.cat([x, pure], dim=-1))
             logits.append(self[f"stage{stage}_mask"](x, semantics) + coarse)
         return logits
+
+
+class NoTargetHead(nn.Module):
+    """Judges whether a sentence refers to nothing, from the sentence, what S2RM saw, and how sure the masks are."""
+
+    def __init__(self, semantics: int, fused_width: int, width: int):
+        super().__init__()
+        self.hidden = nn.Linear(semantics + 2 * fused_width + 2, width)
+        self.nothing = nn.Linear(width, 1)
+
+    def forward(self, sentence: Tensor, fused: Tensor, coarsest: Tensor, finest: Tensor) -> Tensor:
+        """[B, K, d], [B, K, h, w, c], mask logits [B, K, h, w] and [B, K, h4, w4] -> logits [B, K]."""
+        belief = finest.sigmoid().flatten(2)
+        how_sure = torch.stack([belief.amax(-1), belief.mean(-1)], dim=-1)
+        known = torch.cat([sentence.float(), fused.mean((2, 3)), foreground_mean(fused, coarsest), how_sure], dim=-1)
+        return self.nothing(F.gelu(self.hidden(known), approximate="tanh"))[..., 0]
 
 
 class S2RMModel(nn.Module):
@@ -501,6 +522,8 @@ class S2RMModel(nn.Module):
         self.text = Bert(config["text"])
         self.fusion = S2RM(config["fusion"], self.vision.widths[-1], text_width)
         self.decoder = CASG(config["decoder"], self.vision.widths, fused_width, text_width)
+        width = config["decoder"].get("no_target_width", 0)  # which configurations have not always had
+        self.no_target = NoTargetHead(text_width, fused_width, width) if width else None
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> S2RMModel:
@@ -550,5 +573,6 @@ class S2RMModel(nn.Module):
         fused, attention, weights = self.fusion(features[-1], words, token_mask)
         sentence = words[:, :, 0]  # the state of [CLS] stands for the sentence
         *coarse, finest = self.decoder(fused, features, sentence)
+        nothing = self.no_target(sentence, fused, coarse[0], finest) if self.no_target else None
         full = upsample(finest, self.vision.patch, image_size)
-        return Output(full, tuple(coarse), attention, weights)
+        return Output(full, tuple(coarse), attention, weights, nothing)

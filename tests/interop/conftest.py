@@ -1,4 +1,4 @@
-"""What parity tests assert, and the page on which they write the errors that they reach."""
+"""What parity tests assert and the page on which they write what they reach; and a trained network to be exported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from s2rm_jax.training.trained import Trained, load_trained
+from tests.interop.fresh_process import Question, make_question
 
 if TYPE_CHECKING:
     from tests.interop.parity_page import Mistake, Row
@@ -60,3 +63,15 @@ def notice(request: pytest.FixtureRequest) -> Callable[[Mistake], None]:
         request.config.stash[MISTAKES].append(mistake)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_workdir: Path) -> Trained:
+    """The network of `tiny_workdir`."""
+    return load_trained(tiny_workdir, "latest")
+
+
+@pytest.fixture(scope="session")
+def question(trained: Trained) -> Question:
+    """Something to ask of `trained` once it is exported."""
+    return make_question(trained)

@@ -46,6 +46,7 @@ CASES = {
     "decoder": ("decoder", {}, (33, 56), 3),
     "decoder, maps": ("decoder", TWO_STAGES | {"decoder__guidance": "maps"}, (40, 47), 1),
     "decoder, none": ("decoder", TWO_STAGES | {"decoder__guidance": "none"}, (40, 47), 2),
+    "no target": ("no_target", {"decoder__no_target_width": 8}, (33, 56), 3),
     "whole": ("whole", TWO_STAGES | {"text__num_layers": 1}, (33, 47), 3),
 }
 
@@ -57,6 +58,9 @@ JAX = {
     ),
     "decoder": lambda network, params, x: (
         network.decoder.apply({"params": params["decoder"]}, x["fused"], x["maps"], x["sentence"]).logits
+    ),
+    "no_target": lambda network, params, x: network.no_target.apply(
+        {"params": params["no_target"]}, x["sentence"], x["fused"], x["coarsest"], x["finest"]
     ),
     "whole": lambda network, params, x: vars(network.apply({"params": params}, x["images"], x["tokens"], x["mask"])),
 }
@@ -71,6 +75,7 @@ TORCH = {
         )
     ),
     "decoder": lambda model, x: tuple(model.decoder(x["fused"], x["maps"], x["sentence"])),
+    "no_target": lambda model, x: model.no_target(x["sentence"], x["fused"], x["coarsest"], x["finest"]),
     "whole": lambda model, x: model(x["images"].permute(0, 3, 1, 2), x["tokens"], x["mask"])._asdict(),
 }
 
@@ -92,12 +97,15 @@ def inputs(part, config, network, params, size, k):
         "words": normal(2, k, tokens.shape[-1], config.text.hidden_size),
         "fused": normal(2, k, *maps[-1].shape[1:3], config.fusion.width),
         "sentence": normal(2, k, config.text.hidden_size),
+        "coarsest": normal(2, k, *maps[-1].shape[1:3]),
+        "finest": normal(2, k, *maps[0].shape[1:3]),
     }
     read = {
         "vision": ("images",),
         "text": ("tokens", "mask"),
         "fusion": ("maps", "words", "mask"),
         "decoder": ("fused", "maps", "sentence"),
+        "no_target": ("sentence", "fused", "coarsest", "finest"),
         "whole": ("images", "tokens", "mask"),
     }
     return {name: everything[name] for name in read[part]}
@@ -167,6 +175,16 @@ def test_outputs_and_gradients_are_those_of_jax(case):
         else:
             errors[f"gradient of {name}"] = twins.relative_error(of_inputs[name], gradient)
     assert {name: error for name, error in errors.items() if not error <= tolerance} == {}
+
+
+def test_the_head_for_nothing_reads_what_it_reads_in_jax():
+    config = small_config(**TWO_STAGES, decoder__no_target_width=8)
+    network, params, model = twins.twins(config)
+    x = inputs("whole", config, network, params, (33, 47), 2)
+    expected = jax.jit(network.apply)({"params": params}, x["images"], x["tokens"], x["mask"]).no_target_logits
+    with torch.no_grad():
+        found = TORCH["whole"](model, jax.tree.map(torch.tensor, x))["no_target_logits"]
+    assert found.shape == (2, 2) and twins.relative_error(found, expected) <= WHOLE
 
 
 def test_norms_have_the_epsilon_of_jax():

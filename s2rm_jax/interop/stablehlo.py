@@ -1,0 +1,71 @@
+"""A trained network as StableHLO: two programs that JAX compiles on any CPU, GPU or TPU without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export
+
+from s2rm_jax.interop.preprocessing import write_preprocessing
+from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
+from s2rm_jax.training.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
+
+Weights = dict[str, jax.Array]  # by path, such as "vision/patch_embed/kernel"
+
+
+def write_stablehlo(trained: Trained, folder: Path) -> None:
+    """Writes a network into an empty folder: two programs, their weights, and all that is needed to use them.
+
+    encode_image.stablehlo  (weights, images) -> features
+    ground.stablehlo        (weights, features, tokens, token_mask) -> logits, or logits and no_target_logits
+    model.safetensors       the weights of both by name
+
+    The weights are arguments of the programs, not constants in them, so the programs are small and load at once. There
+    are two so that a picture is encoded once, however many sentences are asked of it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    encode_image, ground = export_programs(trained)
+    (folder / ENCODE_FILE).write_bytes(encode_image.serialize())
+    (folder / GROUND_FILE).write_bytes(ground.serialize())
+    weights = {name: np.asarray(array) for name, array in flatten_dict(trained.params, sep="/").items()}
+    write_safetensors(weights, folder / SAFETENSORS)
+    write_preprocessing(trained, "stablehlo", folder)
+
+
+def export_programs(trained: Trained) -> tuple[export.Exported, export.Exported]:
+    """Exports `encode_image` and `ground` for all PLATFORMS, any number of pictures b and of sentences k of each."""
+    network, (height, width) = trained.network, trained.config.input.image_size
+
+    def encode_image(weights: Weights, images: jax.Array) -> Any:
+        return network.apply(_variables(weights), images, method="encode_image")
+
+    def ground(weights: Weights, features: Any, tokens: jax.Array, token_mask: jax.Array) -> Any:
+        size = (height, width)
+        output: Any = network.apply(_variables(weights), features, tokens, token_mask, size, method="ground")
+        return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
+
+    b, k = export.symbolic_shape("b, k")
+    weights = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype)
+        for name, array in flatten_dict(trained.params, sep="/").items()
+    }
+    images = jax.ShapeDtypeStruct((b, height, width, 3), jnp.float32)
+    sentences = (b, k, trained.config.text.max_tokens)
+    tokens, token_mask = (jax.ShapeDtypeStruct(sentences, dtype) for dtype in (jnp.int32, jnp.bool_))
+    encoder = export.export(jax.jit(encode_image), platforms=PLATFORMS)(weights, images)
+    features = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tuple(encoder.out_avals))
+    return encoder, export.export(jax.jit(ground), platforms=PLATFORMS)(weights, features, tokens, token_mask)
+
+
+def _variables(weights: Weights) -> dict[str, Any]:
+    return {"params": unflatten_dict(weights, sep="/")}

@@ -1,0 +1,40 @@
+"""What a training run leaves: a network and all that is needed to use it, without the data it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.models.network import build_network
+from s2rm_jax.training.checkpoint import restore_params
+from s2rm_jax.training.run_config import VOCAB_FILE, load_config
+from s2rm_jax.training.state import parameter_shapes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, its parameters, and what pictures and sentences must go through to reach it."""
+
+    network: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    config: ConfigDict
+
+
+def load_trained(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Trained:
+    """Loads the best or the latest checkpoint of a training run, with the configuration that lies beside it.
+
+    Raises:
+        UserError: no training run or no checkpoint there, its vocabulary is gone, or its configuration was changed.
+    """
+    config = load_config(workdir)
+    # The run keeps its own copy of the vocabulary.
+    tokenizer = Tokenizer(Path(workdir) / VOCAB_FILE, config.text.max_tokens)
+    network = build_network(config)
+    params = restore_params(workdir, which, parameter_shapes(network, config))
+    return Trained(network, params, tokenizer, config)

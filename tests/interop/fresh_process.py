@@ -1,0 +1,67 @@
+"""Asking an exported network in a process that knows nothing of this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from s2rm_jax.training.trained import Trained
+
+SENTENCES = ("the red circle", "the small star left of the blue square", "the leftmost square")
+
+FRESH = """
+import json, sys
+folder, work, sentences, foreign = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(foreign))  # importing one of these now raises ImportError
+sys.path.insert(0, folder)
+import numpy as np
+import segment
+
+network = segment.load_network(folder)
+masks = segment.segment(network, segment.load_picture(f"{work}/picture.png"), sentences)
+batch = np.load(f"{work}/batch.npz")
+outputs = network.ground(network.encode_image(batch["images"]), batch["tokens"], batch["token_mask"])
+np.savez(f"{work}/answer.npz", masks=masks, **{f"output_{i}": output for i, output in enumerate(outputs)})
+"""
+
+
+class Answer(NamedTuple):
+    """What an exported network says of one picture, and the raw outputs of a batch."""
+
+    masks: np.ndarray
+    outputs: list[np.ndarray]
+
+
+class Question(NamedTuple):
+    """A picture, sentences about it, and a batch of another size: two pictures with five sentences each."""
+
+    picture: np.ndarray
+    sentences: tuple[str, ...]
+    batch: dict[str, np.ndarray]
+
+    def ask(self, folder: Path, work: Path, *foreign: str) -> Answer:
+        """Asks the network in `folder`, in a fresh process that can import neither this package nor `foreign`."""
+        Image.fromarray(self.picture).save(work / "picture.png")
+        np.savez(work / "batch.npz", **self.batch)
+        ours = ("s2rm_jax", "flax", "einops", "grain", "jaxtyping", "ml_collections", "optax", "orbax", "transformers")
+        argument = json.dumps([str(folder), str(work), self.sentences, ours + foreign])
+        subprocess.run([sys.executable, "-I", "-c", FRESH, argument], cwd=work, check=True)
+        with np.load(work / "answer.npz") as answer:
+            return Answer(answer["masks"], [answer[name] for name in answer.files if name.startswith("output")])
+
+
+def make_question(trained: Trained) -> Question:
+    """Returns a question for a network that was trained on synthetic scenes."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (40, 57, 3), dtype=np.uint8)
+    images = rng.normal(size=(2, *trained.config.input.image_size, 3)).astype(np.float32)
+    shape = (2, 5, trained.config.text.max_tokens)
+    tokens = rng.integers(0, trained.tokenizer.size, shape, dtype=np.int32)
+    token_mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
+    return Question(picture, SENTENCES, {"images": images, "tokens": tokens, "token_mask": token_mask})

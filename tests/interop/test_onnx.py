@@ -1,0 +1,145 @@
+"""A network exported as ONNX gives, with ONNX Runtime alone, the masks of Segmenter; one that does not is refused."""
+
+import dataclasses
+import pickle
+import resource
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop import onnx_export
+from s2rm_jax.interop.onnx_export import relative_error, write_onnx
+from s2rm_jax.interop.whole_folder import whole_folder
+from s2rm_jax.models.network import build_network
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.state import initial_params
+from s2rm_jax.training.trained import Trained
+
+EXPORT = """
+import pickle, sys
+from pathlib import Path
+from s2rm_jax.interop.onnx_export import write_onnx
+
+print(write_onnx(pickle.load(sys.stdin.buffer), Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="module")
+def judging(trained):
+    """The trained network with a head that says "nothing here" of some of the sentences."""
+    config = ConfigDict(trained.config.to_dict())
+    config.decoder.no_target_width = 8
+    network = build_network(config)
+    head = jax.jit(lambda key: initial_params(network, config, key))(jax.random.key(1))["no_target"]
+    head["nothing"]["bias"] -= 0.47  # untrained, it finds something above 0 for every sentence
+    return Trained(network, {**trained.params, "no_target": head}, trained.tokenizer, config)
+
+
+@pytest.fixture(scope="module")
+def exported(judging, tmp_path_factory):
+    """The folder, and what the export said, with warnings as errors."""
+    folder = tmp_path_factory.mktemp("onnx")
+    command = [sys.executable, "-W", "error", "-c", EXPORT, folder]
+    return folder, subprocess.run(command, input=pickle.dumps(judging), capture_output=True, check=True)
+
+
+@pytest.fixture
+def folder(exported):
+    return exported[0]
+
+
+@pytest.fixture
+def ready_graphs(folder, monkeypatch):
+    """Lets `write_onnx` find the graphs of `folder` instead of making them, which takes long."""
+    import onnx_ir
+    from torch.onnx import ONNXProgram
+
+    files = [folder / "encode_image.onnx", folder / "ground.onnx"]
+    graphs = [ONNXProgram(onnx_ir.load(file), None) for file in files]
+    monkeypatch.setattr(onnx_export, "export_graphs", lambda _: graphs)
+
+
+def test_a_fresh_process_gives_the_masks_of_segmenter(judging, folder, question, tmp_path):
+    answer = question.ask(folder, tmp_path, "jax", "torch", "onnx", "onnxscript", "safetensors")
+    segmenter = Segmenter(judging.network, judging.params, judging.tokenizer, judging.config)
+    result = segmenter.segment(question.picture, question.sentences)
+    assert 0 < (result.no_target > 0.5).sum() < 3
+    assert all(0.1 < mask.mean() < 0.9 for mask in result.masks[result.no_target < 0.5])
+    np.testing.assert_array_equal(answer.masks, result.masks)
+    # Another number of pictures, and of sentences for each.
+    wanted = jax.jit(judging.network.apply)({"params": judging.params}, **question.batch)
+    logits, no_target_logits = answer.outputs
+    assert logits.shape == (2, 5, 32, 32)
+    for found, expected in ((logits, wanted.logits), (no_target_logits, wanted.no_target_logits)):
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_the_export_says_nothing_but_how_near_it_came(exported):
+    _, done = exported
+    assert done.stderr == b""
+    assert 0 < float(done.stdout) <= 1e-5
+
+
+def test_the_graphs_name_what_goes_in_and_out(folder):
+    import onnxruntime
+
+    def sides(items):
+        return {item.name: [item.type, *item.shape] for item in items}
+
+    encode_image = onnxruntime.InferenceSession(folder / "encode_image.onnx")
+    ground = onnxruntime.InferenceSession(folder / "ground.onnx")
+    features = sides(encode_image.get_outputs())
+    assert sides(encode_image.get_inputs()) == {"images": ["tensor(float)", "b", 32, 32, 3]}
+    assert list(features) == ["features_1", "features_2", "features_3", "features_4"]
+    assert features["features_4"] == ["tensor(float)", "b", 1, 1, 64]
+    words = {"tokens": ["tensor(int32)", "b", "k", 16], "token_mask": ["tensor(bool)", "b", "k", 16]}
+    assert sides(ground.get_inputs()) == features | words
+    masks = {"logits": ["tensor(float)", "b", "k", 32, 32], "no_target_logits": ["tensor(float)", "b", "k"]}
+    assert sides(ground.get_outputs()) == masks
+
+
+def test_another_network_is_told_apart(judging, folder):
+    other = dataclasses.replace(judging, params=jax.tree.map(lambda x: 1.001 * x, judging.params))
+    assert relative_error(other, folder) > onnx_export.TOLERANCE
+
+
+@pytest.mark.parametrize("error", [1.1e-4, float("nan")])
+@pytest.mark.usefixtures("ready_graphs")
+def test_what_differs_is_not_put_in_place(judging, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(onnx_export, "relative_error", lambda *_: error)
+    with (
+        pytest.raises(UserError, match=rf"differs from JAX by {error:.1e} of its norm, more than 1e-04"),
+        whole_folder(tmp_path / "out", "--out") as folder,
+    ):
+        write_onnx(judging, folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [1_000, 800_000])  # bytes; ends in the first graph and in the second
+@pytest.mark.usefixtures("ready_graphs")
+def test_a_full_disk_leaves_nothing(judging, tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(UserError, match=r"--out: .*out cannot be written \(.*\); nothing was left there"),
+            whole_folder(tmp_path / "out", "--out") as folder,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            write_onnx(judging, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("packages", [("onnxruntime",), ("torch", "onnxscript")])
+def test_missing_packages(trained, tmp_path, monkeypatch, packages):
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf'writing ONNX needs {", ".join(packages)}: pip install "s2rm-jax\[onnx\]"'):
+        write_onnx(trained, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,145 @@
+"""What is written beside an exported network says what Segmenter does, and segment.py does it without this package."""
+
+import ast
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.interop import segment_standalone as standalone
+from s2rm_jax.interop.preprocessing import write_preprocessing
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    write_preprocessing(trained, "onnx", folder)
+    return folder
+
+
+@pytest.fixture
+def settings(folder):
+    return json.loads((folder / "preprocessing.json").read_text())
+
+
+@pytest.fixture
+def tokenizer(folder):
+    return standalone.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_the_files(trained, folder, settings):
+    assert {path.name for path in folder.iterdir()} == {
+        "preprocessing.json",
+        "segment.py",
+        "tokenizer.json",
+        "vocab.txt",
+    }
+    vocabulary = (folder / "vocab.txt").read_text().split("\n")[:-1]
+    assert tuple(vocabulary) == trained.tokenizer.vocabulary
+    text = settings["text"]
+    ids = [text[name] for name in ("pad_id", "unknown_id", "start_id", "end_id")]
+    assert [vocabulary[index] for index in ids] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    assert settings["format"] == "onnx"
+    assert settings["functions"]["encode_image"]["images"] == "float32 [b, 32, 32, 3]"
+    assert settings["functions"]["ground"]["tokens"] == "int32 [b, k, 16]"
+    assert settings["functions"]["ground"]["returns"] == ["logits float32 [b, k, 32, 32]"]
+
+
+def test_the_script_imports_only_what_its_users_have(folder):
+    tree = ast.parse((folder / "segment.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {name.split(".")[0] for node in imports for name in _names(node)}
+    allowed = {"jax", "numpy", "onnxruntime", "PIL", "safetensors", "tokenizers", "torch"}
+    assert names - sys.stdlib_module_names == allowed
+
+
+def _names(node):
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "the red circle",
+        "The RED Circle!",
+        "thé rêd cïrcle",
+        "[SEP] the [PAD] star",
+        "zebra crossing 图",
+        "the small star left of the large blue square " * 3,
+        "x" * 200,
+        "red\tcircle\u200b , ' \" star",
+    ],
+)
+def test_sentences_become_the_same_tokens(trained, tokenizer, sentence):
+    (tokens,), (token_mask,) = standalone.prepare_sentences([sentence], tokenizer)
+    wanted_tokens, wanted_mask = trained.tokenizer.encode(sentence)
+    np.testing.assert_array_equal(tokens, wanted_tokens, strict=True)
+    np.testing.assert_array_equal(token_mask, wanted_mask, strict=True)
+
+
+@pytest.mark.parametrize("sentence", ["", "  \n", "\u200b"])
+def test_a_sentence_without_words(tokenizer, sentence):
+    with pytest.raises(ValueError, match="has no words"):
+        standalone.prepare_sentences(["red", sentence], tokenizer)
+
+
+def _pictures():
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (23, 31, 3), dtype=np.uint8))
+    rgba = Image.fromarray(rng.integers(0, 256, (23, 31, 4), dtype=np.uint8))
+    return {
+        "rgb.jpg": rgb,
+        "rgb.png": rgb,
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "grey.png": rgb.convert("L"),
+        "transparent.png": rgba,
+        "transparent_grey.png": rgba.convert("LA"),
+        "palette.gif": rgb.quantize(16),
+        "one_bit.png": rgb.convert("1"),
+        "16_bits.png": Image.fromarray(rng.integers(0, 65_536, (23, 31), dtype=np.uint16)),
+        "16_bits.tiff": Image.fromarray(rng.integers(0, 65_536, (23, 31), dtype=np.uint16)),
+        "of_the_networks_size.png": rgb.resize((32, 32)),
+    }
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("name", _pictures())
+def test_pictures_become_the_same_numbers(settings, tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    _pictures()[name].save(tmp_path / name, exif=exif)
+    found, wanted = standalone.load_picture(tmp_path / name), load_image(tmp_path / name, apply_exif=True)
+    np.testing.assert_array_equal(found, wanted, strict=True)
+    wanted = normalize(resize_image(wanted, (32, 32)))
+    np.testing.assert_array_equal(standalone.prepare_picture(found, settings), wanted, strict=True)
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(ValueError, match=r"f\.tiff has floating-point values"):
+        standalone.load_picture(tmp_path / "f.tiff")
+
+
+@pytest.mark.parametrize("can_say_nothing", [False, True])
+def test_many_sentences_go_in_rounds(settings, tokenizer, can_say_nothing):
+    """The network of this test finds a sentence everywhere if its length is even, and nothing of those of 4 tokens."""
+    rounds = []
+
+    def ground(features, tokens, token_mask):
+        rounds.append(tokens.shape)
+        assert features == "features" and tokens.shape == token_mask.shape
+        length = token_mask.sum(-1)
+        logits = np.where(length % 2 == 0, 1.0, -1.0)[..., None, None] * np.ones((32, 32), np.float32)
+        return [logits.astype(np.float32), np.where(length == 4, 1.0, 0.0)][: 1 + can_say_nothing]
+
+    network = standalone.Network(lambda images: "features", ground, tokenizer, settings)
+    sentences = ["red", "red circle", "the red circle", "the large red circle"] * 9
+    masks = standalone.segment(network, np.zeros((5, 7, 3), np.uint8), sentences)
+    assert rounds == [(1, 32, 16), (1, 4, 16)]
+    assert masks.shape == (36, 5, 7) and masks.dtype == bool
+    found = [False, not can_say_nothing, False, True] * 9
+    np.testing.assert_array_equal(masks.all((1, 2)), found)
+    np.testing.assert_array_equal(masks.any((1, 2)), found)

@@ -1,0 +1,101 @@
+"""A network exported as StableHLO gives, without this package, the very masks of Segmenter."""
+
+import dataclasses
+import resource
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax import export
+from ml_collections import ConfigDict
+from PIL import Image
+from safetensors.numpy import load_file
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop import stablehlo
+from s2rm_jax.interop.preprocessing import settings
+from s2rm_jax.interop.stablehlo import export_programs, write_stablehlo
+from s2rm_jax.interop.whole_folder import whole_folder
+from s2rm_jax.models.network import build_network
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.state import parameter_shapes
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stablehlo")
+    write_stablehlo(trained, folder)
+    return folder
+
+
+def test_a_fresh_process_gives_the_masks_of_segmenter(trained, folder, question, tmp_path):
+    answer = question.ask(folder, tmp_path, "torch", "onnx", "onnxruntime")
+    segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
+    masks = segmenter.segment(question.picture, question.sentences).masks
+    assert all(0.1 < mask.mean() < 0.9 for mask in masks)
+    np.testing.assert_array_equal(answer.masks, masks)
+    # Another number of pictures, and of sentences for each.
+    wanted = jax.jit(trained.network.apply)({"params": trained.params}, **question.batch).logits
+    (logits,) = answer.outputs
+    assert logits.shape == (2, 5, 32, 32)
+    assert np.linalg.norm(logits - wanted) <= 1e-6 * np.linalg.norm(wanted)
+
+
+def test_the_programs_are_for_every_platform_and_any_number(folder):
+    for name, free in (("encode_image", {"b"}), ("ground", {"b", "k"})):
+        program = export.deserialize((folder / f"{name}.stablehlo").read_bytes())
+        assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+        symbols = {str(side) for aval in program.in_avals for side in aval.shape if not isinstance(side, int)}
+        assert symbols == free
+        assert not program.disabled_safety_checks
+
+
+def test_the_weights_lie_beside_the_programs(trained, folder):
+    weights, params = load_file(folder / "model.safetensors"), flatten_dict(trained.params, sep="/")
+    assert weights.keys() == params.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, params[name])
+
+
+def test_a_network_that_can_say_nothing_here_returns_that_too(trained):
+    config = ConfigDict(trained.config.to_dict())
+    config.decoder.no_target_width = 8
+    network = build_network(config)
+    judging = dataclasses.replace(trained, network=network, params=parameter_shapes(network, config), config=config)
+    _, ground = export_programs(judging)
+    assert [str(aval) for aval in ground.out_avals] == ["float32[b,k,32,32]", "float32[b,k]"]
+    assert settings(judging)["functions"]["ground"]["returns"][1] == "no_target_logits float32 [b, k]"
+
+
+@pytest.mark.parametrize("arguments", [["nowhere.png", "red"], ["picture.png", "red", "  "]])
+def test_the_script_says_what_is_wrong(folder, question, tmp_path, arguments):
+    Image.fromarray(question.picture).save(tmp_path / "picture.png")
+    done = subprocess.run(
+        [sys.executable, folder / "segment.py", *arguments, "--out", "masks"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and ("nowhere.png" in done.stderr or "no words" in done.stderr)
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize("limit", [1_000, 140_000, 200_000])  # bytes, for each of the programs and the weights
+def test_a_full_disk_leaves_nothing(trained, folder, tmp_path, monkeypatch, limit):
+    files = [folder / "encode_image.stablehlo", folder / "ground.stablehlo"]
+    programs = [export.deserialize(file.read_bytes()) for file in files]
+    monkeypatch.setattr(stablehlo, "export_programs", lambda _: programs)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(UserError, match=r"--out: .*out cannot be written \(.*\); nothing was left there"),
+            whole_folder(tmp_path / "out", "--out") as folder,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            write_stablehlo(trained, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
