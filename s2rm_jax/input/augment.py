@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 from ml_collections import ConfigDict
+from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import View
@@ -93,7 +94,8 @@ def flip(view: View) -> View | None:
     mirrored = tuple(sentence for sentence in sentences if sentence is not None)
     if len(mirrored) < len(sentences):
         return None
-    return replace(view, image=view.image[:, ::-1].copy(), masks=view.masks[:, :, ::-1], sentences=mirrored)
+    picture = view.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return replace(view, picture=picture, masks=tuple(mask[:, ::-1] for mask in view.masks), sentences=mirrored)
 
 
 def croppable(view: View) -> bool:
@@ -122,7 +124,8 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
 def crop(view: View, box: Box) -> View:
     """Cuts a box out of the picture and its masks."""
     top, bottom, left, right = box
-    return replace(view, image=view.image[top:bottom, left:right], masks=view.masks[:, top:bottom, left:right])
+    picture = view.picture.crop((left, top, right, bottom))
+    return replace(view, picture=picture, masks=tuple(mask[top:bottom, left:right] for mask in view.masks))
 
 
 def hide_patches(

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
+from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Batch, Example
-from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.input.images import load_picture, normalize, resize_image
 from s2rm_jax.input.masks import rasterize, resize_mask
 from s2rm_jax.input.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture with n chosen sentences as they will be seen, still at the picture's own size.
+    """A picture (RGB) with n chosen sentences as they will be seen, still at the picture's own size.
 
-    `masks` is empty where `has_target` is false; `name` is what to call the example in an error.
+    `masks` has one mask for each referent of the sentences. `referents` says for each sentence which of them it is,
+    None where it refers to nothing; `names` what to call it in an error.
     """
 
-    image: UInt8[np.ndarray, "height width 3"]
+    picture: Image.Image
     sentences: tuple[str, ...]
-    masks: Bool[np.ndarray, "n height width"]
-    has_target: tuple[bool, ...]
+    masks: tuple[Bool[np.ndarray, "height width"], ...]
+    referents: tuple[int | None, ...]
     names: tuple[str, ...]
 
 
@@ -34,23 +37,31 @@ def view_of(example: Example, chosen: list[int]) -> View:
     Raises:
         UserError: names the example and what is wrong with its picture or its masks.
     """
-    image = load_image(example.image, apply_exif=False)
-    if image.shape[:2] != (example.height, example.width):
+    try:
+        picture = load_picture(example.image)
+    except UserError as error:
+        raise (UserError(f"example {example.id}: {error}") if isinstance(example.image, bytes) else error) from error
+    if picture.size != (example.width, example.height):
         raise UserError(
-            f"the picture of example {example.id} is {image.shape[1]} x {image.shape[0]} pixels, but its "
+            f"the picture of example {example.id} is {picture.width} x {picture.height} pixels, but its "
             f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
         )
-    masks = np.zeros((len(chosen), example.height, example.width), bool)
     expressions = [example.expressions[index] for index in chosen]
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
-    for row, expression in enumerate(expressions):
-        if expression.has_target:
+    masks: list[np.ndarray] = []
+    referents: list[int | None] = []
+    numbers: dict[int, int] = {}  # sentences about one referent share its segmentation; its mask is made once
+    for name, expression in zip(names, expressions, strict=True):
+        key = id(expression.segmentation)
+        if expression.has_target and key not in numbers:
+            numbers[key] = len(masks)
             try:
-                masks[row] = rasterize(expression.segmentation, example.height, example.width)
+                masks.append(rasterize(expression.segmentation, example.height, example.width))
             except UserError as error:
-                raise UserError(f"{names[row]}: {error}") from error
+                raise UserError(f"{name}: {error}") from error
+        referents.append(numbers[key] if expression.has_target else None)
     sentences = tuple(expression.sentence for expression in expressions)
-    return View(image, sentences, masks, tuple(expression.has_target for expression in expressions), names)
+    return View(picture, sentences, tuple(masks), tuple(referents), names)
 
 
 @dataclass(frozen=True)
@@ -75,17 +86,20 @@ class Encoder:
         tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
         targets = np.zeros((self.expressions, *self.image_size), bool)
         has_target = np.zeros(self.expressions, bool)
-        for row, (sentence, mask) in enumerate(zip(view.sentences, view.masks, strict=True)):
+        masks = [resize_mask(mask, self.image_size) for mask in view.masks]
+        for row, (sentence, referent) in enumerate(zip(view.sentences, view.referents, strict=True)):
             try:
                 tokens[row], token_mask[row] = self.tokenizer.encode(sentence)
             except UserError as error:
                 raise UserError(f"{view.names[row]}: {error}") from error
-            targets[row] = resize_mask(mask, self.image_size)
-            has_target[row] = view.has_target[row]
-        pixels = normalize(resize_image(view.image, self.image_size))
+            if referent is not None:
+                targets[row], has_target[row] = masks[referent], True
+        pixels = normalize(resize_image(view.picture, self.image_size))
         valid = np.arange(self.expressions) < len(view.sentences)
         return Batch(pixels, tokens, token_mask, targets, valid, has_target)
 
 
 def _name(example: Example) -> str:
-    return "the array" if isinstance(example.image, np.ndarray) else str(example.image)
+    if isinstance(example.image, Path):
+        return str(example.image)
+    return "the array" if isinstance(example.image, np.ndarray) else f"the picture of example {example.id}"

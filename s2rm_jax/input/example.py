@@ -36,12 +36,12 @@ class Expression:
 class Example:
     """One picture with all its expressions.
 
-    `image` is uint8 [H, W, 3], or the path of a file that holds it; `height` and `width` are its original size in
-    pixels, in which the segmentations are given.
+    `image` is uint8 [H, W, 3], or the path or the bytes of a file that holds it; `height` and `width` are its original
+    size in pixels, in which the segmentations are given.
     """
 
     id: str
-    image: np.ndarray | Path
+    image: np.ndarray | Path | bytes
     height: int
     width: int
     expressions: tuple[Expression, ...]

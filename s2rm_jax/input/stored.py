@@ -32,7 +32,7 @@ class StoredSource:
     def __getitem__(self, index: int) -> Example:
         """Returns a picture's path, size and expressions; raises a UserError if its file is not there."""
         example = self._examples[index]
-        if not Path(str(example.image)).is_file():
+        if isinstance(example.image, Path) and not example.image.is_file():
             raise UserError(f"the picture {example.image} of {self._name} is missing; put it there again")
         return example
 

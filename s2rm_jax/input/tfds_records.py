@@ -17,7 +17,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Segmentation
-from s2rm_jax.input.images import FORMATS, load_image
+from s2rm_jax.input.images import FORMATS
 from s2rm_jax.input.stored import Groups
 
 TEXT_FIELDS = ("raw", "sent")
@@ -52,7 +52,7 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
 
 
 def decode(record: bytes, text_field: str, overlap: str) -> Example:
-    """Returns the example of a record of our own builders, its picture decoded.
+    """Returns the example of a record of our own builders, its picture as the bytes of the file.
 
     Args:
       record: of a dataset that data/build.py wrote.
@@ -78,7 +78,7 @@ def decode(record: bytes, text_field: str, overlap: str) -> Example:
         _ints(features, "image/height"),
         _ints(features, "image/width"),
     )
-    return Example(id.decode(), _picture(features, id.decode()), height, width, expressions)
+    return Example(id.decode(), _bytes(features, "image")[0], height, width, expressions)
 
 
 def with_overlaps(segmentation: Segmentation) -> Segmentation:
@@ -97,18 +97,22 @@ def with_overlaps(segmentation: Segmentation) -> Segmentation:
 
 
 def decode_ref_coco(record: bytes) -> Example:
-    """Returns the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks), its picture decoded."""
+    """Returns the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
+
+    Its picture is the bytes of a file; its masks are decoded.
+    """
     features = _features(record)
     image_id = str(_ints(features, "image/id")[0])
-    picture = _picture(features, image_id)
     masks = [_mask(png, image_id) for png in _bytes(features, "objects/mask")]
+    picture = _bytes(features, "image")[0]
+    width, height = _size(picture, image_id)
     ids, texts = _ints(features, _REFEXP_IDS), _bytes(features, "objects/refexp/raw/ragged_flat_values")
     expressions = [
         Expression(texts[position].decode(), mask, id=str(ids[position]))
         for mask, group in zip(masks, ref_coco_groups(record), strict=True)
         for position in group
     ]
-    return Example(image_id, picture, picture.shape[0], picture.shape[1], tuple(expressions))
+    return Example(image_id, picture, height, width, tuple(expressions))
 
 
 def ref_coco_groups(record: bytes) -> Groups:
@@ -136,11 +140,12 @@ def _ints(features: Any, name: str) -> Sequence[int]:
     return features[name].int64_list.value if name in features else ()
 
 
-def _picture(features: Any, id: str) -> np.ndarray:
+def _size(picture: bytes, id: str) -> tuple[int, int]:
+    """Reads (width, height) from the header of a picture, whose pixels are decoded later."""
     try:
-        return load_image(Image.open(io.BytesIO(_bytes(features, "image")[0]), formats=FORMATS))
-    except (OSError, UserError) as error:
-        raise UserError(f"the picture of record {id} is damaged ({error}); build the dataset again") from error
+        return Image.open(io.BytesIO(picture), formats=FORMATS).size
+    except Exception as error:  # readers raise nearly anything on damaged data
+        raise UserError(f"the picture of record {id} is damaged ({error}); prepare the dataset again") from error
 
 
 def _mask(png: bytes, id: str) -> np.ndarray:

@@ -21,7 +21,10 @@ METADATA = "metadata.json"
 
 
 class TfdsSource:
-    """The pictures of one split, each with its expressions; the same Examples as ReferSource gives, decoded."""
+    """The pictures of one split, each with its expressions.
+
+    The Examples are those that ReferSource gives, but for the picture: the bytes of the file in the place of its path.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class TfdsSource:
         return len(self._positions)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads a record and decodes its picture."""
+        """Reads a record; its picture is decoded where it is used."""
         record = self._records[self._positions[index]]
         if self._stock:
             return tfds_records.decode_ref_coco(record)

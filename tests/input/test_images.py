@@ -13,7 +13,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import images
-from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD, load_image, normalize, resize_image
+from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD, load_image, load_picture, normalize, resize_image
 
 HEIGHT, WIDTH = 12, 16
 
@@ -48,6 +48,28 @@ def test_a_lossy_file_is_read_nearly(tmp_path, name, options):
     smooth = np.stack([ramp()] * 3, axis=-1)
     image = load_image(saved(Image.fromarray(smooth), tmp_path, name, **options)).astype(int)
     assert np.abs(image - smooth).mean() < 3
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+@pytest.mark.parametrize("size", [(12, 16), (13, 17), (1, 1), (8, 33)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": EXIF, "quality": 30}])
+def test_a_jpeg_is_what_pillow_makes_of_it_from_a_path_and_from_bytes(tmp_path, size, mode, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    path = saved(Image.fromarray(pixels).convert(mode), tmp_path, "a.jpg", **options)
+    with Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(load_image(source), expected)
+        picture = load_picture(source)
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(picture), expected)  # the file is closed, the pixels are there
+        small = Image.fromarray(expected).resize((9, 5), Image.Resampling.BILINEAR)
+        for image in (picture, expected):
+            np.testing.assert_array_equal(resize_image(image, (5, 9)), np.asarray(small))
 
 
 def test_grey_palette_and_one_bit_pictures_become_rgb(tmp_path):
@@ -160,6 +182,8 @@ def test_a_file_that_is_damaged_or_no_picture_is_named(tmp_path, data, message):
         load_image(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=f"^the picture {message}[^\n]*$"):
+        load_image(data)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})])
@@ -241,3 +265,12 @@ def test_normalizing_undone_gives_the_picture():
     assert normal.dtype == np.float32
     expected = (colours() / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     np.testing.assert_allclose(normal, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (2, 3, 4, 5, 3)])
+def test_pixels_are_normalized_one_by_one_wherever_they_lie(shape):
+    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    colours = [normalize(np.full((1, 1, 3), value, np.uint8))[0, 0] for value in range(256)]
+    expected = np.stack([np.array(colours)[picture[..., c], c] for c in range(3)], axis=-1)
+    np.testing.assert_array_equal(normalize(picture), expected)
+    np.testing.assert_array_equal(normalize(picture[..., ::-1, :]), expected[..., ::-1, :])

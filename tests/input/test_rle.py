@@ -56,6 +56,9 @@ def test_run_lengths_go_down_the_columns():
         ({"size": [3, 2], "counts": "6~"}, "no run lengths"),
         ({"size": [3, 2], "counts": b"\xff\x00"}, "no run lengths"),
         ({"size": [3, 2], "counts": "oooo"}, "covers 0 pixels"),
+        ({"size": [3, 2], "counts": "ooooooooooooooooooooooo0"}, "no run lengths"),
+        ({"size": [3, 2], "counts": "0O"}, "no run lengths"),  # a negative number
+        ({"size": [3, 2], "counts": [2**64, 6]}, "no run lengths"),
     ],
 )
 def test_a_damaged_code_is_refused(rle, message):

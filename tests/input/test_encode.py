@@ -1,0 +1,73 @@
+"""From an example to arrays: masks made once a referent, and pictures named that cannot be read."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input import encode
+from s2rm_jax.input.encode import Encoder, view_of
+from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.masks import rasterize, resize_mask
+from s2rm_jax.input.tokens import Tokenizer
+
+LEFT, RIGHT = [[1, 2, 15, 2, 15, 27, 1, 27]], [[20, 5, 38, 5, 38, 20, 20, 20], [25, 22, 30, 22, 30, 28, 25, 28]]
+SIZE = (30, 40)
+
+
+def png(size=SIZE) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def example(image) -> Example:
+    meant = (LEFT, RIGHT, LEFT, [], RIGHT)
+    expressions = tuple(Expression("red dog", polygons, id=str(number)) for number, polygons in enumerate(meant))
+    return Example("7", image, *SIZE, expressions)
+
+
+def encoder() -> Encoder:
+    return Encoder(Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "dog")), (24, 24), 6)
+
+
+def test_every_sentence_gets_its_mask_and_each_mask_is_made_once(monkeypatch):
+    made = []
+
+    def counted(segmentation, height, width):
+        made.append(segmentation)
+        return rasterize(segmentation, height, width)
+
+    monkeypatch.setattr(encode, "rasterize", counted)
+    arrays = encoder()(example(png()), [1, 0, 3, 2, 4])
+    assert made == [RIGHT, LEFT]
+    left, right = (resize_mask(rasterize(polygons, *SIZE), (24, 24)) for polygons in (LEFT, RIGHT))
+    nothing = np.zeros((24, 24), bool)
+    np.testing.assert_array_equal(arrays.targets, [right, left, nothing, left, right, nothing])
+    assert arrays.has_target.tolist() == [True, True, False, True, True, False]
+    assert arrays.valid.tolist() == [True] * 5 + [False]
+
+
+def test_a_picture_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
+    path = tmp_path / "7.png"
+    path.write_bytes(png())
+    with Image.open(path) as picture:
+        pixels = np.array(picture)
+    for image in (png(), pixels):
+        for ours, theirs in zip(encoder()(example(image), [0, 3]), encoder()(example(path), [0, 3]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (png()[:500], r"^example 7: the picture is damaged or of a kind that cannot be read \([^\n]+\)[^\n]*$"),
+        (b"", r"^example 7: the picture is not a picture that can be read [^\n]*$"),
+        (png((30, 41)), r"is 41 x 30 pixels, .* 40 x 30: the picture of example 7 is not the annotated file\.$"),
+    ],
+)
+def test_a_picture_in_memory_that_does_not_do_is_named(data, message):
+    with pytest.raises(UserError, match=message):
+        view_of(example(data), [0])
