@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import importlib
 import io
+import shutil
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from absl import flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.refer_layout import find_annotations
 from s2rm_jax.input.tfds_source import BUILDER_NAMES
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "berkeley", "grefcoco": "unc"}
@@ -72,6 +74,8 @@ def build(
     root, out = Path(root).expanduser(), Path(out).expanduser()
     if not root.is_dir():
         raise UserError(f"--root: the folder {root} does not exist; data/README.md says what it should hold")
+    find_annotations(root, dataset, split_by)  # before TFDS, which makes folders as soon as it has a builder
+    is_new = not out.exists()
     config = split_by if split_by in builder_class.builder_configs else ReferConfig(split_by)
     builder = builder_class(config=config, data_dir=out, file_format="array_record")
     folder = Path(builder.data_path)
@@ -86,7 +90,20 @@ def build(
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {folder}: {reason}; free some space or give another --out") from error
+    finally:
+        _remove_empty(folder, out if is_new else None)
     return folder
+
+
+def _remove_empty(folder: Path, out: Path | None) -> None:
+    """Removes what TFDS leaves of a build that failed: folders above `folder` in which nothing was built."""
+    with suppress(OSError):  # not empty, or never made
+        folder.parent.rmdir()
+        dataset = folder.parents[1]
+        if [path.name for path in dataset.iterdir()] == [".config"]:
+            shutil.rmtree(dataset)
+        if out:
+            out.rmdir()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ _AT_LEAST_ONE = (
     *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),
     *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch"),
 )
-_AT_LEAST_ZERO = ("steps", "epochs", "eval.expressions_per_image", "decoder.no_target_width", "loss.no_target_weight")
+_AT_LEAST_ZERO = (
+    *("steps", "epochs", "eval.every", "eval.limit", "eval.expressions_per_image", "input.workers"),
+    *("decoder.no_target_width", "loss.coarse_weight", "loss.no_target_weight"),
+)
 _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
 
@@ -69,7 +72,8 @@ def check_config(config: ConfigDict) -> None:
     longest = config.text.max_positions
     words_fit = 3 <= config.text.max_tokens <= longest
     _require(words_fit, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
-    _require(0 <= config.optimizer.ema_decay < 1, config, "optimizer.ema_decay", "at least 0 and less than 1")
+    for field in ("optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
+        _require(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
 
 
 def _get(config: ConfigDict, field: str) -> Any:

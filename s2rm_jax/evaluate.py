@@ -68,7 +68,9 @@ def main() -> None:
     config.eval.limit = LIMIT.value
     if DATA.value:
         if "root" not in config.input.source:
-            raise UserError(f"--data: the source {config.input.source.name!r} of this run reads no files.")
+            raise UserError(
+                f"--data: the source {config.input.source.name!r} of this run has no root that could be changed."
+            )
         config.input.source.root = DATA.value
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)

@@ -44,6 +44,12 @@ def test_the_defaults_are_sound():
         ("input.augment.patch", 0, "at least 1"),
         ("loss.kind", "focal", "one of: bce_dice, weighted_ce"),
         ("optimizer.ema_decay", 1.0, "less than 1"),
+        ("vision.drop_path_rate", 1.0, "less than 1"),
+        ("text.dropout_rate", -0.1, "at least 0"),
+        ("input.workers", -1, "at least 0"),
+        ("eval.every", -1, "at least 0"),
+        ("eval.limit", -1, "at least 0"),
+        ("loss.coarse_weight", -0.1, "at least 0"),
     ],
 )
 def test_a_mistake_is_named(field, value, message):

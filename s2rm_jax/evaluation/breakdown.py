@@ -43,7 +43,9 @@ def by_area(scores: Sequence[SentenceScore]) -> list[Group]:
     labels = [f"{low}-{high}" for low, high in pairwise(_AREAS)]
 
     def place(score: SentenceScore) -> int | None:
-        return int(np.searchsorted(_AREAS, 100 * score.area, side="left")) - 1 if score.targeted else None
+        if not score.targeted:
+            return None
+        return max(0, int(np.searchsorted(_AREAS, 100 * score.area, side="left")) - 1)
 
     return [group for group in _grouped(scores, labels, place) if group.sentences]
 

@@ -10,7 +10,7 @@ from s2rm_jax.evaluation.report import Report
 from s2rm_jax.evaluation.tables import NOTHING, Table
 from s2rm_jax.input.combined import DATASETS
 
-_REFER = {"dataset": "refcoco", "split_by": "unc"}  # the defaults of the source "refer"
+_REFER = {"dataset": "refcoco", "split_by": "unc"}  # the defaults of the sources "refer" and "tfds"
 
 
 def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | None:
@@ -27,7 +27,7 @@ def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | 
         split_by = dict(entry.split("/", 1) for entry in fields.get("datasets", DATASETS))
         fields |= {"name": "refer", "dataset": name, "split_by": split_by.get(name, "")}
         split = part_split
-    if fields.get("name") != "refer" or limit or fields.get("limit_referents"):
+    if fields.get("name") not in ("refer", "tfds") or limit or fields.get("limit_referents"):
         return None
     fields = _REFER | fields
     benchmark = Benchmark(str(fields["dataset"]), str(fields["split_by"]), split)

@@ -121,7 +121,8 @@ def _score(
         meant = rasterize(expression.segmentation, example.height, example.width)
         true = true_mask(protocol, expression.segmentation, meant)
         predicted = predicted_mask(protocol, logits[row], example.height, example.width)
-        targeted, answered = bool(meant.any()), bool(predicted.any())
+        # Asked of the annotation and not of the mask: an object too small for any pixel is meant all the same.
+        targeted, answered = expression.has_target, bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
             answered = bool(no_target_logits[row] <= 0)
         score = SentenceScore(
@@ -133,7 +134,7 @@ def _score(
             targeted=targeted,
             answered=answered,
             area=float(meant.mean()),
-            centre=_centroid(meant) if targeted else None,
+            centre=_centroid(meant) if meant.any() else None,
         )
         yield Prediction(example, true, predicted, score)
 

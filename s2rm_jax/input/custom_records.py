@@ -7,7 +7,6 @@ mistake in one's own data is otherwise found hours into a training. Only the pix
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Segmentation
 from s2rm_jax.input.mask_files import problem_of_file
+from s2rm_jax.input.masks import FARTHEST
 from s2rm_jax.input.picture_headers import Header, for_each, read_header
 from s2rm_jax.input.stored import StoredSource
 
@@ -95,8 +95,8 @@ def problem_of_segmentation(value: Any) -> str:
 def _problem_of_polygon(value: Any) -> str:
     if not isinstance(value, list):
         return f"a polygon must be a list [x0, y0, x1, y1, ...] in a list of polygons, got {value!r:.40}"
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in value):
-        return f"a polygon has something that is not a number: {value!r:.40}"
+    if not all(isinstance(number, int | float) and abs(number) < FARTHEST for number in value):  # NaN is not less
+        return f"a polygon has something that is no pixel coordinate: {value!r:.40}"
     if len(value) % 2:
         return f"a polygon has an odd number of coordinates ({len(value)})"
     return "" if len(value) >= 6 else f"a polygon has {len(value) // 2} corners; it needs at least 3"

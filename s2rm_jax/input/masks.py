@@ -14,7 +14,7 @@ from s2rm_jax.input.example import Segmentation
 from s2rm_jax.input.mask_files import read_mask
 from s2rm_jax.input.rle import decode_rle
 
-_FARTHEST = 1e5  # pixels; the polygon code of pycocotools takes time and memory in proportion to an edge's length
+FARTHEST = 1e5  # pixels; the polygon code of pycocotools takes time and memory in proportion to an edge's length
 
 
 def has_mask(segmentation: object) -> bool:
@@ -96,9 +96,9 @@ def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 def _from_polygon(corners: Any, height: int, width: int) -> np.ndarray:
     try:
         polygon = np.asarray(corners, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"a mask's polygon holds something that is not a number: {corners!r:.60}") from error
-    if polygon.ndim != 1 or len(polygon) % 2 or not (np.abs(polygon) < _FARTHEST).all():
+    if polygon.ndim != 1 or len(polygon) % 2 or not (np.abs(polygon) < FARTHEST).all():
         raise UserError(
             f"a mask's polygon must be pairs of finite pixel coordinates x0, y0, x1, y1, ..., got {corners!r:.60}"
         )

@@ -66,10 +66,13 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    path.touch()
+    readable_by = path.stat().st_mode  # as the person's umask has it; safetensors lets nobody else read
     try:
         save_file(dict(arrays), path, metadata={"format": "pt"})  # by which transformers knows whose it is
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    path.chmod(readable_by)
 
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:

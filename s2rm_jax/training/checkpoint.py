@@ -139,6 +139,11 @@ class Checkpoints:
         self.close()
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Says whether a run in `workdir` has saved anything; one that was being written when it died does not count."""
+    return any(path.name.isdigit() for path in (workdir / CHECKPOINT_DIRECTORY).glob("[0-9]*"))
+
+
 def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best", expected: Any | None = None) -> Any:
     """Returns the parameters of a run for evaluation and prediction: the averaged ones where the run kept an average.
 
@@ -156,8 +161,7 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
     workdir = Path(workdir)
     metric = load_config(workdir).eval.metric
     directory = workdir / CHECKPOINT_DIRECTORY
-    steps = [path for path in directory.glob("[0-9]*") if path.name.isdigit()]
-    if not steps:
+    if not has_checkpoint(workdir):
         raise UserError(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )

@@ -25,7 +25,7 @@ from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import load_pretrained
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
 from s2rm_jax.training.averages import Averages
-from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints
+from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
 from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation, say
@@ -259,16 +259,20 @@ def _initial_state(plan: StatePlan, config: ConfigDict) -> TrainState:
 def _with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
     """Returns the configuration with the vocabulary that a run has, or that lies beside its pretrained text.
 
-    A vocabulary that config.text.vocab names goes before both.
+    A vocabulary that config.text.vocab names goes before both. Without a checkpoint there is no run yet: what lies in
+    the workdir then is left over from a start that failed, perhaps because of that very vocabulary.
     """
     if config.text.vocab:
         return config
-    own = workdir / VOCAB_FILE
-    beside = find_vocabulary(config.text.pretrained) if config.text.pretrained and not own.exists() else own
-    if beside is None or not beside.exists():
+    found: Path | None = None
+    if has_checkpoint(workdir):
+        found = workdir / VOCAB_FILE
+    elif config.text.pretrained:
+        found = find_vocabulary(config.text.pretrained)
+    if found is None or not found.exists():
         return config
     changed = copy.deepcopy(config)
-    changed.text.vocab = str(beside)
+    changed.text.vocab = str(found)
     return changed
 
 

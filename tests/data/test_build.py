@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(tmp_path, damage,
     damage(picture)
     with pytest.raises(UserError, match=message):
         build("refcoco", root, tmp_path / "out", quiet=True)
-    assert not list((tmp_path / "out").glob("refcoco/unc/*"))
+    assert not (tmp_path / "out").exists()
     picture.write_bytes(whole)
     assert (build("refcoco", root, tmp_path / "out", quiet=True) / "dataset_info.json").is_file()
 
@@ -68,6 +69,19 @@ def test_what_is_missing_is_named(tmp_path, root, split_by, message):
     refer_fixture.write_refer_layout(tmp_path / "data")
     with pytest.raises(UserError, match=message):
         build("refcoco", tmp_path / root, tmp_path / "out", split_by=split_by, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_that_fails_touches_no_other(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path / "data")
+    folder = build("refcoco", root, tmp_path / "out", quiet=True)
+    built = sorted(folder.rglob("*"))
+    shutil.copy(root / "refcoco" / "refs(unc).p", root / "refcoco" / "refs(google).p")
+    (root / FOLDER / COCO_NAME.format(101)).write_bytes(b"")
+    with pytest.raises(UserError, match="damaged pictures"):
+        build("refcoco", root, tmp_path / "out", split_by="google", quiet=True)
+    assert sorted(folder.rglob("*")) == built
+    assert sorted(path.name for path in (tmp_path / "out" / "refcoco").iterdir()) == [".config", "unc"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -20,8 +20,8 @@ def test_lengths():
 
 
 def test_areas_belong_to_the_bin_that_they_close():
-    groups = by_area([score(40, area=a) for a in (0.0001, 0.01, 0.0101, 0.4, 0.41, 1.0)])
-    assert [(g.label, g.sentences) for g in groups] == [("0-1", 2), ("1-2", 1), ("20-40", 1), ("40-100", 2)]
+    groups = by_area([score(40, area=a) for a in (0.0, 0.0001, 0.01, 0.0101, 0.4, 0.41, 1.0)])
+    assert [(g.label, g.sentences) for g in groups] == [("0-1", 3), ("1-2", 1), ("20-40", 1), ("40-100", 2)]
 
 
 def test_places():

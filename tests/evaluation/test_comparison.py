@@ -32,6 +32,8 @@ def source(**fields):
         ({"limit_referents": 10}, "val", None),
         ({"limit_referents": 0}, "val", Benchmark("refcoco", "unc", "val")),
         ({"name": "synthetic"}, "val", None),
+        ({"name": "tfds"}, "testA", Benchmark("refcoco", "unc", "testA")),  # the same data in other files
+        ({"name": "tfds", "dataset": "ref_coco", "split_by": "refcoco_unc"}, "testA", None),
         ({"name": "combined"}, "refcoco+:testA", Benchmark("refcoco+", "unc", "testA")),
         ({"name": "combined"}, "val", None),
         (

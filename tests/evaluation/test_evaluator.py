@@ -145,7 +145,7 @@ class WithHead(nn.Module):
 def four_answers(make_example, source_of):
     """A picture with two sentences that mean its left half and two that mean nothing; one of each names green."""
     example = make_example("p", ["red"], height=8, width=8)
-    left, nothing = np.asarray(example.expressions[0].segmentation), np.zeros((8, 8), bool)
+    left, nothing = np.asarray(example.expressions[0].segmentation), []
     cases = (("red", left), ("green", left), ("blue", nothing), ("green", nothing))
     expressions = tuple(Expression(s, mask, "", f"p-{i}") for i, (s, mask) in enumerate(cases))
     return source_of([Example("p", example.image, 8, 8, expressions)])
@@ -163,6 +163,17 @@ def test_a_network_says_itself_that_a_sentence_refers_to_nothing(colour_world, f
     ]  # fmt: skip
     assert report.metrics["no_target_accuracy"] == report.metrics["target_accuracy"] == report.metrics["mean_iou"] == 50
     assert report.metrics["overall_iou"] == pytest.approx(100 / 3)
+
+
+def test_what_is_too_small_for_any_pixel_is_meant_all_the_same(colour_world, make_example, source_of):
+    # A triangle of a fiftieth of a pixel: its mask is empty, but "nothing" is no right answer, nor is it asked for.
+    example = make_example("p", ["red"], height=8, width=8)
+    speck = (Expression("green", [[1.0, 1.0, 1.2, 1.0, 1.0, 1.2]], "", "p-0"),)
+    source = source_of([Example("p", example.image, 8, 8, speck)])
+    report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])({}, source)
+    (score,) = report.sentences
+    assert (score.targeted, score.answered, score.area, score.centre, score.iou) == (True, False, 0.0, None, 0)
+    assert (report.total.targeted, report.total.no_target) == (1, 0)
 
 
 @pytest.mark.parametrize(("silent", "name"), [(True, "rela_gref"), (False, "lisa")])

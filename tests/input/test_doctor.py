@@ -176,6 +176,10 @@ def empty_rle(refs, instances):
     instances["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": [48 * 64]}
 
 
+def no_ids(refs, instances):
+    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "sentences": []})
+
+
 def fewer_referents(refs, instances):
     del refs[-2:]
 
@@ -195,6 +199,7 @@ def fewer_referents(refs, instances):
             "annotation 1000 of ref_id 0",
         ),
         (another_picture, "referents whose annotation is of another picture", "ref_id 0: picture 100, its annotation"),
+        (no_ids, "unusable referents", "{'ref_id': 50, 'image_id': [100]"),
         (referent_twice, "ids that occur twice among the referents", "ref_id 5 (2 times)"),
         (sentence_twice, "ids that occur twice among the referents", "sent_id 0 in train (2 times)"),
         (picture_twice, "ids that occur twice in instances.json", "picture 100 (2 times)"),

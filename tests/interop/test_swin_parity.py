@@ -27,10 +27,7 @@ PICTURES = {
     7: {"square": (224, 224), "oblong": (256, 320), "odd": (231, 259)},
     12: {"square": (384, 384), "oblong": (448, 512), "odd": (386, 433)},
 }
-EVERYTHING = [
-    *(("tiny", window, picture) for window, pictures in PICTURES.items() for picture in pictures),
-    *((size, window, "odd") for size in ("small", "base", "large") for window in PICTURES),
-]
+EVERYTHING = [(size, window, picture) for size in SWIN_SIZES for window in PICTURES for picture in PICTURES[window]]
 # What an ordinary run of the tests has time for; with --parity-table it is everything.
 SOME = [case for case in EVERYTHING if case == ("base", 12, "odd") or (case[0] == "tiny" and case[2] != "oblong")]
 

@@ -62,6 +62,12 @@ def test_other_floating_points_become_float32_and_integers_stay(tmp_path, save):
         assert found[name].tolist() == [1, 2.5]
 
 
+def test_others_may_read_what_is_written(tmp_path):
+    (tmp_path / "plain").touch()
+    write_safetensors(ARRAYS, tmp_path / "w")
+    assert (tmp_path / "w").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_folder_prefers_the_safe_form(tmp_path):
     with pytest.raises(UserError, match=r"no weights in the folder .* model\.safetensors or pytorch_model\.bin"):
         find_weights(tmp_path)

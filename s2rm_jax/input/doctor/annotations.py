@@ -40,6 +40,10 @@ def examine_annotations(diagnosis: Diagnosis, refs: list[Ref], instances: Instan
 
     Only what referents use is examined: annotations of other objects in the same pictures do no harm.
     """
+    unusable = [ref for ref in refs if not _is_usable(ref)]
+    cases = [f"{ref!s:.80}" for ref in unusable]
+    diagnosis.add("unusable referents", cases, "their ids are no ids; get the file of referents again")
+    refs = [ref for ref in refs if _is_usable(ref)]
     diagnosis.counts = count_by_split(refs)
     diagnosis.add_wrong_counts(f"this is another version or part of a copy; {_SAME_ARCHIVE}, and get both again")
     get_again = "get instances.json again"
@@ -117,6 +121,11 @@ def _examine_masks(diagnosis: Diagnosis, used: dict[Any, Any], instances: Instan
     harmless = "harmless if few: their referents are left out of training and evaluation"
     diagnosis.add("annotations without a mask", without, harmless)
     diagnosis.add("masks that do not fit", misfits, f"more than {TOLERANCE:g} pixels off or damaged; {_SAME_ARCHIVE}")
+
+
+def _is_usable(ref: Ref) -> bool:
+    """Whether the ids of picture and annotations can be looked up; damaged files have anything in their place."""
+    return all(isinstance(id, int | str | None) for id in (ref.get("image_id"), *_annotation_ids(ref)))
 
 
 def _sentences(ref: Ref) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def _extent_of_polygon(polygon: Any) -> Extent | None:
         return None
     try:
         corners = np.asarray(polygon, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"a polygon is not pairs of numbers: {polygon!r:.40}") from error
     if not np.isfinite(corners).all():
         raise UserError(f"a polygon has coordinates that are not finite: {polygon!r:.40}")

@@ -54,7 +54,12 @@ PUBLISHED_SENTENCES = {
 }
 
 # Said, but not a reason to call a copy damaged: the files were renumbered in August 2023.
-REPORTED = {("grefcoco", "unc"): "its authors report 278,232 sentences over 19,994 pictures"}
+REPORTED = {
+    ("grefcoco", "unc"): (
+        "its authors report 278,232 sentences over 19,994 pictures, of which their file has 259,859: "
+        "https://github.com/henghuiding/gRefCOCO/issues/6"
+    ),
+}
 
 _ARCHIVE = "https://web.archive.org/web/{stamp}/https://bvisionweb1.cs.unc.edu/licheng/referit/data/{file}"
 _STAMPS = {
