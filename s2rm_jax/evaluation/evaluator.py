@@ -121,10 +121,13 @@ def _score(
         meant = rasterize(expression.segmentation, example.height, example.width)
         true = true_mask(protocol, expression.segmentation, meant)
         predicted = predicted_mask(protocol, logits[row], example.height, example.width)
+        says_nothing = no_target_logits is not None and bool(no_target_logits[row] > 0)
+        if says_nothing and protocol.no_target != "head":  # the answer that a user gets; ReLA's rules keep the mask
+            predicted = np.zeros_like(predicted)
         # Asked of the annotation and not of the mask: an object too small for any pixel is meant all the same.
         targeted, answered = expression.has_target, bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
-            answered = bool(no_target_logits[row] <= 0)
+            answered = not says_nothing
         score = SentenceScore(
             expression.id,
             example.id,

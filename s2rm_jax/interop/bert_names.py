@@ -52,10 +52,7 @@ def _dense(target: str, source: str) -> list[Entry]:
 
 
 def bert_architecture(source: Arrays) -> dict[str, object]:
-    """Reads from names and shapes which BERT a checkpoint holds, as the fields of config.text.
-
-    The number of heads leaves no trace in a checkpoint; BERT's heads are 64 wide in every published size.
-    """
+    """Reads from names and shapes which BERT a checkpoint holds, as the fields of config.text."""
     layers = {int(match[1]) for name in source if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
     words, positions = source[_WORDS], source.get("embeddings.position_embeddings.weight")
     inner = source.get("encoder.layer.0.intermediate.dense.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,16 @@ class Pretrained:
     report: str
 
 
+def find_pretrained(config: ConfigDict) -> dict[str, Path]:
+    """Returns the files of config.vision.pretrained and config.text.pretrained, by part, where they name any.
+
+    Raises:
+        UserError: there is no such file, or it cannot be fetched.
+    """
+    named = {part: str(config[part].get("pretrained", "")) for part in ("vision", "text")}
+    return {part: locate(name, f"{part}.pretrained") for part, name in named.items() if name}
+
+
 def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
     """Loads what config.vision.pretrained and config.text.pretrained name, by part ("vision", "text").
 
@@ -46,12 +57,7 @@ def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
             is said at once.
     """
     loaders = {"vision": load_swin, "text": load_bert}
-    wanted = {part: str(config[part].get("pretrained", "")) for part in loaders}
-    return {
-        part: loaders[part](locate(name, f"{part}.pretrained"), config[part], shapes[part])
-        for part, name in wanted.items()
-        if name
-    }
+    return {part: loaders[part](path, config[part], shapes[part]) for part, path in find_pretrained(config).items()}
 
 
 def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
@@ -78,7 +84,8 @@ def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     arrays = read_weights(path)
     prefix = _the_one(bert_names.find_bert(arrays), arrays, path, "BERT")
     part = _renamed(_inside(arrays, prefix), bert_names.published_bert_name, f"{path}, the BERT")
-    _require_architecture(bert_names.bert_architecture(part), text, "text", path)
+    architecture = bert_names.bert_architecture(part) | _heads_beside(path)
+    _require_architecture(architecture, text, "text", path)
     filled, unused = _filled(bert_names.bert_layout(text["num_layers"]), part, bert_names.UNUSED, shapes, path)
     notes = [_unused(unused + _outside(arrays, prefix))]
     return Pretrained(filled.params, _report("text", path, "a BERT", filled, notes))
@@ -125,6 +132,15 @@ def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: s
         ours = ", ".join(f"{field}={_plain(section[field])}" for field in wrong)
         flags = " ".join(f"--config.{name}.{field}={str(value).replace(' ', '')}" for field, value in wrong.items())
         raise UserError(f"{path} is of another size than config.{name} ({ours}): give other weights, or set {flags}")
+
+
+def _heads_beside(path: Path) -> dict[str, int]:
+    """The number of heads leaves no trace in the weights; the config.json of Hugging Face beside them has it."""
+    try:
+        heads = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))["num_attention_heads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"num_heads": heads} if isinstance(heads, int) else {}
 
 
 def _plain(value: Any) -> Any:

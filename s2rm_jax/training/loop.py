@@ -22,7 +22,7 @@ from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.hub import find_vocabulary
-from s2rm_jax.interop.pretrained import load_pretrained
+from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
 from s2rm_jax.parallel.mesh import data_mesh, put_batch
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
@@ -71,6 +71,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         Interrupted: somebody asked the run to stop (Ctrl-C, SIGTERM); its state is saved.
     """
     _check(config)
+    if not has_checkpoint(Path(workdir)):
+        find_pretrained(config)  # so that a wrong path costs nobody the reading of the data
     config = _with_vocabulary(config, Path(workdir))
     parts = assemble(config)
     if config.steps == 0:
@@ -115,11 +117,12 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
     """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
     plan = plan_state(parts.network, config, mesh)
     train_step = make_train_step(parts.network, plan, config, mesh)
+    # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is started
+    # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
+    pretrained = {} if has_checkpoint(workdir) else load_pretrained(config, plan.abstract.params)
     with _open_workdir(workdir, config, parts) as checkpoints, listen_for_stop() as stop:
-        # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is
-        # started again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
         restored = checkpoints.restore_latest(plan.abstract)
-        begin = restored or Checkpoint(0, _initial_state(plan, config), examples_seen=0, metrics=None)
+        begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{config.batch_size} pictures a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
@@ -249,8 +252,7 @@ class _Loop:
         )
 
 
-def _initial_state(plan: StatePlan, config: ConfigDict) -> TrainState:
-    pretrained = load_pretrained(config, plan.abstract.params)
+def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
     for part in pretrained.values():
         say(part.report)
     return plan.create({name: part.params for name, part in pretrained.items()})

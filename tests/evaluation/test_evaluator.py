@@ -176,16 +176,28 @@ def test_what_is_too_small_for_any_pixel_is_meant_all_the_same(colour_world, mak
     assert (report.total.targeted, report.total.no_target) == (1, 0)
 
 
-@pytest.mark.parametrize(("silent", "name"), [(True, "rela_gref"), (False, "lisa")])
-def test_without_that_word_the_mask_decides(colour_world, four_answers, silent, name):
+@pytest.mark.parametrize("name", ["rela_gref", "lisa"])
+def test_without_that_word_the_mask_decides(colour_world, four_answers, name):
     tokenizer, config = colour_world.tokenizer, colour_world.config
-    report = Evaluator(WithHead(silent), tokenizer, config, PROTOCOLS[name])({}, four_answers)
+    report = Evaluator(WithHead(silent=True), tokenizer, config, PROTOCOLS[name])({}, four_answers)
     assert all(score.answered for score in report.sentences)  # no mask is empty
     assert report.metrics["no_target_accuracy"] == 0
     assert report.metrics["target_accuracy"] == 100
 
 
+def test_where_the_mask_decides_that_word_empties_it(colour_world, four_answers):
+    # Of the left half (32 pixels): found; lost; found but not asked for; rightly nothing.
+    report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["lisa"])({}, four_answers)
+    assert [(s.intersection, s.union, s.iou) for s in report.sentences] == [
+        (32, 32, 1),
+        (0, 32, 0),
+        (0, 32, 0),
+        (0, 0, 1),
+    ]
+    assert report.metrics["no_target_accuracy"] == report.metrics["target_accuracy"] == 50
+
+
 def test_a_protocol_that_knows_no_such_sentences_scores_the_masks(colour_world, four_answers):
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config)({}, four_answers)
-    assert [s.iou for s in report.sentences] == [1, 1, 0, 0]
+    assert [s.iou for s in report.sentences] == [1, 0, 0, 0]  # the two that name green are emptied
     assert "no_target_accuracy" not in report.metrics

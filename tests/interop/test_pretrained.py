@@ -173,6 +173,15 @@ def test_another_size_says_which_fields_to_set(tmp_path, config, shapes, params)
         load_bert(file, default_config().text, shapes["text"])
 
 
+def test_another_number_of_heads_is_known_from_the_file_beside(tmp_path, config, shapes, params):
+    file = bert_file(tmp_path, params, lambda arrays: None)
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    with pytest.raises(UserError, match=r"\(num_heads=2\): give other weights, or set --config\.text\.num_heads=4"):
+        load_bert(file, config.text, shapes["text"])
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+    assert_equal(load_bert(file, config.text, shapes["text"]).params, params["text"])
+
+
 def test_a_network_of_another_kind(tmp_path, config, shapes, params):
     bert = bert_file(tmp_path, params, lambda arrays: None)
     with pytest.raises(UserError, match=r"holds no Swin but a BERT: it belongs to config\.text\.pretrained"):

@@ -64,17 +64,12 @@ def test_the_vocabulary_beside_pretrained_text_is_taken_and_kept(pretrained, tmp
     assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
 
 
-def test_a_start_that_failed_leaves_no_vocabulary_to_the_next(pretrained, tmp_path):
+def test_what_lies_in_a_workdir_without_a_checkpoint_is_no_vocabulary_of_a_run(pretrained, tmp_path):
     config, _ = pretrained
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "circle"]
-    (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in [*words[:4], "other", "words"]))
-    good, config.vision.pretrained = config.vision.pretrained, str(tmp_path / "gone.pth")
-    with pytest.raises(UserError, match="no weights"):
-        train_and_evaluate(config, tmp_path / "run")
-    assert (tmp_path / "run" / "vocab.txt").exists()
-
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vocab.txt").write_text("".join(f"{word}\n" for word in [*words[:4], "other", "words"]))
     (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
-    config.vision.pretrained = good
     train_and_evaluate(config, tmp_path / "run")
     assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
 
@@ -84,3 +79,12 @@ def test_weights_that_are_not_there(pretrained, tmp_path):
     config.vision.pretrained = str(tmp_path / "gone.pth")
     with pytest.raises(UserError, match=r"config\.vision\.pretrained: there are no weights at .*gone\.pth"):
         train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_leave_no_workdir(pretrained, tmp_path):
+    config, _ = pretrained
+    config.vision.pretrained = config.text.pretrained
+    with pytest.raises(UserError, match=r"holds no Swin but a BERT"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
