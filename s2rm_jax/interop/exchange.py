@@ -56,9 +56,10 @@ def write_workdir(weights: Path, workdir: Path) -> None:
         UserError: a file is missing or damaged, or the weights do not fit the config.json beside them.
         OSError: the workdir cannot be written to.
     """
+    for name in (CONFIG_FILE, VOCAB_FILE):
+        if not (weights / name).is_file():
+            raise UserError(f"{weights / name} not found; --weights must be a folder that to-pytorch made")
     config = load_config(weights)
-    if not (weights / VOCAB_FILE).is_file():
-        raise UserError(f"{weights / VOCAB_FILE} not found; put the vocabulary of the network there")
     file = find_weights(weights)
     network = build_network(config)
     shapes = parameter_shapes(network, config)

@@ -103,7 +103,10 @@ def test_weights_that_do_not_fit(exported, tmp_path):
         (("to-tensorflow",), "'to-tensorflow' is no command; it must be one of: to-pytorch, from-pytorch"),
         (("to-pytorch", "--out", "x"), "--workdir is missing"),
         (("to-pytorch", "--workdir", "nowhere", "--out", "x"), "nowhere is not the workdir of a training run"),
-        (("from-pytorch", "--weights", "nowhere", "--workdir", "x"), "nowhere/config.json not found"),
+        (
+            ("from-pytorch", "--weights", "nowhere", "--workdir", "x"),
+            "nowhere/config.json not found; --weights must be a folder that to-pytorch made",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message):
