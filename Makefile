@@ -38,6 +38,7 @@ demo: $(VENV)/.installed
 	@echo "== 2/2 evaluating on held-out scenes and writing the gallery"
 	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 16
 	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out pictures with true and predicted masks"
+	@echo "   next: . $(VENV)/bin/activate, and segment a picture: see README.md"
 
 test: lint types
 	@echo "== running the tests"

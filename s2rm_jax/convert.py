@@ -23,7 +23,9 @@ from absl import flags
 from s2rm_jax import command_line
 
 FLAGS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the directory of a training run; of from-pytorch, the one to be made", flag_values=FLAGS
+)
 OUT = flags.DEFINE_string("out", None, "the folder to be made", flag_values=FLAGS)
 WEIGHTS = flags.DEFINE_string("weights", None, "a folder that to-pytorch made", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
@@ -35,7 +37,8 @@ def to_pytorch() -> None:
 
     with _new_folder() as (workdir, folder):
         write_pytorch(workdir, _checkpoint(), folder)
-    print(f"{_standalone('PyTorch')}; S2RMModel.from_pretrained({OUT.value!r}) of its torch_model.py loads it")
+    print(_standalone("PyTorch", "numpy pillow safetensors tokenizers torch"))
+    print(f"From Python: S2RMModel.from_pretrained({OUT.value!r}), of the torch_model.py in it")
 
 
 def from_pytorch() -> None:
@@ -58,7 +61,7 @@ def to_stablehlo() -> None:
 
     with _new_folder() as (workdir, folder):
         write_stablehlo(load_trained(workdir, _checkpoint()), folder)
-    print(_standalone("StableHLO"))
+    print(_standalone("StableHLO", "jax flatbuffers numpy pillow safetensors tokenizers"))
 
 
 def to_onnx() -> None:
@@ -69,7 +72,7 @@ def to_onnx() -> None:
     with _new_folder() as (workdir, folder):
         error = write_onnx(load_trained(workdir, _checkpoint()), folder)
     print(f"ONNX Runtime's logits differ from JAX's by {error:.1e} of their norm")
-    print(_standalone("ONNX"))
+    print(_standalone("ONNX", "numpy onnxruntime pillow tokenizers"))
 
 
 @contextmanager
@@ -86,10 +89,10 @@ def _checkpoint() -> Literal["best", "latest"]:
     return cast(Literal["best", "latest"], CHECKPOINT.value)
 
 
-def _standalone(form: str) -> str:
+def _standalone(form: str, packages: str) -> str:
     return (
-        f"{OUT.value} holds the network for {form}, and a program that needs nothing of this package: "
-        f'python {OUT.value}/segment.py PICTURE "the man in red" --out masks'
+        f"{OUT.value} holds the network for {form}, and a program that needs nothing of this package, but "
+        f'{packages}: python {OUT.value}/segment.py PICTURE "the man in red" --out masks'
     )
 
 

@@ -36,7 +36,7 @@ DATA = flags.DEFINE_string("data", None, "the folder of the data, if it has move
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "where results go; by default WORKDIR/eval-SPLIT, with the protocol behind it unless it is original",
+    "where results go; by default WORKDIR/eval-SPLIT, and behind it the protocol unless it is original, and --limit",
     flag_values=FLAGS,
 )
 
@@ -77,6 +77,7 @@ def main() -> None:
     network = build_network(config)
     params = jax.device_put(restore_params(workdir, which, parameter_shapes(network, config)))
     suffix = "" if protocol.name == "original" else f"-{protocol.name}"
+    suffix += f"-first-{LIMIT.value}" if LIMIT.value else ""  # beside the report on the whole split, not in its place
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
 
     pictures = min(len(source), LIMIT.value or len(source))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -32,6 +33,9 @@ IMAGE = flags.DEFINE_string("image", None, "the picture", flag_values=FLAGS)
 TEXT = flags.DEFINE_multi_string("text", None, "a sentence; give the flag once per sentence", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "the folder that receives masks and overlay", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+
+
+RESULT_FILE = "result.json"
 
 
 def main() -> None:
@@ -59,7 +63,7 @@ def main() -> None:
     overlay_with_legend(picture, result.masks, labels).save(out / "overlay.png")
     height, width = picture.shape[:2]
     content = {"image": str(IMAGE.value), "width": width, "height": height, "results": found}
-    (out / "result.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / RESULT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     print("\n".join(labels))
     masks = "1 mask" if len(found) == 1 else f"{len(found)} masks"
@@ -73,9 +77,9 @@ def _write_masks(out: Path, result: Result) -> list[dict]:
     the pixels of the mask; `score` is the mean probability of foreground over it; `no_target`, where the network has
     a head for it, the probability that the sentence refers to nothing.
     """
-    from s2rm_jax.evaluation.output_files import remove_earlier, slug
+    from s2rm_jax.evaluation.output_files import slug
 
-    remove_earlier(out, r"mask_\d+_[a-z0-9_]+\.png")
+    _remove_earlier(out)
     found = []
     for number, (sentence, mask, score) in enumerate(
         zip(result.sentences, result.masks, result.scores, strict=True), start=1
@@ -94,6 +98,17 @@ def _write_masks(out: Path, result: Result) -> list[dict]:
             entry["no_target"] = round(float(result.no_target[number - 1]), 4)
         found.append(entry)
     return found
+
+
+def _remove_earlier(out: Path) -> None:
+    """Removes the masks that the result.json of an earlier prediction lists, and nothing else."""
+    try:
+        listed = [entry["file"] for entry in json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))["results"]]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not of this program
+        return
+    for name in listed:
+        if re.fullmatch(r"mask_\d+_[a-z0-9_]+\.png", str(name)):
+            (out / name).unlink(missing_ok=True)
 
 
 def _outcome(entry: dict) -> str:

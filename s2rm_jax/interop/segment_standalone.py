@@ -160,6 +160,8 @@ def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def segment(network: Network, picture: np.ndarray, sentences: Sequence[str]) -> np.ndarray:
     """Returns one mask per sentence, bool [K, height, width], in the size of the picture uint8 [height, width, 3]."""
+    if not sentences:
+        raise ValueError("there is no sentence; say what is to be found in the picture")
     height, width = picture.shape[:2]
     tokens, token_mask = prepare_sentences(sentences, network.tokenizer)
     features = network.encode_image(prepare_picture(picture, network.settings)[None])

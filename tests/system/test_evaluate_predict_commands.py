@@ -118,11 +118,21 @@ def test_predict(tiny_workdir, tmp_path, picture):
 
 
 def test_masks_of_an_earlier_prediction_are_gone_and_nothing_else(tmp_path):
-    for name in ("mask_1_a_dog.png", "mask_12_a_cat.png", "mask_of_mine.png", "notes.txt"):
+    for name in ("mask_1_a_dog.png", "mask_12_a_cat.png", "mask_3_mine.png", "notes.txt"):
         (tmp_path / name).write_text("")
+    listed = [{"file": "mask_1_a_dog.png"}, {"file": "mask_12_a_cat.png"}, {"file": "../notes.txt"}]
+    (tmp_path / "result.json").write_text(json.dumps({"results": listed}))
     predict._write_masks(tmp_path, Result(("a man",), np.ones((1, 4, 6), bool), np.array([0.9])))
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["mask_1_a_man.png", "mask_of_mine.png", "notes.txt"]
+    assert left == ["mask_1_a_man.png", "mask_3_mine.png", "notes.txt", "result.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"results": 3}', '{"results": [{}]}'])
+def test_a_result_file_of_somebody_else_is_no_list_of_masks(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    (tmp_path / "mask_1_mine.png").write_text("")
+    predict._write_masks(tmp_path, Result(("a man",), np.ones((1, 4, 6), bool), np.array([0.9])))
+    assert (tmp_path / "mask_1_mine.png").exists()
 
 
 def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
