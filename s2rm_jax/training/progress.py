@@ -26,7 +26,7 @@ class Progress:
     """
 
     def __init__(self, last_step: int, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+        self._clock, self._made = clock, clock()
         self._last_step = last_step
         self._began_step = 0
         self._began: float | None = None
@@ -36,6 +36,7 @@ class Progress:
         """Hears that a step is finished, and what was in its batch."""
         if self._began is None:
             self._began, self._began_step = self._clock(), step
+            say(f"step {step} is done, compiled in {hours_minutes_seconds(self._began - self._made)}")
             self._restart()
             return
         self._expressions += expressions
