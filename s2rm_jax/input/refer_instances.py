@@ -27,18 +27,23 @@ class Annotation(NamedTuple):
     is_crowd: bool
 
 
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file; raises a UserError if it cannot be read or is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
+
+
 def read_instances(path: Path) -> tuple[dict[int, Picture], dict[int, Annotation]]:
     """Returns the pictures and the annotations of a file in COCO's format, each by id.
 
     Raises:
       UserError: the file cannot be read, is damaged, or is not in COCO's format.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
+    content = read_json(path)
     try:
         pictures = {
             entry["id"]: Picture(entry["id"], entry["file_name"], entry["height"], entry["width"])

@@ -123,6 +123,7 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
     with _open_workdir(workdir, config, parts) as checkpoints, listen_for_stop() as stop:
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
+        del pretrained  # the state has it now; here it would stay in the memory of the host to the end
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{config.batch_size} pictures a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "

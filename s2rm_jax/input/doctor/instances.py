@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.refer_instances import read_json
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,7 @@ class Instances:
 
 def load_instances(path: Path) -> Instances:
     """Reads the file; raises a UserError if it is not one in COCO's format at all."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
+    content = read_json(path)
     lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else [None]
     if not all(isinstance(entries, list) for entries in lists):
         raise UserError(f"{path} is not in COCO's format: it has no lists 'images' and 'annotations'; get it again")
