@@ -1,5 +1,6 @@
 # make demo   trains the default network on the CPU, evaluates it and writes a gallery (about 14 minutes on 2 cores)
-# make test   runs the tests, the linter and the type checker
+# make test   runs the tests, the linter and the type checker, and builds the documentation
+# make docs   builds the documentation alone, as a site in site/
 # make clean  removes the environment and what the demo wrote
 #
 # Variables: PYTHON=python3.12 (>= 3.11), VENV=.venv, DEMO=runs/demo
@@ -9,7 +10,7 @@ VENV ?= .venv
 DEMO ?= runs/demo
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types docs clean
 .DEFAULT_GOAL := help
 SHELL := bash
 
@@ -40,7 +41,7 @@ demo: $(VENV)/.installed
 	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out pictures with true and predicted masks"
 	@echo "   next: . $(VENV)/bin/activate, and segment a picture: see README.md"
 
-test: lint types
+test: lint types docs
 	@echo "== running the tests"
 	@$(RUN) -m pytest -n 2 --dist loadfile
 	@echo "== done: style, types and tests pass; the environment is $(VENV)"
@@ -54,5 +55,9 @@ types: $(VENV)/.installed-dev
 	@echo "== checking types"
 	@$(RUN) -m mypy
 
+docs: $(VENV)/.installed-dev
+	@echo "== building the documentation"
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site
