@@ -19,7 +19,7 @@ from s2rm_jax.input.doctor.pictures import PictureFile, ailment
 from s2rm_jax.input.example import Example
 from s2rm_jax.input.progress_bar import progress_bar
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.refer_annotations import split_of
+from s2rm_jax.input.refer_annotations import TEXT_FIELDS, split_of
 from s2rm_jax.input.refer_layout import find_annotations
 from s2rm_jax.input.unpickle import load_refs
 
@@ -83,7 +83,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         cleaned = {expression.id: expression.sentence for example in sent for expression in example.expressions}
         sizes = [group_sizes(raw, index, cleaned) for index in range(len(raw))]
         self.info.metadata["referents"][split] = {
-            field: [by_field[field] for by_field in sizes] for field in tfds_records.TEXT_FIELDS
+            field: [by_field[field] for by_field in sizes] for field in TEXT_FIELDS
         }
         for index, example in enumerate(progress_bar(raw, f"{self.FOLDER} {split}", len(raw), quiet=self.quiet)):
             yield index, tfds_records.encode(whole_file(example), example, cleaned)

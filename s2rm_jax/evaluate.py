@@ -18,7 +18,6 @@ from typing import Literal, cast
 from absl import flags
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 
 FLAGS = flags.FlagValues()
@@ -32,7 +31,13 @@ GALLERY = flags.DEFINE_integer(
     "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "pictures to evaluate; 0 takes them all", lower_bound=0, flag_values=FLAGS)
-DATA = flags.DEFINE_string("data", None, "the folder of the data, if it has moved since", flag_values=FLAGS)
+DATA = flags.DEFINE_multi_string(
+    "data",
+    None,
+    "the folder of the data, if it has moved since; where there are several, give the flag once for each, as FIELD=DIR: "
+    "image_root=DIR, or in a mixture parts.NAME.root=DIR",
+    flag_values=FLAGS,
+)
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -52,6 +57,7 @@ def main() -> None:
     from s2rm_jax.evaluation.report import table
     from s2rm_jax.evaluation.report_folder import write_report
     from s2rm_jax.evaluation.tables import as_text, without
+    from s2rm_jax.input.moved import with_folders
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.models.network import build_network
@@ -67,11 +73,7 @@ def main() -> None:
     protocol = protocol_named(PROTOCOL.value or config.eval.protocol)
     config.eval.limit = LIMIT.value
     if DATA.value:
-        if "root" not in config.input.source:
-            raise UserError(
-                f"--data: the source {config.input.source.name!r} of this run has no root that could be changed."
-            )
-        config.input.source.root = DATA.value
+        config.input.source = with_folders(config.input.source, DATA.value)
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
     network = build_network(config)

@@ -37,8 +37,9 @@ def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | 
 def comparison(report: Report, benchmark: Benchmark) -> Table:
     """Returns the published figures on `benchmark`, those trained on more data below a line, and ours at the end."""
     names = report.protocol if benchmark.dataset != "grefcoco" else PROTOCOLS["rela_gref"]
-    columns = {"overall_iou": names.overall_name or "oIoU", "mean_iou": names.mean_name}
     figures = published_on(benchmark)
+    columns = {"overall_iou": names.overall_name or "oIoU", "mean_iou": names.mean_name}
+    columns |= {metric: names.columns[metric] for metric in names.columns if metric in {one.metric for one in figures}}
     rows: list[tuple[str, ...]] = []
     rules: list[int] = []
     for trained in (SINGLE, COMBINED):
@@ -61,7 +62,7 @@ def comparison(report: Report, benchmark: Benchmark) -> Table:
 
 
 def _rows(figures: list[Published], metrics: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """One row per method, in which overall and mean IoU stay in columns of their own."""
+    """One row per method, in which every metric stays in a column of its own."""
     methods: dict[tuple[str, str, str], list[Published]] = {}
     for figure in figures:
         methods.setdefault((figure.method, figure.trained, figure.protocol), []).append(figure)

@@ -19,7 +19,7 @@ from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
-from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.masks import means_nothing, rasterize
 from s2rm_jax.input.tokens import Tokenizer
 
 
@@ -125,7 +125,8 @@ def _score(
         if says_nothing and protocol.no_target != "head":  # the answer that a user gets; ReLA's rules keep the mask
             predicted = np.zeros_like(predicted)
         # Asked of the annotation and not of the mask: an object too small for any pixel is meant all the same.
-        targeted, answered = expression.has_target, bool(predicted.any())
+        targeted = expression.has_target and not means_nothing(expression.segmentation, meant)
+        answered = bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
             answered = not says_nothing
         score = SentenceScore(

@@ -1,10 +1,10 @@
 """What others report on the benchmarks, and how they measured it.
 
-A row stands here only if its figures were read in the named source and the evaluation code behind it is known. Left
-out, therefore: figures quoted from memory, methods whose evaluation code was not read (MagNet, LQMFormer, NeMo, DeRIS,
-C3VG, OneRef, PixelLLM, GLaMM, MLCD-Seg and UNINEXT, which also trains on test images), DETRIS's overall IoU (its
-published code computes only the mean) and ReMamber (two sources give different figures). No figure of S2RM's own paper
-is known here.
+A row stands here only if its figures were read in the named source and the evaluation code behind it is known; on
+gRefCOCO, where there are few rows, DeRIS stands too, marked as not read. Left out, therefore: figures quoted from
+memory, other methods whose evaluation code was not read (MagNet, LQMFormer, NeMo, DeRIS on RefCOCO, C3VG, OneRef,
+PixelLLM, GLaMM, MLCD-Seg and UNINEXT, which also trains on test images), DETRIS's overall IoU (its published code
+computes only the mean) and ReMamber (two sources give different figures). No figure of S2RM's own paper is known here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Benchmark:
 class Published:
     """One figure, in percent.
 
-    metric    overall_iou or mean_iou
+    metric    overall_iou, mean_iou, precision@0.5 ... precision@0.9 or no_target_accuracy
     value     with the decimals of the source
     trained   SINGLE or COMBINED
     protocol  one of `protocols.PROTOCOLS`, or the name of an evaluation that is not offered here
@@ -63,12 +63,14 @@ _DETRIS = "DETRIS README"
 _MASKRIS = "MaskRIS, Table 1"
 _POLYFORMER = "polygon-transformer README"
 _RELA = "ReLA README"
+_DERIS = "DeRIS README"
 _RELA_RERUN = "ReLA issue 15"
 _MASK_GROUNDING = "mask-grounding README"
 _COPIED = "a third party's table"
 
 # Networks take 320 px letterboxed; masks are thresholded there and then brought to the picture's own size.
 _TF = "own (original size)"
+_NOT_READ = "own (code not read)"
 
 
 def _rows(
@@ -118,6 +120,31 @@ PUBLISHED: tuple[Published, ...] = (
         ("DETRIS-L (DINOv2)", "cris", _DETRIS, "77.3 79.0 75.2 70.8 75.3 64.7 69.3 70.2 67.9"),
     ),
     *_rows(
+        _REFCOCO, "precision@0.5", SINGLE,
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "84.46 88.07 79.12 74.44 80.68 65.66 70.81 71.54 71.16"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "85.87 88.47 80.20 76.19 82.50 68.03 75.82 76.12 72.57"),
+    ),
+    *_rows(
+        _REFCOCO, "precision@0.6", SINGLE,
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "80.90 85.17 74.94 70.91 77.96 61.85 65.28 66.38 67.21"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "82.13 85.63 76.49 72.27 79.44 63.35 71.06 71.13 68.65"),
+    ),
+    *_rows(
+        _REFCOCO, "precision@0.7", SINGLE,
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "75.28 79.90 69.17 65.58 72.90 55.94 58.60 59.00 61.76"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "76.64 80.57 70.34 66.82 74.00 57.29 63.99 64.58 63.09"),
+    ),
+    *_rows(
+        _REFCOCO, "precision@0.8", SINGLE,
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "64.71 68.52 59.37 56.34 62.21 47.56 47.49 48.21 51.98"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "65.45 68.84 60.12 56.87 63.27 47.92 52.98 53.62 53.33"),
+    ),
+    *_rows(
+        _REFCOCO, "precision@0.9", SINGLE,
+        ("LAVT (Swin-B)", "lavt480", _LAVT, "34.30 35.69 34.45 30.23 32.36 27.24 22.73 23.10 27.30"),
+        ("LAVT_one, Dice (Swin-B)", "lavt480", _LAVT, "35.30 35.71 34.94 30.15 31.99 26.98 27.31 28.03 28.14"),
+    ),
+    *_rows(
         _REFCOCO, "mean_iou", COMBINED,
         ("PolyFormer-B", "polygons, 512", _POLYFORMER, "75.96 77.09 73.22 70.65 74.51 64.64 69.36 69.88 -"),
         ("PolyFormer-L", "polygons, 512", _POLYFORMER, "76.94 78.49 74.83 72.15 75.71 66.73 71.15 71.17 -"),
@@ -133,12 +160,21 @@ PUBLISHED: tuple[Published, ...] = (
         ("ReLA (R50)", "rela_gref", _RELA, "39.53 - -"),
         ("ReLA (Swin-T)", "rela_gref", _RELA, "57.73 - -"),
         ("ReLA (Swin-B)", "rela_gref", _RELA, "62.42 - -"),
+        ("DeRIS-B", _NOT_READ, _DERIS, "68.06 71.99 64.65"),
+        ("DeRIS-L", _NOT_READ, _DERIS, "72.00 73.73 67.38"),
     ),
     *_rows(
         _GREFCOCO, "mean_iou", SINGLE,
         ("ReLA (R50)", "rela_gref", _RELA, "38.62 - -"),
         ("ReLA (Swin-T)", "rela_gref", _RELA, "56.86 - -"),
         ("ReLA (Swin-B)", "rela_gref", _RELA, "63.60 - -"),
+        ("DeRIS-B", _NOT_READ, _DERIS, "74.10 73.72 65.63"),
+        ("DeRIS-L", _NOT_READ, _DERIS, "77.67 75.30 67.99"),
+    ),
+    *_rows(
+        _GREFCOCO, "no_target_accuracy", SINGLE,
+        ("DeRIS-B", _NOT_READ, _DERIS, "77.03 75.98 63.44"),
+        ("DeRIS-L", _NOT_READ, _DERIS, "82.22 78.30 66.81"),
     ),
 )  # fmt: skip
 

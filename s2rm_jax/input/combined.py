@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Source
@@ -27,7 +26,10 @@ def combined_source(
     root: str | Path,
     datasets: Sequence[str] = DATASETS,
     held_out: Sequence[str] = (),
-    **arguments: Any,
+    image_root: str | Path = "",
+    sentence_field: str = "raw",
+    overlap: str = "union",
+    limit_referents: int = 0,
 ) -> Source:
     """Returns one split of several REFER datasets together, each picture once for every dataset that has it.
 
@@ -36,10 +38,13 @@ def combined_source(
 
     Args:
       split: of each dataset; "DATASET:SPLIT", such as "refcoco:testA", is that split of one dataset alone.
-      root: the folder of the layout, see ReferSource.
+      root: the folder of the layout, see ReferSource. What data/build.py writes for TFDS is not read here.
       datasets: "DATASET/SPLIT_BY" of each; ids are then "DATASET/...".
       held_out: further datasets, of the same form, that are not trained on but whose evaluation pictures are left out.
-      arguments: the further ones of ReferSource, for all datasets.
+      image_root: this and the following are those of ReferSource, for all datasets.
+      sentence_field: see ReferSource.
+      overlap: see ReferSource.
+      limit_referents: see ReferSource; of each dataset.
 
     Raises:
       UserError: as ReferSource; or a dataset that is not of the form, or twice.
@@ -52,7 +57,17 @@ def combined_source(
     if split == "train":
         leave_out = evaluation_pictures(Path(root).expanduser(), [*split_by.items(), *map(_pair, held_out)])
     parts = {
-        dataset: ReferSource(split, root=root, dataset=dataset, split_by=by, leave_out=leave_out, **arguments)
+        dataset: ReferSource(
+            split,
+            root=root,
+            dataset=dataset,
+            split_by=by,
+            sentence_field=sentence_field,
+            overlap=overlap,
+            limit_referents=limit_referents,
+            image_root=image_root,
+            leave_out=leave_out,
+        )
         for dataset, by in split_by.items()
         if alone in ("", dataset)
     }

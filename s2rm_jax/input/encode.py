@@ -12,7 +12,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Batch, Example
 from s2rm_jax.input.images import load_picture, normalize, resize_image
-from s2rm_jax.input.masks import rasterize, resize_mask
+from s2rm_jax.input.masks import means_nothing, rasterize, resize_mask
 from s2rm_jax.input.tokens import Tokenizer
 
 
@@ -50,15 +50,16 @@ def view_of(example: Example, chosen: list[int]) -> View:
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
     masks: list[np.ndarray] = []
     referents: list[int | None] = []
-    numbers: dict[int, int] = {}  # sentences about one referent share its segmentation; its mask is made once
+    numbers: dict[int, int | None] = {}  # sentences about one referent share its segmentation; its mask is made once
     for name, expression in zip(names, expressions, strict=True):
         key = id(expression.segmentation)
         if expression.has_target and key not in numbers:
-            numbers[key] = len(masks)
             try:
-                masks.append(rasterize(expression.segmentation, example.height, example.width))
+                mask = rasterize(expression.segmentation, example.height, example.width)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
+            numbers[key] = None if means_nothing(expression.segmentation, mask) else len(masks)
+            masks += [] if numbers[key] is None else [mask]
         referents.append(numbers[key] if expression.has_target else None)
     sentences = tuple(expression.sentence for expression in expressions)
     return View(picture, sentences, tuple(masks), tuple(referents), names)

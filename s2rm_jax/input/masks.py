@@ -53,6 +53,14 @@ def rasterize(segmentation: Segmentation, height: int, width: int) -> Bool[np.nd
     return reduce(np.logical_or, [_from_part(part, height, width) for part in parts])
 
 
+def means_nothing(segmentation: Segmentation, mask: Bool[np.ndarray, "height width"]) -> bool:
+    """Whether a mask in a file of its own is black all over, and so says that there is nothing.
+
+    Other forms say it by the empty list: a polygon, however small, stands for something.
+    """
+    return isinstance(segmentation, dict) and "png" in segmentation and not mask.any()
+
+
 def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "new_h new_w"]:
     """Resizes to (height, width) by the nearest pixel centre, as the data pipelines of LAVT, CARIS and CRIS do.
 

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example
-from s2rm_jax.input.refer_annotations import OVERLAPS, Picture, Referent, read_referents
+from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS, Picture, Referent, read_referents
 from s2rm_jax.input.refer_layout import (
     PictureFolder,
     find_annotations,
@@ -38,7 +37,7 @@ class ReferSource(StoredSource):
         root: str | Path,
         dataset: str = "refcoco",
         split_by: str = "unc",
-        sentence_field: Literal["raw", "sent"] = "raw",
+        sentence_field: str = "raw",
         overlap: str = "union",
         limit_referents: int = 0,
         image_root: str | Path = "",
@@ -67,8 +66,9 @@ class ReferSource(StoredSource):
             raise UserError("the folder of the data is not given; set the source's root to it (data/README.md)")
         if limit_referents < 0:
             raise UserError(f"limit_referents is {limit_referents}; give a number of referents, or 0 for all")
-        if overlap not in OVERLAPS:
-            raise UserError(f"overlap is {overlap!r}; it must be one of: {', '.join(OVERLAPS)}")
+        for name, value, choices in (("sentence_field", sentence_field, TEXT_FIELDS), ("overlap", overlap, OVERLAPS)):
+            if value not in choices:
+                raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
         root = Path(root).expanduser()
         refs_path, instances_path = find_annotations(root, dataset, split_by)
         referents = read_referents(refs_path, instances_path, split, sentence_field, overlap)

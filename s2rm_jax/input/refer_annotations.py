@@ -21,6 +21,7 @@ from s2rm_jax.input.unpickle import load_refs
 _LOG = logging.getLogger(__name__)
 
 OVERLAPS = ("union", "drop")
+TEXT_FIELDS = ("raw", "sent")
 
 
 @dataclass(frozen=True)

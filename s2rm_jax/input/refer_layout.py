@@ -56,6 +56,11 @@ def find_annotations(root: Path, dataset: str, split_by: str) -> tuple[Path, Pat
     instances = folder / "instances.json"
     candidates = [folder / f"{stem}({split_by}){suffix}" for stem in ("refs", "grefs") for suffix in (".p", ".json")]
     refs = next((path for path in candidates if path.is_file()), None)
+    if refs is None and any(folder.glob("*/*/dataset_info.json")):
+        raise UserError(
+            f"{folder} is what data/build.py wrote for TFDS, which only the source 'tfds' reads; give the folder of "
+            f"the REFER files, with {candidates[0].name} ({_HELP})"
+        )
     if refs is None:
         raise UserError(f"{candidates[0]} not found; {folder} has {_listing(folder, '*refs(*')}; {_HELP}")
     if not instances.is_file():

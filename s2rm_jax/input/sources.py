@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,13 +18,13 @@ from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.input.tfds_source import TfdsSource
 
 
-def mixture_source(split: str, *, parts: Any, weighted_split: str = "train") -> Source:
-    """Builds the sources in `parts` and mixes them.
+def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
+    """Builds the sources in `parts` and mixes them: by their weights for training, else each picture of each part once.
 
     Args:
       split: of every part. "NAME:SPLIT" is that split of the part NAME alone, as if there were no mixture.
       parts: a ConfigDict of names, each with the settings of a source and its "weight" (1 where there is none).
-      weighted_split: the split that is mixed by weights; every other has each picture of each part once.
+      training: whether it is to be trained on; `build_source` says it.
 
     Raises:
       UserError: as the parts do, and MixtureSource.
@@ -32,10 +33,10 @@ def mixture_source(split: str, *, parts: Any, weighted_split: str = "train") -> 
         raise UserError("the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}")
     alone, split = part_of_split(split, parts)
     if alone:
-        return build_source(_without_weight(parts[alone]), split)
+        return build_source(_without_weight(parts[alone]), split, training=training)
     weights = {name: parts[name].get("weight", 1.0) for name in sorted(parts)}
-    built = {name: build_source(_without_weight(parts[name]), split) for name in weights}
-    return MixtureSource(built, weights if split == weighted_split else None)
+    built = {name: build_source(_without_weight(parts[name]), split, training=training) for name in weights}
+    return MixtureSource(built, weights if training else None)
 
 
 SOURCES: dict[str, Any] = {
@@ -49,8 +50,11 @@ SOURCES: dict[str, Any] = {
 }
 
 
-def build_source(config: ConfigDict, split: str) -> Source:
+def build_source(config: ConfigDict, split: str, *, training: bool = False) -> Source:
     """Builds one split of the source that `config` names; its other fields are the arguments of that source.
+
+    With `training` it shows what an epoch of a training shows, in which a mixture repeats pictures; without, each
+    picture once, whatever the split.
 
     Raises UserError for a name or a field that does not exist, and passes on what the source itself finds wrong.
     """
@@ -58,10 +62,13 @@ def build_source(config: ConfigDict, split: str) -> Source:
     name = fields.pop("name", "")
     if name not in SOURCES:
         raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}.")
+    if name == "mixture":
+        fields["training"] = training
     try:
-        return SOURCES[name](split, **fields)
+        inspect.signature(SOURCES[name]).bind(split, **fields)
     except TypeError as error:
         raise UserError(f"config.input.source does not fit the source {name!r}: {error}") from error
+    return SOURCES[name](split, **fields)
 
 
 def _without_weight(part: ConfigDict) -> ConfigDict:

@@ -20,8 +20,6 @@ from s2rm_jax.input.example import Example, Expression, Segmentation
 from s2rm_jax.input.images import FORMATS
 from s2rm_jax.input.stored import Groups
 
-TEXT_FIELDS = ("raw", "sent")
-
 
 def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str, Any]:
     """Returns an example as the features of our own builders (data/refer_dataset.py).

@@ -13,6 +13,7 @@ from typing import Any
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import tfds_records
 from s2rm_jax.input.example import Example
+from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS
 from s2rm_jax.input.stored import Groups
 
 BUILDER_NAMES = {"refcoco+": "refcocoplus"}  # TFDS allows no sign in the name of a dataset
@@ -93,8 +94,8 @@ class TfdsSource:
 
 def _check(stock: bool, sentence_field: str, overlap: str) -> None:
     for name, value, choices in (
-        ("sentence_field", sentence_field, ("raw",) if stock else tfds_records.TEXT_FIELDS),
-        ("overlap", overlap, ("union",) if stock else ("union", "drop")),
+        ("sentence_field", sentence_field, ("raw",) if stock else TEXT_FIELDS),
+        ("overlap", overlap, ("union",) if stock else OVERLAPS),
     ):
         if value not in choices:
             whose = f"{STOCK}, as TFDS prepares it, has only" if stock else "it must be one of:"

@@ -91,7 +91,7 @@ def assemble(config: ConfigDict) -> Parts:
     from s2rm_jax.input import pipeline, sampling, sources
     from s2rm_jax.models.network import build_network
 
-    source = sources.build_source(config.input.source, config.input.train_split)
+    source = sources.build_source(config.input.source, config.input.train_split, training=True)
     if len(source) == 0:
         raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another.")
     tokenizer = pipeline.build_tokenizer(config, source)

@@ -176,6 +176,15 @@ def test_what_is_too_small_for_any_pixel_is_meant_all_the_same(colour_world, mak
     assert (report.total.targeted, report.total.no_target) == (1, 0)
 
 
+def test_a_mask_file_that_is_black_means_nothing(colour_world, make_example, source_of, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    example = make_example("p", ["red"], height=8, width=8)
+    black = (Expression("green", {"png": str(tmp_path / "black.png")}, "", "p-0"),)
+    source = source_of([Example("p", example.image, 8, 8, black)])
+    report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])({}, source)
+    assert [(s.targeted, s.answered, s.iou) for s in report.sentences] == [(False, False, 1)]
+
+
 @pytest.mark.parametrize("name", ["rela_gref", "lisa"])
 def test_without_that_word_the_mask_decides(colour_world, four_answers, name):
     tokenizer, config = colour_world.tokenizer, colour_world.config

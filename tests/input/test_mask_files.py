@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.encode import view_of
+from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mask_files import problem_of_file, read_mask
 from s2rm_jax.input.masks import has_mask, rasterize
 
@@ -53,6 +55,16 @@ def test_a_file_is_a_segmentation(tmp_path):
     segmentation = {"png": str(saved(tmp_path, KINDS["1"]))}
     assert has_mask(segmentation)
     np.testing.assert_array_equal(rasterize(segmentation, HEIGHT, WIDTH), MASK)
+
+
+def test_a_black_file_says_that_the_sentences_refer_to_nothing(tmp_path):
+    shape = {"png": str(saved(tmp_path, KINDS["1"]))}
+    black = {"png": str(saved(tmp_path, Image.new("L", (WIDTH, HEIGHT)), "black.png"))}
+    segmentations = (black, shape, black, [], shape)
+    expressions = tuple(Expression("a", segmentation, id=str(i)) for i, segmentation in enumerate(segmentations))
+    view = view_of(Example("p", np.zeros((HEIGHT, WIDTH, 3), np.uint8), HEIGHT, WIDTH, expressions), [0, 1, 2, 3, 4])
+    assert view.referents == (None, 0, None, None, 0)
+    assert len(view.masks) == 1
 
 
 def without_pixels(path: Path) -> Path:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.input import sources
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
@@ -177,14 +178,14 @@ def test_evaluation_scores_every_sentence_of_every_part_once():
     assert len(seen) == len(set(seen)) == 6 + 9
 
 
-def settings(tmp_path, **arguments) -> ConfigDict:
+def settings(tmp_path) -> ConfigDict:
     write_refer_layout(tmp_path / "refer")
     write_json_lines(tmp_path / "mine")
     parts = {
         "refcoco": {"name": "refer", "root": str(tmp_path / "refer"), "weight": 1.0},
         "mine": {"name": "json_lines", "root": str(tmp_path / "mine"), "weight": 3.0},
     }
-    return ConfigDict({"name": "mixture", "parts": parts, **arguments})
+    return ConfigDict({"name": "mixture", "parts": parts})
 
 
 def test_a_configuration_can_ask_for_a_mixture(tmp_path):
@@ -192,19 +193,26 @@ def test_a_configuration_can_ask_for_a_mixture(tmp_path):
     config.input.source = settings(tmp_path)
     config.lock()
     config.input.source.parts.mine.weight = 5.0  # as --config.input.source.parts.mine.weight=5 does
-    source = build_source(config.input.source, "train")
+    source = build_source(config.input.source, "train", training=True)
     assert shares(source) == {"refcoco": 2, "mine": 10}
     save_config(tmp_path, config)
-    again = build_source(load_config(tmp_path).input.source, "train")
+    again = build_source(load_config(tmp_path).input.source, "train", training=True)
     assert [again[index].id for index in range(12)] == [source[index].id for index in range(12)]
 
 
-def test_only_the_training_split_is_weighted_and_one_part_can_be_taken_alone(tmp_path):
+def test_an_evaluation_sees_each_picture_once_and_one_part_can_be_taken_alone(tmp_path):
     config = settings(tmp_path)
     assert shares(build_source(config, "val")) == {"refcoco": 2, "mine": 1}
+    assert shares(build_source(config, "train", training=True)) == {"refcoco": 2, "mine": 6}
+    train = build_source(config, "train")
+    assert shares(train) == {"refcoco": 2, "mine": 2}
+    assert len({train[index].id for index in range(len(train))}) == 4
+    nested = ConfigDict({"name": "mixture", "parts": {"both": config}})
+    assert len(build_source(nested, "train")) == 4
+    assert len(build_source(nested, "train", training=True)) == 8
     alone = build_source(config, "refcoco:testA")
     assert [example.id for example in alone] == ["104", "105"]
-    assert shares(build_source(settings(tmp_path, weighted_split="val"), "val")) == {"refcoco": 2, "mine": 6}
+    assert shares(build_source(config, "val", training=True)) == {"refcoco": 2, "mine": 6}
     with pytest.raises(UserError, match="split 'coco:val': there is no part 'coco'; there are mine, refcoco"):
         build_source(config, "coco:val")
     with pytest.raises(UserError, match=r"data\.jsonl has no split 'testA'"):
@@ -215,3 +223,17 @@ def test_only_the_training_split_is_weighted_and_one_part_can_be_taken_alone(tmp
 def test_parts_without_names_are_refused(parts):
     with pytest.raises(UserError, match="parts of a mixture must be a ConfigDict"):
         build_source(ConfigDict({"name": "mixture", "parts": parts}), "train")
+
+
+def test_a_field_that_a_source_does_not_have_is_told_and_a_defect_within_a_source_keeps_its_traceback(monkeypatch):
+    with pytest.raises(UserError, match="does not fit the source 'json_lines': got an unexpected .* 'files'"):
+        build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
+    with pytest.raises(UserError, match="does not fit the source 'refer': missing a required argument: 'root'"):
+        build_source(ConfigDict({"name": "refer"}), "train")
+
+    def broken(split, *, root):
+        raise TypeError("a defect")
+
+    monkeypatch.setitem(sources.SOURCES, "refer", broken)
+    with pytest.raises(TypeError, match="a defect"):
+        build_source(ConfigDict({"name": "refer", "root": "x"}), "train")
