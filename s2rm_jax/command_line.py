@@ -104,10 +104,12 @@ def _check_config(arguments: Sequence[str]) -> None:
     if given is None:
         return
     path = Path(given.split(":", 1)[0])
-    if not path.is_file():
-        others = sorted(str(other) for other in path.parent.glob("*.py") if not other.name.startswith("_"))
-        there = f"there are: {', '.join(others)}" if others else f"{path.parent} holds no configuration"
-        raise UserError(f"--config: {path} does not exist; {there}.")
+    if not path.is_file() or path.suffix != ".py":
+        wrong = "is no configuration, which is a file of Python" if path.is_file() else "does not exist"
+        folder, wrong = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, wrong)
+        others = sorted(str(other) for other in folder.glob("*.py") if not other.name.startswith("_"))
+        there = f"there are: {', '.join(others)}" if others else f"{folder} holds no configuration"
+        raise UserError(f"--config: {path} {wrong}; {there}.")
     try:
         config = config_flags.ConfigFileFlagParser("config").parse(given)
         if getattr(config, "lock", None) is None:  # where the parser kept an OSError back, it is raised here
@@ -169,7 +171,10 @@ def _where(error: Exception, path: Path) -> str:
 def _help(flag_values: flags.FlagValues, doc: str | None) -> str:
     lines = [(doc or "").strip(), "", "Flags:"]
     for name in flag_values:
-        lines += [f"  --{name}", f"      {flag_values[name].help}"]
+        default = flag_values[name].default
+        shown = "" if default in (None, "") else f" (default: {default})"
+        text = flag_values[name].help.split(";\n")[0]  # behind that, absl says how a flag is repeated
+        lines += [f"  --{name}", f"      {text}{shown}"]
     return "\n".join(lines)
 
 

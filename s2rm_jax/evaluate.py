@@ -34,7 +34,7 @@ LIMIT = flags.DEFINE_integer("limit", 0, "pictures to evaluate; 0 takes them all
 DATA = flags.DEFINE_multi_string(
     "data",
     None,
-    "the folder of the data, if it has moved since; where there are several, give the flag once for each, as FIELD=DIR: "
+    "the folder of the data, if it has moved since; where there are several, once for each, as FIELD=DIR: "
     "image_root=DIR, or in a mixture parts.NAME.root=DIR",
     flag_values=FLAGS,
 )
@@ -62,7 +62,7 @@ def main() -> None:
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.models.network import build_network
     from s2rm_jax.training.checkpoint import restore_params
-    from s2rm_jax.training.progress import report_evaluation, say
+    from s2rm_jax.training.progress import counted, report_evaluation, say
     from s2rm_jax.training.run_config import load_config
     from s2rm_jax.training.state import parameter_shapes
 
@@ -83,7 +83,7 @@ def main() -> None:
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
 
     pictures = min(len(source), LIMIT.value or len(source))
-    say(f"evaluating the {which} checkpoint of {workdir} on {pictures:,} pictures of {split}")
+    say(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
     cases = Cases(GALLERY.value)
     evaluator = Evaluator(network, build_tokenizer(config, source), config, protocol)
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
@@ -104,7 +104,8 @@ def main() -> None:
         pictures=pictures,
     )
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
-    say(f"{' and '.join(values)} over {report.total.sentences:,} sentences of {split}; the report is {page}")
+    sentences = counted(report.total.sentences, "sentence")
+    say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
 
 
 if __name__ == "__main__":

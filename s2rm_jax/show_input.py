@@ -43,6 +43,7 @@ KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches",
 def main() -> None:
     """Draws as the flags say."""
     from s2rm_jax.config_check import check_config
+    from s2rm_jax.training.progress import counted
 
     assert CONFIG.value is not None and OUT.value is not None  # required
     check_config(CONFIG.value)
@@ -51,7 +52,7 @@ def main() -> None:
         page.save(Path(OUT.value), format="PNG")
     except OSError as error:
         raise UserError(f"--out {OUT.value} cannot be written: {error.strerror}; name a file in a folder") from error
-    print(f"{NUMBER.value} pictures of {CONFIG.value.input.train_split} are in {OUT.value}")
+    print(f"{OUT.value} shows {counted(NUMBER.value, 'picture')} of {CONFIG.value.input.train_split}")
 
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:

@@ -26,6 +26,7 @@ def get_config(size="small"):
 def config_file(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(CONFIG)
+    (tmp_path / "read.md").write_text("# Read me")
     return path
 
 
@@ -63,6 +64,18 @@ def test_value_after_a_blank_works_too(call, config_file):
     assert status == 0 and config.steps == 7
 
 
+def test_help_shows_defaults():
+    values = flags.FlagValues()
+    flags.DEFINE_integer("gallery", 12, "cases to draw", flag_values=values)
+    flags.DEFINE_bool("quick", False, "only headers", flag_values=values)
+    flags.DEFINE_string("out", "", "a file", flag_values=values)
+    flags.DEFINE_multi_string("text", None, "a sentence", flag_values=values)
+    shown = command_line._help(values, "Does things.").splitlines()
+    assert "      cases to draw (default: 12)" in shown
+    assert "      only headers (default: False)" in shown
+    assert "      a file" in shown and "      a sentence" in shown
+
+
 def test_help_shows_the_docstring_and_the_flags(call):
     for flag in ("--help", "-h"):
         status, out, _, seen = call(flag)
@@ -79,6 +92,8 @@ def test_help_shows_the_docstring_and_the_flags(call):
         (["--workdir=w"], "--config is missing: a configuration"),
         (["--config=DIR/nope.py", "--workdir=w"], "nope.py does not exist; there are: DIR/tiny.py"),
         (["--config=DIR/none/x.py", "--workdir=w"], "DIR/none holds no configuration"),
+        (["--config=DIR", "--workdir=w"], "--config: DIR is a folder; name a file in it; there are: DIR/tiny.py"),
+        (["--config=DIR/read.md", "--workdir=w"], "read.md is no configuration, which is a file of Python; there are:"),
         (
             ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],
             "--config.optimizer.learning_rat: the configuration has no such field; "

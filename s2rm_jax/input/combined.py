@@ -49,13 +49,13 @@ def combined_source(
     Raises:
       UserError: as ReferSource; or a dataset that is not of the form, or twice.
     """
-    split_by = dict(map(_pair, datasets))
+    split_by = dict(map(pair_of, datasets))
     if len(split_by) < len(datasets):
         raise UserError(f"datasets is {tuple(datasets)}; each dataset may be there once, with one of its splits")
     alone, split = part_of_split(split, split_by)
     leave_out: frozenset[int] = frozenset()
     if split == "train":
-        leave_out = evaluation_pictures(Path(root).expanduser(), [*split_by.items(), *map(_pair, held_out)])
+        leave_out = evaluation_pictures(root, [*split_by.items(), *map(pair_of, held_out)])
     parts = {
         dataset: ReferSource(
             split,
@@ -75,7 +75,7 @@ def combined_source(
 
 
 @collector_paused()
-def evaluation_pictures(root: Path, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
+def evaluation_pictures(root: str | Path, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
     """Returns the ids of all pictures with a referent in any split but "train" of any (dataset, split_by)."""
     found: set[int] = set()
     for dataset, split_by in pairs:
@@ -84,7 +84,8 @@ def evaluation_pictures(root: Path, pairs: Iterable[tuple[str, str]]) -> frozens
     return frozenset(found)
 
 
-def _pair(dataset: str) -> tuple[str, str]:
+def pair_of(dataset: str) -> tuple[str, str]:
+    """Reads "DATASET/SPLIT_BY" as (DATASET, SPLIT_BY)."""
     name, slash, split_by = dataset.partition("/")
     if not (name and slash and split_by):
         raise UserError(f"{dataset!r} is not of the form DATASET/SPLIT_BY, such as {', '.join(DATASETS)}")

@@ -62,14 +62,11 @@ class ReferSource(StoredSource):
         Raises:
           UserError: something is missing or damaged, or the split has nothing to train on or to score.
         """
-        if not str(root):
-            raise UserError("the folder of the data is not given; set the source's root to it (data/README.md)")
         if limit_referents < 0:
             raise UserError(f"limit_referents is {limit_referents}; give a number of referents, or 0 for all")
         for name, value, choices in (("sentence_field", sentence_field, TEXT_FIELDS), ("overlap", overlap, OVERLAPS)):
             if value not in choices:
                 raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
-        root = Path(root).expanduser()
         refs_path, instances_path = find_annotations(root, dataset, split_by)
         referents = read_referents(refs_path, instances_path, split, sentence_field, overlap)
         referents = [referent for referent in referents if referent.picture.id not in leave_out]
@@ -78,7 +75,7 @@ class ReferSource(StoredSource):
         # Where one of the pictures is that everybody has, the others are.
         usual = next((one for one in referents if not may_be_missing(dataset, one.picture.file_name)), referents[0])
         pictures_at = Path(image_root).expanduser() if image_root else None
-        folder = find_pictures(root, dataset, pictures_at, usual.picture.file_name)
+        folder = find_pictures(Path(root).expanduser(), dataset, pictures_at, usual.picture.file_name)
         referents = _without_lost_pictures(referents, dataset, folder)
         if limit_referents:
             referents = referents[:limit_referents]

@@ -42,12 +42,15 @@ class PictureFolder:
         return self.path / (_bare(file_name) if self.bare_names else file_name)
 
 
-def find_annotations(root: Path, dataset: str, split_by: str) -> tuple[Path, Path]:
+def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Path, Path]:
     """Returns the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
 
     Raises:
       UserError: a folder or file is missing; names what is there instead.
     """
+    if not str(root):
+        raise UserError("the folder of the data is not given; set the source's root to it (data/README.md)")
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"the folder of the data, {root}, does not exist; {_HELP}")
     folder = root / dataset

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.combined import combined_source
+from s2rm_jax.input.combined import combined_source, pair_of
 from s2rm_jax.input.custom_coco import coco_json_source
 from s2rm_jax.input.custom_lines import json_lines_source
+from s2rm_jax.input.custom_records import file_of
 from s2rm_jax.input.example import Source
 from s2rm_jax.input.mixture import MixtureSource, part_of_split
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.refer_layout import find_annotations
 from s2rm_jax.input.synthetic import SyntheticSource
-from s2rm_jax.input.tfds_source import TfdsSource
+from s2rm_jax.input.tfds_source import TfdsSource, newest_version
 
 
 def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
@@ -29,8 +32,6 @@ def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
     Raises:
       UserError: as the parts do, and MixtureSource.
     """
-    if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
-        raise UserError("the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}")
     alone, split = part_of_split(split, parts)
     if alone:
         return build_source(_without_weight(parts[alone]), split, training=training)
@@ -58,17 +59,61 @@ def build_source(config: ConfigDict, split: str, *, training: bool = False) -> S
 
     Raises UserError for a name or a field that does not exist, and passes on what the source itself finds wrong.
     """
+    name, given = _arguments(config, split, training)
+    return SOURCES[name](*given.args, **given.kwargs)
+
+
+def find_source(config: ConfigDict, split: str) -> None:
+    """Looks whether the files that `build_source` would read first are there, which takes no time.
+
+    Raises UserError as `build_source` does, of what can be told without reading them.
+    """
+    name, given = _arguments(config, split, training=True)
+    given.apply_defaults()
+    if name in _FINDERS:
+        _FINDERS[name](given.arguments)
+
+
+def _find_mixture(fields: dict[str, Any]) -> None:
+    alone, split = part_of_split(fields["split"], fields["parts"])
+    for name, part in fields["parts"].items():
+        if alone in ("", name):
+            find_source(_without_weight(part), split)
+
+
+def _find_combined(fields: dict[str, Any]) -> None:
+    for dataset in fields["datasets"]:
+        find_annotations(fields["root"], *pair_of(dataset))
+
+
+_FINDERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "refer": lambda fields: find_annotations(fields["root"], fields["dataset"], fields["split_by"]),
+    "tfds": lambda fields: newest_version(fields["root"], fields["dataset"], fields["split_by"]),
+    "combined": _find_combined,
+    "coco_json": lambda fields: file_of(fields["root"], fields["file"], fields["split"]),
+    "json_lines": lambda fields: file_of(fields["root"], fields["file"], fields["split"]),
+    "mixture": _find_mixture,
+}
+
+
+def _arguments(config: ConfigDict, split: str, training: bool) -> tuple[str, inspect.BoundArguments]:
+    """The name of a source, and its arguments; raises a UserError where they do not fit it."""
     fields = dict(config)
     name = fields.pop("name", "")
     if name not in SOURCES:
         raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}.")
     if name == "mixture":
         fields["training"] = training
+        _check_parts(fields.get("parts"))
     try:
-        inspect.signature(SOURCES[name]).bind(split, **fields)
+        return name, inspect.signature(SOURCES[name]).bind(split, **fields)
     except TypeError as error:
         raise UserError(f"config.input.source does not fit the source {name!r}: {error}") from error
-    return SOURCES[name](split, **fields)
+
+
+def _check_parts(parts: Any) -> None:
+    if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
+        raise UserError("the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}")
 
 
 def _without_weight(part: ConfigDict) -> ConfigDict:

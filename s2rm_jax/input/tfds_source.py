@@ -54,7 +54,7 @@ class TfdsSource:
         """
         self._stock = dataset == STOCK
         _check(self._stock, sentence_field, overlap)
-        folder = _newest_version(Path(root).expanduser(), dataset, split_by)
+        folder = newest_version(root, dataset, split_by)
         self._name = f"{dataset} {split} at {folder}"
         self._field, self._overlap = sentence_field, overlap
         self._records = _open(folder, "validation" if self._stock and split == "val" else split)
@@ -102,8 +102,9 @@ def _check(stock: bool, sentence_field: str, overlap: str) -> None:
             raise UserError(f"{name} is {value!r}; {whose} {', '.join(choices)}")
 
 
-def _newest_version(root: Path, dataset: str, split_by: str) -> Path:
-    """Returns the folder ROOT/DATASET/SPLIT_BY/VERSION with the highest version."""
+def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
+    """Returns the folder ROOT/DATASET/SPLIT_BY/VERSION with the highest version; a UserError says if there is none."""
+    root = Path(root).expanduser()
     how = f"build it with: python -m data.build --dataset {dataset} --split-by {split_by} --root REFER_DIR --out {root}"
     if dataset == STOCK:
         how = f"prepare it with TFDS (and TensorFlow): tfds build ref_coco/{split_by} --file_format=array_record"

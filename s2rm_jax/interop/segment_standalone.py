@@ -23,9 +23,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps
-from tokenizers import Tokenizer
+try:
+    import numpy as np
+    from PIL import Image, ImageOps
+    from tokenizers import Tokenizer
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {error}; it needs: python -m pip install numpy pillow tokenizers")
 
 AT_ONCE = 32  # sentences; more go in several rounds on the same encoded picture
 

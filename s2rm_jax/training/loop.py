@@ -28,10 +28,11 @@ from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
-from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation, say
-from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, require_same_config, save_config
+from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
+from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, keep_pretrained, require_same_config, save_config
 from s2rm_jax.training.state import StatePlan, TrainState, plan_state
 from s2rm_jax.training.step import Metrics, TrainStep, check_batch_splits, make_train_step
+from s2rm_jax.training.workdir import require_workdir
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
@@ -70,15 +71,22 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         UserError: something in the configuration, the data or the workdir must be put right, or the loss became NaN.
         Interrupted: somebody asked the run to stop (Ctrl-C, SIGTERM); its state is saved.
     """
+    from s2rm_jax.input.sources import find_source
+
     _check(config)
-    if not has_checkpoint(Path(workdir)):
+    workdir = Path(workdir)
+    require_workdir(workdir)
+    find_source(config.input.source, config.input.train_split)  # a glance, before the Hub is asked for weights
+    if has_checkpoint(workdir):
+        config = keep_pretrained(workdir, config)
+    else:
         find_pretrained(config)  # so that a wrong path costs nobody the reading of the data
-    config = _with_vocabulary(config, Path(workdir))
+    config = _with_vocabulary(config, workdir)
     parts = assemble(config)
     if config.steps == 0:
         config = copy.deepcopy(config)
         config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-    return run(config, Path(workdir), parts, data_mesh())
+    return run(config, workdir, parts, data_mesh())
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -126,7 +134,7 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
-            f"{config.batch_size} pictures a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
+            f"{counted(config.batch_size, 'picture')} a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
             f"{_describe_epoch(config, parts.epoch)}The first step takes longer: it is compiled.\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )

@@ -12,6 +12,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def counted(number: int, thing: str) -> str:
+    """Writes so many things: 1 picture, 2 pictures."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def hours_minutes_seconds(seconds: float) -> str:
     """Writes a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.training.progress import say
 
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.txt"
@@ -20,7 +22,7 @@ MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
     "eval.expressions_per_image",
     *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
-    *("vision.pretrained", "text.pretrained"),  # read before the first step only
+    *("vision.pretrained", "text.pretrained"),  # read before the first step only, see keep_pretrained
 )
 _PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
 
@@ -63,6 +65,18 @@ def require_same_config(workdir: Path, config: ConfigDict) -> None:
             f"the run in {workdir} was begun with another configuration: {shown}{more}. "
             "Start another --workdir, or give the same configuration to continue this run."
         )
+
+
+def keep_pretrained(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """Returns `config` with the pretrained weights that the run in `workdir` began with, and tells of others."""
+    began = load_config(workdir)
+    kept = copy.deepcopy(config)
+    for part in ("vision", "text"):
+        asked, had = config[part].pretrained, began[part].pretrained
+        kept[part].pretrained = had
+        if asked not in ("", had):
+            say(f"ignored: config.{part}.pretrained={asked}, as the run in {workdir} goes on from its checkpoint")
+    return kept
 
 
 def _read_json(workdir: Path) -> dict[str, Any]:

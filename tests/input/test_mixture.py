@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.input import sources
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
@@ -223,17 +222,3 @@ def test_an_evaluation_sees_each_picture_once_and_one_part_can_be_taken_alone(tm
 def test_parts_without_names_are_refused(parts):
     with pytest.raises(UserError, match="parts of a mixture must be a ConfigDict"):
         build_source(ConfigDict({"name": "mixture", "parts": parts}), "train")
-
-
-def test_a_field_that_a_source_does_not_have_is_told_and_a_defect_within_a_source_keeps_its_traceback(monkeypatch):
-    with pytest.raises(UserError, match="does not fit the source 'json_lines': got an unexpected .* 'files'"):
-        build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
-    with pytest.raises(UserError, match="does not fit the source 'refer': missing a required argument: 'root'"):
-        build_source(ConfigDict({"name": "refer"}), "train")
-
-    def broken(split, *, root):
-        raise TypeError("a defect")
-
-    monkeypatch.setitem(sources.SOURCES, "refer", broken)
-    with pytest.raises(TypeError, match="a defect"):
-        build_source(ConfigDict({"name": "refer", "root": "x"}), "train")

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -54,6 +56,16 @@ def test_the_script_imports_only_what_its_users_have(folder):
     names = {name.split(".")[0] for node in imports for name in _names(node)}
     allowed = {"jax", "numpy", "onnxruntime", "PIL", "safetensors", "tokenizers", "torch"}
     assert names - sys.stdlib_module_names == allowed
+
+
+def test_the_script_says_in_a_line_what_is_not_installed(folder, tmp_path):
+    shutil.copy(folder / "segment.py", tmp_path)
+    (tmp_path / "tokenizers.py").write_text("raise ModuleNotFoundError(\"No module named 'tokenizers'\")")
+    command = [sys.executable, tmp_path / "segment.py", "picture.png", "the red circle"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    needs = "it needs: python -m pip install numpy pillow tokenizers"
+    assert done.stderr == f"error: No module named 'tokenizers'; {needs}\n"
 
 
 def _names(node):

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.interop import hub
 from s2rm_jax.interop.bert_names import bert_layout
 from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.swin_names import MICROSOFT, swin_layout
@@ -45,9 +47,11 @@ def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
 
     # What they were read from may go: a run that continues does not read them.
     (tmp_path / "swin.safetensors").unlink()
-    config.steps = 2
+    config.steps, config.text.pretrained = 2, "another/bert"
     train_and_evaluate(config, tmp_path / "run")
-    assert "Continuing in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ignored: config.text.pretrained=another/bert" in out and "Continuing in" in out
+    assert load_config(tmp_path / "run").text.pretrained == str(tmp_path / "bert")
 
 
 def test_the_vocabulary_beside_pretrained_text_is_taken_and_kept(pretrained, tmp_path):
@@ -80,6 +84,25 @@ def test_weights_that_are_not_there(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"config\.vision\.pretrained: there are no weights at .*gone\.pth"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_there_is_told_before_the_hub_is_asked(pretrained, tmp_path, monkeypatch):
+    config, _ = pretrained
+    monkeypatch.setattr(hub, "_fetch", lambda name, field: pytest.fail("the Hub was asked"))
+    config.text.pretrained = "google-bert/bert-base-uncased"
+    config.input.source = ConfigDict({"name": "refer", "root": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match=r"the folder of the data, .*nowhere, does not exist"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_folder_of_ones_own_is_no_workdir(pretrained, tmp_path):
+    config, _ = pretrained
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match="holds files that are not of a run, such as bert"):
+        train_and_evaluate(config, tmp_path)
+    with pytest.raises(UserError, match=r"swin\.safetensors is a file; give a folder"):
+        train_and_evaluate(config, tmp_path / "swin.safetensors")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_weights_that_do_not_fit_leave_no_workdir(pretrained, tmp_path):

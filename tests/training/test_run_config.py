@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.run_config import load_config, require_same_config, save_config
+from s2rm_jax.training.run_config import keep_pretrained, load_config, require_same_config, save_config
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
@@ -105,3 +105,16 @@ def test_another_programs_config_is_not_taken_for_a_run(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="not the workdir of a training run"):
         load_config(tmp_path)
+
+
+def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(tmp_path, capsys):
+    began = changed(default_config(), vision__pretrained="swin.pth")
+    save_config(tmp_path, began)
+    for asked in (began, changed(began, vision__pretrained="")):
+        assert keep_pretrained(tmp_path, asked).to_dict() == began.to_dict()
+    assert capsys.readouterr().out == ""
+    other = changed(began, vision__pretrained="other.pth", text__pretrained="bert")
+    assert keep_pretrained(tmp_path, other).to_dict() == began.to_dict()
+    vision, text = capsys.readouterr().out.splitlines()
+    assert vision.startswith("ignored: config.vision.pretrained=other.pth, as the run in")
+    assert text.startswith("ignored: config.text.pretrained=bert, as the run in")

@@ -1,0 +1,43 @@
+"""Whether a folder may be the workdir of a run, so that nobody's own files get a run among them or are written over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, has_checkpoint
+from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
+from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY
+
+_OF_A_START = {CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY}
+_LOGS = {".log", ".out", ".err"}  # a job's own record of the run is often put beside it
+
+
+def require_workdir(workdir: Path) -> None:
+    """Checks that a run can begin or go on in `workdir`: a new or empty folder, that of a run, or of a failed start.
+
+    Raises:
+        UserError: it is a file, or a folder that holds something else.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued.")
+    if not workdir.is_dir() or has_checkpoint(workdir):
+        return
+    names = sorted(
+        path.name for path in workdir.iterdir() if not path.name.startswith(".") and path.suffix not in _LOGS
+    )
+    strange = [name for name in names if name not in _OF_A_START]
+    if strange and not _has_config(workdir):
+        raise UserError(
+            f"--workdir {workdir} holds files that are not of a run, such as {strange[0]}; give a new folder, or that "
+            "of a run to be continued."
+        )
+
+
+def _has_config(workdir: Path) -> bool:
+    """Whether there is the configuration of a run; other programs have a config.json, too."""
+    try:
+        load_config(workdir)
+    except UserError:
+        return False
+    return True

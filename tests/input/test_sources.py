@@ -1,0 +1,75 @@
+"""Sources by their names: fields that do not fit, and files that are looked for before anything is read."""
+
+from __future__ import annotations
+
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input import sources
+from s2rm_jax.input.sources import build_source, find_source
+from tests.input.own_data_fixture import write_json_lines
+from tests.input.refer_fixture import write_refer_layout
+
+
+def test_a_field_that_a_source_does_not_have_is_told_and_a_defect_within_a_source_keeps_its_traceback(monkeypatch):
+    with pytest.raises(UserError, match=r"does not fit the source 'json_lines': got an unexpected .* 'files'"):
+        build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
+    with pytest.raises(UserError, match=r"does not fit the source 'refer': missing a required argument: 'root'"):
+        build_source(ConfigDict({"name": "refer"}), "train")
+
+    def broken(split, *, root):
+        raise TypeError("a defect")
+
+    monkeypatch.setitem(sources.SOURCES, "refer", broken)
+    with pytest.raises(TypeError, match="a defect"):
+        build_source(ConfigDict({"name": "refer", "root": "x"}), "train")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Settings of sources whose files are there."""
+    refer, mine = str(write_refer_layout(tmp_path / "refer")), str(write_json_lines(tmp_path / "mine"))
+    parts = {"a": {"name": "refer", "root": refer, "weight": 2.0}, "b": {"name": "json_lines", "root": mine}}
+    return {
+        "synthetic": {"name": "synthetic"},
+        "refer": {"name": "refer", "root": refer},
+        "json_lines": {"name": "json_lines", "root": mine},
+        "combined": {"name": "combined", "root": refer, "datasets": ("refcoco/unc",)},
+        "mixture": {"name": "mixture", "parts": parts},
+    }
+
+
+def test_what_is_there_is_found(settings):
+    for fields in settings.values():
+        find_source(ConfigDict(fields), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("refer", {"root": ""}, "the folder of the data is not given"),
+        ("refer", {"root": "/nowhere"}, "the folder of the data, /nowhere, does not exist"),
+        ("refer", {"split_by": "google"}, r"refs\(google\)\.p not found"),
+        ("refer", {"splitby": "unc"}, "does not fit the source 'refer'"),
+        ("combined", {"datasets": ("refcoco/unc", "refcocog/umd")}, "refcocog does not exist"),
+        ("combined", {"root": ""}, "the folder of the data is not given"),
+        ("json_lines", {"file": "other.jsonl"}, r"there is no file .*other\.jsonl"),
+        ("json_lines", {"name": "coco_json"}, r"there is no file .*annotations\.json"),
+        ("json_lines", {"name": "tfds"}, r"refcoco/unc has no prepared dataset"),
+        ("mixture", {"parts": {"a": {"name": "refer", "root": "/nowhere"}}}, "/nowhere, does not exist"),
+        ("mixture", {"parts": {"a": 3}}, "parts of a mixture must be a ConfigDict"),
+    ],
+)
+def test_what_is_not_there_is_told_as_the_source_tells_it(settings, name, change, message):
+    config = ConfigDict(settings[name] | change)
+    for look in (find_source, build_source):
+        with pytest.raises(UserError, match=message):
+            look(config, "train")
+
+
+def test_nothing_is_read_in_looking(settings, tmp_path):
+    (tmp_path / "refer/refcoco/instances.json").write_text("{")
+    (tmp_path / "mine/data.jsonl").write_text("{")
+    for fields in settings.values():
+        find_source(ConfigDict(fields), "train")

@@ -1,0 +1,56 @@
+"""The list of doors, and the one command that leads to each."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from s2rm_jax import __main__ as doors
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_every_door_is_listed_with_its_first_line():
+    programs = {path.stem for path in (ROOT / "s2rm_jax").glob("*.py") if "command_line.run" in path.read_text()}
+    assert programs - {"command_line"} == set(doors.DOORS)
+    lines = doors.listing().splitlines()[2:]
+    assert len(lines) == len(doors.DOORS)
+    for name, line in zip(doors.DOORS, lines, strict=True):
+        command, _, first = line.strip().removeprefix("python -m s2rm_jax.").partition("  ")
+        assert command == name
+        assert importlib.import_module(f"s2rm_jax.{name}").__doc__.startswith(first.strip())
+
+
+def test_listing_imports_nothing():
+    code = (
+        "import sys; from s2rm_jax.__main__ import listing; listing(); print({'jax', 'numpy', 'absl'} & {*sys.modules})"
+    )
+    assert run("-c", code).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_without_a_name_the_doors_are_listed(arguments):
+    done = run("-m", "s2rm_jax", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, doors.listing() + "\n", "")
+
+
+def test_a_name_leads_to_its_door():
+    for given in (["--help"], ["--config=nowhere.py"]):
+        one, other = run("-m", "s2rm_jax", "describe", *given), run("-m", "s2rm_jax.describe", *given)
+        assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+    done = run("-m", "s2rm_jax", "trian")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: 'trian' is no command; it must be one of: train, evaluate")
+
+
+def test_the_installed_command_is_the_same():
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["s2rm"]
+    module, _, function = script.partition(":")
+    assert getattr(importlib.import_module(module), function) is doors.main
