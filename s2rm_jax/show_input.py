@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,10 @@ def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number
 
 
 def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Image:
-    """Draws the pictures of a batch side by side, with masks and sentences, and a label above."""
+    """Draws the pictures of a batch side by side, with masks and sentences, and a label above.
+
+    Sentences about the same object have its colour.
+    """
     from s2rm_jax.evaluation import overlay
     from s2rm_jax.input.images import denormalize
 
@@ -115,9 +119,11 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
     overlay.draw_lines(canvas, [label], (gap, gap // 2), text)
     for column, legend in enumerate(legends):
         masks = list(batch.targets[column][batch.valid[column]])
-        colours = [overlay.DISTINCT_COLOURS[k % len(overlay.DISTINCT_COLOURS)] for k in range(len(masks))]
+        objects = list({mask.tobytes(): mask for mask in masks}.values())  # of which several sentences may speak
+        colour_of = {mask.tobytes(): colour for mask, colour in zip(objects, cycle(overlay.DISTINCT_COLOURS))}
+        colours = [colour_of[mask.tobytes()] for mask in masks]
         picture = overlay.fit_picture(denormalize(batch.images[column]), size)
-        layer = overlay.mask_layer(masks, colours, size, shade=0.0)
+        layer = overlay.mask_layer(objects, list(colour_of.values()), size, shade=0.0)
         at = (gap + column * step, gap + line)
         canvas.paste(overlay.lay_over(picture, layer), at)
         y = at[1] + size[1]

@@ -1,10 +1,14 @@
 """The picture of what a network is trained on."""
 
 import numpy as np
+from PIL import Image
 
 from s2rm_jax import show_input
 from s2rm_jax.config import default_config
+from s2rm_jax.evaluation import overlay
+from s2rm_jax.input.example import Batch
 from s2rm_jax.input.images import denormalize, normalize
+from s2rm_jax.input.tokens import Tokenizer
 
 
 def test_a_row_for_each_kind_of_augmentation_that_is_on():
@@ -32,3 +36,29 @@ def test_each_kind_is_alone_and_wherever_it_may_be():
 def test_denormalizing_undoes_normalizing():
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     np.testing.assert_array_equal(denormalize(normalize(levels)), levels)
+
+
+def test_sentences_about_one_object_share_its_colour(monkeypatch):
+    drawn, written = [], []
+
+    def mask_layer(masks, colours, size, shade):
+        drawn.append((masks, colours))
+        return Image.new("RGBA", size)
+
+    def draw_lines(canvas, lines, at, size, *colour):
+        written.append((lines, *colour))
+        return 0
+
+    monkeypatch.setattr(overlay, "mask_layer", mask_layer)
+    monkeypatch.setattr(overlay, "draw_lines", draw_lines)
+    left, right = np.zeros((2, 8, 8), bool)
+    left[:, :4] = right[:, 4:] = True
+    tokenizer = Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three"), 3)
+    tokens = np.array([[[2, 4, 3], [2, 5, 3], [2, 6, 3], [0, 0, 0]]])
+    valid = np.array([[True, True, True, False]])
+    targets = np.stack([left, right, left, left])[None]
+    batch = Batch(np.zeros((1, 8, 8, 3), np.float32), tokens, tokens > 0, targets, valid, valid)
+    show_input.strip("as it is", batch, tokenizer, 64)
+    ((masks, colours),) = drawn
+    assert len(masks) == 2
+    assert written[1:] == [(["one"], colours[0]), (["two"], colours[1]), (["three"], colours[0])]

@@ -59,9 +59,9 @@ def mask_layer(
 ) -> Image.Image:
     """Returns a transparent RGBA layer of `size` (width, height) to lay over the picture.
 
-    Each mask is outlined in its colour and filled with it to the opacity `fill`, later masks on top; what lies outside
-    all of them is darkened to the opacity `shade`. The defaults put a single mask in the light and leave the colours
-    of the scene, of which sentences speak, as they are.
+    Each mask is filled with its colour to the opacity `fill`, and over all that outlined in it, where masks are nearly
+    the same with one ring around the other; what lies outside all of them is darkened to the opacity `shade`. The
+    defaults put a single mask in the light and leave the colours of the scene, of which sentences speak, as they are.
     """
     finer = (size[0] * _FINER, size[1] * _FINER)
     shapes = [_at_size(mask, finer) for mask in masks]
@@ -71,9 +71,10 @@ def mask_layer(
     layer = Image.new("RGBA", size, (0, 0, 0, 0))
     layer.putalpha(outside.resize(size, Image.Resampling.BOX).point(lambda v: round(v * shade)))
     stroke = _FINER * max(2, round(max(size) / 150))
-    for shape, colour in zip(shapes, colours, strict=True):
-        edge = ImageChops.subtract(_grow(shape, stroke), shape)
-        for opacity, area in ((fill, shape), (1.0, edge)):
+    rings = [1 + sum(_nearly_the_same(mask, later) for later in masks[i + 1 :]) for i, mask in enumerate(masks)]
+    edges = [ImageChops.subtract(_grow(shape, ring * stroke), shape) for shape, ring in zip(shapes, rings, strict=True)]
+    for opacity, areas in ((fill, shapes), (1.0, edges)):
+        for area, colour in zip(areas, colours, strict=True):
             tint = Image.new("RGBA", size, (*colour, 255))
             tint.putalpha(area.resize(size, Image.Resampling.BOX).point(lambda v, o=opacity: round(v * o)))
             layer = Image.alpha_composite(layer, tint)
@@ -125,12 +126,16 @@ def overlay_with_legend(
 ) -> Image.Image:
     """Returns the picture with all masks in distinct colours, and below it a legend with a label for each.
 
-    The picture keeps its size unless it is too small for a legible legend: then it is enlarged to 480 pixels.
+    What no mask covers is paler, and as bright as it was. The picture keeps its size unless it is too small for a
+    legible legend: then it is enlarged to 480 pixels.
     """
     height, width = picture.shape[:2]
     size = (width, height) if max(height, width) >= 480 else fit_size(height, width, 480)
     colours = [DISTINCT_COLOURS[i % len(DISTINCT_COLOURS)] for i in range(len(masks))]
-    shown = lay_over(fit_picture(picture, size), mask_layer(list(masks), colours, size, fill=0.45, shade=0.35))
+    shown = fit_picture(picture, size)
+    pale = Image.blend(shown, shown.convert("L").convert("RGB"), 0.6)
+    shown = Image.composite(shown, pale, _at_size(masks.any(axis=0), size))
+    shown = lay_over(shown, mask_layer(list(masks), colours, size, fill=0.3, shade=0.0))
 
     text = max(15, round(max(size) / 45))
     space = text // 2
@@ -159,6 +164,10 @@ def _at_size(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Image.Imag
     """The mask as 0 or 255, its outline smoothed where it is enlarged."""
     soft = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     return soft.point(lambda v: 255 if v >= 128 else 0)
+
+
+def _nearly_the_same(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> bool:
+    return bool(np.count_nonzero(one & other) > 0.8 * np.count_nonzero(one | other))
 
 
 def _grow(shape: Image.Image, pixels: int) -> Image.Image:

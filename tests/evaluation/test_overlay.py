@@ -32,8 +32,23 @@ def test_overlay_keeps_large_pictures_and_enlarges_small_ones(size, shown):
     assert overlay.width >= shown[1]
     assert shown[0] < overlay.height < shown[0] + 100
     middle = overlay.getpixel((overlay.width // 2, shown[0] // 2))
-    expected = [round(0.55 * 200 + 0.45 * channel) for channel in DISTINCT_COLOURS[0]]
+    expected = [round(0.7 * 200 + 0.3 * channel) for channel in DISTINCT_COLOURS[0]]
     assert middle == pytest.approx(expected, abs=2)
+
+
+def test_the_picture_stays_bright_and_overlapping_masks_all_show():
+    picture = np.full((480, 480, 3), (90, 180, 60), np.uint8)
+    masks = np.zeros((3, 480, 480), bool)
+    masks[0, 100:300, 100:300] = masks[2, 100:300, 100:300] = True  # the same
+    masks[1, 200:400, 200:400] = True
+    overlay = np.asarray(overlay_with_legend(picture, masks, ["a", "b", "c"]).convert("RGB")).astype(int)
+    corner = overlay[10, overlay.shape[1] // 2 - 230]
+    assert np.ptp(corner) < 0.5 * np.ptp([90, 180, 60])  # paler
+    assert corner @ [0.299, 0.587, 0.114] == pytest.approx(np.array([90, 180, 60]) @ [0.299, 0.587, 0.114], abs=2)
+    left = overlay.shape[1] // 2 - 240
+    row = {tuple(colour) for colour in overlay[150, left : left + 480]}
+    assert {DISTINCT_COLOURS[0], DISTINCT_COLOURS[2]} <= row  # the two rings around what is the same
+    assert DISTINCT_COLOURS[1] in {tuple(colour) for colour in overlay[250, left : left + 280]}  # within the others
 
 
 def test_more_masks_than_colours():
