@@ -2,10 +2,12 @@
 
     python -m s2rm_jax.predict --workdir runs/synthetic --image street.jpg --text "the man in red" --out result
     python -m s2rm_jax.predict ... --text "the man in red" --text "the car behind him"
+    python -m s2rm_jax.predict --workdir runs/synthetic --out result   # a held-out picture and its own sentences
 
 Writes to --out: mask_1_the_man_in_red.png and so on, one per sentence (8 bits, 0 or 255, the picture's own size,
 upright as a viewer shows it); overlay.png, all masks on the picture with a legend; and result.json. Masks that an
-earlier prediction left there are removed.
+earlier prediction left there are removed. Without --image it takes the first picture on which the run is evaluated,
+writes it there too, as picture.png, and asks for what --text says or else the sentences that belong to it.
 """
 
 from __future__ import annotations
@@ -25,17 +27,21 @@ from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from s2rm_jax.input.example import Example
     from s2rm_jax.segmenter import Result
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
-IMAGE = flags.DEFINE_string("image", None, "the picture", flag_values=FLAGS)
+IMAGE = flags.DEFINE_string(
+    "image", None, "the picture; by default a held-out one of the run's data", flag_values=FLAGS
+)
 TEXT = flags.DEFINE_multi_string("text", None, "a sentence; give the flag once per sentence", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "the folder that receives masks and overlay", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 
 
 RESULT_FILE = "result.json"
+SAMPLE_FILE = "picture.png"
 
 
 def main() -> None:
@@ -44,15 +50,21 @@ def main() -> None:
     from s2rm_jax.evaluation.overlay import overlay_with_legend
     from s2rm_jax.input.images import load_image
     from s2rm_jax.segmenter import Segmenter
+    from s2rm_jax.training.progress import counted
 
-    assert WORKDIR.value is not None and IMAGE.value is not None and OUT.value is not None  # required
-    if not TEXT.value:
+    assert WORKDIR.value is not None and OUT.value is not None  # required
+    if IMAGE.value and not TEXT.value:
         raise UserError("--text is missing: say what is to be found, once per sentence (see --help)")
     # The tokenizer's log tells of the first sentence that is too long; here each is told of below.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
-    picture = load_image(IMAGE.value, apply_exif=True)
+    if IMAGE.value:
+        picture, sentences = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
+    else:
+        example = _held_out(WORKDIR.value)
+        picture = load_image(example.image)
+        sentences = TEXT.value or [expression.sentence for expression in example.expressions]
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
-    result = segmenter.segment(picture, TEXT.value)
+    result = segmenter.segment(picture, sentences)
     for sentence in result.sentences:
         for remark in segmenter.remarks(sentence):
             print(f"warning: {remark}", file=sys.stderr)
@@ -61,13 +73,26 @@ def main() -> None:
     found = _write_masks(out, result)
     labels = [f"{number}. {entry['sentence']} ({_outcome(entry)})" for number, entry in enumerate(found, start=1)]
     overlay_with_legend(picture, result.masks, labels).save(out / "overlay.png")
+    if not IMAGE.value:
+        Image.fromarray(picture).save(out / SAMPLE_FILE)
     height, width = picture.shape[:2]
-    content = {"image": str(IMAGE.value), "width": width, "height": height, "results": found}
+    content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": found}
     (out / RESULT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     print("\n".join(labels))
-    masks = "1 mask" if len(found) == 1 else f"{len(found)} masks"
-    print(f"{masks} of {width} x {height} pixels, overlay.png and result.json are in {out}")
+    print(f"{counted(len(found), 'mask')} of {width} x {height} pixels, overlay.png and result.json are in {out}")
+
+
+def _held_out(workdir: str) -> Example:
+    """Returns the first picture of the split on which a run is evaluated."""
+    from s2rm_jax.input.sources import build_source
+    from s2rm_jax.training.run_config import load_config
+
+    config = load_config(workdir)
+    try:
+        return build_source(config.input.source, config.eval.split)[0]
+    except UserError as error:
+        raise UserError(f"without --image, a picture of the run's own data is taken, but {error}") from error
 
 
 def _write_masks(out: Path, result: Result) -> list[dict]:
@@ -116,4 +141,4 @@ def _outcome(entry: dict) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("workdir", "image", "out"))
+    command_line.run(main, FLAGS, __doc__, required=("workdir", "out"))

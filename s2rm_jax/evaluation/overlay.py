@@ -134,7 +134,7 @@ def overlay_with_legend(
     colours = [DISTINCT_COLOURS[i % len(DISTINCT_COLOURS)] for i in range(len(masks))]
     shown = fit_picture(picture, size)
     pale = Image.blend(shown, shown.convert("L").convert("RGB"), 0.6)
-    shown = Image.composite(shown, pale, _at_size(masks.any(axis=0), size))
+    shown = Image.composite(shown, pale, _at_size(np.any(masks, axis=0), size))
     shown = lay_over(shown, mask_layer(list(masks), colours, size, fill=0.3, shade=0.0))
 
     text = max(15, round(max(size) / 45))
