@@ -96,6 +96,10 @@ def default_config() -> ConfigDict:
     config.eval.protocol = "original"  # how masks become numbers; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric by which the best checkpoint is chosen
 
+    config.mesh = ConfigDict()  # how the devices share the work; batches are always split over all of them
+    config.mesh.fsdp = 1  # devices that keep one state of training between them; 1: every device holds all of it
+    config.mesh.step = "jit"  # jit: the compiler places the communication | shard_map: we do (training/gradient.py)
+
     config.checkpoint_every = 1000  # steps
     config.log_every = 50  # steps
     return config

@@ -22,12 +22,13 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "decoder.guidance": GUIDANCES,
     "loss.kind": KINDS,
     "input.sampling": SAMPLINGS,
+    "mesh.step": ("jit", "shard_map"),
 }
 _SUBSETS: dict[str, Sequence[Any]] = {"fusion.rotations": ROTATIONS, "fusion.pairs": PAIRS}
 _AT_LEAST_ONE = (
     *("batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
     *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),
-    *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch"),
+    *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch", "mesh.fsdp"),
 )
 _AT_LEAST_ZERO = (
     *("steps", "epochs", "eval.every", "eval.limit", "eval.expressions_per_image", "input.workers"),

@@ -36,6 +36,8 @@ def test_the_defaults_are_sound():
         ("input.image_size", (96, 4), "each at least 8"),
         ("input.expressions_per_image", 0, "at least 1"),
         ("eval.batch_size", 0, "at least 1"),
+        ("mesh.fsdp", 0, "at least 1"),
+        ("mesh.step", "pmap", "one of: jit, shard_map"),
         ("eval.expressions_per_image", -1, "at least 0"),
         ("decoder.no_target_width", -1, "at least 0"),
         ("input.sampling", "object", "one of: image, sentence, referent"),

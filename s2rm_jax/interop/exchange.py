@@ -20,7 +20,7 @@ from s2rm_jax.interop.torch_names import network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
 from s2rm_jax.interop.whole_folder import require_space
 from s2rm_jax.models.network import build_network
-from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
@@ -65,7 +65,7 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     shapes = parameter_shapes(network, config)
     filled = fill(network_layout(shapes), read_weights(file), shapes, str(file))
 
-    plan = plan_state(network, config, data_mesh())
+    plan = plan_state(network, config, make_mesh())
     # Asked beforehand, because Orbax tells of a full disk in a thousand lines.
     require_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)))
     state = plan.create(filled.params)

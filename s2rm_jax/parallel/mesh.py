@@ -1,4 +1,8 @@
-"""The mesh of devices and how arrays lie on it: batches are split over "data", everything else is replicated."""
+"""The mesh of devices and how arrays lie on it: ("data", "fsdp"), batches split over both axes.
+
+The devices of one group along "fsdp" share the state of training between them (`parallel.sharding`); along "data" every
+group has the same. For batches there is no difference: each device works on pictures of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,37 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-DATA_AXIS = "data"
+from s2rm_jax.errors import UserError
+
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh with the one axis "data" over `devices`, by default all devices of all hosts.
+def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh that `config.mesh` asks for; see `make_mesh`."""
+    return make_mesh(config.mesh.fsdp, devices)
 
-    The axis is of type Auto: the compiler propagates shardings through reshapes such as window partitioning, which
-    axes of type Explicit refuse.
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh [devices / fsdp, fsdp] over `devices`, by default all devices of all hosts.
+
+    The devices of a process stand together, in the order of the processes, so that its pictures are consecutive in the
+    batch, and so do those that share a state, as they talk the most. The axes are of type Auto: the compiler propagates
+    shardings through reshapes such as window partitioning, which axes of type Explicit refuse.
+
+    Raises:
+        UserError: the devices do not fall into groups of `fsdp`.
     """
-    chosen = np.asarray(jax.devices() if devices is None else list(devices))
-    return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    chosen = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+    if fsdp < 1 or len(chosen) % fsdp:
+        fitting = ", ".join(str(n) for n in range(1, len(chosen) + 1) if len(chosen) % n == 0)
+        raise UserError(
+            f"config.mesh.fsdp={fsdp} does not divide the {len(chosen)} device{'s' * (len(chosen) > 1)} of this run: "
+            f"it must be one of {fitting}."
+        )
+    return Mesh(np.array(chosen).reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,7 +52,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Returns the sharding of arrays whose axis number `axis` counts pictures."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

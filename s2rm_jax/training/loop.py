@@ -23,7 +23,7 @@ from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
-from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
@@ -74,6 +74,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     from s2rm_jax.input.sources import find_source
 
     _check(config)
+    mesh = build_mesh(config)
     workdir = Path(workdir)
     require_workdir(workdir)
     find_source(config.input.source, config.input.train_split)  # a glance, before the Hub is asked for weights
@@ -86,7 +87,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     if config.steps == 0:
         config = copy.deepcopy(config)
         config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-    return run(config, workdir, parts, data_mesh())
+    return run(config, workdir, parts, mesh)
 
 
 def assemble(config: ConfigDict) -> Parts:

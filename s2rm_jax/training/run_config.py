@@ -21,6 +21,7 @@ VOCAB_FILE = "vocab.txt"
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
     "eval.expressions_per_image",
+    *("mesh.fsdp", "mesh.step"),  # a run may go on on other devices
     *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only, see keep_pretrained
 )
@@ -87,8 +88,9 @@ def _read_json(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
-    expected = {name for name, value in default_config().items() if isinstance(value, ConfigDict)}
-    if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in expected)):
+    sections = {name for name, value in default_config().items() if isinstance(value, ConfigDict)}
+    later = {"mesh"}  # sections that came after the first runs
+    if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections - later)):
         raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
     return _with_defaults(content, json.loads(json.dumps(default_config().to_dict())))
 

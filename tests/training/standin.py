@@ -17,7 +17,7 @@ import numpy as np
 
 from s2rm_jax.config import default_config
 from s2rm_jax.input.example import Batch
-from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.loop import Parts, run
 
 SIZE, WORDS, MAX_TOKENS, EXPRESSIONS = 8, 16, 5, 3
@@ -104,7 +104,7 @@ def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):
 
 def main(workdir, steps, seconds_per_batch):
     config = make_config(steps=int(steps), optimizer__ema_decay=0.9, optimizer__accumulate=2, log_every=1)
-    run(config, Path(workdir), make_parts(config, seconds_per_batch=float(seconds_per_batch)), data_mesh())
+    run(config, Path(workdir), make_parts(config, seconds_per_batch=float(seconds_per_batch)), make_mesh())
 
 
 if __name__ == "__main__":

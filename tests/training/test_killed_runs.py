@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoints
 from s2rm_jax.training.state import plan_state
 
@@ -66,7 +66,7 @@ def final_state(standin, workdir):
     config = standin.make_config(steps=STEPS, optimizer__ema_decay=0.9, optimizer__accumulate=2)
     with Checkpoints(workdir, config.checkpoint_every, "mean_iou") as checkpoints:
         checkpoint = checkpoints.restore_latest(
-            plan_state(standin.StandIn(), config, data_mesh(jax.devices()[:1])).abstract
+            plan_state(standin.StandIn(), config, make_mesh(devices=jax.devices()[:1])).abstract
         )
     assert checkpoint is not None and checkpoint.step == STEPS
     return checkpoint.state

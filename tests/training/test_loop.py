@@ -8,14 +8,14 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.sampling import EpochSize
-from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.loop import run, train_and_evaluate
 from s2rm_jax.training.state import plan_state
 
 OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "pictures_per_second", "waiting_for_input")}
-MESH = data_mesh(jax.devices()[:1])
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def saved(standin, config, workdir) -> Checkpoint:

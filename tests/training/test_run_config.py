@@ -55,7 +55,7 @@ def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
     config = default_config()
     save_config(tmp_path, config)
     old = config.to_dict()
-    del old["input"]["sampling"], old["input"]["augment"], old["decoder"]["no_target_width"]
+    del old["input"]["sampling"], old["input"]["augment"], old["decoder"]["no_target_width"], old["mesh"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert load_config(tmp_path).to_dict() == config.to_dict()
     require_same_config(tmp_path, config)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from s2rm_jax.parallel.mesh import data_mesh
+from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoints, restore_params
 from s2rm_jax.training.state import plan_state
 
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 spec = importlib.util.spec_from_file_location("training_standin", sys.argv[1])
 standin = importlib.util.module_from_spec(spec); sys.modules[spec.name] = standin; spec.loader.exec_module(standin)
 from pathlib import Path
-from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.parallel.mesh import make_mesh, put_batch
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.run_config import save_config
 from s2rm_jax.training.state import plan_state
@@ -31,7 +31,7 @@ per_device = batches[0].valid.sum(1).reshape(8, 2).sum(1)
 assert len(set(per_device)) > 1, "the valid expressions must lie unevenly"
 
 def train(devices, parts):
-    mesh = data_mesh(jax.devices()[:devices])
+    mesh = make_mesh(devices=jax.devices()[:devices])
     config = standin.make_config(batch_size=16, optimizer__accumulate=parts, optimizer__clip_norm=0.1)
     network = standin.StandIn(dropout_rate=0.3)
     plan = plan_state(network, config, mesh)
@@ -55,7 +55,7 @@ for parts in (1, 2):
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), params, expected_params)
 
-mesh = data_mesh()
+mesh = make_mesh()
 batch = put_batch(batches[0], mesh)
 split = jax.jit(lambda b: split_microbatches(b, 2, mesh))
 parts = split(batch)
@@ -87,7 +87,7 @@ def test_eight_devices_equal_one_and_their_checkpoint_moves_to_one(standin, quic
     assert "equal on 8 devices" in done.stdout
 
     config = standin.make_config(batch_size=16, optimizer__clip_norm=0.1)
-    plan = plan_state(standin.StandIn(), config, data_mesh(jax.devices()[:1]))
+    plan = plan_state(standin.StandIn(), config, make_mesh(devices=jax.devices()[:1]))
     with Checkpoints(tmp_path, 5, "mean_iou") as checkpoints:
         restored = checkpoints.restore_latest(plan.abstract)
     assert restored is not None and restored.state.step == 3

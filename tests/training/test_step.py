@@ -5,12 +5,12 @@ import optax
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.parallel.mesh import data_mesh, put_batch
+from s2rm_jax.parallel.mesh import make_mesh, put_batch
 from s2rm_jax.training.losses import no_target_loss, segmentation_loss
 from s2rm_jax.training.state import plan_state
 from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
 
-MESH = data_mesh(jax.devices()[:1])
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def take_steps(standin, config, batches, network=None):
