@@ -109,7 +109,7 @@ class Coparse(nn.Module):
             carry = jax.tree.map(cell, carry, x, update_reset, candidate)
             return carry, carry
 
-        start = {pair: jnp.zeros((*x.shape[1:-1], width), x.dtype) for pair, x in gates.items()}
+        start = {pair: jnp.zeros_like(x[0, ..., :width]) for pair, x in gates.items()}
         return jax.lax.scan(step, start, gates)[1]
 
     def _parse(self, pair: str, states: jax.Array, parsed: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.parallel.mesh import replicated
+from s2rm_jax.parallel.sharding import put_shares, with_shardings
 from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
 
 
@@ -48,7 +48,8 @@ class StatePlan:
 
     `abstract` is a TrainState of ShapeDtypeStructs with shardings, by which checkpoints are restored; `groups` says how
     each parameter is trained; `create(given={})` makes the state, each array where its sharding wants it: parameters
-    that are `given` (nested, some or all of them) as they are, the others from the seed.
+    that are `given` (NumPy arrays, nested, some or all of them) as they are, the others from the seed. No device ever
+    holds more of an array than its sharding gives it.
     """
 
     optimizer: optax.GradientTransformation
@@ -93,9 +94,12 @@ def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
             rng=jax.random.key_data(run_key),
         )
 
-    everywhere = replicated(mesh)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initial_state)
-    )
-    create = jax.jit(initial_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+    abstract = with_shardings(jax.eval_shape(initial_state), mesh)
+    made_in_place = jax.jit(initial_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+
+    def create(given: Any = None) -> TrainState:
+        planned = flatten_dict(abstract.params)
+        arrays = {path: put_shares(x, planned[path].sharding) for path, x in flatten_dict(given or {}).items()}
+        return made_in_place(unflatten_dict(arrays))
+
     return StatePlan(optimizer, parameter_groups(config, shapes), abstract, create)

@@ -1,0 +1,28 @@
+"""Runs on_eight_devices.py. Devices are counted when JAX starts, so this takes a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_on_eight_devices(quick_compilation):
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(Path(__file__).with_name("on_eight_devices.py")),
+        ],
+        env=os.environ | quick_compilation | environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
