@@ -60,12 +60,14 @@ def _by_the_compiler(part_gradient: PartGradient, plan: StatePlan, config: Confi
 
     def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[Counts, Sums, Any]:
         counts = count(batch, config)
-        # Said explicitly, lest the compiler rather cut activations along their channels.
+        # Parameters and gradients are whole where activations meet them: how they are cut must not spread to those,
+        # which are cut by pictures. The compiler makes one reduce-scatter of a sum that is whole first and cut then.
         whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
 
         def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
             sums, partial = part_gradient(whole, part, jax.random.fold_in(key, index), counts)
-            return sums, jax.lax.with_sharding_constraint(partial, shardings)
+            summed = jax.lax.with_sharding_constraint(partial, replicated(mesh))
+            return sums, jax.lax.with_sharding_constraint(summed, shardings)
 
         if parts == 1:
             return counts, *of_part(batch, 0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 
 from s2rm_jax.evaluation.evaluator import Evaluator
@@ -73,18 +74,17 @@ def on_one_device(standin, parts):
     return batches, Run(standin, devices=1, optimizer__accumulate=parts).trace(batches)[0]
 
 
-def assert_close(found, expected, smallest=0.0):
-    """Allows each array a deviation of 1e-5 of its largest value, or of `smallest` if that is more."""
+def assert_close(found, expected):
+    """Allows each array a deviation of 1e-5 of its largest value."""
 
     def compare(path, a, b):
         deviation, size = np.abs(a - b).max(), np.abs(b).max()
-        assert deviation <= 1e-5 * max(size, smallest), f"{jax.tree_util.keystr(path)}: {deviation} of {size}"
+        assert deviation <= 1e-5 * size, f"{jax.tree_util.keystr(path)}: {deviation} of {size}"
 
     jax.tree_util.tree_map_with_path(compare, found, expected)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+@pytest.mark.parametrize(("fsdp", "parts"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (8, 2)])
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_and_gradients_are_those_of_one_device(standin, form, fsdp, parts):
     batches, expected = on_one_device(standin, parts)
@@ -102,6 +102,7 @@ def test_the_whole_network_gives_what_it_gives_on_one_device():
     config.batch_size, config.optimizer.b1 = 8, 0.0
     config.vision.update({"depths": (1, 1), "num_heads": (1, 2), "drop_path_rate": 0.5})
     config.input.image_size, config.decoder.widths, config.text.max_tokens = (16, 16), (8, 8), 4
+    config.fusion.rotations = (0, 90)
     network = build_network(config)
     begin = plan_state(network, config, make_mesh(devices=jax.devices()[:1])).create()
     batch = batch_for_network(config)
@@ -110,13 +111,13 @@ def test_the_whole_network_gives_what_it_gives_on_one_device():
         plan = plan_state(network, config, mesh)
         state = jax.device_put(jax.device_get(begin), jax.tree.map(lambda x: x.sharding, plan.abstract))
         state, metrics = make_train_step(network, plan, config, mesh)(state, put_batch(batch, mesh))
-        return jax.device_get((metrics, optax.tree.get(state.opt_state, "mu")))
+        gradient = flatten_dict(jax.device_get(optax.tree.get(state.opt_state, "mu")))
+        # Biases of keys have none but rounding: the softmax takes no notice of them.
+        return jax.device_get(metrics), {path: x for path, x in gradient.items() if path[-2:] != ("key", "bias")}
 
     expected = first_gradient(make_mesh(devices=jax.devices()[:1]))
-    for form in FORMS:
-        config.mesh.step = form
-        # The gradient of the biases of keys is nothing but rounding: the softmax takes no notice of them.
-        assert_close(first_gradient(make_mesh(2)), expected, smallest=1e-6)
+    config.mesh.step = "shard_map"
+    assert_close(first_gradient(make_mesh(2)), expected)
 
 
 def batch_for_network(config):
@@ -140,7 +141,7 @@ def test_frozen_parts_stay_as_they_are(standin, form):
     (((metrics, _),), state) = run.trace([uneven_batch(standin, 0)])
     np.testing.assert_array_equal(state.params["text"]["embedding"], begin["text"]["embedding"])
     assert not np.array_equal(state.params["head"]["kernel"], begin["head"]["kernel"])
-    ((whole, _),), _ = Run(standin).trace([uneven_batch(standin, 0)])
+    whole, _ = on_one_device(standin, 1)[1][0]
     assert 0 < metrics["grad_norm"] < whole["grad_norm"]
 
 
