@@ -236,6 +236,24 @@ def test_a_device_holds_its_share_of_the_state_only(standin):
     assert kernel.shape == (32, 32) and {shard.data.shape for shard in kernel.addressable_shards} == {(8, 32)}
 
 
+@pytest.mark.parametrize(
+    ("shape", "fsdp", "spec"),
+    [
+        ((768, 3072), 4, PartitionSpec(None, "fsdp")),  # the longest
+        ((1024, 1024), 8, PartitionSpec("fsdp")),  # the first of equals
+        ((30522, 768), 4, PartitionSpec(None, "fsdp")),  # the longest does not divide
+        ((3, 3, 1001, 64), 8, PartitionSpec(None, None, None, "fsdp")),
+        ((30522, 771), 4, PartitionSpec()),  # none divides
+        ((4096,), 4, PartitionSpec()),  # small
+        ((), 4, PartitionSpec()),
+        ((768, 3072), 1, PartitionSpec()),
+    ],
+)
+def test_the_rule(shape, fsdp, spec, monkeypatch):
+    monkeypatch.undo()  # small is what the program takes for small
+    assert sharding.shared_spec(shape, make_mesh(fsdp)) == spec
+
+
 def test_a_state_is_the_same_however_it_is_shared(standin):
     states = [jax.device_get(Run(standin, mesh__fsdp=fsdp).plan.create()) for fsdp in (1, 8)]
     jax.tree.map(np.testing.assert_array_equal, *states)
