@@ -22,7 +22,7 @@ def test_on_eight_devices(quick_compilation):
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=480,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
