@@ -3,7 +3,7 @@
 A door defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`.
 
 Exit status: 0 done, or asked to stop (Ctrl-C, SIGTERM) and everything saved; 2 the person can put it right (UserError);
-130 stopped at once by a second Ctrl-C.
+3 another process of the same run was lost; 130 stopped at once by a second Ctrl-C.
 A traceback means a defect in this program.
 """
 
@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
 
@@ -34,7 +35,7 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None
         doc: the door's docstring, shown by --help.
         required: names of flags that must be given.
     """
-    sys.exit(exit_status(main, flag_values, doc, required))
+    distributed.leave(exit_status(main, flag_values, doc, required))
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def exit_status(
         _parse(flag_values, required)
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{_which_process()}: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -78,7 +79,28 @@ def exit_status(
     except KeyboardInterrupt:
         print("stopped at once; the last checkpoint, if there is one, stands", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        if distributed.is_alone():
+            raise
+        return _tell_of_failure(error)
     return 0
+
+
+def _tell_of_failure(error: Exception) -> int:
+    """Says what ended one of several processes, and returns the status for it."""
+    if not distributed.lost_another(error):
+        traceback.print_exception(error)  # here and not by the interpreter, which would then wait for the others
+        return 1
+    print(
+        f"error{_which_process()}: another process of this run has ended or cannot be reached (see what it said): "
+        "start the same command again on all of them, it continues from the last checkpoint.",
+        file=sys.stderr,
+    )
+    return 3
+
+
+def _which_process() -> str:
+    return "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
 
 
 def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:

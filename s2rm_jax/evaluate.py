@@ -7,18 +7,25 @@
 Prints the protocol's numbers, by kind of expression where the source knows kinds, with bootstrap intervals, and, on the
 splits that papers report, the published figures beside them. Writes a report (index.html) with figures and a gallery of
 random, worst and best cases, and the same as metrics.json, table.md, table.tex, sentences.csv, plots/ and gallery/.
+Several processes share the work where flags or the environment say so, as in training; the first writes.
 The data, the network and the input size are those of the run's own configuration; docs/evaluation.md has the protocols.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from s2rm_jax import command_line
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
+from s2rm_jax.parallel import distributed
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+    from jax.sharding import Mesh
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -38,6 +45,7 @@ DATA = flags.DEFINE_multi_string(
     "image_root=DIR, or in a mixture parts.NAME.root=DIR",
     flag_values=FLAGS,
 )
+join_others = distributed.define_flags(FLAGS)
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -48,8 +56,6 @@ OUT = flags.DEFINE_string(
 
 def main() -> None:
     """Evaluates as the flags say."""
-    import jax
-
     from s2rm_jax.evaluation.cases import Cases
     from s2rm_jax.evaluation.comparison import benchmark_of, comparison
     from s2rm_jax.evaluation.evaluator import Evaluator
@@ -61,11 +67,11 @@ def main() -> None:
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.models.network import build_network
-    from s2rm_jax.training.checkpoint import restore_params
+    from s2rm_jax.parallel.mesh import make_mesh
     from s2rm_jax.training.progress import counted, report_evaluation, say
     from s2rm_jax.training.run_config import load_config
-    from s2rm_jax.training.state import parameter_shapes
 
+    join_others()
     assert WORKDIR.value is not None  # required
     workdir = Path(WORKDIR.value)
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
@@ -77,7 +83,8 @@ def main() -> None:
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
     network = build_network(config)
-    params = jax.device_put(restore_params(workdir, which, parameter_shapes(network, config)))
+    mesh = make_mesh()
+    params = _parameters(workdir, which, network, config, mesh)
     suffix = "" if protocol.name == "original" else f"-{protocol.name}"
     suffix += f"-first-{LIMIT.value}" if LIMIT.value else ""  # beside the report on the whole split, not in its place
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
@@ -85,8 +92,11 @@ def main() -> None:
     pictures = min(len(source), LIMIT.value or len(source))
     say(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
     cases = Cases(GALLERY.value)
-    evaluator = Evaluator(network, build_tokenizer(config, source), config, protocol)
+    evaluator = Evaluator(network, build_tokenizer(config, source), config, protocol, mesh)
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
+    cases = Cases.together(distributed.gather(cases))
+    if not distributed.is_first():
+        return
 
     say(table(report))
     benchmark = benchmark_of(config.input.source, split, LIMIT.value)
@@ -106,6 +116,20 @@ def main() -> None:
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
     sentences = counted(report.total.sentences, "sentence")
     say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
+
+
+def _parameters(
+    workdir: Path, which: Literal["best", "latest"], network: nn.Module, config: ConfigDict, mesh: Mesh
+) -> Any:
+    """Restores the parameters, whole on every device of the mesh."""
+    import jax
+
+    from s2rm_jax.parallel.mesh import replicated
+    from s2rm_jax.training.checkpoint import restore_params
+    from s2rm_jax.training.state import parameter_shapes
+
+    restored = restore_params(workdir, which, parameter_shapes(network, config), replicated(mesh))
+    return jax.device_put(restored, replicated(mesh))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
 The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and the best), metrics.jsonl and tensorboard/.
 The same command on the same workdir continues where the run stopped, exactly as if it had never stopped.
 Ctrl-C and SIGTERM save, say at which step, and exit with status 0; a second Ctrl-C stops at once.
+Several processes train together where a TPU pod, SLURM, Open MPI, Kubernetes or flags say so, on a workdir that all
+share: --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 Any field of the configuration (s2rm_jax/config.py) can be set by --config.FIELD=VALUE.
 """
 
@@ -15,16 +17,19 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
+from s2rm_jax.parallel import distributed
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
 )
+join_others = distributed.define_flags(FLAGS)
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or to be resumed", flag_values=FLAGS)
 
 
 def main() -> None:
     """Trains as the flags say."""
+    join_others()
     from s2rm_jax.training.loop import train_and_evaluate
 
     assert WORKDIR.value is not None  # required

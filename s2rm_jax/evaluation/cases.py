@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 from s2rm_jax.evaluation.evaluator import Prediction
 
@@ -38,6 +39,16 @@ class Cases:
     def sections(self) -> dict[str, list[Prediction]]:
         """Returns all sections that hold anything."""
         return {name: self[name] for name in SECTIONS if self._kept[name]}
+
+    @classmethod
+    def together(cls, shares: Sequence[Cases]) -> Cases:
+        """Returns what one object would have kept that had looked at the predictions of all `shares`."""
+        whole = cls(shares[0]._count)
+        for share in shares:
+            for section, kept in share._kept.items():
+                for key, prediction in kept.values():
+                    whole._offer(section, key, prediction)
+        return whole
 
     def _offer(self, section: str, key: tuple[float, int], prediction: Prediction) -> None:
         """Keeps the `count` lowest keys, one per picture."""

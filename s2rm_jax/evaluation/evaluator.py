@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
@@ -21,6 +22,8 @@ from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.masks import means_nothing, rasterize
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_batch
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,31 @@ class Evaluator:
 
     Build it once per run and call it with the parameters of the moment. `config.eval.limit` pictures of the source are
     taken (0: all). Calls are free of implicit transfers between host and device.
+
+    Batches are spread over the devices of `mesh`, by default one of this process, on which the parameters must lie; so
+    config.eval.batch_size is rounded up to a multiple of their number. Where they belong to several processes, each
+    prepares and scores its share of the pictures, and all must call.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Tokenizer, config: ConfigDict, protocol: Protocol = ORIGINAL):
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Tokenizer,
+        config: ConfigDict,
+        protocol: Protocol = ORIGINAL,
+        mesh: Mesh | None = None,
+    ):
         self._tokenizer = tokenizer
         self._config = config
         self._protocol = protocol
+        self._mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
+        self._process = distributed.process() if self._mesh.is_multi_process else (0, 1)
 
         def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Answers:
             output: Any = network.apply({"params": params}, images, tokens, token_mask)
             return _Answers(output.logits, output.no_target_logits)
 
-        self._forward = jax.jit(forward)
+        self._forward = jax.jit(forward, out_shardings=batch_sharding(self._mesh))
 
     def __call__(
         self,
@@ -59,18 +75,23 @@ class Evaluator:
         progress: Callable[[int, int], None] | None = None,
         observe: Callable[[Prediction], None] | None = None,
     ) -> Report:
-        """Returns the scores of every sentence of `source`.
+        """Returns the scores of every sentence of `source`, in its order: on every process those of all.
 
-        `progress` hears (batches done, batches in all); `observe` sees every prediction while its masks are at hand.
+        `progress` hears (batches done, batches in all); `observe` sees every prediction of this process while its masks
+        are at hand.
 
         Raises:
             UserError: the source holds no sentence.
         """
-        scores = []
-        for prediction in self.predictions(params, source, progress=progress):
-            scores.append(prediction.score)
-            if observe is not None:
-                observe(prediction)
+        mine: list[list[SentenceScore]] = []  # batch by batch
+        for predictions in self._batches(params, source, progress):
+            mine.append([])
+            for prediction in predictions:
+                mine[-1].append(prediction.score)
+                if observe is not None:
+                    observe(prediction)
+        all_shares = distributed.gather(mine) if self._mesh.is_multi_process else [mine]
+        scores = [score for batch in zip(*all_shares, strict=True) for share in batch for score in share]
         if not scores:
             raise UserError("there is nothing to evaluate: the split has no sentences; check its name and its files")
         return Report(tuple(scores), self._protocol)
@@ -78,14 +99,29 @@ class Evaluator:
     def predictions(
         self, params: Any, source: Source, *, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[Prediction]:
-        """Yields the prediction for every sentence of every example, each exactly once, in the order of the source."""
-        batches = pipeline.eval_batches(source, self._tokenizer, self._config)
+        """Yields the prediction for every sentence of every example, each exactly once, in the order of the source.
+
+        Of several processes, each yields those of its share.
+        """
+        for predictions in self._batches(params, source, progress):
+            yield from predictions
+
+    def _batches(
+        self, params: Any, source: Source, progress: Callable[[int, int], None] | None
+    ) -> Iterator[Iterator[Prediction]]:
+        """Yields the predictions of each batch, to be consumed before the next."""
+        devices, config = self._mesh.size, self._config
+        size = -(-config.eval.batch_size // devices) * devices
+        batches = pipeline.eval_batches(source, self._tokenizer, config, size, self._process)
         for done, (items, answers) in enumerate(self._one_ahead(params, batches), start=1):
-            logits, nothing = jax.device_get(answers)
-            for row, item in enumerate(items):  # the rows after these fill the batch up
-                yield from _score(self._protocol, item, logits[row], None if nothing is None else nothing[row])
+            yield self._scored(items, answers)
             if progress is not None:
                 progress(done, len(batches))
+
+    def _scored(self, items: list[pipeline.EvalItem], answers: _Answers) -> Iterator[Prediction]:
+        logits, nothing = take_batch(answers)
+        for row, item in enumerate(items):  # the rows after these fill the batch up
+            yield from _score(self._protocol, item, logits[row], None if nothing is None else nothing[row])
 
     def _one_ahead(
         self, params: Any, batches: pipeline.EvalBatches
@@ -93,7 +129,7 @@ class Evaluator:
         """Dispatches each batch before the one before it is scored, so that device and host work side by side."""
         waiting = None
         for batch, items in batches:
-            inputs = jax.device_put((batch.images, batch.tokens, batch.token_mask))
+            inputs = put_batch((batch.images, batch.tokens, batch.token_mask), self._mesh)
             answers = self._forward(params, *inputs)
             if waiting is not None:
                 yield waiting

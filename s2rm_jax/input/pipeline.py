@@ -74,7 +74,8 @@ def train_batches(
     """Yields shuffled batches without end; an epoch is what `sampling.rows_of` lists.
 
     `start` is the number of rows (pictures) already seen, over all processes; `process` is (index, count): each process
-    gets its part of every global batch.
+    gets its part of every global batch: consecutive rows, so that put side by side, the parts are the batch that one
+    process would read.
     """
     index, count = process
     if config.batch_size % count:
@@ -82,7 +83,7 @@ def train_batches(
     dataset = grain.MapDataset.source(rows_of(source, config)).seed(config.seed).shuffle().repeat()
     augmentation = build_augmentation(config.input.augment, tokenizer)
     dataset = dataset.random_map(_DrawAndEncode(build_encoder(tokenizer, config), augmentation))
-    dataset = dataset[start:][index::count].batch(config.batch_size // count, drop_remainder=True)
+    dataset = dataset[start:].batch(config.batch_size // count, drop_remainder=True)[index::count]
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     stream = dataset.to_iter_dataset(options)
     if config.input.workers:
@@ -93,7 +94,7 @@ def train_batches(
 
 
 class EvalItem(NamedTuple):
-    """Which expressions of an example fill the rows k = 0 .. number - 1 of one picture in a batch."""
+    """Which expressions of an example fill the rows k = 0 .. number - 1 of one picture in a batch; 0: it fills up."""
 
     example: Example
     first: int
@@ -135,7 +136,8 @@ class _CollateFilled:
         nothing = np.zeros_like(rows[0].valid)
         filler = rows[0]._replace(valid=nothing, has_target=nothing)
         rows += [filler] * (self.batch_size - len(rows))
-        return EvalBatch(Batch(*(np.stack(column) for column in zip(*rows, strict=True))), [item for _, item in pairs])
+        items = [item for _, item in pairs if item.number]
+        return EvalBatch(Batch(*(np.stack(column) for column in zip(*rows, strict=True))), items)
 
 
 @dataclass(frozen=True)
@@ -152,19 +154,33 @@ class EvalBatches:
         return iter(self.dataset.to_iter_dataset(options))
 
 
-def eval_batches(source: Source, tokenizer: Tokenizer, config: ConfigDict) -> EvalBatches:
+def eval_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: ConfigDict,
+    batch_size: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> EvalBatches:
     """Returns the batches of an evaluation over `source`, or over its first config.eval.limit pictures.
 
     A picture with more than K sentences is split into several items, so that every sentence is scored once.
+    `batch_size` is that of all processes together, by default config.eval.batch_size; `process` is (index, count): each
+    process gets consecutive rows of every batch, and all get the same number of batches.
     """
+    index, count = process
+    batch_size = batch_size or config.eval.batch_size
+    if batch_size % count:
+        raise ValueError(f"a batch of {batch_size} does not fall into {count} equal parts")
     pictures = min(len(source), config.eval.limit or len(source))
     encoder = build_encoder(tokenizer, config, config.eval.expressions_per_image)
     spans = []
-    for index in range(pictures):
-        total = source.expression_count(index)
+    for picture in range(pictures):
+        total = source.expression_count(picture)
         spans += [
-            (index, first, min(encoder.expressions, total - first)) for first in range(0, total, encoder.expressions)
+            (picture, first, min(encoder.expressions, total - first)) for first in range(0, total, encoder.expressions)
         ]
-    items = _EvalItems(source, encoder, tuple(spans))
-    size = config.eval.batch_size
-    return EvalBatches(grain.MapDataset.source(items).batch(size, drop_remainder=False, batch_fn=_CollateFilled(size)))
+    share = batch_size // count
+    while count > 1 and spans and -(-len(spans) // share) % count:
+        spans.append((spans[0][0], 0, 0))  # so that the last batch has rows for every process
+    items = grain.MapDataset.source(_EvalItems(source, encoder, tuple(spans)))
+    return EvalBatches(items.batch(share, drop_remainder=False, batch_fn=_CollateFilled(share))[index::count])

@@ -58,4 +58,15 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Copies this process's part of a batch (a tree of NumPy arrays, pictures first) to the devices of the mesh."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    with jax.transfer_guard_host_to_device("allow"):  # of several processes, JAX counts this as an implicit transfer
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def take_batch(batch: Any) -> Any:
+    """Copies this process's part of a batch back from the devices: undoes `put_batch`."""
+
+    def rows(array: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate(jax.device_get([parts[first] for first in sorted(parts)]))
+
+    return jax.tree.map(rows, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from orbax.checkpoint import checkpoint_managers
 
 import s2rm_jax
 from s2rm_jax.errors import UserError
+from s2rm_jax.parallel import distributed
 from s2rm_jax.training.run_config import CONFIG_FILE, load_config
 from s2rm_jax.training.state import TrainState
 
 CHECKPOINT_DIRECTORY = "checkpoints"
+_REPLACED = ".replaced"  # behind the name of a checkpoint that is being deleted
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run, in <workdir>/checkpoints/<step>/{state, data, meta}.
 
-    A checkpoint appears whole or not at all: one that was being written when the process died is ignored.
+    A checkpoint appears whole or not at all: one that was being written when the process died is ignored. Of several
+    processes each writes what of the state lies on its devices, and all must call: any number of processes and devices
+    may restore it.
     """
 
     def __init__(self, workdir: Path, every: int, metric: str):
@@ -66,6 +71,8 @@ class Checkpoints:
             self._directory.absolute(), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
         )
         self._scores = _scores(self._manager, metric)
+        if distributed.is_first():
+            self._clear_replaced()  # of a process that was killed while it did so
 
     @property
     def latest_step(self) -> int | None:
@@ -90,7 +97,7 @@ class Checkpoints:
     def _save(self, checkpoint: Checkpoint, config: ConfigDict) -> None:
         if checkpoint.step in self._manager.all_steps():
             self._manager.wait_until_finished()
-            self._manager.delete(checkpoint.step)
+            self._delete(checkpoint.step)
         if checkpoint.metrics:
             self._scores[checkpoint.step] = checkpoint.metrics[self._metric]
         best_score = max(self._scores.values(), default=None)
@@ -105,6 +112,18 @@ class Checkpoints:
             metrics=checkpoint.metrics or {},
             force=True,  # the loop has asked `due`, and saves at other steps too: the last, an evaluation, a stop
         )
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint, at no moment of which what is left of it may be taken for whole."""
+        if distributed.is_first():
+            (self._directory / str(step)).rename(self._directory / f"{step}{_REPLACED}")
+            self._clear_replaced()
+        distributed.gather(None)
+        self._manager.reload()
+
+    def _clear_replaced(self) -> None:
+        for path in self._directory.glob(f"*{_REPLACED}"):
+            shutil.rmtree(path)
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -127,16 +146,24 @@ class Checkpoints:
             items = self._manager.restore(step, args=args)
         return Checkpoint(step, items.state, items.data["examples_seen"], self._manager.metrics(step) or None)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk."""
+        with _writing(self._directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk, and lets go of the directory."""
         with _writing(self._directory):
             self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Of several processes, one that fails must not wait here for the others, which may be waiting for it elsewhere.
+        # Where all stop at once, they have called `wait` before.
+        if kind is None or distributed.is_alone():
+            self.close()
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -144,7 +171,12 @@ def has_checkpoint(workdir: Path) -> bool:
     return any(path.name.isdigit() for path in (workdir / CHECKPOINT_DIRECTORY).glob("[0-9]*"))
 
 
-def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best", expected: Any | None = None) -> Any:
+def restore_params(
+    workdir: str | Path,
+    which: Literal["best", "latest"] = "best",
+    expected: Any | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Any:
     """Returns the parameters of a run for evaluation and prediction: the averaged ones where the run kept an average.
 
     Only they are read, not the rest of the state. "best" means by config.eval.metric of the run, and the latest where
@@ -154,6 +186,7 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
         workdir: of the run.
         which: "best" or "latest".
         expected: the parameters of the network to be filled, or their shapes (`state.parameter_shapes`), to be checked.
+        sharding: where each parameter goes, by default whole to one device of this process.
 
     Raises:
         UserError: there is no run or no checkpoint in `workdir`, or it is of another architecture than `expected`.
@@ -175,7 +208,7 @@ def restore_params(workdir: str | Path, which: Literal["best", "latest"] = "best
             if expected is not None:
                 _require_same_parameters(tree[name], expected, directory / str(step))
             # One device, whatever the run was trained on: the devices it used may not exist here.
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
             restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
@@ -188,6 +221,8 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # of the system, of TensorStore, of Orbax's threads
+        if distributed.lost_another(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"a checkpoint cannot be written to {directory} ({reason}): make room there and run the command again."
@@ -202,6 +237,8 @@ def _reading(manager: ocp.CheckpointManager, step: int, directory: Path) -> Iter
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds, none of which a person can act on
+        if distributed.lost_another(error):
+            raise
         others = sorted(set(manager.all_steps()) - {step})
         advice = f"delete it to go on from step {others[-1]}" if others else "there is no other, train again"
         raise UserError(

@@ -23,6 +23,7 @@ from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
+from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
@@ -83,15 +84,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     else:
         find_pretrained(config)  # so that a wrong path costs nobody the reading of the data
     config = _with_vocabulary(config, workdir)
-    parts = assemble(config)
+    parts = assemble(config, mesh)
     if config.steps == 0:
         config = copy.deepcopy(config)
         config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
     return run(config, workdir, parts, mesh)
 
 
-def assemble(config: ConfigDict) -> Parts:
-    """Builds the network and its input as `config` says.
+def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
+    """Builds the network and its input as `config` says; the evaluation runs on the devices of `mesh`.
 
     Raises:
         UserError: the data is not there, or does not fit the configuration.
@@ -108,14 +109,16 @@ def assemble(config: ConfigDict) -> Parts:
     evaluate = None
     if config.eval.every:
         held_out = sources.build_source(config.input.source, config.eval.split)
-        evaluator = Evaluator(network, tokenizer, config, protocol_named(config.eval.protocol))
+        evaluator = Evaluator(network, tokenizer, config, protocol_named(config.eval.protocol), mesh)
 
         def evaluate(params: Any, progress: BatchProgress) -> dict[str, float]:
             return evaluator(params, held_out, progress=progress).metrics
 
     return Parts(
         network,
-        lambda examples_seen: pipeline.train_batches(source, tokenizer, config, start=examples_seen),
+        lambda examples_seen: pipeline.train_batches(
+            source, tokenizer, config, start=examples_seen, process=distributed.process()
+        ),
         evaluate,
         tokenizer.save,
         sampling.epoch_size(source, config),
@@ -135,7 +138,7 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
-            f"{counted(config.batch_size, 'picture')} a step, {mesh.size} x {mesh.devices.flat[0].device_kind}. "
+            f"{counted(config.batch_size, 'picture')} a step, {_describe(mesh)}. "
             f"{_describe_epoch(config, parts.epoch)}The first step takes longer: it is compiled.\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
@@ -181,12 +184,14 @@ class _Loop:
                     self._say_finished(evaluation, time.perf_counter() - clock, step - begin.step)
                     return evaluation or trained
                 if self.stop.signum:
+                    self.checkpoints.wait()
                     raise Interrupted(self._stopped(step), self.stop.signum)
 
             with jax.transfer_guard("disallow"):
                 with progress.waiting_for_input():
                     batch = next(batches)
                 state, metrics = self.train_step(state, put_batch(batch, self.mesh))
+                self.stop.exchange()
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
                 # Read one step late: while the host waits for the step before, the devices have this one to work on.
                 if running:
@@ -205,6 +210,7 @@ class _Loop:
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self.checkpoints.wait()
             good = self.checkpoints.latest_step
             kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is sound and kept"
             raise UserError(
@@ -227,6 +233,7 @@ class _Loop:
         assert self.parts.evaluate is not None
 
         def break_off_if_asked() -> None:
+            self.stop.exchange(wait=True)
             if self.stop.signum:
                 raise _EvaluationStopped
 
@@ -290,17 +297,31 @@ def _with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoints:
     """Opens the checkpoints of a new or an old run and leaves config.json and vocab.txt beside them."""
+    writes = distributed.is_first()
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if writes:
+            workdir.mkdir(parents=True, exist_ok=True)
+        shared = "must be one folder that all processes share"
+        distributed.require_everywhere(workdir.is_dir, f"--workdir {workdir} {shared}.")
         checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
-        if checkpoints.latest_step is None:  # nothing depends yet on what lies there
-            parts.save_vocab(workdir / VOCAB_FILE)
-        else:
+        step = checkpoints.latest_step
+        if distributed.gather(step) != [step] * distributed.process()[1]:
+            raise UserError(f"--workdir {workdir} {shared}, but they see different checkpoints there.")
+        if step is not None:
             require_same_config(workdir, config)
-        save_config(workdir, config)
+        elif writes:  # nothing depends yet on what lies there
+            parts.save_vocab(workdir / VOCAB_FILE)
+        if writes:
+            save_config(workdir, config)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
     return checkpoints
+
+
+def _describe(mesh: Mesh) -> str:
+    processes = distributed.process()[1]
+    several = f" of {processes} processes" if processes > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{several}"
 
 
 def _describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:

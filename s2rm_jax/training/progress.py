@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from s2rm_jax.parallel import distributed
+
 
 def say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(line, flush=True)
+    """Prints a line at once, also into a pipe; of several processes, the first speaks for all."""
+    if distributed.is_first():
+        print(line, flush=True)
 
 
 def counted(number: int, thing: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from s2rm_jax.parallel import distributed
+
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
 
@@ -15,10 +17,13 @@ class MetricsWriter:
     """Appends metrics to <workdir>/metrics.jsonl, one JSON object a line, and to <workdir>/tensorboard.
 
     A run that goes on from `step` first takes back what an earlier life of it wrote about later steps, so that no step
-    is told twice. Use it as a context manager, or `close()` it.
+    is told twice. Use it as a context manager, or `close()` it. Of several processes, the first writes for all.
     """
 
     def __init__(self, workdir: Path, step: int = 0):
+        self._writes = distributed.is_first()
+        if not self._writes:
+            return
         from tensorboardX import SummaryWriter
 
         path = workdir / METRICS_FILE
@@ -28,6 +33,8 @@ class MetricsWriter:
 
     def write(self, step: int, part: str, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of `part` ("train", "val", ...) at `step`."""
+        if not self._writes:
+            return
         values = {f"{part}/{name}": float(value) for name, value in metrics.items()}
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
@@ -36,6 +43,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files."""
+        if not self._writes:
+            return
         self._lines.close()
         self._tensorboard.close()
 

@@ -103,8 +103,7 @@ def test_processes_share_the_same_global_batches():
     parts = [first_batches(5, process=(index, 2)) for index in range(2)]
     for whole, *shares in zip(together, *parts, strict=True):
         for name in Batch._fields:
-            interleaved = np.stack([getattr(share, name) for share in shares], axis=1)
-            np.testing.assert_array_equal(interleaved.reshape(getattr(whole, name).shape), getattr(whole, name))
+            np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shares]), getattr(whole, name))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
@@ -176,8 +175,8 @@ def test_augmented_views_are_a_function_of_seed_and_position():
     assert_same(straight[2:], first_batches(4, config=config, start=8))
     parts = [first_batches(6, config=config, process=(index, 2)) for index in range(2)]
     for whole, *shares in zip(straight, *parts, strict=True):
-        np.testing.assert_array_equal(whole.images[0::2], shares[0].images)
-        np.testing.assert_array_equal(whole.tokens[1::2], shares[1].tokens)
+        np.testing.assert_array_equal(whole.images[:2], shares[0].images)
+        np.testing.assert_array_equal(whole.tokens[2:], shares[1].tokens)
     plain = first_batches(6)
     for a, b in zip(straight, plain, strict=True):  # which pictures and how many sentences come is not changed
         assert (a.images != b.images).any() and (a.tokens != b.tokens).any()
@@ -251,6 +250,25 @@ def test_what_is_wrong_with_an_expression_names_it():
     batches = eval_batches(source, build_tokenizer(small_config(), source), small_config())
     with pytest.raises(UserError, match=r"expression 7-0: .*has no words"):
         next(iter(batches))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_share_an_evaluation(count):
+    """10 parts of pictures in batches of 8: whatever the number of processes, each part once, and as many batches."""
+    config, source = small_config(), Pictures()
+    tokenizer = build_tokenizer(config, source)
+    straight = [item for _, items in eval_batches(source, tokenizer, config) for item in items]
+    parts = [list(eval_batches(source, tokenizer, config, 8, (index, count))) for index in range(count)]
+    assert [len(part) for part in parts] == [-(-len(straight) // 8)] * count
+    assert all(batch.images.shape[0] == 8 // count for part in parts for batch, _ in part)
+    together = [item for shares in zip(*parts, strict=True) for _, items in shares for item in items]
+    assert [(i.example.id, i.first, i.number) for i in together] == [
+        (i.example.id, i.first, i.number) for i in straight
+    ]
+    for part in parts:
+        for batch, items in part:
+            assert batch.valid.sum(1).tolist()[: len(items)] == [item.number for item in items]
+            assert not batch.valid[len(items) :].any()
 
 
 def test_a_batch_must_divide_over_processes():

@@ -36,12 +36,13 @@ class StandIn(nn.Module):
     dropout_rate: float = 0.0
     judges: bool = False
     width: int = 6
+    words: int = WORDS
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images, tokens, token_mask, train=False):
         pixels = nn.tanh(nn.Dense(self.width, name="vision", dtype=self.dtype)(images))
-        words = nn.Embed(WORDS, self.width, name="text", dtype=self.dtype)(tokens) * token_mask[..., None]
+        words = nn.Embed(self.words, self.width, name="text", dtype=self.dtype)(tokens) * token_mask[..., None]
         words = nn.LayerNorm(name="norm", dtype=self.dtype)(words.sum(-2))
         words = nn.Dropout(self.dropout_rate, deterministic=not train)(words)
         logits = jnp.einsum("bhwc,bkc->bkhw", pixels, nn.Dense(self.width, name="head", dtype=self.dtype)(words))

@@ -1,0 +1,113 @@
+"""Starts N processes of one command that train together on the CPU, and hears what they say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 120  # seconds; only reached if something hangs
+
+
+class Processes:
+    """Some processes, each with so many devices. Use it as a context manager: what still runs at the end is killed."""
+
+    def __init__(
+        self,
+        count: int,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        devices: int = 1,
+        join_timeout: int = 60,
+    ):
+        port = free_port()
+        self.running = []
+        for index in range(count):
+            several = {
+                "S2RM_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "S2RM_NUM_PROCESSES": str(count),
+                "S2RM_PROCESS_ID": str(index),
+            }
+            mine = {
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                **(several if count > 1 else {}),
+            }
+            self.running.append(_Running([sys.executable, *arguments], {**os.environ, **environment, **mine}))
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running:
+            process.end()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Waits until something has happened, while all go on."""
+        end = time.monotonic() + TIMEOUT
+        while not condition():
+            for process in self.running:
+                assert process.status() is None, process.said()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def signal(self, index: int, signum: signal.Signals) -> None:
+        """Sends a signal to one of them."""
+        self.running[index].popen.send_signal(signum)
+
+    def finish(self) -> list[tuple[int, str, str]]:
+        """Waits for the end of all; returns of each (status, what it printed, what it complained of)."""
+        return [process.finish() for process in self.running]
+
+    def succeed(self) -> list[str]:
+        """Waits for the end of all, which must be a good one; returns what each printed."""
+        ended = self.finish()
+        assert [status for status, _, _ in ended] == [0] * len(ended), "\n".join(err for _, _, err in ended)
+        return [out for _, out, _ in ended]
+
+
+class _Running:
+    """A process whose pipes are read while it runs, so that it never waits for a reader."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.popen = subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes)
+        self._said: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._readers = [threading.Thread(target=self._read, args=(name,)) for name in self._said]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str) -> None:
+        with getattr(self.popen, name) as stream:
+            self._said[name].extend(stream)
+
+    def status(self) -> int | None:
+        return self.popen.poll()
+
+    def said(self) -> str:
+        return "".join(self._said["stdout"] + self._said["stderr"])
+
+    def finish(self) -> tuple[int, str, str]:
+        status = self.popen.wait(TIMEOUT)
+        for reader in self._readers:
+            reader.join(TIMEOUT)
+        return status, "".join(self._said["stdout"]), "".join(self._said["stderr"])
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.finish()
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,205 @@
+"""Several processes on the CPU train, evaluate, save, stop and die as one would: small network, the rest is real."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+CONFIG = '''
+"""Scenes as small as they come."""
+from ml_collections import ConfigDict
+from s2rm_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.steps, config.batch_size = 12, 8
+    config.log_every, config.checkpoint_every = 1, 4
+    config.eval.update({"every": 12, "limit": 7, "batch_size": 4})
+    config.input.source = ConfigDict({"name": "synthetic", "image_size": (48, 64), "expressions_per_scene": 3})
+    config.input.image_size = (16, 16)
+    config.input.expressions_per_image = 2
+    config.input.augment.flip = 0.5
+    config.text.update({"vocab_size": 128, "max_tokens": 18})
+    config.optimizer.update({"ema_decay": 0.9, "clip_norm": 1.0, "learning_rate": 0.01})
+    return config
+'''
+STEPS, EVERY = 12, 4
+DOORS = Path(__file__).with_name("small_doors.py")
+NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # how lines of JAX's own begin
+
+
+@pytest.fixture(scope="module")
+def start(processes, tmp_path_factory):
+    """Starts so many processes of a door, each with so many devices, on a workdir."""
+    shared = tmp_path_factory.mktemp("shared")
+    (shared / "small.py").write_text(CONFIG)
+    environment = {
+        "PYTHONPATH": str(processes.ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(workdir, count, devices=1, *, door="train", arguments=(), **variables):
+        configured = [f"--config={shared / 'small.py'}"] if door == "train" else []
+        command = [str(DOORS), door, f"--workdir={workdir}", *configured, *arguments]
+        return processes.Processes(count, command, environment | variables, devices)
+
+    return start
+
+
+def trace(workdir):
+    """Of each step what was measured while training, but for what depends on the clock."""
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    of_the_clock = ("_per_second", "waiting_for_input")
+    return {
+        line["step"]: {name: value for name, value in line.items() if not name.endswith(of_the_clock)}
+        for line in lines
+        if "train/loss" in line
+    }
+
+
+def assert_same_trace(workdir, other, steps=range(1, STEPS + 1)):
+    found, expected = trace(workdir), trace(other)
+    assert set(steps) <= found.keys() and set(steps) <= expected.keys()
+    for step in steps:
+        assert found[step] == pytest.approx(expected[step], rel=1e-5), step
+
+
+def saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def own_lines(text):
+    return [line for line in text.splitlines() if line and not line.startswith(NOT_OURS)]
+
+
+@pytest.fixture(scope="module")
+def straight(start, tmp_path_factory):
+    """The workdir of one process with eight devices that ran through."""
+    workdir = tmp_path_factory.mktemp("straight")
+    with start(workdir, 1, 8) as running:
+        running.succeed()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(start, tmp_path_factory):
+    """The workdir of two processes that were stopped by a SIGTERM to one, and again by a Ctrl-C to the other."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    steps = []
+    for index, signum in ((1, signal.SIGTERM), (0, signal.SIGINT)):
+        begin = max(steps, default=0)
+        with start(workdir, 2, SECONDS_PER_BATCH="0.5") as running:
+            running.wait_for(lambda begin=begin: max(trace(workdir), default=0) > begin)
+            running.signal(index, signum)
+            ended = running.finish()
+        said = [[line for line in err.splitlines() if line.startswith("Stopped after step")] for _, _, err in ended]
+        assert [status for status, _, _ in ended] == [0, 0], ended
+        assert len(said[0]) == 1 and said[0] == said[1]  # the same step
+        assert all("Traceback" not in err for _, _, err in ended)
+        steps.append(int(said[0][0].split()[3]))
+        assert steps[-1] == max(saved(workdir))
+    assert 1 <= steps[0] < steps[1] < STEPS
+    return workdir
+
+
+@pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 4), (4, 1, 1)])
+def test_several_processes_give_the_trace_of_one(start, straight, tmp_path, count, devices, fsdp):
+    with start(tmp_path, count, devices, arguments=[f"--config.mesh.fsdp={fsdp}"]) as running:
+        first, *others = running.succeed()
+    assert_same_trace(tmp_path, straight)
+    assert f"{count * devices} x cpu of {count} processes" in first
+    assert "Trained 12 steps" in first
+    assert [line for out in others for line in own_lines(out)] == []  # one speaks for all
+    assert saved(tmp_path) == saved(straight) == [8, 12]
+
+
+def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path):
+    """7 pictures in 14 parts, in batches of 4 and 8, divide by nothing."""
+    outputs = []
+    for count, devices in ((1, 1), (2, 2), (4, 1)):
+        out = tmp_path / str(count)
+        flags = (f"--out={out}", "--limit=7", "--gallery=2")
+        with start(straight, count, devices, door="evaluate", arguments=flags) as running:
+            first, *others = running.succeed()
+        assert "over 21 sentences of val" in first
+        assert [line for said in others for line in own_lines(said)] == []
+        outputs.append(out)
+    one, *several = outputs
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
+    assert "sentences.csv" in names and "metrics.json" in names and len([n for n in names if "gallery" in n]) >= 4
+    rows = (one / "sentences.csv").read_text().splitlines()
+    assert len(rows) == 1 + 21
+    for other in several:
+        assert sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()) == names
+        assert (other / "sentences.csv").read_text().splitlines() == rows
+        assert (other / "metrics.json").read_text() == (one / "metrics.json").read_text()
+        assert (other / "table.md").read_text() == (one / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("count", "devices"), [(1, 1), (4, 1)])
+def test_what_two_processes_saved_others_continue(start, straight, stopped, tmp_path, count, devices):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    with start(workdir, count, devices) as running:
+        first = running.succeed()[0]
+    assert own_lines(first)[0].startswith(f"Continuing in {workdir} from step {max(saved(stopped))} of 12")
+    assert_same_trace(workdir, straight)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (4, 1), (1, 4)])
+def test_what_one_process_with_eight_devices_saved_others_continue(start, straight, tmp_path, count, devices):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    with start(workdir, count, devices) as running:
+        first = running.succeed()[0]
+    assert own_lines(first)[0].startswith(f"Continuing in {workdir} from step 8 of 12")
+    assert_same_trace(workdir, straight)
+
+
+def test_when_one_is_killed_the_other_says_so_and_the_next_start_continues(start, straight, tmp_path):
+    begins = []
+    for victim, after in ((1, 5), (0, 9)):
+        survivor = 1 - victim
+        with start(tmp_path, 2, SECONDS_PER_BATCH="0.3") as running:
+            running.wait_for(lambda after=after: max(trace(tmp_path), default=0) >= after)
+            running.wait_for(lambda after=after: max(saved(tmp_path), default=0) >= after // EVERY * EVERY)
+            running.signal(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            ended = running.finish()
+            assert time.monotonic() - killed < 60
+        status, _, err = ended[survivor]
+        assert ended[victim][0] == -signal.SIGKILL and status != 0
+        assert "another process of this run has ended" in err or "another task died" in err
+        begins.append(max(saved(tmp_path)))
+    with start(tmp_path, 2) as running:
+        first = running.succeed()[0]
+    assert begins == [4, 8]
+    assert own_lines(first)[0].startswith(f"Continuing in {tmp_path} from step 8 of 12")
+    assert_same_trace(tmp_path, straight)
+
+
+@pytest.mark.parametrize(("index", "reason"), [(0, "not all processes came"), (1, "coordinator could not be reached")])
+def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
+    flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
+    address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"
+    command = [str(DOORS), "train", f"--workdir={tmp_path}", address, *flags]
+    with processes.Processes(1, command, {"PYTHONPATH": str(processes.ROOT)}) as running:
+        ((status, _, err),) = running.finish()
+    assert status == 2
+    (line,) = own_lines(err)
+    assert line.startswith(f"error: process {index} of 2 (") and reason in line and line.endswith("(--join_timeout).")
+
+
+def test_an_error_in_one_process_ends_both(start, tmp_path):
+    with start(tmp_path, 2, FAIL_AT="3", FAILS="1") as running:
+        (first, _, said), (second, _, traceback) = running.finish()
+    assert second == 1 and "OSError: the disk is gone" in traceback
+    assert first == 3 or "another task died" in said
+    assert os.listdir(tmp_path / "checkpoints") == []

@@ -1,0 +1,24 @@
+"""kill -9 at any moment of a save: what is taken for a checkpoint is whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LIVES = 50
+
+
+def test_no_moment_of_a_save_leaves_half_a_checkpoint(tmp_path):
+    program = Path(__file__).with_name("save_and_die.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), str(LIVES), "7"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(program.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cut_short, last_step = map(int, done.stdout.split())
+    assert cut_short >= LIVES // 3  # most died within a save
+    assert last_step >= LIVES // 4  # and yet the run went on
