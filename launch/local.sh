@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Trains with N processes on this machine: the first argument is N, the others go to s2rm_jax.train.
+#
+#     launch/local.sh 2 --config configs/synthetic.py --workdir runs/two
+#
+# One process drives all GPUs of a machine, so several are needed only to try out what happens on several hosts, or where
+# one GPU each is faster. With GPUs each process gets its own; JAX_PLATFORMS=cpu leaves them alone.
+# Every line is printed with the number of its process. Ctrl-C and SIGTERM are passed on: the run saves and ends, and a
+# second Ctrl-C ends it at once. The exit status is the highest of the processes.
+#
+# Needs: bash >= 4.4. Variables: PYTHON (python), S2RM_COORDINATOR_ADDRESS (a free port of this machine).
+set -uo pipefail
+
+if [[ ! ${1-} =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: the first argument must be the number of processes: launch/local.sh 2 --config ... --workdir ..." >&2
+  exit 2
+fi
+processes=$1
+shift
+python=${PYTHON:-python}
+
+gpus=()
+if [[ ${JAX_PLATFORMS-} != cpu ]] && command -v nvidia-smi >/dev/null; then
+  if [[ -n ${CUDA_VISIBLE_DEVICES-} ]]; then
+    IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+  else
+    mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+  fi
+  if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)); then
+    echo "error: $processes processes need a GPU each and there are ${#gpus[@]}; JAX_PLATFORMS=cpu uses none." >&2
+    exit 2
+  fi
+fi
+
+free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+export S2RM_COORDINATOR_ADDRESS=${S2RM_COORDINATOR_ADDRESS:-127.0.0.1:$("$python" -c "$free_port")}
+export S2RM_NUM_PROCESSES=$processes
+
+# Prints what a process says until it ends, also after a Ctrl-C, which the terminal sends to everything.
+label() {
+  trap '' INT TERM
+  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
+}
+
+# Job control gives each process a group of its own: else the terminal would send it a Ctrl-C beside the one from here.
+set -m
+running=() labels=()
+for ((index = 0; index < processes; index++)); do
+  exec {output}> >(label "$index")
+  labels+=($!)
+  ((${#gpus[@]})) && export CUDA_VISIBLE_DEVICES=${gpus[index]}
+  S2RM_PROCESS_ID=$index "$python" -m s2rm_jax.train "$@" </dev/null >&"$output" 2>&1 &
+  running+=($!)
+  exec {output}>&-
+done
+
+pass_on() {
+  interrupted=yes
+  kill -s "$1" "${running[@]}" 2>/dev/null
+}
+trap 'pass_on INT' INT
+trap 'pass_on TERM' TERM
+
+worst=0
+for process in "${running[@]}"; do
+  interrupted=yes
+  while [[ $interrupted ]]; do # a signal ends `wait` before the process has ended
+    interrupted=
+    wait "$process"
+    status=$?
+  done
+  ((status > worst)) && worst=$status
+done
+wait "${labels[@]}"
+exit "$worst"

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Runs a command beside a SLURM cluster of one node, this machine, and takes the cluster down when the command ends.
+#
+#     tests/launch/slurm_on_one_machine.sh bash     # then: sinfo, srun, sbatch launch/slurm.sbatch ...
+#
+# The cluster lives in a temporary directory: its own key, its own ports, nothing left behind, no service touched.
+# The command finds SLURM_CONF in its environment. The node is called localhost and pretends to have 8 CPUs.
+#
+# Needs: apt-get install slurm-wlm munge; root. Exit status: that of the command, or 1 with what the daemons logged.
+set -euo pipefail
+
+cluster=$(mktemp -d)
+started=()
+
+take_down() {
+  status=$?
+  trap '' INT TERM
+  [[ -e $cluster/slurm.conf ]] && scancel --user "$(id -un)" --full 2>/dev/null && sleep 0.5 # srun and tasks end first
+  ((${#started[@]})) && kill "${started[@]}" 2>/dev/null
+  for daemon in "${started[@]}"; do wait "$daemon" || true; done
+  rm -rf "$cluster"
+  exit "$status"
+}
+trap take_down EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+fail() {
+  echo "error: $1; what the daemons said:" >&2
+  tail -n 20 "$cluster"/*.log >&2
+  exit 1
+}
+
+within_20_seconds() {
+  for _ in {1..100}; do
+    "$@" >/dev/null 2>&1 && return
+    sleep 0.2
+  done
+  fail "'$*' did not succeed within 20 s"
+}
+
+free_ports='import socket; all = [socket.socket() for _ in range(2)]; [s.bind(("", 0)) for s in all]'
+free_ports+='; print(*(s.getsockname()[1] for s in all))'
+read -r controller_port node_port < <(python3 -c "$free_ports")
+
+umask 022
+chmod 755 "$cluster" # munged refuses a socket in a directory that nobody else can enter
+head -c 128 /dev/urandom >"$cluster/munge.key"
+chmod 400 "$cluster/munge.key"
+cat >"$cluster/slurm.conf" <<END
+ClusterName=test
+SlurmctldHost=$(hostname)(127.0.0.1)
+SlurmctldPort=$controller_port
+SlurmdPort=$node_port
+SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
+AuthType=auth/munge
+# A job that is put back waits this long before it starts again; SLURM's own default is 120 seconds.
+AuthInfo=socket=$cluster/munge.socket,cred_expire=2
+StateSaveLocation=$cluster/controller
+SlurmdSpoolDir=$cluster/node
+SlurmctldPidFile=$cluster/slurmctld.pid
+SlurmdPidFile=$cluster/slurmd.pid
+# What needs no cgroups and no root namespaces:
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1
+ReturnToService=2
+KillWait=5
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+END
+mkdir "$cluster/controller" "$cluster/node"
+export SLURM_CONF=$cluster/slurm.conf
+
+munged --foreground --num-threads=2 --key-file="$cluster/munge.key" --socket="$cluster/munge.socket" \
+  --pid-file="$cluster/munge.pid" --log-file="$cluster/munge.log" --seed-file="$cluster/munge.seed" 2>>"$cluster/munge.log" &
+started+=($!)
+within_20_seconds munge --socket="$cluster/munge.socket" --no-input
+slurmctld -D -c >"$cluster/slurmctld.log" 2>&1 &
+started+=($!)
+slurmd -D -N localhost >"$cluster/slurmd.log" 2>&1 &
+started+=($!)
+within_20_seconds srun --time=1 true
+
+"$@"
