@@ -4,7 +4,7 @@
 #     tests/launch/slurm_on_one_machine.sh bash     # then: sinfo, srun, sbatch launch/slurm.sbatch ...
 #
 # The cluster lives in a temporary directory: its own key, its own ports, nothing left behind, no service touched.
-# The command finds SLURM_CONF in its environment. The node is called localhost and pretends to have 8 CPUs.
+# The command finds SLURM_CONF in its environment. The node is called localhost and pretends to have 16 CPUs.
 #
 # Needs: apt-get install slurm-wlm munge; root. Exit status: that of the command, or 1 with what the daemons logged.
 set -euo pipefail
@@ -73,7 +73,7 @@ SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1
 ReturnToService=2
 KillWait=5
-NodeName=localhost NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=16 State=UNKNOWN
 PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 END
 mkdir "$cluster/controller" "$cluster/node"

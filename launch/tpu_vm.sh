@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of Google Cloud, on all its hosts: makes it where there is none, installs, runs, and starts again.
+#
+#     TPU=s2rm ZONE=us-west4-a TYPE=v5litepod-16 launch/tpu_vm.sh \
+#         --config configs/refcoco.py --workdir gs://BUCKET/runs/refcoco --config.input.source.root=/mnt/refer
+#
+# The arguments go to s2rm_jax.train, which finds the other hosts by the slice's own metadata. The workdir must be a place
+# that all hosts see and that outlives them, such as a bucket; data and weights must be at the same path on every host.
+# A slice that was preempted is made anew and the run continues from its last checkpoint, up to TRIES times.
+# Run it where it can stay: in tmux on a small machine. When it is started again, it first stops what still trains there.
+# It never deletes a slice that works: gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
+#
+# Needs: gcloud with a project and quota, an SSH key for it, this environment (it builds the wheel).
+# Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), TRIES (20), PYTHON (python).
+set -uo pipefail
+
+: "${TPU:?the name of the slice, such as s2rm}" "${ZONE:?such as us-west4-a}" "${TYPE:?such as v5litepod-16}"
+tries=${TRIES:-20}
+cd "$(dirname "$0")/.." || exit
+
+tpu_vm() { # COMMAND ARGUMENTS...
+  gcloud compute tpus tpu-vm "$1" --zone="$ZONE" "${@:2}"
+}
+
+make_slice() {
+  local state
+  state=$(tpu_vm describe "$TPU" --format='value(state)' 2>/dev/null) || state=
+  [[ $state == READY ]] && return
+  [[ -z $state ]] || tpu_vm delete "$TPU" --quiet || return
+  # shellcheck disable=SC2086  # CREATE_FLAGS may hold several
+  tpu_vm create "$TPU" --accelerator-type="$TYPE" --version="${RUNTIME:-v2-alpha-tpuv5-lite}" ${CREATE_FLAGS-}
+}
+
+# On every host: an own Python 3.12, since the image's is older than this needs, with the wheel.
+install() {
+  tpu_vm ssh "$TPU" --worker=all --command="$stop_what_runs && rm -rf s2rm && mkdir s2rm" &&
+    tpu_vm scp --recurse "$wheel" configs launch/stopped_is_failed.sh "$TPU:s2rm/" --worker=all &&
+    tpu_vm ssh "$TPU" --worker=all --command="python3 -m pip install --quiet --user uv &&
+      python3 -m uv venv --quiet --clear --python 3.12 venv &&
+      python3 -m uv pip install --quiet --python venv/bin/python 's2rm/$(basename "$wheel")[tpu]'"
+}
+
+# A connection that broke leaves the run behind it going.
+stop_what_runs='if [ -e train.pid ] && kill -TERM $(cat train.pid) 2>/dev/null; then
+  while kill -0 $(cat train.pid) 2>/dev/null; do sleep 1; done; fi'
+
+train() {
+  tpu_vm ssh "$TPU" --worker=all --command="
+    cd s2rm && echo \$\$ > ../train.pid
+    exec ./stopped_is_failed.sh ../venv/bin/python -m s2rm_jax.train ${arguments[*]@Q}"
+}
+
+arguments=("$@")
+built=$(mktemp -d)
+trap 'rm -rf "$built"' EXIT
+"${PYTHON:-python}" -m pip wheel --quiet --no-deps --wheel-dir "$built" . || exit
+wheel=$(echo "$built"/*.whl)
+
+for ((try = 1; try <= tries; try++)); do
+  status=0
+  make_slice && install && train || status=$?
+  case $status in 0 | 2) exit "$status" ;; esac # done, or something that trying again does not put right
+  echo "try $try of $tries ended with an error; the next begins in a minute" >&2
+  sleep "${PAUSE:-60}"
+done
+exit 1
