@@ -55,8 +55,8 @@ SlurmdPort=$node_port
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
-# A job that is put back waits this long before it starts again; SLURM's own default is 120 seconds.
-AuthInfo=socket=$cluster/munge.socket,cred_expire=2
+# A job that is put back waits this long before it starts again; SLURM itself takes 120 seconds, and 5 at least.
+AuthInfo=socket=$cluster/munge.socket,cred_expire=5
 StateSaveLocation=$cluster/controller
 SlurmdSpoolDir=$cluster/node
 SlurmctldPidFile=$cluster/slurmctld.pid

@@ -1,0 +1,90 @@
+"""Two processes that launch/local.sh or SLURM starts train as one does; SLURM stops, puts back and continues."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = Path(__file__).with_name("slurm_on_one_machine.sh")
+TIMEOUT = 120  # seconds; only reached if something hangs
+
+
+@pytest.fixture(scope="module")
+def train_here(small_training):
+    """Trains with so many processes by launch/local.sh; returns what they said."""
+    environment, config = small_training
+
+    def train(processes, workdir, *arguments):
+        command = ["launch/local.sh", str(processes), f"--config={config}", f"--workdir={workdir}", *arguments]
+        ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout.splitlines()
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def one_process(train_here, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one_process")
+    train_here(1, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def cluster(small_training):
+    """Runs commands beside a SLURM cluster of this machine alone, which the test takes down by closing a pipe."""
+    if not shutil.which("slurmctld") or not shutil.which("munged"):
+        pytest.skip("needs SLURM: apt-get install slurm-wlm munge")
+    environment, _ = small_training
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([CLUSTER, "sh", "-c", "echo $SLURM_CONF; cat"], **pipes) as daemons:
+        conf = daemons.stdout.readline().strip()
+        assert conf, daemons.stderr.read()
+        inside = environment | {"SLURM_CONF": conf}
+
+        def slurm(*command, **variables):
+            ended = subprocess.run(command, env=inside | variables, cwd=ROOT, capture_output=True, text=True)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            return ended.stdout + ended.stderr
+
+        yield slurm
+    assert daemons.returncode == 0
+    assert not Path(conf).exists()
+
+
+def test_two_processes_of_one_machine_train_as_one(train_here, one_process, read_trace, tmp_path):
+    lines = train_here(2, tmp_path)
+    assert read_trace(tmp_path) == pytest.approx(read_trace(one_process), rel=1e-5)
+    assert len(read_trace(tmp_path)) == 12
+    assert any(line.startswith("[0] Trained 12 steps") for line in lines)
+
+
+def test_slurm_takes_the_options_in_the_file(cluster):
+    assert "to start at" in cluster("sbatch", "--test-only", "launch/slurm.sbatch")
+
+
+def test_two_tasks_of_slurm_train_as_one_and_continue_when_they_are_put_back(
+    cluster, small_training, one_process, read_trace, tmp_path
+):
+    _, config = small_training
+    two_tasks = ["--ntasks-per-node=2", "--cpus-per-task=1", f"--output={tmp_path / 'log'}"]
+    training = ["launch/slurm.sbatch", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    job = cluster("sbatch", "--parsable", *two_tasks, *training, SECONDS_PER_BATCH="0.4").strip()
+    wait_until(lambda: len(read_trace(tmp_path / "run")) >= 3)
+    cluster("scancel", "--batch", "--signal=USR1", job)  # as SLURM does five minutes before the time limit
+    wait_until(lambda: "JobState=COMPLETED" in cluster("scontrol", "show", "job", job))
+
+    said = (tmp_path / "log").read_text()
+    assert "Restarts=1" in cluster("scontrol", "show", "job", job), said
+    assert "0: Continuing in" in said and "Trained" in said and "Traceback" not in said
+    assert read_trace(tmp_path / "run") == pytest.approx(read_trace(one_process), rel=1e-5)
+
+
+def wait_until(holds):
+    end = time.monotonic() + TIMEOUT
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
