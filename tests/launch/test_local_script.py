@@ -1,0 +1,114 @@
+"""launch/local.sh and launch/stopped_is_failed.sh with processes of which it is known when and how they end."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+# Says who it is, waits for a signal unless it is told not to, and ends with three times its number.
+PROCESS = f"""#!{sys.executable} -u
+import os, signal, sys, time
+if sys.argv[1] == "-c":
+    exec(sys.argv[2])
+    sys.exit()
+index, heard = int(os.environ["S2RM_PROCESS_ID"]), []
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, lambda signum, _: heard.append(signal.Signals(signum).name))
+print(index, "of", os.environ["S2RM_NUM_PROCESSES"], sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES"), "ready")
+end = time.monotonic() + 60
+while "wait" in sys.argv and not heard and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(0.3)  # in which a second signal would come
+print("heard", *heard, file=sys.stderr)
+sys.stdout.write("half a line")
+sys.exit(3 * index)
+"""
+
+
+@pytest.fixture
+def environment(make_executable, tmp_path):
+    gone = {"CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"}
+    kept = {name: value for name, value in os.environ.items() if name not in gone}
+    return kept | {"PYTHON": str(make_executable(tmp_path / "python", PROCESS))}
+
+
+def run(command, environment):
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_each_line_is_labelled_and_the_worst_status_counts(environment):
+    ended = run([LAUNCH / "local.sh", "3", "--a", "b c"], environment)
+    arguments = ["-m", "s2rm_jax.train", "--a", "b c"]
+    expected = [f"[{i}] {line}" for i in range(3) for line in (f"{i} of 3 {arguments} None ready", "heard", "half a line")]
+    assert sorted(ended.stdout.splitlines()) == sorted(expected)
+    assert (ended.returncode, ended.stderr) == (6, "")
+
+
+def test_each_process_gets_its_own_gpu(environment, make_executable, tmp_path):
+    make_executable(tmp_path / "nvidia-smi", "#!/bin/sh\nprintf '0\\n1\\n'\n")
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    for visible, expected in ((None, ("0", "1")), ("4,7", ("4", "7"))):
+        chosen = environment | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+        said = run([LAUNCH / "local.sh", "2"], chosen).stdout.splitlines()
+        assert sorted(line.split()[-2] for line in said if line.endswith("ready")) == sorted(expected)
+    too_many = run([LAUNCH / "local.sh", "3"], environment)
+    assert too_many.returncode == 2 and "3 processes need a GPU each and there are 2" in too_many.stderr
+
+
+def test_sigterm_is_passed_on_once_and_all_are_waited_for(environment):
+    with subprocess.Popen(
+        [LAUNCH / "local.sh", "2", "wait"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as running:
+        ready = [running.stdout.readline() for _ in range(2)]
+        assert all(line.endswith("ready\n") for line in ready)
+        running.send_signal(signal.SIGTERM)
+        rest = running.stdout.read().splitlines()
+    heard = [f"[{i}] {line}" for i in range(2) for line in ("heard SIGTERM", "half a line")]
+    assert sorted(rest) == sorted(heard)
+    assert running.returncode == 3
+
+
+def test_one_ctrl_c_of_a_terminal_is_one(environment):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(LAUNCH / "local.sh", ["local.sh", "2", "wait"], environment)
+    said = b""
+    while said.count(b"ready") < 2:
+        said += os.read(terminal, 1000)
+    os.write(terminal, b"\x03")
+    try:
+        while more := os.read(terminal, 1000):
+            said += more
+    except OSError:  # how the end of a terminal shows
+        pass
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    assert said.count(b"heard SIGINT\r\n") == 2, said
+    assert os.waitstatus_to_exitcode(status) == 3
+
+
+@pytest.mark.parametrize("arguments", [(), ("0",), ("--config", "x")])
+def test_the_number_of_processes_must_come_first(environment, arguments):
+    ended = run([LAUNCH / "local.sh", *arguments], environment)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: the first argument must be")
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "stopped", "expected"), [(0, False, 0), (2, False, 2), (0, True, 143), (2, True, 2)]
+)
+def test_what_was_stopped_counts_as_failed(ends_with, stopped, expected):
+    script = f"trap 'exit {ends_with}' TERM; echo ready; {'sleep 60 & wait' if stopped else f'exit {ends_with}'}"
+    command = [LAUNCH / "stopped_is_failed.sh", "bash", "-c", script + "; exit 99"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as running:
+        assert running.stdout.readline() == b"ready\n"
+        if stopped:
+            running.send_signal(signal.SIGTERM)
+        running.wait(60)
+        if stopped:
+            os.killpg(running.pid, signal.SIGKILL)  # the sleep
+    assert running.returncode == expected

@@ -1,0 +1,102 @@
+"""launch/tpu_vm.sh with a gcloud that is ours: its commands run here, in one directory for each host."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
+# Keeps the state of the slice in a file, and runs on each of two hosts what it is told to run, or copies.
+GCLOUD = """#!/usr/bin/env bash
+repository=$PWD
+cd "$CLOUD" && echo "$4" >> calls
+[[ "$1 $2 $3" == "compute tpus tpu-vm" ]] || exit 2
+case $4 in
+  describe) cat state ;;
+  create) [[ $* == *--accelerator-type=v5litepod-8\\ --version=v2-alpha-tpuv5-lite\\ --spot* ]] && echo READY > state ;;
+  delete) rm state ;;
+  scp) for host in host0 host1; do (cd "$repository" && cp -r "${@:7:3}" "$CLOUD/$host/s2rm/") || exit; done ;;
+  ssh)
+    worst=0 command=${*: -1}
+    for host in host0 host1; do
+      (cd "$host" && HOME=$PWD PATH=$CLOUD/bin:$PATH bash -c "${command#--command=}") || worst=$?
+    done
+    exit "$worst" ;;
+esac
+"""
+# Of python3 on a host, what makes the environment; training there ends with the statuses in `ends`, one after another.
+HOST_PYTHON = """#!/usr/bin/env bash
+[[ $* == *venv* && $* != *install* ]] || exit 0
+mkdir -p venv/bin && cp "$CLOUD/bin/train" venv/bin/python
+"""
+TRAIN = """#!/usr/bin/env bash
+printf '%s|' "$@" >> "$CLOUD/trained"; echo >> "$CLOUD/trained"
+read -r status < "$CLOUD/ends"; sed -i 1d "$CLOUD/ends"
+exit "$status"
+"""
+
+
+@pytest.fixture
+def cloud(make_executable, tmp_path):
+    for directory in ("bin", "host0", "host1", "scratch"):
+        (tmp_path / directory).mkdir()
+    make_executable(tmp_path / "bin" / "python3", HOST_PYTHON)
+    make_executable(tmp_path / "bin" / "train", TRAIN)
+    local = tmp_path / "local"
+    local.mkdir()
+    make_executable(local / "gcloud", GCLOUD)
+    make_executable(local / "python", '#!/bin/sh\ntouch "$7/s2rm_jax-0.1.0-py3-none-any.whl"\n')
+    return tmp_path
+
+
+def run(cloud, ends, *arguments, **variables):
+    (cloud / "ends").write_text("".join(f"{status}\n" for status in ends))
+    environment = os.environ | {
+        "PATH": f"{cloud / 'local'}:{os.environ['PATH']}",
+        "CLOUD": str(cloud),
+        "TMPDIR": str(cloud / "scratch"),
+        **{"TPU": "s2rm", "ZONE": "us-west4-a", "TYPE": "v5litepod-8", "CREATE_FLAGS": "--spot", "PAUSE": "0"},
+        **variables,
+    }
+    ended = subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    calls = (cloud / "calls").read_text().splitlines() if (cloud / "calls").exists() else []
+    return ended, calls
+
+
+def test_a_slice_is_made_and_trains_on_all_hosts(cloud):
+    arguments = ["--config", "configs/refcoco.py", "--config.input.source={'name': \"it's\"}"]
+    ended, calls = run(cloud, [0, 0], *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert calls == ["describe", "create", "ssh", "scp", "ssh", "ssh"]
+    expected = "|".join(["-m", "s2rm_jax.train", *arguments]) + "|"
+    assert (cloud / "trained").read_text().splitlines() == [expected, expected]
+    assert (cloud / "host1" / "s2rm" / "configs" / "refcoco.py").exists()
+    assert list((cloud / "scratch").iterdir()) == []
+
+
+def test_what_fails_starts_again_on_the_slice_that_is_there(cloud):
+    (cloud / "state").write_text("READY\n")
+    ended, calls = run(cloud, [143, 0, 0, 0])
+    assert ended.returncode == 0, ended.stderr
+    assert "try 1 of 20 ended with an error" in ended.stderr
+    assert calls == ["describe", "ssh", "scp", "ssh", "ssh"] * 2
+
+
+def test_a_preempted_slice_is_made_anew(cloud):
+    (cloud / "state").write_text("PREEMPTED\n")
+    ended, calls = run(cloud, [0, 0])
+    assert ended.returncode == 0, ended.stderr
+    assert calls[:3] == ["describe", "delete", "create"]
+
+
+@pytest.mark.parametrize(("status", "expected", "starts"), [(2, 2, 1), (1, 1, 3)])
+def test_it_gives_up_in_the_end_and_at_once_on_a_mistake(cloud, status, expected, starts):
+    ended, _ = run(cloud, [status] * 6, TRIES="3")
+    assert ended.returncode == expected
+    assert len((cloud / "trained").read_text().splitlines()) == 2 * starts
+
+
+def test_it_says_what_must_be_named(cloud):
+    ended, calls = run(cloud, [], ZONE="")
+    assert ended.returncode != 0 and "ZONE: such as us-west4-a" in ended.stderr and calls == []
