@@ -19,7 +19,9 @@ def train_here(small_training):
 
     def train(processes, workdir, *arguments):
         command = ["launch/local.sh", str(processes), f"--config={config}", f"--workdir={workdir}", *arguments]
-        ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+        ended = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout.splitlines()
 
@@ -46,7 +48,9 @@ def cluster(small_training):
         inside = environment | {"SLURM_CONF": conf}
 
         def slurm(*command, **variables):
-            ended = subprocess.run(command, env=inside | variables, cwd=ROOT, capture_output=True, text=True)
+            ended = subprocess.run(
+                command, env=inside | variables, cwd=ROOT, capture_output=True, text=True, check=False
+            )
             assert ended.returncode == 0, ended.stdout + ended.stderr
             return ended.stdout + ended.stderr
 

@@ -38,13 +38,15 @@ def environment(make_executable, tmp_path):
 
 
 def run(command, environment):
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_each_line_is_labelled_and_the_worst_status_counts(environment):
     ended = run([LAUNCH / "local.sh", "3", "--a", "b c"], environment)
     arguments = ["-m", "s2rm_jax.train", "--a", "b c"]
-    expected = [f"[{i}] {line}" for i in range(3) for line in (f"{i} of 3 {arguments} None ready", "heard", "half a line")]
+    expected = [
+        f"[{i}] {line}" for i in range(3) for line in (f"{i} of 3 {arguments} None ready", "heard", "half a line")
+    ]
     assert sorted(ended.stdout.splitlines()) == sorted(expected)
     assert (ended.returncode, ended.stderr) == (6, "")
 

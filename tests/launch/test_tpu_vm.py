@@ -1,7 +1,9 @@
 """launch/tpu_vm.sh with a gcloud that is ours: its commands run here, in one directory for each host."""
 
 import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,9 @@ def run(cloud, ends, *arguments, **variables):
         **{"TPU": "s2rm", "ZONE": "us-west4-a", "TYPE": "v5litepod-8", "CREATE_FLAGS": "--spot", "PAUSE": "0"},
         **variables,
     }
-    ended = subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     calls = (cloud / "calls").read_text().splitlines() if (cloud / "calls").exists() else []
     return ended, calls
 
@@ -81,6 +85,15 @@ def test_what_fails_starts_again_on_the_slice_that_is_there(cloud):
     assert ended.returncode == 0, ended.stderr
     assert "try 1 of 20 ended with an error" in ended.stderr
     assert calls == ["describe", "ssh", "scp", "ssh", "ssh"] * 2
+
+
+def test_what_still_trains_there_is_stopped_first(cloud):
+    with subprocess.Popen(["sleep", "60"]) as old:
+        threading.Thread(target=old.wait).start()  # so that it does not stay a zombie, which looks alive
+        (cloud / "host1" / "train.pid").write_text(f"{old.pid}\n")
+        ended, _ = run(cloud, [0, 0])
+    assert ended.returncode == 0, ended.stderr
+    assert old.returncode == -signal.SIGTERM
 
 
 def test_a_preempted_slice_is_made_anew(cloud):

@@ -1,0 +1,119 @@
+"""What can be said of the files of launch/ without the places that they are for."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from s2rm_jax import command_line, train
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *Path(__file__).parent.glob("*.sh")]
+SCHEMA = json.loads(Path(__file__).with_name("jobset_schema.json").read_text())
+
+
+def lint(tool, *arguments):
+    ended = subprocess.run(
+        [Path(sys.executable).with_name(tool), *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_shellcheck_has_no_complaint():
+    assert len(SCRIPTS) == 5
+    # SC2329: it does not see that traps call functions. SC2016: what stands in single quotes is for another shell.
+    lint("shellcheck", "--exclude=SC2329,SC2016", *SCRIPTS)
+
+
+def test_hadolint_has_no_complaint():
+    lint("hadolint", "--no-color", LAUNCH / "Containerfile")
+
+
+def test_scripts_can_be_executed():
+    assert [script.name for script in SCRIPTS if script.suffix == ".sh" and not os.access(script, os.X_OK)] == []
+
+
+@pytest.fixture
+def manifest():
+    return yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
+
+
+def the_job(manifest):
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def check(manifest):
+    jsonschema.validate(manifest, SCHEMA)
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "s2rm"}, "spec": the_job(manifest)}
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_manifest_fits_its_schemas(manifest):
+    check(manifest)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda manifest: manifest["spec"].update(failurepolicy={}),
+        lambda manifest: manifest["spec"]["failurePolicy"]["rules"][0].update(action="Restart"),
+        lambda manifest: the_job(manifest).update(parallelism="four"),
+        lambda manifest: the_job(manifest)["template"]["spec"].update(nodeselector={}),
+    ],
+)
+def test_the_schemas_find_mistakes(manifest, spoil):
+    spoiled = copy.deepcopy(manifest)
+    spoil(spoiled)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        check(spoiled)
+
+
+def test_the_manifest_asks_for_a_whole_slice(manifest):
+    job = the_job(manifest)
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert job["parallelism"] == job["completions"]
+    assert job["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == rows * columns
+    assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    assert container["name"] in [
+        rule.get("onExitCodes", {}).get("containerName") for rule in job["podFailurePolicy"]["rules"]
+    ]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+# ml_collections still loads configuration files with load_module.
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+def test_the_manifest_starts_what_is_there(manifest, monkeypatch):
+    [container] = the_job(manifest)["template"]["spec"]["containers"]
+    script, python, m, module = container["command"]
+    assert (ROOT / script).exists() and (python, m, module) == ("python", "-m", "s2rm_jax.train")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [module, *container["args"]])
+    seen = []
+    assert command_line.exit_status(lambda: seen.append(train.CONFIG.value.batch_size), train.FLAGS, "", ()) == 0
+    assert seen == [128]
+
+
+def test_the_image_gets_all_that_it_copies_and_no_more():
+    copied = re.findall(r"^COPY (?:--chown=\S+ )?((?!--)\S.*) \S+$", (LAUNCH / "Containerfile").read_text(), re.M)
+    sources = {source for line in copied for source in line.split()}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert sources == allowed and len(sources) == 6
+    assert all((ROOT / source).exists() for source in sources)
+
+
+@pytest.mark.parametrize("extra", ["cuda12", "cuda13", "tpu"])
+def test_the_extras_that_the_image_offers_exist(extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extra in (LAUNCH / "Containerfile").read_text() and extra in project["optional-dependencies"]
