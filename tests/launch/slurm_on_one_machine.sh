@@ -10,14 +10,35 @@
 set -euo pipefail
 
 cluster=$(mktemp -d)
-started=()
+
+# Lists the command, the daemons and all that they have started, which may be in sessions of their own.
+ours() {
+  grep --files-with-matches --null-data --fixed-strings --line-regexp "SLURM_CONF=$cluster/slurm.conf" \
+    /proc/[0-9]*/environ 2>/dev/null | cut -d / -f 3
+}
+
+none_left() { [[ -z $(ours) ]]; }
+no_job() { [[ -z $(timeout 5 squeue --noheader) ]]; }
+
+within() { # SECONDS COMMAND...
+  for ((tenths = 0; tenths < 10 * $1; tenths++)); do
+    "${@:2}" >/dev/null 2>&1 && return
+    sleep 0.1
+  done
+  return 1
+}
 
 take_down() {
   status=$?
   trap '' INT TERM
-  [[ -e $cluster/slurm.conf ]] && scancel --user "$(id -un)" --full 2>/dev/null && sleep 0.5 # srun and tasks end first
-  ((${#started[@]})) && kill "${started[@]}" 2>/dev/null
-  for daemon in "${started[@]}"; do wait "$daemon" || true; done
+  set +e
+  timeout 5 scancel --user "$(id -un)" 2>/dev/null
+  within 10 no_job
+  for signal in TERM KILL; do
+    mapfile -t left < <(ours)
+    ((${#left[@]})) && kill -s "$signal" "${left[@]}" 2>/dev/null
+    within 5 none_left
+  done
   rm -rf "$cluster"
   exit "$status"
 }
@@ -32,11 +53,7 @@ fail() {
 }
 
 within_20_seconds() {
-  for _ in {1..100}; do
-    "$@" >/dev/null 2>&1 && return
-    sleep 0.2
-  done
-  fail "'$*' did not succeed within 20 s"
+  within 20 "$@" || fail "'$*' did not succeed within 20 s"
 }
 
 free_ports='import socket; all = [socket.socket() for _ in range(2)]; [s.bind(("", 0)) for s in all]'
@@ -81,12 +98,10 @@ export SLURM_CONF=$cluster/slurm.conf
 
 munged --foreground --num-threads=2 --key-file="$cluster/munge.key" --socket="$cluster/munge.socket" \
   --pid-file="$cluster/munge.pid" --log-file="$cluster/munge.log" --seed-file="$cluster/munge.seed" 2>>"$cluster/munge.log" &
-started+=($!)
 within_20_seconds munge --socket="$cluster/munge.socket" --no-input
 slurmctld -D -c >"$cluster/slurmctld.log" 2>&1 &
-started+=($!)
 slurmd -D -N localhost >"$cluster/slurmd.log" 2>&1 &
-started+=($!)
 within_20_seconds srun --time=1 true
 
-"$@"
+"$@" <&0 & # and not in the foreground, where it would keep signals from taking the cluster down
+wait "$!"
