@@ -12,10 +12,11 @@ set -euo pipefail
 cluster=$(mktemp -d)
 
 # Lists the command, the daemons and all that they have started, which may be in sessions of their own.
-ours() {
+ours() (
+  unset SLURM_CONF # or grep would find itself
   grep --files-with-matches --null-data --fixed-strings --line-regexp "SLURM_CONF=$cluster/slurm.conf" \
     /proc/[0-9]*/environ 2>/dev/null | cut -d / -f 3
-}
+)
 
 none_left() { [[ -z $(ours) ]]; }
 no_job() { [[ -z $(timeout 5 squeue --noheader) ]]; }
