@@ -6,7 +6,7 @@
 
 Printed are the memory of a chip and whether the step fits, its FLOPs, everything that chips send to each other, the
 largest temporary arrays, and how well the step should scale, predicted from the chip's published rates.
-The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. Swin-Base takes it many minutes and about 7 GB.
+The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'.
 Topologies are written as v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 """
 
@@ -56,14 +56,16 @@ def main() -> None:
     from s2rm_jax.training.ahead_of_time import compile_training_step
 
     config: ConfigDict = CONFIG.value
+    topology = TOPOLOGY.value
+    assert topology is not None  # required
     check_config(config)
-    devices = topology_devices(TOPOLOGY.value)
+    devices = topology_devices(topology)
     chip = find_chip(devices[0].device_kind)
     if chip is None:
-        raise UserError(f"--topology: no figures of {devices[0].device_kind} are known; see s2rm_jax/compiled/chips.py.")
+        raise UserError(f"--topology: there are no figures of {devices[0].device_kind} in compiled/chips.py.")
     ahead = compile_training_step(config, build_mesh(config, devices))
     step = CompiledStep(
-        topology=TOPOLOGY.value,
+        topology=topology,
         chip=chip,
         chips=len(devices),
         settings=_settings(config),

@@ -29,8 +29,8 @@ class Chip:
     source: str
 
 
-# By the name that JAX gives the kind of a device. The pages are those of cloud.google.com/tpu/docs; they give the links'
-# rate as a sum over a chip's links (1,600, 2,400, 4,800 and 3,584 Gbit/s), here divided by their number: 4 where chips
+# By the name that JAX gives the kind of a device. The sources are pages of cloud.google.com/tpu/docs. They give the
+# rate of all links of a chip together (1,600, 2,400, 4,800 and 3,584 Gbit/s), here divided by their number: 4 where chips
 # form a plane, 6 where they form a cube.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 16, 197e12, 819e9, 4, 1600e9 / 8 / 4, "TPU v5e"),

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from s2rm_jax.compiled.hlo import ArrayType, HloModule, Instruction
 
@@ -41,7 +42,7 @@ class Collective:
     def sent_bytes(self) -> float:
         """What each device must send at least: 2 (n - 1) / n of the size for an all-reduce, else (n - 1) / n."""
         if self.kind in ("collective-permute", "collective-broadcast"):
-            return self.bytes
+            return float(self.bytes)
         share = (self.group - 1) / self.group
         return self.bytes * share * (2 if self.kind == "all-reduce" else 1)
 
@@ -49,9 +50,10 @@ class Collective:
 def read_collectives(module: HloModule) -> list[Collective]:
     """Returns every exchange of the module once, the largest first.
 
-    A TPU program holds the parts of an asynchronous exchange in several fusions; they share its channel.
+    A TPU program names an asynchronous exchange in each of the fusions that go on beside it: these are taken as one.
     """
-    found: dict[str, Collective] = {}
+    fused = module.fused()
+    found: dict[Any, Collective] = {}
     for computation, instructions in module.computations.items():
         times = module.runs[computation]
         for instruction in instructions:
@@ -61,10 +63,14 @@ def read_collectives(module: HloModule) -> list[Collective]:
             group = group_size(instruction.rest, module.partitions)
             if group == 1:
                 continue  # it exchanges nothing
+            arrays, place = _whole_arrays(kind, instruction, group), instruction.place
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            key = f"channel {channel.group(1)}" if channel else f"{computation}/{instruction.name}"
+            types = tuple(map(str, arrays))  # the parts differ in layout
+            key: Any = instruction.name
+            if computation in fused:
+                key = (kind, types, group, place, channel and channel.group(1))
             times_here = min(times, found[key].times) if key in found else times
-            found[key] = Collective(kind, _whole_arrays(kind, instruction, group), group, times_here, instruction.place)
+            found[key] = Collective(kind, arrays, group, times_here, place)
     return sorted(found.values(), key=lambda one: -one.bytes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ _ARRAY = re.compile(r"\b(pred|(?:bf|[a-z])\d+[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = (.*?[)\]}]) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_STRUCTURE = ("checkpoint", "rematted_computation", "shard_map", "while", "body", "cond", "closed_call")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -100,21 +101,15 @@ class HloModule:
         visit(self.entry, 1)
         return runs
 
-    def scheduled(self) -> Iterator[tuple[str, Instruction]]:
-        """Yields (computation, instruction) of what is executed as such: the entry and the bodies of its loops.
-
-        What lies inside a fusion or a reduction has no memory of its own and is left out.
-        """
-        waiting, seen = [self.entry], {self.entry}
-        while waiting:
-            computation = waiting.pop(0)
-            for instruction in self.computations[computation]:
-                yield computation, instruction
-                for role, called in _called(instruction):
-                    executed = role in ("body", "branch") or instruction.opcode == "call"
-                    if executed and called in self.computations and called not in seen:
-                        seen.add(called)
-                        waiting.append(called)
+    def fused(self) -> set[str]:
+        """Names the computations that are executed as one instruction."""
+        return {
+            called
+            for instructions in self.computations.values()
+            for instruction in instructions
+            if instruction.opcode == "fusion"
+            for _, called in _called(instruction)
+        }
 
     def _loop_length(self, loop: Instruction) -> int:
         known = re.search(r'known_trip_count[^\d]*"?(\d+)', loop.rest)
@@ -137,7 +132,9 @@ def parse_hlo(text: str) -> HloModule:
         ValueError: the text has no entry computation.
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
-    entry, name, lines = None, None, []
+    entry: str | None = None
+    name: str | None = None
+    lines: list[Instruction] = []
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:
@@ -167,12 +164,9 @@ def readable_place(op_name: str) -> str:
 
     "jit(train_step)/transpose(jvp(Net))/Net.ground/decoder/conv/dot" becomes "decoder/conv/dot, backward".
     """
-    parts = [part for part in op_name.split("/") if not re.search(r"[().]", part)]
-    if "rematted_computation" in op_name:
-        suffix = ", recomputed"
-    else:
-        suffix = ", backward" if "transpose(" in op_name else ""
-    return "/".join(part for part in parts if part not in ("checkpoint", "rematted_computation")) + suffix
+    parts = [part for part in op_name.split("/") if not re.search(r"[().]", part) and part not in _STRUCTURE]
+    how = ", backward" if "transpose(" in op_name else ""
+    return "/".join(parts) + (", recomputed" if "rematted_computation" in op_name else how)
 
 
 def _called(instruction: Instruction) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +84,13 @@ def exchange_rows(collectives: tuple[Collective, ...]) -> list[tuple[str, str, s
             largest = max(one.arrays, key=lambda array: array.bytes)
             more = f" and {len(one.arrays) - 1} more" if len(one.arrays) > 1 else ""
             times = f"{one.times} x " if one.times > 1 else ""
-            rows.append((f"{times}{one.kind} of {one.group}", f"{one.bytes / 1e6:,.2f} MB", f"{largest}{more}", one.place))
+            size = f"{one.bytes / 1e6:,.2f} MB"
+            rows.append((f"{times}{one.kind} of {one.group}", size, f"{largest}{more}", one.place))
     small = [one for one in collectives if one.bytes < LARGE]
     if small:
-        size = sum(one.bytes for one in small)
+        together = sum(one.bytes for one in small)
         kinds = ", ".join(f"{count} {kind}" for kind, (count, _) in total_by_kind(small).items())
-        rows.append((f"smaller ones: {kinds}", f"{size / 1e6:,.2f} MB", "", ""))
+        rows.append((f"smaller ones: {kinds}", f"{together / 1e6:,.2f} MB", "", ""))
     return rows
 
 
@@ -179,6 +181,6 @@ def _efficiency(scaling: Scaling, overlapped: bool) -> str:
     return f"{ring:.0f} % over a ring, {best:.0f} % over all links"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = [header, ("---",) * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
