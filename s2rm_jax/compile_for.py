@@ -34,6 +34,7 @@ CONFIG = config_flags.DEFINE_config_file(
 TOPOLOGY = flags.DEFINE_string("topology", None, "the slice, such as v5e:4x4", flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "a file to write the numbers to", flag_values=FLAGS)
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file to write the report to, as tables", flag_values=FLAGS)
+HLO = flags.DEFINE_string("hlo", None, "a file to write the compiled program to, as XLA's text", flag_values=FLAGS)
 
 # The compiler is to ask no machine around it what it is, and to run beside others.
 _ENVIRONMENT = {
@@ -75,6 +76,8 @@ def main() -> None:
         compile_seconds=ahead.seconds,
     )
     print(as_text(step))
+    if HLO.value:
+        Path(HLO.value).write_text(ahead.compiled.as_text(), encoding="utf-8")
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(as_json(step), indent=2) + "\n", encoding="utf-8")
     if MARKDOWN.value:

@@ -30,8 +30,8 @@ class Chip:
 
 
 # By the name that JAX gives the kind of a device. The sources are pages of cloud.google.com/tpu/docs. They give the
-# rate of all links of a chip together (1,600, 2,400, 4,800 and 3,584 Gbit/s), here divided by their number: 4 where chips
-# form a plane, 6 where they form a cube.
+# rate of all links of a chip together (1,600, 2,400, 4,800 and 3,584 Gbit/s), here divided by their number: 4 where
+# chips form a plane, 6 where they form a cube.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 16, 197e12, 819e9, 4, 1600e9 / 8 / 4, "TPU v5e"),
     "TPU v4": Chip("v4", 32, 275e12, 1228e9, 6, 2400e9 / 8 / 6, "TPU v4"),
