@@ -13,6 +13,7 @@ def default_config() -> ConfigDict:
     config.epochs = 0.0  # what an epoch shows is said by config.input.sampling; only read where config.steps is 0
     config.batch_size = 32  # pictures per step, over all devices
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
+    config.remat = "none"  # none | dense | blocks: what is computed twice to save memory; see models/remat.py
 
     config.input = ConfigDict()
     config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and the arguments of that source

@@ -11,11 +11,13 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.sampling import SAMPLINGS
 from s2rm_jax.models.casg import GUIDANCES
 from s2rm_jax.models.coparse import RECURRENCES, ROTATIONS
+from s2rm_jax.models.remat import POLICIES
 from s2rm_jax.models.s2rm import BALANCES, MODES, PAIRS
 from s2rm_jax.training.losses import KINDS
 
 _CHOICES: dict[str, Sequence[Any]] = {
     "dtype": ("float32", "bfloat16"),
+    "remat": POLICIES,
     "fusion.mode": MODES,
     "fusion.recurrence": RECURRENCES,
     "fusion.balance": BALANCES,

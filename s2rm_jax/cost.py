@@ -20,10 +20,11 @@ def count_flops(function: Callable, *args: object) -> int:
     Reads the jaxpr, so that a scan counts as often as it runs (XLA's own analysis counts its body once). `args` may be
     arrays or ShapeDtypeStructs.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+def jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """Does what `count_flops` does, for what was traced already; what each device does by itself counts for all."""
     total = 0
     for equation in jaxpr.eqns:
         shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
@@ -35,9 +36,15 @@ def _jaxpr_flops(jaxpr: Jaxpr) -> int:
             out_features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * outputs * math.prod(shapes[1]) // out_features
         else:
-            times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += times * sum(_jaxpr_flops(inner) for inner in _inner_jaxprs(equation.params))
+            times = _times(equation.primitive.name, equation.params)
+            total += times * sum(jaxpr_flops(inner) for inner in _inner_jaxprs(equation.params))
     return total
+
+
+def _times(primitive: str, params: dict) -> int:
+    if primitive == "scan":
+        return params["length"]
+    return params["mesh"].size if primitive == "shard_map" else 1
 
 
 def _inner_jaxprs(params: dict) -> list[Jaxpr]:

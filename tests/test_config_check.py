@@ -15,6 +15,7 @@ def test_the_defaults_are_sound():
     ("field", "value", "message"),
     [
         ("dtype", "float16", "one of: float32, bfloat16"),
+        ("remat", "all", "one of: none, dense, blocks"),
         ("fusion.mode", "concat", "one of: s2rm, sum, product"),
         ("fusion.recurrence", "lstm", "one of: gated, none"),
         ("fusion.rotations", (), "one or more of: 0, 90, 180, 270"),

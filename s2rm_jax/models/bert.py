@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.remat import rematerialised
 
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
 EMBEDDING_INIT = nn.initializers.truncated_normal(0.02)
@@ -59,7 +60,10 @@ class BertLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Token, position and type embeddings followed by `num_layers` layers."""
+    """Token, position and type embeddings followed by `num_layers` layers.
+
+    `remat` says what the layers keep for the backward pass (models/remat.py).
+    """
 
     vocab_size: int = 30_522
     hidden_size: int = 768
@@ -68,6 +72,7 @@ class Bert(nn.Module):
     intermediate_size: int = 3072
     max_positions: int = 512
     dropout_rate: float = 0.0
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -87,8 +92,9 @@ class Bert(nn.Module):
         x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="embeddings_norm")(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        layer_class = rematerialised(BertLayer, self.remat, static_argnums=(3,))
         for index in range(self.num_layers):
-            layer = BertLayer(
+            layer = layer_class(
                 self.num_heads, self.intermediate_size, self.dropout_rate, self.dtype, name=f"layer{index}"
             )
             x = layer(x, mask, train)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.remat import rematerialised
 
 GUIDANCES = ("full", "maps", "none")
 
@@ -59,11 +60,13 @@ class CASG(nn.Module):
     """Decodes masks from coarse to fine, one stage per vision map.
 
     `guidance` "full" is CASG; "maps" guides the vision maps but not the kernels of the masks; "none" drops the abstract
-    semantics, which leaves a plain feature pyramid.
+    semantics, which leaves a plain feature pyramid. `remat` says what the convolutional blocks keep for the backward
+    pass (models/remat.py).
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 256)
     guidance: str = "full"
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -83,8 +86,9 @@ class CASG(nn.Module):
         if len(vision) != len(self.widths):
             raise ValueError(f"{len(self.widths)} decoder widths for {len(vision)} vision maps")
         guided = self.guidance == "full"
+        block_class = rematerialised(ConvBlock, self.remat)
         coarsest = len(self.widths)
-        x = ConvBlock(self.widths[-1], self.dtype, name=f"stage{coarsest}_block")(fused)
+        x = block_class(self.widths[-1], self.dtype, name=f"stage{coarsest}_block")(fused)
         semantics = sentence.astype(jnp.float32)
         logits = [MaskHead(guided, name=f"stage{coarsest}_mask")(x, semantics)]
         for stage in range(coarsest - 1, 0, -1):
@@ -100,7 +104,7 @@ class CASG(nn.Module):
             x = Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
             pure = jnp.broadcast_to(pure, (*x.shape[:2], *pure.shape[2:]))
             x = jnp.concatenate([upsample(x, height, width), pure], axis=-1)
-            x = ConvBlock(channels, self.dtype, name=f"stage{stage}_block")(x)
+            x = block_class(channels, self.dtype, name=f"stage{stage}_block")(x)
             logits.append(MaskHead(guided, name=f"stage{stage}_mask")(x, semantics) + coarse)
         return Decoded(tuple(logits))
 

@@ -13,6 +13,7 @@ def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, *
     """The product of nn.Dense with all leading axes of x made one.
 
     The gradient of the kernel then sums over one axis and not over several, which XLA's CPU code does twice as fast.
+    Pictures must be the first axis: merged behind another one they could not stay spread over devices.
     """
     ((contracted, _), _) = dimension_numbers
     assert contracted == (x.ndim - 1,), "only the last axis of x is contracted"

@@ -96,17 +96,18 @@ class ReferringNetwork(nn.Module):
 
 
 def build_network(config: ConfigDict) -> ReferringNetwork:
-    """Builds the network from the sections vision, text, fusion and decoder and the field dtype of a configuration."""
+    """Builds the network that the sections vision, text, fusion and decoder and the fields dtype and remat describe."""
     dtype = jnp.dtype(config["dtype"])
+    remat = config.get("remat", "none")  # which runs of older versions do not have
     not_of_the_module = {"vocab", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:
         return {name: value for name, value in dict(config[section]).items() if name not in not_of_the_module}
 
     return ReferringNetwork(
-        vision=Swin(**fields("vision"), dtype=dtype),
-        text=Bert(**fields("text"), dtype=dtype),
+        vision=Swin(**fields("vision"), remat=remat, dtype=dtype),
+        text=Bert(**fields("text"), remat=remat, dtype=dtype),
         fusion=S2RM(**fields("fusion"), dtype=dtype),
-        decoder=CASG(**fields("decoder"), dtype=dtype),
+        decoder=CASG(**fields("decoder"), remat=remat, dtype=dtype),
         no_target=NoTargetHead(config["decoder"]["no_target_width"]) if config["decoder"]["no_target_width"] else None,
     )

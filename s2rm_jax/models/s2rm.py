@@ -86,9 +86,11 @@ class Balance(nn.Module):
             weights = jnp.full((maps.shape[0], 1, 1, 1, 1, 1), 1 / maps.shape[0], jnp.float32)
         elif self.kind in ("position", "channel"):
             evidence = maps if self.kind == "position" else maps.mean((3, 4), keepdims=True)
-            hidden = jnp.tanh(Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
+            # Not the package's own Dense: it would merge directions, which come first, with pictures, and pictures that
+            # are spread over devices would have to be gathered for it.
+            hidden = jnp.tanh(nn.Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
             outputs = 1 if self.kind == "position" else channels
-            scores = Dense(outputs, use_bias=False, dtype=self.dtype, name="score")(hidden)
+            scores = nn.Dense(outputs, use_bias=False, dtype=self.dtype, name="score")(hidden)
             weights = jax.nn.softmax(scores.astype(jnp.float32), axis=0)
         else:
             raise ValueError(f"balance must be one of {BALANCES}, not {self.kind!r}")

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.remat import rematerialised
 
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
@@ -156,7 +157,7 @@ class Swin(nn.Module):
 
     Each output has a LayerNorm of its own **[ours, as dense-prediction Swin backbones do]**. With `mask_padding` the
     padding to whole windows is never attended to; without it, it takes part as a bias-only token, which is what
-    published implementations compute.
+    published implementations compute. `remat` says what the blocks keep for the backward pass (models/remat.py).
     """
 
     embed_dim: int = 128
@@ -166,6 +167,7 @@ class Swin(nn.Module):
     drop_path_rate: float = 0.0
     patch_size: int = 4
     mask_padding: bool = True
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -179,11 +181,12 @@ class Swin(nn.Module):
 
         drop_rates = iter(np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist())
         outputs = []
+        block_class = rematerialised(SwinBlock, self.remat, static_argnums=(2,))
         for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True), start=1):
             if stage > 1:
                 x = PatchMerging(self.dtype, name=f"stage{stage}_merge")(x)
             for block in range(depth):
-                x = SwinBlock(
+                x = block_class(
                     num_heads=heads,
                     window_size=self.window_size,
                     shifted=block % 2 == 1,

@@ -17,9 +17,10 @@ from s2rm_jax.training.progress import say
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.txt"
 
-# What may change when a run goes on: how long it is, how often it tells, tests and saves, and where and how it reads.
+# What may change when a run goes on: how long it is, how often it tells, tests and saves, where and how it reads, and
+# what it computes twice to save memory.
 MAY_CHANGE = (
-    *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
     "eval.expressions_per_image",
     *("mesh.fsdp", "mesh.step"),  # a run may go on on other devices
     *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),

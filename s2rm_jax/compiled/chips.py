@@ -1,0 +1,45 @@
+"""What a TPU chip can do, as Google publishes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip.
+
+    name          as in the name of a topology
+    hbm           main memory in GiB
+    matrix_rate   FLOP/s of bfloat16 matrix products
+    memory_rate   bytes/s of the main memory
+    links         links to neighbouring chips
+    link_rate     bytes/s that one link carries in each direction
+    source        where Google says so
+    """
+
+    name: str
+    hbm: int
+    matrix_rate: float
+    memory_rate: float
+    links: int
+    link_rate: float
+    source: str
+
+
+# By the name that JAX gives the kind of a device. The sources are pages of cloud.google.com/tpu/docs. They give the
+# rate of all links of a chip together (1,600, 2,400, 4,800 and 3,584 Gbit/s), here divided by their number: 4 where
+# chips form a plane, 6 where they form a cube.
+CHIPS = {
+    "TPU v5 lite": Chip("v5e", 16, 197e12, 819e9, 4, 1600e9 / 8 / 4, "TPU v5e"),
+    "TPU v4": Chip("v4", 32, 275e12, 1228e9, 6, 2400e9 / 8 / 6, "TPU v4"),
+    "TPU v5": Chip("v5p", 95, 459e12, 2765e9, 6, 4800e9 / 8 / 6, "TPU v5p"),
+    "TPU v6 lite": Chip("v6e", 32, 918e12, 1640e9, 4, 3584e9 / 8 / 4, "TPU v6e (Trillium)"),
+}
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """Returns the figures of a kind of device (`device.device_kind`), or None where they are not known here."""
+    return CHIPS.get(device_kind)

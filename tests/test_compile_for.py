@@ -1,0 +1,82 @@
+"""Compiling for a slice of TPU chips: what is said where that cannot be, and, with the compiler, what it finds."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from s2rm_jax import compile_for
+from s2rm_jax.errors import UserError
+from s2rm_jax.parallel.mesh import build_mesh
+from s2rm_jax.training import ahead_of_time
+
+from .conftest import tiny_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed: pip install -e '\.\[tpu\]'"):
+        compile_for.topology_devices("v5e:4x4")
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "4x4", "v5e:4x4;v5e:4x4", "v5e-16"])
+def test_a_topology_is_a_chip_and_a_shape(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match=r"--topology is '.*'; it must be a chip and a shape, such as v5e:4x4"):
+        compile_for.topology_devices(name)
+
+
+def test_what_does_not_fit_is_said_with_what_helps(monkeypatch):
+    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+    message += "Used 20.20G of 15.75G hbm. Exceeded hbm capacity by 4.45G."
+
+    class Traced:
+        jaxpr = jax.make_jaxpr(lambda: 0)()
+
+        def lower(self):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(ahead_of_time, "_trace", lambda config, mesh: Traced())
+    config = tiny_config()
+    with pytest.raises(UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 devices.*--config\.remat=dense"):
+        ahead_of_time.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
+
+
+def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: None)  # the tracing and lowering are tested
+    config = tiny_config()
+    config.steps, config.remat = 0, "blocks"
+    before = config.to_dict()
+    ahead = ahead_of_time.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
+    assert config.to_dict() == before
+    assert ahead.flops > 1.2 * ahead.model_flops > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed")
+def test_a_small_step_compiled_for_a_slice_sends_gradients_only(tmp_path):
+    numbers = tmp_path / "step.json"
+    command = [sys.executable, "-m", "s2rm_jax.compile_for", "--config", "configs/refcoco.py:small"]
+    flags = ["--config.dtype=bfloat16", "--config.input.expressions_per_image=2", f"--json={numbers}"]
+    done = subprocess.run(
+        [*command, "--topology=v5e:2x2", *flags],
+        cwd=ROOT,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fits" in done.stdout
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    assert {one["kind"] for one in found["collectives"]} == {"all-reduce"}
