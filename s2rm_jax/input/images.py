@@ -10,6 +10,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.web import fetch, is_url
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,19 +47,22 @@ def load_picture(source: str | Path | bytes | np.ndarray | Image.Image, *, apply
     arbitrary. Of several frames the first counts.
 
     Args:
-      source: a file; the bytes of a file; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8, uint16 or bool;
-        or a PIL image, which is returned itself if it is RGB already.
+      source: a file; an address on the web (http:// or https://); the bytes of a file; an array [H, W], [H, W, 1],
+        [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image, which is returned itself if it is RGB already.
       apply_exif: turn the picture the way its EXIF orientation says, as every viewer does. Right for a person's own
         pictures; wrong for a dataset, whose masks are drawn in the stored coordinates.
 
     Raises:
-      UserError: the file is missing, damaged, not a picture or larger than MAX_PIXELS; or the array is of another kind.
+      UserError: the file is missing, damaged, not a picture or larger than MAX_PIXELS; the address gives nothing in
+        good time; or the array is of another kind.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_picture_of_array(source), "the array")
     if isinstance(source, Image.Image):
         return _decode(source, "the picture", apply_exif)
     name = "the picture" if isinstance(source, bytes) else str(source)
+    if isinstance(source, str) and is_url(source):
+        source = fetch(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
             return _decode(picture, name, apply_exif)
