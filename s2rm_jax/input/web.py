@@ -48,7 +48,9 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> 
             missing = answer.length or 0
     except urllib.error.HTTPError as error:
         error.close()
-        raise UserError(f"{url} cannot be had: the server says {error.code} {error.reason}; check the address") from error
+        raise UserError(
+            f"{url} cannot be had: the server says {error.code} {error.reason}; check the address"
+        ) from error
     except TimeoutError as error:
         raise _too_slow(url, timeout) from error
     except urllib.error.URLError as error:
