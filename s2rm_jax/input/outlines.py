@@ -17,7 +17,8 @@ def outlines(mask: Bool[np.ndarray, "h w"]) -> tuple[list[list[int]], list[list[
     They are exact: the pixels that an odd number of all these polygons covers are the mask. None passes a point twice;
     parts that touch at a corner only are apart.
     """
-    around, holes = [], []
+    around: list[list[int]] = []
+    holes: list[list[int]] = []
     for corners in _loops(_edges(mask)):
         flat = [coordinate for corner in corners for coordinate in corner]
         (around if _area(corners) > 0 else holes).append(flat)
