@@ -43,7 +43,7 @@ def answer_html(answer: Answer) -> str:
     layers, cards = [], []
     for row, mask in enumerate(masks):
         colour = DISTINCT_COLOURS[row % len(DISTINCT_COLOURS)]
-        drawn = mask_layer([mask], [colour], size, fill=0.45, shade=0)
+        drawn = mask_layer([mask], [colour], size, fill=0.45, shade=0.0)
         layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(drawn)}">')
         cards.append(_card(answer, row, colour))
     answered = f"{len(masks)} {'sentence' if len(masks) == 1 else 'sentences'} answered in {_seconds(answer.seconds)}"
@@ -108,10 +108,10 @@ def _explanation(explanation: Explanation) -> str:
         for name, values in zip(explanation.directions, weights, strict=True):
             share = float(values.mean())
             label = f'<span class="arrow">{_ARROWS[name]}</span> {name} <i style="--share:{share:.3f}"></i>'
-            bars.append(_layer(label, values, (0, 1), f"weight of the direction {name}", f" {100 * share:.0f} %"))
+            bars.append(_layer(label, values, (0.0, 1.0), f"weight of the direction {name}", f" {100 * share:.0f} %"))
         rows.append(_row(f"Weights of the directions, {_PAIRS[pair]}", "".join(bars), "bars"))
     stages = [
-        _layer(f"{stage.shape[1]} × {stage.shape[0]}", stage, (0, 1), "mask at this stage")
+        _layer(f"{stage.shape[1]} × {stage.shape[0]}", stage, (0.0, 1.0), "mask at this stage")
         for stage in explanation.stages
     ]
     rows.append(_row("The mask from coarse to fine, by the grid of the stage", "".join(stages)))

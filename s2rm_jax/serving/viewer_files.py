@@ -26,9 +26,9 @@ STYLE = """
 .s2rm .row .title { display: block; font-size: .8rem; color: var(--muted); margin-bottom: .25rem; }
 .s2rm .row > div { display: flex; flex-wrap: wrap; align-items: center; gap: .35rem; }
 .s2rm .words { flex-basis: 100%; margin: .1rem 0; }
-.s2rm .layer { font: inherit; font-size: .9rem; padding: .2rem .6rem; border: 1px solid var(--line);
-  border-radius: 1rem;
-  background: transparent; color: var(--ink); cursor: pointer; font-variant-numeric: tabular-nums; }
+.s2rm .layer { margin: 0 !important; font: inherit; font-size: .9rem; padding: .2rem .6rem;
+  border: 1px solid var(--line); border-radius: 1rem; background: transparent; color: var(--ink); cursor: pointer;
+  font-variant-numeric: tabular-nums; }
 .s2rm .layer:hover { border-color: var(--c); }
 .s2rm .layer.special { color: var(--muted); font-size: .8rem; }
 .s2rm .layer[aria-pressed="true"] { background: var(--c); border-color: var(--c); color: #fff; }
@@ -45,20 +45,23 @@ STYLE = """
 
 # Events are heard at the document, as the viewer is replaced with every answer.
 SCRIPT = """<script>
-document.addEventListener("change", (event) => {
-  const shows = event.target.dataset && event.target.dataset.shows;
-  if (shows === undefined) return;
-  event.target.closest(".s2rm").querySelector(`.mask[data-mask="${shows}"]`).hidden = !event.target.checked;
-});
-document.addEventListener("click", (event) => {
-  const button = event.target.closest && event.target.closest(".s2rm .layer");
-  if (!button) return;
-  const view = button.closest(".s2rm"), heat = view.querySelector(".heat"), legend = view.querySelector(".legend");
-  const on = button.getAttribute("aria-pressed") !== "true";
-  for (const other of view.querySelectorAll(".layer")) other.setAttribute("aria-pressed", "false");
-  button.setAttribute("aria-pressed", String(on));
-  heat.hidden = legend.hidden = !on;
-  view.querySelector(".stage").classList.toggle("hot", on);
-  if (on) { heat.src = button.dataset.heat; legend.textContent = button.dataset.legend; }
-});
+(() => {
+  const lay = (view, button) => {
+    const heat = view.querySelector(".heat"), legend = view.querySelector(".legend");
+    for (const other of view.querySelectorAll(".layer")) other.setAttribute("aria-pressed", String(other === button));
+    heat.hidden = legend.hidden = !button;
+    view.querySelector(".stage").classList.toggle("hot", Boolean(button));
+    if (button) { heat.src = button.dataset.heat; legend.textContent = button.dataset.legend; }
+  };
+  document.addEventListener("change", (event) => {
+    const row = event.target.dataset.shows, view = event.target.closest(".s2rm");
+    if (row === undefined || !view) return;
+    view.querySelector(`.mask[data-mask="${row}"]`).hidden = !event.target.checked;
+    lay(view, null);
+  });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest(".s2rm .layer");
+    if (button) lay(button.closest(".s2rm"), button.getAttribute("aria-pressed") === "true" ? null : button);
+  });
+})();
 </script>"""

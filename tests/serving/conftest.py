@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.serving.service import Service
+from tests.serving.standin import striped, telling_service_of
 
 
 @pytest.fixture
@@ -24,27 +24,20 @@ def service(segmenter):
 
 
 @pytest.fixture
+def telling_service(colour_world):
+    """A service whose network also has insides to be looked at."""
+    return telling_service_of(colour_world)
+
+
+@pytest.fixture
 def striped_file():
-    """Makes the bytes of a PNG whose left columns are red and the others blue; 8 columns are as the network sees it."""
-
-    def make(red: int = 3, height: int = 8, width: int = 8) -> bytes:
-        picture = np.zeros((height, width, 3), np.uint8)
-        picture[:, :red, 0] = 255
-        picture[:, red:, 2] = 255
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    return make
-
-
-def enormous_file() -> bytes:
-    """A PNG of 200 megapixels, all white, in 25 kB."""
-    buffer = io.BytesIO()
-    Image.new("1", (20_000, 10_000), 1).save(buffer, "PNG")
-    return buffer.getvalue()
+    """Makes the bytes of a PNG whose left columns are red and the others blue."""
+    return striped
 
 
 @pytest.fixture(scope="session")
 def enormous_picture() -> bytes:
-    return enormous_file()
+    """A PNG of 200 megapixels, all white, in 45 kB."""
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000), 1).save(buffer, "PNG")
+    return buffer.getvalue()
