@@ -10,7 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
-DOORS = ("train", "evaluate", "predict", "show_input", "describe", "convert")  # modules of this package, by use
+DOORS = ("train", "evaluate", "predict", "demo", "show_input", "describe", "convert")  # modules of this package, by use
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     python -m s2rm_jax.evaluate --workdir runs/synthetic
     python -m s2rm_jax.evaluate --workdir runs/synthetic --split compositional --gallery 24
+    python -m s2rm_jax.evaluate --workdir runs/synthetic --gallery 4 --explain
     python -m s2rm_jax.evaluate --workdir runs/refcoco --split testA --protocol lavt480
 
 Prints the protocol's numbers, by kind of expression where the source knows kinds, with bootstrap intervals, and, on the
@@ -13,12 +14,16 @@ The data, the network and the input size are those of the run's own configuratio
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from absl import flags
 
 from s2rm_jax import command_line
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
+
+if TYPE_CHECKING:
+    from s2rm_jax.evaluation.cases import Cases
+    from s2rm_jax.segmenter import Segmenter
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -29,6 +34,9 @@ PROTOCOL = flags.DEFINE_string(
 )
 GALLERY = flags.DEFINE_integer(
     "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
+)
+EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "also draw, for each case of the gallery, how the network came to it", flag_values=FLAGS
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "pictures to evaluate; 0 takes them all", lower_bound=0, flag_values=FLAGS)
 DATA = flags.DEFINE_multi_string(
@@ -61,6 +69,7 @@ def main() -> None:
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.models.network import build_network
+    from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.checkpoint import restore_params
     from s2rm_jax.training.progress import counted, report_evaluation, say
     from s2rm_jax.training.run_config import load_config
@@ -85,7 +94,8 @@ def main() -> None:
     pictures = min(len(source), LIMIT.value or len(source))
     say(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
     cases = Cases(GALLERY.value)
-    evaluator = Evaluator(network, build_tokenizer(config, source), config, protocol)
+    tokenizer = build_tokenizer(config, source)
+    evaluator = Evaluator(network, tokenizer, config, protocol)
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
 
     say(table(report))
@@ -103,9 +113,19 @@ def main() -> None:
         checkpoint=which,
         pictures=pictures,
     )
+    if EXPLAIN.value and GALLERY.value:
+        _explain(out / "gallery", cases, Segmenter(network, params, tokenizer, config))
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
     sentences = counted(report.total.sentences, "sentence")
     say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
+
+
+def _explain(folder: Path, cases: Cases, segmenter: Segmenter) -> None:
+    from s2rm_jax.evaluation.explained_cases import write_explained_cases
+    from s2rm_jax.training.progress import say
+
+    say("drawing how the network came to the cases of the gallery")
+    write_explained_cases(folder, cases.sections(), segmenter.explain)
 
 
 if __name__ == "__main__":

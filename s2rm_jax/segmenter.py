@@ -163,6 +163,14 @@ class Segmenter:
             tuple(explained) if explain else None,
         )
 
+    def explain(
+        self, image: EncodedPicture | str | Path | bytes | np.ndarray | Image.Image, sentence: str
+    ) -> Explanation:
+        """Returns how the network comes to the mask of one sentence; raises what `segment` does."""
+        told = self.segment(image, sentence, explain=True).explanations
+        assert told is not None  # asked for
+        return told[0]
+
     def remarks(self, sentence: str) -> list[str]:
         """Returns what a person should know of how a sentence is read: words cut off, words that are not known."""
         return remarks(self._tokenizer, sentence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Before Gradio is imported: it would report its use and look for newer versions of itself.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -33,7 +34,7 @@ def build_app(service: Service, cases: Sequence[Case] = (), name: str = "") -> F
         return RedirectResponse(PAGE)
 
     # Fonts of the system, as those of Gradio's themes are loaded from elsewhere.
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return gr.mount_gradio_app(
         app,
         build_page(service, cases, rate, name),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -55,7 +56,7 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
         return str(case.path), "\n".join(case.sentences)
 
     # One question at a time, in the order of the clicks: a sentence never overtakes the picture that it is about.
-    in_order = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
+    in_order: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
     with gr.Blocks(title=f"s2rm_jax: {name}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
