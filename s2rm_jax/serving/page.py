@@ -85,7 +85,7 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
                 gr.Markdown(f"Network: {escape(name)}")
             with gr.Column(scale=3, min_width=420):
                 viewer = gr.HTML(_BEFORE, elem_id="viewer")
-        out = [problem, viewer]
+        out, in_order["show_progress_on"] = [problem, viewer], viewer
         file.upload(chosen, file, out, **in_order)
         file.clear(chosen, file, out, **in_order)
         gr.on([ask.click, text.submit], asked, [file, text], out, **in_order)

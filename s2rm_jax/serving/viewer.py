@@ -43,7 +43,7 @@ def answer_html(answer: Answer) -> str:
     layers, cards = [], []
     for row, mask in enumerate(masks):
         colour = DISTINCT_COLOURS[row % len(DISTINCT_COLOURS)]
-        drawn = mask_layer([mask], [colour], size, fill=0.45, shade=0.0)
+        drawn = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
         layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(drawn)}">')
         cards.append(_card(answer, row, colour))
     answered = f"{len(masks)} {'sentence' if len(masks) == 1 else 'sentences'} answered in {_seconds(answer.seconds)}"
