@@ -10,7 +10,8 @@ import runpy
 import sys
 from pathlib import Path
 
-DOORS = ("train", "evaluate", "predict", "show_input", "describe", "convert", "compile_for")  # modules of this package, by use
+# The modules of this package that can be run, by how often they are.
+DOORS = ("train", "evaluate", "predict", "demo", "show_input", "describe", "convert", "compile_for")
 
 
 def main() -> None:

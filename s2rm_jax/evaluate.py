@@ -2,6 +2,7 @@
 
     python -m s2rm_jax.evaluate --workdir runs/synthetic
     python -m s2rm_jax.evaluate --workdir runs/synthetic --split compositional --gallery 24
+    python -m s2rm_jax.evaluate --workdir runs/synthetic --gallery 4 --explain
     python -m s2rm_jax.evaluate --workdir runs/refcoco --split testA --protocol lavt480
 
 Prints the protocol's numbers, by kind of expression where the source knows kinds, with bootstrap intervals, and, on the
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import flax.linen as nn
     from jax.sharding import Mesh
 
+    from s2rm_jax.evaluation.cases import Cases
+
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
 SPLIT = flags.DEFINE_string("split", None, "the split; by default the one evaluated in training", flag_values=FLAGS)
@@ -36,6 +39,9 @@ PROTOCOL = flags.DEFINE_string(
 )
 GALLERY = flags.DEFINE_integer(
     "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
+)
+EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "also draw, for each case of the gallery, how the network came to it", flag_values=FLAGS
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "pictures to evaluate; 0 takes them all", lower_bound=0, flag_values=FLAGS)
 DATA = flags.DEFINE_multi_string(
@@ -113,6 +119,8 @@ def main() -> None:
         checkpoint=which,
         pictures=pictures,
     )
+    if EXPLAIN.value and GALLERY.value:
+        _explain(out / "gallery", cases, workdir, which)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
     sentences = counted(report.total.sentences, "sentence")
     say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
@@ -130,6 +138,15 @@ def _parameters(
 
     restored = restore_params(workdir, which, parameter_shapes(network, config), replicated(mesh))
     return jax.device_put(restored, replicated(mesh))
+
+
+def _explain(folder: Path, cases: Cases, workdir: Path, which: Literal["best", "latest"]) -> None:
+    from s2rm_jax.evaluation.explained_cases import write_explained_cases
+    from s2rm_jax.segmenter import Segmenter
+    from s2rm_jax.training.progress import say
+
+    say("drawing how the network came to the cases of the gallery")
+    write_explained_cases(folder, cases.sections(), Segmenter.from_checkpoint(workdir, which).explain)
 
 
 if __name__ == "__main__":

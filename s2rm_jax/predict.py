@@ -2,12 +2,14 @@
 
     python -m s2rm_jax.predict --workdir runs/synthetic --image street.jpg --text "the man in red" --out result
     python -m s2rm_jax.predict ... --text "the man in red" --text "the car behind him"
+    python -m s2rm_jax.predict ... --explain how.png   # also draws how the network came to the mask
     python -m s2rm_jax.predict --workdir runs/synthetic --out result   # a held-out picture and its own sentences
 
 Writes to --out: mask_1_the_man_in_red.png and so on, one per sentence (8 bits, 0 or 255, the picture's own size,
 upright as a viewer shows it); overlay.png, all masks on the picture with a legend; and result.json. Masks that an
 earlier prediction left there are removed. Without --image it takes the first picture on which the run is evaluated,
 writes it there too, as picture.png, and asks for what --text says or else the sentences that belong to it.
+With --explain there is one figure per sentence: how.png, or for several how_1.png, how_2.png and so on.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ IMAGE = flags.DEFINE_string(
 )
 TEXT = flags.DEFINE_multi_string("text", None, "a sentence; give the flag once per sentence", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "the folder that receives masks and overlay", flag_values=FLAGS)
+EXPLAIN = flags.DEFINE_string(
+    "explain", None, "a PNG to draw words, directions and stages into, one per sentence", flag_values=FLAGS
+)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 
 
@@ -46,7 +51,8 @@ SAMPLE_FILE = "picture.png"
 
 def main() -> None:
     """Segments as the flags say."""
-    from s2rm_jax.evaluation.output_files import make_output_folder
+    from s2rm_jax.evaluation.explain_figure import explain_figure
+    from s2rm_jax.evaluation.output_files import figure_paths, make_output_folder, save_figure
     from s2rm_jax.evaluation.overlay import overlay_with_legend
     from s2rm_jax.input.images import load_image
     from s2rm_jax.segmenter import Segmenter
@@ -63,8 +69,9 @@ def main() -> None:
         example = _held_out(WORKDIR.value)
         picture = load_image(example.image)
         sentences = TEXT.value or [expression.sentence for expression in example.expressions]
+    figures = figure_paths(EXPLAIN.value, len(sentences)) if EXPLAIN.value else []
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
-    result = segmenter.segment(picture, sentences)
+    result = segmenter.segment(picture, sentences, explain=bool(figures))
     for sentence in result.sentences:
         for remark in segmenter.remarks(sentence):
             print(f"warning: {remark}", file=sys.stderr)
@@ -79,8 +86,15 @@ def main() -> None:
     content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": found}
     (out / RESULT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    for row, path in enumerate(figures):
+        assert result.explanations is not None  # asked for
+        explanation = result.explanations[row]
+        figure = explain_figure(picture, result.sentences[row], _outcome(found[row]), result.masks[row], explanation)
+        save_figure(figure, path)
     print("\n".join(labels))
     print(f"{counted(len(found), 'mask')} of {width} x {height} pixels, overlay.png and result.json are in {out}")
+    if figures:
+        print(f"how the network came to them: {', '.join(map(str, figures))}")
 
 
 def _held_out(workdir: str) -> Example:

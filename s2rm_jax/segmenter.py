@@ -3,11 +3,14 @@
 segmenter = Segmenter.from_checkpoint("runs/synthetic")
 result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
 result.masks[0]  # boolean, [H, W] of street.jpg
+
+street = segmenter.encode("https://example.org/street.jpg")  # once; the longer part of the work
+segmenter.segment(street, "the tree on the left")  # and as often as there is something to ask
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +18,15 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.original_size import resize_logits
+from s2rm_jax.explanation import Explanation, explanations, reduce
 from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.input.sentence_remarks import remarks
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.training.trained import load_trained
 
@@ -31,25 +36,37 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
+class EncodedPicture:
+    """A picture as it is and as the network sees it, ready for any number of sentences.
+
+    `features` lie on the device of the Segmenter that made them, and mean something to that one only.
+    """
+
+    picture: UInt8[np.ndarray, "height width 3"]
+    features: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """What was found in one picture, sentence by sentence.
 
     `masks` has the picture's own size, upright as a viewer shows it. `scores` is the mean probability of foreground
     over the pixels of each mask, in [0.5, 1], and 0 for an empty mask: how sure the network is, not how right.
     `no_target` is the probability that a sentence refers to nothing, None where the network has no head that says so;
-    above 0.5 the mask is empty, whatever the pixels say.
+    above 0.5 the mask is empty, whatever the pixels say. `explanations` are there where they were asked for.
     """
 
     sentences: tuple[str, ...]
     masks: Bool[np.ndarray, "k height width"]
     scores: Float[np.ndarray, " k"]
     no_target: Float[np.ndarray, " k"] | None = None
+    explanations: tuple[Explanation, ...] | None = None
 
 
 class Segmenter:
     """A trained network with everything that it needs to take a picture and sentences.
 
-    Calls are free of implicit transfers between host and device.
+    Calls are free of implicit transfers between host and device, and may come from several threads.
     """
 
     def __init__(self, network: nn.Module, params: Any, tokenizer: Tokenizer, config: ConfigDict):
@@ -61,11 +78,15 @@ class Segmenter:
         def encode(params: Any, image: jax.Array) -> Any:
             return network.apply({"params": params}, image, method="encode_image")
 
-        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[jax.Array, Any]:
+        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[Any, Any, None]:
             output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
-            return output.logits, output.no_target_logits
+            return output.logits, output.no_target_logits, None
 
-        self._encode, self._ground = jax.jit(encode), jax.jit(ground)
+        def explain(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[Any, Any, Any]:
+            output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
+            return output.logits, output.no_target_logits, reduce(output)
+
+        self._encode, self._ground, self._explain = jax.jit(encode), jax.jit(ground), jax.jit(explain)
 
     @classmethod
     def from_checkpoint(cls, workdir: str | Path, which: Literal["best", "latest"] = "best") -> Segmenter:
@@ -77,12 +98,34 @@ class Segmenter:
         trained = load_trained(workdir, which)
         return cls(trained.network, trained.params, trained.tokenizer, trained.config)
 
-    def segment(self, image: str | Path | np.ndarray | Image.Image, sentences: str | Sequence[str]) -> Result:
+    def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedPicture:
+        """Encodes a picture, for any number of calls of `segment`; returns once the device is done.
+
+        Args:
+            image: a file, an address on the web (http:// or https://), the bytes of a file, an array [H, W, 3] of
+                uint8, or a PIL image; turned upright by its EXIF orientation.
+
+        Raises:
+            UserError: the picture cannot be read or fetched.
+        """
+        picture = load_image(image, apply_exif=True)
+        pixels = normalize(resize_image(picture, tuple(self.config.input.image_size)))
+        features = self._encode(self._params, jax.device_put(pixels[None]))
+        return EncodedPicture(picture, jax.block_until_ready(features))
+
+    def segment(
+        self,
+        image: EncodedPicture | str | Path | bytes | np.ndarray | Image.Image,
+        sentences: str | Sequence[str],
+        *,
+        explain: bool = False,
+    ) -> Result:
         """Segments what each sentence refers to. The picture is encoded once, however many sentences there are.
 
         Args:
-            image: a file, an array [H, W, 3] of uint8, or a PIL image; turned upright by its EXIF orientation.
+            image: what `encode` returned, or anything that it takes.
             sentences: one sentence or several; one alone gives the same as among others.
+            explain: also return how the network came to each mask.
 
         Raises:
             UserError: the picture cannot be read, there is no sentence, or a sentence has no words.
@@ -91,41 +134,52 @@ class Segmenter:
         if not sentences:
             raise UserError("there is no sentence; say what is to be found in the picture")
         encoded = [self._tokenizer.encode(sentence) for sentence in sentences]
-        picture = load_image(image, apply_exif=True)
-        pixels = normalize(resize_image(picture, tuple(self.config.input.image_size)))
-        features = self._encode(self._params, jax.device_put(pixels[None]))
+        known = image if isinstance(image, EncodedPicture) else self.encode(image)
 
-        height, width = picture.shape[:2]
+        height, width = known.picture.shape[:2]
         masks, scores = np.empty((len(sentences), height, width), bool), np.empty(len(sentences))
         nothing: list[float] = []
-        for start in range(0, len(encoded), BUCKETS[-1]):
-            some = encoded[start : start + BUCKETS[-1]]
-            some += some[:1] * (_bucket(len(some)) - len(some))
-            tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*some, strict=True))
-            logits, judged = jax.device_get(self._ground(self._params, features, tokens, token_mask))
-            for row in range(start, min(start + BUCKETS[-1], len(encoded))):
-                full = resize_logits(logits[0, row - start], height, width)
+        explained: list[Explanation] = []
+        for start, some in _rounds(encoded):
+            filled = some + some[:1] * (_bucket(len(some)) - len(some))
+            tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*filled, strict=True))
+            run = self._explain if explain else self._ground
+            logits, judged, reduced = jax.device_get(run(self._params, known.features, tokens, token_mask))
+            for row in range(len(some)):
+                full = resize_logits(logits[0, row], height, width)
                 if judged is not None:
-                    nothing.append(_probability(judged[0, row - start]))
+                    nothing.append(_probability(judged[0, row]))
                     full = np.full_like(full, -np.inf) if nothing[-1] > 0.5 else full
-                masks[row] = full > 0
-                scores[row] = _score(full)
-        return Result(sentences, masks, scores, np.array(nothing) if nothing else None)
+                masks[start + row] = full > 0
+                scores[start + row] = _score(full)
+            if explain:
+                ids = [pieces for pieces, _ in some]
+                explained += explanations(reduced, ids, self._tokenizer, self.config.fusion.rotations)
+        return Result(
+            sentences,
+            masks,
+            scores,
+            np.array(nothing) if nothing else None,
+            tuple(explained) if explain else None,
+        )
+
+    def explain(
+        self, image: EncodedPicture | str | Path | bytes | np.ndarray | Image.Image, sentence: str
+    ) -> Explanation:
+        """Returns how the network comes to the mask of one sentence; raises what `segment` does."""
+        told = self.segment(image, sentence, explain=True).explanations
+        assert told is not None  # asked for
+        return told[0]
 
     def remarks(self, sentence: str) -> list[str]:
         """Returns what a person should know of how a sentence is read: words cut off, words that are not known."""
-        remarks = []
-        length, limit = self._tokenizer.length(sentence), self._tokenizer.max_tokens
-        if length > limit:
-            remarks.append(f"{sentence!r} takes {length} tokens and is cut to the first {limit} (text.max_tokens)")
-        unknown = [word for word in sentence.split() if self._is_unknown(word)]
-        if unknown:
-            remarks.append(f"not in the vocabulary, and so ignored or misread: {', '.join(map(repr, unknown))}")
-        return remarks
+        return remarks(self._tokenizer, sentence)
 
-    def _is_unknown(self, word: str) -> bool:
-        has_pieces = self._tokenizer.length(word) > 2
-        return has_pieces and "[UNK]" in self._tokenizer.words(self._tokenizer.encode(word)[0])
+
+def _rounds(encoded: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the sentences of each round, and the number of those before them."""
+    for start in range(0, len(encoded), BUCKETS[-1]):
+        yield start, list(encoded[start : start + BUCKETS[-1]])
 
 
 def _bucket(count: int) -> int:

@@ -73,6 +73,10 @@ class ColourWorld(NamedTuple):
 
 @pytest.fixture
 def colour_world() -> ColourWorld:
+    return make_colour_world()
+
+
+def make_colour_world() -> ColourWorld:
     config = default_config()
     config.input.image_size = (8, 8)
     config.input.expressions_per_image = 3

@@ -101,6 +101,22 @@ def test_one_encoding_for_all_sentences_and_few_programs(segmenter, colour_world
     assert colour_world.traced == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
 
 
+def test_a_picture_is_encoded_once_and_asked_often(segmenter, colour_world, picture):
+    encoded = segmenter.encode(picture)
+    np.testing.assert_array_equal(encoded.picture, picture)
+    for sentences in ("red", ["blue", "red"], ["green"]):
+        asked, at_once = segmenter.segment(encoded, sentences), segmenter.segment(picture, sentences)
+        np.testing.assert_array_equal(asked.masks, at_once.masks)
+        np.testing.assert_array_equal(asked.scores, at_once.scores)
+    assert colour_world.traced == ["encode_image", "ground 1", "ground 2"]
+
+
+def test_a_picture_may_be_the_bytes_of_a_file(segmenter, picture, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    np.testing.assert_array_equal(segmenter.encode(path.read_bytes()).picture, picture)
+
+
 @pytest.mark.parametrize("sentences", [[], ()])
 def test_no_sentence(segmenter, picture, sentences):
     with pytest.raises(UserError, match="there is no sentence"):
@@ -136,6 +152,26 @@ def test_a_trained_network_gives_together_what_it_gives_one_by_one(tiny_workdir)
         alone = segmenter.segment(picture, sentence)
         np.testing.assert_array_equal(alone.masks[0], together.masks[row])
         assert alone.scores[0] == pytest.approx(together.scores[row], abs=1e-5)
+
+
+def test_explanations_have_the_same_answer_and_everything_by_name(tiny_workdir):
+    segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
+    encoded = segmenter.encode(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    sentences = ["the red circle", "the leftmost square", "the star"]
+    plain, told = segmenter.segment(encoded, sentences), segmenter.segment(encoded, sentences, explain=True)
+    np.testing.assert_array_equal(plain.masks, told.masks)
+    assert plain.explanations is None
+    assert [e.words for e in told.explanations] == [("[CLS]", *sentence.split(), "[SEP]") for sentence in sentences]
+    for explanation in told.explanations:
+        assert explanation.directions == ("downwards", "leftwards", "upwards", "rightwards")
+        assert explanation.word_attention.shape == (len(explanation.words), 1, 1)  # 32 pixels at stride 32
+        np.testing.assert_allclose(explanation.word_attention.sum(0), 1, atol=1e-6)
+        for pair in ("language_parses_vision", "vision_parses_language"):
+            assert explanation.group_maps[pair].shape == (4, 1, 1)
+            assert (explanation.group_maps[pair] > 0).all()
+            np.testing.assert_allclose(explanation.balance_weights[pair].sum(0), 1, atol=1e-6)
+        assert [stage.shape for stage in explanation.stages] == [(1, 1), (2, 2), (4, 4), (32, 32)]
+        assert all(((stage >= 0) & (stage <= 1)).all() for stage in explanation.stages)
 
 
 def test_the_parameters_are_brought_to_the_device_once(tiny_workdir):

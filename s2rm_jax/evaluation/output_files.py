@@ -7,6 +7,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+from PIL import Image
+
 from s2rm_jax.errors import UserError
 
 
@@ -38,6 +40,29 @@ def remove_earlier(folder: Path, name: str) -> None:
     for path in folder.iterdir():
         if re.fullmatch(name, path.name) and path.is_file():
             path.unlink()
+
+
+def figure_paths(given: str | Path, count: int) -> list[Path]:
+    """Returns the path itself for one figure, NAME_1.png, NAME_2.png and so on for several.
+
+    Raises:
+        UserError: it is no PNG, or its folder is not there.
+    """
+    path = Path(given)
+    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
+        raise UserError(
+            f"--explain: {given} must be the path of a PNG in a folder that is there; give another --explain"
+        )
+    numbered = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
+    return [path] if count == 1 else numbered
+
+
+def save_figure(figure: Image.Image, path: Path) -> None:
+    """Writes a figure; raises UserError where that is not possible."""
+    try:
+        figure.save(path)
+    except OSError as error:
+        raise UserError(f"--explain: {path} cannot be written ({error.strerror}); give another --explain") from error
 
 
 def slug(text: str, limit: int = 40) -> str:

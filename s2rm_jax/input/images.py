@@ -10,6 +10,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.web import fetch, is_url
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,13 +33,15 @@ _OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.floa
 
 
 def load_image(
-    source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False
+    source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns a picture as RGB values 0 ... 255, whatever it is stored as; see `load_picture`."""
-    return np.array(load_picture(source, apply_exif=apply_exif))
+    return np.array(load_picture(source, apply_exif=apply_exif, max_pixels=max_pixels))
 
 
-def load_picture(source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False) -> Image.Image:
+def load_picture(
+    source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Returns a picture as a PIL image of mode RGB with its pixels, whatever it is stored as.
 
     Grey, palette, 1-bit and CMYK pictures are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
@@ -46,22 +49,26 @@ def load_picture(source: str | Path | bytes | np.ndarray | Image.Image, *, apply
     arbitrary. Of several frames the first counts.
 
     Args:
-      source: a file; the bytes of a file; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8, uint16 or bool;
-        or a PIL image, which is returned itself if it is RGB already.
+      source: a file; an address on the web (http:// or https://); the bytes of a file; an array [H, W], [H, W, 1],
+        [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image, which is returned itself if it is RGB already.
       apply_exif: turn the picture the way its EXIF orientation says, as every viewer does. Right for a person's own
         pictures; wrong for a dataset, whose masks are drawn in the stored coordinates.
+      max_pixels: larger pictures are refused before they are unpacked.
 
     Raises:
-      UserError: the file is missing, damaged, not a picture or larger than MAX_PIXELS; or the array is of another kind.
+      UserError: the file is missing, damaged, not a picture or larger than `max_pixels`; the address gives nothing in
+        good time; or the array is of another kind.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_picture_of_array(source), "the array")
     if isinstance(source, Image.Image):
-        return _decode(source, "the picture", apply_exif)
+        return _decode(source, "the picture", apply_exif, max_pixels)
     name = "the picture" if isinstance(source, bytes) else str(source)
+    if isinstance(source, str) and is_url(source):
+        source = fetch(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
-            return _decode(picture, name, apply_exif)
+            return _decode(picture, name, apply_exif, max_pixels)
     except FileNotFoundError as error:
         raise UserError(f"there is no picture at {name}; check the path") from error
     except IsADirectoryError as error:
@@ -69,7 +76,7 @@ def load_picture(source: str | Path | bytes | np.ndarray | Image.Image, *, apply
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name} is not a picture that can be read ({', '.join(FORMATS)}); convert it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels; scale it down first") from error
+        raise UserError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from error
     except OSError as error:
         if error.errno is None:  # not from the system but from Pillow, of a file that ends within its header
             raise _damaged(name, error) from error
@@ -103,10 +110,10 @@ def denormalize(pixels: Float32[np.ndarray, "*batch height width 3"]) -> UInt8[n
     return np.rint((pixels - _OFFSET) / _SCALE).clip(0, 255).astype(np.uint8)
 
 
-def _decode(picture: Image.Image, name: str, apply_exif: bool) -> Image.Image:
-    if picture.width * picture.height > MAX_PIXELS:
+def _decode(picture: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
+    if picture.width * picture.height > max_pixels:
         raise UserError(
-            f"{name} has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}; scale it down"
+            f"{name} has {picture.width} x {picture.height} pixels, more than {max_pixels:,}; scale it down"
         )
     try:
         picture.load()

@@ -94,6 +94,7 @@ def test_predict(tiny_workdir, tmp_path, picture):
     done = run(
         "s2rm_jax.predict", f"--workdir={tiny_workdir}", "--checkpoint=latest", f"--image={picture}", f"--out={out}",
         "--text", "the red circle", "--text", "the Zebra, that is left of the small blue square " * 2,
+        f"--explain={tmp_path / 'how.png'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout.splitlines()[-1]
@@ -117,6 +118,9 @@ def test_predict(tiny_workdir, tmp_path, picture):
         assert entry["box"] == box
     with Image.open(out / "overlay.png") as overlay:
         assert overlay.width >= 480
+    for number in (1, 2):
+        with Image.open(tmp_path / f"how_{number}.png") as figure:
+            assert figure.width == 1600
 
 
 def test_without_a_picture_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
@@ -157,8 +161,11 @@ def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, t
     restore = checkpoint.restore_params
     monkeypatch.setattr(checkpoint, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
-        status, _, errors = door(evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", f"--out={tmp_path}")
+        status, _, errors = door(
+            evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"
+        )
     assert status == 0, errors
+    assert len(list((tmp_path / "gallery").glob("*_001_*_how.png"))) == 3  # random, worst, best
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path):
@@ -178,6 +185,8 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"text": "  "}, "no words"),
         ({"out": "{tmp}/text.jpg"}, "a file is in the way"),
         ({"checkpoint": "newest"}, "newest"),
+        ({"explain": "{tmp}/how.jpg"}, "must be the path of a PNG"),
+        ({"explain": "{tmp}/nowhere/how.png"}, "in a folder that is there"),
         ({"text": None}, "--text is missing"),
     ],
 )

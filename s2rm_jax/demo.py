@@ -1,0 +1,99 @@
+"""Serves a trained network as a page in the browser, and over HTTP.
+
+    python -m s2rm_jax.demo --workdir runs/demo
+    curl -F image=@street.jpg -F sentences="the man in red" http://127.0.0.1:7860/segment
+
+Drop a picture, write sentences, see their masks and how the network came to them; docs/demo.md tells all of it, and of
+the HTTP interface. By default only this machine can reach it. Needs pip install -e '.[demo]'. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from absl import flags
+
+from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from s2rm_jax.serving.service import Service
+
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "the address to listen at; 0.0.0.0 lets other machines in", flag_values=FLAGS
+)
+PORT = flags.DEFINE_integer(
+    "port", 7860, "the port; 0 takes a free one", lower_bound=0, upper_bound=65_535, flag_values=FLAGS
+)
+MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "of a picture's file", lower_bound=0.01, flag_values=FLAGS)
+MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "of a picture", lower_bound=0.01, flag_values=FLAGS)
+PER_MINUTE = flags.DEFINE_integer("per_minute", 240, "requests of one visitor", lower_bound=1, flag_values=FLAGS)
+SPLIT = flags.DEFINE_string(
+    "split", None, "whose pictures are the examples; by default as in training", flag_values=FLAGS
+)
+
+
+def main() -> None:
+    """Serves as the flags say."""
+    try:
+        import gradio  # noqa: F401
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed; install what the demo needs: pip install -e '.[demo]'"
+        ) from error
+
+    from s2rm_jax.segmenter import Segmenter
+    from s2rm_jax.serving.app import build_app
+    from s2rm_jax.serving.examples import example_cases
+    from s2rm_jax.serving.limits import Limits
+    from s2rm_jax.serving.service import Service
+    from s2rm_jax.training.progress import say
+
+    assert WORKDIR.value is not None  # required
+    which = cast(Literal["best", "latest"], CHECKPOINT.value)
+    listening = _listen(HOST.value, PORT.value)  # first, as a taken port needs no network
+    segmenter = Segmenter.from_checkpoint(WORKDIR.value, which)
+    limits = Limits(
+        bytes=round(1e6 * MAX_MEGABYTES.value), pixels=round(1e6 * MAX_MEGAPIXELS.value), per_minute=PER_MINUTE.value
+    )
+    service = Service(segmenter, limits)
+    say("compiling the network for its first pictures")
+    _warm_up(service)
+    with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
+        cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
+        name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
+        app = build_app(service, cases, name)
+        host, port = listening.getsockname()[:2]
+        say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}:{port} ({error.strerror}); give another --host or --port") from error
+
+
+def _warm_up(service: Service) -> None:
+    """Asks for up to four sentences at once, so that the first visitor does not wait for the compiler."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG")
+    for count in (1, 2, 4):
+        service.ask(file.getvalue(), ["the picture"] * count, explain=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, required=("workdir",))

@@ -1,0 +1,1 @@
+"""A trained network as a page and an HTTP interface (the extra `demo`)."""

@@ -1,0 +1,108 @@
+"""One network for many visitors: their questions are answered one after another, each with its own picture.
+
+Nothing is kept of a visitor. Pictures are known by their bytes, and the latest stay encoded for a while, so that
+further sentences about one are quick, whoever asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from s2rm_jax.input.images import load_image
+from s2rm_jax.segmenter import EncodedPicture, Result, Segmenter
+from s2rm_jax.serving.limits import Limits, Refused, check_bytes, check_sentences
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An encoded picture; `seconds` is what decoding and encoding took now, 0 where it `was_known` from before."""
+
+    picture: EncodedPicture
+    seconds: float
+    was_known: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for the sentences, in `seconds`, with what a person should know of how each was read."""
+
+    encoding: Encoding
+    result: Result
+    remarks: tuple[tuple[str, ...], ...]
+    seconds: float
+
+
+class Service:
+    """Answers from any number of threads; the device has one question at a time."""
+
+    def __init__(self, segmenter: Segmenter, limits: Limits | None = None, kept_pictures: int = 8):
+        self.limits = limits or Limits()
+        self._segmenter = segmenter
+        self._kept_pictures = kept_pictures
+        self._known: OrderedDict[bytes, EncodedPicture] = OrderedDict()  # by hash, the latest asked for last
+        self._device = threading.RLock()
+        self._counting = threading.Lock()
+        self._waiting = 0
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits until the device is free, and holds it.
+
+        `encode` and `ask` do so by themselves; hold it around them while large results are turned into small ones, so
+        that the memory for large ones is needed once.
+
+        Raises:
+            Refused: too many wait already.
+        """
+        with self._counting:
+            if self._waiting >= self.limits.waiting:
+                raise Refused("too many requests are waiting; ask again in a moment", HTTPStatus.SERVICE_UNAVAILABLE)
+            self._waiting += 1
+        try:
+            with self._device:
+                yield
+        finally:
+            with self._counting:
+                self._waiting -= 1
+
+    def encode(self, content: bytes) -> Encoding:
+        """Encodes the picture in a file's bytes, unless it is known.
+
+        Raises:
+            UserError: it cannot be read or is too large; `Refused` among them.
+        """
+        check_bytes(len(content), self.limits)
+        key = hashlib.sha256(content).digest()
+        with self.turn():
+            start = time.perf_counter()
+            picture = self._known.pop(key, None)
+            was_known = picture is not None
+            if picture is None:
+                array = load_image(content, apply_exif=True, max_pixels=self.limits.pixels)
+                picture = self._segmenter.encode(array)
+            self._known[key] = picture
+            if len(self._known) > self._kept_pictures:
+                self._known.popitem(last=False)
+            return Encoding(picture, 0.0 if was_known else time.perf_counter() - start, was_known)
+
+    def ask(self, content: bytes, sentences: Sequence[str], *, explain: bool = False) -> Answer:
+        """Segments what the sentences mean in the picture of a file's bytes.
+
+        Raises:
+            UserError: the picture cannot be read, or a sentence has no words; `Refused` where something is too large.
+        """
+        asked = check_sentences(sentences, self.limits)
+        with self.turn():
+            encoding = self.encode(content)
+            start = time.perf_counter()
+            result = self._segmenter.segment(encoding.picture, asked, explain=explain)
+            seconds = time.perf_counter() - start
+            remarks = tuple(tuple(self._segmenter.remarks(sentence)) for sentence in asked)
+        return Answer(encoding, result, remarks, seconds)

@@ -1,0 +1,158 @@
+"""What was found, as a piece of HTML that needs nothing but itself: the picture with layers to switch on and off.
+
+Masks, attention maps and downloads lie in the page, so that looking at them asks the server nothing. `STYLE` and
+`SCRIPT` belong to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from s2rm_jax.evaluation.heat import heat_image, span
+from s2rm_jax.evaluation.output_files import slug
+from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, fit_picture, fit_size, mask_layer
+from s2rm_jax.explanation import Explanation
+from s2rm_jax.serving.mask_formats import as_png, as_polygons, as_rle
+from s2rm_jax.serving.service import Answer, Encoding
+
+_SHOWN = 960  # pixels, the longer side of the picture on the page
+_HEAT = 120  # pixels, the least longer side of a map that is laid over it
+_PAIRS = {
+    "language_parses_vision": "language parses vision",
+    "vision_parses_language": "vision parses language",
+}
+_ARROWS = {"downwards": "↓", "leftwards": "←", "upwards": "↑", "rightwards": "→"}
+
+
+def picture_html(encoding: Encoding) -> str:
+    """Returns the picture alone, with the time that its encoding took."""
+    return f'<div class="s2rm">{_stage(encoding, [])}{_times(encoding)}</div>'
+
+
+def answer_html(answer: Answer) -> str:
+    """Returns the picture with what was found: masks, scores, downloads, and how the network came to each mask."""
+    masks = answer.result.masks
+    height, width = masks.shape[1:]
+    size = _shown_size(height, width)
+    layers, cards = [], []
+    for row, mask in enumerate(masks):
+        colour = DISTINCT_COLOURS[row % len(DISTINCT_COLOURS)]
+        drawn = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
+        layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(drawn)}">')
+        cards.append(_card(answer, row, colour))
+    answered = f"{len(masks)} {'sentence' if len(masks) == 1 else 'sentences'} answered in {_seconds(answer.seconds)}"
+    return (
+        f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, answered)}'
+        f'<ol class="found">{"".join(cards)}</ol></div>'
+    )
+
+
+def _stage(encoding: Encoding, layers: list[str]) -> str:
+    height, width = encoding.picture.picture.shape[:2]
+    shown = fit_picture(encoding.picture.picture, _shown_size(height, width))
+    return (
+        f'<div class="stage" style="aspect-ratio:{width}/{height};max-width:calc(70vh*{width / height:.4f})">'
+        f'<img class="photo" alt="the picture" src="{_url(shown, "JPEG", quality=90)}">{"".join(layers)}'
+        '<img class="heat" alt="" hidden></div><p class="legend" hidden></p>'
+    )
+
+
+def _times(encoding: Encoding, answered: str = "") -> str:
+    height, width = encoding.picture.picture.shape[:2]
+    encoded = "Picture was encoded before" if encoding.was_known else f"Picture encoded in {_seconds(encoding.seconds)}"
+    parts = [f"{width} × {height} pixels", encoded, answered]
+    return f'<p class="times">{" · ".join(part for part in parts if part)}</p>'
+
+
+def _card(answer: Answer, row: int, colour: tuple[int, int, int]) -> str:
+    result = answer.result
+    sentence, mask, score = result.sentences[row], result.masks[row], result.scores[row]
+    found = f"score {score:.2f}" if mask.any() else "nothing found"
+    if result.no_target is not None:
+        found += f", refers to nothing: {100 * result.no_target[row]:.0f} %"
+    remarks = "".join(f'<p class="remark">{escape(remark)}</p>' for remark in answer.remarks[row])
+    told = _explanation(result.explanations[row]) if result.explanations else ""
+    return (
+        f'<li style="--c:rgb{colour}"><label class="name"><input type="checkbox" checked data-shows="{row}">'
+        f"<b>{escape(sentence)}</b></label>"
+        f'<span class="score">{found}</span>'
+        f"{_downloads(mask, f'mask_{row + 1}_{slug(sentence)}')}{remarks}{told}</li>"
+    )
+
+
+def _downloads(mask: np.ndarray, name: str) -> str:
+    files = (
+        ("PNG", f"{name}.png", "image/png", as_png(mask)),
+        ("polygons", f"{name}_polygons.json", "application/json", json.dumps(as_polygons(mask)).encode()),
+        ("COCO RLE", f"{name}_rle.json", "application/json", json.dumps(as_rle(mask)).encode()),
+    )
+    links = "".join(
+        f'<a download="{file}" href="data:{kind};base64,{base64.b64encode(content).decode()}">{label}</a>'
+        for label, file, kind, content in files
+    )
+    return f'<span class="downloads">Download {links}</span>'
+
+
+def _explanation(explanation: Explanation) -> str:
+    words = zip(explanation.words, explanation.word_attention, strict=True)
+    buttons = "".join(_layer(word, values, span(values)) for word, values in words)
+    rows = []
+    for pair, weights in explanation.balance_weights.items():
+        bars = []
+        for name, values in zip(explanation.directions, weights, strict=True):
+            share = float(values.mean())
+            label = f'<span class="arrow">{_ARROWS[name]}</span> {name} <i style="--share:{share:.3f}"></i>'
+            bars.append(_layer(label, values, (0.0, 1.0), f"weight of the direction {name}", f" {100 * share:.0f} %"))
+        rows.append(_row(f"Weights of the directions, {_PAIRS[pair]}", "".join(bars), "bars"))
+    stages = [
+        _layer(f"{stage.shape[1]} × {stage.shape[0]}", stage, (0.0, 1.0), "mask at this stage")
+        for stage in explanation.stages
+    ]
+    rows.append(_row("The mask from coarse to fine, by the grid of the stage", "".join(stages)))
+    return (
+        _row("Click a word to see where in the picture it was laid out", buttons, "words")
+        + f"<details><summary>How the network came to it</summary>{''.join(rows)}</details>"
+    )
+
+
+def _row(title: str, content: str, kind: str = "") -> str:
+    return f'<div class="row {kind}"><span class="title">{title}</span><div>{content}</div></div>'
+
+
+def _layer(
+    label: str, values: np.ndarray, scale: tuple[float, float], about: str | None = None, behind: str = ""
+) -> str:
+    """A button that lays a map over the picture; `about` tells what it is where the label, a word, does not."""
+    text = escape(label) if about is None else label
+    special = " special" if label in ("[CLS]", "[SEP]") else ""
+    legend = f"{escape(about or f'attention to “{label}”')}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
+    return (
+        f'<button type="button" class="layer{special}" aria-pressed="false" data-legend="{legend}" '
+        f'data-heat="{_url(_enlarged(heat_image(values, scale)))}">{text}{behind}</button>'
+    )
+
+
+def _enlarged(layer: Image.Image) -> Image.Image:
+    """A layer large enough for a browser to enlarge it smoothly."""
+    factor = -(-_HEAT // max(layer.size))
+    return layer.resize((factor * layer.width, factor * layer.height), Image.Resampling.BICUBIC)
+
+
+def _shown_size(height: int, width: int) -> tuple[int, int]:
+    return (width, height) if max(height, width) <= _SHOWN else fit_size(height, width, _SHOWN)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _url(picture: Image.Image, form: str = "PNG", **options: int) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,162 @@
+"""The HTTP interface in this process, without a network: answers, errors, crowds, and its schema put to the test."""
+
+import asyncio
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.input.masks import rasterize
+from s2rm_jax.serving.limits import Limits
+from s2rm_jax.serving.service import Service
+
+httpx = pytest.importorskip("httpx", reason="the extra 'demo' is not installed")
+pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
+
+
+@pytest.fixture
+def ask(service):
+    """Sends one request to the interface; `limits` replaces the limits of the service."""
+    from s2rm_jax.serving.api import build_api
+
+    def send(method="POST", path="/segment", limits=None, **given):
+        chosen = Service(service._segmenter, limits) if limits else service
+
+        async def once():
+            transport = httpx.ASGITransport(build_api(chosen))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **given)
+
+        return asyncio.run(once())
+
+    return send
+
+
+def encoded(content):
+    return base64.b64encode(content).decode()
+
+
+def test_json_and_forms_give_the_same(ask, striped_file):
+    picture, sentences, formats = striped_file(3, 16, 24), ["red", "the blue part"], ["rle", "png", "polygons"]
+    by_json = ask(json={"image": encoded(picture), "sentences": sentences, "formats": formats})
+    by_form = ask(files={"image": ("a.png", picture)}, data={"sentences": sentences, "formats": formats})
+    assert by_json.status_code == by_form.status_code == 200
+    assert by_json.json()["results"] == by_form.json()["results"]
+    answer = by_json.json()
+    assert (answer["width"], answer["height"]) == (24, 16)
+    assert (answer["times"]["picture_was_known"], by_form.json()["times"]["picture_was_known"]) == (False, True)
+    for found, sentence in zip(answer["results"], sentences, strict=True):
+        mask = rasterize(found["rle"], 16, 24)
+        assert found["sentence"] == sentence
+        assert found["area"] == np.count_nonzero(mask) > 0
+        assert 0.5 < found["score"] <= 1
+        with Image.open(io.BytesIO(base64.b64decode(found["png"]))) as png:
+            np.testing.assert_array_equal(np.asarray(png) > 0, mask)
+            assert found["box"] == list(png.getbbox())
+        np.testing.assert_array_equal(rasterize(found["polygons"]["polygons"], 16, 24), mask)
+
+
+def test_only_what_is_asked_for_is_sent(ask, striped_file):
+    (found,) = ask(json={"image": encoded(striped_file()), "sentences": ["green zebra"]}).json()["results"]
+    assert (found["png"], found["polygons"], found["box"], found["area"], found["score"]) == (None, None, None, 0, 0)
+    assert found["rle"]["size"] == [8, 8]
+    assert "zebra" in found["remarks"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "says"),
+    [
+        ({"json": {"sentences": ["red"]}}, 422, "image: Field required"),
+        ({"json": {"image": "", "sentences": ["red"]}}, 400, "the picture is empty"),
+        ({"json": {"image": "%%%", "sentences": ["red"]}}, 422, "not base64"),
+        ({"json": {"image": "YQ==", "sentences": ["red"]}}, 400, "not a picture"),
+        ({"json": {"image": "YQ==", "sentences": "red"}}, 422, "sentences: "),
+        ({"json": {"image": "YQ==", "sentences": ["red"], "formats": ["svg"]}}, 422, "formats.0: "),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the request: Invalid JSON"),
+        ({"content": b"red", "headers": {"content-type": "text/plain"}}, 415, "send application/json or"),
+        ({"content": b"", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"data": {"sentences": "red"}, "files": {"other": b"x"}}, 422, "the file of the picture is missing"),
+        ({"files": {"image": b"not a picture"}, "data": {"sentences": "red"}}, 400, "not a picture"),
+        ({"files": {"image": b"x"}}, 422, "sentences: "),
+        ({"json": {"image": "YQ==", "sentences": ["x" * 10_000]}}, 422, "10,000 characters"),
+        ({"json": {"image": "YQ==", "sentences": ["red"] * 17}}, 422, "17 sentences"),
+        ({"method": "GET"}, 405, "Method Not Allowed"),
+        ({"path": "/nowhere"}, 404, "Not Found"),
+    ],
+)  # fmt: skip
+def test_errors_are_json_and_say_what_is_wrong(ask, given, status, says):
+    answer = ask(**given)
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    assert says in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+def test_a_picture_of_200_megapixels(ask, enormous_picture):
+    answer = ask(files={"image": enormous_picture}, data={"sentences": "red"})
+    assert answer.status_code == 400
+    assert "more than 25,000,000 pixels" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_too_large_is_not_read_to_its_end(ask, announced):
+    sent = 0
+
+    async def body():
+        nonlocal sent
+        for _ in range(50):
+            sent += 1
+            yield bytes(100_000)
+
+    content = bytes(5_000_000) if announced else body()
+    answer = ask(limits=Limits(bytes=1000), content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert "more than 1,001,333 bytes" in answer.json()["error"]
+    assert sent < 15
+
+
+def test_who_asks_too_often_is_told_to_wait(striped_file, service):
+    from s2rm_jax.serving.api import build_api
+
+    app = build_api(Service(service._segmenter, Limits(per_minute=3)))
+
+    async def four():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            given = {"json": {"image": encoded(striped_file()), "sentences": ["red"]}}
+            return [await client.post("/segment", **given) for _ in range(4)]
+
+    answers = asyncio.run(four())
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert "wait a little" in answers[-1].json()["error"]
+    assert answers[-1].headers["retry-after"]
+
+
+def test_fifty_at_once_get_their_own_answers(service, striped_file):
+    """Fifty pictures that differ by a column, of a size each of its own, and none of the answers is another's."""
+    from s2rm_jax.serving.api import build_api
+
+    async def crowd():
+        transport = httpx.ASGITransport(build_api(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            pictures = [striped_file(8 * (i % 7 + 1), 40 + i, 64) for i in range(50)]
+            return await asyncio.gather(
+                *(
+                    client.post("/segment", json={"image": encoded(picture), "sentences": ["red", f"blue {i}"]})
+                    for i, picture in enumerate(pictures)
+                )
+            )
+
+    for i, answer in enumerate(asyncio.run(crowd())):
+        assert answer.status_code == 200
+        red, blue = answer.json()["results"]
+        assert (answer.json()["width"], answer.json()["height"]) == (64, 40 + i)
+        assert blue["sentence"] == f"blue {i}"
+        mask = rasterize(red["rle"], 40 + i, 64)
+        np.testing.assert_array_equal(mask, np.broadcast_to(np.arange(64) < 8 * (i % 7 + 1), mask.shape))
+        assert blue["area"] == mask.size - red["area"]
+
+
+def test_health(ask):
+    assert ask("GET", "/health").json() == {"status": "ok"}

@@ -1,0 +1,62 @@
+"""The HTTP interface fuzzed against its own OpenAPI schema."""
+
+import pytest
+
+from s2rm_jax.serving.limits import Limits
+from s2rm_jax.serving.service import Service
+
+pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+
+SETTINGS = hypothesis.settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
+)
+
+
+# No schema can say that a text is a picture, so requests that fit the schema may be refused.
+UNSAYABLE = [schemathesis.checks.positive_data_acceptance]
+# What a form carries is text in any case, so that a number or null in place of a sentence cannot be told from one.
+UNSAYABLE_IN_FORMS = [*UNSAYABLE, schemathesis.checks.negative_data_rejection]
+
+
+@pytest.fixture
+def operations(segmenter):
+    from s2rm_jax.serving.api import build_api
+
+    app = build_api(Service(segmenter, Limits(per_minute=100_000)))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    return {operation.ok().label: operation.ok() for operation in schema.get_all_operations()}
+
+
+# Not by its own marks, which fit other versions of pytest.
+@pytest.mark.parametrize(
+    ("label", "mode"), [("GET /health", "positive"), ("POST /segment", "positive"), ("POST /segment", "negative")]
+)
+def test_answers_are_what_the_schema_says(operations, label, mode):
+    statuses = set()
+
+    @SETTINGS
+    @hypothesis.given(case=operations[label].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    def fuzz(case):
+        excluded = UNSAYABLE_IN_FORMS if case.media_type == "multipart/form-data" else UNSAYABLE
+        statuses.add(case.call_and_validate(excluded_checks=excluded).status_code)
+
+    fuzz()
+    assert statuses <= ({200} if label == "GET /health" else {200, 400, 415, 422})
+
+
+def test_the_example_of_the_schema_is_answered(operations):
+    operation = operations["POST /segment"]
+    properties = operation.schema.raw_schema["paths"]["/segment"]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]["properties"]
+    body = {name: properties[name]["examples"][0] for name in ("image", "sentences")}
+    case = operation.Case(body=body, media_type="application/json")
+    answer = case.call_and_validate()
+    assert answer.status_code == 200
+    assert answer.json()["results"][0]["area"] == 32

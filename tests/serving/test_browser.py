@@ -1,0 +1,139 @@
+"""The page in a real browser: load, upload, type, see masks, switch, look inside, download, and three mistakes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.input.masks import rasterize
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium (Debian: apt-get install chromium)", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+
+ROOT = Path(__file__).parents[2]
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The address of a server in a process of its own, with one example."""
+    command = [sys.executable, "-m", "tests.serving.standin", str(tmp_path_factory.mktemp("examples"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        yield server.stdout.readline().strip()
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def page(address):
+    """The page, loaded; what it loads from elsewhere and what goes wrong in it are in `foreign` and `errors`."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.foreign, page.errors = [], []
+        page.on("request", lambda sent: sent.url.startswith(("data:", address)) or page.foreign.append(sent.url))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(address, wait_until="domcontentloaded")
+        page.wait_for_selector("#ask")
+        yield page
+        browser.close()
+
+
+def upload(page, path):
+    page.locator("#picture input[type=file]").set_input_files(path)
+
+
+def ask(page, text):
+    page.locator("#sentences textarea").fill(text)
+    page.locator("#ask").click()
+
+
+def downloaded(page, label, row=0):
+    with page.expect_download() as wanted:
+        page.locator(".found li").nth(row).get_by_text(label, exact=True).click()
+    return wanted.value.suggested_filename, Path(wanted.value.path()).read_bytes()
+
+
+def test_from_a_picture_to_its_masks(page, striped_file, tmp_path):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(striped_file(24, 48, 64))
+    upload(page, picture)
+    page.get_by_text("64 × 48 pixels · Picture encoded in").wait_for()
+    ask(page, "the red part\nblue")
+    page.locator(".found li").nth(1).wait_for()
+    assert "2 sentences answered in" in page.locator(".times").inner_text()
+    assert "encoded before" in page.locator(".times").inner_text()
+    assert "score 0.9" in page.locator(".score").first.inner_text()
+
+    masks = page.locator(".stage .mask")
+    assert [masks.nth(i).is_visible() for i in range(2)] == [True, True]
+    assert masks.first.bounding_box() == page.locator(".stage .photo").bounding_box()
+    page.locator(".found input").first.uncheck()
+    assert [masks.nth(i).is_visible() for i in range(2)] == [False, True]
+    page.locator(".found input").first.check()
+
+    page.get_by_role("button", name="red", exact=True).click()
+    assert page.locator(".stage .heat").is_visible()
+    assert not masks.first.is_visible()
+    assert "attention to “red”" in page.locator(".legend").inner_text()
+    page.locator("summary").first.click()
+    page.locator(".found li").first.locator(".bars .layer").nth(3).click()
+    assert "weight of the direction rightwards" in page.locator(".legend").inner_text()
+    page.locator(".found li").first.locator(".bars .layer").nth(3).click()  # off again
+    assert masks.first.is_visible()
+
+    red = np.broadcast_to(np.arange(64) < 24, (48, 64))
+    name, content = downloaded(page, "PNG")
+    assert name == "mask_1_the_red_part.png"
+    (tmp_path / name).write_bytes(content)
+    with Image.open(tmp_path / name) as mask:
+        np.testing.assert_array_equal(np.asarray(mask) > 0, red)
+    np.testing.assert_array_equal(rasterize(json.loads(downloaded(page, "COCO RLE")[1]), 48, 64), red)
+    np.testing.assert_array_equal(rasterize(json.loads(downloaded(page, "polygons", 1)[1])["polygons"], 48, 64), ~red)
+    assert not page.foreign
+    assert not page.errors
+
+
+def test_an_example_answers_at_the_first_click(page):
+    page.locator("#examples button.thumbnail-item").first.click()
+    page.locator(".found li").nth(1).wait_for()
+    assert page.locator("#sentences textarea").input_value() == "blue\nred"
+    assert [name.inner_text() for name in page.locator(".found b").all()] == ["blue", "red"]
+
+
+def test_mistakes_are_told_and_leave_the_page_working(page, striped_file, enormous_picture, tmp_path):
+    problem = page.locator(".s2rm-problem")
+    ask(page, "red")
+    page.get_by_text("there is no picture yet").wait_for()
+    for content, says in (
+        (b"not a picture", "not a picture that can be read"),
+        (enormous_picture, "more than 25,000,000 pixels"),
+    ):
+        (tmp_path / "bad.png").write_bytes(content)
+        upload(page, tmp_path / "bad.png")
+        page.get_by_text(says).wait_for()
+        page.locator("#picture button[aria-label*=lear], #picture button[aria-label*=emove]").first.click()
+        problem.wait_for(state="detached")
+
+    (tmp_path / "good.png").write_bytes(striped_file())
+    upload(page, tmp_path / "good.png")
+    page.get_by_text("Picture encoded in").wait_for()
+    ask(page, "x" * 10_000)
+    page.get_by_text("a sentence has 10,000 characters, more than 500").wait_for()
+    ask(page, "red\n" * 17)
+    page.get_by_text("17 sentences are more than the 16").wait_for()
+    ask(page, "red")
+    page.locator(".found li").wait_for()
+    assert problem.count() == 0
+    assert not page.errors
