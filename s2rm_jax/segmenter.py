@@ -21,7 +21,9 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.original_size import resize_logits
-from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.input.compact import normalize
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.resize import resize_image
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.training.trained import load_trained
 
@@ -59,7 +61,7 @@ class Segmenter:
         size = tuple(config.input.image_size)
 
         def encode(params: Any, image: jax.Array) -> Any:
-            return network.apply({"params": params}, image, method="encode_image")
+            return network.apply({"params": params}, normalize(image), method="encode_image")
 
         def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[jax.Array, Any]:
             output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
@@ -92,7 +94,7 @@ class Segmenter:
             raise UserError("there is no sentence; say what is to be found in the picture")
         encoded = [self._tokenizer.encode(sentence) for sentence in sentences]
         picture = load_image(image, apply_exif=True)
-        pixels = normalize(resize_image(picture, tuple(self.config.input.image_size)))
+        pixels = resize_image(picture, tuple(self.config.input.image_size))
         features = self._encode(self._params, jax.device_put(pixels[None]))
 
         height, width = picture.shape[:2]
