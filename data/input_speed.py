@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -34,12 +34,13 @@ from ml_collections import ConfigDict
 from data.measure import write_pictures
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
+from s2rm_jax.input.compact import pack_mask
 from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.example import Example
-from s2rm_jax.input.images import load_picture, normalize, resize_image
-from s2rm_jax.input.masks import rasterize, resize_mask
+from s2rm_jax.input.images import load_image
 from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batches
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.resize import resize_fast, resize_image
 from s2rm_jax.input.stored import Groups
 
 FLAGS = flags.FlagValues()
@@ -123,25 +124,18 @@ def _decoders(source: ReferSource) -> dict[str, Callable[[int], Any]]:
 
 def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int], Any]]:
     """What is done for a picture, one after the other; each stage begins with what the one before it made."""
-    encoder, rng = build_encoder(build_tokenizer(config, source), config), np.random.default_rng(0)
+    encoder = replace(build_encoder(build_tokenizer(config, source), config), resize=resize_fast)
+    rng = np.random.default_rng(0)
     size, examples = encoder.image_size, list(source)
     files = [Path(str(example.image)).read_bytes() for example in examples]
     chosen = [rng.permutation(len(example.expressions))[: encoder.expressions].tolist() for example in examples]
     views = [view_of(example, numbers) for example, numbers in zip(examples, chosen, strict=True)]
-    small = [resize_image(view.picture, size) for view in views]
-    segmentations = [
-        list({id(e.segmentation): e.segmentation for e in (example.expressions[n] for n in numbers)}.values())
-        for example, numbers in zip(examples, chosen, strict=True)
-    ]
     return {
         "reading the file": lambda i: Path(str(examples[i].image)).read_bytes(),
-        "decoding it (Pillow)": lambda i: load_picture(files[i]),
-        "resizing the picture": lambda i: resize_image(views[i].picture, size),
-        "normalising it": lambda i: normalize(small[i]),
-        "rasterising the masks": lambda i: [
-            rasterize(polygons, examples[i].height, examples[i].width) for polygons in segmentations[i]
-        ],
-        "resizing the masks": lambda i: [resize_mask(mask, size) for mask in views[i].masks],
+        "decoding it": lambda i: load_image(files[i]),
+        "resizing the picture": lambda i: resize_fast(views[i].picture, size),
+        "resizing it by Pillow, as in evaluation": lambda i: resize_image(views[i].picture, size),
+        "making the masks": lambda i: [pack_mask(mask) for mask in views[i].masks(size)],
         "tokenising": lambda i: [encoder.tokenizer.encode(sentence) for sentence in views[i].sentences],
         "all of it, one after the other": lambda i: encoder(examples[i], chosen[i]),
     }

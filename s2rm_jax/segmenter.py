@@ -25,7 +25,9 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.original_size import resize_logits
 from s2rm_jax.explanation import Explanation, explanations, reduce
-from s2rm_jax.input.images import load_image, normalize, resize_image
+from s2rm_jax.input.compact import normalize
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.resize import resize_image
 from s2rm_jax.input.sentence_remarks import remarks
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.training.trained import load_trained
@@ -76,7 +78,7 @@ class Segmenter:
         size = tuple(config.input.image_size)
 
         def encode(params: Any, image: jax.Array) -> Any:
-            return network.apply({"params": params}, image, method="encode_image")
+            return network.apply({"params": params}, normalize(image), method="encode_image")
 
         def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[Any, Any, None]:
             output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
@@ -109,7 +111,7 @@ class Segmenter:
             UserError: the picture cannot be read or fetched.
         """
         picture = load_image(image, apply_exif=True)
-        pixels = normalize(resize_image(picture, tuple(self.config.input.image_size)))
+        pixels = resize_image(picture, tuple(self.config.input.image_size))
         features = self._encode(self._params, jax.device_put(pixels[None]))
         return EncodedPicture(picture, jax.block_until_ready(features))
 

@@ -102,7 +102,7 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
     Sentences about the same object have its colour.
     """
     from s2rm_jax.evaluation import overlay
-    from s2rm_jax.input.images import denormalize
+    from s2rm_jax.input.compact import unpack_masks
 
     height, width = batch.images.shape[1:3]
     size = overlay.fit_size(height, width, side)
@@ -118,11 +118,11 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
     canvas = Image.new("RGB", (len(legends) * step + gap, line + 2 * gap + size[1] + lines * line), "white")
     overlay.draw_lines(canvas, [label], (gap, gap // 2), text)
     for column, legend in enumerate(legends):
-        masks = list(batch.targets[column][batch.valid[column]])
+        masks = list(unpack_masks(batch.targets[column][batch.valid[column]], height))
         objects = list({mask.tobytes(): mask for mask in masks}.values())  # of which several sentences may speak
         colour_of = {mask.tobytes(): colour for mask, colour in zip(objects, cycle(overlay.DISTINCT_COLOURS))}
         colours = [colour_of[mask.tobytes()] for mask in masks]
-        picture = overlay.fit_picture(denormalize(batch.images[column]), size)
+        picture = overlay.fit_picture(batch.images[column], size)
         layer = overlay.mask_layer(objects, list(colour_of.values()), size, shade=0.0)
         at = (gap + column * step, gap + line)
         canvas.paste(overlay.lay_over(picture, layer), at)

@@ -15,8 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
+from s2rm_jax.input.compact import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.input.example import Example, Expression
-from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.input.tokens import Tokenizer
 
 # Most of the tests' time is compilation of tiny networks, and XLA takes a third of the time to compile them when it

@@ -6,8 +6,8 @@ from PIL import Image
 from s2rm_jax import show_input
 from s2rm_jax.config import default_config
 from s2rm_jax.evaluation import overlay
+from s2rm_jax.input.compact import pack_mask
 from s2rm_jax.input.example import Batch
-from s2rm_jax.input.images import denormalize, normalize
 from s2rm_jax.input.tokens import Tokenizer
 
 
@@ -33,11 +33,6 @@ def test_each_kind_is_alone_and_wherever_it_may_be():
     assert kinds == {"as it is": off, "mirrored": off | {"flip": 1.0}, "hidden": off | {"hide_patches": 0.3}}
 
 
-def test_denormalizing_undoes_normalizing():
-    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    np.testing.assert_array_equal(denormalize(normalize(levels)), levels)
-
-
 def test_sentences_about_one_object_share_its_colour(monkeypatch):
     drawn, written = [], []
 
@@ -56,8 +51,8 @@ def test_sentences_about_one_object_share_its_colour(monkeypatch):
     tokenizer = Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three"), 3)
     tokens = np.array([[[2, 4, 3], [2, 5, 3], [2, 6, 3], [0, 0, 0]]])
     valid = np.array([[True, True, True, False]])
-    targets = np.stack([left, right, left, left])[None]
-    batch = Batch(np.zeros((1, 8, 8, 3), np.float32), tokens, tokens > 0, targets, valid, valid)
+    targets = np.stack([pack_mask(mask) for mask in (left, right, left, left)])[None]
+    batch = Batch(np.zeros((1, 8, 8, 3), np.uint8), tokens, tokens > 0, targets, valid, valid)
     show_input.strip("as it is", batch, tokenizer, 64)
     ((masks, colours),) = drawn
     assert len(masks) == 2

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Int32, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.compact import MEAN_COLOUR
 from s2rm_jax.input.encode import View
 from s2rm_jax.input.example import Batch, Example
 from s2rm_jax.input.masks import rasterize
@@ -94,8 +94,8 @@ def flip(view: View) -> View | None:
     mirrored = tuple(sentence for sentence in sentences if sentence is not None)
     if len(mirrored) < len(sentences):
         return None
-    picture = view.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return replace(view, picture=picture, masks=tuple(mask[:, ::-1] for mask in view.masks), sentences=mirrored)
+    shown = replace(view.shown, columns=view.shown.columns[::-1])
+    return replace(view, picture=view.picture[:, ::-1], shown=shown, sentences=mirrored)
 
 
 def croppable(view: View) -> bool:
@@ -124,18 +124,18 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
 def crop(view: View, box: Box) -> View:
     """Cuts a box out of the picture and its masks."""
     top, bottom, left, right = box
-    picture = view.picture.crop((left, top, right, bottom))
-    return replace(view, picture=picture, masks=tuple(mask[top:bottom, left:right] for mask in view.masks))
+    shown = replace(view.shown, rows=view.shown.rows[top:bottom], columns=view.shown.columns[left:right])
+    return replace(view, picture=view.picture[top:bottom, left:right], shown=shown)
 
 
 def hide_patches(
-    pixels: Float32[np.ndarray, "height width 3"], share: float, patch: int, rng: np.random.Generator
-) -> Float32[np.ndarray, "height width 3"]:
-    """Sets each square of `patch` pixels, with probability `share`, to 0, the mean of normalised pictures."""
+    pixels: UInt8[np.ndarray, "height width 3"], share: float, patch: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Gives each square of `patch` pixels, with probability `share`, the mean colour of pictures."""
     height, width = pixels.shape[:2]
     hidden = rng.random((-(-height // patch), -(-width // patch))) < share
     hidden = hidden.repeat(patch, 0).repeat(patch, 1)[:height, :width]
-    return np.where(hidden[..., None], np.float32(0), pixels)
+    return np.where(hidden[..., None], np.array(MEAN_COLOUR, np.uint8), pixels)
 
 
 def hide_words(

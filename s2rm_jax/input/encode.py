@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image
+from jaxtyping import Bool, UInt8
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.example import Batch, Example
-from s2rm_jax.input.images import load_picture, normalize, resize_image
-from s2rm_jax.input.masks import means_nothing, rasterize, resize_mask
+from s2rm_jax.input.compact import pack_mask, packed_shape
+from s2rm_jax.input.example import Batch, Example, Segmentation
+from s2rm_jax.input.grid import Grid
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.masks import is_mask_file, rasterize
+from s2rm_jax.input.resize import resize_image
 from s2rm_jax.input.tokens import Tokenizer
 
 
@@ -20,49 +23,70 @@ from s2rm_jax.input.tokens import Tokenizer
 class View:
     """A picture (RGB) with n chosen sentences as they will be seen, still at the picture's own size.
 
-    `masks` has one mask for each referent of the sentences. `referents` says for each sentence which of them it is,
-    None where it refers to nothing; `names` what to call it in an error.
+    `segmentations` has one for each referent of the sentences, in the pixels of the file; `shown` says which of these
+    the picture shows. `referents` says for each sentence which of the referents is its, None where it refers to
+    nothing; `names` what to call it in an error.
     """
 
-    picture: Image.Image
+    picture: UInt8[np.ndarray, "height width 3"]
     sentences: tuple[str, ...]
-    masks: tuple[Bool[np.ndarray, "height width"], ...]
+    segmentations: tuple[Segmentation, ...]
     referents: tuple[int | None, ...]
     names: tuple[str, ...]
+    shown: Grid
+
+    def masks(self, size: tuple[int, int] | None = None) -> list[Bool[np.ndarray, "height width"]]:
+        """Returns the mask of each referent, as large as the picture or resized to (height, width).
+
+        Raises:
+            UserError: names an expression and what is wrong with its mask.
+        """
+        grid = self.shown.resized(size or self.picture.shape[:2])
+        masks = []
+        for number, segmentation in enumerate(self.segmentations):
+            try:
+                masks.append(rasterize(segmentation, *grid.size, grid))
+            except UserError as error:
+                raise UserError(f"{self.names[self.referents.index(number)]}: {error}") from error
+        return masks
 
 
 def view_of(example: Example, chosen: list[int]) -> View:
-    """Reads the picture of an example and the masks of its expressions `chosen`.
+    """Reads the picture of an example for its expressions `chosen`.
 
     Raises:
-        UserError: names the example and what is wrong with its picture or its masks.
+        UserError: names the example and what is wrong with its picture or the file of a mask.
     """
     try:
-        picture = load_picture(example.image)
+        picture = load_image(example.image)
     except UserError as error:
         raise (UserError(f"example {example.id}: {error}") if isinstance(example.image, bytes) else error) from error
-    if picture.size != (example.width, example.height):
+    height, width = picture.shape[:2]
+    if (height, width) != (example.height, example.width):
         raise UserError(
-            f"the picture of example {example.id} is {picture.width} x {picture.height} pixels, but its "
+            f"the picture of example {example.id} is {width} x {height} pixels, but its "
             f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
         )
     expressions = [example.expressions[index] for index in chosen]
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
-    masks: list[np.ndarray] = []
+    segmentations: list[Segmentation] = []
     referents: list[int | None] = []
     numbers: dict[int, int | None] = {}  # sentences about one referent share its segmentation; its mask is made once
     for name, expression in zip(names, expressions, strict=True):
         key = id(expression.segmentation)
         if expression.has_target and key not in numbers:
-            try:
-                mask = rasterize(expression.segmentation, example.height, example.width)
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from error
-            numbers[key] = None if means_nothing(expression.segmentation, mask) else len(masks)
-            masks += [] if numbers[key] is None else [mask]
+            segmentation, nothing = expression.segmentation, False
+            if is_mask_file(segmentation):  # the whole of it is needed to know whether it is black
+                try:
+                    segmentation = rasterize(segmentation, height, width)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from error
+                nothing = not segmentation.any()
+            numbers[key] = None if nothing else len(segmentations)
+            segmentations += [] if nothing else [segmentation]
         referents.append(numbers[key] if expression.has_target else None)
     sentences = tuple(expression.sentence for expression in expressions)
-    return View(picture, sentences, tuple(masks), tuple(referents), names)
+    return View(picture, sentences, tuple(segmentations), tuple(referents), names, Grid.whole(height, width))
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,7 @@ class Encoder:
     tokenizer: Tokenizer
     image_size: tuple[int, int]
     expressions: int  # K
+    resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_image
 
     def __call__(self, example: Example, chosen: list[int]) -> Batch:
         """Encodes expressions `chosen` (at most K of them) and fills up to K with invalid ones."""
@@ -81,13 +106,13 @@ class Encoder:
         """Encodes a view of at most K expressions and fills up to K with invalid ones.
 
         Raises:
-            UserError: names the expression whose sentence has no words.
+            UserError: names the expression whose sentence has no words, or whose mask has something wrong with it.
         """
         shape = (self.expressions, self.tokenizer.max_tokens)
         tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        targets = np.zeros((self.expressions, *self.image_size), bool)
+        targets = np.zeros((self.expressions, *packed_shape(*self.image_size)), np.uint8)
         has_target = np.zeros(self.expressions, bool)
-        masks = [resize_mask(mask, self.image_size) for mask in view.masks]
+        masks = [pack_mask(mask) for mask in view.masks(self.image_size)]
         for row, (sentence, referent) in enumerate(zip(view.sentences, view.referents, strict=True)):
             try:
                 tokens[row], token_mask[row] = self.tokenizer.encode(sentence)
@@ -95,7 +120,7 @@ class Encoder:
                 raise UserError(f"{view.names[row]}: {error}") from error
             if referent is not None:
                 targets[row], has_target[row] = masks[referent], True
-        pixels = normalize(resize_image(view.picture, self.image_size))
+        pixels = self.resize(view.picture, self.image_size)
         valid = np.arange(self.expressions) < len(view.sentences)
         return Batch(pixels, tokens, token_mask, targets, valid, has_target)
 

@@ -68,12 +68,13 @@ class Source(Protocol):
 
 
 class Batch(NamedTuple):
-    """What the network and the loss take: B pictures with K expressions each, L tokens an expression.
+    """What is made for the network and the loss: B pictures with K expressions each, L tokens an expression.
 
-    images      [B, H, W, 3] float32, normalised by the ImageNet mean and standard deviation
+    images      [B, H, W, 3] uint8, RGB; `compact.normalize` makes of it what the network takes
     tokens      [B, K, L] int32, 0 where there is no word
     token_mask  [B, K, L] bool, true for real tokens, [CLS] and [SEP] among them
-    targets     [B, K, H, W] bool, the masks resized to the network's input size
+    targets     [B, K, W, ceil(H / 8)] uint8, the masks resized to the network's input size, a bit a pixel; see
+                `compact.unpack_masks`
     valid       [B, K] bool, false for the padding that fills a picture up to K expressions, or a batch up to B
     has_target  [B, K] bool, false where the sentence refers to nothing, and for padding
     """

@@ -1,4 +1,4 @@
-"""Pictures: from files, arrays and PIL images to uint8 RGB, and on to what the network takes."""
+"""Pictures: from files, arrays and PIL images to uint8 RGB, and from one size to another."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.jpeg import decode_plain_jpeg
 from s2rm_jax.input.web import fetch, is_url
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous picture; this much takes 240 MB
 # What Pillow reads by itself: its other readers are rare, and that of EPS starts an external program.
@@ -28,21 +26,11 @@ Image.init()
 # with small blocks that would be a tenth of the time of a batch; so one large block is freed first.
 np.empty(31 << 20, np.uint8)
 
-_SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
-_OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
-
 
 def load_image(
     source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a picture as RGB values 0 ... 255, whatever it is stored as; see `load_picture`."""
-    return np.array(load_picture(source, apply_exif=apply_exif, max_pixels=max_pixels))
-
-
-def load_picture(
-    source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """Returns a picture as a PIL image of mode RGB with its pixels, whatever it is stored as.
+    """Returns a picture as RGB values 0 ... 255, whatever it is stored as; the array is the caller's own.
 
     Grey, palette, 1-bit and CMYK pictures are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
     Transparent pictures are laid on white, the page they are made for: what lies under a transparent pixel is
@@ -50,7 +38,7 @@ def load_picture(
 
     Args:
       source: a file; an address on the web (http:// or https://); the bytes of a file; an array [H, W], [H, W, 1],
-        [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image, which is returned itself if it is RGB already.
+        [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image.
       apply_exif: turn the picture the way its EXIF orientation says, as every viewer does. Right for a person's own
         pictures; wrong for a dataset, whose masks are drawn in the stored coordinates.
       max_pixels: larger pictures are refused before they are unpacked.
@@ -60,15 +48,18 @@ def load_picture(
         good time; or the array is of another kind.
     """
     if isinstance(source, np.ndarray):
-        return _to_rgb(_picture_of_array(source), "the array")
+        return np.array(_to_rgb(_picture_of_array(source), "the array"))
     if isinstance(source, Image.Image):
-        return _decode(source, "the picture", apply_exif, max_pixels)
+        return np.array(_decode(source, "the picture", apply_exif, max_pixels))
     name = "the picture" if isinstance(source, bytes) else str(source)
     if isinstance(source, str) and is_url(source):
         source = fetch(source)
     try:
+        pixels = None if apply_exif else decode_plain_jpeg(source, max_pixels)
+        if pixels is not None:
+            return pixels
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
-            return _decode(picture, name, apply_exif, max_pixels)
+            return np.array(_decode(picture, name, apply_exif, max_pixels))
     except FileNotFoundError as error:
         raise UserError(f"there is no picture at {name}; check the path") from error
     except IsADirectoryError as error:
@@ -85,29 +76,6 @@ def load_picture(
         raise
     except Exception as error:
         raise _damaged(name, error) from error
-
-
-def resize_image(
-    image: UInt8[np.ndarray, "height width 3"] | Image.Image, size: tuple[int, int]
-) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Resizes to (height, width) pixels, bilinear and antialiased; the proportions are not kept."""
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def normalize(image: UInt8[np.ndarray, "*batch height width 3"]) -> Float32[np.ndarray, "*batch height width 3"]:
-    """Scales RGB values to [0, 1], subtracts the ImageNet mean and divides by the ImageNet standard deviation."""
-    # Row by row, as NumPy is ten times slower where the innermost axis has three elements.
-    *rows, width, _ = image.shape
-    pixels = image.reshape(*rows, 3 * width).astype(np.float32)
-    pixels *= np.tile(_SCALE, width)
-    pixels += np.tile(_OFFSET, width)
-    return pixels.reshape(image.shape)
-
-
-def denormalize(pixels: Float32[np.ndarray, "*batch height width 3"]) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """Undoes `normalize`, for looking at what a network gets."""
-    return np.rint((pixels - _OFFSET) / _SCALE).clip(0, 255).astype(np.uint8)
 
 
 def _decode(picture: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:

@@ -8,7 +8,7 @@ a position is a pure function of (seed, position), so a run resumes exactly by s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import grain
@@ -20,6 +20,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.augment import Augmentation, build_augmentation
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
+from s2rm_jax.input.resize import resize_fast
 from s2rm_jax.input.sampling import Row, rows_of
 from s2rm_jax.input.tokens import Tokenizer
 
@@ -82,7 +83,8 @@ def train_batches(
         raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {count} processes.")
     dataset = grain.MapDataset.source(rows_of(source, config)).seed(config.seed).shuffle().repeat()
     augmentation = build_augmentation(config.input.augment, tokenizer)
-    dataset = dataset.random_map(_DrawAndEncode(build_encoder(tokenizer, config), augmentation))
+    encoder = replace(build_encoder(tokenizer, config), resize=resize_fast)
+    dataset = dataset.random_map(_DrawAndEncode(encoder, augmentation))
     dataset = dataset[start:].batch(config.batch_size // count, drop_remainder=True)[index::count]
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     stream = dataset.to_iter_dataset(options)

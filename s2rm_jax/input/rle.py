@@ -11,17 +11,19 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.grid import Grid, fill_runs
 
 _LONGEST_NUMBER = 7  # characters, so 35 bits; more of them, in a damaged code, would not fit the arithmetic
 
 
-def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, "height width"]:
+def decode_rle(rle: dict[str, Any], height: int, width: int, grid: Grid | None = None) -> Bool[np.ndarray, "_ _"]:
     """Decodes {"size": [H, W], "counts": ...}: run lengths in column order that begin with the background's.
 
     Args:
       rle: its counts are a list of run lengths, or their compressed form as text or bytes.
       height: of the picture, in pixels.
       width: of the picture, in pixels.
+      grid: which of its pixels are wanted; None for all. Those that are not are never made.
 
     Raises:
       UserError: the size is not the picture's, or the counts are damaged.
@@ -37,8 +39,7 @@ def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray,
         raise UserError(
             f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the picture has {height * width}"
         )
-    is_foreground = np.arange(len(runs)) % 2 == 1
-    return np.repeat(is_foreground, runs).reshape(width, height).T
+    return fill_runs(runs, height, width) if grid is None else grid.of_runs(runs)
 
 
 def _checked(counts: object) -> Int64[np.ndarray, " runs"] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import s2rm_jax
-from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD
+from s2rm_jax.input.compact import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.interop import segment_standalone
 from s2rm_jax.training.run_config import VOCAB_FILE
 from s2rm_jax.training.trained import Trained

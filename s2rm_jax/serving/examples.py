@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_picture
+from s2rm_jax.input.images import load_image
 from s2rm_jax.input.sources import build_source
 
 _SENTENCES = 3
@@ -37,7 +37,7 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     for number in range(min(count, len(source))):
         try:
             example = source[number * len(source) // min(count, len(source))]
-            picture: Image.Image = load_picture(example.image)
+            picture = Image.fromarray(load_image(example.image))
         except (UserError, OSError):  # a picture of the split is gone; the page has others
             continue
         path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.cost import jaxpr_flops
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.compact import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import batch_sharding
@@ -73,10 +74,10 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
         return jax.ShapeDtypeStruct((pictures, *shape), dtype, sharding=sharding)
 
     return Batch(
-        images=array(jnp.float32, height, width, 3),
+        images=array(jnp.uint8, height, width, 3),
         tokens=array(jnp.int32, expressions, tokens),
         token_mask=array(jnp.bool, expressions, tokens),
-        targets=array(jnp.bool, expressions, height, width),
+        targets=array(jnp.uint8, expressions, *packed_shape(height, width)),
         valid=array(jnp.bool, expressions),
         has_target=array(jnp.bool, expressions),
     )

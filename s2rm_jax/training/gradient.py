@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
+from s2rm_jax.input.compact import normalize
 from s2rm_jax.parallel.local_key import local_key
 from s2rm_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, FSDP_AXIS, batch_sharding, replicated
 from s2rm_jax.parallel.sharding import shared_axis
@@ -38,7 +39,7 @@ class Sums(NamedTuple):
     judged: dict[str, Float[Array, ""]]
 
 
-# (parameters, batch, key) -> (counts, sums, gradient), all of the whole batch
+# (parameters, batch with unpacked targets, key) -> (counts, sums, gradient), all of the whole batch
 Gradient = Callable[[Any, Any, jax.Array], tuple[Counts, Sums, Any]]
 # (parameters, part of a batch, key, counts of the whole batch) -> (sums, gradient) of the part
 PartGradient = Callable[[Any, Any, jax.Array, Counts], tuple[Sums, Any]]
@@ -163,7 +164,7 @@ def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> P
     def share_of_loss(params: Any, part: Any, key: jax.Array, counts: Counts) -> tuple[jax.Array, dict]:
         output: Any = network.apply(
             {"params": freeze(params, plan.groups)},
-            part.images,
+            normalize(part.images),
             part.tokens,
             part.token_mask,
             train=True,

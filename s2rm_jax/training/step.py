@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.compact import unpack_masks
 from s2rm_jax.parallel.mesh import replicated
 from s2rm_jax.training.gradient import make_gradient, positive
 from s2rm_jax.training.optimizer import learning_rate_schedule
@@ -44,6 +45,7 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
     ema_decay = config.optimizer.ema_decay
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        batch = batch._replace(targets=unpack_masks(batch.targets, batch.images.shape[1]))
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         counts, sums, gradient = gradient_of(state.params, batch, step_key)
         updates, opt_state = plan.optimizer.update(gradient, state.opt_state, state.params)

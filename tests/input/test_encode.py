@@ -8,6 +8,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import encode
+from s2rm_jax.input.compact import unpack_masks
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.masks import rasterize, resize_mask
@@ -36,16 +37,16 @@ def encoder() -> Encoder:
 def test_every_sentence_gets_its_mask_and_each_mask_is_made_once(monkeypatch):
     made = []
 
-    def counted(segmentation, height, width):
+    def counted(segmentation, *where):
         made.append(segmentation)
-        return rasterize(segmentation, height, width)
+        return rasterize(segmentation, *where)
 
     monkeypatch.setattr(encode, "rasterize", counted)
     arrays = encoder()(example(png()), [1, 0, 3, 2, 4])
     assert made == [RIGHT, LEFT]
     left, right = (resize_mask(rasterize(polygons, *SIZE), (24, 24)) for polygons in (LEFT, RIGHT))
     nothing = np.zeros((24, 24), bool)
-    np.testing.assert_array_equal(arrays.targets, [right, left, nothing, left, right, nothing])
+    np.testing.assert_array_equal(unpack_masks(arrays.targets, 24), [right, left, nothing, left, right, nothing])
     assert arrays.has_target.tolist() == [True, True, False, True, True, False]
     assert arrays.valid.tolist() == [True] * 5 + [False]
 

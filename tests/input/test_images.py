@@ -13,7 +13,8 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import images
-from s2rm_jax.input.images import IMAGENET_MEAN, IMAGENET_STD, load_image, load_picture, normalize, resize_image
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.jpeg import decode_plain_jpeg
 
 HEIGHT, WIDTH = 12, 16
 
@@ -63,13 +64,34 @@ def test_a_jpeg_is_what_pillow_makes_of_it_from_a_path_and_from_bytes(tmp_path, 
     with Image.open(path) as picture:
         expected = np.asarray(picture.convert("RGB"))
     for source in (path, path.read_bytes()):
-        np.testing.assert_array_equal(load_image(source), expected)
-        picture = load_picture(source)
-        assert picture.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(picture), expected)  # the file is closed, the pixels are there
-        small = Image.fromarray(expected).resize((9, 5), Image.Resampling.BILINEAR)
-        for image in (picture, expected):
-            np.testing.assert_array_equal(resize_image(image, (5, 9)), np.asarray(small))
+        image = load_image(source)
+        np.testing.assert_array_equal(image, expected, strict=True)
+        image[0, 0] = 0  # a caller's own copy
+
+
+def test_pillow_is_asked_for_all_but_plain_sound_jpegs(tmp_path, monkeypatch):
+    """The fast decoder is strict: of damaged data, of more than three inks and of EXIF it knows nothing."""
+
+    def jpeg(mode="RGB", **options):
+        buffer = io.BytesIO()
+        Image.fromarray(colours()).convert(mode).save(buffer, "JPEG", **options)
+        return buffer.getvalue()
+
+    def refuse(*_, **__):
+        raise AssertionError
+
+    whole = jpeg()
+    damaged = whole[:-20] + b"\xff\xd9"
+    for data in (jpeg("CMYK"), whole[:-20], damaged, encoded("PNG"), b"", b"\xff\xd8"):
+        assert decode_plain_jpeg(data, WIDTH * HEIGHT) is None
+    assert decode_plain_jpeg(whole, WIDTH * HEIGHT - 1) is None
+    with Image.open(io.BytesIO(damaged)) as picture:
+        np.testing.assert_array_equal(load_image(damaged), np.asarray(picture))  # what Pillow overlooks is overlooked
+    turned = jpeg(exif=EXIF)
+    np.testing.assert_array_equal(load_image(turned, apply_exif=True), np.rot90(load_image(turned), -1))
+    monkeypatch.setattr(Image, "open", refuse)
+    for data in (whole, turned, jpeg("L"), jpeg(progressive=True), jpeg(subsampling=0)):
+        assert load_image(data).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_grey_palette_and_one_bit_pictures_become_rgb(tmp_path):
@@ -215,6 +237,7 @@ def test_whatever_a_reader_raises_while_opening_is_a_damaged_picture(tmp_path, m
     def fail(*_, **__):
         raise failure
 
+    (tmp_path / "a.jpg").write_bytes(b"")
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(UserError, match=r"^.*/a\.jpg is damaged or of a kind that cannot be read \(.+\)[^\n]*$"):
         load_image(tmp_path / "a.jpg")
@@ -249,28 +272,3 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path,
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, at twice which it raises by itself
     with pytest.raises(UserError, match=r"huge\.png has more than 191 pixels"):
         load_image(path)
-
-
-def test_resizing_smooths_and_keeps_flat_areas():
-    stripes = np.zeros((40, 40, 3), np.uint8)
-    stripes[:, ::2] = 255  # without antialiasing, every second column of nothing but white or black would be left
-    small = resize_image(stripes, (20, 10))
-    assert small.shape == (20, 10, 3)
-    assert np.abs(small[:, 1:-1].astype(int) - 127).max() < 20
-    assert (resize_image(np.full((5, 7, 3), 77, np.uint8), (11, 3)) == 77).all()
-
-
-def test_normalizing_undone_gives_the_picture():
-    normal = normalize(colours())
-    assert normal.dtype == np.float32
-    expected = (colours() / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    np.testing.assert_allclose(normal, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(5, 7, 3), (2, 3, 4, 5, 3)])
-def test_pixels_are_normalized_one_by_one_wherever_they_lie(shape):
-    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    colours = [normalize(np.full((1, 1, 3), value, np.uint8))[0, 0] for value in range(256)]
-    expected = np.stack([np.array(colours)[picture[..., c], c] for c in range(3)], axis=-1)
-    np.testing.assert_array_equal(normalize(picture), expected)
-    np.testing.assert_array_equal(normalize(picture[..., ::-1, :]), expected[..., ::-1, :])

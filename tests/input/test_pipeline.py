@@ -8,6 +8,7 @@ import pytest
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.compact import unpack_masks
 from s2rm_jax.input.example import Batch, Example, Expression
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
 
@@ -69,10 +70,10 @@ def test_shapes_and_types():
     (batch,) = first_batches(1)
     shapes = {name: (x.shape, x.dtype.name) for name, x in batch._asdict().items()}
     assert shapes == {
-        "images": ((4, 8, 12, 3), "float32"),
+        "images": ((4, 8, 12, 3), "uint8"),
         "tokens": ((4, 2, 5), "int32"),
         "token_mask": ((4, 2, 5), "bool"),
-        "targets": ((4, 2, 8, 12), "bool"),
+        "targets": ((4, 2, 12, 1), "uint8"),
         "valid": ((4, 2), "bool"),
         "has_target": ((4, 2), "bool"),
     }
@@ -82,7 +83,10 @@ def test_a_mask_belongs_to_its_sentence_and_fillers_are_invalid():
     for batch in first_batches(6):
         np.testing.assert_array_equal(batch.has_target, batch.valid)
         for tokens, targets, valid in zip(
-            batch.tokens.reshape(8, 5), batch.targets.reshape(8, 8, 12), batch.valid.ravel(), strict=True
+            batch.tokens.reshape(8, 5),
+            unpack_masks(batch.targets, 8).reshape(8, 8, 12),
+            batch.valid.ravel(),
+            strict=True,
         ):
             if valid:
                 column = int(WORDS[tokens[2]])  # [CLS] number j [SEP]
@@ -149,7 +153,7 @@ def test_evaluation_scores_every_sentence_once(limit):
             assert batch.valid[row].tolist() == [k < item.number for k in range(2)]
             for k in range(item.number):
                 expression = item.example.expressions[item.first + k]
-                np.testing.assert_array_equal(batch.targets[row, k], expression.segmentation)
+                np.testing.assert_array_equal(unpack_masks(batch.targets[row, k], 8), expression.segmentation)
                 seen.append(expression.id)
     pictures = [source[i] for i in range(limit or 7)]
     assert seen == [expression.id for picture in pictures for expression in picture.expressions]

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from s2rm_jax.input.images import normalize, resize_image
+from s2rm_jax.input.compact import normalize
+from s2rm_jax.input.resize import resize_image
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.exchange import write_pytorch, write_workdir
 from s2rm_jax.models.network import build_network

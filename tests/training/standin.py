@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.config import default_config
+from s2rm_jax.input.compact import pack_mask
 from s2rm_jax.input.example import Batch
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.loop import Parts, run
@@ -78,13 +79,18 @@ def make_batch(seed, batch_size=4):
     valid = np.arange(EXPRESSIONS) < rng.integers(1, EXPRESSIONS + 1, (batch_size, 1))
     targets = rng.random((batch_size, EXPRESSIONS, SIZE, SIZE)) < 0.3
     return Batch(
-        images=rng.standard_normal((batch_size, SIZE, SIZE, 3)).astype(np.float32),
+        images=(120 + 58 * rng.standard_normal((batch_size, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8),
         tokens=tokens,
         token_mask=token_mask,
-        targets=targets & valid[..., None, None],
+        targets=pack(targets & valid[..., None, None]),
         valid=valid,
         has_target=valid,
     )
+
+
+def pack(masks):
+    """Packs masks [b, k, h, w] as a batch holds them."""
+    return np.stack([np.stack([pack_mask(mask) for mask in row]) for row in masks])
 
 
 def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):

@@ -3,6 +3,7 @@ import signal
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -200,11 +201,17 @@ def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standi
 def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, bad, value):
     """Also where the bad step is one at which a checkpoint is due (10 would be saved two steps after 8)."""
     config = standin.make_config(checkpoint_every=2 if bad == 8 else 5)
-    parts = standin.make_parts(config)
+
+    class Poisonable(standin.StandIn):
+        def __call__(self, images, *rest, **options):
+            output, white = super().__call__(images, *rest, **options), (images > 2.2).all()
+            return output.replace(logits=output.logits * jnp.where(white, value, 1.0))
+
+    parts = standin.make_parts(config, Poisonable(dropout_rate=0.5))
 
     def poisoned(examples_seen):
         for count, batch in enumerate(parts.batches(examples_seen), start=1):
-            yield batch._replace(images=batch.images * value) if count == bad else batch
+            yield batch._replace(images=np.full_like(batch.images, 255)) if count == bad else batch
 
     with pytest.raises(UserError) as caught:
         run(config, tmp_path, replace(parts, batches=poisoned), MESH)
