@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input import images
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.jpeg import decode_plain_jpeg
 
@@ -266,9 +265,8 @@ def test_a_wrong_path_is_named(tmp_path):
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", WIDTH * HEIGHT - 1)
     with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
-        load_image(path)
+        load_image(path, max_pixels=WIDTH * HEIGHT - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, at twice which it raises by itself
     with pytest.raises(UserError, match=r"huge\.png has more than 191 pixels"):
-        load_image(path)
+        load_image(path, max_pixels=WIDTH * HEIGHT - 1)
