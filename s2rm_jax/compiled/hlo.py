@@ -165,6 +165,8 @@ def readable_place(op_name: str) -> str:
     "jit(train_step)/transpose(jvp(Net))/Net.ground/decoder/conv/dot" becomes "decoder/conv/dot, backward".
     """
     parts = [part for part in op_name.split("/") if not re.search(r"[().]", part) and part not in _STRUCTURE]
+    # A rematerialised module stands there twice in a row.
+    parts = [part for place, part in enumerate(parts) if place == 0 or part != parts[place - 1]]
     how = ", backward" if "transpose(" in op_name else ""
     return "/".join(parts) + (", recomputed" if "rematted_computation" in op_name else how)
 

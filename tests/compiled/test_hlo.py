@@ -92,6 +92,7 @@ def test_arrays_know_their_size_and_what_their_tiles_waste():
         ("jit(train_step)/jvp(Net)/Net.ground/fusion/mix/dot_general", "fusion/mix/dot_general"),
         ("jit(train_step)/transpose(jvp(Net))/Net.ground/fusion/mix/dot_general", "fusion/mix/dot_general, backward"),
         ("jit(f)/transpose(jvp(Net))/a/checkpoint/rematted_computation/tanh", "a/tanh, recomputed"),
+        ("jit(f)/jvp(Net)/Net.ground/decoder/decoder/stage1_block/conv", "decoder/stage1_block/conv"),
         ("jit(f)/shard_map/while/body/closed_call/psum", "psum"),
     ],
 )
