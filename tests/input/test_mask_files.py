@@ -64,7 +64,7 @@ def test_a_black_file_says_that_the_sentences_refer_to_nothing(tmp_path):
     expressions = tuple(Expression("a", segmentation, id=str(i)) for i, segmentation in enumerate(segmentations))
     view = view_of(Example("p", np.zeros((HEIGHT, WIDTH, 3), np.uint8), HEIGHT, WIDTH, expressions), [0, 1, 2, 3, 4])
     assert view.referents == (None, 0, None, None, 0)
-    assert len(view.masks) == 1
+    assert len(view.masks()) == 1
 
 
 def without_pixels(path: Path) -> Path:
