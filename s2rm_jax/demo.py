@@ -9,6 +9,8 @@ the HTTP interface. By default only this machine can reach it. Needs pip install
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -73,7 +75,9 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        server.run(sockets=[listening])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the examples are removed
+        with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn once it has finished what was asked
+            server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.web import is_url
 from s2rm_jax.serving.examples import Case
 from s2rm_jax.serving.service import Service
 from s2rm_jax.serving.viewer import answer_html, picture_html
@@ -22,6 +23,17 @@ Drop a picture, write one sentence a line, and see what each of them refers to. 
 this page, and are removed within two hours.
 """
 _BEFORE = '<div class="s2rm"><p class="times">The picture and what is found in it appear here.</p></div>'
+
+
+class _DroppedFile(gr.File):
+    """A file that was dropped here; Gradio would also fetch one from an address that a visitor sends in its place."""
+
+    is_template = True  # in the browser it is what its parent is
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        if is_url(str(url_or_file_path)):
+            raise gr.Error("send the picture and not its address")
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
 def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], None], name: str) -> gr.Blocks:
@@ -61,7 +73,7 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                file = gr.File(label="Picture", file_types=["image"], height=130, elem_id="picture")
+                file = _DroppedFile(label="Picture", file_types=["image"], height=130, elem_id="picture")
                 text = gr.Textbox(
                     label="Sentences, one a line (Shift + Enter asks)",
                     placeholder="the man in red\nthe car behind him",

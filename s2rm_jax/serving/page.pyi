@@ -1,0 +1,122 @@
+"""The page: drop a picture, ask, look. Gradio carries files and events; viewer.py draws what was found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.web import is_url
+from s2rm_jax.serving.examples import Case
+from s2rm_jax.serving.service import Service
+from s2rm_jax.serving.viewer import answer_html, picture_html
+
+_LOG = logging.getLogger(__name__)
+_HOUR = 3600  # seconds
+_INTRODUCTION = """# What do the words mean in the picture?
+Drop a picture, write one sentence a line, and see what each of them refers to. Pictures stay on the machine that serves
+this page, and are removed within two hours.
+"""
+_BEFORE = '<div class="s2rm"><p class="times">The picture and what is found in it appear here.</p></div>'
+
+class _DroppedFile(gr.File):
+    """A file that was dropped here; Gradio would also fetch one from an address that a visitor sends in its place."""
+
+    is_template = True  # in the browser it is what its parent is
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        if is_url(str(url_or_file_path)):
+            raise gr.Error("send the picture and not its address")
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], None], name: str) -> gr.Blocks:
+    """Returns the page; `count` counts the requests of each visitor, `name` says which network answers."""
+
+    def shown(visitor: gr.Request, draw: Callable[[], str]) -> tuple[str, object]:
+        """What goes into the line for problems and into the viewer."""
+        try:
+            count(visitor.client.host if visitor.client else "")
+            with service.turn():
+                return "", draw()
+        except UserError as error:
+            return _problem(str(error)), gr.skip()
+        except Exception:
+            _LOG.exception("a request of the page failed")
+            return _problem("something went wrong on the server; its log says what"), gr.skip()
+
+    def chosen(path: str | None, visitor: gr.Request) -> tuple[str, object]:
+        if path is None:
+            return "", _BEFORE
+        problem, view = shown(visitor, lambda: picture_html(service.encode(_read(path, service))))
+        return problem, _BEFORE if problem else view
+
+    def asked(path: str | None, text: str, visitor: gr.Request) -> tuple[str, object]:
+        if path is None:
+            return _problem("there is no picture yet; drop one, or click an example"), gr.skip()
+        sentences = [line for line in text.splitlines() if line.strip()]
+        return shown(visitor, lambda: answer_html(service.ask(_read(path, service), sentences, explain=True)))
+
+    def example(event: gr.SelectData) -> tuple[str, str]:
+        case = cases[event.index]
+        return str(case.path), "\n".join(case.sentences)
+
+    # One question at a time, in the order of the clicks: a sentence never overtakes the picture that it is about.
+    in_order: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
+    with gr.Blocks(title=f"s2rm_jax: {name}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
+        gr.Markdown(_INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                file = _DroppedFile(label="Picture", file_types=["image"], height=130, elem_id="picture")
+                text = gr.Textbox(
+                    label="Sentences, one a line (Shift + Enter asks)",
+                    placeholder="the man in red\nthe car behind him",
+                    lines=3,
+                    max_lines=8,
+                    elem_id="sentences",
+                )
+                ask = gr.Button("Find", variant="primary", elem_id="ask")
+                problem = gr.HTML(elem_id="problem")
+                gallery = gr.Gallery(
+                    [str(case.path) for case in cases],
+                    label="Or click an example",
+                    columns=3,
+                    height="auto",
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    visible=bool(cases),
+                    elem_id="examples",
+                )
+                gr.Markdown(f"Network: {escape(name)}")
+            with gr.Column(scale=3, min_width=420):
+                viewer = gr.HTML(_BEFORE, elem_id="viewer")
+        out, in_order["show_progress_on"] = [problem, viewer], viewer
+        file.upload(chosen, file, out, **in_order)
+        file.clear(chosen, file, out, **in_order)
+        gr.on([ask.click, text.submit], asked, [file, text], out, **in_order)
+        gallery.select(example, None, [file, text], api_visibility="private").then(asked, [file, text], out, **in_order)
+    page.queue(max_size=service.limits.waiting, api_open=False)
+    return page
+
+def _read(path: str, service: Service) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(service.limits.bytes + 1)
+    except OSError as error:
+        raise UserError("the picture is no longer here; drop it again") from error
+
+def _problem(message: str) -> str:
+    return f'<p class="s2rm-problem" role="alert">{escape(message)}</p>'
