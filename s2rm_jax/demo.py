@@ -13,6 +13,7 @@ import contextlib
 import signal
 import socket
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -43,13 +44,11 @@ SPLIT = flags.DEFINE_string(
 
 def main() -> None:
     """Serves as the flags say."""
-    try:
-        import gradio  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed; install what the demo needs: pip install -e '.[demo]'"
-        ) from error
+    missing = [name for name in ("gradio", "fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
+
+    import uvicorn
 
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.serving.app import build_app
@@ -84,7 +83,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise UserError(f"cannot listen at {host}:{port} ({error.strerror}); give another --host or --port") from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise UserError(f"cannot listen at {host}:{port} ({reason}); give another --host or --port") from error
 
 
 def _warm_up(service: Service) -> None:

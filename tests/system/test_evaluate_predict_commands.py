@@ -31,7 +31,7 @@ def door(monkeypatch, capfd):
     """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
 
     def call(module, *arguments):
-        required = ("workdir",) if module is evaluate else ("workdir", "out")
+        required = ("workdir",) if module in (evaluate, demo) else ("workdir", "out")
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         module.FLAGS.unparse_flags()
         status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)
@@ -267,7 +267,7 @@ def test_demo_with_a_taken_port_or_without_its_extra(door, tiny_workdir, monkeyp
         2,
         f"error: cannot listen at 127.0.0.1:{port} (Address already in use); give another --host or --port\n",
     )
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
     status, _, errors = door(demo, f"--workdir={tiny_workdir}")
     assert status == 2
     assert "pip install -e '.[demo]'" in errors
