@@ -9,8 +9,11 @@ the HTTP interface. By default only this machine can reach it. Needs pip install
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -41,13 +44,11 @@ SPLIT = flags.DEFINE_string(
 
 def main() -> None:
     """Serves as the flags say."""
-    try:
-        import gradio  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed; install what the demo needs: pip install -e '.[demo]'"
-        ) from error
+    missing = [name for name in ("gradio", "fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
+
+    import uvicorn
 
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.serving.app import build_app
@@ -73,14 +74,17 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        server.run(sockets=[listening])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the examples are removed
+        with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn once it has finished what was asked
+            server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise UserError(f"cannot listen at {host}:{port} ({error.strerror}); give another --host or --port") from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise UserError(f"cannot listen at {host}:{port} ({reason}); give another --host or --port") from error
 
 
 def _warm_up(service: Service) -> None:

@@ -92,9 +92,9 @@ def main() -> None:
         figure = explain_figure(picture, result.sentences[row], _outcome(found[row]), result.masks[row], explanation)
         save_figure(figure, path)
     print("\n".join(labels))
-    print(f"{counted(len(found), 'mask')} of {width} x {height} pixels, overlay.png and result.json are in {out}")
     if figures:
         print(f"how the network came to them: {', '.join(map(str, figures))}")
+    print(f"{counted(len(found), 'mask')} of {width} x {height} pixels, overlay.png and result.json are in {out}")
 
 
 def _held_out(workdir: str) -> Example:

@@ -11,12 +11,14 @@ from typing import Any
 import gradio as gr
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.web import is_url
 from s2rm_jax.serving.examples import Case
 from s2rm_jax.serving.service import Service
 from s2rm_jax.serving.viewer import answer_html, picture_html
 
 _LOG = logging.getLogger(__name__)
 _HOUR = 3600  # seconds
+_TAKE_IN = "async_move_resource_to_block_cache"
 _INTRODUCTION = """# What do the words mean in the picture?
 Drop a picture, write one sentence a line, and see what each of them refers to. Pictures stay on the machine that serves
 this page, and are removed within two hours.
@@ -62,6 +64,7 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 file = gr.File(label="Picture", file_types=["image"], height=130, elem_id="picture")
+                _refuse_addresses(file)
                 text = gr.Textbox(
                     label="Sentences, one a line (Shift + Enter asks)",
                     placeholder="the man in red\nthe car behind him",
@@ -92,6 +95,21 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
         gallery.select(example, None, [file, text], api_visibility="private").then(asked, [file, text], out, **in_order)
     page.queue(max_size=service.limits.waiting, api_open=False)
     return page
+
+
+def _refuse_addresses(file: gr.File) -> None:
+    """Keeps Gradio from fetching the picture from an address that a visitor sends in place of a file.
+
+    The method is replaced and not overridden, as Gradio writes an interface file beside the source of every subclass.
+    """
+    move = getattr(file, _TAKE_IN)
+
+    async def take_in(path: str | Path | None) -> str | None:
+        if is_url(str(path)):
+            raise gr.Error("send the picture and not its address")
+        return await move(path)
+
+    setattr(file, _TAKE_IN, take_in)
 
 
 def _read(path: str, service: Service) -> bytes:

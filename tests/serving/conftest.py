@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,6 +13,19 @@ from PIL import Image
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.serving.service import Service
 from tests.serving.standin import striped, telling_service_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    """The address of a server with one example; in a process of its own, as Gradio leaves event loops unclosed."""
+    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    command = [sys.executable, "-m", "tests.serving.standin", str(tmp_path_factory.mktemp("examples"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        yield server.stdout.readline().strip()
+        server.terminate()
+        server.wait(20)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +16,10 @@ if CHROMIUM is None:
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
-ROOT = Path(__file__).parents[2]
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """The address of a server in a process of its own, with one example."""
-    command = [sys.executable, "-m", "tests.serving.standin", str(tmp_path_factory.mktemp("examples"))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
-        yield server.stdout.readline().strip()
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture

@@ -1,19 +1,22 @@
-"""The doors evaluate and predict as a person runs them, and what they say when something is wrong."""
+"""The doors evaluate, predict and demo as a person runs them, and what they say when something is wrong."""
 
 from __future__ import annotations
 
 import csv
 import json
 import logging
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax import command_line, evaluate, predict
+from s2rm_jax import command_line, demo, evaluate, predict
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.segmenter import Result
 from s2rm_jax.training import checkpoint
@@ -28,7 +31,7 @@ def door(monkeypatch, capfd):
     """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
 
     def call(module, *arguments):
-        required = ("workdir",) if module is evaluate else ("workdir", "out")
+        required = ("workdir",) if module in (evaluate, demo) else ("workdir", "out")
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         module.FLAGS.unparse_flags()
         status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)
@@ -238,3 +241,33 @@ def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, pict
         status, _, errors = door(module, f"--workdir={changed}", *arguments)
         assert status == 2
         assert "is of another architecture" in errors.splitlines()[-1]
+
+
+def test_demo_serves_until_it_is_ended(tiny_workdir):
+    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    command = [sys.executable, "-m", "s2rm_jax.demo", f"--workdir={tiny_workdir}", "--checkpoint=latest", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        said = next(line for line in server.stdout if line.startswith("open http://127.0.0.1:"))
+        address = said.split()[1]
+        with urllib.request.urlopen(f"{address}/health") as answer:
+            assert json.load(answer) == {"status": "ok"}
+        with urllib.request.urlopen(address) as answer:
+            assert answer.url.startswith(f"{address}/demo")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        assert server.stderr.read() == ""
+
+
+def test_demo_with_a_taken_port_or_without_its_extra(door, tiny_workdir, monkeypatch):
+    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, errors = door(demo, f"--workdir={tiny_workdir}", f"--port={port}")
+    assert (status, errors) == (
+        2,
+        f"error: cannot listen at 127.0.0.1:{port} (Address already in use); give another --host or --port\n",
+    )
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    status, _, errors = door(demo, f"--workdir={tiny_workdir}")
+    assert status == 2
+    assert "pip install -e '.[demo]'" in errors
