@@ -15,24 +15,31 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
-from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
+from s2rm_jax.training.ahead_of_time import CompiledAhead, compile_step
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
-from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
+from s2rm_jax.training.optimizer import describe_groups
 from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
-from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, keep_pretrained, require_same_config, save_config
+from s2rm_jax.training.run_config import CONFIG_FILE, keep_pretrained
+from s2rm_jax.training.start import (
+    check_before_start,
+    describe_compiled,
+    describe_devices,
+    describe_epoch,
+    open_workdir,
+    seconds_at_peak,
+    with_vocabulary,
+)
 from s2rm_jax.training.state import StatePlan, TrainState, plan_state
-from s2rm_jax.training.step import Metrics, TrainStep, check_batch_splits, make_train_step
+from s2rm_jax.training.step import Metrics, check_batch_splits
 from s2rm_jax.training.workdir import require_workdir
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
@@ -74,7 +81,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     """
     from s2rm_jax.input.sources import find_source
 
-    _check(config)
+    check_before_start(config)
     mesh = build_mesh(config)
     workdir = Path(workdir)
     require_workdir(workdir)
@@ -83,7 +90,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         config = keep_pretrained(workdir, config)
     else:
         find_pretrained(config)  # so that a wrong path costs nobody the reading of the data
-    config = _with_vocabulary(config, workdir)
+    config = with_vocabulary(config, workdir)
     parts = assemble(config, mesh)
     if config.steps == 0:
         config = copy.deepcopy(config)
@@ -127,24 +134,38 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
 
 def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str, float]:
     """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
+    check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     plan = plan_state(parts.network, config, mesh)
-    train_step = make_train_step(parts.network, plan, config, mesh)
     # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is started
     # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
     pretrained = {} if has_checkpoint(workdir) else load_pretrained(config, plan.abstract.params)
-    with _open_workdir(workdir, config, parts) as checkpoints, listen_for_stop() as stop:
+    with open_workdir(workdir, config, parts.save_vocab) as checkpoints, listen_for_stop() as stop:
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
-            f"{counted(config.batch_size, 'picture')} a step, {_describe(mesh)}. "
-            f"{_describe_epoch(config, parts.epoch)}The first step takes longer: it is compiled.\n"
+            f"{counted(config.batch_size, 'picture')} a step, {describe_devices(mesh)}. "
+            f"{describe_epoch(config, parts.epoch)}First the step is compiled.\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
+        compiled = _compile(plan, config, parts, mesh) if begin.step < config.steps else None
         with MetricsWriter(workdir, begin.step) as writer:
-            loop = _Loop(config, workdir, parts, mesh, train_step, checkpoints, writer, stop)
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, stop)
             return loop.run(begin, saved=restored is not None)
+
+
+def _compile(plan: StatePlan, config: ConfigDict, parts: Parts, mesh: Mesh) -> CompiledAhead:
+    """Compiles the step, once: it is this very program that runs."""
+    ahead = compile_step(parts.network, plan, config, mesh)
+    say(describe_compiled(ahead, mesh))
+    return ahead
+
+
+def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
+    for part in pretrained.values():
+        say(part.report)
+    return plan.create({name: part.params for name, part in pretrained.items()})
 
 
 @dataclass(frozen=True)
@@ -153,7 +174,7 @@ class _Loop:
     workdir: Path
     parts: Parts
     mesh: Mesh
-    train_step: TrainStep
+    compiled: CompiledAhead | None  # None where no step is left to be taken
     checkpoints: Checkpoints
     writer: MetricsWriter
     stop: StopRequest
@@ -163,7 +184,8 @@ class _Loop:
         config, clock = self.config, time.perf_counter()
         step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
         saved_step = step if saved else None
-        progress, averages = Progress(config.steps), Averages()
+        at_peak = seconds_at_peak(self.compiled, self.mesh) if self.compiled else None
+        progress, averages = Progress(config.steps, at_peak), Averages()
         batches = self.parts.batches(examples_seen)
         running: tuple[int, Metrics] | None = None  # the step that the devices are working on
         trained: dict[str, float] = {}
@@ -190,7 +212,8 @@ class _Loop:
             with jax.transfer_guard("disallow"):
                 with progress.waiting_for_input():
                     batch = next(batches)
-                state, metrics = self.train_step(state, put_batch(batch, self.mesh))
+                assert self.compiled is not None  # a step is left
+                state, metrics = self.compiled.compiled(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
                 # Read one step late: while the host waits for the step before, the devices have this one to work on.
@@ -267,78 +290,3 @@ class _Loop:
             f"Stopped after step {step} of {self.config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
             "The same command continues."
         )
-
-
-def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
-    for part in pretrained.values():
-        say(part.report)
-    return plan.create({name: part.params for name, part in pretrained.items()})
-
-
-def _with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Returns the configuration with the vocabulary that a run has, or that lies beside its pretrained text.
-
-    A vocabulary that config.text.vocab names goes before both. Without a checkpoint there is no run yet: what lies in
-    the workdir then is left over from a start that failed, perhaps because of that very vocabulary.
-    """
-    if config.text.vocab:
-        return config
-    found: Path | None = None
-    if has_checkpoint(workdir):
-        found = workdir / VOCAB_FILE
-    elif config.text.pretrained:
-        found = find_vocabulary(config.text.pretrained)
-    if found is None or not found.exists():
-        return config
-    changed = copy.deepcopy(config)
-    changed.text.vocab = str(found)
-    return changed
-
-
-def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoints:
-    """Opens the checkpoints of a new or an old run and leaves config.json and vocab.txt beside them."""
-    writes = distributed.is_first()
-    try:
-        if writes:
-            workdir.mkdir(parents=True, exist_ok=True)
-        shared = "must be one folder that all processes share"
-        distributed.require_everywhere(workdir.is_dir, f"--workdir {workdir} {shared}.")
-        checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
-        step = checkpoints.latest_step
-        if distributed.gather(step) != [step] * distributed.process()[1]:
-            raise UserError(f"--workdir {workdir} {shared}, but they see different checkpoints there.")
-        if step is not None:
-            require_same_config(workdir, config)
-        elif writes:  # nothing depends yet on what lies there
-            parts.save_vocab(workdir / VOCAB_FILE)
-        if writes:
-            save_config(workdir, config)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
-    return checkpoints
-
-
-def _describe(mesh: Mesh) -> str:
-    processes = distributed.process()[1]
-    several = f" of {processes} processes" if processes > 1 else ""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{several}"
-
-
-def _describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:
-    if epoch is None:
-        return ""
-    return (
-        f"An epoch shows {epoch.expressions:,} expressions in {epoch.rows / config.batch_size:,.1f} steps "
-        f"(sampling {config.input.sampling}). "
-    )
-
-
-def _check(config: ConfigDict) -> None:
-    """Finds what can be found wrong before data is read and programs are compiled."""
-    check_config(config)
-    check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
-    if config.steps:  # else it is checked when they are known
-        learning_rate_schedule(config)
-    known = Counts().metrics(protocol_named(config.eval.protocol))
-    if config.eval.metric not in known:
-        raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")
