@@ -25,6 +25,7 @@ from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.ahead_of_time import CompiledAhead, compile_step
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
+from s2rm_jax.training.compilation_cache import compilation_cache
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups
 from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
@@ -139,7 +140,11 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
     # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is started
     # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
     pretrained = {} if has_checkpoint(workdir) else load_pretrained(config, plan.abstract.params)
-    with open_workdir(workdir, config, parts.save_vocab) as checkpoints, listen_for_stop() as stop:
+    with (
+        open_workdir(workdir, config, parts.save_vocab) as checkpoints,
+        compilation_cache(config, workdir),
+        listen_for_stop() as stop,
+    ):
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
