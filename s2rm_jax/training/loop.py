@@ -28,6 +28,7 @@ from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Check
 from s2rm_jax.training.compilation_cache import compilation_cache
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups
+from s2rm_jax.training.profile import Profile
 from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
 from s2rm_jax.training.run_config import CONFIG_FILE, keep_pretrained
 from s2rm_jax.training.start import (
@@ -68,10 +69,11 @@ class _EvaluationStopped(Exception):
     """Somebody asked the run to stop while it was evaluating."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile_steps: range = range(0)) -> dict[str, float]:
     """Trains as `config` says, in `workdir`, continuing what an earlier run with this configuration began there.
 
-    A run that was stopped or killed and continued gives the same parameters as one that ran through.
+    A run that was stopped or killed and continued gives the same parameters as one that ran through. `profile_steps`
+    are traced into <workdir>/profile.
 
     Returns:
         The metrics of the evaluation after the last step, or of that step itself where config.eval.every is 0.
@@ -96,7 +98,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     if config.steps == 0:
         config = copy.deepcopy(config)
         config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-    return run(config, workdir, parts, mesh)
+    return run(config, workdir, parts, mesh, profile_steps)
 
 
 def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
@@ -133,9 +135,12 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
     )
 
 
-def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str, float]:
+def run(
+    config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
+) -> dict[str, float]:
     """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
+    profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
     # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is started
     # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
@@ -155,8 +160,9 @@ def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str
             f"{describe_groups(config, plan.abstract.params)}"
         )
         compiled = _compile(plan, config, parts, mesh) if begin.step < config.steps else None
-        with MetricsWriter(workdir, begin.step) as writer:
-            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, stop)
+        profile.begin(begin.step)
+        with MetricsWriter(workdir, begin.step) as writer, profile:
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
             return loop.run(begin, saved=restored is not None)
 
 
@@ -182,6 +188,7 @@ class _Loop:
     compiled: CompiledAhead | None  # None where no step is left to be taken
     checkpoints: Checkpoints
     writer: MetricsWriter
+    profile: Profile
     stop: StopRequest
 
     def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
@@ -214,7 +221,7 @@ class _Loop:
                     self.checkpoints.wait()
                     raise Interrupted(self._stopped(step), self.stop.signum)
 
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard("disallow"), self.profile.step(step + 1):
                 with progress.waiting_for_input():
                     batch = next(batches)
                 assert self.compiled is not None  # a step is left
@@ -225,6 +232,10 @@ class _Loop:
                 if running:
                     trained = self._record(*running, progress, averages)
                 running = step, metrics
+            if self.profile.ends(step):
+                jax.block_until_ready(metrics)
+                with progress.pause():
+                    self.profile.write()
 
     def _evaluation_due(self, step: int) -> bool:
         if self.parts.evaluate is None or step == 0:

@@ -7,12 +7,13 @@ from pathlib import Path
 from s2rm_jax.errors import UserError
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, has_checkpoint
 from s2rm_jax.training.compilation_cache import COMPILATION_CACHE_DIRECTORY
+from s2rm_jax.training.profile import PROFILE_DIRECTORY
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY
 
 _OF_A_START = {
     *(CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
-    COMPILATION_CACHE_DIRECTORY,
+    *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY),
 }
 _LOGS = {".log", ".out", ".err"}  # a job's own record of the run is often put beside it
 
