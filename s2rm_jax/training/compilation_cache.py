@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.training.workdir_files import on_bucket
 
 COMPILATION_CACHE_DIRECTORY = "compilation_cache"
 OFF = "off"  # as config.compilation_cache
@@ -18,7 +19,7 @@ WORTH_KEEPING = 2.0  # seconds of compiling
 
 
 @contextmanager
-def compilation_cache(config: ConfigDict, workdir: Path) -> Iterator[None]:
+def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]:
     """While inside, JAX keeps what it compiled as config.compilation_cache says, and takes what was kept.
 
     Empty, that is in <workdir>/compilation_cache, unless JAX was given a folder already (JAX_COMPILATION_CACHE_DIR).
@@ -32,7 +33,7 @@ def compilation_cache(config: ConfigDict, workdir: Path) -> Iterator[None]:
     if not setting and jax.config.values["jax_compilation_cache_dir"]:
         yield
         return
-    folder = Path(setting) if setting else workdir / COMPILATION_CACHE_DIRECTORY
+    folder = epath.Path(setting) if setting else workdir / COMPILATION_CACHE_DIRECTORY
     values: dict[str, object] = {"jax_compilation_cache_dir": None}
     if setting != OFF:
         try:
@@ -42,9 +43,11 @@ def compilation_cache(config: ConfigDict, workdir: Path) -> Iterator[None]:
                 f"config.compilation_cache: {folder} cannot be used ({error}); name another folder, or say off."
             ) from error
         values = {
-            "jax_compilation_cache_dir": str(folder.absolute()),
+            "jax_compilation_cache_dir": str(folder if on_bucket(folder) else folder.absolute()),
             "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
         }
+        if on_bucket(folder):  # which XLA, unlike JAX, does not know
+            values["jax_persistent_cache_enable_xla_caches"] = "none"
     before = {name: jax.config.values[name] for name in values}
     _set(values)
     try:

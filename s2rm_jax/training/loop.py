@@ -7,11 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,11 +26,13 @@ from s2rm_jax.training.ahead_of_time import CompiledAhead, compile_step
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.compilation_cache import compilation_cache
+from s2rm_jax.training.heartbeat import Heartbeat
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.optimizer import describe_groups
 from s2rm_jax.training.profile import Profile
 from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
 from s2rm_jax.training.run_config import CONFIG_FILE, keep_pretrained
+from s2rm_jax.training.run_log import RunLog
 from s2rm_jax.training.start import (
     check_before_start,
     describe_compiled,
@@ -43,6 +45,7 @@ from s2rm_jax.training.start import (
 from s2rm_jax.training.state import StatePlan, TrainState, plan_state
 from s2rm_jax.training.step import Metrics, check_batch_splits
 from s2rm_jax.training.workdir import require_workdir
+from s2rm_jax.training.workdir_files import workdir_path
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
@@ -61,7 +64,7 @@ class Parts:
     network: nn.Module
     batches: Callable[[int], Iterator[Batch]]
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
-    save_vocab: Callable[[Path], None]
+    save_vocab: Callable[[epath.Path], None]
     epoch: EpochSize | None = None
 
 
@@ -69,7 +72,9 @@ class _EvaluationStopped(Exception):
     """Somebody asked the run to stop while it was evaluating."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile_steps: range = range(0)) -> dict[str, float]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: epath.PathLike, profile_steps: range = range(0)
+) -> dict[str, float]:
     """Trains as `config` says, in `workdir`, continuing what an earlier run with this configuration began there.
 
     A run that was stopped or killed and continued gives the same parameters as one that ran through. `profile_steps`
@@ -86,8 +91,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile_steps: r
 
     check_before_start(config)
     mesh = build_mesh(config)
-    workdir = Path(workdir)
     require_workdir(workdir)
+    workdir = workdir_path(workdir)
     find_source(config.input.source, config.input.train_split)  # a glance, before the Hub is asked for weights
     if has_checkpoint(workdir):
         config = keep_pretrained(workdir, config)
@@ -136,9 +141,10 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
 
 
 def run(
-    config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
+    config: ConfigDict, workdir: epath.PathLike, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
 ) -> dict[str, float]:
     """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
+    workdir = workdir_path(workdir)
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
@@ -146,10 +152,14 @@ def run(
     # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
     pretrained = {} if has_checkpoint(workdir) else load_pretrained(config, plan.abstract.params)
     with (
+        RunLog() as log,
+        Heartbeat(workdir, config.steps) as heartbeat,
         open_workdir(workdir, config, parts.save_vocab) as checkpoints,
         compilation_cache(config, workdir),
         listen_for_stop() as stop,
     ):
+        log.open(workdir)
+        heartbeat.beat("starting", checkpoints.latest_step)
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
@@ -159,18 +169,15 @@ def run(
             f"{describe_epoch(config, parts.epoch)}First the step is compiled.\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
-        compiled = _compile(plan, config, parts, mesh) if begin.step < config.steps else None
+        compiled: CompiledAhead | None = None
+        if begin.step < config.steps:  # once: it is this very program that runs
+            heartbeat.beat("compiling")
+            compiled = compile_step(parts.network, plan, config, mesh)
+            say(describe_compiled(compiled, mesh))
         profile.begin(begin.step)
         with MetricsWriter(workdir, begin.step) as writer, profile:
-            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, heartbeat, stop)
             return loop.run(begin, saved=restored is not None)
-
-
-def _compile(plan: StatePlan, config: ConfigDict, parts: Parts, mesh: Mesh) -> CompiledAhead:
-    """Compiles the step, once: it is this very program that runs."""
-    ahead = compile_step(parts.network, plan, config, mesh)
-    say(describe_compiled(ahead, mesh))
-    return ahead
 
 
 def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
@@ -182,13 +189,14 @@ def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainS
 @dataclass(frozen=True)
 class _Loop:
     config: ConfigDict
-    workdir: Path
+    workdir: epath.Path
     parts: Parts
     mesh: Mesh
     compiled: CompiledAhead | None  # None where no step is left to be taken
     checkpoints: Checkpoints
     writer: MetricsWriter
     profile: Profile
+    heartbeat: Heartbeat
     stop: StopRequest
 
     def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
@@ -212,6 +220,7 @@ class _Loop:
                     if evaluation_due:
                         evaluation = self._evaluate(step, state.eval_params)
                     if step != saved_step or (evaluation_due and evaluation):
+                        self.heartbeat.beat("saving", step)
                         self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation), config)
                         saved_step = step
                 if last and (evaluation or not evaluation_due):
@@ -228,6 +237,7 @@ class _Loop:
                 state, metrics = self.compiled.compiled(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
+                self.heartbeat.beat("training", step)
                 # Read one step late: while the host waits for the step before, the devices have this one to work on.
                 if running:
                     trained = self._record(*running, progress, averages)
@@ -263,7 +273,7 @@ class _Loop:
             means, speed = averages.take(), progress.speed()
             if self.parts.epoch:
                 means["epoch"] = step * self.config.batch_size / self.parts.epoch.rows
-            say(progress.line(step, means, speed))
+            say(progress.line(step, means, speed), step)
             self.writer.write(step, "train", means | speed)
         return values
 
@@ -272,6 +282,7 @@ class _Loop:
         assert self.parts.evaluate is not None
 
         def break_off_if_asked() -> None:
+            self.heartbeat.beat("evaluating", step)
             self.stop.exchange(wait=True)
             if self.stop.signum:
                 raise _EvaluationStopped
@@ -285,7 +296,7 @@ class _Loop:
             return None
         # The precisions are in the files; one line of a screen holds the rest.
         shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
-        say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})")
+        say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})", step)
         self.writer.write(step, self.config.eval.split, metrics)
         return metrics
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.progress import say
+from s2rm_jax.training.workdir_files import copy_files, on_bucket
 
 PROFILE_DIRECTORY = "profile"
 
@@ -38,12 +41,14 @@ class Profile:
         UserError: the run has not so many steps.
     """
 
-    def __init__(self, workdir: Path, steps: range, last_step: int):
+    def __init__(self, workdir: epath.Path, steps: range, last_step: int):
         if steps and steps[-1] > last_step:
             raise UserError(
                 f"--profile_steps={steps[0]}:{steps[-1]}, but the run has {last_step} steps: name steps that it takes."
             )
         self._directory = workdir / PROFILE_DIRECTORY
+        # JAX writes to this machine only.
+        self._made_here = tempfile.TemporaryDirectory() if steps and on_bucket(workdir) else None
         self._steps = steps if distributed.is_first() else range(0)
         self._tracing = False
 
@@ -56,7 +61,7 @@ class Profile:
     def step(self, number: int) -> Iterator[None]:
         """Inside, step `number` is given to the devices."""
         if number in self._steps and not self._tracing:
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(self._made_here.name if self._made_here else self._directory)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
@@ -72,6 +77,8 @@ class Profile:
         self._tracing = False
         try:
             jax.profiler.stop_trace()
+            if self._made_here:
+                copy_files(Path(self._made_here.name), self._directory)
         except (OSError, RuntimeError) as error:
             say(f"the trace could not be written to {self._directory}: {str(error).splitlines()[0]}")
             return
@@ -82,3 +89,5 @@ class Profile:
 
     def __exit__(self, *_: object) -> None:
         self.write()
+        if self._made_here:
+            self._made_here.cleanup()

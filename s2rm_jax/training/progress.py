@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from s2rm_jax.parallel import distributed
 
+SAID = logging.getLogger("s2rm_jax.said")  # hears every line, for whoever keeps them (training/run_log.py)
+SAID.setLevel(logging.INFO)
+SAID.propagate = False
 
-def say(line: str) -> None:
+
+def say(line: str, step: int | None = None) -> None:
     """Prints a line at once, also into a pipe; of several processes, the first speaks for all."""
     if distributed.is_first():
         print(line, flush=True)
+    SAID.info("%s", line, extra={"step": step})
 
 
 def counted(number: int, thing: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -42,7 +43,7 @@ def check_before_start(config: ConfigDict) -> None:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")
 
 
-def with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
+def with_vocabulary(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """Returns the configuration with the vocabulary that a run has, or that lies beside its pretrained text.
 
     A vocabulary that config.text.vocab names goes before both. Without a checkpoint there is no run yet: what lies in
@@ -50,7 +51,7 @@ def with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
     """
     if config.text.vocab:
         return config
-    found: Path | None = None
+    found: Any = None
     if has_checkpoint(workdir):
         found = workdir / VOCAB_FILE
     elif config.text.pretrained:
@@ -62,7 +63,7 @@ def with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
     return changed
 
 
-def open_workdir(workdir: Path, config: ConfigDict, save_vocab: Callable[[Path], None]) -> Checkpoints:
+def open_workdir(workdir: epath.Path, config: ConfigDict, save_vocab: Callable[[epath.Path], None]) -> Checkpoints:
     """Opens the checkpoints of a new or an old run and leaves config.json and vocab.txt beside them.
 
     Raises:
