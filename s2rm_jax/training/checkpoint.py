@@ -128,6 +128,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _clear_replaced(self) -> None:
+        if on_bucket(self._directory):
+            return  # there, nothing is replaced by this name
         for path in self._directory.iterdir():
             if path.name.endswith(_REPLACED):
                 path.rmtree()

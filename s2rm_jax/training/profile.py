@@ -47,10 +47,9 @@ class Profile:
                 f"--profile_steps={steps[0]}:{steps[-1]}, but the run has {last_step} steps: name steps that it takes."
             )
         self._directory = workdir / PROFILE_DIRECTORY
-        # JAX writes to this machine only.
-        self._made_here = tempfile.TemporaryDirectory() if steps and on_bucket(workdir) else None
         self._steps = steps if distributed.is_first() else range(0)
         self._tracing = False
+        self._made_here: tempfile.TemporaryDirectory[str] | None = None
 
     def begin(self, step: int) -> None:
         """Hears after which step the run begins, and says so if what is to be traced is over."""
@@ -61,6 +60,8 @@ class Profile:
     def step(self, number: int) -> Iterator[None]:
         """Inside, step `number` is given to the devices."""
         if number in self._steps and not self._tracing:
+            if on_bucket(self._directory):  # JAX writes to this machine only
+                self._made_here = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._made_here.name if self._made_here else self._directory)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -78,7 +79,8 @@ class Profile:
         try:
             jax.profiler.stop_trace()
             if self._made_here:
-                copy_files(Path(self._made_here.name), self._directory)
+                with self._made_here as folder:
+                    copy_files(Path(folder), self._directory)
         except (OSError, RuntimeError) as error:
             say(f"the trace could not be written to {self._directory}: {str(error).splitlines()[0]}")
             return
@@ -89,5 +91,3 @@ class Profile:
 
     def __exit__(self, *_: object) -> None:
         self.write()
-        if self._made_here:
-            self._made_here.cleanup()

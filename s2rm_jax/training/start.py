@@ -26,6 +26,7 @@ from s2rm_jax.training.optimizer import learning_rate_schedule
 from s2rm_jax.training.progress import hours_minutes_seconds
 from s2rm_jax.training.run_config import VOCAB_FILE, require_same_config, save_config
 from s2rm_jax.training.step import check_batch_splits
+from s2rm_jax.training.workdir_files import on_bucket
 
 
 def check_before_start(config: ConfigDict) -> None:
@@ -74,7 +75,8 @@ def open_workdir(workdir: epath.Path, config: ConfigDict, save_vocab: Callable[[
         if writes:
             workdir.mkdir(parents=True, exist_ok=True)
         shared = "must be one folder that all processes share"
-        distributed.require_everywhere(workdir.is_dir, f"--workdir {workdir} {shared}.")
+        # On a bucket there are no empty folders, and no other machine can have one of the same name.
+        distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
         checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
         step = checkpoints.latest_step
         if distributed.gather(step) != [step] * distributed.process()[1]:
@@ -119,10 +121,10 @@ def describe_compiled(ahead: CompiledAhead, mesh: Mesh) -> str:
         )
     rate = matrix_rate(device.device_kind)
     measured = f"; MFU is the share of {rate / 1e12:,.0f} TFLOP/s a device" if rate else ""
-    again = f" ({ahead.model_flops / 1e12:.3g} without recomputation)" if ahead.flops > 1.05 * ahead.model_flops else ""
+    again = f" ({_flops(ahead.model_flops)} without recomputation)" if ahead.flops > 1.05 * ahead.model_flops else ""
     return (
         f"Compiled in {hours_minutes_seconds(ahead.seconds)}.{needs} "
-        f"It computes {ahead.flops / 1e12:.3g} TFLOP in matrix products on all devices together{again}{measured}."
+        f"It computes {_flops(ahead.flops)} in matrix products on all devices together{again}{measured}."
     )
 
 
@@ -133,6 +135,10 @@ def seconds_at_peak(ahead: CompiledAhead, mesh: Mesh) -> float | None:
     """
     rate = matrix_rate(mesh.devices.flat[0].device_kind)
     return ahead.model_flops / (rate * mesh.size) if rate else None
+
+
+def _flops(number: int) -> str:
+    return f"{number / 1e12:.2f} TFLOP" if number >= 1e11 else f"{number / 1e9:.3g} GFLOP"
 
 
 def _bytes(number: int) -> str:

@@ -31,8 +31,8 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
     if on_bucket(workdir):
         if not os.fspath(workdir).startswith("gs://"):  # Orbax knows only of these when a checkpoint is whole
             raise UserError(f"--workdir {workdir}: of buckets, only those of Google Cloud Storage will do (gs://...).")
-        if not any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")):
-            raise UserError(f"--workdir {workdir}: to reach buckets, pip install -e '.[gcs]' (or gcsfs).")
+        if importlib.util.find_spec("gcsfs") is None:  # it brings google-cloud-storage, which Orbax needs
+            raise UserError(f"--workdir {workdir}: what reaches buckets is not installed: pip install -e '.[gcs]'.")
     return epath.Path(workdir)
 
 

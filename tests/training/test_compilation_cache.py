@@ -4,6 +4,7 @@ import logging
 
 import jax
 import pytest
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from s2rm_jax.errors import UserError
@@ -49,8 +50,10 @@ def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):
 
 
 def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin):
+    workdir = epath.Path(tmp_path / "run")
+
     def folder_used(setting):
-        with compilation_cache.compilation_cache(standin.make_config(compilation_cache=setting), tmp_path / "run"):
+        with compilation_cache.compilation_cache(standin.make_config(compilation_cache=setting), workdir):
             return jax.config.values["jax_compilation_cache_dir"]
 
     assert folder_used("off") is None and not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ def test_the_step_is_compiled_once_and_told_with_its_memory_and_flops(tmp_path, 
     compiled = [record for record in caplog.records if "Finished XLA compilation of jit(train_step)" in record.message]
     assert len(compiled) == 1
     out = capsys.readouterr().out
-    assert "Compiled in 0:00:0" in out and "TFLOP in matrix products on all devices together." in out
+    assert "Compiled in 0:00:0" in out and "GFLOP in matrix products on all devices together." in out
     assert " MiB on each device: state and batch 0." in out
     assert "MFU" not in out  # nobody publishes the rate of a CPU
 

@@ -43,7 +43,7 @@ def test_which_buckets_will_do(monkeypatch):
     with pytest.raises(UserError, match=r"--workdir s3://b/run: of buckets, only those of Google Cloud Storage"):
         workdir_path("s3://b/run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--workdir gs://b/run: to reach buckets, pip install"):
+    with pytest.raises(UserError, match=r"--workdir gs://b/run: what reaches buckets is not installed: pip install"):
         workdir_path("gs://b/run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gcsfs" else None)
     assert str(workdir_path("gs://b/run") / "config.json") == "gs://b/run/config.json"
