@@ -101,6 +101,7 @@ def default_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices that keep one state of training between them; 1: every device holds all of it
     config.mesh.step = "jit"  # jit: the compiler places the communication | shard_map: we do (training/gradient.py)
 
+    config.compilation_cache = ""  # where compiled programs are kept: a folder; empty: in the workdir; off: nowhere
     config.checkpoint_every = 1000  # steps
     config.log_every = 50  # steps
     return config

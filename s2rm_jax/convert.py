@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from absl import flags
+from etils import epath
 
 from s2rm_jax import command_line
 
@@ -76,13 +77,14 @@ def to_onnx() -> None:
 
 
 @contextmanager
-def _new_folder() -> Iterator[tuple[Path, Path]]:
+def _new_folder() -> Iterator[tuple[epath.Path, Path]]:
     """The workdir, and the folder that becomes --out."""
     from s2rm_jax.interop.whole_folder import whole_folder
+    from s2rm_jax.training.workdir_files import workdir_path
 
     assert WORKDIR.value is not None and OUT.value is not None  # required
     with whole_folder(OUT.value, "--out") as folder:
-        yield Path(WORKDIR.value), folder
+        yield workdir_path(WORKDIR.value), folder
 
 
 def _checkpoint() -> Literal["best", "latest"]:

@@ -14,7 +14,6 @@ The data, the network and the input size are those of the run's own configuratio
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
@@ -26,6 +25,7 @@ from s2rm_jax.parallel import distributed
 
 if TYPE_CHECKING:
     import flax.linen as nn
+    from etils import epath
     from jax.sharding import Mesh
 
     from s2rm_jax.evaluation.cases import Cases
@@ -76,10 +76,11 @@ def main() -> None:
     from s2rm_jax.parallel.mesh import make_mesh
     from s2rm_jax.training.progress import counted, report_evaluation, say
     from s2rm_jax.training.run_config import load_config
+    from s2rm_jax.training.workdir_files import workdir_path
 
     join_others()
     assert WORKDIR.value is not None  # required
-    workdir = Path(WORKDIR.value)
+    workdir = workdir_path(WORKDIR.value)
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = load_config(workdir)
     protocol = protocol_named(PROTOCOL.value or config.eval.protocol)
@@ -127,7 +128,7 @@ def main() -> None:
 
 
 def _parameters(
-    workdir: Path, which: Literal["best", "latest"], network: nn.Module, config: ConfigDict, mesh: Mesh
+    workdir: epath.Path, which: Literal["best", "latest"], network: nn.Module, config: ConfigDict, mesh: Mesh
 ) -> Any:
     """Restores the parameters, whole on every device of the mesh."""
     import jax

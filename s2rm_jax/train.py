@@ -24,6 +24,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
 )
 join_others = distributed.define_flags(FLAGS)
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, such as 10:15: steps to be traced into WORKDIR/profile", flag_values=FLAGS
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or to be resumed", flag_values=FLAGS)
 
 
@@ -31,9 +34,11 @@ def main() -> None:
     """Trains as the flags say."""
     join_others()
     from s2rm_jax.training.loop import train_and_evaluate
+    from s2rm_jax.training.profile import parse_profile_steps
 
     assert WORKDIR.value is not None  # required
-    train_and_evaluate(CONFIG.value, WORKDIR.value)
+    profile_steps = range(0) if PROFILE_STEPS.value is None else parse_profile_steps(PROFILE_STEPS.value)
+    train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps)
 
 
 if __name__ == "__main__":

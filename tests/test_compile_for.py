@@ -37,16 +37,10 @@ def test_what_does_not_fit_is_said_with_what_helps(monkeypatch):
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     message += "Used 20.20G of 15.75G hbm. Exceeded hbm capacity by 4.45G."
 
-    class Traced:
-        jaxpr = jax.make_jaxpr(lambda: 0)()
+    def compile_(self):
+        raise jax.errors.JaxRuntimeError(message)
 
-        def lower(self):
-            return self
-
-        def compile(self):
-            raise jax.errors.JaxRuntimeError(message)
-
-    monkeypatch.setattr(ahead_of_time, "_trace", lambda config, mesh: Traced())
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
     config = tiny_config()
     with pytest.raises(UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 devices.*--config\.remat=dense"):
         ahead_of_time.compile_training_step(config, build_mesh(config, jax.devices()[:1]))

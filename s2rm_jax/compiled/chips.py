@@ -1,4 +1,4 @@
-"""What a TPU chip can do, as Google publishes it."""
+"""What a TPU chip or a GPU can do, as its maker publishes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip.
+    """Published figures of one TPU chip.
 
     name          as in the name of a topology
     hbm           main memory in GiB
@@ -43,3 +43,21 @@ CHIPS = {
 def find_chip(device_kind: str) -> Chip | None:
     """Returns the figures of a kind of device (`device.device_kind`), or None where they are not known here."""
     return CHIPS.get(device_kind)
+
+
+# FLOP/s of matrix products in bfloat16 with sums in float32, nothing sparse, from NVIDIA's data sheets; of the V100,
+# which has no bfloat16, in float16. Forms of the same GPU that differ in rate, such as the H100 PCIe, are not listed.
+GPU_MATRIX_RATES = {
+    "H100 80GB HBM3": 989.4e12,
+    "H200": 989.4e12,
+    **dict.fromkeys(("A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB", "A100 80GB PCIe"), 312e12),
+    **dict.fromkeys(("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB"), 125e12),
+    "L4": 121e12,
+    "GeForce RTX 4090": 165.2e12,
+}
+
+
+def matrix_rate(device_kind: str) -> float | None:
+    """Returns the FLOP/s of matrix products of a kind of device, TPU or GPU; None where it is not known here."""
+    chip = find_chip(device_kind)
+    return chip.matrix_rate if chip else GPU_MATRIX_RATES.get(device_kind.removeprefix("NVIDIA "))

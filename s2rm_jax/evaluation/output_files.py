@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.training.workdir_files import on_bucket
 
 
 def make_output_folder(path: str | Path) -> Path:
@@ -18,6 +19,8 @@ def make_output_folder(path: str | Path) -> Path:
     Raises:
         UserError: a file is in the way, or the folder may not be made or written to.
     """
+    if on_bucket(path):
+        raise UserError(f"--out: {path} is on a bucket; give a folder of this machine, and copy it from there")
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Int, Int32
 
 from s2rm_jax.errors import UserError
@@ -22,16 +24,18 @@ class Tokenizer:
     imports in 10 ms where transformers takes a second, in every worker process. Objects can be pickled for those.
     """
 
-    def __init__(self, vocabulary: str | Path | Sequence[str], max_tokens: int = 20):
+    def __init__(self, vocabulary: str | os.PathLike[str] | Sequence[str], max_tokens: int = 20):
         """Args: a vocabulary, as a file with a word a line or as the words; L, with [CLS] and [SEP].
 
         Raises:
           UserError: no such file, no BERT vocabulary, or fewer than three tokens.
         """
-        self.vocabulary = _read(Path(vocabulary)) if isinstance(vocabulary, str | Path) else tuple(vocabulary)
+        self.vocabulary = (
+            _read(epath.Path(vocabulary)) if isinstance(vocabulary, str | os.PathLike) else tuple(vocabulary)
+        )
         self.max_tokens = max_tokens
         self.truncated = 0  # sentences that were cut off so far, in this process
-        _check(self.vocabulary, str(vocabulary) if isinstance(vocabulary, str | Path) else "the list of words")
+        _check(self.vocabulary, str(vocabulary) if isinstance(vocabulary, str | os.PathLike) else "the list of words")
         if max_tokens < 3:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
@@ -74,9 +78,9 @@ class Tokenizer:
         """The pieces behind token ids, for display: item j belongs to position j; the padding is left out."""
         return [self.vocabulary[index] for index in ids if index != 0]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: epath.PathLike) -> None:
         """Writes the vocabulary as a BERT `vocab.txt`, a word a line, from which it can be read again."""
-        Path(path).write_text("".join(f"{word}\n" for word in self.vocabulary), encoding="utf-8")
+        epath.Path(path).write_text("".join(f"{word}\n" for word in self.vocabulary), encoding="utf-8")
 
     def save_engine(self, path: str | Path) -> None:
         """Writes all that `encode` does as a `tokenizer.json`, which the tokenizers library reads in every language."""
@@ -117,7 +121,7 @@ def _word_pieces(ids: dict[str, int]):
     return engine
 
 
-def _read(path: Path) -> tuple[str, ...]:
+def _read(path: epath.Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+from etils import epath
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.layout import export_arrays, fill
@@ -29,7 +30,7 @@ from s2rm_jax.training.trained import load_trained
 MODEL_FILE = "torch_model.py"
 
 
-def write_pytorch(workdir: Path, which: Literal["best", "latest"], folder: Path) -> None:
+def write_pytorch(workdir: epath.Path, which: Literal["best", "latest"], folder: Path) -> None:
     """Writes the network of a training run into an empty folder, with all that PyTorch needs to use it.
 
     Raises:
@@ -74,6 +75,6 @@ def write_workdir(weights: Path, workdir: Path) -> None:
         checkpoints.save(Checkpoint(0, state, examples_seen=0, metrics=None), config)
 
 
-def _copy_config(source: Path, folder: Path) -> None:
+def _copy_config(source: epath.Path | Path, folder: Path) -> None:
     for name in (CONFIG_FILE, VOCAB_FILE):
-        shutil.copyfile(source / name, folder / name)
+        (folder / name).write_bytes((source / name).read_bytes())

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.training.workdir_files import on_bucket
 
 
 @contextmanager
@@ -24,6 +25,8 @@ def whole_folder(out: str | Path, flag: str) -> Iterator[Path]:
     Raises:
         UserError: there is something at `out`, or it cannot be written to (no space, no permission).
     """
+    if on_bucket(out):
+        raise UserError(f"{flag}: {out} is on a bucket; give a folder of this machine, and copy it from there")
     out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{flag}: {out} is already there; give another {flag}, or remove it first")

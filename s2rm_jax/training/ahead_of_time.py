@@ -8,18 +8,19 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.cost import jaxpr_flops
+from s2rm_jax.cost import count_flops, jaxpr_flops
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.compact import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import batch_sharding
-from s2rm_jax.training.state import plan_state
+from s2rm_jax.training.state import StatePlan, plan_state
 from s2rm_jax.training.step import make_train_step
 
 
@@ -27,7 +28,8 @@ from s2rm_jax.training.step import make_train_step
 class CompiledAhead:
     """A compiled step, the FLOPs of its matrix products over all devices, and how long compiling took.
 
-    `model_flops` are those without what config.remat computes a second time.
+    `flops` are those that it computes; `model_flops` those of a forward pass times three, as is usual where a step is
+    measured against what a device can do: without what config.remat computes a second time.
     """
 
     compiled: Any
@@ -39,29 +41,36 @@ class CompiledAhead:
 def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledAhead:
     """Compiles the step that `train` would run with `config` on the devices of `mesh`, which need not be there.
 
-    config.steps may be 0, to be computed from the data: the number of steps is but a constant of the schedule.
+    Where config.steps is 0 (they follow from the data), any number will do: it is a constant of the schedule.
 
     Raises:
-        UserError: the batch cannot be split over the devices, or the step needs more memory than they have.
+        UserError: as `compile_step`.
     """
     config = copy.deepcopy(config)
     if config.steps == 0:
         config.steps = config.optimizer.warmup_steps + 1
-    traced = _trace(config, mesh)
-    flops = model_flops = jaxpr_flops(traced.jaxpr.jaxpr)
-    if config.remat != "none":
-        plain = copy.deepcopy(config)
-        plain.remat = "none"
-        model_flops = jaxpr_flops(_trace(plain, mesh).jaxpr.jaxpr)
-    lowered = traced.lower()
+    network = build_network(config)
+    return compile_step(network, plan_state(network, config, mesh), config, mesh)
+
+
+def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> CompiledAhead:
+    """Compiles the step of training `network` for the states that `plan` makes and the batches that `config` describes.
+
+    Raises:
+        UserError: the batch cannot be split over the devices, or the step needs more memory than they have.
+    """
     start = time.monotonic()
+    batch = abstract_batch(config, mesh)
+    step: Any = make_train_step(network, plan, config, mesh)
+    traced = step.trace(plan.abstract, batch)
+    forward = count_flops(network.apply, {"params": plan.abstract.params}, batch.images, batch.tokens, batch.token_mask)
     try:
-        compiled = lowered.compile()
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(_does_not_fit(config, mesh, str(error))) from error
         raise
-    return CompiledAhead(compiled, flops, model_flops, time.monotonic() - start)
+    return CompiledAhead(compiled, jaxpr_flops(traced.jaxpr.jaxpr), 3 * forward, time.monotonic() - start)
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
@@ -81,13 +90,6 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
         valid=array(jnp.bool, expressions),
         has_target=array(jnp.bool, expressions),
     )
-
-
-def _trace(config: ConfigDict, mesh: Mesh) -> Any:
-    network = build_network(config)
-    plan = plan_state(network, config, mesh)
-    step: Any = make_train_step(network, plan, config, mesh)
-    return step.trace(plan.abstract, abstract_batch(config, mesh))
 
 
 def _does_not_fit(config: ConfigDict, mesh: Mesh, message: str) -> str:

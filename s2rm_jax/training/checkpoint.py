@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
@@ -20,9 +19,11 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.run_config import CONFIG_FILE, load_config
 from s2rm_jax.training.state import TrainState
+from s2rm_jax.training.workdir_files import on_bucket, workdir_path
 
 CHECKPOINT_DIRECTORY = "checkpoints"
 _REPLACED = ".replaced"  # behind the name of a checkpoint that is being deleted
+_WHOLE_ON_BUCKET = "commit_success.txt"  # by which Orbax marks a checkpoint, where nothing can be renamed at once
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Checkpoints:
     may restore it.
     """
 
-    def __init__(self, workdir: Path, every: int, metric: str):
-        self._directory = workdir / CHECKPOINT_DIRECTORY
+    def __init__(self, workdir: epath.PathLike, every: int, metric: str):
+        self._directory = epath.Path(workdir) / CHECKPOINT_DIRECTORY
         self._metric = metric
 
         def score(metrics: dict[str, float]) -> float:
@@ -68,7 +69,7 @@ class Checkpoints:
             best_fn=score,  # without it Orbax does not even write the metrics
         )
         self._manager = ocp.CheckpointManager(
-            self._directory.absolute(), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
+            _absolute(self._directory), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
         )
         self._scores = _scores(self._manager, metric)
         if distributed.is_first():
@@ -116,14 +117,22 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint, at no moment of which what is left of it may be taken for whole."""
         if distributed.is_first():
-            (self._directory / str(step)).rename(self._directory / f"{step}{_REPLACED}")
-            self._clear_replaced()
+            path = self._directory / str(step)
+            if on_bucket(path):
+                (path / _WHOLE_ON_BUCKET).unlink(missing_ok=True)
+                path.rmtree()
+            else:
+                path.rename(self._directory / f"{step}{_REPLACED}")
+                self._clear_replaced()
         distributed.gather(None)
         self._manager.reload()
 
     def _clear_replaced(self) -> None:
-        for path in self._directory.glob(f"*{_REPLACED}"):
-            shutil.rmtree(path)
+        if on_bucket(self._directory):
+            return  # there, nothing is replaced by this name
+        for path in self._directory.iterdir():
+            if path.name.endswith(_REPLACED):
+                path.rmtree()
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -166,13 +175,19 @@ class Checkpoints:
             self.close()
 
 
-def has_checkpoint(workdir: Path) -> bool:
+def has_checkpoint(workdir: epath.PathLike) -> bool:
     """Says whether a run in `workdir` has saved anything; one that was being written when it died does not count."""
-    return any(path.name.isdigit() for path in (workdir / CHECKPOINT_DIRECTORY).glob("[0-9]*"))
+    directory = epath.Path(workdir) / CHECKPOINT_DIRECTORY
+    if not directory.is_dir():
+        return False
+    return any(
+        path.name.isdigit() and (not on_bucket(path) or (path / _WHOLE_ON_BUCKET).exists())
+        for path in directory.iterdir()
+    )
 
 
 def restore_params(
-    workdir: str | Path,
+    workdir: epath.PathLike,
     which: Literal["best", "latest"] = "best",
     expected: Any | None = None,
     sharding: jax.sharding.Sharding | None = None,
@@ -191,7 +206,7 @@ def restore_params(
     Raises:
         UserError: there is no run or no checkpoint in `workdir`, or it is of another architecture than `expected`.
     """
-    workdir = Path(workdir)
+    workdir = workdir_path(workdir)
     metric = load_config(workdir).eval.metric
     directory = workdir / CHECKPOINT_DIRECTORY
     if not has_checkpoint(workdir):
@@ -199,7 +214,7 @@ def restore_params(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
     handlers = _handlers(ocp.PyTreeCheckpointHandler())  # which, unlike the standard one, reads a part of a tree
-    with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
+    with ocp.CheckpointManager(_absolute(directory), item_handlers=handlers) as manager:
         scores = _scores(manager, metric)
         step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
         with _reading(manager, step, directory):
@@ -216,7 +231,7 @@ def restore_params(
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[None]:
+def _writing(directory: epath.Path) -> Iterator[None]:
     """Says that there is no room, or no permission, if a checkpoint cannot be written; those before it stand."""
     try:
         yield
@@ -230,7 +245,7 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(manager: ocp.CheckpointManager, step: int, directory: Path) -> Iterator[None]:
+def _reading(manager: ocp.CheckpointManager, step: int, directory: epath.Path) -> Iterator[None]:
     """Says which checkpoint is damaged, and what to do, if reading it fails."""
     try:
         yield
@@ -244,6 +259,10 @@ def _reading(manager: ocp.CheckpointManager, step: int, directory: Path) -> Iter
         raise UserError(
             f"the checkpoint {directory / str(step)} cannot be read ({type(error).__name__}): {advice}."
         ) from error
+
+
+def _absolute(directory: epath.Path) -> epath.Path:
+    return directory if on_bucket(directory) else directory.absolute()
 
 
 def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
@@ -261,7 +280,7 @@ def _saved_tree(manager: ocp.CheckpointManager, step: int) -> Any:
     return manager.item_metadata(step).state.tree
 
 
-def _require_same_parameters(saved: Any, expected: Any, where: Path) -> None:
+def _require_same_parameters(saved: Any, expected: Any, where: epath.Path) -> None:
     """Raises UserError naming the first parameters in which two trees differ."""
     old, new = _shapes(saved), _shapes(expected)
     differences = [f"{path} is missing in the checkpoint" for path in new.keys() - old.keys()]

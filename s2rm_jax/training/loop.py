@@ -7,33 +7,45 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.config_check import check_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
-from s2rm_jax.interop.hub import find_vocabulary
 from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
+from s2rm_jax.training.ahead_of_time import CompiledAhead, compile_step
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
+from s2rm_jax.training.compilation_cache import compilation_cache
+from s2rm_jax.training.heartbeat import Heartbeat
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
-from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
+from s2rm_jax.training.optimizer import describe_groups
+from s2rm_jax.training.profile import Profile
 from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
-from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, keep_pretrained, require_same_config, save_config
+from s2rm_jax.training.run_config import CONFIG_FILE, keep_pretrained
+from s2rm_jax.training.run_log import RunLog
+from s2rm_jax.training.start import (
+    check_before_start,
+    describe_compiled,
+    describe_devices,
+    describe_epoch,
+    open_workdir,
+    seconds_at_peak,
+    with_vocabulary,
+)
 from s2rm_jax.training.state import StatePlan, TrainState, plan_state
-from s2rm_jax.training.step import Metrics, TrainStep, check_batch_splits, make_train_step
+from s2rm_jax.training.step import Metrics, check_batch_splits
 from s2rm_jax.training.workdir import require_workdir
+from s2rm_jax.training.workdir_files import workdir_path
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
@@ -52,7 +64,7 @@ class Parts:
     network: nn.Module
     batches: Callable[[int], Iterator[Batch]]
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
-    save_vocab: Callable[[Path], None]
+    save_vocab: Callable[[epath.Path], None]
     epoch: EpochSize | None = None
 
 
@@ -60,10 +72,13 @@ class _EvaluationStopped(Exception):
     """Somebody asked the run to stop while it was evaluating."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: epath.PathLike, profile_steps: range = range(0)
+) -> dict[str, float]:
     """Trains as `config` says, in `workdir`, continuing what an earlier run with this configuration began there.
 
-    A run that was stopped or killed and continued gives the same parameters as one that ran through.
+    A run that was stopped or killed and continued gives the same parameters as one that ran through. `profile_steps`
+    are traced into <workdir>/profile.
 
     Returns:
         The metrics of the evaluation after the last step, or of that step itself where config.eval.every is 0.
@@ -74,21 +89,21 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     """
     from s2rm_jax.input.sources import find_source
 
-    _check(config)
+    check_before_start(config)
     mesh = build_mesh(config)
-    workdir = Path(workdir)
     require_workdir(workdir)
+    workdir = workdir_path(workdir)
     find_source(config.input.source, config.input.train_split)  # a glance, before the Hub is asked for weights
     if has_checkpoint(workdir):
         config = keep_pretrained(workdir, config)
     else:
         find_pretrained(config)  # so that a wrong path costs nobody the reading of the data
-    config = _with_vocabulary(config, workdir)
+    config = with_vocabulary(config, workdir)
     parts = assemble(config, mesh)
     if config.steps == 0:
         config = copy.deepcopy(config)
         config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-    return run(config, workdir, parts, mesh)
+    return run(config, workdir, parts, mesh, profile_steps)
 
 
 def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
@@ -125,37 +140,63 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
     )
 
 
-def run(config: ConfigDict, workdir: Path, parts: Parts, mesh: Mesh) -> dict[str, float]:
+def run(
+    config: ConfigDict, workdir: epath.PathLike, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
+) -> dict[str, float]:
     """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
+    workdir = workdir_path(workdir)
+    check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
+    profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
-    train_step = make_train_step(parts.network, plan, config, mesh)
     # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is started
     # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
     pretrained = {} if has_checkpoint(workdir) else load_pretrained(config, plan.abstract.params)
-    with _open_workdir(workdir, config, parts) as checkpoints, listen_for_stop() as stop:
+    with (
+        RunLog() as log,
+        Heartbeat(workdir, config.steps) as heartbeat,
+        open_workdir(workdir, config, parts.save_vocab) as checkpoints,
+        compilation_cache(config, workdir),
+        listen_for_stop() as stop,
+    ):
+        log.open(workdir)
+        heartbeat.beat("starting", checkpoints.latest_step)
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
-            f"{counted(config.batch_size, 'picture')} a step, {_describe(mesh)}. "
-            f"{_describe_epoch(config, parts.epoch)}The first step takes longer: it is compiled.\n"
+            f"{counted(config.batch_size, 'picture')} a step, {describe_devices(mesh)}. "
+            f"{describe_epoch(config, parts.epoch)}First the step is compiled.\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
-        with MetricsWriter(workdir, begin.step) as writer:
-            loop = _Loop(config, workdir, parts, mesh, train_step, checkpoints, writer, stop)
+        compiled: CompiledAhead | None = None
+        if begin.step < config.steps:  # once: it is this very program that runs
+            heartbeat.beat("compiling")
+            compiled = compile_step(parts.network, plan, config, mesh)
+            say(describe_compiled(compiled, mesh))
+        profile.begin(begin.step)
+        with MetricsWriter(workdir, begin.step) as writer, profile:
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, heartbeat, stop)
             return loop.run(begin, saved=restored is not None)
+
+
+def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
+    for part in pretrained.values():
+        say(part.report)
+    return plan.create({name: part.params for name, part in pretrained.items()})
 
 
 @dataclass(frozen=True)
 class _Loop:
     config: ConfigDict
-    workdir: Path
+    workdir: epath.Path
     parts: Parts
     mesh: Mesh
-    train_step: TrainStep
+    compiled: CompiledAhead | None  # None where no step is left to be taken
     checkpoints: Checkpoints
     writer: MetricsWriter
+    profile: Profile
+    heartbeat: Heartbeat
     stop: StopRequest
 
     def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
@@ -163,7 +204,8 @@ class _Loop:
         config, clock = self.config, time.perf_counter()
         step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
         saved_step = step if saved else None
-        progress, averages = Progress(config.steps), Averages()
+        at_peak = seconds_at_peak(self.compiled, self.mesh) if self.compiled else None
+        progress, averages = Progress(config.steps, at_peak), Averages()
         batches = self.parts.batches(examples_seen)
         running: tuple[int, Metrics] | None = None  # the step that the devices are working on
         trained: dict[str, float] = {}
@@ -178,6 +220,7 @@ class _Loop:
                     if evaluation_due:
                         evaluation = self._evaluate(step, state.eval_params)
                     if step != saved_step or (evaluation_due and evaluation):
+                        self.heartbeat.beat("saving", step)
                         self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation), config)
                         saved_step = step
                 if last and (evaluation or not evaluation_due):
@@ -187,16 +230,22 @@ class _Loop:
                     self.checkpoints.wait()
                     raise Interrupted(self._stopped(step), self.stop.signum)
 
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard("disallow"), self.profile.step(step + 1):
                 with progress.waiting_for_input():
                     batch = next(batches)
-                state, metrics = self.train_step(state, put_batch(batch, self.mesh))
+                assert self.compiled is not None  # a step is left
+                state, metrics = self.compiled.compiled(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
+                self.heartbeat.beat("training", step)
                 # Read one step late: while the host waits for the step before, the devices have this one to work on.
                 if running:
                     trained = self._record(*running, progress, averages)
                 running = step, metrics
+            if self.profile.ends(step):
+                jax.block_until_ready(metrics)
+                with progress.pause():
+                    self.profile.write()
 
     def _evaluation_due(self, step: int) -> bool:
         if self.parts.evaluate is None or step == 0:
@@ -224,7 +273,7 @@ class _Loop:
             means, speed = averages.take(), progress.speed()
             if self.parts.epoch:
                 means["epoch"] = step * self.config.batch_size / self.parts.epoch.rows
-            say(progress.line(step, means, speed))
+            say(progress.line(step, means, speed), step)
             self.writer.write(step, "train", means | speed)
         return values
 
@@ -233,6 +282,7 @@ class _Loop:
         assert self.parts.evaluate is not None
 
         def break_off_if_asked() -> None:
+            self.heartbeat.beat("evaluating", step)
             self.stop.exchange(wait=True)
             if self.stop.signum:
                 raise _EvaluationStopped
@@ -246,7 +296,7 @@ class _Loop:
             return None
         # The precisions are in the files; one line of a screen holds the rest.
         shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
-        say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})")
+        say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})", step)
         self.writer.write(step, self.config.eval.split, metrics)
         return metrics
 
@@ -267,78 +317,3 @@ class _Loop:
             f"Stopped after step {step} of {self.config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
             "The same command continues."
         )
-
-
-def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
-    for part in pretrained.values():
-        say(part.report)
-    return plan.create({name: part.params for name, part in pretrained.items()})
-
-
-def _with_vocabulary(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Returns the configuration with the vocabulary that a run has, or that lies beside its pretrained text.
-
-    A vocabulary that config.text.vocab names goes before both. Without a checkpoint there is no run yet: what lies in
-    the workdir then is left over from a start that failed, perhaps because of that very vocabulary.
-    """
-    if config.text.vocab:
-        return config
-    found: Path | None = None
-    if has_checkpoint(workdir):
-        found = workdir / VOCAB_FILE
-    elif config.text.pretrained:
-        found = find_vocabulary(config.text.pretrained)
-    if found is None or not found.exists():
-        return config
-    changed = copy.deepcopy(config)
-    changed.text.vocab = str(found)
-    return changed
-
-
-def _open_workdir(workdir: Path, config: ConfigDict, parts: Parts) -> Checkpoints:
-    """Opens the checkpoints of a new or an old run and leaves config.json and vocab.txt beside them."""
-    writes = distributed.is_first()
-    try:
-        if writes:
-            workdir.mkdir(parents=True, exist_ok=True)
-        shared = "must be one folder that all processes share"
-        distributed.require_everywhere(workdir.is_dir, f"--workdir {workdir} {shared}.")
-        checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
-        step = checkpoints.latest_step
-        if distributed.gather(step) != [step] * distributed.process()[1]:
-            raise UserError(f"--workdir {workdir} {shared}, but they see different checkpoints there.")
-        if step is not None:
-            require_same_config(workdir, config)
-        elif writes:  # nothing depends yet on what lies there
-            parts.save_vocab(workdir / VOCAB_FILE)
-        if writes:
-            save_config(workdir, config)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
-    return checkpoints
-
-
-def _describe(mesh: Mesh) -> str:
-    processes = distributed.process()[1]
-    several = f" of {processes} processes" if processes > 1 else ""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{several}"
-
-
-def _describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:
-    if epoch is None:
-        return ""
-    return (
-        f"An epoch shows {epoch.expressions:,} expressions in {epoch.rows / config.batch_size:,.1f} steps "
-        f"(sampling {config.input.sampling}). "
-    )
-
-
-def _check(config: ConfigDict) -> None:
-    """Finds what can be found wrong before data is read and programs are compiled."""
-    check_config(config)
-    check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
-    if config.steps:  # else it is checked when they are known
-        learning_rate_schedule(config)
-    known = Counts().metrics(protocol_named(config.eval.protocol))
-    if config.eval.metric not in known:
-        raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")

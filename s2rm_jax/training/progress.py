@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from s2rm_jax.parallel import distributed
 
+SAID = logging.getLogger("s2rm_jax.said")  # hears every line, for whoever keeps them (training/run_log.py)
+SAID.setLevel(logging.INFO)
+SAID.propagate = False
 
-def say(line: str) -> None:
+
+def say(line: str, step: int | None = None) -> None:
     """Prints a line at once, also into a pipe; of several processes, the first speaks for all."""
     if distributed.is_first():
         print(line, flush=True)
+    SAID.info("%s", line, extra={"step": step})
 
 
 def counted(number: int, thing: str) -> str:
@@ -29,13 +35,21 @@ def hours_minutes_seconds(seconds: float) -> str:
 class Progress:
     """Counts finished steps and the time they took.
 
-    The clock starts when the first step is finished, because that step also compiled. Rates are those since the last
+    The clock starts when the first step is finished, which waits for the input to begin. Rates are those since the last
     line and leave out pauses (evaluation, saving); the time left counts them in, as they will come again.
+
+    `seconds_at_peak` is what a step would take if the devices did nothing but matrix products at their published rate;
+    where it is known, the share of it in the time that steps take is told: the model-FLOP utilisation, or MFU.
     """
 
-    def __init__(self, last_step: int, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        last_step: int,
+        seconds_at_peak: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self._clock, self._made = clock, clock()
-        self._last_step = last_step
+        self._last_step, self._seconds_at_peak = last_step, seconds_at_peak
         self._began_step = 0
         self._began: float | None = None
         self._restart()
@@ -44,11 +58,12 @@ class Progress:
         """Hears that a step is finished, and what was in its batch."""
         if self._began is None:
             self._began, self._began_step = self._clock(), step
-            say(f"step {step} is done, compiled in {hours_minutes_seconds(self._began - self._made)}")
+            say(f"step {step} is done after {hours_minutes_seconds(self._began - self._made)}")
             self._restart()
             return
         self._expressions += expressions
         self._pictures += pictures
+        self._steps += 1
 
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
@@ -65,15 +80,18 @@ class Progress:
         self._paused += self._clock() - began
 
     def speed(self) -> dict[str, float]:
-        """Returns the rates since the last line, and the percentage of time spent waiting for input; {} at first."""
+        """Returns the rates since the last line, and percentages of the time (waiting for input, MFU); {} at first."""
         seconds = self._clock() - self._since - self._paused
         if not self._pictures:
             return {}
-        return {
+        rates = {
             "expressions_per_second": self._expressions / seconds,
             "pictures_per_second": self._pictures / seconds,
             "waiting_for_input": 100 * min(1.0, self._waited / seconds),
         }
+        if self._seconds_at_peak:
+            rates["model_flop_utilisation"] = 100 * self._steps * self._seconds_at_peak / seconds
+        return rates
 
     def line(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> str:
         """Returns the line for `step`, with what `speed` returned, and begins to count anew for the next one."""
@@ -89,6 +107,8 @@ class Progress:
                 f"{speed['expressions_per_second']:.1f} expressions/s, {speed['pictures_per_second']:.1f} pictures/s",
                 f"{speed['waiting_for_input']:.0f}% waiting for input",
             ]
+        if "model_flop_utilisation" in speed:
+            parts.append(f"MFU {speed['model_flop_utilisation']:.1f}%")
         if self._began is not None and step > self._began_step:
             per_step = (self._clock() - self._began) / (step - self._began_step)
             parts.append(f"ETA {hours_minutes_seconds(per_step * (self._last_step - step))}")
@@ -98,7 +118,7 @@ class Progress:
     def _restart(self) -> None:
         self._since = self._clock()
         self._waited = self._paused = 0.0
-        self._expressions = self._pictures = 0
+        self._expressions = self._pictures = self._steps = 0
 
 
 def report_evaluation(split: str, stopping: Callable[[], None], every: float = 10.0) -> Callable[[int, int], None]:

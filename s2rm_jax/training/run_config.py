@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import re
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.training.progress import say
+from s2rm_jax.training.workdir_files import workdir_path, write_whole
 
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.txt"
@@ -21,6 +22,7 @@ VOCAB_FILE = "vocab.txt"
 # what it computes twice to save memory.
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
+    "compilation_cache",
     "eval.expressions_per_image",
     *("mesh.fsdp", "mesh.step"),  # a run may go on on other devices
     *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
@@ -29,21 +31,18 @@ MAY_CHANGE = (
 _PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
 
 
-def save_config(workdir: Path, config: ConfigDict) -> None:
+def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
     """Writes the resolved configuration to <workdir>/config.json, whole or not at all."""
-    path = workdir / CONFIG_FILE
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(epath.Path(workdir) / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def load_config(workdir: str | Path) -> ConfigDict:
+def load_config(workdir: epath.PathLike) -> ConfigDict:
     """Returns the configuration of the run in `workdir`, locked, with the run's own copy of the vocabulary.
 
     Raises:
         UserError: there is no run in `workdir`, or its config.json cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = workdir_path(workdir)
     config = ConfigDict(_with_tuples(_read_json(workdir)))
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
@@ -51,7 +50,7 @@ def load_config(workdir: str | Path) -> ConfigDict:
     return config.lock()
 
 
-def require_same_config(workdir: Path, config: ConfigDict) -> None:
+def require_same_config(workdir: epath.PathLike, config: ConfigDict) -> None:
     """Checks that the run in `workdir` can go on with `config`.
 
     Raises:
@@ -69,7 +68,7 @@ def require_same_config(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def keep_pretrained(workdir: Path, config: ConfigDict) -> ConfigDict:
+def keep_pretrained(workdir: epath.PathLike, config: ConfigDict) -> ConfigDict:
     """Returns `config` with the pretrained weights that the run in `workdir` began with, and tells of others."""
     began = load_config(workdir)
     kept = copy.deepcopy(config)
@@ -81,10 +80,10 @@ def keep_pretrained(workdir: Path, config: ConfigDict) -> ConfigDict:
     return kept
 
 
-def _read_json(workdir: Path) -> dict[str, Any]:
-    path = workdir / CONFIG_FILE
+def _read_json(workdir: epath.PathLike) -> dict[str, Any]:
+    path = epath.Path(workdir) / CONFIG_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
     except (OSError, ValueError) as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
+from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.input.tokens import Tokenizer
@@ -26,7 +26,7 @@ class Trained:
     config: ConfigDict
 
 
-def load_trained(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Trained:
+def load_trained(workdir: epath.PathLike, which: Literal["best", "latest"] = "best") -> Trained:
     """Loads the best or the latest checkpoint of a training run, with the configuration that lies beside it.
 
     Raises:
@@ -34,7 +34,7 @@ def load_trained(workdir: str | Path, which: Literal["best", "latest"] = "best")
     """
     config = load_config(workdir)
     # The run keeps its own copy of the vocabulary.
-    tokenizer = Tokenizer(Path(workdir) / VOCAB_FILE, config.text.max_tokens)
+    tokenizer = Tokenizer(epath.Path(workdir) / VOCAB_FILE, config.text.max_tokens)
     network = build_network(config)
     params = restore_params(workdir, which, parameter_shapes(network, config))
     return Trained(network, params, tokenizer, config)

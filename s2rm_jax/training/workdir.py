@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from etils import epath
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, has_checkpoint
+from s2rm_jax.training.compilation_cache import COMPILATION_CACHE_DIRECTORY
+from s2rm_jax.training.heartbeat import HEARTBEAT_FILE
+from s2rm_jax.training.profile import PROFILE_DIRECTORY
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
+from s2rm_jax.training.run_log import LOG_DIRECTORY
+from s2rm_jax.training.workdir_files import workdir_path
 from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY
 
-_OF_A_START = {CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY}
+_OF_A_START = {
+    *(CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
+    *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, HEARTBEAT_FILE, "heartbeat.tmp"),
+}
 _LOGS = {".log", ".out", ".err"}  # a job's own record of the run is often put beside it
 
 
-def require_workdir(workdir: Path) -> None:
+def require_workdir(workdir: epath.PathLike) -> None:
     """Checks that a run can begin or go on in `workdir`: a new or empty folder, that of a run, or of a failed start.
 
     Raises:
         UserError: it is a file, or a folder that holds something else.
     """
-    if workdir.exists() and not workdir.is_dir():
+    workdir = workdir_path(workdir)
+    try:
+        exists = workdir.exists()
+    except Exception as error:  # whatever those who reach buckets raise: no credentials, no such bucket, no network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--workdir {workdir} cannot be reached: {reason}") from error
+    if exists and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued.")
     if not workdir.is_dir() or has_checkpoint(workdir):
         return
@@ -34,7 +48,7 @@ def require_workdir(workdir: Path) -> None:
         )
 
 
-def _has_config(workdir: Path) -> bool:
+def _has_config(workdir: epath.Path) -> bool:
     """Whether there is the configuration of a run; other programs have a config.json, too."""
     try:
         load_config(workdir)

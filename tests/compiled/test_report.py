@@ -5,7 +5,7 @@ import json
 import pytest
 
 from s2rm_jax.compiled.buffers import Buffer
-from s2rm_jax.compiled.chips import CHIPS, GIB, find_chip
+from s2rm_jax.compiled.chips import CHIPS, GIB, find_chip, matrix_rate
 from s2rm_jax.compiled.collectives import Collective
 from s2rm_jax.compiled.hlo import ArrayType
 from s2rm_jax.compiled.program import Memory, Program
@@ -77,3 +77,21 @@ def test_the_same_stands_in_the_tables_and_in_the_numbers():
         **{"kind": "all-reduce", "bytes": 12, "times": 3, "devices": 16, "arrays": ["f32[]"], "from": "reduce_sum"}
     }
     assert numbers["predicted"]["compute"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200", 989.4e12),
+        ("A100-SXM4-40GB", 312e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("TPU v5 lite", 197e12),
+        ("cpu", None),
+    ],
+)
+def test_the_rate_of_a_device_is_that_of_its_very_kind(kind, rate):
+    assert matrix_rate(kind) == rate

@@ -58,7 +58,7 @@ def make_config(**changes):
     """The default configuration cut down; `changes` are dotted names with __ for the dots."""
     config = default_config()
     config.steps, config.batch_size, config.log_every, config.checkpoint_every = 12, 4, 4, 5
-    config.input.image_size = (SIZE, SIZE)
+    config.input.image_size, config.input.expressions_per_image = (SIZE, SIZE), EXPRESSIONS
     config.text.max_tokens = MAX_TOKENS
     config.optimizer.learning_rate = 0.01
     config.eval.every = 0

@@ -1,0 +1,74 @@
+"""Where compiled programs are kept, and that a second start takes them from there."""
+
+import logging
+
+import jax
+import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training import compilation_cache
+from s2rm_jax.training.loop import run
+
+MESH = make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(autouse=True)
+def no_folder_given(monkeypatch):
+    """As where the environment says nothing; and every program is worth keeping."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setattr(compilation_cache, "WORTH_KEEPING", 0.0)
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    assert jax.config.values["jax_compilation_cache_dir"] is None  # as it was before the run
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax_cache.reset_cache()
+
+
+def kept(folder):
+    return {path.name.split("-")[0] for path in folder.iterdir() if path.name.endswith("-cache")}
+
+
+def test_the_second_start_of_a_run_takes_its_step_from_the_workdir(tmp_path, standin, caplog):
+    config = standin.make_config(steps=2)
+    first = run(config, tmp_path / "run", standin.make_parts(config), MESH)
+    assert {"jit_train_step", "jit_initial_state"} <= kept(tmp_path / "run" / "compilation_cache")
+    longer = standin.make_config(steps=2, compilation_cache=str(tmp_path / "run" / "compilation_cache"))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        assert run(longer, tmp_path / "other", standin.make_parts(longer), MESH) == first
+    assert "Persistent compilation cache hit for 'jit_train_step'" in caplog.text
+    assert not (tmp_path / "other" / "compilation_cache").exists()
+
+
+def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):
+    monkeypatch.setattr(compilation_cache, "WORTH_KEEPING", 60.0)
+    config = standin.make_config(steps=1)
+    run(config, tmp_path, standin.make_parts(config), MESH)
+    assert kept(tmp_path / "compilation_cache") == set()
+
+
+def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin):
+    workdir = epath.Path(tmp_path / "run")
+
+    def folder_used(setting):
+        with compilation_cache.compilation_cache(standin.make_config(compilation_cache=setting), workdir):
+            return jax.config.values["jax_compilation_cache_dir"]
+
+    assert folder_used("off") is None and not (tmp_path / "run").exists()
+    assert folder_used(str(tmp_path / "shared")) == str(tmp_path / "shared")
+    assert folder_used("") == str(tmp_path / "run" / "compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", "/chosen/by/the/environment")
+    try:
+        assert folder_used("") == "/chosen/by/the/environment"
+        assert folder_used("off") is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path, standin):
+    (tmp_path / "file").write_text("")
+    config = standin.make_config(compilation_cache=str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"config\.compilation_cache: .*file/cache cannot be used"):
+        run(config, tmp_path / "run", standin.make_parts(config), MESH)

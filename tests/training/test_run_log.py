@@ -1,0 +1,54 @@
+"""What a run said, as each process keeps it."""
+
+import json
+import re
+
+import jax
+import pytest
+from etils import epath
+
+from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training.loop import run
+from s2rm_jax.training.progress import say
+from s2rm_jax.training.run_log import RunLog
+
+MESH = make_mesh(devices=jax.devices()[:1])
+
+
+def lines(workdir, process=0):
+    text = (workdir / "log" / f"process_{process}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_is_printed_is_kept_with_its_time_and_step(tmp_path, standin, capsys):
+    config = standin.make_config(steps=8)
+    run(config, tmp_path, standin.make_parts(config), MESH)
+    kept = lines(tmp_path)
+    assert "\n".join(line["message"] for line in kept) + "\n" == capsys.readouterr().out
+    assert [line["step"] for line in kept if "step" in line] == [4, 8]
+    assert all(line["process"] == 0 and re.match(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00$", line["time"]) for line in kept)
+    longer = standin.make_config(steps=9)
+    run(longer, tmp_path, standin.make_parts(longer), MESH)
+    assert lines(tmp_path)[: len(kept)] == kept and len(lines(tmp_path)) > len(kept)
+
+
+def test_another_process_prints_nothing_and_keeps_a_file_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "process", lambda: (3, 4))
+    with RunLog() as log:
+        say("before the workdir is known")
+        log.open(epath.Path(tmp_path))
+        say("later", step=7)
+    say("and after the end")
+    assert capsys.readouterr().out == ""
+    assert [(line["process"], line.get("step"), line["message"]) for line in lines(tmp_path, 3)] == [
+        (3, None, "before the workdir is known"),
+        (3, 7, "later"),
+    ]
+
+
+def test_how_it_was_broken_off_is_the_last_line(tmp_path):
+    with pytest.raises(ValueError, match="no"), RunLog() as log:
+        log.open(epath.Path(tmp_path))
+        raise ValueError("no")
+    assert lines(tmp_path)[-1]["message"] == "ended by ValueError: no"

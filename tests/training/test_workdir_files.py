@@ -1,0 +1,50 @@
+"""Files that are made whole and files that grow, on a disk; test_bucket.py has them on a bucket."""
+
+import importlib.util
+import json
+
+import pytest
+from etils import epath
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.training import workdir_files
+from s2rm_jax.training.workdir_files import JsonLines, workdir_path, write_whole
+
+
+def test_lines_are_there_at_once_and_go_on_behind_those_that_are_kept(tmp_path):
+    path = epath.Path(tmp_path / "lines.jsonl")
+    lines = JsonLines(path)
+    for step in (1, 2, 3):
+        lines.write({"step": step})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    lines.close()
+    with path.open("a") as stream:
+        stream.write('{"step": 4, "half')
+    again = JsonLines(path, keep=lambda line: line["step"] != 2)
+    again.write({"step": 5})
+    again.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 5]
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "file.json")
+    write_whole(path, "old")
+
+    def full(self, text):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(type(path), "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_which_buckets_will_do(monkeypatch):
+    with pytest.raises(UserError, match=r"--workdir s3://b/run: of buckets, only those of Google Cloud Storage"):
+        workdir_path("s3://b/run")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--workdir gs://b/run: what reaches buckets is not installed: pip install"):
+        workdir_path("gs://b/run")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gcsfs" else None)
+    assert str(workdir_path("gs://b/run") / "config.json") == "gs://b/run/config.json"
+    assert workdir_files.on_bucket("gs://b") and not workdir_files.on_bucket("runs/gs:/b")
