@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from s2rm_jax.evaluation.cases import Cases
+    from s2rm_jax.evaluation.published import Benchmark
+    from s2rm_jax.evaluation.report import Report
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -63,12 +65,10 @@ OUT = flags.DEFINE_string(
 def main() -> None:
     """Evaluates as the flags say."""
     from s2rm_jax.evaluation.cases import Cases
-    from s2rm_jax.evaluation.comparison import benchmark_of, comparison
+    from s2rm_jax.evaluation.comparison import benchmark_of
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.output_files import make_output_folder
-    from s2rm_jax.evaluation.report import table
     from s2rm_jax.evaluation.report_folder import write_report
-    from s2rm_jax.evaluation.tables import as_text, without
     from s2rm_jax.input.moved import with_folders
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
@@ -105,11 +105,8 @@ def main() -> None:
     if not distributed.is_first():
         return
 
-    say(table(report))
     benchmark = benchmark_of(config.input.source, split, LIMIT.value)
-    if benchmark:
-        beside = comparison(report, benchmark)
-        say(f"\n{beside.caption}\n{as_text(without(beside, 'source'))}\n")
+    _say_figures(report, benchmark)
     page = write_report(
         out,
         report,
@@ -139,6 +136,19 @@ def _parameters(
 
     restored = restore_params(workdir, which, parameter_shapes(network, config), replicated(mesh))
     return jax.device_put(restored, replicated(mesh))
+
+
+def _say_figures(report: Report, benchmark: Benchmark | None) -> None:
+    """Prints the table of a report, and published figures where there are any for the split."""
+    from s2rm_jax.evaluation.comparison import comparison
+    from s2rm_jax.evaluation.report import table
+    from s2rm_jax.evaluation.tables import as_text, without
+    from s2rm_jax.training.progress import say
+
+    say(table(report))
+    if benchmark:
+        beside = comparison(report, benchmark)
+        say(f"\n{beside.caption}\n{as_text(without(beside, 'source'))}\n")
 
 
 def _explain(folder: Path, cases: Cases, workdir: Path, which: Literal["best", "latest"]) -> None:
