@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from s2rm_jax.evaluation.cases import Cases
     from s2rm_jax.evaluation.published import Benchmark
     from s2rm_jax.evaluation.report import Report
+    from s2rm_jax.training.trained import Trained
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -76,6 +77,7 @@ def main() -> None:
     from s2rm_jax.parallel.mesh import make_mesh
     from s2rm_jax.training.progress import counted, report_evaluation, say
     from s2rm_jax.training.run_config import load_config
+    from s2rm_jax.training.trained import Trained
     from s2rm_jax.training.workdir_files import workdir_path
 
     join_others()
@@ -99,7 +101,8 @@ def main() -> None:
     pictures = min(len(source), LIMIT.value or len(source))
     say(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
     cases = Cases(GALLERY.value)
-    evaluator = Evaluator(network, build_tokenizer(config, source), config, protocol, mesh)
+    trained = Trained(network, params, build_tokenizer(config, source), config)
+    evaluator = Evaluator(network, trained.tokenizer, config, protocol, mesh)
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
     cases = Cases.together(distributed.gather(cases))
     if not distributed.is_first():
@@ -118,7 +121,7 @@ def main() -> None:
         pictures=pictures,
     )
     if EXPLAIN.value and GALLERY.value:
-        _explain(out / "gallery", cases, workdir, which)
+        _explain(out / "gallery", cases, trained)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
     sentences = counted(report.total.sentences, "sentence")
     say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
@@ -151,13 +154,17 @@ def _say_figures(report: Report, benchmark: Benchmark | None) -> None:
         say(f"\n{beside.caption}\n{as_text(without(beside, 'source'))}\n")
 
 
-def _explain(folder: Path, cases: Cases, workdir: Path, which: Literal["best", "latest"]) -> None:
+def _explain(folder: Path, cases: Cases, trained: Trained) -> None:
+    """Draws on this process alone; so nothing is restored again, for which Orbax would wait for the others."""
     from s2rm_jax.evaluation.explained_cases import write_explained_cases
+    from s2rm_jax.parallel.mesh import on_this_process
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.progress import say
 
     say("drawing how the network came to the cases of the gallery")
-    write_explained_cases(folder, cases.sections(), Segmenter.from_checkpoint(workdir, which).explain)
+    params = on_this_process(trained.params)
+    segmenter = Segmenter(trained.network, params, trained.tokenizer, trained.config)
+    write_explained_cases(folder, cases.sections(), segmenter.explain)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pickle
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NoReturn
@@ -22,6 +23,7 @@ from s2rm_jax.parallel.group import Group, find_group
 
 JOIN_TIMEOUT = 300  # seconds
 _SILENCE = 40  # seconds without a sign of life after which a process counts as dead
+_GRACE = 5.0  # seconds by which the first process outlives an error
 _joining: Literal["no", "failed", "done"] = "no"
 
 # How errors begin, or what they hold, when another process or the way to it is gone. What a process did wrong itself
@@ -217,5 +219,9 @@ def leave(status: int) -> NoReturn:
     if status and _joining != "no":
         sys.stdout.flush()
         sys.stderr.flush()
+        if _joining == "done" and is_first():
+            # Without this process, whose service they use, JAX aborts the others with a dump of its stack. A mistake
+            # that all make, as in the configuration, they are to tell themselves, and by the status for it.
+            time.sleep(_GRACE)
         os._exit(status)
     sys.exit(status)

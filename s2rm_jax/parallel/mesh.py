@@ -70,3 +70,8 @@ def take_batch(batch: Any) -> Any:
         return np.concatenate(jax.device_get([parts[first] for first in sorted(parts)]))
 
     return jax.tree.map(rows, batch)
+
+
+def on_this_process(tree: Any) -> Any:
+    """Returns what every device holds whole as arrays of one device of this process, for work that it does alone."""
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)

@@ -124,7 +124,7 @@ def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path)
     outputs = []
     for count, devices in ((1, 1), (2, 2), (4, 1)):
         out = tmp_path / str(count)
-        flags = (f"--out={out}", "--limit=7", "--gallery=2")
+        flags = (f"--out={out}", "--limit=7", "--gallery=2", "--explain")
         with start(straight, count, devices, door="evaluate", arguments=flags) as running:
             first, *others = running.succeed()
         assert "over 21 sentences of val" in first
@@ -132,7 +132,8 @@ def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path)
         outputs.append(out)
     one, *several = outputs
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
-    assert "sentences.csv" in names and "metrics.json" in names and len([n for n in names if "gallery" in n]) >= 4
+    assert {"gallery/explained.txt", "sentences.csv", "metrics.json"} <= set(names)
+    assert len([name for name in names if "gallery" in name]) >= 5
     rows = (one / "sentences.csv").read_text().splitlines()
     assert len(rows) == 1 + 21
     for other in several:
@@ -195,6 +196,15 @@ def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
     assert status == 2
     (line,) = own_lines(err)
     assert line.startswith(f"error: process {index} of 2 (") and reason in line and line.endswith("(--join_timeout).")
+
+
+def test_a_mistake_that_all_make_all_tell(start, tmp_path):
+    with start(tmp_path, 2, door="evaluate") as running:
+        ended = running.finish()
+    for index, (status, _, err) in enumerate(ended):
+        assert status == 2, err
+        (line,) = own_lines(err)
+        assert line.startswith(f"error (process {index} of 2): {tmp_path / 'config.json'} not found")
 
 
 def test_an_error_in_one_process_ends_both(start, tmp_path):
