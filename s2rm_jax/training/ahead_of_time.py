@@ -63,7 +63,8 @@ def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: 
     batch = abstract_batch(config, mesh)
     step: Any = make_train_step(network, plan, config, mesh)
     traced = step.trace(plan.abstract, batch)
-    forward = count_flops(network.apply, {"params": plan.abstract.params}, batch.images, batch.tokens, batch.token_mask)
+    images = jax.ShapeDtypeStruct(batch.images.shape, jnp.float32)  # normalised, as the network takes them
+    forward = count_flops(network.apply, {"params": plan.abstract.params}, images, batch.tokens, batch.token_mask)
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
