@@ -3,7 +3,8 @@
     python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/synthetic
     python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/small --config.batch_size=8 --config.steps=500
 
-The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and the best), metrics.jsonl and tensorboard/.
+The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and the best), metrics.jsonl, tensorboard/,
+log/, heartbeat.json and compilation_cache/; it may be on a bucket (gs://...). docs/running_at_scale.md has the details.
 The same command on the same workdir continues where the run stopped, exactly as if it had never stopped.
 Ctrl-C and SIGTERM save, say at which step, and exit with status 0; a second Ctrl-C stops at once.
 Several processes train together where a TPU pod, SLURM, Open MPI, Kubernetes or flags say so, on a workdir that all

@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.parallel import distributed
 from s2rm_jax.training.workdir_files import on_bucket
 
 COMPILATION_CACHE_DIRECTORY = "compilation_cache"
@@ -24,13 +25,16 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]
 
     Empty, that is in <workdir>/compilation_cache, unless JAX was given a folder already (JAX_COMPILATION_CACHE_DIR).
     JAX keys a program by all that it depends on, the kind of machine included, so that what is kept can only be of no
-    use. Of several processes, the first writes and all read; a program that is not whole is compiled anew.
+    use. Of several processes, the first writes and all read; a program that is not whole is compiled anew. On CPUs,
+    where each process has programs of its own, several keep none by default: the first would be ready long before the
+    others, and wait for them in a step.
 
     Raises:
         UserError: the folder that config.compilation_cache names cannot be used.
     """
     setting = config.compilation_cache
-    if not setting and jax.config.values["jax_compilation_cache_dir"]:
+    for_one_only = jax.default_backend() == "cpu" and not distributed.is_alone()
+    if not setting and (for_one_only or jax.config.values["jax_compilation_cache_dir"]):
         yield
         return
     folder = epath.Path(setting) if setting else workdir / COMPILATION_CACHE_DIRECTORY

@@ -117,7 +117,8 @@ def describe_compiled(ahead: CompiledAhead, mesh: Mesh) -> str:
     if memory is not None:
         needs = (
             f" A step needs {_bytes(memory.total)}{f' of {_bytes(limit)}' if limit else ''} on each device: state and "
-            f"batch {_bytes(memory.arguments)}, temporary {_bytes(memory.temporaries)}, program {_bytes(memory.code)}."
+            f"batch {_bytes(memory.arguments)}, temporary {_bytes(memory.temporaries)}"
+            f"{f', program {_bytes(memory.code)}' if memory.code else ''}."
         )
     rate = matrix_rate(device.device_kind)
     measured = f"; MFU is the share of {rate / 1e12:,.0f} TFLOP/s a device" if rate else ""

@@ -8,6 +8,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import compilation_cache
 from s2rm_jax.training.loop import run
@@ -49,7 +50,7 @@ def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):
     assert kept(tmp_path / "compilation_cache") == set()
 
 
-def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin):
+def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin, monkeypatch):
     workdir = epath.Path(tmp_path / "run")
 
     def folder_used(setting):
@@ -59,6 +60,9 @@ def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin):
     assert folder_used("off") is None and not (tmp_path / "run").exists()
     assert folder_used(str(tmp_path / "shared")) == str(tmp_path / "shared")
     assert folder_used("") == str(tmp_path / "run" / "compilation_cache")
+    with monkeypatch.context() as several:
+        several.setattr(distributed, "is_alone", lambda: False)
+        assert folder_used("") is None  # each process on a CPU has programs of its own
     jax.config.update("jax_compilation_cache_dir", "/chosen/by/the/environment")
     try:
         assert folder_used("") == "/chosen/by/the/environment"
