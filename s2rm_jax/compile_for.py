@@ -6,7 +6,9 @@
 
 Printed are the memory of a chip and whether the step fits, its FLOPs, everything that chips send to each other, the
 largest temporary arrays, and how well the step should scale, predicted from the chip's published rates.
-The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'.
+The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. Swin-Base takes it half an hour of a core and
+15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program that is less
+optimised than that of a real run.
 Topologies are written as v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 """
 
@@ -121,7 +123,15 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
         for part in field.split("."):
             value = value[part]
         settings[f"config.{field}"] = value
-    return settings
+    return settings | _compiler_effort()
+
+
+def _compiler_effort() -> dict[str, Any]:
+    """Says how hard the compiler was told to try, where it is not as hard as usual."""
+    import jax
+
+    effort = jax.config.values["jax_exec_time_optimization_effort"]
+    return {"compiler effort": effort} if effort else {}
 
 
 if __name__ == "__main__":

@@ -78,6 +78,9 @@ def group_size(attributes: str, partitions: int) -> int:
     """Returns how many devices take part in an exchange together, from the attributes of its instruction.
 
     Replica groups are written as {{0,1},{2,3}}, as [groups,size]<=[...], or as axes of a mesh; {} is all devices.
+
+    Raises:
+        ValueError: they are written in yet another way.
     """
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
         return max(2, pairs.group(1).count("{"))
@@ -85,10 +88,12 @@ def group_size(attributes: str, partitions: int) -> int:
         return len(listed.group(1).split(","))
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(iota.group(1))
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    if "replica_groups=" in attributes and "replica_groups={}" not in attributes:
+        raise ValueError(f"replica groups of an unknown form: {attributes[:200]}")
     return partitions
 
 

@@ -77,15 +77,21 @@ def facts(step: CompiledStep) -> list[tuple[str, str]]:
 
 
 def exchange_rows(collectives: tuple[Collective, ...]) -> list[tuple[str, str, str, str]]:
-    """Returns (kind and devices, bytes, arrays, place) of each large exchange, and one row for all the small ones."""
-    rows = []
+    """Returns (kind and devices, bytes, arrays, place) of the large exchanges, and one row for all the small ones.
+
+    Those that look the same share a row.
+    """
+    alike: dict[tuple[str, str, str], list[Collective]] = {}
     for one in collectives:
         if one.bytes >= LARGE:
             largest = max(one.arrays, key=lambda array: array.bytes)
             more = f" and {len(one.arrays) - 1} more" if len(one.arrays) > 1 else ""
-            times = f"{one.times} x " if one.times > 1 else ""
-            size = f"{one.bytes / 1e6:,.2f} MB"
-            rows.append((f"{times}{one.kind} of {one.group}", size, f"{largest}{more}", one.place))
+            alike.setdefault((f"{one.kind} of {one.group}", f"{largest}{more}", one.place), []).append(one)
+    rows = []
+    for (kind, arrays, place), group in alike.items():
+        times = sum(one.times for one in group)
+        size = sum(one.bytes for one in group)
+        rows.append((f"{times} x {kind}" if times > 1 else kind, f"{size / 1e6:,.2f} MB", arrays, place))
     small = [one for one in collectives if one.bytes < LARGE]
     if small:
         together = sum(one.bytes for one in small)

@@ -68,6 +68,7 @@ def test_parts_of_an_asynchronous_exchange_are_one():
         ("replica_groups=[2,4]<=[4,2]T(1,0), use_global_device_ids=true", 4),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, to_apply=%add", 4),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}, to_apply=%add", 8),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=4], device_ids=([4,4]T(1,0)) {'axis_0'}, dimensions={0}", 4),
         ("replica_groups=mesh['axis_0'=8] {'axis_0':(1)2}, to_apply=%add", 2),
         ("source_target_pairs={{0,1},{1,2},{2,0}}", 3),
         ("replica_groups={}, to_apply=%add", 16),
@@ -75,6 +76,11 @@ def test_parts_of_an_asynchronous_exchange_are_one():
 )
 def test_devices_of_an_exchange(attributes, size):
     assert group_size(attributes, partitions=16) == size
+
+
+def test_devices_written_in_an_unknown_way_are_not_guessed():
+    with pytest.raises(ValueError, match="replica groups of an unknown form"):
+        group_size("replica_groups=<0,1>, dimensions={0}", partitions=16)
 
 
 def test_arrays_know_their_size_and_what_their_tiles_waste():
