@@ -41,6 +41,9 @@ SPLIT = flags.DEFINE_string(
     "split", None, "whose pictures are the examples; by default as in training", flag_values=FLAGS
 )
 
+# Beyond, a connection is answered by 503 at once, so that no more bodies than these are ever held.
+MOST_CONNECTIONS = 200
+
 
 def main() -> None:
     """Serves as the flags say."""
@@ -73,7 +76,7 @@ def main() -> None:
         app = build_app(service, cases, name)
         host, port = listening.getsockname()[:2]
         say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=MOST_CONNECTIONS))
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the examples are removed
         with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn once it has finished what was asked
             server.run(sockets=[listening])

@@ -56,7 +56,7 @@ def build_api(service: Service, rate: Callable[[str], None] | None = None) -> Fa
     count = rate or Rate(service.limits.per_minute)
 
     @app.get("/health")
-    def health() -> Health:
+    async def health() -> Health:  # not in the threads in which questions wait
         """Says that the server answers."""
         return Health()
 

@@ -47,13 +47,14 @@ class Service:
         self._segmenter = segmenter
         self._kept_pictures = kept_pictures
         self._known: OrderedDict[bytes, EncodedPicture] = OrderedDict()  # by hash, the latest asked for last
-        self._device = threading.RLock()
+        self._device = threading.Lock()
+        self._holder: int | None = None  # the thread that has it
         self._counting = threading.Lock()
         self._waiting = 0
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits until the device is free, and holds it.
+        """Waits until the device is free, and holds it; a thread that holds it already goes on at once.
 
         `encode` and `ask` do so by themselves; hold it around them while large results are turned into small ones, so
         that the memory for large ones is needed once.
@@ -61,13 +62,20 @@ class Service:
         Raises:
             Refused: too many wait already.
         """
+        if self._holder == threading.get_ident():
+            yield
+            return
         with self._counting:
             if self._waiting >= self.limits.waiting:
                 raise Refused("too many requests are waiting; ask again in a moment", HTTPStatus.SERVICE_UNAVAILABLE)
             self._waiting += 1
         try:
             with self._device:
-                yield
+                self._holder = threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._holder = None
         finally:
             with self._counting:
                 self._waiting -= 1

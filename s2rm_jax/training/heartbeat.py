@@ -55,7 +55,8 @@ class Heartbeat:
             "pid": os.getpid(),
             **({"message": message} if message else {}),
         }
-        with suppress(OSError):  # a run does not end for that; whoever watches sees the time stand still
+        # Whatever a disk or a bucket's client raises, the run goes on; the time in the file stands still then.
+        with suppress(Exception):
             write_whole(self._path, json.dumps(content) + "\n")
 
     def __enter__(self) -> Heartbeat:
