@@ -64,7 +64,7 @@ def test_a_small_step_compiled_for_a_slice_sends_gradients_only(tmp_path):
     done = subprocess.run(
         [*command, "--topology=v5e:2x2", *flags],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"},
         capture_output=True,
         text=True,
         check=False,
