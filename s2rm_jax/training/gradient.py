@@ -62,7 +62,7 @@ def _by_the_compiler(part_gradient: PartGradient, plan: StatePlan, config: Confi
     def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[Counts, Sums, Any]:
         counts = count(batch, config)
         # Parameters and gradients are whole where activations meet them: how they are cut must not spread to those,
-        # which are cut by pictures. The compiler makes one reduce-scatter of a sum that is whole first and cut then.
+        # which are cut by pictures.
         whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
 
         def of_part(part: Any, index: Any) -> tuple[Sums, Any]:

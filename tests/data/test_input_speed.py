@@ -13,7 +13,7 @@ def test_every_stage_and_the_whole_are_told(tmp_path, monkeypatch, capsys):
     results = json.loads((tmp_path / "speed.json").read_text())
     times, shares = results["milliseconds"], results["share_of_limit"]
     assert results["pictures"] == 3
-    assert {"resizing the picture", "rasterising the masks", "the whole, no workers"} < set(times)
+    assert {"resizing the picture", "making the masks", "the whole, no workers"} < set(times)
     assert all(time > 0 for time in times.values())
     assert shares[results["limit"]] == 1
     assert shares["the whole, no workers"] == times[results["limit"]] / times["the whole, no workers"]
