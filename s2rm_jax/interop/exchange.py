@@ -26,11 +26,12 @@ from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
 from s2rm_jax.training.trained import load_trained
+from s2rm_jax.training.workdir_files import workdir_path
 
 MODEL_FILE = "torch_model.py"
 
 
-def write_pytorch(workdir: epath.Path, which: Literal["best", "latest"], folder: Path) -> None:
+def write_pytorch(workdir: epath.PathLike, which: Literal["best", "latest"], folder: Path) -> None:
     """Writes the network of a training run into an empty folder, with all that PyTorch needs to use it.
 
     Raises:
@@ -40,7 +41,7 @@ def write_pytorch(workdir: epath.Path, which: Literal["best", "latest"], folder:
     trained = load_trained(workdir, which)
     write_safetensors(export_arrays(network_layout(trained.params), trained.params), folder / SAFETENSORS)
     write_preprocessing(trained, "pytorch", folder)
-    _copy_config(workdir, folder)
+    _copy_config(workdir_path(workdir), folder)
     shutil.copyfile(Path(__file__).with_name(MODEL_FILE), folder / MODEL_FILE)
 
 
