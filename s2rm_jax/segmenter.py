@@ -80,15 +80,11 @@ class Segmenter:
         def encode(params: Any, image: jax.Array) -> Any:
             return network.apply({"params": params}, normalize(image), method="encode_image")
 
-        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[Any, Any, None]:
+        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
             output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
-            return output.logits, output.no_target_logits, None
+            return output.logits, output.no_target_logits, reduce(output) if explain else None
 
-        def explain(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array) -> tuple[Any, Any, Any]:
-            output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
-            return output.logits, output.no_target_logits, reduce(output)
-
-        self._encode, self._ground, self._explain = jax.jit(encode), jax.jit(ground), jax.jit(explain)
+        self._encode, self._ground = jax.jit(encode), jax.jit(ground, static_argnames="explain")
 
     @classmethod
     def from_checkpoint(cls, workdir: str | Path, which: Literal["best", "latest"] = "best") -> Segmenter:
@@ -145,8 +141,8 @@ class Segmenter:
         for start, some in _rounds(encoded):
             filled = some + some[:1] * (_bucket(len(some)) - len(some))
             tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*filled, strict=True))
-            run = self._explain if explain else self._ground
-            logits, judged, reduced = jax.device_get(run(self._params, known.features, tokens, token_mask))
+            answers = self._ground(self._params, known.features, tokens, token_mask, explain=explain)
+            logits, judged, reduced = jax.device_get(answers)
             for row in range(len(some)):
                 full = resize_logits(logits[0, row], height, width)
                 if judged is not None:

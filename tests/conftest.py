@@ -18,6 +18,7 @@ from s2rm_jax.config import default_config
 from s2rm_jax.input.compact import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.segmenter import Segmenter
 
 # Most of the tests' time is compilation of tiny networks, and XLA takes a third of the time to compile them when it
 # does not try to make them fast. The variable is for the processes that tests start.
@@ -74,6 +75,12 @@ class ColourWorld(NamedTuple):
 @pytest.fixture
 def colour_world() -> ColourWorld:
     return make_colour_world()
+
+
+@pytest.fixture
+def segmenter(colour_world):
+    network, _, params, tokenizer, config = colour_world
+    return Segmenter(network, params, tokenizer, config)
 
 
 def make_colour_world() -> ColourWorld:

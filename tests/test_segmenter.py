@@ -12,12 +12,6 @@ from s2rm_jax.segmenter import BUCKETS, Segmenter
 
 
 @pytest.fixture
-def segmenter(colour_world):
-    network, _, params, tokenizer, config = colour_world
-    return Segmenter(network, params, tokenizer, config)
-
-
-@pytest.fixture
 def picture(make_example):
     return make_example("p", ["red"], 12, 24).image  # columns 0-8 are red, 9-23 blue
 

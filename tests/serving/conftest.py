@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.serving.service import Service
 from tests.serving.standin import striped, telling_service_of
 
@@ -26,12 +25,6 @@ def address(tmp_path_factory):
         yield server.stdout.readline().strip()
         server.terminate()
         server.wait(20)
-
-
-@pytest.fixture
-def segmenter(colour_world):
-    network, _, params, tokenizer, config = colour_world
-    return Segmenter(network, params, tokenizer, config)
 
 
 @pytest.fixture
