@@ -131,11 +131,14 @@ def _parameters(
     workdir: epath.Path, which: Literal["best", "latest"], network: nn.Module, config: ConfigDict, mesh: Mesh
 ) -> Any:
     """Restores the parameters, whole on every device of the mesh."""
+    import jax
+
     from s2rm_jax.parallel.mesh import replicated
     from s2rm_jax.training.checkpoint import restore_params
     from s2rm_jax.training.state import parameter_shapes
 
-    return restore_params(workdir, which, parameter_shapes(network, config), replicated(mesh))
+    restored = restore_params(workdir, which, parameter_shapes(network, config), replicated(mesh))
+    return jax.device_put(restored, replicated(mesh))
 
 
 def _say_figures(report: Report, benchmark: Benchmark | None) -> None:
