@@ -1,0 +1,1 @@
+"""Measurements of speed, which `python -m s2rm_jax.benchmark` runs."""

@@ -1,0 +1,56 @@
+"""Timing alternatives side by side, so that a busy moment of the machine falls on all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import jax
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one alternative took as another: the median over rounds, and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The seconds that each alternative took in each round; all have the same number of rounds."""
+
+    seconds: Mapping[str, tuple[float, ...]]
+
+    def median(self, name: str) -> float:
+        """The median of the seconds of one alternative."""
+        return median(self.seconds[name])
+
+    def ratio(self, name: str, other: str) -> Ratio:
+        """How many times as long as `other` the alternative `name` took, taken within each round."""
+        ratios = [mine / theirs for mine, theirs in zip(self.seconds[name], self.seconds[other], strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return Ratio(median(ratios), low, high)
+
+
+def time_alternately(actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Timings:
+    """Runs each action once a round, every other round in reverse order, and waits for what it returns.
+
+    Args:
+        actions: by name; each returns arrays of JAX that it started to compute, or anything else when it is done.
+        rounds: how often each is timed, at least 1.
+        warm_up: how often each runs before, untimed: compiling, filling caches.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(warm_up):
+        for action in actions.values():
+            jax.block_until_ready(action())
+    for number in range(rounds):
+        for name in list(actions)[:: -1 if number % 2 else 1]:
+            began = time.perf_counter()
+            jax.block_until_ready(actions[name]())
+            seconds[name].append(time.perf_counter() - began)
+    return Timings({name: tuple(times) for name, times in seconds.items()})
