@@ -72,4 +72,8 @@ for process in "${running[@]}"; do
   ((status > worst)) && worst=$status
 done
 wait "${labels[@]}"
+case $worst in 13[4-9]) # ended by a signal such as SIGABRT or SIGKILL
+  echo "error: a process was killed, or aborted by JAX because process 0 was lost:" \
+    "start the same command again, it continues from the last checkpoint." >&2 ;;
+esac
 exit "$worst"

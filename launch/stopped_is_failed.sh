@@ -22,4 +22,8 @@ while [[ $interrupted ]]; do # a signal ends `wait` before the command has ended
   status=$?
 done
 [[ $asked && $status == 0 ]] && status=143
+case $status in 13[4-9]) # ended by a signal such as SIGABRT or SIGKILL
+  echo "error: this process was killed, or aborted by JAX because process 0 was lost:" \
+    "started again it continues from the last checkpoint." >&2 ;;
+esac
 exit "$status"

@@ -34,7 +34,7 @@ class Chip:
 # chips form a plane, 6 where they form a cube.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 16, 197e12, 819e9, 4, 1600e9 / 8 / 4, "TPU v5e"),
-    "TPU v4": Chip("v4", 32, 275e12, 1228e9, 6, 2400e9 / 8 / 6, "TPU v4"),
+    "TPU v4": Chip("v4", 32, 275e12, 1200e9, 6, 2400e9 / 8 / 6, "TPU v4"),
     "TPU v5": Chip("v5p", 95, 459e12, 2765e9, 6, 4800e9 / 8 / 6, "TPU v5p"),
     "TPU v6 lite": Chip("v6e", 32, 918e12, 1640e9, 4, 3584e9 / 8 / 4, "TPU v6e (Trillium)"),
 }

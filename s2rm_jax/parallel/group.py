@@ -93,12 +93,12 @@ def _slurm(environment: Mapping[str, str]) -> Group | None:
     if missing or int(environment.get("SLURM_STEP_NUM_TASKS", tasks)) != tasks:
         reason = f"{missing[0]} is not set" if missing else "this step has another number of tasks"
         raise UserError(f"SLURM gave this job {tasks} tasks, but {reason}: start it by srun, {_ALONE}.")
-    first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"])
+    first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", environment["SLURM_STEP_NODELIST"])
     assert first is not None
     port = _FIRST_PORT + (int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))) % _PORTS
     tasks_here = -(-tasks // int(environment.get("SLURM_STEP_NUM_NODES", 1)))
     devices = _share_of_devices(environment, int(environment["SLURM_LOCALID"]), tasks_here)
-    return Group("SLURM", f"{first[1]}{first[2] or ''}:{port}", tasks, int(environment["SLURM_PROCID"]), devices)
+    return Group("SLURM", f"{''.join(part or '' for part in first.groups())}:{port}", tasks, int(environment["SLURM_PROCID"]), devices)
 
 
 def _open_mpi(environment: Mapping[str, str], address: str | None) -> Group | None:

@@ -51,6 +51,22 @@ def test_each_line_is_labelled_and_the_worst_status_counts(environment):
     assert (ended.returncode, ended.stderr) == (6, "")
 
 
+def test_after_a_lost_process_it_says_how_to_go_on(environment):
+    """What JAX says where process 0 was lost ends in an abort and no advice."""
+    said = []
+    for number in (signal.SIGABRT, signal.SIGKILL):
+        environment["PYTHON"] = str(Path(environment["PYTHON"]).with_name(f"dies_by_{number}"))
+        Path(environment["PYTHON"]).write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nkill -{number} $$\n'
+        )
+        Path(environment["PYTHON"]).chmod(0o755)
+        commands = [LAUNCH / "local.sh", "2"], [LAUNCH / "stopped_is_failed.sh", environment["PYTHON"]]
+        ended = [run(command, environment) for command in commands]
+        assert [one.returncode for one in ended] == [128 + number] * 2
+        said += [one.stderr.splitlines()[-1] for one in ended]
+    assert all(line.startswith("error: ") and "continues from the last checkpoint." in line for line in said), said
+
+
 def test_each_process_gets_its_own_gpu(environment, make_executable, tmp_path):
     make_executable(tmp_path / "nvidia-smi", "#!/bin/sh\nprintf '0\\n1\\n'\n")
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"

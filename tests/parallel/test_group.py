@@ -60,8 +60,10 @@ def test_flags_go_before_the_environment():
 def test_slurm(tmp_path):
     port = 61440 + 70001 % 4096
     assert find_group(SLURM, device_files=tmp_path) == Group("SLURM", f"node007:{port}", 4, 3, (1,))
-    found = find_group(SLURM | {"SLURM_STEP_NODELIST": "gpu-a,gpu-b"}, device_files=tmp_path)
-    assert found is not None and found.coordinator == f"gpu-a:{port}"
+    others = {"gpu-a,gpu-b": "gpu-a", "node[007-008]-ib,c1": "node007-ib", "n[3,5],x[1-2]": "n3", "alone": "alone"}
+    for nodes, first in others.items():
+        found = find_group(SLURM | {"SLURM_STEP_NODELIST": nodes}, device_files=tmp_path)
+        assert found is not None and found.coordinator == f"{first}:{port}"
     found = find_group(SLURM, "here:5", device_files=tmp_path)
     assert found is not None and (found.coordinator, found.processes, found.index) == ("here:5", 4, 3)
 
