@@ -98,7 +98,8 @@ def _slurm(environment: Mapping[str, str]) -> Group | None:
     port = _FIRST_PORT + (int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))) % _PORTS
     tasks_here = -(-tasks // int(environment.get("SLURM_STEP_NUM_NODES", 1)))
     devices = _share_of_devices(environment, int(environment["SLURM_LOCALID"]), tasks_here)
-    return Group("SLURM", f"{''.join(part or '' for part in first.groups())}:{port}", tasks, int(environment["SLURM_PROCID"]), devices)
+    host = "".join(part or "" for part in first.groups())
+    return Group("SLURM", f"{host}:{port}", tasks, int(environment["SLURM_PROCID"]), devices)
 
 
 def _open_mpi(environment: Mapping[str, str], address: str | None) -> Group | None:
