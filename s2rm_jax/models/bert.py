@@ -30,16 +30,14 @@ class BertLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"], train: bool = False
-    ) -> Float[Array, "n l d"]:
+    def __call__(self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"]) -> Float[Array, "n l d"]:
         """Returns the next hidden states; positions outside `mask` are attended to by none."""
 
         def dense(features: int, name: str) -> nn.Dense:
             return Dense(features, dtype=self.dtype, kernel_init=KERNEL_INIT, name=name)
 
         def drop(y: jax.Array) -> jax.Array:
-            return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+            return nn.Dropout(self.dropout_rate, deterministic=False)(y)
 
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=name)
@@ -92,10 +90,9 @@ class Bert(nn.Module):
         x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="embeddings_norm")(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        layer_class = rematerialised(BertLayer, self.remat, static_argnums=(3,))
+        layer_class = rematerialised(BertLayer, self.remat)
+        dropout_rate = self.dropout_rate if train else 0.0
         for index in range(self.num_layers):
-            layer = layer_class(
-                self.num_heads, self.intermediate_size, self.dropout_rate, self.dtype, name=f"layer{index}"
-            )
-            x = layer(x, mask, train)
+            layer = layer_class(self.num_heads, self.intermediate_size, dropout_rate, self.dtype, name=f"layer{index}")
+            x = layer(x, mask)
         return x

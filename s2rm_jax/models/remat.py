@@ -12,7 +12,7 @@ POLICIES = ("none", "dense", "blocks")
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
-def rematerialised(block: Block, policy: str, static_argnums: tuple[int, ...] = ()) -> Block:
+def rematerialised(block: Block, policy: str, looped: bool = False) -> Block:
     """Returns the module class `block`, whose instances keep for the backward pass what `policy` says.
 
     Values, gradients, dropout and the tree of parameters are the same with every policy.
@@ -22,7 +22,7 @@ def rematerialised(block: Block, policy: str, static_argnums: tuple[int, ...] = 
         policy: "none" keeps everything that the gradient needs. "dense" keeps what comes out of dense layers and
             computes anew what is cheap for its size: attention weights, norms, GELUs. "blocks" keeps nothing but the
             input of the block, so that its forward pass runs a second time.
-        static_argnums: the arguments of __call__ that are no arrays, self being number 0.
+        looped: they run inside a loop, where the compiler cannot take the second computation for the first.
 
     Raises:
         ValueError: there is no such policy.
@@ -33,4 +33,4 @@ def rematerialised(block: Block, policy: str, static_argnums: tuple[int, ...] = 
         return block
     # The products of attention have batch dimensions, those of dense layers have none.
     kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dense" else None
-    return nn.remat(block, static_argnums=static_argnums, policy=kept)
+    return nn.remat(block, policy=kept, prevent_cse=not looped)

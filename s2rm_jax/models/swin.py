@@ -5,6 +5,8 @@ Source: Liu et al., "Swin Transformer", arXiv:2103.14030; parameters fit the pub
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float
 
 from s2rm_jax.models.dense import Dense
 from s2rm_jax.models.remat import rematerialised
+from s2rm_jax.models.repeated import repeat
 
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
@@ -56,20 +59,20 @@ def window_regions(height: int, width: int, window: int, shift: int, mask_paddin
     return None if (regions == regions[:, :1]).all() else regions
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for a whole picture with probability `rate` while training."""
+def draw_survival(
+    key: jax.Array, rates: Float[np.ndarray, " blocks"], pictures: int
+) -> Float[Array, "blocks 2 pictures"]:
+    """Draws stochastic depth: factors of the two residual branches of each block, for each picture.
 
-    rate: float
+    A branch is dropped for a whole picture with the probability that `rates` gives its block, by a factor of zero; the
+    others are scaled up, so that the mean stays.
+    """
+    keep = jnp.asarray(1.0 - rates, jnp.float32)[:, None, None]
+    return jax.random.bernoulli(key, keep, (len(rates), 2, pictures)) / keep
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], train: bool) -> Float[Array, "b ..."]:
-        """Returns x, with whole items set to zero and the others scaled up while training."""
-        if not train or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(kept, x / keep, 0)
+
+def _surviving(branch: Float[Array, "b h w c"], factors: Float[Array, " b"]) -> Float[Array, "b h w c"]:
+    return (branch * factors[:, None, None, None]).astype(branch.dtype)
 
 
 class WindowAttention(nn.Module):
@@ -106,14 +109,18 @@ class SwinBlock(nn.Module):
     num_heads: int
     window_size: int
     shifted: bool
-    drop_path_rate: float = 0.0
     mlp_ratio: int = 4
     mask_padding: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
-        """Returns the same grid; it need not be a multiple of the window."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], survival: Float[Array, "2 b"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Returns the same grid; it need not be a multiple of the window.
+
+        `survival` holds the factors of the two residual branches of each picture (`draw_survival`); None are ones.
+        """
         _, height, width, channels = x.shape
         window = self.window_size
         # A single window along one side is already global there, so the published models do not shift it.
@@ -128,12 +135,13 @@ class SwinBlock(nn.Module):
         y = WindowAttention(self.num_heads, window, self.dtype, name="attention")(y, regions)
         y = rearrange(y, "b (h w) (p q) c -> b (h p) (w q) c", h=(height + pad_h) // window, p=window, q=window)
         y = jnp.roll(y, (shift, shift), axis=(1, 2)) if shift else y
-        x = x + DropPath(self.drop_path_rate)(y[:, :height, :width], train)
+        y = y[:, :height, :width]
+        x = x + (y if survival is None else _surviving(y, survival[0]))
 
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm2")(x)
         y = Dense(self.mlp_ratio * channels, dtype=self.dtype, name="mlp_in")(y)
         y = Dense(channels, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
-        return x + DropPath(self.drop_path_rate)(y, train)
+        return x + (y if survival is None else _surviving(y, survival[1]))
 
 
 class PatchMerging(nn.Module):
@@ -179,22 +187,49 @@ class Swin(nn.Module):
         conv = nn.Conv(self.embed_dim, (patch, patch), (patch, patch), "VALID", dtype=self.dtype, name="patch_embed")
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="patch_norm")(conv(x))
 
-        drop_rates = iter(np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist())
+        survival: list[jax.Array | None] = [None] * sum(self.depths)
+        if train and self.drop_path_rate:
+            rates = np.linspace(0.0, self.drop_path_rate, len(survival))
+            survival = list(draw_survival(self.make_rng("dropout"), rates, x.shape[0]))
         outputs = []
-        block_class = rematerialised(SwinBlock, self.remat, static_argnums=(2,))
-        for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True), start=1):
+        for stage, depth in enumerate(self.depths, start=1):
             if stage > 1:
                 x = PatchMerging(self.dtype, name=f"stage{stage}_merge")(x)
-            for block in range(depth):
-                x = block_class(
-                    num_heads=heads,
-                    window_size=self.window_size,
-                    shifted=block % 2 == 1,
-                    drop_path_rate=next(drop_rates),
-                    mask_padding=self.mask_padding,
-                    dtype=self.dtype,
-                    name=f"stage{stage}_block{block}",
-                )(x, train)
+            of_stage, survival = survival[:depth], survival[depth:]
+            # A loop copies parameters, which is too much where blocks run forward alone, and compiles soon anyway.
+            looped = depth // 2 * 2 if train and depth > 3 and not self.is_initializing() else 0
+            if looped:
+                x = self._loop_over_pairs(x, stage, of_stage[:looped])
+            for number in range(looped, depth):
+                x = self._block(stage, number, name=f"stage{stage}_block{number}")(x, of_stage[number])
             norm = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=f"stage{stage}_norm")
             outputs.append(norm(x))
         return tuple(outputs)
+
+    def _loop_over_pairs(
+        self, x: Float[Array, "b h w c"], stage: int, survival: list[jax.Array | None]
+    ) -> Float[Array, "b h w c"]:
+        """Runs as many blocks of a stage as there are factors in `survival`, a plain and a shifted one at a time."""
+        blocks = [self._block(stage, number, looped=True, parent=None) for number in (0, 1)]
+
+        def pair(x: Any, operands: Any) -> Any:
+            for block, (params, factors) in zip(blocks, operands, strict=True):
+                x = block.apply({"params": params}, x, factors)
+            return x
+
+        operands: list[Any] = [
+            (self.get_variable("params", f"stage{stage}_block{number}"), factors)
+            for number, factors in enumerate(survival)
+        ]
+        return repeat(pair, x, list(zip(operands[::2], operands[1::2], strict=True)), self.dtype)
+
+    def _block(self, stage: int, number: int, looped: bool = False, **attached: Any) -> SwinBlock:
+        block_class = rematerialised(SwinBlock, self.remat, looped)
+        return block_class(
+            num_heads=self.num_heads[stage - 1],
+            window_size=self.window_size,
+            shifted=number % 2 == 1,
+            mask_padding=self.mask_padding,
+            dtype=self.dtype,
+            **attached,
+        )

@@ -17,7 +17,7 @@ from .small import small_config, small_inputs
 def training_loss(policy):
     """The parameters and a function of them: a loss with drop path and dropout on."""
     config = small_config(vision__drop_path_rate=0.3, text__dropout_rate=0.3, text__num_layers=1)
-    config.vision.update(depths=(1, 2), num_heads=(1, 2))
+    config.vision.update(depths=(1, 4), num_heads=(1, 2))
     config.decoder.widths = (8, 12)
     config.fusion.mode = "sum"
     config.remat = policy

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.swin import SWIN_SIZES, PatchMerging, Swin, SwinBlock, WindowAttention
+from s2rm_jax.models.swin import SWIN_SIZES, PatchMerging, Swin, SwinBlock, WindowAttention, draw_survival
 
 
 def attention_by_pixel_pairs(params, x, window, shift, heads):
@@ -112,14 +112,43 @@ def test_attention_computes_in_bfloat16_with_float32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_drop_path_drops_whole_pictures_only_while_training():
-    block = SwinBlock(num_heads=2, window_size=4, shifted=False, drop_path_rate=0.5)
-    x = jax.random.normal(jax.random.key(0), (64, 4, 4, 8))
+def test_survival_drops_branches_of_whole_pictures_and_keeps_the_mean():
+    rates = np.array([0.0, 0.25, 0.5])
+    survival = np.asarray(draw_survival(jax.random.key(2), rates, 4000))
+    assert survival.shape == (3, 2, 4000)
+    for factors, rate in zip(survival, rates, strict=True):
+        assert set(np.unique(factors)) <= {0, np.float32(1 / (1 - rate))}
+        np.testing.assert_allclose((factors == 0).mean(-1), rate, atol=0.03)
+
+    block = SwinBlock(num_heads=2, window_size=4, shifted=False)
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 8))
     variables = jax.jit(block.init)(jax.random.key(1), x)
-    plain = jax.jit(block.apply)(variables, x)
-    never = block.clone(drop_path_rate=0.0)
-    np.testing.assert_array_equal(plain, jax.jit(never.apply)(variables, x))
-    drop = jax.jit(lambda v, x, key: block.apply(v, x, train=True, rngs={"dropout": key}))
-    dropped = drop(variables, x, jax.random.key(2))
-    unchanged = np.isclose(dropped, x).all((1, 2, 3)).mean()
-    assert 0.1 < unchanged < 0.45  # both branches dropped: a quarter of the pictures
+    apply = jax.jit(block.apply)
+    once, twice = apply(variables, x), apply(variables, x, jnp.array([[1, 0, 1], [1, 0, 2]], jnp.float32))
+    np.testing.assert_allclose(twice[0], once[0], rtol=1e-6)
+    np.testing.assert_array_equal(twice[1], x[1])
+    attended = apply(variables, x, jnp.array([[1, 1, 1], [0, 0, 0]], jnp.float32))
+    np.testing.assert_allclose(twice[2] - attended[2], 2 * (once[2] - attended[2]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "dtype", "tolerance"), [(5, jnp.float32, 1e-5), (4, jnp.bfloat16, 5e-2)])
+def test_blocks_in_a_loop_compute_what_they_do_one_after_another(depth, dtype, tolerance):
+    swin = Swin(embed_dim=8, depths=(1, depth), num_heads=(1, 2), window_size=4, dtype=dtype)
+    x = jax.random.normal(jax.random.key(0), (2, 40, 56, 3))
+    params = jax.jit(swin.init)(jax.random.key(1), x)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), params)
+
+    def loss(params, train):
+        outputs = swin.apply({"params": params}, x, train)
+        return sum((jnp.sin(3 * y.astype(jnp.float32)) * jnp.arange(y.shape[-1])).mean() for y in outputs)
+
+    def loops(train):
+        return str(jax.make_jaxpr(lambda p: loss(p, train))(params)).count("scan[")
+
+    assert (loops(True), loops(False)) == (1, 0)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    looped, one_by_one = (
+        jnp.concatenate([g.ravel() for g in jax.tree.leaves(gradient(params, t))]) for t in (True, False)
+    )
+    assert np.linalg.norm(looped - one_by_one) / np.linalg.norm(one_by_one) < tolerance
