@@ -2,26 +2,33 @@
 
 A door defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`.
 
+A door that has a result returns it from its main, which `returns_result` wraps: --quiet and --json are defined there.
+
 Exit status: 0 done, or asked to stop (Ctrl-C, SIGTERM) and everything saved; 2 the person can put it right (UserError);
-3 another process of the same run was lost; 130 stopped at once by a second Ctrl-C.
-A traceback means a defect in this program.
+3 another process of the same run was lost; 4 done but for some of many things (PartlyDone); 130 stopped at once by a
+second Ctrl-C. 1, with a traceback, means a defect in this program. docs/command_line.md tells people the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import json
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
@@ -36,6 +43,53 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None
         required: names of flags that must be given.
     """
     distributed.leave(exit_status(main, flag_values, doc, required))
+
+
+def returns_result(
+    flag_values: flags.FlagValues,
+) -> Callable[[Callable[[], Mapping[str, Any] | None]], Callable[[], None]]:
+    """Returns a decorator for a door's main that returns its result as plain values, or None where there is none.
+
+    It defines --quiet, with which nothing is printed but warnings and errors, and --json, with which stdout has the
+    result as one JSON document and nothing else, and what is said to people goes to stderr.
+    """
+    quiet = flags.DEFINE_bool("quiet", False, "say nothing but warnings and errors", flag_values=flag_values)
+    as_json = flags.DEFINE_bool(
+        "json", False, "print the result as one JSON document; all else goes to stderr", flag_values=flag_values
+    )
+
+    def decorate(main: Callable[[], Mapping[str, Any] | None]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def main_with_output() -> None:
+            result: Mapping[str, Any] | None = None
+            try:
+                with _lines_elsewhere(quiet=bool(quiet.value), to_stderr=bool(as_json.value)):
+                    result = main()
+            except PartlyDone as partly:
+                result = partly.result
+                raise
+            except Interrupted as stop:
+                result = {"stopped": str(stop)}
+                raise
+            finally:
+                if as_json.value and result is not None:
+                    print(json.dumps(result, indent=2), flush=True)
+
+        return main_with_output
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _lines_elsewhere(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
+    """While inside, what is printed goes nowhere, to stderr, or where it always goes."""
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        elif to_stderr:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
 
 
 @dataclass(frozen=True)
@@ -72,7 +126,7 @@ def exit_status(
         main()
     except UserError as error:
         print(f"error{_which_process()}: {error}", file=sys.stderr)
-        return 2
+        return 4 if isinstance(error, PartlyDone) else 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 0
@@ -113,7 +167,8 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
         raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
     if rest[1:]:
         raise UserError(
-            f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{_a_flag(flag_values)}=..."
+            f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{_a_flag(flag_values)}=...; "
+            "a value with blanks or * in it must be put into quotes"
         )
     for name in required:
         if flag_values[name].value is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -113,10 +113,9 @@ def _flops_by_part(
     return flops
 
 
-def format_cost(config: ConfigDict) -> str:
-    """Returns a table of `network_cost` and what S2RM + CASG add to the backbone."""
+def format_cost(config: ConfigDict, costs: Mapping[str, PartCost]) -> str:
+    """Returns a table of what `network_cost` returned, and what S2RM + CASG add to the backbone."""
     height, width = config.input.image_size
-    costs = network_cost(config)
     names = {"vision": "vision (Swin)", "text": "text (BERT)", "fusion": "fusion (S2RM)", "decoder": "decoder (CASG)"}
     names["no_target"] = "no-target head"
     rows = [f"{'part':<16}{'parameters':>14}{'GFLOPs, first expression':>27}{'GFLOPs, each further':>23}"]

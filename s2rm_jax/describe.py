@@ -2,9 +2,13 @@
 
 python -m s2rm_jax.describe                                   # Swin-Base and BERT-base at 480 pixels
 python -m s2rm_jax.describe --config configs/synthetic.py
+python -m s2rm_jax.describe --config configs/synthetic.py --json
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -17,15 +21,18 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def main() -> None:
+@command_line.returns_result(FLAGS)
+def main() -> dict[str, Any]:
     """Describes the network that the flags name."""
     from s2rm_jax.config import default_config
     from s2rm_jax.config_check import check_config
-    from s2rm_jax.cost import format_cost
+    from s2rm_jax.cost import format_cost, network_cost
 
     config = CONFIG.value or default_config()
     check_config(config)
-    print(format_cost(config))
+    costs = network_cost(config)
+    print(format_cost(config, costs))
+    return {part: asdict(cost) for part, cost in costs.items()}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ The data, the network and the input size are those of the run's own configuratio
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
@@ -63,8 +64,9 @@ OUT = flags.DEFINE_string(
 )
 
 
-def main() -> None:
-    """Evaluates as the flags say."""
+@command_line.returns_result(FLAGS)
+def main() -> dict[str, Any] | None:
+    """Evaluates as the flags say; returns the content of metrics.json and the path of the page, on one process."""
     from s2rm_jax.evaluation.cases import Cases
     from s2rm_jax.evaluation.comparison import benchmark_of
     from s2rm_jax.evaluation.evaluator import Evaluator
@@ -106,7 +108,7 @@ def main() -> None:
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
     cases = Cases.together(distributed.gather(cases))
     if not distributed.is_first():
-        return
+        return None
 
     benchmark = benchmark_of(config.input.source, split, LIMIT.value)
     _say_figures(report, benchmark)
@@ -125,6 +127,7 @@ def main() -> None:
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
     sentences = counted(report.total.sentences, "sentence")
     say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
+    return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _parameters(

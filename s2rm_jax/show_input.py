@@ -14,7 +14,7 @@ import copy
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -41,7 +41,8 @@ SIDE = flags.DEFINE_integer(
 KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches", "hide_words")}
 
 
-def main() -> None:
+@command_line.returns_result(FLAGS)
+def main() -> dict[str, Any]:
     """Draws as the flags say."""
     from s2rm_jax.config_check import check_config
     from s2rm_jax.training.progress import counted
@@ -54,6 +55,8 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"--out {OUT.value} cannot be written: {error.strerror}; name a file in a folder") from error
     print(f"{OUT.value} shows {counted(NUMBER.value, 'picture')} of {CONFIG.value.input.train_split}")
+    rows = [label for label, _ in kinds_of(CONFIG.value)]
+    return {"file": OUT.value, "pictures": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
 
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:

@@ -14,6 +14,8 @@ Any field of the configuration (s2rm_jax/config.py) can be set by --config.FIELD
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 from ml_collections.config_flags import config_flags
 
@@ -31,15 +33,17 @@ PROFILE_STEPS = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or to be resumed", flag_values=FLAGS)
 
 
-def main() -> None:
-    """Trains as the flags say."""
+@command_line.returns_result(FLAGS)
+def main() -> dict[str, Any] | None:
+    """Trains as the flags say; returns the last metrics, on one process."""
     join_others()
     from s2rm_jax.training.loop import train_and_evaluate
     from s2rm_jax.training.profile import parse_profile_steps
 
     assert WORKDIR.value is not None  # required
     profile_steps = range(0) if PROFILE_STEPS.value is None else parse_profile_steps(PROFILE_STEPS.value)
-    train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps)
+    metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps)
+    return {"workdir": WORKDIR.value, "metrics": metrics} if distributed.is_first() else None
 
 
 if __name__ == "__main__":

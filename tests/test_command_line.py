@@ -1,3 +1,4 @@
+import json
 import signal
 import sys
 
@@ -6,7 +7,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.training.interrupt import Interrupted
 
 # ml_collections still loads configuration files with load_module.
@@ -160,3 +161,44 @@ def test_defects_keep_their_traceback(call, config_file):
 
     with pytest.raises(ZeroDivisionError):
         call(f"--config={config_file}", "--workdir=w", main=main)
+
+
+@pytest.fixture
+def call_for_result(monkeypatch, capsys):
+    """Runs a door whose main says something, returns its result and raises what it is given."""
+
+    def call(*arguments, result=None, raised=None):
+        values = flags.FlagValues()
+
+        @command_line.returns_result(values)
+        def main():
+            print("working")
+            if raised:
+                raise raised
+            return result
+
+        monkeypatch.setattr(sys, "argv", ["door", *arguments])
+        return command_line.exit_status(main, values, "Does things."), *capsys.readouterr()
+
+    return call
+
+
+def test_a_result_is_one_document_and_all_else_goes_to_stderr(call_for_result):
+    result = {"found": [1.5, None], "name": "Äpfel"}
+    assert call_for_result(result=result) == (0, "working\n", "")
+    assert call_for_result("--quiet", result=result) == (0, "", "")
+    status, out, err = call_for_result("--json", result=result)
+    assert (status, json.loads(out), err) == (0, result, "working\n")
+    status, out, err = call_for_result("--json", "--quiet", result=result)
+    assert (status, json.loads(out), err) == (0, result, "")
+    assert call_for_result("--json") == (0, "", "working\n")  # one of several processes, not the first
+
+
+def test_what_a_result_says_when_not_all_is_well(call_for_result):
+    partly = PartlyDone("1 of 2 could not be read", {"done": 1})
+    assert call_for_result(raised=partly) == (4, "working\n", "error: 1 of 2 could not be read\n")
+    status, out, err = call_for_result("--json", "--quiet", raised=partly)
+    assert (status, json.loads(out), err) == (4, {"done": 1}, "error: 1 of 2 could not be read\n")
+    status, out, _ = call_for_result("--json", raised=Interrupted("stopped after step 3", signal.SIGTERM))
+    assert (status, json.loads(out)) == (0, {"stopped": "stopped after step 3"})
+    assert call_for_result("--json", "--quiet", raised=UserError("no such file")) == (2, "", "error: no such file\n")

@@ -30,6 +30,6 @@ def test_fusion_and_decoder_are_light_beside_swin_base_at_480():
     assert sum(cost.parameters for cost in ours) < 20e6
     assert sum(cost.flops_first for cost in ours) < 0.12 * costs["vision"].flops_first
     assert costs["vision"].flops_further == 0
-    table = format_cost(config)
+    table = format_cost(config, network_cost(config))
     assert "S2RM + CASG" in table
     assert f"{costs['vision'].parameters / 1e6:.2f} M" in table

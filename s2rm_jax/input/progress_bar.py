@@ -34,8 +34,14 @@ def progress_bar(items: Iterable[Item], what: str, total: int, *, quiet: bool = 
         said = now
         line = _line(what, done, total, now - began)
         print(f"\r{line}\033[K" if on_screen else line, end="" if on_screen else "\n", file=stream, flush=True)
-    if on_screen and said > began:
-        print("\r\033[K", end="", file=stream, flush=True)
+    if said > began:
+        clear_line()
+
+
+def clear_line() -> None:
+    """Makes room on a terminal for something else to be said on stderr while a bar is shown."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _line(what: str, done: int, total: int, seconds: float) -> str:

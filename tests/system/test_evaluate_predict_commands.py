@@ -18,7 +18,6 @@ from PIL import Image
 
 from s2rm_jax import command_line, demo, evaluate, predict
 from s2rm_jax.input.synthetic import SyntheticSource
-from s2rm_jax.segmenter import Result
 from s2rm_jax.training import checkpoint
 
 
@@ -142,22 +141,35 @@ def test_without_a_picture_a_held_out_one_is_taken(door, tiny_workdir, tmp_path)
     assert (tmp_path / "asked/picture.png").read_bytes() == (tmp_path / "own/picture.png").read_bytes()
 
 
-def test_masks_of_an_earlier_prediction_are_gone_and_nothing_else(tmp_path):
-    for name in ("mask_1_a_dog.png", "mask_12_a_cat.png", "mask_3_mine.png", "notes.txt"):
-        (tmp_path / name).write_text("")
-    listed = [{"file": "mask_1_a_dog.png"}, {"file": "mask_12_a_cat.png"}, {"file": "../notes.txt"}]
-    (tmp_path / "result.json").write_text(json.dumps({"results": listed}))
-    predict._write_masks(tmp_path, Result(("a man",), np.ones((1, 4, 6), bool), np.array([0.9])))
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["mask_1_a_man.png", "mask_3_mine.png", "notes.txt", "result.json"]
+def test_predict_on_many_pictures_as_json(door, tiny_workdir, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in (10, 9):
+        Image.new("RGB", (40, 30), "red").save(frames / f"frame{number}.png")
+    (frames / "frame11.png").write_text("not a picture")
+    asked = (f"--workdir={tiny_workdir}", f"--images={frames}/*.png", "--text=the star", "--text=the heart")
+    status, printed, errors = door(predict, *asked, f"--out={tmp_path / 'out'}", "--json", "--explain=how.png")
+    assert status == 4, errors
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert json.loads(printed) == result
+    assert [picture["folder"] for picture in result["pictures"]] == ["frame9", "frame10"]
+    for picture in result["pictures"]:
+        files = {path.name for path in (tmp_path / "out" / picture["folder"]).iterdir()}
+        assert files == {"overlay.png", "mask_1_the_star.png", "mask_2_the_heart.png", "how_1.png", "how_2.png"}
+    assert result["failed"][0]["image"].endswith("frame11.png")
+    warning, error = [line for line in errors.splitlines() if line.startswith(("warning: left out", "error"))]
+    assert "frame11.png is not a picture" in warning and error.startswith("error: 1 of 3 pictures could not be read")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"results": 3}', '{"results": [{}]}'])
-def test_a_result_file_of_somebody_else_is_no_list_of_masks(tmp_path, content):
-    (tmp_path / "result.json").write_text(content)
-    (tmp_path / "mask_1_mine.png").write_text("")
-    predict._write_masks(tmp_path, Result(("a man",), np.ones((1, 4, 6), bool), np.array([0.9])))
-    assert (tmp_path / "mask_1_mine.png").exists()
+def test_quiet_says_nothing(door, tiny_workdir, tmp_path, picture):
+    asked = (f"--workdir={tiny_workdir}", f"--image={picture}", "--text=the red star", f"--out={tmp_path / 'out'}")
+    assert door(predict, *asked, "--quiet") == (0, "", "")
+    asked = (f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", f"--out={tmp_path / 'eval'}")
+    status, printed, errors = door(evaluate, *asked, "--quiet", "--json")
+    assert (status, errors) == (0, "")
+    told = json.loads(printed)
+    assert told.pop("page") == str(tmp_path / "eval/index.html")
+    assert told == json.loads((tmp_path / "eval/metrics.json").read_text())
 
 
 def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
@@ -191,6 +203,10 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"explain": "{tmp}/how.jpg"}, "must be the path of a PNG"),
         ({"explain": "{tmp}/nowhere/how.png"}, "in a folder that is there"),
         ({"text": None}, "--text is missing"),
+        ({"images": "{tmp}"}, "--image and --images are both given"),
+        ({"image": None, "images": "{tmp}/*.tif"}, "no file fits"),
+        ({"image": None, "images": "{tmp}", "text": None}, "--text is missing"),
+        ({"image": None, "images": "{tmp}", "explain": "some/how.png"}, "must be the name of a PNG"),
     ],
 )
 def test_predict_with_bad_input(door, tiny_workdir, tmp_path, picture, change, says):

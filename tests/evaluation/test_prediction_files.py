@@ -1,0 +1,55 @@
+"""What a prediction leaves behind, and what it takes away of an earlier one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from s2rm_jax.evaluation.prediction_files import remove_earlier_prediction, write_prediction
+from s2rm_jax.segmenter import Result
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_masks_are_as_they_are_listed(tmp_path):
+    masks = np.zeros((2, 4, 6), bool)
+    masks[0, 1:3, 2:] = True
+    result = Result(("a man", "A man!"), masks, np.array([0.91234, 0.0]), np.array([0.1, 0.9]))
+    found = write_prediction(tmp_path, np.zeros((4, 6, 3), np.uint8), result)
+    first = {"sentence": "a man", "score": 0.9123, "area": 8, "box": (2, 1, 6, 3), "file": "mask_1_a_man.png"}
+    second = {"sentence": "A man!", "score": 0.0, "area": 0, "box": None, "file": "mask_2_a_man.png"}
+    assert found == [first | {"no_target": 0.1}, second | {"no_target": 0.9}]
+    assert names(tmp_path) == ["mask_1_a_man.png", "mask_2_a_man.png", "overlay.png"]
+
+
+def test_listed_masks_go_and_nothing_else(tmp_path):
+    for name in ("mask_1_a_dog.png", "mask_12_a_cat.png", "mask_3_mine.png", "notes.txt", "overlay.png"):
+        (tmp_path / name).write_text("")
+    listed = [{"file": "mask_1_a_dog.png"}, {"file": "mask_12_a_cat.png"}, {"file": "notes.txt"}]
+    (tmp_path / "result.json").write_text(json.dumps({"results": listed}))
+    remove_earlier_prediction(tmp_path)
+    assert names(tmp_path) == ["mask_3_mine.png", "notes.txt", "overlay.png", "result.json"]
+
+
+def test_of_many_pictures_empty_folders_go_too(tmp_path):
+    out = tmp_path / "out"
+    for folder in ("1", "2", "../outside"):
+        (out / folder).mkdir(parents=True)
+        for name in ("mask_1_a_dog.png", "overlay.png"):
+            (out / folder / name).write_text("")
+    (out / "2/mine.txt").write_text("")
+    pictures = [{"folder": folder, "results": [{"file": "mask_1_a_dog.png"}]} for folder in ("1", "2", "../outside")]
+    (out / "result.json").write_text(json.dumps({"pictures": pictures}))
+    remove_earlier_prediction(out)
+    assert names(out) == ["2", "result.json"] and names(out / "2") == ["mine.txt"]
+    assert len(names(tmp_path / "outside")) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"results": 3}', '{"results": [{}]}', '{"pictures": [3]}'])
+def test_a_result_file_of_somebody_else_is_no_list_of_masks(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    (tmp_path / "mask_1_mine.png").write_text("")
+    remove_earlier_prediction(tmp_path)
+    assert (tmp_path / "mask_1_mine.png").exists()

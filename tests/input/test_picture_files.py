@@ -1,0 +1,50 @@
+"""Which pictures a folder or a pattern means, and in which order."""
+
+from pathlib import Path
+
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.picture_files import find_pictures, result_folders
+
+
+@pytest.fixture
+def frames(tmp_path):
+    for name in ("frame10.jpg", "frame9.jpg", "Frame2.JPG", "notes.txt", "more/frame1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ["Frame2.JPG", "frame9.jpg", "frame10.jpg"]),
+        ("/*.jpg", ["frame9.jpg", "frame10.jpg"]),
+        ("/**/*1*", ["frame10.jpg", "more/frame1.png"]),
+        ("/notes.txt", ["notes.txt"]),
+    ],
+)
+def test_natural_order(frames, given, expected):
+    assert [path.relative_to(frames).as_posix() for path in find_pictures(f"{frames}{given}")] == expected
+
+
+def test_numbers_count_in_every_part_of_a_path(tmp_path):
+    for name in ("take10/1.png", "take9/2.png", "take9/10.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_pictures(f"{tmp_path}/*/*.png")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["take9/2.png", "take9/10.png", "take10/1.png"]
+
+
+def test_none_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"the folder .* holds no pictures"):
+        find_pictures(str(tmp_path))
+    with pytest.raises(UserError, match=r"no file fits .*\*\.jpg; check the pattern"):
+        find_pictures(f"{tmp_path}/*.jpg")
+
+
+def test_every_picture_has_a_folder_of_its_own():
+    paths = [Path(name) for name in ("a/x/1.jpg", "a/x/1.png", "a/y/1.jpg", "a/2.jpg")]
+    assert [path.as_posix() for path in result_folders(paths)] == ["x/1.jpg", "x/1.png", "y/1", "2"]
+    assert result_folders([Path("frames/1.jpg")]) == [Path("1")]

@@ -1,0 +1,53 @@
+"""Many pictures: what is done stays done, whatever happens to the others."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from s2rm_jax import many_pictures
+from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax.input.images import load_image
+from s2rm_jax.many_pictures import segment_pictures
+
+
+@pytest.fixture
+def paths(tmp_path):
+    for number, colour in enumerate(("red", "blue", "red"), start=1):
+        Image.new("RGB", (6, 4), colour).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_text("no picture")
+    return [tmp_path / f"{number}.png" for number in (1, 2, 3, 4)]
+
+
+def test_each_picture_is_asked_every_sentence(segmenter, paths, tmp_path, capsys):
+    content = segment_pictures(segmenter, paths[:3], ["red", "blue"], tmp_path / "out")
+    assert json.loads((tmp_path / "out/result.json").read_text()) == json.loads(json.dumps(content))
+    areas = [[entry["area"] for entry in picture["results"]] for picture in content["pictures"]]
+    assert areas == [[24, 0], [0, 24], [24, 0]]
+    sizes = {load_image(tmp_path / f"out/{number}/overlay.png").shape for number in (1, 2, 3)}
+    assert len(sizes) == 1  # although not the same is found everywhere
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bad_picture_is_told_of_and_left_out(segmenter, paths, tmp_path, capsys):
+    with pytest.raises(PartlyDone, match=r"1 of 4 pictures could not be read") as told:
+        segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
+    assert len(told.value.result["pictures"]) == 3
+    assert "4.png is not a picture" in told.value.result["failed"][0]["error"]
+    assert capsys.readouterr().err.startswith("warning: left out: ")
+    with pytest.raises(UserError, match="none of 1 picture could be read") as none:
+        segment_pictures(segmenter, paths[3:], ["red"], tmp_path / "out")
+    assert not isinstance(none.value, PartlyDone)
+    assert not (tmp_path / "out/1").exists()  # what the prediction before had written
+
+
+def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tmp_path, monkeypatch):
+    def break_off(items, *_, **__):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(many_pictures, "progress_bar", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
+    (picture,) = json.loads((tmp_path / "out/result.json").read_text())["pictures"]
+    assert picture["folder"] == "1"
