@@ -28,6 +28,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from s2rm_jax.config_files import find_config
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
@@ -158,10 +159,9 @@ def _which_process() -> str:
 
 
 def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
-    if "config" in flag_values:
-        _check_config(sys.argv[1:])
+    arguments = _with_config_found(sys.argv) if "config" in flag_values else sys.argv
     try:
-        rest = flag_values(sys.argv)
+        rest = flag_values(arguments)
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask the global flags
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
@@ -175,18 +175,21 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: {flag_values[name].help} (see --help)")
 
 
-def _check_config(arguments: Sequence[str]) -> None:
-    """Loads the configuration once on its own, to say clearly what absl would say darkly or not at all."""
-    given = _value_of("config", arguments)
-    if given is None:
-        return
+def _with_config_found(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with a file in place of what --config says; it is loaded once on its own to check it."""
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or flag != "config" or not (equals or arguments[index + 1 :]):
+            continue
+        found = find_config(value if equals else arguments[index + 1])
+        _check_config(found, arguments)
+        return [*arguments[:index], f"--config={found}", *arguments[index + (1 if equals else 2) :]]
+    return list(arguments)
+
+
+def _check_config(given: str, arguments: Sequence[str]) -> None:
+    """Loads a configuration to say clearly what absl would say darkly or not at all."""
     path = Path(given.split(":", 1)[0])
-    if not path.is_file() or path.suffix != ".py":
-        wrong = "is no configuration, which is a file of Python" if path.is_file() else "does not exist"
-        folder, wrong = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, wrong)
-        others = sorted(str(other) for other in folder.glob("*.py") if not other.name.startswith("_"))
-        there = f"there are: {', '.join(others)}" if others else f"{folder} holds no configuration"
-        raise UserError(f"--config: {path} {wrong}; {there}.")
     try:
         config = config_flags.ConfigFileFlagParser("config").parse(given)
         if getattr(config, "lock", None) is None:  # where the parser kept an OSError back, it is raised here
@@ -200,14 +203,6 @@ def _check_config(arguments: Sequence[str]) -> None:
         name = argument.lstrip("-").split("=", 1)[0]
         if argument.startswith("-") and name.startswith("config."):
             _require_field(name.removeprefix("config."), fields)
-
-
-def _value_of(name: str, arguments: Sequence[str]) -> str | None:
-    for index, argument in enumerate(arguments):
-        flag, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == name:
-            return value if equals else next(iter(arguments[index + 1 :]), None)
-    return None
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> list[str]:

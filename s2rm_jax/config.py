@@ -102,6 +102,8 @@ def default_config() -> ConfigDict:
     config.mesh.step = "jit"  # jit: the compiler places the communication | shard_map: we do (training/gradient.py)
 
     config.compilation_cache = ""  # where compiled programs are kept: a folder; empty: in the workdir; off: nowhere
+    config.tensorboard = True  # also write metrics as TensorBoard files
+    config.wandb_project = ""  # on Weights & Biases, to receive the metrics; empty: none; see training/wandb_run.py
     config.checkpoint_every = 1000  # steps
     config.log_every = 50  # steps
     return config

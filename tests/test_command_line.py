@@ -65,6 +65,15 @@ def test_value_after_a_blank_works_too(call, config_file):
     assert status == 0 and config.steps == 7
 
 
+@pytest.mark.parametrize("given", ["synthetic", "configs/synthetic.py", "synthetic.py", "refcoco:small"])
+def test_a_configuration_of_the_package_is_found_from_anywhere(call, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "synthetic").mkdir()  # such as the workdir of a run
+    status, _, err, (config,) = call("--workdir=w", f"--config={given}", "--config.log_every=7")
+    assert (status, err) == (0, "")
+    assert config.log_every == 7 and config.vision.embed_dim == 48
+
+
 def test_help_shows_defaults():
     values = flags.FlagValues()
     flags.DEFINE_integer("gallery", 12, "cases to draw", flag_values=values)
@@ -92,9 +101,13 @@ def test_help_shows_the_docstring_and_the_flags(call):
         (["--config=FILE"], "--workdir is missing: the directory of the run"),
         (["--workdir=w"], "--config is missing: a configuration"),
         (["--config=DIR/nope.py", "--workdir=w"], "nope.py does not exist; there are: DIR/tiny.py"),
-        (["--config=DIR/none/x.py", "--workdir=w"], "DIR/none holds no configuration"),
+        (["--config=DIR/none/x.py", "--workdir=w"], "none/x.py does not exist; there are by name: combined, grefcoco"),
+        (["--config=nope", "--workdir=w"], "nope does not exist; there are by name: combined, grefcoco, refclef"),
         (["--config=DIR", "--workdir=w"], "--config: DIR is a folder; name a file in it; there are: DIR/tiny.py"),
-        (["--config=DIR/read.md", "--workdir=w"], "read.md is no configuration, which is a file of Python; there are:"),
+        (
+            ["--config=DIR/read.md", "--workdir=w"],
+            "read.md is no configuration, which is a Python file; there are: DIR/tiny.py",
+        ),
         (
             ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],
             "--config.optimizer.learning_rat: the configuration has no such field; "

@@ -46,7 +46,7 @@ from s2rm_jax.training.state import StatePlan, TrainState, plan_state
 from s2rm_jax.training.step import Metrics, check_batch_splits
 from s2rm_jax.training.workdir import require_workdir
 from s2rm_jax.training.workdir_files import workdir_path
-from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
+from s2rm_jax.training.writers import METRICS_FILE, MetricsWriter
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
 
@@ -175,7 +175,7 @@ def run(
             compiled = compile_step(parts.network, plan, config, mesh)
             say(describe_compiled(compiled, mesh))
         profile.begin(begin.step)
-        with MetricsWriter(workdir, begin.step) as writer, profile:
+        with MetricsWriter(workdir, config, begin.step) as writer, profile:
             loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, heartbeat, stop)
             return loop.run(begin, saved=restored is not None)
 
@@ -308,7 +308,7 @@ class _Loop:
             result = f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
         say(
             f"Trained {steps} steps in {hours_minutes_seconds(seconds)}, {self.config.steps} in all.{result} "
-            f"Checkpoints, {CONFIG_FILE}, {METRICS_FILE} and {TENSORBOARD_DIRECTORY}/ lie in {self.workdir}. "
+            f"Checkpoints, {CONFIG_FILE} and {METRICS_FILE} lie in {self.workdir}. "
             f"Next: python -m s2rm_jax.evaluate --workdir {self.workdir}"
         )
 

@@ -22,7 +22,7 @@ VOCAB_FILE = "vocab.txt"
 # what it computes twice to save memory.
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
-    "compilation_cache",
+    *("compilation_cache", "tensorboard", "wandb_project"),
     "eval.expressions_per_image",
     *("mesh.fsdp", "mesh.step"),  # a run may go on on other devices
     *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),

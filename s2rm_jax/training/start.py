@@ -26,6 +26,7 @@ from s2rm_jax.training.optimizer import learning_rate_schedule
 from s2rm_jax.training.progress import hours_minutes_seconds
 from s2rm_jax.training.run_config import VOCAB_FILE, require_same_config, save_config
 from s2rm_jax.training.step import check_batch_splits
+from s2rm_jax.training.wandb_run import require_wandb
 from s2rm_jax.training.workdir_files import on_bucket
 
 
@@ -36,6 +37,7 @@ def check_before_start(config: ConfigDict) -> None:
         UserError: what is wrong.
     """
     check_config(config)
+    require_wandb(config)
     check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
     if config.steps:  # else it is checked when they are known
         learning_rate_schedule(config)

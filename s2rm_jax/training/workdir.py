@@ -11,12 +11,15 @@ from s2rm_jax.training.heartbeat import HEARTBEAT_FILE
 from s2rm_jax.training.profile import PROFILE_DIRECTORY
 from s2rm_jax.training.run_config import CONFIG_FILE, VOCAB_FILE, load_config
 from s2rm_jax.training.run_log import LOG_DIRECTORY
+from s2rm_jax.training.tensorboard_files import TENSORBOARD_DIRECTORY
+from s2rm_jax.training.wandb_run import ID_FILE, WANDB_DIRECTORY
 from s2rm_jax.training.workdir_files import workdir_path
-from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY
+from s2rm_jax.training.writers import METRICS_FILE
 
 _OF_A_START = {
     *(CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
     *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, HEARTBEAT_FILE, "heartbeat.tmp"),
+    *(WANDB_DIRECTORY, ID_FILE, "wandb_run.tmp"),
 }
 _LOGS = {".log", ".out", ".err"}  # a job's own record of the run is often put beside it
 

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from s2rm_jax.config import default_config
 from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation
-from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
+from s2rm_jax.training.tensorboard_files import TENSORBOARD_DIRECTORY
+from s2rm_jax.training.writers import METRICS_FILE, MetricsWriter
 
 METRICS = {"loss": 1.25, "mean_iou": 12.34, "learning_rate": 3e-4, "grad_norm": 1.0}
 
@@ -120,7 +122,7 @@ def lines_of(workdir):
 
 
 def test_lines_are_json_and_tensorboard_files_are_there(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
+    with MetricsWriter(tmp_path, default_config()) as writer:
         writer.write(5, "train", {"loss": 1.5})
         assert lines_of(tmp_path) == [{"step": 5, "train/loss": 1.5}]  # at once, not when it is closed
         writer.write(5, "val", {"mean_iou": 50.0})
@@ -128,12 +130,20 @@ def test_lines_are_json_and_tensorboard_files_are_there(tmp_path):
     assert list((tmp_path / TENSORBOARD_DIRECTORY).glob("events.*"))
 
 
+def test_tensorboard_can_be_switched_off(tmp_path):
+    config = default_config()
+    config.tensorboard = False
+    with MetricsWriter(tmp_path, config) as writer:
+        writer.write(5, "train", {"loss": 1.5})
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
+
+
 def test_a_resumed_run_takes_back_later_lines_and_a_torn_one(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
+    with MetricsWriter(tmp_path, default_config()) as writer:
         for step in (5, 10, 15, 20):
             writer.write(step, "train", {"loss": float(step)})
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 25, "train/lo')
-    with MetricsWriter(tmp_path, step=12) as writer:
+    with MetricsWriter(tmp_path, default_config(), step=12) as writer:
         writer.write(15, "train", {"loss": -1.0})
     assert [(line["step"], line["train/loss"]) for line in lines_of(tmp_path)] == [(5, 5), (10, 10), (15, -1)]

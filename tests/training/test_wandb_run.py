@@ -1,0 +1,107 @@
+"""Weights & Biases: asked for by the configuration, and one run for the life of a workdir."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.training.interrupt import Interrupted
+from s2rm_jax.training.wandb_run import require_wandb
+from s2rm_jax.training.writers import MetricsWriter
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.wandb_project = "referring"
+    return config
+
+
+class StandIn:
+    """In place of the package: keeps what it is told."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        self.runs, self.said = [], []
+        self.Settings = dict
+        self.define_metric = lambda *names, **given: None
+        self.log = self.said.append
+
+    def finish(self, exit_code):
+        self.said.append(exit_code)
+
+    def init(self, **given):
+        self.runs.append(given)
+        return self
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    module = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_a_run_goes_on_under_its_id(standin, config, tmp_path):
+    with MetricsWriter(tmp_path, config) as writer:
+        writer.write(5, "train", {"loss": 1.5})
+    with MetricsWriter(tmp_path, config, step=5) as writer:
+        writer.write(6, "val", {"mean_iou": 50.0})
+    assert standin.said == [{"step": 5, "train/loss": 1.5}, 0, {"step": 6, "val/mean_iou": 50.0}, 0]
+    assert standin.runs[0]["id"] == standin.runs[1]["id"] == (tmp_path / "wandb_run.txt").read_text().strip()
+    for run in standin.runs:
+        assert (run["project"], run["name"]) == ("referring", tmp_path.name)
+        assert run["config"]["fusion"]["width"] == config.fusion.width
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(Interrupted("stopped", signal.SIGTERM), 0), (UserError("the loss is nan"), 1)]
+)
+def test_a_run_is_marked_by_how_it_ends(standin, config, tmp_path, raised, code):
+    with pytest.raises(type(raised)), MetricsWriter(tmp_path, config):
+        raise raised
+    assert standin.said == [code]
+
+
+def test_what_wandb_refuses_is_told_in_one_line(standin, config, tmp_path):
+    def refuse(**_):
+        raise standin.Error("No API key configured.\nUse `wandb login`.")
+
+    standin.init = refuse
+    with pytest.raises(UserError, match=r"wandb says: No API key configured\. Use .* WANDB_MODE=offline") as told:
+        MetricsWriter(tmp_path, config)
+    assert "\n" not in str(told.value)
+
+
+def test_without_the_package_it_is_told_at_the_start(config, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"wandb is not installed: pip install -e '\.\[wandb\]'"):
+        require_wandb(config)
+    require_wandb(default_config())
+
+
+def test_the_real_package_offline(tmp_path):
+    pytest.importorskip("wandb", reason="the extra 'wandb' is not installed")
+    code = f"""
+import os, sys
+os.environ["WANDB_MODE"] = "offline"
+from s2rm_jax.config import default_config
+from s2rm_jax.training.writers import MetricsWriter
+assert "wandb" not in sys.modules
+config = default_config()
+config.wandb_project = "referring"
+for step in (0, 5):
+    with MetricsWriter({str(tmp_path)!r}, config, step) as writer:
+        writer.write(step + 5, "train", {{"loss": 1.5}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    run_id = (tmp_path / "wandb_run.txt").read_text().strip()
+    kept = sorted(tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert kept and b"train/loss" in b"".join(path.read_bytes() for path in kept)
