@@ -6,7 +6,7 @@ It shows that the whole path works on real pictures; it is far too small to gene
     python -m s2rm_jax.train --config configs/refer_mini.py:memorise --workdir runs/memorise
 
 `memorise` trains on 32 referents and evaluates on the same ones: an overfitting test, expected to end at a mean IoU
-above 80; docs/results/refer_mini.md has the measured curve. The data is found at $S2RM_REFER_MINI or
+above 80; docs/results/refer_mini.md has the measured curve. It needs the data at $S2RM_REFER_MINI or
 --config.input.source.root=DIR, the vocabulary at $S2RM_BERT_VOCAB or --config.text.vocab=FILE.
 """
 

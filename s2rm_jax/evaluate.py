@@ -3,7 +3,7 @@
     python -m s2rm_jax.evaluate --workdir runs/synthetic
     python -m s2rm_jax.evaluate --workdir runs/synthetic --split compositional --gallery 24
     python -m s2rm_jax.evaluate --workdir runs/synthetic --gallery 4 --explain
-    python -m s2rm_jax.evaluate --workdir runs/refcoco --split testA --protocol lavt480
+    python -m s2rm_jax.evaluate --workdir runs/refcoco --split testA --protocol lavt480   # needs RefCOCO
 
 Prints the protocol's numbers, by kind of expression where the source knows kinds, with bootstrap intervals, and, on the
 splits that papers report, the published figures beside them. Writes a report (index.html) with figures and a gallery of

@@ -139,7 +139,7 @@ def source_of(name: str, records: Sequence[Record], split: str, mistakes: Mistak
     turned = [path.name for path, header in headers.items() if header.is_turned]
     if turned:
         _LOG.warning(
-            "%s: %d pictures are to be turned by their viewer (EXIF), such as %s; they are taken as they are stored, "
+            "%s: pictures to be turned by their viewer (EXIF): %d, such as %s; they are taken as they are stored, "
             "so their masks must be drawn on the stored picture",
             *(mistakes.path, len(turned), turned[0]),
         )
@@ -189,7 +189,7 @@ def _warn_of_shared_pictures(records: Sequence[Record], path: Path) -> None:
     shared = [image.name for image, names in splits.items() if len(names) > 1]
     if shared:
         _LOG.warning(
-            "%s: %d pictures are in more than one split, such as %s; a score on them is not one on unseen pictures",
+            "%s: pictures in more than one split: %d, such as %s; a score on them is not one on unseen pictures",
             *(path, len(shared), shared[0]),
         )
 

@@ -260,8 +260,8 @@ def test_pictures_in_two_splits_and_pictures_to_be_turned_are_warned_of(tmp_path
         source = json_lines_source("train", root=root)
     assert (source[0].height, source[0].width) == (HEIGHT, WIDTH)
     shared, turned = caplog.messages
-    assert "1 pictures are in more than one split, such as 0.jpg" in shared
-    assert "1 pictures are to be turned by their viewer (EXIF), such as 0.jpg" in turned
+    assert "pictures in more than one split: 1, such as 0.jpg" in shared
+    assert "pictures to be turned by their viewer (EXIF): 1, such as 0.jpg" in turned
 
 
 def test_a_picture_that_is_lost_later_is_named(tmp_path):

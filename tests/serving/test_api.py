@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import binascii
 import io
+import json
 
 import numpy as np
 import pytest
@@ -160,3 +162,18 @@ def test_fifty_at_once_get_their_own_answers(service, striped_file):
 
 def test_health(ask):
     assert ask("GET", "/health").json() == {"status": "ok"}
+
+
+def test_large_pictures_are_read_by_pieces():
+    from s2rm_jax.serving import api
+
+    def body(text):
+        return json.dumps({"image": text, "sentences": ["red"]}).encode()
+
+    content = np.random.default_rng(0).bytes(500_000)
+    assert api._read_json(body(encoded(content)))[1] == content
+    first = encoded(content[: 3 * api._PIECE // 4 - 1])  # padded to one whole piece
+    assert len(first) == api._PIECE and first.endswith("=")
+    for wrong in (first + "QQ==", encoded(content)[:-1]):
+        with pytest.raises(binascii.Error):
+            api._read_json(body(wrong))

@@ -1,0 +1,186 @@
+"""Every command that the documentation shows is run, or understood by the door that it names, or marked.
+
+- What is cheap is run as it stands, in a folder where its files are: the first command of each kind.
+- What other tests run is parsed with the door's own flags: each flag and each field of the configuration must exist.
+- What needs data, hardware or another program has the word "needs" in its block or in a paragraph beside it, or a name
+  in capitals for what the reader must have. The pages of docs/results/ are exempt: they are records of what was run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax import command_line
+from tests.docs.shell_blocks import ROOT, Command, shown_commands
+
+# ml_collections still loads configuration files with load_module.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+COMMANDS = sorted(set(shown_commands()))
+# Configurations that stand for others: that of a page about one's own, and any.
+STAND_INS = {"configs/CONFIG.py": "synthetic", "configs/mine.py": "synthetic", "...": "synthetic"}
+# Which test runs what cannot be run here in a moment.
+RUN_BY = {
+    "s2rm_jax.train": "tests/system/test_train_command.py",
+    "s2rm_jax.convert": "tests/system/test_convert_command.py",
+    "s2rm_jax.compile_for": "tests/test_compile_for.py",
+    "s2rm_jax.demo": "tests/system/test_evaluate_predict_commands.py",
+    "s2rm_jax": "tests/test_doors.py",
+    "data.check": "tests/data/test_check.py",
+    "data.build": "tests/data/test_build.py",
+    "data.measure": "tests/data/test_build.py",
+    "data.input_speed": "tests/data/test_input_speed.py",
+    "segment.py": "tests/system/test_convert_command.py",
+    "curl": "tests/serving/test_api.py",
+    "draw_network": "tests/docs/test_draw_network.py",
+}
+RUN_HERE = ("s2rm_jax.predict", "s2rm_jax.evaluate", "s2rm_jax.show_input", "s2rm_jax.describe")
+SMALLER = {"s2rm_jax.evaluate": ["--limit=4", "--gallery=1"]}
+MARK = re.compile(r"[Nn]eeds?\b|\b(DATA|DIR|REFER_DIR|REFER_MINI|CONFIG|CLUSTER|IMAGE)\b")
+KNOWN_TO_ALL = (r"git clone ", r"cd ", r"\. \S+/bin/activate$", r"python3 -m venv ")
+
+
+def parts_of(command: Command) -> list[list[str]]:
+    """The commands that are joined by && or repeated by `for`, as words; settings of the environment are left out."""
+    text = re.sub(r"^for .*?; do (?:time )?(.*); done$", r"\1", command.text)
+    parts = [Command(command.page, part, "").words() for part in re.split(r" && (?=\S)", text)]
+    return [[word for word in part if not re.match(r"[A-Z_]+=", word)] for part in parts if part]
+
+
+def door_of(words: list[str]) -> tuple[str, list[str]] | None:
+    """The module that a command runs, and the arguments after it; None where it is not one of this project."""
+    if words[0] == "s2rm":
+        words = ["python", "-m", f"s2rm_jax.{words[1]}" if words[1:] else "s2rm_jax", *words[2:]]
+    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("s2rm_jax", "data", "docs"):
+        name, arguments = words[2], words[3:]
+        if name == "s2rm_jax" and arguments:
+            name, arguments = f"s2rm_jax.{arguments[0]}", arguments[1:]
+        return name, arguments
+    if words[0] == "python" and words[1].startswith("data/"):
+        return words[1].removesuffix(".py").replace("/", "."), words[2:]
+    return None
+
+
+def parse(monkeypatch, name: str, arguments: list[str]) -> None:
+    """Reads arguments as the door itself would, and raises UserError as it would."""
+    door = importlib.import_module(name)
+    cut = "..." in arguments and f"--{arguments[max(0, arguments.index('...') - 1)].lstrip('-')}" not in arguments
+    required = re.search(r"command_line\.run\(main.*required=\(([^)]*)\)", Path(door.__file__).read_text())
+    needed = re.findall(r'"(\w+)"', required[1]) if required else []
+    if hasattr(door, "COMMANDS"):
+        needed, arguments = door.COMMANDS[arguments[0]].required, arguments[1:]
+    if cut:
+        needed = []
+        arguments = [argument for argument in arguments if argument != "..."]
+        arguments += ["--config=synthetic"] if "config" in door.FLAGS else []
+        arguments.sort(key=lambda argument: not argument.startswith("--config="))
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    monkeypatch.setattr(sys, "argv", [name, *(STAND_INS.get(argument, argument) for argument in arguments)])
+    try:
+        command_line._parse(door.FLAGS, needed)
+    finally:
+        forget(door.FLAGS)
+
+
+def forget(flag_values) -> None:
+    """Makes flags as they were before anything was read, without the fields of a configuration that were given."""
+    for name in [name for name in flag_values if name.startswith("config.")]:
+        delattr(flag_values, name)
+    flag_values.unparse_flags()
+
+
+def needs_something(words: list[str]) -> bool:
+    """Whether a command cannot be run by everybody: it is for data, a TPU or a program that must be had first."""
+    door = door_of(words)
+    if door is None:
+        return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb")
+    name, arguments = door
+    of_data = (
+        r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|\S*\b(DATA|DIR|REFER_DIR|REFER_MINI)\b"
+    )
+    return name == "s2rm_jax.compile_for" or any(re.match(of_data, argument) for argument in arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {command.text[:60]}")
+def test_every_command_is_understood(command, monkeypatch):
+    for words in parts_of(command):
+        if door := door_of(words):
+            name, arguments = door
+            assert name in RUN_HERE or (ROOT / RUN_BY[name]).is_file()
+            if name != "s2rm_jax":
+                parse(monkeypatch, name, arguments)
+        elif not understood(words):
+            assert MARK.search(command.near), f"{words[0]} is not known here, and is not marked by 'needs ...'"
+
+
+def understood(words: list[str]) -> bool:
+    """Whether a command is of a kind that is known here, and names what is there."""
+    text = " ".join(words)
+    if words[0] == "make":
+        return f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    if words[0] == "export":
+        variable = words[1].split("=")[0] if words[1:] else "S2RM_DATA"  # its value is left out with those of env
+        return variable in (ROOT / "s2rm_jax/recipes.py").read_text()
+    if words[:2] == ["pip", "install"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        known = f"{project['dependencies']} {project['optional-dependencies']} s2rm-jax"
+        extras = re.findall(r"\[([\w,]+)\]", text)
+        names = [word for word in words[2:] if re.fullmatch(r"[a-z][\w-]*", word)]
+        return all(extra in project["optional-dependencies"] for one in extras for extra in one.split(",")) and all(
+            name in known for name in names
+        )
+    if words[:3] == ["python", "-m", "pytest"]:
+        return all((ROOT / word).exists() for word in words if word.startswith("tests/"))
+    if words[0].endswith(".sh"):
+        return (ROOT / words[0]).exists()
+    if words[0] == "curl" or "/segment.py" in text:
+        return (ROOT / RUN_BY["curl" if words[0] == "curl" else "segment.py"]).is_file()
+    return any(re.match(pattern, text) for pattern in KNOWN_TO_ALL)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        command
+        for command in COMMANDS
+        if not command.page.startswith("docs/results/") and any(map(needs_something, parts_of(command)))
+    ],
+    ids=lambda command: f"{command.page}: {command.text[:60]}",
+)
+def test_what_needs_something_says_so(command):
+    assert MARK.search(command.near), command.text
+
+
+def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for name in ("demo", "mine", "synthetic"):
+        Path("runs", name).symlink_to(tiny_workdir)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("street.jpg")
+    Path("frames").mkdir()
+    Image.fromarray(noise).save("frames/1.jpg")
+    run = set()
+    for command in shown_commands():  # in their order: some use what those before them wrote
+        for words in parts_of(command):
+            name, arguments = door_of(words) or ("", [])
+            kind = (name, *sorted({argument.split("=")[0] for argument in arguments if argument.startswith("--")}))
+            skip = "..." in arguments or command.page.startswith("docs/results/") or needs_something(words)
+            if name not in RUN_HERE or kind in run or skip:
+                continue
+            run.add(kind)
+            door = importlib.import_module(name)
+            monkeypatch.delitem(sys.modules, "config_config", raising=False)
+            monkeypatch.setattr(sys, "argv", [name, *arguments, *SMALLER.get(name, [])])
+            status = command_line.exit_status(door.main, door.FLAGS, door.__doc__)
+            forget(door.FLAGS)
+            assert status == 0, f"{command.page}: {command.text}\n{capfd.readouterr().err}"
+    assert {name for name, *_ in run} == set(RUN_HERE)

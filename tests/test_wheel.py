@@ -1,0 +1,80 @@
+"""The wheel: what is in it, that it works without the repository, and that its types reach those who use it."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="what builds the wheel is not installed: pip install hatchling")
+    out = tmp_path_factory.mktemp("wheel")
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    run(sys.executable, "-m", "pip", "wheel", "-q", *offline, "-w", out, ROOT)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder that has the package and nothing else of the repository."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder)
+    return folder
+
+
+def run(*command, **given):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_holds_the_package_its_configurations_and_no_more(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    package = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("s2rm_jax/**/*.py")}
+    configs = {f"s2rm_jax/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("configs/*.py")}
+    about = {name for name in names if ".dist-info/" in name}
+    assert names - about == package | configs | {"s2rm_jax/py.typed"}
+    assert {name.split("/", 1)[1] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_it_works_from_anywhere(installed, tmp_path):
+    place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(installed)}}
+    for name in ("synthetic", "configs/synthetic.py"):
+        printed = run(
+            sys.executable, "-m", "s2rm_jax", "describe", "--config", name, "--config.fusion.width=64", **place
+        )
+        assert re.search(r"S2RM \+ CASG: [\d.]+ M parameters", printed)
+    where = run(sys.executable, "-c", "import s2rm_jax; print(s2rm_jax.__file__)", **place)
+    assert where.startswith(str(installed))
+
+
+def test_types_reach_those_who_use_it(installed, tmp_path):
+    user = tmp_path / "user.py"
+    user.write_text(
+        "from s2rm_jax.segmenter import Segmenter\n"
+        'segmenter = Segmenter.from_checkpoint("runs/demo")\n'
+        'segmenter.segment("street.jpg", sentences=3)\n'
+    )
+    mypy = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", tmp_path / "cache"]
+    lenient = ["--disable-error-code=name-defined", "--disable-error-code=syntax", "--ignore-missing-imports"]
+    done = subprocess.run(
+        list(map(str, [*mypy, *lenient, user])),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": "", "PYTHONPATH": str(installed)},
+    )
+    assert (
+        'user.py:3: error: Argument "sentences" to "segment" of "Segmenter" has incompatible type "int"' in done.stdout
+    )
