@@ -7,13 +7,14 @@ import re
 import unicodedata
 from pathlib import Path
 
+from etils import epath
 from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.training.workdir_files import on_bucket
 
 
-def make_output_folder(path: str | Path) -> Path:
+def make_output_folder(path: epath.PathLike) -> Path:
     """Makes the folder with its parents, unless it is there already, and returns it.
 
     Raises:
