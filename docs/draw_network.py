@@ -251,7 +251,7 @@ def coarse_to_fine() -> str:
     )
     for line, text in enumerate(told):
         body.append(_text(left, end + 24 + 22 * line, text, MUTED, 14, anchor="start"))
-    return _figure(places[1] + wide + left, end + tall + 24, "From coarse to fine", body)
+    return _figure(places[1] + wide + left, end + tall + 30, "From coarse to fine", body)
 
 
 def _by(size: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Metrics as Weights & Biases shows them: a run of the project that config.wandb_project names.
 
-Where they go and as whom is said as wandb itself takes it: `wandb login`, WANDB_ENTITY, WANDB_MODE=offline and so on.
+docs/training.md has how to use it. Where they go and as whom is said as wandb itself takes it: `wandb login`,
+WANDB_ENTITY, WANDB_MODE=offline and so on.
 """
 
 from __future__ import annotations

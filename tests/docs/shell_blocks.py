@@ -1,8 +1,9 @@
-"""The commands that the documentation shows: those of indented blocks and ```sh blocks, and of docstrings."""
+"""The commands that the documentation shows: those of indented blocks, ```sh blocks, docstrings and notebooks."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ DOORS = ("s2rm_jax/*.py", "configs/*.py", "data/*.py")
 
 # A block is one of commands if its first line begins with one of these; others show what a program prints.
 _PROGRAMS = re.compile(
-    r"(?:[A-Z_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|curl|ffmpeg|wandb|docker|gcloud|kubectl|xpk|sbatch"
-    r"|srun|mpirun|(?:launch|tests)/\S+\.sh)(?: |$)"
+    r"(?:[A-Z_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|curl|ffmpeg|tensorboard|wandb|docker|gcloud|kubectl"
+    r"|xpk|sbatch|srun|mpirun|(?:launch|tests)/\S+\.sh)(?: |$)"
 )
 
 
@@ -37,6 +38,13 @@ def shown_commands() -> Iterator[Command]:
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             yield from commands_in(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    for path in sorted(ROOT.glob("docs/**/*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            lines = [line.strip() for line in re.sub(r"\\\n *", "", "".join(cell["source"])).splitlines()]
+            for line in [line[1:] for line in lines if line.startswith("!") and cell["cell_type"] == "code"]:
+                yield Command(
+                    path.name, line.replace("{sys.executable}", "python").replace("{RUN}", "runs/notebook"), ""
+                )
     for pattern in DOORS:
         for path in sorted(ROOT.glob(pattern)):
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

@@ -102,7 +102,7 @@ def needs_something(words: list[str]) -> bool:
     """Whether a command cannot be run by everybody: it is for data, a TPU or a program that must be had first."""
     door = door_of(words)
     if door is None:
-        return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb")
+        return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb", "tensorboard")
     name, arguments = door
     of_data = (
         r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|\S*\b(DATA|DIR|REFER_DIR|REFER_MINI)\b"
@@ -138,6 +138,8 @@ def understood(words: list[str]) -> bool:
         return all(extra in project["optional-dependencies"] for one in extras for extra in one.split(",")) and all(
             name in known for name in names
         )
+    if words[:2] == ["pip", "wheel"]:
+        return (ROOT / "tests/test_wheel.py").is_file()
     if words[:3] == ["python", "-m", "pytest"]:
         return all((ROOT / word).exists() for word in words if word.startswith("tests/"))
     if words[0].endswith(".sh"):

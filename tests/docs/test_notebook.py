@@ -1,0 +1,34 @@
+"""The notebook runs from its first cell to its last, on the tiny run in place of the one that it would train."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "segment_your_picture.ipynb"
+
+
+def test_the_notebook_runs(tiny_workdir, tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="what runs notebooks is not installed: pip install nbclient")
+    nbclient = pytest.importorskip("nbclient", reason="what runs notebooks is not installed: pip install nbclient")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    shutil.copytree(tiny_workdir, tmp_path / "run")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    (chosen,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert chosen.source.startswith("RUN = ") and chosen.source.count("\n") == 0
+    chosen.source = 'RUN = "run"'
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum("image/png" in data for data in shown) == 2
+    assert (tmp_path / "mask_3.png").is_file()
+
+
+def test_what_is_kept_of_its_output_is_small_and_whole():
+    nbformat = pytest.importorskip("nbformat", reason="what runs notebooks is not installed: pip install nbclient")
+    assert NOTEBOOK.stat().st_size < 500_000
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert '"output_type": "error"' not in text and "Traceback" not in text
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert cell.cell_type != "code" or cell.execution_count, "run it before it is kept"
