@@ -6,7 +6,8 @@ A door that has a result returns it from its main, which `returns_result` wraps:
 
 Exit status: 0 done, or asked to stop (Ctrl-C, SIGTERM) and everything saved; 2 the person can put it right (UserError);
 3 another process of the same run was lost; 4 done but for some of many things (PartlyDone); 130 stopped at once by a
-second Ctrl-C. 1, with a traceback, means a defect in this program. docs/command_line.md tells people the same.
+second Ctrl-C; 141 what read the output, such as `head`, has ended. 1, with a traceback, means a defect in this program.
+docs/command_line.md tells people the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import difflib
 import functools
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -125,6 +127,7 @@ def exit_status(
     try:
         _parse(flag_values, required)
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error{_which_process()}: {error}", file=sys.stderr)
         return 4 if isinstance(error, PartlyDone) else 2
@@ -135,14 +138,26 @@ def exit_status(
         print("stopped at once; the last checkpoint, if there is one, stands", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        if distributed.is_alone():
-            raise
         return _tell_of_failure(error)
     return 0
 
 
+def _reader_has_gone() -> bool:
+    """Whether what read our output wants no more, such as `head`; then Python is kept from complaining at its end."""
+    output = select.poll()
+    output.register(1)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
+
+
 def _tell_of_failure(error: Exception) -> int:
-    """Says what ended one of several processes, and returns the status for it."""
+    """Says what ended one of several processes, and returns the status for it; a failure of one alone is raised."""
+    if isinstance(error, BrokenPipeError) and _reader_has_gone():
+        return 128 + signal.SIGPIPE
+    if distributed.is_alone():
+        raise error
     if not distributed.lost_another(error):
         traceback.print_exception(error)  # here and not by the interpreter, which would then wait for the others
         return 1

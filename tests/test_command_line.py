@@ -1,5 +1,6 @@
 import json
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -205,6 +206,22 @@ def test_a_result_is_one_document_and_all_else_goes_to_stderr(call_for_result):
     status, out, err = call_for_result("--json", "--quiet", result=result)
     assert (status, json.loads(out), err) == (0, result, "")
     assert call_for_result("--json") == (0, "", "working\n")  # one of several processes, not the first
+
+
+def test_a_reader_that_wants_no_more_is_no_failure():
+    code = """
+import sys
+from absl import flags
+from s2rm_jax import command_line
+values = flags.FlagValues()
+sys.argv[1:] = ["--json"]
+command_line.run(command_line.returns_result(values)(lambda: {"many": [0] * 200_000}), values, None)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout.readline() == b"{\n"
+        program.stdout.close()
+        assert program.wait(60) == 128 + signal.SIGPIPE
+        assert program.stderr.read() == b""
 
 
 def test_what_a_result_says_when_not_all_is_well(call_for_result):

@@ -95,7 +95,7 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     assert closing.startswith("Trained 30 steps") and str(tmp_path / "straight") in closing
     assert "mean_iou on val" in closing
 
-    stopped = train(tmp_path / "stopped")
+    stopped = train(tmp_path / "stopped", "--json")
     end = time.monotonic() + TIMEOUT
     while not metric_lines(tmp_path / "stopped"):
         assert stopped.poll() is None and time.monotonic() < end
@@ -104,11 +104,14 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     out, err = stopped.communicate(timeout=TIMEOUT)
     assert stopped.returncode == 0, err
     assert "Traceback" not in err and "The same command continues." in err
+    assert json.loads(out)["stopped"].startswith("Stopped after step")
 
-    resumed = train(tmp_path / "stopped")
+    resumed = train(tmp_path / "stopped", "--json")
     out, err = resumed.communicate(timeout=TIMEOUT)
     assert resumed.returncode == 0, err
-    assert out.startswith("Continuing in")
+    assert err.startswith("Continuing in")
+    told = json.loads(out)
+    assert told["workdir"] == str(tmp_path / "stopped") and "mean_iou" in told["metrics"]
 
     expected, found = parameters(tmp_path / "straight"), parameters(tmp_path / "stopped")
     assert expected.keys() == found.keys()
