@@ -36,7 +36,7 @@ RUN_BY = {
     "s2rm_jax": "tests/test_doors.py",
     "data.check": "tests/data/test_check.py",
     "data.build": "tests/data/test_build.py",
-    "data.measure": "tests/data/test_build.py",
+    "data.measure": "tests/data/test_measure.py",
     "data.input_speed": "tests/data/test_input_speed.py",
     "segment.py": "tests/system/test_convert_command.py",
     "curl": "tests/serving/test_api.py",
