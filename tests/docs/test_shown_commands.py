@@ -45,7 +45,7 @@ RUN_BY = {
 RUN_HERE = ("s2rm_jax.predict", "s2rm_jax.evaluate", "s2rm_jax.show_input", "s2rm_jax.describe")
 SMALLER = {"s2rm_jax.evaluate": ["--limit=4", "--gallery=1"]}
 MARK = re.compile(r"[Nn]eeds?\b|\b(DATA|DIR|REFER_DIR|REFER_MINI|CONFIG|CLUSTER|IMAGE)\b")
-KNOWN_TO_ALL = (r"git clone ", r"cd ", r"\. \S+/bin/activate$", r"python3 -m venv ")
+KNOWN_TO_ALL = (r"git clone ", r"cd ", r"mkdir ", r"\. \S+/bin/activate$", r"python3 -m venv ")
 
 
 def parts_of(command: Command) -> list[list[str]]:
