@@ -16,8 +16,8 @@ DOORS = ("s2rm_jax/*.py", "configs/*.py", "data/*.py")
 
 # A block is one of commands if its first line begins with one of these; others show what a program prints.
 _PROGRAMS = re.compile(
-    r"(?:[A-Z_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|mkdir|curl|ffmpeg|tensorboard|wandb|docker|gcloud|kubectl"
-    r"|xpk|sbatch|srun|mpirun|(?:launch|tests)/\S+\.sh)(?: |$)"
+    r"(?:[A-Z_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|mkdir|curl|ffmpeg|tensorboard|wandb|docker|gcloud"
+    r"|kubectl|xpk|sbatch|srun|mpirun|(?:launch|tests)/\S+\.sh)(?: |$)"
 )
 
 
