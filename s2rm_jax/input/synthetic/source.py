@@ -42,13 +42,15 @@ class SyntheticSource:
         *,
         seed: int = 0,
         length: int | None = None,
+        train_length: int | None = None,
         scene: SceneConfig | None = None,
         **difficulty: Any,
     ):
         """Takes the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
 
-        split   train, val, test or compositional; they share no scene, and only the last one shows the held-out pairs
-        length  scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
+        split         train, val, test or compositional; they share no scene, only the last shows the held-out pairs
+        length        scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
+        train_length  the same for train alone, so that one configuration can name a training set and held-out splits
 
         Raises UserError for an unknown split or field and for values that make no scene.
         """
@@ -56,6 +58,8 @@ class SyntheticSource:
             raise UserError(f"synthetic scenes: no split {split!r}; the splits are {', '.join(SPLITS)}")
         if seed < 0:
             raise UserError(f"synthetic scenes: seed is {seed}; it must not be negative")
+        if split == "train" and train_length is not None:
+            length = train_length
         if length is not None and length < 1:
             raise UserError(f"synthetic scenes: length is {length}; a split has at least 1 scene")
         self._split, self._seed = split, seed
