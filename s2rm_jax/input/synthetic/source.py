@@ -79,9 +79,7 @@ class SyntheticSource:
     def __getitem__(self, index: SupportsIndex) -> Example:
         """Returns scene `index` with its picture, sentences and masks."""
         index = operator.index(index)
-        if not 0 <= index < self._length:
-            raise IndexError(f"scene {index} of {self._length}")
-        composed = compose(self._config, self._split, self._seed, index)
+        composed = self.composition(index)
         height, width = self._config.image_size
         name = f"{self._split}-{index}"
         expressions = tuple(
@@ -89,6 +87,12 @@ class SyntheticSource:
             for number, reference in enumerate(composed.references)
         )
         return Example(name, composed.picture, height, width, expressions)
+
+    def composition(self, index: int) -> Composition:
+        """Returns what scene `index` is made of: for those who want to know more of it than a network is shown."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"scene {index} of {self._length}")
+        return compose(self._config, self._split, self._seed, index)
 
     def expression_count(self, index: int) -> int:
         """Returns how many sentences a scene has, which is the same for all."""
