@@ -21,6 +21,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,10 @@ from s2rm_jax.input.synthetic.source import Composition
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/synthetic_benchmark.py", "a configuration with synthetic scenes", flag_values=FLAGS
+    "config", None, "a configuration with synthetic scenes; by default the benchmark", flag_values=FLAGS
 )
+
+_BENCHMARK = Path(__file__).parents[1] / "configs" / "synthetic_benchmark.py"
 
 SPLITS = ("val", "test", "compositional")
 BASELINES = ("empty", "whole picture", "random object", "head noun")
@@ -56,7 +59,8 @@ class Answer:
 
 def main() -> None:
     """Prints the tables of the configuration that the flags name."""
-    source_config = CONFIG.value.input.source
+    config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(str(_BENCHMARK))
+    source_config = config.input.source
     if source_config.name != "synthetic":
         raise UserError(f"config.input.source.name is {source_config.name!r}; only synthetic scenes are counted here.")
     for split in SPLITS:

@@ -24,10 +24,10 @@ SCENE = Scene(
     100,
     100,
     (
-        Thing("star", "red", "plain", "small", 10, 50, 8),
-        Thing("star", "red", "plain", "small", 40, 50, 8),
-        Thing("star", "red", "plain", "large", 70, 50, 8),
-        Thing("ring", "blue", "plain", "large", 90, 50, 8),
+        Thing("star", "red", "plain", "small", 10.0, 50.0, 8.0),
+        Thing("star", "red", "plain", "small", 40.0, 50.0, 8.0),
+        Thing("star", "red", "plain", "large", 70.0, 50.0, 8.0),
+        Thing("ring", "blue", "plain", "large", 90.0, 50.0, 8.0),
     ),
 )
 STAR, RING = Noun(shape="star"), Noun(shape="ring")
