@@ -56,8 +56,9 @@ def default_config() -> ConfigDict:
     config.fusion.width = 512
     config.fusion.recurrent_width = 256
     config.fusion.num_heads = 8
-    config.fusion.mode = "s2rm"  # s2rm | sum | product
-    config.fusion.recurrence = "gated"  # gated | none
+    config.fusion.language = "words"  # words | sentence (nothing is distributed: the same at every position)
+    config.fusion.mode = "s2rm"  # s2rm | sum | product | concat | attention; see models/simpler_fusion.py
+    config.fusion.recurrence = "gated"  # gated | linear | none
     config.fusion.rotations = (0, 90, 180, 270)  # degrees; the scanning directions
     config.fusion.pairs = ("language_parses_vision", "vision_parses_language")
     config.fusion.balance = "position"  # position | channel | mean
@@ -65,6 +66,7 @@ def default_config() -> ConfigDict:
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
     config.decoder.guidance = "full"  # full | maps | none (a plain FPN)
+    config.decoder.semantics = ("sentence", "stages")  # what guides: the sentence, the referent as seen so far
     config.decoder.no_target_width = 0  # of the head that says "nothing here" (models/no_target.py); 0 has no head
 
     config.loss = ConfigDict()

@@ -9,15 +9,16 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.sampling import SAMPLINGS
-from s2rm_jax.models.casg import GUIDANCES
+from s2rm_jax.models.casg import GUIDANCES, SEMANTICS
 from s2rm_jax.models.coparse import RECURRENCES, ROTATIONS
 from s2rm_jax.models.remat import POLICIES
-from s2rm_jax.models.s2rm import BALANCES, MODES, PAIRS
+from s2rm_jax.models.s2rm import BALANCES, LANGUAGES, MODES, PAIRS
 from s2rm_jax.training.losses import KINDS
 
 _CHOICES: dict[str, Sequence[Any]] = {
     "dtype": ("float32", "bfloat16"),
     "remat": POLICIES,
+    "fusion.language": LANGUAGES,
     "fusion.mode": MODES,
     "fusion.recurrence": RECURRENCES,
     "fusion.balance": BALANCES,
@@ -26,7 +27,11 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "input.sampling": SAMPLINGS,
     "mesh.step": ("jit", "shard_map"),
 }
-_SUBSETS: dict[str, Sequence[Any]] = {"fusion.rotations": ROTATIONS, "fusion.pairs": PAIRS}
+_SUBSETS: dict[str, Sequence[Any]] = {
+    "fusion.rotations": ROTATIONS,
+    "fusion.pairs": PAIRS,
+    "decoder.semantics": SEMANTICS,
+}
 _AT_LEAST_ONE = (
     *("batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
     *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),

@@ -1,6 +1,7 @@
 """Serves a trained network as a page in the browser, and over HTTP.
 
     python -m s2rm_jax.demo --workdir runs/demo
+    python -m s2rm_jax.demo   # the network that comes with the package: it knows generated shapes
     curl -F image=@street.jpg -F sentences="the man in red" http://127.0.0.1:7860/segment
 
 Drop a picture, write sentences, see their masks and how the network came to them; docs/demo.md tells all of it, and of
@@ -19,14 +20,19 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from absl import flags
 
-from s2rm_jax import command_line
+from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from s2rm_jax.serving.service import Service
 
 FLAGS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    str(default_network.FOLDER),
+    "the directory of a training run; by default the network that comes with the package and knows generated shapes",
+    flag_values=FLAGS,
+)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "the address to listen at; 0.0.0.0 lets other machines in", flag_values=FLAGS
@@ -72,7 +78,9 @@ def main() -> None:
     _warm_up(service)
     with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
+        of_package = Path(WORKDIR.value) == default_network.FOLDER
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
+        name = "the one that comes with the package, which knows generated shapes" if of_package else name
         app = build_app(service, cases, name)
         host, port = listening.getsockname()[:2]
         say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
@@ -103,4 +111,4 @@ def _warm_up(service: Service) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("workdir",))
+    command_line.run(main, FLAGS, __doc__)

@@ -5,6 +5,7 @@
     python -m s2rm_jax.predict ... --explain how.png   # also draws how the network came to the mask
     python -m s2rm_jax.predict --workdir runs/synthetic --images 'frames/*.jpg' --text "the man in red" --out result
     python -m s2rm_jax.predict --workdir runs/synthetic --out result   # a held-out picture and its own sentences
+    python -m s2rm_jax.predict --out result   # the same with the network that comes with the package
 
 Writes to --out: mask_1_the_man_in_red.png and so on, one per sentence (8 bits, 0 or 255, the picture's own size,
 upright as a viewer shows it); overlay.png, all masks on the picture with a legend; and result.json. Masks that an
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from absl import flags
 from PIL import Image
 
-from s2rm_jax import command_line
+from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
     from s2rm_jax.segmenter import Segmenter
 
 FLAGS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    str(default_network.FOLDER),
+    "the directory of a training run; by default the network that comes with the package and knows generated shapes",
+    flag_values=FLAGS,
+)
 IMAGE = flags.DEFINE_string(
     "image", None, "the picture; by default a held-out one of the run's data", flag_values=FLAGS
 )
@@ -148,4 +154,4 @@ def _held_out() -> Example:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("workdir", "out"))
+    command_line.run(main, FLAGS, __doc__, required=("out",))

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.original_size import resize_logits
 from s2rm_jax.explanation import Explanation, explanations, reduce
@@ -87,8 +88,12 @@ class Segmenter:
         self._encode, self._ground = jax.jit(encode), jax.jit(ground, static_argnames="explain")
 
     @classmethod
-    def from_checkpoint(cls, workdir: str | Path, which: Literal["best", "latest"] = "best") -> Segmenter:
+    def from_checkpoint(
+        cls, workdir: str | Path = default_network.FOLDER, which: Literal["best", "latest"] = "best"
+    ) -> Segmenter:
         """Loads the best or the latest checkpoint of a training run, with the configuration that lies beside it.
+
+        By default it loads the network that comes with the package, which knows generated shapes.
 
         Raises:
             UserError: no training run or no checkpoint there, its vocabulary is gone, or its configuration was changed.

@@ -16,8 +16,10 @@ def test_the_defaults_are_sound():
     [
         ("dtype", "float16", "one of: float32, bfloat16"),
         ("remat", "all", "one of: none, dense, blocks"),
-        ("fusion.mode", "concat", "one of: s2rm, sum, product"),
-        ("fusion.recurrence", "lstm", "one of: gated, none"),
+        ("fusion.language", "letters", "one of: words, sentence"),
+        ("decoder.semantics", ("words",), "one or more of: sentence, stages"),
+        ("fusion.mode", "convolution", "one of: s2rm, sum, product, concat, attention"),
+        ("fusion.recurrence", "lstm", "one of: gated, linear, none"),
         ("fusion.rotations", (), "one or more of: 0, 90, 180, 270"),
         ("fusion.rotations", (45,), "one or more of: 0, 90, 180, 270"),
         ("fusion.rotations", (0, 0), "one or more of: 0, 90, 180, 270"),

@@ -30,15 +30,30 @@ from s2rm_jax.training.workdir_files import workdir_path
 
 MODEL_FILE = "torch_model.py"
 
+# Variants for ablations (models/s2rm.py, models/casg.py) that torch_model.py does not have.
+_NOT_IN_PYTORCH = {
+    ("fusion", "language"): ("sentence",),
+    ("fusion", "mode"): ("concat", "attention"),
+    ("fusion", "recurrence"): ("linear",),
+    ("decoder", "semantics"): (("sentence",), ("stages",)),
+}
+
 
 def write_pytorch(workdir: epath.PathLike, which: Literal["best", "latest"], folder: Path) -> None:
     """Writes the network of a training run into an empty folder, with all that PyTorch needs to use it.
 
     Raises:
-        UserError: there is no run or no checkpoint in `workdir`, or it is damaged.
+        UserError: there is no run or no checkpoint in `workdir`, it is damaged, or its network is a variant for
+            ablations that PyTorch does not have.
         OSError: the folder cannot be written to.
     """
     trained = load_trained(workdir, which)
+    for (section, field), missing in _NOT_IN_PYTORCH.items():
+        if trained.config[section][field] in missing:
+            raise UserError(
+                f"the network of {workdir} has config.{section}.{field}={trained.config[section][field]!r}, a variant "
+                "for ablations that there is in JAX only; give the workdir of another network."
+            )
     write_safetensors(export_arrays(network_layout(trained.params), trained.params), folder / SAFETENSORS)
     write_preprocessing(trained, "pytorch", folder)
     _copy_config(workdir_path(workdir), folder)

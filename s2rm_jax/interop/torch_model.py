@@ -33,6 +33,8 @@ CHOICES = {
     ("fusion", "balance"): ("position", "channel", "mean"),
     ("decoder", "guidance"): ("full", "maps", "none"),
 }
+# Variants of the JAX network that are for ablations only and not here; configurations have not always had the fields.
+FIXED = {("fusion", "language"): "words", ("decoder", "semantics"): ("sentence", "stages")}
 
 
 class LoadError(ValueError):
@@ -517,6 +519,10 @@ class S2RMModel(nn.Module):
             chosen = set(found) if isinstance(found, list | tuple) else {found}
             if not chosen or not chosen <= set(choices):
                 raise ValueError(f"{section}.{field} is {found!r}, which must be of {', '.join(map(str, choices))}")
+        for (section, field), wanted in FIXED.items():
+            found = config[section].get(field, wanted)
+            if found != wanted and sorted(found) != sorted(wanted):
+                raise ValueError(f"{section}.{field} is {found!r}; only {wanted!r} can be had in PyTorch")
         text_width, fused_width = config["text"]["hidden_size"], config["fusion"]["width"]
         self.vision = Swin(config["vision"])
         self.text = Bert(config["text"])

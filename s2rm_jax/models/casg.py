@@ -19,6 +19,7 @@ from s2rm_jax.models.dense import Dense
 from s2rm_jax.models.remat import rematerialised
 
 GUIDANCES = ("full", "maps", "none")
+SEMANTICS = ("sentence", "stages")
 
 
 @flax.struct.dataclass
@@ -60,12 +61,14 @@ class CASG(nn.Module):
     """Decodes masks from coarse to fine, one stage per vision map.
 
     `guidance` "full" is CASG; "maps" guides the vision maps but not the kernels of the masks; "none" drops the abstract
-    semantics, which leaves a plain feature pyramid. `remat` says what the convolutional blocks keep for the backward
-    pass (models/remat.py).
+    semantics, which leaves a plain feature pyramid. `semantics` names what the abstract semantics are made of: the
+    sentence, and what the stages before believe the referent to be. `remat` says what the convolutional blocks keep for
+    the backward pass (models/remat.py).
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 256)
     guidance: str = "full"
+    semantics: tuple[str, ...] = SEMANTICS
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
@@ -82,6 +85,8 @@ class CASG(nn.Module):
         """
         if self.guidance not in GUIDANCES:
             raise ValueError(f"guidance must be one of {GUIDANCES}, not {self.guidance!r}")
+        if not self.semantics or not set(self.semantics) <= set(SEMANTICS):
+            raise ValueError(f"semantics must be among {SEMANTICS}, not {self.semantics!r}")
 
         if len(vision) != len(self.widths):
             raise ValueError(f"{len(self.widths)} decoder widths for {len(vision)} vision maps")
@@ -89,8 +94,9 @@ class CASG(nn.Module):
         block_class = rematerialised(ConvBlock, self.remat)
         coarsest = len(self.widths)
         x = block_class(self.widths[-1], self.dtype, name=f"stage{coarsest}_block")(fused)
-        semantics = sentence.astype(jnp.float32)
-        logits = [MaskHead(guided, name=f"stage{coarsest}_mask")(x, semantics)]
+        told = "sentence" in self.semantics
+        semantics = sentence.astype(jnp.float32)[..., : None if told else 0]  # no channels: nothing is known yet
+        logits = [MaskHead(guided and told, name=f"stage{coarsest}_mask")(x, semantics)]
         for stage in range(coarsest - 1, 0, -1):
             features = vision[stage - 1]
             height, width = features.shape[1:3]
@@ -99,7 +105,8 @@ class CASG(nn.Module):
             pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)[:, None]
             coarse = upsample(logits[-1][..., None], height, width)[..., 0]
             if self.guidance != "none":
-                semantics = jnp.concatenate([semantics, foreground_mean(x, logits[-1])], axis=-1)
+                if "stages" in self.semantics:
+                    semantics = jnp.concatenate([semantics, foreground_mean(x, logits[-1])], axis=-1)
                 pure = Guide(self.dtype, name=f"stage{stage}_guide")(pure, semantics, coarse)
             x = Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
             pure = jnp.broadcast_to(pure, (*x.shape[:2], *pure.shape[2:]))

@@ -7,13 +7,16 @@ state is turned into content-adaptive keys and values with which the same slice 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-RECURRENCES = ("gated", "none")
+RECURRENCES = ("gated", "linear", "none")
+_FROM_INPUT = {"gated": 3, "linear": 2, "none": 1}  # maps of recurrent_width that the generator gives
 ROTATIONS = (0, 90, 180, 270)  # degrees
 SHARED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
@@ -81,9 +84,10 @@ class Coparse(nn.Module):
     def _gates(self, pair: str, generator: jax.Array) -> jax.Array:
         """What the recurrence receives from the generator, for all slices at once: [s, r, b, k, m, gates].
 
-        There are three gates of recurrent_width (update, reset, candidate), or the candidate alone.
+        There are three gates of recurrent_width (update, reset, candidate), two (update, candidate) where the
+        recurrence is linear, or the candidate alone.
         """
-        features = self.recurrent_width * (3 if self.recurrence == "gated" else 1)
+        features = self.recurrent_width * _FROM_INPUT[self.recurrence]
         kernel = self._stacked(f"{pair}_gates_kernel", generator.shape[-1], features)
         bias = self.param(f"{pair}_gates_bias", nn.initializers.zeros, (len(self.rotations), features))
         gates = jnp.einsum("bkhwc,rcd->rbkhwd", generator, kernel)
@@ -95,6 +99,14 @@ class Coparse(nn.Module):
         if self.recurrence == "none":
             return {pair: jnp.tanh(x) for pair, x in gates.items()}
         width = self.recurrent_width
+
+        def linear_cell(h: jax.Array, x: jax.Array) -> jax.Array:
+            z = jax.nn.sigmoid(x[..., :width])
+            return (1 - z) * h + z * jnp.tanh(x[..., width:])
+
+        start = {pair: jnp.zeros_like(x[0, ..., :width]) for pair, x in gates.items()}
+        if self.recurrence == "linear":
+            return self._over_slices(linear_cell, start, gates)
         update_reset = {pair: self._stacked(f"{pair}_update_reset", width, 2 * width) for pair in gates}
         candidate = {pair: self._stacked(f"{pair}_candidate", width, width) for pair in gates}
 
@@ -105,11 +117,13 @@ class Coparse(nn.Module):
             c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * h, w_c))
             return (1 - z) * h + z * c
 
+        return self._over_slices(cell, start, gates, update_reset, candidate)
+
+    def _over_slices(self, cell: Callable, start: dict, gates: dict, *weights: dict) -> dict[str, jax.Array]:
         def step(carry: dict, x: dict) -> tuple[dict, dict]:
-            carry = jax.tree.map(cell, carry, x, update_reset, candidate)
+            carry = jax.tree.map(cell, carry, x, *weights)
             return carry, carry
 
-        start = {pair: jnp.zeros_like(x[0, ..., :width]) for pair, x in gates.items()}
         return jax.lax.scan(step, start, gates)[1]
 
     def _parse(self, pair: str, states: jax.Array, parsed: jax.Array) -> jax.Array:

@@ -17,9 +17,12 @@ from jaxtyping import Array, Bool, Float
 
 from s2rm_jax.models.coparse import ROTATIONS, Coparse
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.simpler_fusion import MODES as SIMPLER_MODES
+from s2rm_jax.models.simpler_fusion import SimplerFusion, inner_width
 
 PAIRS = ("language_parses_vision", "vision_parses_language")
-MODES = ("s2rm", "sum", "product")
+MODES = ("s2rm", *SIMPLER_MODES)
+LANGUAGES = ("words", "sentence")
 BALANCES = ("position", "channel", "mean")
 
 
@@ -43,11 +46,12 @@ class Distribute(nn.Module):
     """Lays the words out over the image: language that is only weakly constrained by vision **[ours]**.
 
     Each position of the image attends to the words; what it gets is words only: no product with vision and no
-    residual from it.
+    residual from it. With `language` "sentence" nothing is distributed: every position gets the state of [CLS].
     """
 
     width: int
     num_heads: int
+    language: str = "words"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -63,10 +67,18 @@ class Distribute(nn.Module):
             x = Dense(self.width, dtype=self.dtype, name=name)(x)
             return rearrange(x, "... (heads d) -> ... heads d", heads=self.num_heads)
 
-        query, key, value = heads_last("query", vision), heads_last("key", words), heads_last("value", words)
-        logits = jnp.einsum("bohwnd,bklnd->bknhwl", query, key).astype(jnp.float32) * query.shape[-1] ** -0.5
-        logits = jnp.where(mask[:, :, None, None, None, :], logits, jnp.finfo(jnp.float32).min)
-        attention = jax.nn.softmax(logits)
+        value = heads_last("value", words)
+        if self.language == "words":
+            query, key = heads_last("query", vision), heads_last("key", words)
+            logits = jnp.einsum("bohwnd,bklnd->bknhwl", query, key).astype(jnp.float32) * query.shape[-1] ** -0.5
+            logits = jnp.where(mask[:, :, None, None, None, :], logits, jnp.finfo(jnp.float32).min)
+            attention = jax.nn.softmax(logits)
+        elif self.language == "sentence":
+            only_the_first = jax.nn.one_hot(0, mask.shape[-1], dtype=jnp.float32)
+            shape = (*mask.shape[:2], self.num_heads, *vision.shape[2:4], mask.shape[-1])
+            attention = jnp.broadcast_to(only_the_first, shape)
+        else:
+            raise ValueError(f"fusion language must be one of {LANGUAGES}, not {self.language!r}")
         laid_out = jnp.einsum("bknhwl,bklnd->bkhwnd", attention.astype(self.dtype), value)
         laid_out = rearrange(laid_out, "b k h w heads d -> b k h w (heads d)")
         return nn.LayerNorm(dtype=self.dtype, name="norm")(laid_out), attention
@@ -100,14 +112,16 @@ class Balance(nn.Module):
 class S2RM(nn.Module):
     """Fuses the coarsest vision map with the words of each expression.
 
-    Ablations: `mode` "sum" or "product" joins vision and distributed language without coparsing; `recurrence`
-    "none" parses each slice by itself; `rotations` and `pairs` may name fewer directions or one pair; `balance`
-    chooses how directions are weighed.
+    Ablations: `language` "sentence" distributes nothing; another `mode` than "s2rm" joins vision and language without
+    coparsing (models/simpler_fusion.py); `recurrence` "none" parses each slice by itself, "linear" has no gate that
+    reads the state; `rotations` and `pairs` may name fewer directions or one pair; `balance` chooses how directions
+    are weighed.
     """
 
     width: int = 512
     recurrent_width: int = 256
     num_heads: int = 8
+    language: str = "words"
     mode: str = "s2rm"
     recurrence: str = "gated"
     rotations: tuple[int, ...] = ROTATIONS
@@ -135,7 +149,8 @@ class S2RM(nn.Module):
             return nn.LayerNorm(dtype=self.dtype, name=name)
 
         seen = norm("vision_norm")(dense(self.width, "vision_projection")(vision))[:, None]
-        laid_out, attention = Distribute(self.width, self.num_heads, self.dtype, name="distribute")(seen, words, mask)
+        distribute = Distribute(self.width, self.num_heads, self.language, self.dtype, name="distribute")
+        laid_out, attention = distribute(seen, words, mask)
 
         maps: dict[str, jax.Array] = {}
         weights: dict[str, jax.Array] = {}
@@ -149,7 +164,8 @@ class S2RM(nn.Module):
             mixed = jnp.concatenate([balanced[pair][0] for pair in self.pairs], axis=-1)
             weights = {pair: balanced[pair][1] for pair in self.pairs}
         else:
-            mixed = laid_out if self.mode == "sum" else laid_out * seen
+            inner = inner_width(self.width, self.recurrent_width, len(self.rotations) * len(self.pairs))
+            mixed = SimplerFusion(self.mode, self.num_heads, inner, self.dtype, name="simpler")(seen, laid_out)
 
         fused = norm("fused_norm")(seen + dense(self.width, "mix")(mixed))
         hidden = nn.gelu(dense(2 * self.width, "mlp_in")(fused))

@@ -1,14 +1,18 @@
 """A trained network gives the same masks in PyTorch: the folder that `write_pytorch` makes is loaded and asked."""
 
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.compact import normalize
 from s2rm_jax.input.resize import resize_image
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.interop import exchange
 from s2rm_jax.interop.exchange import write_pytorch, write_workdir
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
@@ -51,10 +55,25 @@ def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_wo
     write_pytorch(tiny_workdir, "latest", folder)
     answer = question.ask(folder, tmp_path, "jax", "onnx", "onnxruntime")
     segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
-    np.testing.assert_array_equal(answer.masks, segmenter.segment(question.picture, question.sentences).masks)
+    masks = segmenter.segment(question.picture, question.sentences).masks
+    np.testing.assert_array_equal(answer.masks, masks)
+    read_from_folder = Segmenter.from_checkpoint(folder)
+    np.testing.assert_array_equal(read_from_folder.segment(question.picture, question.sentences).masks, masks)
     wanted = np.asarray(jax.jit(trained.network.apply)({"params": trained.params}, **question.batch).logits)
     (found,) = answer.outputs
     assert np.linalg.norm(found - wanted) <= 1e-4 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"), [("fusion", "mode", "attention"), ("decoder", "semantics", ["stages"])]
+)
+def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, monkeypatch, section, field, value):
+    config = ConfigDict(trained.config.to_dict())
+    config[section][field] = tuple(value) if isinstance(value, list) else value
+    monkeypatch.setattr(exchange, "load_trained", lambda *_: replace(trained, config=config))
+    with pytest.raises(UserError, match=rf"config.{section}.{field}=.*there is in JAX only"):
+        write_pytorch(tiny_workdir, "best", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_neither_way_needs_torch(tiny_workdir, tmp_path, monkeypatch):

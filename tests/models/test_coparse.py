@@ -69,8 +69,27 @@ def test_batched_scan_equals_a_plain_loop(grid):
                     np.testing.assert_allclose(maps[pair][r, b, k], expected, atol=1e-5)
 
 
+def test_a_linear_recurrence_keeps_what_its_gates_say():
+    generator, parsed = inputs()
+    coparse, params = initialised({"pair": (generator, parsed)}, "linear", (0,))
+    kernel, bias = (np.asarray(params[f"pair_gates_{name}"], np.float64)[0] for name in ("kernel", "bias"))
+    gates = np.asarray(generator, np.float64)[0, 0] @ kernel + bias  # [s, m, 2 x width]
+    z, candidate = 1 / (1 + np.exp(-gates[..., :WIDTH])), np.tanh(gates[..., WIDTH:])
+    states = [np.zeros_like(z[0])]
+    for i in range(len(z)):
+        states.append((1 - z[i]) * states[-1] + z[i] * candidate[i])
+    keys, values = (
+        np.stack(states[1:]) @ np.asarray(params[f"pair_{name}"], np.float64)[0] for name in ("key", "value")
+    )
+    queries = np.asarray(parsed, np.float64)[0, 0] @ np.asarray(params["pair_query"], np.float64)[0]
+    logits = np.einsum("smd,snd->smn", queries, keys) / np.sqrt(WIDTH)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    maps = coparse.apply({"params": params}, {"pair": (generator, parsed)})["pair"]
+    np.testing.assert_allclose(maps[0, 0, 0], np.einsum("smn,snc->smc", weights, values), atol=1e-5)
+
+
 @pytest.mark.parametrize("grid", [(3, 4), (4, 3)])
-@pytest.mark.parametrize("recurrence", ["gated", "none"])
+@pytest.mark.parametrize("recurrence", ["gated", "linear", "none"])
 def test_a_slice_hears_earlier_slices_and_no_later_one(grid, recurrence):
     generator, parsed = inputs(1, 1, *grid)
     coparse, params = initialised({"pair": (generator, parsed)}, recurrence)
@@ -86,9 +105,9 @@ def test_a_slice_hears_earlier_slices_and_no_later_one(grid, recurrence):
         for i in range(len(by_slice)):
             assert (by_slice[i, i + 1 :] == 0).all(), "a later slice must not be heard"
             assert by_slice[i, i] > 0
-            assert (by_slice[i, :i] > 0).all() == (recurrence == "gated") or i == 0
+            assert (by_slice[i, :i] > 0).all() == (recurrence != "none") or i == 0
     everywhere = reached.sum(0) > 0
-    assert everywhere.all() == (recurrence == "gated"), "together the four directions reach every position"
+    assert everywhere.all() == (recurrence != "none"), "together the four directions reach every position"
 
 
 def test_rotating_the_inputs_rotates_the_output():

@@ -84,12 +84,14 @@ def test_a_picture_is_encoded_once_for_any_number_of_expressions(small):
 
 
 ABLATIONS = {
-    "fusion__mode": ("sum", "product"),
-    "fusion__recurrence": ("none",),
+    "fusion__language": ("sentence",),
+    "fusion__mode": ("sum", "product", "concat", "attention"),
+    "fusion__recurrence": ("linear", "none"),
     "fusion__rotations": ((0,), (0, 180), (90, 270)),
     "fusion__pairs": (("language_parses_vision",), ("vision_parses_language",)),
     "fusion__balance": ("channel", "mean"),
     "decoder__guidance": ("maps", "none"),
+    "decoder__semantics": (("sentence",), ("stages",)),
 }
 
 
@@ -121,7 +123,9 @@ def test_every_gradient_is_finite_and_none_is_zero_by_construction(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fusion__mode": "concat"}, "fusion mode must be one of"),
+        ({"fusion__mode": "convolution"}, "fusion mode must be one of"),
+        ({"fusion__language": "letters"}, "fusion language must be one of"),
+        ({"decoder__semantics": ()}, "semantics must be among"),
         ({"fusion__pairs": ("vision",)}, "fusion pairs must be among"),
         ({"fusion__balance": "max"}, "balance must be one of"),
         ({"decoder__guidance": "half"}, "guidance must be one of"),

@@ -30,7 +30,7 @@ def door(monkeypatch, capfd):
     """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
 
     def call(module, *arguments):
-        required = ("workdir",) if module in (evaluate, demo) else ("workdir", "out")
+        required = {evaluate: ("workdir",), predict: ("out",)}.get(module, ())
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         module.FLAGS.unparse_flags()
         status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)

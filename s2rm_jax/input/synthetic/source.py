@@ -42,13 +42,15 @@ class SyntheticSource:
         *,
         seed: int = 0,
         length: int | None = None,
+        train_length: int | None = None,
         scene: SceneConfig | None = None,
         **difficulty: Any,
     ):
         """Takes the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
 
-        split   train, val, test or compositional; they share no scene, and only the last one shows the held-out pairs
-        length  scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
+        split         train, val, test or compositional; they share no scene, only the last shows the held-out pairs
+        length        scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
+        train_length  the same for train alone, so that one configuration can name a training set and held-out splits
 
         Raises UserError for an unknown split or field and for values that make no scene.
         """
@@ -56,6 +58,8 @@ class SyntheticSource:
             raise UserError(f"synthetic scenes: no split {split!r}; the splits are {', '.join(SPLITS)}")
         if seed < 0:
             raise UserError(f"synthetic scenes: seed is {seed}; it must not be negative")
+        if split == "train" and train_length is not None:
+            length = train_length
         if length is not None and length < 1:
             raise UserError(f"synthetic scenes: length is {length}; a split has at least 1 scene")
         self._split, self._seed = split, seed
@@ -75,9 +79,7 @@ class SyntheticSource:
     def __getitem__(self, index: SupportsIndex) -> Example:
         """Returns scene `index` with its picture, sentences and masks."""
         index = operator.index(index)
-        if not 0 <= index < self._length:
-            raise IndexError(f"scene {index} of {self._length}")
-        composed = compose(self._config, self._split, self._seed, index)
+        composed = self.composition(index)
         height, width = self._config.image_size
         name = f"{self._split}-{index}"
         expressions = tuple(
@@ -85,6 +87,12 @@ class SyntheticSource:
             for number, reference in enumerate(composed.references)
         )
         return Example(name, composed.picture, height, width, expressions)
+
+    def composition(self, index: int) -> Composition:
+        """Returns what scene `index` is made of: for those who want to know more of it than a network is shown."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"scene {index} of {self._length}")
+        return compose(self._config, self._split, self._seed, index)
 
     def expression_count(self, index: int) -> int:
         """Returns how many sentences a scene has, which is the same for all."""

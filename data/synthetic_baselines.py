@@ -1,0 +1,139 @@
+"""Counts the scenes of the synthetic benchmark, and what trivial answers to its sentences are worth.
+
+    python -m data.synthetic_baselines                                  # val, test and compositional; about 10 seconds
+    python -m data.synthetic_baselines --config configs/synthetic.py    # the same of another configuration's scenes
+
+Prints Markdown; docs/synthetic_benchmark.md keeps it. The answers are no networks, but what is expected of somebody who
+knows all masks and chooses among them by chance:
+
+empty          nothing
+whole picture  every pixel
+random object  one of the objects
+head noun      one of the objects that fit the first noun of the sentence ("the second small ring from the left": one of
+               the small rings). Of a relation the landmark is left out, as if it had been found. Nobody who ignores
+               relations, superlatives and ordinals has a higher mean IoU: where n objects fit equally well, no mask is
+               worth more than 1 / n on average, as what it covers of one object it adds to the unions of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.tables import Table, as_markdown
+from s2rm_jax.input.sources import build_source
+from s2rm_jax.input.synthetic import SyntheticSource
+from s2rm_jax.input.synthetic.grammar import Reference
+from s2rm_jax.input.synthetic.meaning import Noun, Related, evaluate
+from s2rm_jax.input.synthetic.scene import Scene
+from s2rm_jax.input.synthetic.source import Composition
+
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "a configuration with synthetic scenes; by default the benchmark", flag_values=FLAGS
+)
+
+_BENCHMARK = Path(__file__).parents[1] / "configs" / "synthetic_benchmark.py"
+
+SPLITS = ("val", "test", "compositional")
+BASELINES = ("empty", "whole picture", "random object", "head noun")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The kind of a sentence and the IoU that each of BASELINES is expected to have on it, in [0, 1]."""
+
+    kind: str
+    ious: tuple[float, ...]
+
+
+def main() -> None:
+    """Prints the tables of the configuration that the flags name."""
+    config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(str(_BENCHMARK))
+    source_config = config.input.source
+    if source_config.name != "synthetic":
+        raise UserError(f"config.input.source.name is {source_config.name!r}; only synthetic scenes are counted here.")
+    for split in SPLITS:
+        source = build_source(source_config, split)
+        assert isinstance(source, SyntheticSource)
+        compositions = [source.composition(index) for index in range(len(source))]
+        print(f"## {split}\n\n{describe(compositions)}\n\n{as_markdown(baseline_table(compositions, split))}\n")
+
+
+def answers(composition: Composition) -> Iterator[Answer]:
+    """Yields what the baselines are worth on each sentence of a scene."""
+    areas = np.array([mask.sum() for mask in composition.masks])
+    pixels = composition.masks[0].size
+    for reference in composition.references:
+        fitting = len(fits_head(reference, composition.scene))
+        ious = (0.0, areas[reference.referent] / pixels, 1 / len(areas), 1 / fitting)
+        yield Answer(reference.kind, ious)
+
+
+def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
+    """Returns the things that fit the first noun of a sentence, apart from the thing to which it is related."""
+    meaning = reference.meaning
+    if isinstance(meaning, Noun):
+        return evaluate(meaning, scene) or frozenset()
+    landmark = evaluate(meaning.landmark, scene) if isinstance(meaning, Related) else None
+    return (evaluate(meaning.noun, scene) or frozenset()) - (landmark or frozenset())
+
+
+def baseline_table(compositions: Sequence[Composition], split: str) -> Table:
+    """Returns the mean IoU of the baselines in percent, by kind of sentence and over all."""
+    found = [answer for composition in compositions for answer in answers(composition)]
+    kinds = list(dict.fromkeys(answer.kind for answer in found))
+    rows = [_row(kind, [answer for answer in found if answer.kind == kind]) for kind in kinds]
+    caption = f"Expected mean IoU of trivial answers, {split}"
+    return Table(caption, ("", *BASELINES, "sentences"), (*rows, _row("all", found)), rules=(len(rows),))
+
+
+def _row(name: str, found: Sequence[Answer]) -> tuple[str, ...]:
+    means = 100 * np.mean([answer.ious for answer in found], axis=0)
+    return (name, *(f"{mean:.2f}" for mean in means), f"{len(found):,}")
+
+
+def describe(compositions: Sequence[Composition]) -> str:
+    """Returns the counts and the checksum of a split as a list."""
+    references = [reference for composition in compositions for reference in composition.references]
+    sizes = Counter(len(composition.masks) for composition in compositions)
+    words = [len(reference.sentence.split()) for reference in references]
+    lines = (
+        f"scenes: {len(compositions):,}; with {_listed(sizes)} objects",
+        f"sentences: {len(references):,}, of them different: {len({r.sentence for r in references}):,}; "
+        f"{np.mean(words):.1f} words on average, {max(words)} at most",
+        f"sentences by kind: {_listed(Counter(reference.kind for reference in references))}",
+        f"checksum of sentences and masks: `{checksum(compositions)}`",
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _listed(counts: Counter[Any]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in sorted(counts.items()))
+
+
+def checksum(compositions: Sequence[Composition]) -> str:
+    """Returns the SHA-256 of all sentences and of their masks, one bit a pixel, in order.
+
+    Pictures are not in it: their noise may be rounded otherwise by another processor.
+    """
+    digest = hashlib.sha256()
+    for composition in compositions:
+        for reference in composition.references:
+            digest.update(reference.sentence.encode() + b"\n")
+            digest.update(np.packbits(composition.masks[reference.referent]).tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)

@@ -1,0 +1,84 @@
+"""Trains variants of the network alike, several seeds each, and compares them: which part earns its place.
+
+    python -m s2rm_jax.ablate --suite steps --out runs/ablations
+    python -m s2rm_jax.ablate --suite casg --seeds 2 --steps 1000 --out runs/ablations_1000
+    python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
+
+The suites: steps (of S2RM), recurrence, balance, casg, width, expressions (sentences a picture at equal cost), all.
+Each run has a workdir, OUT/runs/VARIANT-seed-S, which can be evaluated and predicted with like any other. The same
+command continues where it stopped (Ctrl-C saves) and trains nothing twice, also for another suite that shares a
+variant. OUT/SUITE/ receives ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew
+after every run. By default it trains on the synthetic benchmark (docs/synthetic_benchmark.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from s2rm_jax import command_line
+from s2rm_jax.ablation.suites import SUITES
+from s2rm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from s2rm_jax.ablation.runs import Result
+
+FLAGS = flags.FlagValues()
+SUITE = flags.DEFINE_enum("suite", None, [*SUITES, "all"], "what is compared", flag_values=FLAGS)
+SEEDS = flags.DEFINE_integer("seeds", 3, "how many runs of each variant", lower_bound=1, flag_values=FLAGS)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "of each run; by default those of the configuration", lower_bound=1, flag_values=FLAGS
+)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "a configuration with synthetic scenes; by default the benchmark", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string("out", None, "the folder of runs and tables", flag_values=FLAGS)
+
+_BENCHMARK = Path(__file__).parents[1] / "configs" / "synthetic_benchmark.py"
+
+
+def main() -> None:
+    """Compares as the flags say."""
+    from s2rm_jax.ablation.pace import Pace
+    from s2rm_jax.ablation.report import write_report
+    from s2rm_jax.ablation.runs import carry_out, finished, plan
+    from s2rm_jax.ablation.suites import variants_of, with_steps
+    from s2rm_jax.evaluation.output_files import make_output_folder
+    from s2rm_jax.training.progress import say
+
+    assert SUITE.value is not None and OUT.value is not None  # required
+    base = CONFIG.value or _benchmark()
+    base = with_steps(base, STEPS.value or base.steps)
+    variants = variants_of(SUITE.value)
+    out = make_output_folder(OUT.value)
+    runs = plan(variants, SEEDS.value or 1, base, out)
+    folder = make_output_folder(out / SUITE.value)
+
+    results: dict[str, list[Result]] = {}
+    pace = Pace(runs)
+    for number, run in enumerate(runs, start=1):
+        result = finished(run)
+        if result is None:
+            at = f"{number}/{len(runs)} of {SUITE.value}"
+            say(f"== run {at}: {run.variant.name}, seed {run.seed} | ETA of the suite {pace.left}")
+            with pace.measured(run):
+                result = carry_out(run)
+        pace.done(run)
+        results.setdefault(run.variant.name, []).append(result)
+        page = write_report(folder, SUITE.value, base.steps, variants, results)
+    say(page.read_text(encoding="utf-8"))
+    say(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")
+
+
+def _benchmark() -> ConfigDict:
+    if not _BENCHMARK.is_file():
+        raise UserError("--config is missing: the benchmark's configuration lies beside the package in its repository.")
+    return config_flags.ConfigFileFlagParser("config").parse(str(_BENCHMARK))
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, required=("suite", "out"))

@@ -1,0 +1,184 @@
+"""The runs of an ablation: each in a workdir of its own, trained, scored on held-out splits, and done but once."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from s2rm_jax.ablation.suites import Variant, configured
+from s2rm_jax.cost import network_cost
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.training.compilation_cache import compilation_cache
+from s2rm_jax.training.run_config import CONFIG_FILE, load_config, require_same_config
+from s2rm_jax.training.workdir_files import write_whole
+
+RESULT_FILE = "result.json"
+SPLITS = ("test", "compositional")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A variant with a seed, and where it is trained."""
+
+    variant: Variant
+    seed: int
+    config: ConfigDict
+    workdir: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a run has on a split, in percent; `by_kind` and `by_objects` are mean IoUs, by the name of the group."""
+
+    mean_iou: float
+    overall_iou: float
+    sentences: int
+    by_kind: Mapping[str, float]
+    by_objects: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is kept of a finished run.
+
+    parameters  of the whole network
+    gflops      of a forward pass of one picture with its sentences
+    scores      {split: Score} of the parameters after the last step, averaged where the run keeps an average
+    curve       ((step, mean IoU on the split of the training's own evaluations), ...)
+    """
+
+    variant: str
+    seed: int
+    parameters: int
+    gflops: float
+    scores: Mapping[str, Score]
+    curve: Sequence[tuple[int, float]]
+
+
+def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -> list[Run]:
+    """Returns the runs, seed by seed, so that an unfinished suite has something to say of every variant.
+
+    Raises:
+        UserError: a variant cannot work, or `out` holds a run of the same name with other settings.
+    """
+    if base.input.source.name != "synthetic":
+        raise UserError(f"config.input.source.name is {base.input.source.name!r}; ablations take synthetic scenes.")
+    base = copy.deepcopy(base)
+    if not base.compilation_cache:
+        base.compilation_cache = str((out / "compilation_cache").absolute())  # seeds share their programs
+    runs = []
+    for seed in range(seeds):
+        for variant in variants:
+            workdir = out / "runs" / f"{variant.name}-seed-{seed}"
+            run = Run(variant, seed, configured(base, variant, seed), workdir)
+            _require_unchanged(run)
+            runs.append(run)
+    return runs
+
+
+def _require_unchanged(run: Run) -> None:
+    if not (run.workdir / CONFIG_FILE).exists():
+        return
+    require_same_config(run.workdir, run.config)
+    before = load_config(run.workdir).steps  # which a run may change, but a comparison may not
+    if before != run.config.steps:
+        raise UserError(
+            f"the run in {run.workdir} has {before} steps, and {run.config.steps} are asked for: give another --out, "
+            f"or --steps {before}."
+        )
+
+
+def finished(run: Run) -> Result | None:
+    """Returns the result of a run that was finished before."""
+    try:
+        content = json.loads((run.workdir / RESULT_FILE).read_text(encoding="utf-8"))
+        scores = {split: Score(**score) for split, score in content.pop("scores").items()}
+        curve = tuple((int(step), float(value)) for step, value in content.pop("curve"))
+        return Result(**content, scores=scores, curve=curve)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{run.workdir / RESULT_FILE} cannot be read ({error}): delete it, the run is then scored again."
+        ) from error
+
+
+def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
+    """Trains what is left of a run, scores it, and keeps the result in its workdir.
+
+    Raises:
+        UserError: the configuration or the workdir must be put right, or the loss became NaN.
+        Interrupted: somebody asked the run to stop; the same call continues it.
+    """
+    from s2rm_jax.training.loop import train_and_evaluate
+
+    train_and_evaluate(run.config, run.workdir)
+    with compilation_cache(run.config, epath.Path(run.workdir)):
+        scores = _scores(run, splits)
+    costs = network_cost(run.config).values()
+    further = run.config.input.expressions_per_image - 1
+    result = Result(
+        run.variant.name,
+        run.seed,
+        parameters=sum(part.parameters for part in costs),
+        gflops=sum(part.flops_first + further * part.flops_further for part in costs) / 1e9,
+        scores=scores,
+        curve=_curve(run),
+    )
+    write_whole(epath.Path(run.workdir) / RESULT_FILE, json.dumps(asdict(result), indent=2) + "\n")
+    jax.clear_caches()  # the next variant is another program
+    return result
+
+
+def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
+    from s2rm_jax.evaluation.evaluator import Evaluator
+    from s2rm_jax.input.sources import build_source
+    from s2rm_jax.training.progress import report_evaluation
+    from s2rm_jax.training.trained import load_trained
+
+    # The latest and not the best: a budget is compared, and nothing may be chosen by looking.
+    trained = load_trained(run.workdir, "latest")
+    config = copy.deepcopy(run.config)
+    config.eval.limit = 0
+    evaluator = Evaluator(trained.network, trained.tokenizer, config)
+    scores = {}
+    for split in splits:
+        source: Any = build_source(config.input.source, split)
+        report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
+        objects = {f"{split}-{index}": str(len(source.composition(index).masks)) for index in range(len(source))}
+        sentences = report.sentences
+        scores[split] = Score(
+            report.metrics["mean_iou"],
+            report.metrics["overall_iou"],
+            len(sentences),
+            mean_ious(sentences, [score.kind for score in sentences]),
+            mean_ious(sentences, [objects[score.example_id] for score in sentences]),
+        )
+    return scores
+
+
+def mean_ious(scores: Sequence[SentenceScore], groups: Sequence[str]) -> dict[str, float]:
+    """Returns the mean IoU in percent of each group of sentences, by the names of the groups in order."""
+    found: dict[str, list[float]] = {name: [] for name in sorted(set(groups))}
+    for score, group in zip(scores, groups, strict=True):
+        found[group].append(100 * (score.iou or 0.0))
+    return {name: float(np.mean(ious)) for name, ious in found.items()}
+
+
+def _curve(run: Run) -> list[tuple[int, float]]:
+    """Reads how the mean IoU of the training's own evaluations went."""
+    from s2rm_jax.training.writers import METRICS_FILE
+
+    lines = [json.loads(line) for line in (run.workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    name = f"{run.config.eval.split}/mean_iou"
+    return [(line["step"], line[name]) for line in lines if name in line]

@@ -1,0 +1,98 @@
+"""The synthetic benchmark: its scenes stay what they are, and trivial answers are worth what can be counted by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import synthetic_baselines
+from data.synthetic_baselines import answers, baseline_table, checksum, fits_head
+from s2rm_jax.input.sources import build_source
+from s2rm_jax.input.synthetic.grammar import Reference
+from s2rm_jax.input.synthetic.meaning import Extreme, Noun, Nth, Related
+from s2rm_jax.input.synthetic.scene import Scene, Thing
+from s2rm_jax.input.synthetic.source import Composition
+from tests.test_configs import load
+
+ROOT = Path(__file__).parents[2]
+CARD = (ROOT / "docs/synthetic_benchmark.md").read_text(encoding="utf-8")
+FIRST_32 = {
+    "test": "762cad4588d566d830df373f741cf0ddef40a025e3694ecb85d4e35ce1949899",
+    "compositional": "74829a2a6b1dce94071552cbb6482a4b62f17bcdaa74c964fef09daf1c51284c",
+}
+SCENE = Scene(
+    100,
+    100,
+    (
+        Thing("star", "red", "plain", "small", 10.0, 50.0, 8.0),
+        Thing("star", "red", "plain", "small", 40.0, 50.0, 8.0),
+        Thing("star", "red", "plain", "large", 70.0, 50.0, 8.0),
+        Thing("ring", "blue", "plain", "large", 90.0, 50.0, 8.0),
+    ),
+)
+STAR, RING = Noun(shape="star"), Noun(shape="ring")
+
+
+def reference(meaning, referent, kind="any"):
+    return Reference("the words", kind, meaning, referent)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load(ROOT / "configs/synthetic_benchmark.py").get_config()
+
+
+@pytest.mark.parametrize("split", FIRST_32)
+def test_the_held_out_scenes_are_those_of_the_card(config, split):
+    source = build_source(config.input.source, split)
+    assert len(source) == 512
+    assert checksum([source.composition(index) for index in range(32)]) == FIRST_32[split]
+    assert FIRST_32[split] in CARD
+
+
+def test_a_training_set_has_as_many_scenes_as_the_budget_takes(config):
+    assert len(build_source(config.input.source, "train")) == config.steps * config.batch_size
+
+
+def test_the_longest_sentence_is_not_cut(config):
+    noun, relation = "the little yellow triangle", "that is to the right of"
+    longest = f"{noun} {relation} {noun} {relation} {noun}"
+    assert len(longest.split()) + 2 <= config.text.max_tokens
+
+
+@pytest.mark.parametrize(
+    ("meaning", "referent", "fitting"),
+    [
+        (RING, 3, {3}),
+        (Extreme("left", STAR), 0, {0, 1, 2}),
+        (Nth(2, "left", Noun(colour="red", size="small")), 1, {0, 1}),
+        (Related(STAR, "left of", RING), 2, {0, 1, 2}),
+        (Related(Noun(), "right of", Related(Noun(size="large"), "left of", RING)), 3, {0, 1, 3}),
+    ],
+)
+def test_the_head_noun_leaves_these_things(meaning, referent, fitting):
+    assert fits_head(reference(meaning, referent), SCENE) == fitting
+
+
+def test_answers_are_worth_what_is_counted_by_hand():
+    masks = [np.zeros((10, 10), bool) for _ in SCENE.things]
+    for row, mask in enumerate(masks):
+        mask[row, : row + 1] = True
+    sentences = (reference(RING, 3, "attribute"), reference(Extreme("right", STAR), 2, "superlative"))
+    composition = Composition(SCENE, sentences, np.zeros((10, 10, 3), np.uint8), masks)
+    by_name = [dict(zip(synthetic_baselines.BASELINES, answer.ious, strict=True)) for answer in answers(composition)]
+    assert by_name[0] == {"empty": 0, "whole picture": 0.04, "random object": 0.25, "head noun": 1}
+    assert by_name[1] == {"empty": 0, "whole picture": 0.03, "random object": 0.25, "head noun": 1 / 3}
+    table = baseline_table([composition], "test")
+    assert [row[0] for row in table.rows] == ["attribute", "superlative", "all"]
+    assert table.rows[-1][1:] == ("0.00", "3.50", "25.00", "66.67", "2")
+
+
+def test_the_checksum_tells_sentences_and_masks_apart():
+    mask = np.eye(16, dtype=bool)
+    one = Composition(SCENE, (reference(RING, 0),), np.zeros((16, 16, 3), np.uint8), [mask])
+    other_words = one._replace(references=(one.references[0]._replace(sentence="the word"),))
+    other_mask = one._replace(masks=[mask.copy()])
+    assert checksum([one]) == checksum([other_mask])
+    other_mask.masks[0][0, 0] = False
+    assert len({checksum([x]) for x in (one, other_words, other_mask)}) == 3

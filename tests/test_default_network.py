@@ -1,0 +1,48 @@
+"""The network that comes with the package: small, of the benchmark's configuration, and it knows its scenes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax import command_line, default_network, predict
+from s2rm_jax.input.sources import build_source
+from s2rm_jax.training.run_config import load_config, require_same_config
+from tests.test_configs import load
+
+ROOT = Path(__file__).parents[1]
+MEAN_IOU = 0.588  # of the four sentences of the first scene of val, measured
+
+
+def test_it_is_small_and_whole():
+    sizes = {path.name: path.stat().st_size for path in default_network.FOLDER.iterdir() if path.is_file()}
+    assert {"README.md", "config.json", "vocab.txt", "model.safetensors"} <= set(sizes)
+    assert sum(sizes.values()) < 20e6
+
+
+def test_it_was_trained_as_its_card_says():
+    config = load(ROOT / "configs/synthetic_benchmark.py").get_config()
+    require_same_config(default_network.FOLDER, config)
+    began = json.loads((default_network.FOLDER / "config.json").read_text())
+    assert (began["steps"], began["text"]["vocab"]) == (config.steps, "")
+    card = (default_network.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert "python -m s2rm_jax.train --config configs/synthetic_benchmark.py" in card
+
+
+def test_predict_takes_it_by_default_and_it_knows_its_scenes(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["predict", f"--out={out}"])
+    predict.FLAGS.unparse_flags()
+    assert command_line.exit_status(predict.main, predict.FLAGS, predict.__doc__, ("out",)) == 0
+    config = load_config(default_network.FOLDER)
+    scene = build_source(config.input.source, config.eval.split)[0]
+    found = json.loads((out / "result.json").read_text())["results"]
+    assert [entry["sentence"] for entry in found] == [expression.sentence for expression in scene.expressions]
+    ious = []
+    for entry, expression in zip(found, scene.expressions, strict=True):
+        mask = np.asarray(Image.open(out / entry["file"])) > 0
+        ious.append((mask & expression.segmentation).sum() / (mask | expression.segmentation).sum())
+    assert np.mean(ious) == pytest.approx(MEAN_IOU, abs=0.02)
