@@ -40,7 +40,8 @@ def run(*command, **given):
 def test_it_holds_the_package_its_configurations_and_no_more(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    package = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("s2rm_jax/**/*.py")}
+    files = (*ROOT.glob("s2rm_jax/**/*.py"), *ROOT.glob("s2rm_jax/default_network/[!_]*"))
+    package = {path.relative_to(ROOT).as_posix() for path in files}
     configs = {f"s2rm_jax/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("configs/*.py")}
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == package | configs | {"s2rm_jax/py.typed"}
