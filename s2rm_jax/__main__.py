@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 # The modules of this package that can be run, by how often they are.
-DOORS = ("train", "evaluate", "predict", "demo", "show_input", "describe", "convert", "compile_for")
+DOORS = ("train", "evaluate", "predict", "demo", "show_input", "describe", "convert", "compile_for", "benchmark")
 
 
 def main() -> None:

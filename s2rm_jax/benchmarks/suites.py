@@ -1,0 +1,36 @@
+"""The suites by name, each imported only when it is run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.subject import Subject
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`function` of `module` measures; it took `seconds` with the default network on 2 cores, 5 rounds."""
+
+    module: str
+    function: str
+    seconds: float
+
+    def run(self, subject: Subject, rounds: int) -> list[Section]:
+        """Measures.
+
+        Raises:
+            UserError: what the suite needs is not installed, or the configuration does not suit it.
+        """
+        measure: Callable[[Subject, int], list[Section]]
+        measure = getattr(importlib.import_module(f"s2rm_jax.benchmarks.{self.module}"), self.function)
+        return measure(subject, rounds)
+
+
+SUITES = {
+    "floor": Suite("floor", "floor", 5),
+    "torch": Suite("against_torch", "against_torch", 300),
+}
+DEFAULT = ("floor",)
