@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.input.compact import packed_shape
 from s2rm_jax.input.example import Batch
+from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import ReferringNetwork, build_network
+from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
 
 
@@ -60,6 +62,16 @@ class Subject:
     def picture(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
         """Draws a picture as a file holds it."""
         return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+
+    def sentences(self, count: int) -> list[str]:
+        """Returns sentences of various lengths, of a word that `segmenter` knows."""
+        longest = self.config.text.max_tokens - 2
+        return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
+
+    def segmenter(self) -> Segmenter:
+        """Returns the network as people use it, with a vocabulary of one word."""
+        tokenizer = Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
+        return Segmenter(self.network, self.params, tokenizer, self.config)
 
     def batch(self) -> Batch:
         """Draws a batch of training, as the input pipeline makes them."""

@@ -31,6 +31,9 @@ class Suite:
 
 SUITES = {
     "floor": Suite("floor", "floor", 5),
+    "parts": Suite("part_floors", "part_floors", 60),
+    "sentences": Suite("many_sentences", "many_sentences", 60),
+    "fusion": Suite("fusion_share", "fusion_share", 60),
     "torch": Suite("against_torch", "against_torch", 300),
 }
 DEFAULT = ("floor",)
