@@ -59,7 +59,7 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
 
 def _inference(subject: Subject, twin: TorchTwin, pictures: int, rounds: int) -> Timings:
     images, (tokens, mask) = subject.images(pictures), subject.tokens(pictures, 1)
-    params = jax.device_put(subject.params)
+    params = subject.on_device()
     infer = jax.jit(lambda params, *inputs: subject.network.apply({"params": params}, *inputs).logits)  # type: ignore[union-attr]
     alternatives = {
         "jax": _call(infer, (params, images, tokens, mask)),

@@ -60,7 +60,7 @@ def draw_recurrence(subject: Subject, sentences: int) -> tuple[dict[str, jax.Arr
 def _share(subject: Subject, rounds: int, sentences: Sequence[int]) -> Section:
     rows: list[Sequence[str | float]] = []
     figures: dict[str, float] = {}
-    params = jax.device_put(subject.params)
+    params = subject.on_device()
     for count in sentences:
         part = network_parts(subject, 1, count)["fusion"]
 

@@ -47,7 +47,7 @@ def network_parts(subject: Subject, pictures: int, sentences: int) -> dict[str, 
     """
     network, images = subject.network, subject.images(pictures)
     tokens, mask = subject.tokens(pictures, sentences)
-    params = jax.device_put(subject.params)
+    params = subject.on_device()
     size = images.shape[1:3]
 
     def vision(params: Any, images: jax.Array) -> Any:

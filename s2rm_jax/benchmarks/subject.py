@@ -46,6 +46,10 @@ class Subject:
         params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
         return cls(config, network, params)
 
+    def on_device(self) -> Any:
+        """Returns the parameters as arrays of the device."""
+        return jax.device_put(self.params)
+
     def images(self, pictures: int) -> Float[Array, "b h w 3"]:
         """Draws normalised pictures."""
         rng = np.random.default_rng(1)

@@ -16,6 +16,7 @@ from s2rm_jax.evaluation.metrics import Counts
 from s2rm_jax.evaluation.published import Benchmark, published_on
 from s2rm_jax.evaluation.report import Report, interval_line, metrics_table, remarks, write_csv
 from s2rm_jax.evaluation.report_page import report_page
+from s2rm_jax.evaluation.svg import standalone
 from s2rm_jax.evaluation.tables import as_latex, as_markdown
 
 
@@ -66,7 +67,7 @@ def write_report(
     _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
-        _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
+        _write(folder / "plots" / f"{name}.svg", standalone(figure))
     if sections:
         write_gallery(folder / "gallery", sections)
     _write(folder / "index.html", report_page(title, report, tables, figures, sections))

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from s2rm_jax.evaluation.breakdown import PLACES, Group
-from s2rm_jax.evaluation.plots import groups_plot, histogram_plot, places_plot, standalone
+from s2rm_jax.evaluation.plots import groups_plot, histogram_plot, places_plot
+from s2rm_jax.evaluation.svg import standalone
 from s2rm_jax.evaluation.tables import Table, as_html, as_latex, as_markdown, as_text, without
 
 TABLE = Table("A & B", ("", "kind|of", "mIoU"), (("a_b", "<x>", "1.00"), ("all", "–", "12.00")), (1,), 1, texts=2)
