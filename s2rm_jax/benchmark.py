@@ -14,12 +14,14 @@ import copy
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
+from s2rm_jax.benchmarks.section import Section
 from s2rm_jax.benchmarks.suites import DEFAULT, SUITES
 from s2rm_jax.errors import UserError
 
@@ -37,7 +39,7 @@ def main() -> None:
     """Measures and reports as the flags say."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
     from s2rm_jax.benchmarks.machine import describe_machine
-    from s2rm_jax.benchmarks.report import as_markdown, write_report
+    from s2rm_jax.benchmarks.report import as_markdown
     from s2rm_jax.benchmarks.subject import Subject
     from s2rm_jax.config import default_config
     from s2rm_jax.config_check import check_config
@@ -47,22 +49,28 @@ def main() -> None:
     check_config(config)
     machine = describe_machine(sys.argv[1:])
     subject = Subject.of(config)
-    sections = []
+    sections: list[Section] = []
     names = list(dict.fromkeys(SUITE.value))
     expected = sum(SUITES[name].seconds for name in names)
-    began, done = time.monotonic(), 0.0
+    began, done = time.monotonic(), 0
     for number, name in enumerate(names, start=1):
         passed = time.monotonic() - began
         left = (expected - done) * (passed / done if done else 1)
         _tell(f"[{number}/{len(names)}] {name}; {passed / 60:.1f} min passed, about {left / 60:.1f} to go")
         sections += SUITES[name].run(subject, ROUNDS.value)
         done += SUITES[name].seconds
+        if OUT.value:  # after every suite, so that nothing is lost where a later one fails
+            _write(Path(OUT.value), machine, sections)
     print(as_markdown(machine, sections))
-    if OUT.value:
-        try:
-            write_report(Path(OUT.value), machine, sections)
-        except OSError as error:
-            raise UserError(f"--out: {OUT.value} cannot be written ({error}); name another folder.") from error
+
+
+def _write(folder: Path, machine: Mapping[str, str], sections: Sequence[Section]) -> None:
+    from s2rm_jax.benchmarks.report import write_report
+
+    try:
+        write_report(folder, machine, sections)
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be written ({error}); name another folder.") from error
 
 
 def _tell(progress: str) -> None:

@@ -56,7 +56,10 @@ def main() -> None:
     from s2rm_jax.evaluation.overlay import overlay_with_legend
     from s2rm_jax.input.images import load_image
     from s2rm_jax.segmenter import Segmenter
+    from s2rm_jax.training.compilation_cache import compilation_cache
     from s2rm_jax.training.progress import counted
+    from s2rm_jax.training.run_config import load_config
+    from s2rm_jax.training.workdir_files import workdir_path
 
     assert WORKDIR.value is not None and OUT.value is not None  # required
     if IMAGE.value and not TEXT.value:
@@ -70,8 +73,9 @@ def main() -> None:
         picture = load_image(example.image)
         sentences = TEXT.value or [expression.sentence for expression in example.expressions]
     figures = figure_paths(EXPLAIN.value, len(sentences)) if EXPLAIN.value else []
-    segmenter = Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
-    result = segmenter.segment(picture, sentences, explain=bool(figures))
+    with compilation_cache(load_config(WORKDIR.value), workdir_path(WORKDIR.value)):
+        segmenter = Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
+        result = segmenter.segment(picture, sentences, explain=bool(figures))
     for sentence in result.sentences:
         for remark in segmenter.remarks(sentence):
             print(f"warning: {remark}", file=sys.stderr)

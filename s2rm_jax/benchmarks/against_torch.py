@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from s2rm_jax.benchmarks.parts import network_parts
-from s2rm_jax.benchmarks.section import Section, show_ratio
+from s2rm_jax.benchmarks.section import Row, Section, show_ratio
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import Timings, time_alternately
 from s2rm_jax.benchmarks.torch_steps import TorchTwin
@@ -24,7 +24,7 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
         UserError: PyTorch is not installed.
     """
     twin = TorchTwin(subject)
-    rows: list[Sequence[str | float]] = []
+    rows: list[Row] = []
     figures: dict[str, float] = {}
 
     def note(name: str, label: str, timings: Timings) -> None:
@@ -72,7 +72,7 @@ def _inference(subject: Subject, twin: TorchTwin, pictures: int, rounds: int) ->
 
 def _training(subject: Subject, twin: TorchTwin, rounds: int) -> Timings:
     batch, rate = subject.batch(), subject.config.optimizer.learning_rate
-    alternatives = {"jax": training_step(subject), "eager": twin.training_step(batch, rate)}
+    alternatives = {"jax": training_step(subject).take, "eager": twin.training_step(batch, rate)}
     if twin.on_gpu:
         alternatives["torch.compile"] = twin.training_step(batch, rate, compiled=True)
     return time_alternately(alternatives, rounds)

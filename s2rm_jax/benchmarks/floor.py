@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import time_alternately
 
@@ -55,9 +54,7 @@ def as_section(measured: Floor) -> Section:
         "The best of all rounds, through `jax.jit`. What a part needs at least is its FLOPs by the first or its bytes "
         "by the last, whichever takes longer."
     )
-    rows: list[Sequence[str | float]] = [
-        [f"matrix product, {dtype}", rate / 1e9, "GFLOP/s"] for dtype, rate in measured.flops.items()
-    ]
+    rows: list[Row] = [[f"matrix product, {dtype}", rate / 1e9, "GFLOP/s"] for dtype, rate in measured.flops.items()]
     rows.append(["copy, read and written", measured.copied / 1e9, "GB/s"])
     figures = {f"{dtype} FLOP/s": rate for dtype, rate in measured.flops.items()} | {"copied B/s": measured.copied}
     return Section("Floor: what the device can do", text, ["", "rate", ""], rows, figures)

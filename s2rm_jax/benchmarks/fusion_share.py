@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from s2rm_jax.benchmarks import recurrences
 from s2rm_jax.benchmarks.part_floors import jitted
 from s2rm_jax.benchmarks.parts import network_parts
-from s2rm_jax.benchmarks.section import Section, show_ratio
+from s2rm_jax.benchmarks.section import Row, Section, show_ratio
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import time_alternately
 from s2rm_jax.errors import UserError
@@ -58,7 +58,7 @@ def draw_recurrence(subject: Subject, sentences: int) -> tuple[dict[str, jax.Arr
 
 
 def _share(subject: Subject, rounds: int, sentences: Sequence[int]) -> Section:
-    rows: list[Sequence[str | float]] = []
+    rows: list[Row] = []
     figures: dict[str, float] = {}
     params = subject.on_device()
     for count in sentences:
@@ -91,7 +91,7 @@ def _ways(subject: Subject, rounds: int, sentences: int) -> Section:
     forward = time_alternately({name: jitted(way, arguments) for name, way in WAYS.items()}, rounds)
     both = time_alternately({name: jitted(gradient(way), arguments) for name, way in WAYS.items()}, rounds)
     ours = next(iter(WAYS))
-    rows: list[Sequence[str | float]] = [
+    rows: list[Row] = [
         [
             name,
             1e3 * forward.median(name),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.benchmarks.growth_plot import growth_plot
 from s2rm_jax.benchmarks.part_floors import jitted
-from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import time_alternately
 
@@ -35,7 +35,7 @@ class Growth:
 
     name: str
     axis: str
-    expected: float
+    expected: int
     reason: str
 
 
@@ -54,7 +54,7 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
         TOKENS: {count: _text(subject, count) for count in sizes.tokens},
         BATCH: {count: _whole(subject, count) for count in sizes.batch},
     }
-    rows: list[Sequence[str | float]] = []
+    rows: list[Row] = []
     figures, plots = {}, {}
     for what, actions in measured.items():
         seconds = _seconds(actions, rounds)
@@ -73,7 +73,7 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
     return [Section("How time grows", text, head, rows, figures, plots)]
 
 
-def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+def fitted_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     """Returns the slope of log seconds over log size, by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 

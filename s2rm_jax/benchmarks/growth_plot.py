@@ -17,15 +17,15 @@ class _Axis:
 
     low: float
     high: float
-    start: float
-    end: float
+    start: int
+    end: int
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: int | float) -> float:
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return self.start + share * (self.end - self.start)
 
 
-def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: float, fitted: float) -> str:
+def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: int, fitted: float) -> str:
     """Draws seconds against sizes; the expected line goes through the geometric middle of the points."""
     sizes, seconds = list(measured), list(measured.values())
     across = _Axis(min(sizes) / 1.15, max(sizes) * 1.15, _LEFT, WIDTH - _RIGHT)

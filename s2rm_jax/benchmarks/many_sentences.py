@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from s2rm_jax.benchmarks.part_floors import jitted
 from s2rm_jax.benchmarks.parts import network_parts
-from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import Timings, time_alternately
 from s2rm_jax.segmenter import BUCKETS
@@ -43,7 +43,7 @@ def many_sentences(subject: Subject, rounds: int) -> list[Section]:
     gain = per_picture.ratio("single calls", "together").median
     together, single, encode = per_picture.median("together"), timings.median("single"), timings.median("encode")
     share = further / single
-    rows: list[Sequence[str | float]] = [
+    rows: list[Row] = [
         ["one call with one sentence", single, 1 / single],
         ["encoding alone", encode, ""],
     ]

@@ -9,7 +9,7 @@ import jax
 
 from s2rm_jax.benchmarks.floor import as_section, measure_floor
 from s2rm_jax.benchmarks.parts import network_parts
-from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import time_alternately
 from s2rm_jax.cost import count_flops
@@ -18,7 +18,7 @@ from s2rm_jax.cost import count_flops
 def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)) -> list[Section]:
     """Measures the floor, and every part on one picture with each number of sentences."""
     measured = measure_floor(max(rounds, 10))
-    rows: list[Sequence[str | float]] = []
+    rows: list[Row] = []
     figures: dict[str, float] = {}
     for count in sentences:
         parts = network_parts(subject, 1, count)

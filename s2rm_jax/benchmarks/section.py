@@ -8,6 +8,9 @@ from typing import Any
 
 from s2rm_jax.benchmarks.timing import Ratio
 
+Cell = str | int | float
+Row = Sequence[Cell]
+
 
 @dataclass(frozen=True)
 class Section:
@@ -20,8 +23,8 @@ class Section:
     title: str
     text: str
     head: Sequence[str]
-    rows: Sequence[Sequence[str | float]]
-    figures: Mapping[str, float] = field(default_factory=dict)
+    rows: Sequence[Row]
+    figures: Mapping[str, int | float] = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
 
     def markdown(self) -> str:
@@ -37,7 +40,7 @@ class Section:
         return asdict(self) | {"plots": list(self.plots)}
 
 
-def show(value: str | float) -> str:
+def show(value: Cell) -> str:
     """Writes a number with three digits that count, and words as they are."""
     if isinstance(value, str):
         return value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 import numpy as np
 
-from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.segmenter import BUCKETS
 
@@ -57,7 +57,7 @@ def serving_programs(subject: Subject, rounds: int, most: int = 8) -> list[Secti
         f"another. Expected: one program for pictures and one for each of the numbers {', '.join(map(str, BUCKETS))} "
         f"up to the first that holds {most}, so at most {bound}."
     )
-    rows: list[Sequence[str | float]] = [
+    rows: list[Row] = [
         ["programs compiled", programs],
         ["seconds of compiling", sum(compilations.seconds)],
         ["median seconds of a request", float(np.median(seconds))],

@@ -72,10 +72,13 @@ class Subject:
         longest = self.config.text.max_tokens - 2
         return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
 
+    def tokenizer(self) -> Tokenizer:
+        """Returns a vocabulary of one word."""
+        return Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
+
     def segmenter(self) -> Segmenter:
-        """Returns the network as people use it, with a vocabulary of one word."""
-        tokenizer = Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
-        return Segmenter(self.network, self.params, tokenizer, self.config)
+        """Returns the network as people use it."""
+        return Segmenter(self.network, self.params, self.tokenizer(), self.config)
 
     def batch(self) -> Batch:
         """Draws a batch of training, as the input pipeline makes them."""

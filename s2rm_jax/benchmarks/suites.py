@@ -16,7 +16,7 @@ class Suite:
 
     module: str
     function: str
-    seconds: float
+    seconds: int
 
     def run(self, subject: Subject, rounds: int) -> list[Section]:
         """Measures.
@@ -34,6 +34,10 @@ SUITES = {
     "parts": Suite("part_floors", "part_floors", 60),
     "sentences": Suite("many_sentences", "many_sentences", 60),
     "fusion": Suite("fusion_share", "fusion_share", 60),
+    "growth": Suite("growth", "growth", 120),
+    "serving": Suite("serving_programs", "serving_programs", 60),
+    "startup": Suite("startup", "startup", 200),
+    "train": Suite("training_speed", "training_speed", 200),
     "torch": Suite("against_torch", "against_torch", 300),
 }
 DEFAULT = ("floor",)
