@@ -22,7 +22,7 @@ class Floor:
     flops: dict[str, float]
     copied: float
 
-    def seconds(self, flops: float, read_and_written: float, dtype: str) -> float:
+    def seconds(self, flops: int | float, read_and_written: int | float, dtype: str) -> float:
         """The least time for so many FLOPs and bytes: the longer of the two, as if each hid the other perfectly."""
         return max(flops / self.flops[dtype], read_and_written / self.copied)
 

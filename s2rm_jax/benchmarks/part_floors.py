@@ -34,8 +34,9 @@ def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)
             figures[f"{name} {count}: seconds / floor"] = seconds / least
     text = (
         "Each part alone, compiled, on one picture and on what the parts before really give it. The least time is the "
-        "longer of FLOPs / matrix rate and bytes / copy rate, bytes being parameters, inputs and outputs, each once; "
-        "expected of a part made of large products is 1 to 2 times that, of one that is mostly small steps more."
+        "longer of FLOPs / matrix rate and bytes / copy rate, bytes being parameters (without the table of words), "
+        "inputs and outputs, each once; expected of a part made of large products is 1 to 2 times that, of one that is "
+        "mostly small steps more."
     )
     head = ["part", "GFLOP", "MB", "least, s", "measured, s", "measured / least"]
     return [as_section(measured), Section("Parts beside the floor", text, head, rows, figures)]
@@ -48,5 +49,8 @@ def jitted(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable
 
 
 def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
-    outputs = jax.eval_shape(function, *arguments)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((arguments, outputs)))
+    outputs = jax.tree.leaves(jax.eval_shape(function, *arguments))
+    leaves = jax.tree.leaves_with_path(arguments)
+    # Of the table of words a sentence reads a row a word, which is nothing beside the rest.
+    read = [leaf for path, leaf in leaves if "word_embeddings" not in jax.tree_util.keystr(path)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in (*read, *outputs))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from s2rm_jax import benchmark, command_line, config
-from s2rm_jax.benchmarks import growth, startup, suites, training_speed
+from s2rm_jax.benchmarks import fusion_share, growth, many_sentences, part_floors, startup, suites, training_speed
 from s2rm_jax.benchmarks.floor import Floor
 from s2rm_jax.benchmarks.growth_plot import growth_plot
 from s2rm_jax.benchmarks.many_sentences import _per_picture
 from s2rm_jax.benchmarks.section import Section, show
+from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import Timings
 from s2rm_jax.training.trained import load_trained
 
@@ -48,6 +49,7 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
         assert jax.tree.leaves(next(iter(actions.values()))())
         return {size: 0.5 * size**1.5 for size in actions}
 
+    monkeypatch.setattr(growth, "_whole", lambda *_: lambda: 1)  # whose compilation takes the longest
     monkeypatch.setattr(growth, "_seconds", smallest_only)
     (section,) = growth.growth(subject, 1, growth.Sizes((1, 2), (32, 64), (6, 12), (1, 2)))
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
@@ -68,6 +70,7 @@ def test_a_training_step_is_measured(subject, training, monkeypatch):
     assert measured.seconds > 0 and measured.compile_seconds > 0 and measured.compiled_bytes > 1e5
     assert measured.device_bytes is None  # a CPU does not tell
     monkeypatch.setattr(training_speed, "measure", lambda *_: measured)
+    monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     steps, attention = training_speed.training_speed(subject, rounds=1)
     assert [row[:2] for row in steps.rows] == [[2, "none"], [2, "dense"], [2, "blocks"]]
     assert "cuDNN needs" in attention.text
@@ -81,6 +84,7 @@ def test_startup_asks_fresh_processes(subject, monkeypatch):
         return json.dumps({"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(asked) == 1 else 4.0})
 
     monkeypatch.setattr(startup, "_run", answer)
+    monkeypatch.setattr(startup, "save_untrained_run", lambda *_: None)
     (section,) = startup.startup(subject, rounds=2)
     assert section.figures["import"] == 1.0
     assert (section.figures["compile"], section.figures["compile, cached"]) == (40.0, 4.0)
@@ -103,27 +107,43 @@ def run_door(monkeypatch, *arguments):
     return command_line.exit_status(benchmark.main, benchmark.FLAGS, benchmark.__doc__)
 
 
-def test_the_door_writes_a_report(subject, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def quick(subject, parts, segmenter, monkeypatch):
+    """Takes what was compiled for other tests, and for the Segmenter a network that compiles in no time."""
+    for module in (part_floors, many_sentences, fusion_share):
+        monkeypatch.setattr(module, "network_parts", lambda *_: parts)
+    monkeypatch.setattr(part_floors, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     monkeypatch.setattr(config, "default_config", subject.config.copy_and_resolve_references)
-    asked = [f"--suite={name}" for name in ("parts", "sentences", "fusion", "serving")]
+    monkeypatch.setattr(Subject, "segmenter", lambda _: segmenter)
+
+
+def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
+    asked = [f"--suite={name}" for name in ("parts", "sentences", "serving", "parts")]
     assert run_door(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *asked) == 0
     report = (tmp_path / "out" / "benchmark.md").read_text()
     printed, told = capsys.readouterr()
     assert printed == report + "\n"
-    for said in (
-        "processor:",
-        "load average",
-        "jax 0.",
-        "Floor",
-        "Parts beside",
-        "7.2 single calls",
-        "one scan (ours)",
-    ):
+    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts beside", "7.2 single calls", "LAVT"):
         assert said in report
-    assert "[4/4] serving" in told
+    assert "[3/3] serving" in told
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
     assert programs <= 5  # for pictures, and for 1, 2, 4 and 8 sentences
+
+
+def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    assert run_door(monkeypatch, "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}") == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_fusion_and_its_alternatives(quick, subject, monkeypatch):
+    fewer = {name: fusion_share.WAYS[name] for name in ("one scan (ours)", "linear variant, associative_scan")}
+    monkeypatch.setattr(fusion_share, "WAYS", fewer)
+    share, ways = fusion_share.fusion_share(subject, 1, sentences=(2,))
+    assert share.figures["2 sentences"] > 0
+    assert [row[0] for row in ways.rows] == list(fewer)
+    assert ways.rows[0][2] == "1.00 (1.00 to 1.00)"
 
 
 def test_every_suite_is_there():
