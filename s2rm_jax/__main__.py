@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 # The modules of this package that can be run, by how often they are.
-DOORS = ("train", "evaluate", "predict", "demo", "show_input", "describe", "convert", "compile_for", "ablate")
+DOORS = (
+    *("train", "evaluate", "predict", "demo", "show_input", "describe"),
+    *("convert", "compile_for", "benchmark", "ablate"),
+)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -69,7 +70,20 @@ def main() -> dict[str, Any]:
     # The tokenizer's log tells of the first sentence that is too long; here each is told of below.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
-    return _many(IMAGES.value, Path(OUT.value)) if IMAGES.value else _one(Path(OUT.value))
+    with _programs_kept():
+        return _many(IMAGES.value, Path(OUT.value)) if IMAGES.value else _one(Path(OUT.value))
+
+
+def _programs_kept() -> AbstractContextManager[None]:
+    """Keeps compiled programs beside the run, though not in the package, whose small network compiles soon."""
+    from s2rm_jax.training.compilation_cache import compilation_cache
+    from s2rm_jax.training.run_config import load_config
+    from s2rm_jax.training.workdir_files import workdir_path
+
+    assert WORKDIR.value is not None  # has a default
+    if Path(WORKDIR.value) == default_network.FOLDER:
+        return nullcontext()
+    return compilation_cache(load_config(WORKDIR.value), workdir_path(WORKDIR.value))
 
 
 def _many(images: str, out: Path) -> dict[str, Any]:

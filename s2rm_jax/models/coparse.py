@@ -53,6 +53,53 @@ def real_positions(rotations: tuple[int, ...], height: int, width: int) -> Bool[
     return np.arange(lengths.max()) < lengths[:, None]
 
 
+def gated_recurrence(
+    gates: dict[str, jax.Array], update_reset: dict[str, jax.Array], candidate: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Runs over the slices of all pairs and directions in one scan; the arrays of each pair lie under its name.
+
+    Args:
+        gates: what the input says to the update gate, the reset gate and the candidate, [s, r, b, k, m, 3 R].
+        update_reset: what the state says to the two gates, [r, R, 2 R].
+        candidate: what the state that was let through says to the candidate, [r, R, R].
+
+    Returns:
+        The states [s, r, b, k, m, R].
+    """
+
+    def cell(h: jax.Array, x: jax.Array, w_zr: jax.Array, w_c: jax.Array) -> jax.Array:
+        width = h.shape[-1]
+        from_input, from_input_c = x[..., : 2 * width], x[..., 2 * width :]
+        gate = jax.nn.sigmoid(from_input + jnp.einsum("rbkmd,rde->rbkme", h, w_zr))
+        z, reset = jnp.split(gate, 2, axis=-1)
+        c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * h, w_c))
+        return (1 - z) * h + z * c
+
+    return _over_slices(cell, gates, _FROM_INPUT["gated"], update_reset, candidate)
+
+
+def linear_recurrence(gates: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Does the same where gate and candidate hear the input alone: [s, r, b, k, m, 2 R] gives [s, r, b, k, m, R]."""
+
+    def cell(h: jax.Array, x: jax.Array) -> jax.Array:
+        from_input, from_input_c = jnp.split(x, 2, axis=-1)
+        z = jax.nn.sigmoid(from_input)
+        return (1 - z) * h + z * jnp.tanh(from_input_c)
+
+    return _over_slices(cell, gates, _FROM_INPUT["linear"])
+
+
+def _over_slices(cell: Callable, gates: dict, parts: int, *weights: dict) -> dict[str, jax.Array]:
+    """Carries the states of all pairs over the slices, from zeros, in one scan; gates are `parts` states wide."""
+
+    def step(carry: dict, x: dict) -> tuple[dict, dict]:
+        carry = jax.tree.map(cell, carry, x, *weights)
+        return carry, carry
+
+    start = {pair: jnp.zeros_like(x[0, ..., : x.shape[-1] // parts]) for pair, x in gates.items()}
+    return jax.lax.scan(step, start, gates)[1]
+
+
 class Coparse(nn.Module):
     """Lets each pair's generator parse its other modality, from every direction, in one scan over the slices.
 
@@ -98,33 +145,12 @@ class Coparse(nn.Module):
         """Runs the recurrence over the slices: {pair: states [s, r, b, k, m, recurrent_width]}."""
         if self.recurrence == "none":
             return {pair: jnp.tanh(x) for pair, x in gates.items()}
-        width = self.recurrent_width
-
-        def linear_cell(h: jax.Array, x: jax.Array) -> jax.Array:
-            z = jax.nn.sigmoid(x[..., :width])
-            return (1 - z) * h + z * jnp.tanh(x[..., width:])
-
-        start = {pair: jnp.zeros_like(x[0, ..., :width]) for pair, x in gates.items()}
         if self.recurrence == "linear":
-            return self._over_slices(linear_cell, start, gates)
+            return linear_recurrence(gates)
+        width = self.recurrent_width
         update_reset = {pair: self._stacked(f"{pair}_update_reset", width, 2 * width) for pair in gates}
         candidate = {pair: self._stacked(f"{pair}_candidate", width, width) for pair in gates}
-
-        def cell(h: jax.Array, x: jax.Array, w_zr: jax.Array, w_c: jax.Array) -> jax.Array:
-            from_input, from_input_c = x[..., : 2 * width], x[..., 2 * width :]
-            gate = jax.nn.sigmoid(from_input + jnp.einsum("rbkmd,rde->rbkme", h, w_zr))
-            z, reset = jnp.split(gate, 2, axis=-1)
-            c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * h, w_c))
-            return (1 - z) * h + z * c
-
-        return self._over_slices(cell, start, gates, update_reset, candidate)
-
-    def _over_slices(self, cell: Callable, start: dict, gates: dict, *weights: dict) -> dict[str, jax.Array]:
-        def step(carry: dict, x: dict) -> tuple[dict, dict]:
-            carry = jax.tree.map(cell, carry, x, *weights)
-            return carry, carry
-
-        return jax.lax.scan(step, start, gates)[1]
+        return gated_recurrence(gates, update_reset, candidate)
 
     def _parse(self, pair: str, states: jax.Array, parsed: jax.Array) -> jax.Array:
         """Reads every slice of the parsed feature by its generator slice: group maps [r, b, k, h, w, c]."""

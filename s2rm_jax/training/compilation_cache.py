@@ -32,7 +32,7 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]
     Raises:
         UserError: the folder that config.compilation_cache names cannot be used.
     """
-    setting = config.compilation_cache
+    setting = config.get("compilation_cache", "")  # which runs of older versions do not have
     for_one_only = jax.default_backend() == "cpu" and not distributed.is_alone()
     if not setting and (for_one_only or jax.config.values["jax_compilation_cache_dir"]):
         yield
@@ -43,6 +43,9 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if not setting:  # a finished run may lie where it can only be read
+                yield
+                return
             raise UserError(
                 f"config.compilation_cache: {folder} cannot be used ({error}); name another folder, or say off."
             ) from error

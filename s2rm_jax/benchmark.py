@@ -1,0 +1,81 @@
+"""Measures how fast the network is on this machine, beside what the machine can do and beside PyTorch.
+
+    python -m s2rm_jax.benchmark --out speed                         # Swin-Base and BERT-base at 480 px, random weights
+    python -m s2rm_jax.benchmark --suite torch --suite train --rounds 9
+    python -m s2rm_jax.benchmark --config configs/synthetic.py --config.dtype=bfloat16
+
+Needs neither data nor weights. Every ratio is of two things measured in turn, round by round; times are medians.
+The report is printed and, with --out, written as benchmark.md and benchmark.json with its plots.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from s2rm_jax import command_line
+from s2rm_jax.benchmarks.section import Section
+from s2rm_jax.benchmarks.suites import DEFAULT, SUITES
+from s2rm_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "a file of configs/; without it the default configuration is measured", flag_values=FLAGS
+)
+SUITE = flags.DEFINE_multi_enum("suite", DEFAULT, list(SUITES), "what to measure; may be repeated", flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "how often everything is timed", lower_bound=1, flag_values=FLAGS)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures of a training step", lower_bound=1, flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "a folder to write the report to", flag_values=FLAGS)
+
+
+def main() -> None:
+    """Measures and reports as the flags say."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
+    from s2rm_jax.benchmarks.machine import describe_machine
+    from s2rm_jax.benchmarks.report import as_markdown
+    from s2rm_jax.benchmarks.subject import Subject
+    from s2rm_jax.config import default_config
+    from s2rm_jax.config_check import check_config
+
+    config = default_config() if CONFIG.value is None else copy.deepcopy(CONFIG.value)
+    config.batch_size = BATCH_SIZE.value
+    check_config(config)
+    machine = describe_machine(sys.argv[1:])
+    subject = Subject.of(config)
+    sections: list[Section] = []
+    names = list(dict.fromkeys(SUITE.value))
+    expected = sum(SUITES[name].seconds for name in names)
+    began, done = time.monotonic(), 0
+    for number, name in enumerate(names, start=1):
+        passed = time.monotonic() - began
+        left = (expected - done) * (passed / done if done else 1)
+        _tell(f"[{number}/{len(names)}] {name}; {passed / 60:.1f} min passed, about {left / 60:.1f} to go")
+        sections += SUITES[name].run(subject, ROUNDS.value)
+        done += SUITES[name].seconds
+        if OUT.value:  # after every suite, so that nothing is lost where a later one fails
+            _write(Path(OUT.value), machine, sections)
+    print(as_markdown(machine, sections))
+
+
+def _write(folder: Path, machine: Mapping[str, str], sections: Sequence[Section]) -> None:
+    from s2rm_jax.benchmarks.report import write_report
+
+    try:
+        write_report(folder, machine, sections)
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be written ({error}); name another folder.") from error
+
+
+def _tell(progress: str) -> None:
+    print(progress, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)

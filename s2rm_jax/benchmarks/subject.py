@@ -1,0 +1,96 @@
+"""What is measured: a network of random weights, pictures and sentences, all made from the configuration alone.
+
+How long a network takes does not depend on what it has learnt, so neither data nor checkpoints are needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from s2rm_jax.input.compact import packed_shape
+from s2rm_jax.input.example import Batch
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.models.network import ReferringNetwork, build_network
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.state import parameter_shapes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, its parameters as NumPy arrays, and the configuration that describes both."""
+
+    config: ConfigDict
+    network: ReferringNetwork
+    params: Any
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Subject:
+        """Draws parameters of the sizes that activations keep: scaled by fan-in, norms around one."""
+        network = build_network(config)
+        rng = np.random.default_rng(0)
+
+        def draw(path: Any, leaf: Any) -> np.ndarray:
+            if jax.tree_util.keystr(path[-1:], simple=True) == "scale":
+                return np.ones(leaf.shape, np.float32)
+            # Kernels [..., inputs, outputs]; those of directions and convolutions have axes before.
+            spread = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.02
+            return rng.standard_normal(leaf.shape, np.float32) * np.float32(spread)
+
+        params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
+        return cls(config, network, params)
+
+    def on_device(self) -> Any:
+        """Returns the parameters as arrays of the device."""
+        return jax.device_put(self.params)
+
+    def images(self, pictures: int) -> Float[Array, "b h w 3"]:
+        """Draws normalised pictures."""
+        rng = np.random.default_rng(1)
+        return jnp.asarray(rng.standard_normal((pictures, *self.config.input.image_size, 3), np.float32))
+
+    def tokens(self, pictures: int, sentences: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
+        """Draws token ids, and the mask of those that are words: sentences are of all lengths."""
+        rng = np.random.default_rng(2)
+        shape = (pictures, sentences, self.config.text.max_tokens)
+        ids = rng.integers(1, self.config.text.vocab_size, shape, np.int32)
+        mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
+        return jnp.asarray(np.where(mask, ids, 0)), jnp.asarray(mask)
+
+    def picture(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+        """Draws a picture as a file holds it."""
+        return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+
+    def sentences(self, count: int) -> list[str]:
+        """Returns sentences of various lengths, of a word that `segmenter` knows."""
+        longest = self.config.text.max_tokens - 2
+        return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
+
+    def tokenizer(self) -> Tokenizer:
+        """Returns a vocabulary of one word."""
+        return Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
+
+    def segmenter(self) -> Segmenter:
+        """Returns the network as people use it."""
+        return Segmenter(self.network, self.params, self.tokenizer(), self.config)
+
+    def batch(self) -> Batch:
+        """Draws a batch of training, as the input pipeline makes them."""
+        config, rng = self.config, np.random.default_rng(4)
+        (height, width), pictures = config.input.image_size, config.batch_size
+        tokens, mask = self.tokens(pictures, config.input.expressions_per_image)
+        everywhere = np.ones(mask.shape[:2], bool)
+        return Batch(
+            images=rng.integers(0, 256, (pictures, height, width, 3), np.uint8),
+            tokens=np.asarray(tokens),
+            token_mask=np.asarray(mask),
+            targets=rng.integers(0, 256, (*mask.shape[:2], *packed_shape(height, width)), np.uint8),
+            valid=everywhere,
+            has_target=everywhere,
+        )

@@ -1,0 +1,39 @@
+"""What the benchmarks measure in tests: the smallest network, as it is for the tests of other parts."""
+
+import jax
+import pytest
+
+from s2rm_jax.benchmarks.parts import network_parts
+from s2rm_jax.benchmarks.subject import Subject
+from s2rm_jax.benchmarks.training_step import training_step
+from tests.conftest import tiny_config
+
+
+@pytest.fixture(scope="session")
+def subject():
+    config = tiny_config()
+    config.vision.update({"depths": (1, 1), "num_heads": (1, 2)})
+    config.decoder.widths = (8, 8)
+    config.fusion.rotations = (0, 90)
+    config.vision.drop_path_rate = config.text.dropout_rate = 0.0
+    config.update({"steps": 0, "epochs": 1.0})  # as in the configurations that count steps from data
+    return Subject.of(config)
+
+
+@pytest.fixture(scope="session")
+def training(subject):
+    """The training step of the subject, compiled."""
+    return training_step(subject)
+
+
+@pytest.fixture(scope="session")
+def parts(subject):
+    """The parts of the subject for one picture and two sentences, compiled as far as they were needed."""
+    return network_parts(subject, 1, 2)
+
+
+@pytest.fixture(scope="session")
+def logits(subject):
+    """What the whole network finds there."""
+    whole = jax.jit(lambda params, *inputs: subject.network.apply({"params": params}, *inputs).logits)
+    return whole(subject.on_device(), subject.images(1), *subject.tokens(1, 2))

@@ -1,0 +1,57 @@
+"""A stream of odd sizes compiles a bounded number of programs, whatever comes."""
+
+import asyncio
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.benchmarks.serving_programs import counting
+from s2rm_jax.segmenter import BUCKETS
+from s2rm_jax.serving.limits import Limits
+from s2rm_jax.serving.service import Service
+
+WORDS = ("red", "the green part", "blue", "the red part the blue part", "part")
+
+
+def pictures(count):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        height, width = rng.integers(3, 90, 2)
+        sentences = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, 40))]
+        yield rng.integers(0, 256, (height, width, 3), np.uint8), sentences
+
+
+def test_segmenter(segmenter):
+    with counting() as compilations:
+        for picture, sentences in pictures(60):
+            segmenter.segment(picture, sentences)
+    assert 1 < len(compilations.seconds) <= 1 + len(BUCKETS)
+    with counting() as compilations:
+        for picture, sentences in pictures(60):
+            segmenter.segment(picture, sentences)
+    assert compilations.seconds == []
+
+
+def test_http(segmenter):
+    httpx = pytest.importorskip("httpx", reason="the extra 'demo' is not installed")
+    pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
+    from s2rm_jax.serving.api import build_api
+
+    limits = Limits(per_minute=10_000)
+    api = build_api(Service(segmenter, limits))
+
+    async def ask_all():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            for picture, sentences in pictures(40):
+                buffer = io.BytesIO()
+                Image.fromarray(picture).save(buffer, "PNG")
+                image = base64.b64encode(buffer.getvalue()).decode()
+                request = {"image": image, "sentences": sentences[: limits.sentences]}
+                assert (await client.post("/segment", json=request)).status_code == 200
+
+    with counting() as compilations:
+        asyncio.run(ask_all())
+    assert 1 < len(compilations.seconds) <= 1 + sum(size <= limits.sentences for size in BUCKETS)
