@@ -184,7 +184,7 @@ def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, t
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path):
-    done = run("s2rm_jax.predict", f"--workdir={tmp_path}", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
+    done = run("s2rm_jax.predict", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: there is no picture at nowhere.jpg; check the path\n"
