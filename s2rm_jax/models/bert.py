@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.gelu import gelu
 from s2rm_jax.models.remat import rematerialised
 
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
@@ -53,7 +54,7 @@ class BertLayer(nn.Module):
         attended = rearrange(jnp.einsum("nhlm,nhmd->nhld", weights, v), "n h l d -> n l (h d)")
         x = norm("attention_norm")(x + drop(dense(width, "attention_output")(attended)))
 
-        y = nn.gelu(dense(self.intermediate_size, "intermediate")(x), approximate=False)
+        y = gelu(dense(self.intermediate_size, "intermediate")(x))
         return norm("output_norm")(x + drop(dense(width, "output")(y)))
 
 

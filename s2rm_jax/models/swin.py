@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.gelu import gelu
 from s2rm_jax.models.remat import rematerialised
 from s2rm_jax.models.repeated import repeat
 
@@ -27,6 +28,7 @@ SWIN_SIZES: dict[str, dict] = {
 }
 
 EPSILON = 1e-5  # of every LayerNorm, as in the published checkpoints
+HIDDEN = -1e9  # added to the logits of positions that are not seen; their weights are exactly zero
 
 
 def relative_position_index(window: int) -> np.ndarray:
@@ -87,19 +89,26 @@ class WindowAttention(nn.Module):
         """Attends among the t positions of each of the n windows that share a number in `regions` [n, t]."""
         channels = x.shape[-1]
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b n t (three heads d) -> three b n heads t d", three=3, heads=self.num_heads)
+        # The gradient of a split is one concatenation; that of taking parts out is a sum of padded arrays.
+        q, k, v = (
+            rearrange(part, "b n t (heads d) -> b n heads t d", heads=self.num_heads)
+            for part in jnp.split(qkv, 3, axis=-1)
+        )
         table = self.param(
             "relative_position_bias_table",
             nn.initializers.truncated_normal(0.02),
             ((2 * self.window_size - 1) ** 2, self.num_heads),
         )
         bias = rearrange(table[relative_position_index(self.window_size)], "t s heads -> heads t s")
-        logits = jnp.einsum("bnhtd,bnhsd->bnhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
         if regions is not None:
-            visible = regions[:, None, :, None] == regions[:, None, None, :]
-            logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        out = rearrange(jnp.einsum("bnhts,bnhsd->bnhtd", weights, v), "b n h t d -> b n t (h d)")
+            hidden = regions[:, None, :, None] != regions[:, None, None, :]
+            bias = bias + HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
+        logits = jnp.einsum("bnhtd,bnhsd->bnhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
+        # Softmax, divided by its sums only behind the product with v: d columns instead of t, and as many fewer in the
+        # backward pass, where the gradient of the sums replaces a sum over t columns too.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        out = jnp.einsum("bnhts,bnhsd->bnhtd", weights.astype(self.dtype), v) / weights.sum(-1, keepdims=True)
+        out = rearrange(out.astype(self.dtype), "b n h t d -> b n t (h d)")
         return Dense(channels, dtype=self.dtype, name="projection")(out)
 
 
@@ -140,7 +149,7 @@ class SwinBlock(nn.Module):
 
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm2")(x)
         y = Dense(self.mlp_ratio * channels, dtype=self.dtype, name="mlp_in")(y)
-        y = Dense(channels, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        y = Dense(channels, dtype=self.dtype, name="mlp_out")(gelu(y))
         return x + (y if survival is None else _surviving(y, survival[1]))
 
 
