@@ -32,12 +32,14 @@ RUN_BY = {
     "s2rm_jax.train": "tests/system/test_train_command.py",
     "s2rm_jax.convert": "tests/system/test_convert_command.py",
     "s2rm_jax.compile_for": "tests/test_compile_for.py",
+    "s2rm_jax.ablate": "tests/ablation/test_ablate_command.py",
     "s2rm_jax.demo": "tests/system/test_evaluate_predict_commands.py",
     "s2rm_jax": "tests/test_doors.py",
     "data.check": "tests/data/test_check.py",
     "data.build": "tests/data/test_build.py",
     "data.measure": "tests/data/test_measure.py",
     "data.input_speed": "tests/data/test_input_speed.py",
+    "data.synthetic_baselines": "tests/data/test_synthetic_baselines.py",
     "segment.py": "tests/system/test_convert_command.py",
     "curl": "tests/serving/test_api.py",
     "draw_network": "tests/docs/test_draw_network.py",
@@ -165,7 +167,7 @@ def test_what_needs_something_says_so(command):
 def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    for name in ("demo", "mine", "synthetic"):
+    for name in ("demo", "mine", "synthetic", "benchmark"):
         Path("runs", name).symlink_to(tiny_workdir)
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(noise).save("street.jpg")
