@@ -33,6 +33,7 @@ RUN_BY = {
     "s2rm_jax.convert": "tests/system/test_convert_command.py",
     "s2rm_jax.compile_for": "tests/test_compile_for.py",
     "s2rm_jax.ablate": "tests/ablation/test_ablate_command.py",
+    "s2rm_jax.benchmark": "tests/benchmarks/test_suites.py",
     "s2rm_jax.demo": "tests/system/test_evaluate_predict_commands.py",
     "s2rm_jax": "tests/test_doors.py",
     "data.check": "tests/data/test_check.py",
