@@ -20,7 +20,7 @@ BERT = {"vocab_size": 1000, "hidden_size": 128, "num_layers": 3, "num_heads": 2}
 BERT |= {"intermediate_size": 512, "max_positions": 64}
 BERT_LAYER = {"vocab_size": 1, "hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
 
-gelu, roll, rearrange = nn.gelu, jnp.roll, swin.rearrange
+roll, rearrange = jnp.roll, swin.rearrange
 regions, position_index = swin.window_regions, swin.relative_position_index
 
 
@@ -45,28 +45,29 @@ def with_pattern(ours, other):
     return lambda x, pattern, **sizes: rearrange(x, pattern.replace(ours, other), **sizes)
 
 
-TANH_GELU = ("approximate GELU", nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
+SWIN_TANH_GELU = ("approximate GELU", swin, "gelu", nn.gelu)
+BERT_TANH_GELU = ("approximate GELU", bert, "gelu", nn.gelu)
 SWIN_EPSILON = ("epsilon 1e-6 instead of 1e-5", swin, "EPSILON", 1e-6)
 BERT_EPSILON = ("epsilon 1e-6 instead of 1e-12", bert, "EPSILON", 1e-6)
 
 IN_CODE = [  # where; what is wrong; what is replaced, and by what
-    ("block", *TANH_GELU),
+    ("block", *SWIN_TANH_GELU),
     ("block", *SWIN_EPSILON),
     ("block", "nothing masked", swin, "window_regions", lambda *grid: None),
     ("block", "padding masked", swin, "window_regions", lambda *grid: regions(*grid[:-1], True)),
     ("block", "not shifted, but masked", jnp, "roll", lambda x, shift, axis: x),
     ("block", "shifted the other way", jnp, "roll", lambda x, shift, axis: roll(x, (-shift[0], -shift[1]), axis)),
     ("block", "bias table backwards", swin, "relative_position_index", lambda window: position_index(window).T),
-    ("block", "heads interleaved", swin, "rearrange", with_pattern("three heads d", "three d heads")),
+    ("block", "heads interleaved", swin, "rearrange", with_pattern("(heads d)", "(d heads)")),
     ("merge", *SWIN_EPSILON),
     ("merge", "columns first", swin, "rearrange", with_pattern("(q p c)", "(p q c)")),
-    ("Swin", *TANH_GELU),
+    ("Swin", *SWIN_TANH_GELU),
     ("Swin", *SWIN_EPSILON),
-    ("layer", *TANH_GELU),
+    ("layer", *BERT_TANH_GELU),
     ("layer", *BERT_EPSILON),
     ("layer", "padding seen", jnp, "where", lambda mask, x, other: x),
     ("layer", "heads interleaved", bert, "rearrange", with_pattern("(heads d)", "(d heads)")),
-    ("BERT", *TANH_GELU),
+    ("BERT", *BERT_TANH_GELU),
     ("BERT", *BERT_EPSILON),
 ]
 
