@@ -21,7 +21,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
+from s2rm_jax.config_files import find_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.tables import Table, as_markdown
 from s2rm_jax.input.sources import build_source
@@ -42,8 +42,6 @@ FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a configuration with synthetic scenes; by default the benchmark", flag_values=FLAGS
 )
-
-_BENCHMARK = Path(__file__).parents[1] / "configs" / "synthetic_benchmark.py"
 
 SPLITS = ("val", "test", "compositional")
 BASELINES = ("empty", "whole picture", "random object", "head noun")
@@ -59,7 +57,7 @@ class Answer:
 
 def main() -> None:
     """Prints the tables of the configuration that the flags name."""
-    config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(str(_BENCHMARK))
+    config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
     source_config = config.input.source
     if source_config.name != "synthetic":
         raise UserError(f"config.input.source.name is {source_config.name!r}; only synthetic scenes are counted here.")

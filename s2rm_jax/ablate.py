@@ -13,16 +13,14 @@ after every run. By default it trains on the synthetic benchmark (docs/synthetic
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.ablation.suites import SUITES
-from s2rm_jax.errors import UserError
+from s2rm_jax.config_files import find_config
 
 if TYPE_CHECKING:
     from s2rm_jax.ablation.runs import Result
@@ -38,8 +36,6 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 OUT = flags.DEFINE_string("out", None, "the folder of runs and tables", flag_values=FLAGS)
 
-_BENCHMARK = Path(__file__).parents[1] / "configs" / "synthetic_benchmark.py"
-
 
 def main() -> None:
     """Compares as the flags say."""
@@ -51,7 +47,7 @@ def main() -> None:
     from s2rm_jax.training.progress import say
 
     assert SUITE.value is not None and OUT.value is not None  # required
-    base = CONFIG.value or _benchmark()
+    base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
     base = with_steps(base, STEPS.value or base.steps)
     variants = variants_of(SUITE.value)
     out = make_output_folder(OUT.value)
@@ -72,12 +68,6 @@ def main() -> None:
         page = write_report(folder, SUITE.value, base.steps, variants, results)
     say(page.read_text(encoding="utf-8"))
     say(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")
-
-
-def _benchmark() -> ConfigDict:
-    if not _BENCHMARK.is_file():
-        raise UserError("--config is missing: the benchmark's configuration lies beside the package in its repository.")
-    return config_flags.ConfigFileFlagParser("config").parse(str(_BENCHMARK))
 
 
 if __name__ == "__main__":

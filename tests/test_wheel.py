@@ -59,6 +59,20 @@ def test_it_works_from_anywhere(installed, tmp_path):
     assert where.startswith(str(installed))
 
 
+def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
+    (tmp_path / "taken").write_text("")  # which is told of once there is a configuration, and before any training
+    done = subprocess.run(
+        [sys.executable, "-m", "s2rm_jax.ablate", "--suite=steps", "--out=taken"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: --out: taken cannot be a folder" in done.stderr
+
+
 def test_types_reach_those_who_use_it(installed, tmp_path):
     user = tmp_path / "user.py"
     user.write_text("from s2rm_jax.config_files import find_config\n\nfind_config(3)\n")  # a module that imports little
