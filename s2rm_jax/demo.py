@@ -66,7 +66,7 @@ def main() -> None:
     from s2rm_jax.serving.service import Service
     from s2rm_jax.training.progress import say
 
-    assert WORKDIR.value is not None  # required
+    assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     listening = _listen(HOST.value, PORT.value)  # first, as a taken port needs no network
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, which)
@@ -78,9 +78,12 @@ def main() -> None:
     _warm_up(service)
     with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
-        of_package = Path(WORKDIR.value) == default_network.FOLDER
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
-        name = "the one that comes with the package, which knows generated shapes" if of_package else name
+        name = (
+            "the one that comes with the package, which knows generated shapes"
+            if default_network.is_it(WORKDIR.value)
+            else name
+        )
         app = build_app(service, cases, name)
         host, port = listening.getsockname()[:2]
         say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.evaluation.output_files import figure_paths, make_output_folder
-from s2rm_jax.evaluation.prediction_files import remove_earlier_prediction, write_prediction, write_result
+from s2rm_jax.evaluation.prediction_files import (
+    RESULT_FILE,
+    remove_earlier_prediction,
+    write_prediction,
+    write_result,
+)
 from s2rm_jax.input.picture_files import result_folders
 from s2rm_jax.input.progress_bar import clear_line, progress_bar
 from s2rm_jax.segmenter import Segmenter
@@ -42,7 +48,7 @@ def segment_pictures(
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     content: dict[str, Any] = {"pictures": done, "failed": failed}
-    pairs = list(zip(paths, result_folders(paths), strict=True))
+    pairs = list(zip(paths, result_folders(paths, taken=RESULT_FILE), strict=True))
     try:
         for path, folder in progress_bar(pairs, "segmenting pictures", len(pairs), quiet=quiet):
             try:
@@ -59,14 +65,17 @@ def segment_pictures(
             height, width = encoded.picture.shape[:2]
             place = {"image": str(path), "folder": folder.as_posix(), "width": width, "height": height}
             done.append(place | {"results": found})
-    finally:
-        write_result(out, content)
+    except BaseException:
+        with suppress(UserError):  # a full disk fails twice, and the first error counts
+            write_result(out, content)
+        raise
+    write_result(out, content)
     if not done:
         raise UserError(f"none of {counted(len(paths), 'picture')} could be read; each was told of above")
     if failed:
         raise PartlyDone(
             f"{len(failed)} of {counted(len(paths), 'picture')} could not be read, each told of above and under "
-            f'"failed" in {out / "result.json"}; all others are done',
+            f'"failed" in {out / RESULT_FILE}; all others are done',
             content,
         )
     return content

@@ -57,8 +57,6 @@ EXPLAIN = flags.DEFINE_string(
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 
-SAMPLE_FILE = "picture.png"
-
 
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
@@ -75,25 +73,33 @@ def main() -> dict[str, Any]:
 
 
 def _programs_kept() -> AbstractContextManager[None]:
-    """Keeps compiled programs beside the run, though not in the package, whose small network compiles soon."""
-    from s2rm_jax.training.compilation_cache import compilation_cache
+    """Keeps compiled programs beside a training run, unless it kept none; not beside weights alone, as of the package.
+
+    Where the run kept its own is not asked: it may be a folder of another machine.
+    """
+    from s2rm_jax.training.checkpoint import has_checkpoint
+    from s2rm_jax.training.compilation_cache import OFF, compilation_cache
     from s2rm_jax.training.run_config import load_config
     from s2rm_jax.training.workdir_files import workdir_path
 
-    assert WORKDIR.value is not None  # has a default
-    if Path(WORKDIR.value) == default_network.FOLDER:
+    config, workdir = load_config(_workdir()).unlock(), workdir_path(_workdir())
+    if not has_checkpoint(workdir):
         return nullcontext()
-    return compilation_cache(load_config(WORKDIR.value), workdir_path(WORKDIR.value))
+    if config.get("compilation_cache") != OFF:
+        config.compilation_cache = ""
+    return compilation_cache(config, workdir)
 
 
 def _many(images: str, out: Path) -> dict[str, Any]:
+    from s2rm_jax.evaluation.prediction_files import require_name_of_its_own
     from s2rm_jax.input.picture_files import find_pictures
     from s2rm_jax.many_pictures import segment_pictures
     from s2rm_jax.training.progress import counted
 
     sentences, explain = TEXT.value or [], EXPLAIN.value or ""
-    if explain and (Path(explain).name != explain or not explain.endswith(".png")):
+    if explain and (Path(explain).name != explain or Path(explain).suffix.lower() != ".png"):
         raise UserError(f"--explain: {explain} must be the name of a PNG, which each picture's folder receives")
+    require_name_of_its_own(Path(explain))
     paths = find_pictures(images)
     segmenter = _segmenter()
     _warn(segmenter, sentences)
@@ -105,10 +111,12 @@ def _many(images: str, out: Path) -> dict[str, Any]:
 
 
 def _one(out: Path) -> dict[str, Any]:
-    from s2rm_jax.evaluation.output_files import figure_paths, make_output_folder
+    from s2rm_jax.evaluation.output_files import figure_paths, make_output_folder, save_picture
     from s2rm_jax.evaluation.prediction_files import (
+        SAMPLE_FILE,
         outcomes,
         remove_earlier_prediction,
+        require_name_of_its_own,
         write_prediction,
         write_result,
     )
@@ -122,6 +130,8 @@ def _one(out: Path) -> dict[str, Any]:
         picture = load_image(example.image)
         sentences = TEXT.value or [expression.sentence for expression in example.expressions]
     figures = figure_paths(EXPLAIN.value, len(sentences)) if EXPLAIN.value else []
+    if EXPLAIN.value and Path(EXPLAIN.value).parent.resolve() == out.resolve():
+        require_name_of_its_own(Path(EXPLAIN.value))
     segmenter = _segmenter()
     result = segmenter.segment(picture, sentences, explain=bool(figures))
     _warn(segmenter, sentences)
@@ -130,7 +140,7 @@ def _one(out: Path) -> dict[str, Any]:
     remove_earlier_prediction(out)
     found = write_prediction(out, picture, result, figures)
     if not IMAGE.value:
-        Image.fromarray(picture).save(out / SAMPLE_FILE)
+        save_picture(Image.fromarray(picture), out / SAMPLE_FILE)
     height, width = picture.shape[:2]
     content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": found}
     write_result(out, content)
@@ -141,11 +151,15 @@ def _one(out: Path) -> dict[str, Any]:
     return content
 
 
+def _workdir() -> str:
+    assert WORKDIR.value is not None  # has a default
+    return WORKDIR.value
+
+
 def _segmenter() -> Segmenter:
     from s2rm_jax.segmenter import Segmenter
 
-    assert WORKDIR.value is not None  # required
-    return Segmenter.from_checkpoint(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
+    return Segmenter.from_checkpoint(_workdir(), cast(Literal["best", "latest"], CHECKPOINT.value))
 
 
 def _warn(segmenter: Segmenter, sentences: Sequence[str]) -> None:
@@ -159,8 +173,7 @@ def _held_out() -> Example:
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.training.run_config import load_config
 
-    assert WORKDIR.value is not None  # required
-    config = load_config(WORKDIR.value)
+    config = load_config(_workdir())
     try:
         return build_source(config.input.source, config.eval.split)[0]
     except UserError as error:

@@ -23,6 +23,11 @@ def test_it_is_small_and_whole():
     assert sum(sizes.values()) < 20e6
 
 
+def test_it_is_known_however_its_path_is_written(monkeypatch):
+    monkeypatch.chdir(default_network.FOLDER.parent)
+    assert default_network.is_it("default_network/") and not default_network.is_it("models")
+
+
 def test_it_was_trained_as_its_card_says():
     config = load(ROOT / "configs/synthetic_benchmark.py").get_config()
     require_same_config(default_network.FOLDER, config)

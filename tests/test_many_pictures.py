@@ -41,6 +41,13 @@ def test_a_bad_picture_is_told_of_and_left_out(segmenter, paths, tmp_path, capsy
     assert not (tmp_path / "out/1").exists()  # what the prediction before had written
 
 
+def test_what_cannot_be_written_is_told_of_by_its_first_error(segmenter, paths, tmp_path):
+    for name in ("result.json", "1/mask_1_red.png"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^--out: .*mask_1_red\.png cannot be written \(Is a directory\)"):
+        segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
+
+
 def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tmp_path, monkeypatch):
     def break_off(items, *_, **__):
         yield next(iter(items))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from etils import epath
@@ -61,12 +63,19 @@ def figure_paths(given: str | Path, count: int) -> list[Path]:
     return [path] if count == 1 else numbered
 
 
-def save_figure(figure: Image.Image, path: Path) -> None:
-    """Writes a figure; raises UserError where that is not possible."""
+@contextmanager
+def writing(path: Path, flag: str = "--out") -> Iterator[None]:
+    """While inside, `path` is written, which `flag` has named; raises UserError where that is not possible."""
     try:
-        figure.save(path)
+        yield
     except OSError as error:
-        raise UserError(f"--explain: {path} cannot be written ({error.strerror}); give another --explain") from error
+        raise UserError(f"{flag}: {path} cannot be written ({error.strerror or error}); give another {flag}") from error
+
+
+def save_picture(picture: Image.Image, path: Path, flag: str = "--out") -> None:
+    """Writes a picture, mask or figure; raises UserError where that is not possible."""
+    with writing(path, flag):
+        picture.save(path)
 
 
 def slug(text: str, limit: int = 40) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.explain_figure import explain_figure
-from s2rm_jax.evaluation.output_files import save_figure, slug
+from s2rm_jax.evaluation.output_files import save_picture, slug, writing
 from s2rm_jax.evaluation.overlay import overlay_with_legend
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 RESULT_FILE = "result.json"
 OVERLAY_FILE = "overlay.png"
+SAMPLE_FILE = "picture.png"  # the picture itself, where it was one of the run's data
+
+
+def require_name_of_its_own(explain: Path) -> None:
+    """Checks that figures of this name, which lie in the folder of a prediction, replace nothing else in it.
+
+    Raises:
+        UserError: it is a name that masks, overlay or picture have.
+    """
+    if re.fullmatch(rf"mask_\d+.*|{OVERLAY_FILE}|{SAMPLE_FILE}", explain.name, re.IGNORECASE):
+        raise UserError(f"--explain: {explain} would replace a file of the result; give another name, such as how.png")
 
 
 def write_prediction(
@@ -45,20 +57,25 @@ def write_prediction(
         exclusive, or null for an empty mask; `area` counts the pixels of the mask; `score` is the mean probability of
         foreground over it; `no_target`, where the network has a head for it, the probability that the sentence refers
         to nothing.
+
+    Raises:
+        UserError: a file cannot be written.
     """
     found = [_write_mask(folder, result, row) for row in range(len(result.sentences))]
-    overlay_with_legend(picture, result.masks, labels or outcomes(found)).save(folder / OVERLAY_FILE)
+    overlay = overlay_with_legend(picture, result.masks, labels or outcomes(found))
+    save_picture(overlay, folder / OVERLAY_FILE)
     for row, path in enumerate(figures):
         assert result.explanations is not None  # asked for
         told = outcome(found[row])
         figure = explain_figure(picture, result.sentences[row], told, result.masks[row], result.explanations[row])
-        save_figure(figure, path)
+        save_picture(figure, path, "--explain")
     return found
 
 
 def write_result(out: Path, content: dict[str, Any]) -> None:
-    """Writes result.json."""
-    (out / RESULT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes result.json; raises UserError where that is not possible."""
+    with writing(out / RESULT_FILE):
+        (out / RESULT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove_earlier_prediction(out: Path) -> None:
@@ -93,7 +110,7 @@ def _write_mask(folder: Path, result: Result, row: int) -> dict[str, Any]:
     sentence, mask = result.sentences[row], result.masks[row]
     name = f"mask_{row + 1}_{slug(sentence)}.png"
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    picture.save(folder / name)
+    save_picture(picture, folder / name)
     entry = {
         "sentence": sentence,
         "score": round(float(result.scores[row]), 4),

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from s2rm_jax.evaluation.prediction_files import remove_earlier_prediction, write_prediction
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.prediction_files import remove_earlier_prediction, write_prediction, write_result
 from s2rm_jax.segmenter import Result
 
 
@@ -22,6 +23,15 @@ def test_masks_are_as_they_are_listed(tmp_path):
     second = {"sentence": "A man!", "score": 0.0, "area": 0, "box": None, "file": "mask_2_a_man.png"}
     assert found == [first | {"no_target": 0.1}, second | {"no_target": 0.9}]
     assert names(tmp_path) == ["mask_1_a_man.png", "mask_2_a_man.png", "overlay.png"]
+
+
+@pytest.mark.parametrize("name", ["mask_1_a_man.png", "overlay.png", "result.json"])
+def test_what_cannot_be_written_is_told_in_one_line(tmp_path, name):
+    (tmp_path / name).mkdir()
+    result = Result(("a man",), np.zeros((1, 4, 6), bool), np.zeros(1))
+    with pytest.raises(UserError, match=rf"^--out: .*{name} cannot be written \(Is a directory\); give another --out$"):
+        write_prediction(tmp_path, np.zeros((4, 6, 3), np.uint8), result)
+        write_result(tmp_path, {})
 
 
 def test_listed_masks_go_and_nothing_else(tmp_path):

@@ -23,6 +23,7 @@ def frames(tmp_path):
         ("/*.jpg", ["frame9.jpg", "frame10.jpg"]),
         ("/**/*1*", ["frame10.jpg", "more/frame1.png"]),
         ("/notes.txt", ["notes.txt"]),
+        ("/**/**/*10*", ["frame10.jpg"]),
     ],
 )
 def test_natural_order(frames, given, expected):
@@ -44,7 +45,21 @@ def test_none_is_a_mistake(tmp_path):
         find_pictures(f"{tmp_path}/*.jpg")
 
 
-def test_every_picture_has_a_folder_of_its_own():
-    paths = [Path(name) for name in ("a/x/1.jpg", "a/x/1.png", "a/y/1.jpg", "a/2.jpg")]
-    assert [path.as_posix() for path in result_folders(paths)] == ["x/1.jpg", "x/1.png", "y/1", "2"]
-    assert result_folders([Path("frames/1.jpg")]) == [Path("1")]
+def test_the_name_of_a_file_is_no_pattern(tmp_path):
+    for name in ("frame[1].jpg", "frame1.jpg"):
+        (tmp_path / name).touch()
+    assert find_pictures(f"{tmp_path}/frame[1].jpg") == [tmp_path / "frame[1].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "folders"),
+    [
+        (["frames/1.jpg"], ["1"]),
+        (["a/x/1.jpg", "a/y/1.jpg", "a/2.jpg"], ["x/1", "y/1", "2"]),
+        (["a.png", "a.jpg", "a.png.jpg"], ["a.png", "a.jpg", "a.png.jpg"]),
+        (["1.png", "result.json.png"], ["1.png", "result.json.png"]),
+    ],
+)
+def test_every_picture_has_a_folder_of_its_own(pictures, folders):
+    found = result_folders([Path(name) for name in pictures], taken="result.json")
+    assert [path.as_posix() for path in found] == folders

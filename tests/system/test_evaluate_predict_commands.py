@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -17,8 +18,10 @@ import pytest
 from PIL import Image
 
 from s2rm_jax import command_line, demo, evaluate, predict
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
-from s2rm_jax.training import checkpoint
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training import checkpoint, compilation_cache
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -148,17 +151,51 @@ def test_predict_on_many_pictures_as_json(door, tiny_workdir, tmp_path):
         Image.new("RGB", (40, 30), "red").save(frames / f"frame{number}.png")
     (frames / "frame11.png").write_text("not a picture")
     asked = (f"--workdir={tiny_workdir}", f"--images={frames}/*.png", "--text=the star", "--text=the heart")
-    status, printed, errors = door(predict, *asked, f"--out={tmp_path / 'out'}", "--json", "--explain=how.png")
+    status, printed, errors = door(predict, *asked, f"--out={tmp_path / 'out'}", "--json", "--explain=how.PNG")
     assert status == 4, errors
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert json.loads(printed) == result
     assert [picture["folder"] for picture in result["pictures"]] == ["frame9", "frame10"]
     for picture in result["pictures"]:
         files = {path.name for path in (tmp_path / "out" / picture["folder"]).iterdir()}
-        assert files == {"overlay.png", "mask_1_the_star.png", "mask_2_the_heart.png", "how_1.png", "how_2.png"}
+        assert files == {"overlay.png", "mask_1_the_star.png", "mask_2_the_heart.png", "how_1.PNG", "how_2.PNG"}
     assert result["failed"][0]["image"].endswith("frame11.png")
     warning, error = [line for line in errors.splitlines() if line.startswith(("warning: left out", "error"))]
     assert "frame11.png is not a picture" in warning and error.startswith("error: 1 of 3 pictures could not be read")
+
+
+def test_a_figure_replaces_nothing_of_the_result(door, tiny_workdir, tmp_path, picture):
+    asked = (f"--workdir={tiny_workdir}", f"--image={picture}", "--text=the star", f"--out={tmp_path}")
+    for name in ("overlay.png", "mask_1_the_star.png", "picture.png"):
+        status, _, errors = door(predict, *asked, f"--explain={tmp_path / name}")
+        assert (status, "would replace a file of the result" in errors) == (2, True)
+
+
+def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, tmp_path, picture, monkeypatch):
+    """Neither in a folder that the run had on another machine, nor beside weights that are no run."""
+    content = json.loads((tiny_workdir / "config.json").read_text())
+    kept = []
+
+    def cache(config, workdir):
+        kept.append((workdir.name, config.compilation_cache))
+        return contextlib.nullcontext()
+
+    def load(workdir, which):
+        raise UserError("enough is known")
+
+    monkeypatch.setattr(compilation_cache, "compilation_cache", cache)
+    monkeypatch.setattr(Segmenter, "from_checkpoint", load)
+    for name, setting in (("run", "/of/another/machine"), ("quiet", "off"), ("weights", "")):
+        workdir = tmp_path / name
+        workdir.mkdir()
+        (workdir / "config.json").write_text(json.dumps(content | {"compilation_cache": setting}))
+        if name != "weights":
+            (workdir / "checkpoints").symlink_to(tiny_workdir / "checkpoints")
+        status, _, errors = door(
+            predict, f"--workdir={workdir}", f"--image={picture}", "--text=a dog", f"--out={tmp_path / 'out'}"
+        )
+        assert (status, errors) == (2, "error: enough is known\n")
+    assert kept == [("run", ""), ("quiet", "off")]
 
 
 def test_quiet_says_nothing(door, tiny_workdir, tmp_path, picture):
@@ -207,6 +244,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"image": None, "images": "{tmp}/*.tif"}, "no file fits"),
         ({"image": None, "images": "{tmp}", "text": None}, "--text is missing"),
         ({"image": None, "images": "{tmp}", "explain": "some/how.png"}, "must be the name of a PNG"),
+        ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),
     ],
 )
 def test_predict_with_bad_input(door, tiny_workdir, tmp_path, picture, change, says):
