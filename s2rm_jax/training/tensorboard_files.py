@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from etils import epath
@@ -38,7 +39,7 @@ class TensorBoardFiles:
 
     def close(self, failed: bool) -> None:
         """Closes the files."""
-        self._writer.close()
-        if self._made_here:
-            copy_files(Path(self._made_here.name), self._folder)
-            self._made_here.cleanup()
+        with self._made_here or nullcontext():
+            self._writer.close()
+            if self._made_here:
+                copy_files(Path(self._made_here.name), self._folder)

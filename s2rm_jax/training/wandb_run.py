@@ -6,6 +6,7 @@ WANDB_ENTITY, WANDB_MODE=offline and so on.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import secrets
 import tempfile
@@ -43,31 +44,19 @@ class WandbRun:
     """
 
     def __init__(self, workdir: epath.Path, config: ConfigDict):
-        import wandb
-
         known = workdir / ID_FILE
         run_id = known.read_text().strip() if known.exists() else secrets.token_hex(4)
         self._made_here = tempfile.TemporaryDirectory() if on_bucket(workdir) else None
-        try:
-            self._run: Any = wandb.init(
-                project=config.wandb_project,
-                name=workdir.name,
-                id=run_id,
-                resume="allow",
-                config=config.to_dict(),
-                dir=self._made_here.name if self._made_here else str(workdir),
-                settings=wandb.Settings(console="off", silent=True),
-            )
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"config.wandb_project={config.wandb_project}: wandb says: {reason.rstrip('.')}; `wandb login` logs "
-                "in, WANDB_MODE=offline needs no login, and an empty field does without."
-            ) from error
-        write_whole(known, f"{run_id}\n")
-        # The number of the step is a value among others, as wandb's own can only grow.
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        with contextlib.ExitStack() as opened:
+            if self._made_here:
+                opened.callback(self._made_here.cleanup)
+            self._run = _begin(workdir, config, run_id, self._made_here.name if self._made_here else str(workdir))
+            opened.callback(self._run.finish, exit_code=1)
+            write_whole(known, f"{run_id}\n")
+            # The number of the step is a value among others, as wandb's own can only grow.
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+            opened.pop_all()  # nothing failed: `close` ends both
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds values of a step."""
@@ -75,6 +64,26 @@ class WandbRun:
 
     def close(self, failed: bool) -> None:
         """Ends the run, with the mark that it failed or not."""
-        self._run.finish(exit_code=int(failed))
-        if self._made_here:
-            self._made_here.cleanup()
+        with self._made_here or contextlib.nullcontext():
+            self._run.finish(exit_code=int(failed))
+
+
+def _begin(workdir: epath.Path, config: ConfigDict, run_id: str, folder: str) -> Any:
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.wandb_project,
+            name=workdir.name,
+            id=run_id,
+            resume="allow",
+            config=config.to_dict(),
+            dir=folder,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config.wandb_project={config.wandb_project}: wandb says: {reason.rstrip('.')}; `wandb login` logs "
+            "in, WANDB_MODE=offline needs no login, and an empty field does without."
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,8 +22,9 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends metrics to <workdir>/metrics.jsonl, one JSON object a line, and to TensorBoard files and W&B if asked.
+    """Appends metrics to <workdir>/metrics.jsonl, one JSON object a line, and to what the configuration names.
 
+    These are TensorBoard files unless config.tensorboard is False, and W&B if config.wandb_project names a project.
     A run that goes on from `step` first takes back what an earlier life of it wrote about later steps, so that no step
     is told twice. Use it as a context manager, or `close()` it. Of several processes, the first writes for all.
     """
@@ -39,14 +41,17 @@ class MetricsWriter:
         workdir = epath.Path(workdir)
         self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: line["step"] <= step)
         self._others: list[TensorBoardFiles | WandbRun] = []
-        if config.tensorboard:
-            from s2rm_jax.training.tensorboard_files import TensorBoardFiles
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.close, failed=True)
+            if config.tensorboard:
+                from s2rm_jax.training.tensorboard_files import TensorBoardFiles
 
-            self._others.append(TensorBoardFiles(workdir, step))
-        if config.wandb_project:
-            from s2rm_jax.training.wandb_run import WandbRun
+                self._others.append(TensorBoardFiles(workdir, step))
+            if config.wandb_project:
+                from s2rm_jax.training.wandb_run import WandbRun
 
-            self._others.append(WandbRun(workdir, config))
+                self._others.append(WandbRun(workdir, config))
+            opened.pop_all()  # all are open: whoever uses this closes them
 
     def write(self, step: int, part: str, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of `part` ("train", "val", ...) at `step`."""
@@ -58,12 +63,13 @@ class MetricsWriter:
             other.write(step, values)
 
     def close(self, failed: bool = False) -> None:
-        """Closes the files; `failed` says that the run ended by an error."""
+        """Closes the files, each also where another cannot be; `failed` says that the run ended by an error."""
         if not self._writes:
             return
-        self._lines.close()
-        for other in self._others:
-            other.close(failed)
+        with contextlib.ExitStack() as closing:
+            for other in self._others:
+                closing.callback(other.close, failed)
+            closing.callback(self._lines.close)
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -1,16 +1,21 @@
 """Weights & Biases: asked for by the configuration, and one run for the life of a workdir."""
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from etils import epath
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.training import wandb_run
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.wandb_run import require_wandb
+from s2rm_jax.training.tensorboard_files import TensorBoardFiles
+from s2rm_jax.training.wandb_run import WandbRun, require_wandb
+from s2rm_jax.training.workdir_files import JsonLines
 from s2rm_jax.training.writers import MetricsWriter
 
 
@@ -77,6 +82,56 @@ def test_what_wandb_refuses_is_told_in_one_line(standin, config, tmp_path):
     with pytest.raises(UserError, match=r"wandb says: No API key configured\. Use .* WANDB_MODE=offline") as told:
         MetricsWriter(tmp_path, config)
     assert "\n" not in str(told.value)
+
+
+def noted(monkeypatch, kind, then):
+    """Has `then` called after each close of a kind."""
+    close = kind.close
+
+    def close_and_note(self, *given):
+        close(self, *given)
+        then(kind)
+
+    monkeypatch.setattr(kind, "close", close_and_note)
+
+
+def test_what_was_opened_is_closed_when_a_later_part_fails(standin, config, tmp_path, monkeypatch):
+    closed = []
+    for kind in (JsonLines, TensorBoardFiles):
+        noted(monkeypatch, kind, lambda kind: closed.append(kind.__name__))
+
+    def fail(*names, **given):
+        raise OSError("disk full")
+
+    standin.define_metric = fail
+    with pytest.raises(OSError, match="disk full"):
+        MetricsWriter(tmp_path, config)
+    assert standin.said == [1]  # the run that had begun is marked as failed
+    assert sorted(closed) == ["JsonLines", "TensorBoardFiles"]
+
+
+def test_all_are_closed_where_one_cannot_be(standin, config, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("disk full")
+
+    for kind in (JsonLines, TensorBoardFiles):
+        noted(monkeypatch, kind, fail)
+    with pytest.raises(OSError, match="disk full"), MetricsWriter(tmp_path, config):
+        pass
+    assert standin.said == [0]
+
+
+def test_on_a_bucket_what_wandb_keeps_goes_with_the_process(standin, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb_run, "on_bucket", lambda path: True)
+    WandbRun(epath.Path(tmp_path), config).close(failed=False)
+    init, standin.init = standin.init, None
+    with pytest.raises(TypeError):
+        WandbRun(epath.Path(tmp_path), config)
+    standin.init, standin.finish = init, None
+    with pytest.raises(TypeError):
+        WandbRun(epath.Path(tmp_path), config).close(failed=False)
+    folders = [run["dir"] for run in standin.runs]
+    assert len(folders) == 2 and not any(map(os.path.exists, folders))
 
 
 def test_without_the_package_it_is_told_at_the_start(config, monkeypatch):
