@@ -521,7 +521,8 @@ class S2RMModel(nn.Module):
                 raise ValueError(f"{section}.{field} is {found!r}, which must be of {', '.join(map(str, choices))}")
         for (section, field), wanted in FIXED.items():
             found = config[section].get(field, wanted)
-            if found != wanted and sorted(found) != sorted(wanted):
+            several = isinstance(wanted, tuple) and isinstance(found, list | tuple)
+            if found != wanted and not (several and sorted(map(str, found)) == sorted(wanted)):
                 raise ValueError(f"{section}.{field} is {found!r}; only {wanted!r} can be had in PyTorch")
         text_width, fused_width = config["text"]["hidden_size"], config["fusion"]["width"]
         self.vision = Swin(config["vision"])

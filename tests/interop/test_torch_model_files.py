@@ -180,3 +180,17 @@ def test_the_text_part_is_a_bert_of_transformers(small, tmp_path):
     with torch.no_grad():
         expected = bert(tokens, mask).last_hidden_state
         assert twins.relative_error(model.text(tokens, mask)[mask], expected[mask]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("fusion", "language", "sword"), ("decoder", "semantics", ["stages"]), ("decoder", "semantics", 3)],
+)
+def test_variants_that_are_not_here_are_named(folder, section, field, value):
+    content = json.loads((folder / "config.json").read_text())
+    content[section][field] = ["stages", "sentence"] if field == "semantics" else "words"
+    (folder / "config.json").write_text(json.dumps(content))
+    load(folder)
+    content[section][field] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    assert "can be had in PyTorch" in refused(folder, rf"{section}\.{field} is ")
