@@ -16,14 +16,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.benchmarks.section import Section
 from s2rm_jax.benchmarks.suites import DEFAULT, SUITES
 from s2rm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from s2rm_jax.benchmarks.section import Section
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -31,7 +34,13 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 SUITE = flags.DEFINE_multi_enum("suite", DEFAULT, list(SUITES), "what to measure; may be repeated", flag_values=FLAGS)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "how often everything is timed", lower_bound=1, flag_values=FLAGS)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures of a training step", lower_bound=1, flag_values=FLAGS)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "pictures of a training step; by default 1 without --config, else that of the configuration",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 OUT = flags.DEFINE_string("out", None, "a folder to write the report to", flag_values=FLAGS)
 
 
@@ -45,7 +54,7 @@ def main() -> None:
     from s2rm_jax.config_check import check_config
 
     config = default_config() if CONFIG.value is None else copy.deepcopy(CONFIG.value)
-    config.batch_size = BATCH_SIZE.value
+    config.batch_size = BATCH_SIZE.value or (1 if CONFIG.value is None else config.batch_size)
     check_config(config)
     machine = describe_machine(sys.argv[1:])
     subject = Subject.of(config)
@@ -53,15 +62,18 @@ def main() -> None:
     names = list(dict.fromkeys(SUITE.value))
     expected = sum(SUITES[name].seconds for name in names)
     began, done = time.monotonic(), 0
-    for number, name in enumerate(names, start=1):
-        passed = time.monotonic() - began
-        left = (expected - done) * (passed / done if done else 1)
-        _tell(f"[{number}/{len(names)}] {name}; {passed / 60:.1f} min passed, about {left / 60:.1f} to go")
-        sections += SUITES[name].run(subject, ROUNDS.value)
-        done += SUITES[name].seconds
-        if OUT.value:  # after every suite, so that nothing is lost where a later one fails
-            _write(Path(OUT.value), machine, sections)
-    print(as_markdown(machine, sections))
+    try:
+        for number, name in enumerate(names, start=1):
+            passed = time.monotonic() - began
+            left = (expected - done) * (passed / done if done else 1)
+            _tell(f"[{number}/{len(names)}] {name}; {passed / 60:.1f} min passed, about {left / 60:.1f} to go")
+            sections += SUITES[name].run(subject, ROUNDS.value)
+            done += SUITES[name].seconds
+            if OUT.value:
+                _write(Path(OUT.value), machine, sections)
+    finally:  # so that nothing is lost where a later suite fails
+        if sections:
+            print(as_markdown(machine, sections))
 
 
 def _write(folder: Path, machine: Mapping[str, str], sections: Sequence[Section]) -> None:

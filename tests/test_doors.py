@@ -35,6 +35,11 @@ def test_listing_imports_nothing():
     assert run("-c", code).stdout == "set()\n"
 
 
+def test_help_of_measuring_doors_waits_for_no_jax():
+    code = "import sys, s2rm_jax.ablate, s2rm_jax.benchmark; print({'jax', 'flax', 'torch'} & {*sys.modules})"
+    assert run("-c", code).stdout == "set()\n"
+
+
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
 def test_without_a_name_the_doors_are_listed(arguments):
     done = run("-m", "s2rm_jax", *arguments)

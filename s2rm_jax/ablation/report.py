@@ -175,7 +175,8 @@ def _figures(variants: Sequence[Variant], results: Results) -> dict[str, str]:
     }
     learnt = {v.name: _mean_curve(results[v.name]) for v in variants}
     if all(learnt.values()):
-        drawn["learning"] = figures.curves("Learning, on val", "steps", learnt)
+        learnt_on = results[variants[0].name][0].curve_split
+        drawn["learning"] = figures.curves(f"Learning, on {learnt_on}", "steps", learnt)
     return drawn
 
 

@@ -20,6 +20,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import SentenceScore
 from s2rm_jax.training.compilation_cache import compilation_cache
 from s2rm_jax.training.run_config import CONFIG_FILE, load_config, require_same_config
+from s2rm_jax.training.start import check_before_start
 from s2rm_jax.training.workdir_files import write_whole
 
 RESULT_FILE = "result.json"
@@ -51,10 +52,11 @@ class Score:
 class Result:
     """What is kept of a finished run.
 
-    parameters  of the whole network
-    gflops      of a forward pass of one picture with its sentences
-    scores      {split: Score} of the parameters after the last step, averaged where the run keeps an average
-    curve       ((step, mean IoU on the split of the training's own evaluations), ...)
+    parameters   of the whole network
+    gflops       of a forward pass of one picture with its sentences
+    scores       {split: Score} of the parameters after the last step, averaged where the run keeps an average
+    curve        ((step, mean IoU of the training's own evaluations), ...)
+    curve_split  the split of those
     """
 
     variant: str
@@ -63,6 +65,7 @@ class Result:
     gflops: float
     scores: Mapping[str, Score]
     curve: Sequence[tuple[int, float]]
+    curve_split: str
 
 
 def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -> list[Run]:
@@ -76,14 +79,25 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
     base = copy.deepcopy(base)
     if not base.compilation_cache:
         base.compilation_cache = str((out / "compilation_cache").absolute())  # seeds share their programs
+    configs = [_checked(variant, configured(base, variant)) for variant in variants]
     runs = []
     for seed in range(seeds):
-        for variant in variants:
-            workdir = out / "runs" / f"{variant.name}-seed-{seed}"
-            run = Run(variant, seed, configured(base, variant, seed), workdir)
+        for variant, of_variant in zip(variants, configs, strict=True):
+            config = copy.deepcopy(of_variant)
+            config.seed = seed
+            run = Run(variant, seed, config, out / "runs" / f"{variant.name}-seed-{seed}")
             _require_unchanged(run)
             runs.append(run)
     return runs
+
+
+def _checked(variant: Variant, config: ConfigDict) -> ConfigDict:
+    """Finds now what would end the suite days later, such as a batch that does not split among the devices."""
+    try:
+        check_before_start(config)
+    except UserError as error:
+        raise UserError(f"variant {variant.name}: {error}") from error
+    return config
 
 
 def _require_unchanged(run: Run) -> None:
@@ -134,6 +148,7 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
         gflops=sum(part.flops_first + further * part.flops_further for part in costs) / 1e9,
         scores=scores,
         curve=_curve(run),
+        curve_split=run.config.eval.split,
     )
     write_whole(epath.Path(run.workdir) / RESULT_FILE, json.dumps(asdict(result), indent=2) + "\n")
     jax.clear_caches()  # the next variant is another program

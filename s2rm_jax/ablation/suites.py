@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
-
-from s2rm_jax.config_check import check_config
-from s2rm_jax.cost import network_cost
 from s2rm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @dataclass(frozen=True)
@@ -90,33 +89,30 @@ def variants_of(suite: str) -> tuple[Variant, ...]:
     return tuple({variant.name: variant for variants in SUITES.values() for variant in variants}.values())
 
 
-def configured(base: ConfigDict, variant: Variant, seed: int) -> ConfigDict:
-    """Returns the configuration of a variant.
-
-    Raises:
-        UserError: it cannot work.
-    """
+def configured(base: ConfigDict, variant: Variant) -> ConfigDict:
+    """Returns the configuration of a variant, of the same seed; whether it can work is yet to be checked."""
     config = copy.deepcopy(base)
-    config.seed = seed
     for name, value in variant.changes.items():
         section, _, leaf = name.partition(".")
         config[section][leaf] = value
     if variant.expressions:
-        config.batch_size = round(base.batch_size * _cost(base) / _cost(base, variant.expressions))
+        own, other = _costs(base, (base.input.expressions_per_image, variant.expressions))
+        config.batch_size = round(base.batch_size * own / other)
         config.input.expressions_per_image = variant.expressions
-    check_config(config)
     return config
 
 
 def with_steps(base: ConfigDict, steps: int) -> ConfigDict:
     """Returns the configuration with another budget; warm-up, evaluations and lines keep their share of it."""
     if base.steps == 0:
-        raise UserError("config.steps is 0: an ablation compares at equal budgets, say how many steps by --steps.")
+        raise UserError(
+            "config.steps is 0: an ablation compares at equal budgets; give --config.steps=N (--steps scales from it)."
+        )
     config = copy.deepcopy(base)
     config.steps = steps
 
-    def share(before: int) -> int:
-        return min(steps, max(1, round(before * steps / base.steps)))
+    def share(before: int) -> int:  # 0 is never
+        return min(steps, max(1, round(before * steps / base.steps))) if before else 0
 
     config.optimizer.warmup_steps = round(base.optimizer.warmup_steps * steps / base.steps)
     config.eval.every, config.checkpoint_every = share(base.eval.every), share(base.checkpoint_every)
@@ -124,7 +120,9 @@ def with_steps(base: ConfigDict, steps: int) -> ConfigDict:
     return config
 
 
-def _cost(config: ConfigDict, expressions: int = 0) -> int:
-    """FLOPs of a forward pass of one picture with its expressions."""
-    further = (expressions or config.input.expressions_per_image) - 1
-    return sum(part.flops_first + further * part.flops_further for part in network_cost(config).values())
+def _costs(config: ConfigDict, expressions: Sequence[int]) -> list[int]:
+    """FLOPs of a forward pass of one picture, with each number of expressions."""
+    from s2rm_jax.cost import network_cost
+
+    parts = network_cost(config).values()
+    return [sum(part.flops_first + (count - 1) * part.flops_further for part in parts) for count in expressions]

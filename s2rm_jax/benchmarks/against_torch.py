@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import jax
+from collections.abc import Sequence
 
 from s2rm_jax.benchmarks.parts import network_parts
 from s2rm_jax.benchmarks.section import Row, Section, show_ratio
 from s2rm_jax.benchmarks.subject import Subject
-from s2rm_jax.benchmarks.timing import Timings, time_alternately
+from s2rm_jax.benchmarks.timing import Timings, jitted, time_alternately
 from s2rm_jax.benchmarks.torch_steps import TorchTwin
 from s2rm_jax.benchmarks.training_step import training_step
 
@@ -43,10 +40,8 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
             continue
         for backward in (False, True):
             way = "forward and backward" if backward else "forward"
-            function, arguments = part.backward() if backward else part.forward()
-            timings = time_alternately(
-                {"jax": _call(jax.jit(function), arguments), "eager": twin.part(name, part, backward)}, rounds
-            )
+            ours = part.backward() if backward else part.forward()
+            timings = time_alternately({"jax": jitted(*ours), "eager": twin.part(name, part, backward)}, rounds)
             note(f"{name} {way}", f"{name}, {way}", timings)
     text = (
         "The network of interop/torch_model.py with the same parameters, on all cores, side by side: each round times "
@@ -59,10 +54,8 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
 
 def _inference(subject: Subject, twin: TorchTwin, pictures: int, rounds: int) -> Timings:
     images, (tokens, mask) = subject.images(pictures), subject.tokens(pictures, 1)
-    params = subject.on_device()
-    infer = jax.jit(lambda params, *inputs: subject.network.apply({"params": params}, *inputs).logits)  # type: ignore[union-attr]
     alternatives = {
-        "jax": _call(infer, (params, images, tokens, mask)),
+        "jax": jitted(*subject.forward(pictures, 1)),
         "eager": twin.inference(images, tokens, mask),
     }
     if twin.on_gpu:
@@ -76,7 +69,3 @@ def _training(subject: Subject, twin: TorchTwin, rounds: int) -> Timings:
     if twin.on_gpu:
         alternatives["torch.compile"] = twin.training_step(batch, rate, compiled=True)
     return time_alternately(alternatives, rounds)
-
-
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
-    return lambda: function(*arguments)

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from s2rm_jax.benchmarks import recurrences
-from s2rm_jax.benchmarks.part_floors import jitted
 from s2rm_jax.benchmarks.parts import network_parts
 from s2rm_jax.benchmarks.section import Row, Section, show_ratio
 from s2rm_jax.benchmarks.subject import Subject
-from s2rm_jax.benchmarks.timing import time_alternately
+from s2rm_jax.benchmarks.timing import jitted, time_alternately
 from s2rm_jax.errors import UserError
 from s2rm_jax.models.coparse import gated_recurrence
 from s2rm_jax.models.s2rm import PAIRS
@@ -60,17 +59,10 @@ def draw_recurrence(subject: Subject, sentences: int) -> tuple[dict[str, jax.Arr
 def _share(subject: Subject, rounds: int, sentences: Sequence[int]) -> Section:
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    params = subject.on_device()
     for count in sentences:
         part = network_parts(subject, 1, count)["fusion"]
-
-        def whole(params: Any, *inputs: Any) -> Any:
-            return subject.network.apply({"params": params}, *inputs).logits  # type: ignore[union-attr]
-
-        inputs = (subject.images(1), *subject.tokens(1, count))
-        timings = time_alternately(
-            {"fusion": jitted(*part.forward()), "whole": jitted(whole, (params, *inputs))}, rounds
-        )
+        whole = jitted(*subject.forward(1, count))
+        timings = time_alternately({"fusion": jitted(*part.forward()), "whole": whole}, rounds)
         ratio = timings.ratio("fusion", "whole")
         label = f"{count} sentence{'s' * (count > 1)}"
         rows.append([label, timings.median("fusion"), timings.median("whole"), show_ratio(ratio)])

@@ -13,10 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.benchmarks.growth_plot import growth_plot
-from s2rm_jax.benchmarks.part_floors import jitted
 from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
-from s2rm_jax.benchmarks.timing import time_alternately
+from s2rm_jax.benchmarks.timing import jitted, time_alternately
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,20 @@ BATCH = Growth("batch", "pictures of a batch, with a sentence each", 1, "picture
 
 
 def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Section]:
-    """Measures four growths and fits an exponent to each."""
+    """Measures four growths and fits an exponent to each that has two sizes or more."""
     sizes = sizes or Sizes()
+    tokens = [count for count in sizes.tokens if count <= subject.config.text.max_positions]
     measured = {
         SENTENCES: {count: _ground(subject, count) for count in sizes.sentences},
-        PIXELS: {side: _whole(_resized(subject, side), 1) for side in sizes.pixels},
-        TOKENS: {count: _text(subject, count) for count in sizes.tokens},
-        BATCH: {count: _whole(subject, count) for count in sizes.batch},
+        PIXELS: {side: jitted(*_resized(subject, side).forward(1, 1)) for side in sizes.pixels},
+        TOKENS: {count: _text(subject, count) for count in tokens},
+        BATCH: {count: jitted(*subject.forward(count, 1)) for count in sizes.batch},
     }
     rows: list[Row] = []
     figures, plots = {}, {}
     for what, actions in measured.items():
+        if len(actions) < 2:  # as where the text encoder takes short sentences only
+            continue
         seconds = _seconds(actions, rounds)
         exponent = fitted_exponent(list(seconds), list(seconds.values()))
         times = ", ".join(f"{size}: {time:.3g}" for size, time in seconds.items())
@@ -81,13 +83,6 @@ def fitted_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 def _seconds(actions: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int, float]:
     timings = time_alternately({str(size): action for size, action in actions.items()}, rounds)
     return {size: timings.median(str(size)) for size in actions}
-
-
-def _whole(subject: Subject, pictures: int) -> Callable[[], Any]:
-    def segment(params: Any, *inputs: Any) -> Any:
-        return subject.network.apply({"params": params}, *inputs).logits  # type: ignore[union-attr]
-
-    return jitted(segment, (subject.on_device(), subject.images(pictures), *subject.tokens(pictures, 1)))
 
 
 def _ground(subject: Subject, sentences: int) -> Callable[[], Any]:

@@ -11,7 +11,7 @@ from s2rm_jax.benchmarks.floor import as_section, measure_floor
 from s2rm_jax.benchmarks.parts import network_parts
 from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
-from s2rm_jax.benchmarks.timing import time_alternately
+from s2rm_jax.benchmarks.timing import jitted, time_alternately
 from s2rm_jax.cost import count_flops
 
 
@@ -40,12 +40,6 @@ def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)
     )
     head = ["part", "GFLOP", "MB", "least, s", "measured, s", "measured / least"]
     return [as_section(measured), Section("Parts beside the floor", text, head, rows, figures)]
-
-
-def jitted(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
-    """Returns the compiled call of a function on arguments that lie on the device."""
-    compiled = jax.jit(function)
-    return lambda: compiled(*arguments)
 
 
 def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:

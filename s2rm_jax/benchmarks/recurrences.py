@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from s2rm_jax.models.coparse import linear_recurrence
+
 Arrays = dict[str, jax.Array]  # by pair
 
 
@@ -57,15 +59,14 @@ def linear(gates: Arrays, update_reset: Arrays, candidate: Arrays) -> Arrays:
 
 
 def linear_by_scan(gates: Arrays, update_reset: Arrays, candidate: Arrays) -> Arrays:
-    """What `linear` computes, slice after slice."""
+    """What `linear` computes, slice after slice: fusion.recurrence=linear, which has no reset gate to be cut out."""
     del update_reset, candidate
 
-    def step(h: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        kept, added = x
-        h = kept * h + added
-        return h, h
+    def without_reset(x: jax.Array) -> jax.Array:
+        update, _, candidate = jnp.split(x, 3, axis=-1)
+        return jnp.concatenate([update, candidate], axis=-1)
 
-    return {pair: jax.lax.scan(step, _start(x), _kept_and_added(x))[1] for pair, x in gates.items()}
+    return linear_recurrence({pair: without_reset(x) for pair, x in gates.items()})
 
 
 def _kept_and_added(gates: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from s2rm_jax.benchmarks.timing import Ratio
+if TYPE_CHECKING:
+    from s2rm_jax.benchmarks.timing import Ratio
 
 Cell = str | int | float
 Row = Sequence[Cell]

@@ -5,6 +5,7 @@ How long a network takes does not depend on what it has learnt, so neither data 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,15 @@ class Subject:
 
         params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
         return cls(config, network, params)
+
+    def forward(self, pictures: int, sentences: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Returns the whole forward pass, a function that is not yet compiled, and its arguments."""
+        network = self.network
+
+        def logits(params: Any, *inputs: Any) -> Any:
+            return network.apply({"params": params}, *inputs).logits  # type: ignore[union-attr]
+
+        return logits, (self.on_device(), self.images(pictures), *self.tokens(pictures, sentences))
 
     def on_device(self) -> Any:
         """Returns the parameters as arrays of the device."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from s2rm_jax.benchmarks.section import Section
-from s2rm_jax.benchmarks.subject import Subject
+if TYPE_CHECKING:
+    from s2rm_jax.benchmarks.section import Section
+    from s2rm_jax.benchmarks.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import Any
 
 import jax
 
@@ -34,6 +35,12 @@ class Timings:
         ratios = [mine / theirs for mine, theirs in zip(self.seconds[name], self.seconds[other], strict=True)]
         low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         return Ratio(median(ratios), low, high)
+
+
+def jitted(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    """Returns the compiled call of a function on arguments that lie on the device."""
+    compiled = jax.jit(function)
+    return lambda: compiled(*arguments)
 
 
 def time_alternately(actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Timings:

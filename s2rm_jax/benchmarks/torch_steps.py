@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.benchmarks.parts import Part
@@ -49,6 +50,8 @@ class TorchTwin:
     def tensor(self, array: Any) -> Any:
         """Copies an array to the device."""
         array = np.array(array)
+        if array.dtype == jnp.bfloat16:  # which PyTorch does not take from NumPy
+            return self.torch.from_numpy(array.astype(np.float32)).bfloat16().to(self.device)
         return self.torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array).to(self.device)
 
     def pictures(self, images: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -33,19 +34,35 @@ class Trained:
     model_flops: int
 
 
-def training_speed(subject: Subject, rounds: int) -> list[Section]:
+def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None = None) -> list[Section]:
     """Measures every policy of config.remat: on a GPU in bfloat16 at several batches, elsewhere as configured."""
     on_gpu = jax.default_backend() == "gpu"
-    batches = _ON_GPU if on_gpu else (subject.config.batch_size,)
+    batches = batches or (_ON_GPU if on_gpu else (subject.config.batch_size,))
     dtype = "bfloat16" if on_gpu else subject.config.dtype
     measured = measure_floor(max(rounds, 10))
+    head = [
+        "pictures",
+        "remat",
+        "s a step",
+        "pictures/s",
+        "use, %",
+        "compiled, GB",
+        "peak of the device, GB",
+        "compile, s",
+    ]
     rows: list[Row] = []
     figures: dict[str, float] = {}
     for pictures in batches:
         for policy in POLICIES:
             config = copy.deepcopy(subject.config).unlock()
             config.update({"batch_size": pictures, "remat": policy, "dtype": dtype})
-            step = measure(Subject(config, build_network(config), subject.params), rounds)
+            try:
+                step = measure(Subject(config, build_network(config), subject.params), rounds)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                rows.append([pictures, policy, "out of memory", *[""] * (len(head) - 3)])
+                continue
             use = step.model_flops / step.seconds / _rate(measured, dtype)
             rows.append(
                 [
@@ -60,16 +77,6 @@ def training_speed(subject: Subject, rounds: int) -> list[Section]:
         f"forward passes' FLOPs a step (what is computed twice does not count) over {_rate_name(dtype)}. Wanted: at "
         "least 40 % on an H200 in bfloat16 at 480 px, and a batch of 32 within 40 GB."
     )
-    head = [
-        "pictures",
-        "remat",
-        "s a step",
-        "pictures/s",
-        "use, %",
-        "compiled, GB",
-        "peak of the device, GB",
-        "compile, s",
-    ]
     return [Section("Training", text, head, rows, figures), window_attention(subject, rounds)]
 
 

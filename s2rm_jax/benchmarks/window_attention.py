@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from s2rm_jax.benchmarks.part_floors import jitted
 from s2rm_jax.benchmarks.section import Row, Section, show_ratio
 from s2rm_jax.benchmarks.subject import Subject
-from s2rm_jax.benchmarks.timing import time_alternately
+from s2rm_jax.benchmarks.timing import jitted, time_alternately
 
 
 def by_einsum(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:

@@ -67,7 +67,10 @@ class SimplerFusion(nn.Module):
         x = x.reshape(b, k, 2 * h * w, c)
         for block in range(_BLOCKS):
             y = nn.LayerNorm(dtype=self.dtype, name=f"block{block}_norm1")(x)
-            x = x + nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, name=f"block{block}_attention")(y)
+            attention = nn.MultiHeadDotProductAttention(
+                self.num_heads, dtype=self.dtype, force_fp32_for_softmax=True, name=f"block{block}_attention"
+            )
+            x = x + attention(y)
             y = nn.LayerNorm(dtype=self.dtype, name=f"block{block}_norm2")(x)
             y = nn.gelu(Dense(self.inner, dtype=self.dtype, name=f"block{block}_mlp_in")(y))
             x = x + Dense(c, dtype=self.dtype, name=f"block{block}_mlp_out")(y)

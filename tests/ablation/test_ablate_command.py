@@ -145,6 +145,13 @@ def test_another_setting_is_refused(stopped_and_continued, flags, message):
         run(folder, *flags)
 
 
+def test_a_batch_that_does_not_split_among_the_devices_is_found_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(UserError, match=r"variant full: config\.batch_size=2 cannot be split evenly .* on 3 devices"):
+        run(tmp_path, "--steps=3")
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
 def test_a_damaged_result_is_named(stopped_and_continued):
     folder, _, _ = stopped_and_continued
     path = folder / "out/runs/full-seed-0/result.json"

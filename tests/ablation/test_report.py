@@ -13,7 +13,7 @@ from s2rm_jax.ablation.suites import FULL, Variant
 
 def result(name, seed, mean_iou, curve=((10, 20.0), (20, 40.0))):
     score = Score(mean_iou, mean_iou - 5, 8, {"attribute": mean_iou + 1, "relation": mean_iou - 1}, {"5": mean_iou})
-    return Result(name, seed, 1_000_000, 0.25, {"test": score, "compositional": score}, curve)
+    return Result(name, seed, 1_000_000, 0.25, {"test": score, "compositional": score}, curve, "train")
 
 
 VARIANTS = (
@@ -69,6 +69,10 @@ def test_the_json_has_every_run(folder):
     assert (content["suite"], content["steps"]) == ("steps", 20)
     assert {one["name"]: len(one["runs"]) for one in content["variants"]} == {n: len(r) for n, r in RESULTS.items()}
     assert content["variants"][1]["runs"][2]["scores"]["test"]["mean_iou"] == 52.5
+
+
+def test_the_curve_names_the_split_of_the_evaluations(folder):
+    assert "<title>Learning, on train</title>" in (folder / "plots" / "learning.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "marks"), [("by_kind", 8), ("by_objects", 4), ("learning", 8)])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.ablation.suites import FULL, SUITES, configured, variants_of, with_steps
+from s2rm_jax.config_check import check_config
 from s2rm_jax.cost import network_cost
 from s2rm_jax.errors import UserError
 from tests.test_configs import load
@@ -25,8 +26,8 @@ def test_every_suite_begins_with_the_whole_network():
 
 @pytest.mark.parametrize("variant", CHANGED, ids=lambda variant: variant.name)
 def test_a_variant_changes_what_it_names_and_nothing_else(variant):
-    config = configured(BASE, variant, seed=3)
-    assert config.seed == 3
+    config = configured(BASE, variant)
+    check_config(config)
     for section in ("fusion", "decoder"):
         for field, value in config[section].items():
             wanted = variant.changes.get(f"{section}.{field}", BASE[section][field])
@@ -34,7 +35,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else(variant):
         assert any(BASE[section][field] != config[section][field] for field in config[section]) == any(
             name.startswith(f"{section}.") for name in variant.changes
         )
-    rest = {name: value for name, value in config.to_dict().items() if name not in ("fusion", "decoder", "seed")}
+    rest = {name: value for name, value in config.to_dict().items() if name not in ("fusion", "decoder")}
     assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
 
 
@@ -50,7 +51,7 @@ def test_fewer_sentences_a_picture_cost_the_same():
     base.decoder.widths = (16, 32)
     whole = cost(base)
     for variant in SUITES["expressions"][1:]:
-        config = configured(base, variant, seed=0)
+        config = configured(base, variant)
         assert config.input.expressions_per_image == variant.expressions
         assert cost(config) == pytest.approx(whole, rel=0.05)
 
@@ -61,7 +62,10 @@ def test_another_budget_keeps_the_shares():
     assert (config.eval.every, config.checkpoint_every, config.log_every) == (100, 100, 20)
     assert with_steps(BASE, BASE.steps).to_dict() == BASE.to_dict()
     assert with_steps(BASE, 2).log_every == 1
+    never = copy.deepcopy(BASE)
+    never.eval.every = 0
+    assert with_steps(never, 400).eval.every == 0
     epochs = with_steps(BASE, 10)
     epochs.steps = 0
-    with pytest.raises(UserError, match="equal budgets"):
+    with pytest.raises(UserError, match=r"give --config\.steps=N"):
         with_steps(epochs, 10)

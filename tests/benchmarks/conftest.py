@@ -1,10 +1,10 @@
 """What the benchmarks measure in tests: the smallest network, as it is for the tests of other parts."""
 
-import jax
 import pytest
 
 from s2rm_jax.benchmarks.parts import network_parts
 from s2rm_jax.benchmarks.subject import Subject
+from s2rm_jax.benchmarks.timing import jitted
 from s2rm_jax.benchmarks.training_step import training_step
 from tests.conftest import tiny_config
 
@@ -35,5 +35,4 @@ def parts(subject):
 @pytest.fixture(scope="session")
 def logits(subject):
     """What the whole network finds there."""
-    whole = jax.jit(lambda params, *inputs: subject.network.apply({"params": params}, *inputs).logits)
-    return whole(subject.on_device(), subject.images(1), *subject.tokens(1, 2))
+    return jitted(*subject.forward(1, 2))()

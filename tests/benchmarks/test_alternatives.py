@@ -9,6 +9,7 @@ import pytest
 
 from s2rm_jax.benchmarks import recurrences
 from s2rm_jax.benchmarks.fusion_share import draw_recurrence
+from s2rm_jax.benchmarks.timing import jitted
 from s2rm_jax.benchmarks.window_attention import by_einsum, draw_windows, fused
 from s2rm_jax.errors import UserError
 from s2rm_jax.models.coparse import gated_recurrence
@@ -74,6 +75,18 @@ def test_parts_in_pytorch(twin, parts, name):
     found = found if isinstance(found, tuple) else (found,)
     for one, other in zip(found, jax.tree.leaves(jax.jit(function)(*arguments)), strict=True):
         np.testing.assert_allclose(one.reshape(other.shape), other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fusion", "decoder"])
+def test_parts_of_bfloat16_inputs_in_pytorch(twin, parts, name, monkeypatch):
+    part = parts[name]
+    inputs = list(part.inputs)
+    for index in part.trained_inputs:  # what the parts before give in bfloat16
+        inputs[index] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs[index])
+    monkeypatch.setattr(twin, "half", True)
+    found = twin.part(name, dataclasses.replace(part, inputs=tuple(inputs)), backward=False)().float().numpy()
+    expected = jitted(*part.forward())()
+    assert np.linalg.norm(found.reshape(expected.shape) - expected) < 0.03 * np.linalg.norm(expected)
 
 
 def test_the_gradient_of_a_part_in_pytorch(twin, parts):

@@ -10,13 +10,23 @@ import numpy as np
 import pytest
 
 from s2rm_jax import benchmark, command_line, config
-from s2rm_jax.benchmarks import fusion_share, growth, many_sentences, part_floors, startup, suites, training_speed
+from s2rm_jax.benchmarks import (
+    fusion_share,
+    growth,
+    many_sentences,
+    part_floors,
+    serving_programs,
+    startup,
+    suites,
+    training_speed,
+)
 from s2rm_jax.benchmarks.floor import Floor
 from s2rm_jax.benchmarks.growth_plot import growth_plot
-from s2rm_jax.benchmarks.many_sentences import _per_picture
+from s2rm_jax.benchmarks.many_sentences import _lavt, _per_picture, _sizes
 from s2rm_jax.benchmarks.section import Section, show
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import Timings
+from s2rm_jax.errors import UserError
 from s2rm_jax.training.trained import load_trained
 
 
@@ -49,11 +59,23 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
         assert jax.tree.leaves(next(iter(actions.values()))())
         return {size: 0.5 * size**1.5 for size in actions}
 
-    monkeypatch.setattr(growth, "_whole", lambda *_: lambda: 1)  # whose compilation takes the longest
+    forward = (lambda: 1), ()  # whose compilation takes the longest
+    monkeypatch.setattr(Subject, "forward", lambda *_: forward)
     monkeypatch.setattr(growth, "_seconds", smallest_only)
     (section,) = growth.growth(subject, 1, growth.Sizes((1, 2), (32, 64), (6, 12), (1, 2)))
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
     assert list(section.plots) == [f"growth_{name}.svg" for name in ("sentences", "picture", "tokens", "batch")]
+
+
+def test_sentences_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
+    for name in ("_ground", "_text"):
+        monkeypatch.setattr(growth, name, lambda *_: lambda: 1)
+    monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
+    longest = subject.config.text.max_positions
+    for tokens, measured in (((2, longest, longest + 1), 4), ((longest, longest + 1), 3)):
+        (section,) = growth.growth(subject, 1, growth.Sizes((1, 2), (32, 64), tokens, (1, 2)))
+        assert len(section.rows) == measured
+        assert not any(f"{longest + 1}: " in row[1] for row in section.rows)
 
 
 def test_a_plot_has_its_points_on_a_straight_line_where_the_power_is_exact():
@@ -74,6 +96,22 @@ def test_a_training_step_is_measured(subject, training, monkeypatch):
     steps, attention = training_speed.training_speed(subject, rounds=1)
     assert [row[:2] for row in steps.rows] == [[2, "none"], [2, "dense"], [2, "blocks"]]
     assert "cuDNN needs" in attention.text
+
+
+def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
+
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(training_speed, "measure", too_large)
+    monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
+    steps, _ = training_speed.training_speed(subject, rounds=1, batches=(4,))
+    assert [row[:3] for row in steps.rows] == [[4, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
+    assert {len(row) for row in steps.rows} == {len(steps.head)}
+    said = "INTERNAL: another error"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
+        training_speed.training_speed(subject, rounds=1)
 
 
 def test_startup_asks_fresh_processes(subject, monkeypatch):
@@ -123,12 +161,54 @@ def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
     report = (tmp_path / "out" / "benchmark.md").read_text()
     printed, told = capsys.readouterr()
     assert printed == report + "\n"
-    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts beside", "7.2 single calls", "LAVT"):
+    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts beside", "7.2 single calls"):
         assert said in report
+    assert "LAVT" not in report, "which was timed with other sizes"
     assert "[3/3] serving" in told
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
     assert programs <= 5  # for pictures, and for 1, 2, 4 and 8 sentences
+
+
+def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypatch, capsys):
+    def fail(*_):
+        raise UserError("not here")
+
+    monkeypatch.setattr(serving_programs, "serving_programs", fail)
+    assert run_door(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
+    printed, told = capsys.readouterr()
+    assert "## Parts beside the floor" in printed and told.endswith("error: not here\n")
+
+
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("flags", "pictures"),
+    [((), 1), (("--batch_size=4",), 4), (("--config={}",), 3), (("--config={}", "--batch_size=4"), 4)],
+)
+def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp_path, monkeypatch, flags, pictures):
+    measured = []
+    monkeypatch.setattr(part_floors, "part_floors", lambda subject, rounds: measured.append(subject) or [])
+    monkeypatch.setattr(Subject, "of", lambda config: config)
+    path = tmp_path / "three.py"
+    path.write_text(
+        "from s2rm_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
+        "    config.batch_size = 3\n    return config\n"
+    )
+    benchmark.FLAGS.unparse_flags()
+    for name in ("config", "batch_size"):
+        benchmark.FLAGS[name].unparse()
+    assert run_door(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
+    assert [config.batch_size for config in measured] == [pictures]
+    for name in ("config", "batch_size"):
+        benchmark.FLAGS[name].unparse()
+
+
+def test_the_ratio_to_lavt():
+    section = _lavt(vision=10.2, together=16.9)
+    assert section.figures["expected LAVT / ours"] == pytest.approx(2.65 / 1.45 * 10.2 / (16.9 / 7.2))
+    assert "Expected, not measured here" in section.text and "PyTorch eager" in section.text
+    default = config.default_config()
+    assert _sizes(default) == (128, 2, 2, 18, 2, 12, 768, 12, 480, 480)
 
 
 def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """What may stand in the place of coparsing: each joins both sides, and the strongest is as large as coparsing."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,14 @@ def test_a_place_is_heard_as_far_as_the_mode_reaches(joined, mode, reach):
     for sides in ((SEEN.at[0, 0, 0, 1, 0].add(1.0), LAID_OUT), (SEEN, LAID_OUT.at[0, 1, 0, 1, 0].add(1.0))):
         changed = np.abs(joined[mode](*sides) - before).max(-1)[0, 1] > 1e-6
         assert changed[0, 1] and changed.sum() == reach, changed
+
+
+def test_softmax_of_self_attention_is_in_float32():
+    module = SimplerFusion("attention", num_heads=2, inner=16, dtype=jnp.bfloat16)
+    sides = SEEN.astype(jnp.bfloat16), LAID_OUT.astype(jnp.bfloat16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), *sides)
+    exponentials = re.findall(r":(\w+)\[[\d,]*\] = exp ", str(jax.make_jaxpr(module.apply)(variables, *sides)))
+    assert exponentials == ["f32", "f32"]  # one a block
 
 
 def test_self_attention_knows_places():
