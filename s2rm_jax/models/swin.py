@@ -69,8 +69,10 @@ def draw_survival(
     A branch is dropped for a whole picture with the probability that `rates` gives its block, by a factor of zero; the
     others are scaled up, so that the mean stays.
     """
-    keep = jnp.asarray(1.0 - rates, jnp.float32)[:, None, None]
-    return jax.random.bernoulli(key, keep, (len(rates), 2, pictures)) / keep
+    keep = jnp.asarray(1.0 - rates, jnp.float32)[:, None]
+    # Drawn with pictures first, as all draws must be that devices share (parallel/local_key.py).
+    kept = jax.random.bernoulli(key, keep, (pictures, len(rates), 2))
+    return rearrange(kept / keep, "pictures blocks branches -> blocks branches pictures")
 
 
 def _surviving(branch: Float[Array, "b h w c"], factors: Float[Array, " b"]) -> Float[Array, "b h w c"]:

@@ -107,7 +107,7 @@ def test_losses_and_gradients_are_those_of_one_device(standin, form, fsdp, parts
 def test_the_whole_network_gives_what_it_gives_on_one_device(standin):
     config = tiny_config()
     config.batch_size, config.optimizer.b1 = 8, 0.0
-    config.vision.update({"depths": (1, 1), "num_heads": (1, 2), "drop_path_rate": 0.5})
+    config.vision.update({"depths": (1, 4), "num_heads": (1, 2), "drop_path_rate": 0.5})
     config.input.image_size, config.decoder.widths, config.text.max_tokens = (16, 16), (8, 8), 4
     config.fusion.rotations = (0, 90)
     network = build_network(config)
