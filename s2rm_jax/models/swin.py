@@ -102,10 +102,10 @@ class WindowAttention(nn.Module):
             ((2 * self.window_size - 1) ** 2, self.num_heads),
         )
         bias = rearrange(table[relative_position_index(self.window_size)], "t s heads -> heads t s")
+        logits = jnp.einsum("bnhtd,bnhsd->bnhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
         if regions is not None:
             hidden = regions[:, None, :, None] != regions[:, None, None, :]
-            bias = bias + HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
-        logits = jnp.einsum("bnhtd,bnhsd->bnhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
+            logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
         # Softmax, divided by its sums only behind the product with v: d columns instead of t, and as many fewer in the
         # backward pass, where the gradient of the sums replaces a sum over t columns too.
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
