@@ -21,9 +21,20 @@ def subject():
 
 
 @pytest.fixture(scope="session")
-def training(subject):
-    """The training step of the subject, compiled."""
-    return training_step(subject)
+def begun(subject):
+    """The training step of the subject, compiled, and the loss of the first one, which no later one has."""
+    training = training_step(subject)
+    return training, float(training.take()["loss"])
+
+
+@pytest.fixture(scope="session")
+def training(begun):
+    return begun[0]
+
+
+@pytest.fixture(scope="session")
+def first_loss(begun):
+    return begun[1]
 
 
 @pytest.fixture(scope="session")
