@@ -60,6 +60,10 @@ class PartCost:
     flops_first: int
     flops_further: int
 
+    def flops(self, expressions: int) -> int:
+        """FLOPs of a forward pass of one picture with so many expressions."""
+        return self.flops_first + (expressions - 1) * self.flops_further
+
 
 def network_cost(config: ConfigDict) -> dict[str, PartCost]:
     """Counts the parts of a configuration's network on one picture of config.input.image_size.

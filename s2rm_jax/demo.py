@@ -79,11 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
-        name = (
-            "the one that comes with the package, which knows generated shapes"
-            if default_network.is_it(WORKDIR.value)
-            else name
-        )
+        if default_network.is_it(WORKDIR.value):
+            name = "the one that comes with the package, which knows generated shapes"
         app = build_app(service, cases, name)
         host, port = listening.getsockname()[:2]
         say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")

@@ -140,12 +140,12 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
     with compilation_cache(run.config, epath.Path(run.workdir)):
         scores = _scores(run, splits)
     costs = network_cost(run.config).values()
-    further = run.config.input.expressions_per_image - 1
+    expressions = run.config.input.expressions_per_image
     result = Result(
         run.variant.name,
         run.seed,
         parameters=sum(part.parameters for part in costs),
-        gflops=sum(part.flops_first + further * part.flops_further for part in costs) / 1e9,
+        gflops=sum(part.flops(expressions) for part in costs) / 1e9,
         scores=scores,
         curve=_curve(run),
         curve_split=run.config.eval.split,

@@ -125,4 +125,4 @@ def _costs(config: ConfigDict, expressions: Sequence[int]) -> list[int]:
     from s2rm_jax.cost import network_cost
 
     parts = network_cost(config).values()
-    return [sum(part.flops_first + (count - 1) * part.flops_further for part in parts) for count in expressions]
+    return [sum(part.flops(count) for part in parts) for count in expressions]

@@ -10,6 +10,7 @@ from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import Timings, jitted, time_alternately
 from s2rm_jax.benchmarks.torch_steps import TorchTwin
 from s2rm_jax.benchmarks.training_step import training_step
+from s2rm_jax.training.progress import counted
 
 _PARTS = ("vision", "text", "fusion", "decoder")  # `resize` is a part of the decoder's last line in PyTorch
 
@@ -46,7 +47,7 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
     text = (
         "The network of interop/torch_model.py with the same parameters, on all cores, side by side: each round times "
         "all alternatives once. Inference takes one sentence a picture, and parts one picture with "
-        f"{sentences} sentence{'s' * (sentences > 1)}. A ratio is the median over {rounds} rounds, with its quartiles; "
+        f"{counted(sentences, 'sentence')}. A ratio is the median over {rounds} rounds, with its quartiles; "
         "below 1 JAX is faster. Wanted: at most 1 on a CPU."
     )
     return [Section("Against PyTorch", text, ["", "JAX, s", "PyTorch, s", "JAX / PyTorch"], rows, figures)]

@@ -16,6 +16,7 @@ from s2rm_jax.benchmarks.timing import jitted, time_alternately
 from s2rm_jax.errors import UserError
 from s2rm_jax.models.coparse import gated_recurrence
 from s2rm_jax.models.s2rm import PAIRS
+from s2rm_jax.training.progress import counted
 
 WAYS: dict[str, Callable[..., dict[str, jax.Array]]] = {
     "one scan (ours)": gated_recurrence,
@@ -64,7 +65,7 @@ def _share(subject: Subject, rounds: int, sentences: Sequence[int]) -> Section:
         whole = jitted(*subject.forward(1, count))
         timings = time_alternately({"fusion": jitted(*part.forward()), "whole": whole}, rounds)
         ratio = timings.ratio("fusion", "whole")
-        label = f"{count} sentence{'s' * (count > 1)}"
+        label = counted(count, "sentence")
         rows.append([label, timings.median("fusion"), timings.median("whole"), show_ratio(ratio)])
         figures[label] = ratio.median
     text = "S2RM alone, and the whole network on one picture. Wanted: at most 0.05 of a forward pass with one sentence."
@@ -95,11 +96,9 @@ def _ways(subject: Subject, rounds: int, sentences: int) -> Section:
     ]
     figures = {f"{name} / ours": forward.ratio(name, ours).median for name in list(WAYS)[1:]}
     text = (
-        f"The recurrence alone, {sentences} sentence{'s' * (sentences > 1)} on a picture. The first three compute the "
+        f"The recurrence alone, {counted(sentences, 'sentence')} on a picture. The first three compute the "
         "same. Expected: fewer, larger products win; the linear variant is a lower bound of what could be saved, and "
         "another network."
     )
     head = ["way", "forward, ms", "by ours", "forward and backward, ms", "by ours"]
-    return Section(
-        f"The recurrence in other ways, {sentences} sentence{'s' * (sentences > 1)}", text, head, rows, figures
-    )
+    return Section(f"The recurrence in other ways, {counted(sentences, 'sentence')}", text, head, rows, figures)

@@ -14,6 +14,7 @@ from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import Timings, jitted, time_alternately
 from s2rm_jax.config import default_config
 from s2rm_jax.segmenter import BUCKETS
+from s2rm_jax.training.progress import counted
 
 SENTENCES = 7.2  # of a picture of RefCOCO val, in the mean: as if four pictures of five had 7, and one had 8
 _WITH_8 = SENTENCES - 7  # the share of those
@@ -50,7 +51,7 @@ def many_sentences(subject: Subject, rounds: int) -> list[Section]:
         ["one call with one sentence", single, 1 / single],
         ["encoding alone", encode, ""],
     ]
-    rows += [[f"{count} sentence{'s' * (count > 1)} on an encoded picture", asked[count], ""] for count in _COUNTS]
+    rows += [[f"{counted(count, 'sentence')} on an encoded picture", asked[count], ""] for count in _COUNTS]
     rows += [
         [f"{SENTENCES} sentences together", together, SENTENCES / together],
         [f"{SENTENCES} single calls", SENTENCES * single, 1 / single],

@@ -13,6 +13,7 @@ from s2rm_jax.benchmarks.section import Row, Section
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import jitted, time_alternately
 from s2rm_jax.cost import count_flops
+from s2rm_jax.training.progress import counted
 
 
 def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)) -> list[Section]:
@@ -28,7 +29,7 @@ def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)
             flops, read_and_written = count_flops(function, *arguments), _bytes(function, arguments)
             least = measured.seconds(flops, read_and_written, subject.config.dtype)
             seconds = timings.median(name)
-            label = f"{name}, {count} sentence{'s' * (count > 1)}"
+            label = f"{name}, {counted(count, 'sentence')}"
             rows.append([label, flops / 1e9, read_and_written / 1e6, least, seconds, seconds / least])
             figures[f"{name} {count}: seconds"] = seconds
             figures[f"{name} {count}: seconds / floor"] = seconds / least

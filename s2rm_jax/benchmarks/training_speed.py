@@ -14,12 +14,11 @@ from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import time_alternately
 from s2rm_jax.benchmarks.training_step import training_step
 from s2rm_jax.benchmarks.window_attention import window_attention
+from s2rm_jax.compiled.chips import matrix_rate
 from s2rm_jax.compiled.program import read_memory
 from s2rm_jax.models.network import build_network
 from s2rm_jax.models.remat import POLICIES
 
-# FLOP/s of dense bfloat16 products by the makers' data sheets.
-_PUBLISHED = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _ON_GPU = (8, 16, 32)  # pictures of a batch
 
 
@@ -99,18 +98,17 @@ def _peak() -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def _published() -> float | None:
-    kind = jax.devices()[0].device_kind
-    return next((rate for name, rate in _PUBLISHED.items() if name in kind), None)
+def _published(dtype: str) -> float | None:
+    return matrix_rate(jax.devices()[0].device_kind) if dtype == "bfloat16" else None
 
 
 def _rate(measured: Floor, dtype: str) -> float:
-    published = _published() if dtype == "bfloat16" else None
+    published = _published(dtype)
     return jax.device_count() * (published or measured.flops[dtype])
 
 
 def _rate_name(dtype: str) -> str:
-    published = _published() if dtype == "bfloat16" else None
+    published = _published(dtype)
     return f"the published {published / 1e12:,.0f} TFLOP/s" if published else "the measured rate of matrix products"
 
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from s2rm_jax.benchmarks.section import Row, Section, show_ratio
 from s2rm_jax.benchmarks.subject import Subject
 from s2rm_jax.benchmarks.timing import jitted, time_alternately
+from s2rm_jax.models.swin import attend
 
 
 def by_einsum(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-    """[n, t, heads, d] three times and a bias [1, heads, t, t] -> [n, t, heads, d]; softmax in float32."""
-    logits = jnp.einsum("nthd,nshd->nhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
-    return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(logits).astype(v.dtype), v)
+    """[n, t, heads, d] three times and a bias [1, heads, t, t] -> [n, t, heads, d]."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(attend(q, k, v, bias), 1, 2)
 
 
 def fused(implementation: Any) -> Callable[..., jax.Array]:

@@ -79,6 +79,26 @@ def _surviving(branch: Float[Array, "b h w c"], factors: Float[Array, " b"]) -> 
     return (branch * factors[:, None, None, None]).astype(branch.dtype)
 
 
+def attend(
+    q: Float[Array, "*n heads t d"],
+    k: Float[Array, "*n heads t d"],
+    v: Float[Array, "*n heads t d"],
+    bias: Float[Array, "*_ heads t t"],
+    hidden: np.ndarray | None = None,
+) -> Float[Array, "*n heads t d"]:
+    """Attends among t positions, with a bias for each pair of them; those that `hidden` marks are not seen.
+
+    Softmax is in float32. It is divided by its sums only behind the product with v: d columns instead of t, and as many
+    fewer in the backward pass, where the gradient of the sums replaces a sum over t columns too.
+    """
+    logits = jnp.einsum("...td,...sd->...ts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
+    if hidden is not None:
+        logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True)
+    return out.astype(v.dtype)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learnt bias for each relative position."""
 
@@ -102,15 +122,8 @@ class WindowAttention(nn.Module):
             ((2 * self.window_size - 1) ** 2, self.num_heads),
         )
         bias = rearrange(table[relative_position_index(self.window_size)], "t s heads -> heads t s")
-        logits = jnp.einsum("bnhtd,bnhsd->bnhts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
-        if regions is not None:
-            hidden = regions[:, None, :, None] != regions[:, None, None, :]
-            logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
-        # Softmax, divided by its sums only behind the product with v: d columns instead of t, and as many fewer in the
-        # backward pass, where the gradient of the sums replaces a sum over t columns too.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-        out = jnp.einsum("bnhts,bnhsd->bnhtd", weights.astype(self.dtype), v) / weights.sum(-1, keepdims=True)
-        out = rearrange(out.astype(self.dtype), "b n h t d -> b n t (h d)")
+        hidden = None if regions is None else regions[:, None, :, None] != regions[:, None, None, :]
+        out = rearrange(attend(q, k, v, bias, hidden), "b n h t d -> b n t (h d)")
         return Dense(channels, dtype=self.dtype, name="projection")(out)
 
 
