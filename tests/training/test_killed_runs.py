@@ -117,9 +117,9 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, start, straight):
 
     process = start(tmp_path / "twice", 30.0)  # stuck in its first batch
     wait_for(process, (tmp_path / "twice" / "metrics.jsonl").exists)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    # Two signals before Python looks would be one: the second waits until the first was heard.
+    assert any("SIGINT: saving" in line for line in process.stderr)
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
