@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from s2rm_jax.models.conv import Conv3x3
 from s2rm_jax.models.dense import Dense
 from s2rm_jax.models.remat import rematerialised
+from s2rm_jax.models.spread import spread
 
 GUIDANCES = ("full", "maps", "none")
 SEMANTICS = ("sentence", "stages")
@@ -52,7 +54,7 @@ class ConvBlock(nn.Module):
     def __call__(self, x: Float[Array, "b k h w c"]) -> Float[Array, "b k h w _"]:
         """Returns [b, k, h, w, features]."""
         b, k, h, w, c = x.shape
-        conv = nn.Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, name="conv")
+        conv = Conv3x3(self.features, dtype=self.dtype, name="conv")
         y = conv(x.reshape(b * k, h, w, c)).reshape(b, k, h, w, self.features)
         return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
 
@@ -102,15 +104,16 @@ class CASG(nn.Module):
             height, width = features.shape[1:3]
             channels = self.widths[stage - 1]
             pure = Dense(channels, dtype=self.dtype, name=f"stage{stage}_vision")(features)
-            pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)[:, None]
+            pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)
             coarse = upsample(logits[-1][..., None], height, width)[..., 0]
-            if self.guidance != "none":
+            if self.guidance == "none":
+                seen = spread(pure, x.shape[1:2], 1)
+            else:
                 if "stages" in self.semantics:
                     semantics = jnp.concatenate([semantics, foreground_mean(x, logits[-1])], axis=-1)
-                pure = Guide(self.dtype, name=f"stage{stage}_guide")(pure, semantics, coarse)
+                seen = Guide(self.dtype, name=f"stage{stage}_guide")(pure, semantics, coarse)
             x = Dense(channels, dtype=self.dtype, name=f"stage{stage}_narrow")(x)
-            pure = jnp.broadcast_to(pure, (*x.shape[:2], *pure.shape[2:]))
-            x = jnp.concatenate([upsample(x, height, width), pure], axis=-1)
+            x = jnp.concatenate([upsample(x, height, width), seen], axis=-1)
             x = block_class(channels, self.dtype, name=f"stage{stage}_block")(x)
             logits.append(MaskHead(guided, name=f"stage{stage}_mask")(x, semantics) + coarse)
         return Decoded(tuple(logits))
@@ -143,7 +146,7 @@ class Guide(nn.Module):
     @nn.compact
     def __call__(
         self,
-        pure: Float[Array, "b 1 h w c"],
+        pure: Float[Array, "b h w c"],
         abstract: Float[Array, "b k d"],
         coarse_logits: Float[Array, "b k h w"],
     ) -> Float[Array, "b k h w c"]:
@@ -152,6 +155,6 @@ class Guide(nn.Module):
         hidden = nn.gelu(Dense(2 * channels, dtype=self.dtype, name="hidden")(abstract.astype(self.dtype)))
         where = Dense(channels, dtype=self.dtype, name="where")(hidden)
         which = jax.nn.sigmoid(Dense(channels, dtype=self.dtype, name="which")(hidden))
-        similarity = jnp.einsum("bohwc,bkc->bkhw", pure, where).astype(jnp.float32) * channels**-0.5
+        similarity = jnp.einsum("bhwc,bkc->bkhw", pure, where).astype(jnp.float32) * channels**-0.5
         emphasis = jax.nn.sigmoid(similarity + coarse_logits).astype(self.dtype)
-        return pure * which[:, :, None, None, :] * (1 + emphasis[..., None])
+        return spread(pure, where.shape[1:2], 1) * which[:, :, None, None, :] * (1 + emphasis[..., None])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from s2rm_jax.models.conv import Conv3x3
 from s2rm_jax.models.dense import Dense
 
 MODES = ("sum", "product", "concat", "attention")
@@ -50,7 +51,7 @@ class SimplerFusion(nn.Module):
 
     def _convolve(self, x: Float[Array, "b k h w c2"]) -> Float[Array, "b k h w _"]:
         b, k, h, w, c = x.shape
-        conv = nn.Conv(c // 2, (3, 3), use_bias=False, dtype=self.dtype, name="conv")
+        conv = Conv3x3(c // 2, dtype=self.dtype, name="conv")
         y = conv(x.reshape(b * k, h, w, c)).reshape(b, k, h, w, c // 2)
         return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="conv_norm")(y))
 

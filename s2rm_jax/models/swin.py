@@ -18,6 +18,7 @@ from s2rm_jax.models.dense import Dense
 from s2rm_jax.models.gelu import gelu
 from s2rm_jax.models.remat import rematerialised
 from s2rm_jax.models.repeated import repeat
+from s2rm_jax.models.spread import spread
 
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
@@ -91,7 +92,8 @@ def attend(
     Softmax is in float32. It is divided by its sums only behind the product with v: d columns instead of t, and as many
     fewer in the backward pass, where the gradient of the sums replaces a sum over t columns too.
     """
-    logits = jnp.einsum("...td,...sd->...ts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32) + bias
+    logits = jnp.einsum("...td,...sd->...ts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    logits += spread(bias, logits.shape[: -bias.ndim])
     if hidden is not None:
         logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
