@@ -25,7 +25,7 @@ def describe_machine(arguments: list[str]) -> dict[str, str]:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "load average before": load(),
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") or "none",
+        **{name: os.environ.get(name, "") or "none" for name in ("XLA_FLAGS", "GLIBC_TUNABLES")},
     }
 
 
