@@ -35,6 +35,8 @@ def jaxpr_flops(jaxpr: Jaxpr) -> int:
         elif equation.primitive.name == "conv_general_dilated":
             out_features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * outputs * math.prod(shapes[1]) // out_features
+        elif equation.primitive.name == "cond":  # one of them runs, and which one is not known here
+            total += max(jaxpr_flops(branch.jaxpr) for branch in equation.params["branches"])
         else:
             times = _times(equation.primitive.name, equation.params)
             total += times * sum(jaxpr_flops(inner) for inner in _inner_jaxprs(equation.params))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from s2rm_jax.config import default_config
 from s2rm_jax.cost import count_flops, format_cost, network_cost
+from s2rm_jax.models.conv import Conv3x3
 
 
 def test_counts_products_convolutions_and_scans():
@@ -20,6 +21,16 @@ def test_counts_products_convolutions_and_scans():
         x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
     )
     assert count_flops(grouped, image, kernel) == 2 * (4 * 4 * 10) * 9 * 3
+
+
+def test_counts_one_branch_of_a_choice():
+    """As in the gradient of a convolution, which CPUs and other devices compute in different ways."""
+    conv, x = Conv3x3(8), jnp.ones((1, 6, 5, 4))
+    params = conv.init(jax.random.key(0), x)
+    forward = count_flops(conv.apply, params, x)
+    assert forward == 2 * 9 * 30 * 4 * 8
+    both = count_flops(jax.grad(lambda params, x: conv.apply(params, x).sum(), argnums=(0, 1)), params, x)
+    assert both == 3 * forward
 
 
 def test_fusion_and_decoder_are_light_beside_swin_base_at_480():

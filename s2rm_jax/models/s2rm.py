@@ -109,8 +109,8 @@ class Balance(nn.Module):
         else:
             raise ValueError(f"balance must be one of {BALANCES}, not {self.kind!r}")
         # Term by term: XLA's CPU code sums over a first axis a hundred times as slowly.
-        weighted = [weight * parsed for weight, parsed in zip(weights.astype(self.dtype), maps, strict=True)]
-        return functools.reduce(operator.add, weighted), weights
+        terms = zip(jnp.unstack(weights.astype(self.dtype)), jnp.unstack(maps), strict=True)
+        return functools.reduce(operator.add, (weight * parsed for weight, parsed in terms)), weights
 
 
 class S2RM(nn.Module):

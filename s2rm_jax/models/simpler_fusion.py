@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from s2rm_jax.models.conv import Conv3x3
 from s2rm_jax.models.dense import Dense
+from s2rm_jax.models.spread import spread
 
 MODES = ("sum", "product", "concat", "attention")
 
@@ -42,7 +43,7 @@ class SimplerFusion(nn.Module):
             return laid_out
         if self.mode == "product":
             return laid_out * seen
-        seen = jnp.broadcast_to(seen, laid_out.shape)
+        seen = spread(seen[:, 0], laid_out.shape[1:2], 1)
         if self.mode == "concat":
             return self._convolve(jnp.concatenate([seen, laid_out], axis=-1))
         if self.mode == "attention":

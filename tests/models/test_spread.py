@@ -30,3 +30,5 @@ def test_the_sum_is_a_product_on_a_cpu():
     gradient = jax.grad(lambda x: spread(x, (6,)).sum())
     assert "dot_general" in jax.jit(gradient).lower(x).as_text()
     np.testing.assert_allclose(_sum_by_product(jnp.ones((2, 5, 3))), 5.0)
+    many = jnp.full((1, 1000, 2), 1.0078125, jnp.bfloat16)  # added up in bfloat16 they would stop at 256
+    assert _sum_by_product(many).dtype == jnp.bfloat16 and float(_sum_by_product(many)[0, 0]) == 1008
