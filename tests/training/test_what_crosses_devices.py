@@ -58,9 +58,11 @@ def test_only_gradients_and_scalars_cross_devices(quick_compilation):
     assert {kind for kind, *_ in seen["exchanges"]} == {"all-reduce"}, seen["exchanges"]
     assert {group for _, _, group, _ in seen["exchanges"]} == {8}
 
-    # Gradients may be summed transposed, those of the position biases before they are added up in their tables, and
-    # those of the recurrence at each of its steps.
-    gradients = {_regardless_of_order(shape) for shape in seen["parameters"] + seen["biases"]}
+    # Gradients may be summed transposed, those of position biases flat and before they are added up in their tables,
+    # those of convolutions row by row of their kernels, and those of the recurrence at each of its steps.
+    biases = [[math.prod(shape)] for shape in seen["biases"]]
+    kernel_rows = [[shape[2], 3 * shape[3]] for shape in seen["parameters"] if shape[:2] == [3, 3]]
+    gradients = {_regardless_of_order(shape) for shape in seen["parameters"] + seen["biases"] + biases + kernel_rows}
     sent = [(shape, times) for _, times, _, shapes in seen["exchanges"] for shape in shapes]
     assert {_regardless_of_order(shape) for shape, _ in sent} <= gradients | {()}
     assert sum(times for shape, times in sent if shape == []) < 20
