@@ -33,7 +33,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# Large pages for the memory that XLA asks for at every step: a seventh to a fifth off a step on a CPU (docs/training.md).
+# Large pages for the memory that XLA asks for at every step: less to wait for on a CPU (docs/training.md).
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	@echo "== 1/2 training configs/synthetic.py on generated scenes; workdir $(DEMO)"

@@ -27,7 +27,7 @@ def _kernel_gradient(x: Float[Array, "n h w i"], grad: Float[Array, "n h w o"]) 
 def _kernel_gradient_by_rows(x: Float[Array, "n h w i"], grad: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
     """The same as three products of matrices, one for each row of the kernel; all its columns are in one product.
 
-    XLA's CPU code does the convolution with a kernel as large as the picture at a twentieth of the rate of a product.
+    With a kernel as large as the picture, XLA's CPU code takes up to ten times as long (docs/results/speed.md).
     """
     height, width = x.shape[1:3]
     around = jnp.pad(grad, ((0, 0), (0, 0), (1, 1), (0, 0)))
