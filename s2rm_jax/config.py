@@ -62,6 +62,7 @@ def default_config() -> ConfigDict:
     config.fusion.rotations = (0, 90, 180, 270)  # degrees; the scanning directions
     config.fusion.pairs = ("language_parses_vision", "vision_parses_language")
     config.fusion.balance = "position"  # position | channel | mean
+    config.fusion.residual = "both"  # both | vision; what the fused map keeps beside what was parsed
 
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse

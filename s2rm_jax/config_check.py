@@ -12,7 +12,7 @@ from s2rm_jax.input.sampling import SAMPLINGS
 from s2rm_jax.models.casg import GUIDANCES, SEMANTICS
 from s2rm_jax.models.coparse import RECURRENCES, ROTATIONS
 from s2rm_jax.models.remat import POLICIES
-from s2rm_jax.models.s2rm import BALANCES, LANGUAGES, MODES, PAIRS
+from s2rm_jax.models.s2rm import BALANCES, LANGUAGES, MODES, PAIRS, RESIDUALS
 from s2rm_jax.training.losses import KINDS
 
 _CHOICES: dict[str, Sequence[Any]] = {
@@ -22,6 +22,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "fusion.mode": MODES,
     "fusion.recurrence": RECURRENCES,
     "fusion.balance": BALANCES,
+    "fusion.residual": RESIDUALS,
     "decoder.guidance": GUIDANCES,
     "loss.kind": KINDS,
     "input.sampling": SAMPLINGS,

@@ -50,6 +50,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         Variant("product", "V x T, as pixel-word attention, no coparsing", {"fusion.mode": "product"}),
         Variant("concat", "[V; T] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
         Variant("attention", "self-attention of as many parameters, no coparsing", {"fusion.mode": "attention"}),
+        Variant("vision_residual", "the residual keeps V alone, not V + T", {"fusion.residual": "vision"}),
     ),
     "recurrence": (
         FULL,

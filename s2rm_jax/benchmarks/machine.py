@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+_SETTINGS = ("XLA_FLAGS", "LD_PRELOAD", "GLIBC_TUNABLES")  # of the environment, the latter two of who allocates memory
 
 
 def describe_machine(arguments: list[str]) -> dict[str, str]:
@@ -25,7 +26,7 @@ def describe_machine(arguments: list[str]) -> dict[str, str]:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "load average before": load(),
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
-        **{name: os.environ.get(name, "") or "none" for name in ("XLA_FLAGS", "GLIBC_TUNABLES")},
+        **{name: os.environ.get(name, "") or "none" for name in _SETTINGS},
     }
 
 

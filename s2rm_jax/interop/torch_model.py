@@ -31,8 +31,10 @@ CHOICES = {
     ("fusion", "rotations"): (0, 90, 180, 270),
     ("fusion", "pairs"): PAIRS,
     ("fusion", "balance"): ("position", "channel", "mean"),
+    ("fusion", "residual"): ("both", "vision"),
     ("decoder", "guidance"): ("full", "maps", "none"),
 }
+BEFORE = {("fusion", "residual"): "vision"}  # what configurations mean that do not have the field yet
 # Variants of the JAX network that are for ablations only and not here; configurations have not always had the fields.
 FIXED = {("fusion", "language"): "words", ("decoder", "semantics"): ("sentence", "stages")}
 
@@ -351,6 +353,7 @@ class S2RM(nn.Module):
     def __init__(self, config: dict[str, Any], vision_width: int, text_width: int):
         super().__init__()
         self.mode, width = config["mode"], config["width"]
+        self.keeps_language = config.get("residual", BEFORE["fusion", "residual"]) == "both"
         self.pairs, rotations = tuple(config["pairs"]), tuple(config["rotations"])
         self.vision_projection, self.vision_norm = nn.Linear(vision_width, width), nn.LayerNorm(width, eps=1e-6)
         self.distribute = Distribute(width, text_width, config["num_heads"])
@@ -377,7 +380,8 @@ class S2RM(nn.Module):
                 one, weights[pair] = self.get_submodule(f"{pair}_balance")(self.coparse(pair, generator, parsed))
                 balanced.append(one)
             mixed = torch.cat(balanced, dim=-1)
-        fused = self.fused_norm(seen + self.mix(mixed))
+        kept = seen + laid_out if self.keeps_language else seen
+        fused = self.fused_norm(kept + self.mix(mixed))
         hidden = F.gelu(self.mlp_in(fused), approximate="tanh")
         return self.output_norm(fused + self.mlp_out(hidden)), attention, weights
 
@@ -515,7 +519,7 @@ class S2RMModel(nn.Module):
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         for (section, field), choices in CHOICES.items():
-            found = config[section][field]
+            found = config[section].get(field, BEFORE.get((section, field)))
             chosen = set(found) if isinstance(found, list | tuple) else {found}
             if not chosen or not chosen <= set(choices):
                 raise ValueError(f"{section}.{field} is {found!r}, which must be of {', '.join(map(str, choices))}")

@@ -26,6 +26,7 @@ PAIRS = ("language_parses_vision", "vision_parses_language")
 MODES = ("s2rm", *SIMPLER_MODES)
 LANGUAGES = ("words", "sentence")
 BALANCES = ("position", "channel", "mean")
+RESIDUALS = ("both", "vision")
 
 
 @flax.struct.dataclass
@@ -119,7 +120,7 @@ class S2RM(nn.Module):
     Ablations: `language` "sentence" distributes nothing; another `mode` than "s2rm" joins vision and language without
     coparsing (models/simpler_fusion.py); `recurrence` "none" parses each slice by itself, "linear" has no gate that
     reads the state; `rotations` and `pairs` may name fewer directions or one pair; `balance` chooses how directions
-    are weighed.
+    are weighed; `residual` "vision" leaves the distributed language out of the residual connection.
     """
 
     width: int = 512
@@ -131,6 +132,7 @@ class S2RM(nn.Module):
     rotations: tuple[int, ...] = ROTATIONS
     pairs: tuple[str, ...] = PAIRS
     balance: str = "position"
+    residual: str = "both"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -145,6 +147,8 @@ class S2RM(nn.Module):
             raise ValueError(f"fusion mode must be one of {MODES}, not {self.mode!r}")
         if not self.pairs or not set(self.pairs) <= set(PAIRS):
             raise ValueError(f"fusion pairs must be among {PAIRS}, not {self.pairs!r}")
+        if self.residual not in RESIDUALS:
+            raise ValueError(f"fusion residual must be one of {RESIDUALS}, not {self.residual!r}")
 
         def dense(features: int, name: str) -> nn.Dense:
             return Dense(features, dtype=self.dtype, name=name)
@@ -171,7 +175,8 @@ class S2RM(nn.Module):
             inner = inner_width(self.width, self.recurrent_width, len(self.rotations) * len(self.pairs))
             mixed = SimplerFusion(self.mode, self.num_heads, inner, self.dtype, name="simpler")(seen, laid_out)
 
-        fused = norm("fused_norm")(seen + dense(self.width, "mix")(mixed))
+        kept = seen + laid_out if self.residual == "both" else seen
+        fused = norm("fused_norm")(kept + dense(self.width, "mix")(mixed))
         hidden = nn.gelu(dense(2 * self.width, "mlp_in")(fused))
         fused = norm("output_norm")(fused + dense(self.width, "mlp_out")(hidden))
         return Fused(fused, attention, maps, weights)

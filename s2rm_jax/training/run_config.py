@@ -29,6 +29,7 @@ MAY_CHANGE = (
     *("vision.pretrained", "text.pretrained"),  # read before the first step only, see keep_pretrained
 )
 _PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
+_BEFORE = {("fusion", "residual"): "vision"}  # what runs did before the field came, where its default is not that
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
@@ -92,11 +93,14 @@ def _read_json(workdir: epath.PathLike) -> dict[str, Any]:
     later = {"mesh"}  # sections that came after the first runs
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections - later)):
         raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
-    return _with_defaults(content, json.loads(json.dumps(default_config().to_dict())))
+    defaults = json.loads(json.dumps(default_config().to_dict()))
+    for (section, field), meant in _BEFORE.items():
+        defaults[section][field] = meant
+    return _with_defaults(content, defaults)
 
 
 def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Adds the fields that there were not yet when the run began; their defaults mean what the program did then."""
+    """Adds the fields that there were not yet when the run began; `defaults` mean what the program did then."""
     filled = {
         name: _with_defaults(value, defaults.get(name, {})) if isinstance(value, dict) else value
         for name, value in content.items()

@@ -41,6 +41,7 @@ CASES = {
         (40, 56),
         2,
     ),
+    "fusion, vision residual": ("fusion", {"fusion__residual": "vision"}, (40, 56), 2),
     "fusion, sum": ("fusion", {"fusion__mode": "sum"}, (40, 56), 2),
     "fusion, product": ("fusion", {"fusion__mode": "product"}, (40, 56), 2),
     "decoder": ("decoder", {}, (33, 56), 3),

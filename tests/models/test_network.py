@@ -89,6 +89,7 @@ ABLATIONS = {
     "fusion__rotations": ((0,), (0, 180), (90, 270)),
     "fusion__pairs": (("language_parses_vision",), ("vision_parses_language",)),
     "fusion__balance": ("channel", "mean"),
+    "fusion__residual": ("vision",),
     "decoder__guidance": ("maps", "none"),
 }
 TOGETHER = (  # what does not touch each other, in one program
@@ -130,6 +131,7 @@ def test_every_gradient_is_finite_and_none_is_zero_by_construction(change):
         ({"decoder__semantics": ()}, "semantics must be among"),
         ({"fusion__pairs": ("vision",)}, "fusion pairs must be among"),
         ({"fusion__balance": "max"}, "balance must be one of"),
+        ({"fusion__residual": "language"}, "fusion residual must be one of"),
         ({"decoder__guidance": "half"}, "guidance must be one of"),
     ],
 )

@@ -118,3 +118,14 @@ def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(t
     vision, text = capsys.readouterr().out.splitlines()
     assert vision.startswith("ignored: config.vision.pretrained=other.pth, as the run in")
     assert text.startswith("ignored: config.text.pretrained=bert, as the run in")
+
+
+def test_a_run_from_before_language_was_kept_goes_on_without_it(tmp_path):
+    config = default_config()
+    old = config.to_dict()
+    del old["fusion"]["residual"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert load_config(tmp_path).fusion.residual == "vision"
+    with pytest.raises(UserError, match=r"fusion\.residual \(was 'vision', now 'both'\)"):
+        require_same_config(tmp_path, config)
+    require_same_config(tmp_path, changed(config, fusion__residual="vision"))
