@@ -7,13 +7,12 @@
 The suites: steps (of S2RM), recurrence, balance, casg, width, expressions (sentences a picture at equal cost), all.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which can be evaluated and predicted with like any other. The same
 command continues where it stopped (Ctrl-C saves) and trains nothing twice, also for another suite that shares a
-variant. OUT/SUITE/ receives ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew
-after every run. By default it trains on the synthetic benchmark (docs/synthetic_benchmark.md).
+variant; given several times at once, for instance once for each GPU, it shares the runs. OUT/SUITE/ receives
+ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew after every run. By default it
+trains on the synthetic benchmark (docs/synthetic_benchmark.md).
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -21,9 +20,6 @@ from ml_collections.config_flags import config_flags
 from s2rm_jax import command_line
 from s2rm_jax.ablation.suites import SUITES
 from s2rm_jax.config_files import find_config
-
-if TYPE_CHECKING:
-    from s2rm_jax.ablation.runs import Result
 
 FLAGS = flags.FlagValues()
 SUITE = flags.DEFINE_enum("suite", None, [*SUITES, "all"], "what is compared", flag_values=FLAGS)
@@ -39,9 +35,10 @@ OUT = flags.DEFINE_string("out", None, "the folder of runs and tables", flag_val
 
 def main() -> None:
     """Compares as the flags say."""
+    from s2rm_jax.ablation.claims import alone_in, claimed
     from s2rm_jax.ablation.pace import Pace
     from s2rm_jax.ablation.report import write_report
-    from s2rm_jax.ablation.runs import carry_out, finished, plan
+    from s2rm_jax.ablation.runs import carry_out, finished, finished_results, plan
     from s2rm_jax.ablation.suites import variants_of, with_steps
     from s2rm_jax.evaluation.output_files import make_output_folder
     from s2rm_jax.training.progress import say
@@ -54,18 +51,18 @@ def main() -> None:
     runs = plan(variants, SEEDS.value or 1, base, out)
     folder = make_output_folder(out / SUITE.value)
 
-    results: dict[str, list[Result]] = {}
     pace = Pace(runs)
-    for number, run in enumerate(runs, start=1):
-        result = finished(run)
-        if result is None:
-            at = f"{number}/{len(runs)} of {SUITE.value}"
+    for run in claimed(runs):
+        if finished(run) is None:
+            at = f"{runs.index(run) + 1}/{len(runs)} of {SUITE.value}"
             say(f"== run {at}: {run.variant.name}, seed {run.seed} | ETA of the suite {pace.left}")
             with pace.measured(run):
-                result = carry_out(run)
+                carry_out(run)
         pace.done(run)
-        results.setdefault(run.variant.name, []).append(result)
-        page = write_report(folder, SUITE.value, base.steps, variants, results)
+        results = finished_results(runs)
+        if variants[0].name in results:  # another process may still be at what the others are compared with
+            with alone_in(folder):
+                page = write_report(folder, SUITE.value, base.steps, variants, results)
     say(page.read_text(encoding="utf-8"))
     say(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")
 

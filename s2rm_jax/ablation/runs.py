@@ -127,6 +127,15 @@ def finished(run: Run) -> Result | None:
         ) from error
 
 
+def finished_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
+    """Returns the results that there are by now, of any process: by the name of the variant, in the order of `runs`."""
+    results: dict[str, list[Result]] = {}
+    for run in runs:
+        if (result := finished(run)) is not None:
+            results.setdefault(run.variant.name, []).append(result)
+    return results
+
+
 def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
     """Trains what is left of a run, scores it, and keeps the result in its workdir.
 

@@ -1,0 +1,50 @@
+"""How several processes share the runs of a suite: a run is one process's at a time, and given back however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from s2rm_jax.ablation.runs import Run
+from s2rm_jax.training.progress import say
+
+_LOOK_AGAIN = 2.0  # seconds
+
+
+def claimed(runs: Sequence[Run]) -> Iterator[Run]:
+    """Yields each run once, while no other process has it: first those that are free, then those that become free.
+
+    The order is that of `runs` where there is no other process. The folder of their workdirs must be there.
+    """
+    left, waiting = list(runs), False
+    while left:
+        for run in left:
+            claim = _lock(run.workdir)
+            try:
+                claim.acquire(timeout=0)
+            except Timeout:
+                continue
+            left.remove(run)
+            waiting = False
+            try:
+                yield run
+            finally:
+                claim.release()
+            break
+        else:
+            if not waiting:
+                say(f"waiting for what other processes train: {', '.join(run.workdir.name for run in left)}")
+            waiting = True
+            time.sleep(_LOOK_AGAIN)
+
+
+def alone_in(folder: Path) -> FileLock:
+    """Returns what, entered, keeps other processes from writing tables into a folder at the same time."""
+    return _lock(folder)
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path.with_name(path.name + ".lock"))
