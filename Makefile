@@ -1,4 +1,4 @@
-# make demo   trains the default network on the CPU, evaluates it and writes a gallery (about 14 minutes on 2 cores)
+# make demo   trains the default network on the CPU, evaluates it and writes a gallery (5 to 14 minutes on 2 cores)
 # make test   runs the tests, the linter and the type checker, and builds the documentation
 # make docs   builds the documentation alone, as a site in site/
 # make clean  removes the environment and what the demo wrote
