@@ -73,7 +73,7 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
     if not 0 <= warmup < steps:
         raise UserError(
             f"config.optimizer.warmup_steps={warmup} must be less than config.steps={steps}: "
-            "shorten the warm-up or train longer."
+            "train longer, or shorten the warm-up: --config.optimizer.warmup_steps=0."
         )
 
     def schedule(step: Any) -> jax.Array:
