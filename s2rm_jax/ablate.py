@@ -35,7 +35,7 @@ OUT = flags.DEFINE_string("out", None, "the folder of runs and tables", flag_val
 
 def main() -> None:
     """Compares as the flags say."""
-    from s2rm_jax.ablation.claims import alone_in, claimed
+    from s2rm_jax.ablation.claims import claim_on, claimed
     from s2rm_jax.ablation.pace import Pace
     from s2rm_jax.ablation.report import write_report
     from s2rm_jax.ablation.runs import carry_out, finished, finished_results, plan
@@ -61,7 +61,7 @@ def main() -> None:
         pace.done(run)
         results = finished_results(runs)
         if variants[0].name in results:  # another process may still be at what the others are compared with
-            with alone_in(folder):
+            with claim_on(folder):
                 page = write_report(folder, SUITE.value, base.steps, variants, results)
     say(page.read_text(encoding="utf-8"))
     say(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")

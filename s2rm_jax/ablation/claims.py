@@ -22,7 +22,7 @@ def claimed(runs: Sequence[Run]) -> Iterator[Run]:
     left, waiting = list(runs), False
     while left:
         for run in left:
-            claim = _lock(run.workdir)
+            claim = claim_on(run.workdir)
             try:
                 claim.acquire(timeout=0)
             except Timeout:
@@ -41,10 +41,6 @@ def claimed(runs: Sequence[Run]) -> Iterator[Run]:
             time.sleep(_LOOK_AGAIN)
 
 
-def alone_in(folder: Path) -> FileLock:
-    """Returns what, entered, keeps other processes from writing tables into a folder at the same time."""
-    return _lock(folder)
-
-
-def _lock(path: Path) -> FileLock:
+def claim_on(path: Path) -> FileLock:
+    """Returns what, entered, keeps other processes from a folder, as long as they ask for it too."""
     return FileLock(path.with_name(path.name + ".lock"))

@@ -34,7 +34,7 @@ CHOICES = {
     ("fusion", "residual"): ("both", "vision"),
     ("decoder", "guidance"): ("full", "maps", "none"),
 }
-BEFORE = {("fusion", "residual"): "vision"}  # what configurations mean that do not have the field yet
+BEFORE = {"fusion": {"residual": "vision"}}  # what configurations mean that do not have the field yet
 # Variants of the JAX network that are for ablations only and not here; configurations have not always had the fields.
 FIXED = {("fusion", "language"): "words", ("decoder", "semantics"): ("sentence", "stages")}
 
@@ -353,7 +353,7 @@ class S2RM(nn.Module):
     def __init__(self, config: dict[str, Any], vision_width: int, text_width: int):
         super().__init__()
         self.mode, width = config["mode"], config["width"]
-        self.keeps_language = config.get("residual", BEFORE["fusion", "residual"]) == "both"
+        self.keeps_language = config["residual"] == "both"
         self.pairs, rotations = tuple(config["pairs"]), tuple(config["rotations"])
         self.vision_projection, self.vision_norm = nn.Linear(vision_width, width), nn.LayerNorm(width, eps=1e-6)
         self.distribute = Distribute(width, text_width, config["num_heads"])
@@ -518,8 +518,9 @@ class S2RMModel(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
+        config = config | {section: fields | config[section] for section, fields in BEFORE.items()}
         for (section, field), choices in CHOICES.items():
-            found = config[section].get(field, BEFORE.get((section, field)))
+            found = config[section][field]
             chosen = set(found) if isinstance(found, list | tuple) else {found}
             if not chosen or not chosen <= set(choices):
                 raise ValueError(f"{section}.{field} is {found!r}, which must be of {', '.join(map(str, choices))}")

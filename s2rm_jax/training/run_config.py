@@ -29,7 +29,7 @@ MAY_CHANGE = (
     *("vision.pretrained", "text.pretrained"),  # read before the first step only, see keep_pretrained
 )
 _PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
-_BEFORE = {("fusion", "residual"): "vision"}  # what runs did before the field came, where its default is not that
+_BEFORE = {"fusion": {"residual": "vision"}}  # what runs did before the field came, where its default is not that
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
@@ -93,10 +93,7 @@ def _read_json(workdir: epath.PathLike) -> dict[str, Any]:
     later = {"mesh"}  # sections that came after the first runs
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections - later)):
         raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
-    defaults = json.loads(json.dumps(default_config().to_dict()))
-    for (section, field), meant in _BEFORE.items():
-        defaults[section][field] = meant
-    return _with_defaults(content, defaults)
+    return _with_defaults(_with_defaults(content, _BEFORE), json.loads(json.dumps(default_config().to_dict())))
 
 
 def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

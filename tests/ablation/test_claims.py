@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,11 +51,15 @@ def test_alone_they_come_in_their_order(runs):
 
 
 def test_what_another_process_has_comes_last_and_when_that_ends(runs, other_process, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "_LOOK_AGAIN", 0.02)
     holder = other_process(runs[0])
     coming = claimed(runs)
     assert [next(coming), next(coming)] == runs[1:]
-    monkeypatch.setattr(claims.time, "sleep", lambda _: (holder.kill(), holder.wait(), time.perf_counter()))
+
+    def end_it(_: float) -> None:
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(claims.time, "sleep", end_it)
     assert list(coming) == runs[:1]
     assert capsys.readouterr().out.count("waiting for what other processes train: full-seed-0") == 1
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from s2rm_jax.training.trained import Trained
 
-SENTENCES = ("the red circle", "the small star left of the blue square", "the leftmost square")
+SENTENCES = ("the red circle", "the small star left of the blue square", "the rightmost square")
 
 FRESH = """
 import json, sys

@@ -98,6 +98,8 @@ def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):
 
     def batches(examples_seen):
         while True:
+            if seconds_per_batch:
+                print(f"waiting {seconds_per_batch} s for a batch", flush=True)
             time.sleep(seconds_per_batch)
             yield make_batch(1000 + examples_seen, config.batch_size)
             examples_seen += config.batch_size
