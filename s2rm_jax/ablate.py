@@ -51,6 +51,8 @@ def main() -> None:
     runs = plan(variants, SEEDS.value or 1, base, out)
     folder = make_output_folder(out / SUITE.value)
 
+    done = sum(len(of_variant) for of_variant in finished_results(runs).values())
+    say(f"{len(runs)} runs of {base.steps:,} steps, {done} of them finished: {', '.join(v.name for v in variants)}")
     pace = Pace(runs)
     for run in claimed(runs):
         if finished(run) is None:

@@ -54,7 +54,8 @@ class Result:
     """What was found in one picture, sentence by sentence.
 
     `masks` has the picture's own size, upright as a viewer shows it. `scores` is the mean probability of foreground
-    over the pixels of each mask, in [0.5, 1], and 0 for an empty mask: how sure the network is, not how right.
+    over the pixels of each mask, in [0.5, 1], and 0 for an empty mask: how sure the network is, not how right. It puts
+    masks in a good order (measured in default_network/README.md), and as a probability of being right it is too high.
     `no_target` is the probability that a sentence refers to nothing, None where the network has no head that says so;
     above 0.5 the mask is empty, whatever the pixels say. `explanations` are there where they were asked for.
     """

@@ -19,13 +19,16 @@ def claimed(runs: Sequence[Run]) -> Iterator[Run]:
 
     The order is that of `runs` where there is no other process. The folder of their workdirs must be there.
     """
-    left, waiting = list(runs), False
+    left, elsewhere, waiting = list(runs), set[str](), False
     while left:
         for run in left:
             claim = claim_on(run.workdir)
             try:
                 claim.acquire(timeout=0)
             except Timeout:
+                if (name := run.workdir.name) not in elsewhere:
+                    say(f"another process trains {name}; it is looked at again after the others")
+                    elsewhere.add(name)
                 continue
             left.remove(run)
             waiting = False

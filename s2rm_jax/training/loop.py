@@ -163,14 +163,15 @@ def run(
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
+        compiling = begin.step < config.steps  # once: it is this very program that runs
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{counted(config.batch_size, 'picture')} a step, {describe_devices(mesh)}. "
-            f"{describe_epoch(config, parts.epoch)}First the step is compiled.\n"
+            f"{describe_epoch(config, parts.epoch)}{'First the step is compiled.' if compiling else ''}\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
         compiled: CompiledAhead | None = None
-        if begin.step < config.steps:  # once: it is this very program that runs
+        if compiling:
             heartbeat.beat("compiling")
             compiled = compile_step(parts.network, plan, config, mesh)
             say(describe_compiled(compiled, mesh))
@@ -307,8 +308,8 @@ class _Loop:
             best_step, best = self.checkpoints.best
             result = f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
         say(
-            f"Trained {steps} steps in {hours_minutes_seconds(seconds)}, {self.config.steps} in all.{result} "
-            f"Checkpoints, {CONFIG_FILE} and {METRICS_FILE} lie in {self.workdir}. "
+            f"Trained {counted(steps, 'step')} in {hours_minutes_seconds(seconds)}, {self.config.steps} in all."
+            f"{result} Checkpoints, {CONFIG_FILE} and {METRICS_FILE} lie in {self.workdir}. "
             f"Next: python -m s2rm_jax.evaluate --workdir {self.workdir}"
         )
 

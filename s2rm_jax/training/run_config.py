@@ -81,6 +81,16 @@ def keep_pretrained(workdir: epath.PathLike, config: ConfigDict) -> ConfigDict:
     return kept
 
 
+def tell_of_other_length(workdir: epath.PathLike, config: ConfigDict) -> None:
+    """Says what it means for the learning rate if the run in `workdir` goes on to another number of steps."""
+    before = load_config(workdir).steps
+    if before != config.steps:
+        say(
+            f"The run was of {before:,} steps and is now of {config.steps:,}: from here on the learning rate is that "
+            f"of a run of {config.steps:,} steps."
+        )
+
+
 def _read_json(workdir: epath.PathLike) -> dict[str, Any]:
     path = epath.Path(workdir) / CONFIG_FILE
     try:

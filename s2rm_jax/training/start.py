@@ -24,7 +24,7 @@ from s2rm_jax.training.ahead_of_time import CompiledAhead
 from s2rm_jax.training.checkpoint import Checkpoints, has_checkpoint
 from s2rm_jax.training.optimizer import learning_rate_schedule
 from s2rm_jax.training.progress import hours_minutes_seconds
-from s2rm_jax.training.run_config import VOCAB_FILE, require_same_config, save_config
+from s2rm_jax.training.run_config import VOCAB_FILE, require_same_config, save_config, tell_of_other_length
 from s2rm_jax.training.step import check_batch_splits
 from s2rm_jax.training.wandb_run import require_wandb
 from s2rm_jax.training.workdir_files import on_bucket
@@ -85,6 +85,7 @@ def open_workdir(workdir: epath.Path, config: ConfigDict, save_vocab: Callable[[
             raise UserError(f"--workdir {workdir} {shared}, but they see different checkpoints there.")
         if step is not None:
             require_same_config(workdir, config)
+            tell_of_other_length(workdir, config)
         elif writes:  # nothing depends yet on what lies there
             save_vocab(workdir / VOCAB_FILE)
         if writes:

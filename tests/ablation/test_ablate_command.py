@@ -100,6 +100,7 @@ def stopped_and_continued(tmp_path_factory):
 def test_after_a_stop_it_goes_on_where_it_was(stopped_and_continued):
     folder, table_before, said = stopped_and_continued
     assert "| full |" in table_before and "balance\\_channel" not in table_before
+    assert "6 runs of 3 steps, 1 of them finished: full, balance_channel, balance_mean" in said
     assert "== run 1/6" not in said, "the first run was finished"
     assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in said
     assert "balance_channel-seed-0 from step 1 of 3" in said

@@ -54,6 +54,7 @@ def test_what_another_process_has_comes_last_and_when_that_ends(runs, other_proc
     holder = other_process(runs[0])
     coming = claimed(runs)
     assert [next(coming), next(coming)] == runs[1:]
+    assert capsys.readouterr().out.count("another process trains full-seed-0;") == 1
 
     def end_it(_: float) -> None:
         holder.kill()
