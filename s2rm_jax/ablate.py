@@ -7,12 +7,18 @@
 The suites: steps (of S2RM), recurrence, balance, casg, width, expressions (sentences a picture at equal cost), all.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which can be evaluated and predicted with like any other. The same
 command continues where it stopped (Ctrl-C saves) and trains nothing twice, also for another suite that shares a
-variant; given several times at once, for instance once for each GPU, it shares the runs. OUT/SUITE/ receives
-ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew after every run. By default it
-trains on the synthetic benchmark (docs/synthetic_benchmark.md).
+variant. OUT/SUITE/ receives ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew
+after every run. By default it trains on the synthetic benchmark (docs/synthetic_benchmark.md).
+
+Given several times at once it shares the runs, for instance one process for each GPU, or for each core:
+
+    CUDA_VISIBLE_DEVICES=0 python -m s2rm_jax.ablate ...     # and the same with 1, 2, ...
+    taskset -c 0 python -m s2rm_jax.ablate ...
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -43,29 +49,32 @@ def main() -> None:
     from s2rm_jax.evaluation.output_files import make_output_folder
     from s2rm_jax.training.progress import say
 
-    assert SUITE.value is not None and OUT.value is not None  # required
+    suite = SUITE.value
+    assert suite is not None and OUT.value is not None  # required
     base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
     base = with_steps(base, STEPS.value or base.steps)
-    variants = variants_of(SUITE.value)
+    variants = variants_of(suite)
     out = make_output_folder(OUT.value)
     runs = plan(variants, SEEDS.value or 1, base, out)
-    folder = make_output_folder(out / SUITE.value)
+    folder = make_output_folder(out / suite)
 
-    done = sum(len(of_variant) for of_variant in finished_results(runs).values())
-    say(f"{len(runs)} runs of {base.steps:,} steps, {done} of them finished: {', '.join(v.name for v in variants)}")
+    left = [run for run in runs if finished(run) is None]
+    say(f"{len(runs)} runs of {base.steps:,} steps, {len(left)} of them left: {', '.join(v.name for v in variants)}")
+
+    def report() -> Path:
+        with claim_on(folder):
+            return write_report(folder, suite, base.steps, variants, finished_results(runs))
+
     pace = Pace(runs)
-    for run in claimed(runs):
-        if finished(run) is None:
-            at = f"{runs.index(run) + 1}/{len(runs)} of {SUITE.value}"
+    for run in claimed(left):
+        if finished(run) is None:  # by another process, meanwhile
+            at = f"{runs.index(run) + 1}/{len(runs)} of {suite}"
             say(f"== run {at}: {run.variant.name}, seed {run.seed} | ETA of the suite {pace.left}")
             with pace.measured(run):
                 carry_out(run)
-        pace.done(run)
-        results = finished_results(runs)
-        if variants[0].name in results:  # another process may still be at what the others are compared with
-            with claim_on(folder):
-                page = write_report(folder, SUITE.value, base.steps, variants, results)
-    say(page.read_text(encoding="utf-8"))
+        if variants[0].name in finished_results(runs):  # what the others are compared with
+            report()
+    say(report().read_text(encoding="utf-8"))
     say(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")
 
 

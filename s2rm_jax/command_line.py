@@ -135,7 +135,7 @@ def exit_status(
         print(stop, file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        print("stopped at once; what was saved is kept, and the same command goes on from there", file=sys.stderr)
+        print("stopped at once; what was saved so far stands", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         return _tell_of_failure(error)

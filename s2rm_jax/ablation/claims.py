@@ -1,4 +1,7 @@
-"""How several processes share the runs of a suite: a run is one process's at a time, and given back however it ends."""
+"""How several processes share the runs of a suite: a run is one process's at a time, and given back however it ends.
+
+Beside each workdir lies a file NAME.lock, which means nothing once no process has it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from s2rm_jax.ablation.runs import Run
+from s2rm_jax.errors import UserError
 from s2rm_jax.training.progress import say
 
 _LOOK_AGAIN = 2.0  # seconds
@@ -17,7 +21,10 @@ _LOOK_AGAIN = 2.0  # seconds
 def claimed(runs: Sequence[Run]) -> Iterator[Run]:
     """Yields each run once, while no other process has it: first those that are free, then those that become free.
 
-    The order is that of `runs` where there is no other process. The folder of their workdirs must be there.
+    The order is that of `runs` where there is no other process.
+
+    Raises:
+        UserError: files cannot be locked where the workdirs lie.
     """
     left, elsewhere, waiting = list(runs), set[str](), False
     while left:
@@ -30,6 +37,8 @@ def claimed(runs: Sequence[Run]) -> Iterator[Run]:
                     say(f"another process trains {name}; it is looked at again after the others")
                     elsewhere.add(name)
                 continue
+            except OSError as error:
+                raise UserError(f"{claim.lock_file} cannot be locked ({error}): give an --out that can.") from error
             left.remove(run)
             waiting = False
             try:

@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from s2rm_jax.ablation.runs import Run
+from s2rm_jax.ablation.runs import Run, finished
 from s2rm_jax.training.checkpoint import has_checkpoint
 from s2rm_jax.training.progress import hours_minutes_seconds
 
 
 class Pace:
-    """Tells the time left from what the runs took that were carried out from their first step to their scores."""
+    """Tells the time that this process alone needs, by the runs that it carried out from first step to scores."""
 
     def __init__(self, runs: Sequence[Run], clock: Callable[[], float] = time.perf_counter):
+        self._runs = runs
         self._clock = clock
-        self._steps_left = sum(run.config.steps for run in runs)
         self._steps = 0
         self._seconds = 0.0
 
@@ -25,7 +25,8 @@ class Pace:
         """The time left as h:mm:ss; of unknown length until a whole run was measured."""
         if not self._steps:
             return "unknown until a run is through"
-        return hours_minutes_seconds(self._seconds / self._steps * self._steps_left)
+        steps_left = sum(run.config.steps for run in self._runs if finished(run) is None)
+        return hours_minutes_seconds(self._seconds / self._steps * steps_left)
 
     @contextmanager
     def measured(self, run: Run) -> Iterator[None]:
@@ -35,7 +36,3 @@ class Pace:
         if whole:
             self._seconds += self._clock() - began
             self._steps += run.config.steps
-
-    def done(self, run: Run) -> None:
-        """Hears that nothing is left of a run."""
-        self._steps_left -= run.config.steps

@@ -46,7 +46,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
     "steps": (
         FULL,
         Variant("no_distribution", "the sentence at every position in place of words", {"fusion.language": "sentence"}),
-        Variant("sum", "V + T, no coparsing", {"fusion.mode": "sum"}),
+        Variant("sum", "V + T + W T, no coparsing", {"fusion.mode": "sum"}),
         Variant("product", "V x T, as pixel-word attention, no coparsing", {"fusion.mode": "product"}),
         Variant("concat", "[V; T] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
         Variant("attention", "self-attention of as many parameters, no coparsing", {"fusion.mode": "attention"}),

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
-_SETTINGS = ("XLA_FLAGS", "LD_PRELOAD", "GLIBC_TUNABLES")  # of the environment, the latter two of who allocates memory
+_SETTINGS = ("XLA_FLAGS", "LD_PRELOAD", "GLIBC_TUNABLES")  # of the environment; the last two choose the allocator
 
 
 def describe_machine(arguments: list[str]) -> dict[str, str]:

@@ -117,6 +117,9 @@ class Balance(nn.Module):
 class S2RM(nn.Module):
     """Fuses the coarsest vision map with the words of each expression.
 
+    F = LN(V + T_dist + W [F_TV; F_VT]), then a feed-forward layer with a residual. That T_dist is in the residual, and
+    not V alone, is **[ours]**, measured in docs/results/ablations.md.
+
     Ablations: `language` "sentence" distributes nothing; another `mode` than "s2rm" joins vision and language without
     coparsing (models/simpler_fusion.py); `recurrence` "none" parses each slice by itself, "linear" has no gate that
     reads the state; `rotations` and `pairs` may name fewer directions or one pair; `balance` chooses how directions

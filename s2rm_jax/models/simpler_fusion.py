@@ -23,9 +23,10 @@ _WAVES = 4  # by which a place is told, in each direction
 class SimplerFusion(nn.Module):
     """Joins vision and distributed language without coparsing.
 
-    mode   "sum" takes the language alone, as vision is added later anyway; "product" multiplies the two position by
-           position, as the pixel-word attention of the LAVT family does; "concat" lays them side by side and convolves
-           them 3 x 3; "attention" is self-attention among all positions of both, which may take anything from anywhere.
+    mode   "sum" takes the language alone, as vision is added later anyway (and the language as it came, unless
+           fusion.residual is "vision"); "product" multiplies the two position by position, as the pixel-word attention
+           of the LAVT family does; "concat" lays them side by side and convolves them 3 x 3; "attention" is
+           self-attention among all positions of both, which may take anything from anywhere.
     inner  width of the blocks' MLPs where the mode is "attention"; see `inner_width`
     """
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.progress import say
+from s2rm_jax.training.progress import counted, say
 from s2rm_jax.training.workdir_files import workdir_path, write_whole
 
 CONFIG_FILE = "config.json"
@@ -81,13 +81,13 @@ def keep_pretrained(workdir: epath.PathLike, config: ConfigDict) -> ConfigDict:
     return kept
 
 
-def tell_of_other_length(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Says what it means for the learning rate if the run in `workdir` goes on to another number of steps."""
+def tell_of_other_length(workdir: epath.PathLike, config: ConfigDict, step: int) -> None:
+    """Says what another end than before means for the learning rate of the run in `workdir`, which is at `step`."""
     before = load_config(workdir).steps
-    if before != config.steps:
+    if before != config.steps and step < config.steps:
         say(
-            f"The run was of {before:,} steps and is now of {config.steps:,}: from here on the learning rate is that "
-            f"of a run of {config.steps:,} steps."
+            f"The run was of {counted(before, 'step')} and is now of {config.steps:,}: from step {step:,} on the "
+            f"learning rate is that of a run of {counted(config.steps, 'step')}."
         )
 
 

@@ -85,7 +85,7 @@ def open_workdir(workdir: epath.Path, config: ConfigDict, save_vocab: Callable[[
             raise UserError(f"--workdir {workdir} {shared}, but they see different checkpoints there.")
         if step is not None:
             require_same_config(workdir, config)
-            tell_of_other_length(workdir, config)
+            tell_of_other_length(workdir, config, step)
         elif writes:  # nothing depends yet on what lies there
             save_vocab(workdir / VOCAB_FILE)
         if writes:

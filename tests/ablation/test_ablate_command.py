@@ -3,15 +3,17 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 from s2rm_jax import ablate
-from s2rm_jax.ablation import runs
+from s2rm_jax.ablation import claims, runs
 from s2rm_jax.cost import PartCost
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import pipeline
@@ -100,7 +102,7 @@ def stopped_and_continued(tmp_path_factory):
 def test_after_a_stop_it_goes_on_where_it_was(stopped_and_continued):
     folder, table_before, said = stopped_and_continued
     assert "| full |" in table_before and "balance\\_channel" not in table_before
-    assert "6 runs of 3 steps, 1 of them finished: full, balance_channel, balance_mean" in said
+    assert "6 runs of 3 steps, 5 of them left: full, balance_channel, balance_mean" in said
     assert "== run 1/6" not in said, "the first run was finished"
     assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in said
     assert "balance_channel-seed-0 from step 1 of 3" in said
@@ -122,6 +124,31 @@ def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
                 "compositional": 12,
             }
             assert [step for step, _ in found["curve"]] == [2, 3]
+
+
+def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_path, monkeypatch, capsys):
+    """Another process has the run that the others are compared with, and finishes it while this one waits."""
+    folder, _, _ = stopped_and_continued
+    run_of_other = tmp_path / "out/runs/full-seed-0"
+    run_of_other.mkdir(parents=True)
+    table = tmp_path / "out/balance/ablations.md"
+    lock = FileLock(f"{run_of_other}.lock", thread_local=False)
+    lock.acquire()
+
+    def finish(_: float) -> None:
+        assert not table.exists(), "there is nothing to compare with yet"
+        shutil.copytree(folder / "out/runs/full-seed-0", run_of_other, dirs_exist_ok=True)
+        lock.release()
+
+    def carry_out(run):
+        shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
+
+    monkeypatch.setattr(runs, "carry_out", carry_out)
+    monkeypatch.setattr(claims.time, "sleep", finish)
+    run(tmp_path, "--steps=3", "--seeds=1")
+    said = capsys.readouterr().out
+    assert "another process trains full-seed-0" in said and "run 1/3" not in said and "run 3/3" in said
+    assert all(f"| {name.replace('_', chr(92) + '_')} |" in table.read_text(encoding="utf-8") for name in VARIANTS)
 
 
 def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):

@@ -22,6 +22,7 @@ from s2rm_jax.benchmarks import (
 )
 from s2rm_jax.benchmarks.floor import Floor
 from s2rm_jax.benchmarks.growth_plot import growth_plot
+from s2rm_jax.benchmarks.machine import describe_machine
 from s2rm_jax.benchmarks.many_sentences import _lavt, _per_picture, _sizes
 from s2rm_jax.benchmarks.section import Section, show
 from s2rm_jax.benchmarks.subject import Subject
@@ -84,6 +85,13 @@ def test_a_plot_has_its_points_on_a_straight_line_where_the_power_is_exact():
     (x0, y0), (x1, y1), (x2, y2) = circles
     assert x0 < x1 < x2 and y0 > y1 > y2
     assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.2)
+
+
+def test_a_report_tells_who_allocated_memory(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc_minimal.so.4")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    told = describe_machine([])
+    assert (told["LD_PRELOAD"], told["GLIBC_TUNABLES"]) == ("libtcmalloc_minimal.so.4", "none")
 
 
 def test_a_training_step_is_measured(subject, training, monkeypatch):

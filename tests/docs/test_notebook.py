@@ -1,22 +1,33 @@
 """The notebook runs from its first cell to its last, as it is."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "segment_your_picture.ipynb"
+
+
+def scores_shown(notebook):
+    """The scores that the third cell of code ends with."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = cells[2].outputs[0].data["text/plain"]
+    return [float(number) for number in re.search(r"array\(\[(.*?)\]\)", text)[1].split(",")]
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="what runs notebooks is not installed: pip install nbclient")
     nbclient = pytest.importorskip("nbclient", reason="what runs notebooks is not installed: pip install nbclient")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    kept = scores_shown(nbformat.read(NOTEBOOK, as_version=4))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
     assert sum("image/png" in data for data in shown) == 2
+    np.testing.assert_allclose(scores_shown(notebook), kept, atol=0.02, err_msg="its output is of another network")
     assert (tmp_path / "mask_3.png").is_file()
 
 

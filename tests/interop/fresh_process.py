@@ -13,6 +13,7 @@ from PIL import Image
 
 from s2rm_jax.training.trained import Trained
 
+# Of these the tiny network of the tests makes masks that are neither empty nor full, which those who ask them check.
 SENTENCES = ("the red circle", "the small star left of the blue square", "the rightmost square")
 
 FRESH = """

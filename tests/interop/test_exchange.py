@@ -18,10 +18,9 @@ from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.checkpoint import restore_params
 from s2rm_jax.training.run_config import load_config
+from tests.interop.fresh_process import SENTENCES
 
 torch = pytest.importorskip("torch")
-
-SENTENCES = ("the red circle", "the small star left of the blue square", "the leftmost square")
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 56)])

@@ -148,7 +148,7 @@ def test_a_finished_run_has_nothing_to_do_and_can_be_prolonged(tmp_path, standin
     assert "Trained 0 steps" in out and "compiled" not in out and "is now of" not in out
     longer = standin.make_config(steps=16, eval__every=4)
     assert run(longer, tmp_path, standin.make_parts(longer, evaluate=scored([7.0])), MESH)["mean_iou"] == 7.0
-    assert "was of 12 steps and is now of 16: from here on the learning rate is that of a run of 16" in (
+    assert "was of 12 steps and is now of 16: from step 12 on the learning rate is that of a run of 16 steps" in (
         capsys.readouterr().out
     )
     assert saved(standin, longer, tmp_path).step == 16
