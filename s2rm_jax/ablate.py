@@ -10,10 +10,10 @@ command continues where it stopped (Ctrl-C saves) and trains nothing twice, also
 variant. OUT/SUITE/ receives ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew
 after every run. By default it trains on the synthetic benchmark (docs/synthetic_benchmark.md).
 
-Given several times at once it shares the runs, for instance one process for each GPU, or for each core:
+Given several times at once it shares the runs: one process for each core (`taskset -c 0` before the command, `-c 1`
+before the next) or for each GPU:
 
     CUDA_VISIBLE_DEVICES=0 python -m s2rm_jax.ablate ...     # and the same with 1, 2, ...
-    taskset -c 0 python -m s2rm_jax.ablate ...
 """
 
 from __future__ import annotations

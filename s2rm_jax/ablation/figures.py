@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from s2rm_jax.evaluation.svg import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, text
 
-_LEGEND = 150  # pixels at the right
+_LEGEND = 170  # pixels at the right
 _COLOURS = ("#181c21", "#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b3fb5")
 
 Points = Sequence[tuple[float, float]]  # (x, mean IoU in percent)
