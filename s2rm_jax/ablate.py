@@ -67,7 +67,7 @@ def main() -> None:
 
     pace = Pace(runs)
     for run in claimed(left):
-        if finished(run) is None:  # by another process, meanwhile
+        if finished(run) is None:  # else another process has finished it meanwhile
             at = f"{runs.index(run) + 1}/{len(runs)} of {suite}"
             say(f"== run {at}: {run.variant.name}, seed {run.seed} | ETA of the suite {pace.left}")
             with pace.measured(run):

@@ -163,7 +163,7 @@ def run(
         restored = checkpoints.restore_latest(plan.abstract)
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
-        compiling = begin.step < config.steps  # once: it is this very program that runs
+        compiling = begin.step < config.steps
         say(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{counted(config.batch_size, 'picture')} a step, {describe_devices(mesh)}. "
@@ -171,7 +171,7 @@ def run(
             f"{describe_groups(config, plan.abstract.params)}"
         )
         compiled: CompiledAhead | None = None
-        if compiling:
+        if compiling:  # once: it is this very program that runs
             heartbeat.beat("compiling")
             compiled = compile_step(parts.network, plan, config, mesh)
             say(describe_compiled(compiled, mesh))
