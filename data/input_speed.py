@@ -208,7 +208,7 @@ def _print(source: ReferSource, milliseconds: dict[str, float], shares: dict[str
 
 def _write_vocabulary(source: ReferSource, folder: Path) -> Path:
     """Writes a BERT vocabulary of all words of the sentences."""
-    words = {word for example in source for e in example.expressions for word in e.sentence.lower().split()}
+    words = {word for example in source for e in example.expressions for word in e.text.lower().split()}
     path = folder / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words)]) + "\n", encoding="utf-8")
     return path

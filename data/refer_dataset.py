@@ -80,7 +80,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     def _generate_examples(self, root: Path, split: str) -> Iterator[tuple[int, Any]]:
         raw, sent = (self._source(root, split, field) for field in ("raw", "sent"))
-        cleaned = {expression.id: expression.sentence for example in sent for expression in example.expressions}
+        cleaned = {expression.id: expression.text for example in sent for expression in example.expressions}
         sizes = [group_sizes(raw, index, cleaned) for index in range(len(raw))]
         self.info.metadata["referents"][split] = {
             field: [by_field[field] for by_field in sizes] for field in TEXT_FIELDS

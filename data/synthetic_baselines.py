@@ -105,10 +105,10 @@ def describe(compositions: Sequence[Composition]) -> str:
     """Returns the counts and the checksum of a split as a list."""
     references = [reference for composition in compositions for reference in composition.references]
     sizes = Counter(len(composition.masks) for composition in compositions)
-    words = [len(reference.sentence.split()) for reference in references]
+    words = [len(reference.text.split()) for reference in references]
     lines = (
         f"scenes: {len(compositions):,}; with {_listed(sizes)} objects",
-        f"sentences: {len(references):,}, of them different: {len({r.sentence for r in references}):,}; "
+        f"sentences: {len(references):,}, of them different: {len({r.text for r in references}):,}; "
         f"{np.mean(words):.1f} words on average, {max(words)} at most",
         f"sentences by kind: {_listed(Counter(reference.kind for reference in references))}",
         f"checksum of sentences and masks: `{checksum(compositions)}`",
@@ -128,7 +128,7 @@ def checksum(compositions: Sequence[Composition]) -> str:
     digest = hashlib.sha256()
     for composition in compositions:
         for reference in composition.references:
-            digest.update(reference.sentence.encode() + b"\n")
+            digest.update(reference.text.encode() + b"\n")
             digest.update(np.packbits(composition.masks[reference.referent]).tobytes())
     return digest.hexdigest()
 

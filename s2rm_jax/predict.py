@@ -105,8 +105,8 @@ def _many(images: str, out: Path) -> dict[str, Any]:
     _warn(segmenter, sentences)
     quiet = bool(FLAGS["quiet"].value)
     content = segment_pictures(segmenter, paths, sentences, out, explain=explain, quiet=quiet)
-    pictures, masks = counted(len(content["pictures"]), "picture"), counted(len(sentences), "mask")
-    print(f"{pictures} with {masks} each; result.json and a folder for each picture are in {out}")
+    total, masks = counted(len(content["pictures"]), "picture"), counted(len(sentences), "mask")
+    print(f"{total} with {masks} each; result.json and a folder for each picture are in {out}")
     return content
 
 
@@ -128,7 +128,7 @@ def _one(out: Path) -> dict[str, Any]:
     else:
         example = _held_out()
         picture = load_image(example.image)
-        sentences = TEXT.value or [expression.sentence for expression in example.expressions]
+        sentences = TEXT.value or [expression.text for expression in example.expressions]
     figures = figure_paths(EXPLAIN.value, len(sentences)) if EXPLAIN.value else []
     if EXPLAIN.value and Path(EXPLAIN.value).parent.resolve() == out.resolve():
         require_name_of_its_own(Path(EXPLAIN.value))

@@ -112,10 +112,10 @@ class Segmenter:
         Raises:
             UserError: the picture cannot be read or fetched.
         """
-        picture = load_image(image, apply_exif=True)
-        pixels = resize_image(picture, tuple(self.config.input.image_size))
+        original = load_image(image, apply_exif=True)
+        pixels = resize_image(original, tuple(self.config.input.image_size))
         features = self._encode(self._params, jax.device_put(pixels[None]))
-        return EncodedPicture(picture, jax.block_until_ready(features))
+        return EncodedPicture(original, jax.block_until_ready(features))
 
     def segment(
         self,

@@ -93,13 +93,13 @@ def make_colour_world() -> ColourWorld:
     return ColourWorld(ColourNetwork(traced.append), traced, {"sharpness": jnp.float32(8)}, Tokenizer(WORDS, 6), config)
 
 
-def striped_example(name: str, sentences: list[str], height: int = 4, width: int = 8, kind: str = "") -> Example:
+def striped_example(name: str, texts: list[str], height: int = 4, width: int = 8, kind: str = "") -> Example:
     """A picture whose left 3 of 8 columns are red and the rest blue; every sentence means its left half."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, : 3 * width // 8, 0] = 255
     image[:, 3 * width // 8 :, 2] = 255
     left_half = np.broadcast_to(np.arange(width) < width // 2, (height, width))
-    expressions = tuple(Expression(s, left_half, kind, f"{name}-{i}") for i, s in enumerate(sentences))
+    expressions = tuple(Expression(s, left_half, kind, f"{name}-{i}") for i, s in enumerate(texts))
     return Example(name, image, height, width, expressions)
 
 

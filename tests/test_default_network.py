@@ -45,7 +45,7 @@ def test_predict_takes_it_by_default_and_it_knows_its_scenes(tmp_path, monkeypat
     config = load_config(default_network.FOLDER)
     scene = build_source(config.input.source, config.eval.split)[0]
     found = json.loads((out / "result.json").read_text())["results"]
-    assert [entry["sentence"] for entry in found] == [expression.sentence for expression in scene.expressions]
+    assert [entry["sentence"] for entry in found] == [expression.text for expression in scene.expressions]
     ious = []
     for entry, expression in zip(found, scene.expressions, strict=True):
         mask = np.asarray(Image.open(out / entry["file"])) > 0

@@ -31,8 +31,8 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
             rows.append([f"{label}, {other}", timings.median("jax"), timings.median(other), show_ratio(ratio)])
             figures[f"{name}: jax / {other}"] = ratio.median
 
-    for pictures in batches:
-        note(f"inference {pictures}", f"inference, batch {pictures}", _inference(subject, twin, pictures, rounds))
+    for count in batches:
+        note(f"inference {count}", f"inference, batch {count}", _inference(subject, twin, count, rounds))
     pictures, sentences = subject.config.batch_size, subject.config.input.expressions_per_image
     label = f"training step, batch {pictures}, {sentences} sentences a picture"
     note("training", label, _training(subject, twin, rounds))
@@ -53,10 +53,10 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
     return [Section("Against PyTorch", text, ["", "JAX, s", "PyTorch, s", "JAX / PyTorch"], rows, figures)]
 
 
-def _inference(subject: Subject, twin: TorchTwin, pictures: int, rounds: int) -> Timings:
-    images, (tokens, mask) = subject.images(pictures), subject.tokens(pictures, 1)
+def _inference(subject: Subject, twin: TorchTwin, count: int, rounds: int) -> Timings:
+    images, (tokens, mask) = subject.images(count), subject.tokens(count, 1)
     alternatives = {
-        "jax": jitted(*subject.forward(pictures, 1)),
+        "jax": jitted(*subject.forward(count, 1)),
         "eager": twin.inference(images, tokens, mask),
     }
     if twin.on_gpu:

@@ -40,13 +40,13 @@ class Part:
         return jax.grad(loss, argnums=wanted), (self.params, *self.inputs)
 
 
-def network_parts(subject: Subject, pictures: int, sentences: int) -> dict[str, Part]:
-    """Splits the network into vision, text, fusion, decoder and resize, for `sentences` on each of `pictures`.
+def network_parts(subject: Subject, count: int, sentences: int) -> dict[str, Part]:
+    """Splits the network into vision, text, fusion, decoder and resize, for `sentences` on each of `count` pictures.
 
     What fusion and decoder return to be looked at is left out, as by a jitted caller that does not use it.
     """
-    network, images = subject.network, subject.images(pictures)
-    tokens, mask = subject.tokens(pictures, sentences)
+    network, images = subject.network, subject.images(count)
+    tokens, mask = subject.tokens(count, sentences)
     params = subject.on_device()
     size = images.shape[1:3]
 

@@ -47,28 +47,28 @@ class Subject:
         params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
         return cls(config, network, params)
 
-    def forward(self, pictures: int, sentences: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def forward(self, count: int, sentences: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Returns the whole forward pass, a function that is not yet compiled, and its arguments."""
         network = self.network
 
         def logits(params: Any, *inputs: Any) -> Any:
             return network.apply({"params": params}, *inputs).logits  # type: ignore[union-attr]
 
-        return logits, (self.on_device(), self.images(pictures), *self.tokens(pictures, sentences))
+        return logits, (self.on_device(), self.images(count), *self.tokens(count, sentences))
 
     def on_device(self) -> Any:
         """Returns the parameters as arrays of the device."""
         return jax.device_put(self.params)
 
-    def images(self, pictures: int) -> Float[Array, "b h w 3"]:
+    def images(self, count: int) -> Float[Array, "b h w 3"]:
         """Draws normalised pictures."""
         rng = np.random.default_rng(1)
-        return jnp.asarray(rng.standard_normal((pictures, *self.config.input.image_size, 3), np.float32))
+        return jnp.asarray(rng.standard_normal((count, *self.config.input.image_size, 3), np.float32))
 
-    def tokens(self, pictures: int, sentences: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
+    def tokens(self, count: int, sentences: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
         """Draws token ids, and the mask of those that are words: sentences are of all lengths."""
         rng = np.random.default_rng(2)
-        shape = (pictures, sentences, self.config.text.max_tokens)
+        shape = (count, sentences, self.config.text.max_tokens)
         ids = rng.integers(1, self.config.text.vocab_size, shape, np.int32)
         mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
         return jnp.asarray(np.where(mask, ids, 0)), jnp.asarray(mask)

@@ -54,14 +54,14 @@ class TorchTwin:
             return self.torch.from_numpy(array.astype(np.float32)).bfloat16().to(self.device)
         return self.torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array).to(self.device)
 
-    def pictures(self, images: Any) -> Any:
+    def image_tensor(self, images: Any) -> Any:
         """Copies pictures [B, H, W, 3] to the device, channels first."""
         return self.tensor(np.moveaxis(np.asarray(images), -1, 1))
 
     def inference(self, images: Any, tokens: Any, mask: Any, compiled: bool = False) -> Callable[[], Any]:
         """Returns what segments the sentences of normalised pictures; `compiled` by torch.compile."""
         model = self.torch.compile(self.model) if compiled else self.model
-        arguments = (self.pictures(images), self.tensor(tokens), self.tensor(mask))
+        arguments = (self.image_tensor(images), self.tensor(tokens), self.tensor(mask))
 
         def infer() -> Any:
             with self.torch.inference_mode(), self._autocast():
@@ -95,7 +95,7 @@ class TorchTwin:
         """Returns what takes one step of AdamW on a batch: loss, gradient, update, dropout and all."""
         model = self.torch.compile(self.model) if compiled else self.model
         optimizer = self.torch.optim.AdamW(self.model.parameters(), lr=learning_rate, fused=True)
-        inputs = self.pictures(normalize(batch.images)), self.tensor(batch.tokens), self.tensor(batch.token_mask)
+        inputs = self.image_tensor(normalize(batch.images)), self.tensor(batch.tokens), self.tensor(batch.token_mask)
         truth = self.tensor(unpack_masks(batch.targets, batch.images.shape[1])).float()
 
         def step() -> Any:
@@ -120,7 +120,7 @@ class TorchTwin:
 
     def _part(self, name: str, part: Part) -> tuple[Callable[..., Any], tuple[Any, ...], list[Any]]:
         if name == "vision":
-            return self.model.vision, (self.pictures(part.inputs[0]),), list(self.model.vision.parameters())
+            return self.model.vision, (self.image_tensor(part.inputs[0]),), list(self.model.vision.parameters())
         inputs = jax.tree.map(self.tensor, part.inputs)
         if name == "text":
             inputs = tuple(x.flatten(0, 1) for x in inputs)

@@ -32,7 +32,7 @@ def by_length(scores: Sequence[SentenceScore]) -> list[Group]:
     labels = [str(low) if low == high else f"{low}-{high}" for low, high in _LENGTHS[:-1]] + [f"{_LENGTHS[-1][0]}+"]
 
     def place(score: SentenceScore) -> int:
-        words = max(1, len(score.sentence.split()))
+        words = max(1, len(score.expression.split()))
         return next(index for index, (low, high) in enumerate(_LENGTHS) if low <= words <= high)
 
     return [group for group in _grouped(scores, labels, place) if group.sentences]

@@ -170,7 +170,7 @@ def _score(
             expression.id,
             example.id,
             expression.kind,
-            expression.sentence,
+            expression.text,
             *judge(protocol, *count_pixels(true, predicted), targeted, answered),
             targeted=targeted,
             answered=answered,

@@ -31,7 +31,7 @@ def write_explained_cases(
     paths = []
     for section, predictions in sections.items():
         for number, prediction in enumerate(predictions, start=1):
-            picture, sentence = load_image(prediction.example.image), prediction.score.sentence
+            picture, sentence = load_image(prediction.example.image), prediction.score.expression
             figure = explain_figure(
                 picture,
                 sentence,

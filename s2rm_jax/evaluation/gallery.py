@@ -70,7 +70,7 @@ def _tile(picture: np.ndarray, prediction: Prediction, panel: int) -> Image.Imag
     """A sentence with its kind and IoU, and below it the true and the predicted mask side by side."""
     example = prediction.example
     size = fit_size(example.height, example.width, panel)
-    sentence = wrap(prediction.score.sentence, 2 * panel + _GAP, _TEXT)
+    sentence = wrap(prediction.score.expression, 2 * panel + _GAP, _TEXT)
     top = len(sentence) * line_height(_TEXT) + line_height(_SMALL) + _GAP // 2
     tile = Image.new("RGB", (2 * panel + _GAP, top + size[1]), PAPER)
     y = draw_lines(tile, sentence, (0, 0), _TEXT)

@@ -101,7 +101,7 @@ def _card(picture: int, prediction: Prediction) -> str:
         url = _data_url(mask_layer([mask], [colour], size), "PNG", optimize=True)
         panels.append(f'<div class="picture p{picture}"><img src="{url}" alt="{name} mask"></div>')
     return f"""<article data-iou="{percent / 100:.6f}" data-kind="{escape(score.kind)}">
-<h3>{escape(score.sentence)}</h3>
+<h3>{escape(score.expression)}</h3>
 <div class="about">
 <span>{escape(outcome(prediction))}</span><span>{escape(example.id)}</span>
 </div>

@@ -32,7 +32,7 @@ class SentenceScore:
     id: str
     example_id: str
     kind: str
-    sentence: str
+    expression: str
     intersection: int
     union: int
     empty_iou: float | None = 0.0

@@ -119,5 +119,5 @@ def write_csv(report: Report, path: Path) -> None:
         for s in report.sentences:
             iou = "" if s.iou is None else f"{s.iou:.6f}"
             x, y = ("", "") if s.centre is None else (f"{share:.4f}" for share in s.centre)
-            row = (s.id, s.example_id, s.kind, s.sentence, s.intersection, s.union, iou)
+            row = (s.id, s.example_id, s.kind, s.expression, s.intersection, s.union, iou)
             writer.writerow((*row, int(s.targeted), int(s.answered), f"{s.area:.6f}", x, y))

@@ -90,17 +90,17 @@ def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation
 
 def flip(view: View) -> View | None:
     """Mirrors the picture, its masks and its sentences; None where a sentence cannot be mirrored with certainty."""
-    sentences = [mirror_sentence(sentence) for sentence in view.sentences]
+    sentences = [mirror_sentence(sentence) for sentence in view.texts]
     mirrored = tuple(sentence for sentence in sentences if sentence is not None)
     if len(mirrored) < len(sentences):
         return None
     shown = replace(view.shown, columns=view.shown.columns[::-1])
-    return replace(view, picture=view.picture[:, ::-1], shown=shown, sentences=mirrored)
+    return replace(view, picture=view.picture[:, ::-1], shown=shown, texts=mirrored)
 
 
 def croppable(view: View) -> bool:
     """Whether no sentence of a view says where in the picture, how many, or which in order."""
-    return not any(_DEPENDS_ON_FRAME.search(sentence) for sentence in view.sentences)
+    return not any(_DEPENDS_ON_FRAME.search(sentence) for sentence in view.texts)
 
 
 def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box:

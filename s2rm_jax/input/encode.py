@@ -29,7 +29,7 @@ class View:
     """
 
     picture: UInt8[np.ndarray, "height width 3"]
-    sentences: tuple[str, ...]
+    texts: tuple[str, ...]
     segmentations: tuple[Segmentation, ...]
     referents: tuple[int | None, ...]
     names: tuple[str, ...]
@@ -85,8 +85,8 @@ def view_of(example: Example, chosen: list[int]) -> View:
             numbers[key] = None if nothing else len(segmentations)
             segmentations += [] if nothing else [segmentation]
         referents.append(numbers[key] if expression.has_target else None)
-    sentences = tuple(expression.sentence for expression in expressions)
-    return View(picture, sentences, tuple(segmentations), tuple(referents), names, Grid.whole(height, width))
+    texts = tuple(expression.text for expression in expressions)
+    return View(picture, texts, tuple(segmentations), tuple(referents), names, Grid.whole(height, width))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Encoder:
         targets = np.zeros((self.expressions, *packed_shape(*self.image_size)), np.uint8)
         has_target = np.zeros(self.expressions, bool)
         masks = [pack_mask(mask) for mask in view.masks(self.image_size)]
-        for row, (sentence, referent) in enumerate(zip(view.sentences, view.referents, strict=True)):
+        for row, (sentence, referent) in enumerate(zip(view.texts, view.referents, strict=True)):
             try:
                 tokens[row], token_mask[row] = self.tokenizer.encode(sentence)
             except UserError as error:
@@ -121,7 +121,7 @@ class Encoder:
             if referent is not None:
                 targets[row], has_target[row] = masks[referent], True
         pixels = self.resize(view.picture, self.image_size)
-        valid = np.arange(self.expressions) < len(view.sentences)
+        valid = np.arange(self.expressions) < len(view.texts)
         return Batch(pixels, tokens, token_mask, targets, valid, has_target)
 
 

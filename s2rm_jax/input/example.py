@@ -21,7 +21,7 @@ class Expression:
     `id` is unique within the source's split and stable from run to run.
     """
 
-    sentence: str
+    text: str
     segmentation: Segmentation
     kind: str = ""
     id: str = ""

@@ -83,11 +83,11 @@ def read_referents(
         if segmentation is None:
             without_mask.append(ref["ann_id"])
             continue
-        sentences = _sentences(ref, sentence_field, refs_path)
+        texts = _sentences(ref, sentence_field, refs_path)
         if generalised:  # nothing says that its sent_id alone is unique
-            sentences = [(f"{ref.get('ref_id')}-{id}", text) for id, text in sentences]
-        expressions = tuple(Expression(text, segmentation, id=id) for id, text in sentences if text.strip())
-        without_words += [id for id, text in sentences if not text.strip()]
+            texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
+        expressions = tuple(Expression(text, segmentation, id=id) for id, text in texts if text.strip())
+        without_words += [id for id, text in texts if not text.strip()]
         if expressions:
             referents.append(Referent(_picture(ref, pictures, refs_path), expressions))
 

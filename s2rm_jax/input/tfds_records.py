@@ -37,8 +37,8 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
     for expression in example.expressions:
         segmentation = json.dumps(expression.segmentation, separators=(",", ":"))
         number = segmentations.setdefault(segmentation, len(segmentations))
-        sentences = {"raw": expression.sentence, "sent": cleaned.get(expression.id, "")}
-        expressions.append({"id": expression.id, "segmentation": number, **sentences})
+        texts = {"raw": expression.text, "sent": cleaned.get(expression.id, "")}
+        expressions.append({"id": expression.id, "segmentation": number, **texts})
     return {
         "image": image,
         "image/id": example.id,

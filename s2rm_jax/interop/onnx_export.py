@@ -125,11 +125,11 @@ def _returned(output: Any) -> tuple[Any, ...]:
     return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
 
-def random_inputs(config: ConfigDict, pictures: int, sentences: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_inputs(config: ConfigDict, count: int, sentences: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns noise as images [b, H, W, 3], tokens [b, k, L] and their mask, with sentences of different lengths."""
     rng = np.random.default_rng(0)
-    shape = (pictures, sentences, config.text.max_tokens)
-    images = rng.normal(size=(pictures, *config.input.image_size, 3)).astype(np.float32)
+    shape = (count, sentences, config.text.max_tokens)
+    images = rng.normal(size=(count, *config.input.image_size, 3)).astype(np.float32)
     lengths = rng.integers(3, shape[-1] + 1, shape[:2])
     tokens = rng.integers(0, config.text.vocab_size, shape, dtype=np.int32)
     return images, tokens, np.arange(shape[-1]) < lengths[..., None]

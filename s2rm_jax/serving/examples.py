@@ -42,6 +42,6 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
             continue
         path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"
         picture.save(path, quality=_QUALITY)
-        sentences = tuple(dict.fromkeys(expression.sentence for expression in example.expressions))[:_SENTENCES]
+        sentences = tuple(dict.fromkeys(expression.text for expression in example.expressions))[:_SENTENCES]
         cases.append(Case(path, sentences))
     return cases

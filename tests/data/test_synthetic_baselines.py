@@ -91,7 +91,7 @@ def test_answers_are_worth_what_is_counted_by_hand():
 def test_the_checksum_tells_sentences_and_masks_apart():
     mask = np.eye(16, dtype=bool)
     one = Composition(SCENE, (reference(RING, 0),), np.zeros((16, 16, 3), np.uint8), [mask])
-    other_words = one._replace(references=(one.references[0]._replace(sentence="the word"),))
+    other_words = one._replace(references=(one.references[0]._replace(text="the word"),))
     other_mask = one._replace(masks=[mask.copy()])
     assert checksum([one]) == checksum([other_mask])
     other_mask.masks[0][0, 0] = False

@@ -26,7 +26,7 @@ def test_counts_at_the_original_size_of_a_non_square_picture(colour_world, make_
     assert report.metrics["mean_iou"] == pytest.approx(100 * (0.75 + 0.125) / 2)
     assert list(report.by_kind) == ["colour"]
     first = report.sentences[0]
-    assert (first.id, first.example_id, first.kind, first.sentence) == ("p-0", "p", "colour", "the red part")
+    assert (first.id, first.example_id, first.kind, first.expression) == ("p-0", "p", "colour", "the red part")
 
 
 def test_every_sentence_once_whatever_the_sizes(colour_world, make_example, source_of):
@@ -66,7 +66,7 @@ def test_compiles_once_and_takes_the_parameters_of_the_call(colour_world, make_e
     first = evaluator(params, source)
     inverted = evaluator(jax.tree.map(lambda leaf: -leaf, params), source)
     assert traced == ["__call__"]
-    assert first.sentences[0].intersection == 12
+    assert first.expressions[0].intersection == 12
     assert inverted.sentences[0].intersection == 4  # what is not red: columns 3-7; of the left half one column of 4
 
 

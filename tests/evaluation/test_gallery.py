@@ -19,7 +19,7 @@ NASTY = "</style><script>alert(\"x\")</script> & 'quoted'"
 
 
 def predictions_of(example, predicted=None):
-    scores = [SentenceScore(e.id, example.id, e.kind, e.sentence, 3, 4) for e in example.expressions]
+    scores = [SentenceScore(e.id, example.id, e.kind, e.text, 3, 4) for e in example.expressions]
     masks = [np.asarray(e.segmentation) for e in example.expressions]
     return [
         Prediction(example, mask, mask if predicted is None else predicted, score)

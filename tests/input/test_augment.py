@@ -24,16 +24,16 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "zeb", "##ra", "##
 MASK = WORDS.index("[MASK]")
 
 
-def make_example(*sentences, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40)):
+def make_example(*texts, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40)):
     """Each sentence means a box (top, bottom, left, right) that is white, with the number of the sentence in red."""
     image = np.zeros((*size, 3), np.uint8)
     expressions = []
-    for number, sentence in enumerate(sentences):
+    for number, text in enumerate(texts):
         top, bottom, left, right = boxes[number]
         image[top:bottom, left:right] = (number + 1, 255, 255)
         mask = np.zeros(size, bool)
         mask[top:bottom, left:right] = True
-        expressions.append(Expression(sentence, mask, id=str(number)))
+        expressions.append(Expression(text, mask, id=str(number)))
     return Example("x", image, *size, tuple(expressions))
 
 
@@ -49,7 +49,7 @@ def assert_masks_fit(view, numbers):
 def test_a_flip_mirrors_picture_masks_and_sentences():
     view = view_of(make_example("dog on left", "red dog"), [0, 1])
     mirrored = flip(view)
-    assert mirrored.sentences == ("dog on right", "red dog")
+    assert mirrored.texts == ("dog on right", "red dog")
     np.testing.assert_array_equal(pixels(mirrored), pixels(view)[:, ::-1])
     assert_masks_fit(mirrored, [0, 1])
     assert not np.array_equal(mirrored.masks(), view.masks())

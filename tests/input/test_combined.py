@@ -89,7 +89,7 @@ def test_one_dataset_alone_still_holds_out_the_pictures_of_all(root):
 
 def test_the_arguments_of_refer_are_those_of_all_datasets(root):
     source = combined_source("train", root=root, sentence_field="sent", overlap="drop")
-    texts = [one.sentence for index in range(len(source)) for one in source[index].expressions]
+    texts = [one.text for index in range(len(source)) for one in source[index].expressions]
     assert "the left one" in texts
     assert "The left one" not in texts
 

@@ -54,8 +54,8 @@ def test_every_sentence_gets_its_mask_and_each_mask_is_made_once(monkeypatch):
 def test_a_picture_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
     path = tmp_path / "7.png"
     path.write_bytes(png())
-    with Image.open(path) as picture:
-        pixels = np.array(picture)
+    with Image.open(path) as file:
+        pixels = np.array(file)
     for image in (png(), pixels):
         for ours, theirs in zip(encoder()(example(image), [0, 3]), encoder()(example(path), [0, 3]), strict=True):
             np.testing.assert_array_equal(ours, theirs)

@@ -21,7 +21,7 @@ def read(root, split="train", **arguments) -> ReferSource:
 
 
 def by_sentence(source: ReferSource, index: int) -> dict[str, Expression]:
-    return {expression.sentence: expression for expression in source[index].expressions}
+    return {expression.text: expression for expression in source[index].expressions}
 
 
 def area_of(index: int, *sides: str) -> np.ndarray:

@@ -60,8 +60,8 @@ EXIF[0x0112] = 6
 def test_a_jpeg_is_what_pillow_makes_of_it_from_a_path_and_from_bytes(tmp_path, size, mode, options):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     path = saved(Image.fromarray(pixels).convert(mode), tmp_path, "a.jpg", **options)
-    with Image.open(path) as picture:
-        expected = np.asarray(picture.convert("RGB"))
+    with Image.open(path) as file:
+        expected = np.asarray(file.convert("RGB"))
     for source in (path, path.read_bytes()):
         image = load_image(source)
         np.testing.assert_array_equal(image, expected, strict=True)
@@ -110,13 +110,13 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_shows_white(tmp_path, mode):
-    picture = Image.fromarray(colours()).convert(mode)
+    original = Image.fromarray(colours()).convert(mode)
     alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
     alpha[:, WIDTH // 2 :] = 255
-    picture.putalpha(Image.fromarray(alpha))
-    image = load_image(saved(picture, tmp_path, "cut_out.png"))
+    original.putalpha(Image.fromarray(alpha))
+    image = load_image(saved(original, tmp_path, "cut_out.png"))
     assert (image[:, : WIDTH // 2] == 255).all()
-    opaque = np.asarray(picture.convert("RGB"))
+    opaque = np.asarray(original.convert("RGB"))
     np.testing.assert_array_equal(image[:, WIDTH // 2 :], opaque[:, WIDTH // 2 :])
 
 

@@ -103,7 +103,7 @@ def test_an_item_is_that_of_its_part_with_ids_that_no_other_part_has():
         example = source[index]
         name, number = part_of(example), int(example.id.split("/")[1])
         original = parts[name][number]
-        assert [one.sentence for one in example.expressions] == [one.sentence for one in original.expressions]
+        assert [one.text for one in example.expressions] == [one.text for one in original.expressions]
         assert [one.id for one in example.expressions] == [f"{name}/{one.id}" for one in original.expressions]
         assert source.expression_count(index) == len(example.expressions)
         assert source.referents(index) == parts[name].referents(number)

@@ -32,7 +32,7 @@ def test_both_forms_give_the_same_examples(tmp_path, name):
         source = build_source(ConfigDict({"name": name, "root": str(root)}), split)
         assert [example.image for example in source] == [root / f"pictures/{index}.png" for index in pictures]
         for index, example in zip(pictures, source, strict=True):
-            said = [expression.sentence for expression in example.expressions]
+            said = [expression.text for expression in example.expressions]
             assert said == ["the left one", "box on the left", "the right one", "the dog"]
             for expression, sides in zip(example.expressions, (["left"], ["left"], ["right"], []), strict=True):
                 mask = rasterize(expression.segmentation, example.height, example.width)
@@ -290,7 +290,7 @@ def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, n
         images.append({"id": index, "file_name": file_name, "height": example.height, "width": example.width})
         for group in original.referents(index):
             polygons = example.expressions[group[0]].segmentation
-            texts = [example.expressions[position].sentence for position in group]
+            texts = [example.expressions[position].text for position in group]
             lines.append({"image": file_name, "polygon": polygons, "sentences": texts, "split": "val"})
             annotations.append({"id": len(lines), "image_id": index, "segmentation": polygons, "expressions": texts})
             annotations[-1]["split"] = "val"
@@ -300,7 +300,7 @@ def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, n
     assert len(source) == len(original) == 26
     for index, (read, meant) in enumerate(zip(source, original, strict=True)):
         assert (read.image, read.height, read.width) == (meant.image, meant.height, meant.width)
-        assert [(one.sentence, one.segmentation) for one in read.expressions] == [
-            (one.sentence, one.segmentation) for one in meant.expressions
+        assert [(one.text, one.segmentation) for one in read.expressions] == [
+            (one.text, one.segmentation) for one in meant.expressions
         ]
         assert source.referents(index) == original.referents(index)

@@ -81,7 +81,7 @@ def test_the_example_in_cocos_form_is_read(folder):
     (content,) = blocks("json")
     (folder / "own_data/annotations.json").write_text(content)
     (example,) = coco_json_source("train", root="own_data")
-    assert [one.sentence for one in example.expressions] == ["the red box", "the dog"]
+    assert [one.text for one in example.expressions] == ["the red box", "the dog"]
     red, dog = (rasterize(one.segmentation, example.height, example.width) for one in example.expressions)
     assert (red.sum(), dog.sum()) == (100 * 100, 0)
     assert len(json.loads(content)["annotations"]) == 3

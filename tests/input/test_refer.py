@@ -41,7 +41,7 @@ def test_a_split_is_read_whole(tmp_path):
     assert example.image == tmp_path / FOLDER / "COCO_train2014_000000000100.jpg"
     assert (example.height, example.width) == (HEIGHT, WIDTH)
     assert source.expression_count(0) == len(example.expressions) == 4
-    assert [expression.sentence for expression in example.expressions] == [
+    assert [expression.text for expression in example.expressions] == [
         *("The right one", f"{colour(0, 'right')} box"),
         *("The left one", f"{colour(0, 'left')} box"),
     ]
@@ -64,7 +64,7 @@ def test_every_dataset_is_read_from_the_pickles_of_python_2(tmp_path, dataset, s
     for index, split in enumerate(splits):
         source = ReferSource(split, root=root, dataset=dataset, split_by=split_by)
         assert referents(source) == {str(100 + index): 4}
-        assert source[0].expressions[3].sentence == f"{colour(index, 'left')} box"
+        assert source[0].expressions[3].text == f"{colour(index, 'left')} box"
 
 
 def test_the_sentences_of_one_referent_stand_together(tmp_path):
@@ -90,7 +90,7 @@ def squares(refs, instances):
 def test_what_becomes_of_overlapping_polygons_can_be_chosen(tmp_path, overlap, pixels):
     source = ReferSource("train", root=write_refer_layout(tmp_path, edit=squares), overlap=overlap)
     right, left = source[0].expressions[0], source[0].expressions[2]
-    assert left.sentence == "The left one"
+    assert left.text == "The left one"
     assert rasterize(left.segmentation, HEIGHT, WIDTH).sum() == pixels
     assert rasterize(right.segmentation, HEIGHT, WIDTH).sum() == 10 * 12 + 18 * 12  # apart, both polygons stay whole
     copy = pickle.loads(pickle.dumps(source))
@@ -116,7 +116,7 @@ def test_the_masks_lie_on_what_the_sentences_say(tmp_path, rle):
         image = load_image(example.image)
         assert image.shape == (HEIGHT, WIDTH, 3)
         for expression in example.expressions[::2]:
-            side = expression.sentence.split()[1]
+            side = expression.text.split()[1]
             expected = np.zeros((HEIGHT, WIDTH), bool)
             for x0, y0, x1, y1 in boxes(index, side):
                 expected[y0:y1, x0:x1] = True
@@ -129,8 +129,8 @@ def test_the_masks_lie_on_what_the_sentences_say(tmp_path, rle):
 
 def test_the_cleaned_sentences_can_be_chosen(tmp_path):
     root = write_refer_layout(tmp_path)
-    assert ReferSource("train", root=root, sentence_field="sent")[0].expressions[0].sentence == "the right one"
-    assert ReferSource("train", root=root, sentence_field="raw")[0].expressions[0].sentence == "The right one"
+    assert ReferSource("train", root=root, sentence_field="sent")[0].expressions[0].text == "the right one"
+    assert ReferSource("train", root=root, sentence_field="raw")[0].expressions[0].text == "The right one"
 
 
 def test_the_first_referents_can_be_taken_alone(tmp_path):

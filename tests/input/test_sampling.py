@@ -40,7 +40,7 @@ def an_epoch(config, rng):
     rows = rows_of(Source(), config)
     k = config.input.expressions_per_image
     drawn = [
-        [row.example.expressions[position].sentence for position in row.draw(k, rng)]
+        [row.example.expressions[position].text for position in row.draw(k, rng)]
         for row in (rows[i] for i in range(len(rows)))
     ]
     assert all(len(sentences) <= k for sentences in drawn)

@@ -101,27 +101,27 @@ def compositions(request) -> list[Composition]:
 def test_each_sentence_means_its_one_referent(compositions):
     for composed in compositions:
         for reference in composed.references:
-            meant, _ = read(reference.sentence, composed.scene.things)
-            assert meant == {reference.referent}, (reference.sentence, composed.scene)
+            meant, _ = read(reference.text, composed.scene.things)
+            assert meant == {reference.referent}, (reference.text, composed.scene)
 
 
 def test_attributes_alone_do_not_answer_the_other_kinds(compositions):
     fewest = {"attribute": 1, "superlative": 2, "relation": 2, "two_step": 2, "ordinal": 3}
     for composed in compositions:
         for reference in composed.references:
-            _, head = read(reference.sentence, composed.scene.things)
-            assert len(head) >= fewest[reference.kind], reference.sentence
+            _, head = read(reference.text, composed.scene.things)
+            assert len(head) >= fewest[reference.kind], reference.text
             assert is_economical(reference.meaning, composed.scene)
 
 
 def test_no_scene_says_the_same_twice(compositions):
     for composed in compositions:
         assert len({reference.meaning for reference in composed.references}) == len(composed.references)
-        assert len({reference.sentence for reference in composed.references}) == len(composed.references)
+        assert len({reference.text for reference in composed.references}) == len(composed.references)
 
 
 def test_every_wording_and_every_side_occurs(compositions):
-    text = " | ".join(reference.sentence for composed in compositions for reference in composed.references)
+    text = " | ".join(reference.text for composed in compositions for reference in composed.references)
     for words in (*RELATIONS, *BEFORE_NOUN, *AFTER_NOUN, *RANKS, *SIZES, *TEXTURES, "that is"):
         assert words in text
     for side in SIDES:
@@ -150,12 +150,12 @@ def test_the_vocabulary_knows_every_word():
     vocabulary = source.vocabulary
     assert vocabulary[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     assert len(set(vocabulary)) == len(vocabulary) < 100
-    words = {word for index in range(500) for one in source[index].expressions for word in one.sentence.split()}
+    words = {word for index in range(500) for one in source[index].expressions for word in one.text.split()}
     assert words <= set(vocabulary)
     assert SyntheticSource("val", shapes=("circle", "star"), held_out_pairs=()).vocabulary == vocabulary
 
 
 def test_an_attribute_without_choice_is_not_spoken_of():
     source = SyntheticSource("train", textures=("plain",), sizes=("large",), max_objects=4, object_scale=0.8)
-    said = " ".join(one.sentence for index in range(40) for one in source[index].expressions).split()
+    said = " ".join(one.text for index in range(40) for one in source[index].expressions).split()
     assert not {"plain", "large", "big", "small", "little"} & set(said)

@@ -22,7 +22,7 @@ from s2rm_jax.input.synthetic.source import compose
 def digest(example: Example) -> str:
     parts = [example.id.encode(), np.asarray(example.image).tobytes()]
     for expression in example.expressions:
-        parts += [expression.id.encode(), expression.kind.encode(), expression.sentence.encode()]
+        parts += [expression.id.encode(), expression.kind.encode(), expression.text.encode()]
         parts.append(np.packbits(expression.segmentation).tobytes())
     return sha256(b"|".join(parts)).hexdigest()
 
@@ -36,7 +36,7 @@ def test_an_example_is_complete():
     for expression in example.expressions:
         assert expression.segmentation.dtype == bool and expression.segmentation.shape == (96, 96)
         assert expression.segmentation.sum() > 60
-        assert expression.sentence.startswith("the ") and expression.kind in KINDS
+        assert expression.text.startswith("the ") and expression.kind in KINDS
 
 
 def test_a_scene_depends_on_nothing_but_seed_split_and_index():
@@ -51,11 +51,11 @@ def test_a_scene_depends_on_nothing_but_seed_split_and_index():
 def test_another_process_makes_the_same_scene():
     code = (
         "from s2rm_jax.input.synthetic import SyntheticSource as S; e = S('test')[3];"
-        "print(e.image.astype(int).sum(), *(x.sentence for x in e.expressions), sep='|')"
+        "print(e.image.astype(int).sum(), *(x.text for x in e.expressions), sep='|')"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     example = SyntheticSource("test")[3]
-    assert said == "|".join([str(example.image.astype(int).sum()), *(x.sentence for x in example.expressions)])
+    assert said == "|".join([str(example.image.astype(int).sum()), *(x.text for x in example.expressions)])
 
 
 def test_splits_and_seeds_share_no_scene():

@@ -156,8 +156,8 @@ def test_ref_coco_of_tfds_gives_the_same_pictures_sentences_and_masks(ref_coco):
             theirs, position = refer[example.id]
             np.testing.assert_array_equal(load_image(example.image), load_image(theirs.image))
             assert (example.height, example.width) == (theirs.height, theirs.width)
-            found = {e.id: (e.sentence, rasterize(e.segmentation, 48, 64).tolist()) for e in example.expressions}
-            wanted = {e.id: (e.sentence, rasterize(e.segmentation, 48, 64).tolist()) for e in theirs.expressions}
+            found = {e.id: (e.text, rasterize(e.segmentation, 48, 64).tolist()) for e in example.expressions}
+            wanted = {e.id: (e.text, rasterize(e.segmentation, 48, 64).tolist()) for e in theirs.expressions}
             assert found == wanted
             assert source.expression_count(index) == 4
 

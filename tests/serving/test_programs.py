@@ -48,8 +48,8 @@ def test_http(segmenter):
             for picture, sentences in pictures(40):
                 buffer = io.BytesIO()
                 Image.fromarray(picture).save(buffer, "PNG")
-                image = base64.b64encode(buffer.getvalue()).decode()
-                request = {"image": image, "sentences": sentences[: limits.sentences]}
+                encoded = base64.b64encode(buffer.getvalue()).decode()
+                request = {"image": encoded, "sentences": sentences[: limits.sentences]}
                 assert (await client.post("/segment", json=request)).status_code == 200
 
     with counting() as compilations:

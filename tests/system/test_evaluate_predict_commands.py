@@ -135,7 +135,7 @@ def test_without_a_picture_a_held_out_one_is_taken(door, tiny_workdir, tmp_path)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "own/picture.png")), example.image)
     result = json.loads((tmp_path / "own/result.json").read_text())
     assert result["image"] == str(tmp_path / "own/picture.png")
-    assert [entry["sentence"] for entry in result["results"]] == [one.sentence for one in example.expressions]
+    assert [entry["sentence"] for entry in result["results"]] == [one.text for one in example.expressions]
     assert "3 masks of 64 x 48 pixels" in printed
 
     status, _, errors = door(predict, f"--workdir={tiny_workdir}", "--text=the star", f"--out={tmp_path / 'asked'}")

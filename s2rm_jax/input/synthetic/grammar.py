@@ -29,7 +29,7 @@ from s2rm_jax.input.synthetic.wording import MAX_RANK, say
 class Reference(NamedTuple):
     """A sentence, its kind, what it means, and the index of the one thing it refers to."""
 
-    sentence: str
+    text: str
     kind: str
     meaning: Meaning
     referent: int

@@ -83,7 +83,7 @@ class SyntheticSource:
         height, width = self._config.image_size
         name = f"{self._split}-{index}"
         expressions = tuple(
-            Expression(reference.sentence, composed.masks[reference.referent], reference.kind, f"{name}-{number}")
+            Expression(reference.text, composed.masks[reference.referent], reference.kind, f"{name}-{number}")
             for number, reference in enumerate(composed.references)
         )
         return Example(name, composed.picture, height, width, expressions)
