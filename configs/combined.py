@@ -3,7 +3,7 @@
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/combined.py --workdir runs/combined
 
-A picture that any of the three evaluates on is left out of the training (s2rm_jax/input/combined.py), so that all their
+A picture that any of the three evaluates on is left out of the training (s2rm_jax/input/mixture.py), so that all their
 val and test splits can be reported: `python -m s2rm_jax.evaluate --workdir runs/combined --split refcoco:testA`, and so
 on.
 

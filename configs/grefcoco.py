@@ -4,7 +4,7 @@
     python -m s2rm_jax.train --config configs/grefcoco.py --workdir runs/grefcoco
 
 A sentence may refer to several things, whose masks are joined, or to nothing; a head of its own says the latter
-(s2rm_jax/models/no_target.py), trained with the weight 0.1 that ReLA gives its own.
+(s2rm_jax/models/casg.py), trained with the weight 0.1 that ReLA gives its own.
 
 Data: DATA/grefcoco/ (grefs(unc).json, instances.json) and COCO's train2014 pictures (data/README.md).
 Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face

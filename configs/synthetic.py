@@ -4,7 +4,7 @@
     python -m s2rm_jax.evaluate --workdir runs/demo --split test --gallery 16
 
 Scenes of 3 to 5 objects with attributes, superlatives and relations in equal shares; README.md has the measured result
-and time. The difficulty of the scenes (s2rm_jax/input/synthetic/difficulty.py) can be set, for example
+and time. The difficulty of the scenes (s2rm_jax/input/synthetic/scene.py) can be set, for example
 --config.input.source.max_objects=7.
 """
 

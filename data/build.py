@@ -23,8 +23,8 @@ from absl import flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.refer_layout import find_annotations
-from s2rm_jax.input.tfds_source import BUILDER_NAMES
+from s2rm_jax.input.refer_annotations import find_annotations
+from s2rm_jax.input.tfds import BUILDER_NAMES
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "berkeley", "grefcoco": "unc"}
 

@@ -37,8 +37,8 @@ JSON = flags.DEFINE_string("json", "", "a file that receives the report for prog
 def main() -> None:
     """Examines as the flags say."""
     from s2rm_jax.errors import UserError
-    from s2rm_jax.input.doctor.examine import examine
-    from s2rm_jax.input.doctor.screen import show
+    from s2rm_jax.input.check.examine import examine
+    from s2rm_jax.input.check.report import show
 
     assert ROOT.value is not None  # required
     report = examine(

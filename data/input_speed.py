@@ -34,14 +34,11 @@ from ml_collections import ConfigDict
 from data.measure import write_pictures
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
-from s2rm_jax.input.compact import pack_mask
-from s2rm_jax.input.encode import view_of
-from s2rm_jax.input.example import Example
-from s2rm_jax.input.images import load_image
+from s2rm_jax.input.encode import pack_mask, view_of
+from s2rm_jax.input.example import Example, Groups
+from s2rm_jax.input.images import load_image, resize_fast, resize_image
 from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batches
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.resize import resize_fast, resize_image
-from s2rm_jax.input.stored import Groups
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default pictures are made", flag_values=FLAGS)

@@ -27,10 +27,9 @@ from pycocotools import mask as coco_mask
 from data.build import build
 from s2rm_jax import command_line
 from s2rm_jax.input.images import load_image
-from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.masks import decode_rle, rasterize
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.rle import decode_rle
-from s2rm_jax.input.tfds_source import TfdsSource
+from s2rm_jax.input.tfds import TfdsSource
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default pictures are made", flag_values=FLAGS)

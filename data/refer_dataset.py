@@ -14,14 +14,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input import tfds_records
-from s2rm_jax.input.doctor.pictures import PictureFile, ailment
+from s2rm_jax.input.check.files import PictureFile, ailment
 from s2rm_jax.input.example import Example
 from s2rm_jax.input.progress_bar import progress_bar
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.refer_annotations import TEXT_FIELDS, split_of
-from s2rm_jax.input.refer_layout import find_annotations
-from s2rm_jax.input.unpickle import load_refs
+from s2rm_jax.input.refer_annotations import TEXT_FIELDS, find_annotations, load_refs, split_of
+from s2rm_jax.input.tfds import encode
 
 
 class ReferConfig(tfds.core.BuilderConfig):
@@ -86,7 +84,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             field: [by_field[field] for by_field in sizes] for field in TEXT_FIELDS
         }
         for index, example in enumerate(progress_bar(raw, f"{self.FOLDER} {split}", len(raw), quiet=self.quiet)):
-            yield index, tfds_records.encode(whole_file(example), example, cleaned)
+            yield index, encode(whole_file(example), example, cleaned)
 
     def _source(self, root: Path, split: str, field: Literal["raw", "sent"]) -> ReferSource:
         return ReferSource(

@@ -28,13 +28,13 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.config_files import find_config
+from s2rm_jax.config import find_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.tables import Table, as_markdown
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.input.synthetic.grammar import Reference
-from s2rm_jax.input.synthetic.meaning import Noun, Related, evaluate
+from s2rm_jax.input.synthetic.language import Noun, Related, evaluate
 from s2rm_jax.input.synthetic.scene import Scene
 from s2rm_jax.input.synthetic.source import Composition
 

@@ -20,8 +20,8 @@ import numpy as np
 from s2rm_jax.config import default_config
 from s2rm_jax.explanation import DIRECTIONS
 from s2rm_jax.models.casg import ConvBlock
-from s2rm_jax.models.coparse import to_slices
 from s2rm_jax.models.network import build_network
+from s2rm_jax.models.s2rm import to_slices
 from s2rm_jax.models.swin import window_regions
 
 IMAGES = Path(__file__).parent / "images"

@@ -24,8 +24,8 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.ablation.suites import SUITES
-from s2rm_jax.config_files import find_config
+from s2rm_jax.config import find_config
+from s2rm_jax.measure.ablation_suites import SUITES
 
 FLAGS = flags.FlagValues()
 SUITE = flags.DEFINE_enum("suite", None, [*SUITES, "all"], "what is compared", flag_values=FLAGS)
@@ -40,14 +40,12 @@ OUT = flags.DEFINE_string("out", None, "the folder of runs and tables", flag_val
 
 
 def main() -> None:
-    """Compares as the flags say."""
-    from s2rm_jax.ablation.claims import claim_on, claimed
-    from s2rm_jax.ablation.pace import Pace
-    from s2rm_jax.ablation.report import write_report
-    from s2rm_jax.ablation.runs import carry_out, finished, finished_results, plan
-    from s2rm_jax.ablation.suites import variants_of, with_steps
-    from s2rm_jax.evaluation.output_files import make_output_folder
-    from s2rm_jax.training.progress import say
+    """Compares as the flags log."""
+    from s2rm_jax.io import make_output_folder
+    from s2rm_jax.measure.ablation_report import write_report
+    from s2rm_jax.measure.ablation_runs import Pace, carry_out, claim_on, claimed, finished, finished_results, plan
+    from s2rm_jax.measure.ablation_suites import variants_of, with_steps
+    from s2rm_jax.training.logging import log
 
     suite = SUITE.value
     assert suite is not None and OUT.value is not None  # required
@@ -59,7 +57,7 @@ def main() -> None:
     folder = make_output_folder(out / suite)
 
     left = [run for run in runs if finished(run) is None]
-    say(f"{len(runs)} runs of {base.steps:,} steps, {len(left)} of them left: {', '.join(v.name for v in variants)}")
+    log(f"{len(runs)} runs of {base.steps:,} steps, {len(left)} of them left: {', '.join(v.name for v in variants)}")
 
     def report() -> Path:
         with claim_on(folder):
@@ -69,13 +67,13 @@ def main() -> None:
     for run in claimed(left):
         if finished(run) is None:  # else another process has finished it meanwhile
             at = f"{runs.index(run) + 1}/{len(runs)} of {suite}"
-            say(f"== run {at}: {run.variant.name}, seed {run.seed} | ETA of the suite {pace.left}")
+            log(f"== run {at}: {run.variant.name}, seed {run.seed} | ETA of the suite {pace.left}")
             with pace.measured(run):
                 carry_out(run)
         if variants[0].name in finished_results(runs):  # what the others are compared with
             report()
-    say(report().read_text(encoding="utf-8"))
-    say(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")
+    log(report().read_text(encoding="utf-8"))
+    log(f"{len(runs)} runs of {base.steps:,} steps; tables and figures are in {folder}")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.benchmarks.suites import DEFAULT, SUITES
 from s2rm_jax.errors import UserError
+from s2rm_jax.measure.suites import DEFAULT, SUITES
 
 if TYPE_CHECKING:
-    from s2rm_jax.benchmarks.section import Section
+    from s2rm_jax.measure.section import Section
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -47,11 +47,10 @@ OUT = flags.DEFINE_string("out", None, "a folder to write the report to", flag_v
 def main() -> None:
     """Measures and reports as the flags say."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
-    from s2rm_jax.benchmarks.machine import describe_machine
-    from s2rm_jax.benchmarks.report import as_markdown
-    from s2rm_jax.benchmarks.subject import Subject
-    from s2rm_jax.config import default_config
-    from s2rm_jax.config_check import check_config
+    from s2rm_jax.config import check_config, default_config
+    from s2rm_jax.measure.section import as_markdown
+    from s2rm_jax.measure.subject import Subject
+    from s2rm_jax.measure.timing import describe_machine
 
     config = default_config() if CONFIG.value is None else copy.deepcopy(CONFIG.value)
     config.batch_size = BATCH_SIZE.value or (1 if CONFIG.value is None else config.batch_size)
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def _write(folder: Path, machine: Mapping[str, str], sections: Sequence[Section]) -> None:
-    from s2rm_jax.benchmarks.report import write_report
+    from s2rm_jax.measure.section import write_report
 
     try:
         write_report(folder, machine, sections)

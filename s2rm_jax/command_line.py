@@ -30,7 +30,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.config_files import find_config
+from s2rm_jax.config import find_config
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted

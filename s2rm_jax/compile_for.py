@@ -51,12 +51,11 @@ _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions
 
 def main() -> None:
     """Compiles and reports as the flags say."""
-    from s2rm_jax.compiled.chips import find_chip
-    from s2rm_jax.compiled.program import read_program
-    from s2rm_jax.compiled.report import CompiledStep, as_json, as_markdown, as_text
-    from s2rm_jax.config_check import check_config
+    from s2rm_jax.config import check_config
+    from s2rm_jax.measure.chips import find_chip
+    from s2rm_jax.measure.compiled_report import StepFacts, as_json, as_markdown, as_text, read_program
     from s2rm_jax.parallel.mesh import build_mesh
-    from s2rm_jax.training.ahead_of_time import compile_training_step
+    from s2rm_jax.training.compile import compile_training_step
 
     config: ConfigDict = CONFIG.value
     topology = TOPOLOGY.value
@@ -65,9 +64,9 @@ def main() -> None:
     devices = topology_devices(topology)
     chip = find_chip(devices[0].device_kind)
     if chip is None:
-        raise UserError(f"--topology: there are no figures of {devices[0].device_kind} in compiled/chips.py.")
+        raise UserError(f"--topology: there are no figures of {devices[0].device_kind} in measure/chips.py.")
     ahead = compile_training_step(config, build_mesh(config, devices))
-    step = CompiledStep(
+    step = StepFacts(
         topology=topology,
         chip=chip,
         chips=len(devices),

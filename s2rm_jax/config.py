@@ -1,8 +1,24 @@
-"""The whole configuration with its defaults; every file in configs/ starts from here and changes what differs."""
+"""The whole configuration with its defaults; every file in configs/ starts from here and changes what differs.
+
+Finds what cannot work in a configuration, before data is read or anything is compiled.
+
+Where the configurations are: beside the package in a clone, in it where it was installed from a wheel.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.sampling import SAMPLINGS
+from s2rm_jax.models.casg import GUIDANCES, SEMANTICS
+from s2rm_jax.models.layers import POLICIES
+from s2rm_jax.models.s2rm import BALANCES, LANGUAGES, MODES, PAIRS, RECURRENCES, RESIDUALS, ROTATIONS
+from s2rm_jax.training.losses import KINDS
 
 
 def default_config() -> ConfigDict:
@@ -13,7 +29,7 @@ def default_config() -> ConfigDict:
     config.epochs = 0.0  # what an epoch shows is said by config.input.sampling; only read where config.steps is 0
     config.batch_size = 32  # pictures per step, over all devices
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
-    config.remat = "none"  # none | dense | blocks: what is computed twice to save memory; see models/remat.py
+    config.remat = "none"  # none | dense | blocks: what is computed twice to save memory; see models/layers.py
 
     config.input = ConfigDict()
     config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and the arguments of that source
@@ -57,7 +73,7 @@ def default_config() -> ConfigDict:
     config.fusion.recurrent_width = 256
     config.fusion.num_heads = 8
     config.fusion.language = "words"  # words | sentence (nothing is distributed: the same at every position)
-    config.fusion.mode = "s2rm"  # s2rm | sum | product | concat | attention; see models/simpler_fusion.py
+    config.fusion.mode = "s2rm"  # s2rm | sum | product | concat | attention; see models/fusion_baselines.py
     config.fusion.recurrence = "gated"  # gated | linear | none
     config.fusion.rotations = (0, 90, 180, 270)  # degrees; the scanning directions
     config.fusion.pairs = ("language_parses_vision", "vision_parses_language")
@@ -68,7 +84,7 @@ def default_config() -> ConfigDict:
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
     config.decoder.guidance = "full"  # full | maps | none (a plain FPN)
     config.decoder.semantics = ("sentence", "stages")  # what guides: the sentence, the referent as seen so far
-    config.decoder.no_target_width = 0  # of the head that says "nothing here" (models/no_target.py); 0 has no head
+    config.decoder.no_target_width = 0  # of the head that says "nothing here" (models/casg.py); 0 has no head
 
     config.loss = ConfigDict()
     config.loss.kind = "bce_dice"  # bce_dice | weighted_ce (0.9 background, 1.1 foreground, as the LAVT family)
@@ -102,11 +118,134 @@ def default_config() -> ConfigDict:
 
     config.mesh = ConfigDict()  # how the devices share the work; batches are always split over all of them
     config.mesh.fsdp = 1  # devices that keep one state of training between them; 1: every device holds all of it
-    config.mesh.step = "jit"  # jit: the compiler places the communication | shard_map: we do (training/gradient.py)
+    config.mesh.step = "jit"  # jit: the compiler places the communication | shard_map: we do (training/step.py)
 
     config.compilation_cache = ""  # where compiled programs are kept: a folder; empty: in the workdir; off: nowhere
     config.tensorboard = True  # also write metrics as TensorBoard files
-    config.wandb_project = ""  # on Weights & Biases, to receive the metrics; empty: none; see training/wandb_run.py
+    config.wandb_project = ""  # on Weights & Biases, to receive the metrics; empty: none; see training/writers.py
     config.checkpoint_every = 1000  # steps
     config.log_every = 50  # steps
     return config
+
+
+_CHOICES: dict[str, Sequence[Any]] = {
+    "dtype": ("float32", "bfloat16"),
+    "remat": POLICIES,
+    "fusion.language": LANGUAGES,
+    "fusion.mode": MODES,
+    "fusion.recurrence": RECURRENCES,
+    "fusion.balance": BALANCES,
+    "fusion.residual": RESIDUALS,
+    "decoder.guidance": GUIDANCES,
+    "loss.kind": KINDS,
+    "input.sampling": SAMPLINGS,
+    "mesh.step": ("jit", "shard_map"),
+}
+_SUBSETS: dict[str, Sequence[Any]] = {
+    "fusion.rotations": ROTATIONS,
+    "fusion.pairs": PAIRS,
+    "decoder.semantics": SEMANTICS,
+}
+_AT_LEAST_ONE = (
+    *("batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
+    *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),
+    *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch", "mesh.fsdp"),
+)
+_AT_LEAST_ZERO = (
+    *("steps", "epochs", "eval.every", "eval.limit", "eval.expressions_per_image", "input.workers"),
+    *("decoder.no_target_width", "loss.coarse_weight", "loss.no_target_weight"),
+)
+_SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks the values of a configuration, and that those of different sections fit each other.
+
+    Raises:
+        UserError: names the first field that cannot work, its value, and what it must be.
+    """
+    for field, choices in _CHOICES.items():
+        _require(_get(config, field) in choices, config, field, f"one of: {', '.join(map(str, choices))}")
+    for field, choices in _SUBSETS.items():
+        chosen = _get(config, field)
+        fits = len(chosen) > 0 and set(chosen) <= set(choices) and len(set(chosen)) == len(chosen)
+        _require(fits, config, field, f"one or more of: {', '.join(map(str, choices))}")
+    for field in _AT_LEAST_ONE:
+        _require(_get(config, field) >= 1, config, field, "at least 1")
+    if config.steps == 0 and config.epochs == 0:
+        raise UserError("config.steps and config.epochs are both 0: say how long to train by one of them.")
+    for field in _AT_LEAST_ZERO:
+        _require(_get(config, field) >= 0, config, field, "at least 0")
+    for field in _SHARES:
+        _require(0 <= _get(config, field) <= 1, config, field, "from 0 to 1")
+
+    size = config.input.image_size
+    sides_fit = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    _require(sides_fit and min(size) >= 8, config, "input.image_size", "(height, width) in pixels, each at least 8")
+    depths = config.vision.depths
+    _require(len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block")
+    for field in ("vision.num_heads", "decoder.widths"):
+        wanted = f"{len(depths)} numbers, one per stage of config.vision.depths={tuple(depths)}"
+        _require(len(_get(config, field)) == len(depths), config, field, wanted)
+    for stage, heads in enumerate(config.vision.num_heads):
+        _require_heads(config, "vision.num_heads", heads, config.vision.embed_dim * 2**stage)
+    _require_heads(config, "text.num_heads", config.text.num_heads, config.text.hidden_size)
+    _require_heads(config, "fusion.num_heads", config.fusion.num_heads, config.fusion.width)
+    longest = config.text.max_positions
+    words_fit = 3 <= config.text.max_tokens <= longest
+    _require(words_fit, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
+    for field in ("optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
+        _require(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _require(condition: bool, config: ConfigDict, field: str, wanted: str) -> None:
+    if not condition:
+        raise UserError(f"config.{field} is {_get(config, field)!r}; it must be {wanted}.")
+
+
+def _require_heads(config: ConfigDict, field: str, heads: int, width: int) -> None:
+    _require(heads >= 1 and width % heads == 0, config, field, f"such that {width} channels divide by {heads} heads")
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def shipped_configs() -> Path:
+    """Returns the folder of the configurations that come with this package."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def find_config(given: str) -> str:
+    """Returns the file that --config means, with the argument that may stand behind a colon.
+
+    A file that is there is taken as it is. Otherwise `synthetic`, `synthetic.py` and `configs/synthetic.py` name one of
+    those that come with the package, so that the same command works in a clone and anywhere else.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
+    name, colon, argument = given.partition(":")
+    path = Path(name)
+    if path.is_file() and path.suffix == ".py":
+        return given
+    shipped = shipped_configs() / f"{path.stem}.py"
+    if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py") and shipped.is_file():
+        return f"{shipped}{colon}{argument}"
+    raise UserError(f"--config: {path} {_what_is_wrong(path)}.")
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Says it of a path, and what could be named instead: what lies there, else what comes with the package."""
+    wrong = "is no configuration, which is a Python file" if path.is_file() else "does not exist"
+    folder, wrong = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, wrong)
+    others = [] if folder == Path() else [str(other) for other in folder.glob("*.py")]
+    shipped = [other.stem for other in shipped_configs().glob("*.py")]
+    there = f"there are: {', '.join(sorted(others))}" if others else f"there are by name: {', '.join(sorted(shipped))}"
+    return f"{wrong}; {there}"

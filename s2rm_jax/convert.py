@@ -34,7 +34,7 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which 
 
 def to_pytorch() -> None:
     """Writes a run's network as a folder that PyTorch reads."""
-    from s2rm_jax.interop.exchange import write_pytorch
+    from s2rm_jax.interop.torch_folder import write_pytorch
 
     with _new_folder() as (workdir, folder):
         write_pytorch(workdir, _checkpoint(), folder)
@@ -44,11 +44,11 @@ def to_pytorch() -> None:
 
 def from_pytorch() -> None:
     """Makes a workdir of a folder that PyTorch reads."""
-    from s2rm_jax.interop.exchange import write_workdir
-    from s2rm_jax.interop.whole_folder import whole_folder
+    from s2rm_jax.interop.torch_folder import write_workdir
+    from s2rm_jax.io import atomic_folder
 
     assert WEIGHTS.value is not None and WORKDIR.value is not None  # required
-    with whole_folder(WORKDIR.value, "--workdir") as folder:
+    with atomic_folder(WORKDIR.value, "--workdir") as folder:
         write_workdir(Path(WEIGHTS.value), folder)
     print(
         f"{WORKDIR.value} holds the network at step 0. Next: python -m s2rm_jax.predict --workdir {WORKDIR.value} ..."
@@ -58,20 +58,20 @@ def from_pytorch() -> None:
 def to_stablehlo() -> None:
     """Writes a run's network as programs for every platform of JAX."""
     from s2rm_jax.interop.stablehlo import write_stablehlo
-    from s2rm_jax.training.trained import load_trained
+    from s2rm_jax.training.workdir import load_run
 
     with _new_folder() as (workdir, folder):
-        write_stablehlo(load_trained(workdir, _checkpoint()), folder)
+        write_stablehlo(load_run(workdir, _checkpoint()), folder)
     print(_standalone("StableHLO", "jax flatbuffers numpy pillow safetensors tokenizers"))
 
 
 def to_onnx() -> None:
     """Writes a run's network as ONNX."""
-    from s2rm_jax.interop.onnx_export import write_onnx
-    from s2rm_jax.training.trained import load_trained
+    from s2rm_jax.interop.onnx import write_onnx
+    from s2rm_jax.training.workdir import load_run
 
     with _new_folder() as (workdir, folder):
-        error = write_onnx(load_trained(workdir, _checkpoint()), folder)
+        error = write_onnx(load_run(workdir, _checkpoint()), folder)
     print(f"ONNX Runtime's logits differ from JAX's by {error:.1e} of their norm")
     print(_standalone("ONNX", "numpy onnxruntime pillow tokenizers"))
 
@@ -79,11 +79,10 @@ def to_onnx() -> None:
 @contextmanager
 def _new_folder() -> Iterator[tuple[epath.Path, Path]]:
     """The workdir, and the folder that becomes --out."""
-    from s2rm_jax.interop.whole_folder import whole_folder
-    from s2rm_jax.training.workdir_files import workdir_path
+    from s2rm_jax.io import atomic_folder, workdir_path
 
     assert WORKDIR.value is not None and OUT.value is not None  # required
-    with whole_folder(OUT.value, "--out") as folder:
+    with atomic_folder(OUT.value, "--out") as folder:
         yield workdir_path(WORKDIR.value), folder
 
 

@@ -52,7 +52,7 @@ MOST_CONNECTIONS = 200
 
 
 def main() -> None:
-    """Serves as the flags say."""
+    """Serves as the flags log."""
     missing = [name for name in ("gradio", "fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
@@ -61,10 +61,10 @@ def main() -> None:
 
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.serving.app import build_app
-    from s2rm_jax.serving.examples import example_cases
     from s2rm_jax.serving.limits import Limits
+    from s2rm_jax.serving.page import example_cases
     from s2rm_jax.serving.service import Service
-    from s2rm_jax.training.progress import say
+    from s2rm_jax.training.logging import log
 
     assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
@@ -74,7 +74,7 @@ def main() -> None:
         bytes=round(1e6 * MAX_MEGABYTES.value), pixels=round(1e6 * MAX_MEGAPIXELS.value), per_minute=PER_MINUTE.value
     )
     service = Service(segmenter, limits)
-    say("compiling the network for its first pictures")
+    log("compiling the network for its first pictures")
     _warm_up(service)
     with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
@@ -83,7 +83,7 @@ def main() -> None:
             name = "the one that comes with the package, which knows generated shapes"
         app = build_app(service, cases, name)
         host, port = listening.getsockname()[:2]
-        say(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
+        log(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=MOST_CONNECTIONS))
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the examples are removed
         with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn once it has finished what was asked

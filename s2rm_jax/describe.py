@@ -24,9 +24,8 @@ CONFIG = config_flags.DEFINE_config_file(
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
     """Describes the network that the flags name."""
-    from s2rm_jax.config import default_config
-    from s2rm_jax.config_check import check_config
-    from s2rm_jax.cost import format_cost, network_cost
+    from s2rm_jax.config import check_config, default_config
+    from s2rm_jax.models.cost import format_cost, network_cost
 
     config = CONFIG.value or default_config()
     check_config(config)

@@ -8,7 +8,7 @@
 Prints the protocol's numbers, by kind of expression where the source knows kinds, with bootstrap intervals, and, on the
 splits that papers report, the published figures beside them. Writes a report (index.html) with figures and a gallery of
 random, worst and best cases, and the same as metrics.json, table.md, table.tex, sentences.csv, plots/ and gallery/.
-Several processes share the work where flags or the environment say so, as in training; the first writes.
+Several processes share the work where flags or the environment log so, as in training; the first writes.
 The data, the network and the input size are those of the run's own configuration; docs/evaluation.md has the protocols.
 """
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from etils import epath
     from jax.sharding import Mesh
 
-    from s2rm_jax.evaluation.cases import Cases
+    from s2rm_jax.evaluation.gallery import Cases
     from s2rm_jax.evaluation.published import Benchmark
     from s2rm_jax.evaluation.report import Report
-    from s2rm_jax.training.trained import Trained
+    from s2rm_jax.training.workdir import LoadedRun
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -66,21 +66,19 @@ OUT = flags.DEFINE_string(
 
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any] | None:
-    """Evaluates as the flags say; returns the content of metrics.json and the path of the page, on one process."""
-    from s2rm_jax.evaluation.cases import Cases
-    from s2rm_jax.evaluation.comparison import benchmark_of
+    """Evaluates as the flags log; returns the content of metrics.json and the path of the page, on one process."""
     from s2rm_jax.evaluation.evaluator import Evaluator
-    from s2rm_jax.evaluation.output_files import make_output_folder
-    from s2rm_jax.evaluation.report_folder import write_report
-    from s2rm_jax.input.moved import with_folders
+    from s2rm_jax.evaluation.gallery import Cases
+    from s2rm_jax.evaluation.published import benchmark_of
+    from s2rm_jax.evaluation.report_files import write_report
     from s2rm_jax.input.pipeline import build_tokenizer
-    from s2rm_jax.input.sources import build_source
+    from s2rm_jax.input.sources import build_source, with_folders
+    from s2rm_jax.io import make_output_folder, workdir_path
     from s2rm_jax.models.network import build_network
     from s2rm_jax.parallel.mesh import make_mesh
-    from s2rm_jax.training.progress import counted, report_evaluation, say
-    from s2rm_jax.training.run_config import load_config
-    from s2rm_jax.training.trained import Trained
-    from s2rm_jax.training.workdir_files import workdir_path
+    from s2rm_jax.training.logging import counted, log, report_evaluation
+    from s2rm_jax.training.run import load_config
+    from s2rm_jax.training.workdir import LoadedRun
 
     join_others()
     assert WORKDIR.value is not None  # required
@@ -101,9 +99,9 @@ def main() -> dict[str, Any] | None:
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
 
     pictures = min(len(source), LIMIT.value or len(source))
-    say(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
+    log(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
     cases = Cases(GALLERY.value)
-    trained = Trained(network, params, build_tokenizer(config, source), config)
+    trained = LoadedRun(network, params, build_tokenizer(config, source), config)
     evaluator = Evaluator(network, trained.tokenizer, config, protocol, mesh)
     report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
     cases = Cases.together(distributed.gather(cases))
@@ -126,7 +124,7 @@ def main() -> dict[str, Any] | None:
         _explain(out / "gallery", cases, trained)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
     sentences = counted(report.total.sentences, "sentence")
-    say(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
+    log(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -146,25 +144,25 @@ def _parameters(
 
 def _say_figures(report: Report, benchmark: Benchmark | None) -> None:
     """Prints the table of a report, and published figures where there are any for the split."""
-    from s2rm_jax.evaluation.comparison import comparison
+    from s2rm_jax.evaluation.published import comparison
     from s2rm_jax.evaluation.report import table
     from s2rm_jax.evaluation.tables import as_text, without
-    from s2rm_jax.training.progress import say
+    from s2rm_jax.training.logging import log
 
-    say(table(report))
+    log(table(report))
     if benchmark:
         beside = comparison(report, benchmark)
-        say(f"\n{beside.caption}\n{as_text(without(beside, 'source'))}\n")
+        log(f"\n{beside.caption}\n{as_text(without(beside, 'source'))}\n")
 
 
-def _explain(folder: Path, cases: Cases, trained: Trained) -> None:
+def _explain(folder: Path, cases: Cases, trained: LoadedRun) -> None:
     """Draws on this process alone; so nothing is restored again, for which Orbax would wait for the others."""
-    from s2rm_jax.evaluation.explained_cases import write_explained_cases
+    from s2rm_jax.evaluation.explain import write_explained_cases
     from s2rm_jax.parallel.mesh import on_this_process
     from s2rm_jax.segmenter import Segmenter
-    from s2rm_jax.training.progress import say
+    from s2rm_jax.training.logging import log
 
-    say("drawing how the network came to the cases of the gallery")
+    log("drawing how the network came to the cases of the gallery")
     params = on_this_process(trained.params)
     segmenter = Segmenter(trained.network, params, trained.tokenizer, trained.config)
     write_explained_cases(folder, cases.sections(), segmenter.explain)

@@ -16,6 +16,8 @@ With --explain there is one figure per sentence: how.png, or for several how_1.p
 --images takes a folder or a pattern in quotes, and every sentence is asked of every picture, frame9 before frame10.
 Each picture has a folder of its own in --out, which --explain names a file in, and result.json lists them all. One that
 cannot be read is told of and left out; the exit status is then 4. docs/command_line.md has videos, --json and --quiet.
+
+The same sentences asked of many pictures, one after another: the frames of a video, a folder of photographs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -31,7 +33,18 @@ from absl import flags
 from PIL import Image
 
 from s2rm_jax import command_line, default_network
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax.evaluation.prediction_files import (
+    RESULT_FILE,
+    remove_earlier_prediction,
+    write_prediction,
+    write_result,
+)
+from s2rm_jax.input.image_files import result_folders
+from s2rm_jax.input.progress_bar import clear_line, progress_bar
+from s2rm_jax.io import figure_paths, make_output_folder
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.logging import counted
 
 if TYPE_CHECKING:
     from s2rm_jax.input.example import Example
@@ -77,10 +90,10 @@ def _programs_kept() -> AbstractContextManager[None]:
 
     Where the run kept its own is not asked: it may be a folder of another machine.
     """
+    from s2rm_jax.io import workdir_path
     from s2rm_jax.training.checkpoint import has_checkpoint
-    from s2rm_jax.training.compilation_cache import OFF, compilation_cache
-    from s2rm_jax.training.run_config import load_config
-    from s2rm_jax.training.workdir_files import workdir_path
+    from s2rm_jax.training.compile import OFF, compilation_cache
+    from s2rm_jax.training.run import load_config
 
     config, workdir = load_config(_workdir()).unlock(), workdir_path(_workdir())
     if not has_checkpoint(workdir):
@@ -92,15 +105,14 @@ def _programs_kept() -> AbstractContextManager[None]:
 
 def _many(images: str, out: Path) -> dict[str, Any]:
     from s2rm_jax.evaluation.prediction_files import require_name_of_its_own
-    from s2rm_jax.input.picture_files import find_pictures
-    from s2rm_jax.many_pictures import segment_pictures
-    from s2rm_jax.training.progress import counted
+    from s2rm_jax.input.image_files import list_images
+    from s2rm_jax.training.logging import counted
 
     sentences, explain = TEXT.value or [], EXPLAIN.value or ""
     if explain and (Path(explain).name != explain or Path(explain).suffix.lower() != ".png"):
         raise UserError(f"--explain: {explain} must be the name of a PNG, which each picture's folder receives")
     require_name_of_its_own(Path(explain))
-    paths = find_pictures(images)
+    paths = list_images(images)
     segmenter = _segmenter()
     _warn(segmenter, sentences)
     quiet = bool(FLAGS["quiet"].value)
@@ -111,7 +123,6 @@ def _many(images: str, out: Path) -> dict[str, Any]:
 
 
 def _one(out: Path) -> dict[str, Any]:
-    from s2rm_jax.evaluation.output_files import figure_paths, make_output_folder, save_picture
     from s2rm_jax.evaluation.prediction_files import (
         SAMPLE_FILE,
         outcomes,
@@ -121,7 +132,8 @@ def _one(out: Path) -> dict[str, Any]:
         write_result,
     )
     from s2rm_jax.input.images import load_image
-    from s2rm_jax.training.progress import counted
+    from s2rm_jax.io import figure_paths, make_output_folder, save_picture
+    from s2rm_jax.training.logging import counted
 
     if IMAGE.value:
         picture, sentences = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
@@ -171,7 +183,7 @@ def _warn(segmenter: Segmenter, sentences: Sequence[str]) -> None:
 def _held_out() -> Example:
     """Returns the first picture of the split on which the run is evaluated."""
     from s2rm_jax.input.sources import build_source
-    from s2rm_jax.training.run_config import load_config
+    from s2rm_jax.training.run import load_config
 
     config = load_config(_workdir())
     try:
@@ -182,3 +194,62 @@ def _held_out() -> Example:
 
 if __name__ == "__main__":
     command_line.run(main, FLAGS, __doc__, required=("out",))
+
+
+def segment_pictures(
+    segmenter: Segmenter,
+    paths: Sequence[Path],
+    sentences: Sequence[str],
+    out: Path,
+    *,
+    explain: str = "",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Segments what the sentences refer to in each picture, and tells on stderr how far it is.
+
+    Each picture has a folder in `out` with what `write_prediction` writes; `explain` is the name of a PNG in it.
+    A picture that cannot be read is told of and left out. result.json, which is written in any case, even where the
+    work is broken off, holds all: {"pictures": [{"image", "folder", "width", "height", "results"}, ...], "failed":
+    [{"image", "error"}, ...]}; its content is returned.
+
+    Raises:
+        PartlyDone: some pictures could not be read; the others are done.
+        UserError: none could be read, or `out` cannot be written to.
+    """
+    remove_earlier_prediction(make_output_folder(out))
+    # The scores would change from frame to frame, and with them the lines of the legend and the size of the overlay.
+    labels = [f"{number}. {sentence}" for number, sentence in enumerate(sentences, start=1)]
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    content: dict[str, Any] = {"pictures": done, "failed": failed}
+    pairs = list(zip(paths, result_folders(paths, taken=RESULT_FILE), strict=True))
+    try:
+        for path, folder in progress_bar(pairs, "segmenting pictures", len(pairs), quiet=quiet):
+            try:
+                encoded = segmenter.encode(path)
+            except UserError as error:
+                failed.append({"image": str(path), "error": str(error)})
+                clear_line()
+                print(f"warning: left out: {error}", file=sys.stderr)
+                continue
+            result = segmenter.segment(encoded, sentences, explain=bool(explain))
+            there = make_output_folder(out / folder)
+            figures = figure_paths(there / explain, len(sentences)) if explain else []
+            found = write_prediction(there, encoded.picture, result, figures, labels)
+            height, width = encoded.picture.shape[:2]
+            place = {"image": str(path), "folder": folder.as_posix(), "width": width, "height": height}
+            done.append(place | {"results": found})
+    except BaseException:
+        with suppress(UserError):  # a full disk fails twice, and the first error counts
+            write_result(out, content)
+        raise
+    write_result(out, content)
+    if not done:
+        raise UserError(f"none of {counted(len(paths), 'picture')} could be read; each was told of above")
+    if failed:
+        raise PartlyDone(
+            f"{len(failed)} of {counted(len(paths), 'picture')} could not be read, each told of above and under "
+            f'"failed" in {out / RESULT_FILE}; all others are done',
+            content,
+        )
+    return content

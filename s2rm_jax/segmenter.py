@@ -24,14 +24,12 @@ from PIL import Image
 
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.original_size import resize_logits
+from s2rm_jax.evaluation.protocols import resize_logits
 from s2rm_jax.explanation import Explanation, explanations, reduce
-from s2rm_jax.input.compact import normalize
-from s2rm_jax.input.images import load_image
-from s2rm_jax.input.resize import resize_image
-from s2rm_jax.input.sentence_remarks import remarks
-from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.training.trained import load_trained
+from s2rm_jax.input.encode import normalize
+from s2rm_jax.input.images import load_image, resize_image
+from s2rm_jax.input.tokens import Tokenizer, remarks
+from s2rm_jax.training.workdir import load_run
 
 # Sentences are filled up to the next of these numbers, so that at most this many programs are compiled; more sentences
 # than the last go in several rounds on the same encoded picture, which bounds the memory they take.
@@ -99,7 +97,7 @@ class Segmenter:
         Raises:
             UserError: no training run or no checkpoint there, its vocabulary is gone, or its configuration was changed.
         """
-        trained = load_trained(workdir, which)
+        trained = load_run(workdir, which)
         return cls(trained.network, trained.params, trained.tokenizer, trained.config)
 
     def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedPicture:

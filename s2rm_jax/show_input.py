@@ -44,8 +44,8 @@ KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches",
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
     """Draws as the flags say."""
-    from s2rm_jax.config_check import check_config
-    from s2rm_jax.training.progress import counted
+    from s2rm_jax.config import check_config
+    from s2rm_jax.training.logging import counted
 
     assert CONFIG.value is not None and OUT.value is not None  # required
     check_config(CONFIG.value)
@@ -105,7 +105,7 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
     Sentences about the same object have its colour.
     """
     from s2rm_jax.evaluation import overlay
-    from s2rm_jax.input.compact import unpack_masks
+    from s2rm_jax.input.encode import unpack_masks
 
     height, width = batch.images.shape[1:3]
     size = overlay.fit_size(height, width, side)

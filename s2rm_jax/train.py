@@ -37,8 +37,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or
 def main() -> dict[str, Any] | None:
     """Trains as the flags say; returns the last metrics, on one process."""
     join_others()
+    from s2rm_jax.training.compile import parse_profile_steps
     from s2rm_jax.training.loop import train_and_evaluate
-    from s2rm_jax.training.profile import parse_profile_steps
 
     assert WORKDIR.value is not None  # required
     profile_steps = range(0) if PROFILE_STEPS.value is None else parse_profile_steps(PROFILE_STEPS.value)

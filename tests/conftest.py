@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
-from s2rm_jax.input.compact import IMAGENET_MEAN, IMAGENET_STD
+from s2rm_jax.input.encode import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter

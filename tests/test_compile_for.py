@@ -13,7 +13,7 @@ import pytest
 from s2rm_jax import compile_for
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import build_mesh
-from s2rm_jax.training import ahead_of_time
+from s2rm_jax.training import compile
 
 from .conftest import tiny_config
 
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_said_with_what_helps(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
     config = tiny_config()
     with pytest.raises(UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 devices.*--config\.remat=dense"):
-        ahead_of_time.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
+        compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
 
 
 def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(monkeypatch):
@@ -51,7 +51,7 @@ def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(m
     config = tiny_config()
     config.steps, config.remat = 0, "blocks"
     before = config.to_dict()
-    ahead = ahead_of_time.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
+    ahead = compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
     assert config.to_dict() == before
     assert ahead.flops > 1.2 * ahead.model_flops > 0
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from s2rm_jax.config import default_config
-from s2rm_jax.config_check import check_config
+from s2rm_jax.config import check_config, default_config
 from s2rm_jax.errors import UserError
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from s2rm_jax.config_check import check_config
+from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.models.network import build_network
 from s2rm_jax.recipes import read_variant

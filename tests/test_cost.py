@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from s2rm_jax.config import default_config
-from s2rm_jax.cost import count_flops, format_cost, network_cost
-from s2rm_jax.models.conv import Conv3x3
+from s2rm_jax.models.cost import count_flops, format_cost, network_cost
+from s2rm_jax.models.layers import Conv3x3
 
 
 def test_counts_products_convolutions_and_scans():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from s2rm_jax import command_line, default_network, predict
 from s2rm_jax.input.sources import build_source
-from s2rm_jax.training.run_config import load_config, require_same_config
+from s2rm_jax.training.run import load_config, require_same_config
 from tests.test_configs import load
 
 ROOT = Path(__file__).parents[1]

@@ -46,7 +46,7 @@ def test_other_configurations(changes, pairs):
 def test_the_names_of_the_directions_are_where_the_slices_go():
     """The first slice of a scan that goes leftwards is the right column, and so on."""
     from s2rm_jax.explanation import DIRECTIONS
-    from s2rm_jax.models.coparse import to_slices
+    from s2rm_jax.models.s2rm import to_slices
 
     rows, columns = np.mgrid[:3, :3].astype(np.float32)
     field = {"downwards": rows, "upwards": -rows, "rightwards": columns, "leftwards": -columns}

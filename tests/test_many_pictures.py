@@ -5,10 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from s2rm_jax import many_pictures
+from s2rm_jax import predict
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.input.images import load_image
-from s2rm_jax.many_pictures import segment_pictures
+from s2rm_jax.predict import segment_pictures
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tm
         yield next(iter(items))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(many_pictures, "progress_bar", break_off)
+    monkeypatch.setattr(predict, "progress_bar", break_off)
     with pytest.raises(KeyboardInterrupt):
         segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
     (picture,) = json.loads((tmp_path / "out/result.json").read_text())["pictures"]

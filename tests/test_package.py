@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = (
     *("s2rm_jax", "s2rm_jax.segmenter", "s2rm_jax.training.loop", "s2rm_jax.evaluation.evaluator"),
-    *("s2rm_jax.interop.pretrained", "s2rm_jax.interop.exchange", "s2rm_jax.interop.stablehlo"),
-    *("s2rm_jax.interop.onnx_export", "s2rm_jax.input.sources", "s2rm_jax.input.doctor.examine"),
+    *("s2rm_jax.interop.pretrained", "s2rm_jax.interop.torch_folder", "s2rm_jax.interop.stablehlo"),
+    *("s2rm_jax.interop.onnx", "s2rm_jax.input.sources", "s2rm_jax.input.check.examine"),
 )
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from s2rm_jax import show_input
 from s2rm_jax.config import default_config
 from s2rm_jax.evaluation import overlay
-from s2rm_jax.input.compact import pack_mask
+from s2rm_jax.input.encode import pack_mask
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
 

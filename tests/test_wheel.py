@@ -75,7 +75,7 @@ def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
 
 def test_types_reach_those_who_use_it(installed, tmp_path):
     user = tmp_path / "user.py"
-    user.write_text("from s2rm_jax.config_files import find_config\n\nfind_config(3)\n")  # a module that imports little
+    user.write_text("from s2rm_jax.config import find_config\n\nfind_config(3)\n")  # a module that imports little
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", user],
         capture_output=True,

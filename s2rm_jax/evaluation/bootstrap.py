@@ -2,11 +2,15 @@
 
 The sentences of a picture stand or fall together, so pictures are drawn with replacement, each with all its sentences.
 The interval says nothing about other seeds or other training runs.
+
+Where a network does well and where it does not: IoU by length of the sentence, size and place of what is meant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -57,3 +61,84 @@ def _times_drawn(pictures: int) -> Iterator[Float[np.ndarray, "some pictures"]]:
         drawn = rng.integers(0, pictures, (rows, pictures)) + pictures * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * pictures).reshape(rows, pictures).astype(np.float64)
         left -= rows
+
+
+_LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 7), (8, 10), (11, 15), (16, 10**9))  # words, from - to
+_AREAS = (0, 1, 2, 5, 10, 20, 40, 100)  # percent of the picture
+PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class ScoreGroup:
+    """The sentences of one bar: their mean IoU in percent and its bootstrap interval over pictures."""
+
+    label: str
+    sentences: int
+    mean_iou: float
+    interval: tuple[float, float]
+
+
+def by_length(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
+    """Groups sentences by their number of words (as separated by spaces)."""
+    labels = [str(low) if low == high else f"{low}-{high}" for low, high in _LENGTHS[:-1]] + [f"{_LENGTHS[-1][0]}+"]
+
+    def place(score: SentenceScore) -> int:
+        words = max(1, len(score.expression.split()))
+        return next(index for index, (low, high) in enumerate(_LENGTHS) if low <= words <= high)
+
+    return [group for group in _grouped(scores, labels, place) if group.sentences]
+
+
+def by_area(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
+    """Groups the sentences that refer to something by the share of the picture that it covers."""
+    labels = [f"{low}-{high}" for low, high in pairwise(_AREAS)]
+
+    def place(score: SentenceScore) -> int | None:
+        if not score.targeted:
+            return None
+        return max(0, int(np.searchsorted(_AREAS, 100 * score.area, side="left")) - 1)
+
+    return [group for group in _grouped(scores, labels, place) if group.sentences]
+
+
+def by_place(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
+    """Groups the sentences that refer to something by the ninth of the picture that holds its centroid.
+
+    Always nine groups, row by row, as in `PLACES`.
+    """
+
+    def place(score: SentenceScore) -> int | None:
+        if score.centre is None:
+            return None
+        column, row = (min(2, int(3 * share)) for share in score.centre)
+        return 3 * row + column
+
+    return _grouped(scores, PLACES, place)
+
+
+def histogram(scores: Sequence[SentenceScore]) -> list[int]:
+    """Counts sentences by IoU in HISTOGRAM_BINS equal bins over [0, 1]; 1 itself belongs to the last one."""
+    ious = [score.iou for score in scores if score.iou is not None]
+    return np.histogram(ious, bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist()
+
+
+def _grouped(
+    scores: Sequence[SentenceScore], labels: Sequence[str], place: Callable[[SentenceScore], int | None]
+) -> list[ScoreGroup]:
+    """One group per label; `place` gives the index of a sentence's label, or None for none."""
+    placed = [(score, index) for score in scores if score.iou is not None and (index := place(score)) is not None]
+    values = np.zeros((len(placed), 2, len(labels)))
+    for row, (score, index) in enumerate(placed):
+        values[row, :, index] = score.iou, 1
+    if not placed:
+        return [ScoreGroup(label, 0, 0.0, (0.0, 0.0)) for label in labels]
+    sums, counts = values.sum(0)
+    drawn = resampled_sums(values.reshape(len(placed), -1), [score.example_id for score, _ in placed])
+    drawn_sums, drawn_counts = np.split(drawn, 2, axis=1)
+    return [
+        ScoreGroup(
+            label, int(counts[i]), 100 * sums[i] / max(counts[i], 1), interval(drawn_sums[:, i], drawn_counts[:, i])
+        )
+        for i, label in enumerate(labels)
+    ]

@@ -14,12 +14,11 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.compared_masks import predicted_mask, true_mask
-from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, judge
-from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
+from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, score_masks
+from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, predicted_mask, true_mask
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
-from s2rm_jax.input.compact import normalize
+from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.masks import means_nothing, rasterize
 from s2rm_jax.input.tokens import Tokenizer
@@ -171,7 +170,7 @@ def _score(
             example.id,
             expression.kind,
             expression.text,
-            *judge(protocol, *count_pixels(true, predicted), targeted, answered),
+            *score_masks(protocol, *count_pixels(true, predicted), targeted, answered),
             targeted=targeted,
             answered=answered,
             area=float(meant.mean()),

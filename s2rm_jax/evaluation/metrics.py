@@ -21,7 +21,7 @@ THRESHOLDS_IN_TENTHS = (5, 6, 7, 8, 9)
 class SentenceScore:
     """How one sentence fared under a protocol.
 
-    intersection, union  in pixels, as the protocol adds them up: not always those of the masks, see `judge`
+    intersection, union  in pixels, as the protocol adds them up: not always those of the masks, see `score_masks`
     empty_iou            the IoU where the union is 0; None: the sentence is left out of the mean
     targeted             whether the sentence refers to something
     answered             whether the network says that it does
@@ -48,8 +48,8 @@ class SentenceScore:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What all measures are made of. Counts of parts of a data set add up (`+`) to the counts of the whole.
+class MaskCounts:
+    """What all measures are made of. MaskCounts of parts of a data set add up (`+`) to the counts of the whole.
 
     averaged    sentences that have an IoU
     asked       sentences of which precision is asked
@@ -70,10 +70,10 @@ class Counts:
     answered: int = 0
     hits: tuple[int, ...] = (0,) * len(THRESHOLDS_IN_TENTHS)
 
-    def __add__(self, other: Counts) -> Counts:
+    def __add__(self, other: MaskCounts) -> MaskCounts:
         both = {name: (getattr(self, name), getattr(other, name)) for name in _SUMS}
         hits = tuple(a + b for a, b in zip(self.hits, other.hits, strict=True))
-        return Counts(**{name: a + b for name, (a, b) in both.items()}, hits=hits)
+        return MaskCounts(**{name: a + b for name, (a, b) in both.items()}, hits=hits)
 
     def metrics(self, protocol: Protocol = ORIGINAL) -> dict[str, float]:
         """Returns the protocol's numbers in percent; 0 where nothing was counted.
@@ -94,7 +94,7 @@ class Counts:
         return {name: percent[name] for name in protocol.columns if name in percent}
 
 
-_SUMS = tuple(field.name for field in fields(Counts) if field.name != "hits")
+_SUMS = tuple(field.name for field in fields(MaskCounts) if field.name != "hits")
 
 
 def count_pixels(true: Bool[np.ndarray, "h w"], predicted: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
@@ -103,7 +103,7 @@ def count_pixels(true: Bool[np.ndarray, "h w"], predicted: Bool[np.ndarray, "h w
     return intersection, int(np.count_nonzero(true)) + int(np.count_nonzero(predicted)) - intersection
 
 
-def judge(
+def score_masks(
     protocol: Protocol, intersection: int, union: int, targeted: bool, answered: bool
 ) -> tuple[int, int, float | None]:
     """Returns (intersection, union, IoU of an empty union) of a sentence as the protocol counts it.
@@ -120,10 +120,10 @@ def judge(
     return intersection if answered else 0, union, protocol.empty_union
 
 
-def counts_of(score: SentenceScore, protocol: Protocol = ORIGINAL) -> Counts:
+def counts_of(score: SentenceScore, protocol: Protocol = ORIGINAL) -> MaskCounts:
     """Returns the counts of a single sentence."""
     asked = score.targeted or protocol.no_target is None
-    return Counts(
+    return MaskCounts(
         sentences=1,
         intersection=score.intersection,
         union=score.union,
@@ -138,12 +138,12 @@ def counts_of(score: SentenceScore, protocol: Protocol = ORIGINAL) -> Counts:
     )
 
 
-def total(scores: Iterable[SentenceScore], protocol: Protocol = ORIGINAL) -> Counts:
+def total(scores: Iterable[SentenceScore], protocol: Protocol = ORIGINAL) -> MaskCounts:
     """Returns the counts of all `scores` together."""
-    return reduce(add, (counts_of(score, protocol) for score in scores), Counts())
+    return reduce(add, (counts_of(score, protocol) for score in scores), MaskCounts())
 
 
-def by_kind(scores: Iterable[SentenceScore], protocol: Protocol = ORIGINAL) -> dict[str, Counts]:
+def by_kind(scores: Iterable[SentenceScore], protocol: Protocol = ORIGINAL) -> dict[str, MaskCounts]:
     """Returns the counts of each kind of expression, in alphabetical order; sentences without a kind under ""."""
     groups: dict[str, list[SentenceScore]] = {}
     for score in scores:

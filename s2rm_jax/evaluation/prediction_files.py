@@ -14,9 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.explain_figure import explain_figure
-from s2rm_jax.evaluation.output_files import save_picture, slug, writing
+from s2rm_jax.evaluation.explain import explain_figure
 from s2rm_jax.evaluation.overlay import overlay_with_legend
+from s2rm_jax.io import save_picture, slug, writing
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result

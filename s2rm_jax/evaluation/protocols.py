@@ -3,14 +3,28 @@
 A protocol says at which resolution masks are compared, which pixels count as predicted, what an empty union is worth
 and which figures are reported. Each follows the evaluation code of one published project; docs/evaluation.md says for
 each what it reproduces and what it cannot.
+
+The two masks that a protocol compares: what a sentence means, and what the network found.
+
+From the network's grid of logits back to the picture's own pixels.
+
+Bringing a grid of logits or probabilities to another size, in the ways that protocols ask for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Segmentation
+from s2rm_jax.input.masks import rasterize, resize_mask
 
 Resampling = Literal["bilinear", "bicubic", "bicubic, corners aligned", "nearest"]
 
@@ -158,3 +172,76 @@ def protocol_named(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"there is no protocol {name!r}; there are: {', '.join(PROTOCOLS)} (docs/evaluation.md).")
     return PROTOCOLS[name]
+
+
+def resize_logits(logits: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
+    """Resizes logits bilinearly (half-pixel centres) to `height` x `width` pixels; the mask is where they exceed 0.
+
+    Resizing logits rather than masks keeps the outline smooth. Where the picture is smaller than the network's grid,
+    the filter widens accordingly, so that no pixel is left out.
+    """
+    resized = Image.fromarray(np.asarray(logits, np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+_A = -0.75  # the sharpness of the cubic kernel in OpenCV and PyTorch (Pillow has -0.5)
+
+
+def resample(values: Float[np.ndarray, "h w"], height: int, width: int, how: Resampling) -> np.ndarray:
+    """Resizes to `height` x `width`; nothing is done where the size is right already."""
+    if values.shape == (height, width):
+        return values
+    if how == "bilinear":
+        return resize_logits(values, height, width)
+    if how == "nearest":
+        rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), values.shape, strict=True))
+        return values[rows[:, None], columns]
+    aligned = how == "bicubic, corners aligned"
+    return _cubic_rows(_cubic_rows(values, height, aligned).T, width, aligned).T
+
+
+def _cubic_rows(values: Float[np.ndarray, "old w"], new: int, corners_aligned: bool) -> Float[np.ndarray, "new w"]:
+    """Resizes the first axis by cubic convolution (Keys 1981); beyond the borders their values are repeated."""
+    weights, taken = _cubic(len(values), new, corners_aligned)
+    return sum(weights[:, tap, None] * values[taken[:, tap]] for tap in range(4))
+
+
+@lru_cache(maxsize=64)
+def _cubic(old: int, new: int, corners_aligned: bool) -> tuple[Float[np.ndarray, "new 4"], Int[np.ndarray, "new 4"]]:
+    """The weights of the four samples that each new one is made of, and which they are."""
+    if corners_aligned:
+        at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
+    else:
+        at = (np.arange(new) + 0.5) * old / new - 0.5
+    taken = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
+    x = np.abs(at[:, None] - taken)
+    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
+    far = ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
+    return np.where(x <= 1, near, far).astype(np.float32), np.clip(taken, 0, old - 1)
+
+
+def true_mask(
+    protocol: Protocol, segmentation: Segmentation, meant: Bool[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "new_h new_w"]:
+    """Returns the true mask at the size at which `protocol` compares; `meant` is the same at the picture's own size.
+
+    Where the protocol draws polygons anew but the mask is not made of polygons, it is resized by nearest pixel.
+    """
+    if protocol.size is None or protocol.size == meant.shape:
+        return meant
+    polygons = isinstance(segmentation, list) and segmentation and not any(isinstance(p, dict) for p in segmentation)
+    if not (protocol.redraw_polygons and polygons):
+        return resize_mask(meant, protocol.size)
+    y_scale, x_scale = (new / old for new, old in zip(protocol.size, meant.shape, strict=True))
+    scaled = [(np.asarray(polygon, float).reshape(-1, 2) * (x_scale, y_scale)).ravel() for polygon in segmentation]
+    return rasterize(scaled, *protocol.size)
+
+
+def predicted_mask(
+    protocol: Protocol, logits: Float[np.ndarray, "h w"], height: int, width: int
+) -> Bool[np.ndarray, "new_h new_w"]:
+    """Returns the predicted mask at the size at which `protocol` compares, for a picture of `height` x `width`."""
+    values, level = np.asarray(logits, np.float32), math.log(protocol.threshold / (1 - protocol.threshold))
+    if protocol.resampled == "probabilities":
+        values, level = 0.5 + 0.5 * np.tanh(0.5 * values), protocol.threshold  # a sigmoid that does not overflow
+    return resample(values, *(protocol.size or (height, width)), protocol.resampling) > level

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from s2rm_jax.evaluation import bootstrap, metrics
-from s2rm_jax.evaluation.metrics import Counts, SentenceScore
+from s2rm_jax.evaluation.metrics import MaskCounts, SentenceScore
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_text
 
@@ -28,19 +28,19 @@ class Report:
     protocol: Protocol = ORIGINAL
 
     @cached_property
-    def total(self) -> Counts:
+    def total(self) -> MaskCounts:
         """The counts over all sentences."""
         return metrics.total(self.sentences, self.protocol)
 
     @cached_property
-    def by_kind(self) -> dict[str, Counts]:
+    def by_kind(self) -> dict[str, MaskCounts]:
         """The counts of each kind of expression; empty where the source knows no kinds."""
         groups = metrics.by_kind(self.sentences, self.protocol)
         return {} if set(groups) <= {""} else groups
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The protocol's numbers in percent by name, see `Counts.metrics`."""
+        """The protocol's numbers in percent by name, see `MaskCounts.metrics`."""
         return self.total.metrics(self.protocol)
 
     @cached_property
@@ -55,7 +55,7 @@ class Report:
         return len({score.example_id for score in self.sentences})
 
 
-def named_counts(report: Report) -> list[tuple[str, Counts]]:
+def named_counts(report: Report) -> list[tuple[str, MaskCounts]]:
     """Returns the rows of a table: each kind by its name, then all sentences together."""
     return [*((kind or "(no kind)", counts) for kind, counts in report.by_kind.items()), ("all", report.total)]
 

@@ -15,11 +15,10 @@ from jaxtyping import Bool, Int32, UInt8
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.compact import MEAN_COLOUR
-from s2rm_jax.input.encode import View
+from s2rm_jax.input.encode import MEAN_COLOUR, View
 from s2rm_jax.input.example import Batch, Example
 from s2rm_jax.input.masks import rasterize
-from s2rm_jax.input.mirror_sentence import mirror_sentence
+from s2rm_jax.input.mirror import mirror_expression
 from s2rm_jax.input.tokens import Tokenizer
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; bottom and right exclusive
@@ -90,7 +89,7 @@ def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation
 
 def flip(view: View) -> View | None:
     """Mirrors the picture, its masks and its sentences; None where a sentence cannot be mirrored with certainty."""
-    sentences = [mirror_sentence(sentence) for sentence in view.texts]
+    sentences = [mirror_expression(sentence) for sentence in view.texts]
     mirrored = tuple(sentence for sentence in sentences if sentence is not None)
     if len(mirrored) < len(sentences):
         return None

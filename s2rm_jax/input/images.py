@@ -1,17 +1,126 @@
-"""Pictures: from files, arrays and PIL images to uint8 RGB, and from one size to another."""
+"""Pictures: from files, arrays and PIL images to uint8 RGB, and from one size to another.
+
+The fast way for what nearly every picture of a dataset is: a plain JPEG file.
+
+Resizing pictures: bilinear and antialiased, as Pillow does it and torchvision with it.
+
+`resize_image` is the definition, for all that is measured, predicted or exported. `resize_fast` is for training, where
+resizing would take longer than decoding: it computes the same with SIMD instructions and rounds differently. A tenth to
+a quarter of its values differ by one grey level of 255, hardly any by two (docs/results/input_speed.md).
+
+Pictures from the web: the bytes behind an address, bounded in size and time.
+"""
 
 from __future__ import annotations
 
 import io
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.jpeg import decode_plain_jpeg
-from s2rm_jax.input.web import fetch, is_url
+
+_BEGIN = b"\xff\xd8"  # of every JPEG file
+_PLAIN = ("YCbCr", "Gray")  # what an inverted or four-colour file means, Pillow knows
+
+
+def decode_plain_jpeg(source: str | Path | bytes, most_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
+    """Returns RGB values as stored, whatever EXIF says; None for all that is not a sound JPEG of a common kind.
+
+    The pixels are those of Pillow, as both use libjpeg-turbo; Pillow takes a fifth longer.
+
+    Args:
+      source: a file, or the bytes of one.
+      most_pixels: where there are more, nothing is decoded.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    data = source if isinstance(source, bytes) else _read_if_jpeg(source)
+    if not data.startswith(_BEGIN):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in _PLAIN or height * width > most_pixels:
+            return None
+        return simplejpeg.decode_jpeg(data)  # strict: a warning of the decoder counts as an error
+    except ValueError:
+        return None  # what is wrong with it, or whether it can be read all the same, Pillow says
+
+
+def _read_if_jpeg(path: str | Path) -> bytes:
+    """Returns the contents of a file, or only its beginning where that is not a JPEG's."""
+    with open(path, "rb") as file:
+        begin = file.read(len(_BEGIN))
+        return begin + file.read() if begin == _BEGIN else begin
+
+
+MAX_BYTES = 50_000_000
+TIMEOUT = 20.0  # seconds, for the whole of it
+_CHUNK = 1 << 16
+
+
+def is_url(source: object) -> bool:
+    """Whether `source` is an address on the web and not a file."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
+    """Returns what lies at an address.
+
+    For addresses that the person at the keyboard gives; a server must not pass on those of its visitors, who could
+    reach into its own network by them.
+
+    Args:
+        url: begins with http:// or https://; redirections to other places are followed.
+        max_bytes: more is not read.
+        timeout: seconds until everything must be there.
+
+    Raises:
+        UserError: there is nothing at the address, it is too large, or it takes too long.
+    """
+    deadline = time.monotonic() + timeout
+    # Some servers, Wikimedia's among them, refuse programs that do not say who they are.
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content = bytearray()
+            while chunk := answer.read1(_CHUNK):  # what has come so far, so that a slow server cannot hold us up
+                content += chunk
+                if len(content) > max_bytes:
+                    raise UserError(f"{url} is larger than {max_bytes:,} bytes; download it and scale it down")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            missing = answer.length or 0
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise UserError(
+            f"{url} cannot be had: the server says {error.code} {error.reason}; check the address"
+        ) from error
+    except TimeoutError as error:
+        raise _too_slow(url, timeout) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _too_slow(url, timeout) from error
+        raise UserError(f"{url} cannot be reached ({error.reason}); check the address and the network") from error
+    except (HTTPException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{url} cannot be read ({reason}); check the address") from error
+    if missing:
+        raise UserError(f"{url} broke off after {len(content):,} bytes; try again")
+    return bytes(content)
+
+
+def _too_slow(url: str, timeout: float) -> UserError:
+    return UserError(f"{url} did not arrive within {timeout:g} seconds; try again, or download it first")
+
 
 MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous picture; this much takes 240 MB
 # What Pillow reads by itself: its other readers are rare, and that of EPS starts an external program.
@@ -132,3 +241,33 @@ def _picture_of_array(array: np.ndarray) -> Image.Image:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """65,535 becomes 255 and everything between is scaled and rounded."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+try:
+    import cykooz_resizer as fast
+except ImportError:  # there is no wheel for Linux on ARM
+    fast = None
+
+_OPTIONS = fast and fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.bilinear))
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Resizes RGB values to (height, width) pixels; the proportions are not kept."""
+    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_fast(
+    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Does nearly the same four times as fast, where cykooz.resizer is installed. The result may be read-only."""
+    (height, width), (new_height, new_width) = image.shape[:2], size
+    if fast is None:
+        return resize_image(image, size)
+    if (height, width) == (new_height, new_width):
+        return image
+    source = fast.ImageData(width, height, fast.PixelType.U8x3, image.tobytes())
+    result = fast.ImageData(new_width, new_height, fast.PixelType.U8x3)
+    fast.Resizer().resize(source, result, _OPTIONS)  # one each, as threads must not share it
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(new_height, new_width, 3)

@@ -1,19 +1,213 @@
-"""Masks: from the forms that datasets use to boolean arrays, and from one size to another."""
+"""Masks: from the forms that datasets use to boolean arrays, and from one size to another.
+
+Which pixels of a mask are wanted, so that no others are made.
+
+Masks that are pictures of their own: what is not zero belongs to the referent.
+
+COCO's run-length encoding of masks.
+
+pycocotools can decode it too, but returns uninitialised memory for damaged codes and warns on every call under NumPy 2.
+"""
 
 from __future__ import annotations
 
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int, Int64
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Segmentation
-from s2rm_jax.input.grid import Grid
-from s2rm_jax.input.mask_files import read_mask
-from s2rm_jax.input.rle import decode_rle
+from s2rm_jax.input.images import FORMATS
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Row i and column j of what is wanted are `rows[i]` and `columns[j]` of a mask of `size` (height, width).
+
+    Rows ascend; columns ascend or descend; each may come more than once.
+    """
+
+    size: tuple[int, int]
+    rows: Int[np.ndarray, " h"]
+    columns: Int[np.ndarray, " w"]
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> Grid:
+        """Returns the grid of all pixels."""
+        return cls((height, width), np.arange(height), np.arange(width))
+
+    def resized(self, size: tuple[int, int]) -> Grid:
+        """Returns the grid of (height, width) pixels, each the one of this grid that is nearest to its centre.
+
+        So do the data pipelines of LAVT, CARIS and CRIS. Nearest keeps a mask's area right on average and gives thin
+        parts the same chance as thick ones.
+        """
+        rows, columns = (
+            seen[(2 * np.arange(new) + 1) * len(seen) // (2 * new)]
+            for seen, new in zip((self.rows, self.columns), size, strict=True)
+        )
+        return Grid(self.size, rows, columns)
+
+    def of(self, mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "h w"]:
+        """Returns the wanted pixels of a mask."""
+        return mask[self.rows][:, self.columns]  # one axis at a time is faster than both together
+
+    def of_runs(self, runs: Int[np.ndarray, " runs"]) -> Bool[np.ndarray, "h w"]:
+        """Returns the wanted pixels of the mask of which these are the lengths of runs, the background's first.
+
+        Runs go down column after column. It is their ends that are moved to where they are among the wanted pixels.
+        """
+        column, row = np.divmod(np.cumsum(runs), self.size[0])
+        ends = self._wanted_before_column[column]
+        ends += self._rows_before[row] * self._is_wanted[column]
+        mask = fill_runs(np.diff(ends, prepend=0), len(self.rows), int(self._is_wanted.sum()))
+        return mask if self._place is None else mask.T[self._place].T
+
+    @cached_property
+    def _is_wanted(self) -> Bool[np.ndarray, " columns"]:
+        wanted = np.zeros(self.size[1] + 1, bool)
+        wanted[self.columns] = True
+        return wanted
+
+    @cached_property
+    def _wanted_before_column(self) -> Int[np.ndarray, " columns"]:
+        """How many wanted pixels lie in the columns before each column, those counted once that come several times."""
+        return (np.cumsum(self._is_wanted) - self._is_wanted) * len(self.rows)
+
+    @cached_property
+    def _rows_before(self) -> Int[np.ndarray, " height"]:
+        """How many wanted rows lie above each row."""
+        return np.searchsorted(self.rows, np.arange(self.size[0]))
+
+    @cached_property
+    def _place(self) -> Int[np.ndarray, " w"] | None:
+        """Where each column is among the wanted ones in ascending order; None where they are in that order."""
+        place = self._wanted_before_column[self.columns] // len(self.rows)
+        return None if np.array_equal(place, np.arange(len(place))) else place
+
+
+def fill_runs(runs: Int[np.ndarray, " runs"], height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """Lays runs, the background's first, column after column."""
+    is_foreground = np.arange(len(runs)) % 2 == 1
+    return np.repeat(is_foreground, runs).reshape(width, height).T
+
+
+# One value a pixel (of a palette the index counts, as in PASCAL VOC), or colours of which any may be other than black.
+# Transparency is refused: it cannot be told whether the transparent part or the black one is meant as background.
+_MODES = ("1", "L", "P", "I", "I;16", "RGB")
+
+
+def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """Reads a mask from a PNG or another file without loss; true where the pixel is not zero.
+
+    Raises:
+      UserError: there is no such file, it is damaged, of another size than the picture, or of an unsuitable kind.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            problem = _problem_of(picture, height, width)
+            values = None if problem else np.asarray(picture)
+    except Exception as error:
+        raise UserError(_unreadable(path, error)) from error
+    if values is None:
+        raise UserError(f"the mask {path} {problem}")
+    layers = values.reshape(height, width, -1)
+    return (layers != 0).any(axis=-1)
+
+
+def problem_of_file(path: str | Path, height: int, width: int) -> str:
+    """Says what keeps a file from being the mask of a picture of this size, or ""; looks at its header only."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            problem = _problem_of(picture, height, width)
+    except Exception as error:
+        return _unreadable(path, error)
+    return f"the mask {path} {problem}" if problem else ""
+
+
+def _problem_of(picture: Image.Image, height: int, width: int) -> str:
+    if picture.size != (width, height):
+        return f"has {picture.height} x {picture.width} pixels, its picture {height} x {width} (height x width)"
+    if picture.format in ("JPEG", "WEBP"):
+        return f"is a {picture.format}, which blurs masks; save it as PNG"
+    if picture.mode not in _MODES or picture.has_transparency_data:
+        return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"
+    return ""
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    """What to say of a file at which a reader failed; on damaged data they raise nearly anything."""
+    if isinstance(error, FileNotFoundError):
+        return f"there is no mask at {path}; check the path"
+    return f"the mask {path} cannot be read ({' '.join(str(error).split())}); write it again"
+
+
+_LONGEST_NUMBER = 7  # characters, so 35 bits; more of them, in a damaged code, would not fit the arithmetic
+
+
+def decode_rle(rle: dict[str, Any], height: int, width: int, grid: Grid | None = None) -> Bool[np.ndarray, "_ _"]:
+    """Decodes {"size": [H, W], "counts": ...}: run lengths in column order that begin with the background's.
+
+    Args:
+      rle: its counts are a list of run lengths, or their compressed form as text or bytes.
+      height: of the picture, in pixels.
+      width: of the picture, in pixels.
+      grid: which of its pixels are wanted; None for all. Those that are not are never made.
+
+    Raises:
+      UserError: the size is not the picture's, or the counts are damaged.
+    """
+    size = list(rle.get("size", ()))
+    if size != [height, width]:
+        raise UserError(f"the RLE of a mask has size {size}, its picture is {height} x {width} pixels (height x width)")
+    counts = rle.get("counts")
+    runs = _decompress(counts) if isinstance(counts, str | bytes) else _checked(counts)
+    if runs is None or (runs < 0).any():
+        raise UserError(f"the RLE of a mask is damaged: its counts are no run lengths: {counts!r:.60}")
+    if runs.sum() != height * width:
+        raise UserError(
+            f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the picture has {height * width}"
+        )
+    return fill_runs(runs, height, width) if grid is None else grid.of_runs(runs)
+
+
+def _checked(counts: object) -> Int64[np.ndarray, " runs"] | None:
+    if not isinstance(counts, list) or not all(isinstance(run, int) and abs(run) < 2**35 for run in counts):
+        return None
+    return np.array(counts, np.int64)
+
+
+def _decompress(counts: str | bytes) -> Int64[np.ndarray, " runs"] | None:
+    """Returns the run lengths, or None if there is a character or a number that the code does not have.
+
+    Each number is written in characters of six bits (from "0" on), the least significant first: five of them are the
+    number's, in two's complement, the sixth says that another character follows. From the fourth number on, what is
+    written is the difference to the number two before, the last run of the same colour.
+    """
+    codes = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - ord("0")
+    if ((codes < 0) | (codes >= 64)).any():
+        return None
+    last = np.flatnonzero(codes < 0b100000)  # of each number
+    if len(last) == 0:
+        return last
+    first = np.concatenate([[0], last[:-1] + 1])
+    length = last - first + 1
+    if length.max() > _LONGEST_NUMBER:
+        return None
+    codes = codes[: last[-1] + 1]
+    place = np.arange(len(codes)) - np.repeat(first, length)
+    runs = np.add.reduceat((codes & 0b011111) << 5 * place, first)
+    runs -= np.where(codes[last] & 0b010000, 1 << 5 * length, 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
 
 FARTHEST = 1e5  # pixels; the polygon code of pycocotools takes time and memory in proportion to an edge's length
 

@@ -20,7 +20,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.augment import Augmentation, build_augmentation
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
-from s2rm_jax.input.resize import resize_fast
+from s2rm_jax.input.images import resize_fast
 from s2rm_jax.input.sampling import Row, rows_of
 from s2rm_jax.input.tokens import Tokenizer
 

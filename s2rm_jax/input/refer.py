@@ -8,16 +8,19 @@ from itertools import groupby
 from pathlib import Path
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.example import Example
-from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS, Picture, Referent, read_referents
-from s2rm_jax.input.refer_layout import (
-    PictureFolder,
+from s2rm_jax.input.example import Example, Groups, StoredSource
+from s2rm_jax.input.refer_annotations import (
+    OVERLAPS,
+    TEXT_FIELDS,
+    ImageFolder,
+    Picture,
+    Referent,
     find_annotations,
-    find_pictures,
+    find_image_folder,
     is_generalised,
     may_be_missing,
+    read_referents,
 )
-from s2rm_jax.input.stored import Groups, StoredSource
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ class ReferSource(StoredSource):
         # Where one of the pictures is that everybody has, the others are.
         usual = next((one for one in referents if not may_be_missing(dataset, one.picture.file_name)), referents[0])
         pictures_at = Path(image_root).expanduser() if image_root else None
-        folder = find_pictures(Path(root).expanduser(), dataset, pictures_at, usual.picture.file_name)
+        folder = find_image_folder(Path(root).expanduser(), dataset, pictures_at, usual.picture.file_name)
         referents = _without_lost_pictures(referents, dataset, folder)
         if limit_referents:
             referents = referents[:limit_referents]
@@ -90,7 +93,7 @@ class ReferSource(StoredSource):
         )
 
 
-def _without_lost_pictures(referents: list[Referent], dataset: str, folder: PictureFolder) -> list[Referent]:
+def _without_lost_pictures(referents: list[Referent], dataset: str, folder: ImageFolder) -> list[Referent]:
     lost = {
         referent.picture.file_name
         for referent in referents
@@ -104,7 +107,7 @@ def _without_lost_pictures(referents: list[Referent], dataset: str, folder: Pict
     return [referent for referent in referents if referent.picture.file_name not in lost]
 
 
-def _example(picture: Picture, referents: Sequence[Referent], folder: PictureFolder) -> Example:
+def _example(picture: Picture, referents: Sequence[Referent], folder: ImageFolder) -> Example:
     return Example(
         id=str(picture.id),
         image=folder.path_of(picture.file_name),

@@ -1,22 +1,264 @@
-"""Reads who is referred to, by which sentences and with which mask, from the two annotation files of REFER."""
+"""Reads who is referred to, by which sentences and with which mask, from the two annotation files of REFER.
+
+Finds the files of a dataset in the REFER layout, in the variants of folders and names that people have.
+
+ROOT/refcoco/refs(unc).p                  who is referred to, by which sentences, in which split; or refs(unc).json
+ROOT/refcoco/instances.json               pictures and masks, in COCO's format
+ROOT/images/mscoco/images/train2014/      the pictures; for refclef ROOT/images/saiapr_tc-12/
+
+gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p), with several objects or none for a sentence.
+
+Reads `instances.json` of the REFER layout: pictures and annotations in COCO's format.
+
+Reads the `refs(...).p` files of the REFER datasets without running what a pickle may carry.
+"""
 
 from __future__ import annotations
 
 import gc
+import io
+import json
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Expression, Segmentation
 from s2rm_jax.input.masks import has_mask
-from s2rm_jax.input.refer_instances import Annotation, Picture, read_instances
-from s2rm_jax.input.refer_layout import is_generalised
-from s2rm_jax.input.unpickle import load_refs
+
+_COCO_FOLDERS = (
+    "images/mscoco/images/train2014",
+    "images/mscoco/train2014",
+    "images/train2014",
+    "train2014",
+    "coco/train2014",
+    "images/train2017",
+    "train2017",
+    "coco/train2017",
+)
+_CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
+# Pictures that refclef refers to and that its archive of pictures lacks.
+_LOST = {"refclef": frozenset({"17975.jpg", "19575.jpg", "19579.jpg"})}
+_HELP = "data/README.md says where to get it"
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of pictures; `bare_names` where COCO_train2014_000000000072.jpg is stored as 000000000072.jpg."""
+
+    path: Path
+    bare_names: bool
+
+    def path_of(self, file_name: str) -> Path:
+        """The path of the picture that `instances.json` calls `file_name`."""
+        return self.path / (_bare(file_name) if self.bare_names else file_name)
+
+
+def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Path, Path]:
+    """Returns the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
+
+    Raises:
+      UserError: a folder or file is missing; names what is there instead.
+    """
+    if not str(root):
+        raise UserError("the folder of the data is not given; set the source's root to it (data/README.md)")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"the folder of the data, {root}, does not exist; {_HELP}")
+    folder = root / dataset
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; {root} has {_listing(root, '*/')}; {_HELP}")
+    instances = folder / "instances.json"
+    candidates = [folder / f"{stem}({split_by}){suffix}" for stem in ("refs", "grefs") for suffix in (".p", ".json")]
+    refs = next((path for path in candidates if path.is_file()), None)
+    if refs is None and any(folder.glob("*/*/dataset_info.json")):
+        raise UserError(
+            f"{folder} is what data/build.py wrote for TFDS, which only the source 'tfds' reads; give the folder of "
+            f"the REFER files, with {candidates[0].name} ({_HELP})"
+        )
+    if refs is None:
+        raise UserError(f"{candidates[0]} not found; {folder} has {_listing(folder, '*refs(*')}; {_HELP}")
+    if not instances.is_file():
+        raise UserError(f"{instances} not found; it comes in the same archive as {refs.name}; {_HELP}")
+    return refs, instances
+
+
+def is_generalised(refs_path: Path) -> bool:
+    """Whether a file of referents is in gRefCOCO's format."""
+    return refs_path.name.startswith("grefs(")
+
+
+def may_be_missing(dataset: str, file_name: str) -> bool:
+    """Whether a picture is one that the published pictures of a dataset lack."""
+    return file_name in _LOST.get(dataset, ())
+
+
+def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
+    """Returns the folder in which the picture `file_name` lies, as the first that is tried and has it.
+
+    Args:
+      root: of the layout.
+      dataset: "refclef" has pictures of its own, all others COCO's.
+      image_root: where the pictures are if not under `root`: their folder, or one above as in the list of variants.
+      file_name: of one picture, as `instances.json` names it.
+
+    Raises:
+      UserError: no folder has it; names what was tried.
+    """
+    variants = _CLEF_FOLDERS if dataset == "refclef" else _COCO_FOLDERS
+    folders = [root / variant for variant in variants]
+    if image_root is not None:
+        folders = [image_root, *(image_root / variant for variant in variants)]
+    names = {False: file_name, True: _bare(file_name)}
+    for folder in folders:
+        for bare_names in names:
+            pictures = ImageFolder(folder, bare_names)
+            if pictures.path_of(file_name).is_file():
+                return pictures
+    there = [str(folder) for folder in folders if folder.is_dir()]
+    state = f"these folders exist, without it: {', '.join(there)}" if there else "none of these folders exists"
+    tried = ", ".join(str(folder) for folder in folders)
+    raise UserError(
+        f"the picture {file_name} (or {names[True]}) was not found; {state}; tried {tried}; "
+        "unpack the pictures into one of them or give their folder as image_root; data/README.md says where to get them"
+    )
+
+
+def _bare(file_name: str) -> str:
+    return file_name.rsplit("_", 1)[-1]
+
+
+def _listing(folder: Path, pattern: str) -> str:
+    names = sorted(path.name for path in folder.glob(pattern))
+    return ", ".join(names[:8]) if names else f"nothing like {pattern}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as `instances.json` lists it; the size is in pixels."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+class Annotation(NamedTuple):
+    """The mask of one object as it is stored; a crowd is many objects that were not told apart."""
+
+    segmentation: Any
+    is_crowd: bool
+
+
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file; raises a UserError if it cannot be read or is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
+
+
+def read_instances(path: Path) -> tuple[dict[int, Picture], dict[int, Annotation]]:
+    """Returns the pictures and the annotations of a file in COCO's format, each by id.
+
+    Raises:
+      UserError: the file cannot be read, is damaged, or is not in COCO's format.
+    """
+    content = read_json(path)
+    try:
+        pictures = {
+            entry["id"]: Picture(entry["id"], entry["file_name"], entry["height"], entry["width"])
+            for entry in content["images"]
+        }
+        annotations = {
+            entry["id"]: Annotation(entry.get("segmentation"), bool(entry.get("iscrowd")))
+            for entry in content["annotations"]
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not in COCO's format ({error!r}): it needs images with id, file_name, height and width, and "
+            "annotations with id and segmentation"
+        ) from error
+    return pictures, annotations
+
+
+# Python 2 wrote byte strings; those that are not ASCII are UTF-8 in newer files and Latin-1 (which never fails) in old.
+_ENCODINGS = ("utf-8", "latin1")
+
+
+def load_refs(path: str | Path) -> list[dict[str, Any]]:
+    """Reads the referents of a REFER dataset: a pickle of any protocol, Python 2's among them, or a `.json` file.
+
+    A pickle can call any function while it loads. A file of referents needs only lists, dicts, strings and numbers, so
+    a pickle that names anything else (a class, a function, an external object) is refused before it can be called.
+
+    Args:
+      path: `refs(SPLITBY).p` or the same list as JSON.
+
+    Returns:
+      One dict for each referent.
+
+    Raises:
+      UserError: the file is missing, damaged, refused, or not a list of dicts.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    refs = _from_json(data, path) if path.suffix == ".json" else _from_pickle(data, path)
+    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        raise UserError(f"{path} does not hold a list of referents (one dict each); is it a file of the REFER layout?")
+    return refs
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds lists, dicts, strings and numbers; whatever would lead to a callable is refused."""
+
+    def __init__(self, data: bytes, path: Path, encoding: str):
+        super().__init__(io.BytesIO(data), encoding=encoding)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise UserError(_refusal(self._path, f"{module}.{name}"))
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise UserError(_refusal(self._path, f"the external object {pid!r:.60}"))
+
+
+def _refusal(path: Path, what: str) -> str:
+    return (
+        f"{path} refers to {what}, which a list of referents never needs and which could run code: "
+        "the file was not loaded; get it again from a source you trust, or convert it to .json"
+    )
+
+
+def _from_pickle(data: bytes, path: Path) -> Any:
+    for encoding in _ENCODINGS:
+        try:
+            return _PlainUnpickler(data, path, encoding).load()
+        except UserError:
+            raise
+        except UnicodeDecodeError:
+            continue
+        except Exception as error:  # a damaged pickle can raise nearly anything
+            raise UserError(f"{path} is damaged or not a pickle ({error}); download it again") from error
+    raise UserError(f"{path} holds text that is neither UTF-8 nor Latin-1; download it again")
+
+
+def _from_json(data: bytes, path: Path) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or not JSON ({error}); download it again") from error
+
 
 _LOG = logging.getLogger(__name__)
 

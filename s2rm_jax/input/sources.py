@@ -1,24 +1,25 @@
-"""The sources of examples by name: what `config.input.source` can ask for."""
+"""The sources of examples by name: what `config.input.source` can ask for.
+
+Where the folders of a source lie now, if they have moved since a run was trained on them.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.combined import combined_source, pair_of
-from s2rm_jax.input.custom_coco import coco_json_source
-from s2rm_jax.input.custom_lines import json_lines_source
-from s2rm_jax.input.custom_records import file_of
+from s2rm_jax.input.custom import coco_json_source, file_of, json_lines_source
 from s2rm_jax.input.example import Source
-from s2rm_jax.input.mixture import MixtureSource, part_of_split
+from s2rm_jax.input.mixture import MixtureSource, combined_source, pair_of, part_of_split
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.refer_layout import find_annotations
+from s2rm_jax.input.refer_annotations import find_annotations
 from s2rm_jax.input.synthetic import SyntheticSource
-from s2rm_jax.input.tfds_source import TfdsSource, newest_version
+from s2rm_jax.input.tfds import TfdsSource, newest_version
 
 
 def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
@@ -118,3 +119,44 @@ def _check_parts(parts: Any) -> None:
 
 def _without_weight(part: ConfigDict) -> ConfigDict:
     return ConfigDict({field: value for field, value in part.items() if field != "weight"})
+
+
+_NAMED = re.compile(r"((?:[\w+-]+\.)*(?:image_)?root)=(.*)")
+
+
+def with_folders(source: ConfigDict, moves: Sequence[str]) -> ConfigDict:
+    """Returns the settings of a source with other folders.
+
+    Args:
+        source: what config.input.source holds.
+        moves: each DIR, which becomes the root of a source that has one, or FIELD=DIR, where FIELD is root, image_root
+            or, in a mixture, one of these behind the part, such as parts.mine.root.
+
+    Raises:
+        UserError: there is no such folder, or several of which DIR might be one; names those that there are.
+    """
+    fields = source.to_dict()
+    roots = _roots(fields)
+    for move in moves:
+        named = _NAMED.fullmatch(move)
+        name, folder = named.groups() if named else ("root", move)
+        if not named and "root" not in roots and len(roots) == 1:
+            (name,) = roots
+        section, _, field = name.rpartition(".")
+        if f"{section}.root".lstrip(".") not in roots:
+            known = [
+                f"--data {root.removesuffix('root')}{kind}=DIR" for root in roots for kind in ("root", "image_root")
+            ]
+            there = f"say which: {', '.join(known)}" if known else "it reads no files"
+            raise UserError(f"--data {move}: the source {source.name!r} of this run has no folder {name!r}; {there}")
+        roots[f"{section}.root".lstrip(".")][field] = folder
+    return ConfigDict(fields)
+
+
+def _roots(fields: dict, prefix: str = "") -> dict[str, dict]:
+    """The sections that have a root, by its dotted name."""
+    found = {f"{prefix}root": fields} if "root" in fields else {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found |= _roots(value, f"{prefix}{name}.")
+    return found

@@ -1,4 +1,7 @@
-"""Pretrained vision and text for the start of training, recognised by the names in their files."""
+"""Pretrained vision and text for the start of training, recognised by the names in their files.
+
+Finds pretrained weights by a path or by their name on the Hugging Face Hub.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,72 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop import bert_names, swin_names
-from s2rm_jax.interop.hub import locate
+from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.layout import Entry, Filled, WeightsMismatch, fill
-from s2rm_jax.interop.weight_files import read_weights
+from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights
+
+VOCABULARY = "vocab.txt"
+
+
+def locate(path_or_name: str, field: str) -> Path:
+    """Returns the file of weights that a person means: a file, one in a folder, or one of the Hub, fetched once.
+
+    Args:
+        path_or_name: what the person wrote. What lies on the disk goes before what the Hub has.
+        field: the field of the configuration in which it stands, for the error.
+
+    Raises:
+        UserError: there is no such path, or the Hub cannot be reached or has no such weights.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.exists() or not _is_hub_name(path_or_name):
+        try:
+            return find_weights(path)
+        except UserError as error:
+            raise UserError(f"config.{field}: {error}") from error
+    return _fetch(path_or_name, field)
+
+
+def find_vocabulary(path_or_name: str) -> Path | None:
+    """Returns the `vocab.txt` that lies beside weights, or None if there is none; see `locate` for the argument."""
+    beside = locate(path_or_name, "text.pretrained").parent / VOCABULARY
+    return beside if beside.is_file() else None
+
+
+def _is_hub_name(name: str) -> bool:
+    looks_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) is not None
+    return looks_like_one and Path(name).suffix not in (".pth", ".pt", ".bin", ".safetensors", ".json")
+
+
+def _fetch(name: str, field: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
+
+    def fetch(file: str) -> Path | None:
+        """Returns the file in the cache, or None if the repository has none of this name."""
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError:  # the Hub was not reached; a subclass of the error below
+            raise
+        except EntryNotFoundError:
+            return None
+
+    logging.set_verbosity_error()  # its warnings of every try; the outcome is told of below
+    try:
+        weights = fetch(SAFETENSORS) or fetch(TORCH)
+        if weights is not None:
+            fetch(VOCABULARY)  # for `find_vocabulary`; only text has one
+            return weights
+        reason = f"it has neither {SAFETENSORS} nor {TORCH}"
+    except Exception as error:  # no network, no such repository, not allowed: the library raises many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise UserError(
+        f"config.{field}={name} is no path here and was not fetched from the Hugging Face Hub ({reason}): put "
+        f"{SAFETENSORS} or {TORCH} (and, for text, {VOCABULARY}) from https://huggingface.co/{name}/tree/main into a "
+        f"folder and set config.{field}=FOLDER"
+    )
+
 
 SHOWN = 10  # kinds of arrays that are of no use here
 
@@ -63,14 +128,14 @@ def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
 def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     """Makes the parameters of a Swin of a Hugging Face, Microsoft or timm checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
-    prefix, names = _the_one(swin_names.find_swin(arrays), arrays, path, "Swin")
+    prefix, names = _the_one(parameter_names.find_swin(arrays), arrays, path, "Swin")
     part = _renamed(
-        _inside(arrays, prefix), lambda name: swin_names.published_swin_name(name, names), f"{path}, the Swin"
+        _inside(arrays, prefix), lambda name: parameter_names.published_swin_name(name, names), f"{path}, the Swin"
     )
-    architecture = swin_names.swin_architecture(part, names)
+    architecture = parameter_names.swin_architecture(part, names)
     window = architecture.pop("window_size", None)  # another one is no mistake
     _require_architecture(architecture, vision, "vision", path)
-    layout = swin_names.swin_layout(tuple(vision["depths"]), names, part.keys())
+    layout = parameter_names.swin_layout(tuple(vision["depths"]), names, part.keys())
     filled, unused = _filled(layout, part, names.unused, shapes, path)
     notes = [_left_out(filled), _unused(unused + _outside(arrays, prefix))]
     if filled.resized:
@@ -82,11 +147,12 @@ def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
 def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     """Makes the parameters of a BERT of a Hugging Face checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
-    prefix = _the_one(bert_names.find_bert(arrays), arrays, path, "BERT")
-    part = _renamed(_inside(arrays, prefix), bert_names.published_bert_name, f"{path}, the BERT")
-    architecture = bert_names.bert_architecture(part) | _heads_beside(path)
+    prefix = _the_one(parameter_names.find_bert(arrays), arrays, path, "BERT")
+    part = _renamed(_inside(arrays, prefix), parameter_names.published_bert_name, f"{path}, the BERT")
+    architecture = parameter_names.bert_architecture(part) | _heads_beside(path)
     _require_architecture(architecture, text, "text", path)
-    filled, unused = _filled(bert_names.bert_layout(text["num_layers"]), part, bert_names.UNUSED, shapes, path)
+    layout = parameter_names.bert_layout(text["num_layers"])
+    filled, unused = _filled(layout, part, parameter_names.UNUSED, shapes, path)
     notes = [_unused(unused + _outside(arrays, prefix))]
     return Pretrained(filled.params, _report("text", path, "a BERT", filled, notes))
 
@@ -98,7 +164,7 @@ def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path,
     if found:
         prefixes = ", ".join(repr(item if isinstance(item, str) else item[0]) for item in found)
         raise UserError(f"{path} holds {len(found)} networks of the kind {what}, behind {prefixes}: save one alone")
-    is_other = bert_names.find_bert(arrays) if what == "Swin" else swin_names.find_swin(arrays)
+    is_other = parameter_names.find_bert(arrays) if what == "Swin" else parameter_names.find_swin(arrays)
     other = {
         "Swin": "a BERT: it belongs to config.text.pretrained",
         "BERT": "a Swin: it belongs to config.vision.pretrained",

@@ -11,9 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from s2rm_jax.interop.preprocessing import write_preprocessing
+from s2rm_jax.interop.torch_folder import write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
-from s2rm_jax.training.trained import Trained
+from s2rm_jax.training.workdir import LoadedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
@@ -21,7 +21,7 @@ ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
 Weights = dict[str, jax.Array]  # by path, such as "vision/patch_embed/kernel"
 
 
-def write_stablehlo(trained: Trained, folder: Path) -> None:
+def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
     """Writes a network into an empty folder: two programs, their weights, and all that is needed to use them.
 
     encode_image.stablehlo  (weights, images) -> features
@@ -42,7 +42,7 @@ def write_stablehlo(trained: Trained, folder: Path) -> None:
     write_preprocessing(trained, "stablehlo", folder)
 
 
-def export_programs(trained: Trained) -> tuple[export.Exported, export.Exported]:
+def export_programs(trained: LoadedRun) -> tuple[export.Exported, export.Exported]:
     """Exports `encode_image` and `ground` for all PLATFORMS, any number of pictures b and of sentences k of each."""
     network, (height, width) = trained.network, trained.config.input.image_size
 

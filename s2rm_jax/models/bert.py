@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from s2rm_jax.models.dense import Dense
-from s2rm_jax.models.gelu import gelu
-from s2rm_jax.models.remat import rematerialised
+from s2rm_jax.models.layers import Dense, gelu, rematerialised
 
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
 EMBEDDING_INIT = nn.initializers.truncated_normal(0.02)
@@ -61,7 +59,7 @@ class BertLayer(nn.Module):
 class Bert(nn.Module):
     """Token, position and type embeddings followed by `num_layers` layers.
 
-    `remat` says what the layers keep for the backward pass (models/remat.py).
+    `remat` says what the layers keep for the backward pass (models/layers.py).
     """
 
     vocab_size: int = 30_522

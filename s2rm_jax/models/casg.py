@@ -3,6 +3,10 @@
 Source: arXiv:2405.09006, abstract and Fig. 3 **[paper]**: at each stage the sentence and the semantic-rich features of
 the previous stages help the pure vision feature of that scale to supply the details of the referent, with emphasis on
 the foreground and at low cost. How, is our reading **[ours]**.
+
+A head that says "nothing here": whether a sentence refers to nothing in the picture **[ours]**.
+
+Not part of S2RM; it is for data such as gRefCOCO, where one sentence may refer to several things or to none.
 """
 
 from __future__ import annotations
@@ -15,10 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from s2rm_jax.models.conv import Conv3x3
-from s2rm_jax.models.dense import Dense
-from s2rm_jax.models.remat import rematerialised
-from s2rm_jax.models.spread import spread
+from s2rm_jax.models.layers import Conv3x3, Dense, broadcast, rematerialised
 
 GUIDANCES = ("full", "maps", "none")
 SEMANTICS = ("sentence", "stages")
@@ -65,7 +66,7 @@ class CASG(nn.Module):
     `guidance` "full" is CASG; "maps" guides the vision maps but not the kernels of the masks; "none" drops the abstract
     semantics, which leaves a plain feature pyramid. `semantics` names what the abstract semantics are made of: the
     sentence, and what the stages before believe the referent to be. `remat` says what the convolutional blocks keep for
-    the backward pass (models/remat.py).
+    the backward pass (models/layers.py).
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 256)
@@ -107,7 +108,7 @@ class CASG(nn.Module):
             pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)
             coarse = upsample(logits[-1][..., None], height, width)[..., 0]
             if self.guidance == "none":
-                seen = spread(pure, x.shape[1:2], 1)
+                seen = broadcast(pure, x.shape[1:2], 1)
             else:
                 if "stages" in self.semantics:
                     semantics = jnp.concatenate([semantics, foreground_mean(x, logits[-1])], axis=-1)
@@ -157,4 +158,35 @@ class Guide(nn.Module):
         which = jax.nn.sigmoid(Dense(channels, dtype=self.dtype, name="which")(hidden))
         similarity = jnp.einsum("bhwc,bkc->bkhw", pure, where).astype(jnp.float32) * channels**-0.5
         emphasis = jax.nn.sigmoid(similarity + coarse_logits).astype(self.dtype)
-        return spread(pure, where.shape[1:2], 1) * which[:, :, None, None, :] * (1 + emphasis[..., None])
+        return broadcast(pure, where.shape[1:2], 1) * which[:, :, None, None, :] * (1 + emphasis[..., None])
+
+
+class NoTargetHead(nn.Module):
+    """Judges from what the network knows anyway: the sentence, what S2RM saw, and how sure the masks are.
+
+    What S2RM saw comes twice, averaged over the picture and over where the coarsest mask believes the referent to be;
+    of the finest mask come the strongest belief of a pixel and the share of the picture. All per expression.
+    """
+
+    width: int = 256
+
+    @nn.compact
+    def __call__(
+        self,
+        sentence: Float[Array, "b k d"],
+        fused: Float[Array, "b k h w c"],
+        coarsest: Float[Array, "b k h w"],
+        finest: Float[Array, "b k h4 w4"],
+    ) -> Float[Array, "b k"]:
+        """Returns float32 logits of "refers to nothing"; `coarsest` and `finest` are mask logits."""
+        fused = fused.astype(jnp.float32)
+        belief = jax.nn.sigmoid(finest)
+        known = (
+            sentence.astype(jnp.float32),
+            fused.mean((2, 3)),
+            foreground_mean(fused, coarsest),
+            belief.max((2, 3))[..., None],
+            belief.mean((2, 3))[..., None],
+        )
+        hidden = nn.gelu(Dense(self.width, dtype=jnp.float32, name="hidden")(jnp.concatenate(known, axis=-1)))
+        return Dense(1, dtype=jnp.float32, name="nothing")(hidden)[..., 0]

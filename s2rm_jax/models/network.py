@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from s2rm_jax.models.bert import Bert
-from s2rm_jax.models.casg import CASG
-from s2rm_jax.models.no_target import NoTargetHead
+from s2rm_jax.models.casg import CASG, NoTargetHead
 from s2rm_jax.models.s2rm import S2RM
 from s2rm_jax.models.swin import Swin
 

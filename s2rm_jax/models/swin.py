@@ -14,11 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from s2rm_jax.models.dense import Dense
-from s2rm_jax.models.gelu import gelu
-from s2rm_jax.models.remat import rematerialised
-from s2rm_jax.models.repeated import repeat
-from s2rm_jax.models.spread import spread
+from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialised, repeat
 
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
@@ -71,7 +67,7 @@ def draw_survival(
     others are scaled up, so that the mean stays.
     """
     keep = jnp.asarray(1.0 - rates, jnp.float32)[:, None]
-    # Drawn with pictures first, as all draws must be that devices share (parallel/local_key.py).
+    # Drawn with pictures first, as all draws must be that devices share (parallel/mesh.py).
     kept = jax.random.bernoulli(key, keep, (pictures, len(rates), 2))
     return rearrange(kept / keep, "pictures blocks branches -> blocks branches pictures")
 
@@ -93,7 +89,7 @@ def attend(
     fewer in the backward pass, where the gradient of the sums replaces a sum over t columns too.
     """
     logits = jnp.einsum("...td,...sd->...ts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-    logits += spread(bias, logits.shape[: -bias.ndim])
+    logits += broadcast(bias, logits.shape[: -bias.ndim])
     if hidden is not None:
         logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
@@ -191,7 +187,7 @@ class Swin(nn.Module):
 
     Each output has a LayerNorm of its own **[ours, as dense-prediction Swin backbones do]**. With `mask_padding` the
     padding to whole windows is never attended to; without it, it takes part as a bias-only token, which is what
-    published implementations compute. `remat` says what the blocks keep for the backward pass (models/remat.py).
+    published implementations compute. `remat` says what the blocks keep for the backward pass (models/layers.py).
     """
 
     embed_dim: int = 128

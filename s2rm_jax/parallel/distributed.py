@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 from absl import flags
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.parallel.group import Group, find_group
+from s2rm_jax.parallel.cluster import Cluster, find_cluster
 
 JOIN_TIMEOUT = 300  # seconds
 _SILENCE = 40  # seconds without a sign of life after which a process counts as dead
@@ -71,7 +71,7 @@ def initialize(
     """
     if mode == "off":
         return
-    group = find_group(os.environ, coordinator_address, num_processes, process_id)
+    group = find_cluster(os.environ, coordinator_address, num_processes, process_id)
     if group is None:
         if mode == "on":
             raise UserError(
@@ -82,7 +82,7 @@ def initialize(
     _join(group, timeout, required=mode == "on")
 
 
-def _join(group: Group, timeout: int, required: bool) -> None:
+def _join(group: Cluster, timeout: int, required: bool) -> None:
     import jax
 
     global _joining  # noqa: PLW0603
@@ -125,13 +125,13 @@ def _join(group: Group, timeout: int, required: bool) -> None:
     ) from errors[0]
 
 
-def _who(group: Group) -> str:
+def _who(group: Cluster) -> str:
     if group.processes is None:
         return f"found {group.found_in}"
     return f"process {group.index} of {group.processes} ({group.found_in}, coordinator {group.coordinator})"
 
 
-def _why_not_joined(group: Group) -> str:
+def _why_not_joined(group: Cluster) -> str:
     if group.coordinator and group.index:
         host, _, port = group.coordinator.rpartition(":")
         try:

@@ -1,39 +1,205 @@
-"""The HTTP interface: POST /segment with a picture and sentences gives masks; GET /openapi.json describes it."""
+"""The HTTP interface: POST /segment with a picture and sentences gives masks; GET /openapi.json describes it.
+
+What the HTTP interface takes and gives, as the OpenAPI schema tells it.
+
+Refuses request bodies that are too large while they arrive, before anything is stored of them.
+
+Masks in the forms in which other programs take them.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+import io
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from jaxtyping import Bool
 from PIL import Image
-from pydantic import ValidationError
+from pycocotools import mask as coco_mask
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.serving.api_forms import (
-    Found,
-    Health,
-    Polygons,
-    Problem,
-    Rle,
-    SegmentAnswer,
-    SegmentRequest,
-    Times,
-    request_body,
-)
-from s2rm_jax.serving.body_limit import BodyLimit
-from s2rm_jax.serving.limits import Rate, Refused
-from s2rm_jax.serving.mask_formats import as_png, as_polygons, as_rle
+from s2rm_jax.input.polygons import outlines
+from s2rm_jax.serving.limits import Limits, Rate, Refused
 from s2rm_jax.serving.service import Answer, Service
+
+Format = Literal["rle", "png", "polygons"]
+
+# 8 x 8 pixels, the left half red: small enough for an example, and a picture that can be asked about.
+EXAMPLE_PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGP8z4AAjAwIHhMDDjA4JQCGUgIPOvf3dAAAAABJRU5ErkJggg=="
+)
+
+
+class SegmentRequest(BaseModel):
+    """A picture and what is to be found in it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: str = Field(
+        description="the file of the picture (JPEG, PNG, WebP, BMP, GIF, TIFF or PPM), in base64",
+        examples=[EXAMPLE_PICTURE],
+    )
+    sentences: list[str] = Field(min_length=1, examples=[["the red half"]])
+    formats: list[Format] = Field(default=["rle"], min_length=1, description="the forms in which masks are wanted")
+
+
+class Rle(BaseModel):
+    """COCO's compressed run lengths."""
+
+    size: tuple[int, int] = Field(description="height and width in pixels")
+    counts: str
+
+
+class Polygons(BaseModel):
+    """Outlines along the edges of pixels; the mask is where an odd number of them covers a pixel."""
+
+    size: tuple[int, int] = Field(description="height and width in pixels")
+    polygons: list[list[int]] = Field(description="around the parts, each as x0, y0, x1, y1, ...")
+    holes: list[list[int]]
+
+
+class Found(BaseModel):
+    """What one sentence means."""
+
+    sentence: str
+    score: float = Field(ge=0, le=1, description="mean probability of foreground over the mask; 0 where it is empty")
+    no_target: float | None = Field(
+        description="probability that the sentence refers to nothing, if the network says it"
+    )
+    area: int = Field(ge=0, description="pixels of the mask")
+    box: tuple[int, int, int, int] | None = Field(description="left, top, right, bottom; null where the mask is empty")
+    rle: Rle | None
+    png: str | None = Field(description="a PNG in base64: 255 inside, 0 outside")
+    polygons: Polygons | None
+    remarks: list[str] = Field(description="words that were cut off or are not known")
+
+
+class Times(BaseModel):
+    """What took how long on the server, without waiting."""
+
+    encode_seconds: float = Field(ge=0, description="0 where the picture was encoded for an earlier request")
+    picture_was_known: bool
+    ask_seconds: float = Field(ge=0)
+
+
+class SegmentAnswer(BaseModel):
+    """What was found, in the order of the sentences; masks have the size of the picture, upright as viewers show it."""
+
+    width: int
+    height: int
+    results: list[Found]
+    times: Times
+
+
+class Problem(BaseModel):
+    """What is wrong with a request, and what to do."""
+
+    error: str
+
+
+class Health(BaseModel):
+    """That the server answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+def request_body(limits: Limits) -> dict[str, Any]:
+    """Returns what OpenAPI calls the request body: a SegmentRequest in JSON, or the same as a form with a file."""
+    as_json = SegmentRequest.model_json_schema()
+    properties = as_json["properties"]
+    properties["sentences"] |= {"maxItems": limits.sentences}
+    properties["sentences"]["items"] |= {"minLength": 1, "maxLength": limits.characters}
+    file = {"type": "string", "format": "binary", "description": "the file of the picture"}
+    as_form = {"type": "object", "required": ["image", "sentences"], "properties": properties | {"image": file}}
+    content = {"application/json": {"schema": as_json}, "multipart/form-data": {"schema": as_form}}
+    return {"required": True, "content": content}
+
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class BodyLimit:
+    """An ASGI middleware that answers 413 where a body for `path` has more than `limit` bytes."""
+
+    def __init__(self, app: Any, path: str, limit: int):
+        self._app, self._path, self._limit = app, path, limit
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Passes a request on, counting its bytes if it is for the path."""
+        if scope["type"] != "http" or scope["path"] != self._path:
+            await self._app(scope, receive, send)
+            return
+        received, answered = 0, False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise _TooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if announced.isdigit() and int(announced) > self._limit:
+                raise _TooLarge
+            await self._app(scope, counted, noted)
+        except _TooLarge:
+            if not answered:
+                await self._refuse(send)
+
+    async def _refuse(self, send: Send) -> None:
+        body = json.dumps(
+            {"error": f"the request has more than {self._limit:,} bytes; send a smaller picture"}
+        ).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": body})
+
+
+def as_png(mask: Bool[np.ndarray, "h w"]) -> bytes:
+    """Returns a PNG of the mask's size with one value a pixel: 255 inside, 0 outside."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """Returns COCO's compressed run lengths: {"size": [height, width], "counts": text}."""
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}
+
+
+def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """Returns {"size": [height, width], "polygons": [[x0, y0, ...], ...], "holes": [...]}, see `outlines`.
+
+    Without holes the polygons are a segmentation of COCO as they are.
+    """
+    around, holes = outlines(mask)
+    return {"size": list(mask.shape), "polygons": around, "holes": holes}
+
 
 _ROOM_FOR_TEXT = 1_000_000  # bytes of a request beside the picture
 _PIECE = 1 << 18  # letters of base64, a multiple of 4

@@ -15,11 +15,10 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from s2rm_jax.serving.api import build_api
-from s2rm_jax.serving.examples import Case
 from s2rm_jax.serving.limits import Rate
-from s2rm_jax.serving.page import build_page
+from s2rm_jax.serving.page import Case, build_page
 from s2rm_jax.serving.service import Service
-from s2rm_jax.serving.viewer_files import SCRIPT, STYLE
+from s2rm_jax.serving.viewer import SCRIPT, STYLE
 
 PAGE = "/demo"
 

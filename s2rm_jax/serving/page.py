@@ -1,20 +1,61 @@
-"""The page: drop a picture, ask, look. Gradio carries files and events; viewer.py draws what was found."""
+"""The page: drop a picture, ask, look. Gradio carries files and events; viewer.py draws what was found.
+
+Pictures with sentences for the first click, from the data that a run was trained for.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from ml_collections import ConfigDict
+from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.web import is_url
-from s2rm_jax.serving.examples import Case
+from s2rm_jax.input.images import is_url, load_image
+from s2rm_jax.input.sources import build_source
 from s2rm_jax.serving.service import Service
 from s2rm_jax.serving.viewer import answer_html, picture_html
+
+_SENTENCES = 3
+_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture, as a file in a format that browsers know, and sentences about it."""
+
+    path: Path
+    sentences: tuple[str, ...]
+
+
+def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str | None = None) -> list[Case]:
+    """Writes up to `count` pictures of the run's split into `folder`; returns none where its data is not at hand.
+
+    Generated scenes are always at hand. The pictures are spread over the split, whose order often means something.
+    """
+    try:
+        source = build_source(config.input.source, split or config.eval.split)
+    except UserError:
+        return []
+    cases = []
+    for number in range(min(count, len(source))):
+        try:
+            example = source[number * len(source) // min(count, len(source))]
+            picture = Image.fromarray(load_image(example.image))
+        except (UserError, OSError):  # a picture of the split is gone; the page has others
+            continue
+        path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"
+        picture.save(path, quality=_QUALITY)
+        sentences = tuple(dict.fromkeys(expression.text for expression in example.expressions))[:_SENTENCES]
+        cases.append(Case(path, sentences))
+    return cases
+
 
 _LOG = logging.getLogger(__name__)
 _HOUR = 3600  # seconds

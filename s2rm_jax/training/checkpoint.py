@@ -16,10 +16,10 @@ from orbax.checkpoint import checkpoint_managers
 
 import s2rm_jax
 from s2rm_jax.errors import UserError
+from s2rm_jax.io import on_bucket, workdir_path
 from s2rm_jax.parallel import distributed
-from s2rm_jax.training.run_config import CONFIG_FILE, load_config
+from s2rm_jax.training.run import CONFIG_FILE, load_config
 from s2rm_jax.training.state import TrainState
-from s2rm_jax.training.workdir_files import on_bucket, workdir_path
 
 CHECKPOINT_DIRECTORY = "checkpoints"
 _REPLACED = ".replaced"  # behind the name of a checkpoint that is being deleted

@@ -12,9 +12,9 @@ from typing import Literal
 
 from etils import epath
 
+from s2rm_jax.io import write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.workdir_files import write_whole
 
 HEARTBEAT_FILE = "heartbeat.json"
 EVERY = 10.0  # seconds
@@ -57,7 +57,7 @@ class Heartbeat:
         }
         # Whatever a disk or a bucket's client raises, the run goes on; the time in the file stands still then.
         with suppress(Exception):
-            write_whole(self._path, json.dumps(content) + "\n")
+            write_atomically(self._path, json.dumps(content) + "\n")
 
     def __enter__(self) -> Heartbeat:
         return self

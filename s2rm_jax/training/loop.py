@@ -20,19 +20,16 @@ from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
+from s2rm_jax.io import workdir_path
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
-from s2rm_jax.training.ahead_of_time import CompiledAhead, compile_step
-from s2rm_jax.training.averages import Averages
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
-from s2rm_jax.training.compilation_cache import compilation_cache
+from s2rm_jax.training.compile import CompiledStep, Profile, compilation_cache, compile_step
 from s2rm_jax.training.heartbeat import Heartbeat
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
+from s2rm_jax.training.logging import Averages, Progress, RunLog, counted, hours_minutes_seconds, log, report_evaluation
 from s2rm_jax.training.optimizer import describe_groups
-from s2rm_jax.training.profile import Profile
-from s2rm_jax.training.progress import Progress, counted, hours_minutes_seconds, report_evaluation, say
-from s2rm_jax.training.run_config import CONFIG_FILE, keep_pretrained
-from s2rm_jax.training.run_log import RunLog
+from s2rm_jax.training.run import CONFIG_FILE, keep_pretrained
 from s2rm_jax.training.start import (
     check_before_start,
     describe_compiled,
@@ -45,7 +42,6 @@ from s2rm_jax.training.start import (
 from s2rm_jax.training.state import StatePlan, TrainState, plan_state
 from s2rm_jax.training.step import Metrics, check_batch_splits
 from s2rm_jax.training.workdir import require_workdir
-from s2rm_jax.training.workdir_files import workdir_path
 from s2rm_jax.training.writers import METRICS_FILE, MetricsWriter
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
@@ -164,17 +160,17 @@ def run(
         begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
         del pretrained  # the state has it now; here it would stay in the memory of the host to the end
         compiling = begin.step < config.steps
-        say(
+        log(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{counted(config.batch_size, 'picture')} a step, {describe_devices(mesh)}. "
             f"{describe_epoch(config, parts.epoch)}{'First the step is compiled.' if compiling else ''}\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
-        compiled: CompiledAhead | None = None
+        compiled: CompiledStep | None = None
         if compiling:  # once: it is this very program that runs
             heartbeat.beat("compiling")
             compiled = compile_step(parts.network, plan, config, mesh)
-            say(describe_compiled(compiled, mesh))
+            log(describe_compiled(compiled, mesh))
         profile.begin(begin.step)
         with MetricsWriter(workdir, config, begin.step) as writer, profile:
             loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, heartbeat, stop)
@@ -183,7 +179,7 @@ def run(
 
 def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
     for part in pretrained.values():
-        say(part.report)
+        log(part.report)
     return plan.create({name: part.params for name, part in pretrained.items()})
 
 
@@ -193,7 +189,7 @@ class _Loop:
     workdir: epath.Path
     parts: Parts
     mesh: Mesh
-    compiled: CompiledAhead | None  # None where no step is left to be taken
+    compiled: CompiledStep | None  # None where no step is left to be taken
     checkpoints: Checkpoints
     writer: MetricsWriter
     profile: Profile
@@ -274,7 +270,7 @@ class _Loop:
             means, speed = averages.take(), progress.speed()
             if self.parts.epoch:
                 means["epoch"] = step * self.config.batch_size / self.parts.epoch.rows
-            say(progress.line(step, means, speed), step)
+            log(progress.line(step, means, speed), step)
             self.writer.write(step, "train", means | speed)
         return values
 
@@ -297,7 +293,7 @@ class _Loop:
             return None
         # The precisions are in the files; one line of a screen holds the rest.
         shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
-        say(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})", step)
+        log(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})", step)
         self.writer.write(step, self.config.eval.split, metrics)
         return metrics
 
@@ -307,7 +303,7 @@ class _Loop:
             metric, split = self.config.eval.metric, self.config.eval.split
             best_step, best = self.checkpoints.best
             result = f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
-        say(
+        log(
             f"Trained {counted(steps, 'step')} in {hours_minutes_seconds(seconds)}, {self.config.steps} in all."
             f"{result} Checkpoints, {CONFIG_FILE} and {METRICS_FILE} lie in {self.workdir}. "
             f"Next: python -m s2rm_jax.evaluate --workdir {self.workdir}"

@@ -11,23 +11,23 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.compiled.chips import GIB, matrix_rate
-from s2rm_jax.compiled.program import read_memory
-from s2rm_jax.config_check import check_config
+from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import Counts
+from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.sampling import EpochSize
-from s2rm_jax.interop.hub import find_vocabulary
+from s2rm_jax.interop.pretrained import find_vocabulary
+from s2rm_jax.io import on_bucket
+from s2rm_jax.measure.chips import GIB, matrix_rate
+from s2rm_jax.measure.compiled_report import read_memory
 from s2rm_jax.parallel import distributed
-from s2rm_jax.training.ahead_of_time import CompiledAhead
 from s2rm_jax.training.checkpoint import Checkpoints, has_checkpoint
+from s2rm_jax.training.compile import CompiledStep
+from s2rm_jax.training.logging import hours_minutes_seconds
 from s2rm_jax.training.optimizer import learning_rate_schedule
-from s2rm_jax.training.progress import hours_minutes_seconds
-from s2rm_jax.training.run_config import VOCAB_FILE, require_same_config, save_config, tell_of_other_length
+from s2rm_jax.training.run import VOCAB_FILE, require_same_config, save_config, tell_of_other_length
 from s2rm_jax.training.step import check_batch_splits
-from s2rm_jax.training.wandb_run import require_wandb
-from s2rm_jax.training.workdir_files import on_bucket
+from s2rm_jax.training.writers import require_wandb
 
 
 def check_before_start(config: ConfigDict) -> None:
@@ -41,7 +41,7 @@ def check_before_start(config: ConfigDict) -> None:
     check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
     if config.steps:  # else it is checked when they are known
         learning_rate_schedule(config)
-    known = Counts().metrics(protocol_named(config.eval.protocol))
+    known = MaskCounts().metrics(protocol_named(config.eval.protocol))
     if config.eval.metric not in known:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(known)}.")
 
@@ -112,7 +112,7 @@ def describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:
     )
 
 
-def describe_compiled(ahead: CompiledAhead, mesh: Mesh) -> str:
+def describe_compiled(ahead: CompiledStep, mesh: Mesh) -> str:
     """Writes what the compiled step needs of each device and computes, and against what its speed is measured."""
     device = mesh.local_devices[0]
     memory, limit = read_memory(ahead.compiled), (device.memory_stats() or {}).get("bytes_limit")
@@ -132,7 +132,7 @@ def describe_compiled(ahead: CompiledAhead, mesh: Mesh) -> str:
     )
 
 
-def seconds_at_peak(ahead: CompiledAhead, mesh: Mesh) -> float | None:
+def seconds_at_peak(ahead: CompiledStep, mesh: Mesh) -> float | None:
     """Returns what a step would take if the devices did nothing but matrix products at their published rate.
 
     None where that rate is not known.

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.parallel.sharding import put_shares, with_shardings
+from s2rm_jax.parallel.mesh import put_shares, with_shardings
 from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
 
 

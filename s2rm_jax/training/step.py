@@ -1,22 +1,223 @@
-"""One optimizer step: a pure function of the state and a batch, and the same on any number of devices."""
+"""One optimizer step: a pure function of the state and a batch, and the same on any number of devices.
+
+The gradient of a batch that lies on many devices, in two forms that give the same.
+
+"jit" is written as if there were one device; the compiler finds out what the devices must tell each other.
+"shard_map" is written from the view of one device, and every exchange stands in the code.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.compact import unpack_masks
-from s2rm_jax.parallel.mesh import replicated
-from s2rm_jax.training.gradient import make_gradient, positive
-from s2rm_jax.training.optimizer import learning_rate_schedule
+from s2rm_jax.input.encode import normalize, unpack_masks
+from s2rm_jax.parallel.mesh import (
+    BATCH_AXES,
+    DATA_AXIS,
+    FSDP_AXIS,
+    batch_sharding,
+    per_device_key,
+    replicated,
+    shared_axis,
+)
+from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_loss
+from s2rm_jax.training.optimizer import freeze, learning_rate_schedule
 from s2rm_jax.training.state import StatePlan, TrainState
+
+
+class ExpressionCounts(NamedTuple):
+    """What the sums of a whole batch are divided by: the number of valid expressions, and the count of the loss."""
+
+    expressions: Float[Array, ""]
+    loss: Float[Array, ""]
+
+
+class Sums(NamedTuple):
+    """Of a batch or a part of it: its share in the loss of the whole batch, and what else is summed on the way."""
+
+    loss: Float[Array, ""]
+    judged: dict[str, Float[Array, ""]]
+
+
+# (parameters, batch with unpacked targets, key) -> (counts, sums, gradient), all of the whole batch
+Gradient = Callable[[Any, Any, jax.Array], tuple[ExpressionCounts, Sums, Any]]
+# (parameters, part of a batch, key, counts of the whole batch) -> (sums, gradient) of the part
+PartGradient = Callable[[Any, Any, jax.Array, ExpressionCounts], tuple[Sums, Any]]
+
+
+def make_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+    """Returns the gradient in the form of config.mesh.step, for use under jit.
+
+    The batch lies split over the mesh and is worked through in config.optimizer.accumulate microbatches; as sums are
+    divided by the counts of the whole batch, the gradient is that of the whole batch, however it is split. It lies on
+    the devices as the parameters do.
+    """
+    form = {"jit": _by_the_compiler, "shard_map": _by_each_device}[config.mesh.step]
+    return form(_part_gradient(network, plan, config), plan, config, mesh)
+
+
+def _by_the_compiler(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+    parts, shardings = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding, plan.abstract.params)
+
+    def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
+        counts = count(batch, config)
+        # Parameters and gradients are whole where activations meet them: how they are cut must not spread to those,
+        # which are cut by pictures.
+        whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
+            sums, partial = part_gradient(whole, part, jax.random.fold_in(key, index), counts)
+            summed = jax.lax.with_sharding_constraint(partial, replicated(mesh))
+            return sums, jax.lax.with_sharding_constraint(summed, shardings)
+
+        if parts == 1:
+            return counts, *of_part(batch, 0)
+        dealt = jax.lax.with_sharding_constraint(deal(batch, parts), batch_sharding(mesh, axis=1))
+        return counts, *_accumulate(of_part, dealt, parts, params)
+
+    return gradient
+
+
+def _by_each_device(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+    parts, specs = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding.spec, plan.abstract.params)
+
+    def gradient(params: Any, batch: Any, key_data: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
+        # Counted over all devices before anything is divided: they have different numbers of valid expressions, and
+        # the mean of their means is not the mean.
+        counts = jax.lax.psum(count(batch, config), BATCH_AXES)
+        key = per_device_key(jax.random.wrap_key_data(key_data), jax.lax.axis_index(BATCH_AXES))
+        whole = jax.tree.map(_gather, params, specs)
+
+        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
+            return part_gradient(whole, part, jax.random.fold_in(key, index), counts)
+
+        if parts == 1:
+            sums, partial = of_part(batch, 0)
+        else:
+            sums, partial = _accumulate(of_part, deal(batch, parts), parts, whole)
+        reduced = jax.tree.map(
+            lambda g, p, spec, group: jnp.zeros_like(p) if group.frozen else _reduce(g, spec),
+            *(partial, params, specs, plan.groups),
+        )
+        return counts, jax.lax.psum(sums, BATCH_AXES), reduced
+
+    # With check_vma JAX proves that what is said to be equal on all devices is so.
+    everywhere = PartitionSpec()
+    in_specs, out_specs = (specs, PartitionSpec(BATCH_AXES), everywhere), (everywhere, everywhere, specs)
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
+    return lambda params, batch, key: mapped(params, batch, jax.random.key_data(key))
+
+
+def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Returns a whole parameter, to be differentiated by this device alone.
+
+    That is what `pcast` says. Without it, JAX takes the parameter for one value that all devices have in common and
+    sums its gradient over them by itself; whoever then sums or averages again is wrong by the number of devices.
+    """
+    axis = shared_axis(spec)
+    if axis is None:
+        return jax.lax.pcast(x, BATCH_AXES, to="varying")
+    return jax.lax.pcast(jax.lax.all_gather(x, FSDP_AXIS, axis=axis, tiled=True), DATA_AXIS, to="varying")
+
+
+def _reduce(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Sums a gradient over all devices and returns what of it belongs on this one."""
+    axis = shared_axis(spec)
+    if axis is None:
+        return jax.lax.psum(gradient, BATCH_AXES)
+    piece = jax.lax.psum_scatter(gradient, FSDP_AXIS, scatter_dimension=axis, tiled=True)
+    return jax.lax.psum(piece, DATA_AXIS)
+
+
+def _accumulate(of_part: Callable[[Any, Any], tuple[Sums, Any]], dealt: Any, parts: int, like: Any) -> tuple[Sums, Any]:
+    """Adds up sums and gradients of the parts; the gradient has the structure and sharding of `like`."""
+
+    def add(so_far: Any, item: tuple[Any, jax.Array]) -> tuple[Any, Sums]:
+        sums, partial = of_part(*item)
+        return jax.tree.map(jnp.add, so_far, partial), sums
+
+    gradient, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), (dealt, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x.sum(0), sums), gradient
+
+
+def deal(batch: Any, parts: int) -> Any:
+    """Deals a batch [b, ...] out into [parts, b / parts, ...]: part i takes every `parts`-th picture, from the i-th.
+
+    So each part is spread over all devices without moving a picture, as each device holds consecutive ones.
+    (Consecutive parts would leave all but a few devices idle.) Dealing out what one device holds gives what it has of
+    each part.
+    """
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def count(batch: Any, config: ConfigDict) -> ExpressionCounts:
+    """ExpressionCounts a batch, or what one device has of it."""
+    return ExpressionCounts(batch.valid.sum(dtype=jnp.float32), loss_count(batch.targets, batch.valid, config.loss))
+
+
+def positive(number: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns the divisor for a sum over `number` things: a batch without any must give zero, not 0 / 0."""
+    return jnp.where(number > 0, number, 1.0)
+
+
+def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> PartGradient:
+    def share_of_loss(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
+        output: Any = network.apply(
+            {"params": freeze(params, plan.groups)},
+            normalize(part.images),
+            part.tokens,
+            part.token_mask,
+            train=True,
+            rngs={"dropout": key},
+        )
+        total, _ = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
+        loss = total / positive(counts.loss)
+        nothing = output.no_target_logits
+        if nothing is None:
+            return loss, {"mean_iou": iou_sum(output.logits, part.targets, part.valid, part.has_target)}
+        judged = no_target_loss(nothing, part.has_target, part.valid)
+        loss += config.loss.no_target_weight * judged / positive(counts.expressions)
+        masks = jnp.where((nothing > 0)[..., None, None], -1.0, output.logits)
+        return loss, {
+            "mean_iou": iou_sum(masks, part.targets, part.valid, part.has_target),
+            "no_target_accuracy": (part.valid & ((nothing > 0) != part.has_target)).sum(dtype=jnp.float32),
+        }
+
+    grad = jax.value_and_grad(share_of_loss, has_aux=True)
+
+    def part_gradient(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[Sums, Any]:
+        (loss, judged), gradient = grad(params, part, key, counts)
+        return Sums(loss, judged), gradient
+
+    return part_gradient
+
+
+def iou_sum(
+    logits: Float[Array, "b k h w"],
+    targets: Bool[Array, "b k h w"],
+    valid: Bool[Array, "b k"],
+    has_target: Bool[Array, "b k"],
+) -> Float[Array, ""]:
+    """Returns the sum over valid expressions of the IoU of the mask logits > 0.
+
+    An empty union counts as 0, but as 1 where the sentence refers to nothing.
+    """
+    found = logits > 0
+    intersection = (found & targets).sum((-2, -1), dtype=jnp.float32)
+    union = (found | targets).sum((-2, -1), dtype=jnp.float32)
+    iou = jnp.where(has_target, intersection / jnp.maximum(union, 1), union == 0)
+    return jnp.where(valid, iou, 0.0).sum()
+
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]  # the Any is a Batch on devices

@@ -12,7 +12,7 @@ import pytest
 
 from data.build import DEFAULT_SPLIT_BY, build
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.tfds_source import BUILDER_NAMES
+from s2rm_jax.input.tfds import BUILDER_NAMES
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER
 

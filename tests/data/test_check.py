@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from s2rm_jax.input.doctor.published import PUBLISHED, PUBLISHED_SENTENCES, Counts
-from s2rm_jax.input.doctor.report import Diagnosis, Report
-from s2rm_jax.input.doctor.screen import show
+from s2rm_jax.input.check.files import PUBLISHED, PUBLISHED_SENTENCES, SplitSize
+from s2rm_jax.input.check.report import Diagnosis, Report, show
 from s2rm_jax.input.progress_bar import progress_bar
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER
@@ -47,10 +46,10 @@ def test_the_door_tells_people_programs_and_shells(tmp_path):
 
 
 def test_the_screen_shows_counts_and_five_cases(monkeypatch):
-    published = {"train": Counts(2, 4, 8), "val": Counts(2, 4, 8)}
+    published = {"train": SplitSize(2, 4, 8), "val": SplitSize(2, 4, 8)}
     monkeypatch.setitem(PUBLISHED, ("refcoco", "unc"), published)
     monkeypatch.setitem(PUBLISHED_SENTENCES, ("refcoco", "unc"), 16)
-    diagnosis = Diagnosis("refcoco", "unc", "refs", counts={"train": Counts(2, 3, 8)})
+    diagnosis = Diagnosis("refcoco", "unc", "refs", counts={"train": SplitSize(2, 3, 8)})
     diagnosis.add_wrong_counts("get it again")
     diagnosis.add("missing pictures", [f"{i}.jpg" for i in range(7)], "unpack")
     lines = [" ".join(line.split()) for line in show(Report("DIR", False, (diagnosis,), ("refclef",))).splitlines()]

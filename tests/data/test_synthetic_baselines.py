@@ -9,7 +9,7 @@ from data import synthetic_baselines
 from data.synthetic_baselines import answers, baseline_table, checksum, fits_head
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.input.synthetic.grammar import Reference
-from s2rm_jax.input.synthetic.meaning import Extreme, Noun, Nth, Related
+from s2rm_jax.input.synthetic.language import Extreme, Noun, Nth, Related
 from s2rm_jax.input.synthetic.scene import Scene, Thing
 from s2rm_jax.input.synthetic.source import Composition
 from tests.test_configs import load

@@ -21,7 +21,7 @@ from PIL import Image
 
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
-from s2rm_jax.training import compilation_cache
+from s2rm_jax.training import compile
 from tests.docs.shell_blocks import ROOT, Command, shown_commands
 
 # ml_collections still loads configuration files with load_module.
@@ -35,10 +35,10 @@ RUN_BY = {
     "s2rm_jax.train": "tests/system/test_train_command.py",
     "s2rm_jax.convert": "tests/system/test_convert_command.py",
     "s2rm_jax.compile_for": "tests/test_compile_for.py",
-    "s2rm_jax.ablate": "tests/ablation/test_ablate_command.py",
-    "s2rm_jax.benchmark": "tests/benchmarks/test_suites.py",
+    "s2rm_jax.ablate": "tests/measure/test_ablate_command.py",
+    "s2rm_jax.benchmark": "tests/measure/test_benchmark_suites.py",
     "s2rm_jax.demo": "tests/system/test_evaluate_predict_commands.py",
-    "s2rm_jax": "tests/test_doors.py",
+    "s2rm_jax": "tests/test_commands.py",
     "data.check": "tests/data/test_check.py",
     "data.build": "tests/data/test_build.py",
     "data.measure": "tests/data/test_measure.py",
@@ -170,8 +170,8 @@ def test_what_needs_something_says_so(command):
 @pytest.fixture
 def programs_kept(tmp_path, monkeypatch):
     """What one command compiled, the next need not."""
-    monkeypatch.setattr(compilation_cache, "WORTH_KEEPING", 0.0)
-    with compilation_cache.compilation_cache(default_config(), epath.Path(tmp_path)):
+    monkeypatch.setattr(compile, "WORTH_KEEPING", 0.0)
+    with compile.compilation_cache(default_config(), epath.Path(tmp_path)):
         yield
 
 

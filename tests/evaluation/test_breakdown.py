@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2rm_jax.evaluation.breakdown import PLACES, by_area, by_length, by_place, histogram
+from s2rm_jax.evaluation.bootstrap import PLACES, by_area, by_length, by_place, histogram
 from s2rm_jax.evaluation.metrics import SentenceScore
 
 

@@ -3,10 +3,18 @@
 import pytest
 from ml_collections import ConfigDict
 
-from s2rm_jax.evaluation.comparison import benchmark_of, comparison
 from s2rm_jax.evaluation.metrics import SentenceScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
-from s2rm_jax.evaluation.published import COMBINED, PUBLISHED, SINGLE, Benchmark, is_benchmark, published_on
+from s2rm_jax.evaluation.published import (
+    COMBINED,
+    PUBLISHED,
+    SINGLE,
+    Benchmark,
+    benchmark_of,
+    comparison,
+    is_benchmark,
+    published_on,
+)
 from s2rm_jax.evaluation.report import Report
 
 NOT_OFFERED = {"polygons, 512", "big_vision", "own (original size)", "own (code not read)"}

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.evaluation.explain_figure import WIDTH, explain_figure
-from s2rm_jax.evaluation.heat import RAMP, heat_bar, heat_image, heat_over, span
-from s2rm_jax.evaluation.overlay import fit_picture
+from s2rm_jax.evaluation.explain import WIDTH, explain_figure
+from s2rm_jax.evaluation.overlay import RAMP, fit_picture, heat_bar, heat_image, heat_over, span
 from s2rm_jax.explanation import Explanation
 
 PAIRS = ("language_parses_vision", "vision_parses_language")

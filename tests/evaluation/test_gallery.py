@@ -7,13 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.evaluation.cases import Cases
 from s2rm_jax.evaluation.evaluator import Prediction
-from s2rm_jax.evaluation.gallery import PANEL, contact_sheet, write_gallery
-from s2rm_jax.evaluation.gallery_page import gallery_html, outcome
+from s2rm_jax.evaluation.gallery import PANEL, Cases, contact_sheet, gallery_html, outcome, write_gallery
 from s2rm_jax.evaluation.metrics import SentenceScore
 from s2rm_jax.evaluation.report import Report, metrics_table
-from s2rm_jax.evaluation.report_page import report_page
+from s2rm_jax.evaluation.report_files import report_page
 
 NASTY = "</style><script>alert(\"x\")</script> & 'quoted'"
 

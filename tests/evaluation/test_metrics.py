@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.evaluation.metrics import Counts, SentenceScore, by_kind, count_pixels, counts_of, total
+from s2rm_jax.evaluation.metrics import MaskCounts, SentenceScore, by_kind, count_pixels, counts_of, total
 
 
 def score(intersection, union, kind=""):
@@ -38,12 +38,12 @@ def test_a_tie_with_the_threshold_counts(tenths):
 
 def test_an_empty_union_has_iou_zero_and_no_hits():
     empty = counts_of(score(0, 0))
-    assert empty == Counts(sentences=1, averaged=1, asked=1, targeted=1, answered=1)
+    assert empty == MaskCounts(sentences=1, averaged=1, asked=1, targeted=1, answered=1)
     assert set(empty.metrics().values()) == {0.0}
 
 
 def test_nothing_counted_is_zero_not_an_error():
-    assert set(Counts().metrics().values()) == {0.0}
+    assert set(MaskCounts().metrics().values()) == {0.0}
 
 
 def test_parts_add_up_to_the_whole():
@@ -60,7 +60,7 @@ def test_parts_add_up_to_the_whole():
 
 
 def test_sums_of_pixels_stay_exact_beyond_float64():
-    big = Counts(sentences=1, intersection=2**60, union=2**61)
+    big = MaskCounts(sentences=1, intersection=2**60, union=2**61)
     assert (big + counts_of(score(1, 3))).intersection == 2**60 + 1
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from s2rm_jax.evaluation.original_size import resize_logits
+from s2rm_jax.evaluation.protocols import resize_logits
 
 
 def test_same_size_changes_nothing():

@@ -3,7 +3,7 @@
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.output_files import make_output_folder, remove_earlier, slug
+from s2rm_jax.io import make_output_folder, remove_earlier, slug
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, judge, total
+from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, score_masks, total
 from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS, protocol_named
 
 
@@ -14,7 +14,7 @@ def scores_under(protocol, *cases):
     for true, predicted, *answered in cases:
         masks = [np.isin(np.arange(10), list(pixels))[None] for pixels in (true, predicted)]
         targeted, answer = bool(true), answered[0] if answered else bool(predicted)
-        judged = judge(protocol, *count_pixels(*masks), targeted, answer)
+        judged = score_masks(protocol, *count_pixels(*masks), targeted, answer)
         scores.append(SentenceScore("s", "e", "", "w", *judged, targeted=targeted, answered=answer))
     return scores
 

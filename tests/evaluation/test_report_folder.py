@@ -9,7 +9,7 @@ from s2rm_jax.evaluation.metrics import SentenceScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
 from s2rm_jax.evaluation.report import Report
-from s2rm_jax.evaluation.report_folder import write_report
+from s2rm_jax.evaluation.report_files import write_report
 
 SCORES = (
     SentenceScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),

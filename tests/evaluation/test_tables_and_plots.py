@@ -5,9 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from s2rm_jax.evaluation.breakdown import PLACES, Group
-from s2rm_jax.evaluation.plots import groups_plot, histogram_plot, places_plot
-from s2rm_jax.evaluation.svg import standalone
+from s2rm_jax.evaluation.bootstrap import PLACES, ScoreGroup
+from s2rm_jax.evaluation.plots import groups_plot, histogram_plot, places_plot, standalone
 from s2rm_jax.evaluation.tables import Table, as_html, as_latex, as_markdown, as_text, without
 
 TABLE = Table("A & B", ("", "kind|of", "mIoU"), (("a_b", "<x>", "1.00"), ("all", "–", "12.00")), (1,), 1, texts=2)
@@ -71,14 +70,14 @@ def test_histogram_bars_are_shares():
 
 
 def test_bars_stand_on_an_axis_to_100():
-    groups = [Group("1", 1234, 50.0, (40.0, 60.0)), Group("<2>", 2, 100.0, (100.0, 100.0))]
+    groups = [ScoreGroup("1", 1234, 50.0, (40.0, 60.0)), ScoreGroup("<2>", 2, 100.0, (100.0, 100.0))]
     heights, words = bars(groups_plot("By length", "words", groups))
     assert heights[1] == pytest.approx(2 * heights[0], abs=0.1)
     assert {"50.0", "100.0", "<2>", "n = 1,234", "mean IoU, %", "words", "By length"} <= set(words)
 
 
 def test_places_without_sentences_are_empty():
-    groups = [Group(place, index, 10.0 * index, (0.0, 0.0)) for index, place in enumerate(PLACES)]
+    groups = [ScoreGroup(place, index, 10.0 * index, (0.0, 0.0)) for index, place in enumerate(PLACES)]
     _, words = bars(places_plot("By place", groups))
     assert {"none", "80.0", "n = 8", "top", "right"} <= set(words)
     assert "0.0" not in words

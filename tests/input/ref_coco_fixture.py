@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from s2rm_jax.input.unpickle import load_refs
+from s2rm_jax.input.refer_annotations import load_refs
 from tests.input.refer_fixture import FOLDER
 
 

@@ -15,8 +15,7 @@ from s2rm_jax.input.augment import (
     hide_patches,
     hide_words,
 )
-from s2rm_jax.input.compact import normalize
-from s2rm_jax.input.encode import view_of
+from s2rm_jax.input.encode import normalize, view_of
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 

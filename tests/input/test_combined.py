@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.combined import combined_source, evaluation_pictures
 from s2rm_jax.input.example import Source
+from s2rm_jax.input.mixture import combined_source, evaluation_pictures
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source
 from tests.input.refer_fixture import refer_mini, write_refer_layout

@@ -8,8 +8,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import encode
-from s2rm_jax.input.compact import unpack_masks
-from s2rm_jax.input.encode import Encoder, view_of
+from s2rm_jax.input.encode import Encoder, unpack_masks, view_of
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.masks import rasterize, resize_mask
 from s2rm_jax.input.tokens import Tokenizer

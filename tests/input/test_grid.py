@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from s2rm_jax.input.grid import Grid
-from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.masks import Grid, rasterize
 
 HEIGHT, WIDTH = 20, 30
 TRIANGLE, PENTAGON = [2.0, 1.5, 25.0, 3.0, 11.5, 19.0], [0.0, 0.0, 30.0, 0.0, 30.0, 9.0, 15.0, 20.0, 0.0, 12.0]

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_image
-from s2rm_jax.input.jpeg import decode_plain_jpeg
+from s2rm_jax.input.images import decode_plain_jpeg, load_image
 
 HEIGHT, WIDTH = 12, 16
 

@@ -11,8 +11,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.example import Example, Expression
-from s2rm_jax.input.mask_files import problem_of_file, read_mask
-from s2rm_jax.input.masks import has_mask, rasterize
+from s2rm_jax.input.masks import has_mask, problem_of_file, rasterize, read_mask
 
 HEIGHT, WIDTH = 6, 9
 MASK = np.zeros((HEIGHT, WIDTH), bool)

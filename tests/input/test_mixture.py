@@ -16,7 +16,7 @@ from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
 from s2rm_jax.input.sources import build_source
-from s2rm_jax.training.run_config import load_config, save_config
+from s2rm_jax.training.run import load_config, save_config
 from tests.input.own_data_fixture import write_json_lines
 from tests.input.refer_fixture import write_refer_layout
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from s2rm_jax.input.masks import rasterize
-from s2rm_jax.input.outlines import outlines
+from s2rm_jax.input.polygons import outlines
 
 
 def mask_of(*rows):

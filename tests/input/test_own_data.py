@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.custom_coco import coco_json_source
-from s2rm_jax.input.custom_lines import json_lines_source
+from s2rm_jax.input.custom import coco_json_source, json_lines_source
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source

@@ -13,9 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.config_check import check_config
-from s2rm_jax.input.custom_coco import coco_json_source
-from s2rm_jax.input.custom_lines import json_lines_source
+from s2rm_jax.config import check_config
+from s2rm_jax.input.custom import coco_json_source, json_lines_source
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.pipeline import build_tokenizer, train_batches
 from s2rm_jax.input.sources import build_source

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.picture_files import find_pictures, result_folders
+from s2rm_jax.input.image_files import list_images, result_folders
 
 
 @pytest.fixture
@@ -27,28 +27,28 @@ def frames(tmp_path):
     ],
 )
 def test_natural_order(frames, given, expected):
-    assert [path.relative_to(frames).as_posix() for path in find_pictures(f"{frames}{given}")] == expected
+    assert [path.relative_to(frames).as_posix() for path in list_images(f"{frames}{given}")] == expected
 
 
 def test_numbers_count_in_every_part_of_a_path(tmp_path):
     for name in ("take10/1.png", "take9/2.png", "take9/10.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_pictures(f"{tmp_path}/*/*.png")
+    found = list_images(f"{tmp_path}/*/*.png")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["take9/2.png", "take9/10.png", "take10/1.png"]
 
 
 def test_none_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match=r"the folder .* holds no pictures"):
-        find_pictures(str(tmp_path))
+        list_images(str(tmp_path))
     with pytest.raises(UserError, match=r"no file fits .*\*\.jpg; check the pattern"):
-        find_pictures(f"{tmp_path}/*.jpg")
+        list_images(f"{tmp_path}/*.jpg")
 
 
 def test_the_name_of_a_file_is_no_pattern(tmp_path):
     for name in ("frame[1].jpg", "frame1.jpg"):
         (tmp_path / name).touch()
-    assert find_pictures(f"{tmp_path}/frame[1].jpg") == [tmp_path / "frame[1].jpg"]
+    assert list_images(f"{tmp_path}/frame[1].jpg") == [tmp_path / "frame[1].jpg"]
 
 
 @pytest.mark.parametrize(

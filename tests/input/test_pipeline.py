@@ -8,7 +8,7 @@ import pytest
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.compact import unpack_masks
+from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.input.example import Batch, Example, Expression
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
 

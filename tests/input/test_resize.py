@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax.input import resize
-from s2rm_jax.input.resize import resize_fast, resize_image
+from s2rm_jax.input import images
+from s2rm_jax.input.images import resize_fast, resize_image
 
 
 def smooth_picture(height: int, width: int) -> np.ndarray:
@@ -42,5 +42,5 @@ def test_what_lies_otherwise_in_memory_is_resized_alike():
 
 def test_without_the_fast_library_pillow_does_it(monkeypatch):
     picture = smooth_picture(64, 80)
-    monkeypatch.setattr(resize, "fast", None)
+    monkeypatch.setattr(images, "fast", None)
     np.testing.assert_array_equal(resize_fast(picture, (24, 32)), resize_image(picture, (24, 32)))

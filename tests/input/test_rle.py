@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.rle import decode_rle
+from s2rm_jax.input.masks import decode_rle
 
 
 def blobs(height: int, width: int, seed: int) -> np.ndarray:

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.input.synthetic.difficulty import SHAPES
 from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import is_economical
-from s2rm_jax.input.synthetic.meaning import SIDES, Extreme, Noun, Nth, Related, evaluate
-from s2rm_jax.input.synthetic.outlines import reach_towards
-from s2rm_jax.input.synthetic.scene import Scene, Thing
+from s2rm_jax.input.synthetic.language import SIDES, Extreme, Noun, Nth, Related, evaluate
+from s2rm_jax.input.synthetic.scene import SHAPES, Scene, Thing
+from s2rm_jax.input.synthetic.shapes import reach_towards
 
 
 def thing(x, y, shape="circle", colour="red", texture="plain", size="small", radius=8.0):

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from s2rm_jax.input.synthetic import SceneConfig, SyntheticSource
-from s2rm_jax.input.synthetic.difficulty import KINDS
 from s2rm_jax.input.synthetic.grammar import is_economical
+from s2rm_jax.input.synthetic.scene import KINDS
 from s2rm_jax.input.synthetic.source import Composition, compose
 
 ALL_KINDS = SceneConfig(kinds=KINDS, min_objects=4, max_objects=7, expressions_per_scene=5)

@@ -15,7 +15,7 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example
 from s2rm_jax.input.synthetic import SceneConfig, SyntheticSource
-from s2rm_jax.input.synthetic.difficulty import COLOURS, HELD_OUT_PAIRS, KINDS, SHAPES
+from s2rm_jax.input.synthetic.scene import COLOURS, HELD_OUT_PAIRS, KINDS, SHAPES
 from s2rm_jax.input.synthetic.source import compose
 
 

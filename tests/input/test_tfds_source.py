@@ -20,7 +20,7 @@ from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source
-from s2rm_jax.input.tfds_source import TfdsSource
+from s2rm_jax.input.tfds import TfdsSource
 from tests.input import refer_fixture
 from tests.input.ref_coco_fixture import prepare_ref_coco, write_manual_folder
 
@@ -215,7 +215,7 @@ import sys
 sys.modules["tensorflow_datasets"] = None
 from data.build import build
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.tfds_source import TfdsSource
+from s2rm_jax.input.tfds import TfdsSource
 for call in (lambda: build("refcoco", sys.argv[1], sys.argv[2]), lambda: TfdsSource("train", root=sys.argv[2])):
     try:
         call()
@@ -231,7 +231,7 @@ for call in (lambda: build("refcoco", sys.argv[1], sys.argv[2]), lambda: TfdsSou
 
 
 def test_tensorflow_and_torch_stay_out(built):
-    code = "import sys; from s2rm_jax.input.tfds_source import TfdsSource; TfdsSource('val', root=sys.argv[1])[0]; "
+    code = "import sys; from s2rm_jax.input.tfds import TfdsSource; TfdsSource('val', root=sys.argv[1])[0]; "
     code += "print([name for name in ('tensorflow', 'torch', 'jax') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, str(built[1])], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

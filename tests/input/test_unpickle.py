@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.unpickle import load_refs
+from s2rm_jax.input.refer_annotations import load_refs
 
 REFS = [{"ref_id": 0, "split": "val", "sentences": [{"sent_id": 1, "raw": "Café left", "tokens": ["café", "left"]}]}]
 

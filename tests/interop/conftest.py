@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s2rm_jax.training.trained import Trained, load_trained
+from s2rm_jax.training.workdir import LoadedRun, load_run
 from tests.interop.fresh_process import Question, make_question
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def notice(request: pytest.FixtureRequest) -> Callable[[Mistake], None]:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_workdir: Path) -> Trained:
+def trained(tiny_workdir: Path) -> LoadedRun:
     """The network of `tiny_workdir`."""
-    return load_trained(tiny_workdir, "latest")
+    return load_run(tiny_workdir, "latest")
 
 
 @pytest.fixture(scope="session")
-def question(trained: Trained) -> Question:
+def question(trained: LoadedRun) -> Question:
     """Something to ask of `trained` once it is exported."""
     return make_question(trained)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.training.trained import Trained
+from s2rm_jax.training.workdir import LoadedRun
 
 # Of these the tiny network of the tests makes masks that are neither empty nor full, which those who ask them check.
 SENTENCES = ("the red circle", "the small star left of the blue square", "the rightmost square")
@@ -57,7 +57,7 @@ class Question(NamedTuple):
             return Answer(answer["masks"], [answer[name] for name in answer.files if name.startswith("output")])
 
 
-def make_question(trained: Trained) -> Question:
+def make_question(trained: LoadedRun) -> Question:
     """Returns a question for a network that was trained on synthetic scenes."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (40, 57, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
-from s2rm_jax.interop.swin_names import HUGGING_FACE, published_swin_name
+from s2rm_jax.interop.parameter_names import HUGGING_FACE, published_swin_name
 
 # What residual branches are added to is drawn this small: its variance is then near enough to the epsilon of the norms
 # for a wrong epsilon to show. Inside the branches everything is of order 1, attention logits and bias tables too.

@@ -11,9 +11,8 @@ import torch
 from flax import linen as nn
 from transformers import BertModel, SwinBackbone
 
-from s2rm_jax.interop.bert_names import bert_layout
 from s2rm_jax.interop.layout import Entry
-from s2rm_jax.interop.swin_names import HUGGING_FACE, swin_layout
+from s2rm_jax.interop.parameter_names import HUGGING_FACE, bert_layout, swin_layout
 from s2rm_jax.models.bert import Bert, BertLayer
 from s2rm_jax.models.swin import PatchMerging, Swin, SwinBlock
 from tests.interop.comparison import Pair

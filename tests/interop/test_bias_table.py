@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2rm_jax.interop.bias_table import resize_bias_table
+from s2rm_jax.interop.layout import resize_bias_table
 
 
 def rows(window):

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.hub import find_vocabulary, locate
+from s2rm_jax.interop.pretrained import find_vocabulary, locate
 
 
 def test_paths(tmp_path):

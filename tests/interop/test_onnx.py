@@ -12,18 +12,18 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop import onnx_export
-from s2rm_jax.interop.onnx_export import relative_error, write_onnx
-from s2rm_jax.interop.whole_folder import whole_folder
+from s2rm_jax.interop import onnx
+from s2rm_jax.interop.onnx import relative_error, write_onnx
+from s2rm_jax.io import atomic_folder
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import initial_params
-from s2rm_jax.training.trained import Trained
+from s2rm_jax.training.workdir import LoadedRun
 
 EXPORT = """
 import pickle, sys
 from pathlib import Path
-from s2rm_jax.interop.onnx_export import write_onnx
+from s2rm_jax.interop.onnx import write_onnx
 
 print(write_onnx(pickle.load(sys.stdin.buffer), Path(sys.argv[1])))
 """
@@ -37,7 +37,7 @@ def judging(trained):
     network = build_network(config)
     head = jax.jit(lambda key: initial_params(network, config, key))(jax.random.key(1))["no_target"]
     head["nothing"]["bias"] -= 0.47  # untrained, it finds something above 0 for every sentence
-    return Trained(network, {**trained.params, "no_target": head}, trained.tokenizer, config)
+    return LoadedRun(network, {**trained.params, "no_target": head}, trained.tokenizer, config)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def ready_graphs(folder, monkeypatch):
 
     files = [folder / "encode_image.onnx", folder / "ground.onnx"]
     graphs = [ONNXProgram(onnx_ir.load(file), None) for file in files]
-    monkeypatch.setattr(onnx_export, "export_graphs", lambda _: graphs)
+    monkeypatch.setattr(onnx, "export_graphs", lambda _: graphs)
 
 
 def test_a_fresh_process_gives_the_masks_of_segmenter(judging, folder, question, tmp_path):
@@ -105,16 +105,16 @@ def test_the_graphs_name_what_goes_in_and_out(folder):
 
 def test_another_network_is_told_apart(judging, folder):
     other = dataclasses.replace(judging, params=jax.tree.map(lambda x: 1.001 * x, judging.params))
-    assert relative_error(other, folder) > onnx_export.TOLERANCE
+    assert relative_error(other, folder) > onnx.TOLERANCE
 
 
 @pytest.mark.parametrize("error", [1.1e-4, float("nan")])
 @pytest.mark.usefixtures("ready_graphs")
 def test_what_differs_is_not_put_in_place(judging, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(onnx_export, "relative_error", lambda *_: error)
+    monkeypatch.setattr(onnx, "relative_error", lambda *_: error)
     with (
         pytest.raises(UserError, match=rf"differs from JAX by {error:.1e} of its norm, more than 1e-04"),
-        whole_folder(tmp_path / "out", "--out") as folder,
+        atomic_folder(tmp_path / "out", "--out") as folder,
     ):
         write_onnx(judging, folder)
     assert not list(tmp_path.iterdir())
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_nothing(judging, tmp_path, limit):
     try:
         with (
             pytest.raises(UserError, match=r"--out: .*out cannot be written \(.*\); nothing was left there"),
-            whole_folder(tmp_path / "out", "--out") as folder,
+            atomic_folder(tmp_path / "out", "--out") as folder,
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
             write_onnx(judging, folder)

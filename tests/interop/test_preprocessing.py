@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax.input.compact import normalize
-from s2rm_jax.input.images import load_image
-from s2rm_jax.input.resize import resize_image
-from s2rm_jax.interop import segment_standalone as standalone
-from s2rm_jax.interop.preprocessing import write_preprocessing
+from s2rm_jax.input.encode import normalize
+from s2rm_jax.input.images import load_image, resize_image
+from s2rm_jax.interop import exported_segment as standalone
+from s2rm_jax.interop.torch_folder import write_preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.bert_names import bert_layout
 from s2rm_jax.interop.layout import WeightsMismatch, export_arrays
+from s2rm_jax.interop.parameter_names import HUGGING_FACE, MICROSOFT, TIMM, bert_layout, swin_layout
 from s2rm_jax.interop.pretrained import load_bert, load_pretrained, load_swin
-from s2rm_jax.interop.swin_names import HUGGING_FACE, MICROSOFT, TIMM, swin_layout
 from s2rm_jax.interop.weight_files import read_weights
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import parameter_shapes

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import stablehlo
-from s2rm_jax.interop.preprocessing import settings
 from s2rm_jax.interop.stablehlo import export_programs, write_stablehlo
-from s2rm_jax.interop.whole_folder import whole_folder
+from s2rm_jax.interop.torch_folder import settings
+from s2rm_jax.io import atomic_folder
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_nothing(trained, folder, tmp_path, monkeypatch, limi
     try:
         with (
             pytest.raises(UserError, match=r"--out: .*out cannot be written \(.*\); nothing was left there"),
-            whole_folder(tmp_path / "out", "--out") as folder,
+            atomic_folder(tmp_path / "out", "--out") as folder,
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
             write_stablehlo(trained, folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.interop.weight_files import write_safetensors
-from s2rm_jax.training.run_config import load_config, save_config
+from s2rm_jax.training.run import load_config, save_config
 from tests.models.small import small_config, small_inputs
 
 torch = pytest.importorskip("torch")

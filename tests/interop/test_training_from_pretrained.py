@@ -7,14 +7,13 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop import hub
-from s2rm_jax.interop.bert_names import bert_layout
+from s2rm_jax.interop import pretrained as pretrained_weights
 from s2rm_jax.interop.layout import export_arrays
-from s2rm_jax.interop.swin_names import MICROSOFT, swin_layout
+from s2rm_jax.interop.parameter_names import MICROSOFT, bert_layout, swin_layout
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.checkpoint import restore_params
 from s2rm_jax.training.loop import train_and_evaluate
-from s2rm_jax.training.run_config import load_config
+from s2rm_jax.training.run import load_config
 from s2rm_jax.training.state import parameter_shapes
 from tests.conftest import tiny_config
 
@@ -88,7 +87,7 @@ def test_weights_that_are_not_there(pretrained, tmp_path):
 
 def test_data_that_is_not_there_is_told_before_the_hub_is_asked(pretrained, tmp_path, monkeypatch):
     config, _ = pretrained
-    monkeypatch.setattr(hub, "_fetch", lambda name, field: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(pretrained_weights, "_fetch", lambda name, field: pytest.fail("the Hub was asked"))
     config.text.pretrained = "google-bert/bert-base-uncased"
     config.input.source = ConfigDict({"name": "refer", "root": str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match=r"the folder of the data, .*nowhere, does not exist"):

@@ -29,7 +29,7 @@ def get_config():
 PYTHON = f"""#!/bin/sh
 if [ "$1" != -m ]; then exec {sys.executable} "$@"; fi
 shift 2
-exec {sys.executable} {ROOT / "tests" / "system" / "small_doors.py"} train "$@"
+exec {sys.executable} {ROOT / "tests" / "system" / "small_commands.py"} train "$@"
 """
 
 

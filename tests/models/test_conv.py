@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.conv import Conv3x3, _kernel_gradient, _kernel_gradient_by_rows
+from s2rm_jax.models.layers import Conv3x3, _kernel_gradient, _kernel_gradient_by_rows
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 6), (1, 1, 4, 3), (3, 2, 1, 8)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.coparse import Coparse, from_slices, to_slices
+from s2rm_jax.models.s2rm import Coparse, from_slices, to_slices
 
 ROTATIONS = (0, 90, 180, 270)
 WIDTH, CHANNELS = 5, 6

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.cost import network_cost
+from s2rm_jax.models.cost import network_cost
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.losses import no_target_loss
 from tests.models.small import small_config, small_inputs, small_network

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s2rm_jax.models.layers import POLICIES, rematerialised
 from s2rm_jax.models.network import build_network
-from s2rm_jax.models.remat import POLICIES, rematerialised
 from s2rm_jax.models.swin import SwinBlock
 
 from .small import small_config, small_inputs

@@ -17,7 +17,7 @@ from PIL import Image
 
 from s2rm_jax.models.network import Output
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.serving.examples import Case
+from s2rm_jax.serving.page import Case
 from s2rm_jax.serving.service import Service
 
 

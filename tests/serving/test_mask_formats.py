@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.input.masks import rasterize
-from s2rm_jax.serving.mask_formats import as_png, as_polygons, as_rle
+from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 
 
 @pytest.mark.parametrize("density", [0, 0.4, 1])

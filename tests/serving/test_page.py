@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.input.masks import rasterize
-from s2rm_jax.serving.examples import example_cases
+from s2rm_jax.serving.page import example_cases
 from tests.conftest import tiny_config
 from tests.serving.standin import striped
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax.benchmarks.serving_programs import counting
+from s2rm_jax.measure.many_expressions import counting
 from s2rm_jax.segmenter import BUCKETS
 from s2rm_jax.serving.limits import Limits
 from s2rm_jax.serving.service import Service

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.exchange import write_workdir
-from s2rm_jax.interop.whole_folder import whole_folder
+from s2rm_jax.interop.torch_folder import write_workdir
+from s2rm_jax.io import atomic_folder
 from s2rm_jax.training.checkpoint import restore_params
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_there_and_back_no_bit_changes(exported, tiny_workdir, tmp_path):
 
 def test_training_goes_on_from_weights_that_came_back(exported, tmp_path):
     from s2rm_jax.training.loop import train_and_evaluate
-    from s2rm_jax.training.run_config import load_config
+    from s2rm_jax.training.run import load_config
 
     convert("from-pytorch", "--weights", exported, "--workdir", tmp_path / "back")
     config = load_config(tmp_path / "back")
@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_of_before_anything_is_written(exported, tmp_path, m
         pytest.raises(
             UserError, match=r"cannot be written \(it takes 1 MB, and 0 MB are free\); nothing was left there"
         ),
-        whole_folder(tmp_path / "out", "--workdir") as folder,
+        atomic_folder(tmp_path / "out", "--workdir") as folder,
     ):
         write_workdir(exported, folder)
     assert os.listdir(tmp_path) == []

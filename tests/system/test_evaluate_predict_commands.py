@@ -21,7 +21,7 @@ from s2rm_jax import command_line, demo, evaluate, predict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training import checkpoint, compilation_cache
+from s2rm_jax.training import checkpoint, compile
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -183,7 +183,7 @@ def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, t
     def load(workdir, which):
         raise UserError("enough is known")
 
-    monkeypatch.setattr(compilation_cache, "compilation_cache", cache)
+    monkeypatch.setattr(compile, "compilation_cache", cache)
     monkeypatch.setattr(Segmenter, "from_checkpoint", load)
     for name, setting in (("run", "/of/another/machine"), ("quiet", "off"), ("weights", "")):
         workdir = tmp_path / name

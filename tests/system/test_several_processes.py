@@ -28,7 +28,7 @@ def get_config():
     return config
 '''
 STEPS, EVERY = 12, 4
-DOORS = Path(__file__).with_name("small_doors.py")
+DOORS = Path(__file__).with_name("small_commands.py")
 NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # how lines of JAX's own begin
 
 

@@ -16,13 +16,11 @@ from jax.sharding import PartitionSpec
 from s2rm_jax.evaluation.evaluator import Evaluator
 from s2rm_jax.input.example import Batch
 from s2rm_jax.models.network import build_network
-from s2rm_jax.parallel import sharding
-from s2rm_jax.parallel.local_key import local_key
-from s2rm_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, put_batch
+from s2rm_jax.parallel import mesh
+from s2rm_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, per_device_key, put_batch
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
-from s2rm_jax.training.gradient import deal
 from s2rm_jax.training.state import plan_state
-from s2rm_jax.training.step import make_train_step
+from s2rm_jax.training.step import deal, make_train_step
 from tests.conftest import tiny_config
 
 STEPS, BATCH = 20, 16
@@ -32,7 +30,7 @@ FORMS = ["jit", "shard_map"]
 @pytest.fixture(autouse=True)
 def share_small_arrays_too(monkeypatch):
     assert jax.device_count() == 8
-    monkeypatch.setattr(sharding, "SMALL", 16)
+    monkeypatch.setattr(mesh, "SMALL", 16)
 
 
 def uneven_batch(standin, seed):
@@ -162,7 +160,7 @@ def test_the_step_consumes_the_state(standin):
 
 
 # What becomes of a gradient that is meant to be the mean over 8 devices, as a multiple of that mean. None: no multiple.
-# A change of the first line would be a change of JAX, and training/gradient.py would have to be thought through again.
+# A change of the first line would be a change of JAX, and training/step.py would have to be thought through again.
 WAYS = [
     ("average the gradients", True, 8.0),
     ("average the gradients", False, 1.0),
@@ -209,7 +207,7 @@ def test_each_device_draws_its_part_of_what_one_device_draws():
     key, mesh = jax.random.key(3), make_mesh(2)
 
     def on_each(key_data):
-        key = local_key(jax.random.wrap_key_data(key_data), jax.lax.axis_index(BATCH_AXES))
+        key = per_device_key(jax.random.wrap_key_data(key_data), jax.lax.axis_index(BATCH_AXES))
         first, second = jax.random.split(jax.random.fold_in(key, 7))
         return jax.random.bernoulli(first, 0.5, (2, 1, 1)), jax.random.normal(second, (3, 5))
 
@@ -259,7 +257,7 @@ def test_a_device_holds_its_share_of_the_state_only(standin):
 )
 def test_the_rule(shape, fsdp, spec, monkeypatch):
     monkeypatch.undo()  # small is what the program takes for small
-    assert sharding.shared_spec(shape, make_mesh(fsdp)) == spec
+    assert mesh.shared_spec(shape, make_mesh(fsdp)) == spec
 
 
 def test_a_state_is_the_same_however_it_is_shared(standin):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.config import default_config
-from s2rm_jax.input.compact import pack_mask
+from s2rm_jax.input.encode import pack_mask
 from s2rm_jax.input.example import Batch
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.loop import Parts, run

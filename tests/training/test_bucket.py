@@ -11,14 +11,14 @@ from etils import epath
 from etils.epath import backend
 from orbax.checkpoint._src.path import gcs_utils
 
+from s2rm_jax import io
 from s2rm_jax.errors import UserError
+from s2rm_jax.io import JsonLines
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training import workdir_files
 from s2rm_jax.training.checkpoint import has_checkpoint, restore_params
 from s2rm_jax.training.loop import run
-from s2rm_jax.training.run_config import load_config
+from s2rm_jax.training.run import load_config
 from s2rm_jax.training.workdir import require_workdir
-from s2rm_jax.training.workdir_files import JsonLines
 
 MESH = make_mesh(devices=jax.devices()[:1])
 
@@ -54,7 +54,7 @@ def bucket(server, fake_bucket, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gcsfs" else installed(name))
     # Orbax asks this by google-cloud-storage, which is not there.
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
-    monkeypatch.setattr(workdir_files, "REWRITE_EVERY", 0.0)
+    monkeypatch.setattr(io, "REWRITE_EVERY", 0.0)
     server.objects.clear()
     return server
 
@@ -89,7 +89,7 @@ def test_a_run_begins_goes_on_and_is_read_there(bucket, tmp_path, standin, monke
 
 
 def test_lines_are_written_now_and_then_and_at_the_end(bucket, monkeypatch):
-    monkeypatch.setattr(workdir_files, "REWRITE_EVERY", 60.0)
+    monkeypatch.setattr(io, "REWRITE_EVERY", 60.0)
     now = [0.0]
     path = epath.Path("gs://bucket/lines.jsonl")
     lines = JsonLines(path, clock=lambda: now[0])

@@ -6,7 +6,7 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
-from s2rm_jax.training.run_config import save_config
+from s2rm_jax.training.run import save_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
 
 MESH = make_mesh(devices=jax.devices()[:1])

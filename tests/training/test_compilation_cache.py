@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training import compilation_cache
+from s2rm_jax.training import compile
 from s2rm_jax.training.loop import run
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -20,7 +20,7 @@ MESH = make_mesh(devices=jax.devices()[:1])
 def no_folder_given(monkeypatch):
     """As where the environment says nothing; and every program is worth keeping."""
     before = jax.config.values["jax_compilation_cache_dir"]
-    monkeypatch.setattr(compilation_cache, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(compile, "WORTH_KEEPING", 0.0)
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     assert jax.config.values["jax_compilation_cache_dir"] is None  # as it was before the run
@@ -44,7 +44,7 @@ def test_the_second_start_of_a_run_takes_its_step_from_the_workdir(tmp_path, sta
 
 
 def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):
-    monkeypatch.setattr(compilation_cache, "WORTH_KEEPING", 60.0)
+    monkeypatch.setattr(compile, "WORTH_KEEPING", 60.0)
     config = standin.make_config(steps=1)
     run(config, tmp_path, standin.make_parts(config), MESH)
     assert kept(tmp_path / "compilation_cache") == set()
@@ -54,7 +54,7 @@ def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin, monkeypatc
     workdir = epath.Path(tmp_path / "run")
 
     def folder_used(setting):
-        with compilation_cache.compilation_cache(standin.make_config(compilation_cache=setting), workdir):
+        with compile.compilation_cache(standin.make_config(compilation_cache=setting), workdir):
             return jax.config.values["jax_compilation_cache_dir"]
 
     assert folder_used("off") is None and not (tmp_path / "run").exists()

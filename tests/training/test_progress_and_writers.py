@@ -3,10 +3,8 @@ import json
 import pytest
 
 from s2rm_jax.config import default_config
-from s2rm_jax.training.averages import Averages
-from s2rm_jax.training.progress import Progress, hours_minutes_seconds, report_evaluation
-from s2rm_jax.training.tensorboard_files import TENSORBOARD_DIRECTORY
-from s2rm_jax.training.writers import METRICS_FILE, MetricsWriter
+from s2rm_jax.training.logging import Averages, Progress, hours_minutes_seconds, report_evaluation
+from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
 
 METRICS = {"loss": 1.25, "mean_iou": 12.34, "learning_rate": 3e-4, "grad_norm": 1.0}
 

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.run_config import keep_pretrained, load_config, require_same_config, save_config
+from s2rm_jax.training.run import keep_pretrained, load_config, require_same_config, save_config
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:

@@ -9,9 +9,8 @@ from etils import epath
 
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training.logging import RunLog
 from s2rm_jax.training.loop import run
-from s2rm_jax.training.progress import say
-from s2rm_jax.training.run_log import RunLog
 
 MESH = make_mesh(devices=jax.devices()[:1])
 
@@ -36,10 +35,10 @@ def test_what_is_printed_is_kept_with_its_time_and_step(tmp_path, standin, capsy
 def test_another_process_prints_nothing_and_keeps_a_file_of_its_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(distributed, "process", lambda: (3, 4))
     with RunLog() as log:
-        say("before the workdir is known")
+        log("before the workdir is known")
         log.open(epath.Path(tmp_path))
-        say("later", step=7)
-    say("and after the end")
+        log("later", step=7)
+    log("and after the end")
     assert capsys.readouterr().out == ""
     assert [(line["process"], line.get("step"), line["message"]) for line in lines(tmp_path, 3)] == [
         (3, None, "before the workdir is known"),

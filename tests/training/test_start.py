@@ -7,7 +7,7 @@ import pytest
 
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import start
-from s2rm_jax.training.ahead_of_time import compile_step
+from s2rm_jax.training.compile import compile_step
 from s2rm_jax.training.loop import run
 from s2rm_jax.training.state import plan_state
 

@@ -5,12 +5,11 @@ import optax
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.compact import normalize, unpack_masks
+from s2rm_jax.input.encode import normalize, unpack_masks
 from s2rm_jax.parallel.mesh import make_mesh, put_batch
-from s2rm_jax.training.gradient import iou_sum
 from s2rm_jax.training.losses import no_target_loss, segmentation_loss
 from s2rm_jax.training.state import plan_state
-from s2rm_jax.training.step import check_batch_splits, make_train_step
+from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
 
 MESH = make_mesh(devices=jax.devices()[:1])
 

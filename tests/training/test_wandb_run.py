@@ -11,12 +11,10 @@ from etils import epath
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training import wandb_run
+from s2rm_jax.io import JsonLines
+from s2rm_jax.training import writers
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.tensorboard_files import TensorBoardFiles
-from s2rm_jax.training.wandb_run import WandbRun, require_wandb
-from s2rm_jax.training.workdir_files import JsonLines
-from s2rm_jax.training.writers import MetricsWriter
+from s2rm_jax.training.writers import MetricsWriter, TensorBoardFiles, WandbRun, require_wandb
 
 
 @pytest.fixture
@@ -122,7 +120,7 @@ def test_all_are_closed_where_one_cannot_be(standin, config, tmp_path, monkeypat
 
 
 def test_on_a_bucket_what_wandb_keeps_goes_with_the_process(standin, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(wandb_run, "on_bucket", lambda path: True)
+    monkeypatch.setattr(writers, "on_bucket", lambda path: True)
     WandbRun(epath.Path(tmp_path), config).close(failed=False)
     init, standin.init = standin.init, None
     with pytest.raises(TypeError):

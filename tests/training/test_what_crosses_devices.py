@@ -11,10 +11,10 @@ from pathlib import Path
 COMPILE = """
 import json
 import jax
-from s2rm_jax.compiled.program import read_program
+from s2rm_jax.measure.compiled_report import read_program
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import build_mesh
-from s2rm_jax.training.ahead_of_time import compile_training_step
+from s2rm_jax.training.compile import compile_training_step
 from s2rm_jax.training.state import parameter_shapes
 from tests.models.small import small_config
 

@@ -4,7 +4,7 @@ import pytest
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.run_config import save_config
+from s2rm_jax.training.run import save_config
 from s2rm_jax.training.workdir import require_workdir
 
 

@@ -6,9 +6,9 @@ import json
 import pytest
 from etils import epath
 
+from s2rm_jax import io
 from s2rm_jax.errors import UserError
-from s2rm_jax.training import workdir_files
-from s2rm_jax.training.workdir_files import JsonLines, workdir_path, write_whole
+from s2rm_jax.io import JsonLines, workdir_path, write_atomically
 
 
 def test_lines_are_there_at_once_and_go_on_behind_those_that_are_kept(tmp_path):
@@ -28,14 +28,14 @@ def test_lines_are_there_at_once_and_go_on_behind_those_that_are_kept(tmp_path):
 
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypatch):
     path = epath.Path(tmp_path / "file.json")
-    write_whole(path, "old")
+    write_atomically(path, "old")
 
     def full(self, text):
         raise OSError("no space left")
 
     monkeypatch.setattr(type(path), "write_text", full)
     with pytest.raises(OSError, match="no space"):
-        write_whole(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
 
 
@@ -47,4 +47,4 @@ def test_which_buckets_will_do(monkeypatch):
         workdir_path("gs://b/run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gcsfs" else None)
     assert str(workdir_path("gs://b/run") / "config.json") == "gs://b/run/config.json"
-    assert workdir_files.on_bucket("gs://b") and not workdir_files.on_bucket("runs/gs:/b")
+    assert io.on_bucket("gs://b") and not io.on_bucket("runs/gs:/b")

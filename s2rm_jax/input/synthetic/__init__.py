@@ -1,6 +1,6 @@
 """Referring scenes made on the fly: shapes on a ground, sentences from a grammar, exact masks."""
 
-from s2rm_jax.input.synthetic.difficulty import SceneConfig
+from s2rm_jax.input.synthetic.scene import SceneConfig
 from s2rm_jax.input.synthetic.source import SyntheticSource
 
 __all__ = ["SceneConfig", "SyntheticSource"]

@@ -9,11 +9,10 @@ import numpy as np
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression
-from s2rm_jax.input.synthetic.difficulty import SceneConfig
 from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import Reference, refer
-from s2rm_jax.input.synthetic.scene import Scene, is_held_out, sample_scene
-from s2rm_jax.input.synthetic.wording import VOCABULARY
+from s2rm_jax.input.synthetic.language import VOCABULARY
+from s2rm_jax.input.synthetic.scene import Scene, SceneConfig, is_held_out, sample_scene
 
 # Each split has its own stream of random numbers, by its place in this list, and its length.
 SPLITS = {"train": 2**31 - 1, "val": 512, "test": 512, "compositional": 512}

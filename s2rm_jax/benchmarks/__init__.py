@@ -1,1 +1,0 @@
-"""Measurements of speed, which `python -m s2rm_jax.benchmark` runs."""

@@ -1,0 +1,1 @@
+"""The data check: examine annotations, masks and images of REFER datasets before training."""

@@ -1,0 +1,304 @@
+"""Datasets that TFDS prepared, as a Source: those of our own builders (data/), and `ref_coco` of TFDS itself.
+
+They are read from ArrayRecord files by `builder.as_data_source`, without TensorFlow.
+
+Records of TFDS datasets: what stands in them, and how they become Examples.
+
+A record is a serialised tf.Example. It is parsed with the protocol buffers that TFDS brings along, not through TFDS's
+feature decoder: that one needs TensorFlow for sequences of pictures that are to stay undecoded (4.9.10), and would
+decode what is better decoded late.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Example, Expression, Groups, Segmentation
+from s2rm_jax.input.images import FORMATS
+from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS
+
+
+def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str, Any]:
+    """Returns an example as the features of our own builders (data/refer_dataset.py).
+
+    One level of sequences is all that TFDS can write without TensorFlow, so a segmentation is stored as JSON text: the
+    very polygons or RLEs of the annotation, once for all sentences about it.
+
+    Args:
+      image: the file, as it is.
+      example: its expressions have the sentences as typed.
+      cleaned: the cleaned sentences by the expression's id; one without words is absent.
+    """
+    segmentations: dict[str, int] = {}
+    expressions = []
+    for expression in example.expressions:
+        segmentation = json.dumps(expression.segmentation, separators=(",", ":"))
+        number = segmentations.setdefault(segmentation, len(segmentations))
+        texts = {"raw": expression.text, "sent": cleaned.get(expression.id, "")}
+        expressions.append({"id": expression.id, "segmentation": number, **texts})
+    return {
+        "image": image,
+        "image/id": example.id,
+        "image/height": example.height,
+        "image/width": example.width,
+        "segmentations": list(segmentations),
+        "expressions": expressions,
+    }
+
+
+def decode(record: bytes, text_field: str, overlap: str) -> Example:
+    """Returns the example of a record of our own builders, its picture as the bytes of the file.
+
+    Args:
+      record: of a dataset that data/build.py wrote.
+      text_field: "raw" or "sent"; expressions without such a text are left out.
+      overlap: "union" or "drop", see ReferSource.
+    """
+    features = _features(record)
+    segmentations = [json.loads(text) for text in _bytes(features, "segmentations")]
+    if overlap == "union":
+        segmentations = [with_overlaps(segmentation) for segmentation in segmentations]
+    expressions = tuple(
+        Expression(text.decode(), segmentations[number], id=id.decode())
+        for id, text, number in zip(
+            _bytes(features, "expressions/id"),
+            _bytes(features, f"expressions/{text_field}"),
+            _ints(features, "expressions/segmentation"),
+            strict=True,
+        )
+        if text
+    )
+    (id,), (height,), (width,) = (
+        _bytes(features, "image/id"),
+        _ints(features, "image/height"),
+        _ints(features, "image/width"),
+    )
+    return Example(id.decode(), _bytes(features, "image")[0], height, width, expressions)
+
+
+def with_overlaps(segmentation: Segmentation) -> Segmentation:
+    """Turns the segmentation that ReferSource gives for overlap="drop" into the one for "union"."""
+    if isinstance(segmentation, dict) and "covered_once" in segmentation:
+        return segmentation["covered_once"]
+    if not isinstance(segmentation, list):
+        return segmentation
+    parts: list[Any] = []
+    for part in segmentation:
+        if isinstance(part, dict) and "covered_once" in part:
+            parts += part["covered_once"]
+        else:
+            parts.append(part)
+    return parts
+
+
+def decode_ref_coco(record: bytes) -> Example:
+    """Returns the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
+
+    Its picture is the bytes of a file; its masks are decoded.
+    """
+    features = _features(record)
+    image_id = str(_ints(features, "image/id")[0])
+    masks = [_mask(png, image_id) for png in _bytes(features, "objects/mask")]
+    picture = _bytes(features, "image")[0]
+    width, height = _size(picture, image_id)
+    ids, texts = _ints(features, _REFEXP_IDS), _bytes(features, "objects/refexp/raw/ragged_flat_values")
+    expressions = [
+        Expression(texts[position].decode(), mask, id=str(ids[position]))
+        for mask, group in zip(masks, ref_coco_groups(record), strict=True)
+        for position in group
+    ]
+    return Example(image_id, picture, height, width, tuple(expressions))
+
+
+def ref_coco_groups(record: bytes) -> Groups:
+    """Returns the positions of the expressions of each object in a record of `ref_coco`."""
+    lengths = _ints(_features(record), "objects/refexp/refexp_id/ragged_row_lengths_0")
+    ends = np.cumsum(lengths, dtype=int).tolist()
+    return tuple(tuple(range(end - length, end)) for length, end in zip(lengths, ends, strict=True))
+
+
+_REFEXP_IDS = "objects/refexp/refexp_id/ragged_flat_values"
+
+
+def _features(record: bytes) -> Any:
+    """Parses a record to a mapping from names to protocol buffers."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _bytes(features: Any, name: str) -> Sequence[bytes]:
+    return features[name].bytes_list.value if name in features else ()
+
+
+def _ints(features: Any, name: str) -> Sequence[int]:
+    return features[name].int64_list.value if name in features else ()
+
+
+def _size(picture: bytes, id: str) -> tuple[int, int]:
+    """Reads (width, height) from the header of a picture, whose pixels are decoded later."""
+    try:
+        return Image.open(io.BytesIO(picture), formats=FORMATS).size
+    except Exception as error:  # readers raise nearly anything on damaged data
+        raise UserError(f"the picture of record {id} is damaged ({error}); prepare the dataset again") from error
+
+
+def _mask(png: bytes, id: str) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(io.BytesIO(png), formats=("PNG",))) != 0
+    except OSError as error:
+        raise UserError(f"a mask of record {id} is damaged ({error}); prepare the dataset again") from error
+
+
+BUILDER_NAMES = {"refcoco+": "refcocoplus"}  # TFDS allows no sign in the name of a dataset
+STOCK = "ref_coco"
+METADATA = "metadata.json"
+
+
+class TfdsSource:
+    """The pictures of one split, each with its expressions.
+
+    The Examples are those that ReferSource gives, but for the picture: the bytes of the file in the place of its path.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        root: str | Path,
+        dataset: str = "refcoco",
+        split_by: str = "unc",
+        sentence_field: str = "raw",
+        overlap: str = "union",
+    ):
+        """Opens the newest version under `root`/`dataset`/`split_by`.
+
+        Args:
+          split: as it was prepared: train, val, test, testA, testB, ...; `ref_coco` calls val "validation", and both
+            names are understood.
+          root: what TFDS calls data_dir, the folder given to data/build.py as --out.
+          dataset: refcoco, refcoco+, refcocog, refclef or grefcoco, as data/build.py wrote it; or "ref_coco", TFDS's
+            own, with split_by refcoco_unc, refcoco_google, refcocoplus_unc, refcocog_google or refcocog_umd.
+          split_by: who made the splits; the name of the TFDS config.
+          sentence_field: "raw" or "sent"; `ref_coco` has "raw" only.
+          overlap: "union" or "drop", see ReferSource; `ref_coco` has "union" only.
+
+        Raises:
+          UserError: TFDS is not installed, or the dataset, the split or what is asked of it is not there.
+        """
+        self._stock = dataset == STOCK
+        _check(self._stock, sentence_field, overlap)
+        folder = newest_version(root, dataset, split_by)
+        self._name = f"{dataset} {split} at {folder}"
+        self._field, self._overlap = sentence_field, overlap
+        self._records = _open(folder, "validation" if self._stock and split == "val" else split)
+        self._groups: list[Groups] | None = None
+        self._positions = list(range(len(self._records)))
+        if not self._stock:
+            groups = _written_groups(folder, split, sentence_field)
+            self._positions = [position for position, group in enumerate(groups) if group]
+            self._groups = [groups[position] for position in self._positions]
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads a record; its picture is decoded where it is used."""
+        record = self._records[self._positions[index]]
+        if self._stock:
+            return decode_ref_coco(record)
+        return decode(record, self._field, self._overlap)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    def expression_count(self, index: int) -> int:
+        """Returns how many expressions the picture has; of `ref_coco`, see `referents`."""
+        return sum(len(group) for group in self.referents(index))
+
+    def referents(self, index: int) -> Groups:
+        """Returns the positions of the picture's expressions, grouped by referent.
+
+        Our own datasets have them in their metadata. `ref_coco` does not: the first call reads every record once.
+        """
+        if self._groups is None:
+            self._groups = [ref_coco_groups(self._records[position]) for position in self._positions]
+        return self._groups[index]
+
+
+def _check(stock: bool, sentence_field: str, overlap: str) -> None:
+    for name, value, choices in (
+        ("sentence_field", sentence_field, ("raw",) if stock else TEXT_FIELDS),
+        ("overlap", overlap, ("union",) if stock else OVERLAPS),
+    ):
+        if value not in choices:
+            whose = f"{STOCK}, as TFDS prepares it, has only" if stock else "it must be one of:"
+            raise UserError(f"{name} is {value!r}; {whose} {', '.join(choices)}")
+
+
+def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
+    """Returns the folder ROOT/DATASET/SPLIT_BY/VERSION with the highest version; a UserError says if there is none."""
+    root = Path(root).expanduser()
+    how = f"build it with: python -m data.build --dataset {dataset} --split-by {split_by} --root REFER_DIR --out {root}"
+    if dataset == STOCK:
+        how = f"prepare it with TFDS (and TensorFlow): tfds build ref_coco/{split_by} --file_format=array_record"
+    if not root.is_dir():
+        raise UserError(f"the folder of prepared datasets, {root}, does not exist; {how}")
+    folder = root / BUILDER_NAMES.get(dataset, dataset) / split_by
+    versions = [path for path in folder.glob("*.*.*") if (path / "dataset_info.json").is_file()]
+    if not versions:
+        there = sorted(str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*/dataset_info.json"))
+        raise UserError(f"{folder} has no prepared dataset; {root} has {', '.join(there) or 'none at all'}; {how}")
+    return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".") if part.isdigit()))
+
+
+def _open(folder: Path, split: str) -> Any:
+    """Opens a split for random access to its undecoded records."""
+    try:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.decode import DeserializeMethod
+    except ImportError as error:
+        raise UserError(
+            f"reading {folder} needs TFDS ({error}); install it with: pip install 's2rm-jax[tfds]'"
+        ) from error
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS raises nearly anything on damaged metadata
+        raise UserError(f"{folder} is no dataset that TFDS can read ({' '.join(str(error).split())})") from error
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != "array_record":
+        raise UserError(
+            f"{folder} is stored as {file_format and file_format.value}, which has no random access; prepare it again "
+            "with --file_format=array_record"
+        )
+    if split not in builder.info.splits:
+        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    return builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
+
+
+def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Groups]:
+    """Returns for each record the positions of its expressions, grouped; from the sizes of the groups."""
+    path = folder / METADATA
+    try:
+        sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} does not hold what data/build.py writes ({error!r}); build the dataset again"
+        ) from error
+    return [_groups(group_sizes) for group_sizes in sizes]
+
+
+def _groups(sizes: list[int]) -> Groups:
+    groups, end = [], 0
+    for size in sizes:
+        groups.append(tuple(range(end, end + size)))
+        end += size
+    return tuple(groups)

@@ -1,0 +1,287 @@
+"""The names of Swin's parameters in the three ways in which checkpoints are published.
+
+The names of BERT's parameters in Hugging Face's checkpoints.
+
+The names of the whole network's parameters in PyTorch (`torch_model.S2RMModel`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from s2rm_jax.interop.layout import Arrays, Entry, Form, prefixed
+
+
+@dataclass(frozen=True)
+class SwinNames:
+    """How one library names a Swin; {i} is a stage, {j} a block, both counted from 0.
+
+    `merge` belongs to the grid of stage i, i >= 1, and {previous} is i - 1. `output_norm` is the norm of one output per
+    stage, as in backbones for dense prediction; `last_norm` that of the last stage in classifiers. `unused` are regular
+    expressions of what a checkpoint may hold besides: index tables, masks and heads.
+    """
+
+    library: str
+    patch_embed: str
+    patch_norm: str
+    block: str
+    norms: tuple[str, str]
+    qkv: tuple[str, ...]
+    projection: str
+    bias_table: str
+    mlp: tuple[str, str]
+    merge: str
+    output_norm: str
+    first_output: int  # the number of the first stage in `output_norm`
+    last_norm: str
+    unused: tuple[str, ...]
+
+
+HUGGING_FACE = SwinNames(
+    library="Hugging Face",
+    patch_embed="embeddings.patch_embeddings.projection",
+    patch_norm="embeddings.norm",
+    block="encoder.layers.{i}.blocks.{j}.",
+    norms=("layernorm_before", "layernorm_after"),
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    projection="attention.output.dense",
+    bias_table="attention.self.relative_position_bias_table",
+    mlp=("intermediate.dense", "output.dense"),
+    merge="encoder.layers.{previous}.downsample",
+    output_norm="hidden_states_norms.stage{n}",
+    first_output=1,
+    last_norm="layernorm",
+    # SwinBackbone is saved by transformers 5 with a norm that it does not use, and with a prefix before that alone.
+    unused=(r"relative_position_index$", r"^embeddings\.mask_token$", r"^(swin\.)?layernorm\."),
+)
+
+MICROSOFT = SwinNames(
+    library="Microsoft",
+    patch_embed="patch_embed.proj",
+    patch_norm="patch_embed.norm",
+    block="layers.{i}.blocks.{j}.",
+    norms=("norm1", "norm2"),
+    qkv=("attn.qkv",),
+    projection="attn.proj",
+    bias_table="attn.relative_position_bias_table",
+    mlp=("mlp.fc1", "mlp.fc2"),
+    merge="layers.{previous}.downsample",
+    output_norm="norm{n}",
+    first_output=0,
+    last_norm="norm",
+    unused=(r"relative_position_index$", r"attn_mask$", r"^head\.", r"^norm\."),
+)
+
+# As Microsoft's, but that a stage begins with its merging instead of ending with that of the next.
+TIMM = SwinNames(**(vars(MICROSOFT) | {"library": "timm", "merge": "layers.{i}.downsample"}))
+
+
+def find_swin(names: Collection[str]) -> list[tuple[str, SwinNames]]:
+    """Returns every Swin among the names of a checkpoint: what goes before its names, and whose names they are."""
+    hugging_face = [(prefix, HUGGING_FACE) for prefix in _before(f"{HUGGING_FACE.patch_embed}.weight", names)]
+    others = _before(f"{MICROSOFT.patch_embed}.weight", names)
+    return hugging_face + [(prefix, MICROSOFT if _merges_at_the_end(names, prefix) else TIMM) for prefix in others]
+
+
+def _before(marker: str, names: Collection[str]) -> list[str]:
+    return sorted(name.removesuffix(marker) for name in names if name.endswith(marker))
+
+
+def _merges_at_the_end(names: Collection[str], prefix: str) -> bool:
+    return any(name.startswith(f"{prefix}layers.0.downsample.") for name in names)
+
+
+# transformers 5 renamed these in memory; its files keep the names above.
+_IN_MEMORY = (
+    (
+        r"attention\.relative_position_bias\.relative_position_bias_table$",
+        "attention.self.relative_position_bias_table",
+    ),
+    (r"attention\.q_proj\.", "attention.self.query."),
+    (r"attention\.k_proj\.", "attention.self.key."),
+    (r"attention\.v_proj\.", "attention.self.value."),
+    (r"attention\.o_proj\.", "attention.output.dense."),
+    (r"mlp\.fc1\.", "intermediate.dense."),
+    (r"mlp\.fc2\.", "output.dense."),
+)
+
+
+def published_swin_name(name: str, names: SwinNames) -> str:
+    """Returns the name that published files of the same library use."""
+    if names is HUGGING_FACE:
+        for pattern, replacement in _IN_MEMORY:
+            name = re.sub(pattern, replacement, name)
+    return name
+
+
+def swin_layout(depths: Sequence[int], names: SwinNames, present: Collection[str] | None = None) -> list[Entry]:
+    """Returns the table of a Swin with these blocks per stage.
+
+    Args:
+        depths: blocks per stage.
+        names: whose names.
+        present: the names in the checkpoint. A classifier has one norm, behind its last stage: it fills the last
+            output's norm, and those of the other outputs are optional. Without `present`, every output has its own.
+    """
+    entries = [
+        Entry("patch_embed/kernel", (f"{names.patch_embed}.weight",), "conv"),
+        Entry("patch_embed/bias", (f"{names.patch_embed}.bias",)),
+        *_norm("patch_norm", names.patch_norm),
+    ]
+    for i, depth in enumerate(depths):
+        if i:
+            merge = names.merge.format(i=i, previous=i - 1)
+            entries += _norm(f"stage{i + 1}_merge/norm", f"{merge}.norm")
+            entries.append(Entry(f"stage{i + 1}_merge/reduction/kernel", (f"{merge}.reduction.weight",), "dense"))
+        for j in range(depth):
+            entries += _block(f"stage{i + 1}_block{j}", names.block.format(i=i, j=j), names)
+        output = names.output_norm.format(n=i + names.first_output)
+        has_it = present is None or f"{output}.weight" in present
+        last = i == len(depths) - 1
+        name = names.last_norm if last and not has_it else output
+        entries += _norm(f"stage{i + 1}_norm", name, optional=not has_it and not last)
+    return entries
+
+
+def _block(target: str, source: str, names: SwinNames) -> list[Entry]:
+    norm1, norm2 = names.norms
+    mlp_in, mlp_out = names.mlp
+    return [
+        *_norm(f"{target}/norm1", source + norm1),
+        *_dense(f"{target}/attention/qkv", *(source + name for name in names.qkv)),
+        Entry(f"{target}/attention/relative_position_bias_table", (source + names.bias_table,), "bias_table"),
+        *_dense(f"{target}/attention/projection", source + names.projection),
+        *_norm(f"{target}/norm2", source + norm2),
+        *_dense(f"{target}/mlp_in", source + mlp_in),
+        *_dense(f"{target}/mlp_out", source + mlp_out),
+    ]
+
+
+def _norm(target: str, source: str, optional: bool = False) -> list[Entry]:
+    pairs = (("scale", "weight"), ("bias", "bias"))
+    return [Entry(f"{target}/{ours}", (f"{source}.{theirs}",), optional=optional) for ours, theirs in pairs]
+
+
+def _dense(target: str, *sources: str) -> list[Entry]:
+    return [
+        Entry(f"{target}/kernel", tuple(f"{source}.weight" for source in sources), "dense"),
+        Entry(f"{target}/bias", tuple(f"{source}.bias" for source in sources)),
+    ]
+
+
+def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
+    """Reads from names and shapes which Swin a checkpoint holds, as the fields of config.vision."""
+    depths: dict[int, int] = {}
+    block = re.compile(re.escape(names.block).replace(r"\{i\}", r"(\d+)").replace(r"\{j\}", r"(\d+)"))
+    for name in source:
+        if match := block.match(name):
+            stage, number = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 0), number + 1)
+    patches = source[f"{names.patch_embed}.weight"]
+    found: dict[str, object] = {
+        "embed_dim": patches.shape[0],
+        "depths": tuple(depths[i] for i in sorted(depths)),
+    }
+    tables = [source.get(names.block.format(i=i, j=0) + names.bias_table) for i in sorted(depths)]
+    shapes = [table.shape for table in tables if table is not None and table.ndim == 2]
+    if len(shapes) == len(depths):
+        found |= {"num_heads": tuple(heads for _, heads in shapes), "window_size": window_of(shapes[0][0])}
+    return found
+
+
+def window_of(rows: int) -> int:
+    """Returns the window of a bias table with this many rows, (2 * window - 1)²."""
+    return (round(rows**0.5) + 1) // 2
+
+
+# What a checkpoint may hold besides: the pooler, the heads of pretraining, and a table of positions.
+UNUSED = (r"^pooler\.", r"^embeddings\.position_ids$")
+
+_WORDS = "embeddings.word_embeddings.weight"
+
+
+def find_bert(names: Collection[str]) -> list[str]:
+    """Returns what goes before the names of every BERT in a checkpoint."""
+    return sorted(name.removesuffix(_WORDS) for name in names if name.endswith(_WORDS))
+
+
+def published_bert_name(name: str) -> str:
+    """Returns the present name; files made from the first TensorFlow checkpoints call scale and bias gamma and beta."""
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def bert_layout(num_layers: int) -> list[Entry]:
+    """Returns the table of a BERT without pooler."""
+    entries = [
+        Entry("word_embeddings/embedding", (_WORDS,)),
+        Entry("position_embeddings/embedding", ("embeddings.position_embeddings.weight",)),
+        Entry("type_embeddings/embedding", ("embeddings.token_type_embeddings.weight",)),
+        *_bert_norm("embeddings_norm", "embeddings.LayerNorm"),
+    ]
+    for i in range(num_layers):
+        target, source = f"layer{i}", f"encoder.layer.{i}"
+        for name in ("query", "key", "value"):
+            entries += _bert_dense(f"{target}/{name}", f"{source}.attention.self.{name}")
+        entries += _bert_dense(f"{target}/attention_output", f"{source}.attention.output.dense")
+        entries += _bert_norm(f"{target}/attention_norm", f"{source}.attention.output.LayerNorm")
+        entries += _bert_dense(f"{target}/intermediate", f"{source}.intermediate.dense")
+        entries += _bert_dense(f"{target}/output", f"{source}.output.dense")
+        entries += _bert_norm(f"{target}/output_norm", f"{source}.output.LayerNorm")
+    return entries
+
+
+def _bert_norm(target: str, source: str) -> list[Entry]:
+    return [Entry(f"{target}/scale", (f"{source}.weight",)), Entry(f"{target}/bias", (f"{source}.bias",))]
+
+
+def _bert_dense(target: str, source: str) -> list[Entry]:
+    return [Entry(f"{target}/kernel", (f"{source}.weight",), "dense"), Entry(f"{target}/bias", (f"{source}.bias",))]
+
+
+def bert_architecture(source: Arrays) -> dict[str, object]:
+    """Reads from names and shapes which BERT a checkpoint holds, as the fields of config.text."""
+    layers = {int(match[1]) for name in source if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    words, positions = source[_WORDS], source.get("embeddings.position_embeddings.weight")
+    inner = source.get("encoder.layer.0.intermediate.dense.weight")
+    found: dict[str, object] = {
+        "vocab_size": words.shape[0],
+        "hidden_size": words.shape[-1],
+        "num_layers": len(layers),
+    }
+    if positions is not None:
+        found["max_positions"] = positions.shape[0]
+    if inner is not None:
+        found["intermediate_size"] = inner.shape[0]
+    return found
+
+
+def network_layout(params: Any) -> list[Entry]:
+    """Returns the table of a network with these parameters (or shapes of parameters).
+
+    Vision and text have the names of Hugging Face's Swin and BERT behind "vision." and "text."; fusion and decoder have
+    the names of this package, with "weight" for kernels and scales as PyTorch calls them.
+    """
+    layout = prefixed(swin_layout(_depths(params["vision"]), HUGGING_FACE), "vision/", "vision.")
+    layers = [name for name in params["text"] if re.fullmatch(r"layer\d+", name)]
+    layout += prefixed(bert_layout(len(layers)), "text/", "text.")
+    own = {part: tree for part, tree in params.items() if part not in ("vision", "text")}
+    return layout + [_own_entry(path, len(leaf.shape)) for path, leaf in flatten_dict(own, sep="/").items()]
+
+
+def _depths(vision: Any) -> list[int]:
+    blocks = [re.fullmatch(r"stage(\d+)_block\d+", name) for name in vision]
+    stages = [int(match[1]) for match in blocks if match]
+    return [stages.count(stage) for stage in range(1, max(stages) + 1)]
+
+
+def _own_entry(path: str, rank: int) -> Entry:
+    *modules, leaf = path.split("/")
+    forms: dict[int, Form] = {2: "dense", 4: "conv"}
+    form = forms[rank] if leaf == "kernel" else "same"
+    name = "weight" if leaf in ("kernel", "scale") else leaf
+    return Entry(path, (".".join([*modules, name]),), form)

@@ -1,0 +1,175 @@
+"""What is measured: a network of random weights, pictures and sentences, all made from the configuration alone.
+
+How long a network takes does not depend on what it has learnt, so neither data nor checkpoints are needed.
+
+The parts of the network one by one, each on what the parts before it really give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from s2rm_jax.input.encode import packed_shape
+from s2rm_jax.input.example import Batch
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.models.network import ReferringNetwork, build_network
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.state import parameter_shapes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, its parameters as NumPy arrays, and the configuration that describes both."""
+
+    config: ConfigDict
+    network: ReferringNetwork
+    params: Any
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Subject:
+        """Draws parameters of the sizes that activations keep: scaled by fan-in, norms around one."""
+        network = build_network(config)
+        rng = np.random.default_rng(0)
+
+        def draw(path: Any, leaf: Any) -> np.ndarray:
+            if jax.tree_util.keystr(path[-1:], simple=True) == "scale":
+                return np.ones(leaf.shape, np.float32)
+            # Kernels [..., inputs, outputs]; those of directions and convolutions have axes before.
+            spread = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.02
+            return rng.standard_normal(leaf.shape, np.float32) * np.float32(spread)
+
+        params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
+        return cls(config, network, params)
+
+    def forward(self, count: int, sentences: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Returns the whole forward pass, a function that is not yet compiled, and its arguments."""
+        network = self.network
+
+        def logits(params: Any, *inputs: Any) -> Any:
+            return network.apply({"params": params}, *inputs).logits  # type: ignore[union-attr]
+
+        return logits, (self.on_device(), self.images(count), *self.tokens(count, sentences))
+
+    def on_device(self) -> Any:
+        """Returns the parameters as arrays of the device."""
+        return jax.device_put(self.params)
+
+    def images(self, count: int) -> Float[Array, "b h w 3"]:
+        """Draws normalised pictures."""
+        rng = np.random.default_rng(1)
+        return jnp.asarray(rng.standard_normal((count, *self.config.input.image_size, 3), np.float32))
+
+    def tokens(self, count: int, sentences: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
+        """Draws token ids, and the mask of those that are words: sentences are of all lengths."""
+        rng = np.random.default_rng(2)
+        shape = (count, sentences, self.config.text.max_tokens)
+        ids = rng.integers(1, self.config.text.vocab_size, shape, np.int32)
+        mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
+        return jnp.asarray(np.where(mask, ids, 0)), jnp.asarray(mask)
+
+    def picture(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+        """Draws a picture as a file holds it."""
+        return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+
+    def sentences(self, count: int) -> list[str]:
+        """Returns sentences of various lengths, of a word that `segmenter` knows."""
+        longest = self.config.text.max_tokens - 2
+        return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
+
+    def tokenizer(self) -> Tokenizer:
+        """Returns a vocabulary of one word."""
+        return Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
+
+    def segmenter(self) -> Segmenter:
+        """Returns the network as people use it."""
+        return Segmenter(self.network, self.params, self.tokenizer(), self.config)
+
+    def batch(self) -> Batch:
+        """Draws a batch of training, as the input pipeline makes them."""
+        config, rng = self.config, np.random.default_rng(4)
+        (height, width), pictures = config.input.image_size, config.batch_size
+        tokens, mask = self.tokens(pictures, config.input.expressions_per_image)
+        everywhere = np.ones(mask.shape[:2], bool)
+        return Batch(
+            images=rng.integers(0, 256, (pictures, height, width, 3), np.uint8),
+            tokens=np.asarray(tokens),
+            token_mask=np.asarray(mask),
+            targets=rng.integers(0, 256, (*mask.shape[:2], *packed_shape(height, width)), np.uint8),
+            valid=everywhere,
+            has_target=everywhere,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """`function(params, *inputs)` is one part of the network.
+
+    `trained_inputs` says which of the inputs come from parts that are trained too, so that a training step needs their
+    gradients as well as those of the parameters.
+    """
+
+    function: Callable[..., Any]
+    params: Any
+    inputs: tuple[Any, ...]
+    trained_inputs: tuple[int, ...] = ()
+
+    def forward(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Returns a function that is not yet compiled, and its arguments."""
+        return self.function, (self.params, *self.inputs)
+
+    def backward(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Returns a function that computes the part and the gradient of a stand-in for a loss, and its arguments."""
+
+        def loss(*arguments: Any) -> jax.Array:
+            leaves = jax.tree.leaves(self.function(*arguments))
+            return sum((jnp.square(leaf.astype(jnp.float32)).mean() for leaf in leaves), jnp.float32(0))
+
+        wanted = (0, *(1 + index for index in self.trained_inputs))
+        return jax.grad(loss, argnums=wanted), (self.params, *self.inputs)
+
+
+def network_parts(subject: Subject, count: int, sentences: int) -> dict[str, Part]:
+    """Splits the network into vision, text, fusion, decoder and resize, for `sentences` on each of `count` pictures.
+
+    What fusion and decoder return to be looked at is left out, as by a jitted caller that does not use it.
+    """
+    network, images = subject.network, subject.images(count)
+    tokens, mask = subject.tokens(count, sentences)
+    params = subject.on_device()
+    size = images.shape[1:3]
+
+    def vision(params: Any, images: jax.Array) -> Any:
+        return network.vision.apply({"params": params}, images)
+
+    def text(params: Any, tokens: jax.Array, mask: jax.Array) -> Any:
+        b, k, length = tokens.shape
+        words = network.text.apply({"params": params}, tokens.reshape(b * k, length), mask.reshape(b * k, length))
+        return words.reshape(b, k, length, -1)  # type: ignore[union-attr]
+
+    def fusion(params: Any, coarsest: jax.Array, words: jax.Array, mask: jax.Array) -> Any:
+        return network.fusion.apply({"params": params}, coarsest, words, mask).features  # type: ignore[union-attr]
+
+    def decoder(params: Any, fused: jax.Array, maps: Any, sentence: jax.Array) -> Any:
+        return network.decoder.apply({"params": params}, fused, maps, sentence).logits[-1]  # type: ignore[union-attr]
+
+    def resize(params: Any, logits: jax.Array) -> Any:
+        return jax.image.resize(logits, (*logits.shape[:2], *size), "bilinear")
+
+    parts = {"vision": Part(vision, params["vision"], (images,))}
+    maps = jax.jit(vision)(params["vision"], images)
+    parts["text"] = Part(text, params["text"], (tokens, mask))
+    words = jax.jit(text)(params["text"], tokens, mask)
+    parts["fusion"] = Part(fusion, params["fusion"], (maps[-1], words, mask), (0, 1))
+    fused = jax.jit(fusion)(params["fusion"], maps[-1], words, mask)
+    parts["decoder"] = Part(decoder, params["decoder"], (fused, maps, words[:, :, 0]), (0, 1, 2))
+    logits = jax.jit(decoder)(params["decoder"], fused, maps, words[:, :, 0])
+    parts["resize"] = Part(resize, {}, (logits,), (0,))
+    return parts

@@ -1,0 +1,387 @@
+"""The doctor: healthy data of every layout is called well, and every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.check import files
+from s2rm_jax.input.check.examine import examine
+from s2rm_jax.input.check.files import SplitSize, extent_of, misfit
+from s2rm_jax.input.check.report import WRONG_COUNTS, show
+from tests.input import refer_fixture
+from tests.input.refer_fixture import COCO_NAME, FOLDER, SPLITS
+
+ROOT = Path(__file__).parents[2]
+
+
+def picture(root: Path, number: int) -> Path:
+    return root / FOLDER / COCO_NAME.format(100 + number)
+
+
+def kinds(root: Path, **arguments) -> dict[str, tuple[str, ...]]:
+    """The problems of the only dataset under `root`: kind -> cases."""
+    (diagnosis,) = examine(root, quiet=True, **arguments).diagnoses
+    return {problem.kind: problem.cases for problem in diagnosis.problems}
+
+
+@pytest.fixture(autouse=True)
+def tiny_counts(monkeypatch):
+    """The published counts become those of the fixture: 2 pictures a split with 2 referents and 4 sentences each."""
+    counts = dict.fromkeys(("train", "val", "testA", "testB"), SplitSize(2, 4, 8))
+    for key in files.PUBLISHED:
+        monkeypatch.setitem(files.PUBLISHED, key, counts)
+        monkeypatch.setitem(files.PUBLISHED_SENTENCES, key, 32)
+
+
+def with_boxes(refs, instances):
+    """Adds to each annotation the box of its polygons."""
+    for annotation in instances["annotations"]:
+        left, top, right, bottom = extent_of(annotation["segmentation"], refer_fixture.HEIGHT, refer_fixture.WIDTH)
+        annotation["bbox"] = [left, top, right - left, bottom - top]
+
+
+LAYOUTS = {
+    "plain": lambda root: refer_fixture.write_refer_layout(root, edit=with_boxes),
+    "bare names of 2017": lambda root: refer_fixture.write_refer_layout(
+        root, picture_folder="train2017", bare_names=True
+    ),
+    "CRIS": lambda root: refer_fixture.write_refer_layout(root, picture_folder="images/train2014"),
+    "JSON": lambda root: refer_fixture.write_refer_layout(root, as_json=True),
+    "Python 2": lambda root: refer_fixture.write_refer_layout(root, python2_protocol=0),
+    "refcoco+": lambda root: refer_fixture.write_refer_layout(root, "refcoco+"),
+    "refcocog google": lambda root: refer_fixture.write_refer_layout(root, "refcocog", "google"),
+    "refclef berkeley": lambda root: refer_fixture.write_refclef_layout(root, edit=with_boxes),
+    "refclef unc": lambda root: refer_fixture.write_refclef_layout(root, "unc", splits=("train", "testAB", "testBC")),
+    "grefcoco": refer_fixture.write_grefcoco_layout,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_healthy_data_of_every_layout_is_well(tmp_path, layout):
+    report = examine(LAYOUTS[layout](tmp_path), quiet=True)
+    (diagnosis,) = report.diagnoses
+    assert report.well and diagnosis.problems == []
+    assert diagnosis.pictures_checked == (3 if layout == "refclef unc" else 8)
+    referents, sentences = (10, 18) if layout == "grefcoco" else (4, 8)
+    if layout != "refclef unc":
+        assert set(diagnosis.counts.values()) == {SplitSize(2, referents, sentences)}
+    assert "✓ all well" in show(report)
+
+
+def test_several_datasets_are_examined_in_one_go_and_shared_pictures_once(tmp_path, monkeypatch):
+    for dataset, split_by in (("refcocog", "umd"), ("refcoco", "unc"), ("refcoco", "google"), ("mine", "me")):
+        refer_fixture.write_refer_layout(tmp_path, dataset, split_by)
+    looked_at = []
+    opened = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **options: looked_at.append(path) or opened(path, **options))
+    report = examine(tmp_path, quiet=True)
+    keys = [diagnosis.key for diagnosis in report.diagnoses]
+    assert keys == [("refcoco", "google"), ("refcoco", "unc"), ("refcocog", "umd"), ("mine", "me")]
+    assert len(looked_at) == len(set(looked_at)) == 8
+    assert report.absent == ("refcoco+", "refclef", "grefcoco")
+    assert [d.key for d in examine(tmp_path, "refcoco", "unc", quiet=True).diagnoses] == [("refcoco", "unc")]
+
+
+# What is done to the annotations, and the kind and the beginning of the only case that is found of it. The referents
+# are written in reverse order: refs[-1] is referent 0 with annotation 1000 and sentences 0 and 1, in picture 100.
+def no_mask(refs, instances):
+    instances["annotations"][0]["segmentation"] = []
+
+
+def mask_of_two_corners(refs, instances):
+    instances["annotations"][0]["segmentation"] = [[1.0, 2.0, 3.0, 4.0]]
+
+
+def no_words(refs, instances):
+    refs[-1]["sentences"][0]["raw"] = "  "
+
+
+def no_cleaned_words(refs, instances):
+    refs[-1]["sentences"][1]["sent"] = ""
+
+
+def no_text(refs, instances):
+    refs[-1]["sentences"][1]["sent"] = None
+
+
+def no_annotation(refs, instances):
+    del instances["annotations"][0]
+
+
+def no_picture(refs, instances):
+    refs[-1]["image_id"] = refs[-2]["image_id"] = 99
+
+
+def another_picture(refs, instances):
+    instances["annotations"][0]["image_id"] = 101
+
+
+def referent_twice(refs, instances):
+    refs[-1]["ref_id"] = 5
+
+
+def sentence_twice(refs, instances):
+    refs[-1]["sentences"][1]["sent_id"] = 0
+
+
+def picture_twice(refs, instances):
+    instances["images"].append(instances["images"][0])
+
+
+def annotation_twice(refs, instances):
+    instances["annotations"].append(instances["annotations"][0])
+
+
+def no_size(refs, instances):
+    instances["images"].append({"id": 1, "file_name": "1.jpg"})
+
+
+def box_elsewhere(refs, instances):
+    instances["annotations"][0]["bbox"] = [6, 10, 16, 20]  # 6 pixels too low
+
+
+def box_of_words(refs, instances):
+    instances["annotations"][0]["bbox"] = "here"
+
+
+def mask_outside(refs, instances):
+    instances["annotations"][0]["segmentation"] = [[1, 1, 70, 1, 70, 20]]
+
+
+def no_numbers(refs, instances):
+    instances["annotations"][0]["segmentation"] = [["a", "b", "c", "d", "e", "f"]]
+
+
+def odd_numbers(refs, instances):
+    instances["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5, 5, 9]]
+
+
+def rle_of_another_size(refs, instances):
+    instances["annotations"][0]["segmentation"] = {"size": [4, 4], "counts": [8, 8]}
+
+
+def damaged_rle(refs, instances):
+    instances["annotations"][0]["segmentation"] = [{"size": [48, 64], "counts": "~~"}]
+
+
+def empty_rle(refs, instances):
+    instances["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": [48 * 64]}
+
+
+def no_ids(refs, instances):
+    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "sentences": []})
+
+
+def fewer_referents(refs, instances):
+    del refs[-2:]
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "case"),
+    [
+        (no_mask, "annotations without a mask", "annotation 1000"),
+        (mask_of_two_corners, "annotations without a mask", "annotation 1000"),
+        (empty_rle, "annotations without a mask", "annotation 1000"),
+        (no_words, "sentences without words", "sent_id 0 of ref_id 0"),
+        (no_cleaned_words, "sentences without words", "sent_id 1 of ref_id 0"),
+        (no_text, "sentences without words", "sent_id 1 of ref_id 0"),
+        (
+            no_annotation,
+            "referents whose picture or annotation is not in instances.json",
+            "annotation 1000 of ref_id 0",
+        ),
+        (another_picture, "referents whose annotation is of another picture", "ref_id 0: picture 100, its annotation"),
+        (no_ids, "unusable referents", "{'ref_id': 50, 'image_id': [100]"),
+        (referent_twice, "ids that occur twice among the referents", "ref_id 5 (2 times)"),
+        (sentence_twice, "ids that occur twice among the referents", "sent_id 0 in train (2 times)"),
+        (picture_twice, "ids that occur twice in instances.json", "picture 100 (2 times)"),
+        (annotation_twice, "ids that occur twice in instances.json", "annotation 1000 (2 times)"),
+        (no_size, "unusable entries of instances.json", "picture {'id': 1, 'file_name': '1.jpg'}"),
+        (box_elsewhere, "masks that do not fit", "annotation 1000: mask and box differ by 6 pixels"),
+        (box_of_words, "masks that do not fit", "annotation 1000: the bbox is 'here', not x, y, width, height"),
+        (mask_outside, "masks that do not fit", "annotation 1000: the mask ends 6 pixels outside the picture of 64 x"),
+        (no_numbers, "masks that do not fit", "annotation 1000: a polygon is not pairs of numbers"),
+        (odd_numbers, "masks that do not fit", "annotation 1000: a polygon is not pairs of numbers"),
+        (rle_of_another_size, "masks that do not fit", "annotation 1000: the RLE of a mask has size [4, 4]"),
+        (damaged_rle, "masks that do not fit", "annotation 1000: the RLE of a mask is damaged"),
+    ],
+)
+def test_every_fault_of_annotations_is_found_and_nothing_else(tmp_path, edit, kind, case):
+    ((found_kind, (found_case,)),) = kinds(refer_fixture.write_refer_layout(tmp_path, edit=edit)).items()
+    assert found_kind == kind and found_case.startswith(case)
+
+
+def test_a_picture_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
+    found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=no_picture))
+    assert found == {
+        "referents whose picture or annotation is not in instances.json": (
+            "picture 99 of ref_id 1",
+            "picture 99 of ref_id 0",
+        ),
+        "referents whose annotation is of another picture": (
+            "ref_id 1: picture 99, its annotation 1001: picture 100",
+            "ref_id 0: picture 99, its annotation 1000: picture 100",
+        ),
+    }
+
+
+def test_counts_are_compared_split_by_split(tmp_path):
+    found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=fewer_referents))
+    assert found == {
+        WRONG_COUNTS: (
+            "train: 1 pictures instead of 2",
+            "train: 2 referents instead of 4",
+            "train: 4 sentences instead of 8",
+            "all splits: 28 sentences instead of 32",
+        )
+    }
+    others = refer_fixture.write_refer_layout(tmp_path / "other", splits=(*SPLITS, "trainval"))
+    assert kinds(others) == {
+        WRONG_COUNTS: ("trainval: not a split of this dataset", "all splits: 36 sentences instead of 32")
+    }
+    lacking = kinds(refer_fixture.write_refer_layout(tmp_path / "lacking", splits=SPLITS[:6]))
+    assert lacking[WRONG_COUNTS][0] == "testB: 0 pictures instead of 2"
+
+
+def remove(path):
+    path.unlink()
+
+
+def cut_in_the_middle(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+
+
+def cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def make_empty(path):
+    path.write_bytes(b"")
+
+
+def put_a_page_there(path):
+    path.write_text("<html>404 not found</html>")
+
+
+def resize(path):
+    Image.new("RGB", (64, 47)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "said", "quick_too"),
+    [
+        (remove, "missing pictures", "COCO_train2014_000000000103.jpg", True),
+        (cut_in_the_middle, "damaged pictures", "truncated", False),
+        (cut_in_the_header, "damaged pictures", "COCO_train2014_000000000103.jpg (", True),
+        (make_empty, "damaged pictures", "(an empty file)", True),
+        (put_a_page_there, "damaged pictures", "(not a picture)", True),
+        (resize, "pictures of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
+    ],
+)
+def test_every_fault_of_pictures_is_found_and_nothing_else(tmp_path, damage, kind, said, quick_too):
+    root = refer_fixture.write_refer_layout(tmp_path)
+    damage(picture(root, 3))
+    ((found_kind, (case,)),) = kinds(root).items()
+    assert found_kind == kind and said in case
+    assert bool(kinds(root, quick=True)) == quick_too
+
+
+def test_pictures_elsewhere_or_nowhere(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path / "data", picture_folder="../coco/train2014")
+    assert kinds(root, image_root=tmp_path / "coco") == {}
+    ((kind, (case,)),) = kinds(root).items()
+    assert kind == "no picture is there" and "none of these folders exists" in case
+
+
+def test_the_first_picture_may_be_the_missing_one(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path)
+    for number in (0, 1, 7, 6):  # the file of referents begins with picture 7
+        picture(root, number).unlink()
+    assert len(kinds(root)["missing pictures"]) == 4
+
+
+def test_what_every_copy_lacks_is_a_note_and_no_problem(tmp_path):
+    root = refer_fixture.write_refclef_layout(tmp_path, first_id=19575)
+    (root / "images/saiapr_tc-12/19575.jpg").unlink()
+    report = examine(root, quiet=True)
+    assert report.well and report.diagnoses[0].notes == ["missing in every known copy: 19575.jpg"]
+    (root / "images/saiapr_tc-12/19576.jpg").unlink()
+    assert kinds(root) == {"missing pictures": ("19576.jpg",)}
+
+
+def test_damaged_annotation_files_do_not_stop_the_others(tmp_path):
+    for dataset in ("refcoco", "refcoco+"):
+        refer_fixture.write_refer_layout(tmp_path, dataset)
+    (tmp_path / "refcoco/instances.json").write_text('{"images": ')
+    sick, well = examine(tmp_path, quiet=True).diagnoses
+    assert sick.problems[0].kind == "annotation files that cannot be read" and not well.problems
+    assert (
+        "web.archive.org" in sick.problems[0].remedy and "reported working in December 2025" in sick.problems[0].remedy
+    )
+    (tmp_path / "refcoco/instances.json").write_text('{"images": {}}')
+    assert "is not in COCO's format" in examine(tmp_path, quiet=True).diagnoses[0].problems[0].cases[0]
+    (tmp_path / "refcoco/instances.json").unlink()
+    assert "cannot read" in examine(tmp_path, quiet=True).diagnoses[0].problems[0].cases[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "asked", "message"),
+    [
+        ("nowhere", "", r"nowhere does not exist; give the one that holds"),
+        (
+            "images",
+            "",
+            r"has no folder with a file refs\(\.\.\.\)\.p in it; unpack .* refcoco\.zip: https://web\.archive",
+        ),
+        ("refcoco", "", r"refcoco is the folder of one dataset; give the folder above it"),
+        ("", "refcocog", r"has no refcocog; it has refcoco split by unc; get refcocog\.zip: https"),
+    ],
+)
+def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, asked, message):
+    refer_fixture.write_refer_layout(tmp_path)
+    with pytest.raises(UserError, match=message):
+        examine(tmp_path / folder, asked, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ([10, 10, 20, 20], ""),
+        ([11, 11, 19, 19], ""),  # pixels counted from 1
+        ([11, 11, 18, 18], ""),  # and the last one left out
+        ([10, 10, 23, 20], "mask and box differ by 3 pixels"),
+        (None, ""),
+    ],
+)
+def test_boxes_may_be_two_pixels_off(box, said):
+    assert misfit((10.0, 10.0, 30.0, 30.0), box, 48, 64) == said
+
+
+def test_the_published_counts_add_up():
+    fresh = subprocess.run(
+        [sys.executable, "-c", "from s2rm_jax.input.check.files import *; print(repr(PUBLISHED))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )  # in this process they are those of the fixture
+    counts = eval(fresh.stdout, {"SplitSize": SplitSize})
+    refcoco = counts["refcoco", "unc"].values()
+    assert sum(c.sentences for c in refcoco) == 142_210
+    assert (sum(c.pictures for c in refcoco), sum(c.referents for c in refcoco)) == (19_994, 50_000)
+
+
+def test_the_real_sample_is_well():
+    root = refer_fixture.refer_mini()
+    if root is None:
+        pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
+    report = examine(root, quiet=True)
+    assert report.well and report.diagnoses[0].pictures_checked == 90
+    assert report.diagnoses[0].counts["train"] == SplitSize(44, 148, 300)

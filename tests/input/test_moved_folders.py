@@ -1,0 +1,47 @@
+"""Data that lies elsewhere than when a run was trained on it."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.sources import with_folders
+
+ONE = {"name": "refer", "root": "old", "dataset": "refcoco"}
+PARTS = {"a": {"name": "refer", "root": "old", "weight": 1.0}, "shapes": {"name": "synthetic", "weight": 1.0}}
+TWO = {"name": "mixture", "parts": {**PARTS, "mine": {"name": "json_lines", "root": "old"}}}
+
+
+def moved(source, *moves):
+    config = ConfigDict({"source": source})
+    config.lock()
+    config.source = with_folders(config.source, moves)
+    assert config.source.name == source["name"]
+    return config.source.to_dict()
+
+
+def test_a_folder_alone_is_the_root_where_there_is_one():
+    assert moved(ONE, "new") == ONE | {"root": "new"}
+    assert moved(ONE, "/a=b") == ONE | {"root": "/a=b"}
+    part = moved({"name": "mixture", "parts": PARTS}, "new")["parts"]
+    assert part == {**PARTS, "a": PARTS["a"] | {"root": "new"}}
+
+
+def test_folders_can_be_named():
+    assert moved(ONE, "new", "image_root=pictures") == ONE | {"root": "new", "image_root": "pictures"}
+    parts = moved(TWO, "parts.a.image_root=there", "parts.mine.root=new")["parts"]
+    assert parts["a"] == PARTS["a"] | {"image_root": "there"}
+    assert parts["mine"] == {"name": "json_lines", "root": "new"}
+
+
+@pytest.mark.parametrize(
+    ("source", "move", "message"),
+    [
+        (TWO, "new", "has no folder 'root'; say which: --data parts.a.root=DIR, --data parts.a.image_root=DIR, .*mine"),
+        (TWO, "parts.yours.root=new", "has no folder 'parts.yours.root'; say which: --data parts.a.root=DIR"),
+        ({"name": "synthetic"}, "new", "the source 'synthetic' of this run has no folder 'root'; it reads no files"),
+        ({"name": "mixture", "parts": {"a": {"name": "synthetic"}}}, "new", "it reads no files"),
+    ],
+)
+def test_what_cannot_have_moved_is_told(source, move, message):
+    with pytest.raises(UserError, match=f"--data {move}: .*{message}"):
+        moved(source, move)

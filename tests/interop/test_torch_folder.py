@@ -1,0 +1,84 @@
+"""A trained network gives the same masks in PyTorch: the folder that `write_pytorch` makes is loaded and asked."""
+
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.encode import normalize
+from s2rm_jax.input.images import resize_image
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.interop import torch_folder
+from s2rm_jax.interop.torch_folder import write_pytorch, write_workdir
+from s2rm_jax.models.network import build_network
+from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.checkpoint import restore_params
+from s2rm_jax.training.run import load_config
+from tests.interop.fresh_process import SENTENCES
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
+    from s2rm_jax.interop.torch_model import S2RMModel
+
+    (tmp_path / "torch").mkdir()
+    write_pytorch(tiny_workdir, "best", tmp_path / "torch")
+    model = S2RMModel.from_pretrained(tmp_path / "torch")
+
+    config = load_config(tiny_workdir)
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    images = normalize(resize_image(picture, size))[None]
+    tokenizer = Tokenizer(tiny_workdir / "vocab.txt", config.text.max_tokens)
+    columns = zip(*map(tokenizer.encode, SENTENCES), strict=True)
+    tokens, mask = (np.stack(column)[None] for column in columns)
+
+    apply = jax.jit(build_network(config).apply)
+    expected = np.asarray(apply({"params": restore_params(tiny_workdir)}, images, tokens, mask).logits)
+    with torch.no_grad():
+        channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
+        found = model(channels_first, torch.from_numpy(tokens).long(), torch.from_numpy(mask)).logits.numpy()
+    assert found.shape == (1, 3, *size)
+    assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+    assert ((found > 0) == (expected > 0)).all()
+
+
+def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_workdir, tmp_path):
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    write_pytorch(tiny_workdir, "latest", folder)
+    answer = question.ask(folder, tmp_path, "jax", "onnx", "onnxruntime")
+    segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
+    masks = segmenter.segment(question.picture, question.sentences).masks
+    np.testing.assert_array_equal(answer.masks, masks)
+    read_from_folder = Segmenter.from_checkpoint(folder)
+    np.testing.assert_array_equal(read_from_folder.segment(question.picture, question.sentences).masks, masks)
+    wanted = np.asarray(jax.jit(trained.network.apply)({"params": trained.params}, **question.batch).logits)
+    (found,) = answer.outputs
+    assert np.linalg.norm(found - wanted) <= 1e-4 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"), [("fusion", "mode", "attention"), ("decoder", "semantics", ["stages"])]
+)
+def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, monkeypatch, section, field, value):
+    config = ConfigDict(trained.config.to_dict())
+    config[section][field] = tuple(value) if isinstance(value, list) else value
+    monkeypatch.setattr(torch_folder, "load_trained", lambda *_: replace(trained, config=config))
+    with pytest.raises(UserError, match=rf"config.{section}.{field}=.*there is in JAX only"):
+        write_pytorch(tiny_workdir, "best", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_neither_way_needs_torch(tiny_workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # any import of it fails
+    for name in ("torch", "back"):
+        (tmp_path / name).mkdir()
+    write_pytorch(tiny_workdir, "latest", tmp_path / "torch")
+    write_workdir(tmp_path / "torch", tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / "back"), restore_params(tiny_workdir))

@@ -1,0 +1,190 @@
+"""The door from its flags to its tables, with a network that trains in no time: every run once, also after a stop."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from filelock import FileLock
+
+from s2rm_jax import ablate
+from s2rm_jax.errors import UserError
+from s2rm_jax.input import pipeline
+from s2rm_jax.measure import ablation_runs
+from s2rm_jax.models import network
+from s2rm_jax.models.cost import PartCost
+from s2rm_jax.training import workdir
+from s2rm_jax.training.interrupt import Interrupted
+
+# ml_collections still loads configuration files with load_module.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+TINY = """
+from ml_collections import ConfigDict
+from s2rm_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.steps, config.batch_size, config.log_every, config.checkpoint_every = 4, 2, 1, 2
+    config.input.source = ConfigDict({"name": "synthetic", "length": 3, "image_size": (32, 32)})
+    config.input.image_size = (8, 8)
+    config.text.vocab_size = 64
+    config.eval.update(every=2, batch_size=2, limit=2)
+    return config
+"""
+VARIANTS = ("full", "balance_channel", "balance_mean")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_programs(tmp_path_factory):
+    """A network of a few layers, compiled with less effort and equal ones once."""
+    path = Path(__file__).parents[1] / "training" / "standin.py"
+    spec = importlib.util.spec_from_file_location("standin_of_ablations", path)
+    standin = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = standin
+    spec.loader.exec_module(standin)
+    values = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: jax.config.values[name] for name in values}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (network, workdir):
+            patch.setattr(module, "build_network", lambda config: standin.StandIn(words=config.text.vocab_size))
+        patch.setattr(ablation_runs, "network_cost", lambda config: {"all": PartCost(1000, 2_000_000, 1_000_000)})
+        patch.setattr("s2rm_jax.training.compile.WORTH_KEEPING", 0.0)
+        for name, value in values.items():
+            jax.config.update(name, value)
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def run(folder, *flags):
+    config = folder / "tiny.py"
+    config.write_text(TINY)
+    arguments = (f"--config={config}", "--suite=balance", "--seeds=2", f"--out={folder / 'out'}", *flags)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ablate", *arguments])  # in which ml_collections looks for --config.FIELD
+        ablate.FLAGS(sys.argv)
+    ablate.main()
+
+
+@pytest.fixture(scope="module")
+def stopped_and_continued(tmp_path_factory):
+    """A folder in which a suite was stopped in its second run and continued, and what the latter said."""
+    folder = tmp_path_factory.mktemp("suite")
+    batches, seen = pipeline.train_batches, 0
+
+    def stop_at_the_fourth(*arguments, **named):
+        nonlocal seen
+        for batch in batches(*arguments, **named):
+            seen += 1
+            if seen == 4:  # the second step of the second run
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "train_batches", stop_at_the_fourth)
+        with pytest.raises(Interrupted):
+            run(folder, "--steps=3")
+    table_before = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s2rm_jax.training.logging.print", lambda *words, **_: said.append(words[0]), raising=False)
+        run(folder, "--steps=3")
+    return folder, table_before, "\n".join(said)
+
+
+def test_after_a_stop_it_goes_on_where_it_was(stopped_and_continued):
+    folder, table_before, said = stopped_and_continued
+    assert "| full |" in table_before and "balance\\_channel" not in table_before
+    assert "6 runs of 3 steps, 5 of them left: full, balance_channel, balance_mean" in said
+    assert "== run 1/6" not in said, "the first run was finished"
+    assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in said
+    assert "balance_channel-seed-0 from step 1 of 3" in said
+    assert "== run 6/6 of balance: balance_mean, seed 1 | ETA of the suite 0:00:" in said
+    table = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
+    assert all(f"| {name.replace('_', chr(92) + '_')} |" in table for name in VARIANTS)
+
+
+def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
+    folder, _, _ = stopped_and_continued
+    content = json.loads((folder / "out/balance/ablations.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in content["variants"]] == list(VARIANTS)
+    for one in content["variants"]:
+        assert [found["seed"] for found in one["runs"]] == [0, 1]
+        for found in one["runs"]:
+            assert (found["parameters"], found["gflops"]) == (1000, 0.005)  # the first sentence and three further ones
+            assert {split: score["sentences"] for split, score in found["scores"].items()} == {
+                "test": 12,
+                "compositional": 12,
+            }
+            assert [step for step, _ in found["curve"]] == [2, 3]
+
+
+def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_path, monkeypatch, capsys):
+    """Another process has the run that the others are compared with, and finishes it while this one waits."""
+    folder, _, _ = stopped_and_continued
+    run_of_other = tmp_path / "out/runs/full-seed-0"
+    run_of_other.mkdir(parents=True)
+    table = tmp_path / "out/balance/ablations.md"
+    lock = FileLock(f"{run_of_other}.lock", thread_local=False)
+    lock.acquire()
+
+    def finish(_: float) -> None:
+        assert not table.exists(), "there is nothing to compare with yet"
+        shutil.copytree(folder / "out/runs/full-seed-0", run_of_other, dirs_exist_ok=True)
+        lock.release()
+
+    def carry_out(run):
+        shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
+
+    monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
+    monkeypatch.setattr(ablation_runs.time, "sleep", finish)
+    run(tmp_path, "--steps=3", "--seeds=1")
+    said = capsys.readouterr().out
+    assert "another process trains full-seed-0" in said and "run 1/3" not in said and "run 3/3" in said
+    assert all(f"| {name.replace('_', chr(92) + '_')} |" in table.read_text(encoding="utf-8") for name in VARIANTS)
+
+
+def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):
+    folder, _, _ = stopped_and_continued
+    monkeypatch.setattr(ablation_runs, "carry_out", lambda *_: pytest.fail("trained again"))
+    before = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
+    run(folder, "--steps=3")
+    assert (folder / "out/balance/ablations.md").read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--steps=2",), "has 3 steps, and 2 are asked for: give another --out, or --steps 3"),
+        (("--steps=3", "--config.optimizer.learning_rate=0.5"), "begun with another configuration: optimizer.learning"),
+        (("--config.input.source.name=refer",), "ablations take synthetic scenes"),
+    ],
+)
+def test_another_setting_is_refused(stopped_and_continued, flags, message):
+    folder, _, _ = stopped_and_continued
+    with pytest.raises(UserError, match=message):
+        run(folder, *flags)
+
+
+def test_a_batch_that_does_not_split_among_the_devices_is_found_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(UserError, match=r"variant full: config\.batch_size=2 cannot be split evenly .* on 3 devices"):
+        run(tmp_path, "--steps=3")
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_a_damaged_result_is_named(stopped_and_continued):
+    folder, _, _ = stopped_and_continued
+    path = folder / "out/runs/full-seed-0/result.json"
+    text = path.read_text()
+    path.write_text(text[:50])
+    with pytest.raises(UserError, match=r"result.json cannot be read .*: delete it"):
+        run(folder, "--steps=3")
+    path.write_text(text)

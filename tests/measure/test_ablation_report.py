@@ -1,0 +1,84 @@
+"""Tables and conclusions: what the spread over seeds allows to say, and what not."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from scipy import stats
+
+from s2rm_jax.measure.ablation_report import difference, spread, write_report
+from s2rm_jax.measure.ablation_runs import Result, Score
+from s2rm_jax.measure.ablation_suites import FULL, Variant
+
+
+def result(name, seed, mean_iou, curve=((10, 20.0), (20, 40.0))):
+    score = Score(mean_iou, mean_iou - 5, 8, {"attribute": mean_iou + 1, "relation": mean_iou - 1}, {"5": mean_iou})
+    return Result(name, seed, 1_000_000, 0.25, {"test": score, "compositional": score}, curve, "train")
+
+
+VARIANTS = (
+    FULL,
+    Variant("worse", "much"),
+    Variant("alike", "hardly"),
+    Variant("once", "one seed"),
+    Variant("none", "-"),
+)
+RESULTS = {
+    "full": [result("full", seed, value) for seed, value in enumerate((60.0, 61.0, 62.0))],
+    "worse": [result("worse", seed, value) for seed, value in enumerate((50.0, 51.0, 52.5))],
+    "alike": [result("alike", seed, value) for seed, value in enumerate((60.5, 59.0, 62.0))],
+    "once": [result("once", 0, 20.0)],
+}
+
+
+def test_the_interval_of_a_difference_is_welchs():
+    sides = [[r.scores["test"].mean_iou for r in RESULTS[name]] for name in ("worse", "full")]
+    mean, low, high = difference(*sides)
+    wanted = stats.ttest_ind(*sides, equal_var=False).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+    assert mean == pytest.approx((low + high) / 2)
+    assert difference([1.0], [1.0, 2.0]) is None
+    assert difference([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0, 2.0)
+
+
+def test_a_spread_needs_two_values():
+    assert spread([1.0]) == "1.00"
+    assert spread([1.0, 3.0]) == "2.00 ± 1.41"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(folder, "steps", 20, VARIANTS, RESULTS)
+    return folder
+
+
+def test_the_tables_say_what_the_seeds_allow(folder):
+    text = (folder / "ablations.md").read_text(encoding="utf-8")
+    assert "| full | S2RM and CASG as they are | 61.00 ± 1.00 | 56.00 ± 1.00 |" in text
+    assert "| once | one seed | 20.00 | 15.00 |" in text and "none" not in text
+    assert "| worse | 52.17 ± 1.26 | 50.17 ± 1.26 |" in text  # by kind
+    assert "Below full: worse." in text
+    assert "Not told apart from it by these seeds: alike." in text
+    assert "With fewer than two seeds, so nothing can be said: once." in text
+    assert "of 2 comparisons, 0.1 are expected to err" in text
+
+
+def test_the_json_has_every_run(folder):
+    content = json.loads((folder / "ablations.json").read_text(encoding="utf-8"))
+    assert (content["suite"], content["steps"]) == ("steps", 20)
+    assert {one["name"]: len(one["runs"]) for one in content["variants"]} == {n: len(r) for n, r in RESULTS.items()}
+    assert content["variants"][1]["runs"][2]["scores"]["test"]["mean_iou"] == 52.5
+
+
+def test_the_curve_names_the_split_of_the_evaluations(folder):
+    assert "<title>Learning, on train</title>" in (folder / "plots" / "learning.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "marks"), [("by_kind", 8), ("by_objects", 4), ("learning", 8)])
+def test_the_figures_have_a_mark_for_every_number(folder, name, marks):
+    figure = ElementTree.parse(folder / "plots" / f"{name}.svg").getroot()
+    circles = figure.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == marks
+    assert all(0 < float(c.get("cx")) < 520 - 130 and 0 < float(c.get("cy")) < 300 for c in circles)
+    assert f"]({'plots'}/{name}.svg)" in (folder / "ablations.md").read_text(encoding="utf-8")

@@ -1,0 +1,71 @@
+"""The suites: each variant is another configuration that can work, and equal cost is equal cost."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from s2rm_jax.config import check_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.measure.ablation_suites import FULL, SUITES, configured, variants_of, with_steps
+from s2rm_jax.models.cost import network_cost
+from tests.test_configs import load
+
+BASE = load(Path(__file__).parents[2] / "configs/synthetic_benchmark.py").get_config()
+CHANGED = [variant for variant in variants_of("all") if variant.changes]
+
+
+def test_every_suite_begins_with_the_whole_network():
+    assert all(variants[0] == FULL for variants in SUITES.values())
+    for variants in SUITES.values():
+        assert len({variant.name for variant in variants}) == len(variants)
+    by_name = {}
+    for variant in (variant for variants in SUITES.values() for variant in variants):
+        assert by_name.setdefault(variant.name, variant) == variant, "a name is one variant in all suites"
+
+
+@pytest.mark.parametrize("variant", CHANGED, ids=lambda variant: variant.name)
+def test_a_variant_changes_what_it_names_and_nothing_else(variant):
+    config = configured(BASE, variant)
+    check_config(config)
+    for section in ("fusion", "decoder"):
+        for field, value in config[section].items():
+            wanted = variant.changes.get(f"{section}.{field}", BASE[section][field])
+            assert value == wanted
+        assert any(BASE[section][field] != config[section][field] for field in config[section]) == any(
+            name.startswith(f"{section}.") for name in variant.changes
+        )
+    rest = {name: value for name, value in config.to_dict().items() if name not in ("fusion", "decoder")}
+    assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
+
+
+def test_fewer_sentences_a_picture_cost_the_same():
+    def cost(config):
+        further = config.input.expressions_per_image - 1
+        parts = network_cost(config).values()
+        return config.batch_size * sum(part.flops_first + further * part.flops_further for part in parts)
+
+    base = copy.deepcopy(BASE)
+    base.batch_size = 32
+    base.vision.update(depths=(1, 1), num_heads=(3, 6))
+    base.decoder.widths = (16, 32)
+    whole = cost(base)
+    for variant in SUITES["expressions"][1:]:
+        config = configured(base, variant)
+        assert config.input.expressions_per_image == variant.expressions
+        assert cost(config) == pytest.approx(whole, rel=0.05)
+
+
+def test_another_budget_keeps_the_shares():
+    config = with_steps(BASE, 400)
+    assert (config.steps, config.optimizer.warmup_steps) == (400, 12)
+    assert (config.eval.every, config.checkpoint_every, config.log_every) == (100, 100, 20)
+    assert with_steps(BASE, BASE.steps).to_dict() == BASE.to_dict()
+    assert with_steps(BASE, 2).log_every == 1
+    never = copy.deepcopy(BASE)
+    never.eval.every = 0
+    assert with_steps(never, 400).eval.every == 0
+    epochs = with_steps(BASE, 10)
+    epochs.steps = 0
+    with pytest.raises(UserError, match=r"give --config\.steps=N"):
+        with_steps(epochs, 10)

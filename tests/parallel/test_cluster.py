@@ -1,0 +1,127 @@
+"""Who is found to train together, and what is said where flags and environment tell half of it."""
+
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.parallel import cluster as module
+from s2rm_jax.parallel.cluster import Cluster, find_cluster
+
+SLURM = {
+    "SLURM_JOB_ID": "70001",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "node[007-008]",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
+
+
+def without(environment, *names):
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Says which packages are found to be installed."""
+
+    def install(*names):
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name in names or None)
+
+    return install
+
+
+@pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, {"SLURM_JOB_ID": "1"}])
+def test_alone(environment, tmp_path):
+    assert find_cluster(environment, device_files=tmp_path) is None
+    assert find_cluster(environment, "localhost:1", 1, 0, tmp_path) is None
+
+
+def test_flags_go_before_the_environment():
+    environment = {
+        "S2RM_COORDINATOR_ADDRESS": "a:1",
+        "S2RM_NUM_PROCESSES": "2",
+        "S2RM_PROCESS_ID": "1",
+    }
+    assert find_cluster(environment | SLURM) == Cluster("flags or S2RM_* variables", "a:1", 2, 1)
+    assert find_cluster(environment, "b:2", 3, 2) == Cluster("flags or S2RM_* variables", "b:2", 3, 2)
+    assert find_cluster(environment, process_id=0) == Cluster("flags or S2RM_* variables", "a:1", 2, 0)
+
+
+def test_slurm(tmp_path):
+    port = 61440 + 70001 % 4096
+    assert find_cluster(SLURM, device_files=tmp_path) == Cluster("SLURM", f"node007:{port}", 4, 3, (1,))
+    others = {"gpu-a,gpu-b": "gpu-a", "node[007-008]-ib,c1": "node007-ib", "n[3,5],x[1-2]": "n3", "alone": "alone"}
+    for nodes, first in others.items():
+        found = find_cluster(SLURM | {"SLURM_STEP_NODELIST": nodes}, device_files=tmp_path)
+        assert found is not None and found.coordinator == f"{first}:{port}"
+    found = find_cluster(SLURM, "here:5", device_files=tmp_path)
+    assert found is not None and (found.coordinator, found.processes, found.index) == ("here:5", 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "nodes", "local", "devices"),
+    [
+        ("0,1", "2", "1", (1,)),  # two tasks share two
+        ("0,1,2,3", "2", "1", (2, 3)),
+        ("3", "2", "1", None),  # each sees its own
+        ("0,1,2,3", "4", "0", None),  # one task per node takes them all
+    ],
+)
+def test_each_task_has_its_share_of_the_accelerators(visible, nodes, local, devices, tmp_path):
+    more = {"CUDA_VISIBLE_DEVICES": visible, "SLURM_STEP_NUM_NODES": nodes, "SLURM_LOCALID": local}
+    found = find_cluster(SLURM | more, device_files=tmp_path)
+    assert found is not None and found.devices == devices
+
+
+def test_open_mpi(tmp_path):
+    found = find_cluster(MPI, device_files=tmp_path)
+    assert found is not None and (found.found_in, found.processes, found.index) == ("Open MPI", 4, 2)
+    assert found.coordinator is not None and found.coordinator.startswith("10.96.0.1:")
+    one_host = without(MPI, "OMPI_MCA_orte_hnp_uri") | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "x@1"}
+    found = find_cluster(one_host, device_files=tmp_path)
+    assert found is not None and found.coordinator is not None and found.coordinator.startswith("127.0.0.1:")
+
+
+def test_what_jax_finds_out_itself(tmp_path, installed):
+    installed("kubernetes")
+    assert find_cluster(POD, device_files=tmp_path) == Cluster("Kubernetes")
+    (tmp_path / "accel0").touch()
+    installed("libtpu")
+    assert find_cluster(POD, device_files=tmp_path) == Cluster("this TPU VM")
+    assert find_cluster({"JAX_PLATFORMS": "cpu"}, device_files=tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        ({}, ("a:1", 2, None), "--process_id missing: .* needs all of"),
+        ({}, (None, 2, None), "--coordinator_address and --process_id missing"),
+        ({"S2RM_NUM_PROCESSES": "2"}, ("a:1", None, None), "--process_id missing"),
+        ({}, ("a:1", None, None), "not who meets there"),
+        ({}, ("a:1", 2, 2), "--process_id=2 with --num_processes=2: processes are numbered from 0 to N - 1"),
+        ({}, ("a:1", 2, -1), "--process_id=-1"),
+        ({}, ("a", 2, 1), "--coordinator_address=a: it must be HOST:PORT"),
+        ({"S2RM_NUM_PROCESSES": "two"}, ("a:1", None, 0), "S2RM_NUM_PROCESSES=two in the environment"),
+        (without(SLURM, "SLURM_STEP_NODELIST"), (), "SLURM gave this job 4 tasks, but SLURM_STEP_NODELIST is not set"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, (), "this step has another number of tasks: start it by srun"),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, (), "2 processes on this host cannot share 3 accelerators"),
+        (without(MPI, "OMPI_COMM_WORLD_RANK"), (), "OMPI_COMM_WORLD_RANK is not set: start by mpirun"),
+        (without(MPI, "OMPI_MCA_orte_hnp_uri"), (), "Open MPI does not say on which host"),
+        (POD, (), "package kubernetes, which is not installed"),
+    ],
+)
+def test_half_a_description_is_refused(environment, arguments, message, tmp_path, installed):
+    installed()
+    with pytest.raises(UserError, match=message) as caught:
+        find_cluster(environment, *arguments, device_files=tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,46 @@
+"""The doors for training and evaluation with a network that compiles in a second.
+
+As a program: `python small_commands.py train|evaluate FLAGS`. In the environment: SECONDS_PER_BATCH, how long each batch
+of training takes; FAIL_AT, the batch at which reading fails for the process number FAILS.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+from s2rm_jax import command_line
+from s2rm_jax.evaluation import explain
+from s2rm_jax.input import pipeline
+from s2rm_jax.models import network
+
+spec = importlib.util.spec_from_file_location("standin", Path(__file__).parents[1] / "training" / "standin.py")
+assert spec is not None and spec.loader is not None
+standin = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = standin
+spec.loader.exec_module(standin)
+train_batches = pipeline.train_batches
+
+
+def slow_batches(*arguments, **named):
+    for number, batch in enumerate(train_batches(*arguments, **named), start=1):
+        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
+        if number == int(os.environ.get("FAIL_AT", "0")) and os.environ["FAILS"] == os.environ["S2RM_PROCESS_ID"]:
+            raise OSError("the disk is gone")
+        yield batch
+
+
+def note_explained(folder, sections, explain):
+    """In place of figures, as this network has no insides to be looked at."""
+    assert callable(explain)
+    (folder / "explained.txt").write_text(" ".join(sections))
+
+
+if __name__ == "__main__":
+    network.build_network = lambda config: standin.StandIn(dropout_rate=0.5, words=config.text.vocab_size)
+    pipeline.train_batches = slow_batches
+    explain.write_explained_cases = note_explained
+    door = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
+    command_line.run(door.main, door.FLAGS, door.__doc__, required=("workdir",))
