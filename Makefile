@@ -40,8 +40,8 @@ demo: $(VENV)/.installed
 	@$(RUN) -m s2rm_jax.train --config configs/synthetic.py --workdir $(DEMO)
 	@echo "== 2/2 evaluating on held-out scenes and writing the gallery"
 	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 16
-	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out pictures with true and predicted masks"
-	@echo "   next: . $(VENV)/bin/activate, and segment a picture: see README.md"
+	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out images with true and predicted masks"
+	@echo "   next: . $(VENV)/bin/activate, and segment an image: see README.md"
 
 test: lint types docs
 	@echo "== running the tests"

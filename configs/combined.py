@@ -3,11 +3,11 @@
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/combined.py --workdir runs/combined
 
-A picture that any of the three evaluates on is left out of the training (s2rm_jax/input/mixture.py), so that all their
+An image that any of the three evaluates on is left out of the training (s2rm_jax/input/mixture.py), so that all their
 val and test splits can be reported: `python -m s2rm_jax.evaluate --workdir runs/combined --split refcoco:testA`, and so
 on.
 
-Data: DATA/refcoco/, DATA/refcoco+/ and DATA/refcocog/ (umd), and COCO's train2014 pictures (data/README.md).
+Data: DATA/refcoco/, DATA/refcoco+/ and DATA/refcocog/ (umd), and COCO's train2014 images (data/README.md).
 Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
 Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files when training begins; the log's first line says them.

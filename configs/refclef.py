@@ -3,7 +3,7 @@
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/refclef.py --workdir runs/refclef
 
-Data: DATA/refclef/ and the SAIAPR TC-12 pictures (data/README.md).
+Data: DATA/refclef/ and the SAIAPR TC-12 images (data/README.md).
 Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
 Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files when training begins; the log's first line says them.

@@ -3,7 +3,7 @@
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/refcoco.py --workdir runs/refcoco
 
-Data: DATA/refcoco/ and COCO's train2014 pictures (data/README.md).
+Data: DATA/refcoco/ and COCO's train2014 images (data/README.md).
 Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
 Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(42,404 referents / 32) = 40 x 1,325 = 53,000, counted from the files when training begins.

@@ -1,9 +1,9 @@
-"""RefCOCO+ (splits by UNC; sentences without places), from pretrained Swin-Base and BERT-base, LAVT's recipe.
+"""RefCOCO+ (splits by UNC; expressions without places), from pretrained Swin-Base and BERT-base, LAVT's recipe.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/refcocoplus.py --workdir runs/refcocoplus
 
-Data: DATA/refcoco+/ and COCO's train2014 pictures (data/README.md).
+Data: DATA/refcoco+/ and COCO's train2014 images (data/README.md).
 Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
 Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(42,278 referents / 32) = 40 x 1,321 = 52,840, counted from the files when training begins.

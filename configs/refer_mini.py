@@ -1,6 +1,6 @@
 """A small network on a handful of real photographs in the REFER layout, from scratch on a CPU.
 
-It shows that the whole path works on real pictures; it is far too small to generalise.
+It shows that the whole path works on real images; it is far too small to generalise.
 
     python -m s2rm_jax.train --config configs/refer_mini.py --workdir runs/refer_mini
     python -m s2rm_jax.train --config configs/refer_mini.py:memorise --workdir runs/memorise

@@ -10,7 +10,7 @@ one core of an AMD EPYC (Zen 5).
 What makes it a benchmark is fixed: the scenes of input.source and a budget of 2,000 steps of 8 scenes, each of the
 16,000 training scenes once. What may be compared is the network, the loss and the optimizer. The scenes are harder
 than those of synthetic.py: 5 to 7 objects of three shapes and three colours, half of them equal to another one in all
-attributes but one, and sentences of five kinds in equal shares, among them ordinals and two relations in a chain.
+attributes but one, and expressions of five kinds in equal shares, among them ordinals and two relations in a chain.
 """
 
 from ml_collections import ConfigDict
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.text.update(
         vocab_size=64, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, max_positions=32
     )
-    config.text.update(max_tokens=26, dropout_rate=0.0)  # the longest sentence has 24 words
+    config.text.update(max_tokens=26, dropout_rate=0.0)  # the longest expression has 24 words
     config.fusion.update(width=128, recurrent_width=64, num_heads=4)
     config.decoder.widths = (32, 64, 128)
 

@@ -6,7 +6,7 @@
 Run it in a clone of the repository; it needs the extra: pip install -e '.[tfds]'. The result is trained on with
 --config.input.source.name=tfds --config.input.source.root=DATA_DIR; dataset and split_by are as for the files.
 
-Pictures are copied byte for byte, masks as the polygons or RLEs that they are. What is in DATA_DIR under the final name
+Images are copied byte for byte, masks as the polygons or RLEs that they are. What is in DATA_DIR under the final name
 is whole: a build that is broken off leaves nothing there, and the same command begins it anew.
 """
 
@@ -32,7 +32,7 @@ FLAGS = flags.FlagValues()
 DATASET = flags.DEFINE_enum("dataset", None, list(DEFAULT_SPLIT_BY), "which dataset", flag_values=FLAGS)
 SPLIT_BY = flags.DEFINE_string("split-by", "", "who made the splits; by default the usual ones", flag_values=FLAGS)
 ROOT = flags.DEFINE_string("root", None, "the folder of the files, see data/README.md", flag_values=FLAGS)
-IMAGE_ROOT = flags.DEFINE_string("image-root", "", "the folder of the pictures, if not under --root", flag_values=FLAGS)
+IMAGE_ROOT = flags.DEFINE_string("image-root", "", "the folder of the images, if not under --root", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "the folder of prepared datasets (what TFDS calls data_dir)", flag_values=FLAGS)
 
 

@@ -3,9 +3,9 @@
     python data/check.py --root DIR
     python data/check.py --root DIR --dataset refcoco --split-by unc --json report.json
 
-Compares the counts of pictures, referents and sentences with the published ones; finds pictures that are missing,
-truncated or of another size than annotated, masks that do not fit their boxes, annotations without masks, sentences
-without words and ids that occur twice. Every picture is decoded, on all cores; --quick reads only their headers.
+Compares the counts of images, referents and expressions with the published ones; finds images that are missing,
+truncated or of another size than annotated, masks that do not fit their boxes, annotations without masks, expressions
+without words and ids that occur twice. Every image is decoded, on all cores; --quick reads only their headers.
 
 Exit status: 0 all is well, 1 there are problems, 2 there is nothing to examine.
 """
@@ -28,8 +28,8 @@ DATASET = flags.DEFINE_string(
     "dataset", "", "only this one, e.g. refcoco; by default all that is there", flag_values=FLAGS
 )
 SPLIT_BY = flags.DEFINE_string("split-by", "", "only with these splits, e.g. unc", flag_values=FLAGS)
-IMAGE_ROOT = flags.DEFINE_string("image-root", "", "the folder of the pictures, if not under --root", flag_values=FLAGS)
-QUICK = flags.DEFINE_bool("quick", False, "read only the headers of pictures", flag_values=FLAGS)
+IMAGE_ROOT = flags.DEFINE_string("image-root", "", "the folder of the images, if not under --root", flag_values=FLAGS)
+QUICK = flags.DEFINE_bool("quick", False, "read only the headers of images", flag_values=FLAGS)
 THREADS = flags.DEFINE_integer("threads", 0, "that decode; 0: one per core", lower_bound=0, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", "", "a file that receives the report for programs", flag_values=FLAGS)
 

@@ -1,7 +1,7 @@
 """Measures the input pipeline: what each stage of it costs, and how near the whole comes to plain JPEG decoding.
 
-    python -m data.input_speed                                      # 200 generated pictures of 640 x 480
-    python -m data.input_speed --root REFER_DIR --split-by mini     # the training pictures of refcoco as it is there
+    python -m data.input_speed                                      # 200 generated images of 640 x 480
+    python -m data.input_speed --root REFER_DIR --split-by mini     # the training images of refcoco as it is there
 
 Prints Markdown, and with --json FILE writes the same as JSON; docs/results/input_speed.md keeps it. Files come from the
 page cache. All times are processor time, those of workers included, so that "per core" means a core that does nothing
@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from data.measure import write_pictures
+from data.measure import write_images
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
 from s2rm_jax.input.encode import pack_mask, view_of
@@ -41,11 +41,11 @@ from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batche
 from s2rm_jax.input.refer import ReferSource
 
 FLAGS = flags.FlagValues()
-ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default pictures are made", flag_values=FLAGS)
+ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default images are made", flag_values=FLAGS)
 SPLIT_BY = flags.DEFINE_string("split-by", "unc", "who made its splits", flag_values=FLAGS)
-PICTURES = flags.DEFINE_integer("pictures", 200, "how many are made", lower_bound=1, flag_values=FLAGS)
+IMAGES = flags.DEFINE_integer("images", 200, "how many are made", lower_bound=1, flag_values=FLAGS)
 EXPRESSIONS = flags.DEFINE_integer(
-    "expressions", 4, "sentences with each picture (K)", lower_bound=1, flag_values=FLAGS
+    "expressions", 4, "expressions with each image (K)", lower_bound=1, flag_values=FLAGS
 )
 ROUNDS = flags.DEFINE_integer("rounds", 5, "of which medians are told", lower_bound=1, flag_values=FLAGS)
 BATCHES = flags.DEFINE_integer("batches", 16, "of the whole pipeline in a round", lower_bound=1, flag_values=FLAGS)
@@ -66,7 +66,7 @@ DECODERS: dict[str, tuple[str, Callable[[Any, bytes], Any]]] = {  # module, and 
 def main() -> None:
     """Measures as the flags say."""
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(ROOT.value) if ROOT.value else write_pictures(Path(scratch), PICTURES.value or 0)
+        root = Path(ROOT.value) if ROOT.value else write_images(Path(scratch), IMAGES.value or 0)
         source = ReferSource("train", root=root, split_by=SPLIT_BY.value or "")
         config = default_config()
         config.batch_size, config.input.expressions_per_image = BATCH_SIZE, EXPRESSIONS.value
@@ -82,13 +82,13 @@ def main() -> None:
         shares = {name: median(times[limit] / times[name] for times in rounds) for name in rounds[0]}
         _print(source, milliseconds, shares, limit)
         if JSON.value:
-            results = {"pictures": len(source), "limit": limit, "milliseconds": milliseconds, "share_of_limit": shares}
+            results = {"images": len(source), "limit": limit, "milliseconds": milliseconds, "share_of_limit": shares}
             Path(JSON.value).write_text(json.dumps(results, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
 class _Repeated:
-    """The pictures again and again, as many as RefCOCO has: Grain needs a millisecond to shuffle a few dozen."""
+    """The images again and again, as many as RefCOCO has: Grain needs a millisecond to shuffle a few dozen."""
 
     source: ReferSource
 
@@ -120,7 +120,7 @@ def _decoders(source: ReferSource) -> dict[str, Callable[[int], Any]]:
 
 
 def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int], Any]]:
-    """What is done for a picture, one after the other; each stage begins with what the one before it made."""
+    """What is done for an image, one after the other; each stage begins with what the one before it made."""
     encoder = replace(build_encoder(build_tokenizer(config, source), config), resize=resize_fast)
     rng = np.random.default_rng(0)
     size, examples = encoder.image_size, list(source)
@@ -130,10 +130,10 @@ def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int]
     return {
         "reading the file": lambda i: Path(str(examples[i].image)).read_bytes(),
         "decoding it": lambda i: load_image(files[i]),
-        "resizing the picture": lambda i: resize_fast(views[i].picture, size),
-        "resizing it by Pillow, as in evaluation": lambda i: resize_image(views[i].picture, size),
+        "resizing the image": lambda i: resize_fast(views[i].image, size),
+        "resizing it by Pillow, as in evaluation": lambda i: resize_image(views[i].image, size),
         "making the masks": lambda i: [pack_mask(mask) for mask in views[i].masks(size)],
-        "tokenising": lambda i: [encoder.tokenizer.encode(sentence) for sentence in views[i].sentences],
+        "tokenising": lambda i: [encoder.tokenizer.encode(expression) for expression in views[i].expressions],
         "all of it, one after the other": lambda i: encoder(examples[i], chosen[i]),
     }
 
@@ -176,20 +176,20 @@ def _processor_time(pid: int | None) -> float:
 
 
 def _round(
-    pictures: int,
+    images: int,
     decoders: dict[str, Callable[[int], Any]],
     stages: dict[str, Callable[[int], Any]],
     pipelines: dict[str, Callable[[], float]],
 ) -> dict[str, float]:
-    """Measures everything once; returns milliseconds a picture."""
+    """Measures everything once; returns milliseconds an image."""
     times = {}
     for name, take in pipelines.items():
         times[name] = 1000 * take() / (BATCHES.value or 0) / BATCH_SIZE
     for name, work in (decoders | stages).items():
         began = time.process_time()
-        for index in range(pictures):
+        for index in range(images):
             work(index)
-        times[name] = 1000 * (time.process_time() - began) / pictures
+        times[name] = 1000 * (time.process_time() - began) / images
     return times
 
 
@@ -197,14 +197,14 @@ def _print(source: ReferSource, milliseconds: dict[str, float], shares: dict[str
     size = sum(Path(str(example.image)).stat().st_size for example in source) / len(source)
     pixels = sum(example.height * example.width for example in source) / len(source)
     versions = ", ".join(f"{name} {version(name)}" for name in ("grain", "numpy", "pillow", "pycocotools"))
-    print(f"{len(source)} pictures, {pixels:,.0f} pixels and {size / 1e3:.0f} kB on average; {versions}\n")
-    print(f"| | ms a picture | pictures/s a core | of {limit} |\n|---|---|---|---|")
+    print(f"{len(source)} images, {pixels:,.0f} pixels and {size / 1e3:.0f} kB on average; {versions}\n")
+    print(f"| | ms an image | images/s a core | of {limit} |\n|---|---|---|---|")
     for name, time_ in sorted(milliseconds.items(), key=lambda item: item[0].startswith("the whole")):
         print(f"| {name} | {time_:.3f} | {1000 / time_:,.0f} | {100 * shares[name]:.0f} % |")
 
 
 def _write_vocabulary(source: ReferSource, folder: Path) -> Path:
-    """Writes a BERT vocabulary of all words of the sentences."""
+    """Writes a BERT vocabulary of all words of the expressions."""
     words = {word for example in source for e in example.expressions for word in e.text.lower().split()}
     path = folder / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words)]) + "\n", encoding="utf-8")

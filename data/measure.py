@@ -1,9 +1,9 @@
 """Measures the two ways to store a REFER dataset: sizes on disk, reading speed, and the forms that masks could have.
 
-    python -m data.measure                                          # 500 generated pictures of 640 x 480
+    python -m data.measure                                          # 500 generated images of 640 x 480
     python -m data.measure --root REFER_DIR --split-by mini         # refcoco as it is there
 
-Prints Markdown; docs/results/tfds.md keeps it. Pictures are read in random order by one thread, from the page cache:
+Prints Markdown; docs/results/tfds.md keeps it. Images are read in random order by one thread, from the page cache:
 disks and networks are not measured. Rates are by processor time, the best of three rounds.
 """
 
@@ -32,9 +32,9 @@ from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.tfds import TfdsSource
 
 FLAGS = flags.FlagValues()
-ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default pictures are made", flag_values=FLAGS)
+ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default images are made", flag_values=FLAGS)
 SPLIT_BY = flags.DEFINE_string("split-by", "unc", "who made its splits", flag_values=FLAGS)
-PICTURES = flags.DEFINE_integer("pictures", 500, "how many are made", lower_bound=1, flag_values=FLAGS)
+IMAGES = flags.DEFINE_integer("images", 500, "how many are made", lower_bound=1, flag_values=FLAGS)
 
 HEIGHT, WIDTH = 480, 640
 
@@ -43,20 +43,20 @@ def main() -> None:
     """Measures as the flags say."""
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch, "files")
-        root = Path(ROOT.value) if ROOT.value else write_pictures(made, PICTURES.value or 0)
+        root = Path(ROOT.value) if ROOT.value else write_images(made, IMAGES.value or 0)
         started = time.perf_counter()
         folder = build("refcoco", root, Path(scratch, "out"), split_by=SPLIT_BY.value or "")
         seconds = time.perf_counter() - started
         files = ReferSource("train", root=root, split_by=SPLIT_BY.value or "")
         records = TfdsSource("train", root=Path(scratch, "out"), split_by=SPLIT_BY.value or "")
-        pictures = sum(Path(str(example.image)).stat().st_size for example in files)
+        images = sum(Path(str(example.image)).stat().st_size for example in files)
         stored = sum(path.stat().st_size for path in folder.glob("refcoco-train.*"))
         versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow-datasets", "array-record", "pillow"))
-        print(f"{len(files)} pictures, {files.num_expressions} sentences; {versions}\n")
-        print("| train split | size, MB | reading, pictures/s | reading and decoding, pictures/s |\n|---|---|---|---|")
+        print(f"{len(files)} images, {files.num_expressions} expressions; {versions}\n")
+        print("| train split | size, MB | reading, images/s | reading and decoding, images/s |\n|---|---|---|---|")
         bytes_of_files = rate(lambda i: Path(str(files[i].image)).read_bytes(), len(files))
         decoded_files = rate(lambda i: load_image(files[i].image), len(files))
-        print(f"| pictures as files | {pictures / 1e6:.2f} | {bytes_of_files:,.0f} | {decoded_files:,.0f} |")
+        print(f"| images as files | {images / 1e6:.2f} | {bytes_of_files:,.0f} | {decoded_files:,.0f} |")
         bytes_of_records = rate(lambda i: records._records[i], len(files))
         decoded_records = rate(lambda i: load_image(records[i].image), len(files))
         print(f"| ArrayRecord | {stored / 1e6:.2f} | {bytes_of_records:,.0f} | {decoded_records:,.0f} |\n")
@@ -118,11 +118,11 @@ def milliseconds(read: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> 
     return 1000 / rate(lambda index: read(*arguments[index]), len(arguments))
 
 
-def write_pictures(root: Path, count: int) -> Path:
-    """Writes `count` JPEGs of the size in bytes that COCO's have, each with three referents and seven sentences."""
+def write_images(root: Path, count: int) -> Path:
+    """Writes `count` JPEGs of the size in bytes that COCO's have, each with three referents and seven expressions."""
     rng = np.random.default_rng(0)
-    pictures = root / "images/train2014"
-    pictures.mkdir(parents=True)
+    images = root / "images/train2014"
+    images.mkdir(parents=True)
     refs: list[dict[str, Any]] = []
     instances: dict[str, Any] = {"images": [], "annotations": []}
     for number in range(count):
@@ -130,10 +130,10 @@ def write_pictures(root: Path, count: int) -> Path:
         large = np.asarray(Image.fromarray(smooth).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(large + rng.normal(0, 12, (HEIGHT, WIDTH, 1)), 0, 255).astype(np.uint8)
         name = f"COCO_train2014_{number:012d}.jpg"
-        Image.fromarray(noisy).save(pictures / name, quality=90)
+        Image.fromarray(noisy).save(images / name, quality=90)
         instances["images"].append({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH})
-        for sentences in (2, 2, 3):
-            refs.append(_referent(len(refs), number, sentences))
+        for expressions in (2, 2, 3):
+            refs.append(_referent(len(refs), number, expressions))
             instances["annotations"].append({"id": len(refs) - 1, "segmentation": [_outline(rng)]})
     (root / "refcoco").mkdir()
     (root / "refcoco/refs(unc).json").write_text(json.dumps(refs))
@@ -141,10 +141,10 @@ def write_pictures(root: Path, count: int) -> Path:
     return root
 
 
-def _referent(id: int, picture: int, count: int) -> dict[str, Any]:
+def _referent(id: int, image: int, count: int) -> dict[str, Any]:
     texts = [f"The {id} thing on the left, number {number}" for number in range(count)]
-    sentences = [{"sent_id": 10 * id + n, "raw": text, "sent": text.lower()} for n, text in enumerate(texts)]
-    return {"ref_id": id, "ann_id": id, "image_id": picture, "split": "train", "sentences": sentences}
+    expressions = [{"sent_id": 10 * id + n, "raw": text, "sent": text.lower()} for n, text in enumerate(texts)]
+    return {"ref_id": id, "ann_id": id, "image_id": image, "split": "train", "expressions": expressions}
 
 
 def _outline(rng: np.random.Generator) -> list[float]:

@@ -1,7 +1,7 @@
 """What the TFDS builders of the REFER datasets share: they read the files as training does, and store them as they are.
 
-`manual_dir` is the folder of the REFER layout. One record is one picture with all its expressions in the split: the
-file of the picture, byte for byte, and the polygons or RLEs of the annotations.
+`manual_dir` is the folder of the REFER layout. One record is one image with all its expressions in the split: the
+file of the image, byte for byte, and the polygons or RLEs of the annotations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.check.files import PictureFile, ailment
+from s2rm_jax.input.check.files import ImageFile, ailment
 from s2rm_jax.input.example import Example
 from s2rm_jax.input.progress_bar import progress_bar
 from s2rm_jax.input.refer import ReferSource
@@ -37,7 +37,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is a folder in the REFER layout; data/README.md describes it."
 
-    image_root = ""  # the folder of the pictures, where it is not in the layout
+    image_root = ""  # the folder of the images, where it is not in the layout
     quiet = False  # whether to show no progress
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -99,7 +99,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dict[str, list[int]]:
-    """Returns, for each field, how many expressions each referent of a picture has; `cleaned` has those of "sent"."""
+    """Returns, for each field, how many expressions each referent of an image has; `cleaned` has those of "sent"."""
     expressions, groups = source[index].expressions, source.referents(index)
     if [position for group in groups for position in group] != list(range(len(expressions))):
         raise AssertionError("ReferSource puts the expressions of one referent next to each other")
@@ -108,9 +108,9 @@ def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dic
 
 
 def whole_file(example: Example) -> bytes:
-    """Returns the file of a picture, byte for byte; a UserError if it is damaged or not of the annotated size."""
+    """Returns the file of an image, byte for byte; a UserError if it is damaged or not of the annotated size."""
     path = Path(str(example.image))
-    kind, case = ailment(PictureFile(path, example.height, example.width))
+    kind, case = ailment(ImageFile(path, example.height, example.width))
     if kind:
         raise UserError(f"{kind} in {path.parent}: {case}; data/check.py finds all of them and says what to do")
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Counts the scenes of the synthetic benchmark, and what trivial answers to its sentences are worth.
+"""Counts the scenes of the synthetic benchmark, and what trivial answers to its expressions are worth.
 
     python -m data.synthetic_baselines                                  # val, test and compositional; about 10 seconds
     python -m data.synthetic_baselines --config configs/synthetic.py    # the same of another configuration's scenes
@@ -7,9 +7,9 @@ Prints Markdown; docs/synthetic_benchmark.md keeps it. The answers are no networ
 knows all masks and chooses among them by chance:
 
 empty          nothing
-whole picture  every pixel
+whole image  every pixel
 random object  one of the objects
-head noun      one of the objects that fit the first noun of the sentence ("the second small ring from the left": one of
+head noun      one of the objects that fit the first noun of the expression ("the second small ring from the left": one of
                the small rings). Of a relation the landmark is left out, as if it had been found. Nobody who ignores
                relations, superlatives and ordinals has a higher mean IoU: where n objects fit equally well, no mask is
                worth more than 1 / n on average, as what it covers of one object it adds to the unions of the others.
@@ -44,12 +44,12 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 SPLITS = ("val", "test", "compositional")
-BASELINES = ("empty", "whole picture", "random object", "head noun")
+BASELINES = ("empty", "whole image", "random object", "head noun")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The kind of a sentence and the IoU that each of BASELINES is expected to have on it, in [0, 1]."""
+    """The kind of an expression and the IoU that each of BASELINES is expected to have on it, in [0, 1]."""
 
     kind: str
     ious: tuple[float, ...]
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def answers(composition: Composition) -> Iterator[Answer]:
-    """Yields what the baselines are worth on each sentence of a scene."""
+    """Yields what the baselines are worth on each expression of a scene."""
     areas = np.array([mask.sum() for mask in composition.masks])
     pixels = composition.masks[0].size
     for reference in composition.references:
@@ -79,7 +79,7 @@ def answers(composition: Composition) -> Iterator[Answer]:
 
 
 def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
-    """Returns the things that fit the first noun of a sentence, apart from the thing to which it is related."""
+    """Returns the things that fit the first noun of an expression, apart from the thing to which it is related."""
     meaning = reference.meaning
     if isinstance(meaning, Noun):
         return evaluate(meaning, scene) or frozenset()
@@ -88,12 +88,12 @@ def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
 
 
 def baseline_table(compositions: Sequence[Composition], split: str) -> Table:
-    """Returns the mean IoU of the baselines in percent, by kind of sentence and over all."""
+    """Returns the mean IoU of the baselines in percent, by kind of expression and over all."""
     found = [answer for composition in compositions for answer in answers(composition)]
     kinds = list(dict.fromkeys(answer.kind for answer in found))
     rows = [_row(kind, [answer for answer in found if answer.kind == kind]) for kind in kinds]
     caption = f"Expected mean IoU of trivial answers, {split}"
-    return Table(caption, ("", *BASELINES, "sentences"), (*rows, _row("all", found)), rules=(len(rows),))
+    return Table(caption, ("", *BASELINES, "expressions"), (*rows, _row("all", found)), rules=(len(rows),))
 
 
 def _row(name: str, found: Sequence[Answer]) -> tuple[str, ...]:
@@ -108,10 +108,10 @@ def describe(compositions: Sequence[Composition]) -> str:
     words = [len(reference.text.split()) for reference in references]
     lines = (
         f"scenes: {len(compositions):,}; with {_listed(sizes)} objects",
-        f"sentences: {len(references):,}, of them different: {len({r.text for r in references}):,}; "
+        f"expressions: {len(references):,}, of them different: {len({r.text for r in references}):,}; "
         f"{np.mean(words):.1f} words on average, {max(words)} at most",
-        f"sentences by kind: {_listed(Counter(reference.kind for reference in references))}",
-        f"checksum of sentences and masks: `{checksum(compositions)}`",
+        f"expressions by kind: {_listed(Counter(reference.kind for reference in references))}",
+        f"checksum of expressions and masks: `{checksum(compositions)}`",
     )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -121,9 +121,9 @@ def _listed(counts: Counter[Any]) -> str:
 
 
 def checksum(compositions: Sequence[Composition]) -> str:
-    """Returns the SHA-256 of all sentences and of their masks, one bit a pixel, in order.
+    """Returns the SHA-256 of all expressions and of their masks, one bit a pixel, in order.
 
-    Pictures are not in it: their noise may be rounded otherwise by another processor.
+    Images are not in it: their noise may be rounded otherwise by another processor.
     """
     digest = hashlib.sha256()
     for composition in compositions:

@@ -96,7 +96,7 @@ def _scan_arrow(numbers: np.ndarray, left: float, top: float, cell: int) -> str:
 
 
 def attention_groups(grid: int, window: int, shift: int) -> np.ndarray:
-    """Returns int [padded, padded] as the picture lies: positions of one number attend to each other; -1 pads."""
+    """Returns int [padded, padded] as the image lies: positions of one number attend to each other; -1 pads."""
     padded = -(-grid // window) * window
     side = padded // window
     regions = window_regions(grid, grid, window, shift, mask_padding=True)
@@ -178,7 +178,7 @@ def _borders(groups: np.ndarray, left: float, top: float, cell: int) -> list[str
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Returns the shapes [h, w, c] of what goes through the default network for one picture and one sentence."""
+    """Returns the shapes [h, w, c] of what goes through the default network for one image and one expression."""
     config = default_config()
     network = build_network(config)
     height, width = config.input.image_size
@@ -212,17 +212,17 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def coarse_to_fine() -> str:
-    """Draws the way from a picture and a sentence to a mask, with the sizes of the default network."""
+    """Draws the way from an image and an expression to a mask, with the sizes of the default network."""
     sizes = shapes()
     stages = sorted(int(name[1:]) for name in sizes if name.startswith("V"))
     column, row, left, top = 176, 112, 30, 46
     places = {stage: left + 190 + (stages[-1] - stage) * (column + 26) for stage in stages}  # coarse on the left
     wide, tall = column, 58
     rows = {"V": top + row, "D": top + 2 * row + 18, "m": top + 3 * row + 18}
-    picture = _by(default_config().input.image_size)
+    image = _by(default_config().input.image_size)
     body = [
-        _card((places[1], top - 20, wide, tall), "picture", f"{picture} x 3", LINE),
-        _card((left, rows["V"], 150, tall), "sentence (BERT)", _by(sizes["words"]) + " words", GREEN),
+        _card((places[1], top - 20, wide, tall), "image", f"{image} x 3", LINE),
+        _card((left, rows["V"], 150, tall), "expression (BERT)", _by(sizes["words"]) + " words", GREEN),
         _card((left, rows["D"], 150, tall), "S2RM: F", _by(sizes["F"]), PURPLE),
         _arrow((left + 75, rows["V"] + tall), (left + 75, rows["D"]), colour=GREEN),
         _arrow((left + 150, rows["D"] + tall / 2), (places[stages[-1]], rows["D"] + tall / 2), colour=PURPLE),
@@ -245,8 +245,8 @@ def coarse_to_fine() -> str:
     body.append(_card((places[1], end, wide, tall), "mask", _by(sizes["mask"]), INK))
     body.append(_arrow((places[1] + wide / 2, rows["m"] + tall), (places[1] + wide / 2, end), colour=ORANGE))
     told = (
-        "The picture is encoded once for all its sentences (blue); what has other colours is computed for each.",
-        "The sentence, and what the coarser stages found, guide every stage of CASG.",
+        "The image is encoded once for all its expressions (blue); what has other colours is computed for each.",
+        "The expression, and what the coarser stages found, guide every stage of CASG.",
         "Each mask is the one before it, twice as fine, with what its own stage adds.",
     )
     for line, text in enumerate(told):

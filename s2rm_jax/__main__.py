@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def listing() -> str:
-    """Returns a line for each door: its name and the first sentence of its docstring, for which nothing is imported."""
+    """Returns a line for each door: its name and the first expression of its docstring, for which nothing is imported."""
     width = max(map(len, DOORS))
     lines = [f"  python -m s2rm_jax.{name:{width}}  {_first_line(name)}" for name in DOORS]
     return "\n".join(["Referring image segmentation with S2RM. Each of these says more with --help:", "", *lines])

@@ -4,7 +4,7 @@
     python -m s2rm_jax.ablate --suite casg --seeds 2 --steps 1000 --out runs/ablations_1000
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
-The suites: steps (of S2RM), recurrence, balance, casg, width, expressions (sentences a picture at equal cost), all.
+The suites: steps (of S2RM), recurrence, balance, casg, width, expressions (expressions an image at equal cost), all.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which can be evaluated and predicted with like any other. The same
 command continues where it stopped (Ctrl-C saves) and trains nothing twice, also for another suite that shares a
 variant. OUT/SUITE/ receives ablations.md (tables with the spread over seeds), ablations.json and plots/, written anew

@@ -37,7 +37,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "how often everything is timed", lowe
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "pictures of a training step; by default 1 without --config, else that of the configuration",
+    "images of a training step; by default 1 without --config, else that of the configuration",
     lower_bound=1,
     flag_values=FLAGS,
 )

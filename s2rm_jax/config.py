@@ -27,7 +27,7 @@ def default_config() -> ConfigDict:
     config.seed = 0
     config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
     config.epochs = 0.0  # what an epoch shows is said by config.input.sampling; only read where config.steps is 0
-    config.batch_size = 32  # pictures per step, over all devices
+    config.batch_size = 32  # images per step, over all devices
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     config.remat = "none"  # none | dense | blocks: what is computed twice to save memory; see models/layers.py
 
@@ -39,11 +39,11 @@ def default_config() -> ConfigDict:
     config.input.sampling = "image"  # image | sentence | referent: what an epoch shows; see input/sampling.py
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
-    config.input.augment = ConfigDict()  # of training pictures, all off; see input/augment.py
-    config.input.augment.flip = 0.0  # probability of a mirrored picture with left and right exchanged in its sentences
+    config.input.augment = ConfigDict()  # of training images, all off; see input/augment.py
+    config.input.augment.flip = 0.0  # probability of a mirrored image with left and right exchanged in its expressions
     config.input.augment.crop = 0.0  # probability of a crop that keeps whole whatever is referred to
     config.input.augment.crop_smallest = 0.6  # share of each side that a crop keeps at least
-    config.input.augment.hide_patches = 0.0  # largest share of a picture's patches that is replaced by the mean
+    config.input.augment.hide_patches = 0.0  # largest share of an image's patches that is replaced by the mean
     config.input.augment.patch = 32  # pixels, the side of such a patch
     config.input.augment.hide_words = 0.0  # share of the words that is replaced by [MASK]
 
@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
     config.decoder.guidance = "full"  # full | maps | none (a plain FPN)
-    config.decoder.semantics = ("sentence", "stages")  # what guides: the sentence, the referent as seen so far
+    config.decoder.semantics = ("sentence", "stages")  # what guides: the sentence feature, the referent as seen so far
     config.decoder.no_target_width = 0  # of the head that says "nothing here" (models/casg.py); 0 has no head
 
     config.loss = ConfigDict()
@@ -110,9 +110,9 @@ def default_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.split = "val"
     config.eval.every = 2000  # steps; 0 never evaluates during training
-    config.eval.batch_size = 16  # pictures
+    config.eval.batch_size = 16  # images
     config.eval.expressions_per_image = 0  # K of an evaluation; 0 takes that of the training
-    config.eval.limit = 0  # pictures; 0 takes the whole split
+    config.eval.limit = 0  # images; 0 takes the whole split
     config.eval.protocol = "original"  # how masks become numbers; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric by which the best checkpoint is chosen
 

@@ -93,7 +93,7 @@ def _checkpoint() -> Literal["best", "latest"]:
 def _standalone(form: str, packages: str) -> str:
     return (
         f"{OUT.value} holds the network for {form}, and a program that needs nothing of this package, but "
-        f'{packages}: python {OUT.value}/segment.py PICTURE "the man in red" --out masks'
+        f'{packages}: python {OUT.value}/segment.py IMAGE "the man in red" --out masks'
     )
 
 

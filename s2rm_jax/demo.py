@@ -2,9 +2,9 @@
 
     python -m s2rm_jax.demo --workdir runs/demo
     python -m s2rm_jax.demo   # the network that comes with the package: it knows generated shapes
-    curl -F image=@street.jpg -F sentences="the man in red" http://127.0.0.1:7860/segment
+    curl -F image=@street.jpg -F expressions="the man in red" http://127.0.0.1:7860/segment
 
-Drop a picture, write sentences, see their masks and how the network came to them; docs/demo.md tells all of it, and of
+Drop an image, write expressions, see their masks and how the network came to them; docs/demo.md tells all of it, and of
 the HTTP interface. By default only this machine can reach it. Needs pip install -e '.[demo]'. Ctrl-C ends it.
 """
 
@@ -40,11 +40,11 @@ HOST = flags.DEFINE_string(
 PORT = flags.DEFINE_integer(
     "port", 7860, "the port; 0 takes a free one", lower_bound=0, upper_bound=65_535, flag_values=FLAGS
 )
-MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "of a picture's file", lower_bound=0.01, flag_values=FLAGS)
-MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "of a picture", lower_bound=0.01, flag_values=FLAGS)
+MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "of an image's file", lower_bound=0.01, flag_values=FLAGS)
+MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "of an image", lower_bound=0.01, flag_values=FLAGS)
 PER_MINUTE = flags.DEFINE_integer("per_minute", 240, "requests of one visitor", lower_bound=1, flag_values=FLAGS)
 SPLIT = flags.DEFINE_string(
-    "split", None, "whose pictures are the examples; by default as in training", flag_values=FLAGS
+    "split", None, "whose images are the examples; by default as in training", flag_values=FLAGS
 )
 
 # Beyond, a connection is answered by 503 at once, so that no more bodies than these are ever held.
@@ -74,7 +74,7 @@ def main() -> None:
         bytes=round(1e6 * MAX_MEGABYTES.value), pixels=round(1e6 * MAX_MEGAPIXELS.value), per_minute=PER_MINUTE.value
     )
     service = Service(segmenter, limits)
-    log("compiling the network for its first pictures")
+    log("compiling the network for its first images")
     _warm_up(service)
     with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
@@ -99,7 +99,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _warm_up(service: Service) -> None:
-    """Asks for up to four sentences at once, so that the first visitor does not wait for the compiler."""
+    """Asks for up to four expressions at once, so that the first visitor does not wait for the compiler."""
     import io
 
     from PIL import Image
@@ -107,7 +107,7 @@ def _warm_up(service: Service) -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "PNG")
     for count in (1, 2, 4):
-        service.ask(file.getvalue(), ["the picture"] * count, explain=True)
+        service.ask(file.getvalue(), ["the image"] * count, explain=True)
 
 
 if __name__ == "__main__":

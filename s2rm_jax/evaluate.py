@@ -1,4 +1,4 @@
-"""Evaluates a trained network on every sentence of a split, as a named protocol says.
+"""Evaluates a trained network on every expression of a split, as a named protocol says.
 
     python -m s2rm_jax.evaluate --workdir runs/synthetic
     python -m s2rm_jax.evaluate --workdir runs/synthetic --split compositional --gallery 24
@@ -7,7 +7,7 @@
 
 Prints the protocol's numbers, by kind of expression where the source knows kinds, with bootstrap intervals, and, on the
 splits that papers report, the published figures beside them. Writes a report (index.html) with figures and a gallery of
-random, worst and best cases, and the same as metrics.json, table.md, table.tex, sentences.csv, plots/ and gallery/.
+random, worst and best cases, and the same as metrics.json, table.md, table.tex, expressions.csv, plots/ and gallery/.
 Several processes share the work where flags or the environment log so, as in training; the first writes.
 The data, the network and the input size are those of the run's own configuration; docs/evaluation.md has the protocols.
 """
@@ -47,7 +47,7 @@ GALLERY = flags.DEFINE_integer(
 EXPLAIN = flags.DEFINE_bool(
     "explain", False, "also draw, for each case of the gallery, how the network came to it", flag_values=FLAGS
 )
-LIMIT = flags.DEFINE_integer("limit", 0, "pictures to evaluate; 0 takes them all", lower_bound=0, flag_values=FLAGS)
+LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0 takes them all", lower_bound=0, flag_values=FLAGS)
 DATA = flags.DEFINE_multi_string(
     "data",
     None,
@@ -98,8 +98,8 @@ def main() -> dict[str, Any] | None:
     suffix += f"-first-{LIMIT.value}" if LIMIT.value else ""  # beside the report on the whole split, not in its place
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
 
-    pictures = min(len(source), LIMIT.value or len(source))
-    log(f"evaluating the {which} checkpoint of {workdir} on {counted(pictures, 'picture')} of {split}")
+    images = min(len(source), LIMIT.value or len(source))
+    log(f"evaluating the {which} checkpoint of {workdir} on {counted(images, 'image')} of {split}")
     cases = Cases(GALLERY.value)
     trained = LoadedRun(network, params, build_tokenizer(config, source), config)
     evaluator = Evaluator(network, trained.tokenizer, config, protocol, mesh)
@@ -118,13 +118,13 @@ def main() -> dict[str, Any] | None:
         benchmark=benchmark,
         split=split,
         checkpoint=which,
-        pictures=pictures,
+        images=images,
     )
     if EXPLAIN.value and GALLERY.value:
         _explain(out / "gallery", cases, trained)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
-    sentences = counted(report.total.sentences, "sentence")
-    log(f"{' and '.join(values)} over {sentences} of {split}; the report is {page}")
+    expressions = counted(report.total.expressions, "sentence")
+    log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""How the network came to a mask: what of its inside can be looked at, by name and for one sentence.
+"""How the network came to a mask: what of its inside can be looked at, by name and for one expression.
 
 `reduce` runs on the device, inside the program that segments, and makes the network's large outputs small;
 `explanations` names the rest on the host.
@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 
 from s2rm_jax.input.tokens import Tokenizer
 
-# Where the slices of a rotated map begin and end in the picture as it stands.
+# Where the slices of a rotated map begin and end in the image as it stands.
 DIRECTIONS = {0: "downwards", 90: "leftwards", 180: "upwards", 270: "rightwards"}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What led to the mask of one sentence; all values are float32.
+    """What led to the mask of one expression; all values are float32.
 
     words            what the network read, [CLS] and [SEP] among them; the pieces of a rare word are joined
     word_attention   [words, h, w], the mean over the heads of S2RM's first step: where each word was laid out. At every
@@ -34,7 +34,7 @@ class Explanation:
     balance_weights  {pair: [r, h, w]}, how the directions were weighed against each other; they sum to 1 over r
     stages           CASG's masks as probabilities [h_i, w_i], from the coarsest stage to the finest
 
-    The pairs are missing where the network was configured without them; every grid [h, w] covers the whole picture.
+    The pairs are missing where the network was configured without them; every grid [h, w] covers the whole image.
     """
 
     words: tuple[str, ...]
@@ -47,7 +47,7 @@ class Explanation:
 
 @flax.struct.dataclass
 class Reduced:
-    """The network's outputs on the way to explanations, for one picture with k sentences; l pieces a sentence."""
+    """The network's outputs on the way to explanations, for one image with k expressions; l pieces an expression."""
 
     attention: Any  # [k, l, h, w]
     group_maps: dict[str, Any]  # {pair: [k, r, h, w]}
@@ -56,7 +56,7 @@ class Reduced:
 
 
 def reduce(output: Any) -> Reduced:
-    """Reduces the network's `Output` for one picture (b = 1) to what explanations show."""
+    """Reduces the network's `Output` for one image (b = 1) to what explanations show."""
     attention = output.word_attention[0].mean(1)  # over heads: [k, h, w, l]
     strengths = {
         pair: jnp.moveaxis(jnp.sqrt(jnp.mean(jnp.square(maps[:, 0].astype(jnp.float32)), -1)), 0, 1)
@@ -74,7 +74,7 @@ def reduce(output: Any) -> Reduced:
 def explanations(
     reduced: Reduced, tokens: Sequence[np.ndarray], tokenizer: Tokenizer, rotations: Sequence[int]
 ) -> list[Explanation]:
-    """Returns one explanation per sentence; `reduced` has arrays of NumPy and may have rows that fill it up."""
+    """Returns one explanation per expression; `reduced` has arrays of NumPy and may have rows that fill it up."""
     directions = tuple(DIRECTIONS[degrees] for degrees in rotations)
     found = []
     for row, ids in enumerate(tokens):

@@ -208,10 +208,10 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
         raise UserError(f"{flag}: {path} cannot be written ({error.strerror or error}); give another {flag}") from error
 
 
-def save_picture(picture: Image.Image, path: Path, flag: str = "--out") -> None:
-    """Writes a picture, mask or figure; raises UserError where that is not possible."""
+def save_image(image: Image.Image, path: Path, flag: str = "--out") -> None:
+    """Writes an image, mask or figure; raises UserError where that is not possible."""
     with writing(path, flag):
-        picture.save(path)
+        image.save(path)
 
 
 def slug(text: str, limit: int = 40) -> str:

@@ -2,12 +2,12 @@
 
 It is the one that the LAVT family has in common (LAVT, and with changes CARIS, DMMI and CGFormer), so that a difference
 in the result is a difference in the network: 480 x 480 pixels without any augmentation, Swin-Base with windows of 12
-pretrained on ImageNet-22k at 384 pixels, BERT-base, 20 tokens, one random sentence per referent, 40 epochs of batches
+pretrained on ImageNet-22k at 384 pixels, BERT-base, 20 tokens, one random expression per referent, 40 epochs of batches
 of 32, AdamW at 5e-5 for everything with weight decay 0.01, polynomial decay of power 0.9 without warm-up, two-class
 cross-entropy weighted 0.9 / 1.1, drop path 0.3 (yz93/LAVT-RIS args.py, train.py, lib/segmentation.py).
 
 Where LAVT's code does something by accident, this does not follow: it trains all layers of BERT (LAVT leaves the last
-two and the embeddings as they are), has BERT's dropout on, keeps the [SEP] of a long sentence, and exempts biases and
+two and the embeddings as they are), has BERT's dropout on, keeps the [SEP] of a long expression, and exempts biases and
 norms from weight decay everywhere.
 """
 
@@ -43,7 +43,7 @@ def lavt_recipe(source: dict[str, object], small: bool = False) -> ConfigDict:
     config.input.source = ConfigDict({"root": os.environ.get("S2RM_DATA", ""), **source})
     config.input.image_size = (480, 480)
     config.input.sampling = "referent"
-    config.input.expressions_per_image = 1  # with one, a batch of 32 pictures is one of 32 referents, as with the peers
+    config.input.expressions_per_image = 1  # with one, a batch of 32 images is one of 32 referents, as with the peers
     config.input.workers = 4
     config.steps = 0  # computed from the epochs
     config.epochs = EPOCHS

@@ -1,4 +1,4 @@
-"""Segmenting what sentences refer to, from Python.
+"""Segmenting what expressions refer to, from Python.
 
 segmenter = Segmenter.from_checkpoint("runs/synthetic")
 result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
@@ -31,34 +31,34 @@ from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.training.workdir import load_run
 
-# Sentences are filled up to the next of these numbers, so that at most this many programs are compiled; more sentences
-# than the last go in several rounds on the same encoded picture, which bounds the memory they take.
+# Expressions are filled up to the next of these numbers, so that at most this many programs are compiled; more expressions
+# than the last go in several rounds on the same encoded image, which bounds the memory they take.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """A picture as it is and as the network sees it, ready for any number of sentences.
+class EncodedImage:
+    """An image as it is and as the network sees it, ready for any number of expressions.
 
     `features` lie on the device of the Segmenter that made them, and mean something to that one only.
     """
 
-    picture: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "height width 3"]
     features: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one picture, sentence by sentence.
+    """What was found in one image, expression by expression.
 
-    `masks` has the picture's own size, upright as a viewer shows it. `scores` is the mean probability of foreground
+    `masks` has the image's own size, upright as a viewer shows it. `scores` is the mean probability of foreground
     over the pixels of each mask, in [0.5, 1], and 0 for an empty mask: how sure the network is, not how right. It puts
     masks in a good order (measured in default_network/README.md), and as a probability of being right it is too high.
-    `no_target` is the probability that a sentence refers to nothing, None where the network has no head that says so;
+    `no_target` is the probability that an expression refers to nothing, None where the network has no head that says so;
     above 0.5 the mask is empty, whatever the pixels say. `explanations` are there where they were asked for.
     """
 
-    sentences: tuple[str, ...]
+    expressions: tuple[str, ...]
     masks: Bool[np.ndarray, "k height width"]
     scores: Float[np.ndarray, " k"]
     no_target: Float[np.ndarray, " k"] | None = None
@@ -66,7 +66,7 @@ class Result:
 
 
 class Segmenter:
-    """A trained network with everything that it needs to take a picture and sentences.
+    """A trained network with everything that it needs to take an image and expressions.
 
     Calls are free of implicit transfers between host and device, and may come from several threads.
     """
@@ -100,46 +100,46 @@ class Segmenter:
         trained = load_run(workdir, which)
         return cls(trained.network, trained.params, trained.tokenizer, trained.config)
 
-    def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedPicture:
-        """Encodes a picture, for any number of calls of `segment`; returns once the device is done.
+    def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedImage:
+        """Encodes an image, for any number of calls of `segment`; returns once the device is done.
 
         Args:
             image: a file, an address on the web (http:// or https://), the bytes of a file, an array [H, W, 3] of
                 uint8, or a PIL image; turned upright by its EXIF orientation.
 
         Raises:
-            UserError: the picture cannot be read or fetched.
+            UserError: the image cannot be read or fetched.
         """
         original = load_image(image, apply_exif=True)
         pixels = resize_image(original, tuple(self.config.input.image_size))
         features = self._encode(self._params, jax.device_put(pixels[None]))
-        return EncodedPicture(original, jax.block_until_ready(features))
+        return EncodedImage(original, jax.block_until_ready(features))
 
     def segment(
         self,
-        image: EncodedPicture | str | Path | bytes | np.ndarray | Image.Image,
-        sentences: str | Sequence[str],
+        image: EncodedImage | str | Path | bytes | np.ndarray | Image.Image,
+        expressions: str | Sequence[str],
         *,
         explain: bool = False,
     ) -> Result:
-        """Segments what each sentence refers to. The picture is encoded once, however many sentences there are.
+        """Segments what each expression refers to. The image is encoded once, however many expressions there are.
 
         Args:
             image: what `encode` returned, or anything that it takes.
-            sentences: one sentence or several; one alone gives the same as among others.
+            expressions: one expression or several; one alone gives the same as among others.
             explain: also return how the network came to each mask.
 
         Raises:
-            UserError: the picture cannot be read, there is no sentence, or a sentence has no words.
+            UserError: the image cannot be read, there is no expression, or an expression has no words.
         """
-        sentences = (sentences,) if isinstance(sentences, str) else tuple(sentences)
-        if not sentences:
-            raise UserError("there is no sentence; say what is to be found in the picture")
-        encoded = [self._tokenizer.encode(sentence) for sentence in sentences]
-        known = image if isinstance(image, EncodedPicture) else self.encode(image)
+        expressions = (expressions,) if isinstance(expressions, str) else tuple(expressions)
+        if not expressions:
+            raise UserError("there is no expression; say what is to be found in the image")
+        encoded = [self._tokenizer.encode(expression) for expression in expressions]
+        known = image if isinstance(image, EncodedImage) else self.encode(image)
 
-        height, width = known.picture.shape[:2]
-        masks, scores = np.empty((len(sentences), height, width), bool), np.empty(len(sentences))
+        height, width = known.image.shape[:2]
+        masks, scores = np.empty((len(expressions), height, width), bool), np.empty(len(expressions))
         nothing: list[float] = []
         explained: list[Explanation] = []
         for start, some in _rounds(encoded):
@@ -158,7 +158,7 @@ class Segmenter:
                 ids = [pieces for pieces, _ in some]
                 explained += explanations(reduced, ids, self._tokenizer, self.config.fusion.rotations)
         return Result(
-            sentences,
+            expressions,
             masks,
             scores,
             np.array(nothing) if nothing else None,
@@ -166,20 +166,20 @@ class Segmenter:
         )
 
     def explain(
-        self, image: EncodedPicture | str | Path | bytes | np.ndarray | Image.Image, sentence: str
+        self, image: EncodedImage | str | Path | bytes | np.ndarray | Image.Image, expression: str
     ) -> Explanation:
-        """Returns how the network comes to the mask of one sentence; raises what `segment` does."""
-        told = self.segment(image, sentence, explain=True).explanations
+        """Returns how the network comes to the mask of one expression; raises what `segment` does."""
+        told = self.segment(image, expression, explain=True).explanations
         assert told is not None  # asked for
         return told[0]
 
-    def remarks(self, sentence: str) -> list[str]:
-        """Returns what a person should know of how a sentence is read: words cut off, words that are not known."""
-        return remarks(self._tokenizer, sentence)
+    def remarks(self, expression: str) -> list[str]:
+        """Returns what a person should know of how an expression is read: words cut off, words that are not known."""
+        return remarks(self._tokenizer, expression)
 
 
 def _rounds(encoded: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
-    """Yields the sentences of each round, and the number of those before them."""
+    """Yields the expressions of each round, and the number of those before them."""
     for start in range(0, len(encoded), BUCKETS[-1]):
         yield start, list(encoded[start : start + BUCKETS[-1]])
 

@@ -1,10 +1,10 @@
-"""Draws what a network is trained on: pictures, masks and sentences as they leave the input pipeline.
+"""Draws what a network is trained on: images, masks and expressions as they leave the input pipeline.
 
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
 
-A column is a picture of the first batch. The first row shows it as it is; a further row for each kind of augmentation
-that the configuration turns on shows it changed in that way alone, wherever the sentences admit it: a picture that is
+A column is an image of the first batch. The first row shows it as it is; a further row for each kind of augmentation
+that the configuration turns on shows it changed in that way alone, wherever the expressions admit it: an image that is
 the same as above was refused. Nothing is trained.
 """
 
@@ -33,9 +33,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string("out", None, "the PNG file to write", flag_values=FLAGS)
-NUMBER = flags.DEFINE_integer("number", 5, "pictures to draw", lower_bound=1, flag_values=FLAGS)
+NUMBER = flags.DEFINE_integer("number", 5, "images to draw", lower_bound=1, flag_values=FLAGS)
 SIDE = flags.DEFINE_integer(
-    "side", 224, "pixels of the longer side of a drawn picture", lower_bound=32, flag_values=FLAGS
+    "side", 224, "pixels of the longer side of a drawn image", lower_bound=32, flag_values=FLAGS
 )
 
 KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches", "hide_words")}
@@ -54,13 +54,13 @@ def main() -> dict[str, Any]:
         page.save(Path(OUT.value), format="PNG")
     except OSError as error:
         raise UserError(f"--out {OUT.value} cannot be written: {error.strerror}; name a file in a folder") from error
-    print(f"{OUT.value} shows {counted(NUMBER.value, 'picture')} of {CONFIG.value.input.train_split}")
+    print(f"{OUT.value} shows {counted(NUMBER.value, 'image')} of {CONFIG.value.input.train_split}")
     rows = [label for label, _ in kinds_of(CONFIG.value)]
-    return {"file": OUT.value, "pictures": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
+    return {"file": OUT.value, "images": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
 
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
-    """Returns the rows one below the other, with `number` pictures of `side` pixels each."""
+    """Returns the rows one below the other, with `number` images of `side` pixels each."""
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
 
@@ -100,9 +100,9 @@ def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number
 
 
 def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Image:
-    """Draws the pictures of a batch side by side, with masks and sentences, and a label above.
+    """Draws the images of a batch side by side, with masks and expressions, and a label above.
 
-    Sentences about the same object have its colour.
+    Expressions about the same object have its colour.
     """
     from s2rm_jax.evaluation import overlay
     from s2rm_jax.input.encode import unpack_masks
@@ -122,16 +122,16 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
     overlay.draw_lines(canvas, [label], (gap, gap // 2), text)
     for column, legend in enumerate(legends):
         masks = list(unpack_masks(batch.targets[column][batch.valid[column]], height))
-        objects = list({mask.tobytes(): mask for mask in masks}.values())  # of which several sentences may speak
+        objects = list({mask.tobytes(): mask for mask in masks}.values())  # of which several expressions may speak
         colour_of = {mask.tobytes(): colour for mask, colour in zip(objects, cycle(overlay.DISTINCT_COLOURS))}
         colours = [colour_of[mask.tobytes()] for mask in masks]
-        picture = overlay.fit_picture(batch.images[column], size)
+        image = overlay.fit_image(batch.images[column], size)
         layer = overlay.mask_layer(objects, list(colour_of.values()), size, shade=0.0)
         at = (gap + column * step, gap + line)
-        canvas.paste(overlay.lay_over(picture, layer), at)
+        canvas.paste(overlay.lay_over(image, layer), at)
         y = at[1] + size[1]
-        for colour, sentence in zip(colours, legend, strict=True):
-            y = overlay.draw_lines(canvas, sentence, (at[0], y), text, colour)
+        for colour, expression in zip(colours, legend, strict=True):
+            y = overlay.draw_lines(canvas, expression, (at[0], y), text, colour)
     return canvas
 
 

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class ColourNetwork(nn.Module):
-    """Has the methods of ReferringNetwork and finds, exactly, the pixels of the colour that a sentence names."""
+    """Has the methods of ReferringNetwork and finds, exactly, the pixels of the colour that an expression names."""
 
     hear: Callable[[str], None]  # is told the name of every method that is traced
 
@@ -63,7 +63,7 @@ class ColourNetwork(nn.Module):
 
 
 class ColourWorld(NamedTuple):
-    """The colour network ready for use, at an input size of 8 x 8 pixels, K = 3 and two pictures a batch."""
+    """The colour network ready for use, at an input size of 8 x 8 pixels, K = 3 and two images a batch."""
 
     network: ColourNetwork
     traced: list[str]
@@ -94,7 +94,7 @@ def make_colour_world() -> ColourWorld:
 
 
 def striped_example(name: str, texts: list[str], height: int = 4, width: int = 8, kind: str = "") -> Example:
-    """A picture whose left 3 of 8 columns are red and the rest blue; every sentence means its left half."""
+    """An image whose left 3 of 8 columns are red and the rest blue; every expression means its left half."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, : 3 * width // 8, 0] = 255
     image[:, 3 * width // 8 :, 2] = 255
@@ -121,7 +121,7 @@ def source_of():
 
 @pytest.fixture
 def make_example():
-    """Makes pictures for the colour network: see `striped_example`."""
+    """Makes images for the colour network: see `striped_example`."""
     return striped_example
 
 

@@ -80,11 +80,11 @@ def test_help_shows_defaults():
     flags.DEFINE_integer("gallery", 12, "cases to draw", flag_values=values)
     flags.DEFINE_bool("quick", False, "only headers", flag_values=values)
     flags.DEFINE_string("out", "", "a file", flag_values=values)
-    flags.DEFINE_multi_string("text", None, "a sentence", flag_values=values)
+    flags.DEFINE_multi_string("text", None, "an expression", flag_values=values)
     shown = command_line._help(values, "Does things.").splitlines()
     assert "      cases to draw (default: 12)" in shown
     assert "      only headers (default: False)" in shown
-    assert "      a file" in shown and "      a sentence" in shown
+    assert "      a file" in shown and "      an expression" in shown
 
 
 def test_help_shows_the_docstring_and_the_flags(call):
@@ -154,10 +154,10 @@ def test_a_broken_configuration_file_is_told_with_its_line(call, tmp_path, sourc
 
 def test_user_errors_of_the_door_have_status_2_and_no_traceback(call, config_file):
     def main():
-        raise UserError("the picture is missing: give another --image.")
+        raise UserError("the image is missing: give another --image.")
 
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
-    assert (status, err) == (2, "error: the picture is missing: give another --image.\n")
+    assert (status, err) == (2, "error: the image is missing: give another --image.\n")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

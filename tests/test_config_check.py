@@ -15,7 +15,7 @@ def test_the_defaults_are_sound():
     [
         ("dtype", "float16", "one of: float32, bfloat16"),
         ("remat", "all", "one of: none, dense, blocks"),
-        ("fusion.language", "letters", "one of: words, sentence"),
+        ("fusion.language", "letters", "one of: words, expression"),
         ("decoder.semantics", ("words",), "one or more of: sentence, stages"),
         ("fusion.mode", "convolution", "one of: s2rm, sum, product, concat, attention"),
         ("fusion.recurrence", "lstm", "one of: gated, linear, none"),
@@ -42,7 +42,7 @@ def test_the_defaults_are_sound():
         ("mesh.step", "pmap", "one of: jit, shard_map"),
         ("eval.expressions_per_image", -1, "at least 0"),
         ("decoder.no_target_width", -1, "at least 0"),
-        ("input.sampling", "object", "one of: image, sentence, referent"),
+        ("input.sampling", "object", "one of: image, expression, referent"),
         ("input.augment.flip", 1.5, "from 0 to 1"),
         ("input.augment.hide_words", -0.1, "from 0 to 1"),
         ("input.augment.patch", 0, "at least 1"),

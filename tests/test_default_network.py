@@ -14,7 +14,7 @@ from s2rm_jax.training.run import load_config, require_same_config
 from tests.test_configs import load
 
 ROOT = Path(__file__).parents[1]
-MEAN_IOU = 0.624  # of the four sentences of the first scene of val, measured
+MEAN_IOU = 0.624  # of the four expressions of the first scene of val, measured
 
 
 def test_it_is_small_and_whole():

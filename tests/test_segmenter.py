@@ -1,4 +1,4 @@
-"""Segmenting from Python: sizes, scores, one encoding for all sentences, and clear words about bad input."""
+"""Segmenting from Python: sizes, scores, one encoding for all expressions, and clear words about bad input."""
 
 import jax
 import numpy as np
@@ -12,20 +12,20 @@ from s2rm_jax.segmenter import BUCKETS, Segmenter
 
 
 @pytest.fixture
-def picture(make_example):
+def image(make_example):
     return make_example("p", ["red"], 12, 24).image  # columns 0-8 are red, 9-23 blue
 
 
-def test_masks_have_the_pictures_own_size(segmenter, picture):
-    result = segmenter.segment(picture, ["the red part", "blue", "green"])
-    assert result.sentences == ("the red part", "blue", "green")
+def test_masks_have_the_images_own_size(segmenter, image):
+    result = segmenter.segment(image, ["the red part", "blue", "green"])
+    assert result.expressions == ("the red part", "blue", "green")
     assert result.masks.shape == (3, 12, 24)
     red = np.broadcast_to(np.arange(24) < 9, (12, 24))
     np.testing.assert_array_equal(result.masks, [red, ~red, np.zeros_like(red)])
 
 
-def test_scores_are_the_mean_probability_over_the_mask(segmenter, picture):
-    plain = np.zeros_like(picture)
+def test_scores_are_the_mean_probability_over_the_mask(segmenter, image):
+    plain = np.zeros_like(image)
     plain[..., 0] = 255
     # Everywhere the level of red is 1, so every logit is (1 - 0.5) * 8 = 4.
     result = segmenter.segment(plain, ["red", "green"])
@@ -34,11 +34,11 @@ def test_scores_are_the_mean_probability_over_the_mask(segmenter, picture):
     assert not result.masks[1].any()
 
 
-def test_where_the_network_says_that_nothing_is_meant_the_mask_is_empty(colour_world, segmenter, picture):
+def test_where_the_network_says_that_nothing_is_meant_the_mask_is_empty(colour_world, segmenter, image):
     network, _, params, tokenizer, config = colour_world
 
     class Judging(type(network)):
-        """Holds that sentences with "the" refer to nothing, and most of all those with "part"."""
+        """Holds that expressions with "the" refer to nothing, and most of all those with "part"."""
 
         def ground(self, features, tokens, token_mask, image_size):
             the, part = ((tokens == tokenizer.vocabulary.index(word)).any(-1) for word in ("the", "part"))
@@ -49,81 +49,81 @@ def test_where_the_network_says_that_nothing_is_meant_the_mask_is_empty(colour_w
             )
 
     result = Segmenter(Judging(network.hear), params, tokenizer, config).segment(
-        picture, ["red", "the red", "the red part"]
+        image, ["red", "the red", "the red part"]
     )
     assert result.masks.any((1, 2)).tolist() == [True, False, False]
     np.testing.assert_allclose(result.no_target, [1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2)), 1])
     assert result.scores[0] > 0.5 and result.scores[1:].tolist() == [0, 0]
-    assert segmenter.segment(picture, "red").no_target is None
+    assert segmenter.segment(image, "red").no_target is None
 
 
-def test_one_sentence_may_be_a_plain_string(segmenter, picture):
-    one, listed = segmenter.segment(picture, "red"), segmenter.segment(picture, ["red"])
-    assert one.sentences == listed.sentences == ("red",)
+def test_one_expression_may_be_a_plain_string(segmenter, image):
+    one, listed = segmenter.segment(image, "red"), segmenter.segment(image, ["red"])
+    assert one.expressions == listed.expressions == ("red",)
     np.testing.assert_array_equal(one.masks, listed.masks)
 
 
-def test_path_pil_and_array_give_the_same(segmenter, picture, tmp_path):
-    path = tmp_path / "picture.png"
-    Image.fromarray(picture).save(path)
-    masks = [segmenter.segment(source, "red").masks for source in (picture, Image.fromarray(picture), path, str(path))]
+def test_path_pil_and_array_give_the_same(segmenter, image, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    masks = [segmenter.segment(source, "red").masks for source in (image, Image.fromarray(image), path, str(path))]
     for other in masks[1:]:
         np.testing.assert_array_equal(masks[0], other)
 
 
-def test_the_picture_is_turned_upright(segmenter, picture, tmp_path):
+def test_the_image_is_turned_upright(segmenter, image, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees: the left columns become the upper rows
     path = tmp_path / "turned.png"
-    Image.fromarray(picture).save(path, exif=exif)
+    Image.fromarray(image).save(path, exif=exif)
     result = segmenter.segment(path, "red")
     assert result.masks.shape == (1, 24, 12)
     np.testing.assert_array_equal(result.masks[0], np.broadcast_to(np.arange(24)[:, None] < 9, (24, 12)))
 
 
-def test_one_encoding_for_all_sentences_and_few_programs(segmenter, colour_world, picture, monkeypatch):
+def test_one_encoding_for_all_expressions_and_few_programs(segmenter, colour_world, image, monkeypatch):
     encodings = []
     encode = segmenter._encode
     monkeypatch.setattr(segmenter, "_encode", lambda *args: encodings.append(1) or encode(*args))
     for count in (1, 2, 3, 4, 5, 7, 8, BUCKETS[-1] + 3):
         encodings.clear()
-        result = segmenter.segment(picture, ["red", "blue"] * (count // 2) + ["red"] * (count % 2))
+        result = segmenter.segment(image, ["red", "blue"] * (count // 2) + ["red"] * (count % 2))
         assert len(encodings) == 1
         assert result.masks.shape[0] == count
         assert result.masks[:, 0, 0].tolist() == [i % 2 == 0 for i in range(count)]  # the upper left corner is red
-    # One program per bucket, whatever the number of sentences; 35 sentences are 32 and 4 (of which one fills up).
+    # One program per bucket, whatever the number of expressions; 35 expressions are 32 and 4 (of which one fills up).
     assert colour_world.traced == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
 
 
-def test_a_picture_is_encoded_once_and_asked_often(segmenter, colour_world, picture):
-    encoded = segmenter.encode(picture)
-    np.testing.assert_array_equal(encoded.picture, picture)
-    for sentences in ("red", ["blue", "red"], ["green"]):
-        asked, at_once = segmenter.segment(encoded, sentences), segmenter.segment(picture, sentences)
+def test_a_image_is_encoded_once_and_asked_often(segmenter, colour_world, image):
+    encoded = segmenter.encode(image)
+    np.testing.assert_array_equal(encoded.image, image)
+    for expressions in ("red", ["blue", "red"], ["green"]):
+        asked, at_once = segmenter.segment(encoded, expressions), segmenter.segment(image, expressions)
         np.testing.assert_array_equal(asked.masks, at_once.masks)
         np.testing.assert_array_equal(asked.scores, at_once.scores)
     assert colour_world.traced == ["encode_image", "ground 1", "ground 2"]
 
 
-def test_a_picture_may_be_the_bytes_of_a_file(segmenter, picture, tmp_path):
-    path = tmp_path / "picture.png"
-    Image.fromarray(picture).save(path)
-    np.testing.assert_array_equal(segmenter.encode(path.read_bytes()).picture, picture)
+def test_a_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    np.testing.assert_array_equal(segmenter.encode(path.read_bytes()).image, image)
 
 
-@pytest.mark.parametrize("sentences", [[], ()])
-def test_no_sentence(segmenter, picture, sentences):
-    with pytest.raises(UserError, match="there is no sentence"):
-        segmenter.segment(picture, sentences)
+@pytest.mark.parametrize("expressions", [[], ()])
+def test_no_expression(segmenter, image, expressions):
+    with pytest.raises(UserError, match="there is no expression"):
+        segmenter.segment(image, expressions)
 
 
-@pytest.mark.parametrize("sentences", ["", "   ", ["red", ""]])
-def test_empty_sentence(segmenter, picture, sentences):
+@pytest.mark.parametrize("expressions", ["", "   ", ["red", ""]])
+def test_empty_expression(segmenter, image, expressions):
     with pytest.raises(UserError, match="no words"):
-        segmenter.segment(picture, sentences)
+        segmenter.segment(image, expressions)
 
 
-def test_missing_picture(segmenter, tmp_path):
+def test_missing_image(segmenter, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png"):
         segmenter.segment(tmp_path / "nowhere.png", "red")
 
@@ -139,11 +139,11 @@ def test_remarks(segmenter):
 
 def test_a_trained_network_gives_together_what_it_gives_one_by_one(tiny_workdir):
     segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
-    picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    sentences = ["the red circle", "the small star left of the blue square", "the leftmost square"]
-    together = segmenter.segment(picture, sentences)
-    for row, sentence in enumerate(sentences):
-        alone = segmenter.segment(picture, sentence)
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    expressions = ["the red circle", "the small star left of the blue square", "the leftmost square"]
+    together = segmenter.segment(image, expressions)
+    for row, expression in enumerate(expressions):
+        alone = segmenter.segment(image, expression)
         np.testing.assert_array_equal(alone.masks[0], together.masks[row])
         assert alone.scores[0] == pytest.approx(together.scores[row], abs=1e-5)
 
@@ -151,11 +151,13 @@ def test_a_trained_network_gives_together_what_it_gives_one_by_one(tiny_workdir)
 def test_explanations_have_the_same_answer_and_everything_by_name(tiny_workdir):
     segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
     encoded = segmenter.encode(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
-    sentences = ["the red circle", "the leftmost square", "the star"]
-    plain, told = segmenter.segment(encoded, sentences), segmenter.segment(encoded, sentences, explain=True)
+    expressions = ["the red circle", "the leftmost square", "the star"]
+    plain, told = segmenter.segment(encoded, expressions), segmenter.segment(encoded, expressions, explain=True)
     np.testing.assert_array_equal(plain.masks, told.masks)
     assert plain.explanations is None
-    assert [e.words for e in told.explanations] == [("[CLS]", *sentence.split(), "[SEP]") for sentence in sentences]
+    assert [e.words for e in told.explanations] == [
+        ("[CLS]", *expression.split(), "[SEP]") for expression in expressions
+    ]
     for explanation in told.explanations:
         assert explanation.directions == ("downwards", "leftwards", "upwards", "rightwards")
         assert explanation.word_attention.shape == (len(explanation.words), 1, 1)  # 32 pixels at stride 32
@@ -174,9 +176,9 @@ def test_the_parameters_are_brought_to_the_device_once(tiny_workdir):
     params = jax.device_get(loaded._params)  # arrays of NumPy, as a checkpoint may give them
     segmenter = Segmenter(build_network(config), params, Tokenizer(tiny_workdir / "vocab.txt", 16), config)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(segmenter._params))
-    picture = np.zeros((40, 56, 3), np.uint8)
+    image = np.zeros((40, 56, 3), np.uint8)
     with jax.transfer_guard("disallow"):
-        result = segmenter.segment(picture, ["the red circle", "the leftmost square", "the star"])
+        result = segmenter.segment(image, ["the red circle", "the leftmost square", "the star"])
     assert result.masks.shape == (3, 40, 56)
 
 

@@ -1,4 +1,4 @@
-"""The picture of what a network is trained on."""
+"""The image of what a network is trained on."""
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,7 @@ def test_each_kind_is_alone_and_wherever_it_may_be():
     assert kinds == {"as it is": off, "mirrored": off | {"flip": 1.0}, "hidden": off | {"hide_patches": 0.3}}
 
 
-def test_sentences_about_one_object_share_its_colour(monkeypatch):
+def test_expressions_about_one_object_share_its_colour(monkeypatch):
     drawn, written = [], []
 
     def mask_layer(masks, colours, size, shade):

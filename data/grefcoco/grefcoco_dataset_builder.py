@@ -4,7 +4,7 @@ from data.refer_dataset import ReferBuilder, ReferConfig
 
 
 class Builder(ReferBuilder):
-    """gRefCOCO: pictures with the expressions that refer to something in them."""
+    """gRefCOCO: images with the expressions that refer to something in them."""
 
     FOLDER = "grefcoco"
     BUILDER_CONFIGS = (ReferConfig("unc"),)

@@ -4,7 +4,7 @@ from data.refer_dataset import ReferBuilder, ReferConfig
 
 
 class Builder(ReferBuilder):
-    """ReferIt: pictures with the expressions that refer to something in them."""
+    """ReferIt: images with the expressions that refer to something in them."""
 
     FOLDER = "refclef"
     BUILDER_CONFIGS = (ReferConfig("berkeley"), ReferConfig("unc"))

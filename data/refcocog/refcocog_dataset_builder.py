@@ -4,7 +4,7 @@ from data.refer_dataset import ReferBuilder, ReferConfig
 
 
 class Builder(ReferBuilder):
-    """RefCOCOg: pictures with the expressions that refer to something in them."""
+    """RefCOCOg: images with the expressions that refer to something in them."""
 
     FOLDER = "refcocog"
     BUILDER_CONFIGS = (ReferConfig("umd"), ReferConfig("google"))

@@ -4,7 +4,7 @@ from data.refer_dataset import ReferBuilder, ReferConfig
 
 
 class Builder(ReferBuilder):
-    """RefCOCO+: pictures with the expressions that refer to something in them."""
+    """RefCOCO+: images with the expressions that refer to something in them."""
 
     FOLDER = "refcoco+"
     BUILDER_CONFIGS = (ReferConfig("unc"),)

@@ -1,1 +1,1 @@
-"""Measuring what a network predicts: scores, the evaluator that collects them, reports and pictures."""
+"""Measuring what a network predicts: scores, the evaluator that collects them, reports and images."""

@@ -1,9 +1,9 @@
-"""How far numbers would scatter over other pictures: bootstrap intervals (Efron 1979), resampling whole pictures.
+"""How far numbers would scatter over other images: bootstrap intervals (Efron 1979), resampling whole images.
 
-The sentences of a picture stand or fall together, so pictures are drawn with replacement, each with all its sentences.
+The expressions of an image stand or fall together, so images are drawn with replacement, each with all its expressions.
 The interval says nothing about other seeds or other training runs.
 
-Where a network does well and where it does not: IoU by length of the sentence, size and place of what is meant.
+Where a network does well and where it does not: IoU by length of the expression, size and place of what is meant.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 
 RESAMPLES = 1000
 LEVEL = 95  # percent
 _SEED = 0
-_DRAWS_AT_ONCE = 2_000_000  # of pictures, to bound the memory
+_DRAWS_AT_ONCE = 2_000_000  # of images, to bound the memory
 
 
-def intervals(scores: Sequence[SentenceScore]) -> dict[str, tuple[float, float]]:
-    """Returns the intervals, in percent, of `overall_iou` and `mean_iou` over the pictures of `scores`."""
+def intervals(scores: Sequence[ExpressionScore]) -> dict[str, tuple[float, float]]:
+    """Returns the intervals, in percent, of `overall_iou` and `mean_iou` over the images of `scores`."""
     columns = [(s.intersection, s.union, s.iou or 0.0, s.iou is not None) for s in scores]
     sums = resampled_sums(np.array(columns, np.float64), [s.example_id for s in scores])
     return {
@@ -34,13 +34,13 @@ def intervals(scores: Sequence[SentenceScore]) -> dict[str, tuple[float, float]]
 
 
 def resampled_sums(
-    values: Shaped[np.ndarray, "sentences columns"], pictures: Sequence[str]
+    values: Shaped[np.ndarray, "expressions columns"], images: Sequence[str]
 ) -> Float[np.ndarray, "resamples columns"]:
-    """Returns the column sums of `values` (one row per sentence) over each resampling of the sentences' `pictures`."""
-    _, picture = np.unique(np.asarray(pictures), return_inverse=True)
-    per_picture = np.zeros((picture.max() + 1, values.shape[1]))
-    np.add.at(per_picture, picture, values)
-    return np.concatenate([times @ per_picture for times in _times_drawn(len(per_picture))])
+    """Returns the column sums of `values` (one row per expression) over each resampling of the expressions' `images`."""
+    _, image = np.unique(np.asarray(images), return_inverse=True)
+    per_image = np.zeros((image.max() + 1, values.shape[1]))
+    np.add.at(per_image, image, values)
+    return np.concatenate([times @ per_image for times in _times_drawn(len(per_image))])
 
 
 def interval(parts: Float[np.ndarray, " n"], wholes: Float[np.ndarray, " n"]) -> tuple[float, float]:
@@ -52,63 +52,63 @@ def interval(parts: Float[np.ndarray, " n"], wholes: Float[np.ndarray, " n"]) ->
     return float(low), float(high)
 
 
-def _times_drawn(pictures: int) -> Iterator[Float[np.ndarray, "some pictures"]]:
-    """Yields how often each picture is drawn, in rows that are resamplings, RESAMPLES rows in all."""
+def _times_drawn(images: int) -> Iterator[Float[np.ndarray, "some images"]]:
+    """Yields how often each image is drawn, in rows that are resamplings, RESAMPLES rows in all."""
     rng = np.random.default_rng(_SEED)
     left = RESAMPLES
     while left:
-        rows = min(left, max(1, _DRAWS_AT_ONCE // pictures))
-        drawn = rng.integers(0, pictures, (rows, pictures)) + pictures * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * pictures).reshape(rows, pictures).astype(np.float64)
+        rows = min(left, max(1, _DRAWS_AT_ONCE // images))
+        drawn = rng.integers(0, images, (rows, images)) + images * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
         left -= rows
 
 
 _LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 7), (8, 10), (11, 15), (16, 10**9))  # words, from - to
-_AREAS = (0, 1, 2, 5, 10, 20, 40, 100)  # percent of the picture
+_AREAS = (0, 1, 2, 5, 10, 20, 40, 100)  # percent of the image
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
 HISTOGRAM_BINS = 20
 
 
 @dataclass(frozen=True)
 class ScoreGroup:
-    """The sentences of one bar: their mean IoU in percent and its bootstrap interval over pictures."""
+    """The expressions of one bar: their mean IoU in percent and its bootstrap interval over images."""
 
     label: str
-    sentences: int
+    expressions: int
     mean_iou: float
     interval: tuple[float, float]
 
 
-def by_length(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
-    """Groups sentences by their number of words (as separated by spaces)."""
+def by_length(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
+    """Groups expressions by their number of words (as separated by spaces)."""
     labels = [str(low) if low == high else f"{low}-{high}" for low, high in _LENGTHS[:-1]] + [f"{_LENGTHS[-1][0]}+"]
 
-    def place(score: SentenceScore) -> int:
+    def place(score: ExpressionScore) -> int:
         words = max(1, len(score.expression.split()))
         return next(index for index, (low, high) in enumerate(_LENGTHS) if low <= words <= high)
 
-    return [group for group in _grouped(scores, labels, place) if group.sentences]
+    return [group for group in _grouped(scores, labels, place) if group.expressions]
 
 
-def by_area(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
-    """Groups the sentences that refer to something by the share of the picture that it covers."""
+def by_area(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
+    """Groups the expressions that refer to something by the share of the image that it covers."""
     labels = [f"{low}-{high}" for low, high in pairwise(_AREAS)]
 
-    def place(score: SentenceScore) -> int | None:
+    def place(score: ExpressionScore) -> int | None:
         if not score.targeted:
             return None
         return max(0, int(np.searchsorted(_AREAS, 100 * score.area, side="left")) - 1)
 
-    return [group for group in _grouped(scores, labels, place) if group.sentences]
+    return [group for group in _grouped(scores, labels, place) if group.expressions]
 
 
-def by_place(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
-    """Groups the sentences that refer to something by the ninth of the picture that holds its centroid.
+def by_place(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
+    """Groups the expressions that refer to something by the ninth of the image that holds its centroid.
 
     Always nine groups, row by row, as in `PLACES`.
     """
 
-    def place(score: SentenceScore) -> int | None:
+    def place(score: ExpressionScore) -> int | None:
         if score.centre is None:
             return None
         column, row = (min(2, int(3 * share)) for share in score.centre)
@@ -117,16 +117,16 @@ def by_place(scores: Sequence[SentenceScore]) -> list[ScoreGroup]:
     return _grouped(scores, PLACES, place)
 
 
-def histogram(scores: Sequence[SentenceScore]) -> list[int]:
-    """Counts sentences by IoU in HISTOGRAM_BINS equal bins over [0, 1]; 1 itself belongs to the last one."""
+def histogram(scores: Sequence[ExpressionScore]) -> list[int]:
+    """Counts expressions by IoU in HISTOGRAM_BINS equal bins over [0, 1]; 1 itself belongs to the last one."""
     ious = [score.iou for score in scores if score.iou is not None]
     return np.histogram(ious, bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist()
 
 
 def _grouped(
-    scores: Sequence[SentenceScore], labels: Sequence[str], place: Callable[[SentenceScore], int | None]
+    scores: Sequence[ExpressionScore], labels: Sequence[str], place: Callable[[ExpressionScore], int | None]
 ) -> list[ScoreGroup]:
-    """One group per label; `place` gives the index of a sentence's label, or None for none."""
+    """One group per label; `place` gives the index of an expression's label, or None for none."""
     placed = [(score, index) for score in scores if score.iou is not None and (index := place(score)) is not None]
     values = np.zeros((len(placed), 2, len(labels)))
     for row, (score, index) in enumerate(placed):

@@ -1,4 +1,4 @@
-"""Runs a network over a split and scores every sentence as a protocol says."""
+"""Runs a network over a split and scores every expression as a protocol says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, score_masks
+from s2rm_jax.evaluation.metrics import ExpressionScore, count_pixels, score_masks
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, predicted_mask, true_mask
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
@@ -28,23 +28,23 @@ from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_ba
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network made of one sentence; both masks have the size at which the protocol compares them."""
+    """What the network made of one expression; both masks have the size at which the protocol compares them."""
 
     example: Example
     true: Bool[np.ndarray, "h w"]
     predicted: Bool[np.ndarray, "h w"]
-    score: SentenceScore
+    score: ExpressionScore
 
 
 class Evaluator:
     """A network ready to be evaluated again and again: its forward pass is compiled once and kept.
 
-    Build it once per run and call it with the parameters of the moment. `config.eval.limit` pictures of the source are
+    Build it once per run and call it with the parameters of the moment. `config.eval.limit` images of the source are
     taken (0: all). Calls are free of implicit transfers between host and device.
 
     Batches are spread over the devices of `mesh`, by default one of this process, on which the parameters must lie; so
     config.eval.batch_size is rounded up to a multiple of their number. Where they belong to several processes, each
-    prepares and scores its share of the pictures, and all must call.
+    prepares and scores its share of the images, and all must call.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class Evaluator:
         progress: Callable[[int, int], None] | None = None,
         observe: Callable[[Prediction], None] | None = None,
     ) -> Report:
-        """Returns the scores of every sentence of `source`, in its order: on every process those of all.
+        """Returns the scores of every expression of `source`, in its order: on every process those of all.
 
         `progress` hears (batches done, batches in all); `observe` sees every prediction of this process while its masks
         are at hand.
 
         Raises:
-            UserError: the source holds no sentence.
+            UserError: the source holds no expression.
         """
-        mine: list[list[SentenceScore]] = []  # batch by batch
+        mine: list[list[ExpressionScore]] = []  # batch by batch
         for predictions in self._batches(params, source, progress):
             mine.append([])
             for prediction in predictions:
@@ -93,13 +93,13 @@ class Evaluator:
         all_shares = distributed.gather(mine) if self._mesh.is_multi_process else [mine]
         scores = [score for batch in zip(*all_shares, strict=True) for share in batch for score in share]
         if not scores:
-            raise UserError("there is nothing to evaluate: the split has no sentences; check its name and its files")
+            raise UserError("there is nothing to evaluate: the split has no expressions; check its name and its files")
         return Report(tuple(scores), self._protocol)
 
     def predictions(
         self, params: Any, source: Source, *, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[Prediction]:
-        """Yields the prediction for every sentence of every example, each exactly once, in the order of the source.
+        """Yields the prediction for every expression of every example, each exactly once, in the order of the source.
 
         Of several processes, each yields those of its share.
         """
@@ -139,7 +139,7 @@ class Evaluator:
 
 
 class _Answers(NamedTuple):
-    """What is read of the network's output: [b, k, h, w], and [b, k] (> 0: the sentence refers to nothing) or None."""
+    """What is read of the network's output: [b, k, h, w], and [b, k] (> 0: the expression refers to nothing) or None."""
 
     logits: Any
     no_target_logits: Any
@@ -165,7 +165,7 @@ def _score(
         answered = bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
             answered = not says_nothing
-        score = SentenceScore(
+        score = ExpressionScore(
             expression.id,
             example.id,
             expression.kind,

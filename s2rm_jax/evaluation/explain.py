@@ -22,7 +22,7 @@ from s2rm_jax.evaluation.overlay import (
     PREDICTED_COLOUR,
     TRUE_COLOUR,
     draw_lines,
-    fit_picture,
+    fit_image,
     heat_bar,
     heat_over,
     lay_over,
@@ -48,32 +48,32 @@ _UNIT = (0.0, 1.0)
 
 
 class _Panel(NamedTuple):
-    picture: Image.Image
+    image: Image.Image
     caption: Sequence[str]
 
 
 def explain_figure(
-    picture: UInt8[np.ndarray, "height width 3"],
-    sentence: str,
+    image: UInt8[np.ndarray, "height width 3"],
+    expression: str,
     outcome: str,
     mask: Bool[np.ndarray, "_ _"],
     explanation: Explanation,
     *,
     true: Bool[np.ndarray, "_ _"] | None = None,
 ) -> Image.Image:
-    """Draws what led to the mask of one sentence.
+    """Draws what led to the mask of one expression.
 
     Args:
-        picture: RGB.
-        sentence: what was asked.
+        image: RGB.
+        expression: what was asked.
         outcome: a line on what came of it, such as score or IoU.
-        mask: what was found; of any size, it covers the whole picture.
-        explanation: of the sentence, see `Segmenter.segment`.
+        mask: what was found; of any size, it covers the whole image.
+        explanation: of the expression, see `Segmenter.segment`.
         true: what was meant, where that is known.
     """
-    large, small = (_panel_size(picture, count) for count in (_LARGE, _SMALL))
-    shown, reduced = fit_picture(picture, large), fit_picture(picture, small)
-    first = [_Panel(shown, ["picture"]), _Panel(_with(shown, mask, PREDICTED_COLOUR), ["found"])]
+    large, small = (_panel_size(image, count) for count in (_LARGE, _SMALL))
+    shown, reduced = fit_image(image, large), fit_image(image, small)
+    first = [_Panel(shown, ["image"]), _Panel(_with(shown, mask, PREDICTED_COLOUR), ["found"])]
     if true is not None:
         first.append(_Panel(_with(shown, true, TRUE_COLOUR), ["meant"]))
     words = [
@@ -85,7 +85,7 @@ def explain_figure(
         for values in explanation.stages
     ]
     parts = [
-        _title(sentence, outcome),
+        _title(expression, outcome),
         _row(first, _LARGE),
         _legend(),
         _heading(
@@ -116,24 +116,24 @@ def _directions(
     ]
 
 
-def _panel_size(picture: np.ndarray, count: int) -> tuple[int, int]:
-    """The (width, height) of a panel of which `count` stand in a row; a tall picture is made narrower."""
+def _panel_size(image: np.ndarray, count: int) -> tuple[int, int]:
+    """The (width, height) of a panel of which `count` stand in a row; a tall image is made narrower."""
     width = (WIDTH - (count + 1) * _GAP) // count
-    height, across = picture.shape[:2]
+    height, across = image.shape[:2]
     scale = min(width / across, _TALLEST * width / height)
     return max(1, round(across * scale)), max(1, round(height * scale))
 
 
-def _with(picture: Image.Image, mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int]) -> Image.Image:
-    return lay_over(picture, mask_layer([mask], [colour], picture.size, fill=0.3))
+def _with(image: Image.Image, mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int]) -> Image.Image:
+    return lay_over(image, mask_layer([mask], [colour], image.size, fill=0.3))
 
 
 def _range(ends: tuple[float, float]) -> str:
     return f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
-def _title(sentence: str, outcome: str) -> Image.Image:
-    lines = wrap(sentence, WIDTH - 2 * _GAP, _TITLE, 2)
+def _title(expression: str, outcome: str) -> Image.Image:
+    lines = wrap(expression, WIDTH - 2 * _GAP, _TITLE, 2)
     part = _blank(len(lines) * line_height(_TITLE) + line_height(_TEXT))
     y = draw_lines(part, lines, (_GAP, 0), _TITLE)
     draw_lines(part, wrap(outcome, WIDTH - 2 * _GAP, _TEXT, 1), (_GAP, y), _TEXT, MUTED)
@@ -164,11 +164,11 @@ def _row(panels: Sequence[_Panel], count: int, width: int | None = None) -> Imag
     """Panels side by side with their captions below, in `count` columns."""
     step = (WIDTH - _GAP) // count
     lines = max(len(panel.caption) for panel in panels)
-    height = max(panel.picture.height for panel in panels)
+    height = max(panel.image.height for panel in panels)
     part = _blank(height + lines * line_height(_TEXT) + _GAP // 2)
     for column, panel in enumerate(panels):
         x = _GAP + column * step
-        part.paste(panel.picture, (x, 0))
+        part.paste(panel.image, (x, 0))
         draw_lines(part, panel.caption, (x, height + 2), _TEXT, INK)
     return part
 
@@ -192,23 +192,23 @@ Explain = Callable[[UInt8[np.ndarray, "height width 3"], str], Explanation]
 def write_explained_cases(
     directory: Path, sections: Mapping[str, Sequence[Prediction]], explain: Explain
 ) -> list[Path]:
-    """Writes `SECTION_NNN_ID_how.png` beside the pictures of a gallery; returns their paths.
+    """Writes `SECTION_NNN_ID_how.png` beside the images of a gallery; returns their paths.
 
     Args:
         directory: the folder of the gallery, which is there.
         sections: the cases of the gallery.
-        explain: gives the explanation of a sentence in a picture.
+        explain: gives the explanation of an expression in an image.
     """
     paths = []
     for section, predictions in sections.items():
         for number, prediction in enumerate(predictions, start=1):
-            picture, sentence = load_image(prediction.example.image), prediction.score.expression
+            image, expression = load_image(prediction.example.image), prediction.score.expression
             figure = explain_figure(
-                picture,
-                sentence,
+                image,
+                expression,
                 outcome(prediction),
                 prediction.predicted,
-                explain(picture, sentence),
+                explain(image, expression),
                 true=prediction.true,
             )
             paths.append(directory / f"{section}_{number:03d}_{slug(prediction.score.id)}_how.png")

@@ -1,8 +1,8 @@
-"""Pictures of an evaluation: one PNG per case, and a contact sheet for each section.
+"""Images of an evaluation: one PNG per case, and a contact sheet for each section.
 
-The gallery as a part of an HTML page that needs nothing but itself: the pictures are inside.
+The gallery as a part of an HTML page that needs nothing but itself: the images are inside.
 
-Which sentences to show: the best, the worst and some at random, chosen while an evaluation runs.
+Which expressions to show: the best, the worst and some at random, chosen while an evaluation runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s2rm_jax.evaluation.overlay import (
     TRUE_COLOUR,
     Colour,
     draw_lines,
-    fit_picture,
+    fit_image,
     fit_size,
     lay_over,
     line_height,
@@ -36,7 +36,7 @@ from s2rm_jax.evaluation.overlay import (
 from s2rm_jax.input.images import load_image
 from s2rm_jax.io import remove_earlier, slug
 
-_PICTURE = 400  # pixels, the longer side of an embedded picture
+_IMAGE = 400  # pixels, the longer side of an embedded image
 _TITLES = {"random": "Cases at random", "worst": "Worst cases", "best": "Best cases"}
 
 STYLE = f"""
@@ -54,9 +54,9 @@ h3 {{ font-size: 1rem; font-weight: 600; margin: 0 0 .3rem; overflow-wrap: anywh
 .level {{ height: .3rem; margin: .35rem 0 .7rem; border-radius: .2rem; background: var(--line); }}
 .level i {{ display: block; height: 100%; border-radius: inherit; background: var(--predicted); }}
 .pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }}
-.picture {{ background-size: 100% 100%; border-radius: .3rem; overflow: hidden; print-color-adjust: exact; }}
-.picture img {{ display: block; width: 100%; height: 100%; }}
-.picture:hover img {{ opacity: 0; }}
+.image {{ background-size: 100% 100%; border-radius: .3rem; overflow: hidden; print-color-adjust: exact; }}
+.image img {{ display: block; width: 100%; height: 100%; }}
+.image:hover img {{ opacity: 0; }}
 """
 
 SCRIPT = """
@@ -71,8 +71,8 @@ if (kind) kind.onchange = () => {
 def gallery_html(sections: Mapping[str, Sequence[Prediction]]) -> str:
     """Returns a bar with the key and a choice of kinds, then each section's cases; STYLE and SCRIPT belong to it."""
     shown = [prediction for predictions in sections.values() for prediction in predictions]
-    pictures = {id: number for number, id in enumerate(dict.fromkeys(p.example.id for p in shown))}
-    rules = {p.example.id: _picture_rule(pictures[p.example.id], p) for p in shown}
+    images = {id: number for number, id in enumerate(dict.fromkeys(p.example.id for p in shown))}
+    rules = {p.example.id: _image_rule(images[p.example.id], p) for p in shown}
     kinds = sorted({p.score.kind for p in shown})
     options = "".join(f'<option value="{escape(kind)}">{escape(kind or "(no kind)")}</option>' for kind in kinds)
     chooser = f'<label>Kind <select id="kind"><option value="*">all</option>{options}</select></label>'
@@ -81,16 +81,16 @@ def gallery_html(sections: Mapping[str, Sequence[Prediction]]) -> str:
         f"<nav>{chooser if any(kinds) else ''}",
         '<span class="key" style="--c:var(--true)">true mask</span>',
         '<span class="key" style="--c:var(--predicted)">predicted mask</span>',
-        "<span>Point at a picture to see it bare.</span></nav>",
+        "<span>Point at an image to see it bare.</span></nav>",
     ]
     for name, predictions in sections.items():
-        cards = "".join(_card(pictures[p.example.id], p) for p in predictions)
+        cards = "".join(_card(images[p.example.id], p) for p in predictions)
         parts.append(f'<h2 id="{name}">{_TITLES[name]}</h2><div class="cases">{cards}</div>')
     return "\n".join(parts)
 
 
 def outcome(prediction: Prediction) -> str:
-    """Returns the line below a sentence: its kind, its IoU, and what was not meant or not predicted."""
+    """Returns the line below an expression: its kind, its IoU, and what was not meant or not predicted."""
     score = prediction.score
     parts = [score.kind, "no IoU, empty union" if score.iou is None else f"IoU {100 * score.iou:.1f} %"]
     if not score.targeted:
@@ -102,19 +102,19 @@ def outcome(prediction: Prediction) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _picture_rule(number: int, prediction: Prediction) -> str:
-    """The CSS rule that holds the picture of an example, so that its sentences share one copy."""
+def _image_rule(number: int, prediction: Prediction) -> str:
+    """The CSS rule that holds the image of an example, so that its expressions share one copy."""
     example = prediction.example
-    size = fit_size(example.height, example.width, _PICTURE)
-    picture = fit_picture(load_image(example.image), size)
-    url = _data_url(picture, "JPEG", quality=88)
+    size = fit_size(example.height, example.width, _IMAGE)
+    image = fit_image(load_image(example.image), size)
+    url = _data_url(image, "JPEG", quality=88)
     ratio = f"{example.width}/{example.height}"
     return f".p{number}{{aspect-ratio:{ratio};width:min(100%,26rem*{ratio});background-image:url({url})}}\n"
 
 
-def _card(picture: int, prediction: Prediction) -> str:
+def _card(image: int, prediction: Prediction) -> str:
     score, example = prediction.score, prediction.example
-    size = fit_size(example.height, example.width, _PICTURE)
+    size = fit_size(example.height, example.width, _IMAGE)
     percent = 100 * (score.iou or 0)
     panels = []
     for name, mask, colour in (
@@ -122,7 +122,7 @@ def _card(picture: int, prediction: Prediction) -> str:
         ("predicted", prediction.predicted, PREDICTED_COLOUR),
     ):
         url = _data_url(mask_layer([mask], [colour], size), "PNG", optimize=True)
-        panels.append(f'<div class="picture p{picture}"><img src="{url}" alt="{name} mask"></div>')
+        panels.append(f'<div class="image p{image}"><img src="{url}" alt="{name} mask"></div>')
     return f"""<article data-iou="{percent / 100:.6f}" data-kind="{escape(score.kind)}">
 <h3>{escape(score.expression)}</h3>
 <div class="about">
@@ -134,13 +134,13 @@ def _card(picture: int, prediction: Prediction) -> str:
 """
 
 
-def _data_url(picture: Image.Image, form: str, **options: int | bool) -> str:
+def _data_url(image: Image.Image, form: str, **options: int | bool) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-PANEL = 320  # pixels, the longer side of a picture of its own
+PANEL = 320  # pixels, the longer side of an image of its own
 SHEET_PANEL = 240
 _ON_SHEET = 8
 _GAP = 12
@@ -166,7 +166,7 @@ def write_gallery(directory: Path, sections: Mapping[str, Sequence[Prediction]])
 
 
 def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: int = SHEET_PANEL) -> Image.Image:
-    """Draws one tile per prediction: the sentence, and below it the true and the predicted mask."""
+    """Draws one tile per prediction: the expression, and below it the true and the predicted mask."""
     tiles = [_tile(load_image(p.example.image), p, panel) for p in predictions]
     sheet = _grid(tiles, min(columns, len(tiles)))
     head = Image.new("RGB", (sheet.width, line_height(_SMALL) + _GAP), PAPER)
@@ -178,16 +178,16 @@ def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: in
     return whole
 
 
-def _tile(picture: np.ndarray, prediction: Prediction, panel: int) -> Image.Image:
-    """A sentence with its kind and IoU, and below it the true and the predicted mask side by side."""
+def _tile(image: np.ndarray, prediction: Prediction, panel: int) -> Image.Image:
+    """An expression with its kind and IoU, and below it the true and the predicted mask side by side."""
     example = prediction.example
     size = fit_size(example.height, example.width, panel)
-    sentence = wrap(prediction.score.expression, 2 * panel + _GAP, _TEXT)
-    top = len(sentence) * line_height(_TEXT) + line_height(_SMALL) + _GAP // 2
+    expression = wrap(prediction.score.expression, 2 * panel + _GAP, _TEXT)
+    top = len(expression) * line_height(_TEXT) + line_height(_SMALL) + _GAP // 2
     tile = Image.new("RGB", (2 * panel + _GAP, top + size[1]), PAPER)
-    y = draw_lines(tile, sentence, (0, 0), _TEXT)
+    y = draw_lines(tile, expression, (0, 0), _TEXT)
     draw_lines(tile, [outcome(prediction)], (0, y), _SMALL, MUTED)
-    shown = fit_picture(picture, size)
+    shown = fit_image(image, size)
     for column, (mask, colour) in enumerate(((prediction.true, TRUE_COLOUR), (prediction.predicted, PREDICTED_COLOUR))):
         tile.paste(lay_over(shown, mask_layer([mask], [colour], size)), (column * (size[0] + _GAP), top))
     return tile
@@ -219,10 +219,10 @@ SECTIONS = ("random", "worst", "best")  # in the order in which they are shown
 
 
 class Cases:
-    """Keeps up to `count` predictions for each section, each of another picture; an observer for the Evaluator.
+    """Keeps up to `count` predictions for each section, each of another image; an observer for the Evaluator.
 
-    Best and worst are by IoU, equal IoUs in random order; the best are among sentences that refer to something. The
-    random order comes from the ids of the sentences: the same at every evaluation, whatever was predicted, so that
+    Best and worst are by IoU, equal IoUs in random order; the best are among expressions that refer to something. The
+    random order comes from the ids of the expressions: the same at every evaluation, whatever was predicted, so that
     neither flatters.
     """
 
@@ -259,9 +259,9 @@ class Cases:
         return whole
 
     def _offer(self, section: str, key: tuple[float, int], prediction: Prediction) -> None:
-        """Keeps the `count` lowest keys, one per picture."""
-        kept, picture = self._kept[section], prediction.example.id
-        if picture not in kept or key < kept[picture][0]:
-            kept[picture] = (key, prediction)
+        """Keeps the `count` lowest keys, one per image."""
+        kept, image = self._kept[section], prediction.example.id
+        if image not in kept or key < kept[image][0]:
+            kept[image] = (key, prediction)
         if len(kept) > self._count:
             del kept[max(kept, key=lambda name: kept[name][0])]

@@ -18,15 +18,15 @@ THRESHOLDS_IN_TENTHS = (5, 6, 7, 8, 9)
 
 
 @dataclass(frozen=True)
-class SentenceScore:
-    """How one sentence fared under a protocol.
+class ExpressionScore:
+    """How one expression fared under a protocol.
 
     intersection, union  in pixels, as the protocol adds them up: not always those of the masks, see `score_masks`
-    empty_iou            the IoU where the union is 0; None: the sentence is left out of the mean
-    targeted             whether the sentence refers to something
+    empty_iou            the IoU where the union is 0; None: the expression is left out of the mean
+    targeted             whether the expression refers to something
     answered             whether the network says that it does
-    area                 of the true mask, as a share of the picture
-    centre               (x, y) of the true mask's centroid as shares of the picture's width and height, if it has one
+    area                 of the true mask, as a share of the image
+    centre               (x, y) of the true mask's centroid as shares of the image's width and height, if it has one
     """
 
     id: str
@@ -51,14 +51,14 @@ class SentenceScore:
 class MaskCounts:
     """What all measures are made of. MaskCounts of parts of a data set add up (`+`) to the counts of the whole.
 
-    averaged    sentences that have an IoU
-    asked       sentences of which precision is asked
-    hits        of these, the sentences that reach each threshold
-    no_target   sentences that refer to nothing; `rejected` of them were answered with "nothing"
+    averaged    expressions that have an IoU
+    asked       expressions of which precision is asked
+    hits        of these, the expressions that reach each threshold
+    no_target   expressions that refer to nothing; `rejected` of them were answered with "nothing"
     targeted    the others; `answered` of them were answered with a mask
     """
 
-    sentences: int = 0
+    expressions: int = 0
     intersection: int = 0
     union: int = 0
     iou_sum: float = 0.0
@@ -78,8 +78,8 @@ class MaskCounts:
     def metrics(self, protocol: Protocol = ORIGINAL) -> dict[str, float]:
         """Returns the protocol's numbers in percent; 0 where nothing was counted.
 
-        `overall_iou` (sum I / sum U), `mean_iou` (mean of I / U), `precision@0.5` ... (share of sentences that reach
-        the threshold), and, where the data hold sentences that refer to nothing, `no_target_accuracy` (share of them
+        `overall_iou` (sum I / sum U), `mean_iou` (mean of I / U), `precision@0.5` ... (share of expressions that reach
+        the threshold), and, where the data hold expressions that refer to nothing, `no_target_accuracy` (share of them
         answered with "nothing") and `target_accuracy` (share of the others answered with a mask).
         """
         shares = {"overall_iou": (self.intersection, self.union), "mean_iou": (self.iou_sum, self.averaged)}
@@ -106,7 +106,7 @@ def count_pixels(true: Bool[np.ndarray, "h w"], predicted: Bool[np.ndarray, "h w
 def score_masks(
     protocol: Protocol, intersection: int, union: int, targeted: bool, answered: bool
 ) -> tuple[int, int, float | None]:
-    """Returns (intersection, union, IoU of an empty union) of a sentence as the protocol counts it.
+    """Returns (intersection, union, IoU of an empty union) of an expression as the protocol counts it.
 
     Only ReLA's rules change what `count_pixels` found. Its four cases: nothing meant and "nothing" answered, IoU 1 with
     empty sums; nothing meant and a mask answered, IoU 0 and the mask joins the unions; something meant and "nothing"
@@ -120,11 +120,11 @@ def score_masks(
     return intersection if answered else 0, union, protocol.empty_union
 
 
-def counts_of(score: SentenceScore, protocol: Protocol = ORIGINAL) -> MaskCounts:
-    """Returns the counts of a single sentence."""
+def counts_of(score: ExpressionScore, protocol: Protocol = ORIGINAL) -> MaskCounts:
+    """Returns the counts of a single expression."""
     asked = score.targeted or protocol.no_target is None
     return MaskCounts(
-        sentences=1,
+        expressions=1,
         intersection=score.intersection,
         union=score.union,
         iou_sum=score.iou or 0.0,
@@ -138,19 +138,19 @@ def counts_of(score: SentenceScore, protocol: Protocol = ORIGINAL) -> MaskCounts
     )
 
 
-def total(scores: Iterable[SentenceScore], protocol: Protocol = ORIGINAL) -> MaskCounts:
+def total(scores: Iterable[ExpressionScore], protocol: Protocol = ORIGINAL) -> MaskCounts:
     """Returns the counts of all `scores` together."""
     return reduce(add, (counts_of(score, protocol) for score in scores), MaskCounts())
 
 
-def by_kind(scores: Iterable[SentenceScore], protocol: Protocol = ORIGINAL) -> dict[str, MaskCounts]:
-    """Returns the counts of each kind of expression, in alphabetical order; sentences without a kind under ""."""
-    groups: dict[str, list[SentenceScore]] = {}
+def by_kind(scores: Iterable[ExpressionScore], protocol: Protocol = ORIGINAL) -> dict[str, MaskCounts]:
+    """Returns the counts of each kind of expression, in alphabetical order; expressions without a kind under ""."""
+    groups: dict[str, list[ExpressionScore]] = {}
     for score in scores:
         groups.setdefault(score.kind, []).append(score)
     return {kind: total(groups[kind], protocol) for kind in sorted(groups)}
 
 
-def _reaches(score: SentenceScore, tenths: int, protocol: Protocol) -> bool:
+def _reaches(score: ExpressionScore, tenths: int, protocol: Protocol) -> bool:
     margin = 10 * score.intersection - tenths * score.union
     return score.union > 0 and (margin > 0 or (margin == 0 and protocol.ties_count))

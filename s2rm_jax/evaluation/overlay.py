@@ -1,6 +1,6 @@
-"""Drawing masks on pictures, and text beside them. Pillow only; everything takes and gives RGB or RGBA images.
+"""Drawing masks on images, and text beside them. Pillow only; everything takes and gives RGB or RGBA images.
 
-Values over a picture as colours: dark where they are low, bright where they are high. Pillow only.
+Values over an image as colours: dark where they are low, bright where they are high. Pillow only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Colour = tuple[int, int, int]
 
 TRUE_COLOUR: Colour = (0, 168, 120)
 PREDICTED_COLOUR: Colour = (255, 122, 0)
-# For several masks on one picture: far apart from each other, also for most colour-blind eyes.
+# For several masks on one image: far apart from each other, also for most colour-blind eyes.
 DISTINCT_COLOURS: tuple[Colour, ...] = (
     (255, 122, 0),
     (0, 150, 255),
@@ -42,14 +42,14 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def fit_size(height: int, width: int, box: int) -> tuple[int, int]:
-    """Returns the (width, height) of a picture enlarged or reduced until its longer side measures `box` pixels."""
+    """Returns the (width, height) of an image enlarged or reduced until its longer side measures `box` pixels."""
     scale = box / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def fit_picture(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Image.Image:
-    """Returns the picture as RGB of `size` (width, height)."""
-    return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+def fit_image(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Image.Image:
+    """Returns the image as RGB of `size` (width, height)."""
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
 def mask_layer(
@@ -60,11 +60,11 @@ def mask_layer(
     fill: float = 0.15,
     shade: float = 0.5,
 ) -> Image.Image:
-    """Returns a transparent RGBA layer of `size` (width, height) to lay over the picture.
+    """Returns a transparent RGBA layer of `size` (width, height) to lay over the image.
 
     Each mask is filled with its colour to the opacity `fill`, and over all that outlined in it, where masks are nearly
     the same with one ring around the other; what lies outside all of them is darkened to the opacity `shade`. The
-    defaults put a single mask in the light and leave the colours of the scene, of which sentences speak, as they are.
+    defaults put a single mask in the light and leave the colours of the scene, of which expressions speak, as they are.
     """
     finer = (size[0] * _FINER, size[1] * _FINER)
     shapes = [_at_size(mask, finer) for mask in masks]
@@ -84,9 +84,9 @@ def mask_layer(
     return layer
 
 
-def lay_over(picture: Image.Image, layer: Image.Image) -> Image.Image:
-    """Returns the RGB picture with the RGBA layer of the same size over it."""
-    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+def lay_over(image: Image.Image, layer: Image.Image) -> Image.Image:
+    """Returns the RGB image with the RGBA layer of the same size over it."""
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def wrap(text: str, width: int, size: int, max_lines: int = 4) -> list[str]:
@@ -125,24 +125,24 @@ def draw_lines(canvas: Image.Image, lines: Sequence[str], at: tuple[int, int], s
 
 
 def overlay_with_legend(
-    picture: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], labels: Sequence[str]
+    image: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], labels: Sequence[str]
 ) -> Image.Image:
-    """Returns the picture with all masks in distinct colours, and below it a legend with a label for each.
+    """Returns the image with all masks in distinct colours, and below it a legend with a label for each.
 
-    What no mask covers is paler, and as bright as it was. The picture keeps its size unless it is too small for a
+    What no mask covers is paler, and as bright as it was. The image keeps its size unless it is too small for a
     legible legend: then it is enlarged to 480 pixels.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     size = (width, height) if max(height, width) >= 480 else fit_size(height, width, 480)
     colours = [DISTINCT_COLOURS[i % len(DISTINCT_COLOURS)] for i in range(len(masks))]
-    shown = fit_picture(picture, size)
+    shown = fit_image(image, size)
     pale = Image.blend(shown, shown.convert("L").convert("RGB"), 0.6)
     shown = Image.composite(shown, pale, _at_size(np.any(masks, axis=0), size))
     shown = lay_over(shown, mask_layer(list(masks), colours, size, fill=0.3, shade=0.0))
 
     text = max(15, round(max(size) / 45))
     space = text // 2
-    page_width = max(size[0], 22 * text)  # a tall, narrow picture still leaves room for its legend
+    page_width = max(size[0], 22 * text)  # a tall, narrow image still leaves room for its legend
     wrapped = [wrap(label, page_width - 4 * space - text, text) for label in labels]
     legend_height = sum(len(lines) * line_height(text) + space for lines in wrapped) + 2 * space
     page = Image.new("RGB", (page_width, size[1] + legend_height), PAPER)
@@ -192,7 +192,7 @@ def span(values: np.ndarray) -> tuple[float, float]:
 def heat_image(values: Float[np.ndarray, "h w"], scale: tuple[float, float]) -> Image.Image:
     """Returns an RGBA image with a pixel per value; the ends of `scale` are the darkest and the brightest colour.
 
-    It is meant to be enlarged smoothly over a grey picture. Values all alike get the middle of the ramp.
+    It is meant to be enlarged smoothly over a grey image. Values all alike get the middle of the ramp.
     """
     low, high = scale
     share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full(values.shape, 0.5)
@@ -200,10 +200,10 @@ def heat_image(values: Float[np.ndarray, "h w"], scale: tuple[float, float]) -> 
     return Image.fromarray(np.dstack([_colours(share), np.rint(255 * opacity).astype(np.uint8)]), "RGBA")
 
 
-def heat_over(picture: Image.Image, values: Float[np.ndarray, "h w"], scale: tuple[float, float]) -> Image.Image:
-    """Returns the picture in grey with the values over the whole of it, enlarged smoothly."""
-    layer = heat_image(values, scale).resize(picture.size, Image.Resampling.BILINEAR)
-    return Image.alpha_composite(picture.convert("L").convert("RGBA"), layer).convert("RGB")
+def heat_over(image: Image.Image, values: Float[np.ndarray, "h w"], scale: tuple[float, float]) -> Image.Image:
+    """Returns the image in grey with the values over the whole of it, enlarged smoothly."""
+    layer = heat_image(values, scale).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.alpha_composite(image.convert("L").convert("RGBA"), layer).convert("RGB")
 
 
 def heat_bar(width: int, height: int) -> Image.Image:

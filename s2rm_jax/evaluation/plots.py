@@ -81,7 +81,7 @@ class _Bar(NamedTuple):
 
 
 def histogram_plot(counts: Sequence[int]) -> str:
-    """Draws how many sentences have which IoU; `counts` are those of `breakdown.histogram`."""
+    """Draws how many expressions have which IoU; `counts` are those of `breakdown.histogram`."""
     total = max(1, sum(counts))
     shares = [100 * count / total for count in counts]
     top = next(top for top in (10, 25, 50, 75, 100) if top >= max(shares))
@@ -89,30 +89,30 @@ def histogram_plot(counts: Sequence[int]) -> str:
     body = _bars([_Bar(share) for share in shares], top, gap=0.08)
     step = (WIDTH - LEFT - RIGHT) / HISTOGRAM_BINS
     body += [text((LEFT + i * step, HEIGHT - BOTTOM + 17), label) for i, label in enumerate(ends) if label]
-    return axes("How well sentences are segmented", "IoU of a sentence, %", "share of sentences, %", top, body)
+    return axes("How well expressions are segmented", "IoU of an expression, %", "share of expressions, %", top, body)
 
 
 def groups_plot(title: str, axis: str, groups: Sequence[ScoreGroup]) -> str:
-    """Draws the mean IoU of groups as bars, with their bootstrap intervals and their numbers of sentences."""
-    bars = [_Bar(g.mean_iou, g.interval, f"{g.mean_iou:.1f}", (g.label, f"n = {g.sentences:,}")) for g in groups]
+    """Draws the mean IoU of groups as bars, with their bootstrap intervals and their numbers of expressions."""
+    bars = [_Bar(g.mean_iou, g.interval, f"{g.mean_iou:.1f}", (g.label, f"n = {g.expressions:,}")) for g in groups]
     return axes(title, axis, "mean IoU, %", 100, _bars(bars, 100, gap=0.3))
 
 
 def places_plot(title: str, groups: Sequence[ScoreGroup]) -> str:
-    """Draws the mean IoU of nine places as a picture of three rows and columns; the darker, the better."""
+    """Draws the mean IoU of nine places as an image of three rows and columns; the darker, the better."""
     left, top, width, height = 120, 58, 280, 210
     body = [text((WIDTH / 2, 22), title, size=15, weight=600)]
-    body.append(text((WIDTH / 2, 42), "mean IoU in %, by the ninth of the picture that holds the centroid", MUTED))
+    body.append(text((WIDTH / 2, 42), "mean IoU in %, by the ninth of the image that holds the centroid", MUTED))
     for index, group in enumerate(groups):
         row, column = divmod(index, 3)
         x, y = left + column * width / 3, top + row * height / 3
-        opacity = 0.08 + 0.77 * group.mean_iou / 100 if group.sentences else 0
+        opacity = 0.08 + 0.77 * group.mean_iou / 100 if group.expressions else 0
         body.append(box((x, y), (width / 3, height / 3), BAR, f"opacity:{opacity:.2f}"))
         body.append(box((x, y), (width / 3, height / 3), "none", f"stroke:{PAPER};stroke-width:2"))
         middle = x + width / 6, y + height / 6
-        if group.sentences:
+        if group.expressions:
             body.append(text((middle[0], middle[1] + 1), f"{group.mean_iou:.1f}", size=17, weight=600))
-            body.append(text((middle[0], middle[1] + 19), f"n = {group.sentences:,}", size=11))
+            body.append(text((middle[0], middle[1] + 19), f"n = {group.expressions:,}", size=11))
         else:
             body.append(text(middle, "none", MUTED))
     for i in range(3):

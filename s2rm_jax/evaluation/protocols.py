@@ -4,9 +4,9 @@ A protocol says at which resolution masks are compared, which pixels count as pr
 and which figures are reported. Each follows the evaluation code of one published project; docs/evaluation.md says for
 each what it reproduces and what it cannot.
 
-The two masks that a protocol compares: what a sentence means, and what the network found.
+The two masks that a protocol compares: what an expression means, and what the network found.
 
-From the network's grid of logits back to the picture's own pixels.
+From the network's grid of logits back to the image's own pixels.
 
 Bringing a grid of logits or probabilities to another size, in the ways that protocols ask for.
 """
@@ -34,18 +34,18 @@ class Protocol:
     """How predictions become numbers.
 
     follows          whose evaluation this is
-    size             (height, width) at which masks are compared, whatever the network's own input; None: the picture's
+    size             (height, width) at which masks are compared, whatever the network's own input; None: the image's
     redraw_polygons  true masks are drawn anew from scaled polygons; else they are resized to `size` by nearest pixel
     resampled        what is brought to that resolution: the network's logits or its probabilities
     resampling       and how; "bicubic" has half-pixel centres, "nearest" takes the pixel at floor(i * old / new)
     threshold        a pixel is predicted where its probability exceeds this
-    empty_union      IoU where both masks are empty; None leaves the sentence out of the mean
+    empty_union      IoU where both masks are empty; None leaves the expression out of the mean
     precision_at     the IoUs at which precision is reported, in tenths
     ties_count       whether an IoU equal to the threshold counts (>=) or not (>)
     overall_name     what the field calls sum of intersections / sum of unions; None: not one of the protocol's numbers
-    mean_name        what it calls the mean of the sentences' IoUs
-    no_target        how a sentence is predicted to refer to nothing: by the network's own "nothing here" where it has
-                     one (else by an empty mask), or always by an empty mask; None: the protocol knows no such sentences
+    mean_name        what it calls the mean of the expressions' IoUs
+    no_target        how an expression is predicted to refer to nothing: by the network's own "nothing here" where it has
+                     one (else by an empty mask), or always by an empty mask; None: the protocol knows no such expressions
     """
 
     name: str
@@ -73,25 +73,25 @@ class Protocol:
 
     @property
     def definition(self) -> tuple[str, ...]:
-        """The definition in a few sentences, to stand beside the numbers."""
+        """The definition in a few expressions, to stand beside the numbers."""
         return (f"Protocol {self.name}: {self.follows}.", self._masks, self._numbers, *self._no_target)
 
     @property
     def _masks(self) -> str:
-        where = "the picture's original resolution"
+        where = "the image's original resolution"
         if self.size:
             resized = "drawn from scaled polygons" if self.redraw_polygons else "resized by nearest pixel"
             where = f"{self.size[0]} x {self.size[1]} pixels, true masks {resized}"
         decided = "logit exceeds 0" if self.threshold == 0.5 else f"probability exceeds {self.threshold}"
         return (
-            f"Every sentence counts once. Masks are compared at {where}; {self.resampled} are resized "
+            f"Every expression counts once. Masks are compared at {where}; {self.resampled} are resized "
             f"({self.resampling}); a pixel is predicted where its {decided}."
         )
 
     @property
     def _numbers(self) -> str:
         overall = f"{self.overall_name}: sum of intersections / sum of unions. " if self.overall_name else ""
-        over = " of the sentences that refer to something" if self.no_target else ""
+        over = " of the expressions that refer to something" if self.no_target else ""
         sign = ">=" if self.ties_count else ">"
         precision = f" P@x: share{over} with IoU {sign} x." if self.precision_at else ""
         empty = "left out of the mean" if self.empty_union is None else f"IoU {self.empty_union:.0f}"
@@ -103,14 +103,14 @@ class Protocol:
             return ()
         how = "the network says so, or, if it has no such output, its mask is empty"
         scored = (
-            "Rightly: IoU 1, nothing added to the sums. Wrongly: IoU 0, the union is that of both masks. A sentence "
+            "Rightly: IoU 1, nothing added to the sums. Wrongly: IoU 0, the union is that of both masks. An expression "
             "that refers to nothing and is answered with a mask: IoU 0, that mask is added to the unions."
         )
         if self.no_target == "empty mask":
             how, scored = "its mask is empty", "IoU, intersection and union are those of the masks."
         return (
-            f"A sentence is answered with 'nothing' where {how}. {scored}",
-            "N-acc: share answered with 'nothing' of the sentences that refer to nothing; T-acc: share answered with a "
+            f"An expression is answered with 'nothing' where {how}. {scored}",
+            "N-acc: share answered with 'nothing' of the expressions that refer to nothing; T-acc: share answered with a "
             "mask of the others.",
         )
 
@@ -177,7 +177,7 @@ def protocol_named(name: str) -> Protocol:
 def resize_logits(logits: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
     """Resizes logits bilinearly (half-pixel centres) to `height` x `width` pixels; the mask is where they exceed 0.
 
-    Resizing logits rather than masks keeps the outline smooth. Where the picture is smaller than the network's grid,
+    Resizing logits rather than masks keeps the outline smooth. Where the image is smaller than the network's grid,
     the filter widens accordingly, so that no pixel is left out.
     """
     resized = Image.fromarray(np.asarray(logits, np.float32)).resize((width, height), Image.Resampling.BILINEAR)
@@ -223,7 +223,7 @@ def _cubic(old: int, new: int, corners_aligned: bool) -> tuple[Float[np.ndarray,
 def true_mask(
     protocol: Protocol, segmentation: Segmentation, meant: Bool[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "new_h new_w"]:
-    """Returns the true mask at the size at which `protocol` compares; `meant` is the same at the picture's own size.
+    """Returns the true mask at the size at which `protocol` compares; `meant` is the same at the image's own size.
 
     Where the protocol draws polygons anew but the mask is not made of polygons, it is resized by nearest pixel.
     """
@@ -240,7 +240,7 @@ def true_mask(
 def predicted_mask(
     protocol: Protocol, logits: Float[np.ndarray, "h w"], height: int, width: int
 ) -> Bool[np.ndarray, "new_h new_w"]:
-    """Returns the predicted mask at the size at which `protocol` compares, for a picture of `height` x `width`."""
+    """Returns the predicted mask at the size at which `protocol` compares, for an image of `height` x `width`."""
     values, level = np.asarray(logits, np.float32), math.log(protocol.threshold / (1 - protocol.threshold))
     if protocol.resampled == "probabilities":
         values, level = 0.5 + 0.5 * np.tanh(0.5 * values), protocol.threshold  # a sigmoid that does not overflow

@@ -77,7 +77,7 @@ _RELA_RERUN = "ReLA issue 15"
 _MASK_GROUNDING = "mask-grounding README"
 _COPIED = "a third party's table"
 
-# Networks take 320 px letterboxed; masks are thresholded there and then brought to the picture's own size.
+# Networks take 320 px letterboxed; masks are thresholded there and then brought to the image's own size.
 _TF = "own (original size)"
 _NOT_READ = "own (code not read)"
 
@@ -205,7 +205,7 @@ def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | 
     """Returns the published benchmark that a configuration's source and a split are, or None.
 
     Where several datasets are trained on together, a split "NAME:SPLIT" is that of one of them. A part of a split
-    (`limit` pictures, or the source's own `limit_referents`) is no benchmark.
+    (`limit` images, or the source's own `limit_referents`) is no benchmark.
     """
     fields = dict(source)
     name, colon, part_split = split.partition(":")

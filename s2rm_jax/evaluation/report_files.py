@@ -91,7 +91,7 @@ def write_report(
 
     index.html     tables, definitions, figures and gallery on one page that needs nothing but itself
     metrics.json   all numbers with their counts, intervals, breakdowns and the published figures
-    table.md, table.tex, sentences.csv
+    table.md, table.tex, expressions.csv
     plots/*.svg    the figures of the page
     gallery/*.png  the cases of `sections`, one by one and as a sheet per section; none where there are none
 
@@ -101,21 +101,21 @@ def write_report(
     if benchmark:
         tables.append(comparison(report, benchmark))
     groups = {
-        "length": bootstrap.by_length(report.sentences),
-        "area": bootstrap.by_area(report.sentences),
-        "place": bootstrap.by_place(report.sentences),
+        "length": bootstrap.by_length(report.expressions),
+        "area": bootstrap.by_area(report.expressions),
+        "place": bootstrap.by_place(report.expressions),
     }
-    counts = bootstrap.histogram(report.sentences)
+    counts = bootstrap.histogram(report.expressions)
     figures = {
         "iou_histogram": plots.histogram_plot(counts),
-        "iou_by_length": plots.groups_plot("By length of the sentence", "words in the sentence", groups["length"]),
-        "iou_by_area": plots.groups_plot("By size of what is meant", "share of the picture, %", groups["area"]),
+        "iou_by_length": plots.groups_plot("By length of the expression", "words in the expression", groups["length"]),
+        "iou_by_area": plots.groups_plot("By size of what is meant", "share of the image, %", groups["area"]),
         "iou_by_place": plots.places_plot("By position of what is meant", groups["place"]),
     }
     captioned = [metrics_table(report, title), *tables[1:]]
     notes = [interval_line(report), *report.protocol.definition, *remarks(report)]
 
-    write_csv(report, folder / "sentences.csv")
+    write_csv(report, folder / "expressions.csv")
     content = about | _numbers(report) | {"iou_histogram": counts, "by": _plain(groups)}
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
@@ -146,7 +146,7 @@ def _summary(report: Report, counts: MaskCounts) -> dict[str, object]:
     """The protocol's numbers, null where there is none, and the counts that they are made of."""
     values = counts.metrics(report.protocol)
     kept: dict[str, object] = {
-        "sentences": counts.sentences,
+        "expressions": counts.expressions,
         "intersection": counts.intersection,
         "union": counts.union,
     }

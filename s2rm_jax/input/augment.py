@@ -1,4 +1,4 @@
-"""Changed views of training pictures: mirrored, cropped, partly hidden. All are off by default, as in all peers.
+"""Changed views of training images: mirrored, cropped, partly hidden. All are off by default, as in all peers.
 
 Each is made so that no view teaches something false; where that is not certain the view stays as it is. Every choice
 comes from the generator of the row's position, so a view is a pure function of (seed, position).
@@ -23,12 +23,12 @@ from s2rm_jax.input.tokens import Tokenizer
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; bottom and right exclusive
 
-# What a crop can make false: places in the picture, the picture itself, its border, counting and ordering. Of other
+# What a crop can make false: places in the image, the image itself, its border, counting and ordering. Of other
 # superlatives ("the tallest man") nothing changes: what is the most among all is the most among those that are left.
 _DEPENDS_ON_FRAME = re.compile(
     r"left|right|\b(top|bottom|upper|lower|middle|mid|cent(er|re)s?|central|corners?|edges?|ends?|sides?|between|among"
     r"|half|halves|part(ly|ial|ially)?|portions?|whole|entire|full|fully|complete(ly)?|cut|cropped|off|visible|see|seen"
-    r"|picture|image|photo|photograph|pic|frame|screen|shot|view|border|first|second|third|fourth|fifth|sixth|last"
+    r"|image|image|photo|photograph|pic|frame|screen|shot|view|border|first|second|third|fourth|fifth|sixth|last"
     r"|next|only|alone|single|one|two|three|four|five|six|all|both|other|others|another|group|row|\d+\w*"
     r"|clock|oclock|north|south|east|west|above|below|under|far|farthest|furthest|most)\b",
     re.IGNORECASE,
@@ -57,7 +57,7 @@ class Augmentation:
         return view
 
     def hide(self, arrays: Batch, rng: np.random.Generator) -> Batch:
-        """Hides patches of the picture and words of the sentences of encoded arrays (no batch axis)."""
+        """Hides patches of the image and words of the expressions of encoded arrays (no batch axis)."""
         if self.hide_patches:
             share = rng.uniform(0, self.hide_patches)
             arrays = arrays._replace(images=hide_patches(arrays.images, share, self.patch, rng))
@@ -88,25 +88,25 @@ def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation
 
 
 def flip(view: View) -> View | None:
-    """Mirrors the picture, its masks and its sentences; None where a sentence cannot be mirrored with certainty."""
-    sentences = [mirror_expression(sentence) for sentence in view.texts]
-    mirrored = tuple(sentence for sentence in sentences if sentence is not None)
-    if len(mirrored) < len(sentences):
+    """Mirrors the image, its masks and its expressions; None where an expression cannot be mirrored with certainty."""
+    expressions = [mirror_expression(expression) for expression in view.texts]
+    mirrored = tuple(expression for expression in expressions if expression is not None)
+    if len(mirrored) < len(expressions):
         return None
     shown = replace(view.shown, columns=view.shown.columns[::-1])
-    return replace(view, picture=view.picture[:, ::-1], shown=shown, texts=mirrored)
+    return replace(view, image=view.image[:, ::-1], shown=shown, texts=mirrored)
 
 
 def croppable(view: View) -> bool:
-    """Whether no sentence of a view says where in the picture, how many, or which in order."""
-    return not any(_DEPENDS_ON_FRAME.search(sentence) for sentence in view.texts)
+    """Whether no expression of a view says where in the image, how many, or which in order."""
+    return not any(_DEPENDS_ON_FRAME.search(expression) for expression in view.texts)
 
 
 def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box:
-    """Draws a box that keeps the proportions of the picture and holds everything that its expressions refer to.
+    """Draws a box that keeps the proportions of the image and holds everything that its expressions refer to.
 
-    Those that were not drawn count too, as what one sentence refers to is often the landmark of another. A landmark to
-    which no sentence refers may be lost. Where what is to be kept asks for it, the box is longer on one side than the
+    Those that were not drawn count too, as what one expression refers to is often the landmark of another. A landmark to
+    which no expression refers may be lost. Where what is to be kept asks for it, the box is longer on one side than the
     proportions have it.
     """
     share = rng.uniform(smallest, 1)
@@ -121,16 +121,16 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
 
 
 def crop(view: View, box: Box) -> View:
-    """Cuts a box out of the picture and its masks."""
+    """Cuts a box out of the image and its masks."""
     top, bottom, left, right = box
     shown = replace(view.shown, rows=view.shown.rows[top:bottom], columns=view.shown.columns[left:right])
-    return replace(view, picture=view.picture[top:bottom, left:right], shown=shown)
+    return replace(view, image=view.image[top:bottom, left:right], shown=shown)
 
 
 def hide_patches(
     pixels: UInt8[np.ndarray, "height width 3"], share: float, patch: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Gives each square of `patch` pixels, with probability `share`, the mean colour of pictures."""
+    """Gives each square of `patch` pixels, with probability `share`, the mean colour of images."""
     height, width = pixels.shape[:2]
     hidden = rng.random((-(-height // patch), -(-width // patch))) < share
     hidden = hidden.repeat(patch, 0).repeat(patch, 1)[:height, :width]
@@ -148,7 +148,7 @@ def hide_words(
     length = int(np.count_nonzero(tokens))
     if not length:
         return tokens
-    # The number of the word of each piece between [CLS] and [SEP]; a sentence begins with a word, not within one.
+    # The number of the word of each piece between [CLS] and [SEP]; an expression begins with a word, not within one.
     word = np.cumsum(~continues[tokens[1 : length - 1]]) - 1
     hidden = rng.random(word[-1] + 1) < share
     if hidden.all():

@@ -1,14 +1,14 @@
 """One's own data, whatever file it comes from: checked records become a source.
 
-All that can be found out from the text of a file and the headers of its pictures is checked when it is read, since a
+All that can be found out from the text of a file and the headers of its images is checked when it is read, since a
 mistake in one's own data is otherwise found hours into a training. Only the pixels remain for later.
 
 One's own data as JSON lines, a referent a line:
 
-{"image": "kitchen.jpg", "mask": "cup.png", "sentences": ["the red cup", "cup on the left"], "split": "train"}
-{"image": "kitchen.jpg", "polygon": [[12, 30, 60, 30, 60, 80]], "sentences": ["the kettle"], "split": "train"}
-{"image": "garden.jpg", "rle": {"size": [480, 640], "counts": "..."}, "sentences": ["the dog"], "split": "val"}
-{"image": "garden.jpg", "polygon": [], "sentences": ["the cat"], "split": "val"}   (there is none)
+{"image": "kitchen.jpg", "mask": "cup.png", "expressions": ["the red cup", "cup on the left"], "split": "train"}
+{"image": "kitchen.jpg", "polygon": [[12, 30, 60, 30, 60, 80]], "expressions": ["the kettle"], "split": "train"}
+{"image": "garden.jpg", "rle": {"size": [480, 640], "counts": "..."}, "expressions": ["the dog"], "split": "val"}
+{"image": "garden.jpg", "polygon": [], "expressions": ["the cat"], "split": "val"}   (there is none)
 
 One's own data as JSON in COCO's format, whose annotations carry "expressions" and, if wanted, a "split".
 """
@@ -35,13 +35,13 @@ _SHOWN = 5  # mistakes in a message
 
 @dataclass(frozen=True)
 class Record:
-    """What some sentences refer to in a picture, and where that is written: "line 3" or "annotation 7"."""
+    """What some expressions refer to in an image, and where that is written: "line 3" or "annotation 7"."""
 
     where: str
     id: str
     image_name: str
     image: Path
-    sentences: tuple[str, ...]
+    expressions: tuple[str, ...]
     segmentation: Segmentation
     split: str
     size: tuple[int, int] | None = None  # height, width, where the file says them
@@ -84,11 +84,11 @@ def path_beside(folder: Path, name: str) -> Path:
     return Path(os.path.normpath(folder / name))
 
 
-def problem_of_sentences(value: Any, name: str) -> str:
-    """Says what is wrong with a list of sentences, or ""."""
+def problem_of_expressions(value: Any, name: str) -> str:
+    """Says what is wrong with a list of expressions, or ""."""
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         return f'{name!r} must be a list of texts, such as ["the red cup"], got {value!r:.40}'
-    return "" if all(text.strip() for text in value) else f"{name!r} has an empty sentence"
+    return "" if all(text.strip() for text in value) else f"{name!r} has an empty expression"
 
 
 def problem_of_segmentation(value: Any) -> str:
@@ -123,13 +123,13 @@ def _problem_of_rle(value: dict[str, Any]) -> str:
 
 
 def source_of(name: str, records: Sequence[Record], split: str, mistakes: Mistakes) -> StoredSource:
-    """Makes the source of one split: an example for each picture, in the order of the file.
+    """Makes the source of one split: an example for each image, in the order of the file.
 
     Args:
       name: for messages.
       records: of all splits.
       split: which to take.
-      mistakes: those found so far, to be told with those of the pictures.
+      mistakes: those found so far, to be told with those of the images.
 
     Raises:
       UserError: there are mistakes, or no record is in the split.
@@ -140,25 +140,25 @@ def source_of(name: str, records: Sequence[Record], split: str, mistakes: Mistak
         counts = Counter(record.split for record in records)
         known = ", ".join(f"{name} ({count} referents)" for name, count in sorted(counts.items()))
         raise UserError(f"{mistakes.path} has no split {split!r}; it has {known or 'nothing at all'}")
-    _warn_of_shared_pictures(records, mistakes.path)
+    _warn_of_shared_images(records, mistakes.path)
     headers = for_each(read_header, (record.image for record in chosen))
-    _check_against_pictures(chosen, headers, mistakes)
+    _check_against_images(chosen, headers, mistakes)
     mistakes.tell()
     turned = [path.name for path, header in headers.items() if header.is_turned]
     if turned:
         _LOG.warning(
-            "%s: pictures to be turned by their viewer (EXIF): %d, such as %s; they are taken as they are stored, "
-            "so their masks must be drawn on the stored picture",
+            "%s: images to be turned by their viewer (EXIF): %d, such as %s; they are taken as they are stored, "
+            "so their masks must be drawn on the stored image",
             *(mistakes.path, len(turned), turned[0]),
         )
-    on_picture: defaultdict[Path, list[Record]] = defaultdict(list)
+    on_image: defaultdict[Path, list[Record]] = defaultdict(list)
     for record in chosen:
-        on_picture[record.image].append(record)
-    examples = [_example(group, headers[image]) for image, group in on_picture.items()]
-    return StoredSource(f"{name} {split}", examples, [_groups(group) for group in on_picture.values()])
+        on_image[record.image].append(record)
+    examples = [_example(group, headers[image]) for image, group in on_image.items()]
+    return StoredSource(f"{name} {split}", examples, [_groups(group) for group in on_image.values()])
 
 
-def _check_against_pictures(records: Iterable[Record], headers: dict[Path, Header], mistakes: Mistakes) -> None:
+def _check_against_images(records: Iterable[Record], headers: dict[Path, Header], mistakes: Mistakes) -> None:
     mask_files = {}
     for record in records:
         header = headers[record.image]
@@ -180,9 +180,9 @@ def _misfit(segmentation: Any, height: int, width: int) -> str:
     for part in [segmentation] if isinstance(segmentation, dict) else segmentation:
         if isinstance(part, dict):
             if part["size"] != [height, width]:
-                return f"an RLE has size {part['size']}, its picture {[height, width]}"
+                return f"an RLE has size {part['size']}, its image {[height, width]}"
         elif min(part[::2]) >= width or min(part[1::2]) >= height or max(part[::2]) <= 0 or max(part[1::2]) <= 0:
-            return f"a polygon lies outside of its picture of {_sides((height, width))} pixels: {part!r:.40}"
+            return f"a polygon lies outside of its image of {_sides((height, width))} pixels: {part!r:.40}"
     return ""
 
 
@@ -190,14 +190,14 @@ def _sides(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def _warn_of_shared_pictures(records: Sequence[Record], path: Path) -> None:
+def _warn_of_shared_images(records: Sequence[Record], path: Path) -> None:
     splits = defaultdict(set)
     for record in records:
         splits[record.image].add(record.split)
     shared = [image.name for image, names in splits.items() if len(names) > 1]
     if shared:
         _LOG.warning(
-            "%s: pictures in more than one split: %d, such as %s; a score on them is not one on unseen pictures",
+            "%s: images in more than one split: %d, such as %s; a score on them is not one on unseen images",
             *(path, len(shared), shared[0]),
         )
 
@@ -206,7 +206,7 @@ def _example(records: Sequence[Record], header: Header) -> Example:
     expressions = tuple(
         Expression(text, record.segmentation, id=f"{record.id}-{number}")
         for record in records
-        for number, text in enumerate(record.sentences)
+        for number, text in enumerate(record.expressions)
     )
     return Example(records[0].image_name, records[0].image, header.height, header.width, expressions)
 
@@ -214,8 +214,8 @@ def _example(records: Sequence[Record], header: Header) -> Example:
 def _groups(records: Sequence[Record]) -> tuple[tuple[int, ...], ...]:
     groups, first = [], 0
     for record in records:
-        groups.append(tuple(range(first, first + len(record.sentences))))
-        first += len(record.sentences)
+        groups.append(tuple(range(first, first + len(record.expressions))))
+        first += len(record.expressions)
     return tuple(groups)
 
 
@@ -223,7 +223,7 @@ _MASK_KINDS = ("mask", "polygon", "rle")
 
 
 def json_lines_source(split: str, *, root: str | Path, file: str = "data.jsonl") -> StoredSource:
-    """Reads one split; the lines of one picture become one example, each line a referent.
+    """Reads one split; the lines of one image become one example, each line a referent.
 
     Args:
       split: the value of "split" in the lines that are wanted; a line without it is in "train".
@@ -264,7 +264,7 @@ def _line_record(line: str, number: int, folder: Path, default_split: str, mista
         id=str(number),
         image_name=entry["image"],
         image=path_beside(folder, entry["image"]),
-        sentences=tuple(entry["sentences"]),
+        expressions=tuple(entry["expressions"]),
         segmentation=_segmentation(entry, folder),
         split=entry.get("split", default_split),
     )
@@ -274,7 +274,7 @@ def _line_problems(entry: Any) -> list[str]:
     if not isinstance(entry, dict):
         return [f"must be an object {{...}}, got {entry!r:.40}"]
     kinds = [kind for kind in _MASK_KINDS if kind in entry]
-    problems = [f"{name!r} is missing" for name in ("image", "sentences") if name not in entry]
+    problems = [f"{name!r} is missing" for name in ("image", "expressions") if name not in entry]
     if len(kinds) != 1:
         found = " and ".join(map(repr, kinds)) if kinds else "none"
         problems.append(f"needs one of 'mask', 'polygon' and 'rle', has {found}")
@@ -283,8 +283,8 @@ def _line_problems(entry: Any) -> list[str]:
         for name in ("image", "mask", "split")
         if name in entry and not (isinstance(entry[name], str) and entry[name])
     ]
-    if "sentences" in entry:
-        problems.append(problem_of_sentences(entry["sentences"], "sentences"))
+    if "expressions" in entry:
+        problems.append(problem_of_expressions(entry["expressions"], "expressions"))
     if "polygon" in entry:
         is_list = isinstance(entry["polygon"], list)
         problems.append(problem_of_segmentation(entry["polygon"]) if is_list else "'polygon' must be a list of lists")
@@ -369,7 +369,7 @@ def _coco_record(where: str, entry: dict[str, Any], image: dict[str, Any], folde
         id=str(entry["id"]),
         image_name=str(image["id"]),
         image=path_beside(folder, image["file_name"]),
-        sentences=tuple(entry["expressions"]),
+        expressions=tuple(entry["expressions"]),
         segmentation=entry["segmentation"],
         split=entry.get("split", default_split),
         size=(image["height"], image["width"]),
@@ -378,7 +378,7 @@ def _coco_record(where: str, entry: dict[str, Any], image: dict[str, Any], folde
 
 def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]]) -> list[str]:
     problems = [f"{name!r} is missing" for name in ("id", "image_id", "segmentation") if name not in entry]
-    problems.append(problem_of_sentences(entry["expressions"], "expressions"))
+    problems.append(problem_of_expressions(entry["expressions"], "expressions"))
     if "image_id" in entry and (not isinstance(entry["image_id"], int | str) or entry["image_id"] not in images):
         problems.append(f"there is no image with the id {entry['image_id']!r:.40}")
     if "split" in entry and not (isinstance(entry["split"], str) and entry["split"]):

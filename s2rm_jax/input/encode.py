@@ -1,8 +1,8 @@
 """From chosen expressions of an example to the arrays of a Batch.
 
-Pictures and masks as they travel to the devices, in few bytes, and what the network and the loss make of them there.
+Images and masks as they travel to the devices, in few bytes, and what the network and the loss make of them there.
 
-A picture is uint8 and a mask has one bit a pixel: that is a fifth of what normalised floats and booleans take, and
+An image is uint8 and a mask has one bit a pixel: that is a fifth of what normalised floats and booleans take, and
 workers, host and device copy it several times. What undoes it is written with operators alone, which mean the same for
 NumPy's arrays and JAX's.
 """
@@ -25,7 +25,7 @@ from s2rm_jax.input.tokens import Tokenizer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MEAN_COLOUR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)  # as near to 0 as a normalised picture comes
+MEAN_COLOUR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)  # as near to 0 as a normalised image comes
 
 _SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
 _OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
@@ -59,14 +59,14 @@ def unpack_masks(packed: UInt8[Any, "*batch width bytes"], height: int) -> Bool[
 
 @dataclass(frozen=True)
 class View:
-    """A picture (RGB) with n chosen sentences as they will be seen, still at the picture's own size.
+    """An image (RGB) with n chosen expressions as they will be seen, still at the image's own size.
 
-    `segmentations` has one for each referent of the sentences, in the pixels of the file; `shown` says which of these
-    the picture shows. `referents` says for each sentence which of the referents is its, None where it refers to
+    `segmentations` has one for each referent of the expressions, in the pixels of the file; `shown` says which of these
+    the image shows. `referents` says for each expression which of the referents is its, None where it refers to
     nothing; `names` what to call it in an error.
     """
 
-    picture: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "height width 3"]
     texts: tuple[str, ...]
     segmentations: tuple[Segmentation, ...]
     referents: tuple[int | None, ...]
@@ -74,12 +74,12 @@ class View:
     shown: Grid
 
     def masks(self, size: tuple[int, int] | None = None) -> list[Bool[np.ndarray, "height width"]]:
-        """Returns the mask of each referent, as large as the picture or resized to (height, width).
+        """Returns the mask of each referent, as large as the image or resized to (height, width).
 
         Raises:
             UserError: names an expression and what is wrong with its mask.
         """
-        grid = self.shown.resized(size or self.picture.shape[:2])
+        grid = self.shown.resized(size or self.image.shape[:2])
         masks = []
         for number, segmentation in enumerate(self.segmentations):
             try:
@@ -90,26 +90,26 @@ class View:
 
 
 def view_of(example: Example, chosen: list[int]) -> View:
-    """Reads the picture of an example for its expressions `chosen`.
+    """Reads the image of an example for its expressions `chosen`.
 
     Raises:
-        UserError: names the example and what is wrong with its picture or the file of a mask.
+        UserError: names the example and what is wrong with its image or the file of a mask.
     """
     try:
-        picture = load_image(example.image)
+        image = load_image(example.image)
     except UserError as error:
         raise (UserError(f"example {example.id}: {error}") if isinstance(example.image, bytes) else error) from error
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if (height, width) != (example.height, example.width):
         raise UserError(
-            f"the picture of example {example.id} is {width} x {height} pixels, but its "
+            f"the image of example {example.id} is {width} x {height} pixels, but its "
             f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file."
         )
     expressions = [example.expressions[index] for index in chosen]
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
     segmentations: list[Segmentation] = []
     referents: list[int | None] = []
-    numbers: dict[int, int | None] = {}  # sentences about one referent share its segmentation; its mask is made once
+    numbers: dict[int, int | None] = {}  # expressions about one referent share its segmentation; its mask is made once
     for name, expression in zip(names, expressions, strict=True):
         key = id(expression.segmentation)
         if expression.has_target and key not in numbers:
@@ -124,7 +124,7 @@ def view_of(example: Example, chosen: list[int]) -> View:
             segmentations += [] if nothing else [segmentation]
         referents.append(numbers[key] if expression.has_target else None)
     texts = tuple(expression.text for expression in expressions)
-    return View(picture, texts, tuple(segmentations), tuple(referents), names, Grid.whole(height, width))
+    return View(image, texts, tuple(segmentations), tuple(referents), names, Grid.whole(height, width))
 
 
 @dataclass(frozen=True)
@@ -144,21 +144,21 @@ class Encoder:
         """Encodes a view of at most K expressions and fills up to K with invalid ones.
 
         Raises:
-            UserError: names the expression whose sentence has no words, or whose mask has something wrong with it.
+            UserError: names the expression whose expression has no words, or whose mask has something wrong with it.
         """
         shape = (self.expressions, self.tokenizer.max_tokens)
         tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
         targets = np.zeros((self.expressions, *packed_shape(*self.image_size)), np.uint8)
         has_target = np.zeros(self.expressions, bool)
         masks = [pack_mask(mask) for mask in view.masks(self.image_size)]
-        for row, (sentence, referent) in enumerate(zip(view.texts, view.referents, strict=True)):
+        for row, (expression, referent) in enumerate(zip(view.texts, view.referents, strict=True)):
             try:
-                tokens[row], token_mask[row] = self.tokenizer.encode(sentence)
+                tokens[row], token_mask[row] = self.tokenizer.encode(expression)
             except UserError as error:
                 raise UserError(f"{view.names[row]}: {error}") from error
             if referent is not None:
                 targets[row], has_target[row] = masks[referent], True
-        pixels = self.resize(view.picture, self.image_size)
+        pixels = self.resize(view.image, self.image_size)
         valid = np.arange(self.expressions) < len(view.texts)
         return Batch(pixels, tokens, token_mask, targets, valid, has_target)
 
@@ -166,4 +166,4 @@ class Encoder:
 def _name(example: Example) -> str:
     if isinstance(example.image, Path):
         return str(example.image)
-    return "the array" if isinstance(example.image, np.ndarray) else f"the picture of example {example.id}"
+    return "the array" if isinstance(example.image, np.ndarray) else f"the image of example {example.id}"

@@ -1,6 +1,6 @@
 """What travels through the input pipeline: an Example as a source reads it, a Batch as the network takes it.
 
-A source whose annotations are held in memory and whose pictures lie on disk.
+A source whose annotations are held in memory and whose images lie on disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Segmentation = np.ndarray | list | dict[str, Any]
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence and the mask of what it means; a sentence that refers to nothing has the segmentation [].
+    """One expression and the mask of what it means; an expression that refers to nothing has the segmentation [].
 
     `kind` is the kind of expression where the source knows it ("attribute", "relation", ...), else "".
     `id` is unique within the source's split and stable from run to run.
@@ -34,13 +34,13 @@ class Expression:
 
     @property
     def has_target(self) -> bool:
-        """Whether the sentence refers to something in the picture."""
+        """Whether the expression refers to something in the image."""
         return not (isinstance(self.segmentation, list) and not self.segmentation)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with all its expressions.
+    """One image with all its expressions.
 
     `image` is uint8 [H, W, 3], or the path or the bytes of a file that holds it; `height` and `width` are its original
     size in pixels, in which the segmentations are given.
@@ -74,15 +74,15 @@ class Source(Protocol):
 
 
 class Batch(NamedTuple):
-    """What is made for the network and the loss: B pictures with K expressions each, L tokens an expression.
+    """What is made for the network and the loss: B images with K expressions each, L tokens an expression.
 
     images      [B, H, W, 3] uint8, RGB; `compact.normalize` makes of it what the network takes
     tokens      [B, K, L] int32, 0 where there is no word
     token_mask  [B, K, L] bool, true for real tokens, [CLS] and [SEP] among them
     targets     [B, K, W, ceil(H / 8)] uint8, the masks resized to the network's input size, a bit a pixel; see
                 `compact.unpack_masks`
-    valid       [B, K] bool, false for the padding that fills a picture up to K expressions, or a batch up to B
-    has_target  [B, K] bool, false where the sentence refers to nothing, and for padding
+    valid       [B, K] bool, false for the padding that fills an image up to K expressions, or a batch up to B
+    has_target  [B, K] bool, false where the expression refers to nothing, and for padding
     """
 
     images: np.ndarray
@@ -97,7 +97,7 @@ Groups = tuple[tuple[int, ...], ...]  # the positions of an example's expression
 
 
 class StoredSource:
-    """Random access to examples that were read beforehand; pictures are looked for when they are asked for."""
+    """Random access to examples that were read beforehand; images are looked for when they are asked for."""
 
     def __init__(self, name: str, examples: Sequence[Example], referents: Sequence[Groups]):
         """Args: a name for messages; the examples; for each the positions of its expressions, grouped by referent."""
@@ -108,26 +108,26 @@ class StoredSource:
 
     @property
     def num_expressions(self) -> int:
-        """The number of sentences of the split."""
+        """The number of expressions of the split."""
         return sum(len(example.expressions) for example in self._examples)
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns a picture's path, size and expressions; raises a UserError if its file is not there."""
+        """Returns an image's path, size and expressions; raises a UserError if its file is not there."""
         example = self._examples[index]
         if isinstance(example.image, Path) and not example.image.is_file():
-            raise UserError(f"the picture {example.image} of {self._name} is missing; put it there again")
+            raise UserError(f"the image {example.image} of {self._name} is missing; put it there again")
         return example
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions the picture has."""
+        """Returns how many expressions the image has."""
         return len(self._examples[index].expressions)
 
     def referents(self, index: int) -> Groups:
-        """Returns the positions of the picture's expressions, grouped by the referent that they share."""
+        """Returns the positions of the image's expressions, grouped by the referent that they share."""
         return self._referents[index]

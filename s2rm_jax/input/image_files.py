@@ -1,6 +1,6 @@
-"""The pictures of a folder or of a pattern, in the order in which a person counts them.
+"""The images of a folder or of a pattern, in the order in which a person counts them.
 
-Reads of many picture files what their first bytes say: that they can be read, and how large they are.
+Reads of many image files what their first bytes say: that they can be read, and how large they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from s2rm_jax.input.images import FORMATS
 
 
 def list_images(given: str) -> list[Path]:
-    """Returns the pictures of a folder, or the files that fit a pattern such as frames/*.jpg; `**` goes into folders.
+    """Returns the images of a folder, or the files that fit a pattern such as frames/*.jpg; `**` goes into folders.
 
     They are in natural order: frame9.jpg comes before frame10.jpg. Of a folder, files count by their suffix. The name
     of a file that is there is no pattern, whatever letters it has.
@@ -33,7 +33,7 @@ def list_images(given: str) -> list[Path]:
     if folder.is_dir():
         suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
         paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
-        missing = f"the folder {given} holds no pictures ({', '.join(FORMATS)}); name another, or a pattern"
+        missing = f"the folder {given} holds no images ({', '.join(FORMATS)}); name another, or a pattern"
     else:
         found = [str(folder)] if folder.is_file() else glob.glob(str(folder), recursive=True)
         paths = [path for path in map(Path, found) if path.is_file()]
@@ -44,7 +44,7 @@ def list_images(given: str) -> list[Path]:
 
 
 def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
-    """Returns a relative path for the results of each picture: its place below the folder that all share.
+    """Returns a relative path for the results of each image: its place below the folder that all share.
 
     The suffixes are left out if all paths still differ, and none is the file `taken`.
     """
@@ -69,7 +69,7 @@ _Value = TypeVar("_Value")
 
 
 class Header(NamedTuple):
-    """Height and width in pixels as stored; whether EXIF asks viewers to turn the picture; or else what is wrong."""
+    """Height and width in pixels as stored; whether EXIF asks viewers to turn the image; or else what is wrong."""
 
     height: int = 0
     width: int = 0
@@ -80,13 +80,13 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header:
     """Reads the header of one file; a problem is returned and not raised, so that all can be told together."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) != 1
-            return Header(picture.height, picture.width, turned)
+        with Image.open(path, formats=FORMATS) as image:
+            turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+            return Header(image.height, image.width, turned)
     except FileNotFoundError:
-        return Header(problem=f"there is no picture at {path}")
+        return Header(problem=f"there is no image at {path}")
     except Exception as error:  # readers raise nearly anything on damaged data
-        return Header(problem=f"{path} cannot be read as a picture ({' '.join(str(error).split())})")
+        return Header(problem=f"{path} cannot be read as an image ({' '.join(str(error).split())})")
 
 
 def for_each(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:

@@ -1,14 +1,14 @@
-"""Pictures: from files, arrays and PIL images to uint8 RGB, and from one size to another.
+"""Images: from files, arrays and PIL images to uint8 RGB, and from one size to another.
 
-The fast way for what nearly every picture of a dataset is: a plain JPEG file.
+The fast way for what nearly every image of a dataset is: a plain JPEG file.
 
-Resizing pictures: bilinear and antialiased, as Pillow does it and torchvision with it.
+Resizing images: bilinear and antialiased, as Pillow does it and torchvision with it.
 
 `resize_image` is the definition, for all that is measured, predicted or exported. `resize_fast` is for training, where
 resizing would take longer than decoding: it computes the same with SIMD instructions and rounds differently. A tenth to
 a quarter of its values differ by one grey level of 255, hardly any by two (docs/results/input_speed.md).
 
-Pictures from the web: the bytes behind an address, bounded in size and time.
+Images from the web: the bytes behind an address, bounded in size and time.
 """
 
 from __future__ import annotations
@@ -122,16 +122,16 @@ def _too_slow(url: str, timeout: float) -> UserError:
     return UserError(f"{url} did not arrive within {timeout:g} seconds; try again, or download it first")
 
 
-MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous picture; this much takes 240 MB
+MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous image; this much takes 240 MB
 # What Pillow reads by itself: its other readers are rare, and that of EPS starts an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# Pillow imports its readers when the first picture is opened. Threads that open their first pictures together then get
+# Pillow imports its readers when the first image is opened. Threads that open their first images together then get
 # in each other's way (KeyError: 'MPO'), so they are all imported here; it takes 50 ms.
 Image.init()
 
 # The C library of Linux gives idle memory back to the system, which clears it before it can be had again, as soon as
-# there is more than twice the largest block that was freed so far (of up to 32 MB). Arrays of pictures come and go, and
+# there is more than twice the largest block that was freed so far (of up to 32 MB). Arrays of images come and go, and
 # with small blocks that would be a tenth of the time of a batch; so one large block is freed first.
 np.empty(31 << 20, np.uint8)
 
@@ -139,42 +139,42 @@ np.empty(31 << 20, np.uint8)
 def load_image(
     source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a picture as RGB values 0 ... 255, whatever it is stored as; the array is the caller's own.
+    """Returns an image as RGB values 0 ... 255, whatever it is stored as; the array is the caller's own.
 
-    Grey, palette, 1-bit and CMYK pictures are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
-    Transparent pictures are laid on white, the page they are made for: what lies under a transparent pixel is
+    Grey, palette, 1-bit and CMYK images are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
+    Transparent images are laid on white, the page they are made for: what lies under a transparent pixel is
     arbitrary. Of several frames the first counts.
 
     Args:
       source: a file; an address on the web (http:// or https://); the bytes of a file; an array [H, W], [H, W, 1],
         [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image.
-      apply_exif: turn the picture the way its EXIF orientation says, as every viewer does. Right for a person's own
-        pictures; wrong for a dataset, whose masks are drawn in the stored coordinates.
-      max_pixels: larger pictures are refused before they are unpacked.
+      apply_exif: turn the image the way its EXIF orientation says, as every viewer does. Right for a person's own
+        images; wrong for a dataset, whose masks are drawn in the stored coordinates.
+      max_pixels: larger images are refused before they are unpacked.
 
     Raises:
-      UserError: the file is missing, damaged, not a picture or larger than `max_pixels`; the address gives nothing in
+      UserError: the file is missing, damaged, not an image or larger than `max_pixels`; the address gives nothing in
         good time; or the array is of another kind.
     """
     if isinstance(source, np.ndarray):
-        return np.array(_to_rgb(_picture_of_array(source), "the array"))
+        return np.array(_to_rgb(_image_of_array(source), "the array"))
     if isinstance(source, Image.Image):
-        return np.array(_decode(source, "the picture", apply_exif, max_pixels))
-    name = "the picture" if isinstance(source, bytes) else str(source)
+        return np.array(_decode(source, "the image", apply_exif, max_pixels))
+    name = "the image" if isinstance(source, bytes) else str(source)
     if isinstance(source, str) and is_url(source):
         source = fetch(source)
     try:
         pixels = None if apply_exif else decode_plain_jpeg(source, max_pixels)
         if pixels is not None:
             return pixels
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
-            return np.array(_decode(picture, name, apply_exif, max_pixels))
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return np.array(_decode(image, name, apply_exif, max_pixels))
     except FileNotFoundError as error:
-        raise UserError(f"there is no picture at {name}; check the path") from error
+        raise UserError(f"there is no image at {name}; check the path") from error
     except IsADirectoryError as error:
-        raise UserError(f"{name} is a folder; give the path of a picture in it") from error
+        raise UserError(f"{name} is a folder; give the path of an image in it") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} is not a picture that can be read ({', '.join(FORMATS)}); convert it") from error
+        raise UserError(f"{name} is not an image that can be read ({', '.join(FORMATS)}); convert it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from error
     except OSError as error:
@@ -187,14 +187,12 @@ def load_image(
         raise _damaged(name, error) from error
 
 
-def _decode(picture: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
-    if picture.width * picture.height > max_pixels:
-        raise UserError(
-            f"{name} has {picture.width} x {picture.height} pixels, more than {max_pixels:,}; scale it down"
-        )
+def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
+    if image.width * image.height > max_pixels:
+        raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down")
     try:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture) if apply_exif else picture
+        image.load()
+        upright = ImageOps.exif_transpose(image) if apply_exif else image
         return _to_rgb(upright, name)
     except UserError:
         raise
@@ -203,36 +201,36 @@ def _decode(picture: Image.Image, name: str, apply_exif: bool, max_pixels: int) 
 
 
 def _damaged(name: str, error: Exception) -> UserError:
-    """What to say of a picture at which a reader failed; on damaged data they raise nearly anything."""
+    """What to say of an image at which a reader failed; on damaged data they raise nearly anything."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{name} is damaged or of a kind that cannot be read ({reason}); get it again or convert it")
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits, in Pillow's modes of 16 or 32
-        values = np.asarray(picture)
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, in Pillow's modes of 16 or 32
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise UserError(f"{name} has 32-bit values; save it with 8 or 16 bits per channel")
-        picture = Image.fromarray(_eight_bits(values))
-    if picture.mode == "F":
+        image = Image.fromarray(_eight_bits(values))
+    if image.mode == "F":
         raise UserError(f"{name} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _picture_of_array(array: np.ndarray) -> Image.Image:
+def _image_of_array(array: np.ndarray) -> Image.Image:
     single = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.size == 0 or not (single.ndim == 2 or (single.ndim == 3 and single.shape[2] in (3, 4))):
-        raise UserError(f"a picture must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+        raise UserError(f"an image must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
     if single.dtype == bool:
         single = single * np.uint8(255)
     elif single.dtype == np.uint16:
         single = _eight_bits(single)
     elif single.dtype != np.uint8:
         raise UserError(
-            f"a picture must hold uint8 values 0 ... 255, got {array.dtype}; "
+            f"an image must hold uint8 values 0 ... 255, got {array.dtype}; "
             "values in [0, 1] become so by np.round(255 * image).astype(np.uint8)"
         )
     return Image.fromarray(np.ascontiguousarray(single))

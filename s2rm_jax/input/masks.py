@@ -2,7 +2,7 @@
 
 Which pixels of a mask are wanted, so that no others are made.
 
-Masks that are pictures of their own: what is not zero belongs to the referent.
+Masks that are images of their own: what is not zero belongs to the referent.
 
 COCO's run-length encoding of masks.
 
@@ -107,12 +107,12 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
     """Reads a mask from a PNG or another file without loss; true where the pixel is not zero.
 
     Raises:
-      UserError: there is no such file, it is damaged, of another size than the picture, or of an unsuitable kind.
+      UserError: there is no such file, it is damaged, of another size than the image, or of an unsuitable kind.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            problem = _problem_of(picture, height, width)
-            values = None if problem else np.asarray(picture)
+        with Image.open(path, formats=FORMATS) as image:
+            problem = _problem_of(image, height, width)
+            values = None if problem else np.asarray(image)
     except Exception as error:
         raise UserError(_unreadable(path, error)) from error
     if values is None:
@@ -122,21 +122,21 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
 
 
 def problem_of_file(path: str | Path, height: int, width: int) -> str:
-    """Says what keeps a file from being the mask of a picture of this size, or ""; looks at its header only."""
+    """Says what keeps a file from being the mask of an image of this size, or ""; looks at its header only."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            problem = _problem_of(picture, height, width)
+        with Image.open(path, formats=FORMATS) as image:
+            problem = _problem_of(image, height, width)
     except Exception as error:
         return _unreadable(path, error)
     return f"the mask {path} {problem}" if problem else ""
 
 
-def _problem_of(picture: Image.Image, height: int, width: int) -> str:
-    if picture.size != (width, height):
-        return f"has {picture.height} x {picture.width} pixels, its picture {height} x {width} (height x width)"
-    if picture.format in ("JPEG", "WEBP"):
-        return f"is a {picture.format}, which blurs masks; save it as PNG"
-    if picture.mode not in _MODES or picture.has_transparency_data:
+def _problem_of(image: Image.Image, height: int, width: int) -> str:
+    if image.size != (width, height):
+        return f"has {image.height} x {image.width} pixels, its image {height} x {width} (height x width)"
+    if image.format in ("JPEG", "WEBP"):
+        return f"is a {image.format}, which blurs masks; save it as PNG"
+    if image.mode not in _MODES or image.has_transparency_data:
         return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"
     return ""
 
@@ -156,24 +156,22 @@ def decode_rle(rle: dict[str, Any], height: int, width: int, grid: Grid | None =
 
     Args:
       rle: its counts are a list of run lengths, or their compressed form as text or bytes.
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
       grid: which of its pixels are wanted; None for all. Those that are not are never made.
 
     Raises:
-      UserError: the size is not the picture's, or the counts are damaged.
+      UserError: the size is not the image's, or the counts are damaged.
     """
     size = list(rle.get("size", ()))
     if size != [height, width]:
-        raise UserError(f"the RLE of a mask has size {size}, its picture is {height} x {width} pixels (height x width)")
+        raise UserError(f"the RLE of a mask has size {size}, its image is {height} x {width} pixels (height x width)")
     counts = rle.get("counts")
     runs = _decompress(counts) if isinstance(counts, str | bytes) else _checked(counts)
     if runs is None or (runs < 0).any():
         raise UserError(f"the RLE of a mask is damaged: its counts are no run lengths: {counts!r:.60}")
     if runs.sum() != height * width:
-        raise UserError(
-            f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the picture has {height * width}"
-        )
+        raise UserError(f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the image has {height * width}")
     return fill_runs(runs, height, width) if grid is None else grid.of_runs(runs)
 
 
@@ -232,12 +230,12 @@ def rasterize(segmentation: Segmentation, height: int, width: int, grid: Grid | 
         {"png": FILE}, see mask_files.py; {"covered_once": [...]}, a list of polygons or RLEs of which the pixels count
         that exactly one of them covers; or a list of those. Polygons of fewer than three corners enclose nothing and
         add nothing. The empty list is the mask of nothing: false everywhere.
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
       grid: which pixels of the mask are wanted; None for all. A few are made faster than all.
 
     Raises:
-      UserError: parts of which none makes a mask, a size that is not the picture's, or damaged polygons, RLE or file.
+      UserError: parts of which none makes a mask, a size that is not the image's, or damaged polygons, RLE or file.
     """
     if isinstance(segmentation, np.ndarray):
         return _some(_from_array(segmentation, height, width), grid)
@@ -301,7 +299,7 @@ def _from_part(part: Any, height: int, width: int, grid: Grid | None) -> np.ndar
 
 def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if mask.shape != (height, width):
-        raise UserError(f"the mask has shape {mask.shape}, its picture is {height} x {width} pixels (height x width)")
+        raise UserError(f"the mask has shape {mask.shape}, its image is {height} x {width} pixels (height x width)")
     if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
         raise UserError(f"the mask is an array of {mask.dtype}; give booleans or integers (true where not zero)")
     return mask != 0

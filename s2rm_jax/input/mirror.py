@@ -1,11 +1,11 @@
-"""Says of a mirrored picture what a sentence says of the picture, or that it cannot.
+"""Says of a mirrored image what an expression says of the image, or that it cannot.
 
 Left and right are the easy part; the hard part is to know when they do not mean sides ("the truck right behind", "the
 last slice left"), and what else a mirror changes: writing, numbers, clock positions, an order that is counted from the
-left without saying so ("the third giraffe"). Whatever is not certain is refused: a sentence that is refused costs a
+left without saying so ("the third giraffe"). Whatever is not certain is refused: an expression that is refused costs a
 mirrored view, a wrong one teaches the opposite.
 
-Made by reading 14,156 real sentences (9,106 of RefCOCOg umd test, 5,000 of google val, 50 of RefCOCO testA). A word
+Made by reading 14,156 real expressions (9,106 of RefCOCOg umd test, 5,000 of google val, 50 of RefCOCO testA). A word
 that begins with left or right is in 1,664. Of those 1,585 are mirrored: each such word was read among its neighbours,
 and none was found wrong; 79 are refused. Of the others 485 are refused. docs/training.md has the table.
 """
@@ -16,7 +16,7 @@ import re
 
 _SIDES = {"left": "right", "right": "left"}
 _COMPOUND = re.compile(r"(left|right)(most|hand|handed|side|sided|ward|wards|er)?")
-# A sentence is read as words and boundaries; apostrophes and hyphens only part words ("man's", "left-hand").
+# An expression is read as words and boundaries; apostrophes and hyphens only part words ("man's", "left-hand").
 _TOKEN = re.compile(r"[a-z0-9]+|[.,;:!?]", re.IGNORECASE)
 
 
@@ -81,11 +81,11 @@ _NEVER = re.compile(
 _HARMLESS = re.compile(r"(up|b)right\w*|leftovers?")
 
 
-def mirror_expression(sentence: str) -> str | None:
-    """Returns the sentence with left and right exchanged, or None where a mirrored picture may make it false."""
-    if _NEVER.search(sentence):
+def mirror_expression(expression: str) -> str | None:
+    """Returns the expression with left and right exchanged, or None where a mirrored image may make it false."""
+    if _NEVER.search(expression):
         return None
-    found = list(_TOKEN.finditer(sentence))
+    found = list(_TOKEN.finditer(expression))
     words = [match.group().lower() for match in found]
     if not _WRITING.isdisjoint(words) or not _TURNING.isdisjoint(words) or not _ALMOST.isdisjoint(words):
         return None
@@ -101,11 +101,11 @@ def mirror_expression(sentence: str) -> str | None:
             return None
         side = compound[1]
         written = match.group()[: len(side)]
-        mirrored += sentence[copied : match.start()] + _in_the_case_of(written, _SIDES[side])
+        mirrored += expression[copied : match.start()] + _in_the_case_of(written, _SIDES[side])
         copied, sides = match.start() + len(side), sides + 1
     if not sides and not _ORDINALS.isdisjoint(words):
         return None
-    return mirrored + sentence[copied:]
+    return mirrored + expression[copied:]
 
 
 def _is_a_side(words: list[str], i: int) -> bool:

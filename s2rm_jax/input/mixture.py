@@ -1,13 +1,13 @@
 """Several sources as one: mixed by weights for training, one after the other for evaluation.
 
-Grain mixes too (MapDataset.mix), but ends when the first part is exhausted: a picture of a part that is large for its
-weight may then never be shown, since the one pipeline shuffles after the mixing and repeats the same pictures. So the
-mixture is a source like any other, long enough to hold every picture, and everything after it stays as it is.
+Grain mixes too (MapDataset.mix), but ends when the first part is exhausted: an image of a part that is large for its
+weight may then never be shown, since the one pipeline shuffles after the mixing and repeats the same images. So the
+mixture is a source like any other, long enough to hold every image, and everything after it stays as it is.
 
-Training on several REFER datasets at once, without any picture on which one of them is evaluated.
+Training on several REFER datasets at once, without any image on which one of them is evaluated.
 
-RefCOCO, RefCOCO+ and RefCOCOg are made on the same pictures of COCO, but each has splits of its own: a training picture
-of one is a test picture of another. Trained on all three, a network has seen them.
+RefCOCO, RefCOCO+ and RefCOCOg are made on the same images of COCO, but each has splits of its own: a training image
+of one is a test image of another. Trained on all three, a network has seen them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.refer_annotations import collector_paused, find_annotations, load_refs, split_of
 
-_LONGEST = 2**31 - 1  # pictures that the pipeline can shuffle
+_LONGEST = 2**31 - 1  # images that the pipeline can shuffle
 
 
 class MixtureSource:
-    """The pictures of several sources; item i is a pure function of i, with the part's name before every id.
+    """The images of several sources; item i is a pure function of i, with the part's name before every id.
 
     With weights, part p takes the share weight_p / sum of weights of the items, to within one item. The source is just
-    long enough for every picture of every part to occur: max over p of pictures_p / share_p, to within rounding. One
-    epoch is a pass over that: a picture occurs n or n + 1 times in it, where n = items_p // pictures_p >= 1. (Which
+    long enough for every image of every part to occur: max over p of images_p / share_p, to within rounding. One
+    epoch is a pass over that: an image occurs n or n + 1 times in it, where n = items_p // images_p >= 1. (Which
     occur once more is the same in every epoch: the first ones of the part.)
 
-    Without weights, every picture of every part occurs exactly once.
+    Without weights, every image of every part occurs exactly once.
     """
 
     def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, int | float] | None = None):
@@ -48,14 +48,14 @@ class MixtureSource:
             raise UserError("a mixture has no parts; name at least one source")
         for name, source in parts.items():
             if len(source) == 0:
-                raise UserError(f"part {name!r} of the mixture has no pictures; take it out")
+                raise UserError(f"part {name!r} of the mixture has no images; take it out")
         self._names = tuple(parts)
         self._parts = tuple(parts.values())
         self._counts = _counts(parts, weights) if weights is not None else tuple(map(len, self._parts))
         self._ends = tuple(accumulate(self._counts))
         if self._ends[-1] > _LONGEST:
             raise UserError(
-                f"to show every picture of every part, the mixture would have {self._ends[-1]:,} items; limit the "
+                f"to show every image of every part, the mixture would have {self._ends[-1]:,} items; limit the "
                 f"largest part (the length of synthetic scenes) or raise its weight"
             )
 
@@ -109,7 +109,7 @@ def _counts(parts: Mapping[str, Source], weights: Mapping[str, int | float]) -> 
     for name in parts:
         if not (weights.get(name, 0) > 0 and math.isfinite(weights[name])):
             raise UserError(f"part {name!r} of the mixture has the weight {weights.get(name)}; it must be above 0")
-    # One unit of weight stands for as many items as the part needs whose pictures are the most for its weight.
+    # One unit of weight stands for as many items as the part needs whose images are the most for its weight.
     unit = max(len(source) / weights[name] for name, source in parts.items())
     return tuple(max(len(source), round(unit * weights[name])) for name, source in parts.items())
 
@@ -128,16 +128,16 @@ def combined_source(
     overlap: str = "union",
     limit_referents: int = 0,
 ) -> Source:
-    """Returns one split of several REFER datasets together, each picture once for every dataset that has it.
+    """Returns one split of several REFER datasets together, each image once for every dataset that has it.
 
-    "train" leaves out every picture that has a referent in another split of any of the datasets, by COCO's picture id.
+    "train" leaves out every image that has a referent in another split of any of the datasets, by COCO's image id.
     Other splits are whole.
 
     Args:
       split: of each dataset; "DATASET:SPLIT", such as "refcoco:testA", is that split of one dataset alone.
       root: the folder of the layout, see ReferSource. What data/build.py writes for TFDS is not read here.
       datasets: "DATASET/SPLIT_BY" of each; ids are then "DATASET/...".
-      held_out: further datasets, of the same form, that are not trained on but whose evaluation pictures are left out.
+      held_out: further datasets, of the same form, that are not trained on but whose evaluation images are left out.
       image_root: this and the following are those of ReferSource, for all datasets.
       sentence_field: see ReferSource.
       overlap: see ReferSource.
@@ -152,7 +152,7 @@ def combined_source(
     alone, split = part_of_split(split, split_by)
     leave_out: frozenset[int] = frozenset()
     if split == "train":
-        leave_out = evaluation_pictures(root, [*split_by.items(), *map(pair_of, held_out)])
+        leave_out = evaluation_images(root, [*split_by.items(), *map(pair_of, held_out)])
     parts = {
         dataset: ReferSource(
             split,
@@ -172,8 +172,8 @@ def combined_source(
 
 
 @collector_paused()
-def evaluation_pictures(root: str | Path, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
-    """Returns the ids of all pictures with a referent in any split but "train" of any (dataset, split_by)."""
+def evaluation_images(root: str | Path, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
+    """Returns the ids of all images with a referent in any split but "train" of any (dataset, split_by)."""
     found: set[int] = set()
     for dataset, split_by in pairs:
         path, _ = find_annotations(root, dataset, split_by)

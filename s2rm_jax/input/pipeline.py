@@ -74,7 +74,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yields shuffled batches without end; an epoch is what `sampling.rows_of` lists.
 
-    `start` is the number of rows (pictures) already seen, over all processes; `process` is (index, count): each process
+    `start` is the number of rows (images) already seen, over all processes; `process` is (index, count): each process
     gets its part of every global batch: consecutive rows, so that put side by side, the parts are the batch that one
     process would read.
     """
@@ -96,7 +96,7 @@ def train_batches(
 
 
 class EvalItem(NamedTuple):
-    """Which expressions of an example fill the rows k = 0 .. number - 1 of one picture in a batch; 0: it fills up."""
+    """Which expressions of an example fill the rows k = 0 .. number - 1 of one image in a batch; 0: it fills up."""
 
     example: Example
     first: int
@@ -144,7 +144,7 @@ class _CollateFilled:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """Every sentence of every example exactly once, in order; iterable again and again."""
+    """Every expression of every example exactly once, in order; iterable again and again."""
 
     dataset: Any
 
@@ -163,9 +163,9 @@ def eval_batches(
     batch_size: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> EvalBatches:
-    """Returns the batches of an evaluation over `source`, or over its first config.eval.limit pictures.
+    """Returns the batches of an evaluation over `source`, or over its first config.eval.limit images.
 
-    A picture with more than K sentences is split into several items, so that every sentence is scored once.
+    An image with more than K expressions is split into several items, so that every expression is scored once.
     `batch_size` is that of all processes together, by default config.eval.batch_size; `process` is (index, count): each
     process gets consecutive rows of every batch, and all get the same number of batches.
     """
@@ -173,13 +173,13 @@ def eval_batches(
     batch_size = batch_size or config.eval.batch_size
     if batch_size % count:
         raise ValueError(f"a batch of {batch_size} does not fall into {count} equal parts")
-    pictures = min(len(source), config.eval.limit or len(source))
+    images = min(len(source), config.eval.limit or len(source))
     encoder = build_encoder(tokenizer, config, config.eval.expressions_per_image)
     spans = []
-    for picture in range(pictures):
-        total = source.expression_count(picture)
+    for image in range(images):
+        total = source.expression_count(image)
         spans += [
-            (picture, first, min(encoder.expressions, total - first)) for first in range(0, total, encoder.expressions)
+            (image, first, min(encoder.expressions, total - first)) for first in range(0, total, encoder.expressions)
         ]
     share = batch_size // count
     while count > 1 and spans and -(-len(spans) // share) % count:

@@ -12,8 +12,8 @@ from s2rm_jax.input.example import Example, Groups, StoredSource
 from s2rm_jax.input.refer_annotations import (
     OVERLAPS,
     TEXT_FIELDS,
+    Image,
     ImageFolder,
-    Picture,
     Referent,
     find_annotations,
     find_image_folder,
@@ -26,11 +26,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class ReferSource(StoredSource):
-    """The pictures of one split, each with all the split's expressions that refer to something in it.
+    """The images of one split, each with all the split's expressions that refer to something in it.
 
-    Pictures are in the order of their ids, expressions in the order of the file. Masks stay as they are stored
-    (polygons or RLE) until `masks.rasterize` is called; pictures are paths. The `file_name` of a referent is ignored,
-    as it is the name of a cut-out: a picture's name and size come from `instances.json`.
+    Images are in the order of their ids, expressions in the order of the file. Masks stay as they are stored
+    (polygons or RLE) until `masks.rasterize` is called; images are paths. The `file_name` of a referent is ignored,
+    as it is the name of a cut-out: an image's name and size come from `instances.json`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ReferSource(StoredSource):
         image_root: str | Path = "",
         leave_out: Collection[int] = (),
     ):
-        """Reads the annotations and looks for the first picture.
+        """Reads the annotations and looks for the first image.
 
         Args:
           split: a split of the file; "test" takes all test splits together, see `read_referents`.
@@ -58,9 +58,9 @@ class ReferSource(StoredSource):
           overlap: of the polygons (or RLEs) of one annotation. "union" is what the annotation means. "drop" makes the
             pixels that several of them cover background, as the training and test code of LAVT, CARIS and ReMamber
             does: the REFER tools add the polygons up, and these keep the pixels whose sum is 1.
-          limit_referents: keeps only the first so many referents, in the order of the pictures; 0 keeps all.
-          image_root: the folder of the pictures, where it is not under `root`.
-          leave_out: ids of pictures that are not to be in the source.
+          limit_referents: keeps only the first so many referents, in the order of the images; 0 keeps all.
+          image_root: the folder of the images, where it is not under `root`.
+          leave_out: ids of images that are not to be in the source.
 
         Raises:
           UserError: something is missing or damaged, or the split has nothing to train on or to score.
@@ -72,53 +72,50 @@ class ReferSource(StoredSource):
                 raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
         refs_path, instances_path = find_annotations(root, dataset, split_by)
         referents = read_referents(refs_path, instances_path, split, sentence_field, overlap)
-        referents = [referent for referent in referents if referent.picture.id not in leave_out]
+        referents = [referent for referent in referents if referent.image.id not in leave_out]
         if not referents:
-            raise UserError(f"all pictures of split {split!r} in {refs_path} are left out, so nothing remains")
-        # Where one of the pictures is that everybody has, the others are.
-        usual = next((one for one in referents if not may_be_missing(dataset, one.picture.file_name)), referents[0])
-        pictures_at = Path(image_root).expanduser() if image_root else None
-        folder = find_image_folder(Path(root).expanduser(), dataset, pictures_at, usual.picture.file_name)
-        referents = _without_lost_pictures(referents, dataset, folder)
+            raise UserError(f"all images of split {split!r} in {refs_path} are left out, so nothing remains")
+        # Where one of the images is that everybody has, the others are.
+        usual = next((one for one in referents if not may_be_missing(dataset, one.image.file_name)), referents[0])
+        images_at = Path(image_root).expanduser() if image_root else None
+        folder = find_image_folder(Path(root).expanduser(), dataset, images_at, usual.image.file_name)
+        referents = _without_lost_images(referents, dataset, folder)
         if limit_referents:
             referents = referents[:limit_referents]
         self.num_referents = len(referents)
-        on_pictures = [
-            (picture, list(group)) for picture, group in groupby(referents, key=lambda referent: referent.picture)
-        ]
+        on_images = [(image, list(group)) for image, group in groupby(referents, key=lambda referent: referent.image)]
         super().__init__(
             f"{dataset} {split}",
-            [_example(picture, group, folder) for picture, group in on_pictures],
-            [_groups(group, each_alone=is_generalised(refs_path)) for _, group in on_pictures],
+            [_example(image, group, folder) for image, group in on_images],
+            [_groups(group, each_alone=is_generalised(refs_path)) for _, group in on_images],
         )
 
 
-def _without_lost_pictures(referents: list[Referent], dataset: str, folder: ImageFolder) -> list[Referent]:
+def _without_lost_images(referents: list[Referent], dataset: str, folder: ImageFolder) -> list[Referent]:
     lost = {
-        referent.picture.file_name
+        referent.image.file_name
         for referent in referents
-        if may_be_missing(dataset, referent.picture.file_name)
-        and not folder.path_of(referent.picture.file_name).is_file()
+        if may_be_missing(dataset, referent.image.file_name) and not folder.path_of(referent.image.file_name).is_file()
     }
     if lost:
         _LOG.warning(
-            "%s: pictures that its archive lacks, left out with their referents: %s", dataset, ", ".join(sorted(lost))
+            "%s: images that its archive lacks, left out with their referents: %s", dataset, ", ".join(sorted(lost))
         )
-    return [referent for referent in referents if referent.picture.file_name not in lost]
+    return [referent for referent in referents if referent.image.file_name not in lost]
 
 
-def _example(picture: Picture, referents: Sequence[Referent], folder: ImageFolder) -> Example:
+def _example(image: Image, referents: Sequence[Referent], folder: ImageFolder) -> Example:
     return Example(
-        id=str(picture.id),
-        image=folder.path_of(picture.file_name),
-        height=picture.height,
-        width=picture.width,
+        id=str(image.id),
+        image=folder.path_of(image.file_name),
+        height=image.height,
+        width=image.width,
         expressions=tuple(expression for referent in referents for expression in referent.expressions),
     )
 
 
 def _groups(referents: Sequence[Referent], each_alone: bool) -> Groups:
-    """The positions of the sentences of each referent; in gRefCOCO each sentence counts as one, as ReLA samples."""
+    """The positions of the expressions of each referent; in gRefCOCO each expression counts as one, as ReLA samples."""
     groups: list[tuple[int, ...]] = []
     first = 0
     for referent in referents:

@@ -1,14 +1,14 @@
-"""Reads who is referred to, by which sentences and with which mask, from the two annotation files of REFER.
+"""Reads who is referred to, by which expressions and with which mask, from the two annotation files of REFER.
 
 Finds the files of a dataset in the REFER layout, in the variants of folders and names that people have.
 
-ROOT/refcoco/refs(unc).p                  who is referred to, by which sentences, in which split; or refs(unc).json
-ROOT/refcoco/instances.json               pictures and masks, in COCO's format
-ROOT/images/mscoco/images/train2014/      the pictures; for refclef ROOT/images/saiapr_tc-12/
+ROOT/refcoco/refs(unc).p                  who is referred to, by which expressions, in which split; or refs(unc).json
+ROOT/refcoco/instances.json               images and masks, in COCO's format
+ROOT/images/mscoco/images/train2014/      the images; for refclef ROOT/images/saiapr_tc-12/
 
-gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p), with several objects or none for a sentence.
+gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p), with several objects or none for an expression.
 
-Reads `instances.json` of the REFER layout: pictures and annotations in COCO's format.
+Reads `instances.json` of the REFER layout: images and annotations in COCO's format.
 
 Reads the `refs(...).p` files of the REFER datasets without running what a pickle may carry.
 """
@@ -42,20 +42,20 @@ _COCO_FOLDERS = (
     "coco/train2017",
 )
 _CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
-# Pictures that refclef refers to and that its archive of pictures lacks.
+# Images that refclef refers to and that its archive of images lacks.
 _LOST = {"refclef": frozenset({"17975.jpg", "19575.jpg", "19579.jpg"})}
 _HELP = "data/README.md says where to get it"
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of pictures; `bare_names` where COCO_train2014_000000000072.jpg is stored as 000000000072.jpg."""
+    """A folder of images; `bare_names` where COCO_train2014_000000000072.jpg is stored as 000000000072.jpg."""
 
     path: Path
     bare_names: bool
 
     def path_of(self, file_name: str) -> Path:
-        """The path of the picture that `instances.json` calls `file_name`."""
+        """The path of the image that `instances.json` calls `file_name`."""
         return self.path / (_bare(file_name) if self.bare_names else file_name)
 
 
@@ -94,18 +94,18 @@ def is_generalised(refs_path: Path) -> bool:
 
 
 def may_be_missing(dataset: str, file_name: str) -> bool:
-    """Whether a picture is one that the published pictures of a dataset lack."""
+    """Whether an image is one that the published images of a dataset lack."""
     return file_name in _LOST.get(dataset, ())
 
 
 def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
-    """Returns the folder in which the picture `file_name` lies, as the first that is tried and has it.
+    """Returns the folder in which the image `file_name` lies, as the first that is tried and has it.
 
     Args:
       root: of the layout.
-      dataset: "refclef" has pictures of its own, all others COCO's.
-      image_root: where the pictures are if not under `root`: their folder, or one above as in the list of variants.
-      file_name: of one picture, as `instances.json` names it.
+      dataset: "refclef" has images of its own, all others COCO's.
+      image_root: where the images are if not under `root`: their folder, or one above as in the list of variants.
+      file_name: of one image, as `instances.json` names it.
 
     Raises:
       UserError: no folder has it; names what was tried.
@@ -117,15 +117,15 @@ def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_na
     names = {False: file_name, True: _bare(file_name)}
     for folder in folders:
         for bare_names in names:
-            pictures = ImageFolder(folder, bare_names)
-            if pictures.path_of(file_name).is_file():
-                return pictures
+            images = ImageFolder(folder, bare_names)
+            if images.path_of(file_name).is_file():
+                return images
     there = [str(folder) for folder in folders if folder.is_dir()]
     state = f"these folders exist, without it: {', '.join(there)}" if there else "none of these folders exists"
     tried = ", ".join(str(folder) for folder in folders)
     raise UserError(
-        f"the picture {file_name} (or {names[True]}) was not found; {state}; tried {tried}; "
-        "unpack the pictures into one of them or give their folder as image_root; data/README.md says where to get them"
+        f"the image {file_name} (or {names[True]}) was not found; {state}; tried {tried}; "
+        "unpack the images into one of them or give their folder as image_root; data/README.md says where to get them"
     )
 
 
@@ -139,8 +139,8 @@ def _listing(folder: Path, pattern: str) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as `instances.json` lists it; the size is in pixels."""
+class Image:
+    """An image as `instances.json` lists it; the size is in pixels."""
 
     id: int
     file_name: str
@@ -165,16 +165,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
 
 
-def read_instances(path: Path) -> tuple[dict[int, Picture], dict[int, Annotation]]:
-    """Returns the pictures and the annotations of a file in COCO's format, each by id.
+def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]:
+    """Returns the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
       UserError: the file cannot be read, is damaged, or is not in COCO's format.
     """
     content = read_json(path)
     try:
-        pictures = {
-            entry["id"]: Picture(entry["id"], entry["file_name"], entry["height"], entry["width"])
+        images = {
+            entry["id"]: Image(entry["id"], entry["file_name"], entry["height"], entry["width"])
             for entry in content["images"]
         }
         annotations = {
@@ -186,7 +186,7 @@ def read_instances(path: Path) -> tuple[dict[int, Picture], dict[int, Annotation
             f"{path} is not in COCO's format ({error!r}): it needs images with id, file_name, height and width, and "
             "annotations with id and segmentation"
         ) from error
-    return pictures, annotations
+    return images, annotations
 
 
 # Python 2 wrote byte strings; those that are not ASCII are UTF-8 in newer files and Latin-1 (which never fails) in old.
@@ -268,9 +268,9 @@ TEXT_FIELDS = ("raw", "sent")
 
 @dataclass(frozen=True)
 class Referent:
-    """What some sentences refer to: one object, or in gRefCOCO any number of them."""
+    """What some expressions refer to: one object, or in gRefCOCO any number of them."""
 
-    picture: Picture
+    image: Image
     expressions: tuple[Expression, ...]
 
 
@@ -290,12 +290,12 @@ def collector_paused() -> Iterator[None]:
 def read_referents(
     refs_path: Path, instances_path: Path, split: str, sentence_field: str, overlap: str = "union"
 ) -> list[Referent]:
-    """Returns the referents of a split, ordered by the picture's id, then as in the file.
+    """Returns the referents of a split, ordered by the image's id, then as in the file.
 
-    A referent whose annotation has no mask can neither be trained nor scored, nor can a sentence without words: they
+    A referent whose annotation has no mask can neither be trained nor scored, nor can an expression without words: they
     are left out, and a logged line for each of the two counts them. In gRefCOCO (`grefs(...)`) a referent has a list of
     annotations, whose union is its mask: those of crowds are passed over, as ReLA does, and the list [-1] says that the
-    sentence refers to nothing, which makes an expression with the segmentation [].
+    expression refers to nothing, which makes an expression with the segmentation [].
 
     Args:
       refs_path: `refs(SPLITBY).p` or `.json`, or `grefs(SPLITBY)` of the same.
@@ -309,7 +309,7 @@ def read_referents(
       UserError: a file is damaged, the two do not fit together, or the split is empty.
     """
     all_refs = load_refs(refs_path)
-    pictures, annotations = read_instances(instances_path)
+    images, annotations = read_instances(instances_path)
     refs = [ref for ref in all_refs if _in_split(split_of(ref, refs_path), split)]
     if not refs:
         counts = Counter(str(ref["split"]) for ref in all_refs)
@@ -325,20 +325,20 @@ def read_referents(
         if segmentation is None:
             without_mask.append(ref["ann_id"])
             continue
-        texts = _sentences(ref, sentence_field, refs_path)
+        texts = _expressions(ref, sentence_field, refs_path)
         if generalised:  # nothing says that its sent_id alone is unique
             texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
         expressions = tuple(Expression(text, segmentation, id=id) for id, text in texts if text.strip())
         without_words += [id for id, text in texts if not text.strip()]
         if expressions:
-            referents.append(Referent(_picture(ref, pictures, refs_path), expressions))
+            referents.append(Referent(_image(ref, images, refs_path), expressions))
 
     _warn(f"{refs_path}: referents left out, as their annotation has no mask", "ann_id", without_mask)
-    _warn(f"{refs_path}: sentences left out, as they have no words", "sent_id", without_words)
+    _warn(f"{refs_path}: expressions left out, as they have no words", "sent_id", without_words)
     if not referents:
-        raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and a sentence")
+        raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression")
     _check_ids(referents, refs_path)
-    return sorted(referents, key=lambda referent: referent.picture.id)
+    return sorted(referents, key=lambda referent: referent.image.id)
 
 
 def split_of(ref: dict[str, Any], path: Path) -> str:
@@ -408,30 +408,32 @@ def _mask_of(ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation
         raise UserError(f"annotation {ann_id} in the instances.json beside {path}: {error}") from error
 
 
-def _picture(ref: dict[str, Any], pictures: dict[int, Picture], path: Path) -> Picture:
+def _image(ref: dict[str, Any], images: dict[int, Image], path: Path) -> Image:
     id = _field(ref, "image_id", path)
-    if id not in pictures:
+    if id not in images:
         raise UserError(
-            f"{path} refers to picture {id} (referent {ref.get('ref_id')}), which the instances.json beside it does "
+            f"{path} refers to image {id} (referent {ref.get('ref_id')}), which the instances.json beside it does "
             "not have; take both files from the same archive"
         )
-    return pictures[id]
+    return images[id]
 
 
-def _sentences(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
-    """Returns (id, text) of each sentence."""
-    sentences = []
+def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
+    """Returns (id, text) of each expression."""
+    expressions = []
     for entry in _field(ref, "sentences", path):
         id, text = _field(entry, "sent_id", path), _field(entry, field, path)
         if not isinstance(text, str):
-            raise UserError(f"{path} has {text!r:.40} instead of a text as {field!r} of the sentence with sent_id {id}")
-        sentences.append((str(id), text))
-    return sentences
+            raise UserError(
+                f"{path} has {text!r:.40} instead of a text as {field!r} of the expression with sent_id {id}"
+            )
+        expressions.append((str(id), text))
+    return expressions
 
 
 def _field(record: dict[str, Any], name: str, path: Path) -> Any:
     if name not in record:
-        raise UserError(f"{path} has a referent or a sentence without {name!r}: {record!s:.80}")
+        raise UserError(f"{path} has a referent or an expression without {name!r}: {record!s:.80}")
     return record[name]
 
 
@@ -439,7 +441,7 @@ def _check_ids(referents: list[Referent], path: Path) -> None:
     counts = Counter(expression.id for referent in referents for expression in referent.expressions)
     id, count = counts.most_common(1)[0]
     if count > 1:
-        raise UserError(f"{path} has {count} sentences with the sent_id {id} in one split; each needs its own")
+        raise UserError(f"{path} has {count} expressions with the sent_id {id} in one split; each needs its own")
 
 
 def _warn(what: str, id_name: str, ids: list[Any]) -> None:

@@ -1,11 +1,11 @@
-"""What an epoch shows: which sentences of a picture share a row of a batch, and which of them are drawn.
+"""What an epoch shows: which expressions of an image share a row of a batch, and which of them are drawn.
 
-    image      every picture once, with K of its sentences, drawn anew every time
-    sentence   every sentence once
-    referent   every referent once, with one of its sentences, drawn anew every time: the rule of LAVT, CARIS and CRIS
+    image      every image once, with K of its expressions, drawn anew every time
+    expression   every expression once
+    referent   every referent once, with one of its expressions, drawn anew every time: the rule of LAVT, CARIS and CRIS
 
-The last two put up to K sentences of a picture into a row, so that the picture is encoded once for them all; with K = 1
-a row is a sentence, as it is with everyone else. Whatever the rule, what is counted as seen are expressions.
+The last two put up to K expressions of an image into a row, so that the image is encoded once for them all; with K = 1
+a row is an expression, as it is with everyone else. Whatever the rule, what is counted as seen are expressions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from s2rm_jax.input.example import Example, Source
 
 SAMPLINGS = ("image", "sentence", "referent")
 
-_LONGEST_LIST = 10_000_000  # pictures; a source with more is made up as it goes along, and has no epochs
+_LONGEST_LIST = 10_000_000  # images; a source with more is made up as it goes along, and has no epochs
 
 Groups = tuple[tuple[int, ...], ...]
 
 
 class Row(NamedTuple):
-    """A picture and the groups of its expressions from each of which one is drawn; None: K are drawn from all."""
+    """An image and the groups of its expressions from each of which one is drawn; None: K are drawn from all."""
 
     example: Example
     groups: Groups | None
@@ -46,7 +46,7 @@ class Rows:
     """Random access to the rows of an epoch, in the order of the source."""
 
     source: Source
-    spans: Sequence[tuple[int, Groups]] | None  # (picture, groups); None: every picture is a row
+    spans: Sequence[tuple[int, Groups]] | None  # (image, groups); None: every image is a row
 
     def __len__(self) -> int:
         return len(self.source) if self.spans is None else len(self.spans)
@@ -59,7 +59,7 @@ class Rows:
 
 
 class EpochSize(NamedTuple):
-    """What an epoch holds: rows of a batch (pictures with their sentences) and expressions."""
+    """What an epoch holds: rows of a batch (images with their expressions) and expressions."""
 
     rows: int
     expressions: int
@@ -69,15 +69,15 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
     """Returns the rows of an epoch by the rule config.input.sampling.
 
     Raises:
-        UserError: the rule lists every sentence, and the source has more pictures than can be listed.
+        UserError: the rule lists every expression, and the source has more images than can be listed.
     """
     k = config.input.expressions_per_image
     if config.input.sampling == "image":
         return Rows(source, None)
     if len(source) > _LONGEST_LIST:
         raise UserError(
-            f"config.input.sampling={config.input.sampling!r} lists every sentence, and this source has "
-            f"{len(source):,} pictures: take config.input.sampling='image' or a shorter source."
+            f"config.input.sampling={config.input.sampling!r} lists every expression, and this source has "
+            f"{len(source):,} images: take config.input.sampling='image' or a shorter source."
         )
     spans = []
     for index in range(len(source)):
@@ -113,7 +113,7 @@ def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> 
     steps = int(epochs * (epoch.rows // batch_size))
     if steps < 1:
         raise UserError(
-            f"config.epochs={epochs:g} of {epoch.rows} pictures, {batch_size} a step, are less than one step: set "
+            f"config.epochs={epochs:g} of {epoch.rows} images, {batch_size} a step, are less than one step: set "
             "config.steps, or a smaller config.batch_size."
         )
     return steps

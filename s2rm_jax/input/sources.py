@@ -23,7 +23,7 @@ from s2rm_jax.input.tfds import TfdsSource, newest_version
 
 
 def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
-    """Builds the sources in `parts` and mixes them: by their weights for training, else each picture of each part once.
+    """Builds the sources in `parts` and mixes them: by their weights for training, else each image of each part once.
 
     Args:
       split: of every part. "NAME:SPLIT" is that split of the part NAME alone, as if there were no mixture.
@@ -55,8 +55,8 @@ SOURCES: dict[str, Any] = {
 def build_source(config: ConfigDict, split: str, *, training: bool = False) -> Source:
     """Builds one split of the source that `config` names; its other fields are the arguments of that source.
 
-    With `training` it shows what an epoch of a training shows, in which a mixture repeats pictures; without, each
-    picture once, whatever the split.
+    With `training` it shows what an epoch of a training shows, in which a mixture repeats images; without, each
+    image once, whatever the split.
 
     Raises UserError for a name or a field that does not exist, and passes on what the source itself finds wrong.
     """

@@ -5,7 +5,7 @@ They are read from ArrayRecord files by `builder.as_data_source`, without Tensor
 Records of TFDS datasets: what stands in them, and how they become Examples.
 
 A record is a serialised tf.Example. It is parsed with the protocol buffers that TFDS brings along, not through TFDS's
-feature decoder: that one needs TensorFlow for sequences of pictures that are to stay undecoded (4.9.10), and would
+feature decoder: that one needs TensorFlow for sequences of images that are to stay undecoded (4.9.10), and would
 decode what is better decoded late.
 """
 
@@ -30,12 +30,12 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
     """Returns an example as the features of our own builders (data/refer_dataset.py).
 
     One level of sequences is all that TFDS can write without TensorFlow, so a segmentation is stored as JSON text: the
-    very polygons or RLEs of the annotation, once for all sentences about it.
+    very polygons or RLEs of the annotation, once for all expressions about it.
 
     Args:
       image: the file, as it is.
-      example: its expressions have the sentences as typed.
-      cleaned: the cleaned sentences by the expression's id; one without words is absent.
+      example: its expressions have the expressions as typed.
+      cleaned: the cleaned expressions by the expression's id; one without words is absent.
     """
     segmentations: dict[str, int] = {}
     expressions = []
@@ -55,7 +55,7 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
 
 
 def decode(record: bytes, text_field: str, overlap: str) -> Example:
-    """Returns the example of a record of our own builders, its picture as the bytes of the file.
+    """Returns the example of a record of our own builders, its image as the bytes of the file.
 
     Args:
       record: of a dataset that data/build.py wrote.
@@ -102,20 +102,20 @@ def with_overlaps(segmentation: Segmentation) -> Segmentation:
 def decode_ref_coco(record: bytes) -> Example:
     """Returns the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
 
-    Its picture is the bytes of a file; its masks are decoded.
+    Its image is the bytes of a file; its masks are decoded.
     """
     features = _features(record)
     image_id = str(_ints(features, "image/id")[0])
     masks = [_mask(png, image_id) for png in _bytes(features, "objects/mask")]
-    picture = _bytes(features, "image")[0]
-    width, height = _size(picture, image_id)
+    image = _bytes(features, "image")[0]
+    width, height = _size(image, image_id)
     ids, texts = _ints(features, _REFEXP_IDS), _bytes(features, "objects/refexp/raw/ragged_flat_values")
     expressions = [
         Expression(texts[position].decode(), mask, id=str(ids[position]))
         for mask, group in zip(masks, ref_coco_groups(record), strict=True)
         for position in group
     ]
-    return Example(image_id, picture, height, width, tuple(expressions))
+    return Example(image_id, image, height, width, tuple(expressions))
 
 
 def ref_coco_groups(record: bytes) -> Groups:
@@ -143,12 +143,12 @@ def _ints(features: Any, name: str) -> Sequence[int]:
     return features[name].int64_list.value if name in features else ()
 
 
-def _size(picture: bytes, id: str) -> tuple[int, int]:
-    """Reads (width, height) from the header of a picture, whose pixels are decoded later."""
+def _size(image: bytes, id: str) -> tuple[int, int]:
+    """Reads (width, height) from the header of an image, whose pixels are decoded later."""
     try:
-        return Image.open(io.BytesIO(picture), formats=FORMATS).size
+        return Image.open(io.BytesIO(image), formats=FORMATS).size
     except Exception as error:  # readers raise nearly anything on damaged data
-        raise UserError(f"the picture of record {id} is damaged ({error}); prepare the dataset again") from error
+        raise UserError(f"the image of record {id} is damaged ({error}); prepare the dataset again") from error
 
 
 def _mask(png: bytes, id: str) -> np.ndarray:
@@ -164,9 +164,9 @@ METADATA = "metadata.json"
 
 
 class TfdsSource:
-    """The pictures of one split, each with its expressions.
+    """The images of one split, each with its expressions.
 
-    The Examples are those that ReferSource gives, but for the picture: the bytes of the file in the place of its path.
+    The Examples are those that ReferSource gives, but for the image: the bytes of the file in the place of its path.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class TfdsSource:
         return len(self._positions)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads a record; its picture is decoded where it is used."""
+        """Reads a record; its image is decoded where it is used."""
         record = self._records[self._positions[index]]
         if self._stock:
             return decode_ref_coco(record)
@@ -221,11 +221,11 @@ class TfdsSource:
         return (self[index] for index in range(len(self)))
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions the picture has; of `ref_coco`, see `referents`."""
+        """Returns how many expressions the image has; of `ref_coco`, see `referents`."""
         return sum(len(group) for group in self.referents(index))
 
     def referents(self, index: int) -> Groups:
-        """Returns the positions of the picture's expressions, grouped by referent.
+        """Returns the positions of the image's expressions, grouped by referent.
 
         Our own datasets have them in their metadata. `ref_coco` does not: the first call reads every record once.
         """

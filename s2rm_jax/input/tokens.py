@@ -1,6 +1,6 @@
-"""Sentences to BERT token ids: WordPiece over a BERT vocabulary.
+"""Expressions to BERT token ids: WordPiece over a BERT vocabulary.
 
-What a person should know of how a sentence is read.
+What a person should know of how an expression is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 class Tokenizer:
-    """Lower-cases a sentence and cuts it into the pieces of a BERT vocabulary, as BERT's uncased models were trained.
+    """Lower-cases an expression and cuts it into the pieces of a BERT vocabulary, as BERT's uncased models were trained.
 
     The work is done by the `tokenizers` library, the engine of transformers' fast BERT tokenizer; taken directly it
     imports in 10 ms where transformers takes a second, in every worker process. Objects can be pickled for those.
@@ -37,7 +37,7 @@ class Tokenizer:
             _read(epath.Path(vocabulary)) if isinstance(vocabulary, str | os.PathLike) else tuple(vocabulary)
         )
         self.max_tokens = max_tokens
-        self.truncated = 0  # sentences that were cut off so far, in this process
+        self.truncated = 0  # expressions that were cut off so far, in this process
         _check(self.vocabulary, str(vocabulary) if isinstance(vocabulary, str | os.PathLike) else "the list of words")
         if max_tokens < 3:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
@@ -49,28 +49,28 @@ class Tokenizer:
         """The number of entries of the vocabulary."""
         return len(self.vocabulary)
 
-    def length(self, sentence: str) -> int:
-        """The tokens that the whole sentence takes, [CLS] and [SEP] included; more than `max_tokens` are cut off."""
-        return len(self._pieces.encode(sentence).ids) + 2
+    def length(self, expression: str) -> int:
+        """The tokens that the whole expression takes, [CLS] and [SEP] included; more than `max_tokens` are cut off."""
+        return len(self._pieces.encode(expression).ids) + 2
 
-    def encode(self, sentence: str) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-        """Turns a sentence into [CLS] pieces [SEP] and zeros up to `max_tokens`.
+    def encode(self, expression: str) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
+        """Turns an expression into [CLS] pieces [SEP] and zeros up to `max_tokens`.
 
-        Of a sentence that is too long the last pieces are dropped, never [SEP]; `truncated` counts those sentences
-        and the first one is logged as a warning. "[SEP]" typed in a sentence is text like any other.
+        Of an expression that is too long the last pieces are dropped, never [SEP]; `truncated` counts those expressions
+        and the first one is logged as a warning. "[SEP]" typed in an expression is text like any other.
 
         Returns:
           ids: the token ids, 0 after the end.
           mask: true for tokens, [CLS] and [SEP] among them.
 
         Raises:
-          UserError: there is no word in the sentence.
+          UserError: there is no word in the expression.
         """
-        pieces = self._pieces.encode(sentence).ids
+        pieces = self._pieces.encode(expression).ids
         if not pieces:
-            raise UserError(f"the sentence {sentence!r} has no words; say what is to be found")
+            raise UserError(f"the expression {expression!r} has no words; say what is to be found")
         if len(pieces) > self.max_tokens - 2:
-            self._note_truncation(sentence, len(pieces) + 2)
+            self._note_truncation(expression, len(pieces) + 2)
             pieces = pieces[: self.max_tokens - 2]
         tokens = [self._ids[_START], *pieces, self._ids[_END]]
         ids = np.zeros(self.max_tokens, np.int32)
@@ -100,13 +100,13 @@ class Tokenizer:
     def __reduce__(self):
         return Tokenizer, (self.vocabulary, self.max_tokens)
 
-    def _note_truncation(self, sentence: str, length: int) -> None:
+    def _note_truncation(self, expression: str, length: int) -> None:
         self.truncated += 1
         if self.truncated == 1:
             _LOG.warning(
-                "%r takes %d tokens and is cut to %d; longer sentences are counted from here on, not reported "
+                "%r takes %d tokens and is cut to %d; longer expressions are counted from here on, not reported "
                 "(text.max_tokens raises the limit)",
-                sentence,
+                expression,
                 length,
                 self.max_tokens,
             )
@@ -150,13 +150,13 @@ def _check(vocabulary: tuple[str, ...], name: str) -> None:
         raise UserError(f"{name} has {twice!r} twice; every entry of a vocabulary must be there once")
 
 
-def remarks(tokenizer: Tokenizer, sentence: str) -> list[str]:
-    """Returns a remark for what is cut off a sentence and one for words that the vocabulary does not know."""
+def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
+    """Returns a remark for what is cut off an expression and one for words that the vocabulary does not know."""
     found = []
-    length, limit = tokenizer.length(sentence), tokenizer.max_tokens
+    length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:
-        found.append(f"{sentence!r} takes {length} tokens and is cut to the first {limit} (text.max_tokens)")
-    unknown = [word for word in sentence.split() if _is_unknown(tokenizer, word)]
+        found.append(f"{expression!r} takes {length} tokens and is cut to the first {limit} (text.max_tokens)")
+    unknown = [word for word in expression.split() if _is_unknown(tokenizer, word)]
     if unknown:
         found.append(f"not in the vocabulary, and so ignored or misread: {', '.join(map(repr, unknown))}")
     return found

@@ -1,15 +1,15 @@
-"""Segments what sentences refer to in a picture, with the network that was exported into the folder of this file.
+"""Segments what expressions refer to in an image, with the network that was exported into the folder of this file.
 
     python segment.py street.jpg "the man in red" "the car behind him" --out masks
 
-writes mask_1.png, mask_2.png, ...: 8 bits, 0 or 255, the picture's own size, upright as a viewer shows it. From Python:
+writes mask_1.png, mask_2.png, ...: 8 bits, 0 or 255, the image's own size, upright as a viewer shows it. From Python:
 
     network = load_network("FOLDER")
-    masks = segment(network, load_picture("street.jpg"), ["the man in red"])  # boolean [K, height, width]
+    masks = segment(network, load_image("street.jpg"), ["the man in red"])  # boolean [K, height, width]
 
 It needs numpy, pillow and tokenizers; beside torch_model.py also torch and safetensors, beside *.stablehlo files jax,
 flatbuffers and safetensors, beside *.onnx files onnxruntime. The package that trained the network is not needed.
-Everything that has to be known of pictures and sentences stands in preprocessing.json, for those who want to do the
+Everything that has to be known of images and expressions stands in preprocessing.json, for those who want to do the
 same elsewhere.
 """
 
@@ -32,16 +32,16 @@ except ImportError as error:
         raise
     sys.exit(f"error: {error}; it needs: python -m pip install numpy pillow tokenizers")
 
-AT_ONCE = 32  # sentences; more go in several rounds on the same encoded picture
+AT_ONCE = 32  # expressions; more go in several rounds on the same encoded image
 
 
 class Network(NamedTuple):
-    """An exported network: B pictures, K sentences of each, L tokens a sentence.
+    """An exported network: B images, K expressions of each, L tokens an expression.
 
-    encode_image  float32 [B, H, W, 3] -> features, whatever is asked of the pictures
+    encode_image  float32 [B, H, W, 3] -> features, whatever is asked of the images
     ground        features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0. Of a
-                  network that can say "nothing here" also float32 [B, K], above 0 where a sentence refers to nothing
-    tokenizer     turns sentences into L token ids and says which are not padding
+                  network that can say "nothing here" also float32 [B, K], above 0 where an expression refers to nothing
+    tokenizer     turns expressions into L token ids and says which are not padding
     settings      the contents of preprocessing.json
     """
 
@@ -116,7 +116,7 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
     encoder, grounder = program("encode_image.stablehlo"), program("ground.stablehlo")
 
     def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> Sequence[np.ndarray]:
-        # A program is compiled for each number of sentences, so these are filled up to a power of two.
+        # A program is compiled for each number of expressions, so these are filled up to a power of two.
         count = tokens.shape[1]
         spare = (1 << (count - 1).bit_length()) - count
         tokens, token_mask = (np.pad(x, ((0, 0), (0, spare), (0, 0)), "edge") for x in (tokens, token_mask))
@@ -125,53 +125,53 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
     return lambda images: encoder(weights, images), ground
 
 
-def load_picture(path: str | Path) -> np.ndarray:
-    """Returns a picture as RGB values uint8 [height, width, 3], upright; transparent parts are laid on white."""
+def load_image(path: str | Path) -> np.ndarray:
+    """Returns an image as RGB values uint8 [height, width, 3], upright; transparent parts are laid on white."""
     with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-    if picture.mode == "F":
+        image = ImageOps.exif_transpose(file)
+    if image.mode == "F":
         raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        picture = Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return np.array(picture.convert("RGB"))
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
 
 
-def prepare_picture(picture: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Resizes, scales and normalises a picture: uint8 [height, width, 3] -> float32 [H, W, 3]."""
+def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    """Resizes, scales and normalises an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
     height, width = settings["image"]["size"]
-    if picture.shape[:2] != (height, width):
-        picture = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    if image.shape[:2] != (height, width):
+        image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     mean, std = np.array(settings["image"]["mean"]), np.array(settings["image"]["std"])
-    return picture * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
+    return image * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
 
 
-def prepare_sentences(sentences: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Turns K sentences into token ids int32 [K, L] and their mask bool [K, L], false where padding is."""
-    encoded = tokenizer.encode_batch(list(sentences))
+def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Turns K expressions into token ids int32 [K, L] and their mask bool [K, L], false where padding is."""
+    encoded = tokenizer.encode_batch(list(expressions))
     tokens = np.array([item.ids for item in encoded], np.int32)
     token_mask = np.array([item.attention_mask for item in encoded], bool)
-    for sentence, count in zip(sentences, token_mask.sum(1), strict=True):
+    for expression, count in zip(expressions, token_mask.sum(1), strict=True):
         if count <= 2:  # its beginning and its end
-            raise ValueError(f"the sentence {sentence!r} has no words; say what is to be found")
+            raise ValueError(f"the expression {expression!r} has no words; say what is to be found")
     return tokens, token_mask
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes logits float32 [H, W] to a picture's own size; the mask is where they exceed 0."""
+    """Resizes logits float32 [H, W] to an image's own size; the mask is where they exceed 0."""
     return np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def segment(network: Network, picture: np.ndarray, sentences: Sequence[str]) -> np.ndarray:
-    """Returns one mask per sentence, bool [K, height, width], in the size of the picture uint8 [height, width, 3]."""
-    if not sentences:
-        raise ValueError("there is no sentence; say what is to be found in the picture")
-    height, width = picture.shape[:2]
-    tokens, token_mask = prepare_sentences(sentences, network.tokenizer)
-    features = network.encode_image(prepare_picture(picture, network.settings)[None])
+def segment(network: Network, image: np.ndarray, expressions: Sequence[str]) -> np.ndarray:
+    """Returns one mask per expression, bool [K, height, width], in the size of the image uint8 [height, width, 3]."""
+    if not expressions:
+        raise ValueError("there is no expression; say what is to be found in the image")
+    height, width = image.shape[:2]
+    tokens, token_mask = prepare_expressions(expressions, network.tokenizer)
+    features = network.encode_image(prepare_image(image, network.settings)[None])
     masks = []
-    for start in range(0, len(sentences), AT_ONCE):
+    for start in range(0, len(expressions), AT_ONCE):
         some = slice(start, start + AT_ONCE)
         logits, *nothing = (x[0] for x in network.ground(features, tokens[None, some], token_mask[None, some]))
         found = np.stack([resize_logits(one, height, width) > 0 for one in logits])
@@ -181,18 +181,18 @@ def segment(network: Network, picture: np.ndarray, sentences: Sequence[str]) -> 
 
 def main() -> None:
     """Segments as the command line says."""
-    parser = argparse.ArgumentParser(description="Segments what sentences refer to in a picture.")
-    parser.add_argument("picture", type=Path, help="a picture file")
-    parser.add_argument("sentences", nargs="+", metavar="sentence", help='what is to be found: "the man in red"')
+    parser = argparse.ArgumentParser(description="Segments what expressions refer to in an image.")
+    parser.add_argument("image", type=Path, help="an image file")
+    parser.add_argument("expressions", nargs="+", metavar="sentence", help='what is to be found: "the man in red"')
     parser.add_argument("--out", type=Path, default=Path("masks"), help="the folder that receives the masks")
     arguments = parser.parse_args()
     try:
-        masks = segment(load_network(Path(__file__).parent), load_picture(arguments.picture), arguments.sentences)
+        masks = segment(load_network(Path(__file__).parent), load_image(arguments.image), arguments.expressions)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        for number, (sentence, mask) in enumerate(zip(arguments.sentences, masks, strict=True), start=1):
+        for number, (expression, mask) in enumerate(zip(arguments.expressions, masks, strict=True), start=1):
             file = arguments.out / f"mask_{number}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
-            print(f"{file}: {sentence!r}, {np.count_nonzero(mask)} pixels")
+            print(f"{file}: {expression!r}, {np.count_nonzero(mask)} pixels")
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
 

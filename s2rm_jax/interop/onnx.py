@@ -34,8 +34,8 @@ def write_onnx(trained: LoadedRun, folder: Path) -> float:
     encode_image.onnx  images -> features_1, features_2, ...
     ground.onnx        features_1, ..., tokens, token_mask -> logits, or logits and no_target_logits
 
-    There are two so that a picture is encoded once, however many sentences are asked of it. They compute in float32 for
-    any number of pictures b and of sentences k. Weights of more than 1.5 GB lie in a file of their own beside a graph.
+    There are two so that an image is encoded once, however many expressions are asked of it. They compute in float32 for
+    any number of images b and of expressions k. Weights of more than 1.5 GB lie in a file of their own beside a graph.
 
     Returns:
         The relative error of what ONNX Runtime computes with what was written, against what JAX computes.
@@ -105,7 +105,7 @@ def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
 def relative_error(trained: LoadedRun, folder: Path) -> float:
     """Returns how far the outputs of the graphs in `folder` are from those of JAX in float32, on noise.
 
-    That is the larger of two: of two pictures with three sentences each, and of one of them with one sentence alone.
+    That is the larger of two: of two images with three expressions each, and of one of them with one expression alone.
     """
     images, tokens, token_mask = random_inputs(trained.config, 2, 3)
     network = build_network(ConfigDict({**trained.config.to_dict(), "dtype": "float32"}))
@@ -125,10 +125,10 @@ def _returned(output: Any) -> tuple[Any, ...]:
     return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
 
-def random_inputs(config: ConfigDict, count: int, sentences: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns noise as images [b, H, W, 3], tokens [b, k, L] and their mask, with sentences of different lengths."""
+def random_inputs(config: ConfigDict, count: int, expressions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns noise as images [b, H, W, 3], tokens [b, k, L] and their mask, with expressions of different lengths."""
     rng = np.random.default_rng(0)
-    shape = (count, sentences, config.text.max_tokens)
+    shape = (count, expressions, config.text.max_tokens)
     images = rng.normal(size=(count, *config.input.image_size, 3)).astype(np.float32)
     lengths = rng.integers(3, shape[-1] + 1, shape[:2])
     tokens = rng.integers(0, config.text.vocab_size, shape, dtype=np.int32)

@@ -29,7 +29,7 @@ def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
     model.safetensors       the weights of both by name
 
     The weights are arguments of the programs, not constants in them, so the programs are small and load at once. There
-    are two so that a picture is encoded once, however many sentences are asked of it.
+    are two so that an image is encoded once, however many expressions are asked of it.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -43,7 +43,7 @@ def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
 
 
 def export_programs(trained: LoadedRun) -> tuple[export.Exported, export.Exported]:
-    """Exports `encode_image` and `ground` for all PLATFORMS, any number of pictures b and of sentences k of each."""
+    """Exports `encode_image` and `ground` for all PLATFORMS, any number of images b and of expressions k of each."""
     network, (height, width) = trained.network, trained.config.input.image_size
 
     def encode_image(weights: Weights, images: jax.Array) -> Any:
@@ -60,8 +60,8 @@ def export_programs(trained: LoadedRun) -> tuple[export.Exported, export.Exporte
         for name, array in flatten_dict(trained.params, sep="/").items()
     }
     images = jax.ShapeDtypeStruct((b, height, width, 3), jnp.float32)
-    sentences = (b, k, trained.config.text.max_tokens)
-    tokens, token_mask = (jax.ShapeDtypeStruct(sentences, dtype) for dtype in (jnp.int32, jnp.bool_))
+    expressions = (b, k, trained.config.text.max_tokens)
+    tokens, token_mask = (jax.ShapeDtypeStruct(expressions, dtype) for dtype in (jnp.int32, jnp.bool_))
     encoder = export.export(jax.jit(encode_image), platforms=PLATFORMS)(weights, images)
     features = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tuple(encoder.out_avals))
     return encoder, export.export(jax.jit(ground), platforms=PLATFORMS)(weights, features, tokens, token_mask)

@@ -59,7 +59,7 @@ def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> Non
 
 
 def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]:
-    """Returns what happens to pictures, sentences and logits, in the order in which it happens."""
+    """Returns what happens to images, expressions and logits, in the order in which it happens."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size
     images = f"float32 [b, 3, {height}, {width}]" if channels_first else f"float32 [b, {height}, {width}, 3]"
@@ -98,7 +98,7 @@ def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]
             },
         },
         "mask": {
-            "resize_logits": {"method": "bilinear", "antialias": True, "to": "size of the picture"},
+            "resize_logits": {"method": "bilinear", "antialias": True, "to": "size of the image"},
             "true_where": "logits > 0 and no_target_logits <= 0" if nothing else "logits > 0",
         },
     }

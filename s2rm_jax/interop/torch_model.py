@@ -5,8 +5,8 @@
     masks = output.logits > 0  # [B, K, H, W]
 
 It computes what the JAX network computes, to rounding, and its gradients are the same; the JAX modules say where each
-part comes from. B pictures come with K expressions of L tokens each, and a picture is encoded once, however many
-expressions are asked of it. Pictures come channels first (NCHW), as PyTorch has them. Inside, every map is channels
+part comes from. B images come with K expressions of L tokens each, and an image is encoded once, however many
+expressions are asked of it. Images come channels first (NCHW), as PyTorch has them. Inside, every map is channels
 last, [B, h, w, c] or [B, K, h, w, c], since linear layers and LayerNorms work on the last axis; only convolutions and
 resizing turn it round. Parameters are float32; for half precision run it under `torch.autocast`.
 """
@@ -46,9 +46,9 @@ class LoadError(ValueError):
 class Output(NamedTuple):
     """What the network returns; the mask is logits > 0."""
 
-    logits: Tensor  # [B, K, H, W] at the size of the picture
+    logits: Tensor  # [B, K, H, W] at the size of the image
     coarse_logits: tuple[Tensor, ...]  # one [B, K, h_i, w_i] per coarser stage, from the coarsest to stride 8
-    word_attention: Tensor  # [B, K, heads, h, w, L], where in the picture each word was distributed
+    word_attention: Tensor  # [B, K, heads, h, w, L], where in the image each word was distributed
     balance_weights: dict[str, Tensor]  # {pair: [r, B, K, h, w, 1] or [r, B, K, 1, 1, c]}, the weights of r directions
     no_target_logits: Tensor | None  # [B, K], positive where a sentence refers to nothing; None without that head
 
@@ -88,7 +88,7 @@ def visible_pairs(grid: Sequence[int], window: int, shift: int, mask_padding: bo
     """Which positions of each window may see each other, bool [windows, 1, T, T]; None: all of them.
 
     The grid (height, width) has been padded to whole windows and rolled by `shift`. Rolling brings the far edge of the
-    picture beside the near one. Each of these regions gets a number, and so does padding if `mask_padding`.
+    image beside the near one. Each of these regions gets a number, and so does padding if `mask_padding`.
     """
     if not shift and not (mask_padding and any(size % window for size in grid)):
         return None
@@ -105,7 +105,7 @@ def visible_pairs(grid: Sequence[int], window: int, shift: int, mask_padding: bo
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: while training, drops a residual branch [B, h, w, c] for a whole picture."""
+    """Stochastic depth: while training, drops a residual branch [B, h, w, c] for a whole image."""
     return x * F.dropout(x.new_ones(x.shape[0], 1, 1, 1), rate, training) if training and rate else x
 
 
@@ -263,7 +263,7 @@ class Bert(nn.Module):
 
 
 class Distribute(nn.Module):
-    """Lays the language out over the picture: each position attends to the words, and what it gets is words only."""
+    """Lays the language out over the image: each position attends to the words, and what it gets is words only."""
 
     def __init__(self, width: int, text_width: int, heads: int):
         super().__init__()
@@ -300,7 +300,7 @@ class Coparse(nn.Module):
                 self.register_parameter(f"{pair}_{name}", nn.Parameter(kernel))
 
     def forward(self, pair: str, generator: Tensor, parsed: Tensor) -> Tensor:
-        """Two of [B, K, h, w, c], K = 1 for the one that is the picture -> group maps [r, B, K, h, w, c]."""
+        """Two of [B, K, h, w, c], K = 1 for the one that is the image -> group maps [r, B, K, h, w, c]."""
         own = {name.removeprefix(f"{pair}_"): p for name, p in self.named_parameters() if name.startswith(f"{pair}_")}
         maps = []
         for direction, degrees in enumerate(self.rotations):
@@ -572,7 +572,7 @@ class S2RMModel(nn.Module):
         return model.eval()
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Output:
-        """Segments every expression of every picture: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`."""
+        """Segments every expression of every image: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`."""
         return self.ground(self.encode_image(images), tokens, token_mask, (images.shape[2], images.shape[3]))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -580,7 +580,7 @@ class S2RMModel(nn.Module):
         return self.vision(images)
 
     def ground(self, features: tuple[Tensor, ...], tokens: Tensor, token_mask: Tensor, image_size: tuple[int, int]):
-        """Segments expressions on encoded pictures of image_size = (height, width) pixels; returns `Output`."""
+        """Segments expressions on encoded images of image_size = (height, width) pixels; returns `Output`."""
         words = self.text(tokens.flatten(0, 1), token_mask.flatten(0, 1)).unflatten(0, (-1, tokens.shape[1]))
         fused, attention, weights = self.fusion(features[-1], words, token_mask)
         sentence = words[:, :, 0]  # the state of [CLS] stands for the sentence

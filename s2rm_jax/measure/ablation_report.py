@@ -1,6 +1,6 @@
 """What the runs of a suite say: tables with the spread over seeds, how far it can be trusted, figures, and JSON.
 
-How variants compare, as figures: one colour a variant, over steps or over groups of sentences.
+How variants compare, as figures: one colour a variant, over steps or over groups of expressions.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         f"# Ablation {suite}: {steps:,} steps",
         as_markdown(_overview(shown, results, splits)),
         " ".join(_conclusions(shown, results, first)),
-        as_markdown(_by_group(f"Mean IoU by kind of sentence, {first}", shown, results, _by_kind, first)),
+        as_markdown(_by_group(f"Mean IoU by kind of expression, {first}", shown, results, _by_kind, first)),
         as_markdown(_by_group(f"Mean IoU by objects in the scene, {first}", shown, results, _by_objects, first)),
         *(f"![{name.replace('_', ' ')}]({PLOTS}/{name}.svg)" for name in drawn),
     ]
@@ -153,7 +153,7 @@ def _overview(variants: Sequence[Variant], results: Results, splits: Sequence[st
         rows.append(tuple(cells))
     caption = (
         "In percent: mean ± standard deviation over seeds; differences with 95 % intervals (Welch); parameters of the "
-        "whole network, GFLOPs of a forward pass of one picture with its sentences"
+        "whole network, GFLOPs of a forward pass of one image with its expressions"
     )
     return Table(caption, tuple(header), tuple(rows), texts=2)
 
@@ -219,7 +219,7 @@ def _figures(variants: Sequence[Variant], results: Results) -> dict[str, str]:
         return {variant.name: mean(groups, results[variant.name]) for variant in variants}
 
     drawn = {
-        "by_kind": groups(f"By kind of sentence, {split}", "kind", grouped(_by_kind)),
+        "by_kind": groups(f"By kind of expression, {split}", "kind", grouped(_by_kind)),
         "by_objects": groups(f"By objects in the scene, {split}", "objects", grouped(_by_objects)),
     }
     learnt = {v.name: _mean_curve(results[v.name]) for v in variants}

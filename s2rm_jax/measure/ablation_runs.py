@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.io import write_atomically
 from s2rm_jax.measure.ablation_suites import Variant, configured
 from s2rm_jax.models.cost import network_cost
@@ -55,7 +55,7 @@ class Score:
 
     mean_iou: float
     overall_iou: float
-    sentences: int
+    expressions: int
     by_kind: Mapping[str, float]
     by_objects: Mapping[str, float]
 
@@ -65,7 +65,7 @@ class Result:
     """What is kept of a finished run.
 
     parameters   of the whole network
-    gflops       of a forward pass of one picture with its sentences
+    gflops       of a forward pass of one image with its expressions
     scores       {split: Score} of the parameters after the last step, averaged where the run keeps an average
     curve        ((step, mean IoU of the training's own evaluations), ...)
     curve_split  the split of those
@@ -192,19 +192,19 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
         source: Any = build_source(config.input.source, split)
         report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
         objects = {f"{split}-{index}": str(len(source.composition(index).masks)) for index in range(len(source))}
-        sentences = report.sentences
+        expressions = report.expressions
         scores[split] = Score(
             report.metrics["mean_iou"],
             report.metrics["overall_iou"],
-            len(sentences),
-            mean_ious(sentences, [score.kind for score in sentences]),
-            mean_ious(sentences, [objects[score.example_id] for score in sentences]),
+            len(expressions),
+            mean_ious(expressions, [score.kind for score in expressions]),
+            mean_ious(expressions, [objects[score.example_id] for score in expressions]),
         )
     return scores
 
 
-def mean_ious(scores: Sequence[SentenceScore], groups: Sequence[str]) -> dict[str, float]:
-    """Returns the mean IoU in percent of each group of sentences, by the names of the groups in order."""
+def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[str, float]:
+    """Returns the mean IoU in percent of each group of expressions, by the names of the groups in order."""
     found: dict[str, list[float]] = {name: [] for name in sorted(set(groups))}
     for score, group in zip(scores, groups, strict=True):
         found[group].append(100 * (score.iou or 0.0))

@@ -20,8 +20,8 @@ class Variant:
     name         of its runs; the same name is the same variant in all suites
     what         what is different, in a few words
     changes      {field of the configuration: value}
-    expressions  K, the sentences with each picture, if not those of the configuration; the batch then has as many
-                 pictures as keep the FLOPs of a forward pass
+    expressions  K, the expressions with each image, if not those of the configuration; the batch then has as many
+                 images as keep the FLOPs of a forward pass
     """
 
     name: str
@@ -45,7 +45,9 @@ def _width(width: int) -> Variant:
 SUITES: dict[str, tuple[Variant, ...]] = {
     "steps": (
         FULL,
-        Variant("no_distribution", "the sentence at every position in place of words", {"fusion.language": "sentence"}),
+        Variant(
+            "no_distribution", "the expression at every position in place of words", {"fusion.language": "sentence"}
+        ),
         Variant("sum", "V + T + W T, no coparsing", {"fusion.mode": "sum"}),
         Variant("product", "V x T, as pixel-word attention, no coparsing", {"fusion.mode": "product"}),
         Variant("concat", "[V; T] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
@@ -70,15 +72,15 @@ SUITES: dict[str, tuple[Variant, ...]] = {
     "casg": (
         FULL,
         Variant("guided_maps", "semantics guide the maps, not the masks", {"decoder.guidance": "maps"}),
-        Variant("sentence_only", "guided by the sentence alone", {"decoder.semantics": ("sentence",)}),
+        Variant("sentence_only", "guided by the expression alone", {"decoder.semantics": ("sentence",)}),
         Variant("stages_only", "guided by the stages before alone", {"decoder.semantics": ("stages",)}),
         Variant("plain_fpn", "no guidance: a plain FPN", {"decoder.guidance": "none"}),
     ),
     "width": (FULL, _width(64), _width(256)),
     "expressions": (
         FULL,
-        Variant("two_expressions", "2 sentences a picture, more pictures", expressions=2),
-        Variant("one_expression", "1 sentence a picture, more pictures", expressions=1),
+        Variant("two_expressions", "2 expressions an image, more images", expressions=2),
+        Variant("one_expression", "1 expression an image, more images", expressions=1),
     ),
 }
 
@@ -122,7 +124,7 @@ def with_steps(base: ConfigDict, steps: int) -> ConfigDict:
 
 
 def _costs(config: ConfigDict, expressions: Sequence[int]) -> list[int]:
-    """FLOPs of a forward pass of one picture, with each number of expressions."""
+    """FLOPs of a forward pass of one image, with each number of expressions."""
     from s2rm_jax.models.cost import network_cost
 
     parts = network_cost(config).values()

@@ -61,11 +61,11 @@ class TorchTwin:
         return self.torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array).to(self.device)
 
     def image_tensor(self, images: Any) -> Any:
-        """Copies pictures [B, H, W, 3] to the device, channels first."""
+        """Copies images [B, H, W, 3] to the device, channels first."""
         return self.tensor(np.moveaxis(np.asarray(images), -1, 1))
 
     def inference(self, images: Any, tokens: Any, mask: Any, compiled: bool = False) -> Callable[[], Any]:
-        """Returns what segments the sentences of normalised pictures; `compiled` by torch.compile."""
+        """Returns what segments the expressions of normalised images; `compiled` by torch.compile."""
         model = self.torch.compile(self.model) if compiled else self.model
         arguments = (self.image_tensor(images), self.tensor(tokens), self.tensor(mask))
 
@@ -118,7 +118,7 @@ class TorchTwin:
         return self._finished(step)
 
     def loss(self, logits: Any, truth: Any) -> Any:
-        """The "bce_dice" of training/losses.py, of sentences that all have a target."""
+        """The "bce_dice" of training/losses.py, of expressions that all have a target."""
         cross_entropy = self.torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
         found = logits.sigmoid()
         overlap, areas = (found * truth).sum((-2, -1)), (found + truth).sum((-2, -1))
@@ -174,10 +174,10 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
 
     for count in batches:
         note(f"inference {count}", f"inference, batch {count}", _inference(subject, twin, count, rounds))
-    pictures, sentences = subject.config.batch_size, subject.config.input.expressions_per_image
-    label = f"training step, batch {pictures}, {sentences} sentences a picture"
+    images, expressions = subject.config.batch_size, subject.config.input.expressions_per_image
+    label = f"training step, batch {images}, {expressions} expressions an image"
     note("training", label, _training(subject, twin, rounds))
-    for name, part in network_parts(subject, 1, sentences).items():
+    for name, part in network_parts(subject, 1, expressions).items():
         if name not in _PARTS:
             continue
         for backward in (False, True):
@@ -187,8 +187,8 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
             note(f"{name} {way}", f"{name}, {way}", timings)
     text = (
         "The network of interop/torch_model.py with the same parameters, on all cores, side by side: each round times "
-        "all alternatives once. Inference takes one sentence a picture, and parts one picture with "
-        f"{counted(sentences, 'sentence')}. A ratio is the median over {rounds} rounds, with its quartiles; "
+        "all alternatives once. Inference takes one expression an image, and parts one image with "
+        f"{counted(expressions, 'sentence')}. A ratio is the median over {rounds} rounds, with its quartiles; "
         "below 1 JAX is faster. Wanted: at most 1 on a CPU."
     )
     return [Section("Against PyTorch", text, ["", "JAX, s", "PyTorch, s", "JAX / PyTorch"], rows, figures)]

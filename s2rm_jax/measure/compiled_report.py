@@ -181,7 +181,7 @@ def as_text(step: StepFacts) -> str:
 def as_markdown(step: StepFacts) -> str:
     """Returns the whole report as a section of a page."""
     batch = step.settings["config.batch_size"]
-    lines = [f"## {step.topology}, {batch} pictures", "", *_table(("", ""), facts(step))]
+    lines = [f"## {step.topology}, {batch} images", "", *_table(("", ""), facts(step))]
     lines += ["", *_table(("exchange", "size", "largest array", "from"), _exchanges(step))]
     lines += ["", *_table(("largest temporary arrays", "array", "from"), buffer_rows(step))]
     return "\n".join(lines) + "\n"

@@ -67,12 +67,12 @@ def as_section(measured: Floor) -> Section:
     return Section("Floor: what the device can do", text, ["", "rate", ""], rows, figures)
 
 
-def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)) -> list[Section]:
-    """Measures the floor, and every part on one picture with each number of sentences."""
+def part_floors(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
+    """Measures the floor, and every part on one image with each number of expressions."""
     measured = measure_floor(max(rounds, 10))
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for count in sentences:
+    for count in expressions:
         parts = network_parts(subject, 1, count)
         calls = {name: part.forward() for name, part in parts.items()}
         timings = time_alternately({name: jitted(*call) for name, call in calls.items()}, rounds)
@@ -85,7 +85,7 @@ def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)
             figures[f"{name} {count}: seconds"] = seconds
             figures[f"{name} {count}: seconds / floor"] = seconds / least
     text = (
-        "Each part alone, compiled, on one picture and on what the parts before really give it. The least time is the "
+        "Each part alone, compiled, on one image and on what the parts before really give it. The least time is the "
         "longer of FLOPs / matrix rate and bytes / copy rate, bytes being parameters (without the table of words), "
         "inputs and outputs, each once; expected of a part made of large products is 1 to 2 times that, of one that is "
         "mostly small steps more."
@@ -97,6 +97,6 @@ def part_floors(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)
 def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
     outputs = jax.tree.leaves(jax.eval_shape(function, *arguments))
     leaves = jax.tree.leaves_with_path(arguments)
-    # Of the table of words a sentence reads a row a word, which is nothing beside the rest.
+    # Of the table of words an expression reads a row a word, which is nothing beside the rest.
     read = [leaf for path, leaf in leaves if "word_embeddings" not in jax.tree_util.keystr(path)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in (*read, *outputs))

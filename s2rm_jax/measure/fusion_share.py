@@ -106,7 +106,7 @@ WAYS: dict[str, Callable[..., dict[str, jax.Array]]] = {
 }
 
 
-def fusion_share(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8)) -> list[Section]:
+def fusion_share(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
     """Measures fusion beside the whole forward pass, and one scan beside its alternatives.
 
     Raises:
@@ -115,15 +115,15 @@ def fusion_share(subject: Subject, rounds: int, sentences: Sequence[int] = (1, 8
     fusion = subject.config.fusion
     if fusion.mode != "s2rm" or fusion.recurrence != "gated":
         raise UserError("--suite=fusion measures the gated recurrence; let config.fusion have it.")
-    return [_share(subject, rounds, sentences), *(_ways(subject, rounds, count) for count in sentences)]
+    return [_share(subject, rounds, expressions), *(_ways(subject, rounds, count) for count in expressions)]
 
 
-def draw_recurrence(subject: Subject, sentences: int) -> tuple[dict[str, jax.Array], ...]:
-    """Draws what `gated_recurrence` takes: of the picture once, of the language for every sentence."""
+def draw_recurrence(subject: Subject, expressions: int) -> tuple[dict[str, jax.Array], ...]:
+    """Draws what `gated_recurrence` takes: of the image once, of the language for every expression."""
     config, dtype = subject.config, jnp.dtype(subject.config.dtype)
     stride = 4 * 2 ** (len(config.vision.depths) - 1)
     slices = max(-(-side // stride) for side in config.input.image_size)
-    counts = {PAIRS[0]: sentences, PAIRS[1]: 1}  # the language generates, and then the picture
+    counts = {PAIRS[0]: expressions, PAIRS[1]: 1}  # the language generates, and then the image
 
     def gates(pair: str) -> jax.Array:
         shape = (slices, len(config.fusion.rotations), 1, counts[pair], slices, 3 * config.fusion.recurrent_width)
@@ -136,10 +136,10 @@ def draw_recurrence(subject: Subject, sentences: int) -> tuple[dict[str, jax.Arr
     return {pair: gates(pair) for pair in config.fusion.pairs}, weights("update_reset"), weights("candidate")
 
 
-def _share(subject: Subject, rounds: int, sentences: Sequence[int]) -> Section:
+def _share(subject: Subject, rounds: int, expressions: Sequence[int]) -> Section:
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for count in sentences:
+    for count in expressions:
         part = network_parts(subject, 1, count)["fusion"]
         whole = jitted(*subject.forward(1, count))
         timings = time_alternately({"fusion": jitted(*part.forward()), "whole": whole}, rounds)
@@ -147,12 +147,12 @@ def _share(subject: Subject, rounds: int, sentences: Sequence[int]) -> Section:
         label = counted(count, "sentence")
         rows.append([label, timings.median("fusion"), timings.median("whole"), show_ratio(ratio)])
         figures[label] = ratio.median
-    text = "S2RM alone, and the whole network on one picture. Wanted: at most 0.05 of a forward pass with one sentence."
+    text = "S2RM alone, and the whole network on one image. Wanted: at most 0.05 of a forward pass with one expression."
     return Section("Fusion's share", text, ["", "fusion, s", "whole, s", "share"], rows, figures)
 
 
-def _ways(subject: Subject, rounds: int, sentences: int) -> Section:
-    arguments = draw_recurrence(subject, sentences)
+def _ways(subject: Subject, rounds: int, expressions: int) -> Section:
+    arguments = draw_recurrence(subject, expressions)
 
     def gradient(way: Callable[..., Any]) -> Callable[..., Any]:
         def total(*arguments: Any) -> jax.Array:
@@ -175,9 +175,9 @@ def _ways(subject: Subject, rounds: int, sentences: int) -> Section:
     ]
     figures = {f"{name} / ours": forward.ratio(name, ours).median for name in list(WAYS)[1:]}
     text = (
-        f"The recurrence alone, {counted(sentences, 'sentence')} on a picture. The first three compute the "
+        f"The recurrence alone, {counted(expressions, 'sentence')} on an image. The first three compute the "
         "same. Expected: fewer, larger products win; the linear variant is a lower bound of what could be saved, and "
         "another network."
     )
     head = ["way", "forward, ms", "by ours", "forward and backward, ms", "by ours"]
-    return Section(f"The recurrence in other ways, {counted(sentences, 'sentence')}", text, head, rows, figures)
+    return Section(f"The recurrence in other ways, {counted(expressions, 'sentence')}", text, head, rows, figures)

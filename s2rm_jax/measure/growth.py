@@ -1,4 +1,4 @@
-"""How time grows with the number of sentences, their length, the size of the picture, and the batch.
+"""How time grows with the number of expressions, their length, the size of the image, and the batch.
 
 A figure of how time grows: measured points on logarithmic axes, beside the line of the expected exponent.
 """
@@ -70,9 +70,9 @@ def _ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured at which sizes; a picture's is its side in pixels, a sentence's its tokens."""
+    """What is measured at which sizes; an image's is its side in pixels, an expression's its tokens."""
 
-    sentences: Sequence[int] = (1, 2, 4, 8, 16)
+    expressions: Sequence[int] = (1, 2, 4, 8, 16)
     pixels: Sequence[int] = (224, 320, 480, 640)
     tokens: Sequence[int] = (10, 20, 40, 80)
     batch: Sequence[int] = (1, 2, 4)
@@ -88,10 +88,10 @@ class Growth:
     reason: str
 
 
-SENTENCES = Growth("sentences", "sentences on an encoded picture", 1, "each is read, fused and decoded by itself")
-PIXELS = Growth("picture", "side of the picture, pixels", 2, "attention stays in windows, so work goes with the area")
-TOKENS = Growth("tokens", "tokens of a sentence (BERT)", 1, "dense layers outweigh attention at these lengths")
-BATCH = Growth("batch", "pictures of a batch, with a sentence each", 1, "pictures have nothing to do with each other")
+EXPRESSIONS = Growth("expressions", "expressions on an encoded image", 1, "each is read, fused and decoded by itself")
+PIXELS = Growth("image", "side of the image, pixels", 2, "attention stays in windows, so work goes with the area")
+TOKENS = Growth("tokens", "tokens of an expression (BERT)", 1, "dense layers outweigh attention at these lengths")
+BATCH = Growth("batch", "images of a batch, with an expression each", 1, "images have nothing to do with each other")
 
 
 def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Section]:
@@ -99,7 +99,7 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
     sizes = sizes or Sizes()
     tokens = [count for count in sizes.tokens if count <= subject.config.text.max_positions]
     measured = {
-        SENTENCES: {count: _ground(subject, count) for count in sizes.sentences},
+        EXPRESSIONS: {count: _ground(subject, count) for count in sizes.expressions},
         PIXELS: {side: jitted(*_resized(subject, side).forward(1, 1)) for side in sizes.pixels},
         TOKENS: {count: _text(subject, count) for count in tokens},
         BATCH: {count: jitted(*subject.forward(count, 1)) for count in sizes.batch},
@@ -107,7 +107,7 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
     rows: list[Row] = []
     figures, plots = {}, {}
     for what, actions in measured.items():
-        if len(actions) < 2:  # as where the text encoder takes short sentences only
+        if len(actions) < 2:  # as where the text encoder takes short expressions only
             continue
         seconds = _seconds(actions, rounds)
         exponent = fitted_exponent(list(seconds), list(seconds.values()))
@@ -118,7 +118,7 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
         plots[f"growth_{what.name}.svg"] = plot
     text = (
         "Medians in seconds, and the exponent e of time = a x size^e, fitted to the logarithms. Expected are the "
-        "exponents of large sizes; a part that does not grow (what is computed once a picture, padding to whole "
+        "exponents of large sizes; a part that does not grow (what is computed once an image, padding to whole "
         "windows) makes the measured one smaller."
     )
     head = ["what grows", "size: seconds", "exponent", "expected", "because"]
@@ -135,7 +135,7 @@ def _seconds(actions: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int,
     return {size: timings.median(str(size)) for size in actions}
 
 
-def _ground(subject: Subject, sentences: int) -> Callable[[], Any]:
+def _ground(subject: Subject, expressions: int) -> Callable[[], Any]:
     network, params, images = subject.network, subject.on_device(), subject.images(1)
     maps = jax.jit(lambda params, images: network.apply({"params": params}, images, method="encode_image"))(
         params, images
@@ -145,7 +145,7 @@ def _ground(subject: Subject, sentences: int) -> Callable[[], Any]:
         found = network.apply({"params": params}, *inputs, images.shape[1:3], method="ground")
         return found.logits  # type: ignore[union-attr]
 
-    return jitted(ground, (params, maps, *subject.tokens(1, sentences)))
+    return jitted(ground, (params, maps, *subject.tokens(1, expressions)))
 
 
 def _text(subject: Subject, tokens: int) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""What a suite returns: tables with the sentences that belong to them, for people and for programs.
+"""What a suite returns: tables with the expressions that belong to them, for people and for programs.
 
 The report of a benchmark: benchmark.md for people, benchmark.json for programs, and the plots beside them.
 """

@@ -35,11 +35,11 @@ from s2rm_jax.training.state import plan_state
 def startup(subject: Subject, rounds: int) -> list[Section]:
     """Measures fresh processes, each started `rounds` times, but for those that find no compiled program once."""
     with tempfile.TemporaryDirectory() as folder:
-        workdir, picture = Path(folder) / "run", Path(folder) / "picture.png"
+        workdir, image = Path(folder) / "run", Path(folder) / "image.png"
         save_untrained_run(subject, workdir)
-        Image.fromarray(subject.picture(480, 640)).save(picture)
+        Image.fromarray(subject.image(480, 640)).save(image)
         step = ["s2rm_jax.measure.startup", "step", str(workdir)]
-        predict = ["s2rm_jax.predict", f"--workdir={workdir}", f"--image={picture}", "--text=thing"]
+        predict = ["s2rm_jax.predict", f"--workdir={workdir}", f"--image={image}", "--text=thing"]
         predict.append(f"--out={folder}/out")
         cold = json.loads(_run(step))
         cached = [json.loads(_run(step)) for _ in range(rounds)]

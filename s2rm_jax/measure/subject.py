@@ -1,4 +1,4 @@
-"""What is measured: a network of random weights, pictures and sentences, all made from the configuration alone.
+"""What is measured: a network of random weights, images and expressions, all made from the configuration alone.
 
 How long a network takes does not depend on what it has learnt, so neither data nor checkpoints are needed.
 
@@ -49,38 +49,38 @@ class Subject:
         params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
         return cls(config, network, params)
 
-    def forward(self, count: int, sentences: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def forward(self, count: int, expressions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Returns the whole forward pass, a function that is not yet compiled, and its arguments."""
         network = self.network
 
         def logits(params: Any, *inputs: Any) -> Any:
             return network.apply({"params": params}, *inputs).logits  # type: ignore[union-attr]
 
-        return logits, (self.on_device(), self.images(count), *self.tokens(count, sentences))
+        return logits, (self.on_device(), self.images(count), *self.tokens(count, expressions))
 
     def on_device(self) -> Any:
         """Returns the parameters as arrays of the device."""
         return jax.device_put(self.params)
 
     def images(self, count: int) -> Float[Array, "b h w 3"]:
-        """Draws normalised pictures."""
+        """Draws normalised images."""
         rng = np.random.default_rng(1)
         return jnp.asarray(rng.standard_normal((count, *self.config.input.image_size, 3), np.float32))
 
-    def tokens(self, count: int, sentences: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
-        """Draws token ids, and the mask of those that are words: sentences are of all lengths."""
+    def tokens(self, count: int, expressions: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
+        """Draws token ids, and the mask of those that are words: expressions are of all lengths."""
         rng = np.random.default_rng(2)
-        shape = (count, sentences, self.config.text.max_tokens)
+        shape = (count, expressions, self.config.text.max_tokens)
         ids = rng.integers(1, self.config.text.vocab_size, shape, np.int32)
         mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
         return jnp.asarray(np.where(mask, ids, 0)), jnp.asarray(mask)
 
-    def picture(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
-        """Draws a picture as a file holds it."""
+    def image(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+        """Draws an image as a file holds it."""
         return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
 
-    def sentences(self, count: int) -> list[str]:
-        """Returns sentences of various lengths, of a word that `segmenter` knows."""
+    def expressions(self, count: int) -> list[str]:
+        """Returns expressions of various lengths, of a word that `segmenter` knows."""
         longest = self.config.text.max_tokens - 2
         return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
 
@@ -95,11 +95,11 @@ class Subject:
     def batch(self) -> Batch:
         """Draws a batch of training, as the input pipeline makes them."""
         config, rng = self.config, np.random.default_rng(4)
-        (height, width), pictures = config.input.image_size, config.batch_size
-        tokens, mask = self.tokens(pictures, config.input.expressions_per_image)
+        (height, width), images = config.input.image_size, config.batch_size
+        tokens, mask = self.tokens(images, config.input.expressions_per_image)
         everywhere = np.ones(mask.shape[:2], bool)
         return Batch(
-            images=rng.integers(0, 256, (pictures, height, width, 3), np.uint8),
+            images=rng.integers(0, 256, (images, height, width, 3), np.uint8),
             tokens=np.asarray(tokens),
             token_mask=np.asarray(mask),
             targets=rng.integers(0, 256, (*mask.shape[:2], *packed_shape(height, width)), np.uint8),
@@ -136,13 +136,13 @@ class Part:
         return jax.grad(loss, argnums=wanted), (self.params, *self.inputs)
 
 
-def network_parts(subject: Subject, count: int, sentences: int) -> dict[str, Part]:
-    """Splits the network into vision, text, fusion, decoder and resize, for `sentences` on each of `count` pictures.
+def network_parts(subject: Subject, count: int, expressions: int) -> dict[str, Part]:
+    """Splits the network into vision, text, fusion, decoder and resize, for `expressions` on each of `count` images.
 
     What fusion and decoder return to be looked at is left out, as by a jitted caller that does not use it.
     """
     network, images = subject.network, subject.images(count)
-    tokens, mask = subject.tokens(count, sentences)
+    tokens, mask = subject.tokens(count, expressions)
     params = subject.on_device()
     size = images.shape[1:3]
 
@@ -157,8 +157,8 @@ def network_parts(subject: Subject, count: int, sentences: int) -> dict[str, Par
     def fusion(params: Any, coarsest: jax.Array, words: jax.Array, mask: jax.Array) -> Any:
         return network.fusion.apply({"params": params}, coarsest, words, mask).features  # type: ignore[union-attr]
 
-    def decoder(params: Any, fused: jax.Array, maps: Any, sentence: jax.Array) -> Any:
-        return network.decoder.apply({"params": params}, fused, maps, sentence).logits[-1]  # type: ignore[union-attr]
+    def decoder(params: Any, fused: jax.Array, maps: Any, expression: jax.Array) -> Any:
+        return network.decoder.apply({"params": params}, fused, maps, expression).logits[-1]  # type: ignore[union-attr]
 
     def resize(params: Any, logits: jax.Array) -> Any:
         return jax.image.resize(logits, (*logits.shape[:2], *size), "bilinear")

@@ -37,7 +37,7 @@ class Suite:
 SUITES = {
     "floor": Suite("floor", "floor", 5),
     "parts": Suite("part_floors", "part_floors", 50),
-    "sentences": Suite("many_sentences", "many_sentences", 65),
+    "expressions": Suite("many_expressions", "many_expressions", 65),
     "fusion": Suite("fusion_share", "fusion_share", 60),
     "growth": Suite("growth", "growth", 220),
     "serving": Suite("serving_programs", "serving_programs", 80),
@@ -45,4 +45,4 @@ SUITES = {
     "train": Suite("training_speed", "training_speed", 200),
     "torch": Suite("against_torch", "against_torch", 280),
 }
-DEFAULT = ("parts", "sentences", "fusion", "serving")  # minutes, with nothing that is optional
+DEFAULT = ("parts", "expressions", "fusion", "serving")  # minutes, with nothing that is optional

@@ -36,7 +36,7 @@ class TrainingStep:
 
 
 def training_step(subject: Subject) -> TrainingStep:
-    """Compiles the step for config.batch_size pictures and makes a state and a batch for it."""
+    """Compiles the step for config.batch_size images and makes a state and a batch for it."""
     config = with_steps(subject.config)
     mesh = build_mesh(config)
     plan = plan_state(subject.network, config, mesh)
@@ -58,7 +58,7 @@ def with_steps(config: ConfigDict) -> ConfigDict:
     return config
 
 
-_ON_GPU = (8, 16, 32)  # pictures of a batch
+_ON_GPU = (8, 16, 32)  # images of a batch
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None 
     dtype = "bfloat16" if on_gpu else subject.config.dtype
     measured = measure_floor(max(rounds, 10))
     head = [
-        "pictures",
+        "images",
         "remat",
         "s a step",
-        "pictures/s",
+        "images/s",
         "use, %",
         "compiled, GB",
         "peak of the device, GB",
@@ -90,28 +90,28 @@ def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None 
     ]
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for pictures in batches:
+    for images in batches:
         for policy in POLICIES:
             config = copy.deepcopy(subject.config).unlock()
-            config.update({"batch_size": pictures, "remat": policy, "dtype": dtype})
+            config.update({"batch_size": images, "remat": policy, "dtype": dtype})
             try:
                 step = measure(Subject(config, build_network(config), subject.params), rounds)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                rows.append([pictures, policy, "out of memory", *[""] * (len(head) - 3)])
+                rows.append([images, policy, "out of memory", *[""] * (len(head) - 3)])
                 continue
             use = step.model_flops / step.seconds / _rate(measured, dtype)
             rows.append(
                 [
-                    *(pictures, policy, step.seconds, pictures / step.seconds, 100 * use),
+                    *(images, policy, step.seconds, images / step.seconds, 100 * use),
                     *(_gigabytes(step.compiled_bytes), _gigabytes(step.device_bytes), step.compile_seconds),
                 ]
             )
-            figures |= {f"{pictures} {policy}: pictures/s": pictures / step.seconds, f"{pictures} {policy}: MFU": use}
-    sentences = subject.config.input.expressions_per_image
+            figures |= {f"{images} {policy}: images/s": images / step.seconds, f"{images} {policy}: MFU": use}
+    expressions = subject.config.input.expressions_per_image
     text = (
-        f"The step as `train` runs it, in {dtype}, {sentences} sentences a picture. The use of the device is three "
+        f"The step as `train` runs it, in {dtype}, {expressions} expressions an image. The use of the device is three "
         f"forward passes' FLOPs a step (what is computed twice does not count) over {_rate_name(dtype)}. Wanted: at "
         "least 40 % on an H200 in bfloat16 at 480 px, and a batch of 32 within 40 GB."
     )

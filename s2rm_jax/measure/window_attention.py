@@ -29,23 +29,23 @@ def fused(implementation: Any) -> Callable[..., jax.Array]:
     return attend
 
 
-def draw_windows(subject: Subject, pictures: int, dtype: Any) -> tuple[jax.Array, ...]:
+def draw_windows(subject: Subject, images: int, dtype: Any) -> tuple[jax.Array, ...]:
     """Draws queries, keys and values of the windows of the first stage, and the bias of their positions."""
     vision, (height, width) = subject.config.vision, subject.config.input.image_size
     window, heads = vision.window_size, vision.num_heads[0]
-    windows = pictures * -(-height // (4 * window)) * -(-width // (4 * window))
+    windows = images * -(-height // (4 * window)) * -(-width // (4 * window))
     shape = (windows, window * window, heads, vision.embed_dim // heads)
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (jax.random.normal(key, shape, dtype) for key in keys[:3])
     return q, k, v, jax.random.normal(keys[3], (1, heads, window**2, window**2), jnp.float32)
 
 
-def window_attention(subject: Subject, rounds: int, pictures: int = 8) -> Section:
+def window_attention(subject: Subject, rounds: int, images: int = 8) -> Section:
     """Measures both, forward and backward, where there is cuDNN; elsewhere says that there is none."""
     title = "Attention in windows: einsum against cuDNN"
     if jax.default_backend() != "gpu":
         return Section(title, "Not measured: cuDNN needs an NVIDIA GPU, and this device is none.", (), ())
-    arguments = draw_windows(subject, pictures, jnp.bfloat16)
+    arguments = draw_windows(subject, images, jnp.bfloat16)
 
     def gradient(attend: Callable[..., jax.Array]) -> Callable[..., Any]:
         return jax.grad(lambda *x: jnp.square(attend(*x).astype(jnp.float32)).mean(), argnums=(0, 1, 2, 3))
@@ -58,6 +58,6 @@ def window_attention(subject: Subject, rounds: int, pictures: int = 8) -> Sectio
         for label, timings in (("forward", forward), ("forward and backward", both))
         for ratio in [timings.ratio("cuDNN", "einsum")]
     ]
-    text = f"Windows of the first stage of {pictures} pictures, bfloat16. Below 1 the kernel of cuDNN is faster."
+    text = f"Windows of the first stage of {images} images, bfloat16. Below 1 the kernel of cuDNN is faster."
     figures = {"cuDNN / einsum": both.ratio("cuDNN", "einsum").median}
     return Section(title, text, ["", "einsum, ms", "cuDNN, ms", "cuDNN / einsum"], rows, figures)

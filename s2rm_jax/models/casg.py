@@ -4,7 +4,7 @@ Source: arXiv:2405.09006, abstract and Fig. 3 **[paper]**: at each stage the sen
 the previous stages help the pure vision feature of that scale to supply the details of the referent, with emphasis on
 the foreground and at low cost. How, is our reading **[ours]**.
 
-A head that says "nothing here": whether a sentence refers to nothing in the picture **[ours]**.
+A head that says "nothing here": whether a sentence refers to nothing in the image **[ours]**.
 
 Not part of S2RM; it is for data such as gRefCOCO, where one sentence may refer to several things or to none.
 """
@@ -46,7 +46,7 @@ def foreground_mean(x: Float[Array, "b k h w c"], logits: Float[Array, "b k h w"
 
 
 class ConvBlock(nn.Module):
-    """3 x 3 convolution, LayerNorm over channels, GELU: nothing in it mixes pictures."""
+    """3 x 3 convolution, LayerNorm over channels, GELU: nothing in it mixes images."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -164,8 +164,8 @@ class Guide(nn.Module):
 class NoTargetHead(nn.Module):
     """Judges from what the network knows anyway: the sentence, what S2RM saw, and how sure the masks are.
 
-    What S2RM saw comes twice, averaged over the picture and over where the coarsest mask believes the referent to be;
-    of the finest mask come the strongest belief of a pixel and the share of the picture. All per expression.
+    What S2RM saw comes twice, averaged over the image and over where the coarsest mask believes the referent to be;
+    of the finest mask come the strongest belief of a pixel and the share of the image. All per expression.
     """
 
     width: int = 256

@@ -63,12 +63,12 @@ class PartCost:
     flops_further: int
 
     def flops(self, expressions: int) -> int:
-        """FLOPs of a forward pass of one picture with so many expressions."""
+        """FLOPs of a forward pass of one image with so many expressions."""
         return self.flops_first + (expressions - 1) * self.flops_further
 
 
 def network_cost(config: ConfigDict) -> dict[str, PartCost]:
-    """Counts the parts of a configuration's network on one picture of config.input.image_size.
+    """Counts the parts of a configuration's network on one image of config.input.image_size.
 
     They are vision, text, fusion and decoder, and no_target where config.decoder.no_target_width has that head.
     """
@@ -96,7 +96,7 @@ def _text_shapes(expressions: int, length: int) -> tuple[jax.ShapeDtypeStruct, j
 def _flops_by_part(
     network: ReferringNetwork, image: jax.ShapeDtypeStruct, expressions: int, length: int
 ) -> dict[str, int]:
-    """FLOPs of each part of a forward pass with `expressions` expressions on one picture."""
+    """FLOPs of each part of a forward pass with `expressions` expressions on one image."""
     tokens, mask = _text_shapes(expressions, length)
 
     def init_and_apply(module: object, *args: object) -> tuple[int, object]:

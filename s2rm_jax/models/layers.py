@@ -4,7 +4,7 @@ The 3 x 3 convolution of this package.
 
 The GELU of Swin and BERT.
 
-What is the same for many: a parameter for all windows, or a map of a picture for all of its sentences.
+What is the same for many: a parameter for all windows, or a map of an image for all of its sentences.
 
 Rematerialisation: which results of a block the backward pass computes anew instead of keeping them.
 
@@ -30,7 +30,7 @@ def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, *
     """The product of nn.Dense with all leading axes of x made one.
 
     The gradient of the kernel then sums over one axis and not over several, which XLA's CPU code does twice as fast.
-    Pictures must be the first axis: merged behind another one they could not stay spread over devices.
+    Images must be the first axis: merged behind another one they could not stay spread over devices.
     """
     ((contracted, _), _) = dimension_numbers
     assert contracted == (x.ndim - 1,), "only the last axis of x is contracted"
@@ -51,15 +51,15 @@ def _convolve(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> Fl
 
 
 def _kernel_gradient(x: Float[Array, "n h w i"], grad: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
-    """The convolution that is the gradient: of x with `grad` as a kernel of the size of the picture."""
-    axes = ("CHWN", "IHWO", "HWNC")  # pictures are summed over, as channels usually are
+    """The convolution that is the gradient: of x with `grad` as a kernel of the size of the image."""
+    axes = ("CHWN", "IHWO", "HWNC")  # images are summed over, as channels usually are
     return jax.lax.conv_general_dilated(x, grad, (1, 1), ((1, 1), (1, 1)), dimension_numbers=axes)
 
 
 def _kernel_gradient_by_rows(x: Float[Array, "n h w i"], grad: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
     """The same as three products of matrices, one for each row of the kernel; all its columns are in one product.
 
-    With a kernel as large as the picture, XLA's CPU code takes up to ten times as long (docs/results/speed.md).
+    With a kernel as large as the image, XLA's CPU code takes up to ten times as long (docs/results/speed.md).
     """
     height, width = x.shape[1:3]
     around = jnp.pad(grad, ((0, 0), (0, 0), (1, 1), (0, 0)))

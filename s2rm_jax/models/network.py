@@ -1,4 +1,4 @@
-"""The whole network: pictures with K expressions each in, one mask per expression out."""
+"""The whole network: images with K expressions each in, one mask per expression out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from s2rm_jax.models.swin import Swin
 class Output:
     """What the network returns; what a jitted caller does not use costs nothing. Leaves are arrays, or their shapes.
 
-    logits           [b, k, H, W] float32 at the size of the input picture; the mask is logits > 0
+    logits           [b, k, H, W] float32 at the size of the input image; the mask is logits > 0
     coarse_logits    tuple of [b, k, h_i, w_i] float32, from the coarsest stage to stride 8
     word_attention   [b, k, heads, h, w, l], where each word was distributed
     group_maps       {pair: [r, b, k, h, w, c]}, what each direction parsed
@@ -40,7 +40,7 @@ class Output:
 class ReferringNetwork(nn.Module):
     """Swin and BERT, fused by S2RM and decoded by CASG **[paper, Fig. 1]**.
 
-    A picture is encoded once, whatever is asked of it: all that depends on it alone is computed per picture, the rest
+    An image is encoded once, whatever is asked of it: all that depends on it alone is computed per image, the rest
     per expression. Segmenting K expressions together gives what K separate calls give.
     """
 
@@ -57,7 +57,7 @@ class ReferringNetwork(nn.Module):
         token_mask: Bool[Array, "b k l"],
         train: bool = False,
     ) -> Output:
-        """Segments every expression of every picture; while training needs a "dropout" rng."""
+        """Segments every expression of every image; while training needs a "dropout" rng."""
         features = self.encode_image(images, train)
         height, width = images.shape[1:3]
         return self.ground(features, tokens, token_mask, (height, width), train)
@@ -76,7 +76,7 @@ class ReferringNetwork(nn.Module):
         image_size: tuple[int, int],
         train: bool = False,
     ) -> Output:
-        """Segments expressions on encoded pictures; `image_size` is (height, width) of the pictures in pixels."""
+        """Segments expressions on encoded images; `image_size` is (height, width) of the images in pixels."""
         b, k, length = tokens.shape
         words = self.text(tokens.reshape(b * k, length), token_mask.reshape(b * k, length), train)
         words = words.reshape(b, k, length, -1)

@@ -130,7 +130,7 @@ class Coparse(nn.Module):
     def __call__(self, pairs: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
         """Maps {name: (generator [b, k, h, w, c], parsed [b, k, h, w, c])} to {name: group maps [r, b, k, h, w, c]}.
 
-        Where k is 1 on one side (a picture seen by its k expressions) it is broadcast, and what depends on that side
+        Where k is 1 on one side (an image seen by its k expressions) it is broadcast, and what depends on that side
         alone is computed once. A group map at slice i depends on the generator's slices up to i only.
         """
         if self.recurrence not in RECURRENCES:
@@ -261,7 +261,7 @@ class Balance(nn.Module):
             weights = jnp.full((maps.shape[0], 1, 1, 1, 1, 1), 1 / maps.shape[0], jnp.float32)
         elif self.kind in ("position", "channel"):
             evidence = maps if self.kind == "position" else maps.mean((3, 4), keepdims=True)
-            # Not the package's own Dense: it would merge directions, which come first, with pictures, and pictures that
+            # Not the package's own Dense: it would merge directions, which come first, with images, and images that
             # are spread over devices would have to be gathered for it.
             hidden = jnp.tanh(nn.Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
             outputs = 1 if self.kind == "position" else channels

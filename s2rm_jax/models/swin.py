@@ -40,7 +40,7 @@ def window_regions(height: int, width: int, window: int, shift: int, mask_paddin
     """Says which positions of a window may see each other: those with the same number.
 
     Returns int [windows, T] for a grid of height x width that was padded to whole windows and rolled by `shift`, or
-    None where every position sees its whole window. Rolling brings the far edge of the picture beside the near one;
+    None where every position sees its whole window. Rolling brings the far edge of the image beside the near one;
     these parts get numbers of their own, and so does the padding if `mask_padding`.
     """
 
@@ -58,18 +58,16 @@ def window_regions(height: int, width: int, window: int, shift: int, mask_paddin
     return None if (regions == regions[:, :1]).all() else regions
 
 
-def draw_survival(
-    key: jax.Array, rates: Float[np.ndarray, " blocks"], pictures: int
-) -> Float[Array, "blocks 2 pictures"]:
-    """Draws stochastic depth: factors of the two residual branches of each block, for each picture.
+def draw_survival(key: jax.Array, rates: Float[np.ndarray, " blocks"], images: int) -> Float[Array, "blocks 2 images"]:
+    """Draws stochastic depth: factors of the two residual branches of each block, for each image.
 
-    A branch is dropped for a whole picture with the probability that `rates` gives its block, by a factor of zero; the
+    A branch is dropped for a whole image with the probability that `rates` gives its block, by a factor of zero; the
     others are scaled up, so that the mean stays.
     """
     keep = jnp.asarray(1.0 - rates, jnp.float32)[:, None]
-    # Drawn with pictures first, as all draws must be that devices share (parallel/mesh.py).
-    kept = jax.random.bernoulli(key, keep, (pictures, len(rates), 2))
-    return rearrange(kept / keep, "pictures blocks branches -> blocks branches pictures")
+    # Drawn with images first, as all draws must be that devices share (parallel/mesh.py).
+    kept = jax.random.bernoulli(key, keep, (images, len(rates), 2))
+    return rearrange(kept / keep, "images blocks branches -> blocks branches images")
 
 
 def _surviving(branch: Float[Array, "b h w c"], factors: Float[Array, " b"]) -> Float[Array, "b h w c"]:
@@ -141,7 +139,7 @@ class SwinBlock(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Returns the same grid; it need not be a multiple of the window.
 
-        `survival` holds the factors of the two residual branches of each picture (`draw_survival`); None are ones.
+        `survival` holds the factors of the two residual branches of each image (`draw_survival`); None are ones.
         """
         _, height, width, channels = x.shape
         window = self.window_size

@@ -1,7 +1,7 @@
 """The mesh of devices and how arrays lie on it: ("data", "fsdp"), batches split over both axes.
 
 The devices of one group along "fsdp" share the state of training between them (`parallel.sharding`); along "data" every
-group has the same. For batches there is no difference: each device works on pictures of its own.
+group has the same. For batches there is no difference: each device works on images of its own.
 
 How the state of training is shared between the devices of a group: the rule, and putting arrays where it says.
 
@@ -10,7 +10,7 @@ cut in the same way, and none of them ever has to move to meet another.
 
 Random numbers for one device's part of a batch: exactly those that the whole batch would have had there.
 
-Code that sees one device's pictures only (`jax.shard_map`) draws for those. With an ordinary key every device would
+Code that sees one device's images only (`jax.shard_map`) draws for those. With an ordinary key every device would
 draw the same, and with a key of its own something else than on another number of devices.
 """
 
@@ -42,7 +42,7 @@ def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh [devices / fsdp, fsdp] over `devices`, by default all devices of all hosts.
 
-    The devices of a process stand together, in the order of the processes, so that its pictures are consecutive in the
+    The devices of a process stand together, in the order of the processes, so that its images are consecutive in the
     batch, and so do those that share a state, as they talk the most. The axes are of type Auto: the compiler propagates
     shardings through reshapes such as window partitioning, which axes of type Explicit refuse.
 
@@ -65,12 +65,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Returns the sharding of arrays whose axis number `axis` counts pictures."""
+    """Returns the sharding of arrays whose axis number `axis` counts images."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Copies this process's part of a batch (a tree of NumPy arrays, pictures first) to the devices of the mesh."""
+    """Copies this process's part of a batch (a tree of NumPy arrays, images first) to the devices of the mesh."""
     sharding = batch_sharding(mesh)
     with jax.transfer_guard_host_to_device("allow"):  # of several processes, JAX counts this as an implicit transfer
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

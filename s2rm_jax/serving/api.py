@@ -1,4 +1,4 @@
-"""The HTTP interface: POST /segment with a picture and sentences gives masks; GET /openapi.json describes it.
+"""The HTTP interface: POST /segment with an image and expressions gives masks; GET /openapi.json describes it.
 
 What the HTTP interface takes and gives, as the OpenAPI schema tells it.
 
@@ -35,22 +35,22 @@ from s2rm_jax.serving.service import Answer, Service
 
 Format = Literal["rle", "png", "polygons"]
 
-# 8 x 8 pixels, the left half red: small enough for an example, and a picture that can be asked about.
-EXAMPLE_PICTURE = (
+# 8 x 8 pixels, the left half red: small enough for an example, and an image that can be asked about.
+EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGP8z4AAjAwIHhMDDjA4JQCGUgIPOvf3dAAAAABJRU5ErkJggg=="
 )
 
 
 class SegmentRequest(BaseModel):
-    """A picture and what is to be found in it."""
+    """An image and what is to be found in it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str = Field(
-        description="the file of the picture (JPEG, PNG, WebP, BMP, GIF, TIFF or PPM), in base64",
-        examples=[EXAMPLE_PICTURE],
+        description="the file of the image (JPEG, PNG, WebP, BMP, GIF, TIFF or PPM), in base64",
+        examples=[EXAMPLE_IMAGE],
     )
-    sentences: list[str] = Field(min_length=1, examples=[["the red half"]])
+    expressions: list[str] = Field(min_length=1, examples=[["the red half"]])
     formats: list[Format] = Field(default=["rle"], min_length=1, description="the forms in which masks are wanted")
 
 
@@ -70,12 +70,12 @@ class Polygons(BaseModel):
 
 
 class Found(BaseModel):
-    """What one sentence means."""
+    """What one expression means."""
 
-    sentence: str
+    expression: str
     score: float = Field(ge=0, le=1, description="mean probability of foreground over the mask; 0 where it is empty")
     no_target: float | None = Field(
-        description="probability that the sentence refers to nothing, if the network says it"
+        description="probability that the expression refers to nothing, if the network says it"
     )
     area: int = Field(ge=0, description="pixels of the mask")
     box: tuple[int, int, int, int] | None = Field(description="left, top, right, bottom; null where the mask is empty")
@@ -88,13 +88,13 @@ class Found(BaseModel):
 class Times(BaseModel):
     """What took how long on the server, without waiting."""
 
-    encode_seconds: float = Field(ge=0, description="0 where the picture was encoded for an earlier request")
-    picture_was_known: bool
+    encode_seconds: float = Field(ge=0, description="0 where the image was encoded for an earlier request")
+    image_was_known: bool
     ask_seconds: float = Field(ge=0)
 
 
 class SegmentAnswer(BaseModel):
-    """What was found, in the order of the sentences; masks have the size of the picture, upright as viewers show it."""
+    """What was found, in the order of the expressions; masks have the size of the image, upright as viewers show it."""
 
     width: int
     height: int
@@ -118,10 +118,10 @@ def request_body(limits: Limits) -> dict[str, Any]:
     """Returns what OpenAPI calls the request body: a SegmentRequest in JSON, or the same as a form with a file."""
     as_json = SegmentRequest.model_json_schema()
     properties = as_json["properties"]
-    properties["sentences"] |= {"maxItems": limits.sentences}
-    properties["sentences"]["items"] |= {"minLength": 1, "maxLength": limits.characters}
-    file = {"type": "string", "format": "binary", "description": "the file of the picture"}
-    as_form = {"type": "object", "required": ["image", "sentences"], "properties": properties | {"image": file}}
+    properties["expressions"] |= {"maxItems": limits.expressions}
+    properties["expressions"]["items"] |= {"minLength": 1, "maxLength": limits.characters}
+    file = {"type": "string", "format": "binary", "description": "the file of the image"}
+    as_form = {"type": "object", "required": ["image", "expressions"], "properties": properties | {"image": file}}
     content = {"application/json": {"schema": as_json}, "multipart/form-data": {"schema": as_form}}
     return {"required": True, "content": content}
 
@@ -171,9 +171,7 @@ class BodyLimit:
                 await self._refuse(send)
 
     async def _refuse(self, send: Send) -> None:
-        body = json.dumps(
-            {"error": f"the request has more than {self._limit:,} bytes; send a smaller picture"}
-        ).encode()
+        body = json.dumps({"error": f"the request has more than {self._limit:,} bytes; send a smaller image"}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
         await send({"type": "http.response.body", "body": body})
@@ -201,7 +199,7 @@ def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     return {"size": list(mask.shape), "polygons": around, "holes": holes}
 
 
-_ROOM_FOR_TEXT = 1_000_000  # bytes of a request beside the picture
+_ROOM_FOR_TEXT = 1_000_000  # bytes of a request beside the image
 _PIECE = 1 << 18  # letters of base64, a multiple of 4
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     int(status): {"model": Problem, "description": status.phrase}
@@ -229,7 +227,7 @@ def build_api(service: Service, rate: Callable[[str], None] | None = None) -> Fa
 
     @app.post("/segment", responses=_PROBLEMS, openapi_extra={"requestBody": request_body(service.limits)})
     async def segment(request: Request) -> SegmentAnswer:
-        """Segments what each sentence means in the picture."""
+        """Segments what each expression means in the image."""
         count(request.client.host if request.client else "")
         asked, content = await _read(request)
         return await run_in_threadpool(_answer, service, asked, content)
@@ -272,24 +270,24 @@ def _read_json(body: bytes) -> tuple[SegmentRequest, bytes]:
 
 async def _read_form(request: Request) -> tuple[SegmentRequest, bytes]:
     async with request.form(max_files=1, max_fields=100) as form:
-        given: dict[str, Any] = {"image": "", "sentences": form.getlist("sentences")}
+        given: dict[str, Any] = {"image": "", "expressions": form.getlist("expressions")}
         if "formats" in form:
             given["formats"] = form.getlist("formats")
         asked = SegmentRequest.model_validate(given)
         file = form.get("image")
         if not isinstance(file, UploadFile):
-            raise Refused("image: the file of the picture is missing", HTTPStatus.UNPROCESSABLE_ENTITY)
+            raise Refused("image: the file of the image is missing", HTTPStatus.UNPROCESSABLE_ENTITY)
         return asked, await file.read()
 
 
 def _answer(service: Service, asked: SegmentRequest, content: bytes) -> SegmentAnswer:
     with service.turn():
-        answer = service.ask(content, asked.sentences)
-        height, width = answer.encoding.picture.picture.shape[:2]
-        results = [_found(answer, row, asked) for row in range(len(answer.result.sentences))]
+        answer = service.ask(content, asked.expressions)
+        height, width = answer.encoding.image.image.shape[:2]
+        results = [_found(answer, row, asked) for row in range(len(answer.result.expressions))]
     times = Times(
         encode_seconds=answer.encoding.seconds,
-        picture_was_known=answer.encoding.was_known,
+        image_was_known=answer.encoding.was_known,
         ask_seconds=answer.seconds,
     )
     return SegmentAnswer(width=width, height=height, results=results, times=times)
@@ -299,7 +297,7 @@ def _found(answer: Answer, row: int, asked: SegmentRequest) -> Found:
     result, formats = answer.result, asked.formats
     mask: Bool[np.ndarray, "h w"] = result.masks[row]
     return Found(
-        sentence=result.sentences[row],
+        expression=result.expressions[row],
         score=float(result.scores[row]),
         no_target=None if result.no_target is None else float(result.no_target[row]),
         area=int(np.count_nonzero(mask)),

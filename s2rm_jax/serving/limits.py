@@ -18,10 +18,10 @@ _MOST_VISITORS = 10_000  # whose latest requests are remembered
 class Limits:
     """How much one request may ask for, and how many of them there may be."""
 
-    bytes: int = 20_000_000  # of a picture's file
+    bytes: int = 20_000_000  # of an image's file
     pixels: int = 25_000_000
-    sentences: int = 16
-    characters: int = 500  # of a sentence
+    expressions: int = 16
+    characters: int = 500  # of an expression
     per_minute: int = 240  # requests of one visitor
     waiting: int = 100  # requests that wait for the device together
 
@@ -34,36 +34,36 @@ class Refused(UserError):
         self.status = status
 
 
-def check_sentences(sentences: Sequence[str], limits: Limits) -> tuple[str, ...]:
-    """Returns the sentences without the space around them.
+def check_expressions(expressions: Sequence[str], limits: Limits) -> tuple[str, ...]:
+    """Returns the expressions without the space around them.
 
     Raises:
         Refused: there are none or too many, or one is empty or too long.
     """
-    kept = tuple(sentence.strip() for sentence in sentences)
+    kept = tuple(expression.strip() for expression in expressions)
     if not kept or not all(kept):
-        raise Refused("a sentence is missing; say what is to be found in the picture", HTTPStatus.UNPROCESSABLE_ENTITY)
-    if len(kept) > limits.sentences:
+        raise Refused("an expression is missing; say what is to be found in the image", HTTPStatus.UNPROCESSABLE_ENTITY)
+    if len(kept) > limits.expressions:
         raise Refused(
-            f"{len(kept)} sentences are more than the {limits.sentences} of one request; ask in several steps",
+            f"{len(kept)} expressions are more than the {limits.expressions} of one request; ask in several steps",
             HTTPStatus.UNPROCESSABLE_ENTITY,
         )
     longest = max(map(len, kept))
     if longest > limits.characters:
         raise Refused(
-            f"a sentence has {longest:,} characters, more than {limits.characters:,}; say it in fewer words",
+            f"an expression has {longest:,} characters, more than {limits.characters:,}; say it in fewer words",
             HTTPStatus.UNPROCESSABLE_ENTITY,
         )
     return kept
 
 
 def check_bytes(count: int, limits: Limits) -> None:
-    """Raises Refused where a picture's file is too large, or empty."""
+    """Raises Refused where an image's file is too large, or empty."""
     if count == 0:
-        raise Refused("the picture is empty; send a JPEG, PNG or WebP", HTTPStatus.BAD_REQUEST)
+        raise Refused("the image is empty; send a JPEG, PNG or WebP", HTTPStatus.BAD_REQUEST)
     if count > limits.bytes:
         raise Refused(
-            f"the picture has {count:,} bytes, more than {limits.bytes:,}; save it smaller or more compressed",
+            f"the image has {count:,} bytes, more than {limits.bytes:,}; save it smaller or more compressed",
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
 

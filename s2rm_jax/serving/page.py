@@ -1,6 +1,6 @@
-"""The page: drop a picture, ask, look. Gradio carries files and events; viewer.py draws what was found.
+"""The page: drop an image, ask, look. Gradio carries files and events; viewer.py draws what was found.
 
-Pictures with sentences for the first click, from the data that a run was trained for.
+Images with expressions for the first click, from the data that a run was trained for.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import is_url, load_image
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.serving.service import Service
-from s2rm_jax.serving.viewer import answer_html, picture_html
+from s2rm_jax.serving.viewer import answer_html, image_html
 
-_SENTENCES = 3
+_EXPRESSIONS = 3
 _QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, as a file in a format that browsers know, and sentences about it."""
+    """An image, as a file in a format that browsers know, and expressions about it."""
 
     path: Path
-    sentences: tuple[str, ...]
+    expressions: tuple[str, ...]
 
 
 def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str | None = None) -> list[Case]:
-    """Writes up to `count` pictures of the run's split into `folder`; returns none where its data is not at hand.
+    """Writes up to `count` images of the run's split into `folder`; returns none where its data is not at hand.
 
-    Generated scenes are always at hand. The pictures are spread over the split, whose order often means something.
+    Generated scenes are always at hand. The images are spread over the split, whose order often means something.
     """
     try:
         source = build_source(config.input.source, split or config.eval.split)
@@ -47,24 +47,24 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     for number in range(min(count, len(source))):
         try:
             example = source[number * len(source) // min(count, len(source))]
-            picture = Image.fromarray(load_image(example.image))
-        except (UserError, OSError):  # a picture of the split is gone; the page has others
+            image = Image.fromarray(load_image(example.image))
+        except (UserError, OSError):  # an image of the split is gone; the page has others
             continue
         path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"
-        picture.save(path, quality=_QUALITY)
-        sentences = tuple(dict.fromkeys(expression.text for expression in example.expressions))[:_SENTENCES]
-        cases.append(Case(path, sentences))
+        image.save(path, quality=_QUALITY)
+        expressions = tuple(dict.fromkeys(expression.text for expression in example.expressions))[:_EXPRESSIONS]
+        cases.append(Case(path, expressions))
     return cases
 
 
 _LOG = logging.getLogger(__name__)
 _HOUR = 3600  # seconds
 _TAKE_IN = "async_move_resource_to_block_cache"
-_INTRODUCTION = """# What do the words mean in the picture?
-Drop a picture, write one sentence a line, and see what each of them refers to. Pictures stay on the machine that serves
+_INTRODUCTION = """# What do the words mean in the image?
+Drop an image, write one expression a line, and see what each of them refers to. Images stay on the machine that serves
 this page, and are removed within two hours.
 """
-_BEFORE = '<div class="s2rm"><p class="times">The picture and what is found in it appear here.</p></div>'
+_BEFORE = '<div class="s2rm"><p class="times">The image and what is found in it appear here.</p></div>'
 
 
 def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], None], name: str) -> gr.Blocks:
@@ -85,33 +85,33 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
     def chosen(path: str | None, visitor: gr.Request) -> tuple[str, object]:
         if path is None:
             return "", _BEFORE
-        problem, view = shown(visitor, lambda: picture_html(service.encode(_read(path, service))))
+        problem, view = shown(visitor, lambda: image_html(service.encode(_read(path, service))))
         return problem, _BEFORE if problem else view
 
     def asked(path: str | None, text: str, visitor: gr.Request) -> tuple[str, object]:
         if path is None:
-            return _problem("there is no picture yet; drop one, or click an example"), gr.skip()
-        sentences = [line for line in text.splitlines() if line.strip()]
-        return shown(visitor, lambda: answer_html(service.ask(_read(path, service), sentences, explain=True)))
+            return _problem("there is no image yet; drop one, or click an example"), gr.skip()
+        expressions = [line for line in text.splitlines() if line.strip()]
+        return shown(visitor, lambda: answer_html(service.ask(_read(path, service), expressions, explain=True)))
 
     def example(event: gr.SelectData) -> tuple[str, str]:
         case = cases[event.index]
-        return str(case.path), "\n".join(case.sentences)
+        return str(case.path), "\n".join(case.expressions)
 
-    # One question at a time, in the order of the clicks: a sentence never overtakes the picture that it is about.
+    # One question at a time, in the order of the clicks: an expression never overtakes the image that it is about.
     in_order: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
     with gr.Blocks(title=f"s2rm_jax: {name}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                file = gr.File(label="Picture", file_types=["image"], height=130, elem_id="picture")
+                file = gr.File(label="Image", file_types=["image"], height=130, elem_id="image")
                 _refuse_addresses(file)
                 text = gr.Textbox(
-                    label="Sentences, one a line (Shift + Enter asks)",
+                    label="Expressions, one a line (Shift + Enter asks)",
                     placeholder="the man in red\nthe car behind him",
                     lines=3,
                     max_lines=8,
-                    elem_id="sentences",
+                    elem_id="expressions",
                 )
                 ask = gr.Button("Find", variant="primary", elem_id="ask")
                 problem = gr.HTML(elem_id="problem")
@@ -139,7 +139,7 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
 
 
 def _refuse_addresses(file: gr.File) -> None:
-    """Keeps Gradio from fetching the picture from an address that a visitor sends in place of a file.
+    """Keeps Gradio from fetching the image from an address that a visitor sends in place of a file.
 
     The method is replaced and not overridden, as Gradio writes an interface file beside the source of every subclass.
     """
@@ -147,7 +147,7 @@ def _refuse_addresses(file: gr.File) -> None:
 
     async def take_in(path: str | Path | None) -> str | None:
         if is_url(str(path)):
-            raise gr.Error("send the picture and not its address")
+            raise gr.Error("send the image and not its address")
         return await move(path)
 
     setattr(file, _TAKE_IN, take_in)
@@ -158,7 +158,7 @@ def _read(path: str, service: Service) -> bytes:
         with Path(path).open("rb") as file:
             return file.read(service.limits.bytes + 1)
     except OSError as error:
-        raise UserError("the picture is no longer here; drop it again") from error
+        raise UserError("the image is no longer here; drop it again") from error
 
 
 def _problem(message: str) -> str:

@@ -1,7 +1,7 @@
-"""One network for many visitors: their questions are answered one after another, each with its own picture.
+"""One network for many visitors: their questions are answered one after another, each with its own image.
 
-Nothing is kept of a visitor. Pictures are known by their bytes, and the latest stay encoded for a while, so that
-further sentences about one are quick, whoever asks.
+Nothing is kept of a visitor. Images are known by their bytes, and the latest stay encoded for a while, so that
+further expressions about one are quick, whoever asks.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from s2rm_jax.input.images import load_image
-from s2rm_jax.segmenter import EncodedPicture, Result, Segmenter
-from s2rm_jax.serving.limits import Limits, Refused, check_bytes, check_sentences
+from s2rm_jax.segmenter import EncodedImage, Result, Segmenter
+from s2rm_jax.serving.limits import Limits, Refused, check_bytes, check_expressions
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoded picture; `seconds` is what decoding and encoding took now, 0 where it `was_known` from before."""
+    """An encoded image; `seconds` is what decoding and encoding took now, 0 where it `was_known` from before."""
 
-    picture: EncodedPicture
+    image: EncodedImage
     seconds: float
     was_known: bool
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for the sentences, in `seconds`, with what a person should know of how each was read."""
+    """What was found for the expressions, in `seconds`, with what a person should know of how each was read."""
 
     encoding: Encoding
     result: Result
@@ -42,11 +42,11 @@ class Answer:
 class Service:
     """Answers from any number of threads; the device has one question at a time."""
 
-    def __init__(self, segmenter: Segmenter, limits: Limits | None = None, kept_pictures: int = 8):
+    def __init__(self, segmenter: Segmenter, limits: Limits | None = None, kept_images: int = 8):
         self.limits = limits or Limits()
         self._segmenter = segmenter
-        self._kept_pictures = kept_pictures
-        self._known: OrderedDict[bytes, EncodedPicture] = OrderedDict()  # by hash, the latest asked for last
+        self._kept_images = kept_images
+        self._known: OrderedDict[bytes, EncodedImage] = OrderedDict()  # by hash, the latest asked for last
         self._device = threading.Lock()
         self._holder: int | None = None  # the thread that has it
         self._counting = threading.Lock()
@@ -81,7 +81,7 @@ class Service:
                 self._waiting -= 1
 
     def encode(self, content: bytes) -> Encoding:
-        """Encodes the picture in a file's bytes, unless it is known.
+        """Encodes the image in a file's bytes, unless it is known.
 
         Raises:
             UserError: it cannot be read or is too large; `Refused` among them.
@@ -90,27 +90,27 @@ class Service:
         key = hashlib.sha256(content).digest()
         with self.turn():
             start = time.perf_counter()
-            picture = self._known.pop(key, None)
-            was_known = picture is not None
-            if picture is None:
+            image = self._known.pop(key, None)
+            was_known = image is not None
+            if image is None:
                 array = load_image(content, apply_exif=True, max_pixels=self.limits.pixels)
-                picture = self._segmenter.encode(array)
-            self._known[key] = picture
-            if len(self._known) > self._kept_pictures:
+                image = self._segmenter.encode(array)
+            self._known[key] = image
+            if len(self._known) > self._kept_images:
                 self._known.popitem(last=False)
-            return Encoding(picture, 0.0 if was_known else time.perf_counter() - start, was_known)
+            return Encoding(image, 0.0 if was_known else time.perf_counter() - start, was_known)
 
-    def ask(self, content: bytes, sentences: Sequence[str], *, explain: bool = False) -> Answer:
-        """Segments what the sentences mean in the picture of a file's bytes.
+    def ask(self, content: bytes, expressions: Sequence[str], *, explain: bool = False) -> Answer:
+        """Segments what the expressions mean in the image of a file's bytes.
 
         Raises:
-            UserError: the picture cannot be read, or a sentence has no words; `Refused` where something is too large.
+            UserError: the image cannot be read, or an expression has no words; `Refused` where something is too large.
         """
-        asked = check_sentences(sentences, self.limits)
+        asked = check_expressions(expressions, self.limits)
         with self.turn():
             encoding = self.encode(content)
             start = time.perf_counter()
-            result = self._segmenter.segment(encoding.picture, asked, explain=explain)
+            result = self._segmenter.segment(encoding.image, asked, explain=explain)
             seconds = time.perf_counter() - start
-            remarks = tuple(tuple(self._segmenter.remarks(sentence)) for sentence in asked)
+            remarks = tuple(tuple(self._segmenter.remarks(expression)) for expression in asked)
         return Answer(encoding, result, remarks, seconds)

@@ -1,4 +1,4 @@
-"""What was found, as a piece of HTML that needs nothing but itself: the picture with layers to switch on and off.
+"""What was found, as a piece of HTML that needs nothing but itself: the image with layers to switch on and off.
 
 Masks, attention maps and downloads lie in the page, so that looking at them asks the server nothing. `STYLE` and
 `SCRIPT` belong to it.
@@ -16,13 +16,13 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, fit_picture, fit_size, heat_image, mask_layer, span
+from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, fit_image, fit_size, heat_image, mask_layer, span
 from s2rm_jax.explanation import Explanation
 from s2rm_jax.io import slug
 from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 from s2rm_jax.serving.service import Answer, Encoding
 
-_SHOWN = 960  # pixels, the longer side of the picture on the page
+_SHOWN = 960  # pixels, the longer side of the image on the page
 _HEAT = 120  # pixels, the least longer side of a map that is laid over it
 _PAIRS = {
     "language_parses_vision": "language parses vision",
@@ -31,13 +31,13 @@ _PAIRS = {
 _ARROWS = {"downwards": "↓", "leftwards": "←", "upwards": "↑", "rightwards": "→"}
 
 
-def picture_html(encoding: Encoding) -> str:
-    """Returns the picture alone, with the time that its encoding took."""
+def image_html(encoding: Encoding) -> str:
+    """Returns the image alone, with the time that its encoding took."""
     return f'<div class="s2rm">{_stage(encoding, [])}{_times(encoding)}</div>'
 
 
 def answer_html(answer: Answer) -> str:
-    """Returns the picture with what was found: masks, scores, downloads, and how the network came to each mask."""
+    """Returns the image with what was found: masks, scores, downloads, and how the network came to each mask."""
     masks = answer.result.masks
     height, width = masks.shape[1:]
     size = _shown_size(height, width)
@@ -47,7 +47,7 @@ def answer_html(answer: Answer) -> str:
         drawn = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
         layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(drawn)}">')
         cards.append(_card(answer, row, colour))
-    answered = f"{len(masks)} {'sentence' if len(masks) == 1 else 'sentences'} answered in {_seconds(answer.seconds)}"
+    answered = f"{len(masks)} {'sentence' if len(masks) == 1 else 'expressions'} answered in {_seconds(answer.seconds)}"
     return (
         f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, answered)}'
         f'<ol class="found">{"".join(cards)}</ol></div>'
@@ -55,25 +55,25 @@ def answer_html(answer: Answer) -> str:
 
 
 def _stage(encoding: Encoding, layers: list[str]) -> str:
-    height, width = encoding.picture.picture.shape[:2]
-    shown = fit_picture(encoding.picture.picture, _shown_size(height, width))
+    height, width = encoding.image.image.shape[:2]
+    shown = fit_image(encoding.image.image, _shown_size(height, width))
     return (
         f'<div class="stage" style="aspect-ratio:{width}/{height};max-width:calc(70vh*{width / height:.4f})">'
-        f'<img class="photo" alt="the picture" src="{_url(shown, "JPEG", quality=90)}">{"".join(layers)}'
+        f'<img class="photo" alt="the image" src="{_url(shown, "JPEG", quality=90)}">{"".join(layers)}'
         '<img class="heat" alt="" hidden></div><p class="legend" hidden></p>'
     )
 
 
 def _times(encoding: Encoding, answered: str = "") -> str:
-    height, width = encoding.picture.picture.shape[:2]
-    encoded = "Picture was encoded before" if encoding.was_known else f"Picture encoded in {_seconds(encoding.seconds)}"
+    height, width = encoding.image.image.shape[:2]
+    encoded = "Image was encoded before" if encoding.was_known else f"Image encoded in {_seconds(encoding.seconds)}"
     parts = [f"{width} × {height} pixels", encoded, answered]
     return f'<p class="times">{" · ".join(part for part in parts if part)}</p>'
 
 
 def _card(answer: Answer, row: int, colour: tuple[int, int, int]) -> str:
     result = answer.result
-    sentence, mask, score = result.sentences[row], result.masks[row], result.scores[row]
+    expression, mask, score = result.expressions[row], result.masks[row], result.scores[row]
     found = f"score {score:.2f}" if mask.any() else "nothing found"
     if result.no_target is not None:
         found += f", refers to nothing: {100 * result.no_target[row]:.0f} %"
@@ -81,9 +81,9 @@ def _card(answer: Answer, row: int, colour: tuple[int, int, int]) -> str:
     told = _explanation(result.explanations[row]) if result.explanations else ""
     return (
         f'<li style="--c:rgb{colour}"><label class="name"><input type="checkbox" checked data-shows="{row}">'
-        f"<b>{escape(sentence)}</b></label>"
+        f"<b>{escape(expression)}</b></label>"
         f'<span class="score">{found}</span>'
-        f"{_downloads(mask, f'mask_{row + 1}_{slug(sentence)}')}{remarks}{told}</li>"
+        f"{_downloads(mask, f'mask_{row + 1}_{slug(expression)}')}{remarks}{told}</li>"
     )
 
 
@@ -117,7 +117,7 @@ def _explanation(explanation: Explanation) -> str:
     ]
     rows.append(_row("The mask from coarse to fine, by the grid of the stage", "".join(stages)))
     return (
-        _row("Click a word to see where in the picture it was laid out", buttons, "words")
+        _row("Click a word to see where in the image it was laid out", buttons, "words")
         + f"<details><summary>How the network came to it</summary>{''.join(rows)}</details>"
     )
 
@@ -129,7 +129,7 @@ def _row(title: str, content: str, kind: str = "") -> str:
 def _layer(
     label: str, values: np.ndarray, scale: tuple[float, float], about: str | None = None, behind: str = ""
 ) -> str:
-    """A button that lays a map over the picture; `about` tells what it is where the label, a word, does not."""
+    """A button that lays a map over the image; `about` tells what it is where the label, a word, does not."""
     text = escape(label) if about is None else label
     special = " special" if label in ("[CLS]", "[SEP]") else ""
     legend = f"{escape(about or f'attention to “{label}”')}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
@@ -153,9 +153,9 @@ def _seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _url(picture: Image.Image, form: str = "PNG", **options: int) -> str:
+def _url(image: Image.Image, form: str = "PNG", **options: int) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -31,7 +31,7 @@ class Checkpoint:
     """What is saved and restored together.
 
     state          after `step` steps
-    examples_seen  the position of the input, in pictures
+    examples_seen  the position of the input, in images
     metrics        of the evaluation of this state, None if it was not evaluated
     """
 

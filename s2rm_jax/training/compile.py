@@ -91,11 +91,11 @@ def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
     """Returns the batch that `config` describes as ShapeDtypeStructs, spread over `mesh`."""
     (height, width), tokens = config.input.image_size, config.text.max_tokens
-    pictures, expressions = config.batch_size, config.input.expressions_per_image
+    images, expressions = config.batch_size, config.input.expressions_per_image
     sharding = batch_sharding(mesh)
 
     def array(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct((pictures, *shape), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=sharding)
 
     return Batch(
         images=array(jnp.uint8, height, width, 3),
@@ -112,7 +112,7 @@ def _does_not_fit(config: ConfigDict, mesh: Mesh, message: str) -> str:
     needs = f"it needs {used.group(1)} of {used.group(2)}" if used else "see above"
     return (
         f"the step does not fit into the memory of a device: {needs} with config.batch_size={config.batch_size} on "
-        f"{mesh.size} devices and config.remat={config.remat!r}; use more devices, fewer pictures, "
+        f"{mesh.size} devices and config.remat={config.remat!r}; use more devices, fewer images, "
         "config.optimizer.accumulate, or --config.remat=dense or blocks."
     )
 

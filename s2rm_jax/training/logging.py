@@ -32,7 +32,7 @@ def log(line: str, step: int | None = None) -> None:
 
 
 def counted(number: int, thing: str) -> str:
-    """Writes so many things: 1 picture, 2 pictures."""
+    """Writes so many things: 1 image, 2 images."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
@@ -64,7 +64,7 @@ class Progress:
         self._began: float | None = None
         self._restart()
 
-    def finish_step(self, step: int, expressions: int, pictures: int) -> None:
+    def finish_step(self, step: int, expressions: int, images: int) -> None:
         """Hears that a step is finished, and what was in its batch."""
         if self._began is None:
             self._began, self._began_step = self._clock(), step
@@ -72,7 +72,7 @@ class Progress:
             self._restart()
             return
         self._expressions += expressions
-        self._pictures += pictures
+        self._images += images
         self._steps += 1
 
     @contextmanager
@@ -92,11 +92,11 @@ class Progress:
     def speed(self) -> dict[str, float]:
         """Returns the rates since the last line, and percentages of the time (waiting for input, MFU); {} at first."""
         seconds = self._clock() - self._since - self._paused
-        if not self._pictures:
+        if not self._images:
             return {}
         rates = {
             "expressions_per_second": self._expressions / seconds,
-            "pictures_per_second": self._pictures / seconds,
+            "images_per_second": self._images / seconds,
             "waiting_for_input": 100 * min(1.0, self._waited / seconds),
         }
         if self._seconds_at_peak:
@@ -114,7 +114,7 @@ class Progress:
         ]
         if speed:
             parts += [
-                f"{speed['expressions_per_second']:.1f} expressions/s, {speed['pictures_per_second']:.1f} pictures/s",
+                f"{speed['expressions_per_second']:.1f} expressions/s, {speed['images_per_second']:.1f} images/s",
                 f"{speed['waiting_for_input']:.0f}% waiting for input",
             ]
         if "model_flop_utilisation" in speed:
@@ -128,7 +128,7 @@ class Progress:
     def _restart(self) -> None:
         self._since = self._clock()
         self._waited = self._paused = 0.0
-        self._expressions = self._pictures = self._steps = 0
+        self._expressions = self._images = self._steps = 0
 
 
 def report_evaluation(split: str, stopping: Callable[[], None], every: float = 10.0) -> Callable[[int, int], None]:

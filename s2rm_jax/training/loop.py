@@ -51,7 +51,7 @@ BatchProgress = Callable[[int, int], None]  # called with (batches done, batches
 class Parts:
     """What the loop works with.
 
-    batches     takes the number of pictures already seen, returns the batches that follow, without end
+    batches     takes the number of images already seen, returns the batches that follow, without end
     evaluate    takes parameters and what to call after each batch, returns metrics; None never evaluates
     save_vocab  writes the vocabulary to a path
     epoch       what the training split holds, None where it has no end
@@ -162,7 +162,7 @@ def run(
         compiling = begin.step < config.steps
         log(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
-            f"{counted(config.batch_size, 'picture')} a step, {describe_devices(mesh)}. "
+            f"{counted(config.batch_size, 'image')} a step, {describe_devices(mesh)}. "
             f"{describe_epoch(config, parts.epoch)}{'First the step is compiled.' if compiling else ''}\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )

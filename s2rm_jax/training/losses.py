@@ -41,7 +41,7 @@ def segmentation_loss(
 
     `config` is the section config.loss:
         kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**. Where a
-            sentence refers to nothing there is no Dice: with an empty target it is nearly 1 and nearly flat until the
+            expression refers to nothing there is no Dice: with an empty target it is nearly 1 and nearly flat until the
             mask is down to a few pixels, while the cross-entropy pushes every pixel down from the start.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
         coarse_weight: weight of the same loss on each coarser mask, against targets averaged over its cells **[ours]**.

@@ -59,7 +59,7 @@ class StatePlan:
 
 
 def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> Any:
-    """Draws the parameters of `network` for pictures and sentences of the sizes that `config` gives."""
+    """Draws the parameters of `network` for images and expressions of the sizes that `config` gives."""
     height, width = config.input.image_size
     tokens = jnp.zeros((1, 1, config.text.max_tokens), jnp.int32)
     images = jnp.zeros((1, height, width, 3))

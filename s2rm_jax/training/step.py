@@ -72,7 +72,7 @@ def _by_the_compiler(part_gradient: PartGradient, plan: StatePlan, config: Confi
     def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
         counts = count(batch, config)
         # Parameters and gradients are whole where activations meet them: how they are cut must not spread to those,
-        # which are cut by pictures.
+        # which are cut by images.
         whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
 
         def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
@@ -151,9 +151,9 @@ def _accumulate(of_part: Callable[[Any, Any], tuple[Sums, Any]], dealt: Any, par
 
 
 def deal(batch: Any, parts: int) -> Any:
-    """Deals a batch [b, ...] out into [parts, b / parts, ...]: part i takes every `parts`-th picture, from the i-th.
+    """Deals a batch [b, ...] out into [parts, b / parts, ...]: part i takes every `parts`-th image, from the i-th.
 
-    So each part is spread over all devices without moving a picture, as each device holds consecutive ones.
+    So each part is spread over all devices without moving an image, as each device holds consecutive ones.
     (Consecutive parts would leave all but a few devices idle.) Dealing out what one device holds gives what it has of
     each part.
     """
@@ -210,7 +210,7 @@ def iou_sum(
 ) -> Float[Array, ""]:
     """Returns the sum over valid expressions of the IoU of the mask logits > 0.
 
-    An empty union counts as 0, but as 1 where the sentence refers to nothing.
+    An empty union counts as 0, but as 1 where the expression refers to nothing.
     """
     found = logits > 0
     intersection = (found & targets).sum((-2, -1), dtype=jnp.float32)

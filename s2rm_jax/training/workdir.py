@@ -74,7 +74,7 @@ def _has_config(workdir: epath.Path) -> bool:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network, its parameters, and what pictures and sentences must go through to reach it."""
+    """A trained network, its parameters, and what images and expressions must go through to reach it."""
 
     network: nn.Module
     params: Any

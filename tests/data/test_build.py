@@ -37,24 +37,24 @@ def test_the_door_builds_once_and_says_so(tmp_path):
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "COCO_train2014_000000000101.jpg of refcoco train is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:400]), r"damaged pictures in .*101\.jpg .*; data/check\.py"),
-        (lambda path: path.write_bytes(refer_fixture.HEIGHT.to_bytes(1, "big")), r"damaged pictures in .*101\.jpg"),
+        (lambda path: path.write_bytes(path.read_bytes()[:400]), r"damaged images in .*101\.jpg .*; data/check\.py"),
+        (lambda path: path.write_bytes(refer_fixture.HEIGHT.to_bytes(1, "big")), r"damaged images in .*101\.jpg"),
     ],
 )
 def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(tmp_path, damage, message):
     root = refer_fixture.write_refer_layout(tmp_path / "data")
-    picture = root / FOLDER / COCO_NAME.format(101)
-    whole = picture.read_bytes()
-    damage(picture)
+    image = root / FOLDER / COCO_NAME.format(101)
+    whole = image.read_bytes()
+    damage(image)
     with pytest.raises(UserError, match=message):
         build("refcoco", root, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     assert (build("refcoco", root, tmp_path / "out", quiet=True) / "dataset_info.json").is_file()
 
 
-def test_pictures_may_lie_elsewhere(tmp_path):
-    root = refer_fixture.write_refer_layout(tmp_path / "data", picture_folder="../coco/train2014")
+def test_images_may_lie_elsewhere(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path / "data", image_folder="../coco/train2014")
     assert build("refcoco", root, tmp_path / "out", image_root=tmp_path / "coco", quiet=True).is_dir()
 
 
@@ -78,7 +78,7 @@ def test_a_build_that_fails_touches_no_other(tmp_path):
     built = sorted(folder.rglob("*"))
     shutil.copy(root / "refcoco" / "refs(unc).p", root / "refcoco" / "refs(google).p")
     (root / FOLDER / COCO_NAME.format(101)).write_bytes(b"")
-    with pytest.raises(UserError, match="damaged pictures"):
+    with pytest.raises(UserError, match="damaged images"):
         build("refcoco", root, tmp_path / "out", split_by="google", quiet=True)
     assert sorted(folder.rglob("*")) == built
     assert sorted(path.name for path in (tmp_path / "out" / "refcoco").iterdir()) == [".config", "unc"]

@@ -8,15 +8,15 @@ from data import input_speed
 def test_every_stage_and_the_whole_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(input_speed, "WORKERS", (0,))
     monkeypatch.setattr(input_speed, "BATCH_SIZE", 2)
-    input_speed.FLAGS(["test", "--pictures=3", "--rounds=1", "--batches=2", f"--json={tmp_path / 'speed.json'}"])
+    input_speed.FLAGS(["test", "--images=3", "--rounds=1", "--batches=2", f"--json={tmp_path / 'speed.json'}"])
     input_speed.main()
     results = json.loads((tmp_path / "speed.json").read_text())
     times, shares = results["milliseconds"], results["share_of_limit"]
-    assert results["pictures"] == 3
-    assert {"resizing the picture", "making the masks", "the whole, no workers"} < set(times)
+    assert results["images"] == 3
+    assert {"resizing the image", "making the masks", "the whole, no workers"} < set(times)
     assert all(time > 0 for time in times.values())
     assert shares[results["limit"]] == 1
     assert shares["the whole, no workers"] == times[results["limit"]] / times["the whole, no workers"]
-    assert times["the whole, no workers"] > times["resizing the picture"]
+    assert times["the whole, no workers"] > times["resizing the image"]
     table = capsys.readouterr().out
     assert all(f"| {name} |" in table for name in times)

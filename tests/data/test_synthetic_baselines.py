@@ -54,7 +54,7 @@ def test_a_training_set_has_as_many_scenes_as_the_budget_takes(config):
     assert len(build_source(config.input.source, "train")) == config.steps * config.batch_size
 
 
-def test_the_longest_sentence_is_not_cut(config):
+def test_the_longest_expression_is_not_cut(config):
     noun, relation = "the little yellow triangle", "that is to the right of"
     longest = f"{noun} {relation} {noun} {relation} {noun}"
     assert len(longest.split()) + 2 <= config.text.max_tokens
@@ -78,17 +78,17 @@ def test_answers_are_worth_what_is_counted_by_hand():
     masks = [np.zeros((10, 10), bool) for _ in SCENE.things]
     for row, mask in enumerate(masks):
         mask[row, : row + 1] = True
-    sentences = (reference(RING, 3, "attribute"), reference(Extreme("right", STAR), 2, "superlative"))
-    composition = Composition(SCENE, sentences, np.zeros((10, 10, 3), np.uint8), masks)
+    expressions = (reference(RING, 3, "attribute"), reference(Extreme("right", STAR), 2, "superlative"))
+    composition = Composition(SCENE, expressions, np.zeros((10, 10, 3), np.uint8), masks)
     by_name = [dict(zip(synthetic_baselines.BASELINES, answer.ious, strict=True)) for answer in answers(composition)]
-    assert by_name[0] == {"empty": 0, "whole picture": 0.04, "random object": 0.25, "head noun": 1}
-    assert by_name[1] == {"empty": 0, "whole picture": 0.03, "random object": 0.25, "head noun": 1 / 3}
+    assert by_name[0] == {"empty": 0, "whole image": 0.04, "random object": 0.25, "head noun": 1}
+    assert by_name[1] == {"empty": 0, "whole image": 0.03, "random object": 0.25, "head noun": 1 / 3}
     table = baseline_table([composition], "test")
     assert [row[0] for row in table.rows] == ["attribute", "superlative", "all"]
     assert table.rows[-1][1:] == ("0.00", "3.50", "25.00", "66.67", "2")
 
 
-def test_the_checksum_tells_sentences_and_masks_apart():
+def test_the_checksum_tells_expressions_and_masks_apart():
     mask = np.eye(16, dtype=bool)
     one = Composition(SCENE, (reference(RING, 0),), np.zeros((16, 16, 3), np.uint8), [mask])
     other_words = one._replace(references=(one.references[0]._replace(text="the word"),))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-NOTEBOOK = Path(__file__).parents[2] / "docs" / "segment_your_picture.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "segment_your_image.ipynb"
 
 
 def scores_shown(notebook):

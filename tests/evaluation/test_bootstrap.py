@@ -5,30 +5,30 @@ import pytest
 
 from s2rm_jax.evaluation import bootstrap
 from s2rm_jax.evaluation.bootstrap import interval, intervals, resampled_sums
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 
 
-def score(picture, intersection, union, **more):
-    return SentenceScore("s", picture, "", "w", intersection, union, **more)
+def score(image, intersection, union, **more):
+    return ExpressionScore("s", image, "", "w", intersection, union, **more)
 
 
-def test_one_picture_never_scatters():
-    # Resampling one picture gives that picture: overall (1 + 9) / (2 + 10), mean (0.5 + 0.9) / 2.
+def test_one_image_never_scatters():
+    # Resampling one image gives that image: overall (1 + 9) / (2 + 10), mean (0.5 + 0.9) / 2.
     found = intervals([score("a", 1, 2), score("a", 9, 10)])
     assert found["overall_iou"] == pytest.approx((1000 / 12, 1000 / 12))
     assert found["mean_iou"] == pytest.approx((70, 70))
 
 
-def test_sentences_of_a_picture_stay_together():
-    # Two pictures of 100 sentences each, all right in one and all wrong in the other: a resampling holds the one twice,
+def test_expressions_of_a_image_stay_together():
+    # Two images of 100 expressions each, all right in one and all wrong in the other: a resampling holds the one twice,
     # one of each, or the other twice: mean IoU 100, 50 or 0 with the chances 1/4, 1/2, 1/4, so the interval is all.
-    # Sentences drawn one by one would scatter by 1.96 * 50 / sqrt(200) = 7 around 50.
-    scores = [score(picture, right, 1) for picture, right in (("a", 1), ("b", 0)) for _ in range(100)]
+    # Expressions drawn one by one would scatter by 1.96 * 50 / sqrt(200) = 7 around 50.
+    scores = [score(image, right, 1) for image, right in (("a", 1), ("b", 0)) for _ in range(100)]
     assert intervals(scores)["mean_iou"] == (0, 100)
 
 
-def test_width_for_many_pictures():
-    # 400 pictures of one sentence with IoU 0 or 1, half and half: standard error 0.5 / sqrt(400) = 2.5 %.
+def test_width_for_many_images():
+    # 400 images of one expression with IoU 0 or 1, half and half: standard error 0.5 / sqrt(400) = 2.5 %.
     found = intervals([score(f"p{i}", i % 2, 1) for i in range(400)])
     for low, high in found.values():
         assert low == pytest.approx(50 - 1.96 * 2.5, abs=0.6)
@@ -40,15 +40,15 @@ def test_what_is_left_out_of_the_mean_is_left_out_here():
     assert intervals(scores)["mean_iou"] == (50, 50)
 
 
-def test_every_resampling_draws_as_many_pictures_as_there_are(monkeypatch):
-    values, pictures = np.ones((30, 1)), [f"p{i // 2}" for i in range(30)]
-    at_once = resampled_sums(values, pictures)
+def test_every_resampling_draws_as_many_images_as_there_are(monkeypatch):
+    values, images = np.ones((30, 1)), [f"p{i // 2}" for i in range(30)]
+    at_once = resampled_sums(values, images)
     assert at_once.shape == (bootstrap.RESAMPLES, 1)
-    assert (at_once == 30).all()  # 15 pictures of two sentences each, whichever they are
-    different = resampled_sums(np.sqrt(np.arange(30.0))[:, None], pictures)
+    assert (at_once == 30).all()  # 15 images of two expressions each, whichever they are
+    different = resampled_sums(np.sqrt(np.arange(30.0))[:, None], images)
     assert len(np.unique(different)) > 0.99 * bootstrap.RESAMPLES
     monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 100)
-    assert resampled_sums(values, pictures).shape == (bootstrap.RESAMPLES, 1)
+    assert resampled_sums(values, images).shape == (bootstrap.RESAMPLES, 1)
 
 
 def test_the_same_every_time():

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import (
     COMBINED,
@@ -64,7 +64,7 @@ def test_a_part_of_a_split_is_no_benchmark():
 
 
 def test_rows_stand_beside_each_other_with_their_own_metric():
-    scores = (SentenceScore("0", "a", "", "w", 1, 2), SentenceScore("1", "b", "", "w", 10, 10))
+    scores = (ExpressionScore("0", "a", "", "w", 1, 2), ExpressionScore("1", "b", "", "w", 10, 10))
     table = comparison(Report(scores, PROTOCOLS["lavt480"]), Benchmark("refcoco", "unc", "val"))
     precisions = tuple(f"P@0.{tenths}" for tenths in (5, 6, 7, 8, 9))
     assert table.header == ("method", "trained on", "protocol", "source", "oIoU", "mIoU", *precisions)
@@ -81,7 +81,7 @@ def test_rows_stand_beside_each_other_with_their_own_metric():
 
 
 def test_a_protocol_without_overall_iou_leaves_that_cell_empty():
-    scores = (SentenceScore("0", "a", "", "w", 1, 2),)
+    scores = (ExpressionScore("0", "a", "", "w", 1, 2),)
     table = comparison(Report(scores, PROTOCOLS["cris"]), Benchmark("refcocog", "google", "val"))
     assert table.rows[-1][:6] == ("this run", "see its config.json", "cris", "measured here", "–", "50.00")
     remamber = comparison(Report(scores, PROTOCOLS["remamber"]), Benchmark("refcocog", "google", "val"))
@@ -89,7 +89,7 @@ def test_a_protocol_without_overall_iou_leaves_that_cell_empty():
 
 
 def test_grefcoco_has_names_of_its_own():
-    scores = (SentenceScore("0", "a", "", "w", 1, 2),)
+    scores = (ExpressionScore("0", "a", "", "w", 1, 2),)
     table = comparison(Report(scores), Benchmark("grefcoco", "unc", "val"))
     assert table.header[-3:] == ("cIoU", "gIoU", "N-acc")
     assert ("ReLA (Swin-B)", SINGLE, "rela_gref", "ReLA README", "62.42", "63.60", "–") in table.rows

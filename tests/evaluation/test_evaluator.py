@@ -15,48 +15,48 @@ from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.input.example import Example, Expression
 
 
-def test_counts_at_the_original_size_of_a_non_square_picture(colour_world, make_example, source_of):
+def test_counts_at_the_original_size_of_a_non_square_image(colour_world, make_example, source_of):
     # 12 x 24: "red" finds columns 0-8, the true mask is columns 0-11: I = 12 * 9 = 108, U = 12 * 12 = 144.
     # "blue" finds columns 9-23: I = 12 * 3 = 36, U = 12 * 24 = 288.
     source = source_of([make_example("p", ["the red part", "blue"], height=12, width=24, kind="colour")])
     network, _, params, tokenizer, config = colour_world
     report = Evaluator(network, tokenizer, config)(params, source)
-    assert [(s.intersection, s.union) for s in report.sentences] == [(108, 144), (36, 288)]
+    assert [(s.intersection, s.union) for s in report.expressions] == [(108, 144), (36, 288)]
     assert report.metrics["overall_iou"] == pytest.approx(100 * 144 / 432)
     assert report.metrics["mean_iou"] == pytest.approx(100 * (0.75 + 0.125) / 2)
     assert list(report.by_kind) == ["colour"]
-    first = report.sentences[0]
+    first = report.expressions[0]
     assert (first.id, first.example_id, first.kind, first.expression) == ("p-0", "p", "colour", "the red part")
 
 
-def test_every_sentence_once_whatever_the_sizes(colour_world, make_example, source_of):
-    # K = 3 and batches of two pictures: 1 + 1 + 2 + 3 + 1 = 8 items, then 7: a full last batch and a padded one.
+def test_every_expression_once_whatever_the_sizes(colour_world, make_example, source_of):
+    # K = 3 and batches of two images: 1 + 1 + 2 + 3 + 1 = 8 items, then 7: a full last batch and a padded one.
     network, _, params, tokenizer, config = colour_world
     evaluator = Evaluator(network, tokenizer, config)
     for counts in ([1, 3, 4, 7, 2], [1, 3, 4, 7], [1]):
         source = source_of([make_example(f"e{i}", ["red"] * count) for i, count in enumerate(counts)])
         report = evaluator(params, source)
         expected = [e.id for example in source for e in example.expressions]
-        assert [s.id for s in report.sentences] == expected
-        assert report.total.sentences == sum(counts)
+        assert [s.id for s in report.expressions] == expected
+        assert report.total.expressions == sum(counts)
         assert (report.total.intersection, report.total.union) == (12 * sum(counts), 16 * sum(counts))
 
 
-def test_pictures_of_different_sizes_in_one_batch(colour_world, make_example, source_of):
+def test_images_of_different_sizes_in_one_batch(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     source = source_of(
         [make_example("a", ["red"], 4, 8), make_example("b", ["red"], 16, 8), make_example("c", ["red"], 5, 80)]
     )
     report = Evaluator(network, tokenizer, config)(params, source)
-    assert [(s.intersection, s.union) for s in report.sentences] == [(12, 16), (48, 64), (150, 200)]
+    assert [(s.intersection, s.union) for s in report.expressions] == [(12, 16), (48, 64), (150, 200)]
 
 
-def test_limit_counts_pictures(colour_world, make_example, source_of):
+def test_limit_counts_images(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     config.eval.limit = 2
     source = source_of([make_example(f"e{i}", ["red", "blue"]) for i in range(3)])
     report = Evaluator(network, tokenizer, config)(params, source)
-    assert [s.id for s in report.sentences] == ["e0-0", "e0-1", "e1-0", "e1-1"]
+    assert [s.id for s in report.expressions] == ["e0-0", "e0-1", "e1-0", "e1-1"]
 
 
 def test_compiles_once_and_takes_the_parameters_of_the_call(colour_world, make_example, source_of):
@@ -67,14 +67,14 @@ def test_compiles_once_and_takes_the_parameters_of_the_call(colour_world, make_e
     inverted = evaluator(jax.tree.map(lambda leaf: -leaf, params), source)
     assert traced == ["__call__"]
     assert first.expressions[0].intersection == 12
-    assert inverted.sentences[0].intersection == 4  # what is not red: columns 3-7; of the left half one column of 4
+    assert inverted.expressions[0].intersection == 4  # what is not red: columns 3-7; of the left half one column of 4
 
 
 def test_no_implicit_transfers(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     with jax.transfer_guard("disallow"):
         report = Evaluator(network, tokenizer, config)(params, source_of([make_example("e", ["red"])]))
-    assert report.total.sentences == 1
+    assert report.total.expressions == 1
 
 
 def test_progress_and_observer_hear_of_everything(colour_world, make_example, source_of):
@@ -84,12 +84,12 @@ def test_progress_and_observer_hear_of_everything(colour_world, make_example, so
     evaluator = Evaluator(network, tokenizer, config)
     report = evaluator(params, source, progress=lambda *now: progress.append(now), observe=seen.append)
     assert progress == [(1, 3), (2, 3), (3, 3)]
-    assert [p.score for p in seen] == list(report.sentences)
+    assert [p.score for p in seen] == list(report.expressions)
     np.testing.assert_array_equal(seen[0].predicted, np.broadcast_to(np.arange(8) < 3, (4, 8)))
     np.testing.assert_array_equal(seen[0].true, np.broadcast_to(np.arange(8) < 4, (4, 8)))
 
 
-def test_pictures_are_read_from_files(colour_world, make_example, source_of, tmp_path):
+def test_images_are_read_from_files(colour_world, make_example, source_of, tmp_path):
     network, _, params, tokenizer, config = colour_world
     made = make_example("e", ["red"])
     Image.fromarray(made.image).save(tmp_path / "e.png")
@@ -99,17 +99,17 @@ def test_pictures_are_read_from_files(colour_world, make_example, source_of, tmp
 
 def test_nothing_to_evaluate_is_said(colour_world, source_of):
     network, _, params, tokenizer, config = colour_world
-    with pytest.raises(UserError, match="no sentences"):
+    with pytest.raises(UserError, match="no expressions"):
         Evaluator(network, tokenizer, config)(params, source_of([]))
 
 
-def test_the_size_of_a_protocol_is_not_that_of_the_network_or_the_picture(colour_world, make_example, source_of):
-    # The network answers at 8 x 8, the picture has 12 x 24 pixels, masks are compared at 480 x 480. Logits are -4 and 4
+def test_the_size_of_a_protocol_is_not_that_of_the_network_or_the_image(colour_world, make_example, source_of):
+    # The network answers at 8 x 8, the image has 12 x 24 pixels, masks are compared at 480 x 480. Logits are -4 and 4
     # at columns 2 and 3, whose centres lie at 150 and 210 of 480: they cross 0 halfway, at 180. Meant is the left half.
     source = source_of([make_example("p", ["red"], height=12, width=24)])
     network, _, params, tokenizer, config = colour_world
     report = Evaluator(network, tokenizer, config, PROTOCOLS["lavt480"])(params, source)
-    assert [(s.intersection, s.union) for s in report.sentences] == [(180 * 480, 240 * 480)]
+    assert [(s.intersection, s.union) for s in report.expressions] == [(180 * 480, 240 * 480)]
     assert report.protocol.name == "lavt480"
 
 
@@ -117,7 +117,7 @@ def test_where_and_how_large_what_is_meant_is(colour_world, make_example, source
     network, _, params, tokenizer, config = colour_world
     source = source_of([make_example("p", ["red"], height=12, width=24)])
     for name in ("original", "lavt480"):
-        (score,) = Evaluator(network, tokenizer, config, PROTOCOLS[name])(params, source).sentences
+        (score,) = Evaluator(network, tokenizer, config, PROTOCOLS[name])(params, source).expressions
         assert score.area == 0.5
         assert score.centre == (0.25, 0.5)
 
@@ -128,7 +128,7 @@ class AnswerWithHead(NamedTuple):
 
 
 class WithHead(nn.Module):
-    """Says that a sentence refers to nothing where it names green, and finds the left half for everything else."""
+    """Says that an expression refers to nothing where it names green, and finds the left half for everything else."""
 
     silent: bool = False
 
@@ -143,7 +143,7 @@ class WithHead(nn.Module):
 
 @pytest.fixture
 def four_answers(make_example, source_of):
-    """A picture with two sentences that mean its left half and two that mean nothing; one of each names green."""
+    """An image with two expressions that mean its left half and two that mean nothing; one of each names green."""
     example = make_example("p", ["red"], height=8, width=8)
     left, nothing = np.asarray(example.expressions[0].segmentation), []
     cases = (("red", left), ("green", left), ("blue", nothing), ("green", nothing))
@@ -151,14 +151,19 @@ def four_answers(make_example, source_of):
     return source_of([Example("p", example.image, 8, 8, expressions)])
 
 
-def test_a_network_says_itself_that_a_sentence_refers_to_nothing(colour_world, four_answers):
+def test_a_network_says_itself_that_a_expression_refers_to_nothing(colour_world, four_answers):
     # At 480 x 480 the left half has 115,200 pixels = h. TN: I = U = h. FP: I lost, U = h. FN: U = h. TP: IoU 1.
     h = 480 * 240
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])(
         {}, four_answers
     )
-    assert [(s.intersection, s.union, s.iou) for s in report.sentences] == [(h, h, 1), (0, h, 0), (0, h, 0), (0, 0, 1)]
-    assert [(s.targeted, s.answered) for s in report.sentences] == [
+    assert [(s.intersection, s.union, s.iou) for s in report.expressions] == [
+        (h, h, 1),
+        (0, h, 0),
+        (0, h, 0),
+        (0, 0, 1),
+    ]
+    assert [(s.targeted, s.answered) for s in report.expressions] == [
         (True, True), (True, False), (False, True), (False, False),
     ]  # fmt: skip
     assert report.metrics["no_target_accuracy"] == report.metrics["target_accuracy"] == report.metrics["mean_iou"] == 50
@@ -171,7 +176,7 @@ def test_what_is_too_small_for_any_pixel_is_meant_all_the_same(colour_world, mak
     speck = (Expression("green", [[1.0, 1.0, 1.2, 1.0, 1.0, 1.2]], "", "p-0"),)
     source = source_of([Example("p", example.image, 8, 8, speck)])
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])({}, source)
-    (score,) = report.sentences
+    (score,) = report.expressions
     assert (score.targeted, score.answered, score.area, score.centre, score.iou) == (True, False, 0.0, None, 0)
     assert (report.total.targeted, report.total.no_target) == (1, 0)
 
@@ -182,14 +187,14 @@ def test_a_mask_file_that_is_black_means_nothing(colour_world, make_example, sou
     black = (Expression("green", {"png": str(tmp_path / "black.png")}, "", "p-0"),)
     source = source_of([Example("p", example.image, 8, 8, black)])
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])({}, source)
-    assert [(s.targeted, s.answered, s.iou) for s in report.sentences] == [(False, False, 1)]
+    assert [(s.targeted, s.answered, s.iou) for s in report.expressions] == [(False, False, 1)]
 
 
 @pytest.mark.parametrize("name", ["rela_gref", "lisa"])
 def test_without_that_word_the_mask_decides(colour_world, four_answers, name):
     tokenizer, config = colour_world.tokenizer, colour_world.config
     report = Evaluator(WithHead(silent=True), tokenizer, config, PROTOCOLS[name])({}, four_answers)
-    assert all(score.answered for score in report.sentences)  # no mask is empty
+    assert all(score.answered for score in report.expressions)  # no mask is empty
     assert report.metrics["no_target_accuracy"] == 0
     assert report.metrics["target_accuracy"] == 100
 
@@ -197,7 +202,7 @@ def test_without_that_word_the_mask_decides(colour_world, four_answers, name):
 def test_where_the_mask_decides_that_word_empties_it(colour_world, four_answers):
     # Of the left half (32 pixels): found; lost; found but not asked for; rightly nothing.
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["lisa"])({}, four_answers)
-    assert [(s.intersection, s.union, s.iou) for s in report.sentences] == [
+    assert [(s.intersection, s.union, s.iou) for s in report.expressions] == [
         (32, 32, 1),
         (0, 32, 0),
         (0, 32, 0),
@@ -206,7 +211,7 @@ def test_where_the_mask_decides_that_word_empties_it(colour_world, four_answers)
     assert report.metrics["no_target_accuracy"] == report.metrics["target_accuracy"] == 50
 
 
-def test_a_protocol_that_knows_no_such_sentences_scores_the_masks(colour_world, four_answers):
+def test_a_protocol_that_knows_no_such_expressions_scores_the_masks(colour_world, four_answers):
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config)({}, four_answers)
-    assert [s.iou for s in report.sentences] == [1, 0, 0, 0]  # the two that name green are emptied
+    assert [s.iou for s in report.expressions] == [1, 0, 0, 0]  # the two that name green are emptied
     assert "no_target_accuracy" not in report.metrics

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.evaluation.explain import WIDTH, explain_figure
-from s2rm_jax.evaluation.overlay import RAMP, fit_picture, heat_bar, heat_image, heat_over, span
+from s2rm_jax.evaluation.overlay import RAMP, fit_image, heat_bar, heat_image, heat_over, span
 from s2rm_jax.explanation import Explanation
 
 PAIRS = ("language_parses_vision", "vision_parses_language")
@@ -24,11 +24,11 @@ def explanation_of(words=4, pairs=PAIRS, directions=("downwards", "leftwards", "
 
 
 def drawn(height=60, width=80, **more):
-    picture = np.full((height, width, 3), 128, np.uint8)
+    image = np.full((height, width, 3), 128, np.uint8)
     mask = np.zeros((height, width), bool)
     mask[:, : width // 2] = True
     true = mask if more.pop("known", True) else None
-    return explain_figure(picture, "the word", "score 0.9", mask, explanation_of(**more), true=true)
+    return explain_figure(image, "the word", "score 0.9", mask, explanation_of(**more), true=true)
 
 
 def test_it_is_as_wide_as_it_should_be_and_grows_with_what_is_on_it():
@@ -37,7 +37,7 @@ def test_it_is_as_wide_as_it_should_be_and_grows_with_what_is_on_it():
     assert drawn(words=8).height == usual.height
     assert drawn(words=9).height > usual.height  # another row
     assert drawn(pairs=()).height < drawn(pairs=PAIRS[:1]).height < usual.height
-    assert drawn(height=400, width=20).height < 2 * usual.height  # a tall picture is made narrower
+    assert drawn(height=400, width=20).height < 2 * usual.height  # a tall image is made narrower
 
 
 def test_the_truth_is_there_where_it_is_known():
@@ -70,8 +70,8 @@ def test_values_all_alike_are_in_the_middle_and_beyond_the_scale_at_its_end():
     assert span(np.array([[2.0, -1.0]])) == (-1.0, 2.0)
 
 
-def test_the_map_covers_the_whole_picture():
-    picture = fit_picture(np.full((40, 80, 3), 90, np.uint8), (80, 40))
-    over = np.asarray(heat_over(picture, np.array([[0.0, 1.0]]), (0.0, 1.0)).convert("L")).astype(int)
+def test_the_map_covers_the_whole_image():
+    image = fit_image(np.full((40, 80, 3), 90, np.uint8), (80, 40))
+    over = np.asarray(heat_over(image, np.array([[0.0, 1.0]]), (0.0, 1.0)).convert("L")).astype(int)
     assert over.shape == (40, 80)
     assert over[:, 0].max() < over[:, -1].min()

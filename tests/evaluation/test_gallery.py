@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: which are chosen, which files appear, and what is on the page."""
+"""The images of an evaluation: which are chosen, which files appear, and what is on the page."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ from PIL import Image
 
 from s2rm_jax.evaluation.evaluator import Prediction
 from s2rm_jax.evaluation.gallery import PANEL, Cases, contact_sheet, gallery_html, outcome, write_gallery
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.report import Report, metrics_table
 from s2rm_jax.evaluation.report_files import report_page
 
@@ -17,7 +17,7 @@ NASTY = "</style><script>alert(\"x\")</script> & 'quoted'"
 
 
 def predictions_of(example, predicted=None):
-    scores = [SentenceScore(e.id, example.id, e.kind, e.text, 3, 4) for e in example.expressions]
+    scores = [ExpressionScore(e.id, example.id, e.kind, e.text, 3, 4) for e in example.expressions]
     masks = [np.asarray(e.segmentation) for e in example.expressions]
     return [
         Prediction(example, mask, mask if predicted is None else predicted, score)
@@ -49,11 +49,11 @@ def test_files_with_the_right_sizes(tmp_path, make_example):
     names = ["worst_001_val_wide_0.png", "worst.png", "best_001_val_wide_1.png", "best_002_tall_0.png", "best.png"]
     assert [path.name for path in paths] == names
     with Image.open(paths[0]) as case:
-        # A 48 x 96 picture is enlarged to 320 across, twice side by side, 160 high, below the key and the sentence.
+        # A 48 x 96 image is enlarged to 320 across, twice side by side, 160 high, below the key and the expression.
         assert case.width >= 2 * PANEL
         assert 160 < case.height < 160 + 150
     with Image.open(paths[3]) as case:
-        assert PANEL < case.height < PANEL + 150  # the longer side of a large picture is reduced to PANEL
+        assert PANEL < case.height < PANEL + 150  # the longer side of a large image is reduced to PANEL
     with Image.open(paths[4]) as both:
         assert both.width > 4 * 240
 
@@ -76,7 +76,7 @@ def test_true_and_predicted_masks_stand_side_by_side(make_example):
     assert red_predicted < 140  # in the shade, as nothing was predicted
 
 
-def test_masks_of_another_size_than_the_picture_fit_over_it(make_example):
+def test_masks_of_another_size_than_the_image_fit_over_it(make_example):
     example = make_example("e", ["red"], 80, 160)
     square = np.zeros((480, 480), bool)
     square[:, :240] = True  # the left half, as in the example
@@ -109,9 +109,9 @@ def test_the_page_is_self_contained_and_escapes_text(make_example):
     sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
     assert len(sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert len(re.findall(r"url\(data:", page)) == 1  # one picture for all of its sentences
+    assert len(re.findall(r"url\(data:", page)) == 1  # one image for all of its expressions
     assert set(re.findall(r"url\((.{5})", page)) == {"data:"}
-    assert "".join(reader.text).count(NASTY) >= 4  # title, heading, kind, sentence: readable as they were written
+    assert "".join(reader.text).count(NASTY) >= 4  # title, heading, kind, expression: readable as they were written
     cards = [attributes for tag, attributes in reader.tags if tag == "article"]
     assert cards[0]["data-kind"] == NASTY
     assert cards[0]["data-iou"] == "0.750000"
@@ -126,27 +126,27 @@ def test_kinds_are_offered_only_where_there_are_any(make_example):
     assert 'id="kind"' in gallery_html({"best": predictions_of(make_example("e", ["red"], kind="a"))})
 
 
-def test_long_sentences_lengthen_the_contact_sheet(make_example):
+def test_long_expressions_lengthen_the_contact_sheet(make_example):
     short, long = (
-        contact_sheet(predictions_of(make_example("e", [sentence], 96, 96)))
-        for sentence in ("red", "the part " * 20 + "x" * 200)
+        contact_sheet(predictions_of(make_example("e", [expression], 96, 96)))
+        for expression in ("red", "the part " * 20 + "x" * 200)
     )
     assert long.width == short.width
     assert long.height > short.height
 
 
 def chosen_of(make_example, count, *ious, **more):
-    """What is chosen of pictures with a sentence for each IoU of `ious`, in hundredths; ids are "PICTURE-SENTENCE"."""
+    """What is chosen of images with an expression for each IoU of `ious`, in hundredths; ids are "IMAGE-EXPRESSION"."""
     cases = Cases(count)
-    for number, of_picture in enumerate(ious):
-        example = make_example(f"e{number}", ["red"] * len(of_picture))
-        for prediction, iou in zip(predictions_of(example), of_picture, strict=True):
+    for number, of_image in enumerate(ious):
+        example = make_example(f"e{number}", ["red"] * len(of_image))
+        for prediction, iou in zip(predictions_of(example), of_image, strict=True):
             score = replace(prediction.score, intersection=iou or 0, union=0 if iou is None else 100, empty_iou=None)
             cases(Prediction(example, prediction.true, prediction.predicted, replace(score, **more)))
     return {name: [p.score.id for p in predictions] for name, predictions in cases.sections().items()}
 
 
-def test_best_and_worst_are_of_different_pictures(make_example):
+def test_best_and_worst_are_of_different_images(make_example):
     chosen = chosen_of(make_example, 2, [10, 20, 90], [50, 40], [30, 95], [60])
     assert chosen["worst"] == ["e0-0", "e2-0"]
     assert chosen["best"] == ["e2-1", "e0-2"]
@@ -167,7 +167,7 @@ def test_best_cases_refer_to_something(make_example):
     assert set(chosen_of(make_example, 2, [100], [100], targeted=False)) == {"random", "worst"}
 
 
-def test_sentences_without_an_iou_are_neither_best_nor_worst(make_example):
+def test_expressions_without_an_iou_are_neither_best_nor_worst(make_example):
     assert chosen_of(make_example, 2, [None]) == {"random": ["e0-0"]}
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.evaluation.metrics import MaskCounts, SentenceScore, by_kind, count_pixels, counts_of, total
+from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts, by_kind, count_pixels, counts_of, total
 
 
 def score(intersection, union, kind=""):
-    return SentenceScore("s", "e", kind, "a sentence", intersection, union)
+    return ExpressionScore("s", "e", kind, "an expression", intersection, union)
 
 
 def test_pixels_of_two_masks():
@@ -17,7 +17,7 @@ def test_pixels_of_two_masks():
     assert count_pixels(true, np.zeros_like(true)) == (0, 4)
 
 
-def test_overall_weighs_pixels_and_mean_weighs_sentences():
+def test_overall_weighs_pixels_and_mean_weighs_expressions():
     # IoUs 9/10, 1/2 and 0/80: overall (9 + 1 + 0) / (10 + 2 + 80) = 10/92, mean (0.9 + 0.5 + 0) / 3 = 1.4/3.
     metrics = total([score(9, 10), score(1, 2), score(0, 80)]).metrics()
     assert metrics["overall_iou"] == pytest.approx(1000 / 92, abs=1e-12)
@@ -38,7 +38,7 @@ def test_a_tie_with_the_threshold_counts(tenths):
 
 def test_an_empty_union_has_iou_zero_and_no_hits():
     empty = counts_of(score(0, 0))
-    assert empty == MaskCounts(sentences=1, averaged=1, asked=1, targeted=1, answered=1)
+    assert empty == MaskCounts(expressions=1, averaged=1, asked=1, targeted=1, answered=1)
     assert set(empty.metrics().values()) == {0.0}
 
 
@@ -50,8 +50,8 @@ def test_parts_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     scores = [score(int(i), int(i + d)) for i, d in rng.integers(0, 1000, (50, 2))]
     whole, parts = total(scores), total(scores[:17]) + total(scores[17:])
-    assert (parts.sentences, parts.intersection, parts.union, parts.hits) == (
-        whole.sentences,
+    assert (parts.expressions, parts.intersection, parts.union, parts.hits) == (
+        whole.expressions,
         whole.intersection,
         whole.union,
         whole.hits,
@@ -60,7 +60,7 @@ def test_parts_add_up_to_the_whole():
 
 
 def test_sums_of_pixels_stay_exact_beyond_float64():
-    big = MaskCounts(sentences=1, intersection=2**60, union=2**61)
+    big = MaskCounts(expressions=1, intersection=2**60, union=2**61)
     assert (big + counts_of(score(1, 3))).intersection == 2**60 + 1
 
 

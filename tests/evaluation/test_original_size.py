@@ -1,4 +1,4 @@
-"""Logits at the size of the picture."""
+"""Logits at the size of the image."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def test_interpolation_between_pixel_centres():
     np.testing.assert_allclose(resize_logits(np.array([[0, 4]], np.float32), 1, 4), [[0, 1, 3, 4]], atol=1e-6)
 
 
-def test_a_reduced_picture_sees_every_logit():
+def test_a_reduced_image_sees_every_logit():
     logits = np.full((4, 4), -1, np.float32)
     logits[1, 1] = 30
     assert resize_logits(logits, 1, 1).item() > 0  # plain point sampling at the centre would not see it alone

@@ -1,4 +1,4 @@
-"""File names from sentences, and folders for results."""
+"""File names from expressions, and folders for results."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Masks drawn on pictures, and text that keeps within its width."""
+"""Masks drawn on images, and text that keeps within its width."""
 
 import numpy as np
 import pytest
@@ -25,10 +25,10 @@ def test_an_empty_mask_shades_everything():
 @pytest.mark.parametrize(
     ("size", "shown"), [((96, 64), (480, 320)), ((500, 800), (500, 800)), ((20, 400), (24, 480)), ((1, 1), (480, 480))]
 )
-def test_overlay_keeps_large_pictures_and_enlarges_small_ones(size, shown):
+def test_overlay_keeps_large_images_and_enlarges_small_ones(size, shown):
     height, width = size
-    picture = np.full((height, width, 3), 200, np.uint8)
-    overlay = overlay_with_legend(picture, np.ones((1, height, width), bool), ["all of it"])
+    image = np.full((height, width, 3), 200, np.uint8)
+    overlay = overlay_with_legend(image, np.ones((1, height, width), bool), ["all of it"])
     assert overlay.width >= shown[1]
     assert shown[0] < overlay.height < shown[0] + 100
     middle = overlay.getpixel((overlay.width // 2, shown[0] // 2))
@@ -36,12 +36,12 @@ def test_overlay_keeps_large_pictures_and_enlarges_small_ones(size, shown):
     assert middle == pytest.approx(expected, abs=2)
 
 
-def test_the_picture_stays_bright_and_overlapping_masks_all_show():
-    picture = np.full((480, 480, 3), (90, 180, 60), np.uint8)
+def test_the_image_stays_bright_and_overlapping_masks_all_show():
+    image = np.full((480, 480, 3), (90, 180, 60), np.uint8)
     masks = np.zeros((3, 480, 480), bool)
     masks[0, 100:300, 100:300] = masks[2, 100:300, 100:300] = True  # the same
     masks[1, 200:400, 200:400] = True
-    overlay = np.asarray(overlay_with_legend(picture, masks, ["a", "b", "c"]).convert("RGB")).astype(int)
+    overlay = np.asarray(overlay_with_legend(image, masks, ["a", "b", "c"]).convert("RGB")).astype(int)
     corner = overlay[10, overlay.shape[1] // 2 - 230]
     assert np.ptp(corner) < 0.5 * np.ptp([90, 180, 60])  # paler
     assert corner @ [0.299, 0.587, 0.114] == pytest.approx(np.array([90, 180, 60]) @ [0.299, 0.587, 0.114], abs=2)

@@ -43,21 +43,21 @@ def test_listed_masks_go_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["mask_3_mine.png", "notes.txt", "overlay.png", "result.json"]
 
 
-def test_of_many_pictures_empty_folders_go_too(tmp_path):
+def test_of_many_images_empty_folders_go_too(tmp_path):
     out = tmp_path / "out"
     for folder in ("1", "2", "../outside"):
         (out / folder).mkdir(parents=True)
         for name in ("mask_1_a_dog.png", "overlay.png"):
             (out / folder / name).write_text("")
     (out / "2/mine.txt").write_text("")
-    pictures = [{"folder": folder, "results": [{"file": "mask_1_a_dog.png"}]} for folder in ("1", "2", "../outside")]
-    (out / "result.json").write_text(json.dumps({"pictures": pictures}))
+    images = [{"folder": folder, "results": [{"file": "mask_1_a_dog.png"}]} for folder in ("1", "2", "../outside")]
+    (out / "result.json").write_text(json.dumps({"images": images}))
     remove_earlier_prediction(out)
     assert names(out) == ["2", "result.json"] and names(out / "2") == ["mine.txt"]
     assert len(names(tmp_path / "outside")) == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "3", '{"results": 3}', '{"results": [{}]}', '{"pictures": [3]}'])
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"results": 3}', '{"results": [{}]}', '{"images": [3]}'])
 def test_a_result_file_of_somebody_else_is_no_list_of_masks(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     (tmp_path / "mask_1_mine.png").write_text("")

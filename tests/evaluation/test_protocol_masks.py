@@ -19,7 +19,7 @@ def compared(name, segmentation, logits, height, width):
 
 
 def test_iou_at_480_differs_from_iou_at_the_original_size():
-    # A picture of 1 x 2 pixels whose right one is meant, and logits -1, 3 of the same size.
+    # An image of 1 x 2 pixels whose right one is meant, and logits -1, 3 of the same size.
     # Original: the right pixel is predicted: I = U = 1.
     # 480: between the centres, 240 columns apart, logits rise from -1 to 3 and exceed 0 after a quarter of the way.
     # Column i lies at (i + 1/2) / 240 - 1/2 of the way, so those from i = 180 on are predicted: 300 columns. Meant are
@@ -29,7 +29,7 @@ def test_iou_at_480_differs_from_iou_at_the_original_size():
     assert compared("lavt480", right, logits, 1, 2) == (240 * 480, 300 * 480)
     # 448: 224 columns apart, (i + 1/2) / 224 - 1/2 > 1/4 from i = 168 on: 280 columns, of which 224 are meant.
     assert compared("caris448", right, logits, 1, 2) == (224 * 448, 280 * 448)
-    # By nearest pixel at the original size of a picture twice as large: columns 0, 0, 1, 1 and rows 0, 0.
+    # By nearest pixel at the original size of an image twice as large: columns 0, 0, 1, 1 and rows 0, 0.
     assert compared("remamber", np.repeat(np.repeat(right, 2, 0), 2, 1), logits, 2, 4) == (4, 4)
 
 
@@ -58,7 +58,7 @@ def test_rela_draws_polygons_anew():
 
 
 def test_height_and_width_of_drawn_polygons_are_not_swapped():
-    # The upper half of a picture that is 2 high and 8 wide: scaled by 240 and 60.
+    # The upper half of an image that is 2 high and 8 wide: scaled by 240 and 60.
     upper = [[0, 0, 8, 0, 8, 1, 0, 1]]
     true = true_mask(PROTOCOLS["rela_gref"], upper, rasterize(upper, 2, 8))
     assert true[:240].all()

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import SentenceScore, count_pixels, score_masks, total
+from s2rm_jax.evaluation.metrics import ExpressionScore, count_pixels, score_masks, total
 from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS, protocol_named
 
 
 def scores_under(protocol, *cases):
-    """Scores of (true pixels, predicted pixels) given as sets, all sentences about one row of ten pixels."""
+    """Scores of (true pixels, predicted pixels) given as sets, all expressions about one row of ten pixels."""
     scores = []
     for true, predicted, *answered in cases:
         masks = [np.isin(np.arange(10), list(pixels))[None] for pixels in (true, predicted)]
         targeted, answer = bool(true), answered[0] if answered else bool(predicted)
         judged = score_masks(protocol, *count_pixels(*masks), targeted, answer)
-        scores.append(SentenceScore("s", "e", "", "w", *judged, targeted=targeted, answered=answer))
+        scores.append(ExpressionScore("s", "e", "", "w", *judged, targeted=targeted, answered=answer))
     return scores
 
 
@@ -60,7 +60,7 @@ def test_cgformer_does_not_count_ties_and_has_both():
 
 
 def test_caris_leaves_empty_unions_out_of_the_mean_only():
-    # IoUs 1/2, 1 and 0/0: mean (1/2 + 1) / 2 = 3/4; overall (1 + 6) / (2 + 6) = 7/8; of three sentences two reach 0.5
+    # IoUs 1/2, 1 and 0/0: mean (1/2 + 1) / 2 = 3/4; overall (1 + 6) / (2 + 6) = 7/8; of three expressions two reach 0.5
     # (one of them by a tie) and one reaches 0.7.
     found = numbers("caris448", ({0, 1}, {0}), (FIRST, FIRST), (set(), set()))
     assert list(found) == ["overall_iou", "mean_iou", "precision@0.5", "precision@0.7", "precision@0.9"]
@@ -136,7 +136,7 @@ def test_lisa_scores_the_masks_themselves():
 
 
 @pytest.mark.parametrize("name", ["rela_gref", "lisa"])
-def test_no_accuracy_where_every_sentence_refers_to_something(name):
+def test_no_accuracy_where_every_expression_refers_to_something(name):
     found = numbers(name, (FIRST, FIRST))
     assert "no_target_accuracy" not in found
     assert "target_accuracy" not in found

@@ -1,47 +1,47 @@
-"""The table on the screen and sentences.csv."""
+"""The table on the screen and expressions.csv."""
 
 import csv
 from dataclasses import replace
 
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.report import Report, remarks, table, write_csv
 
-ODD_SENTENCE = 'the "big", red one;\nor, the émigré\'s <b>hat</b>'
+ODD_EXPRESSION = 'the "big", red one;\nor, the émigré\'s <b>hat</b>'
 REPORT = Report(
     (
-        SentenceScore("7-0", "7", "relation", ODD_SENTENCE, 1, 3, area=0.25, centre=(0.5, 0.125)),
-        SentenceScore("7-1", "7", "attribute", "the red circle", 9, 10),
+        ExpressionScore("7-0", "7", "relation", ODD_EXPRESSION, 1, 3, area=0.25, centre=(0.5, 0.125)),
+        ExpressionScore("7-1", "7", "attribute", "the red circle", 9, 10),
     )
 )
 
 
 def test_the_table_has_a_row_per_kind_and_one_for_all():
     lines = table(REPORT).splitlines()
-    assert lines[0].split() == ["oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "sentences"]
+    assert lines[0].split() == ["oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "expressions"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:] if not line.startswith("-")}
     assert rows["attribute"] == ["90.00", "90.00", "100.00", "100.00", "100.00", "100.00", "100.00", "1"]
     assert rows["relation"] == ["33.33", "33.33", "0.00", "0.00", "0.00", "0.00", "0.00", "1"]
     assert rows["all"] == ["76.92", "61.67", "50.00", "50.00", "50.00", "50.00", "50.00", "2"]  # 10/13, (90 + 33.3)/2
-    assert "pictures drawn with replacement: 1, 1,000 times): oIoU 76.92 to 76.92" in lines[6]
+    assert "images drawn with replacement: 1, 1,000 times): oIoU 76.92 to 76.92" in lines[6]
     assert "original resolution" in " ".join(lines[7:])
     assert "Empty union" in lines[-1]
     assert max(map(len, lines)) <= 120
 
 
 def test_without_kinds_there_is_one_row():
-    plain = Report((SentenceScore("0", "0", "", "a dog", 1, 2),))
+    plain = Report((ExpressionScore("0", "0", "", "a dog", 1, 2),))
     assert plain.by_kind == {}
     assert [line.split()[:1] for line in table(plain).splitlines()[2:4]] == [["all"], ["95"]]  # below header and rule
 
 
 def test_csv_round_trip_keeps_every_character(tmp_path):
-    path = tmp_path / "sentences.csv"
+    path = tmp_path / "expressions.csv"
     write_csv(REPORT, path)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["7-0", "7-1"]
-    assert rows[0]["sentence"] == ODD_SENTENCE
+    assert rows[0]["sentence"] == ODD_EXPRESSION
     assert rows[0] | {"sentence": ""} == {
         "id": "7-0",
         "example": "7",
@@ -59,29 +59,29 @@ def test_csv_round_trip_keeps_every_character(tmp_path):
     assert (rows[1]["centre_x"], rows[1]["centre_y"]) == ("", "")
 
 
-def test_sentences_without_an_iou_have_an_empty_cell(tmp_path):
-    left_out = SentenceScore("0", "0", "", "w", 0, 0, empty_iou=None)
-    write_csv(Report((left_out,), PROTOCOLS["caris448"]), tmp_path / "sentences.csv")
-    assert (tmp_path / "sentences.csv").read_text().splitlines()[1] == "0,0,,w,0,0,,1,1,0.000000,,"
+def test_expressions_without_an_iou_have_an_empty_cell(tmp_path):
+    left_out = ExpressionScore("0", "0", "", "w", 0, 0, empty_iou=None)
+    write_csv(Report((left_out,), PROTOCOLS["caris448"]), tmp_path / "expressions.csv")
+    assert (tmp_path / "expressions.csv").read_text().splitlines()[1] == "0,0,,w,0,0,,1,1,0.000000,,"
 
 
 def test_the_table_has_the_columns_of_its_protocol():
-    lines = table(Report(REPORT.sentences, PROTOCOLS["cris"])).splitlines()
-    assert lines[0].split() == ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "sentences"]
+    lines = table(Report(REPORT.expressions, PROTOCOLS["cris"])).splitlines()
+    assert lines[0].split() == ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "expressions"]
     assert lines[5].split()[:2] == ["all", "61.67"]
     assert lines[6].endswith("mIoU 61.67 to 61.67.")
     assert "oIoU" not in " ".join(lines)
-    gref = table(Report(REPORT.sentences, PROTOCOLS["rela_gref"])).splitlines()
-    assert gref[0].split() == ["cIoU", "gIoU", "P@0.7", "P@0.8", "P@0.9", "N-acc", "T-acc", "sentences"]
+    gref = table(Report(REPORT.expressions, PROTOCOLS["rela_gref"])).splitlines()
+    assert gref[0].split() == ["cIoU", "gIoU", "P@0.7", "P@0.8", "P@0.9", "N-acc", "T-acc", "expressions"]
     assert gref[5].split()[-3:] == ["–", "–", "2"]
-    assert "Every sentence refers to something" in gref[-1]
+    assert "Every expression refers to something" in gref[-1]
 
 
 def test_remarks_on_what_a_protocol_does_not_know():
-    nothing = replace(REPORT.sentences[0], targeted=False)
+    nothing = replace(REPORT.expressions[0], targeted=False)
     (remark,) = remarks(Report((nothing,), PROTOCOLS["lavt480"]))
-    assert remark.startswith("Sentences that refer to nothing: 1. lavt480 does not know any")
-    left_out = replace(REPORT.sentences[0], union=0, empty_iou=None)
-    (remark,) = remarks(Report((left_out, *REPORT.sentences), PROTOCOLS["caris448"]))
-    assert remark.startswith("Sentences with an empty union: 1. They are left out of mIoU")
+    assert remark.startswith("Expressions that refer to nothing: 1. lavt480 does not know any")
+    left_out = replace(REPORT.expressions[0], union=0, empty_iou=None)
+    (remark,) = remarks(Report((left_out, *REPORT.expressions), PROTOCOLS["caris448"]))
+    assert remark.startswith("Expressions with an empty union: 1. They are left out of mIoU")
     assert remarks(REPORT) == []

@@ -5,17 +5,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from s2rm_jax.evaluation.metrics import SentenceScore
+from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.evaluation.report_files import write_report
 
 SCORES = (
-    SentenceScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
-    SentenceScore("1", "b", "attribute", "one", 9, 10, area=0.3, centre=(0.9, 0.9)),
+    ExpressionScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
+    ExpressionScore("1", "b", "attribute", "one", 9, 10, area=0.3, centre=(0.9, 0.9)),
 )
-NOTHING = SentenceScore("2", "b", "attribute", "one", 0, 4, targeted=False)
+NOTHING = ExpressionScore("2", "b", "attribute", "one", 0, 4, targeted=False)
 
 
 def test_files(tmp_path):
@@ -25,7 +25,7 @@ def test_files(tmp_path):
         "index.html",
         "metrics.json",
         *(f"plots/iou_{name}.svg" for name in ("by_area", "by_length", "by_place", "histogram")),
-        "sentences.csv",
+        "expressions.csv",
         "table.md",
         "table.tex",
     ]
@@ -45,10 +45,10 @@ def test_json(tmp_path):
     content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert (content["split"], content["step"], content["protocol"]) == ("val", 12, "original")
     assert content["all"]["mean_iou"] == pytest.approx(100 * (1 / 3 + 0.9) / 2)
-    assert (content["all"]["intersection"], content["all"]["union"], content["all"]["sentences"]) == (10, 13, 2)
+    assert (content["all"]["intersection"], content["all"]["union"], content["all"]["expressions"]) == (10, 13, 2)
     low, high = content["all"]["interval_95"]["mean_iou"]
-    assert (low, high) == pytest.approx((100 / 3, 90))  # two pictures: now and then one of them twice
-    assert content["by_kind"]["relation"]["sentences"] == 1
+    assert (low, high) == pytest.approx((100 / 3, 90))  # two images: now and then one of them twice
+    assert content["by_kind"]["relation"]["expressions"] == 1
     assert "original resolution" in content["definitions"]
     assert content["iou_histogram"][6] == content["iou_histogram"][18] == 1
     assert [group["label"] for group in content["by"]["length"]] == ["1", "2"]
@@ -80,8 +80,8 @@ def test_published_figures_are_in_all_forms(tmp_path):
 
 
 def test_an_empty_split_of_everything(tmp_path):
-    """No sentence has an IoU, a place or a size: the report is written all the same."""
-    lost = SentenceScore("0", "a", "", "one", 0, 0, empty_iou=None, targeted=False)
+    """No expression has an IoU, a place or a size: the report is written all the same."""
+    lost = ExpressionScore("0", "a", "", "one", 0, 0, empty_iou=None, targeted=False)
     write_report(tmp_path, Report((lost,), PROTOCOLS["caris448"]), {}, title="A run")
     content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert content["all"]["mean_iou"] == 0

@@ -66,7 +66,7 @@ def test_histogram_bars_are_shares():
     heights, words = bars(histogram_plot([5] * 10 + [10] * 5 + [0] * 5))
     assert heights[10] == pytest.approx(2 * heights[0], abs=0.1)
     assert heights[-1] == 0
-    assert {"IoU of a sentence, %", "share of sentences, %", "0", "100", "10"} <= set(words)
+    assert {"IoU of an expression, %", "share of expressions, %", "0", "100", "10"} <= set(words)
 
 
 def test_bars_stand_on_an_axis_to_100():
@@ -76,7 +76,7 @@ def test_bars_stand_on_an_axis_to_100():
     assert {"50.0", "100.0", "<2>", "n = 1,234", "mean IoU, %", "words", "By length"} <= set(words)
 
 
-def test_places_without_sentences_are_empty():
+def test_places_without_expressions_are_empty():
     groups = [ScoreGroup(place, index, 10.0 * index, (0.0, 0.0)) for index, place in enumerate(PLACES)]
     _, words = bars(places_plot("By place", groups))
     assert {"none", "80.0", "n = 8", "top", "right"} <= set(words)

@@ -1,7 +1,7 @@
-"""Writes small datasets of one's own with generated pictures, in both forms that are read: JSON lines and COCO's JSON.
+"""Writes small datasets of one's own with generated images, in both forms that are read: JSON lines and COCO's JSON.
 
-Both have three pictures of 48 x 64 pixels, drawn as in refer_fixture.py: 0.png and 1.png in split train, 2.png in val.
-Of each the left box and the right pair of boxes are referred to, by two sentences and by one, and "the dog" by one that
+Both have three images of 48 x 64 pixels, drawn as in refer_fixture.py: 0.png and 1.png in split train, 2.png in val.
+Of each the left box and the right pair of boxes are referred to, by two expressions and by one, and "the dog" by one that
 means nothing.
 """
 
@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tests.input.refer_fixture import HEIGHT, WIDTH, boxes, draw_picture
+from tests.input.refer_fixture import HEIGHT, WIDTH, boxes, draw_image
 
 OWN_SPLITS = ("train", "train", "val")
 
 
 def mask_of(index: int, *sides: str) -> np.ndarray:
-    """The true mask of the boxes on these sides of picture `index`."""
+    """The true mask of the boxes on these sides of image `index`."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     for x0, y0, x1, y1 in (box for side in sides for box in boxes(index, side)):
         mask[y0:y1, x0:x1] = True
@@ -41,14 +41,14 @@ def rle_of(mask: np.ndarray) -> dict[str, Any]:
 
 
 def write_json_lines(root: Path, edit: Callable[[list[dict[str, Any]]], None] | None = None) -> Path:
-    """Writes `root`/data.jsonl, pictures/ and masks/; returns `root`.
+    """Writes `root`/data.jsonl, images/ and masks/; returns `root`.
 
-    Line 3i + 1 of picture i is its left box, as a polygon, an RLE or a mask file (i = 0, 1, 2), line 3i + 2 the right
+    Line 3i + 1 of image i is its left box, as a polygon, an RLE or a mask file (i = 0, 1, 2), line 3i + 2 the right
     ones as polygons, line 3i + 3 nothing. `edit` may change the entries.
     """
     entries = []
     (root / "masks").mkdir(parents=True, exist_ok=True)
-    _draw_pictures(root / "pictures")
+    _draw_images(root / "images")
     for index, split in enumerate(OWN_SPLITS):
         left = mask_of(index, "left")
         Image.fromarray(left.astype(np.uint8) * 255).save(root / f"masks/{index}.png")
@@ -57,11 +57,11 @@ def write_json_lines(root: Path, edit: Callable[[list[dict[str, Any]]], None] | 
             {"rle": rle_of(left)},
             {"mask": f"masks/{index}.png"},
         ][index]
-        picture = {"image": f"pictures/{index}.png"}
+        image = {"image": f"images/{index}.png"}
         entries += [
-            {**picture, **kind, "sentences": ["the left one", "box on the left"], "split": split},
-            {**picture, "polygon": polygons_of(index, "right"), "sentences": ["the right one"], "split": split},
-            {**picture, "polygon": [], "sentences": ["the dog"], "split": split},
+            {**image, **kind, "expressions": ["the left one", "box on the left"], "split": split},
+            {**image, "polygon": polygons_of(index, "right"), "expressions": ["the right one"], "split": split},
+            {**image, "polygon": [], "expressions": ["the dog"], "split": split},
         ]
     if edit is not None:
         edit(entries)
@@ -70,15 +70,15 @@ def write_json_lines(root: Path, edit: Callable[[list[dict[str, Any]]], None] | 
 
 
 def write_coco_json(root: Path, edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Writes `root`/annotations.json and pictures/; returns `root`.
+    """Writes `root`/annotations.json and images/; returns `root`.
 
-    Annotations 10i, 10i + 1 and 10i + 2 of picture i (image id i) are its left box, the right ones and nothing;
+    Annotations 10i, 10i + 1 and 10i + 2 of image i (image id i) are its left box, the right ones and nothing;
     10i + 3 is not referred to. Those of the split train do not name it. `edit` may change the content.
     """
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
-    _draw_pictures(root / "pictures")
+    _draw_images(root / "images")
     for index, split in enumerate(OWN_SPLITS):
-        content["images"].append({"id": index, "file_name": f"pictures/{index}.png", "height": HEIGHT, "width": WIDTH})
+        content["images"].append({"id": index, "file_name": f"images/{index}.png", "height": HEIGHT, "width": WIDTH})
         in_split = {} if split == "train" else {"split": split}
         masks = [rle_of(mask_of(index, "left")) if index else polygons_of(index, "left"), polygons_of(index, "right")]
         for number, (mask, texts) in enumerate(
@@ -99,7 +99,7 @@ def write_coco_json(root: Path, edit: Callable[[dict[str, Any]], None] | None = 
     return root
 
 
-def _draw_pictures(folder: Path) -> None:
+def _draw_images(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(OWN_SPLITS)):
-        draw_picture(index).save(folder / f"{index}.png")
+        draw_image(index).save(folder / f"{index}.png")

@@ -21,15 +21,15 @@ def write_manual_folder(root: Path, manual: Path, dataset: str = "refcoco", spli
     annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
     for ref in refs:
         ref |= {"ann": annotations[ref["ann_id"]], "dataset": dataset, "dataset_partition": split_by}
-    pictures = {
-        picture["id"]: {
-            "info": picture,
-            "anns": [entry for entry in annotations.values() if entry["image_id"] == picture["id"]],
+    images = {
+        image["id"]: {
+            "info": image,
+            "anns": [entry for entry in annotations.values() if entry["image_id"] == image["id"]],
         }
-        for picture in instances["images"]
+        for image in instances["images"]
     }
     manual.mkdir()
-    (manual / "refcoco.json").write_text(json.dumps({"ref": refs, "coco_anns": pictures}))
+    (manual / "refcoco.json").write_text(json.dumps({"ref": refs, "coco_anns": images}))
     (manual / "coco_train2014").symlink_to(root / FOLDER)
     return manual
 

@@ -1,4 +1,4 @@
-"""Writes small datasets in the REFER layout: generated pictures of coloured shapes, real file formats.
+"""Writes small datasets in the REFER layout: generated images of coloured shapes, real file formats.
 
 `write_refer_layout` writes RefCOCO and its kin, `write_refclef_layout` ReferIt, `write_grefcoco_layout` gRefCOCO.
 """
@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 48, 64
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 FOLDER = "images/mscoco/images/train2014"
 COCO_NAME = "COCO_train2014_{:012d}.jpg"
-# Two pictures for each split.
+# Two images for each split.
 SPLITS = ("train", "train", "val", "val", "testA", "testA", "testB", "testB")
 
 Edit = Callable[[list[dict[str, Any]], dict[str, Any]], None]
@@ -42,8 +42,8 @@ def write_refer_layout(
     *,
     splits: tuple[str, ...] = SPLITS,
     first_id: int = 100,
-    picture_folder: str = FOLDER,
-    picture_name: str = COCO_NAME,
+    image_folder: str = FOLDER,
+    image_name: str = COCO_NAME,
     bare_names: bool = False,
     rle: bool = False,
     as_json: bool = False,
@@ -51,23 +51,23 @@ def write_refer_layout(
     file_prefix: str = "refs",
     edit: Edit | None = None,
 ) -> Path:
-    """Writes `root`/`dataset` and the pictures; returns `root`.
+    """Writes `root`/`dataset` and the images; returns `root`.
 
-    Picture i (id `first_id` + i, split `splits[i]`) is 48 x 64 and shows a coloured box on the left (polygon) and, on
-    the right, two boxes of one colour that are one object (two polygons). Each is a referent with two sentences.
-    `rle` stores the masks as refclef does, a list of RLE dicts with text counts. `bare_names` stores the picture
+    Image i (id `first_id` + i, split `splits[i]`) is 48 x 64 and shows a coloured box on the left (polygon) and, on
+    the right, two boxes of one colour that are one object (two polygons). Each is a referent with two expressions.
+    `rle` stores the masks as refclef does, a list of RLE dicts with text counts. `bare_names` stores the image
     COCO_train2014_000000000100.jpg as 000000000100.jpg. The referents are pickled with protocol 2, or with one of
     Python 2's (0, 1, 2) and its byte strings, or written as JSON. `edit` may change the referents and the content of
     instances.json before they are written.
     """
     refs: list[dict[str, Any]] = []
     instances: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "box"}]}
-    (root / picture_folder).mkdir(parents=True, exist_ok=True)
+    (root / image_folder).mkdir(parents=True, exist_ok=True)
     for index, split in enumerate(splits):
-        name = picture_name.format(first_id + index)
-        _add_picture(refs, instances, index, first_id + index, name, split, rle)
+        name = image_name.format(first_id + index)
+        _add_image(refs, instances, index, first_id + index, name, split, rle)
         stored = name.rsplit("_", 1)[-1] if bare_names else name
-        draw_picture(index).save(root / picture_folder / stored, quality=95)
+        draw_image(index).save(root / image_folder / stored, quality=95)
     refs.reverse()  # readers must not rely on the order of the file
     if edit is not None:
         edit(refs, instances)
@@ -86,16 +86,16 @@ def write_refer_layout(
 
 def write_refclef_layout(root: Path, split_by: str = "berkeley", **arguments: Any) -> Path:
     """Writes `root`/refclef: as `write_refer_layout`, with the names and masks of ReferIt."""
-    own = {"picture_folder": "images/saiapr_tc-12", "picture_name": "{}.jpg", "rle": True}
+    own = {"image_folder": "images/saiapr_tc-12", "image_name": "{}.jpg", "rle": True}
     return write_refer_layout(root, "refclef", split_by, **{**own, **arguments})
 
 
 def write_grefcoco_layout(root: Path, *, as_json: bool = True, edit: Edit | None = None, **arguments: Any) -> Path:
     """Writes `root`/grefcoco: grefs(unc).json (or .p), whose referents are lists of annotations.
 
-    The referents of picture i are, after its left and right object: both of them (sentences "both boxes", "two boxes"),
+    The referents of image i are, after its left and right object: both of them (expressions "both boxes", "two boxes"),
     nothing ("the dog", "a cat") and the left object together with a crowd annotation, 9000 + i, which covers the left
-    half of the picture and is to be skipped ("the crowded one").
+    half of the image and is to be skipped ("the crowded one").
     """
 
     def generalise(refs: list[dict[str, Any]], instances: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def write_grefcoco_layout(root: Path, *, as_json: bool = True, edit: Edit | None
 
 
 def boxes(index: int, side: str) -> list[tuple[int, int, int, int]]:
-    """The boxes x0, y0, x1, y1 (pixels, ends excluded) of the object on the "left" or "right" of picture `index`."""
+    """The boxes x0, y0, x1, y1 (pixels, ends excluded) of the object on the "left" or "right" of image `index`."""
     top = 4 + index
     return [(6, top, 22, top + 20)] if side == "left" else [(36, top, 46, top + 12), (40, top + 16, 58, top + 28)]
 
@@ -131,17 +131,17 @@ def colour(index: int, side: str) -> str:
     return COLOURS[(index + (side == "right")) % len(COLOURS)]
 
 
-def draw_picture(index: int) -> Image.Image:
-    """The boxes of picture `index` on grey."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90))
-    draw = ImageDraw.Draw(picture)
+def draw_image(index: int) -> Image.Image:
+    """The boxes of image `index` on grey."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90))
+    draw = ImageDraw.Draw(image)
     for side in ("left", "right"):
         for x0, y0, x1, y1 in boxes(index, side):
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour(index, side))
-    return picture
+    return image
 
 
-def _add_picture(refs: list, instances: dict[str, Any], index: int, id: int, name: str, split: str, rle: bool) -> None:
+def _add_image(refs: list, instances: dict[str, Any], index: int, id: int, name: str, split: str, rle: bool) -> None:
     instances["images"].append({"id": id, "file_name": name, "height": HEIGHT, "width": WIDTH})
     for position, side in enumerate(("left", "right")):
         number = 2 * index + position
@@ -176,7 +176,7 @@ def _add_picture(refs: list, instances: dict[str, Any], index: int, id: int, nam
 
 
 def _several(like: dict[str, Any], ref_id: int, ann_ids: list[int], texts: list[str]) -> dict[str, Any]:
-    """A referent of gRefCOCO on the picture and in the split of another."""
+    """A referent of gRefCOCO on the image and in the split of another."""
     sent_ids = [10 * ref_id + number for number in range(len(texts))]
     return {
         **like,

@@ -1,4 +1,4 @@
-"""Changed views: consistent with their masks, true to their sentences, and off by default."""
+"""Changed views: consistent with their masks, true to their expressions, and off by default."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ MASK = WORDS.index("[MASK]")
 
 
 def make_example(*texts, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40)):
-    """Each sentence means a box (top, bottom, left, right) that is white, with the number of the sentence in red."""
+    """Each expression means a box (top, bottom, left, right) that is white, with the number of the expression in red."""
     image = np.zeros((*size, 3), np.uint8)
     expressions = []
     for number, text in enumerate(texts):
@@ -37,7 +37,7 @@ def make_example(*texts, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40))
 
 
 def pixels(view):
-    return np.asarray(view.picture)
+    return np.asarray(view.image)
 
 
 def assert_masks_fit(view, numbers):
@@ -45,7 +45,7 @@ def assert_masks_fit(view, numbers):
         np.testing.assert_array_equal(mask, pixels(view)[..., 0] == number + 1)
 
 
-def test_a_flip_mirrors_picture_masks_and_sentences():
+def test_a_flip_mirrors_image_masks_and_expressions():
     view = view_of(make_example("dog on left", "red dog"), [0, 1])
     mirrored = flip(view)
     assert mirrored.texts == ("dog on right", "red dog")
@@ -54,7 +54,7 @@ def test_a_flip_mirrors_picture_masks_and_sentences():
     assert not np.array_equal(mirrored.masks(), view.masks())
 
 
-def test_one_sentence_that_cannot_be_mirrored_keeps_the_picture_as_it_is():
+def test_one_expression_that_cannot_be_mirrored_keeps_the_image_as_it_is():
     example = make_example("dog on left", "right behind the dog")
     assert flip(view_of(example, [0, 1])) is None
     assert flip(view_of(example, [0])) is not None  # only the chosen ones count
@@ -75,7 +75,7 @@ def test_a_crop_keeps_whole_whatever_is_referred_to_chosen_or_not():
     assert {box[0] for box in boxes} == {0, 1, 2, 3} and {box[3] for box in boxes} >= {18, 40}
 
 
-def test_a_crop_of_a_picture_in_which_nothing_is_meant_can_be_anywhere():
+def test_a_crop_of_a_image_in_which_nothing_is_meant_can_be_anywhere():
     example = make_example()
     example = Example("x", example.image, 30, 40, (Expression("zebra", []),))
     boxes = [crop_box(example, 0.5, np.random.default_rng(i)) for i in range(100)]
@@ -88,8 +88,8 @@ def test_a_crop_of_a_picture_in_which_nothing_is_meant_can_be_anywhere():
     "sentence",
     ["leftmost zebra", "man in the middle", "top right", "second dog", "dog cut off", "between two dogs", "3 dogs"],
 )
-def test_what_depends_on_the_frame_is_not_cropped(sentence):
-    example = make_example("red dog", sentence)
+def test_what_depends_on_the_frame_is_not_cropped(expression):
+    example = make_example("red dog", expression)
     assert not croppable(view_of(example, [0, 1]))
     assert croppable(view_of(example, [0]))
     view = view_of(example, [0, 1])

@@ -20,7 +20,7 @@ from tests.input.refer_fixture import COCO_NAME, FOLDER, SPLITS
 ROOT = Path(__file__).parents[2]
 
 
-def picture(root: Path, number: int) -> Path:
+def image(root: Path, number: int) -> Path:
     return root / FOLDER / COCO_NAME.format(100 + number)
 
 
@@ -32,11 +32,11 @@ def kinds(root: Path, **arguments) -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture(autouse=True)
 def tiny_counts(monkeypatch):
-    """The published counts become those of the fixture: 2 pictures a split with 2 referents and 4 sentences each."""
+    """The published counts become those of the fixture: 2 images a split with 2 referents and 4 expressions each."""
     counts = dict.fromkeys(("train", "val", "testA", "testB"), SplitSize(2, 4, 8))
     for key in files.PUBLISHED:
         monkeypatch.setitem(files.PUBLISHED, key, counts)
-        monkeypatch.setitem(files.PUBLISHED_SENTENCES, key, 32)
+        monkeypatch.setitem(files.PUBLISHED_EXPRESSIONS, key, 32)
 
 
 def with_boxes(refs, instances):
@@ -49,9 +49,9 @@ def with_boxes(refs, instances):
 LAYOUTS = {
     "plain": lambda root: refer_fixture.write_refer_layout(root, edit=with_boxes),
     "bare names of 2017": lambda root: refer_fixture.write_refer_layout(
-        root, picture_folder="train2017", bare_names=True
+        root, image_folder="train2017", bare_names=True
     ),
-    "CRIS": lambda root: refer_fixture.write_refer_layout(root, picture_folder="images/train2014"),
+    "CRIS": lambda root: refer_fixture.write_refer_layout(root, image_folder="images/train2014"),
     "JSON": lambda root: refer_fixture.write_refer_layout(root, as_json=True),
     "Python 2": lambda root: refer_fixture.write_refer_layout(root, python2_protocol=0),
     "refcoco+": lambda root: refer_fixture.write_refer_layout(root, "refcoco+"),
@@ -67,14 +67,14 @@ def test_healthy_data_of_every_layout_is_well(tmp_path, layout):
     report = examine(LAYOUTS[layout](tmp_path), quiet=True)
     (diagnosis,) = report.diagnoses
     assert report.well and diagnosis.problems == []
-    assert diagnosis.pictures_checked == (3 if layout == "refclef unc" else 8)
-    referents, sentences = (10, 18) if layout == "grefcoco" else (4, 8)
+    assert diagnosis.images_checked == (3 if layout == "refclef unc" else 8)
+    referents, expressions = (10, 18) if layout == "grefcoco" else (4, 8)
     if layout != "refclef unc":
-        assert set(diagnosis.counts.values()) == {SplitSize(2, referents, sentences)}
+        assert set(diagnosis.counts.values()) == {SplitSize(2, referents, expressions)}
     assert "✓ all well" in show(report)
 
 
-def test_several_datasets_are_examined_in_one_go_and_shared_pictures_once(tmp_path, monkeypatch):
+def test_several_datasets_are_examined_in_one_go_and_shared_images_once(tmp_path, monkeypatch):
     for dataset, split_by in (("refcocog", "umd"), ("refcoco", "unc"), ("refcoco", "google"), ("mine", "me")):
         refer_fixture.write_refer_layout(tmp_path, dataset, split_by)
     looked_at = []
@@ -89,7 +89,7 @@ def test_several_datasets_are_examined_in_one_go_and_shared_pictures_once(tmp_pa
 
 
 # What is done to the annotations, and the kind and the beginning of the only case that is found of it. The referents
-# are written in reverse order: refs[-1] is referent 0 with annotation 1000 and sentences 0 and 1, in picture 100.
+# are written in reverse order: refs[-1] is referent 0 with annotation 1000 and expressions 0 and 1, in image 100.
 def no_mask(refs, instances):
     instances["annotations"][0]["segmentation"] = []
 
@@ -99,26 +99,26 @@ def mask_of_two_corners(refs, instances):
 
 
 def no_words(refs, instances):
-    refs[-1]["sentences"][0]["raw"] = "  "
+    refs[-1]["expressions"][0]["raw"] = "  "
 
 
 def no_cleaned_words(refs, instances):
-    refs[-1]["sentences"][1]["sent"] = ""
+    refs[-1]["expressions"][1]["sent"] = ""
 
 
 def no_text(refs, instances):
-    refs[-1]["sentences"][1]["sent"] = None
+    refs[-1]["expressions"][1]["sent"] = None
 
 
 def no_annotation(refs, instances):
     del instances["annotations"][0]
 
 
-def no_picture(refs, instances):
+def no_image(refs, instances):
     refs[-1]["image_id"] = refs[-2]["image_id"] = 99
 
 
-def another_picture(refs, instances):
+def another_image(refs, instances):
     instances["annotations"][0]["image_id"] = 101
 
 
@@ -126,11 +126,11 @@ def referent_twice(refs, instances):
     refs[-1]["ref_id"] = 5
 
 
-def sentence_twice(refs, instances):
-    refs[-1]["sentences"][1]["sent_id"] = 0
+def expression_twice(refs, instances):
+    refs[-1]["expressions"][1]["sent_id"] = 0
 
 
-def picture_twice(refs, instances):
+def image_twice(refs, instances):
     instances["images"].append(instances["images"][0])
 
 
@@ -175,7 +175,7 @@ def empty_rle(refs, instances):
 
 
 def no_ids(refs, instances):
-    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "sentences": []})
+    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "expressions": []})
 
 
 def fewer_referents(refs, instances):
@@ -188,24 +188,24 @@ def fewer_referents(refs, instances):
         (no_mask, "annotations without a mask", "annotation 1000"),
         (mask_of_two_corners, "annotations without a mask", "annotation 1000"),
         (empty_rle, "annotations without a mask", "annotation 1000"),
-        (no_words, "sentences without words", "sent_id 0 of ref_id 0"),
-        (no_cleaned_words, "sentences without words", "sent_id 1 of ref_id 0"),
-        (no_text, "sentences without words", "sent_id 1 of ref_id 0"),
+        (no_words, "expressions without words", "sent_id 0 of ref_id 0"),
+        (no_cleaned_words, "expressions without words", "sent_id 1 of ref_id 0"),
+        (no_text, "expressions without words", "sent_id 1 of ref_id 0"),
         (
             no_annotation,
-            "referents whose picture or annotation is not in instances.json",
+            "referents whose image or annotation is not in instances.json",
             "annotation 1000 of ref_id 0",
         ),
-        (another_picture, "referents whose annotation is of another picture", "ref_id 0: picture 100, its annotation"),
+        (another_image, "referents whose annotation is of another image", "ref_id 0: image 100, its annotation"),
         (no_ids, "unusable referents", "{'ref_id': 50, 'image_id': [100]"),
         (referent_twice, "ids that occur twice among the referents", "ref_id 5 (2 times)"),
-        (sentence_twice, "ids that occur twice among the referents", "sent_id 0 in train (2 times)"),
-        (picture_twice, "ids that occur twice in instances.json", "picture 100 (2 times)"),
+        (expression_twice, "ids that occur twice among the referents", "sent_id 0 in train (2 times)"),
+        (image_twice, "ids that occur twice in instances.json", "image 100 (2 times)"),
         (annotation_twice, "ids that occur twice in instances.json", "annotation 1000 (2 times)"),
-        (no_size, "unusable entries of instances.json", "picture {'id': 1, 'file_name': '1.jpg'}"),
+        (no_size, "unusable entries of instances.json", "image {'id': 1, 'file_name': '1.jpg'}"),
         (box_elsewhere, "masks that do not fit", "annotation 1000: mask and box differ by 6 pixels"),
         (box_of_words, "masks that do not fit", "annotation 1000: the bbox is 'here', not x, y, width, height"),
-        (mask_outside, "masks that do not fit", "annotation 1000: the mask ends 6 pixels outside the picture of 64 x"),
+        (mask_outside, "masks that do not fit", "annotation 1000: the mask ends 6 pixels outside the image of 64 x"),
         (no_numbers, "masks that do not fit", "annotation 1000: a polygon is not pairs of numbers"),
         (odd_numbers, "masks that do not fit", "annotation 1000: a polygon is not pairs of numbers"),
         (rle_of_another_size, "masks that do not fit", "annotation 1000: the RLE of a mask has size [4, 4]"),
@@ -217,16 +217,16 @@ def test_every_fault_of_annotations_is_found_and_nothing_else(tmp_path, edit, ki
     assert found_kind == kind and found_case.startswith(case)
 
 
-def test_a_picture_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
-    found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=no_picture))
+def test_a_image_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
+    found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=no_image))
     assert found == {
-        "referents whose picture or annotation is not in instances.json": (
-            "picture 99 of ref_id 1",
-            "picture 99 of ref_id 0",
+        "referents whose image or annotation is not in instances.json": (
+            "image 99 of ref_id 1",
+            "image 99 of ref_id 0",
         ),
-        "referents whose annotation is of another picture": (
-            "ref_id 1: picture 99, its annotation 1001: picture 100",
-            "ref_id 0: picture 99, its annotation 1000: picture 100",
+        "referents whose annotation is of another image": (
+            "ref_id 1: image 99, its annotation 1001: image 100",
+            "ref_id 0: image 99, its annotation 1000: image 100",
         ),
     }
 
@@ -235,18 +235,18 @@ def test_counts_are_compared_split_by_split(tmp_path):
     found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=fewer_referents))
     assert found == {
         WRONG_COUNTS: (
-            "train: 1 pictures instead of 2",
+            "train: 1 images instead of 2",
             "train: 2 referents instead of 4",
-            "train: 4 sentences instead of 8",
-            "all splits: 28 sentences instead of 32",
+            "train: 4 expressions instead of 8",
+            "all splits: 28 expressions instead of 32",
         )
     }
     others = refer_fixture.write_refer_layout(tmp_path / "other", splits=(*SPLITS, "trainval"))
     assert kinds(others) == {
-        WRONG_COUNTS: ("trainval: not a split of this dataset", "all splits: 36 sentences instead of 32")
+        WRONG_COUNTS: ("trainval: not a split of this dataset", "all splits: 36 expressions instead of 32")
     }
     lacking = kinds(refer_fixture.write_refer_layout(tmp_path / "lacking", splits=SPLITS[:6]))
-    assert lacking[WRONG_COUNTS][0] == "testB: 0 pictures instead of 2"
+    assert lacking[WRONG_COUNTS][0] == "testB: 0 images instead of 2"
 
 
 def remove(path):
@@ -277,34 +277,34 @@ def resize(path):
 @pytest.mark.parametrize(
     ("damage", "kind", "said", "quick_too"),
     [
-        (remove, "missing pictures", "COCO_train2014_000000000103.jpg", True),
-        (cut_in_the_middle, "damaged pictures", "truncated", False),
-        (cut_in_the_header, "damaged pictures", "COCO_train2014_000000000103.jpg (", True),
-        (make_empty, "damaged pictures", "(an empty file)", True),
-        (put_a_page_there, "damaged pictures", "(not a picture)", True),
-        (resize, "pictures of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
+        (remove, "missing images", "COCO_train2014_000000000103.jpg", True),
+        (cut_in_the_middle, "damaged images", "truncated", False),
+        (cut_in_the_header, "damaged images", "COCO_train2014_000000000103.jpg (", True),
+        (make_empty, "damaged images", "(an empty file)", True),
+        (put_a_page_there, "damaged images", "(not an image)", True),
+        (resize, "images of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
     ],
 )
-def test_every_fault_of_pictures_is_found_and_nothing_else(tmp_path, damage, kind, said, quick_too):
+def test_every_fault_of_images_is_found_and_nothing_else(tmp_path, damage, kind, said, quick_too):
     root = refer_fixture.write_refer_layout(tmp_path)
-    damage(picture(root, 3))
+    damage(image(root, 3))
     ((found_kind, (case,)),) = kinds(root).items()
     assert found_kind == kind and said in case
     assert bool(kinds(root, quick=True)) == quick_too
 
 
-def test_pictures_elsewhere_or_nowhere(tmp_path):
-    root = refer_fixture.write_refer_layout(tmp_path / "data", picture_folder="../coco/train2014")
+def test_images_elsewhere_or_nowhere(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path / "data", image_folder="../coco/train2014")
     assert kinds(root, image_root=tmp_path / "coco") == {}
     ((kind, (case,)),) = kinds(root).items()
-    assert kind == "no picture is there" and "none of these folders exists" in case
+    assert kind == "no image is there" and "none of these folders exists" in case
 
 
-def test_the_first_picture_may_be_the_missing_one(tmp_path):
+def test_the_first_image_may_be_the_missing_one(tmp_path):
     root = refer_fixture.write_refer_layout(tmp_path)
-    for number in (0, 1, 7, 6):  # the file of referents begins with picture 7
-        picture(root, number).unlink()
-    assert len(kinds(root)["missing pictures"]) == 4
+    for number in (0, 1, 7, 6):  # the file of referents begins with image 7
+        image(root, number).unlink()
+    assert len(kinds(root)["missing images"]) == 4
 
 
 def test_what_every_copy_lacks_is_a_note_and_no_problem(tmp_path):
@@ -313,7 +313,7 @@ def test_what_every_copy_lacks_is_a_note_and_no_problem(tmp_path):
     report = examine(root, quiet=True)
     assert report.well and report.diagnoses[0].notes == ["missing in every known copy: 19575.jpg"]
     (root / "images/saiapr_tc-12/19576.jpg").unlink()
-    assert kinds(root) == {"missing pictures": ("19576.jpg",)}
+    assert kinds(root) == {"missing images": ("19576.jpg",)}
 
 
 def test_damaged_annotation_files_do_not_stop_the_others(tmp_path):
@@ -374,8 +374,8 @@ def test_the_published_counts_add_up():
     )  # in this process they are those of the fixture
     counts = eval(fresh.stdout, {"SplitSize": SplitSize})
     refcoco = counts["refcoco", "unc"].values()
-    assert sum(c.sentences for c in refcoco) == 142_210
-    assert (sum(c.pictures for c in refcoco), sum(c.referents for c in refcoco)) == (19_994, 50_000)
+    assert sum(c.expressions for c in refcoco) == 142_210
+    assert (sum(c.images for c in refcoco), sum(c.referents for c in refcoco)) == (19_994, 50_000)
 
 
 def test_the_real_sample_is_well():
@@ -383,5 +383,5 @@ def test_the_real_sample_is_well():
     if root is None:
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
     report = examine(root, quiet=True)
-    assert report.well and report.diagnoses[0].pictures_checked == 90
+    assert report.well and report.diagnoses[0].images_checked == 90
     assert report.diagnoses[0].counts["train"] == SplitSize(44, 148, 300)

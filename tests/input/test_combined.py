@@ -1,4 +1,4 @@
-"""Training on several REFER datasets at once: no picture of any evaluation split of any of them."""
+"""Training on several REFER datasets at once: no image of any evaluation split of any of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Source
-from s2rm_jax.input.mixture import combined_source, evaluation_pictures
+from s2rm_jax.input.mixture import combined_source, evaluation_images
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source
 from tests.input.refer_fixture import refer_mini, write_refer_layout
 
-# The same pictures, 100, 101, ..., in splits that contradict each other: those of CLEAN are training pictures wherever
-# they occur, each of the others is evaluated on by one dataset and is a training picture of another. 108 is an
-# evaluation picture of a dataset that is not trained on.
+# The same images, 100, 101, ..., in splits that contradict each other: those of CLEAN are training images wherever
+# they occur, each of the others is evaluated on by one dataset and is a training image of another. 108 is an
+# evaluation image of a dataset that is not trained on.
 SPLITS = {
     "refcoco/unc": ("train", "train", "val", "testA", "testB", "train", "train", "train", "train"),
     "refcoco+/unc": ("train", "val", "train", "train", "train", "train", "testA", "train", "train"),
@@ -34,14 +34,14 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def pictures(source: Source) -> list[tuple[str, int]]:
-    """Dataset and picture id of each example."""
+def images(source: Source) -> list[tuple[str, int]]:
+    """Dataset and image id of each example."""
     names = [source[index].id.split("/") for index in range(len(source))]
     return [(dataset, int(id)) for dataset, id in names]
 
 
-def test_no_training_picture_is_in_any_evaluation_split(root):
-    trained = {id for _, id in pictures(combined_source("train", root=root))}
+def test_no_training_image_is_in_any_evaluation_split(root):
+    trained = {id for _, id in images(combined_source("train", root=root))}
     evaluated = set()
     for name, splits in SPLITS.items():
         dataset, split_by = name.split("/")
@@ -50,7 +50,7 @@ def test_no_training_picture_is_in_any_evaluation_split(root):
             evaluated |= {int(example.id) for example in source}
     assert evaluated == {101, 102, 103, 104, 106, 107}
     assert not trained & evaluated
-    # The fixture would leak: trained one by one, every one of these is a training picture of some dataset.
+    # The fixture would leak: trained one by one, every one of these is a training image of some dataset.
     alone = {
         int(example.id)
         for name in SPLITS
@@ -59,8 +59,8 @@ def test_no_training_picture_is_in_any_evaluation_split(root):
     assert evaluated <= alone
 
 
-def test_all_other_training_pictures_of_every_dataset_remain(root):
-    assert sorted(pictures(combined_source("train", root=root))) == sorted(
+def test_all_other_training_images_of_every_dataset_remain(root):
+    assert sorted(images(combined_source("train", root=root))) == sorted(
         (name.split("/")[0], 100 + index)
         for name, splits in SPLITS.items()
         for index in range(len(splits))
@@ -68,14 +68,14 @@ def test_all_other_training_pictures_of_every_dataset_remain(root):
     )
 
 
-def test_pictures_of_further_datasets_can_be_held_out(root):
+def test_images_of_further_datasets_can_be_held_out(root):
     source = combined_source("train", root=root, held_out=("refcoco/google",))
-    assert {id for _, id in pictures(source)} == CLEAN - {108}
-    assert evaluation_pictures(root, [("refcoco", "google"), ("refcocog", "umd")]) == {107, 108}
+    assert {id for _, id in images(source)} == CLEAN - {108}
+    assert evaluation_images(root, [("refcoco", "google"), ("refcocog", "umd")]) == {107, 108}
 
 
 def test_evaluation_splits_are_whole(root):
-    assert pictures(combined_source("val", root=root, datasets=("refcoco/unc", "refcoco+/unc"))) == [
+    assert images(combined_source("val", root=root, datasets=("refcoco/unc", "refcoco+/unc"))) == [
         ("refcoco", 102),
         ("refcoco+", 101),
     ]
@@ -83,7 +83,7 @@ def test_evaluation_splits_are_whole(root):
     assert [example.id for example in combined_source("refcoco:testA", root=root)] == ["103"]
 
 
-def test_one_dataset_alone_still_holds_out_the_pictures_of_all(root):
+def test_one_dataset_alone_still_holds_out_the_images_of_all(root):
     assert {int(example.id) for example in combined_source("refcoco:train", root=root)} == CLEAN - {109}
 
 
@@ -96,7 +96,7 @@ def test_the_arguments_of_refer_are_those_of_all_datasets(root):
 
 def test_a_configuration_can_ask_for_it(root):
     config = ConfigDict({"name": "combined", "root": str(root), "datasets": ("refcoco/unc", "refcocog/umd")})
-    assert {dataset for dataset, _ in pictures(build_source(config, "train"))} == {"refcoco", "refcocog"}
+    assert {dataset for dataset, _ in images(build_source(config, "train"))} == {"refcoco", "refcocog"}
 
 
 def test_a_folder_of_tfds_is_recognised(tmp_path):
@@ -127,9 +127,9 @@ def test_what_does_not_fit_is_told(root, split, arguments, message):
         combined_source(split, root=root, **arguments)
 
 
-def test_the_real_sample_shares_no_picture_between_splits_and_so_loses_none():
+def test_the_real_sample_shares_no_image_between_splits_and_so_loses_none():
     root = refer_mini()
     if root is None:
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
     assert len(combined_source("train", root=root, datasets=("refcoco/mini",))) == 44
-    assert len(evaluation_pictures(root, [("refcoco", "mini")])) == 90 - 44
+    assert len(evaluation_images(root, [("refcoco", "mini")])) == 90 - 44

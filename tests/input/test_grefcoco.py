@@ -1,4 +1,4 @@
-"""gRefCOCO: several referents for a sentence, or none."""
+"""gRefCOCO: several referents for an expression, or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(root, split="train", **arguments) -> ReferSource:
     return ReferSource(split, root=root, dataset="grefcoco", **arguments)
 
 
-def by_sentence(source: ReferSource, index: int) -> dict[str, Expression]:
+def by_expression(source: ReferSource, index: int) -> dict[str, Expression]:
     return {expression.text: expression for expression in source[index].expressions}
 
 
@@ -36,7 +36,7 @@ def area_of(index: int, *sides: str) -> np.ndarray:
 )
 @pytest.mark.parametrize("split", sorted(set(SPLITS)))
 @pytest.mark.parametrize("rle", [False, True])
-def test_a_sentence_may_mean_several_objects_or_nothing(tmp_path, form, split, rle):
+def test_a_expression_may_mean_several_objects_or_nothing(tmp_path, form, split, rle):
     source = read(write_grefcoco_layout(tmp_path, rle=rle, **form), split)
     assert (len(source), source.num_referents, source.num_expressions) == (2, 10, 18)
     for position, index in enumerate(i for i, name in enumerate(SPLITS) if name == split):
@@ -49,28 +49,28 @@ def test_a_sentence_may_mean_several_objects_or_nothing(tmp_path, form, split, r
             "the dog": (),
             "a cat": (),
         }
-        said = by_sentence(source, position)
+        said = by_expression(source, position)
         assert set(means) < set(said)
-        for sentence, sides in means.items():
-            mask = rasterize(said[sentence].segmentation, HEIGHT, WIDTH)
-            np.testing.assert_array_equal(mask, area_of(index, *sides), err_msg=sentence)
-            assert (said[sentence].segmentation == []) == (not sides)
+        for expression, sides in means.items():
+            mask = rasterize(said[expression].segmentation, HEIGHT, WIDTH)
+            np.testing.assert_array_equal(mask, area_of(index, *sides), err_msg=expression)
+            assert (said[expression].segmentation == []) == (not sides)
 
 
-def test_each_sentence_is_a_referent_of_its_own_and_has_a_stable_id(tmp_path):
+def test_each_expression_is_a_referent_of_its_own_and_has_a_stable_id(tmp_path):
     source = read(write_grefcoco_layout(tmp_path))
     assert source.referents(0) == tuple((position,) for position in range(9))
     ids = [expression.id for example in source for expression in example.expressions]
     assert len(set(ids)) == len(ids) == 18
-    said = by_sentence(source, 0)
+    said = by_expression(source, 0)
     assert (said["the dog"].id, said["both boxes"].id, said["The left one"].id) == ("5001-50010", "5000-50000", "0-0")
 
 
-def test_sentence_ids_need_to_be_unique_within_a_referent_only(tmp_path):
+def test_expression_ids_need_to_be_unique_within_a_referent_only(tmp_path):
     def edit(refs, instances):
         for ref in refs:
-            for number, sentence in enumerate(ref["sentences"]):
-                sentence["sent_id"] = number
+            for number, expression in enumerate(ref["expressions"]):
+                expression["sent_id"] = number
 
     assert read(write_grefcoco_layout(tmp_path, edit=edit)).num_expressions == 18
 
@@ -83,16 +83,16 @@ def test_a_single_annotation_may_stand_without_a_list(tmp_path):
 
     source = read(write_grefcoco_layout(tmp_path, edit=edit))
     assert source.num_expressions == 18
-    assert by_sentence(source, 0)["the dog"].segmentation == []
+    assert by_expression(source, 0)["the dog"].segmentation == []
 
 
 def test_what_should_have_a_mask_and_has_none_is_not_taken_for_nothing(tmp_path, caplog):
     def edit(refs, instances):
-        instances["annotations"][0]["segmentation"] = []  # the left object of the first picture
+        instances["annotations"][0]["segmentation"] = []  # the left object of the first image
 
     with caplog.at_level(logging.WARNING):
         source = read(write_grefcoco_layout(tmp_path, edit=edit))
-    said = by_sentence(source, 0)
+    said = by_expression(source, 0)
     assert "The left one" not in said
     assert "the crowded one" not in said
     np.testing.assert_array_equal(
@@ -110,7 +110,7 @@ def test_overlaps_are_dropped_within_an_object_and_never_between_objects(tmp_pat
 
     root = write_grefcoco_layout(tmp_path, edit=edit)
     for overlap, left, both in (("union", 700, 700), ("drop", 600, 700)):
-        said = by_sentence(read(root, overlap=overlap), 0)
+        said = by_expression(read(root, overlap=overlap), 0)
         assert rasterize(said["The left one"].segmentation, HEIGHT, WIDTH).sum() == left
         assert rasterize(said["both boxes"].segmentation, HEIGHT, WIDTH).sum() == both
 
@@ -125,19 +125,19 @@ def test_an_unknown_annotation_is_named(tmp_path, ann_ids):
 
 
 def test_real_annotations_can_be_joined(tmp_path):
-    """The real sample's own annotations, put into gRefCOCO's format: all referents of a picture, and nothing."""
+    """The real sample's own annotations, put into gRefCOCO's format: all referents of an image, and nothing."""
     root = refer_mini()
     if root is None:
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
     plain = pickle.loads((root / "refcoco/refs(mini).p").read_bytes())
     chosen = [ref for ref in plain if ref["split"] == "val"]
-    by_picture: dict[int, list[int]] = {}
+    by_image: dict[int, list[int]] = {}
     for ref in chosen:
-        by_picture.setdefault(ref["image_id"], []).append(ref["ann_id"])
+        by_image.setdefault(ref["image_id"], []).append(ref["ann_id"])
     grefs = [
         {"ref_id": 10 * image_id + kind, "ann_id": ann_ids, "image_id": image_id, "split": "val"}
-        | {"sentences": [{"sent_id": 0, "raw": "these", "sent": "these"}]}
-        for image_id, all_ids in by_picture.items()
+        | {"expressions": [{"sent_id": 0, "raw": "these", "sent": "these"}]}
+        for image_id, all_ids in by_image.items()
         for kind, ann_ids in enumerate([all_ids, [-1]])
     ]
     folder = tmp_path / "grefcoco"

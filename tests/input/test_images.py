@@ -1,4 +1,4 @@
-"""Pictures of every kind that people bring, and the files that are not pictures."""
+"""Images of every kind that people bring, and the files that are not images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def ramp() -> np.ndarray:
     return np.tile(np.linspace(0, 255, WIDTH).round().astype(np.uint8), (HEIGHT, 1))
 
 
-def saved(picture: Image.Image, tmp_path: Path, name: str, **options) -> Path:
+def saved(image: Image.Image, tmp_path: Path, name: str, **options) -> Path:
     path = tmp_path / name
-    picture.save(path, **options)
+    image.save(path, **options)
     return path
 
 
@@ -83,8 +83,8 @@ def test_pillow_is_asked_for_all_but_plain_sound_jpegs(tmp_path, monkeypatch):
     for data in (jpeg("CMYK"), whole[:-20], damaged, encoded("PNG"), b"", b"\xff\xd8"):
         assert decode_plain_jpeg(data, WIDTH * HEIGHT) is None
     assert decode_plain_jpeg(whole, WIDTH * HEIGHT - 1) is None
-    with Image.open(io.BytesIO(damaged)) as picture:
-        np.testing.assert_array_equal(load_image(damaged), np.asarray(picture))  # what Pillow overlooks is overlooked
+    with Image.open(io.BytesIO(damaged)) as image:
+        np.testing.assert_array_equal(load_image(damaged), np.asarray(image))  # what Pillow overlooks is overlooked
     turned = jpeg(exif=EXIF)
     np.testing.assert_array_equal(load_image(turned, apply_exif=True), np.rot90(load_image(turned), -1))
     monkeypatch.setattr(Image, "open", refuse)
@@ -92,7 +92,7 @@ def test_pillow_is_asked_for_all_but_plain_sound_jpegs(tmp_path, monkeypatch):
         assert load_image(data).shape == (HEIGHT, WIDTH, 3)
 
 
-def test_grey_palette_and_one_bit_pictures_become_rgb(tmp_path):
+def test_grey_palette_and_one_bit_images_become_rgb(tmp_path):
     grey = Image.fromarray(ramp())
     expected = np.stack([ramp()] * 3, axis=-1)
     np.testing.assert_array_equal(load_image(saved(grey, tmp_path, "grey.png")), expected)
@@ -120,9 +120,9 @@ def test_transparency_shows_white(tmp_path, mode):
 
 
 def test_a_transparent_colour_of_a_palette_shows_white(tmp_path):
-    picture = Image.new("P", (WIDTH, HEIGHT), 3)
-    picture.putpalette([value for value in range(256) for _ in "rgb"])
-    path = saved(picture, tmp_path, "icon.png", transparency=3)
+    image = Image.new("P", (WIDTH, HEIGHT), 3)
+    image.putpalette([value for value in range(256) for _ in "rgb"])
+    path = saved(image, tmp_path, "icon.png", transparency=3)
     assert (load_image(path) == 255).all()
 
 
@@ -142,12 +142,12 @@ def test_values_of_unknown_range_are_refused(tmp_path):
 
 def test_the_exif_orientation_counts_only_where_asked(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show the picture rotated by 90 degrees clockwise
+    exif[0x0112] = 6  # the camera was turned: show the image rotated by 90 degrees clockwise
     path = saved(Image.fromarray(colours()), tmp_path, "phone.png", exif=exif)
     np.testing.assert_array_equal(load_image(path), colours())
     np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
-    with Image.open(path) as picture:
-        np.testing.assert_array_equal(load_image(picture, apply_exif=True), np.rot90(colours(), -1))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(load_image(image, apply_exif=True), np.rot90(colours(), -1))
 
 
 def test_arrays_and_pil_images_are_taken_as_they_are():
@@ -172,7 +172,7 @@ def test_arrays_and_pil_images_are_taken_as_they_are():
         (np.ones((0, 4, 3), np.uint8), r"got \[0, 4, 3\]"),
     ],
 )
-def test_arrays_that_are_no_picture_are_refused(array, message):
+def test_arrays_that_are_no_image_are_refused(array, message):
     with pytest.raises(UserError, match=message):
         load_image(array)
 
@@ -190,24 +190,24 @@ def encoded(kind: str) -> bytes:
         (encoded("PNG")[:5000], "is damaged"),
         (encoded("TIFF")[:5000], "is damaged"),
         (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
-        (b"", "is not a picture that can be read"),
-        (b"<html>not found</html>", "is not a picture that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not a picture that can be read"),
+        (b"", "is not an image that can be read"),
+        (b"<html>not found</html>", "is not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not an image that can be read"),
     ],
 )
-def test_a_file_that_is_damaged_or_no_picture_is_named(tmp_path, data, message):
-    path = tmp_path / "picture.jpg"
+def test_a_file_that_is_damaged_or_no_image_is_named(tmp_path, data, message):
+    path = tmp_path / "image.jpg"
     path.write_bytes(data)
     with pytest.raises(UserError, match=message) as raised:
         load_image(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match=f"^the picture {message}[^\n]*$"):
+    with pytest.raises(UserError, match=f"^the image {message}[^\n]*$"):
         load_image(data)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})])
-def test_a_file_cut_anywhere_is_damaged_or_no_picture(tmp_path, kind, options):
+def test_a_file_cut_anywhere_is_damaged_or_no_image(tmp_path, kind, options):
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x010F] = "a camera"
@@ -224,14 +224,14 @@ def test_a_file_cut_anywhere_is_damaged_or_no_picture(tmp_path, kind, options):
     assert len(said) > len(whole) - 40  # whole without its last few bytes, which hold no pixels
     for message in said:
         assert str(path) in message
-        assert "is damaged" in message or "is not a picture" in message
+        assert "is damaged" in message or "is not an image" in message
         assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     "failure", [OSError("Truncated File Read"), ValueError("bad\nbox"), SyntaxError(), KeyError("X")]
 )
-def test_whatever_a_reader_raises_while_opening_is_a_damaged_picture(tmp_path, monkeypatch, failure):
+def test_whatever_a_reader_raises_while_opening_is_a_damaged_image(tmp_path, monkeypatch, failure):
     def fail(*_, **__):
         raise failure
 
@@ -241,7 +241,7 @@ def test_whatever_a_reader_raises_while_opening_is_a_damaged_picture(tmp_path, m
         load_image(tmp_path / "a.jpg")
 
 
-def test_threads_may_open_the_first_pictures_of_a_process_together(tmp_path):
+def test_threads_may_open_the_first_images_of_a_process_together(tmp_path):
     path = saved(Image.fromarray(colours()), tmp_path, "a.jpg")
     code = (
         "import sys; from PIL import Image; import s2rm_jax.input.images;"
@@ -253,16 +253,16 @@ def test_threads_may_open_the_first_pictures_of_a_process_together(tmp_path):
 
 
 def test_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no picture at .*missing\.jpg"):
+    with pytest.raises(UserError, match=r"there is no image at .*missing\.jpg"):
         load_image(tmp_path / "missing.jpg")
     with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)
     (tmp_path / "file.txt").write_text("text")
     with pytest.raises(UserError, match=r"cannot read .*Not a directory"):
-        load_image(tmp_path / "file.txt" / "picture.jpg")
+        load_image(tmp_path / "file.txt" / "image.jpg")
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_a_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
     with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
         load_image(path, max_pixels=WIDTH * HEIGHT - 1)

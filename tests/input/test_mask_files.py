@@ -20,10 +20,10 @@ MASK[1:4, 2:7] = True
 
 def palette() -> Image.Image:
     """Index 1 on index 0, of which the colours say nothing: the object is black."""
-    picture = Image.fromarray(MASK.astype(np.uint8)).convert("P")
-    picture.putpalette([255, 255, 255, 0, 0, 0])
-    picture.putdata(MASK.ravel().astype(int).tolist())
-    return picture
+    image = Image.fromarray(MASK.astype(np.uint8)).convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.putdata(MASK.ravel().astype(int).tolist())
+    return image
 
 
 KINDS = {
@@ -36,8 +36,8 @@ KINDS = {
 }
 
 
-def saved(tmp_path: Path, picture: Image.Image, name: str = "mask.png") -> Path:
-    picture.save(tmp_path / name)
+def saved(tmp_path: Path, image: Image.Image, name: str = "mask.png") -> Path:
+    image.save(tmp_path / name)
     return tmp_path / name
 
 
@@ -56,7 +56,7 @@ def test_a_file_is_a_segmentation(tmp_path):
     np.testing.assert_array_equal(rasterize(segmentation, HEIGHT, WIDTH), MASK)
 
 
-def test_a_black_file_says_that_the_sentences_refer_to_nothing(tmp_path):
+def test_a_black_file_says_that_the_expressions_refer_to_nothing(tmp_path):
     shape = {"png": str(saved(tmp_path, KINDS["1"]))}
     black = {"png": str(saved(tmp_path, Image.new("L", (WIDTH, HEIGHT)), "black.png"))}
     segmentations = (black, shape, black, [], shape)
@@ -72,7 +72,7 @@ def without_pixels(path: Path) -> Path:
 
 
 def text_file(path: Path) -> Path:
-    path.write_text("no picture")
+    path.write_text("no image")
     return path
 
 
@@ -81,13 +81,13 @@ def text_file(path: Path) -> Path:
     [
         (lambda folder: folder / "absent.png", r"there is no mask at .*absent\.png"),
         (lambda folder: text_file(folder / "text.png"), r"text\.png cannot be read \(cannot identify"),
-        (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its picture 6 x 9"),
+        (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its image 6 x 9"),
         (lambda folder: saved(folder, KINDS["255"], "mask.jpg"), "is a JPEG, which blurs masks; save it as PNG"),
         (lambda folder: saved(folder, KINDS["255"].convert("RGBA")), "transparent pixels"),
         (lambda folder: saved(folder, Image.new("F", (WIDTH, HEIGHT)), "mask.tiff"), "values of an unknown kind"),
     ],
 )
-def test_what_is_no_mask_of_the_picture_is_refused_by_its_header(tmp_path, make, message):
+def test_what_is_no_mask_of_the_image_is_refused_by_its_header(tmp_path, make, message):
     path = make(tmp_path)
     with pytest.raises(UserError, match=message) as raised:
         read_mask(path, HEIGHT, WIDTH)

@@ -99,7 +99,7 @@ def test_what_counts_once_in_one_object_is_joined_with_the_other_objects():
     assert mask.sum() == 600 + 5 * 5  # the object fills a quarter of the hole
 
 
-def test_a_polygon_reaching_out_of_the_picture_is_cut_at_its_border():
+def test_a_polygon_reaching_out_of_the_image_is_cut_at_its_border():
     np.testing.assert_array_equal(rasterize([polygon(-50, 5, 10, 500)], HEIGHT, WIDTH), box(0, 5, 10, HEIGHT))
 
 
@@ -122,8 +122,8 @@ def test_an_annotation_without_a_mask_is_recognised(segmentation):
         ([[]], "has no mask"),
         ({}, "has no mask"),
         ({"covered_once": [[1.0, 2.0, 3.0, 4.0]]}, "has no mask"),
-        (compressed(np.ones((WIDTH, HEIGHT), bool)), r"size \[30, 20\], its picture is 20 x 30"),
-        (np.ones((HEIGHT, WIDTH + 1), bool), r"shape \(20, 31\), its picture is 20 x 30"),
+        (compressed(np.ones((WIDTH, HEIGHT), bool)), r"size \[30, 20\], its image is 20 x 30"),
+        (np.ones((HEIGHT, WIDTH + 1), bool), r"shape \(20, 31\), its image is 20 x 30"),
         (np.ones((HEIGHT, WIDTH), np.float32), "array of float32"),
         ([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]], "pairs of finite pixel coordinates"),
         ([[1.0, 2.0, 3.0, 4.0, 5.0, float("nan")]], "pairs of finite pixel coordinates"),
@@ -132,7 +132,7 @@ def test_an_annotation_without_a_mask_is_recognised(segmentation):
         ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "must be a list of numbers"),
     ],
 )
-def test_what_cannot_be_a_mask_of_the_picture_is_refused(segmentation, message):
+def test_what_cannot_be_a_mask_of_the_image_is_refused(segmentation, message):
     with pytest.raises(UserError, match=message):
         rasterize(segmentation, HEIGHT, WIDTH)
 

@@ -1,4 +1,4 @@
-"""Sentences as people wrote them (RefCOCO, RefCOCOg, CC BY 4.0), and what a mirror makes of them."""
+"""Expressions as people wrote them (RefCOCO, RefCOCOg, CC BY 4.0), and what a mirror makes of them."""
 
 import pytest
 
@@ -38,9 +38,9 @@ from s2rm_jax.input.mirror import mirror_expression
         ),
     ],
 )
-def test_sides_are_exchanged(sentence, mirrored):
-    assert mirror_expression(sentence) == mirrored
-    assert mirror_expression(mirrored) == sentence
+def test_sides_are_exchanged(expression, mirrored):
+    assert mirror_expression(expression) == mirrored
+    assert mirror_expression(mirrored) == expression
 
 
 @pytest.mark.parametrize(
@@ -86,5 +86,5 @@ def test_sides_are_exchanged(sentence, mirrored):
         "the third elephant in a group of four",
     ],
 )
-def test_what_is_not_certain_is_refused(sentence):
-    assert mirror_expression(sentence) is None
+def test_what_is_not_certain_is_refused(expression):
+    assert mirror_expression(expression) is None

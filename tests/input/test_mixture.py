@@ -65,7 +65,7 @@ def shares(source: MixtureSource) -> Counter[str]:
         ((30, 60), (1, 2)),
     ],
 )
-def test_each_part_has_the_share_of_its_weight_and_every_picture_occurs(counts, weights):
+def test_each_part_has_the_share_of_its_weight_and_every_image_occurs(counts, weights):
     names = "abc"[: len(counts)]
     parts = {name: Numbers(count) for name, count in zip(names, counts, strict=True)}
     source = MixtureSource(parts, dict(zip(names, weights, strict=True)))
@@ -74,19 +74,19 @@ def test_each_part_has_the_share_of_its_weight_and_every_picture_occurs(counts, 
         assert abs(of_part[name] - len(source) * weight / sum(weights)) <= 1
     times = Counter(source[index].id for index in range(len(source)))
     for name, count in zip(names, counts, strict=True):
-        of_pictures = [times[f"{name}/{index}"] for index in range(count)]
-        assert min(of_pictures) >= 1
-        assert max(of_pictures) - min(of_pictures) <= 1
-    # It is no longer than it must be: in some part every picture occurs once.
+        of_images = [times[f"{name}/{index}"] for index in range(count)]
+        assert min(of_images) >= 1
+        assert max(of_images) - min(of_images) <= 1
+    # It is no longer than it must be: in some part every image occurs once.
     assert any(of_part[name] == count for name, count in zip(names, counts, strict=True))
 
 
-def test_weights_in_the_proportion_of_the_pictures_show_each_once():
+def test_weights_in_the_proportion_of_the_images_show_each_once():
     source = MixtureSource({"a": Numbers(30), "b": Numbers(60)}, {"a": 1, "b": 2})
     assert len(source) == len({source[index].id for index in range(90)}) == 90
 
 
-def test_without_weights_every_picture_occurs_once_in_order():
+def test_without_weights_every_image_occurs_once_in_order():
     source = MixtureSource({"b": Numbers(2), "a": Numbers(3)})
     assert [source[index].id for index in range(len(source))] == ["b/0", "b/1", "a/0", "a/1", "a/2"]
     with pytest.raises(IndexError):
@@ -130,7 +130,7 @@ def test_the_words_that_all_parts_bring_are_the_mixtures():
     ("parts", "weights", "message"),
     [
         ({}, None, "a mixture has no parts"),
-        ({"a": Numbers(0)}, None, "part 'a' of the mixture has no pictures"),
+        ({"a": Numbers(0)}, None, "part 'a' of the mixture has no images"),
         ({"a": Numbers(1)}, {"a": 0.0}, "part 'a' of the mixture has the weight 0.0; it must be above 0"),
         ({"a": Numbers(1)}, {"a": float("inf")}, "has the weight inf"),
         ({"a": Numbers(1)}, {}, "has the weight None"),
@@ -165,7 +165,7 @@ def test_the_pipeline_shuffles_and_repeats_it_like_any_source():
     np.testing.assert_array_equal(later.images[:, 0, 0, 0] > 0, stream[5])
 
 
-def test_evaluation_scores_every_sentence_of_every_part_once():
+def test_evaluation_scores_every_expression_of_every_part_once():
     config = pipeline_config()
     source = MixtureSource({"a": Numbers(3), "b": Numbers(5)})
     seen = [
@@ -199,7 +199,7 @@ def test_a_configuration_can_ask_for_a_mixture(tmp_path):
     assert [again[index].id for index in range(12)] == [source[index].id for index in range(12)]
 
 
-def test_an_evaluation_sees_each_picture_once_and_one_part_can_be_taken_alone(tmp_path):
+def test_an_evaluation_sees_each_image_once_and_one_part_can_be_taken_alone(tmp_path):
     config = settings(tmp_path)
     assert shares(build_source(config, "val")) == {"refcoco": 2, "mine": 1}
     assert shares(build_source(config, "train", training=True)) == {"refcoco": 2, "mine": 6}

@@ -27,7 +27,7 @@ def test_a_folder_alone_is_the_root_where_there_is_one():
 
 
 def test_folders_can_be_named():
-    assert moved(ONE, "new", "image_root=pictures") == ONE | {"root": "new", "image_root": "pictures"}
+    assert moved(ONE, "new", "image_root=images") == ONE | {"root": "new", "image_root": "images"}
     parts = moved(TWO, "parts.a.image_root=there", "parts.mine.root=new")["parts"]
     assert parts["a"] == PARTS["a"] | {"image_root": "there"}
     assert parts["mine"] == {"name": "json_lines", "root": "new"}

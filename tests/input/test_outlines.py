@@ -42,12 +42,12 @@ def test_the_pixels_that_an_odd_number_covers_are_the_mask(seed):
     if seed % 2:
         mask = rng.random((height, width)) < rng.random()
     else:
-        picture = Image.new("1", (width, height))
+        image = Image.new("1", (width, height))
         for _ in range(6):
             x0, x1 = sorted(rng.uniform(-2, width, 2).tolist())
             y0, y1 = sorted(rng.uniform(-2, height, 2).tolist())
-            ImageDraw.Draw(picture).ellipse((x0, y0, x1, y1), fill=int(rng.integers(2)))
-        mask = np.array(picture)
+            ImageDraw.Draw(image).ellipse((x0, y0, x1, y1), fill=int(rng.integers(2)))
+        mask = np.array(image)
     around, holes = outlines(mask)
     covered = np.zeros_like(mask)
     for polygon in (*around, *holes):

@@ -27,10 +27,10 @@ FORMS = {"json_lines": write_json_lines, "coco_json": write_coco_json}
 @pytest.mark.parametrize("name", FORMS)
 def test_both_forms_give_the_same_examples(tmp_path, name):
     root = FORMS[name](tmp_path)
-    for split, pictures in (("train", (0, 1)), ("val", (2,))):
+    for split, images in (("train", (0, 1)), ("val", (2,))):
         source = build_source(ConfigDict({"name": name, "root": str(root)}), split)
-        assert [example.image for example in source] == [root / f"pictures/{index}.png" for index in pictures]
-        for index, example in zip(pictures, source, strict=True):
+        assert [example.image for example in source] == [root / f"images/{index}.png" for index in images]
+        for index, example in zip(images, source, strict=True):
             said = [expression.text for expression in example.expressions]
             assert said == ["the left one", "box on the left", "the right one", "the dog"]
             for expression, sides in zip(example.expressions, (["left"], ["left"], ["right"], []), strict=True):
@@ -40,22 +40,22 @@ def test_both_forms_give_the_same_examples(tmp_path, name):
         assert source.expression_count(0) == 4
         assert source.referents(0) == ((0, 1), (2,), (3,))
         ids = [expression.id for example in source for expression in example.expressions]
-        assert len(set(ids)) == len(ids) == source.num_expressions == 4 * len(pictures)
+        assert len(set(ids)) == len(ids) == source.num_expressions == 4 * len(images)
         copy = pickle.loads(pickle.dumps(source))
         assert list(copy) == list(source)
 
 
 def test_ids_say_where_an_expression_is_written(tmp_path):
     lines = json_lines_source("val", root=write_json_lines(tmp_path / "lines"))
-    assert (lines[0].id, [one.id for one in lines[0].expressions]) == ("pictures/2.png", ["7-0", "7-1", "8-0", "9-0"])
+    assert (lines[0].id, [one.id for one in lines[0].expressions]) == ("images/2.png", ["7-0", "7-1", "8-0", "9-0"])
     coco = coco_json_source("val", root=write_coco_json(tmp_path / "coco"))
     assert (coco[0].id, [one.id for one in coco[0].expressions]) == ("2", ["20-0", "20-1", "21-0", "22-0"])
 
 
-def test_lines_of_one_picture_need_not_stand_together_nor_name_it_alike(tmp_path):
+def test_lines_of_one_image_need_not_stand_together_nor_name_it_alike(tmp_path):
     def edit(entries):
-        entries.sort(key=lambda entry: str(entry["sentences"]))
-        entries[0]["image"] = str(tmp_path / "pictures/../pictures/0.png")
+        entries.sort(key=lambda entry: str(entry["expressions"]))
+        entries[0]["image"] = str(tmp_path / "images/../images/0.png")
 
     source = json_lines_source("train", root=write_json_lines(tmp_path, edit))
     assert sorted(source.expression_count(index) for index in range(len(source))) == [4, 4]
@@ -83,19 +83,19 @@ def test_each_split_may_have_a_file_and_what_names_no_split_is_in_train(tmp_path
         build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "train")
 
 
-def test_pictures_of_coco_may_lie_elsewhere(tmp_path):
+def test_images_of_coco_may_lie_elsewhere(tmp_path):
     root = write_coco_json(tmp_path / "here")
-    (root / "pictures").rename(tmp_path / "pictures")
-    assert coco_json_source("val", root=root, image_root=tmp_path)[0].image == tmp_path / "pictures/2.png"
-    with pytest.raises(UserError, match=r"annotation 20: there is no picture at .*here/pictures/2\.png"):
+    (root / "images").rename(tmp_path / "images")
+    assert coco_json_source("val", root=root, image_root=tmp_path)[0].image == tmp_path / "images/2.png"
+    with pytest.raises(UserError, match=r"annotation 20: there is no image at .*here/images/2\.png"):
         coco_json_source("val", root=root)
 
 
 LINE_MISTAKES = [
     ({"image": None}, r"line 1: 'image' must be a text, got None"),
-    ({"sentences": "the cup"}, r"line 1: 'sentences' must be a list of texts, such as .* got 'the cup'"),
-    ({"sentences": []}, r"line 1: 'sentences' must be a list of texts"),
-    ({"sentences": ["a cup", " "]}, r"line 1: 'sentences' has an empty sentence"),
+    ({"expressions": "the cup"}, r"line 1: 'expressions' must be a list of texts, such as .* got 'the cup'"),
+    ({"expressions": []}, r"line 1: 'expressions' must be a list of texts"),
+    ({"expressions": ["a cup", " "]}, r"line 1: 'expressions' has an empty expression"),
     ({"mask": "masks/0.png"}, r"line 1: needs one of 'mask', 'polygon' and 'rle', has 'mask' and 'polygon'"),
     ({"polygon": {"x": 1}}, r"line 1: 'polygon' must be a list of lists"),
     ({"polygon": [1, 2, 3, 4, 5, 6]}, r"line 1: a polygon must be a list \[x0, y0, .*got 1"),
@@ -105,10 +105,10 @@ LINE_MISTAKES = [
     ({"polygon": [[1, 2, 3, float("nan"), 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
     ({"polygon": [[1, 2, 3, 1e9, 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
     ({"polygon": [[1, 2, 3, 10**400, 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
-    ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its picture of 64 x 48 pixels"),
+    ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its image of 64 x 48 pixels"),
     ({"split": 3}, r"line 1: 'split' must be a text, got 3"),
-    ({"image": "pictures/9.png"}, r"line 1: there is no picture at .*pictures/9\.png"),
-    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl cannot be read as a picture \(cannot identify"),
+    ({"image": "images/9.png"}, r"line 1: there is no image at .*images/9\.png"),
+    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl cannot be read as an image \(cannot identify"),
 ]
 RLE_MISTAKES = [
     ({"rle": "7b"}, r"line 4: 'rle' must have a size and counts"),
@@ -139,7 +139,7 @@ def test_a_mistake_in_a_line_is_named(tmp_path, number, change, message):
     [
         ('{"image": ', r"line 2: not JSON \(Expecting value"),
         ("[1, 2]", r"line 2: must be an object \{\.\.\.\}, got \[1, 2\]"),
-        ("{}", r"line 2: 'image' is missing; line 2: 'sentences' is missing; line 2: needs one of .* has none"),
+        ("{}", r"line 2: 'image' is missing; line 2: 'expressions' is missing; line 2: needs one of .* has none"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
@@ -153,7 +153,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
 def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
     root = write_json_lines(tmp_path)
     Image.new("L", (HEIGHT, WIDTH)).save(root / "masks/2.png")
-    with pytest.raises(UserError, match=r"line 7: the mask .*masks/2\.png has 64 x 48 pixels, its picture 48 x 64"):
+    with pytest.raises(UserError, match=r"line 7: the mask .*masks/2\.png has 64 x 48 pixels, its image 48 x 64"):
         json_lines_source("val", root=root)
     (root / "masks/2.png").unlink()
     with pytest.raises(UserError, match=r"line 7: there is no mask at .*masks/2\.png"):
@@ -164,13 +164,13 @@ def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
 def test_many_mistakes_are_told_together(tmp_path):
     def edit(entries):
         for entry in entries[:7]:
-            entry["sentences"] = [""]
+            entry["expressions"] = [""]
 
     with pytest.raises(UserError) as raised:
         json_lines_source("train", root=write_json_lines(tmp_path, edit))
     message = str(raised.value)
     assert "data.jsonl has 7 mistakes: line 1: " in message
-    assert "line 5: 'sentences' has an empty sentence; and 2 more" in message
+    assert "line 5: 'expressions' has an empty expression; and 2 more" in message
     assert "line 6" not in message
 
 
@@ -200,7 +200,7 @@ def change_image(**fields: Any):
         (change(1, id=...), "annotation at position 1: 'id' is missing"),
         (change(1, id=11), "annotation 11: another annotation has this id"),
         (change(1, expressions="the cup"), "annotation 1: 'expressions' must be a list of texts"),
-        (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty sentence"),
+        (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty expression"),
         (change(1, segmentation=[[1, 2, 3]]), r"annotation 1: a polygon has an odd number of coordinates \(3\)"),
         (change(1, segmentation=7), "annotation 1: a mask must be a list of polygons or an RLE, got 7"),
         (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: an RLE has size \[2, 2\]"),
@@ -245,7 +245,7 @@ def test_a_file_that_is_not_of_the_form_is_named(tmp_path, content, message):
         json_lines_source("train", root=tmp_path)
 
 
-def test_pictures_in_two_splits_and_pictures_to_be_turned_are_warned_of(tmp_path, caplog):
+def test_images_in_two_splits_and_images_to_be_turned_are_warned_of(tmp_path, caplog):
     def edit(entries):
         entries[2]["split"] = "val"
         for entry in entries:
@@ -254,16 +254,16 @@ def test_pictures_in_two_splits_and_pictures_to_be_turned_are_warned_of(tmp_path
     root = write_json_lines(tmp_path, edit)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(root / "pictures/0.png").save(root / "pictures/0.jpg", exif=exif)
+    Image.open(root / "images/0.png").save(root / "images/0.jpg", exif=exif)
     with caplog.at_level(logging.WARNING):
         source = json_lines_source("train", root=root)
     assert (source[0].height, source[0].width) == (HEIGHT, WIDTH)
     shared, turned = caplog.messages
-    assert "pictures in more than one split: 1, such as 0.jpg" in shared
-    assert "pictures to be turned by their viewer (EXIF): 1, such as 0.jpg" in turned
+    assert "images in more than one split: 1, such as 0.jpg" in shared
+    assert "images to be turned by their viewer (EXIF): 1, such as 0.jpg" in turned
 
 
-def test_a_picture_that_is_lost_later_is_named(tmp_path):
+def test_a_image_that_is_lost_later_is_named(tmp_path):
     source = json_lines_source("val", root=write_json_lines(tmp_path))
     Path(str(source[0].image)).unlink()
     with pytest.raises(UserError, match=r"2\.png of data\.jsonl val is missing"):
@@ -290,7 +290,7 @@ def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, n
         for group in original.referents(index):
             polygons = example.expressions[group[0]].segmentation
             texts = [example.expressions[position].text for position in group]
-            lines.append({"image": file_name, "polygon": polygons, "sentences": texts, "split": "val"})
+            lines.append({"image": file_name, "polygon": polygons, "expressions": texts, "split": "val"})
             annotations.append({"id": len(lines), "image_id": index, "segmentation": polygons, "expressions": texts})
             annotations[-1]["split"] = "val"
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -12,11 +12,11 @@ from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.input.example import Batch, Example, Expression
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "picture", "number", *map(str, range(10)))
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "number", *map(str, range(10)))
 
 
-class Pictures:
-    """Example i has i % 4 + 1 expressions; its picture is i everywhere, the mask of expression j is column j."""
+class Images:
+    """Example i has i % 4 + 1 expressions; its image is i everywhere, the mask of expression j is column j."""
 
     vocabulary = WORDS
 
@@ -55,7 +55,7 @@ def small_config(**changes):
 
 def first_batches(count, source=None, **arguments):
     config = arguments.pop("config", small_config())
-    source = source or Pictures()
+    source = source or Images()
     stream = train_batches(source, build_tokenizer(config, source), config, **arguments)
     return list(itertools.islice(stream, count))
 
@@ -79,7 +79,7 @@ def test_shapes_and_types():
     }
 
 
-def test_a_mask_belongs_to_its_sentence_and_fillers_are_invalid():
+def test_a_mask_belongs_to_its_expression_and_fillers_are_invalid():
     for batch in first_batches(6):
         np.testing.assert_array_equal(batch.has_target, batch.valid)
         for tokens, targets, valid in zip(
@@ -117,7 +117,7 @@ def test_worker_processes_change_nothing():
     assert_same(first_batches(5), first_batches(5, config=config))
 
 
-def test_each_epoch_shows_every_picture_once_in_another_order():
+def test_each_epoch_shows_every_image_once_in_another_order():
     config = small_config(batch_size=7)
     epochs = [batch.images[:, 0, 0, 0] for batch in first_batches(3, config=config)]
     values = [sorted(np.unique(epoch, return_counts=True)[1].tolist()) for epoch in epochs]
@@ -130,7 +130,7 @@ def test_another_seed_is_another_order():
     assert not np.array_equal(first_batches(1)[0].images, first_batches(1, config=other)[0].images)
 
 
-def test_every_picture_offers_all_its_sentences_over_the_epochs():
+def test_every_image_offers_all_its_expressions_over_the_epochs():
     seen = set()
     for batch in first_batches(40):
         for tokens, valid in zip(batch.tokens.reshape(-1, 5), batch.valid.ravel(), strict=True):
@@ -139,8 +139,8 @@ def test_every_picture_offers_all_its_sentences_over_the_epochs():
 
 
 @pytest.mark.parametrize("limit", [0, 3])
-def test_evaluation_scores_every_sentence_once(limit):
-    config, source = small_config(), Pictures()
+def test_evaluation_scores_every_expression_once(limit):
+    config, source = small_config(), Images()
     config.eval.limit = limit
     batches = eval_batches(source, build_tokenizer(config, source), config)
     seen = []
@@ -155,8 +155,8 @@ def test_evaluation_scores_every_sentence_once(limit):
                 expression = item.example.expressions[item.first + k]
                 np.testing.assert_array_equal(unpack_masks(batch.targets[row, k], 8), expression.segmentation)
                 seen.append(expression.id)
-    pictures = [source[i] for i in range(limit or 7)]
-    assert seen == [expression.id for picture in pictures for expression in picture.expressions]
+    images = [source[i] for i in range(limit or 7)]
+    assert seen == [expression.id for image in images for expression in image.expressions]
 
 
 @pytest.mark.parametrize("sampling", ["sentence", "referent"])
@@ -182,13 +182,13 @@ def test_augmented_views_are_a_function_of_seed_and_position():
         np.testing.assert_array_equal(whole.images[:2], shares[0].images)
         np.testing.assert_array_equal(whole.tokens[2:], shares[1].tokens)
     plain = first_batches(6)
-    for a, b in zip(straight, plain, strict=True):  # which pictures and how many sentences come is not changed
+    for a, b in zip(straight, plain, strict=True):  # which images and how many expressions come is not changed
         assert (a.images != b.images).any() and (a.tokens != b.tokens).any()
         np.testing.assert_array_equal(a.valid, b.valid)
 
 
-def test_a_sentence_that_refers_to_nothing_has_an_empty_mask():
-    class Empty(Pictures):
+def test_a_expression_that_refers_to_nothing_has_an_empty_mask():
+    class Empty(Images):
         def __getitem__(self, index):
             example = super().__getitem__(index)
             first = replace(example.expressions[0], segmentation=[])
@@ -203,8 +203,8 @@ def test_a_sentence_that_refers_to_nothing_has_an_empty_mask():
         assert not batch.has_target[len(items) :].any()
 
 
-def test_an_evaluation_may_take_more_sentences_at_a_time_than_the_training():
-    config, source = small_config(), Pictures()
+def test_an_evaluation_may_take_more_expressions_at_a_time_than_the_training():
+    config, source = small_config(), Images()
     config.eval.expressions_per_image = 4
     batches = list(eval_batches(source, build_tokenizer(config, source), config))
     assert [batch.valid.shape for batch, _ in batches] == [(4, 4)] * 2
@@ -212,7 +212,7 @@ def test_an_evaluation_may_take_more_sentences_at_a_time_than_the_training():
 
 
 def test_evaluation_makes_every_example_once():
-    class Counted(Pictures):
+    class Counted(Images):
         def __init__(self):
             super().__init__()
             self.made = []
@@ -229,8 +229,8 @@ def test_evaluation_makes_every_example_once():
     assert sorted(source.made) == list(range(7))
 
 
-def test_a_picture_that_is_not_the_annotated_one_is_named():
-    class Wrong(Pictures):
+def test_a_image_that_is_not_the_annotated_one_is_named():
+    class Wrong(Images):
         def __getitem__(self, index):
             example = super().__getitem__(index)
             return Example(example.id, example.image, 8, 99, example.expressions)
@@ -242,7 +242,7 @@ def test_a_picture_that_is_not_the_annotated_one_is_named():
 
 
 def test_what_is_wrong_with_an_expression_names_it():
-    class Blank(Pictures):
+    class Blank(Images):
         def __getitem__(self, index):
             example = super().__getitem__(index)
             return Example(example.id, example.image, 8, 12, (Expression("", np.ones((8, 12), bool), id="7-0"),))
@@ -258,8 +258,8 @@ def test_what_is_wrong_with_an_expression_names_it():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_share_an_evaluation(count):
-    """10 parts of pictures in batches of 8: whatever the number of processes, each part once, and as many batches."""
-    config, source = small_config(), Pictures()
+    """10 parts of images in batches of 8: whatever the number of processes, each part once, and as many batches."""
+    config, source = small_config(), Images()
     tokenizer = build_tokenizer(config, source)
     straight = [item for _, items in eval_batches(source, tokenizer, config) for item in items]
     parts = [list(eval_batches(source, tokenizer, config, 8, (index, count))) for index in range(count)]
@@ -281,7 +281,7 @@ def test_a_batch_must_divide_over_processes():
 
 
 def test_a_vocabulary_must_be_given_and_fit():
-    class Wordless(Pictures):
+    class Wordless(Images):
         vocabulary = None
 
     config = small_config()
@@ -289,4 +289,4 @@ def test_a_vocabulary_must_be_given_and_fit():
         build_tokenizer(config, Wordless())
     config.text.vocab_size = 4
     with pytest.raises(UserError, match=rf"set config\.text\.vocab_size={len(WORDS)}"):
-        build_tokenizer(config, Pictures())
+        build_tokenizer(config, Images())

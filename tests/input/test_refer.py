@@ -28,7 +28,7 @@ from tests.input.refer_fixture import (
 
 
 def referents(source: ReferSource) -> Counter[str]:
-    """How many expressions each picture has."""
+    """How many expressions each image has."""
     return Counter({example.id: len(example.expressions) for example in source})
 
 
@@ -67,11 +67,11 @@ def test_every_dataset_is_read_from_the_pickles_of_python_2(tmp_path, dataset, s
         assert source[0].expressions[3].text == f"{colour(index, 'left')} box"
 
 
-def test_the_sentences_of_one_referent_stand_together(tmp_path):
+def test_the_expressions_of_one_referent_stand_together(tmp_path):
     def edit(refs, instances):
-        refs[-1]["sentences"] *= 2  # the left object of the first picture, read last of its picture
-        for number, sentence in enumerate(refs[-1]["sentences"]):
-            refs[-1]["sentences"][number] = {**sentence, "sent_id": 100 + number}
+        refs[-1]["sentences"] *= 2  # the left object of the first image, read last of its image
+        for number, expression in enumerate(refs[-1]["sentences"]):
+            refs[-1]["sentences"][number] = {**expression, "sent_id": 100 + number}
 
     source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
     assert source.referents(0) == ((0, 1), (2, 3, 4, 5))
@@ -102,15 +102,15 @@ def test_another_overlap_is_refused(tmp_path):
         ReferSource("train", root=write_refer_layout(tmp_path), overlap="xor")
 
 
-def test_pictures_can_be_left_out(tmp_path):
+def test_images_can_be_left_out(tmp_path):
     root = write_refer_layout(tmp_path)
     assert referents(ReferSource("train", root=root, leave_out={100, 999})) == {"101": 4}
-    with pytest.raises(UserError, match=r"all pictures of split 'train' in .* are left out"):
+    with pytest.raises(UserError, match=r"all images of split 'train' in .* are left out"):
         ReferSource("train", root=root, leave_out=(100, 101))
 
 
 @pytest.mark.parametrize("rle", [False, True])
-def test_the_masks_lie_on_what_the_sentences_say(tmp_path, rle):
+def test_the_masks_lie_on_what_the_expressions_say(tmp_path, rle):
     source = ReferSource("val", root=write_refer_layout(tmp_path, rle=rle))
     for index, example in zip((2, 3), source, strict=True):
         image = load_image(example.image)
@@ -127,7 +127,7 @@ def test_the_masks_lie_on_what_the_sentences_say(tmp_path, rle):
             assert image[mask].std(axis=0).max() < 40, "one colour under a mask"
 
 
-def test_the_cleaned_sentences_can_be_chosen(tmp_path):
+def test_the_cleaned_expressions_can_be_chosen(tmp_path):
     root = write_refer_layout(tmp_path)
     assert ReferSource("train", root=root, sentence_field="sent")[0].expressions[0].text == "the right one"
     assert ReferSource("train", root=root, sentence_field="raw")[0].expressions[0].text == "The right one"
@@ -150,23 +150,23 @@ def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
     splits = ("train", "testA", "testAB", "testBC", "val", "test")
     root = write_refclef_layout(tmp_path, "unc", splits=splits)
 
-    def pictures(split):
+    def images(split):
         return [example.id for example in ReferSource(split, root=root, dataset="refclef")]
 
-    assert pictures("train") == ["100"]
-    assert pictures("testA") == ["101", "102"]
-    assert pictures("testB") == ["102", "103"]
-    assert pictures("testC") == ["103"]
-    assert pictures("test") == ["101", "102", "103", "105"]
-    assert pictures("val") == ["104"]
+    assert images("train") == ["100"]
+    assert images("testA") == ["101", "102"]
+    assert images("testB") == ["102", "103"]
+    assert images("testC") == ["103"]
+    assert images("test") == ["101", "102", "103", "105"]
+    assert images("val") == ["104"]
     with pytest.raises(UserError, match=r"no split 'validation'; it has test \(2 referents\), testA \(2 referents\), "):
-        pictures("validation")
+        images("validation")
 
 
 @pytest.mark.parametrize("folder", ["images/saiapr_tc-12", "saiapr_tc-12"])
 @pytest.mark.parametrize("python2_protocol", [0, 2])
-def test_referit_is_read_with_its_own_pictures_and_lists_of_rle(tmp_path, folder, python2_protocol):
-    root = write_refclef_layout(tmp_path, picture_folder=folder, python2_protocol=python2_protocol)
+def test_referit_is_read_with_its_own_images_and_lists_of_rle(tmp_path, folder, python2_protocol):
+    root = write_refclef_layout(tmp_path, image_folder=folder, python2_protocol=python2_protocol)
     source = ReferSource("testA", root=root, dataset="refclef", split_by="berkeley")
     assert source[1].image == root / folder / "105.jpg"
     right = source[1].expressions[0]
@@ -179,7 +179,7 @@ def test_referit_is_read_with_its_own_pictures_and_lists_of_rle(tmp_path, folder
         assert mask[y0:y1, x0:x1].all()
 
 
-def test_the_pictures_that_referit_lacks_are_left_out_and_told(tmp_path, caplog):
+def test_the_images_that_referit_lacks_are_left_out_and_told(tmp_path, caplog):
     root = write_refclef_layout(tmp_path, splits=("train", "train", "test"), first_id=19578)  # 19579 is one of them
     assert len(ReferSource("train", root=root, dataset="refclef", split_by="berkeley")) == 2
     assert not caplog.records
@@ -187,9 +187,9 @@ def test_the_pictures_that_referit_lacks_are_left_out_and_told(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         source = ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
     assert referents(source) == {"19578": 4}
-    assert caplog.messages == ["refclef: pictures that its archive lacks, left out with their referents: 19579.jpg"]
+    assert caplog.messages == ["refclef: images that its archive lacks, left out with their referents: 19579.jpg"]
     (root / "images/saiapr_tc-12/19578.jpg").unlink()
-    with pytest.raises(UserError, match=r"the picture 19578\.jpg .*was not found"):
+    with pytest.raises(UserError, match=r"the image 19578\.jpg .*was not found"):
         ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
 
 
@@ -201,15 +201,15 @@ def test_the_pictures_that_referit_lacks_are_left_out_and_told(tmp_path, caplog)
     ],
 )
 @pytest.mark.parametrize("bare_names", [False, True])
-def test_the_pictures_are_found_under_the_names_people_have(tmp_path, folder, bare_names):
-    root = write_refer_layout(tmp_path, picture_folder=folder, bare_names=bare_names)
+def test_the_images_are_found_under_the_names_people_have(tmp_path, folder, bare_names):
+    root = write_refer_layout(tmp_path, image_folder=folder, bare_names=bare_names)
     name = "000000000101.jpg" if bare_names else "COCO_train2014_000000000101.jpg"
     assert ReferSource("train", root=root)[1].image == root / folder / name
 
 
 @pytest.mark.parametrize("given", ["coco/train2017", "coco"])
-def test_the_pictures_may_lie_elsewhere(tmp_path, given):
-    root = write_refer_layout(tmp_path / "data", picture_folder="../coco/train2017", bare_names=True)
+def test_the_images_may_lie_elsewhere(tmp_path, given):
+    root = write_refer_layout(tmp_path / "data", image_folder="../coco/train2017", bare_names=True)
     source = ReferSource("val", root=root, image_root=tmp_path / given)
     assert source[0].image == tmp_path / "coco/train2017/000000000102.jpg"
     assert load_image(source[0].image).shape == (HEIGHT, WIDTH, 3)
@@ -230,7 +230,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, caplog):
     def edit(refs, instances):
         instances["annotations"][0]["segmentation"] = []
         del instances["annotations"][2]["segmentation"]
-        refs[-2]["sentences"][0]["raw"] = "  "  # the right object of the first picture
+        refs[-2]["sentences"][0]["raw"] = "  "  # the right object of the first image
 
     with caplog.at_level(logging.WARNING):
         source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
@@ -249,7 +249,7 @@ def no_annotation(refs, instances):
     del instances["annotations"][0]
 
 
-def no_picture(refs, instances):
+def no_image(refs, instances):
     del instances["images"][0]
 
 
@@ -288,16 +288,16 @@ def no_referents(refs, instances):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (no_masks, "no referent of split 'train' .* has both a mask and a sentence"),
+        (no_masks, "no referent of split 'train' .* has both a mask and an expression"),
         (no_annotation, r"annotation 1000 \(referent 0\), which the instances\.json beside it does not have"),
-        (no_picture, r"picture 100 \(referent 1\), which the instances\.json beside it does not have"),
+        (no_image, r"image 100 \(referent 1\), which the instances\.json beside it does not have"),
         (no_split, "without 'split'"),
         (no_raw, "without 'raw'"),
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
-        (no_text, "None instead of a text as 'raw' of the sentence with sent_id 0"),
+        (no_text, "None instead of a text as 'raw' of the expression with sent_id 0"),
         (no_list, r"annotation 1000 in .*must be a list of numbers"),
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
-        (twice, "2 sentences with the sent_id 0"),
+        (twice, "2 expressions with the sent_id 0"),
         (no_referents, "no split 'train'; it has no referents at all"),
     ],
 )
@@ -328,7 +328,7 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path):
         ReferSource("train", root=root)
 
 
-def test_missing_pictures_are_named_with_what_was_tried(tmp_path):
+def test_missing_images_are_named_with_what_was_tried(tmp_path):
     root = write_refer_layout(tmp_path)
     source = ReferSource("train", root=root)
     (root / FOLDER / "COCO_train2014_000000000101.jpg").unlink()
@@ -360,8 +360,8 @@ def test_the_real_sample_has_the_counts_of_its_card(real_root):
         **{"testA": 31, "testB": 35},
     }
     assert sum(source.num_expressions for source in sources.values()) == 584
-    pictures = [example.id for source in sources.values() for example in source]
-    assert len(pictures) == len(set(pictures)) == 90
+    images = [example.id for source in sources.values() for example in source]
+    assert len(images) == len(set(images)) == 90
 
 
 def test_the_real_masks_have_the_area_and_the_box_of_their_annotation(real_root):
@@ -383,7 +383,7 @@ def test_the_real_masks_have_the_area_and_the_box_of_their_annotation(real_root)
     assert np.mean(np.array(short_of_box) < 1) > 0.97, "and only tips thinner than a pixel are lost"
 
 
-def test_the_real_pictures_have_the_size_of_their_annotation(real_root):
+def test_the_real_images_have_the_size_of_their_annotation(real_root):
     for example in ReferSource("test", root=real_root, split_by="mini"):
         assert load_image(example.image).shape == (example.height, example.width, 3)
 

@@ -1,4 +1,4 @@
-"""Resizing pictures: what Pillow makes of them, to within one grey level."""
+"""Resizing images: what Pillow makes of them, to within one grey level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s2rm_jax.input import images
 from s2rm_jax.input.images import resize_fast, resize_image
 
 
-def smooth_picture(height: int, width: int) -> np.ndarray:
+def smooth_image(height: int, width: int) -> np.ndarray:
     noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -27,20 +27,20 @@ def test_resizing_smooths_and_keeps_flat_areas(how):
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 427), (200, 320), (960, 1280), (480, 480)])
 def test_every_way_gives_what_pillow_gives_to_within_a_grey_level(size):
-    picture = smooth_picture(*size)
-    wanted = np.asarray(Image.fromarray(picture).resize((480, 480), Image.Resampling.BILINEAR)).astype(int)
-    np.testing.assert_array_equal(resize_image(picture, (480, 480)), wanted)
-    difference = np.abs(resize_fast(picture, (480, 480)) - wanted)
+    image = smooth_image(*size)
+    wanted = np.asarray(Image.fromarray(image).resize((480, 480), Image.Resampling.BILINEAR)).astype(int)
+    np.testing.assert_array_equal(resize_image(image, (480, 480)), wanted)
+    difference = np.abs(resize_fast(image, (480, 480)) - wanted)
     assert difference.max() <= 1 and difference.mean() < 0.3
 
 
 def test_what_lies_otherwise_in_memory_is_resized_alike():
-    picture = smooth_picture(64, 80)
-    for view in (picture[:, ::-1], picture[3:50, 10:70], picture[..., ::-1]):
+    image = smooth_image(64, 80)
+    for view in (image[:, ::-1], image[3:50, 10:70], image[..., ::-1]):
         np.testing.assert_array_equal(resize_fast(view, (24, 32)), resize_fast(view.copy(), (24, 32)))
 
 
 def test_without_the_fast_library_pillow_does_it(monkeypatch):
-    picture = smooth_picture(64, 80)
+    image = smooth_image(64, 80)
     monkeypatch.setattr(images, "fast", None)
-    np.testing.assert_array_equal(resize_fast(picture, (24, 32)), resize_image(picture, (24, 32)))
+    np.testing.assert_array_equal(resize_fast(image, (24, 32)), resize_image(image, (24, 32)))

@@ -11,23 +11,23 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.sampling import EpochSize, epoch_size, rows_of, steps_for
 
-# Positions of the expressions of each picture, those of one referent together.
-PICTURES = (((0, 2), (1, 3, 4)), ((0,),), ((0, 1), (2,), (3,), (4, 5), (6,)), ())
+# Positions of the expressions of each image, those of one referent together.
+IMAGES = (((0, 2), (1, 3, 4)), ((0,),), ((0, 1), (2,), (3,), (4, 5), (6,)), ())
 
 
 class Source:
     def __len__(self):
-        return len(PICTURES)
+        return len(IMAGES)
 
     def __getitem__(self, index):
         expressions = tuple(Expression(f"{index}-{k}", []) for k in range(self.expression_count(index)))
         return Example(str(index), np.zeros((2, 2, 3), np.uint8), 2, 2, expressions)
 
     def expression_count(self, index):
-        return sum(map(len, PICTURES[index]))
+        return sum(map(len, IMAGES[index]))
 
     def referents(self, index):
-        return PICTURES[index]
+        return IMAGES[index]
 
 
 def make_config(sampling, k):
@@ -43,41 +43,41 @@ def an_epoch(config, rng):
         [row.example.expressions[position].text for position in row.draw(k, rng)]
         for row in (rows[i] for i in range(len(rows)))
     ]
-    assert all(len(sentences) <= k for sentences in drawn)
-    assert all(len({sentence.split("-")[0] for sentence in sentences}) <= 1 for sentences in drawn)
+    assert all(len(expressions) <= k for expressions in drawn)
+    assert all(len({expression.split("-")[0] for expression in expressions}) <= 1 for expressions in drawn)
     return drawn
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-def test_every_sentence_once(k):
+def test_every_expression_once(k):
     drawn = an_epoch(make_config("sentence", k), np.random.default_rng(0))
-    everything = Counter(f"{i}-{j}" for i, groups in enumerate(PICTURES) for j in range(sum(map(len, groups))))
+    everything = Counter(f"{i}-{j}" for i, groups in enumerate(IMAGES) for j in range(sum(map(len, groups))))
     assert Counter(chain(*drawn)) == everything
     assert len(drawn) == sum(-(-count // k) for count in (5, 1, 7))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-def test_every_referent_once_with_any_of_its_sentences(k):
+def test_every_referent_once_with_any_of_its_expressions(k):
     config, rng = make_config("referent", k), np.random.default_rng(0)
     seen = set()
     for _ in range(30):
         drawn = chain(*an_epoch(config, rng))
-        pairs = [tuple(map(int, sentence.split("-"))) for sentence in drawn]
-        referents = [(i, next(g for g, group in enumerate(PICTURES[i]) if j in group)) for i, j in pairs]
-        assert sorted(referents) == [(i, g) for i, groups in enumerate(PICTURES) for g in range(len(groups))]
+        pairs = [tuple(map(int, expression.split("-"))) for expression in drawn]
+        referents = [(i, next(g for g, group in enumerate(IMAGES[i]) if j in group)) for i, j in pairs]
+        assert sorted(referents) == [(i, g) for i, groups in enumerate(IMAGES) for g in range(len(groups))]
         seen |= set(pairs)
     assert len(seen) == 13
 
 
-def test_parts_of_a_picture_are_nearly_equal():
+def test_parts_of_a_image_are_nearly_equal():
     rows = rows_of(Source(), make_config("sentence", 4))
     assert [len(groups) for _, groups in rows.spans] == [2, 3, 1, 3, 4]
 
 
-def test_pictures_with_k_of_their_sentences():
+def test_images_with_k_of_their_expressions():
     rng = np.random.default_rng(0)
     drawn = an_epoch(make_config("image", 3), rng)
-    assert [len(set(sentences)) for sentences in drawn] == [3, 1, 3, 0]
+    assert [len(set(expressions)) for expressions in drawn] == [3, 1, 3, 0]
 
 
 @pytest.mark.parametrize("sampling", ["image", "sentence", "referent"])
@@ -95,7 +95,7 @@ def test_a_source_without_end_has_no_epochs_and_is_not_listed():
 
     assert epoch_size(Endless(), make_config("image", 4)) is None
     assert len(rows_of(Endless(), make_config("image", 4))) == 2**31 - 1
-    with pytest.raises(UserError, match=r"sampling='referent' lists every sentence.*2,147,483,647 pictures"):
+    with pytest.raises(UserError, match=r"sampling='referent' lists every expression.*2,147,483,647 images"):
         rows_of(Endless(), make_config("referent", 4))
 
 
@@ -104,7 +104,7 @@ def test_steps_of_epochs_are_those_that_the_peers_take():
     assert steps_for(1, refcoco, 32) == 1325
     assert steps_for(40, refcoco, 32) == 53_000
     assert steps_for(0.5, refcoco, 32) == 662
-    with pytest.raises(UserError, match=r"config\.epochs=40 of 7 pictures, 32 a step, are less than one step"):
+    with pytest.raises(UserError, match=r"config\.epochs=40 of 7 images, 32 a step, are less than one step"):
         steps_for(40, EpochSize(7, 7), 32)
     with pytest.raises(UserError, match="no end and so no epochs"):
         steps_for(40, None, 32)

@@ -1,4 +1,4 @@
-"""Pictures and masks: what is painted is what the masks say."""
+"""Images and masks: what is painted is what the masks say."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_the_mask_is_the_outline(shape):
 
 def test_edges_are_smooth():
     white = Scene(100, 100, (one(colour="cyan"),))
-    picture, (mask,), _ = draw(white, rng())
-    inner, outer = picture[50, 50].astype(int), picture[5, 5].astype(int)
+    image, (mask,), _ = draw(white, rng())
+    inner, outer = image[50, 50].astype(int), image[5, 5].astype(int)
     rows, columns = np.mgrid[:100, :100] + 0.5
     edge = np.abs(np.hypot(rows - 50, columns - 50) - 20) < 0.5
     channel = np.argmax(np.abs(inner - outer))
-    values = np.unique(picture[edge][:, channel])
+    values = np.unique(image[edge][:, channel])
     assert len(values) > 20  # not only two
     assert mask[50, 50] and not mask[5, 5]
 
@@ -79,19 +79,19 @@ def test_textures_keep_the_colour_in_the_lead(colour, texture):
 def test_colours_are_far_apart():
     means = []
     for colour in COLOURS:
-        picture, (mask,), _ = draw(Scene(100, 100, (one(colour=colour),)), rng())
-        means.append(picture[mask].mean(axis=0))
+        image, (mask,), _ = draw(Scene(100, 100, (one(colour=colour),)), rng())
+        means.append(image[mask].mean(axis=0))
     distances = np.linalg.norm(np.array(means)[:, None] - np.array(means)[None], axis=-1)
     assert distances[~np.eye(len(COLOURS), dtype=bool)].min() > 60
 
 
 def test_the_later_thing_hides_the_earlier_one():
     red, blue = one(colour="red"), one(colour="blue", x=65.0)
-    picture, masks, shares = draw(Scene(100, 100, (red, blue)), rng())
+    image, masks, shares = draw(Scene(100, 100, (red, blue)), rng())
     assert not (masks[0] & masks[1]).any()
     assert shares[1] == 1.0 and 0.4 < shares[0] < 0.6
-    assert masks[1][50, 60] and picture[50, 60, 2] > picture[50, 60, 0]
-    assert masks[0][50, 35] and picture[50, 35, 0] > picture[50, 35, 2]
+    assert masks[1][50, 60] and image[50, 60, 2] > image[50, 60, 0]
+    assert masks[0][50, 35] and image[50, 35, 0] > image[50, 35, 2]
     _, swapped, _ = draw(Scene(100, 100, (blue, red)), rng())
     assert swapped[1][50, 60] and not swapped[0][50, 60]
     np.testing.assert_array_equal(masks[0] | masks[1], swapped[0] | swapped[1])
@@ -113,7 +113,7 @@ def test_things_hide_each_other_within_the_limit(limit):
         assert min(shares) < 1 - limit / 2  # and they do hide each other
 
 
-def test_things_lie_wholly_in_the_picture():
+def test_things_lie_wholly_in_the_image():
     for index in range(40):
         for mask in compose(SceneConfig(image_size=(96, 140)), "train", 0, index).masks:
             border = np.ones_like(mask)
@@ -122,8 +122,8 @@ def test_things_lie_wholly_in_the_picture():
 
 
 def test_grounds_vary():
-    pictures = [compose(SceneConfig(), "train", 0, index) for index in range(30)]
-    grounds = np.array([p.picture[~np.any(p.masks, axis=0)].mean() for p in pictures])
+    images = [compose(SceneConfig(), "train", 0, index) for index in range(30)]
+    grounds = np.array([p.image[~np.any(p.masks, axis=0)].mean() for p in images])
     assert grounds.min() < 80 and grounds.max() > 180
-    saturation = [np.ptp(p.picture[~np.any(p.masks, axis=0)].mean(axis=0)) for p in pictures]
+    saturation = [np.ptp(p.image[~np.any(p.masks, axis=0)].mean(axis=0)) for p in images]
     assert max(saturation) < 45  # muted: no ground could be taken for a colour of the things

@@ -117,7 +117,7 @@ def test_held_out_pairs_can_be_chosen():
 
 
 @pytest.mark.parametrize("size", [(64, 160), (150, 80), (200, 200)])
-def test_pictures_of_any_size(size):
+def test_images_of_any_size(size):
     example = SyntheticSource("train", image_size=size)[0]
     assert example.image.shape == (*size, 3)
     assert (example.height, example.width) == size
@@ -194,7 +194,7 @@ def test_wrong_splits_are_told():
 
 def test_a_difficulty_that_leaves_nothing_to_say_is_told():
     source = SyntheticSource("train", min_objects=2, max_objects=2, kinds=("ordinal",))
-    with pytest.raises(UserError, match="gave none with sentences of the kinds ordinal"):
+    with pytest.raises(UserError, match="gave none with expressions of the kinds ordinal"):
         source[0]
 
 
@@ -211,5 +211,5 @@ def test_distractors_that_are_all_held_out_are_told():
         distractors=1.0,
         held_out_pairs=(("red", "square"), ("blue", "circle")),  # each differs by one from each pair of training
     )
-    with pytest.raises(UserError, match="gave none with sentences of the kinds"):
+    with pytest.raises(UserError, match="gave none with expressions of the kinds"):
         source[0]

@@ -35,7 +35,7 @@ LAYOUTS = {
         root, "refcoco", "google", splits=("train", "val", "test"), python2_protocol=2
     ),
     ("refcoco+", "unc"): lambda root: refer_fixture.write_refer_layout(
-        root, "refcoco+", "unc", picture_folder="train2017", bare_names=True
+        root, "refcoco+", "unc", image_folder="train2017", bare_names=True
     ),
     ("refcocog", "umd"): lambda root: refer_fixture.write_refer_layout(
         root, "refcocog", "umd", splits=("train", "val", "test")
@@ -55,7 +55,7 @@ WRITTEN = {
 
 
 def assert_same(source: TfdsSource, refer: ReferSource) -> None:
-    """Picture by picture the same pixels, sentences, ids, segmentations, masks and groups."""
+    """Image by image the same pixels, expressions, ids, segmentations, masks and groups."""
     assert len(source) == len(refer) > 0
     for index, (ours, theirs) in enumerate(zip(source, refer, strict=True)):
         assert ours.image == theirs.image.read_bytes()
@@ -86,7 +86,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
 
     def edit(refs, instances):
-        for ref in refs[-4:]:  # the first two pictures, of train
+        for ref in refs[-4:]:  # the first two images, of train
             ref["sentences"][0]["sent"] = " "
         for ref in refs[-2:]:  # nothing of the first is left in "sent"
             ref["sentences"][1]["sent"] = ""
@@ -96,7 +96,7 @@ def built(tmp_path_factory):
     return files, folder / "out"
 
 
-def test_sentences_without_words_are_left_out_of_the_cleaned_ones_only(built):
+def test_expressions_without_words_are_left_out_of_the_cleaned_ones_only(built):
     files, out = built
     for field, counts in (("raw", [4, 4]), ("sent", [2])):
         source = TfdsSource("train", root=out, sentence_field=field)
@@ -104,7 +104,7 @@ def test_sentences_without_words_are_left_out_of_the_cleaned_ones_only(built):
         assert_same(source, ReferSource("train", root=files, sentence_field=field))
 
 
-def test_the_pictures_are_stored_byte_for_byte(built):
+def test_the_images_are_stored_byte_for_byte(built):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.decode import DeserializeMethod
     from tensorflow_datasets.proto import tf_example_pb2
@@ -145,7 +145,7 @@ def ref_coco(tmp_path_factory):
     return files, folder / "out"
 
 
-def test_ref_coco_of_tfds_gives_the_same_pictures_sentences_and_masks(ref_coco):
+def test_ref_coco_of_tfds_gives_the_same_images_expressions_and_masks(ref_coco):
     files, out = ref_coco
     for split in ("train", "val", "testA", "testB"):
         source = TfdsSource(split, root=out, dataset="ref_coco", split_by="refcoco_unc")

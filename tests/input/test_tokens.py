@@ -1,4 +1,4 @@
-"""Tokens: against the meaning of the sentences, and against transformers on a real vocabulary."""
+"""Tokens: against the meaning of the expressions, and against transformers on a real vocabulary."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def ids_of(*words: str, length: int = 8) -> list[int]:
         ("star,red", ["star", ",", "red"]),
         ("Café", ["cafe"]),
         ("the purple star", ["the", "[UNK]", "star"]),
-        ("[SEP]", ["[", "sep", "]"]),  # typed by a person, it is no token that ends the sentence
+        ("[SEP]", ["[", "sep", "]"]),  # typed by a person, it is no token that ends the expression
     ],
 )
-def test_sentences_become_pieces(tokenizer, sentence, pieces):
-    ids, mask = tokenizer.encode(sentence)
+def test_expressions_become_pieces(tokenizer, expression, pieces):
+    ids, mask = tokenizer.encode(expression)
     assert (ids.dtype, mask.dtype) == (np.int32, bool)
     assert ids.tolist() == ids_of("[CLS]", *pieces, "[SEP]")
     assert mask.tolist() == [index < len(pieces) + 2 for index in range(8)]
     assert tokenizer.words(ids) == ["[CLS]", *pieces, "[SEP]"]
-    assert tokenizer.length(sentence) == len(pieces) + 2
+    assert tokenizer.length(expression) == len(pieces) + 2
 
 
-def test_a_sentence_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tokenizer, caplog):
+def test_a_expression_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         whole, _ = tokenizer.encode("the red star the red star")
         assert (whole.tolist(), tokenizer.truncated, caplog.records) == (
@@ -64,9 +64,9 @@ def test_a_sentence_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tokeni
 
 
 @pytest.mark.parametrize("sentence", ["", "  \t\n", "\u200b\x00"])
-def test_a_sentence_without_words_is_refused(tokenizer, sentence):
+def test_a_expression_without_words_is_refused(tokenizer, expression):
     with pytest.raises(UserError, match="has no words"):
-        tokenizer.encode(sentence)
+        tokenizer.encode(expression)
 
 
 def test_a_saved_vocabulary_gives_the_same_tokens(tokenizer, tmp_path):
@@ -116,9 +116,9 @@ def test_a_vocabulary_file_that_cannot_be_read_is_named(tmp_path):
 def test_a_saved_vocabulary_is_one_for_transformers(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "vocab.txt")
     reference = BertTokenizer.from_pretrained(tmp_path)
-    for sentence in ("The leftmost  RED star,", "café [ purple ]", "left " * 20):
-        expected = reference(sentence, truncation=True, max_length=8, padding="max_length")
-        assert tokenizer.encode(sentence)[0].tolist() == expected["input_ids"]
+    for expression in ("The leftmost  RED star,", "café [ purple ]", "left " * 20):
+        expected = reference(expression, truncation=True, max_length=8, padding="max_length")
+        assert tokenizer.encode(expression)[0].tolist() == expected["input_ids"]
 
 
 @pytest.fixture(scope="module")
@@ -131,41 +131,41 @@ def bert() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def sentences() -> list[str]:
+def expressions() -> list[str]:
     mini = refer_mini()
     files = sorted((mini.parent / "expressions").glob("*.jsonl")) if mini else []
     if not files:
-        pytest.skip("no real sentences beside the sample of real data")
+        pytest.skip("no real expressions beside the sample of real data")
     return [json.loads(line)["sent"] for file in files for line in file.read_text().splitlines()]
 
 
-def test_a_real_vocabulary_cuts_known_sentences_as_published(bert):
+def test_a_real_vocabulary_cuts_known_expressions_as_published(bert):
     assert bert.size == 30_522
     ids, _ = bert.encode("The man in red.")
     assert ids[:7].tolist() == [101, 1996, 2158, 1999, 2417, 1012, 102]
     assert bert.words(bert.encode("skiier")[0]) == ["[CLS]", "ski", "##ier", "[SEP]"]
 
 
-def test_real_sentences_get_the_tokens_of_transformers(bert, sentences, tmp_path):
+def test_real_expressions_get_the_tokens_of_transformers(bert, expressions, tmp_path):
     bert.save(tmp_path / "vocab.txt")
     reference = BertTokenizer.from_pretrained(tmp_path)
     odd = ["Ünïcödé 漢字 – “quotes”", "o'clock", "e-mail: a@b.c", "🙂", "a" * 120, "1/2 3.5% $4", "don't\u00a0stop"]
-    for sentence in [*odd, *sentences]:
-        expected = reference(sentence, truncation=True, max_length=20, padding="max_length")
-        ids, mask = bert.encode(sentence)
-        assert ids.tolist() == expected["input_ids"], sentence
-        assert mask.tolist() == [bool(value) for value in expected["attention_mask"]], sentence
+    for expression in [*odd, *expressions]:
+        expected = reference(expression, truncation=True, max_length=20, padding="max_length")
+        ids, mask = bert.encode(expression)
+        assert ids.tolist() == expected["input_ids"], expression
+        assert mask.tolist() == [bool(value) for value in expected["attention_mask"]], expression
 
 
-def test_real_sentences_fit_and_can_be_read_back(bert, sentences):
-    """RefCOCOg has the longest sentences of the datasets: the default limit cuts few of them."""
-    assert len(sentences) > 10_000
-    lengths = np.array([bert.length(sentence) for sentence in sentences])
+def test_real_expressions_fit_and_can_be_read_back(bert, expressions):
+    """RefCOCOg has the longest expressions of the datasets: the default limit cuts few of them."""
+    assert len(expressions) > 10_000
+    lengths = np.array([bert.length(expression) for expression in expressions])
     assert 8.4 < lengths.mean() - 2 < 10.4  # 8.4 words, and their punctuation and pieces
     assert (lengths > bert.max_tokens).mean() < 0.04
-    for sentence, length in zip(sentences, lengths, strict=True):
-        words = bert.words(bert.encode(sentence)[0])
+    for expression, length in zip(expressions, lengths, strict=True):
+        words = bert.words(bert.encode(expression)[0])
         assert "[UNK]" not in words
         if length <= bert.max_tokens:
             text = "".join(word.removeprefix("##") for word in words[1:-1])
-            assert text == "".join(sentence.lower().split())
+            assert text == "".join(expression.lower().split())

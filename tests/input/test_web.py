@@ -1,4 +1,4 @@
-"""Pictures from the web, against a server of this process."""
+"""Images from the web, against a server of this process."""
 
 import io
 import threading
@@ -13,7 +13,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import fetch, is_url, load_image
 
 
-def picture_file():
+def image_file():
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -21,23 +21,23 @@ def picture_file():
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        content = picture_file()
+        content = image_file()
         if self.path == "/missing":
             return self.send_error(404)
         self.send_response(302 if self.path in ("/moved", "/to_a_file") else 200)
         if self.path == "/moved":
-            self.send_header("Location", "/picture.png")
+            self.send_header("Location", "/image.png")
         elif self.path == "/to_a_file":
             self.send_header("Location", "file:///etc/passwd")
         elif self.path == "/broken":
             self.send_header("Content-Length", str(len(content) + 10))
         self.end_headers()
         if self.path == "/text":
-            content = b"a page and not a picture"
+            content = b"a page and not an image"
         for byte in content if self.path == "/slow" else ():
             self.wfile.write(bytes([byte]))
             time.sleep(0.05)
-        if self.path in ("/picture.png", "/text", "/broken"):
+        if self.path in ("/image.png", "/text", "/broken"):
             self.wfile.write(content)
         return None
 
@@ -55,11 +55,11 @@ def server():
     running.server_close()
 
 
-@pytest.mark.parametrize("page", ["picture.png", "moved"])
-def test_a_picture_comes_from_its_address(server, page):
-    picture = load_image(f"{server}/{page}")
-    assert picture.shape == (4, 6, 3)
-    assert (picture == 200).all()
+@pytest.mark.parametrize("page", ["image.png", "moved"])
+def test_a_image_comes_from_its_address(server, page):
+    image = load_image(f"{server}/{page}")
+    assert image.shape == (4, 6, 3)
+    assert (image == 200).all()
 
 
 def test_what_is_an_address():
@@ -74,7 +74,7 @@ def test_what_is_an_address():
     ("page", "limits", "says"),
     [
         ("missing", {}, "the server says 404"),
-        ("picture.png", {"max_bytes": 20}, "larger than 20 bytes"),
+        ("image.png", {"max_bytes": 20}, "larger than 20 bytes"),
         ("slow", {"timeout": 0.3}, r"within 0\.3 seconds"),
         ("broken", {}, "broke off after"),
         ("to_a_file", {}, "cannot be had|cannot be reached"),
@@ -87,8 +87,8 @@ def test_what_goes_wrong_is_said_in_one_line(server, page, limits, says):
     assert f"{server}/{page}" in str(told.value)
 
 
-def test_a_page_is_no_picture(server):
-    with pytest.raises(UserError, match="text is not a picture"):
+def test_a_page_is_no_image(server):
+    with pytest.raises(UserError, match="text is not an image"):
         load_image(f"{server}/text")
 
 

@@ -14,18 +14,18 @@ from PIL import Image
 from s2rm_jax.training.workdir import LoadedRun
 
 # Of these the tiny network of the tests makes masks that are neither empty nor full, which those who ask them check.
-SENTENCES = ("the red circle", "the small star left of the blue square", "the rightmost square")
+EXPRESSIONS = ("the red circle", "the small star left of the blue square", "the rightmost square")
 
 FRESH = """
 import json, sys
-folder, work, sentences, foreign = json.loads(sys.argv[1])
+folder, work, expressions, foreign = json.loads(sys.argv[1])
 sys.modules.update(dict.fromkeys(foreign))  # importing one of these now raises ImportError
 sys.path.insert(0, folder)
 import numpy as np
 import segment
 
 network = segment.load_network(folder)
-masks = segment.segment(network, segment.load_picture(f"{work}/picture.png"), sentences)
+masks = segment.segment(network, segment.load_image(f"{work}/image.png"), expressions)
 batch = np.load(f"{work}/batch.npz")
 outputs = network.ground(network.encode_image(batch["images"]), batch["tokens"], batch["token_mask"])
 np.savez(f"{work}/answer.npz", masks=masks, **{f"output_{i}": output for i, output in enumerate(outputs)})
@@ -33,25 +33,25 @@ np.savez(f"{work}/answer.npz", masks=masks, **{f"output_{i}": output for i, outp
 
 
 class Answer(NamedTuple):
-    """What an exported network says of one picture, and the raw outputs of a batch."""
+    """What an exported network says of one image, and the raw outputs of a batch."""
 
     masks: np.ndarray
     outputs: list[np.ndarray]
 
 
 class Question(NamedTuple):
-    """A picture, sentences about it, and a batch of another size: two pictures with five sentences each."""
+    """An image, expressions about it, and a batch of another size: two images with five expressions each."""
 
-    picture: np.ndarray
-    sentences: tuple[str, ...]
+    image: np.ndarray
+    expressions: tuple[str, ...]
     batch: dict[str, np.ndarray]
 
     def ask(self, folder: Path, work: Path, *foreign: str) -> Answer:
         """Asks the network in `folder`, in a fresh process that can import neither this package nor `foreign`."""
-        Image.fromarray(self.picture).save(work / "picture.png")
+        Image.fromarray(self.image).save(work / "image.png")
         np.savez(work / "batch.npz", **self.batch)
         ours = ("s2rm_jax", "flax", "einops", "grain", "jaxtyping", "ml_collections", "optax", "orbax", "transformers")
-        argument = json.dumps([str(folder), str(work), self.sentences, ours + foreign])
+        argument = json.dumps([str(folder), str(work), self.expressions, ours + foreign])
         subprocess.run([sys.executable, "-I", "-c", FRESH, argument], cwd=work, check=True)
         with np.load(work / "answer.npz") as answer:
             return Answer(answer["masks"], [answer[name] for name in answer.files if name.startswith("output")])
@@ -60,9 +60,9 @@ class Question(NamedTuple):
 def make_question(trained: LoadedRun) -> Question:
     """Returns a question for a network that was trained on synthetic scenes."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (40, 57, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (40, 57, 3), dtype=np.uint8)
     images = rng.normal(size=(2, *trained.config.input.image_size, 3)).astype(np.float32)
     shape = (2, 5, trained.config.text.max_tokens)
     tokens = rng.integers(0, trained.tokenizer.size, shape, dtype=np.int32)
     token_mask = np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, shape[:2])[..., None]
-    return Question(picture, SENTENCES, {"images": images, "tokens": tokens, "token_mask": token_mask})
+    return Question(image, EXPRESSIONS, {"images": images, "tokens": tokens, "token_mask": token_mask})

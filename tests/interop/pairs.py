@@ -81,7 +81,9 @@ def whole_bert(**size: Any) -> Pair:
     def theirs(module: BertModel, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
         return (module(tokens, attention_mask=mask).last_hidden_state,)
 
-    return _pair(draw_bert(**theirs_size), theirs, Bert(**size), bert_layout(size["num_layers"]), arrays, *_sentence(8))
+    return _pair(
+        draw_bert(**theirs_size), theirs, Bert(**size), bert_layout(size["num_layers"]), arrays, *_expression(8)
+    )
 
 
 def bert_embeddings(bert: BertModel) -> Pair:
@@ -92,7 +94,7 @@ def bert_embeddings(bert: BertModel) -> Pair:
     def theirs(module: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
         return (module(tokens),)
 
-    return _pair(bert.embeddings, theirs, ours, _part(bert_layout(0), "", "embeddings."), arrays, *_sentence(8))
+    return _pair(bert.embeddings, theirs, ours, _part(bert_layout(0), "", "embeddings."), arrays, *_expression(8))
 
 
 def bert_layer(bert: BertModel) -> Pair:
@@ -105,7 +107,7 @@ def bert_layer(bert: BertModel) -> Pair:
         return (module(x, hidden),)
 
     layout = _part(bert_layout(1), "layer0/", "encoder.layer.0.")
-    example = _real(1, 8, config.hidden_size), _sentence(8)[1]
+    example = _real(1, 8, config.hidden_size), _expression(8)[1]
     return _pair(bert.encoder.layer[0], theirs, ours, layout, arrays, *example)
 
 
@@ -132,5 +134,5 @@ def _real(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _sentence(length: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+def _expression(length: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     return jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1, length), jnp.bool)

@@ -51,7 +51,7 @@ what is added to all logits of a query; what rounding leaves there is measured a
 
 {rows}
 
-Pictures: "odd" ones fit neither patches nor windows nor merging in any stage, "square" ones are those of the published
+Images: "odd" ones fit neither patches nor windows nor merging in any stage, "square" ones are those of the published
 training, where the last stage is one window and is not shifted.
 
 ## Would it notice?

@@ -21,23 +21,23 @@ BASE = {
 SMALL = BASE | {"hidden_size": 512, "num_layers": 4, "num_heads": 8, "intermediate_size": 2048}
 ONE_LAYER = {"vocab_size": 1000, "hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12}
 
-WORDS = {"no padding": (20, 20, 20), "padded": (20, 9, 2)}  # real tokens of the three sentences of 20
+WORDS = {"no padding": (20, 20, 20), "padded": (20, 9, 2)}  # real tokens of the three expressions of 20
 
 
-def sentences(padding, vocabulary=1000):
+def expressions(padding, vocabulary=1000):
     rng = np.random.default_rng(2)
     tokens = rng.integers(0, vocabulary, size=(3, 20), dtype=np.int32)
     return tokens, np.arange(20) < np.array(WORDS[padding])[:, None]
 
 
 def test_embeddings(hold):
-    errors = compare(bert_embeddings(draw_bert(**ONE_LAYER)), *sentences("no padding"))
+    errors = compare(bert_embeddings(draw_bert(**ONE_LAYER)), *expressions("no padding"))
     hold(Row("BERT embeddings", "768 wide", "3 x 20 tokens", errors, LAYER_TOLERANCE))
 
 
 @pytest.mark.parametrize("padding", WORDS)
 def test_layer(padding, hold):
-    _, mask = sentences(padding)
+    _, mask = expressions(padding)
     x = STREAM * np.random.default_rng(3).standard_normal((3, 20, 768), np.float32)
     errors = compare(bert_layer(draw_bert(**ONE_LAYER)), x, mask)
     hold(Row("BERT layer", "768 wide", f"3 x 20 tokens, {padding}", errors, LAYER_TOLERANCE))
@@ -47,5 +47,5 @@ def test_layer(padding, hold):
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_whole_bert(size, padding, hold):
     pair = whole_bert(**{"small": SMALL, "base": BASE}[size])
-    errors = compare(pair, *sentences(padding, BASE["vocab_size"]))
+    errors = compare(pair, *expressions(padding, BASE["vocab_size"]))
     hold(Row("whole BERT", size.capitalize(), f"3 x 20 tokens, {padding}", errors, WHOLE_TOLERANCE))

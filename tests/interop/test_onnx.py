@@ -31,12 +31,12 @@ print(write_onnx(pickle.load(sys.stdin.buffer), Path(sys.argv[1])))
 
 @pytest.fixture(scope="module")
 def judging(trained):
-    """The trained network with a head that says "nothing here" of some of the sentences."""
+    """The trained network with a head that says "nothing here" of some of the expressions."""
     config = ConfigDict(trained.config.to_dict())
     config.decoder.no_target_width = 8
     network = build_network(config)
     head = jax.jit(lambda key: initial_params(network, config, key))(jax.random.key(1))["no_target"]
-    head["nothing"]["bias"] -= 0.47  # untrained, it finds something above 0 for every sentence
+    head["nothing"]["bias"] -= 0.47  # untrained, it finds something above 0 for every expression
     return LoadedRun(network, {**trained.params, "no_target": head}, trained.tokenizer, config)
 
 
@@ -67,11 +67,11 @@ def ready_graphs(folder, monkeypatch):
 def test_a_fresh_process_gives_the_masks_of_segmenter(judging, folder, question, tmp_path):
     answer = question.ask(folder, tmp_path, "jax", "torch", "onnx", "onnxscript", "safetensors")
     segmenter = Segmenter(judging.network, judging.params, judging.tokenizer, judging.config)
-    result = segmenter.segment(question.picture, question.sentences)
+    result = segmenter.segment(question.image, question.expressions)
     assert 0 < (result.no_target > 0.5).sum() < 3
     assert all(0.1 < mask.mean() < 0.9 for mask in result.masks[result.no_target < 0.5])
     np.testing.assert_array_equal(answer.masks, result.masks)
-    # Another number of pictures, and of sentences for each.
+    # Another number of images, and of expressions for each.
     wanted = jax.jit(judging.network.apply)({"params": judging.params}, **question.batch)
     logits, no_target_logits = answer.outputs
     assert logits.shape == (2, 5, 32, 32)

@@ -62,7 +62,7 @@ def test_the_script_imports_only_what_its_users_have(folder):
 def test_the_script_says_in_a_line_what_is_not_installed(folder, tmp_path):
     shutil.copy(folder / "segment.py", tmp_path)
     (tmp_path / "tokenizers.py").write_text("raise ModuleNotFoundError(\"No module named 'tokenizers'\")")
-    command = [sys.executable, tmp_path / "segment.py", "picture.png", "the red circle"]
+    command = [sys.executable, tmp_path / "segment.py", "image.png", "the red circle"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     needs = "it needs: python -m pip install numpy pillow tokenizers"
@@ -86,20 +86,20 @@ def _names(node):
         "red\tcircle\u200b , ' \" star",
     ],
 )
-def test_sentences_become_the_same_tokens(trained, tokenizer, sentence):
-    (tokens,), (token_mask,) = standalone.prepare_sentences([sentence], tokenizer)
-    wanted_tokens, wanted_mask = trained.tokenizer.encode(sentence)
+def test_expressions_become_the_same_tokens(trained, tokenizer, expression):
+    (tokens,), (token_mask,) = standalone.prepare_expressions([expression], tokenizer)
+    wanted_tokens, wanted_mask = trained.tokenizer.encode(expression)
     np.testing.assert_array_equal(tokens, wanted_tokens, strict=True)
     np.testing.assert_array_equal(token_mask, wanted_mask, strict=True)
 
 
 @pytest.mark.parametrize("sentence", ["", "  \n", "\u200b"])
-def test_a_sentence_without_words(tokenizer, sentence):
+def test_a_expression_without_words(tokenizer, expression):
     with pytest.raises(ValueError, match="has no words"):
-        standalone.prepare_sentences(["red", sentence], tokenizer)
+        standalone.prepare_expressions(["red", expression], tokenizer)
 
 
-def _pictures():
+def _images():
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (23, 31, 3), dtype=np.uint8))
     rgba = Image.fromarray(rng.integers(0, 256, (23, 31, 4), dtype=np.uint8))
@@ -119,26 +119,26 @@ def _pictures():
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-@pytest.mark.parametrize("name", _pictures())
-def test_pictures_become_the_same_numbers(settings, tmp_path, name, orientation):
+@pytest.mark.parametrize("name", _images())
+def test_images_become_the_same_numbers(settings, tmp_path, name, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    _pictures()[name].save(tmp_path / name, exif=exif)
-    found, wanted = standalone.load_picture(tmp_path / name), load_image(tmp_path / name, apply_exif=True)
+    _images()[name].save(tmp_path / name, exif=exif)
+    found, wanted = standalone.load_image(tmp_path / name), load_image(tmp_path / name, apply_exif=True)
     np.testing.assert_array_equal(found, wanted, strict=True)
     wanted = normalize(resize_image(wanted, (32, 32)))
-    np.testing.assert_array_equal(standalone.prepare_picture(found, settings), wanted, strict=True)
+    np.testing.assert_array_equal(standalone.prepare_image(found, settings), wanted, strict=True)
 
 
-def test_floating_point_pictures_are_refused(tmp_path):
+def test_floating_point_images_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(ValueError, match=r"f\.tiff has floating-point values"):
-        standalone.load_picture(tmp_path / "f.tiff")
+        standalone.load_image(tmp_path / "f.tiff")
 
 
 @pytest.mark.parametrize("can_say_nothing", [False, True])
-def test_many_sentences_go_in_rounds(settings, tokenizer, can_say_nothing):
-    """The network of this test finds a sentence everywhere if its length is even, and nothing of those of 4 tokens."""
+def test_many_expressions_go_in_rounds(settings, tokenizer, can_say_nothing):
+    """The network of this test finds an expression everywhere if its length is even, and nothing of those of 4 tokens."""
     rounds = []
 
     def ground(features, tokens, token_mask):
@@ -149,8 +149,8 @@ def test_many_sentences_go_in_rounds(settings, tokenizer, can_say_nothing):
         return [logits.astype(np.float32), np.where(length == 4, 1.0, 0.0)][: 1 + can_say_nothing]
 
     network = standalone.Network(lambda images: "features", ground, tokenizer, settings)
-    sentences = ["red", "red circle", "the red circle", "the large red circle"] * 9
-    masks = standalone.segment(network, np.zeros((5, 7, 3), np.uint8), sentences)
+    expressions = ["red", "red circle", "the red circle", "the large red circle"] * 9
+    masks = standalone.segment(network, np.zeros((5, 7, 3), np.uint8), expressions)
     assert rounds == [(1, 32, 16), (1, 4, 16)]
     assert masks.shape == (36, 5, 7) and masks.dtype == bool
     found = [False, not can_say_nothing, False, True] * 9

@@ -34,10 +34,10 @@ def folder(trained, tmp_path_factory):
 def test_a_fresh_process_gives_the_masks_of_segmenter(trained, folder, question, tmp_path):
     answer = question.ask(folder, tmp_path, "torch", "onnx", "onnxruntime")
     segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
-    masks = segmenter.segment(question.picture, question.sentences).masks
+    masks = segmenter.segment(question.image, question.expressions).masks
     assert all(0.1 < mask.mean() < 0.9 for mask in masks)
     np.testing.assert_array_equal(answer.masks, masks)
-    # Another number of pictures, and of sentences for each.
+    # Another number of images, and of expressions for each.
     wanted = jax.jit(trained.network.apply)({"params": trained.params}, **question.batch).logits
     (logits,) = answer.outputs
     assert logits.shape == (2, 5, 32, 32)
@@ -70,9 +70,9 @@ def test_a_network_that_can_say_nothing_here_returns_that_too(trained):
     assert settings(judging)["functions"]["ground"]["returns"][1] == "no_target_logits float32 [b, k]"
 
 
-@pytest.mark.parametrize("arguments", [["nowhere.png", "red"], ["picture.png", "red", "  "]])
+@pytest.mark.parametrize("arguments", [["nowhere.png", "red"], ["image.png", "red", "  "]])
 def test_the_script_says_what_is_wrong(folder, question, tmp_path, arguments):
-    Image.fromarray(question.picture).save(tmp_path / "picture.png")
+    Image.fromarray(question.image).save(tmp_path / "image.png")
     done = subprocess.run(
         [sys.executable, folder / "segment.py", *arguments, "--out", "masks"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

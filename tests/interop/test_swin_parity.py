@@ -23,19 +23,19 @@ GRIDS = {
 }
 # "odd" sides are divisible neither by patches nor, after patches, by two or by the window: every stage pads something.
 # "square" is what the published networks were trained on: the last stage is a single window and not shifted.
-PICTURES = {
+IMAGES = {
     7: {"square": (224, 224), "oblong": (256, 320), "odd": (231, 259)},
     12: {"square": (384, 384), "oblong": (448, 512), "odd": (386, 433)},
 }
-EVERYTHING = [(size, window, picture) for size in SWIN_SIZES for window in PICTURES for picture in PICTURES[window]]
+EVERYTHING = [(size, window, image) for size in SWIN_SIZES for window in IMAGES for image in IMAGES[window]]
 # What an ordinary run of the tests has time for; with --parity-table it is everything.
 SOME = [case for case in EVERYTHING if case == ("base", 12, "odd") or (case[0] == "tiny" and case[2] != "oblong")]
 
 
 def pytest_generate_tests(metafunc):
-    if "picture" in metafunc.fixturenames:
+    if "image" in metafunc.fixturenames:
         cases = EVERYTHING if metafunc.config.getoption("--parity-table", None) else SOME
-        metafunc.parametrize(("size", "window", "picture"), cases)
+        metafunc.parametrize(("size", "window", "image"), cases)
 
 
 def normal(*shape, size=1.0):
@@ -65,11 +65,11 @@ def test_merge(grid, hold):
     hold(Row("merge", "128 wide", "{} x {}".format(*grid), errors, LAYER_TOLERANCE))
 
 
-def test_whole_swin(size, window, picture, hold):
-    height, width = PICTURES[window][picture]
+def test_whole_swin(size, window, image, hold):
+    height, width = IMAGES[window][image]
     errors = compare(whole_swin(SWIN_SIZES[size], window), normal(1, height, width, 3))
     what = f"whole Swin, window {window}"
-    hold(Row(what, size.capitalize(), f"{height} x {width} px, {picture}", errors, WHOLE_TOLERANCE))
+    hold(Row(what, size.capitalize(), f"{height} x {width} px, {image}", errors, WHOLE_TOLERANCE))
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.checkpoint import restore_params
 from s2rm_jax.training.run import load_config
-from tests.interop.fresh_process import SENTENCES
+from tests.interop.fresh_process import EXPRESSIONS
 
 torch = pytest.importorskip("torch")
 
@@ -32,10 +32,10 @@ def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
     model = S2RMModel.from_pretrained(tmp_path / "torch")
 
     config = load_config(tiny_workdir)
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    images = normalize(resize_image(picture, size))[None]
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    images = normalize(resize_image(image, size))[None]
     tokenizer = Tokenizer(tiny_workdir / "vocab.txt", config.text.max_tokens)
-    columns = zip(*map(tokenizer.encode, SENTENCES), strict=True)
+    columns = zip(*map(tokenizer.encode, EXPRESSIONS), strict=True)
     tokens, mask = (np.stack(column)[None] for column in columns)
 
     apply = jax.jit(build_network(config).apply)
@@ -54,10 +54,10 @@ def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_wo
     write_pytorch(tiny_workdir, "latest", folder)
     answer = question.ask(folder, tmp_path, "jax", "onnx", "onnxruntime")
     segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
-    masks = segmenter.segment(question.picture, question.sentences).masks
+    masks = segmenter.segment(question.image, question.expressions).masks
     np.testing.assert_array_equal(answer.masks, masks)
     read_from_folder = Segmenter.from_checkpoint(folder)
-    np.testing.assert_array_equal(read_from_folder.segment(question.picture, question.sentences).masks, masks)
+    np.testing.assert_array_equal(read_from_folder.segment(question.image, question.expressions).masks, masks)
     wanted = np.asarray(jax.jit(trained.network.apply)({"params": trained.params}, **question.batch).logits)
     (found,) = answer.outputs
     assert np.linalg.norm(found - wanted) <= 1e-4 * np.linalg.norm(wanted)
@@ -69,7 +69,7 @@ def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_wo
 def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, monkeypatch, section, field, value):
     config = ConfigDict(trained.config.to_dict())
     config[section][field] = tuple(value) if isinstance(value, list) else value
-    monkeypatch.setattr(torch_folder, "load_trained", lambda *_: replace(trained, config=config))
+    monkeypatch.setattr(torch_folder, "load_run", lambda *_: replace(trained, config=config))
     with pytest.raises(UserError, match=rf"config.{section}.{field}=.*there is in JAX only"):
         write_pytorch(tiny_workdir, "best", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from tests.interop import twins  # noqa: E402  needs torch
 
 PART, WHOLE = 1e-5, 1e-4  # relative errors
 
-# What is compared: a part, changes of the small configuration, the picture's size and K. Every switch of the
+# What is compared: a part, changes of the small configuration, the image's size and K. Every switch of the
 # configuration is met, and so are sizes that divide by nothing, and a side that is shorter than a window.
 TWO_STAGES = {"vision__depths": (1, 2), "vision__num_heads": (1, 2), "decoder__widths": (8, 12)}
 CASES = {
@@ -197,7 +197,7 @@ def test_norms_have_the_epsilon_of_jax():
 
 
 @torch.no_grad()
-def test_a_picture_is_encoded_once_for_any_number_of_expressions():
+def test_a_image_is_encoded_once_for_any_number_of_expressions():
     _, _, model = twins.twins(small_config())
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
     images = images.permute(0, 3, 1, 2)
@@ -229,7 +229,7 @@ def test_dropout_and_drop_path_only_while_training():
     torch.testing.assert_close(never.train()(images, tokens, mask), model.eval()(images, tokens, mask), atol=0, rtol=0)
 
 
-def test_drop_path_drops_whole_pictures_and_keeps_the_mean():
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
     config = small_config(vision__drop_path_rate=0.6)
     blocks = [block for layer in twins.twins(config)[2].vision.encoder.layers for block in layer.blocks]
     assert [block.drop_rate for block in blocks] == pytest.approx(np.linspace(0, 0.6, 5))

@@ -38,7 +38,7 @@ def first_loss(begun):
 
 @pytest.fixture(scope="session")
 def parts(subject):
-    """The parts of the subject for one picture and two sentences, compiled as far as they were needed."""
+    """The parts of the subject for one image and two expressions, compiled as far as they were needed."""
     return network_parts(subject, 1, 2)
 
 

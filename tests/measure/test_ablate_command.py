@@ -118,8 +118,11 @@ def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
     for one in content["variants"]:
         assert [found["seed"] for found in one["runs"]] == [0, 1]
         for found in one["runs"]:
-            assert (found["parameters"], found["gflops"]) == (1000, 0.005)  # the first sentence and three further ones
-            assert {split: score["sentences"] for split, score in found["scores"].items()} == {
+            assert (found["parameters"], found["gflops"]) == (
+                1000,
+                0.005,
+            )  # the first expression and three further ones
+            assert {split: score["expressions"] for split, score in found["scores"].items()} == {
                 "test": 12,
                 "compositional": 12,
             }

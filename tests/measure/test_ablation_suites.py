@@ -39,7 +39,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else(variant):
     assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
 
 
-def test_fewer_sentences_a_picture_cost_the_same():
+def test_fewer_expressions_a_image_cost_the_same():
     def cost(config):
         further = config.input.expressions_per_image - 1
         parts = network_cost(config).values()

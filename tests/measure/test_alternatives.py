@@ -22,7 +22,7 @@ def assert_close(found, expected):
 
 
 def larger(subject):
-    """The subject with pictures that are not square."""
+    """The subject with images that are not square."""
     config = subject.config.copy_and_resolve_references()
     config.input.image_size = (24, 32)
     return dataclasses.replace(subject, config=config)
@@ -44,7 +44,7 @@ def test_recurrences(subject):
 
 def test_window_attention(subject):
     arguments = draw_windows(subject, 2, jnp.float32)
-    assert arguments[0].shape == (2 * 4, 16, 1, 8)  # 8 x 8 positions in windows of 4 x 4, two pictures
+    assert arguments[0].shape == (2 * 4, 16, 1, 8)  # 8 x 8 positions in windows of 4 x 4, two images
     assert_close(by_einsum(*arguments), fused("xla")(*arguments))
 
 

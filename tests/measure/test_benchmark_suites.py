@@ -14,7 +14,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, suites, training_speed
 from s2rm_jax.measure.floors import Floor
 from s2rm_jax.measure.growth import growth_plot
-from s2rm_jax.measure.many_expressions import _lavt, _per_picture, _sizes
+from s2rm_jax.measure.many_expressions import _lavt, _per_image, _sizes
 from s2rm_jax.measure.section import Section, show
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.timing import Timings, describe_machine
@@ -27,9 +27,9 @@ def test_the_floor_is_the_longer_of_computing_and_copying():
     assert floor.seconds(200.0, 50.0, "float32") == 5.0
 
 
-def test_a_picture_with_7_2_sentences_is_summed_up_round_by_round():
+def test_a_image_with_7_2_expressions_is_summed_up_round_by_round():
     seconds = {"encode": (1.0, 2.0), "further 7": (1.0, 1.0), "further 8": (2.0, 2.0), "single": (2.0, 3.0)}
-    summed = _per_picture(Timings(seconds))
+    summed = _per_image(Timings(seconds))
     assert summed.seconds["together"] == pytest.approx((1 + 0.8 + 0.4, 2 + 0.8 + 0.4))
     assert summed.seconds["single calls"] == pytest.approx((14.4, 21.6))
 
@@ -55,10 +55,10 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
     monkeypatch.setattr(growth, "_seconds", smallest_only)
     (section,) = growth.growth(subject, 1, growth.Sizes((1, 2), (32, 64), (6, 12), (1, 2)))
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
-    assert list(section.plots) == [f"growth_{name}.svg" for name in ("sentences", "picture", "tokens", "batch")]
+    assert list(section.plots) == [f"growth_{name}.svg" for name in ("expressions", "image", "tokens", "batch")]
 
 
-def test_sentences_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
+def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
     for name in ("_ground", "_text"):
         monkeypatch.setattr(growth, name, lambda *_: lambda: 1)
     monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
@@ -154,7 +154,7 @@ def quick(subject, parts, segmenter, monkeypatch):
 
 
 def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
-    asked = [f"--suite={name}" for name in ("parts", "sentences", "serving", "parts")]
+    asked = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
     assert run_door(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *asked) == 0
     report = (tmp_path / "out" / "benchmark.md").read_text()
     printed, told = capsys.readouterr()
@@ -165,7 +165,7 @@ def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
     assert "[3/3] serving" in told
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
-    assert programs <= 5  # for pictures, and for 1, 2, 4 and 8 sentences
+    assert programs <= 5  # for images, and for 1, 2, 4 and 8 expressions
 
 
 def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypatch, capsys):
@@ -180,10 +180,10 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
 
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("flags", "pictures"),
+    ("flags", "images"),
     [((), 1), (("--batch_size=4",), 4), (("--config={}",), 3), (("--config={}", "--batch_size=4"), 4)],
 )
-def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp_path, monkeypatch, flags, pictures):
+def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp_path, monkeypatch, flags, images):
     measured = []
     monkeypatch.setattr(floors, "part_floors", lambda subject, rounds: measured.append(subject) or [])
     monkeypatch.setattr(Subject, "of", lambda config: config)
@@ -196,7 +196,7 @@ def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp
     for name in ("config", "batch_size"):
         benchmark.FLAGS[name].unparse()
     assert run_door(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
-    assert [config.batch_size for config in measured] == [pictures]
+    assert [config.batch_size for config in measured] == [images]
     for name in ("config", "batch_size"):
         benchmark.FLAGS[name].unparse()
 
@@ -218,8 +218,8 @@ def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
 def test_fusion_and_its_alternatives(quick, subject, monkeypatch):
     fewer = {name: fusion_share.WAYS[name] for name in ("one scan (ours)", "linear variant, associative_scan")}
     monkeypatch.setattr(fusion_share, "WAYS", fewer)
-    share, ways = fusion_share.fusion_share(subject, 1, sentences=(2,))
-    assert share.figures["2 sentences"] > 0
+    share, ways = fusion_share.fusion_share(subject, 1, expressions=(2,))
+    assert share.figures["2 expressions"] > 0
     assert [row[0] for row in ways.rows] == list(fewer)
     assert ways.rows[0][2] == "1.00 (1.00 to 1.00)"
 

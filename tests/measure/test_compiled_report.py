@@ -64,7 +64,7 @@ def test_a_person_reads_whether_it_fits_what_is_sent_and_how_it_was_computed():
 def test_the_same_stands_in_the_tables_and_in_the_numbers():
     step = make_step()
     page = as_markdown(step)
-    assert page.startswith("## v5e:4x4, 128 pictures\n")
+    assert page.startswith("## v5e:4x4, 128 images\n")
     assert "| memory of a chip | 7.25 of 16 GiB: **fits** |" in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {3, 5, 4}

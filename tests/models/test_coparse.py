@@ -31,7 +31,7 @@ def slice_axis_index(rotation, size):
 
 
 def plain_loop(params, pair, generator, parsed, rotation_index, rotation):
-    """One pair, one direction, one picture in NumPy float64; slice after slice, position after position."""
+    """One pair, one direction, one image in NumPy float64; slice after slice, position after position."""
     p = {n.removeprefix(f"{pair}_"): np.asarray(v, np.float64)[rotation_index] for n, v in params.items() if pair in n}
     generator, parsed = (np.rot90(np.asarray(x, np.float64), rotation // 90) for x in (generator, parsed))
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
@@ -54,7 +54,7 @@ def plain_loop(params, pair, generator, parsed, rotation_index, rotation):
 @pytest.mark.parametrize("grid", [(3, 4), (4, 4), (5, 2)])
 def test_batched_scan_equals_a_plain_loop(grid):
     language, vision = inputs(2, 3, *grid)
-    vision = vision[:, :1]  # a picture is seen by its three expressions
+    vision = vision[:, :1]  # an image is seen by its three expressions
     pairs = {"to_vision": (language, vision), "to_language": (vision, language)}
     coparse, params = initialised(pairs)
     maps = jax.jit(coparse.apply)({"params": params}, pairs)

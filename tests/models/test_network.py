@@ -14,7 +14,7 @@ def small():
     return small_network()
 
 
-def test_outputs_have_the_size_of_the_picture(small):
+def test_outputs_have_the_size_of_the_image(small):
     _, params, apply = small
     output = apply(params, *small_inputs())
     assert output.logits.shape == (2, 3, 40, 56)
@@ -30,7 +30,7 @@ def test_outputs_have_the_size_of_the_picture(small):
 
 
 @pytest.mark.parametrize("size", [(33, 47), (64, 32), (41, 41)])
-def test_any_picture_size(small, size):
+def test_any_image_size(small, size):
     network, params, _ = small
     output = jax.eval_shape(lambda *x: network.apply({"params": params}, *x), *small_inputs(1, 2, *size))
     assert output.logits.shape == (1, 2, *size)
@@ -72,7 +72,7 @@ def test_a_padded_expression_changes_nothing_and_stays_finite(small):
     assert np.isfinite(padded.logits).all()
 
 
-def test_a_picture_is_encoded_once_for_any_number_of_expressions(small):
+def test_a_image_is_encoded_once_for_any_number_of_expressions(small):
     network, params, apply = small
     images, tokens, mask = small_inputs()
     features = jax.jit(lambda p, x: network.apply({"params": p}, x, method="encode_image"))(params, images)

@@ -41,7 +41,7 @@ def test_every_gradient_of_the_head_and_of_what_it_judges_from_is_there(small):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert np.isfinite(gradient).all() and (np.abs(gradient).max(tuple(range(gradient.ndim - 1))) > 0).all(), name
     rows = np.abs(gradients["no_target"]["hidden"]["kernel"]).max(1)
-    assert rows.shape == (16 + 16 + 16 + 2,) and (rows > 0).all()  # sentence, picture, foreground, peak and share
+    assert rows.shape == (16 + 16 + 16 + 2,) and (rows > 0).all()  # sentence, image, foreground, peak and share
     for part in ("vision", "text", "fusion", "decoder"):
         leaves = jax.tree.leaves(gradients[part])
         assert all(np.isfinite(leaf).all() for leaf in leaves) and any(leaf.any() for leaf in leaves), part

@@ -95,7 +95,7 @@ def test_parameter_counts_are_the_published_ones(size):
 
 
 @pytest.mark.parametrize(("size", "window"), [(size, window) for size in SWIN_SIZES for window in (7, 12)])
-def test_every_size_takes_any_picture(size, window):
+def test_every_size_takes_any_image(size, window):
     swin = Swin(**SWIN_SIZES[size], window_size=window)
     image = jax.ShapeDtypeStruct((2, 97, 130, 3), jnp.float32)
     outputs = jax.eval_shape(lambda x: swin.init_with_output(jax.random.key(0), x)[0], image)
@@ -112,7 +112,7 @@ def test_attention_computes_in_bfloat16_with_float32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_survival_drops_branches_of_whole_pictures_and_keeps_the_mean():
+def test_survival_drops_branches_of_whole_images_and_keeps_the_mean():
     rates = np.array([0.0, 0.25, 0.5])
     survival = np.asarray(draw_survival(jax.random.key(2), rates, 4000))
     assert survival.shape == (3, 2, 4000)

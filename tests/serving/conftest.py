@@ -1,4 +1,4 @@
-"""Gives the tests of serving a service whose answers are known beforehand, and pictures for it."""
+"""Gives the tests of serving a service whose answers are known beforehand, and images for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def striped_file():
 
 
 @pytest.fixture(scope="session")
-def enormous_picture() -> bytes:
+def enormous_image() -> bytes:
     """A PNG of 200 megapixels, all white, in 45 kB."""
     buffer = io.BytesIO()
     Image.new("1", (20_000, 10_000), 1).save(buffer, "PNG")

@@ -1,6 +1,6 @@
 """A service with a network whose insides are made up, and a program that serves it until it is ended.
 
-As a program: `python -m tests.serving.standin FOLDER`, which receives the example's picture; prints its address.
+As a program: `python -m tests.serving.standin FOLDER`, which receives the example's image; prints its address.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from s2rm_jax.serving.service import Service
 
 def striped(red: int = 3, height: int = 8, width: int = 8) -> bytes:
     """The bytes of a PNG whose left columns are red and the others blue."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[:, :red, 0] = 255
-    picture[:, red:, 2] = 255
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, :red, 0] = 255
+    image[:, red:, 2] = 255
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -41,17 +41,17 @@ def encoded(content):
 
 
 def test_json_and_forms_give_the_same(ask, striped_file):
-    picture, sentences, formats = striped_file(3, 16, 24), ["red", "the blue part"], ["rle", "png", "polygons"]
-    by_json = ask(json={"image": encoded(picture), "sentences": sentences, "formats": formats})
-    by_form = ask(files={"image": ("a.png", picture)}, data={"sentences": sentences, "formats": formats})
+    image, expressions, formats = striped_file(3, 16, 24), ["red", "the blue part"], ["rle", "png", "polygons"]
+    by_json = ask(json={"image": encoded(image), "expressions": expressions, "formats": formats})
+    by_form = ask(files={"image": ("a.png", image)}, data={"expressions": expressions, "formats": formats})
     assert by_json.status_code == by_form.status_code == 200
     assert by_json.json()["results"] == by_form.json()["results"]
     answer = by_json.json()
     assert (answer["width"], answer["height"]) == (24, 16)
-    assert (answer["times"]["picture_was_known"], by_form.json()["times"]["picture_was_known"]) == (False, True)
-    for found, sentence in zip(answer["results"], sentences, strict=True):
+    assert (answer["times"]["image_was_known"], by_form.json()["times"]["image_was_known"]) == (False, True)
+    for found, expression in zip(answer["results"], expressions, strict=True):
         mask = rasterize(found["rle"], 16, 24)
-        assert found["sentence"] == sentence
+        assert found["sentence"] == expression
         assert found["area"] == np.count_nonzero(mask) > 0
         assert 0.5 < found["score"] <= 1
         with Image.open(io.BytesIO(base64.b64decode(found["png"]))) as png:
@@ -61,7 +61,7 @@ def test_json_and_forms_give_the_same(ask, striped_file):
 
 
 def test_only_what_is_asked_for_is_sent(ask, striped_file):
-    (found,) = ask(json={"image": encoded(striped_file()), "sentences": ["green zebra"]}).json()["results"]
+    (found,) = ask(json={"image": encoded(striped_file()), "expressions": ["green zebra"]}).json()["results"]
     assert (found["png"], found["polygons"], found["box"], found["area"], found["score"]) == (None, None, None, 0, 0)
     assert found["rle"]["size"] == [8, 8]
     assert "zebra" in found["remarks"][0]
@@ -70,20 +70,20 @@ def test_only_what_is_asked_for_is_sent(ask, striped_file):
 @pytest.mark.parametrize(
     ("given", "status", "says"),
     [
-        ({"json": {"sentences": ["red"]}}, 422, "image: Field required"),
-        ({"json": {"image": "", "sentences": ["red"]}}, 400, "the picture is empty"),
-        ({"json": {"image": "%%%", "sentences": ["red"]}}, 422, "not base64"),
-        ({"json": {"image": "YQ==", "sentences": ["red"]}}, 400, "not a picture"),
-        ({"json": {"image": "YQ==", "sentences": "red"}}, 422, "sentences: "),
-        ({"json": {"image": "YQ==", "sentences": ["red"], "formats": ["svg"]}}, 422, "formats.0: "),
+        ({"json": {"expressions": ["red"]}}, 422, "image: Field required"),
+        ({"json": {"image": "", "expressions": ["red"]}}, 400, "the image is empty"),
+        ({"json": {"image": "%%%", "expressions": ["red"]}}, 422, "not base64"),
+        ({"json": {"image": "YQ==", "expressions": ["red"]}}, 400, "not an image"),
+        ({"json": {"image": "YQ==", "expressions": "red"}}, 422, "expressions: "),
+        ({"json": {"image": "YQ==", "expressions": ["red"], "formats": ["svg"]}}, 422, "formats.0: "),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the request: Invalid JSON"),
         ({"content": b"red", "headers": {"content-type": "text/plain"}}, 415, "send application/json or"),
         ({"content": b"", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
-        ({"data": {"sentences": "red"}, "files": {"other": b"x"}}, 422, "the file of the picture is missing"),
-        ({"files": {"image": b"not a picture"}, "data": {"sentences": "red"}}, 400, "not a picture"),
-        ({"files": {"image": b"x"}}, 422, "sentences: "),
-        ({"json": {"image": "YQ==", "sentences": ["x" * 10_000]}}, 422, "10,000 characters"),
-        ({"json": {"image": "YQ==", "sentences": ["red"] * 17}}, 422, "17 sentences"),
+        ({"data": {"expressions": "red"}, "files": {"other": b"x"}}, 422, "the file of the image is missing"),
+        ({"files": {"image": b"not an image"}, "data": {"expressions": "red"}}, 400, "not an image"),
+        ({"files": {"image": b"x"}}, 422, "expressions: "),
+        ({"json": {"image": "YQ==", "expressions": ["x" * 10_000]}}, 422, "10,000 characters"),
+        ({"json": {"image": "YQ==", "expressions": ["red"] * 17}}, 422, "17 expressions"),
         ({"method": "GET"}, 405, "Method Not Allowed"),
         ({"path": "/nowhere"}, 404, "Not Found"),
     ],
@@ -96,8 +96,8 @@ def test_errors_are_json_and_say_what_is_wrong(ask, given, status, says):
     assert "\n" not in answer.json()["error"]
 
 
-def test_a_picture_of_200_megapixels(ask, enormous_picture):
-    answer = ask(files={"image": enormous_picture}, data={"sentences": "red"})
+def test_a_image_of_200_megapixels(ask, enormous_image):
+    answer = ask(files={"image": enormous_image}, data={"expressions": "red"})
     assert answer.status_code == 400
     assert "more than 25,000,000 pixels" in answer.json()["error"]
 
@@ -126,7 +126,7 @@ def test_who_asks_too_often_is_told_to_wait(striped_file, service):
 
     async def four():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            given = {"json": {"image": encoded(striped_file()), "sentences": ["red"]}}
+            given = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
             return [await client.post("/segment", **given) for _ in range(4)]
 
     answers = asyncio.run(four())
@@ -136,17 +136,17 @@ def test_who_asks_too_often_is_told_to_wait(striped_file, service):
 
 
 def test_fifty_at_once_get_their_own_answers(service, striped_file):
-    """Fifty pictures that differ by a column, of a size each of its own, and none of the answers is another's."""
+    """Fifty images that differ by a column, of a size each of its own, and none of the answers is another's."""
     from s2rm_jax.serving.api import build_api
 
     async def crowd():
         transport = httpx.ASGITransport(build_api(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-            pictures = [striped_file(8 * (i % 7 + 1), 40 + i, 64) for i in range(50)]
+            images = [striped_file(8 * (i % 7 + 1), 40 + i, 64) for i in range(50)]
             return await asyncio.gather(
                 *(
-                    client.post("/segment", json={"image": encoded(picture), "sentences": ["red", f"blue {i}"]})
-                    for i, picture in enumerate(pictures)
+                    client.post("/segment", json={"image": encoded(image), "expressions": ["red", f"blue {i}"]})
+                    for i, image in enumerate(images)
                 )
             )
 
@@ -164,11 +164,11 @@ def test_health(ask):
     assert ask("GET", "/health").json() == {"status": "ok"}
 
 
-def test_large_pictures_are_read_by_pieces():
+def test_large_images_are_read_by_pieces():
     from s2rm_jax.serving import api
 
     def body(text):
-        return json.dumps({"image": text, "sentences": ["red"]}).encode()
+        return json.dumps({"image": text, "expressions": ["red"]}).encode()
 
     content = np.random.default_rng(0).bytes(500_000)
     assert api._read_json(body(encoded(content)))[1] == content

@@ -18,9 +18,9 @@ SETTINGS = hypothesis.settings(
 )
 
 
-# No schema can say that a text is a picture, so requests that fit the schema may be refused.
+# No schema can say that a text is an image, so requests that fit the schema may be refused.
 UNSAYABLE = [schemathesis.checks.positive_data_acceptance]
-# What a form carries is text in any case, so that a number or null in place of a sentence cannot be told from one.
+# What a form carries is text in any case, so that a number or null in place of an expression cannot be told from one.
 UNSAYABLE_IN_FORMS = [*UNSAYABLE, schemathesis.checks.negative_data_rejection]
 
 
@@ -55,7 +55,7 @@ def test_the_example_of_the_schema_is_answered(operations):
     properties = operation.schema.raw_schema["paths"]["/segment"]["post"]["requestBody"]["content"]["application/json"][
         "schema"
     ]["properties"]
-    body = {name: properties[name]["examples"][0] for name in ("image", "sentences")}
+    body = {name: properties[name]["examples"][0] for name in ("image", "expressions")}
     case = operation.Case(body=body, media_type="application/json")
     answer = case.call_and_validate()
     assert answer.status_code == 200

@@ -38,11 +38,11 @@ def page(address):
 
 
 def upload(page, path):
-    page.locator("#picture input[type=file]").set_input_files(path)
+    page.locator("#image input[type=file]").set_input_files(path)
 
 
 def ask(page, text):
-    page.locator("#sentences textarea").fill(text)
+    page.locator("#expressions textarea").fill(text)
     page.locator("#ask").click()
 
 
@@ -52,14 +52,14 @@ def downloaded(page, label, row=0):
     return wanted.value.suggested_filename, Path(wanted.value.path()).read_bytes()
 
 
-def test_from_a_picture_to_its_masks(page, striped_file, tmp_path):
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(striped_file(24, 48, 64))
-    upload(page, picture)
-    page.get_by_text("64 × 48 pixels · Picture encoded in").wait_for()
+def test_from_a_image_to_its_masks(page, striped_file, tmp_path):
+    image = tmp_path / "image.png"
+    image.write_bytes(striped_file(24, 48, 64))
+    upload(page, image)
+    page.get_by_text("64 × 48 pixels · Image encoded in").wait_for()
     ask(page, "the red part\nblue")
     page.locator(".found li").nth(1).wait_for()
-    assert "2 sentences answered in" in page.locator(".times").inner_text()
+    assert "2 expressions answered in" in page.locator(".times").inner_text()
     assert "encoded before" in page.locator(".times").inner_text()
     assert "score 0.9" in page.locator(".score").first.inner_text()
 
@@ -95,31 +95,31 @@ def test_from_a_picture_to_its_masks(page, striped_file, tmp_path):
 def test_an_example_answers_at_the_first_click(page):
     page.locator("#examples button.thumbnail-item").first.click()
     page.locator(".found li").nth(1).wait_for()
-    assert page.locator("#sentences textarea").input_value() == "blue\nred"
+    assert page.locator("#expressions textarea").input_value() == "blue\nred"
     assert [name.inner_text() for name in page.locator(".found b").all()] == ["blue", "red"]
 
 
-def test_mistakes_are_told_and_leave_the_page_working(page, striped_file, enormous_picture, tmp_path):
+def test_mistakes_are_told_and_leave_the_page_working(page, striped_file, enormous_image, tmp_path):
     problem = page.locator(".s2rm-problem")
     ask(page, "red")
-    page.get_by_text("there is no picture yet").wait_for()
+    page.get_by_text("there is no image yet").wait_for()
     for content, says in (
-        (b"not a picture", "not a picture that can be read"),
-        (enormous_picture, "more than 25,000,000 pixels"),
+        (b"not an image", "not an image that can be read"),
+        (enormous_image, "more than 25,000,000 pixels"),
     ):
         (tmp_path / "bad.png").write_bytes(content)
         upload(page, tmp_path / "bad.png")
         page.get_by_text(says).wait_for()
-        page.locator("#picture button[aria-label*=lear], #picture button[aria-label*=emove]").first.click()
+        page.locator("#image button[aria-label*=lear], #image button[aria-label*=emove]").first.click()
         problem.wait_for(state="detached")
 
     (tmp_path / "good.png").write_bytes(striped_file())
     upload(page, tmp_path / "good.png")
-    page.get_by_text("Picture encoded in").wait_for()
+    page.get_by_text("Image encoded in").wait_for()
     ask(page, "x" * 10_000)
-    page.get_by_text("a sentence has 10,000 characters, more than 500").wait_for()
+    page.get_by_text("an expression has 10,000 characters, more than 500").wait_for()
     ask(page, "red\n" * 17)
-    page.get_by_text("17 sentences are more than the 16").wait_for()
+    page.get_by_text("17 expressions are more than the 16").wait_for()
     ask(page, "red")
     page.locator(".found li").wait_for()
     assert problem.count() == 0

@@ -13,9 +13,9 @@ from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 @pytest.mark.parametrize("density", [0, 0.4, 1])
 def test_each_gives_the_mask_back(density):
     mask = np.random.default_rng(0).random((13, 21)) < density
-    with Image.open(io.BytesIO(as_png(mask))) as picture:
-        assert (picture.mode, picture.size) == ("L", (21, 13))
-        np.testing.assert_array_equal(np.asarray(picture), mask * 255)
+    with Image.open(io.BytesIO(as_png(mask))) as image:
+        assert (image.mode, image.size) == ("L", (21, 13))
+        np.testing.assert_array_equal(np.asarray(image), mask * 255)
     np.testing.assert_array_equal(rasterize(as_rle(mask), 13, 21), mask)
     outline = as_polygons(mask)
     assert outline["size"] == [13, 21]

@@ -55,10 +55,10 @@ def test_no_file_of_the_server_is_read_for_a_visitor(address):
     assert "Traceback" not in json.dumps(answer)
 
 
-def test_fifty_visitors_at_once_see_their_own_pictures(address):
+def test_fifty_visitors_at_once_see_their_own_images(address):
     def visit(number):
-        picture = striped(8 * (number % 7 + 1), 40 + number, 64)
-        sent = httpx.post(f"{address}/demo/gradio_api/upload", files={"files": ("a.png", picture)}, timeout=60)
+        image = striped(8 * (number % 7 + 1), 40 + number, 64)
+        sent = httpx.post(f"{address}/demo/gradio_api/upload", files={"files": ("a.png", image)}, timeout=60)
         answer = send_event(address, [as_file(sent.json()[0]), f"red\nblue {number}"], f"visitor{number}")
         assert answer["success"], answer
         return answer["output"]["data"][1]
@@ -73,10 +73,10 @@ def test_fifty_visitors_at_once_see_their_own_pictures(address):
         assert (mask == (np.arange(64) < 8 * (number % 7 + 1))).all()
 
 
-def test_examples_are_pictures_of_the_run_with_its_sentences(tmp_path):
+def test_examples_are_images_of_the_run_with_its_expressions(tmp_path):
     cases = example_cases(tiny_config(), tmp_path, count=3)
     assert [case.path.name for case in cases] == ["example_1.png", "example_2.png", "example_3.png"]
-    assert all(0 < len(case.sentences) <= 3 for case in cases)
+    assert all(0 < len(case.expressions) <= 3 for case in cases)
     assert len({case.path.read_bytes() for case in cases}) == 3
 
 

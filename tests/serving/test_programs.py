@@ -16,22 +16,22 @@ from s2rm_jax.serving.service import Service
 WORDS = ("red", "the green part", "blue", "the red part the blue part", "part")
 
 
-def pictures(count):
+def images(count):
     rng = np.random.default_rng(0)
     for _ in range(count):
         height, width = rng.integers(3, 90, 2)
-        sentences = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, 40))]
-        yield rng.integers(0, 256, (height, width, 3), np.uint8), sentences
+        expressions = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, 40))]
+        yield rng.integers(0, 256, (height, width, 3), np.uint8), expressions
 
 
 def test_segmenter(segmenter):
     with counting() as compilations:
-        for picture, sentences in pictures(60):
-            segmenter.segment(picture, sentences)
+        for image, expressions in images(60):
+            segmenter.segment(image, expressions)
     assert 1 < len(compilations.seconds) <= 1 + len(BUCKETS)
     with counting() as compilations:
-        for picture, sentences in pictures(60):
-            segmenter.segment(picture, sentences)
+        for image, expressions in images(60):
+            segmenter.segment(image, expressions)
     assert compilations.seconds == []
 
 
@@ -45,13 +45,13 @@ def test_http(segmenter):
 
     async def ask_all():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
-            for picture, sentences in pictures(40):
+            for image, expressions in images(40):
                 buffer = io.BytesIO()
-                Image.fromarray(picture).save(buffer, "PNG")
+                Image.fromarray(image).save(buffer, "PNG")
                 encoded = base64.b64encode(buffer.getvalue()).decode()
-                request = {"image": encoded, "sentences": sentences[: limits.sentences]}
+                request = {"image": encoded, "expressions": expressions[: limits.expressions]}
                 assert (await client.post("/segment", json=request)).status_code == 200
 
     with counting() as compilations:
         asyncio.run(ask_all())
-    assert 1 < len(compilations.seconds) <= 1 + sum(size <= limits.sentences for size in BUCKETS)
+    assert 1 < len(compilations.seconds) <= 1 + sum(size <= limits.expressions for size in BUCKETS)

@@ -1,4 +1,4 @@
-"""The service: pictures known by their bytes, one question at a time, and limits that say what to do."""
+"""The service: images known by their bytes, one question at a time, and limits that say what to do."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +15,16 @@ def red_columns(answer):
     return np.count_nonzero(answer.result.masks[0, 0])
 
 
-def test_a_picture_is_encoded_once(service, striped_file):
-    first, second = (service.ask(striped_file(), [sentence]) for sentence in ("red", "blue"))
+def test_a_image_is_encoded_once(service, striped_file):
+    first, second = (service.ask(striped_file(), [expression]) for expression in ("red", "blue"))
     assert (first.encoding.was_known, second.encoding.was_known) == (False, True)
     assert first.encoding.seconds > second.encoding.seconds == 0
-    assert second.encoding.picture is first.encoding.picture
+    assert second.encoding.image is first.encoding.image
     assert (red_columns(first), red_columns(second)) == (3, 5)
 
 
-def test_only_the_latest_pictures_stay(segmenter, striped_file):
-    service = Service(segmenter, kept_pictures=2)
+def test_only_the_latest_images_stay(segmenter, striped_file):
+    service = Service(segmenter, kept_images=2)
     known = [service.encode(striped_file(red)).was_known for red in (1, 2, 1, 3, 1, 2)]
     assert known == [False, False, True, False, True, False]
 
@@ -85,32 +85,32 @@ def test_who_would_wait_too_long_is_sent_away(segmenter, striped_file):
 
 
 @pytest.mark.parametrize(
-    ("sentences", "says"),
+    ("expressions", "says"),
     [
-        ([], "a sentence is missing"),
-        (["red", " "], "a sentence is missing"),
-        (["red"] * 17, "17 sentences are more than the 16"),
+        ([], "an expression is missing"),
+        (["red", " "], "an expression is missing"),
+        (["red"] * 17, "17 expressions are more than the 16"),
         (["x" * 10_000], "10,000 characters, more than 500"),
         (["\u200b"], "has no words"),
     ],
 )
-def test_sentences_that_are_refused(service, striped_file, sentences, says):
+def test_expressions_that_are_refused(service, striped_file, expressions, says):
     with pytest.raises(UserError, match=says):
-        service.ask(striped_file(), sentences)
+        service.ask(striped_file(), expressions)
 
 
-def test_pictures_that_are_refused(segmenter, striped_file, enormous_picture):
+def test_images_that_are_refused(segmenter, striped_file, enormous_image):
     service = Service(segmenter, Limits(bytes=60_000, pixels=100))
     for content, says in (
-        (b"", "the picture is empty"),
-        (b"not a picture", "not a picture that can be read"),
+        (b"", "the image is empty"),
+        (b"not an image", "not an image that can be read"),
         (bytes(60_001), "60,001 bytes, more than 60,000"),
         (striped_file(1, 8, 13), "8 pixels, more than 100"),
-        (enormous_picture, "more than 100 pixels"),
+        (enormous_image, "more than 100 pixels"),
     ):
         with pytest.raises(UserError, match=says):
             service.encode(content)
-    assert service.encode(striped_file()).picture.picture.shape == (8, 8, 3)
+    assert service.encode(striped_file()).image.image.shape == (8, 8, 3)
 
 
 def test_visitors_are_counted_apart_and_may_come_again():

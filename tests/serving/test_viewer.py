@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from s2rm_jax.input.masks import rasterize
-from s2rm_jax.serving.viewer import answer_html, picture_html
+from s2rm_jax.serving.viewer import answer_html, image_html
 
 
 class Reader(HTMLParser):
@@ -55,13 +55,13 @@ def test_masks_words_directions_and_downloads(telling_service, striped_file):
     text = answer_html(answer)
     assert [f"{share} %" in text for share in (10, 20, 30, 40)] == [True] * 4
     assert "<i>blue</i>" not in text  # what people write is text
-    assert "2 sentences answered in" in text
+    assert "2 expressions answered in" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text)
 
 
 def test_the_time_of_encoding_is_told_once(telling_service, striped_file):
-    first, second = (picture_html(telling_service.encode(striped_file())) for _ in range(2))
-    assert "Picture encoded in" in first
+    first, second = (image_html(telling_service.encode(striped_file())) for _ in range(2))
+    assert "Image encoded in" in first
     assert "encoded before" in second
     assert "8 × 8 pixels" in second
 

@@ -44,8 +44,8 @@ def door(monkeypatch, capfd):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.jpg"
+def image(tmp_path):
+    path = tmp_path / "image.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
     return path
 
@@ -57,19 +57,19 @@ def test_evaluate(tiny_workdir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "5 pictures of test" in lines[0]
+    assert "5 images of test" in lines[0]
     rows = {line.split()[0]: line.split() for line in lines}
-    assert rows["all"][-1] == "15"  # three sentences of each scene
+    assert rows["all"][-1] == "15"  # three expressions of each scene
     assert {"attribute", "superlative", "relation"} <= rows.keys()
-    assert "15 sentences of test" in lines[-1]
+    assert "15 expressions of test" in lines[-1]
     assert str(out) in lines[-1]
 
     metrics = json.loads((out / "metrics.json").read_text())
-    with (out / "sentences.csv").open(newline="") as file:
-        sentences = list(csv.DictReader(file))
-    assert len(sentences) == len({s["id"] for s in sentences}) == metrics["all"]["sentences"] == 15
-    assert sum(int(s["union"]) for s in sentences) == metrics["all"]["union"]
-    assert metrics["all"]["mean_iou"] == pytest.approx(100 * np.mean([float(s["iou"]) for s in sentences]), abs=1e-4)
+    with (out / "expressions.csv").open(newline="") as file:
+        expressions = list(csv.DictReader(file))
+    assert len(expressions) == len({s["id"] for s in expressions}) == metrics["all"]["expressions"] == 15
+    assert sum(int(s["union"]) for s in expressions) == metrics["all"]["union"]
+    assert metrics["all"]["mean_iou"] == pytest.approx(100 * np.mean([float(s["iou"]) for s in expressions]), abs=1e-4)
     assert sorted(path.name[: -len(".png")].split("_")[0] for path in (out / "gallery").iterdir()) == [
         name for name in ("best", "random", "worst") for _ in range(4)
     ]  # three cases and their sheet
@@ -85,7 +85,7 @@ def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
     )
     assert status == 0, errors
     lines = printed.splitlines()
-    header = ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "sentences"]
+    header = ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "expressions"]
     assert header in [line.split() for line in lines]  # a slow machine also tells how far it is
     assert "probability exceeds 0.35" in printed
     assert lines[-1].startswith("mIoU ")
@@ -94,10 +94,10 @@ def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
     assert "Beside published" not in (tmp_path / "index.html").read_text()
 
 
-def test_predict(tiny_workdir, tmp_path, picture):
+def test_predict(tiny_workdir, tmp_path, image):
     out = tmp_path / "new" / "folder"
     done = run(
-        "s2rm_jax.predict", f"--workdir={tiny_workdir}", "--checkpoint=latest", f"--image={picture}", f"--out={out}",
+        "s2rm_jax.predict", f"--workdir={tiny_workdir}", "--checkpoint=latest", f"--image={image}", f"--out={out}",
         "--text", "the red circle", "--text", "the Zebra, that is left of the small blue square " * 2,
         f"--explain={tmp_path / 'how.png'}",
     )  # fmt: skip
@@ -128,50 +128,50 @@ def test_predict(tiny_workdir, tmp_path, picture):
             assert figure.width == 1600
 
 
-def test_without_a_picture_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
+def test_without_a_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
     status, printed, errors = door(predict, f"--workdir={tiny_workdir}", f"--out={tmp_path / 'own'}")
     assert status == 0, errors
     example = SyntheticSource("val", image_size=(48, 64), expressions_per_scene=3)[0]
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "own/picture.png")), example.image)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "own/image.png")), example.image)
     result = json.loads((tmp_path / "own/result.json").read_text())
-    assert result["image"] == str(tmp_path / "own/picture.png")
+    assert result["image"] == str(tmp_path / "own/image.png")
     assert [entry["sentence"] for entry in result["results"]] == [one.text for one in example.expressions]
     assert "3 masks of 64 x 48 pixels" in printed
 
     status, _, errors = door(predict, f"--workdir={tiny_workdir}", "--text=the star", f"--out={tmp_path / 'asked'}")
     assert status == 0, errors
     assert [path.name for path in (tmp_path / "asked").glob("mask_*")] == ["mask_1_the_star.png"]
-    assert (tmp_path / "asked/picture.png").read_bytes() == (tmp_path / "own/picture.png").read_bytes()
+    assert (tmp_path / "asked/image.png").read_bytes() == (tmp_path / "own/image.png").read_bytes()
 
 
-def test_predict_on_many_pictures_as_json(door, tiny_workdir, tmp_path):
+def test_predict_on_many_images_as_json(door, tiny_workdir, tmp_path):
     frames = tmp_path / "frames"
     frames.mkdir()
     for number in (10, 9):
         Image.new("RGB", (40, 30), "red").save(frames / f"frame{number}.png")
-    (frames / "frame11.png").write_text("not a picture")
+    (frames / "frame11.png").write_text("not an image")
     asked = (f"--workdir={tiny_workdir}", f"--images={frames}/*.png", "--text=the star", "--text=the heart")
     status, printed, errors = door(predict, *asked, f"--out={tmp_path / 'out'}", "--json", "--explain=how.PNG")
     assert status == 4, errors
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert json.loads(printed) == result
-    assert [picture["folder"] for picture in result["pictures"]] == ["frame9", "frame10"]
-    for picture in result["pictures"]:
-        files = {path.name for path in (tmp_path / "out" / picture["folder"]).iterdir()}
+    assert [image["folder"] for image in result["images"]] == ["frame9", "frame10"]
+    for image in result["images"]:
+        files = {path.name for path in (tmp_path / "out" / image["folder"]).iterdir()}
         assert files == {"overlay.png", "mask_1_the_star.png", "mask_2_the_heart.png", "how_1.PNG", "how_2.PNG"}
     assert result["failed"][0]["image"].endswith("frame11.png")
     warning, error = [line for line in errors.splitlines() if line.startswith(("warning: left out", "error"))]
-    assert "frame11.png is not a picture" in warning and error.startswith("error: 1 of 3 pictures could not be read")
+    assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be read")
 
 
-def test_a_figure_replaces_nothing_of_the_result(door, tiny_workdir, tmp_path, picture):
-    asked = (f"--workdir={tiny_workdir}", f"--image={picture}", "--text=the star", f"--out={tmp_path}")
-    for name in ("overlay.png", "mask_1_the_star.png", "picture.png"):
+def test_a_figure_replaces_nothing_of_the_result(door, tiny_workdir, tmp_path, image):
+    asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the star", f"--out={tmp_path}")
+    for name in ("overlay.png", "mask_1_the_star.png", "image.png"):
         status, _, errors = door(predict, *asked, f"--explain={tmp_path / name}")
         assert (status, "would replace a file of the result" in errors) == (2, True)
 
 
-def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, tmp_path, picture, monkeypatch):
+def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, tmp_path, image, monkeypatch):
     """Neither in a folder that the run had on another machine, nor beside weights that are no run."""
     content = json.loads((tiny_workdir / "config.json").read_text())
     kept = []
@@ -192,14 +192,14 @@ def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, t
         if name != "weights":
             (workdir / "checkpoints").symlink_to(tiny_workdir / "checkpoints")
         status, _, errors = door(
-            predict, f"--workdir={workdir}", f"--image={picture}", "--text=a dog", f"--out={tmp_path / 'out'}"
+            predict, f"--workdir={workdir}", f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}"
         )
         assert (status, errors) == (2, "error: enough is known\n")
     assert kept == [("run", ""), ("quiet", "off")]
 
 
-def test_quiet_says_nothing(door, tiny_workdir, tmp_path, picture):
-    asked = (f"--workdir={tiny_workdir}", f"--image={picture}", "--text=the red star", f"--out={tmp_path / 'out'}")
+def test_quiet_says_nothing(door, tiny_workdir, tmp_path, image):
+    asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the red star", f"--out={tmp_path / 'out'}")
     assert door(predict, *asked, "--quiet") == (0, "", "")
     asked = (f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", f"--out={tmp_path / 'eval'}")
     status, printed, errors = door(evaluate, *asked, "--quiet", "--json")
@@ -224,7 +224,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     done = run("s2rm_jax.predict", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: there is no picture at nowhere.jpg; check the path\n"
+    assert done.stderr == "error: there is no image at nowhere.jpg; check the path\n"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     [
         ({"workdir": "{tmp}/nothing"}, "is not the workdir of a training run"),
         ({"image": "{tmp}/truncated.jpg"}, "truncated.jpg is damaged"),
-        ({"image": "{tmp}/text.jpg"}, "text.jpg is not a picture"),
+        ({"image": "{tmp}/text.jpg"}, "text.jpg is not an image"),
         ({"image": "{tmp}"}, "is a folder"),
         ({"text": "  "}, "no words"),
         ({"out": "{tmp}/text.jpg"}, "a file is in the way"),
@@ -247,10 +247,10 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),
     ],
 )
-def test_predict_with_bad_input(door, tiny_workdir, tmp_path, picture, change, says):
-    (tmp_path / "truncated.jpg").write_bytes(picture.read_bytes()[:900])
-    (tmp_path / "text.jpg").write_text("not a picture")
-    given = {"workdir": tiny_workdir, "image": picture, "text": "a dog", "out": tmp_path / "out"}
+def test_predict_with_bad_input(door, tiny_workdir, tmp_path, image, change, says):
+    (tmp_path / "truncated.jpg").write_bytes(image.read_bytes()[:900])
+    (tmp_path / "text.jpg").write_text("not an image")
+    given = {"workdir": tiny_workdir, "image": image, "text": "a dog", "out": tmp_path / "out"}
     given |= {name: value and value.format(tmp=tmp_path) for name, value in change.items()}
     status, _, errors = door(predict, *(f"--{name}={value}" for name, value in given.items() if value is not None))
     assert status == 2
@@ -280,7 +280,7 @@ def test_evaluate_with_bad_input(door, tiny_workdir, tmp_path, arguments, says):
     assert says in line
 
 
-def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, picture):
+def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, image):
     """A workdir whose configuration was changed by hand no longer fits its checkpoint."""
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -290,7 +290,7 @@ def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, pict
     content["fusion"]["width"] = 32
     (changed / "config.json").unlink()
     (changed / "config.json").write_text(json.dumps(content))
-    predicting = (predict, f"--image={picture}", "--text=a dog", f"--out={tmp_path / 'out'}")
+    predicting = (predict, f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}")
     for module, *arguments in (predicting, (evaluate, f"--out={tmp_path / 'out'}")):
         status, _, errors = door(module, f"--workdir={changed}", *arguments)
         assert status == 2

@@ -120,25 +120,25 @@ def test_several_processes_give_the_trace_of_one(start, straight, tmp_path, coun
 
 
 def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path):
-    """7 pictures in 14 parts, in batches of 4 and 8, divide by nothing."""
+    """7 images in 14 parts, in batches of 4 and 8, divide by nothing."""
     outputs = []
     for count, devices in ((1, 1), (2, 2), (4, 1)):
         out = tmp_path / str(count)
         flags = (f"--out={out}", "--limit=7", "--gallery=2", "--explain")
         with start(straight, count, devices, door="evaluate", arguments=flags) as running:
             first, *others = running.succeed()
-        assert "over 21 sentences of val" in first
+        assert "over 21 expressions of val" in first
         assert [line for said in others for line in own_lines(said)] == []
         outputs.append(out)
     one, *several = outputs
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
-    assert {"gallery/explained.txt", "sentences.csv", "metrics.json"} <= set(names)
+    assert {"gallery/explained.txt", "expressions.csv", "metrics.json"} <= set(names)
     assert len([name for name in names if "gallery" in name]) >= 5
-    rows = (one / "sentences.csv").read_text().splitlines()
+    rows = (one / "expressions.csv").read_text().splitlines()
     assert len(rows) == 1 + 21
     for other in several:
         assert sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()) == names
-        assert (other / "sentences.csv").read_text().splitlines() == rows
+        assert (other / "expressions.csv").read_text().splitlines() == rows
         assert (other / "metrics.json").read_text() == (one / "metrics.json").read_text()
         assert (other / "table.md").read_text() == (one / "table.md").read_text()
 

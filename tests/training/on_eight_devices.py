@@ -218,7 +218,7 @@ def test_each_device_draws_its_part_of_what_one_device_draws():
     np.testing.assert_array_equal(noise, jax.random.normal(second, (24, 5)))
 
 
-def test_dealing_out_microbatches_moves_no_picture(standin):
+def test_dealing_out_microbatches_moves_no_image(standin):
     batch, sharding_of_parts = uneven_batch(standin, 0), batch_sharding(make_mesh(), axis=1)
     dealt = jax.jit(lambda b: jax.lax.with_sharding_constraint(deal(b, 2), sharding_of_parts))
     there = put_batch(batch, make_mesh())
@@ -292,9 +292,9 @@ def test_a_run_goes_on_from_a_checkpoint_of_other_devices(standin, tmp_path, mov
 def test_evaluation_takes_parameters_as_they_are_shared(standin, colour_world, source_of, make_example):
     _, _, _, tokenizer, config = colour_world
     source = source_of([make_example(f"{i}", ["the red part", "blue"]) for i in range(3)])
-    sentences = []
+    expressions = []
     for devices, fsdp in ((1, 1), (8, 4)):
         run = Run(standin, devices, mesh__fsdp=fsdp)
         evaluator = Evaluator(standin.StandIn(judges=True), tokenizer, config, mesh=run.mesh)
-        sentences.append(evaluator(run.plan.create().eval_params, source).sentences)
-    assert sentences[0] == sentences[1]
+        expressions.append(evaluator(run.plan.create().eval_params, source).expressions)
+    assert expressions[0] == expressions[1]

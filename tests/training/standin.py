@@ -72,7 +72,7 @@ def make_config(**changes):
 
 
 def make_batch(seed, batch_size=4):
-    """A batch of random pictures, sentences and masks, of which some expressions are padding."""
+    """A batch of random images, expressions and masks, of which some expressions are padding."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, WORDS, (batch_size, EXPRESSIONS, MAX_TOKENS), dtype=np.int32)
     token_mask = np.arange(MAX_TOKENS) < rng.integers(2, MAX_TOKENS + 1, (batch_size, EXPRESSIONS, 1))
@@ -94,7 +94,7 @@ def pack(masks):
 
 
 def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):
-    """Batch i is a pure function of the number of pictures before it, as with the real pipeline."""
+    """Batch i is a pure function of the number of images before it, as with the real pipeline."""
 
     def batches(examples_seen):
         while True:

@@ -61,11 +61,11 @@ def test_how_a_run_ended(tmp_path, standin):
 
     def broken(examples_seen):
         yield from ()
-        raise UserError("picture 7 is damaged")
+        raise UserError("image 7 is damaged")
 
     with pytest.raises(UserError):
         run(config, tmp_path, replace(parts, batches=broken), MESH)
-    assert (read(tmp_path)["state"], read(tmp_path)["message"]) == ("failed", "picture 7 is damaged")
+    assert (read(tmp_path)["state"], read(tmp_path)["message"]) == ("failed", "image 7 is damaged")
 
 
 def test_a_start_that_is_refused_leaves_the_file_of_the_run_alone(tmp_path, standin):

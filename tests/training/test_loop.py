@@ -15,7 +15,7 @@ from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.loop import run, train_and_evaluate
 from s2rm_jax.training.state import plan_state
 
-OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "pictures_per_second", "waiting_for_input")}
+OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "images_per_second", "waiting_for_input")}
 MESH = make_mesh(devices=jax.devices()[:1])
 
 
@@ -68,7 +68,7 @@ def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_pa
     assert 0 <= last["train/waiting_for_input"] <= 100
     assert (workdir / "config.json").exists() and (workdir / "vocab.txt").read_text() == "[PAD]\n"
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith(f"Training in {workdir} from step 0 of 12, 4 pictures a step, 1 x cpu")
+    assert out[0].startswith(f"Training in {workdir} from step 0 of 12, 4 images a step, 1 x cpu")
     assert out[-1].startswith("Trained 12 steps in 0:00:") and str(workdir) in out[-1]
     assert "ETA 0:00:" in out[-2]
 

@@ -28,15 +28,15 @@ def test_rates_wait_and_time_left():
     clock = Clock()
     progress = Progress(last_step=1000, clock=clock)
     clock.now += 60  # compiling: in no rate and not in the time left
-    progress.finish_step(1, expressions=10, pictures=4)
+    progress.finish_step(1, expressions=10, images=4)
     for step in range(2, 12):
         with progress.waiting_for_input():
             clock.now += 0.5
         clock.now += 1.5
-        progress.finish_step(step, expressions=10, pictures=4)
+        progress.finish_step(step, expressions=10, images=4)
     line = progress.line(11, METRICS, progress.speed())
     assert line == (
-        "step 11/1000 (1%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04 | 5.0 expressions/s, 2.0 pictures/s | "
+        "step 11/1000 (1%) | loss 1.2500 | mIoU 12.3 | lr 3.00e-04 | 5.0 expressions/s, 2.0 images/s | "
         "25% waiting for input | ETA 0:32:58"
     )
 
@@ -54,7 +54,7 @@ def test_the_speed_is_of_the_steps_since_the_last_line():
         speed = progress.speed()
         assert speed == {
             "expressions_per_second": 10 / (seconds + 1),
-            "pictures_per_second": 4 / (seconds + 1),
+            "images_per_second": 4 / (seconds + 1),
             "waiting_for_input": 100 / (seconds + 1),
         }
         progress.line(2, METRICS, speed)

@@ -42,7 +42,7 @@ def test_the_utilisation_is_told_where_the_rate_of_the_device_is_known(tmp_path,
     assert "together; MFU is the share of 0 TFLOP/s a device." in out and "% | ETA" in out.splitlines()[-2]
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     work = compile_step(standin.StandIn(), plan_state(standin.StandIn(), config, MESH), config, MESH).model_flops
-    steps_per_second = last["train/pictures_per_second"] / config.batch_size
+    steps_per_second = last["train/images_per_second"] / config.batch_size
     assert last["train/model_flop_utilisation"] == pytest.approx(100 * steps_per_second * work / 2e9)
 
 
@@ -50,5 +50,5 @@ def test_the_flops_of_the_model_are_three_forward_passes(standin):
     config = standin.make_config()
     ahead = compile_step(standin.StandIn(), plan_state(standin.StandIn(), config, MESH), config, MESH)
     pixels, expressions = standin.SIZE**2, standin.EXPRESSIONS
-    forward = pixels * 3 * 6 + expressions * 6 * 6 + expressions * pixels * 6  # multiply-adds of one picture
+    forward = pixels * 3 * 6 + expressions * 6 * 6 + expressions * pixels * 6  # multiply-adds of one image
     assert ahead.model_flops == 3 * 2 * config.batch_size * forward

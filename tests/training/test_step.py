@@ -102,7 +102,7 @@ def test_a_batch_of_nothing_but_padding_gives_no_gradient(standin):
 
 
 def no_target_batch(standin, batch_size=8):
-    """Of the sentences with an odd first word, none refers to anything."""
+    """Of the expressions with an odd first word, none refers to anything."""
     batch = standin.make_batch(0, batch_size)
     has_target = batch.valid & (batch.tokens[..., 0] % 2 == 0)
     assert 0 < has_target.sum() < batch.valid.sum()
@@ -184,8 +184,8 @@ def test_dropout_differs_from_step_to_step_and_part_to_part_but_repeats_with_the
     assert [m["loss"] for m in again] == [m["loss"] for m in metrics]
 
     twice = standin.make_batch(0, 2)
-    twice = jax.tree.map(lambda x: np.concatenate([x, x]), twice)  # part 0 sees pictures 0 and 2, part 1 sees 1 and 3
-    paired = jax.tree.map(lambda x: x[[0, 0, 1, 1]], twice)  # now both parts see the same pictures
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), twice)  # part 0 sees images 0 and 2, part 1 sees 1 and 3
+    paired = jax.tree.map(lambda x: x[[0, 0, 1, 1]], twice)  # now both parts see the same images
     config = standin.make_config(optimizer__learning_rate=0.0, optimizer__accumulate=2)
     _, (both,) = take_steps(standin, config, [paired], network)
     _, (single,) = take_steps(

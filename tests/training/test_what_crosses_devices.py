@@ -1,4 +1,4 @@
-"""Between devices go gradients and a few numbers, and nothing else: no picture, no feature map."""
+"""Between devices go gradients and a few numbers, and nothing else: no image, no feature map."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Examines a folder of REFER data: annotations, masks and pictures of all datasets in it."""
+"""Examines a folder of REFER data: annotations, masks and images of all datasets in it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from s2rm_jax.input.check.files import (
     KNOWN,
     REPORTED,
     Found,
-    PictureFile,
+    ImageFile,
     ailments,
     discover,
     where_annotations,
-    where_pictures,
+    where_images,
 )
 from s2rm_jax.input.check.report import Diagnosis, Report
 from s2rm_jax.input.progress_bar import progress_bar
@@ -38,31 +38,31 @@ def examine(
       root: the folder of the layout (data/README.md).
       dataset: only this one, such as "refcoco"; "" examines all that are there.
       split_by: only with these splits, such as "unc".
-      image_root: where the pictures are if not under `root`.
-      quick: read only the headers of pictures: finds missing ones and wrong sizes, not truncated ones.
-      threads: that decode pictures; 0 takes one per core.
+      image_root: where the images are if not under `root`.
+      quick: read only the headers of images: finds missing ones and wrong sizes, not truncated ones.
+      threads: that decode images; 0 takes one per core.
       quiet: show no progress.
 
     Raises:
       UserError: there is nothing to examine. What is wrong with data that is there is in the report.
     """
     root = Path(root).expanduser()
-    pictures_root = Path(image_root).expanduser() if image_root else None
+    images_root = Path(image_root).expanduser() if image_root else None
     found = discover(root, dataset, split_by)
-    seen: dict[PictureFile, tuple[str, str]] = {}  # datasets share pictures, which are looked at once
+    seen: dict[ImageFile, tuple[str, str]] = {}  # datasets share images, which are looked at once
     diagnoses = []
     for item in found:
         diagnosis = Diagnosis(item.dataset, item.split_by, str(item.refs))
         diagnoses.append(diagnosis)
-        pictures = _examine_files(diagnosis, item, quiet)
-        folder = _find_folder(diagnosis, root, pictures_root, [picture["file_name"] for picture in pictures])
+        images = _examine_files(diagnosis, item, quiet)
+        folder = _find_folder(diagnosis, root, images_root, [image["file_name"] for image in images])
         if folder is None:
             continue
-        files = [PictureFile(folder.path_of(p["file_name"]), p["height"], p["width"]) for p in pictures]
+        files = [ImageFile(folder.path_of(p["file_name"]), p["height"], p["width"]) for p in images]
         new = [file for file in dict.fromkeys(files) if file not in seen]
         results = ailments(new, quick, threads)
-        seen.update(zip(new, progress_bar(results, f"{item.dataset}: pictures", len(new), quiet=quiet), strict=True))
-        diagnosis.pictures_checked = len(files)
+        seen.update(zip(new, progress_bar(results, f"{item.dataset}: images", len(new), quiet=quiet), strict=True))
+        diagnosis.images_checked = len(files)
         _add_ailments(diagnosis, [seen[file] for file in files])
     there = {item.dataset for item in found}
     absent = () if dataset else tuple(name for name in KNOWN if name not in there)
@@ -70,7 +70,7 @@ def examine(
 
 
 def _examine_files(diagnosis: Diagnosis, item: Found, quiet: bool) -> list[dict[str, Any]]:
-    """Examines the two annotation files; returns the entries of the pictures that referents are in."""
+    """Examines the two annotation files; returns the entries of the images that referents are in."""
     get_again = f"get {where_annotations(item.dataset)}"
     refs, instances = [], Instances({}, {}, (), ())
     try:
@@ -82,13 +82,13 @@ def _examine_files(diagnosis: Diagnosis, item: Found, quiet: bool) -> list[dict[
     ids = examine_annotations(diagnosis, refs, instances, quiet)
     if diagnosis.key in REPORTED:
         diagnosis.notes.append(REPORTED[diagnosis.key])
-    return [instances.pictures[id] for id in ids]
+    return [instances.images[id] for id in ids]
 
 
 def _find_folder(
     diagnosis: Diagnosis, root: Path, image_root: Path | None, file_names: list[str]
 ) -> ImageFolder | None:
-    """Finds the folder that has the first picture, or the next one that is anywhere; adds a problem if none is."""
+    """Finds the folder that has the first image, or the next one that is anywhere; adds a problem if none is."""
     problem = ""
     for file_name in file_names:
         try:
@@ -96,10 +96,10 @@ def _find_folder(
         except UserError as error:
             problem = problem or str(error)
             continue
-        diagnosis.pictures = str(folder.path)
+        diagnosis.images = str(folder.path)
         return folder
     if problem:
-        diagnosis.add("no picture is there", [problem], f"get {where_pictures(diagnosis.dataset)}")
+        diagnosis.add("no image is there", [problem], f"get {where_images(diagnosis.dataset)}")
     return None
 
 
@@ -108,12 +108,10 @@ def _add_ailments(diagnosis: Diagnosis, results: list[tuple[str, str]]) -> None:
     for kind, case in results:
         if kind:
             cases.setdefault(kind, []).append(case)
-    missing = cases.get("missing pictures", [])
+    missing = cases.get("missing images", [])
     known = [name for name in missing if may_be_missing(diagnosis.dataset, name)]
     if known:
         diagnosis.notes.append(f"missing in every known copy: {', '.join(known)}")
-        cases["missing pictures"] = [name for name in missing if name not in known]
+        cases["missing images"] = [name for name in missing if name not in known]
     for kind, names in cases.items():
-        diagnosis.add(
-            kind, names, f"unpack the archive of the pictures again, or get {where_pictures(diagnosis.dataset)}"
-        )
+        diagnosis.add(kind, names, f"unpack the archive of the images again, or get {where_images(diagnosis.dataset)}")

@@ -2,10 +2,10 @@
 
 How large the benchmarks are known to be, and where people report to find their files.
 
-Pictures and referents: the documentation of TFDS's ref_coco and the code of CRIS (utils/dataset.py) agree on them.
-Sentences: those of RefCOCO as documented by FlagEval; of RefCOCO+ and RefCOCOg only the totals are certain.
+Images and referents: the documentation of TFDS's ref_coco and the code of CRIS (utils/dataset.py) agree on them.
+Expressions: those of RefCOCO as documented by FlagEval; of RefCOCO+ and RefCOCOg only the totals are certain.
 
-Looks at picture files: are they there, whole, and of the size that their annotation says?
+Looks at image files: are they there, whole, and of the size that their annotation says?
 
 Compares masks with the boxes of their annotations, without rasterizing polygons.
 """
@@ -30,9 +30,9 @@ from s2rm_jax.input.masks import decode_rle, has_mask
 class SplitSize(NamedTuple):
     """How many there are of each; None where no figure is known for certain."""
 
-    pictures: int | None
+    images: int | None
     referents: int | None
-    sentences: int | None
+    expressions: int | None
 
 
 PUBLISHED: dict[tuple[str, str], dict[str, SplitSize]] = {
@@ -64,7 +64,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, SplitSize]] = {
     },
 }
 
-PUBLISHED_SENTENCES = {
+PUBLISHED_EXPRESSIONS = {
     ("refcoco", "unc"): 142_210,
     ("refcoco+", "unc"): 141_564,
     ("refcocog", "umd"): 95_010,
@@ -74,7 +74,7 @@ PUBLISHED_SENTENCES = {
 # Said, but not a reason to call a copy damaged: the files were renumbered in August 2023.
 REPORTED = {
     ("grefcoco", "unc"): (
-        "its authors report 278,232 sentences over 19,994 pictures, of which their file has 259,859: "
+        "its authors report 278,232 expressions over 19,994 images, of which their file has 259,859: "
         "https://github.com/henghuiding/gRefCOCO/issues/6"
     ),
 }
@@ -98,13 +98,13 @@ def where_annotations(dataset: str) -> str:
     return f"{dataset} is no published dataset known here; take its files from where they came"
 
 
-def where_pictures(dataset: str) -> str:
-    """Says where the pictures of a dataset have been found."""
+def where_images(dataset: str) -> str:
+    """Says where the images of a dataset have been found."""
     if dataset == "refclef":
         archive = "https://web.archive.org/web/20220515000000/http://bvisionweb1.cs.unc.edu/licheng/referit/data/images"
         return f"saiapr_tc-12.zip: {archive}/saiapr_tc-12.zip ({_WORKING})"
     return (
-        "train2014.zip (13 GB) from https://cocodataset.org/#download; train2017.zip has the same pictures, and more, "
+        "train2014.zip (13 GB) from https://cocodataset.org/#download; train2017.zip has the same images, and more, "
         "under bare names"
     )
 
@@ -135,7 +135,7 @@ def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
             raise UserError(f"{root} is the folder of one dataset; give the folder above it, {root.resolve().parent}")
         raise UserError(
             f"{root} has no folder with a file refs(...).p in it; unpack the annotations of a dataset there, for "
-            f"example {where_annotations('refcoco')}; and the pictures: {where_pictures('refcoco')}"
+            f"example {where_annotations('refcoco')}; and the images: {where_images('refcoco')}"
         )
     wanted = [item for item in found if dataset in ("", item.dataset) and split_by in ("", item.split_by)]
     if not wanted:
@@ -157,10 +157,10 @@ def _in_folder(folder: Path) -> list[Found]:
     return list(by_name.values())
 
 
-_CHUNK = 512  # pictures handed to the threads at a time, so that Ctrl-C is heard
+_CHUNK = 512  # images handed to the threads at a time, so that Ctrl-C is heard
 
 
-class PictureFile(NamedTuple):
+class ImageFile(NamedTuple):
     """A file and the size in pixels that it should have."""
 
     path: Path
@@ -168,14 +168,14 @@ class PictureFile(NamedTuple):
     width: int
 
 
-def ailment(picture: PictureFile, quick: bool = False) -> tuple[str, str]:
+def ailment(image: ImageFile, quick: bool = False) -> tuple[str, str]:
     """Returns the kind of what is wrong with a file, and the case in words; two empty texts if it is well.
 
     The whole file is decoded, unless `quick`: then its header is read and nothing else. A JPEG is decoded to an eighth
     of its size, which still reads every byte of it and is several times as fast. What libjpeg can decode counts as
     whole: a flipped bit in the middle of a file often only changes some colours.
     """
-    path, height, width = picture
+    path, height, width = image
     try:
         with Image.open(path, formats=FORMATS) as file:
             size = file.size
@@ -183,24 +183,24 @@ def ailment(picture: PictureFile, quick: bool = False) -> tuple[str, str]:
                 file.draft(file.mode, (size[0] // 8, size[1] // 8))
                 file.load()
     except FileNotFoundError:
-        return "missing pictures", path.name
+        return "missing images", path.name
     except UnidentifiedImageError:
-        reason = "not a picture" if path.stat().st_size else "an empty file"
-        return "damaged pictures", f"{path.name} ({reason})"
+        reason = "not an image" if path.stat().st_size else "an empty file"
+        return "damaged images", f"{path.name} ({reason})"
     except Exception as error:  # of damaged data Pillow raises nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        return "damaged pictures", f"{path.name} ({reason})"
+        return "damaged images", f"{path.name} ({reason})"
     if size != (width, height):
         found = f"{size[0]} x {size[1]} instead of {width} x {height}"
-        return "pictures of another size than annotated", f"{path.name} ({found})"
+        return "images of another size than annotated", f"{path.name} ({found})"
     return "", ""
 
 
-def ailments(pictures: Sequence[PictureFile], quick: bool = False, threads: int = 0) -> Iterator[tuple[str, str]]:
-    """Yields the ailment of each picture, in order; Pillow lets threads decode on all cores at once."""
+def ailments(images: Sequence[ImageFile], quick: bool = False, threads: int = 0) -> Iterator[tuple[str, str]]:
+    """Yields the ailment of each image, in order; Pillow lets threads decode on all cores at once."""
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for first in range(0, len(pictures), _CHUNK):
-            yield from pool.map(lambda picture: ailment(picture, quick), pictures[first : first + _CHUNK])
+        for first in range(0, len(images), _CHUNK):
+            yield from pool.map(lambda image: ailment(image, quick), images[first : first + _CHUNK])
 
 
 # Pixels. Boxes of COCO are the extent of the polygons to the last digit; other tools count pixels from 1, or leave out
@@ -213,7 +213,7 @@ Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 def extent_of(segmentation: Any, height: int, width: int) -> Extent | None:
     """Returns the extent of polygons, as they are written, or of RLEs; None if there is no mask.
 
-    Raises UserError for damaged polygons or RLE, or an RLE of another size than the picture's.
+    Raises UserError for damaged polygons or RLE, or an RLE of another size than the image's.
     """
     if not has_mask(segmentation):
         return None
@@ -229,13 +229,13 @@ def extent_of(segmentation: Any, height: int, width: int) -> Extent | None:
 
 
 def misfit(extent: Extent, box: Any, height: int, width: int) -> str:
-    """Returns what does not fit between a mask's extent, its picture and its box, or "" if all does.
+    """Returns what does not fit between a mask's extent, its image and its box, or "" if all does.
 
     The box is x, y, width, height in pixels; None where the annotation has no box.
     """
     outside = max(-extent[0], -extent[1], extent[2] - width, extent[3] - height)
     if outside > TOLERANCE:
-        return f"the mask ends {outside:.0f} pixels outside the picture of {width} x {height}"
+        return f"the mask ends {outside:.0f} pixels outside the image of {width} x {height}"
     if box is None:
         return ""
     try:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from s2rm_jax.input.check.files import PUBLISHED, PUBLISHED_SENTENCES, SplitSize
+from s2rm_jax.input.check.files import PUBLISHED, PUBLISHED_EXPRESSIONS, SplitSize
 
 WRONG_COUNTS = "counts that differ from the published ones"
 
@@ -20,7 +20,7 @@ WRONG_COUNTS = "counts that differ from the published ones"
 class Problem:
     """Something that is wrong, each case of it in words, and what to do about it.
 
-    `kind` is a short name for programs too, such as "missing pictures".
+    `kind` is a short name for programs too, such as "missing images".
     """
 
     kind: str
@@ -35,11 +35,11 @@ class Diagnosis:
     dataset: str
     split_by: str
     annotations: str  # the path of the file of referents
-    pictures: str = ""  # their folder, or "" where it was not found
+    images: str = ""  # their folder, or "" where it was not found
     counts: dict[str, SplitSize] = field(default_factory=dict)  # by split, as the file names it
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    pictures_checked: int = 0
+    images_checked: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,9 +65,9 @@ class Diagnosis:
         cases += [
             f"{split}: not a split of this dataset" for split in self.counts if published and split not in published
         ]
-        total = sum(counts.sentences or 0 for counts in self.counts.values())
-        if total != PUBLISHED_SENTENCES.get(self.key, total):
-            cases.append(f"all splits: {total} sentences instead of {PUBLISHED_SENTENCES[self.key]}")
+        total = sum(counts.expressions or 0 for counts in self.counts.values())
+        if total != PUBLISHED_EXPRESSIONS.get(self.key, total):
+            cases.append(f"all splits: {total} expressions instead of {PUBLISHED_EXPRESSIONS[self.key]}")
         self.add(WRONG_COUNTS, cases, remedy)
 
 
@@ -128,11 +128,11 @@ def _diagnosis(diagnosis: Diagnosis, quick: bool) -> Iterator[str]:
     mark = "✗" if diagnosis.problems else "✓"
     yield f"{mark} {diagnosis.dataset}, split by {diagnosis.split_by}"
     yield f"    annotations  {diagnosis.annotations}"
-    yield f"    pictures     {diagnosis.pictures or 'not found'}"
+    yield f"    images     {diagnosis.images or 'not found'}"
     yield from _counts(diagnosis)
-    if diagnosis.pictures_checked:
+    if diagnosis.images_checked:
         how = "only their headers, as asked (--quick)" if quick else "every one decoded"
-        yield f"    {_number(diagnosis.pictures_checked, 'picture')} looked at, {how}"
+        yield f"    {_number(diagnosis.images_checked, 'image')} looked at, {how}"
     for note in diagnosis.notes:
         yield from _wrap(note, "    note: ")
     for problem, after in zip_longest(diagnosis.problems, diagnosis.problems[1:]):
@@ -151,8 +151,8 @@ def _counts(diagnosis: Diagnosis) -> Iterator[str]:
         got = diagnosis.counts.get(split, SplitSize(0, 0, 0))
         cells = map(_cell, got, published.get(split, SplitSize(None, None, None)))
         yield f"    {split:<10}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
-    total = sum(counts.sentences or 0 for counts in diagnosis.counts.values())
-    cell = _cell(total, PUBLISHED_SENTENCES.get(diagnosis.key))
+    total = sum(counts.expressions or 0 for counts in diagnosis.counts.values())
+    cell = _cell(total, PUBLISHED_EXPRESSIONS.get(diagnosis.key))
     yield f"    {'all':<10}" + f"{'':>{2 * _COLUMN}}{cell:>{_COLUMN}}"
     known = "✓ as published, ✗ the published count is the second" if published else "no published counts are known"
     yield f"    ({known})"

@@ -1,4 +1,4 @@
-"""Referring scenes made on the fly: shapes on a ground, sentences from a grammar, exact masks."""
+"""Referring scenes made on the fly: shapes on a ground, expressions from a grammar, exact masks."""
 
 from s2rm_jax.input.synthetic.scene import SceneConfig
 from s2rm_jax.input.synthetic.source import SyntheticSource

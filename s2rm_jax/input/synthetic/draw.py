@@ -1,4 +1,4 @@
-"""Paints a scene: an anti-aliased picture, and the visible pixels of each thing.
+"""Paints a scene: an anti-aliased image, and the visible pixels of each thing.
 
 The background of a scene: muted tones, which no object has, in gradients, clouds, stripes and grain.
 """
@@ -63,29 +63,29 @@ _TONES = {
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
-    """Returns the picture, the masks and the visible shares of a scene.
+    """Returns the image, the masks and the visible shares of a scene.
 
-    picture  uint8 [H, W, 3]
+    image  uint8 [H, W, 3]
     masks    one boolean [H, W] a thing: the pixels in which it is what one sees; no pixel is in two masks
     shares   one number a thing: its visible pixels over all its pixels
     """
-    picture = paint_ground(scene.height, scene.width, rng)
+    image = paint_ground(scene.height, scene.width, rng)
     owner = np.full((scene.height, scene.width), -1, np.int16)
     areas = []
     for index, thing in enumerate(scene.things):
         box, coverage, inside = _rasterize(thing, scene.height, scene.width)
         alpha = coverage[..., None]
-        picture[box] = picture[box] * (1 - alpha) + _paint(thing, box, inside, rng) * alpha
+        image[box] = image[box] * (1 - alpha) + _paint(thing, box, inside, rng) * alpha
         solid = coverage >= 0.5
         owner[box][solid] = index
         areas.append(int(solid.sum()))
     masks = [owner == index for index in range(len(scene.things))]
     shares = [float(mask.sum()) / area for mask, area in zip(masks, areas, strict=True)]
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), masks, shares
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), masks, shares
 
 
 def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Returns the thing's box in the picture and, within it, the share of each pixel inside it and inside its rim."""
+    """Returns the thing's box in the image and, within it, the share of each pixel inside it and inside its rim."""
     extent = reach(thing.shape) * thing.radius + 1.0
     top, left = max(0, math.floor(thing.y - extent)), max(0, math.floor(thing.x - extent))
     bottom, right = min(height, math.ceil(thing.y + extent)), min(width, math.ceil(thing.x + extent))

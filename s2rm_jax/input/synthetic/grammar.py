@@ -1,8 +1,8 @@
-"""Finds sentences for a scene: of a wanted kind, meaning exactly one thing, and needing every part of themselves.
+"""Finds expressions for a scene: of a wanted kind, meaning exactly one thing, and needing every part of themselves.
 
 A scene as the grammar sees it: every noun that fits a thing, and every relation between two of them.
 
-Sets of things are bit masks here (bit i for thing i), so that whole families of sentences are sifted in microseconds.
+Sets of things are bit masks here (bit i for thing i), so that whole families of expressions are sifted in microseconds.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _relate(scene: Scene, relation: str, landmark: int) -> Neighbour:
 
 
 class Reference(NamedTuple):
-    """A sentence, its kind, what it means, and the index of the one thing it refers to."""
+    """An expression, its kind, what it means, and the index of the one thing it refers to."""
 
     text: str
     kind: str
@@ -149,7 +149,7 @@ def refer(
 
 
 def is_economical(meaning: Meaning, scene: Scene) -> bool:
-    """True where no part of the sentence can be left out without losing the referent.
+    """True where no part of the expression can be left out without losing the referent.
 
     A superlative chooses among at least two things, an ordinal among at least three, and a relation (also the one
     inside a landmark) among at least two besides its landmark: the attributes alone never give the answer.

@@ -1,7 +1,7 @@
-"""What a sentence means: a small tree, and the things of a scene for which it holds.
+"""What an expression means: a small tree, and the things of a scene for which it holds.
 
 Geometry comes with margins. Where a person could argue (an object that is only a little further left, or as much above
-as left), the meaning is None, "not clear", and no sentence is made of it. With u the short side of the picture:
+as left), the meaning is None, "not clear", and no expression is made of it. With u the short side of the image:
 
 - further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges of the outline too
   (of all of it, also where something hides a part);
@@ -199,7 +199,7 @@ MAX_RANK = max(_RANKS)
 
 
 def to_words(meaning: Meaning, rng: np.random.Generator) -> str:
-    """Returns a sentence that says the meaning, in one of several wordings."""
+    """Returns an expression that says the meaning, in one of several wordings."""
     match meaning:
         case Noun():
             return f"the {_noun(meaning, rng)}"

@@ -23,7 +23,7 @@ TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 KINDS = ("attribute", "superlative", "relation", "two_step", "ordinal")
 
-# Each colour and each shape is in one pair, so training knows every word of the sentences about these pairs.
+# Each colour and each shape is in one pair, so training knows every word of the expressions about these pairs.
 HELD_OUT_PAIRS = tuple(zip(COLOURS, SHAPES, strict=True))
 
 _CHOICES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES, "sizes": SIZES, "kinds": KINDS}
@@ -45,8 +45,8 @@ class SceneConfig:
     shapes_per_scene       few of them make attributes ambiguous, so that places must help
     distractors            probability that an object equals an earlier one in all attributes but one
     max_occlusion          the largest share of an object's area that others may hide
-    kinds                  the kinds of sentence, which are asked for in turn
-    expressions_per_scene  sentences a scene
+    kinds                  the kinds of expression, which are asked for in turn
+    expressions_per_scene  expressions a scene
     held_out_pairs         (colour, shape) pairs that only the compositional split shows
 
     Raises UserError for a value that makes no scene.
@@ -145,7 +145,7 @@ def shuffled(rng: np.random.Generator, items: Collection[Item]) -> list[Item]:
     return [listed[index] for index in rng.permutation(len(listed))]
 
 
-# Radius of the disc of the same area, as a share of the picture's short side. The bands lie far apart (factor 1.5 in
+# Radius of the disc of the same area, as a share of the image's short side. The bands lie far apart (factor 1.5 in
 # radius, 2.2 in area), so that an object is never in doubt between small and large.
 RADII = {"small": (0.078, 0.093), "large": (0.140, 0.165)}
 
@@ -203,7 +203,7 @@ def is_held_out(thing: Thing, config: SceneConfig) -> bool:
 
 
 def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositional: bool) -> list[Thing]:
-    """Draws things without a place; all take their attributes from a small palette, so that sentences must work.
+    """Draws things without a place; all take their attributes from a small palette, so that expressions must work.
 
     Returns none of them where the palette does not give enough.
     """
@@ -250,7 +250,7 @@ def _change_one(rng: np.random.Generator, thing: Thing, palette: dict[str, list[
 
 
 def _place(rng: np.random.Generator, thing: Thing, others: list[Thing], config: SceneConfig) -> Thing | None:
-    """Returns the thing with a size, a turn and a place in the picture that hides not too much, or None."""
+    """Returns the thing with a size, a turn and a place in the image that hides not too much, or None."""
     height, width = config.image_size
     low, high = RADII[thing.size]
     radius = rng.uniform(low, high) * config.object_scale * min(height, width)

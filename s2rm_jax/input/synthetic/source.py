@@ -21,16 +21,16 @@ _ATTEMPTS = 1000  # scenes drawn before a difficulty counts as impossible; a usu
 
 
 class Composition(NamedTuple):
-    """A scene, what is said of it, its picture (uint8 [H, W, 3]) and the mask of each of its things (bool [H, W])."""
+    """A scene, what is said of it, its image (uint8 [H, W, 3]) and the mask of each of its things (bool [H, W])."""
 
     scene: Scene
     references: tuple[Reference, ...]
-    picture: np.ndarray
+    image: np.ndarray
     masks: list[np.ndarray]
 
 
 class SyntheticSource:
-    """Scenes of coloured shapes with sentences about them; scene i is a pure function of (seed, split, i).
+    """Scenes of coloured shapes with expressions about them; scene i is a pure function of (seed, split, i).
 
     Nothing is stored: every look-up makes the scene anew, so threads and processes share nothing.
     """
@@ -69,14 +69,14 @@ class SyntheticSource:
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """The tokens of a BERT vocabulary that knows every word of every sentence, [PAD] first."""
+        """The tokens of a BERT vocabulary that knows every word of every expression, [PAD] first."""
         return VOCABULARY
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Returns scene `index` with its picture, sentences and masks."""
+        """Returns scene `index` with its image, expressions and masks."""
         index = operator.index(index)
         composed = self.composition(index)
         height, width = self._config.image_size
@@ -85,7 +85,7 @@ class SyntheticSource:
             Expression(reference.text, composed.masks[reference.referent], reference.kind, f"{name}-{number}")
             for number, reference in enumerate(composed.references)
         )
-        return Example(name, composed.picture, height, width, expressions)
+        return Example(name, composed.image, height, width, expressions)
 
     def composition(self, index: int) -> Composition:
         """Returns what scene `index` is made of: for those who want to know more of it than a network is shown."""
@@ -94,16 +94,16 @@ class SyntheticSource:
         return compose(self._config, self._split, self._seed, index)
 
     def expression_count(self, index: int) -> int:
-        """Returns how many sentences a scene has, which is the same for all."""
+        """Returns how many expressions a scene has, which is the same for all."""
         return self._config.expressions_per_scene
 
     def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the positions of a scene's sentences by referent: each alone, as no two are known to share one."""
+        """Returns the positions of a scene's expressions by referent: each alone, as no two are known to share one."""
         return tuple((position,) for position in range(self._config.expressions_per_scene))
 
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
-    """Draws scenes until one admits the kinds of sentence whose turn it is and shows enough of every thing.
+    """Draws scenes until one admits the kinds of expression whose turn it is and shows enough of every thing.
 
     Raises UserError where none does: the difficulty leaves nothing to say.
     """
@@ -120,10 +120,10 @@ def compose(config: SceneConfig, split: str, seed: int, index: int) -> Compositi
         references = refer(rng, scene, config, kinds, referents)
         if references is None:
             continue
-        picture, masks, shares = draw(scene, rng)
+        image, masks, shares = draw(scene, rng)
         if min(shares) >= 1 - config.max_occlusion:
-            return Composition(scene, references, picture, masks)
+            return Composition(scene, references, image, masks)
     raise UserError(
-        f"synthetic scenes: {_ATTEMPTS} scenes gave none with sentences of the kinds {', '.join(kinds)};"
+        f"synthetic scenes: {_ATTEMPTS} scenes gave none with expressions of the kinds {', '.join(kinds)};"
         " allow more objects, shapes, colours or textures, smaller objects, or other kinds"
     )

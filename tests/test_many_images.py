@@ -1,4 +1,4 @@
-"""Many pictures: what is done stays done, whatever happens to the others."""
+"""Many images: what is done stays done, whatever happens to the others."""
 
 import json
 
@@ -8,35 +8,35 @@ from PIL import Image
 from s2rm_jax import predict
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.input.images import load_image
-from s2rm_jax.predict import segment_pictures
+from s2rm_jax.predict import segment_images
 
 
 @pytest.fixture
 def paths(tmp_path):
     for number, colour in enumerate(("red", "blue", "red"), start=1):
         Image.new("RGB", (6, 4), colour).save(tmp_path / f"{number}.png")
-    (tmp_path / "4.png").write_text("no picture")
+    (tmp_path / "4.png").write_text("no image")
     return [tmp_path / f"{number}.png" for number in (1, 2, 3, 4)]
 
 
-def test_each_picture_is_asked_every_sentence(segmenter, paths, tmp_path, capsys):
-    content = segment_pictures(segmenter, paths[:3], ["red", "blue"], tmp_path / "out")
+def test_each_image_is_asked_every_expression(segmenter, paths, tmp_path, capsys):
+    content = segment_images(segmenter, paths[:3], ["red", "blue"], tmp_path / "out")
     assert json.loads((tmp_path / "out/result.json").read_text()) == json.loads(json.dumps(content))
-    areas = [[entry["area"] for entry in picture["results"]] for picture in content["pictures"]]
+    areas = [[entry["area"] for entry in image["results"]] for image in content["images"]]
     assert areas == [[24, 0], [0, 24], [24, 0]]
     sizes = {load_image(tmp_path / f"out/{number}/overlay.png").shape for number in (1, 2, 3)}
     assert len(sizes) == 1  # although not the same is found everywhere
     assert capsys.readouterr().err == ""
 
 
-def test_a_bad_picture_is_told_of_and_left_out(segmenter, paths, tmp_path, capsys):
-    with pytest.raises(PartlyDone, match=r"1 of 4 pictures could not be read") as told:
-        segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
-    assert len(told.value.result["pictures"]) == 3
-    assert "4.png is not a picture" in told.value.result["failed"][0]["error"]
+def test_a_bad_image_is_told_of_and_left_out(segmenter, paths, tmp_path, capsys):
+    with pytest.raises(PartlyDone, match=r"1 of 4 images could not be read") as told:
+        segment_images(segmenter, paths, ["red"], tmp_path / "out")
+    assert len(told.value.result["images"]) == 3
+    assert "4.png is not an image" in told.value.result["failed"][0]["error"]
     assert capsys.readouterr().err.startswith("warning: left out: ")
-    with pytest.raises(UserError, match="none of 1 picture could be read") as none:
-        segment_pictures(segmenter, paths[3:], ["red"], tmp_path / "out")
+    with pytest.raises(UserError, match="none of 1 image could be read") as none:
+        segment_images(segmenter, paths[3:], ["red"], tmp_path / "out")
     assert not isinstance(none.value, PartlyDone)
     assert not (tmp_path / "out/1").exists()  # what the prediction before had written
 
@@ -45,7 +45,7 @@ def test_what_cannot_be_written_is_told_of_by_its_first_error(segmenter, paths, 
     for name in ("result.json", "1/mask_1_red.png"):
         (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=r"^--out: .*mask_1_red\.png cannot be written \(Is a directory\)"):
-        segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
+        segment_images(segmenter, paths, ["red"], tmp_path / "out")
 
 
 def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tmp_path, monkeypatch):
@@ -55,6 +55,6 @@ def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tm
 
     monkeypatch.setattr(predict, "progress_bar", break_off)
     with pytest.raises(KeyboardInterrupt):
-        segment_pictures(segmenter, paths, ["red"], tmp_path / "out")
-    (picture,) = json.loads((tmp_path / "out/result.json").read_text())["pictures"]
-    assert picture["folder"] == "1"
+        segment_images(segmenter, paths, ["red"], tmp_path / "out")
+    (image,) = json.loads((tmp_path / "out/result.json").read_text())["images"]
+    assert image["folder"] == "1"

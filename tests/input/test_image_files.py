@@ -1,4 +1,4 @@
-"""Which pictures a folder or a pattern means, and in which order."""
+"""Which images a folder or a pattern means, and in which order."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_numbers_count_in_every_part_of_a_path(tmp_path):
 
 
 def test_none_is_a_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"the folder .* holds no pictures"):
+    with pytest.raises(UserError, match=r"the folder .* holds no images"):
         list_images(str(tmp_path))
     with pytest.raises(UserError, match=r"no file fits .*\*\.jpg; check the pattern"):
         list_images(f"{tmp_path}/*.jpg")
@@ -52,7 +52,7 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "folders"),
+    ("images", "folders"),
     [
         (["frames/1.jpg"], ["1"]),
         (["a/x/1.jpg", "a/y/1.jpg", "a/2.jpg"], ["x/1", "y/1", "2"]),
@@ -60,6 +60,6 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
         (["1.png", "result.json.png"], ["1.png", "result.json.png"]),
     ],
 )
-def test_every_picture_has_a_folder_of_its_own(pictures, folders):
-    found = result_folders([Path(name) for name in pictures], taken="result.json")
+def test_every_image_has_a_folder_of_its_own(images, folders):
+    found = result_folders([Path(name) for name in images], taken="result.json")
     assert [path.as_posix() for path in found] == folders

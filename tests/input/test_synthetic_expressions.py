@@ -1,4 +1,4 @@
-"""Every sentence, read again from its words by a reader of its own, means the one thing whose mask it comes with."""
+"""Every expression, read again from its words by a reader of its own, means the one thing whose mask it comes with."""
 
 from __future__ import annotations
 
@@ -73,23 +73,23 @@ def read_noun(words, things):
     return kept
 
 
-def read(sentence, things):
-    """The things that a sentence means when places are compared without any margin, and those its head noun fits."""
-    if found := _RELATION.fullmatch(sentence):
+def read(expression, things):
+    """The things that an expression means when places are compared without any margin, and those its head noun fits."""
+    if found := _RELATION.fullmatch(expression):
         where = RELATIONS[found["relation"]]
         (landmark,), _ = read(found["landmark"], things)
         head = read_noun(found["noun"], things)
-        # 2 % of the picture's side counts as level
+        # 2 % of the image's side counts as level
         return {i for i in head - {landmark} if where(things[i]) > where(things[landmark]) + 0.02 * 96}, head
-    if found := _ORDINAL.fullmatch(sentence):
+    if found := _ORDINAL.fullmatch(expression):
         head = read_noun(found["n1"] or found["n2"], things)
         order = sorted(head, key=lambda i: SIDES[found["side"]](things[i]), reverse=True)
         return {order[RANKS[found["r1"] or found["r2"]]]}, head
     for pattern, table in ((_BEFORE, BEFORE_NOUN), (_AFTER, AFTER_NOUN)):
-        if found := pattern.fullmatch(sentence):
+        if found := pattern.fullmatch(expression):
             head = read_noun(found["noun"], things)
             return {max(head, key=lambda i: table[found["how"]](things[i]))}, head
-    head = read_noun(sentence.removeprefix("the "), things)
+    head = read_noun(expression.removeprefix("the "), things)
     return head, head
 
 
@@ -98,7 +98,7 @@ def compositions(request) -> list[Composition]:
     return [compose(ALL_KINDS, request.param, 0, index) for index in range(SCENES)]
 
 
-def test_each_sentence_means_its_one_referent(compositions):
+def test_each_expression_means_its_one_referent(compositions):
     for composed in compositions:
         for reference in composed.references:
             meant, _ = read(reference.text, composed.scene.things)
