@@ -1,11 +1,28 @@
-"""What several tests share: a network whose answers are known beforehand, and a really trained tiny run."""
+"""Shared fixtures: a network whose answers are known beforehand, and a tiny run that was really trained."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+
+# Compilation of tiny networks takes most of the tests' time. These settings make it four times as fast, and compile
+# each program once for all workers, child processes and sessions. JAX keys a program by all that it depends on, its own
+# version and every setting included. They are environment variables, so that child processes have them too, and must
+# be set before JAX is imported.
+_CACHE = Path(__file__).parents[1] / ".cache" / f"test-programs-jaxlib-{version('jaxlib')}"
+_LARGEST_CACHE = 2_000_000_000  # bytes
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip(),
+}
 
 import flax.linen as nn
 import jax
@@ -20,10 +37,14 @@ from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter
 
-# Most of the tests' time is compilation of tiny networks, and XLA takes a third of the time to compile them when it
-# does not try to make them fast. The variable is for the processes that tests start.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_disable_most_optimizations", True)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Empty the cache of compiled programs once it is too large."""
+    if not hasattr(config, "workerinput"):
+        size = sum(file.stat().st_size for file in _CACHE.glob("*")) if _CACHE.is_dir() else 0
+        if size > _LARGEST_CACHE:
+            shutil.rmtree(_CACHE)
+
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "the", "part")
 

@@ -42,9 +42,6 @@ def small_training(tmp_path_factory):
     environment = {
         "PYTHON": str(shared / "python"),
         "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return os.environ | environment, str(shared / "small.py")
 

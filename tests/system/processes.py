@@ -37,7 +37,7 @@ class Processes:
             }
             mine = {
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAX_NUM_CPU_DEVICES": str(devices),
                 **(several if count > 1 else {}),
             }
             self.running.append(_Running([sys.executable, *arguments], {**os.environ, **environment, **mine}))

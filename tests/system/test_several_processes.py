@@ -39,8 +39,6 @@ def start(processes, tmp_path_factory):
     (shared / "small.py").write_text(CONFIG)
     environment = {
         "PYTHONPATH": str(processes.ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
     def start(workdir, count, devices=1, *, door="train", arguments=(), **variables):

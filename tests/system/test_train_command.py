@@ -1,7 +1,6 @@
 """The command line for training with the real network on real scenes, tiny."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -44,19 +43,12 @@ def train(tmp_path_factory):
     """Starts `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs."""
     shared = tmp_path_factory.mktemp("shared")
     (shared / "tiny.py").write_text(CONFIG)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # the program as people run it
-    }
-
     started = []
 
     def start(workdir, *more):
         command = [sys.executable, "-m", "s2rm_jax.train", f"--config={shared / 'tiny.py'}", f"--workdir={workdir}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([*command, *more], env=environment, cwd=ROOT, **pipes)
+        process = subprocess.Popen([*command, *more], cwd=ROOT, **pipes)
         started.append(process)
         return process
 

@@ -1,6 +1,5 @@
 """Real processes, really killed: what they leave behind continues as if nothing had happened."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,19 +19,14 @@ TIMEOUT = 300  # seconds; only reached if something hangs
 
 
 @pytest.fixture(scope="module")
-def environment(quick_compilation):
-    return os.environ | quick_compilation | {"JAX_PLATFORMS": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def start(standin, environment):
+def start(standin):
     """Starts the stand-in program on a workdir; it waits some seconds for each batch."""
     started = []
 
     def start(workdir, seconds_per_batch):
         command = [sys.executable, standin.__file__, str(workdir), str(STEPS), str(seconds_per_batch)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], **pipes)
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes)
         started.append(process)
         return process
 

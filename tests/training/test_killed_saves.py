@@ -12,7 +12,7 @@ def test_no_moment_of_a_save_leaves_half_a_checkpoint(tmp_path):
     program = Path(__file__).with_name("save_and_die.py")
     done = subprocess.run(
         [sys.executable, str(program), str(tmp_path), str(LIVES), "7"],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(program.parents[2])},
+        env=os.environ | {"PYTHONPATH": str(program.parents[2])},
         capture_output=True,
         text=True,
         timeout=300,
