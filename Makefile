@@ -1,5 +1,6 @@
 # make demo   trains the default network on the CPU, evaluates it and writes a gallery (5 to 14 minutes on 2 cores)
 # make test   runs the tests, the linter and the type checker, and builds the documentation
+# make test-all  the same, with the tests that take long
 # make docs   builds the documentation alone, as a site in site/
 # make clean  removes the environment and what the demo wrote
 #
@@ -10,7 +11,7 @@ VENV ?= .venv
 DEMO ?= runs/demo
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test lint types docs clean
+.PHONY: help demo test test-all lint types docs clean
 .DEFAULT_GOAL := help
 SHELL := bash
 
@@ -43,9 +44,10 @@ demo: $(VENV)/.installed
 	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out images with true and predicted masks"
 	@echo "   next: . $(VENV)/bin/activate, and segment an image: see README.md"
 
-test: lint types docs
+test-all: PYTEST_FLAGS = --long
+test test-all: lint types docs
 	@echo "== running the tests"
-	@$(RUN) -m pytest -n 2 --dist loadfile
+	@$(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 	@echo "== done: style, types and tests pass; the environment is $(VENV)"
 
 lint: $(VENV)/.installed-dev

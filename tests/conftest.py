@@ -38,8 +38,27 @@ from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long, and the long forms of others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked long, unless --long asks for them."""
+    if not config.getoption("--long"):
+        kept = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests run in their long form."""
+    return request.config.getoption("--long")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Empty the cache of compiled programs once it is too large."""
+    """Register the marker, and empty the cache of compiled programs once it is too large."""
+    config.addinivalue_line("markers", "long: too long for `make test`; `make test-all` runs it")
     if not hasattr(config, "workerinput"):
         size = sum(file.stat().st_size for file in _CACHE.glob("*")) if _CACHE.is_dir() else 0
         if size > _LARGEST_CACHE:

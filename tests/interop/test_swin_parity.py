@@ -27,14 +27,16 @@ IMAGES = {
     7: {"square": (224, 224), "oblong": (256, 320), "odd": (231, 259)},
     12: {"square": (384, 384), "oblong": (448, 512), "odd": (386, 433)},
 }
-EVERYTHING = [(size, window, image) for size in SWIN_SIZES for window in IMAGES for image in IMAGES[window]]
-# What an ordinary run of the tests has time for; with --parity-table it is everything.
-SOME = [case for case in EVERYTHING if case == ("base", 12, "odd") or (case[0] == "tiny" and case[2] != "oblong")]
+EVERY_CASE = [(size, window, image) for size in SWIN_SIZES for window in IMAGES for image in IMAGES[window]]
+LONG = [case for case in EVERY_CASE if case == ("base", 12, "odd") or (case[0] == "tiny" and case[2] != "oblong")]
+SHORT = [("tiny", 7, "square"), ("tiny", 12, "odd")]
 
 
 def pytest_generate_tests(metafunc):
+    """Compare two whole networks in `make test`, five in `make test-all`, and all with --parity-table."""
     if "image" in metafunc.fixturenames:
-        cases = EVERYTHING if metafunc.config.getoption("--parity-table", None) else SOME
+        option = metafunc.config.getoption
+        cases = EVERY_CASE if option("--parity-table", None) else LONG if option("--long") else SHORT
         metafunc.parametrize(("size", "window", "image"), cases)
 
 
