@@ -19,13 +19,12 @@ from etils import epath
 
 import s2rm_jax
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.layout import export_arrays, fill
 from s2rm_jax.interop.parameter_names import network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
 from s2rm_jax.io import require_space, workdir_path
-from s2rm_jax.models.network import build_network
+from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.run import CONFIG_FILE, VOCAB_FILE, load_config

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from s2rm_jax.models.layers import Dense, gelu, rematerialised
+from s2rm_jax.models.layers import Dense, gelu, rematerialize
 
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
 EMBEDDING_INIT = nn.initializers.truncated_normal(0.02)
@@ -89,7 +89,7 @@ class Bert(nn.Module):
         x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="embeddings_norm")(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        layer_class = rematerialised(BertLayer, self.remat)
+        layer_class = rematerialize(BertLayer, self.remat)
         dropout_rate = self.dropout_rate if train else 0.0
         for index in range(self.num_layers):
             layer = layer_class(self.num_heads, self.intermediate_size, dropout_rate, self.dtype, name=f"layer{index}")

@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialised, repeat
+from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialize, repeat
 
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
@@ -244,7 +244,7 @@ class Swin(nn.Module):
         return repeat(pair, x, list(zip(operands[::2], operands[1::2], strict=True)), self.dtype)
 
     def _block(self, stage: int, number: int, looped: bool = False, **attached: Any) -> SwinBlock:
-        block_class = rematerialised(SwinBlock, self.remat, looped)
+        block_class = rematerialize(SwinBlock, self.remat, looped)
         return block_class(
             num_heads=self.num_heads[stage - 1],
             window_size=self.window_size,

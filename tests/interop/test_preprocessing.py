@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.interop import exported_segment as standalone
 from s2rm_jax.interop.torch_folder import write_preprocessing
+from s2rm_jax.models.network import normalize
 
 
 @pytest.fixture(scope="module")

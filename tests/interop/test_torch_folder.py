@@ -9,12 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.images import resize_image
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import torch_folder
 from s2rm_jax.interop.torch_folder import write_pytorch, write_workdir
-from s2rm_jax.models.network import build_network
+from s2rm_jax.models.network import build_network, normalize
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.checkpoint import restore_params
 from s2rm_jax.training.run import load_config

@@ -57,8 +57,8 @@ JAX = {
     "fusion": lambda network, params, x: vars(
         network.fusion.apply({"params": params["fusion"]}, x["maps"][-1], x["words"], x["mask"])
     ),
-    "decoder": lambda network, params, x: (
-        network.decoder.apply({"params": params["decoder"]}, x["fused"], x["maps"], x["sentence"]).logits
+    "decoder": lambda network, params, x: network.decoder.apply(
+        {"params": params["decoder"]}, x["fused"], x["maps"], x["sentence"]
     ),
     "no_target": lambda network, params, x: network.no_target.apply(
         {"params": params["no_target"]}, x["sentence"], x["fused"], x["coarsest"], x["finest"]

@@ -19,7 +19,7 @@ def inputs(k=2, grids=GRIDS):
 
 def test_stages_have_the_grids_of_the_vision_maps():
     decoder = CASG(widths=(4, 6, 8))
-    logits = jax.jit(lambda *x: decoder.init_with_output(jax.random.key(0), *x)[0].logits)(*inputs())
+    logits = jax.jit(lambda *x: decoder.init_with_output(jax.random.key(0), *x)[0])(*inputs())
     assert [x.shape for x in logits] == [(1, 2, *grid) for grid in reversed(GRIDS)]
 
 
@@ -31,7 +31,7 @@ def test_what_is_fused_at_a_place_comes_out_around_that_place():
         if name.endswith("block"):  # symmetric kernels, so that only a misaligned grid can move the centre
             kernel = params[name]["conv"]["kernel"]
             params[name]["conv"]["kernel"] = jnp.broadcast_to(kernel.mean((0, 1), keepdims=True), kernel.shape)
-    finest = jax.jit(lambda x: decoder.apply({"params": params}, x, vision, sentence).logits[-1][0, 0])
+    finest = jax.jit(lambda x: decoder.apply({"params": params}, x, vision, sentence)[-1][0, 0])
     for row, column in [(3, 3), (3, 5)]:
         changed = np.abs(finest(fused.at[0, 0, row, column].add(3.0)) - finest(fused))
         place = [np.average(axis, weights=changed) for axis in np.indices(changed.shape)]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.network import build_network
+from s2rm_jax.models.network import build_network, normalize
 from tests.models.small import small_config, small_inputs, small_network
 
 
@@ -72,7 +72,20 @@ def test_a_padded_expression_changes_nothing_and_stays_finite(small):
     assert np.isfinite(padded.logits).all()
 
 
-def test_a_image_is_encoded_once_for_any_number_of_expressions(small):
+def test_uint8_images_are_normalized_once_and_float_images_not_at_all(small):
+    network, params, _ = small
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
+
+    def encode(images):
+        return network.apply({"params": params}, images, method="encode_image")
+
+    of_bytes, of_floats = jax.jit(encode)(pixels), jax.jit(lambda images: encode(normalize(images)))(pixels)
+    jax.tree.map(np.testing.assert_array_equal, of_bytes, of_floats)
+    other = jax.jit(encode)(pixels.astype(np.float32))
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(of_bytes, other, strict=True))
+
+
+def test_an_image_is_encoded_once_for_any_number_of_expressions(small):
     network, params, apply = small
     images, tokens, mask = small_inputs()
     features = jax.jit(lambda p, x: network.apply({"params": p}, x, method="encode_image"))(params, images)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.layers import POLICIES, rematerialised
+from s2rm_jax.models.layers import POLICIES, rematerialize
 from s2rm_jax.models.network import build_network
 from s2rm_jax.models.swin import SwinBlock
 
@@ -60,4 +60,4 @@ def test_each_policy_keeps_less_than_the_one_before():
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="remat must be one of"):
-        rematerialised(SwinBlock, "all")
+        rematerialize(SwinBlock, "all")
