@@ -109,7 +109,7 @@ def test_files_of_transformers_are_read(bert, published, shapes, load, tmp_path)
 def test_what_is_not_known_is_not_dropped(published, load):
     with pytest.raises(WeightsMismatch) as caught:
         load(published | {"embeddings.language_embeddings.weight": np.zeros((4, 24), np.float32)})
-    assert caught.value.mistakes == {"arrays that nothing here wants": ("embeddings.language_embeddings.weight",)}
+    assert caught.value.mistakes == {"unused arrays": ("embeddings.language_embeddings.weight",)}
 
 
 def test_it_is_known_by_its_names(published):

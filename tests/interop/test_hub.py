@@ -19,7 +19,7 @@ def test_paths(tmp_path):
 
 @pytest.mark.parametrize("path", ["nowhere/swin.pth", "swin_base.pth", "./weights", "/data/bert", "../bert", "~/bert"])
 def test_a_missing_path_is_not_looked_for_on_the_hub(path):
-    with pytest.raises(UserError, match=r"^config\.vision\.pretrained: there are no weights at .*; check the path$"):
+    with pytest.raises(UserError, match=r"^config\.vision\.pretrained: weights .* not found; check the path$"):
         locate(path, "vision.pretrained")
 
 
@@ -69,7 +69,7 @@ def test_offline_the_error_says_what_to_put_where(hub, files, reason):
     with pytest.raises(UserError) as caught:
         locate("google-bert/bert-base-uncased", "text.pretrained")
     assert str(caught.value) == (
-        f"config.text.pretrained=google-bert/bert-base-uncased is no path here and was not fetched from the Hugging "
+        f"config.text.pretrained=google-bert/bert-base-uncased is not a path and cannot be downloaded from the Hugging "
         f"Face Hub ({reason}): put model.safetensors or pytorch_model.bin (and, for text, vocab.txt) from "
         "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
         "config.text.pretrained=FOLDER"

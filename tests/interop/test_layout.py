@@ -85,7 +85,7 @@ def test_all_mistakes_are_said_at_once():
     )
     layout = [*LAYOUT, Entry("table", ("head.weight", "norm.weight")), Entry("nowhere", ("head.weight",))]
     assert mistakes({**broken, "idle": zeros(1)}, layout, shapes(alone=jax.ShapeDtypeStruct((1,), np.float32))) == {
-        "arrays that nothing here wants": ("idle",),
+        "unused arrays": ("idle",),
         "parameters left unfilled": ("joined/bias (no k.bias)", "alone"),
         "parameters that do not exist": ("nowhere",),
         "matched twice": ("table", "head.weight", "norm.weight"),
@@ -124,9 +124,9 @@ def test_an_array_that_does_not_fit_is_named(name, array):
 
 def test_only_some_are_shown_but_all_are_kept():
     extra = {f"extra{i}": zeros(1) for i in range(12)}
-    with pytest.raises(WeightsMismatch, match=r"12 arrays that nothing here wants: extra0, .* and 7 more") as caught:
+    with pytest.raises(WeightsMismatch, match=r"12 unused arrays: extra0, .* and 7 more") as caught:
         fill(LAYOUT, source() | extra, shapes(), "FILE")
-    assert set(caught.value.mistakes["arrays that nothing here wants"]) == set(extra)
+    assert set(caught.value.mistakes["unused arrays"]) == set(extra)
 
 
 def test_what_is_optional_may_be_missing_and_is_told_of():

@@ -74,7 +74,7 @@ def _names(node):
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    "expression",
     [
         "the red circle",
         "The RED Circle!",
@@ -93,8 +93,8 @@ def test_expressions_become_the_same_tokens(trained, tokenizer, expression):
     np.testing.assert_array_equal(token_mask, wanted_mask, strict=True)
 
 
-@pytest.mark.parametrize("sentence", ["", "  \n", "\u200b"])
-def test_a_expression_without_words(tokenizer, expression):
+@pytest.mark.parametrize("expression", ["", "  \n", "\u200b"])
+def test_an_expression_without_words(tokenizer, expression):
     with pytest.raises(ValueError, match="has no words"):
         standalone.prepare_expressions(["red", expression], tokenizer)
 
@@ -138,7 +138,7 @@ def test_floating_point_images_are_refused(tmp_path):
 
 @pytest.mark.parametrize("can_say_nothing", [False, True])
 def test_many_expressions_go_in_rounds(settings, tokenizer, can_say_nothing):
-    """The network of this test finds an expression everywhere if its length is even, and nothing of those of 4 tokens."""
+    """The fake network marks every pixel if the length is even, and no referent if an expression has 4 tokens."""
     rounds = []
 
     def ground(features, tokens, token_mask):

@@ -66,7 +66,7 @@ def test_a_swin_in_the_names_of_every_library(tmp_path, config, shapes, params, 
     assert f"a Swin, {names.library} names" in loaded.report
     tables = names.block.format(i="*", j="*") + names.bias_table.replace("bias_table", "index")
     listed = ", ".join([*besides, f"{tables} (5)"])
-    assert f"in the file but of no use here: {listed}" in loaded.report
+    assert f"in the file but not used: {listed}" in loaded.report
 
 
 @pytest.mark.parametrize("names", [HUGGING_FACE, MICROSOFT], ids=lambda names: names.library)
@@ -80,7 +80,7 @@ def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config
     arrays |= head if names is MICROSOFT else {"pooler.dense.weight": head["head.weight"]}
     save_file(arrays, tmp_path / "w")
     if names is HUGGING_FACE:  # the pooler of a Swin has no parameters; what looks like one is a mistake
-        with pytest.raises(WeightsMismatch, match=r"1 arrays that nothing here wants: pooler\.dense\.weight"):
+        with pytest.raises(WeightsMismatch, match=r"1 unused arrays: pooler\.dense\.weight"):
             load_swin(tmp_path / "w", config.vision, shapes["vision"])
         del arrays["pooler.dense.weight"]
         save_file(arrays, tmp_path / "w")
@@ -88,7 +88,7 @@ def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config
     expected = {name: tree for name, tree in params["vision"].items() if name not in ("stage1_norm", "stage2_norm")}
     assert_equal(loaded.params, expected)
     left_out = "stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias"
-    assert f"not in the file, and so as initialised: {left_out}" in loaded.report
+    assert f"not in the file, and so initialised: {left_out}" in loaded.report
     if names is MICROSOFT:
         assert "head.bias, head.weight" in loaded.report
 
@@ -141,7 +141,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, config, shapes, params):
     with pytest.raises(WeightsMismatch) as caught:
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
     assert caught.value.mistakes == {
-        "arrays that nothing here wants": ("encoder.layer.0.adapter.weight",),
+        "unused arrays": ("encoder.layer.0.adapter.weight",),
         "parameters left unfilled": ("layer1/output/bias (no encoder.layer.1.output.dense.bias)",),
         "wrong arrays": (
             "embeddings.token_type_embeddings.weight (1, 16) cannot fill type_embeddings/embedding (2, 16)",
@@ -183,13 +183,13 @@ def test_another_number_of_heads_is_known_from_the_file_beside(tmp_path, config,
 
 def test_a_network_of_another_kind(tmp_path, config, shapes, params):
     bert = bert_file(tmp_path, params, lambda arrays: None)
-    with pytest.raises(UserError, match=r"holds no Swin but a BERT: it belongs to config\.text\.pretrained"):
+    with pytest.raises(UserError, match=r"contains no Swin but a BERT: set config\.text\.pretrained"):
         load_swin(bert, config.vision, shapes["vision"])
     save_file(swin_arrays(params, TIMM), tmp_path / "swin")
-    with pytest.raises(UserError, match=r"holds no BERT but a Swin: it belongs to config\.vision\.pretrained"):
+    with pytest.raises(UserError, match=r"contains no BERT but a Swin: set config\.vision\.pretrained"):
         load_bert(tmp_path / "swin", config.text, shapes["text"])
     save_file({"conv1.weight": np.ones(3, np.float32)}, tmp_path / "resnet")
-    with pytest.raises(UserError, match=r"holds no Swin but 1 arrays, such as conv1\.weight"):
+    with pytest.raises(UserError, match=r"contains no Swin but 1 arrays, such as conv1\.weight"):
         load_swin(tmp_path / "resnet", config.vision, shapes["vision"])
 
 
@@ -197,7 +197,7 @@ def test_two_networks_in_one_file(tmp_path, config, shapes, params):
     arrays = swin_arrays(params, MICROSOFT)
     both = {f"{owner}.{name}": array for owner in ("student", "teacher") for name, array in arrays.items()}
     save_file(both, tmp_path / "w")
-    with pytest.raises(UserError, match=r"holds 2 networks of the kind Swin, behind 'student\.', 'teacher\.'"):
+    with pytest.raises(UserError, match=r"contains 2 networks of the kind Swin at 'student\.', 'teacher\.'"):
         load_swin(tmp_path / "w", config.vision, shapes["vision"])
 
 

@@ -80,7 +80,7 @@ def test_what_lies_in_a_workdir_without_a_checkpoint_is_no_vocabulary_of_a_run(p
 def test_weights_that_are_not_there(pretrained, tmp_path):
     config, _ = pretrained
     config.vision.pretrained = str(tmp_path / "gone.pth")
-    with pytest.raises(UserError, match=r"config\.vision\.pretrained: there are no weights at .*gone\.pth"):
+    with pytest.raises(UserError, match=r"config\.vision\.pretrained: weights .*gone\.pth not found"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -107,6 +107,6 @@ def test_a_folder_of_ones_own_is_no_workdir(pretrained, tmp_path):
 def test_weights_that_do_not_fit_leave_no_workdir(pretrained, tmp_path):
     config, _ = pretrained
     config.vision.pretrained = config.text.pretrained
-    with pytest.raises(UserError, match=r"holds no Swin but a BERT"):
+    with pytest.raises(UserError, match=r"contains no Swin but a BERT"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
