@@ -96,7 +96,7 @@ def test_all_that_is_wrong_with_the_weights_is_said_at_once(small, folder):
     weights["vision.layernorm.weight"] = np.zeros(32, np.float32)
     weights["decoder.stage1_mask.kernel.bias"] = np.zeros(3, np.float32)
     write_safetensors(weights, folder / "model.safetensors")
-    told = refused(folder, r"model\.safetensors does not fit the config\.json beside it: ")
+    told = refused(folder, r"model\.safetensors does not fit the config\.json next to it: ")
     for mistake in (
         "text.embeddings.LayerNorm.bias is missing",
         "fusion.mix.weight is missing",
@@ -203,4 +203,4 @@ def test_variants_that_are_not_here_are_named(folder, section, field, value):
     load(folder)
     content[section][field] = value
     (folder / "config.json").write_text(json.dumps(content))
-    assert "can be had in PyTorch" in refused(folder, rf"{section}\.{field} is ")
+    assert "PyTorch has" in refused(folder, rf"{section}\.{field} is ")
