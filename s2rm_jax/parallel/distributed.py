@@ -209,7 +209,7 @@ def require_everywhere(check: Callable[[], bool], message: str) -> None:
         raise UserError(f"{message} It fails for process {without[0]}.")
 
 
-def lost_another(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Says whether an error is what is seen here of the end of another process."""
     return not is_alone() and not isinstance(error, UserError) and any(sign in str(error) for sign in _SIGNS_OF_LOSS)
 

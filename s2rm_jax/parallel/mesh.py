@@ -123,7 +123,7 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(planned, tree)
 
 
-def put_shares(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put_shards(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process has whole on its devices; each device receives its own piece and no more."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
