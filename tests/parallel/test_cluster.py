@@ -107,7 +107,7 @@ def test_what_jax_finds_out_itself(tmp_path, installed):
         ({}, ("a:1", 2, None), "--process_id missing: .* needs all of"),
         ({}, (None, 2, None), "--coordinator_address and --process_id missing"),
         ({"S2RM_NUM_PROCESSES": "2"}, ("a:1", None, None), "--process_id missing"),
-        ({}, ("a:1", None, None), "not who meets there"),
+        ({}, ("a:1", None, None), "given without the processes"),
         ({}, ("a:1", 2, 2), "--process_id=2 with --num_processes=2: processes are numbered from 0 to N - 1"),
         ({}, ("a:1", 2, -1), "--process_id=-1"),
         ({}, ("a", 2, 1), "--coordinator_address=a: it must be HOST:PORT"),
@@ -116,7 +116,7 @@ def test_what_jax_finds_out_itself(tmp_path, installed):
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, (), "this step has another number of tasks: start it by srun"),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, (), "2 processes on this host cannot share 3 accelerators"),
         (without(MPI, "OMPI_COMM_WORLD_RANK"), (), "OMPI_COMM_WORLD_RANK is not set: start by mpirun"),
-        (without(MPI, "OMPI_MCA_orte_hnp_uri"), (), "Open MPI does not say on which host"),
+        (without(MPI, "OMPI_MCA_orte_hnp_uri"), (), "Open MPI does not give the host"),
         (POD, (), "package kubernetes, which is not installed"),
     ],
 )
