@@ -18,7 +18,7 @@ def test_paths(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["nowhere/swin.pth", "swin_base.pth", "./weights", "/data/bert", "../bert", "~/bert"])
-def test_a_missing_path_is_not_looked_for_on_the_hub(path):
+def test_a_missing_path_is_not_searched_on_the_hub(path):
     with pytest.raises(UserError, match=r"^config\.vision\.pretrained: weights .* not found; check the path$"):
         locate(path, "vision.pretrained")
 
@@ -64,7 +64,7 @@ def test_names_of_the_hub(hub, tmp_path):
         ({}, "it has neither model.safetensors nor pytorch_model.bin"),
     ],
 )
-def test_offline_the_error_says_what_to_put_where(hub, files, reason):
+def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
     hub.update(files)
     with pytest.raises(UserError) as caught:
         locate("google-bert/bert-base-uncased", "text.pretrained")

@@ -79,13 +79,13 @@ def test_a_fresh_process_gives_the_masks_of_segmenter(judging, folder, question,
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_the_export_says_nothing_but_how_near_it_came(exported):
+def test_the_export_prints_only_its_error(exported):
     _, done = exported
     assert done.stderr == b""
     assert 0 < float(done.stdout) <= 1e-5
 
 
-def test_the_graphs_name_what_goes_in_and_out(folder):
+def test_the_graphs_name_their_inputs_and_outputs(folder):
     import onnxruntime
 
     def sides(items):
@@ -103,14 +103,14 @@ def test_the_graphs_name_what_goes_in_and_out(folder):
     assert sides(ground.get_outputs()) == masks
 
 
-def test_another_network_is_told_apart(judging, folder):
+def test_another_network_exceeds_the_tolerance(judging, folder):
     other = dataclasses.replace(judging, params=jax.tree.map(lambda x: 1.001 * x, judging.params))
     assert relative_error(other, folder) > onnx.TOLERANCE
 
 
 @pytest.mark.parametrize("error", [1.1e-4, float("nan")])
 @pytest.mark.usefixtures("ready_graphs")
-def test_what_differs_is_not_put_in_place(judging, tmp_path, monkeypatch, error):
+def test_a_graph_that_differs_is_not_written(judging, tmp_path, monkeypatch, error):
     monkeypatch.setattr(onnx, "relative_error", lambda *_: error)
     with (
         pytest.raises(UserError, match=rf"differs from JAX by {error:.1e} of its norm, more than 1e-04"),

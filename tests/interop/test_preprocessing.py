@@ -59,7 +59,7 @@ def test_the_script_imports_only_what_its_users_have(folder):
     assert names - sys.stdlib_module_names == allowed
 
 
-def test_the_script_says_in_a_line_what_is_not_installed(folder, tmp_path):
+def test_the_script_reports_missing_packages_in_one_line(folder, tmp_path):
     shutil.copy(folder / "segment.py", tmp_path)
     (tmp_path / "tokenizers.py").write_text("raise ModuleNotFoundError(\"No module named 'tokenizers'\")")
     command = [sys.executable, tmp_path / "segment.py", "image.png", "the red circle"]

@@ -130,7 +130,7 @@ def bert_file(tmp_path, params, change):
     return tmp_path / "bert"
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path, config, shapes, params):
+def test_all_that_is_wrong_is_reported_at_once(tmp_path, config, shapes, params):
     def spoil(arrays):
         del arrays["encoder.layer.1.output.dense.bias"]
         arrays["encoder.layer.0.adapter.weight"] = np.ones((2, 2), np.float32)
@@ -161,7 +161,7 @@ def test_two_spellings_of_one_name(tmp_path, config, shapes, params):
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
 
 
-def test_another_size_says_which_fields_to_set(tmp_path, config, shapes, params):
+def test_another_size_names_the_fields_to_set(tmp_path, config, shapes, params):
     save_file(swin_arrays(params, MICROSOFT), tmp_path / "w")
     other = default_config().vision
     flags = r"--config\.vision\.embed_dim=8 --config\.vision\.depths=\(1,2,2\) --config\.vision\.num_heads=\(1,2,4\)"
@@ -172,7 +172,7 @@ def test_another_size_says_which_fields_to_set(tmp_path, config, shapes, params)
         load_bert(file, default_config().text, shapes["text"])
 
 
-def test_another_number_of_heads_is_known_from_the_file_beside(tmp_path, config, shapes, params):
+def test_the_number_of_heads_comes_from_config_json(tmp_path, config, shapes, params):
     file = bert_file(tmp_path, params, lambda arrays: None)
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     with pytest.raises(UserError, match=r"\(num_heads=2\): give other weights, or set --config\.text\.num_heads=4"):
@@ -211,7 +211,7 @@ def test_only_what_the_configuration_names_is_loaded(tmp_path, config, shapes, p
     assert_equal(loaded["text"].params, params["text"])
 
 
-def test_files_as_transformers_writes_them(tmp_path, config, shapes):
+def test_files_written_by_transformers(tmp_path, config, shapes):
     torch = pytest.importorskip("torch")
     from transformers import BertConfig, BertModel, SwinConfig, SwinForImageClassification
 

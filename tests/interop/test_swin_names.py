@@ -119,7 +119,7 @@ def test_every_spelling_gives_the_same_bits(spelling, published, load):
         np.testing.assert_array_equal(params[path], array, path)
 
 
-def test_numbers_come_from_where_they_belong(published, shapes, load):
+def test_each_parameter_comes_from_the_right_array(published, shapes, load):
     params, report = load(published)
     assert {path: array.shape for path, array in params.items()} == {
         path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()
@@ -152,7 +152,7 @@ def test_a_classifier_of_transformers_fills_the_last_norm_alone(kind, shapes, tm
 
 
 @pytest.mark.parametrize(("spell", "head"), [(as_microsoft, "head"), (as_timm, "head.fc")])
-def test_other_classifiers_do_so_too(spell, head, published, shapes, tmp_path):
+def test_other_classifiers_fill_the_last_norm_alone(spell, head, published, shapes, tmp_path):
     write_safetensors(as_classifier(spell(published), head), tmp_path / "model.safetensors")
     _check_classifier(
         load_swin(find_weights(tmp_path), VISION, shapes), published[f"hidden_states_norms.stage{STAGES}.weight"]
@@ -167,13 +167,13 @@ def _check_classifier(loaded, last_scale):
 
 
 @pytest.mark.parametrize("extra", ["absolute_pos_embed", "layers.0.blocks.0.attn.tau", "layers.2.downsample.norm.bias"])
-def test_what_is_not_known_is_not_dropped(extra, published, load):
+def test_unknown_arrays_are_refused(extra, published, load):
     with pytest.raises(WeightsMismatch) as caught:
         load(as_microsoft(published) | {extra: np.zeros(3, np.float32)})
     assert caught.value.mistakes == {"unused arrays": (extra,)}
 
 
-def test_the_library_is_known_by_the_names(backbone, published):
+def test_the_library_is_detected_by_the_names(backbone, published):
     assert find_swin(published) == [("", HUGGING_FACE)]
     assert find_swin(arrays(backbone.state_dict())) == [("swin.", HUGGING_FACE)]
     assert find_swin(as_microsoft(published)) == [("", MICROSOFT)]

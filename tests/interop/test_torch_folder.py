@@ -74,7 +74,7 @@ def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, sec
     assert not list(tmp_path.iterdir())
 
 
-def test_neither_way_needs_torch(trained, tiny_workdir, tmp_path, monkeypatch):
+def test_neither_direction_needs_torch(trained, tiny_workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # any import of it fails
     for name in ("torch", "back"):
         (tmp_path / name).mkdir()

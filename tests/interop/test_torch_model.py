@@ -153,7 +153,7 @@ def in_torch(part, model, x):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_jax(case):
+def test_outputs_and_gradients_match_jax(case):
     part, changes, size, k = CASES[case]
     config = small_config(**changes)
     network, params, model = twins.twins(config)
@@ -178,7 +178,7 @@ def test_outputs_and_gradients_are_those_of_jax(case):
     assert {name: error for name, error in errors.items() if not error <= tolerance} == {}
 
 
-def test_the_head_for_nothing_reads_what_it_reads_in_jax():
+def test_the_no_target_head_matches_jax():
     config = small_config(**TWO_STAGES, decoder__no_target_width=8)
     network, params, model = twins.twins(config)
     x = inputs("whole", config, network, params, (33, 47), 2)
@@ -197,7 +197,7 @@ def test_norms_have_the_epsilon_of_jax():
 
 
 @torch.no_grad()
-def test_a_image_is_encoded_once_for_any_number_of_expressions():
+def test_an_image_is_encoded_once_for_any_number_of_expressions():
     _, _, model = twins.twins(small_config())
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
     images = images.permute(0, 3, 1, 2)
@@ -215,7 +215,7 @@ def test_too_many_tokens_are_refused():
 
 
 @torch.no_grad()
-def test_dropout_and_drop_path_only_while_training():
+def test_dropout_and_drop_path_in_training_only():
     config = small_config(vision__drop_path_rate=0.5, text__dropout_rate=0.5)
     _, _, model = twins.twins(config)
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs(1, 1))

@@ -9,7 +9,7 @@ from s2rm_jax.models.layers import _sum_by_product, broadcast
 
 
 @pytest.mark.parametrize(("sizes", "axis"), [((3,), 0), ((2, 5), 0), ((3,), 1), ((1,), 1), ((), 0), ((2, 3), 2)])
-def test_values_and_gradients_are_those_of_a_broadcast(sizes, axis):
+def test_broadcast_matches_jnp_values_and_gradients(sizes, axis):
     x = jax.random.normal(jax.random.key(0), (2, 4, 3))
     kept = (*x.shape[:axis], *([1] * len(sizes)), *x.shape[axis:])
     shape = (*x.shape[:axis], *sizes, *x.shape[axis:])
@@ -24,7 +24,7 @@ def test_values_and_gradients_are_those_of_a_broadcast(sizes, axis):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_sum_is_a_product_on_a_cpu():
+def test_the_gradient_is_a_product_on_cpus():
     """XLA's own sum over an axis that is not the last is what makes the gradient slow there."""
     x = jnp.ones((4, 3))
     gradient = jax.grad(lambda x: broadcast(x, (6,)).sum())

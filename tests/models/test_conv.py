@@ -10,7 +10,7 @@ from s2rm_jax.models.layers import Conv3x3, _kernel_gradient, _kernel_gradient_b
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 6), (1, 1, 4, 3), (3, 2, 1, 8)])
-def test_values_and_gradients_are_those_of_nn_conv(shape):
+def test_conv3x3_matches_nn_conv_values_and_gradients(shape):
     x = jax.random.normal(jax.random.key(0), shape)
     ours, plain = Conv3x3(4), nn.Conv(4, (3, 3), use_bias=False)
     params = ours.init(jax.random.key(1), x)
@@ -26,7 +26,7 @@ def test_values_and_gradients_are_those_of_nn_conv(shape):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_both_ways_to_the_gradient_of_the_kernel_agree(dtype):
+def test_both_kernel_gradients_agree(dtype):
     """CPUs take the one and other devices the other, also where the program is compiled for both."""
     x = jax.random.normal(jax.random.key(0), (2, 9, 6, 5)).astype(dtype)
     grad = jax.random.normal(jax.random.key(1), (2, 9, 6, 7)).astype(dtype)

@@ -54,7 +54,7 @@ def test_a_batch_equals_its_items(small):
         np.testing.assert_allclose(together[b : b + 1], alone, atol=1e-5)
 
 
-def test_pad_tokens_change_nothing(small):
+def test_padding_tokens_change_nothing(small):
     _, params, apply = small
     images, tokens, mask = small_inputs()
     output = apply(params, images, tokens, mask)

@@ -40,7 +40,7 @@ def value_and_gradient(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES[1:])
-def test_parameters_loss_and_gradients_are_those_without(policy):
+def test_remat_changes_no_parameter_loss_or_gradient(policy):
     assert training_loss(policy)[0] == training_loss("none")[0]
     (loss, gradient), (expected_loss, expected) = value_and_gradient(policy), value_and_gradient("none")
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
@@ -48,7 +48,7 @@ def test_parameters_loss_and_gradients_are_those_without(policy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), gradient, expected)
 
 
-def test_each_policy_keeps_less_than_the_one_before():
+def test_each_policy_keeps_less_memory():
     def kept(policy):
         shapes, loss = training_loss(policy)
         residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], shapes)

@@ -41,12 +41,12 @@ def installed(monkeypatch):
 
 
 @pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, {"SLURM_JOB_ID": "1"}])
-def test_alone(environment, tmp_path):
+def test_a_single_process(environment, tmp_path):
     assert find_cluster(environment, device_files=tmp_path) is None
     assert find_cluster(environment, "localhost:1", 1, 0, tmp_path) is None
 
 
-def test_flags_go_before_the_environment():
+def test_flags_take_precedence_over_the_environment():
     environment = {
         "S2RM_COORDINATOR_ADDRESS": "a:1",
         "S2RM_NUM_PROCESSES": "2",
@@ -92,7 +92,7 @@ def test_open_mpi(tmp_path):
     assert found is not None and found.coordinator is not None and found.coordinator.startswith("127.0.0.1:")
 
 
-def test_what_jax_finds_out_itself(tmp_path, installed):
+def test_clusters_that_jax_detects_itself(tmp_path, installed):
     installed("kubernetes")
     assert find_cluster(POD, device_files=tmp_path) == Cluster("Kubernetes")
     (tmp_path / "accel0").touch()
@@ -120,7 +120,7 @@ def test_what_jax_finds_out_itself(tmp_path, installed):
         (POD, (), "package kubernetes, which is not installed"),
     ],
 )
-def test_half_a_description_is_refused(environment, arguments, message, tmp_path, installed):
+def test_an_incomplete_description_is_refused(environment, arguments, message, tmp_path, installed):
     installed()
     with pytest.raises(UserError, match=message) as caught:
         find_cluster(environment, *arguments, device_files=tmp_path)
