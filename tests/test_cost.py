@@ -1,4 +1,4 @@
-"""What S2RM and CASG may cost beside the backbone, and the counting itself."""
+"""The cost of S2RM and CASG relative to the backbone, and the counting of FLOPs."""
 
 import jax
 import jax.numpy as jnp

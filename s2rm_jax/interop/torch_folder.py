@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import flax.linen as nn
 from etils import epath
@@ -47,6 +47,7 @@ _NOT_IN_PYTORCH = {
 }
 
 
+@runtime_checkable
 class TrainedNetwork(Protocol):
     """A network that can be exported, as `training.workdir.load_run` returns it."""
 

@@ -1,4 +1,4 @@
-"""BERT under old and new names gives the same parameters, bit for bit."""
+"""BERT with old and new names gives the same parameters, bit for bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shapes():
 
 @pytest.fixture
 def load(tmp_path, shapes):
-    """Writes arrays to a file and loads it; returns {path: parameter}."""
+    """Write arrays to a file, load it, and return {path: parameter}."""
 
     def written_and_loaded(named):
         write_safetensors(named, tmp_path / "model.safetensors")
@@ -64,7 +64,7 @@ def load(tmp_path, shapes):
 
 
 def as_of_old(published):
-    """As files made from the first TensorFlow checkpoints, with pooler, table of positions and heads."""
+    """Rename as in files converted from the first TensorFlow checkpoints, with pooler, positions and heads."""
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     renamed = {
         "bert." + re.sub("|".join(old), lambda match: old[match[0]], name): array for name, array in published.items()

@@ -1,4 +1,4 @@
-"""Bias tables are resized as PyTorch's bicubic interpolation does it."""
+"""Bias tables are resized as by PyTorch's bicubic interpolation."""
 
 from __future__ import annotations
 

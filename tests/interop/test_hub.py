@@ -1,4 +1,4 @@
-"""Weights by path or by their name on the Hub; offline, the error says which files to put where."""
+"""Weights by path or by name on the Hub; the offline error names the files to download."""
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
@@ -25,7 +25,7 @@ def test_a_missing_path_is_not_searched_on_the_hub(path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub on which {file: content} may be put; None stands for no network."""
+    """A fake Hub with {file: content}; None means no network."""
     files = {}
 
     def download(name, file):
@@ -43,7 +43,7 @@ def hub(tmp_path, monkeypatch):
 
 
 class Response:
-    """What an error of the Hub is made of."""
+    """A response for errors of the Hub."""
 
     headers: dict = {}  # noqa: RUF012
     request = None

@@ -1,4 +1,4 @@
-"""Tables of names: everything that is wrong is said at once, and there and back no bit changes."""
+"""Layouts: all mistakes are reported at once, and a round trip changes no bit."""
 
 from __future__ import annotations
 

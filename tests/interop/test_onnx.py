@@ -1,4 +1,4 @@
-"""A network exported as ONNX gives, with ONNX Runtime alone, the masks of Segmenter; one that does not is refused."""
+"""A network exported as ONNX gives the masks of Segmenter with ONNX Runtime alone; one that differs is refused."""
 
 import dataclasses
 import pickle
@@ -31,18 +31,18 @@ print(write_onnx(pickle.load(sys.stdin.buffer), Path(sys.argv[1])))
 
 @pytest.fixture(scope="module")
 def judging(trained):
-    """The trained network with a head that says "nothing here" of some of the expressions."""
+    """The trained network with a no-target head that is positive for some of the expressions."""
     config = ConfigDict(trained.config.to_dict())
     config.decoder.no_target_width = 8
     network = build_network(config)
     head = jax.jit(lambda key: initial_params(network, config, key))(jax.random.key(1))["no_target"]
-    head["nothing"]["bias"] -= 0.47  # untrained, it finds something above 0 for every expression
+    head["nothing"]["bias"] -= 0.47  # untrained, it is positive for every expression
     return LoadedRun(network, {**trained.params, "no_target": head}, trained.tokenizer, config)
 
 
 @pytest.fixture(scope="module")
 def exported(judging, tmp_path_factory):
-    """The folder, and what the export said, with warnings as errors."""
+    """The folder and the process of an export, with warnings as errors."""
     folder = tmp_path_factory.mktemp("onnx")
     command = [sys.executable, "-W", "error", "-c", EXPORT, folder]
     return folder, subprocess.run(command, input=pickle.dumps(judging), capture_output=True, check=True)
@@ -55,7 +55,7 @@ def folder(exported):
 
 @pytest.fixture
 def ready_graphs(folder, monkeypatch):
-    """Lets `write_onnx` find the graphs of `folder` instead of making them, which takes long."""
+    """Make `write_onnx` use the graphs of `folder`, because an export takes long."""
     import onnx_ir
     from torch.onnx import ONNXProgram
 

@@ -1,4 +1,4 @@
-"""The parity tests would notice: usual mistakes put the outputs at least ten tolerances off."""
+"""Common mistakes put the outputs of the parity tests at least ten tolerances off."""
 
 from __future__ import annotations
 

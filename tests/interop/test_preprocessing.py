@@ -1,4 +1,4 @@
-"""What is written beside an exported network says what Segmenter does, and segment.py does it without this package."""
+"""The files of an exported network describe what Segmenter does, and segment.py does it without this package."""
 
 import ast
 import json

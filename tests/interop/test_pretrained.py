@@ -1,4 +1,4 @@
-"""Pretrained Swin and BERT: recognised by their keys, complete or refused, and in place when training begins."""
+"""Pretrained Swin and BERT: detected by names, loaded completely or refused."""
 
 import re
 
@@ -38,7 +38,7 @@ def shapes(config):
 
 @pytest.fixture(scope="module")
 def params(shapes):
-    """Random values for every parameter: what the checkpoints of these tests hold."""
+    """Random values for every parameter, for the checkpoints of these tests."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -48,7 +48,7 @@ def assert_equal(found, expected):
 
 
 def swin_arrays(params, names):
-    """A checkpoint of a backbone in the names of a library, with the buffers that its files hold."""
+    """Return a checkpoint of a backbone with the names of a library and the buffers of its files."""
     arrays = export_arrays(swin_layout(DEPTHS, names), params["vision"])
     for name in [name for name in arrays if name.endswith("bias_table")]:
         arrays[name.replace("bias_table", "index")] = np.zeros((16, 16), np.int64)
@@ -225,7 +225,7 @@ def test_files_written_by_transformers(tmp_path, config, shapes):
     np.testing.assert_array_equal(block[:, :32], query.T)
     assert "classifier.bias, classifier.weight" in loaded.report
 
-    # The same, but as somebody saves the parameters by hand, in the names of transformers 5.
+    # The same parameters saved by hand, with the names of transformers 5.
     torch.save(swin.state_dict(), tmp_path / "by_hand.pth")
     assert (
         not load_file(tmp_path / "swin" / "model.safetensors").keys() <= read_weights(tmp_path / "by_hand.pth").keys()

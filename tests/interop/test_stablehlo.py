@@ -1,4 +1,4 @@
-"""A network exported as StableHLO gives, without this package, the very masks of Segmenter."""
+"""A network exported as StableHLO gives exactly the masks of Segmenter without this package."""
 
 import dataclasses
 import resource

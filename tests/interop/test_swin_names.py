@@ -1,4 +1,4 @@
-"""One Swin under every published spelling of its names gives the same parameters, bit for bit."""
+"""Swin with the names of every library gives the same parameters, bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def published(backbone):
-    """Its arrays as Hugging Face's files call them."""
+    """Its arrays by the names of Hugging Face."""
     return swin_arrays(backbone.state_dict())
 
 
@@ -44,7 +44,7 @@ def shapes():
 
 @pytest.fixture
 def load(tmp_path, shapes):
-    """Writes arrays to a file and loads it; returns {path: parameter} and the report."""
+    """Write arrays to a file, load it, and return {path: parameter} and the report."""
 
     def written_and_loaded(named):
         write_safetensors(named, tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""A trained network gives the same masks in PyTorch: loaded from the folder of `write_pytorch`."""
+"""A trained network gives the same masks in PyTorch, loaded from the folder of `write_pytorch`."""
 
 import sys
 from dataclasses import replace

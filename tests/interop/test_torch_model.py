@@ -1,4 +1,4 @@
-"""The network in PyTorch computes what the JAX network computes, and so do its gradients."""
+"""Outputs and gradients of the PyTorch network match those of the JAX network."""
 
 import flax.linen as nn
 import jax
@@ -82,7 +82,7 @@ TORCH = {
 
 
 def inputs(part, config, network, params, size, k):
-    """What a part reads, by name: arrays with channels last, tokens and their mask."""
+    """Return the inputs of a part by name: arrays with channels last, tokens and their mask."""
     images, tokens, mask = small_inputs(2, k, *size)
     maps = jax.eval_shape(lambda p, x: network.apply({"params": p}, x, method="encode_image"), params, images)
     rng = np.random.default_rng(2)
@@ -189,7 +189,7 @@ def test_the_no_target_head_matches_jax():
 
 
 def test_norms_have_the_epsilon_of_jax():
-    """Which the comparison would not notice everywhere: beside a variance of 1, these differ by rounding only."""
+    """The comparison would not detect this everywhere: at a variance of 1, outputs differ by rounding only."""
     epsilons = {"vision": swin.EPSILON, "text": bert.EPSILON, "fusion": nn.LayerNorm.epsilon}
     epsilons["decoder"] = epsilons["fusion"]
     norms = {name: m for name, m in twins.twins(small_config())[2].named_modules() if isinstance(m, torch.nn.LayerNorm)}

@@ -1,4 +1,4 @@
-"""The PyTorch network's files: alone, read strictly, and with parts that transformers reads."""
+"""The files of the PyTorch network: self-contained, read strictly, with parts that transformers reads."""
 
 import ast
 import json
@@ -129,13 +129,13 @@ def test_a_wrong_configuration_is_refused(folder, mistake):
 
 
 def part(weights, prefix):
-    """The part of a state dict behind a prefix, without the norms of outputs, which only backbones have."""
+    """Return the part of a state dict with a prefix, without the norms of outputs, which only backbones have."""
     names = [name for name in weights if name.startswith(prefix) and "hidden_states_norms" not in name]
     return {name.removeprefix(prefix): weights[name] for name in names}
 
 
 def from_folder(kind, config, weights, folder):
-    """Loads a model of transformers from a folder; returns it and the names that its class wanted in vain."""
+    """Load a model of transformers from a folder; return it and the names that its class did not find."""
     config.save_pretrained(folder)
     write_safetensors(weights, folder / "model.safetensors")
     model, told = kind.from_pretrained(folder, output_loading_info=True)

@@ -1,4 +1,4 @@
-"""A run begins from its pretrained parts, and never reads them again."""
+"""A run begins from its pretrained parts and reads them only once."""
 
 import jax
 import numpy as np

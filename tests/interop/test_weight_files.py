@@ -1,4 +1,4 @@
-"""Weights are read by what a file contains; what is damaged or would run code is refused in one line."""
+"""The format of weights is detected from their contents; damaged files and code are refused in one line."""
 
 import argparse
 import importlib

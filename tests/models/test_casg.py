@@ -1,4 +1,4 @@
-"""CASG: what is fused at a place comes out at that place, and the guidance is what it says."""
+"""CASG keeps positions, and its guidance matches its formulas."""
 
 import jax
 import jax.numpy as jnp

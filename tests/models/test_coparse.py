@@ -1,4 +1,4 @@
-"""What must hold of the recurrent coparsing: causality, rotation, and equality with a plain loop."""
+"""The recurrent coparsing: causality, rotation, and equality with a plain loop."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def initialised(pairs, recurrence="gated", rotations=ROTATIONS):
 
 
 def slice_axis_index(rotation, size):
-    """Axis of the unrotated map [h, w] along which slices lie, and their order."""
+    """Return the axis of the unrotated map [h, w] along which the slices are ordered, and their order."""
     return {0: (0, range(size)), 90: (1, range(size - 1, -1, -1)), 180: (0, range(size - 1, -1, -1))}.get(
         rotation, (1, range(size))
     )

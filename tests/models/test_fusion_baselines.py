@@ -1,4 +1,4 @@
-"""What may stand in the place of coparsing: each joins both sides, and the strongest is as large as coparsing."""
+"""Baselines of the fusion: each joins both maps, and self-attention is as large as coparsing."""
 
 import re
 
@@ -20,7 +20,7 @@ SEEN, LAID_OUT = normal(1, 1, 3, 4, 8), normal(1, 2, 3, 4, 8, seed=1)
 
 @pytest.fixture(scope="module")
 def joined():
-    """The output of each mode as a function of both sides."""
+    """Return the output of each mode as a function of both maps."""
 
     def initialised(mode):
         module = SimplerFusion(mode, num_heads=2, inner=16)

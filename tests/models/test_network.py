@@ -1,4 +1,4 @@
-"""What must hold of the whole network: padding, batching, gradients, ablations, cost."""
+"""The whole network: padding, batching, gradients, ablations."""
 
 import jax
 import jax.numpy as jnp

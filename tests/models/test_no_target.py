@@ -1,4 +1,4 @@
-"""The head that says "nothing here": its gradients, its independence of the other expressions, and its absence."""
+"""The no-target head: gradients, independence of other expressions, and its absence."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""S2RM around the coparsing: distribution is words only, balance sums to one."""
+"""S2RM around the coparsing: distribution contains words only, balance weights sum to one."""
 
 import jax
 import jax.numpy as jnp

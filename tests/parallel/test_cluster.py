@@ -1,4 +1,4 @@
-"""Who is found to train together, and what is said where flags and environment tell half of it."""
+"""Clusters found from flags and environment, and errors for incomplete descriptions."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def without(environment, *names):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Says which packages are found to be installed."""
+    """Set which packages are found to be installed."""
 
     def install(*names):
         monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name in names or None)

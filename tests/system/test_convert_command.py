@@ -1,4 +1,4 @@
-"""The command line for taking a network to PyTorch's form and back, with a really trained tiny run."""
+"""The command convert, with a trained tiny run."""
 
 import json
 import os
