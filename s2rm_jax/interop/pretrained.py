@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import parameter_names
-from s2rm_jax.interop.layout import Entry, Filled, WeightsMismatch, fill
+from s2rm_jax.interop.layout import Arrays, Entry, Filled, WeightsMismatch, fill
 from s2rm_jax.interop.weight_files import CONFIG_FILE, SAFETENSORS, TORCH, VOCAB_FILE, find_weights, read_weights
 
 SHOWN = 10  # kinds of unused arrays in the log
@@ -126,35 +126,31 @@ def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     """Make the parameters of a Swin from a Hugging Face, Microsoft or timm checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
     prefix, names = _the_one(parameter_names.find_swin(arrays), arrays, path, "Swin")
-    part = _renamed(
-        _inside(arrays, prefix), lambda name: parameter_names.published_swin_name(name, names), f"{path}, the Swin"
-    )
+    part = _part(arrays, prefix, lambda name: parameter_names.published_swin_name(name, names), f"{path}, the Swin")
     architecture = parameter_names.swin_architecture(part, names)
     window = architecture.pop("window_size", None)  # may differ: bias tables are resized
     _require_architecture(architecture, vision, "vision", path)
     layout = parameter_names.swin_layout(tuple(vision["depths"]), names, part.keys())
-    filled, unused = _filled(layout, part, names.unused, shapes, path)
-    notes = [_left_out(filled), _unused(unused + _outside(arrays, prefix))]
+    filled, unused = _fill(layout, part, names.unused, shapes, path)
+    notes = [f"not in the file, and so initialised: {', '.join(filled.left_out)}"] if filled.left_out else []
     if filled.resized:
-        resized = f"{len(filled.resized)} bias tables resized from window {window} to {vision['window_size']}"
-        notes.insert(0, resized)
-    return Pretrained(filled.params, _report("vision", path, f"a Swin, {names.library} names", filled, notes))
+        notes.insert(0, f"{len(filled.resized)} bias tables resized from window {window} to {vision['window_size']}")
+    notes += _unused_note(unused, arrays, prefix)
+    return _pretrained("vision", path, f"a Swin, {names.library} names", filled, notes)
 
 
 def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     """Make the parameters of a BERT from a Hugging Face checkpoint; see `load_pretrained`."""
     arrays = read_weights(path)
     prefix = _the_one(parameter_names.find_bert(arrays), arrays, path, "BERT")
-    part = _renamed(_inside(arrays, prefix), parameter_names.published_bert_name, f"{path}, the BERT")
+    part = _part(arrays, prefix, parameter_names.published_bert_name, f"{path}, the BERT")
     architecture = parameter_names.bert_architecture(part) | _number_of_heads(path)
     _require_architecture(architecture, text, "text", path)
-    layout = parameter_names.bert_layout(text["num_layers"])
-    filled, unused = _filled(layout, part, parameter_names.UNUSED, shapes, path)
-    notes = [_unused(unused + _outside(arrays, prefix))]
-    return Pretrained(filled.params, _report("text", path, "a BERT", filled, notes))
+    filled, unused = _fill(parameter_names.bert_layout(text["num_layers"]), part, parameter_names.UNUSED, shapes, path)
+    return _pretrained("text", path, "a BERT", filled, _unused_note(unused, arrays, prefix))
 
 
-def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path, what: str) -> Any:
+def _the_one(found: Sequence[Any], arrays: Arrays, path: Path, what: str) -> Any:
     """Return the only network of a kind in a checkpoint."""
     if len(found) == 1:
         return found[0]
@@ -167,22 +163,13 @@ def _the_one(found: Sequence[Any], arrays: Mapping[str, np.ndarray], path: Path,
     raise UserError(f"{path} contains no {what} but {contents}")
 
 
-def _inside(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _outside(arrays: Mapping[str, np.ndarray], prefix: str) -> list[str]:
-    return [name for name in arrays if not name.startswith(prefix)]
-
-
-def _renamed(arrays: Mapping[str, np.ndarray], rename: Any, where: str) -> dict[str, np.ndarray]:
-    """Change names to their published spelling; two spellings of one name are a mistake."""
-    renamed = {rename(name): array for name, array in arrays.items()}
-    if len(renamed) < len(arrays):
-        spelled = [rename(name) for name in arrays]
-        twice = sorted(name for name in arrays if spelled.count(rename(name)) > 1)
+def _part(arrays: Arrays, prefix: str, rename: Callable[[str], str], where: str) -> dict[str, np.ndarray]:
+    """Return the arrays with a prefix by their published names; two spellings of one name are a mistake."""
+    names = {name: rename(name.removeprefix(prefix)) for name in arrays if name.startswith(prefix)}
+    counts = Counter(names.values())
+    if twice := sorted(name.removeprefix(prefix) for name, published in names.items() if counts[published] > 1):
         raise WeightsMismatch(where, {"matched twice": twice})
-    return renamed
+    return {published: arrays[name] for name, published in names.items()}
 
 
 def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: str, path: Path) -> None:
@@ -208,29 +195,25 @@ def _number_of_heads(path: Path) -> dict[str, int]:
     return {"num_heads": heads} if isinstance(heads, int) else {}
 
 
-def _filled(
-    layout: Sequence[Entry], part: Mapping[str, np.ndarray], unused: Sequence[str], shapes: Any, path: Path
+def _fill(
+    layout: Sequence[Entry], part: Arrays, unused: Sequence[str], shapes: Any, path: Path
 ) -> tuple[Filled, list[str]]:
     """Fill the parameters from all arrays but those that match `unused`; return them and the names of the unused."""
-    used_names = {name for entry in layout for name in entry.sources}
-    idle = [name for name in part if name not in used_names and any(re.search(pattern, name) for pattern in unused)]
-    used = {name: array for name, array in part.items() if name not in idle}
-    return fill(layout, used, shapes, str(path)), idle
+    names = {name for entry in layout for name in entry.sources}
+    idle = [name for name in part if name not in names and any(re.search(pattern, name) for pattern in unused)]
+    return fill(layout, {name: part[name] for name in part if name not in idle}, shapes, str(path)), idle
 
 
-def _left_out(filled: Filled) -> str:
-    return f"not in the file, and so initialised: {', '.join(filled.left_out)}" if filled.left_out else ""
-
-
-def _unused(names: list[str]) -> str:
-    """List names for the log; names that differ only in their numbers are one kind."""
+def _unused_note(unused: list[str], arrays: Arrays, prefix: str) -> list[str]:
+    """List unused arrays, also those without the prefix; names that differ only in their numbers are one kind."""
+    names = unused + [name for name in arrays if not name.startswith(prefix)]
     kinds = Counter(re.sub(r"\d+", "*", name) for name in names)
     shown = [kind if count == 1 else f"{kind} ({count})" for kind, count in sorted(kinds.items())]
     more = f" and {len(shown) - SHOWN} more kinds" if len(shown) > SHOWN else ""
-    return f"in the file but not used: {', '.join(shown[:SHOWN])}{more}" if names else ""
+    return [f"in the file but not used: {', '.join(shown[:SHOWN])}{more}"] if names else []
 
 
-def _report(name: str, path: Path, what: str, filled: Filled, notes: Sequence[str]) -> str:
+def _pretrained(name: str, path: Path, kind: str, filled: Filled, notes: Sequence[str]) -> Pretrained:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(filled.params)) / 1e6
-    heading = f"Pretrained {name}: {path} ({what}, {parameters:.1f} M parameters)"
-    return "\n".join([heading, *(f"  {note}" for note in notes if note)])
+    heading = f"Pretrained {name}: {path} ({kind}, {parameters:.1f} M parameters)"
+    return Pretrained(filled.params, "\n".join([heading, *(f"  {note}" for note in notes)]))
