@@ -158,7 +158,7 @@ def _tell_of_failure(error: Exception) -> int:
         return 128 + signal.SIGPIPE
     if distributed.is_alone():
         raise error
-    if not distributed.lost_another(error):
+    if not distributed.is_peer_failure(error):
         traceback.print_exception(error)  # here and not by the interpreter, which would then wait for the others
         return 1
     print(

@@ -26,7 +26,6 @@ from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import resize_logits
 from s2rm_jax.explanation import Explanation, explanations, reduce
-from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.training.workdir import load_run
@@ -78,7 +77,7 @@ class Segmenter:
         size = tuple(config.input.image_size)
 
         def encode(params: Any, image: jax.Array) -> Any:
-            return network.apply({"params": params}, normalize(image), method="encode_image")
+            return network.apply({"params": params}, image, method="encode_image")
 
         def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
             output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")

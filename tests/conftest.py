@@ -32,7 +32,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
-from s2rm_jax.input.encode import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter
@@ -96,7 +95,7 @@ class ColourNetwork(nn.Module):
     @nn.compact
     def _find(self, images, tokens):
         sharpness = self.param("sharpness", nn.initializers.constant(8.0), ())
-        levels = images * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)  # back to 0 ... 1
+        levels = images / 255  # 0 ... 1
         named = jnp.stack([(tokens == WORDS.index(colour)).any(-1) for colour in ("red", "green", "blue")], -1)
         found = jnp.einsum("bhwc,bkc->bkhw", levels, named.astype(jnp.float32), precision="highest")
         return Answer((found - 0.5) * sharpness)

@@ -1,10 +1,11 @@
-"""What S2RM and CASG may cost beside the backbone, and the counting itself."""
+"""The cost of S2RM and CASG relative to the backbone, and the counting of FLOPs."""
 
 import jax
 import jax.numpy as jnp
 
 from s2rm_jax.config import default_config
-from s2rm_jax.models.cost import count_flops, format_cost, network_cost
+from s2rm_jax.describe import format_cost
+from s2rm_jax.models.cost import count_flops, network_cost
 from s2rm_jax.models.layers import Conv3x3
 
 
@@ -41,6 +42,6 @@ def test_fusion_and_decoder_are_light_beside_swin_base_at_480():
     assert sum(cost.parameters for cost in ours) < 20e6
     assert sum(cost.flops_first for cost in ours) < 0.12 * costs["vision"].flops_first
     assert costs["vision"].flops_further == 0
-    table = format_cost(config, network_cost(config))
+    table = format_cost(config, costs)
     assert "S2RM + CASG" in table
     assert f"{costs['vision'].parameters / 1e6:.2f} M" in table

@@ -18,7 +18,6 @@ from s2rm_jax.evaluation.metrics import ExpressionScore, count_pixels, score_mas
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, predicted_mask, true_mask
 from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
-from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.masks import means_nothing, rasterize
 from s2rm_jax.input.tokens import Tokenizer
@@ -62,7 +61,7 @@ class Evaluator:
         self._process = distributed.process() if self._mesh.is_multi_process else (0, 1)
 
         def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Answers:
-            output: Any = network.apply({"params": params}, normalize(images), tokens, token_mask)
+            output: Any = network.apply({"params": params}, images, tokens, token_mask)
             return _Answers(output.logits, output.no_target_logits)
 
         self._forward = jax.jit(forward, out_shardings=batch_sharding(self._mesh))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, UInt8
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Batch, Example, Segmentation
@@ -23,18 +23,8 @@ from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.masks import Grid, is_mask_file, rasterize
 from s2rm_jax.input.tokens import Tokenizer
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
-MEAN_COLOUR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)  # as near to 0 as a normalised image comes
-
-_SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
-_OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
+MEAN_COLOUR = (124, 116, 104)  # RGB; the ImageNet mean, which the network normalises to almost zero
 _PLACES = np.arange(7, -1, -1, dtype=np.uint8)  # of the bits of a byte, the uppermost pixel's first
-
-
-def normalize(images: UInt8[Any, "*batch height width 3"]) -> Float32[Any, "*batch height width 3"]:
-    """Scales RGB values to [0, 1], subtracts the ImageNet mean and divides by the ImageNet standard deviation."""
-    return images.astype(np.float32) * _SCALE + _OFFSET
 
 
 def pack_mask(mask: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "width bytes"]:

@@ -76,7 +76,7 @@ class Source(Protocol):
 class Batch(NamedTuple):
     """What is made for the network and the loss: B images with K expressions each, L tokens an expression.
 
-    images      [B, H, W, 3] uint8, RGB; `compact.normalize` makes of it what the network takes
+    images      [B, H, W, 3] uint8, RGB; the network normalises them
     tokens      [B, K, L] int32, 0 where there is no word
     token_mask  [B, K, L] bool, true for real tokens, [CLS] and [SEP] among them
     targets     [B, K, W, ceil(H / 8)] uint8, the masks resized to the network's input size, a bit a pixel; see

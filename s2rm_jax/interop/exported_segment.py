@@ -1,16 +1,15 @@
-"""Segments what expressions refer to in an image, with the network that was exported into the folder of this file.
+"""Segment the referents of expressions in an image, with the network exported into the folder of this file.
 
     python segment.py street.jpg "the man in red" "the car behind him" --out masks
 
-writes mask_1.png, mask_2.png, ...: 8 bits, 0 or 255, the image's own size, upright as a viewer shows it. From Python:
+writes mask_1.png, mask_2.png, ...: 8 bits, 0 or 255, in the size of the upright image. From Python:
 
     network = load_network("FOLDER")
     masks = segment(network, load_image("street.jpg"), ["the man in red"])  # boolean [K, height, width]
 
-It needs numpy, pillow and tokenizers; beside torch_model.py also torch and safetensors, beside *.stablehlo files jax,
-flatbuffers and safetensors, beside *.onnx files onnxruntime. The package that trained the network is not needed.
-Everything that has to be known of images and expressions stands in preprocessing.json, for those who want to do the
-same elsewhere.
+It needs numpy, pillow and tokenizers; for torch_model.py also torch and safetensors, for *.stablehlo files jax,
+flatbuffers and safetensors, for *.onnx files onnxruntime. The package that trained the network is not needed.
+preprocessing.json describes how images and expressions are prepared, for other implementations.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ except ImportError as error:
         raise
     sys.exit(f"error: {error}; it needs: python -m pip install numpy pillow tokenizers")
 
-AT_ONCE = 32  # expressions; more go in several rounds on the same encoded image
+AT_ONCE = 32  # expressions per call of `ground`; more take several calls on the same encoded image
 
 
 class Network(NamedTuple):
     """An exported network: B images, K expressions of each, L tokens an expression.
 
-    encode_image  float32 [B, H, W, 3] -> features, whatever is asked of the images
-    ground        features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0. Of a
-                  network that can say "nothing here" also float32 [B, K], above 0 where an expression refers to nothing
-    tokenizer     turns expressions into L token ids and says which are not padding
-    settings      the contents of preprocessing.json
+    encode_image  float32 [B, H, W, 3] -> features of the images
+    ground        features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0. A
+                  network with a no-target head also returns float32 [B, K], positive for an expression without referent
+    tokenizer     of the expressions, with padding to L tokens
+    settings      contents of preprocessing.json
     """
 
     encode_image: Callable[[np.ndarray], Any]
@@ -52,7 +51,7 @@ class Network(NamedTuple):
 
 
 def load_network(folder: str | Path) -> Network:
-    """Loads the network of a folder, for the runtime that it was exported for."""
+    """Load the network of a folder, with the runtime that it was exported for."""
     folder = Path(folder)
     settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     runtime = {"pytorch": load_pytorch, "stablehlo": load_stablehlo, "onnx": load_onnx}[settings["format"]]
@@ -60,7 +59,7 @@ def load_network(folder: str | Path) -> Network:
 
 
 def load_pytorch(folder: Path) -> tuple[Callable, Callable]:
-    """Returns `encode_image` and `ground` as PyTorch computes them, on a GPU where there is one."""
+    """Return `encode_image` and `ground` in PyTorch, on a GPU if there is one."""
     import torch
 
     specification = importlib.util.spec_from_file_location("torch_model", folder / "torch_model.py")
@@ -87,7 +86,7 @@ def load_pytorch(folder: Path) -> tuple[Callable, Callable]:
 
 
 def load_onnx(folder: Path) -> tuple[Callable, Callable]:
-    """Returns `encode_image` and `ground` as ONNX Runtime computes them."""
+    """Return `encode_image` and `ground` in ONNX Runtime."""
     import onnxruntime
 
     def session(name: str) -> Any:
@@ -103,7 +102,7 @@ def load_onnx(folder: Path) -> tuple[Callable, Callable]:
 
 
 def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
-    """Returns `encode_image` and `ground` as JAX compiles them for the device that is here."""
+    """Return `encode_image` and `ground` in JAX, compiled for its default device."""
     import jax
     from jax import export
     from safetensors.numpy import load_file
@@ -116,17 +115,17 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
     encoder, grounder = program("encode_image.stablehlo"), program("ground.stablehlo")
 
     def ground(features: Any, tokens: np.ndarray, token_mask: np.ndarray) -> Sequence[np.ndarray]:
-        # A program is compiled for each number of expressions, so these are filled up to a power of two.
+        # A program is compiled for each number of expressions, so that number is padded to a power of two.
         count = tokens.shape[1]
-        spare = (1 << (count - 1).bit_length()) - count
-        tokens, token_mask = (np.pad(x, ((0, 0), (0, spare), (0, 0)), "edge") for x in (tokens, token_mask))
+        padding = (1 << (count - 1).bit_length()) - count
+        tokens, token_mask = (np.pad(x, ((0, 0), (0, padding), (0, 0)), "edge") for x in (tokens, token_mask))
         return [np.asarray(x)[:, :count] for x in grounder(weights, features, tokens, token_mask)]
 
     return lambda images: encoder(weights, images), ground
 
 
 def load_image(path: str | Path) -> np.ndarray:
-    """Returns an image as RGB values uint8 [height, width, 3], upright; transparent parts are laid on white."""
+    """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
     if image.mode == "F":
@@ -139,7 +138,7 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Resizes, scales and normalises an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
+    """Resize, scale and normalise an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
     height, width = settings["image"]["size"]
     if image.shape[:2] != (height, width):
         image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -148,43 +147,43 @@ def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
 
 
 def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Turns K expressions into token ids int32 [K, L] and their mask bool [K, L], false where padding is."""
+    """Return the token ids int32 [K, L] of K expressions and their mask bool [K, L], false for padding."""
     encoded = tokenizer.encode_batch(list(expressions))
     tokens = np.array([item.ids for item in encoded], np.int32)
     token_mask = np.array([item.attention_mask for item in encoded], bool)
     for expression, count in zip(expressions, token_mask.sum(1), strict=True):
-        if count <= 2:  # its beginning and its end
-            raise ValueError(f"the expression {expression!r} has no words; say what is to be found")
+        if count <= 2:  # [CLS] and [SEP]
+            raise ValueError(f"expression {expression!r} has no words; describe an object")
     return tokens, token_mask
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes logits float32 [H, W] to an image's own size; the mask is where they exceed 0."""
+    """Resize logits float32 [H, W] to the size of an image; the mask is logits > 0."""
     return np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def segment(network: Network, image: np.ndarray, expressions: Sequence[str]) -> np.ndarray:
-    """Returns one mask per expression, bool [K, height, width], in the size of the image uint8 [height, width, 3]."""
+    """Return one mask per expression, bool [K, height, width], for an image uint8 [height, width, 3]."""
     if not expressions:
-        raise ValueError("there is no expression; say what is to be found in the image")
+        raise ValueError("no expression given; describe an object in the image")
     height, width = image.shape[:2]
     tokens, token_mask = prepare_expressions(expressions, network.tokenizer)
     features = network.encode_image(prepare_image(image, network.settings)[None])
     masks = []
     for start in range(0, len(expressions), AT_ONCE):
-        some = slice(start, start + AT_ONCE)
-        logits, *nothing = (x[0] for x in network.ground(features, tokens[None, some], token_mask[None, some]))
+        part = slice(start, start + AT_ONCE)
+        logits, *no_target = (x[0] for x in network.ground(features, tokens[None, part], token_mask[None, part]))
         found = np.stack([resize_logits(one, height, width) > 0 for one in logits])
-        masks.append(found & (nothing[0] <= 0)[:, None, None] if nothing else found)
+        masks.append(found & (no_target[0] <= 0)[:, None, None] if no_target else found)
     return np.concatenate(masks)
 
 
 def main() -> None:
-    """Segments as the command line says."""
-    parser = argparse.ArgumentParser(description="Segments what expressions refer to in an image.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Segment the referents of expressions in an image.")
     parser.add_argument("image", type=Path, help="an image file")
-    parser.add_argument("expressions", nargs="+", metavar="sentence", help='what is to be found: "the man in red"')
-    parser.add_argument("--out", type=Path, default=Path("masks"), help="the folder that receives the masks")
+    parser.add_argument("expressions", nargs="+", metavar="EXPRESSION", help='an object: "the man in red"')
+    parser.add_argument("--out", type=Path, default=Path("masks"), help="the folder for the masks")
     arguments = parser.parse_args()
     try:
         masks = segment(load_network(Path(__file__).parent), load_image(arguments.image), arguments.expressions)

@@ -1,9 +1,7 @@
-"""Which arrays of a PyTorch checkpoint make which parameter, and the proof that none was missed.
+"""Tables that map the arrays of PyTorch checkpoints to parameters, and check that they match completely.
 
-A layout is a table of entries. It is read in both directions: `fill` makes parameters of a checkpoint, `export_arrays`
-makes a checkpoint of parameters, and going there and back changes no bit.
-
-Relative position bias tables for another window.
+A layout is a list of entries. `fill` makes parameters from a checkpoint, `export_arrays` makes a checkpoint from
+parameters, and a round trip changes no bit.
 """
 
 from __future__ import annotations
@@ -20,39 +18,21 @@ from jaxtyping import Float32
 
 from s2rm_jax.errors import UserError
 
-
-def resize_bias_table(table: Float32[np.ndarray, "n heads"], rows: int) -> Float32[np.ndarray, "{rows} heads"]:
-    """Resizes a table from one window to another, bicubic over the plane of relative positions.
-
-    A window of w has (2w - 1)² relative positions: `n` and `rows` are such squares. As published Swin code does, the
-    same as torch.nn.functional.interpolate(mode="bicubic", align_corners=False), but computed in float64: in float32,
-    rounded sampling points put either library off by some 1e-6 of the table.
-    """
-    side, new_side = round(len(table) ** 0.5), round(rows**0.5)
-    shape = (new_side, new_side, table.shape[-1])
-    with jax.enable_x64(True):
-        plane = table.reshape(side, side, -1).astype(np.float64)
-        resized = jax.image.resize(
-            plane, shape, jax.image.ResizeMethod.CUBIC_PYTORCH, antialias=False, precision="highest"
-        )
-    return np.asarray(resized, np.float32).reshape(rows, -1)
-
-
 Arrays = Mapping[str, np.ndarray]
 Form = Literal["same", "dense", "conv", "bias_table"]
 
-SHOWN = 5  # of each kind of mistake; `WeightsMismatch` has them all
+SHOWN = 5  # items of each kind of mistake in a message; `WeightsMismatch.mistakes` has them all
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter and the arrays that it is made of.
+    """One parameter and the arrays that it is made from.
 
     target    its path, such as "stage1_block0/attention/qkv/kernel"
-    sources   names in the checkpoint; several (query, key, value) are joined along the axis of the outputs
+    sources   names in the checkpoint; several (query, key, value) are concatenated along the axis of the outputs
     form      how the checkpoint stores it: "same"; "dense", [out, in] instead of [in, out]; "conv", [out, in, h, w]
-              instead of [h, w, in, out]; "bias_table", the same but for a window of any size
-    optional  the checkpoint may lack it; the parameter then stays as it was initialised
+              instead of [h, w, in, out]; "bias_table", as "same" but for a window of any size
+    optional  whether the checkpoint may lack it; the parameter then keeps its initial value
     """
 
     target: str
@@ -63,9 +43,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Filled:
-    """Parameters made of a checkpoint, and what a person should know of how.
+    """Parameters made from a checkpoint.
 
-    params       nested, float32; lacks the targets in `left_out`
+    params       nested, float32, without the targets in `left_out`
     left_out     optional targets that the checkpoint does not have
     resized      targets whose bias table was resized to another window
     """
@@ -76,7 +56,7 @@ class Filled:
 
 
 class WeightsMismatch(UserError):
-    """A checkpoint does not fit: everything that is wrong with it, {kind of mistake: [what, ...]}."""
+    """A checkpoint does not fit the network; `mistakes` is {kind of mistake: (item, ...)}."""
 
     def __init__(self, where: str, mistakes: Mapping[str, Sequence[str]]):
         self.mistakes = {kind: tuple(items) for kind, items in mistakes.items() if items}
@@ -84,21 +64,20 @@ class WeightsMismatch(UserError):
 
 
 def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Filled:
-    """Makes the parameters that `shapes` describes of the arrays of a checkpoint.
+    """Make the parameters described by `shapes` from the arrays of a checkpoint.
 
     Args:
         layout: the table.
-        source: the checkpoint, without the arrays that are known to be of no use here.
+        source: the checkpoint, without the arrays that are known to be unused.
         shapes: the nested parameters or their ShapeDtypeStructs.
-        where: names the checkpoint in the error.
+        where: the name of the checkpoint in the error.
 
     Raises:
-        WeightsMismatch: arrays that no parameter wants, parameters that no array fills, arrays that two parameters
-            want, parameters that are filled twice, wrong shapes, arrays that are no finite floating-point numbers; all
-            that is wrong is said at once.
+        WeightsMismatch: arrays are unused, used twice, of wrong shapes, or not finite floating-point numbers, or
+            parameters are unfilled or filled twice. The error lists all mistakes at once.
     """
     expected = {path: tuple(leaf.shape) for path, leaf in flatten_dict(shapes, sep="/").items()}
-    wanted = [name for entry in layout for name in entry.sources]
+    names = [name for entry in layout for name in entry.sources]
     left_out = [entry.target for entry in layout if entry.optional and not any(n in source for n in entry.sources)]
     present = [entry for entry in layout if entry.target not in left_out]
     filled_by = Counter(entry.target for entry in layout)
@@ -108,7 +87,7 @@ def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Fi
     wrong: list[str] = []
     for entry in present:
         if entry.target not in expected or not all(name in source for name in entry.sources):
-            continue  # both are told of below
+            continue  # both are reported below
         stored = [source[name] for name in entry.sources]
         if unfit := [f"{n} {_unfit(a)}" for n, a in zip(entry.sources, stored, strict=True) if _unfit(a)]:
             wrong += unfit
@@ -124,13 +103,13 @@ def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Fi
             wrong.append(f"{' and '.join(entry.sources)} {found} cannot fill {entry.target} {shape}")
 
     mistakes = {
-        "arrays that nothing here wants": sorted(source.keys() - set(wanted)),
+        "unused arrays": sorted(source.keys() - set(names)),
         "parameters left unfilled": [
             *(f"{e.target} (no {n})" for e in present for n in e.sources if n not in source),
             *sorted(expected.keys() - filled_by.keys()),
         ],
         "parameters that do not exist": sorted(filled_by.keys() - expected.keys()),
-        "matched twice": _twice(filled_by.elements()) + _twice(wanted),
+        "matched twice": _twice(filled_by.elements()) + _twice(names),
         "wrong arrays": wrong,
     }
     if any(mistakes.values()):
@@ -139,10 +118,10 @@ def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Fi
 
 
 def export_arrays(layout: Sequence[Entry], params: Any) -> dict[str, np.ndarray]:
-    """Makes the arrays of a checkpoint of nested parameters; every parameter must be in the layout, once."""
+    """Make the arrays of a checkpoint from nested parameters; each parameter must be in the layout exactly once."""
     flat = flatten_dict(params, sep="/")
     if Counter(entry.target for entry in layout) != Counter(flat.keys()):
-        raise ValueError("the layout is not of these parameters")
+        raise ValueError("the layout does not list these parameters exactly once")
     arrays: dict[str, np.ndarray] = {}
     for entry in layout:
         parts = np.split(_transposed(entry.form, np.asarray(flat[entry.target]), back=True), len(entry.sources))
@@ -151,12 +130,29 @@ def export_arrays(layout: Sequence[Entry], params: Any) -> dict[str, np.ndarray]
 
 
 def prefixed(layout: Iterable[Entry], target: str, source: str) -> list[Entry]:
-    """Returns the layout of a part as that of the whole: prefixes go before every target and source."""
+    """Return the layout of a part with prefixes added to every target and source, as in the whole network."""
     return [Entry(target + e.target, tuple(source + name for name in e.sources), e.form, e.optional) for e in layout]
 
 
+def resize_bias_table(table: Float32[np.ndarray, "n heads"], rows: int) -> Float32[np.ndarray, "{rows} heads"]:
+    """Resize a table of relative position biases from one window to another by bicubic interpolation.
+
+    A window of w has (2w - 1)² relative positions; `n` and `rows` are such squares. This is what published Swin code
+    computes with torch.nn.functional.interpolate(mode="bicubic", align_corners=False), but in float64: in float32,
+    rounded sampling points cause an error of about 1e-6 of the table in either library.
+    """
+    side, new_side = round(len(table) ** 0.5), round(rows**0.5)
+    shape = (new_side, new_side, table.shape[-1])
+    with jax.enable_x64(True):
+        plane = table.reshape(side, side, -1).astype(np.float64)
+        resized = jax.image.resize(
+            plane, shape, jax.image.ResizeMethod.CUBIC_PYTORCH, antialias=False, precision="highest"
+        )
+    return np.asarray(resized, np.float32).reshape(rows, -1)
+
+
 def _read(form: Form, stored: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Joins and transposes stored arrays; None where their ranks or sides do not allow it."""
+    """Concatenate and transpose stored arrays; return None if their shapes do not allow it."""
     try:
         joined = np.concatenate(stored) if len(stored) > 1 else stored[0]
         return np.ascontiguousarray(_transposed(form, joined, back=False), np.float32)
@@ -173,14 +169,14 @@ def _transposed(form: Form, array: np.ndarray, back: bool) -> np.ndarray:
 
 
 def _unfit(array: np.ndarray) -> str:
-    """Says why an array cannot be a parameter; "" if it can."""
+    """Return why an array cannot be a parameter, "" if it can."""
     if not np.issubdtype(array.dtype, np.floating):
         return f"holds {array.dtype}, not floating-point numbers"
     return "" if np.isfinite(array).all() else "holds NaN or infinity"
 
 
-def _same_but_window(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    if len(found) != 2 or found[1] != wanted[1]:
+def _same_but_window(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    if len(found) != 2 or found[1] != expected[1]:
         return False
     side = round(found[0] ** 0.5)  # 2 * window - 1
     return side**2 == found[0] and side % 2 == 1

@@ -1,4 +1,4 @@
-"""A trained network as ONNX, through its PyTorch form: two files that ONNX Runtime and its kin run."""
+"""Export a trained network as ONNX, through PyTorch: two graphs for ONNX Runtime and similar runtimes."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.interop.exported_segment import load_onnx
 from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.parameter_names import network_layout
-from s2rm_jax.interop.torch_folder import write_preprocessing
+from s2rm_jax.interop.torch_folder import TrainedNetwork, write_preprocessing
 from s2rm_jax.models.network import build_network
-from s2rm_jax.training.workdir import LoadedRun
 
 ENCODE_FILE, GROUND_FILE = "encode_image.onnx", "ground.onnx"
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4  # relative: norm of the difference over norm of what JAX computes
+TOLERANCE = 1e-4  # relative: norm of the difference over the norm of the output of JAX
 
 
-def write_onnx(trained: LoadedRun, folder: Path) -> float:
-    """Writes a network into an empty folder: two graphs with their weights, and all that is needed to use them.
+def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
+    """Write a network into an empty folder: two graphs with their weights, and the files of `write_preprocessing`.
 
     encode_image.onnx  images -> features_1, features_2, ...
     ground.onnx        features_1, ..., tokens, token_mask -> logits, or logits and no_target_logits
 
-    There are two so that an image is encoded once, however many expressions are asked of it. They compute in float32 for
-    any number of images b and of expressions k. Weights of more than 1.5 GB lie in a file of their own beside a graph.
+    There are two graphs so that an image is encoded once for any number of expressions. They compute in float32 for any
+    number b of images and k of expressions. Weights of more than 1.5 GB are in a separate file next to their graph.
 
     Returns:
-        The relative error of what ONNX Runtime computes with what was written, against what JAX computes.
+        The relative error of the outputs of ONNX Runtime for the written graphs, compared with those of JAX.
 
     Raises:
-        UserError: a package is missing, or ONNX Runtime computes something else than JAX.
+        UserError: a package is missing, or the outputs of ONNX Runtime differ from those of JAX.
         OSError: the folder cannot be written to.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -54,14 +53,14 @@ def write_onnx(trained: LoadedRun, folder: Path) -> float:
     error = relative_error(trained, folder)
     if not error <= TOLERANCE:  # also where it is NaN
         raise UserError(
-            f"what ONNX Runtime computes differs from JAX by {error:.1e} of its norm, more than {TOLERANCE:.0e}, and "
+            f"the output of ONNX Runtime differs from JAX by {error:.1e} of its norm, more than {TOLERANCE:.0e}, so "
             f"nothing was written; try other versions of {', '.join(NEEDED)}"
         )
     return error
 
 
-def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
-    """Returns the graphs of `encode_image` and `ground` as torch.onnx.ONNXProgram."""
+def export_graphs(trained: TrainedNetwork) -> tuple[Any, Any]:
+    """Return the graphs of `encode_image` and `ground` as torch.onnx.ONNXProgram."""
     import torch
 
     from s2rm_jax.interop.torch_model import S2RMModel
@@ -78,7 +77,7 @@ def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
 
     class Ground(EncodeImage):
         def forward(self, features: Any, tokens: Any, token_mask: Any) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-            return _returned(self.model.ground(features, tokens.long(), token_mask, (height, width)))
+            return _outputs(self.model.ground(features, tokens.long(), token_mask, (height, width)))
 
     arrays = export_arrays(network_layout(trained.params), trained.params)
     model = S2RMModel(trained.config.to_dict()).requires_grad_(False)
@@ -86,7 +85,9 @@ def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
     encode_image, ground = EncodeImage(model).eval(), Ground(model).eval()
 
     b, k = torch.export.Dim("b"), torch.export.Dim("k")
-    images, tokens, token_mask = map(torch.from_numpy, random_inputs(trained.config, 2, 3))  # sizes of 1 would be fixed
+    images, tokens, token_mask = map(
+        torch.from_numpy, random_inputs(trained.config, 2, 3)
+    )  # not 1, which would become constant
     features = encode_image(images)
     names = [f"features_{stage}" for stage in range(1, len(features) + 1)]
     export = partial(torch.onnx.export, dynamo=True, verbose=False)
@@ -102,10 +103,10 @@ def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
     return encoder, grounder
 
 
-def relative_error(trained: LoadedRun, folder: Path) -> float:
-    """Returns how far the outputs of the graphs in `folder` are from those of JAX in float32, on noise.
+def relative_error(trained: TrainedNetwork, folder: Path) -> float:
+    """Return the relative error of the graphs in `folder` against JAX in float32, on random inputs.
 
-    That is the larger of two: of two images with three expressions each, and of one of them with one expression alone.
+    It is the larger error of two batches: two images with three expressions each, and one image with one expression.
     """
     images, tokens, token_mask = random_inputs(trained.config, 2, 3)
     network = build_network(ConfigDict({**trained.config.to_dict(), "dtype": "float32"}))
@@ -114,19 +115,19 @@ def relative_error(trained: LoadedRun, folder: Path) -> float:
 
     def errors(b: int, k: int) -> list[float]:
         found = ground(encode_image(images[:b]), tokens[:b, :k], token_mask[:b, :k])
-        wanted = [np.asarray(x)[:b, :k] for x in _returned(outputs)]
-        return [float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(found, wanted, strict=True)]
+        expected = [np.asarray(x)[:b, :k] for x in _outputs(outputs)]
+        return [float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(found, expected, strict=True)]
 
     return max(errors(2, 3) + errors(1, 1))
 
 
-def _returned(output: Any) -> tuple[Any, ...]:
-    """What `ground` returns of the output of either network."""
+def _outputs(output: Any) -> tuple[Any, ...]:
+    """Return the outputs of `ground` from the output of the JAX or the PyTorch network."""
     return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
 
 def random_inputs(config: ConfigDict, count: int, expressions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns noise as images [b, H, W, 3], tokens [b, k, L] and their mask, with expressions of different lengths."""
+    """Draw normalised images [b, H, W, 3], tokens [b, k, L] and their mask, with expressions of different lengths."""
     rng = np.random.default_rng(0)
     shape = (count, expressions, config.text.max_tokens)
     images = rng.normal(size=(count, *config.input.image_size, 3)).astype(np.float32)
@@ -137,13 +138,13 @@ def random_inputs(config: ConfigDict, count: int, expressions: int) -> tuple[np.
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keeps from a person what the exporter has to say to its developers."""
+    """Silence the messages of the exporter that concern its developers only."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that torchvision is not installed
     try:
         with warnings.catch_warnings():
-            # One axis of several inputs has one name, as it should; and pytree deprecates what torch itself calls.
+            # Several inputs share the name of an axis on purpose; the deprecated call is in torch itself.
             warnings.filterwarnings("ignore", "# The axis name: . will not be used", UserWarning)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield

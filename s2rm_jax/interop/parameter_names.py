@@ -1,8 +1,7 @@
-"""The names of Swin's parameters in the three ways in which checkpoints are published.
+"""Names of parameters in PyTorch checkpoints, as tables for `layout.fill` and `layout.export_arrays`.
 
-The names of BERT's parameters in Hugging Face's checkpoints.
-
-The names of the whole network's parameters in PyTorch (`torch_model.S2RMModel`).
+Three tables: Swin, whose checkpoints are published with the names of Hugging Face, Microsoft or timm; BERT with the
+names of Hugging Face; and the whole network with the names of `torch_model.S2RMModel`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from s2rm_jax.interop.layout import Arrays, Entry, Form, prefixed
 
 @dataclass(frozen=True)
 class SwinNames:
-    """How one library names a Swin; {i} is a stage, {j} a block, both counted from 0.
+    """The names of one library for the parameters of Swin; {i} is a stage, {j} a block, both counted from 0.
 
-    `merge` belongs to the grid of stage i, i >= 1, and {previous} is i - 1. `output_norm` is the norm of one output per
-    stage, as in backbones for dense prediction; `last_norm` that of the last stage in classifiers. `unused` are regular
-    expressions of what a checkpoint may hold besides: index tables, masks and heads.
+    `merge` is the patch merging before stage i, i >= 1, and {previous} is i - 1. `output_norm` is the norm of each
+    stage's output, as in backbones for dense prediction; `last_norm` is that of the last stage in classifiers. `unused`
+    are regular expressions for other arrays of a checkpoint: index tables, masks and heads.
     """
 
     library: str
@@ -37,7 +36,7 @@ class SwinNames:
     mlp: tuple[str, str]
     merge: str
     output_norm: str
-    first_output: int  # the number of the first stage in `output_norm`
+    first_output: int  # number of the first stage in `output_norm`
     last_norm: str
     unused: tuple[str, ...]
 
@@ -56,7 +55,7 @@ HUGGING_FACE = SwinNames(
     output_norm="hidden_states_norms.stage{n}",
     first_output=1,
     last_norm="layernorm",
-    # SwinBackbone is saved by transformers 5 with a norm that it does not use, and with a prefix before that alone.
+    # transformers 5 saves SwinBackbone with a norm that it does not use, the only array with a prefix.
     unused=(r"relative_position_index$", r"^embeddings\.mask_token$", r"^(swin\.)?layernorm\."),
 )
 
@@ -77,26 +76,26 @@ MICROSOFT = SwinNames(
     unused=(r"relative_position_index$", r"attn_mask$", r"^head\.", r"^norm\."),
 )
 
-# As Microsoft's, but that a stage begins with its merging instead of ending with that of the next.
+# As Microsoft, except that a stage begins with its merging instead of ending with that of the next.
 TIMM = SwinNames(**(vars(MICROSOFT) | {"library": "timm", "merge": "layers.{i}.downsample"}))
 
 
 def find_swin(names: Collection[str]) -> list[tuple[str, SwinNames]]:
-    """Returns every Swin among the names of a checkpoint: what goes before its names, and whose names they are."""
-    hugging_face = [(prefix, HUGGING_FACE) for prefix in _before(f"{HUGGING_FACE.patch_embed}.weight", names)]
-    others = _before(f"{MICROSOFT.patch_embed}.weight", names)
-    return hugging_face + [(prefix, MICROSOFT if _merges_at_the_end(names, prefix) else TIMM) for prefix in others]
+    """Return (prefix, names) of every Swin among the names of a checkpoint."""
+
+    def is_microsoft(prefix: str) -> bool:  # its first stage ends with a merging
+        return any(name.startswith(f"{prefix}layers.0.downsample.") for name in names)
+
+    hugging_face = [(prefix, HUGGING_FACE) for prefix in _prefixes(f"{HUGGING_FACE.patch_embed}.weight", names)]
+    others = _prefixes(f"{MICROSOFT.patch_embed}.weight", names)
+    return hugging_face + [(prefix, MICROSOFT if is_microsoft(prefix) else TIMM) for prefix in others]
 
 
-def _before(marker: str, names: Collection[str]) -> list[str]:
-    return sorted(name.removesuffix(marker) for name in names if name.endswith(marker))
+def _prefixes(suffix: str, names: Collection[str]) -> list[str]:
+    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
 
-def _merges_at_the_end(names: Collection[str], prefix: str) -> bool:
-    return any(name.startswith(f"{prefix}layers.0.downsample.") for name in names)
-
-
-# transformers 5 renamed these in memory; its files keep the names above.
+# transformers 5 renamed these in memory; its files keep the old names.
 _IN_MEMORY = (
     (
         r"attention\.relative_position_bias\.relative_position_bias_table$",
@@ -112,7 +111,7 @@ _IN_MEMORY = (
 
 
 def published_swin_name(name: str, names: SwinNames) -> str:
-    """Returns the name that published files of the same library use."""
+    """Return the name that published files of the same library use."""
     if names is HUGGING_FACE:
         for pattern, replacement in _IN_MEMORY:
             name = re.sub(pattern, replacement, name)
@@ -120,13 +119,13 @@ def published_swin_name(name: str, names: SwinNames) -> str:
 
 
 def swin_layout(depths: Sequence[int], names: SwinNames, present: Collection[str] | None = None) -> list[Entry]:
-    """Returns the table of a Swin with these blocks per stage.
+    """Return the table of a Swin.
 
     Args:
         depths: blocks per stage.
-        names: whose names.
-        present: the names in the checkpoint. A classifier has one norm, behind its last stage: it fills the last
-            output's norm, and those of the other outputs are optional. Without `present`, every output has its own.
+        names: the names to use.
+        present: the names in the checkpoint. A classifier has a norm after its last stage only: it fills the norm of
+            the last output, and those of the other outputs are optional. Without `present`, every output has its own.
     """
     entries = [
         Entry("patch_embed/kernel", (f"{names.patch_embed}.weight",), "conv"),
@@ -141,10 +140,10 @@ def swin_layout(depths: Sequence[int], names: SwinNames, present: Collection[str
         for j in range(depth):
             entries += _block(f"stage{i + 1}_block{j}", names.block.format(i=i, j=j), names)
         output = names.output_norm.format(n=i + names.first_output)
-        has_it = present is None or f"{output}.weight" in present
+        has_norm = present is None or f"{output}.weight" in present
         last = i == len(depths) - 1
-        name = names.last_norm if last and not has_it else output
-        entries += _norm(f"stage{i + 1}_norm", name, optional=not has_it and not last)
+        name = names.last_norm if last and not has_norm else output
+        entries += _norm(f"stage{i + 1}_norm", name, optional=not has_norm and not last)
     return entries
 
 
@@ -175,7 +174,7 @@ def _dense(target: str, *sources: str) -> list[Entry]:
 
 
 def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
-    """Reads from names and shapes which Swin a checkpoint holds, as the fields of config.vision."""
+    """Return the fields of config.vision that the names and shapes of a checkpoint determine."""
     depths: dict[int, int] = {}
     block = re.compile(re.escape(names.block).replace(r"\{i\}", r"(\d+)").replace(r"\{j\}", r"(\d+)"))
     for name in source:
@@ -195,58 +194,50 @@ def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
 
 
 def window_of(rows: int) -> int:
-    """Returns the window of a bias table with this many rows, (2 * window - 1)²."""
+    """Return the window of a bias table with this number of rows, (2 * window - 1)²."""
     return (round(rows**0.5) + 1) // 2
 
 
-# What a checkpoint may hold besides: the pooler, the heads of pretraining, and a table of positions.
+# Other arrays of a BERT checkpoint: the pooler and a table of positions.
 UNUSED = (r"^pooler\.", r"^embeddings\.position_ids$")
 
-_WORDS = "embeddings.word_embeddings.weight"
+_WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 
 def find_bert(names: Collection[str]) -> list[str]:
-    """Returns what goes before the names of every BERT in a checkpoint."""
-    return sorted(name.removesuffix(_WORDS) for name in names if name.endswith(_WORDS))
+    """Return the prefix of every BERT among the names of a checkpoint."""
+    return _prefixes(_WORD_EMBEDDINGS, names)
 
 
 def published_bert_name(name: str) -> str:
-    """Returns the present name; files made from the first TensorFlow checkpoints call scale and bias gamma and beta."""
+    """Return the current name; files converted from the first TensorFlow checkpoints use gamma and beta in norms."""
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
 
 
 def bert_layout(num_layers: int) -> list[Entry]:
-    """Returns the table of a BERT without pooler."""
+    """Return the table of a BERT without pooler."""
     entries = [
-        Entry("word_embeddings/embedding", (_WORDS,)),
+        Entry("word_embeddings/embedding", (_WORD_EMBEDDINGS,)),
         Entry("position_embeddings/embedding", ("embeddings.position_embeddings.weight",)),
         Entry("type_embeddings/embedding", ("embeddings.token_type_embeddings.weight",)),
-        *_bert_norm("embeddings_norm", "embeddings.LayerNorm"),
+        *_norm("embeddings_norm", "embeddings.LayerNorm"),
     ]
     for i in range(num_layers):
         target, source = f"layer{i}", f"encoder.layer.{i}"
         for name in ("query", "key", "value"):
-            entries += _bert_dense(f"{target}/{name}", f"{source}.attention.self.{name}")
-        entries += _bert_dense(f"{target}/attention_output", f"{source}.attention.output.dense")
-        entries += _bert_norm(f"{target}/attention_norm", f"{source}.attention.output.LayerNorm")
-        entries += _bert_dense(f"{target}/intermediate", f"{source}.intermediate.dense")
-        entries += _bert_dense(f"{target}/output", f"{source}.output.dense")
-        entries += _bert_norm(f"{target}/output_norm", f"{source}.output.LayerNorm")
+            entries += _dense(f"{target}/{name}", f"{source}.attention.self.{name}")
+        entries += _dense(f"{target}/attention_output", f"{source}.attention.output.dense")
+        entries += _norm(f"{target}/attention_norm", f"{source}.attention.output.LayerNorm")
+        entries += _dense(f"{target}/intermediate", f"{source}.intermediate.dense")
+        entries += _dense(f"{target}/output", f"{source}.output.dense")
+        entries += _norm(f"{target}/output_norm", f"{source}.output.LayerNorm")
     return entries
 
 
-def _bert_norm(target: str, source: str) -> list[Entry]:
-    return [Entry(f"{target}/scale", (f"{source}.weight",)), Entry(f"{target}/bias", (f"{source}.bias",))]
-
-
-def _bert_dense(target: str, source: str) -> list[Entry]:
-    return [Entry(f"{target}/kernel", (f"{source}.weight",), "dense"), Entry(f"{target}/bias", (f"{source}.bias",))]
-
-
 def bert_architecture(source: Arrays) -> dict[str, object]:
-    """Reads from names and shapes which BERT a checkpoint holds, as the fields of config.text."""
+    """Return the fields of config.text that the names and shapes of a checkpoint determine."""
     layers = {int(match[1]) for name in source if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
-    words, positions = source[_WORDS], source.get("embeddings.position_embeddings.weight")
+    words, positions = source[_WORD_EMBEDDINGS], source.get("embeddings.position_embeddings.weight")
     inner = source.get("encoder.layer.0.intermediate.dense.weight")
     found: dict[str, object] = {
         "vocab_size": words.shape[0],
@@ -261,10 +252,10 @@ def bert_architecture(source: Arrays) -> dict[str, object]:
 
 
 def network_layout(params: Any) -> list[Entry]:
-    """Returns the table of a network with these parameters (or shapes of parameters).
+    """Return the table of the whole network with these parameters (or shapes of parameters).
 
-    Vision and text have the names of Hugging Face's Swin and BERT behind "vision." and "text."; fusion and decoder have
-    the names of this package, with "weight" for kernels and scales as PyTorch calls them.
+    Vision and text have the names of Hugging Face with the prefixes "vision." and "text."; fusion and decoder have the
+    names of this package, with "weight" for kernels and scales as in PyTorch.
     """
     layout = prefixed(swin_layout(_depths(params["vision"]), HUGGING_FACE), "vision/", "vision.")
     layers = [name for name in params["text"] if re.fullmatch(r"layer\d+", name)]

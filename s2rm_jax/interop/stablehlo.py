@@ -1,4 +1,4 @@
-"""A trained network as StableHLO: two programs that JAX compiles on any CPU, GPU or TPU without this package."""
+"""Export a trained network as StableHLO: two programs that JAX compiles for any CPU, GPU or TPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from s2rm_jax.interop.torch_folder import write_preprocessing
+from s2rm_jax.interop.torch_folder import TrainedNetwork, write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
-from s2rm_jax.training.workdir import LoadedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
@@ -21,15 +20,15 @@ ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
 Weights = dict[str, jax.Array]  # by path, such as "vision/patch_embed/kernel"
 
 
-def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
-    """Writes a network into an empty folder: two programs, their weights, and all that is needed to use them.
+def write_stablehlo(trained: TrainedNetwork, folder: Path) -> None:
+    """Write a network into an empty folder: two programs, their weights, and the files of `write_preprocessing`.
 
     encode_image.stablehlo  (weights, images) -> features
     ground.stablehlo        (weights, features, tokens, token_mask) -> logits, or logits and no_target_logits
     model.safetensors       the weights of both by name
 
-    The weights are arguments of the programs, not constants in them, so the programs are small and load at once. There
-    are two so that an image is encoded once, however many expressions are asked of it.
+    The weights are arguments of the programs, not constants in them, so the programs are small and load fast. There are
+    two programs so that an image is encoded once for any number of expressions.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -42,8 +41,8 @@ def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
     write_preprocessing(trained, "stablehlo", folder)
 
 
-def export_programs(trained: LoadedRun) -> tuple[export.Exported, export.Exported]:
-    """Exports `encode_image` and `ground` for all PLATFORMS, any number of images b and of expressions k of each."""
+def export_programs(trained: TrainedNetwork) -> tuple[export.Exported, export.Exported]:
+    """Export `encode_image` and `ground` for all PLATFORMS, any number b of images and k of expressions per image."""
     network, (height, width) = trained.network, trained.config.input.image_size
 
     def encode_image(weights: Weights, images: jax.Array) -> Any:

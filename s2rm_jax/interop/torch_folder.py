@@ -1,10 +1,8 @@
-"""A trained network as a folder that PyTorch reads, and back: `torch_model.S2RMModel.from_pretrained(folder)`.
+"""A trained network as a folder that PyTorch reads, and back; and the files around any exported network.
 
-The folder holds model.safetensors with the names of `torch_names`, the run's config.json and vocab.txt, and what is
-needed to use them without this package: torch_model.py, segment.py, preprocessing.json and tokenizer.json. Neither way
-needs torch, and there and back no bit changes.
-
-Everything around an exported network that must be known to use it: written beside it, so that nobody guesses.
+A folder for PyTorch holds model.safetensors with the names of `parameter_names.network_layout`, config.json of the
+run, and the files of `write_preprocessing`: `torch_model.S2RMModel.from_pretrained(folder)` loads it. Neither direction
+needs torch, and a round trip changes no bit.
 """
 
 from __future__ import annotations
@@ -12,35 +10,104 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
-import jax
+import flax.linen as nn
 from etils import epath
+from ml_collections import ConfigDict
 
 import s2rm_jax
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.layout import export_arrays, fill
 from s2rm_jax.interop.parameter_names import network_layout
-from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
-from s2rm_jax.io import require_space, workdir_path
-from s2rm_jax.models.network import build_network
-from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
-from s2rm_jax.training.run import CONFIG_FILE, VOCAB_FILE, load_config
-from s2rm_jax.training.state import parameter_shapes, plan_state
-from s2rm_jax.training.workdir import LoadedRun, load_run
+from s2rm_jax.interop.weight_files import (
+    CONFIG_FILE,
+    SAFETENSORS,
+    VOCAB_FILE,
+    find_weights,
+    read_weights,
+    write_safetensors,
+)
+from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
 
 Format = Literal["pytorch", "stablehlo", "onnx"]
 
 SETTINGS_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCRIPT_FILE = "segment.py"
+MODEL_FILE = "torch_model.py"
+
+# Variants for ablations (models/s2rm.py, models/casg.py) that torch_model.py does not have.
+_NOT_IN_PYTORCH = {
+    ("fusion", "language"): ("sentence",),
+    ("fusion", "mode"): ("concat", "attention"),
+    ("fusion", "recurrence"): ("linear",),
+    ("decoder", "semantics"): (("sentence",), ("stages",)),
+}
 
 
-def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> None:
-    """Writes preprocessing.json, tokenizer.json, vocab.txt and segment.py, which uses them, into `folder`.
+@runtime_checkable
+class TrainedNetwork(Protocol):
+    """A network that can be exported, as `training.workdir.load_run` returns it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The JAX network."""
+
+    @property
+    def params(self) -> Any:
+        """Its parameters, nested."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its `input.tokens.Tokenizer`."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The configuration of its run."""
+
+
+def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: Path) -> None:
+    """Write a network into an empty folder, with everything that PyTorch needs to use it.
+
+    Args:
+        trained: the network.
+        config_file: config.json of its run, copied as it is.
+        folder: an empty folder.
+
+    Raises:
+        UserError: the network is a variant for ablations that PyTorch does not have.
+        OSError: the folder cannot be written to.
+    """
+    for (section, field), missing in _NOT_IN_PYTORCH.items():
+        if trained.config[section][field] in missing:
+            raise UserError(
+                f"config.{section}.{field}={trained.config[section][field]!r} of {config_file} is a variant for "
+                "ablations that PyTorch does not have; give the workdir of another network."
+            )
+    write_safetensors(export_arrays(network_layout(trained.params), trained.params), folder / SAFETENSORS)
+    write_preprocessing(trained, "pytorch", folder)
+    (folder / CONFIG_FILE).write_bytes(epath.Path(config_file).read_bytes())
+    shutil.copyfile(Path(__file__).with_name(MODEL_FILE), folder / MODEL_FILE)
+
+
+def read_pytorch(folder: Path, shapes: Any) -> Any:
+    """Return the nested parameters of a folder that `write_pytorch` wrote, perhaps trained further in PyTorch.
+
+    Args:
+        folder: the folder; its weights may also be a pytorch_model.bin, which needs torch.
+        shapes: the parameters of its network as ShapeDtypeStructs.
+
+    Raises:
+        UserError: there are no weights, or they are damaged or do not fit.
+    """
+    file = find_weights(folder)
+    return fill(network_layout(shapes), read_weights(file), shapes, str(file)).params
+
+
+def write_preprocessing(trained: TrainedNetwork, format: Format, folder: Path) -> None:
+    """Write preprocessing.json, tokenizer.json, vocab.txt and segment.py, which uses them, into `folder`.
 
     segment.py gives the masks of `Segmenter` and needs nothing of this package.
 
@@ -58,8 +125,8 @@ def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> Non
     shutil.copyfile(exported_segment.__file__, folder / SCRIPT_FILE)
 
 
-def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]:
-    """Returns what happens to images, expressions and logits, in the order in which it happens."""
+def settings(trained: TrainedNetwork, channels_first: bool = False) -> dict[str, Any]:
+    """Return how images, expressions and logits are processed, in order."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size
     images = f"float32 [b, 3, {height}, {width}]" if channels_first else f"float32 [b, {height}, {width}, 3]"
@@ -102,71 +169,3 @@ def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]
             "true_where": "logits > 0 and no_target_logits <= 0" if nothing else "logits > 0",
         },
     }
-
-
-MODEL_FILE = "torch_model.py"
-
-# Variants for ablations (models/s2rm.py, models/casg.py) that torch_model.py does not have.
-_NOT_IN_PYTORCH = {
-    ("fusion", "language"): ("sentence",),
-    ("fusion", "mode"): ("concat", "attention"),
-    ("fusion", "recurrence"): ("linear",),
-    ("decoder", "semantics"): (("sentence",), ("stages",)),
-}
-
-
-def write_pytorch(workdir: epath.PathLike, which: Literal["best", "latest"], folder: Path) -> None:
-    """Writes the network of a training run into an empty folder, with all that PyTorch needs to use it.
-
-    Raises:
-        UserError: there is no run or no checkpoint in `workdir`, it is damaged, or its network is a variant for
-            ablations that PyTorch does not have.
-        OSError: the folder cannot be written to.
-    """
-    trained = load_run(workdir, which)
-    for (section, field), missing in _NOT_IN_PYTORCH.items():
-        if trained.config[section][field] in missing:
-            raise UserError(
-                f"the network of {workdir} has config.{section}.{field}={trained.config[section][field]!r}, a variant "
-                "for ablations that there is in JAX only; give the workdir of another network."
-            )
-    write_safetensors(export_arrays(network_layout(trained.params), trained.params), folder / SAFETENSORS)
-    write_preprocessing(trained, "pytorch", folder)
-    _copy_config(workdir_path(workdir), folder)
-    shutil.copyfile(Path(__file__).with_name(MODEL_FILE), folder / MODEL_FILE)
-
-
-def write_workdir(weights: Path, workdir: Path) -> None:
-    """Writes a folder of `write_pytorch`, perhaps trained further in PyTorch, as the workdir of a run at step 0.
-
-    It can be evaluated and predicted with; training in it begins from these weights with a fresh optimizer.
-
-    Args:
-        weights: the folder; its weights may also be a pytorch_model.bin, which needs torch to be read.
-        workdir: an empty folder.
-
-    Raises:
-        UserError: a file is missing or damaged, or the weights do not fit the config.json beside them.
-        OSError: the workdir cannot be written to.
-    """
-    for name in (CONFIG_FILE, VOCAB_FILE):
-        if not (weights / name).is_file():
-            raise UserError(f"{weights / name} not found; --weights must be a folder that to-pytorch made")
-    config = load_config(weights)
-    file = find_weights(weights)
-    network = build_network(config)
-    shapes = parameter_shapes(network, config)
-    filled = fill(network_layout(shapes), read_weights(file), shapes, str(file))
-
-    plan = plan_state(network, config, make_mesh())
-    # Asked beforehand, because Orbax tells of a full disk in a thousand lines.
-    require_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)))
-    state = plan.create(filled.params)
-    _copy_config(weights, workdir)
-    with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
-        checkpoints.save(Checkpoint(0, state, examples_seen=0, metrics=None), config)
-
-
-def _copy_config(source: epath.Path | Path, folder: Path) -> None:
-    for name in (CONFIG_FILE, VOCAB_FILE):
-        (folder / name).write_bytes((source / name).read_bytes())

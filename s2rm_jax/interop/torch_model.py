@@ -1,14 +1,14 @@
-"""The whole network in PyTorch, in one file that needs nothing but PyTorch: copy it wherever it is wanted.
+"""The whole network in PyTorch, in one file to be copied that imports nothing but torch and safetensors.
 
-    model = S2RMModel.from_pretrained("directory")  # of a config.json and a model.safetensors
+    model = S2RMModel.from_pretrained("directory")  # with a config.json and a model.safetensors
     output = model(images, tokens, token_mask)  # [B, 3, H, W], int64 [B, K, L], bool [B, K, L]
     masks = output.logits > 0  # [B, K, H, W]
 
-It computes what the JAX network computes, to rounding, and its gradients are the same; the JAX modules say where each
-part comes from. B images come with K expressions of L tokens each, and an image is encoded once, however many
-expressions are asked of it. Images come channels first (NCHW), as PyTorch has them. Inside, every map is channels
-last, [B, h, w, c] or [B, K, h, w, c], since linear layers and LayerNorms work on the last axis; only convolutions and
-resizing turn it round. Parameters are float32; for half precision run it under `torch.autocast`.
+Outputs and gradients equal those of the JAX network up to rounding; the JAX modules give the source of each part. B
+images have K expressions of L tokens each, and each image is encoded once. Images are normalised and channels first
+(NCHW). Inside, every map is channels last, [B, h, w, c] or [B, K, h, w, c], because linear layers and LayerNorms work
+on the last axis; only convolutions and resizing transpose it. Parameters are float32; for half precision use
+`torch.autocast`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOWEST = torch.finfo(torch.float32).min  # hides a position from softmax; unlike -inf it may hide all of them
+LOWEST = torch.finfo(torch.float32).min  # masks a position in a softmax; unlike -inf, it may mask all of them
 PAIRS = ("language_parses_vision", "vision_parses_language")
 CHOICES = {
     ("fusion", "mode"): ("s2rm", "sum", "product"),
@@ -34,34 +34,34 @@ CHOICES = {
     ("fusion", "residual"): ("both", "vision"),
     ("decoder", "guidance"): ("full", "maps", "none"),
 }
-BEFORE = {"fusion": {"residual": "vision"}}  # what configurations mean that do not have the field yet
-# Variants of the JAX network that are for ablations only and not here; configurations have not always had the fields.
+BEFORE = {"fusion": {"residual": "vision"}}  # values for configurations that do not have the field yet
+# The other values are variants for ablations that exist in JAX only. Older configurations do not have the fields.
 FIXED = {("fusion", "language"): "words", ("decoder", "semantics"): ("sentence", "stages")}
 
 
 class LoadError(ValueError):
-    """A directory does not hold a network that can be loaded; the message is one line that says why."""
+    """A directory does not contain a network that can be loaded; the message is one line."""
 
 
 class Output(NamedTuple):
-    """What the network returns; the mask is logits > 0."""
+    """The output of the network; the mask is logits > 0."""
 
     logits: Tensor  # [B, K, H, W] at the size of the image
     coarse_logits: tuple[Tensor, ...]  # one [B, K, h_i, w_i] per coarser stage, from the coarsest to stride 8
-    word_attention: Tensor  # [B, K, heads, h, w, L], where in the image each word was distributed
+    word_attention: Tensor  # [B, K, heads, h, w, L], the attention of each position over the words
     balance_weights: dict[str, Tensor]  # {pair: [r, B, K, h, w, 1] or [r, B, K, 1, 1, c]}, the weights of r directions
-    no_target_logits: Tensor | None  # [B, K], positive where a sentence refers to nothing; None without that head
+    no_target_logits: Tensor | None  # [B, K], positive for no referent; None without that head
 
 
 def group(**modules: nn.Module) -> Any:
-    """A module that only holds others, for the sake of published names: x = group(dense=...) has "x.dense.weight"."""
+    """Return a module that only contains others, for published names: x = group(dense=...) has "x.dense.weight"."""
     return nn.ModuleDict(modules)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, visible: Any = None, bias: Any = 0.0, **dropout: Any) -> Any:
-    """Multi-head attention of S positions to T: [..., S, d], [..., T, d], [..., T, c] -> [..., S, c], and its weights.
+    """Attend from S to T positions: [..., S, d], [..., T, d], [..., T, c] -> [..., S, c] and the weights.
 
-    `visible` and `bias` broadcast to the weights [..., heads, S, T]; `dropout` is p and training of their dropout.
+    `visible` and `bias` broadcast to the weights [..., heads, S, T]; `dropout` holds p and training for F.dropout.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
     logits = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).float() + bias
@@ -79,16 +79,16 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Undoes `to_windows`: [B, windows, T, c] -> [B, height, width, c]."""
+    """Undo `to_windows`: [B, windows, T, c] -> [B, height, width, c]."""
     x = x.reshape(x.shape[0], height // window, width // window, window, window, x.shape[-1])
     return x.transpose(2, 3).reshape(x.shape[0], height, width, x.shape[-1])
 
 
 def visible_pairs(grid: Sequence[int], window: int, shift: int, mask_padding: bool, device: Any) -> Tensor | None:
-    """Which positions of each window may see each other, bool [windows, 1, T, T]; None: all of them.
+    """Return which positions of each window attend to each other, bool [windows, 1, T, T]; None means all.
 
-    The grid (height, width) has been padded to whole windows and rolled by `shift`. Rolling brings the far edge of the
-    image beside the near one. Each of these regions gets a number, and so does padding if `mask_padding`.
+    The grid (height, width) was padded to whole windows and rolled by `shift`. Rolling brings the far edge of the image
+    next to the near one. Each of these regions gets a number, and so does the padding if `mask_padding`.
     """
     if not shift and not (mask_padding and any(size % window for size in grid)):
         return None
@@ -105,7 +105,7 @@ def visible_pairs(grid: Sequence[int], window: int, shift: int, mask_padding: bo
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: while training, drops a residual branch [B, h, w, c] for a whole image."""
+    """Apply stochastic depth: in training, drop a residual branch [B, h, w, c] for a whole image."""
     return x * F.dropout(x.new_ones(x.shape[0], 1, 1, 1), rate, training) if training and rate else x
 
 
@@ -129,7 +129,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each behind a LayerNorm and around a residual."""
+    """Window attention and an MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, channels: int, heads: int, window: int, drop_rate: float):
         super().__init__()
@@ -141,7 +141,7 @@ class SwinBlock(nn.Module):
         self.output = group(dense=nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor, shift: int, visible: Tensor | None) -> Tensor:
-        """[B, h, w, c] -> the same, for any h and w: the grid is padded to whole windows, rolled, and put back."""
+        """[B, h, w, c] -> the same shape for any h and w: the grid is padded to whole windows, rolled and restored."""
         _, height, width, _ = x.shape
         pad_h, pad_w = -height % self.window, -width % self.window
         y = F.pad(self.layernorm_before(x), (0, 0, 0, pad_w, 0, pad_h))
@@ -155,7 +155,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the grid and doubles the channels: 2 x 2 neighbours are joined, normalised and projected."""
+    """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalised and projected."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -173,8 +173,8 @@ class PatchMerging(nn.Module):
 class Swin(nn.Module):
     """The vision backbone (arXiv:2103.14030); names of parameters as in Hugging Face's files.
 
-    Each output has a LayerNorm of its own. Without `mask_padding` the padding to whole windows is attended to as well,
-    as in published code.
+    Each output has its own LayerNorm. Without `mask_padding`, the padding to whole windows is attended to, as in
+    published code.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -202,7 +202,7 @@ class Swin(nn.Module):
         outputs = []
         for layer, norm in zip(self.encoder.layers, self.hidden_states_norms.values(), strict=True):
             grid = x.shape[1:3]
-            # A single window along one side is already global there, so the published models do not shift it.
+            # A window that spans a whole side is already global there, so the published models do not shift it.
             shifts = (0, self.window // 2 if min(grid) > self.window else 0)
             masks = [visible_pairs(grid, self.window, s, self.mask_padding, x.device) for s in shifts]
             for index, block in enumerate(layer.blocks):  # every second one is shifted
@@ -213,7 +213,7 @@ class Swin(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Self-attention and a feed-forward part, each with a residual and a LayerNorm behind it."""
+    """Self-attention and a feed-forward part, each followed by a residual connection and a LayerNorm."""
 
     def __init__(self, width: int, heads: int, intermediate: int, drop_rate: float):
         super().__init__()
@@ -225,7 +225,7 @@ class BertLayer(nn.Module):
         self.output = group(dense=nn.Linear(intermediate, width), LayerNorm=nn.LayerNorm(width, eps=1e-12))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[N, L, d], bool [N, L] -> [N, L, d]; positions outside `mask` are attended to by none."""
+        """[N, L, d], bool [N, L] -> [N, L, d]; positions outside `mask` are not attended to."""
         inputs, output = self.attention.self, self.attention.output
         q, k, v = inputs.query(x), inputs.key(x), inputs.value(x)
         visible = mask[:, None, None, :]
@@ -250,12 +250,12 @@ class Bert(nn.Module):
         self.encoder = group(layer=nn.ModuleList(BertLayer(*sizes) for _ in range(config["num_layers"])))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64 [N, L], bool [N, L] -> the last hidden states [N, L, d]; every sentence is one segment (type 0)."""
+        """int64 [N, L], bool [N, L] -> the last hidden states [N, L, d]; every expression is one segment (type 0)."""
         tables, length = self.embeddings, tokens.shape[1]
-        places = tables.position_embeddings.weight
-        if length > len(places):
-            raise ValueError(f"{length} tokens, but only {len(places)} positions")
-        x = tables.word_embeddings(tokens) + places[:length] + tables.token_type_embeddings.weight[0]
+        positions = tables.position_embeddings.weight
+        if length > len(positions):
+            raise ValueError(f"{length} tokens, but only {len(positions)} positions")
+        x = tables.word_embeddings(tokens) + positions[:length] + tables.token_type_embeddings.weight[0]
         x = F.dropout(tables.LayerNorm(x), self.drop_rate, self.training)
         for layer in self.encoder.layer:
             x = layer(x, mask)
@@ -263,7 +263,7 @@ class Bert(nn.Module):
 
 
 class Distribute(nn.Module):
-    """Lays the language out over the image: each position attends to the words, and what it gets is words only."""
+    """Distribute the language over the image: each position attends to the words and receives words only."""
 
     def __init__(self, width: int, text_width: int, heads: int):
         super().__init__()
@@ -275,16 +275,16 @@ class Distribute(nn.Module):
         """[B, h, w, c], [B, K, L, d], bool [B, K, L] -> language [B, K, h, w, c], attention [B, K, heads, h, w, L]."""
         visible = mask[:, :, None, None, :]
         positions = self.query(vision).flatten(1, 2)[:, None]  # [B, 1, h·w, c]
-        laid_out, weights = attend(positions, self.key(words), self.value(words), self.heads, visible=visible)
+        language, weights = attend(positions, self.key(words), self.value(words), self.heads, visible=visible)
         grid = vision.shape[1:3]
-        return self.norm(laid_out.unflatten(2, grid)), weights.unflatten(3, grid)
+        return self.norm(language.unflatten(2, grid)), weights.unflatten(3, grid)
 
 
 class Coparse(nn.Module):
-    """Lets a generator parse the other modality, slice after slice, from each of the r directions.
+    """Parse one modality by the other (the generator), slice by slice, from each of the r directions.
 
-    A gated recurrence runs over the generator's slices; its state at a slice makes the keys and values by which the
-    same slice of the parsed feature is read. Each pair and direction has weights of its own.
+    A gated recurrence runs over the generator's slices; its state at a slice gives the keys and values with which the
+    same slice of the parsed feature is read. Each pair and direction has its own weights.
     """
 
     def __init__(self, width: int, size: int, rotations: tuple[int, ...], gated: bool, pairs: tuple[str, ...]):
@@ -300,11 +300,11 @@ class Coparse(nn.Module):
                 self.register_parameter(f"{pair}_{name}", nn.Parameter(kernel))
 
     def forward(self, pair: str, generator: Tensor, parsed: Tensor) -> Tensor:
-        """Two of [B, K, h, w, c], K = 1 for the one that is the image -> group maps [r, B, K, h, w, c]."""
+        """Two of [B, K, h, w, c], where K is 1 for the image -> group maps [r, B, K, h, w, c]."""
         own = {name.removeprefix(f"{pair}_"): p for name, p in self.named_parameters() if name.startswith(f"{pair}_")}
         maps = []
         for direction, degrees in enumerate(self.rotations):
-            # Rotated counter-clockwise, rows are the slices, to be read from the top: [B, K, s, m, c].
+            # Rotated counter-clockwise; rows are the slices, read from the top: [B, K, s, m, c].
             source, target = (x.rot90(degrees // 90, (2, 3)) for x in (generator, parsed))
             weight = {name: p[direction] for name, p in own.items()}
             states = self.recur(source @ weight["gates_kernel"] + weight["gates_bias"], weight)
@@ -328,11 +328,11 @@ class Coparse(nn.Module):
 
 
 class Balance(nn.Module):
-    """Weighs the directions of a pair by weights distilled from the parsed maps themselves."""
+    """Sum the directions of a pair, with weights computed from the parsed maps themselves."""
 
     def __init__(self, channels: int, kind: str, directions: int):
         super().__init__()
-        self.kind = "mean" if directions == 1 else kind  # one direction needs no weighing
+        self.kind = "mean" if directions == 1 else kind  # a single direction needs no weights
         if self.kind != "mean":
             self.hidden = nn.Linear(channels, max(channels // 4, 8))
             self.score = nn.Linear(self.hidden.out_features, 1 if kind == "position" else channels, bias=False)
@@ -348,7 +348,7 @@ class Balance(nn.Module):
 
 
 class S2RM(nn.Module):
-    """Fuses the coarsest vision map with the words of each expression."""
+    """Fuse the coarsest vision map with the words of each expression."""
 
     def __init__(self, config: dict[str, Any], vision_width: int, text_width: int):
         super().__init__()
@@ -368,40 +368,40 @@ class S2RM(nn.Module):
 
     def forward(self, vision: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """[B, h, w, c], [B, K, L, d], bool [B, K, L] -> fused [B, K, h, w, c], word attention, balance weights."""
-        seen = self.vision_norm(self.vision_projection(vision))
-        laid_out, attention = self.distribute(seen, words, mask)
-        seen = seen[:, None]  # by all K expressions alike
-        mixed = laid_out if self.mode == "sum" else laid_out * seen
+        image = self.vision_norm(self.vision_projection(vision))
+        language, attention = self.distribute(image, words, mask)
+        image = image[:, None]  # shared by all K expressions
+        mixed = language if self.mode == "sum" else language * image
         weights: dict[str, Tensor] = {}
         if self.mode == "s2rm":
             balanced = []
             for pair in self.pairs:
-                generator, parsed = (laid_out, seen) if pair == PAIRS[0] else (seen, laid_out)
+                generator, parsed = (language, image) if pair == PAIRS[0] else (image, language)
                 one, weights[pair] = self.get_submodule(f"{pair}_balance")(self.coparse(pair, generator, parsed))
                 balanced.append(one)
             mixed = torch.cat(balanced, dim=-1)
-        kept = seen + laid_out if self.keeps_language else seen
-        fused = self.fused_norm(kept + self.mix(mixed))
+        residual = image + language if self.keeps_language else image
+        fused = self.fused_norm(residual + self.mix(mixed))
         hidden = F.gelu(self.mlp_in(fused), approximate="tanh")
         return self.output_norm(fused + self.mlp_out(hidden)), attention, weights
 
 
 def upsample(x: Tensor, factor: int, grid: Sequence[int]) -> Tensor:
-    """Channels first, [B, c, h, w] -> [B, c, *grid]: bilinear with half-pixel centres, cropped to the grid."""
+    """Upsample bilinearly with half-pixel centres and crop to the grid: [B, c, h, w] -> [B, c, *grid]."""
     size = (factor * x.shape[2], factor * x.shape[3])
     return F.interpolate(x, size, mode="bilinear", align_corners=False)[:, :, : grid[0], : grid[1]]
 
 
 def as_images(function: Any, x: Tensor) -> Tensor:
-    """Applies a function of channels-first [N, c, h, w] to maps [B, K, h, w, c], N = B·K."""
+    """Apply a function of channels-first [N, c, h, w] to maps [B, K, h, w, c], N = B·K."""
     y = function(x.flatten(0, 1).permute(0, 3, 1, 2))
     return y.permute(0, 2, 3, 1).unflatten(0, (-1, x.shape[1]))
 
 
 def foreground_mean(x: Tensor, logits: Tensor) -> Tensor:
-    """Averages features [B, K, h, w, c] over where a mask [B, K, h, w] believes the referent to be -> [B, K, c]."""
-    belief = logits.sigmoid()
-    return torch.einsum("bkhwc,bkhw->bkc", x.float(), belief) / (belief.sum((2, 3))[..., None] + 1e-6)
+    """Average features [B, K, h, w, c], weighted by the probability of foreground [B, K, h, w] -> [B, K, c]."""
+    foreground = logits.sigmoid()
+    return torch.einsum("bkhwc,bkhw->bkc", x.float(), foreground) / (foreground.sum((2, 3))[..., None] + 1e-6)
 
 
 class ConvBlock(nn.Module):
@@ -418,7 +418,7 @@ class ConvBlock(nn.Module):
 
 
 class Guide(nn.Module):
-    """Lets abstract semantics emphasise the referent in a pure vision map, in space and in channels."""
+    """Emphasise the referent in a vision map by the abstract semantics, in space and in channels."""
 
     def __init__(self, semantics: int, channels: int):
         super().__init__()
@@ -426,7 +426,7 @@ class Guide(nn.Module):
         self.where, self.which = nn.Linear(2 * channels, channels), nn.Linear(2 * channels, channels)
 
     def forward(self, pure: Tensor, semantics: Tensor, coarse: Tensor) -> Tensor:
-        """[B, h, w, c], [B, K, d], logits [B, K, h, w] -> the map as each expression should see it [B, K, h, w, c]."""
+        """[B, h, w, c], [B, K, d], logits [B, K, h, w] -> the guided map of each expression [B, K, h, w, c]."""
         hidden = F.gelu(self.hidden(semantics), approximate="tanh")
         where, which = self.where(hidden), self.which(hidden).sigmoid()
         similarity = torch.einsum("bhwc,bkc->bkhw", pure, where).float() * pure.shape[-1] ** -0.5
@@ -435,7 +435,7 @@ class Guide(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Mask logits of a stage: a 1 x 1 kernel, part of which the abstract semantics choose if `guided`."""
+    """Mask logits of a stage: a 1 x 1 convolution, plus a kernel computed from the semantics if `guided`."""
 
     def __init__(self, channels: int, semantics: int, guided: bool):
         super().__init__()
@@ -451,7 +451,7 @@ class MaskHead(nn.Module):
 
 
 class CASG(nn.ModuleDict):
-    """Decodes masks from coarse to fine, one stage per vision map, guided by what the stages before believe."""
+    """Decode masks from coarse to fine, one stage per vision map, guided by the expression and the previous stages."""
 
     def __init__(self, config: dict[str, Any], vision_widths: list[int], fused_width: int, semantics: int):
         super().__init__()
@@ -473,7 +473,7 @@ class CASG(nn.ModuleDict):
     def forward(self, fused: Tensor, vision: tuple[Tensor, ...], sentence: Tensor) -> list[Tensor]:
         """[B, K, h, w, c], maps [B, h_i, w_i, c_i] from fine to coarse, [B, K, d] -> logits from coarse to fine.
 
-        The last of `vision` is not read: it has come in through `fused`.
+        The last map of `vision` is not read, because `fused` is made from it.
         """
         semantics = sentence.float()
         x = self[f"stage{len(vision)}_block"](fused)
@@ -494,7 +494,7 @@ class CASG(nn.ModuleDict):
 
 
 class NoTargetHead(nn.Module):
-    """Judges whether a sentence refers to nothing, from the sentence, what S2RM saw, and how sure the masks are."""
+    """Predict whether an expression has no referent, from its features, those of S2RM, and the masks."""
 
     def __init__(self, semantics: int, fused_width: int, width: int):
         super().__init__()
@@ -503,17 +503,17 @@ class NoTargetHead(nn.Module):
 
     def forward(self, sentence: Tensor, fused: Tensor, coarsest: Tensor, finest: Tensor) -> Tensor:
         """[B, K, d], [B, K, h, w, c], mask logits [B, K, h, w] and [B, K, h4, w4] -> logits [B, K]."""
-        belief = finest.sigmoid().flatten(2)
-        how_sure = torch.stack([belief.amax(-1), belief.mean(-1)], dim=-1)
-        known = torch.cat([sentence.float(), fused.mean((2, 3)), foreground_mean(fused, coarsest), how_sure], dim=-1)
-        return self.nothing(F.gelu(self.hidden(known), approximate="tanh"))[..., 0]
+        foreground = finest.sigmoid().flatten(2)
+        confidence = torch.stack([foreground.amax(-1), foreground.mean(-1)], dim=-1)
+        features = [sentence.float(), fused.mean((2, 3)), foreground_mean(fused, coarsest), confidence]
+        return self.nothing(F.gelu(self.hidden(torch.cat(features, dim=-1)), approximate="tanh"))[..., 0]
 
 
 class S2RMModel(nn.Module):
     """Swin and BERT, fused by S2RM and decoded by CASG.
 
-    `config` has the sections vision, text, fusion and decoder as in the config.json of a run; what does not shape the
-    network in it is ignored.
+    `config` has the sections vision, text, fusion and decoder of the config.json of a run; fields that do not concern
+    the network are ignored.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -523,27 +523,27 @@ class S2RMModel(nn.Module):
             found = config[section][field]
             chosen = set(found) if isinstance(found, list | tuple) else {found}
             if not chosen or not chosen <= set(choices):
-                raise ValueError(f"{section}.{field} is {found!r}, which must be of {', '.join(map(str, choices))}")
-        for (section, field), wanted in FIXED.items():
-            found = config[section].get(field, wanted)
-            several = isinstance(wanted, tuple) and isinstance(found, list | tuple)
-            if found != wanted and not (several and sorted(map(str, found)) == sorted(wanted)):
-                raise ValueError(f"{section}.{field} is {found!r}; only {wanted!r} can be had in PyTorch")
+                raise ValueError(f"{section}.{field} is {found!r} but must be of {', '.join(map(str, choices))}")
+        for (section, field), value in FIXED.items():
+            found = config[section].get(field, value)
+            several = isinstance(value, tuple) and isinstance(found, list | tuple)
+            if found != value and not (several and sorted(map(str, found)) == sorted(value)):
+                raise ValueError(f"{section}.{field} is {found!r}; PyTorch has {value!r} only")
         text_width, fused_width = config["text"]["hidden_size"], config["fusion"]["width"]
         self.vision = Swin(config["vision"])
         self.text = Bert(config["text"])
         self.fusion = S2RM(config["fusion"], self.vision.widths[-1], text_width)
         self.decoder = CASG(config["decoder"], self.vision.widths, fused_width, text_width)
-        width = config["decoder"].get("no_target_width", 0)  # which configurations have not always had
+        width = config["decoder"].get("no_target_width", 0)  # absent from older configurations
         self.no_target = NoTargetHead(text_width, fused_width, width) if width else None
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> S2RMModel:
-        """Returns the network of directory/config.json with the weights of directory/model.safetensors, in eval mode.
+        """Return the network of directory/config.json with the weights of directory/model.safetensors, in eval mode.
 
         Raises:
-            LoadError: a file is missing or damaged, or the weights are not those of this network: all are named that
-                are missing, unexpected or of another shape.
+            LoadError: a file is missing or damaged, or weights are missing, unexpected or of another shape; the error
+                lists all of them.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -560,31 +560,31 @@ class S2RMModel(nn.Module):
             found = load_file(weights_file)
         except (OSError, SafetensorError) as error:
             raise LoadError(f"{weights_file} cannot be read ({error}); export it again.") from error
-        wanted = model.state_dict()
-        mistakes = [f"{name} is missing" for name in wanted if name not in found]
-        mistakes += [f"{name} is unexpected" for name in found if name not in wanted]
-        for name in wanted.keys() & found.keys():
-            is_, must_be = tuple(found[name].shape), tuple(wanted[name].shape)
+        expected = model.state_dict()
+        mistakes = [f"{name} is missing" for name in expected if name not in found]
+        mistakes += [f"{name} is unexpected" for name in found if name not in expected]
+        for name in expected.keys() & found.keys():
+            is_, must_be = tuple(found[name].shape), tuple(expected[name].shape)
             mistakes += [f"{name} is {is_} but must be {must_be}"] if is_ != must_be else []
         if mistakes:
-            raise LoadError(f"{weights_file} does not fit the config.json beside it: {'; '.join(mistakes)}.")
+            raise LoadError(f"{weights_file} does not fit the config.json next to it: {'; '.join(mistakes)}.")
         model.load_state_dict(found)
         return model.eval()
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Output:
-        """Segments every expression of every image: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`."""
+        """Segment every expression of every image: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`."""
         return self.ground(self.encode_image(images), tokens, token_mask, (images.shape[2], images.shape[3]))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
-        """[B, 3, H, W] -> maps [B, h_i, w_i, c_i] from fine to coarse, to `ground` any number of expressions on."""
+        """[B, 3, H, W] -> maps [B, h_i, w_i, c_i] from fine to coarse, for any number of calls of `ground`."""
         return self.vision(images)
 
     def ground(self, features: tuple[Tensor, ...], tokens: Tensor, token_mask: Tensor, image_size: tuple[int, int]):
-        """Segments expressions on encoded images of image_size = (height, width) pixels; returns `Output`."""
+        """Segment expressions on encoded images of image_size = (height, width) pixels and return `Output`."""
         words = self.text(tokens.flatten(0, 1), token_mask.flatten(0, 1)).unflatten(0, (-1, tokens.shape[1]))
         fused, attention, weights = self.fusion(features[-1], words, token_mask)
-        sentence = words[:, :, 0]  # the state of [CLS] stands for the sentence
+        sentence = words[:, :, 0]  # the state of [CLS] stands for the whole expression
         *coarse, finest = self.decoder(fused, features, sentence)
-        nothing = self.no_target(sentence, fused, coarse[0], finest) if self.no_target else None
+        no_target = self.no_target(sentence, fused, coarse[0], finest) if self.no_target else None
         full = upsample(finest, self.vision.patch, image_size)
-        return Output(full, tuple(coarse), attention, weights, nothing)
+        return Output(full, tuple(coarse), attention, weights, no_target)

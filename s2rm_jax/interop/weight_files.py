@@ -1,4 +1,7 @@
-"""Reads the arrays of a checkpoint file, whatever it is called, without running anything that lies in it."""
+"""Read and write files of weights: safetensors, and PyTorch files without running code from them.
+
+The format is detected from the contents, not from the name.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +16,46 @@ import numpy as np
 
 from s2rm_jax.errors import UserError
 
-# In a folder, the first of these that is there; the safe form goes first.
+# The files of a folder in the layout of Hugging Face.
+CONFIG_FILE, VOCAB_FILE = "config.json", "vocab.txt"
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+# The first of these that exists is read; safetensors are preferred, because they cannot hold code.
 NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json", TORCH, f"{TORCH}.index.json")
 
-# Under one of these, training programs keep the parameters beside their optimizers.
+# Training programs store the parameters under one of these keys, next to the state of the optimizer.
 _INNER = ("model", "state_dict", "model_state_dict", "net", "module")
 
 
 def find_weights(path: Path) -> Path:
-    """Returns the file of weights at `path`, which is that file or a folder in the layout of Hugging Face.
+    """Return the file of weights at `path`, which is that file or a folder in the layout of Hugging Face.
 
     Raises:
-        UserError: there is no such file or folder, or no weights in the folder.
+        UserError: `path` does not exist, or the folder has no weights.
     """
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"there are no weights at {path}; check the path")
+        raise UserError(f"weights {path} not found; check the path")
     found = [path / name for name in NAMES if (path / name).is_file()]
     if not found:
-        raise UserError(f"there are no weights in the folder {path}; it should hold {SAFETENSORS} or {TORCH}")
+        raise UserError(f"no weights found in the folder {path}; it must contain {SAFETENSORS} or {TORCH}")
     return found[0]
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Returns every array of a checkpoint by its name; floating-point numbers of 16 or 64 bits become float32.
+    """Return every array of a checkpoint by its name; floating-point numbers of 16 or 64 bits become float32.
 
-    Safetensors files, PyTorch files (`.pth`, `.bin`; these need torch) and the index files of either that list several
-    parts are told apart by their contents.
+    Reads safetensors files, PyTorch files (`.pth`, `.bin`; these need torch), and the index files (`.index.json`) of
+    either, which list several parts.
 
     Raises:
-        UserError: the file is missing, damaged, of another kind, or would run code if it were loaded.
+        UserError: the file is missing, damaged, of another kind, or contains more than arrays.
     """
     try:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror}; check the path") from error
+        raise UserError(f"weights {path} cannot be read: {error.strerror}; check the path") from error
     if path.name.endswith(".index.json"):
         return _read_parts(path)
     if head[8:9] == b"{":
@@ -58,28 +63,28 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if head.startswith((b"PK", b"\x80")):
         return _read_torch(path)
     what = "is empty" if not head else "is neither a safetensors nor a PyTorch file"
-    raise UserError(f"{path} {what}; give the file of the weights, or get it again")
+    raise UserError(f"{path} {what}; give the file of the weights, or download it again")
 
 
 def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes arrays by name; raises OSError if they cannot be written."""
+    """Write arrays by name; raise OSError if the file cannot be written."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path.touch()
-    readable_by = path.stat().st_mode  # as the person's umask has it; safetensors lets nobody else read
+    mode = path.stat().st_mode  # follows the umask; safetensors would make the file private
     try:
-        save_file(dict(arrays), path, metadata={"format": "pt"})  # by which transformers knows whose it is
+        save_file(dict(arrays), path, metadata={"format": "pt"})  # transformers refuses a file without it
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    path.chmod(readable_by)
+    path.chmod(mode)
 
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of weights ({error}); get it again") from error
+        raise UserError(f"{index} is not an index of weights ({error}); download it again") from error
     arrays: dict[str, np.ndarray] = {}
     for name in names:
         arrays |= read_weights(index.parent / Path(name).name)
@@ -87,7 +92,7 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import ml_dtypes  # noqa: F401  teaches NumPy the type bfloat16
+    import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -105,10 +110,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f'reading {path} needs PyTorch: pip install "s2rm-jax[torch]", or give the same weights as {SAFETENSORS}'
         ) from None
     try:
-        # Warnings are of unusual pickles; what cannot be read is told of below. A path would be judged by its ending.
+        # weights_only: torch's restricted unpickler, because a pickle from the network can run any code. A file object
+        # is given, because torch detects the format of a path from its suffix. Warnings concern unusual pickles.
         with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, from three readers
+    except Exception as error:  # torch raises many kinds of exceptions
         raise _unreadable(path, error) from error
 
     def is_tensors(value: Any) -> bool:
@@ -118,7 +124,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     tensors = next(filter(is_tensors, inner), None)
     if tensors is None:
         holds = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path} holds no parameters by name (it holds {holds}); give a file of a state_dict")
+        raise UserError(f"{path} has no parameters by name (it contains {holds}); give the file of a state_dict")
     named = {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
     return {name: _numpy(value) for name, value in named.items()}
 
@@ -128,7 +134,7 @@ def _numpy(tensor: Any) -> np.ndarray:
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
-    # bfloat16 comes as the type of ml_dtypes, which NumPy does not count among the floating-point types.
+    # The bfloat16 of ml_dtypes is not a subtype of np.floating.
     is_float = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
     return array.astype(np.float32, copy=False) if is_float else array
 
@@ -138,12 +144,12 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
         what = f" ({named[1]})" if named else ""
         return UserError(
-            f"{path} holds more than arrays{what}; loading it could run code, so it is refused: give the weights as "
-            f"{SAFETENSORS}, or save their state_dict alone"
+            f"{path} contains more than arrays{what} and is not loaded, because that could run code: give the weights "
+            f"as {SAFETENSORS}, or save their state_dict alone"
         )
     return _damaged(path, error)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-    return UserError(f"{path} is damaged or cut off ({reason}); get it again")
+    return UserError(f"{path} is damaged or truncated ({reason}); download it again")

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import normalize, unpack_masks
+from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.parameter_names import network_layout
 from s2rm_jax.measure.section import Row, Section, show_ratio
 from s2rm_jax.measure.subject import Part, Subject, network_parts
 from s2rm_jax.measure.timing import Timings, jitted, time_alternately
 from s2rm_jax.measure.training_speed import training_step
+from s2rm_jax.models.network import normalize
 from s2rm_jax.training.logging import counted
 from s2rm_jax.training.losses import DICE_SMOOTHING
 

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from s2rm_jax.models.layers import Dense, gelu, rematerialised
+from s2rm_jax.models.layers import Dense, gelu, rematerialize
 
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
 EMBEDDING_INIT = nn.initializers.truncated_normal(0.02)
-# By fan-in, because the customary 0.02 is far too small for narrow networks that are trained from scratch: [CLS] would
-# begin almost deaf to the words. Pretrained weights replace it anyway.
+# By fan-in: the usual 0.02 is far too small for narrow networks that are trained from scratch, where [CLS] would
+# hardly depend on the words at first. Pretrained weights replace it anyway.
 KERNEL_INIT = nn.initializers.lecun_normal()
 
 
 class BertLayer(nn.Module):
-    """Self-attention and a feed-forward part, each with a residual and a LayerNorm behind it."""
+    """Self-attention and a feed-forward part, each followed by a residual connection and a LayerNorm."""
 
     num_heads: int
     intermediate_size: int
@@ -30,7 +30,7 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"]) -> Float[Array, "n l d"]:
-        """Returns the next hidden states; positions outside `mask` are attended to by none."""
+        """Return the next hidden states; positions outside `mask` are not attended to."""
 
         def dense(features: int, name: str) -> nn.Dense:
             return Dense(features, dtype=self.dtype, kernel_init=KERNEL_INIT, name=name)
@@ -59,7 +59,7 @@ class BertLayer(nn.Module):
 class Bert(nn.Module):
     """Token, position and type embeddings followed by `num_layers` layers.
 
-    `remat` says what the layers keep for the backward pass (models/layers.py).
+    `remat` is what the layers keep for the backward pass (`layers.rematerialize`).
     """
 
     vocab_size: int = 30_522
@@ -76,20 +76,20 @@ class Bert(nn.Module):
     def __call__(
         self, tokens: Int[Array, "n l"], mask: Bool[Array, "n l"], train: bool = False
     ) -> Float[Array, "n l d"]:
-        """Returns the last hidden states; every sentence is one segment (token type 0)."""
+        """Return the last hidden states; every expression is one segment (token type 0)."""
 
         def embedding(count: int, name: str) -> nn.Embed:
             return nn.Embed(count, self.hidden_size, dtype=self.dtype, embedding_init=EMBEDDING_INIT, name=name)
 
         length = tokens.shape[-1]
-        if length > self.max_positions:  # looking up a position that does not exist would give NaN
+        if length > self.max_positions:  # a lookup beyond the table would give NaN
             raise ValueError(f"{length} tokens, but only {self.max_positions} positions")
         x = embedding(self.vocab_size, "word_embeddings")(tokens)
         x = x + embedding(self.max_positions, "position_embeddings")(jnp.arange(length))
         x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="embeddings_norm")(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        layer_class = rematerialised(BertLayer, self.remat)
+        layer_class = rematerialize(BertLayer, self.remat)
         dropout_rate = self.dropout_rate if train else 0.0
         for index in range(self.num_layers):
             layer = layer_class(self.num_heads, self.intermediate_size, dropout_rate, self.dtype, name=f"layer{index}")

@@ -1,14 +1,8 @@
-"""The dense layer of this package.
+"""Layers and helpers that the parts of the network share.
 
-The 3 x 3 convolution of this package.
-
-The GELU of Swin and BERT.
-
-What is the same for many: a parameter for all windows, or a map of an image for all of its sentences.
-
-Rematerialisation: which results of a block the backward pass computes anew instead of keeping them.
-
-Blocks of the same shape, one after another, as one loop: their program is compiled once, however many there are.
+`Dense`, `Conv3x3`, `gelu` and `broadcast` compute what their Flax or JAX namesakes compute, with gradients that are
+fast on CPUs too (measured in docs/results/speed.md). `rematerialize` and `repeat` change what a block keeps for the
+backward pass and how often it is compiled.
 """
 
 from __future__ import annotations
@@ -27,10 +21,10 @@ from jaxtyping import Array, Float
 
 
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
-    """The product of nn.Dense with all leading axes of x made one.
+    """Compute the product of nn.Dense with all leading axes of x merged into one.
 
-    The gradient of the kernel then sums over one axis and not over several, which XLA's CPU code does twice as fast.
-    Images must be the first axis: merged behind another one they could not stay spread over devices.
+    The gradient of the kernel then sums over one axis instead of several, which XLA's CPU code does twice as fast.
+    Images must be the first axis: if they were merged behind another one, they could not stay sharded over devices.
     """
     ((contracted, _), _) = dimension_numbers
     assert contracted == (x.ndim - 1,), "only the last axis of x is contracted"
@@ -42,35 +36,30 @@ Dense = partial(nn.Dense, dot_general=_flat_dot_general)
 """nn.Dense, with the same fields and parameters, for inputs of any rank."""
 
 
-_SIZE = 3
-_AXES = ("NHWC", "HWIO", "NHWC")
-
-
 def _convolve(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "n h w o"]:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_AXES)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _kernel_gradient(x: Float[Array, "n h w i"], grad: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
-    """The convolution that is the gradient: of x with `grad` as a kernel of the size of the image."""
-    axes = ("CHWN", "IHWO", "HWNC")  # images are summed over, as channels usually are
+    """Compute the gradient of the kernel: a convolution of x with `grad` as a kernel of the size of the image."""
+    axes = ("CHWN", "IHWO", "HWNC")  # sums over images, as a convolution usually does over channels
     return jax.lax.conv_general_dilated(x, grad, (1, 1), ((1, 1), (1, 1)), dimension_numbers=axes)
 
 
 def _kernel_gradient_by_rows(x: Float[Array, "n h w i"], grad: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
-    """The same as three products of matrices, one for each row of the kernel; all its columns are in one product.
+    """Compute the same by three matrix products, one for each row of the kernel, with all columns in one product.
 
-    With a kernel as large as the image, XLA's CPU code takes up to ten times as long (docs/results/speed.md).
+    With a kernel as large as the image, XLA's CPU code takes up to ten times as long.
     """
     height, width = x.shape[1:3]
-    around = jnp.pad(grad, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    shifted = [around[:, :, _SIZE - 1 - column :][:, :, :width] for column in range(_SIZE)]
-    columns = jnp.concatenate(shifted, axis=-1)
-    above_and_below = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    padded_grad = jnp.pad(grad, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    columns = jnp.concatenate([padded_grad[:, :, 2 - column :][:, :, :width] for column in range(3)], axis=-1)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
     rows = [
-        jnp.einsum("nhwp,nhwi->pi", columns, above_and_below[:, row : row + height], preferred_element_type=jnp.float32)
-        for row in range(_SIZE)
+        jnp.einsum("nhwp,nhwi->pi", columns, padded[:, row : row + height], preferred_element_type=jnp.float32)
+        for row in range(3)
     ]
-    return jnp.stack(rows).reshape(_SIZE, _SIZE, grad.shape[-1], x.shape[-1]).swapaxes(2, 3).astype(x.dtype)
+    return jnp.stack(rows).reshape(3, 3, grad.shape[-1], x.shape[-1]).swapaxes(2, 3).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -78,22 +67,22 @@ def _convolution(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) ->
     return _convolve(x, kernel)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _convolution_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _convolve(x, kernel), (x, kernel)
 
 
-def _backward(kept: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _convolution_backward(kept: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(grad)
-    return of_x, jax.lax.platform_dependent(x, grad, cpu=_kernel_gradient_by_rows, default=_kernel_gradient)
+    (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(grad)
+    return x_gradient, jax.lax.platform_dependent(x, grad, cpu=_kernel_gradient_by_rows, default=_kernel_gradient)
 
 
-_convolution.defvjp(_forward, _backward)
+_convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 def _conv_general_dilated(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
-    """What nn.Conv calls; it is told what is taken for granted here."""
-    plain = kernel.shape[:2] == (_SIZE, _SIZE) and padding == "SAME" and options["feature_group_count"] == 1
+    """Replace the function that nn.Conv calls; its options must be those of a plain 3 x 3 convolution."""
+    plain = kernel.shape[:2] == (3, 3) and padding == "SAME" and options["feature_group_count"] == 1
     undilated = set(strides) == set(options["lhs_dilation"]) == set(options["rhs_dilation"]) == {1}
     assert plain and undilated and options["precision"] is None, (
         "Conv3x3 is a plain 3 x 3 convolution: use nn.Conv for another one"
@@ -101,8 +90,8 @@ def _conv_general_dilated(x: jax.Array, kernel: jax.Array, strides: Any, padding
     return _convolution(x, kernel)
 
 
-Conv3x3 = partial(nn.Conv, kernel_size=(_SIZE, _SIZE), use_bias=False, conv_general_dilated=_conv_general_dilated)
-"""nn.Conv of 3 x 3 without bias, at every position, with the same parameters; its gradient is fast on CPUs too.
+Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, conv_general_dilated=_conv_general_dilated)
+"""nn.Conv of 3 x 3 without bias and stride, with the same parameters.
 
 Under shard_map the kernel must vary over the devices as x does (jax.lax.pcast), as all parameters of a step do.
 """
@@ -110,11 +99,11 @@ Under shard_map the kernel must vary over the devices as x does (jax.lax.pcast),
 
 @jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """Returns x · Φ(x), Φ being the distribution function of the normal distribution, without approximation.
+    """Return x · Φ(x) without approximation, where Φ is the cumulative distribution function of the normal.
 
-    The gradient keeps x and computes the rest anew in one pass. Left to themselves, compilers keep what they have
-    computed, which are several arrays of the size of the widest layer, and to read them takes longer. By erf and not
-    by erfc as in nn.gelu, which is more exact below -3, where the result is next to nothing, and three times as dear.
+    The gradient keeps x only and recomputes the rest in one pass. Left to themselves, compilers keep several arrays of
+    the size of the widest layer, and reading them takes longer. This uses erf instead of the erfc of nn.gelu, which is
+    more exact below -3, where the result is almost zero, and takes three times as long.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(np.sqrt(0.5))))).astype(x.dtype)
@@ -122,13 +111,14 @@ def gelu(x: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def broadcast(x: Array, sizes: tuple[Any, ...], axis: int = 0) -> Array:
-    """Returns `x` repeated along new axes of these sizes (int, or symbolic in an export), the first of which is `axis`.
+    """Return `x` repeated along new axes of these sizes (int, or symbolic in an export), the first of which is `axis`.
 
-    It is jnp.broadcast_to, with a gradient that is fast on CPUs too: there XLA's sums over axes that are not the last
-    take fifty times as long as a product with ones.
+    Used where many share one array: a parameter for all windows, or a map of an image for all of its expressions. The
+    gradient sums by a product with ones on CPUs, where XLA's sums over axes other than the last take fifty times as
+    long.
     """
-    kept = jnp.expand_dims(x, tuple(range(axis, axis + len(sizes))))
-    return jnp.broadcast_to(kept, (*x.shape[:axis], *sizes, *x.shape[axis:]))
+    expanded = jnp.expand_dims(x, tuple(range(axis, axis + len(sizes))))
+    return jnp.broadcast_to(expanded, (*x.shape[:axis], *sizes, *x.shape[axis:]))
 
 
 def _broadcast_forward(x: Array, sizes: tuple[Any, ...], axis: int) -> tuple[Array, None]:
@@ -155,20 +145,20 @@ POLICIES = ("none", "dense", "blocks")
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
-def rematerialised(block: Block, policy: str, looped: bool = False) -> Block:
-    """Returns the module class `block`, whose instances keep for the backward pass what `policy` says.
+def rematerialize(block: Block, policy: str, looped: bool = False) -> Block:
+    """Return the module class `block`, changed to keep for the backward pass only what `policy` allows.
 
     Values, gradients, dropout and the tree of parameters are the same with every policy.
 
     Args:
         block: a class of modules.
-        policy: "none" keeps everything that the gradient needs. "dense" keeps what comes out of dense layers and
-            computes anew what is cheap for its size: attention weights, norms, GELUs. "blocks" keeps nothing but the
-            input of the block, so that its forward pass runs a second time.
-        looped: they run inside a loop, where the compiler cannot take the second computation for the first.
+        policy: "none" keeps everything that the gradient needs. "dense" keeps the outputs of dense layers and
+            recomputes what is cheap for its size: attention weights, norms, GELUs. "blocks" keeps only the input of
+            the block, so its forward pass runs a second time.
+        looped: whether the blocks run inside a loop, where the compiler cannot merge the two computations.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: the policy is unknown.
     """
     if policy not in POLICIES:
         raise ValueError(f"remat must be one of {POLICIES}, not {policy!r}")
@@ -180,20 +170,20 @@ def rematerialised(block: Block, policy: str, looped: bool = False) -> Block:
 
 
 def repeat(block: Callable[[Any, Any], Any], x: jax.Array, operands: Sequence[Any], dtype: DTypeLike) -> jax.Array:
-    """Computes x = block(x, operand) for one operand after another.
+    """Compute x = block(x, operand) for each operand in turn, as one loop whose body is compiled once.
 
-    Operands are stacked while the program runs, so that the tree of parameters, and with it checkpoints, names and
-    shardings, knows nothing of the loop.
+    Operands are stacked at run time. The tree of parameters, and with it checkpoints, names and shardings, does not
+    depend on the loop.
 
     Args:
-        block: a pure function, which returns an array of the shape and type of its first argument.
-        x: what goes into the first block.
-        operands: parameters of each block and what else it needs: nested arrays, the same shapes for each.
-        dtype: of the computation; kernels are cast to it before they are stacked, which is less to copy.
+        block: a pure function that returns an array of the shape and type of its first argument.
+        x: the input of the first block.
+        operands: parameters and other inputs of each block: nested arrays, of the same shapes for each.
+        dtype: of the computation; kernels are cast to it before they are stacked, so less is copied.
     """
 
     def stacked(path: tuple[Any, ...], *leaves: jax.Array) -> jax.Array:
-        is_kernel = getattr(path[-1], "key", "") == "kernel"  # the rest, such as norms, counts in its own precision
+        is_kernel = getattr(path[-1], "key", "") == "kernel"  # others, such as norms, keep their own precision
         return jnp.stack([leaf.astype(dtype) if is_kernel else leaf for leaf in leaves])
 
     return jax.lax.scan(

@@ -1,4 +1,4 @@
-"""The whole network: images with K expressions each in, one mask per expression out."""
+"""The whole network: images and K expressions of each in, one mask per expression out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from ml_collections import ConfigDict
 
 from s2rm_jax.models.bert import Bert
@@ -16,17 +17,30 @@ from s2rm_jax.models.casg import CASG, NoTargetHead
 from s2rm_jax.models.s2rm import S2RM
 from s2rm_jax.models.swin import Swin
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
+_OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
+
+
+def normalize(images: UInt8[Any, "*batch height width 3"]) -> Float32[Any, "*batch height width 3"]:
+    """Scale RGB values to [0, 1], subtract the ImageNet mean and divide by the ImageNet standard deviation.
+
+    Takes NumPy arrays and JAX arrays.
+    """
+    return images.astype(np.float32) * _SCALE + _OFFSET
+
 
 @flax.struct.dataclass
 class Output:
-    """What the network returns; what a jitted caller does not use costs nothing. Leaves are arrays, or their shapes.
+    """The output of the network; what a jitted caller does not use costs nothing. Leaves are arrays, or their shapes.
 
     logits           [b, k, H, W] float32 at the size of the input image; the mask is logits > 0
     coarse_logits    tuple of [b, k, h_i, w_i] float32, from the coarsest stage to stride 8
-    word_attention   [b, k, heads, h, w, l], where each word was distributed
-    group_maps       {pair: [r, b, k, h, w, c]}, what each direction parsed
-    balance_weights  {pair: [r, b, k, ...]}, how the directions were weighed
-    no_target_logits [b, k] float32, positive where a sentence refers to nothing; None without the head that says so
+    word_attention   [b, k, heads, h, w, l], the attention of each position over the words
+    group_maps       {pair: [r, b, k, h, w, c]}, the parsed map of each direction
+    balance_weights  {pair: [r, b, k, ...]}, the weight of each direction
+    no_target_logits [b, k] float32, positive where an expression has no referent; None without the no-target head
     """
 
     logits: Any
@@ -40,8 +54,10 @@ class Output:
 class ReferringNetwork(nn.Module):
     """Swin and BERT, fused by S2RM and decoded by CASG **[paper, Fig. 1]**.
 
-    An image is encoded once, whatever is asked of it: all that depends on it alone is computed per image, the rest
-    per expression. Segmenting K expressions together gives what K separate calls give.
+    Each image is encoded once for all of its expressions: what depends on the image alone is computed per image, the
+    rest per expression. Segmenting K expressions together gives the same masks as K separate calls.
+
+    Images are RGB, either uint8, which the network normalises (`normalize`), or float, taken as normalised already.
     """
 
     vision: Swin
@@ -52,21 +68,21 @@ class ReferringNetwork(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "b height width 3"],
+        images: UInt8[Array, "b height width 3"] | Float[Array, "b height width 3"],
         tokens: Int[Array, "b k l"],
         token_mask: Bool[Array, "b k l"],
         train: bool = False,
     ) -> Output:
-        """Segments every expression of every image; while training needs a "dropout" rng."""
+        """Segment every expression of every image; with `train` it needs a "dropout" rng."""
         features = self.encode_image(images, train)
         height, width = images.shape[1:3]
         return self.ground(features, tokens, token_mask, (height, width), train)
 
     def encode_image(
-        self, images: Float[Array, "b height width 3"], train: bool = False
+        self, images: UInt8[Array, "b height width 3"] | Float[Array, "b height width 3"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Returns the vision maps from fine to coarse, which `ground` can use for any number of expressions."""
-        return self.vision(images, train)
+        """Return the vision maps from fine to coarse, for any number of calls of `ground`."""
+        return self.vision(normalize(images) if images.dtype == jnp.uint8 else images, train)
 
     def ground(
         self,
@@ -76,28 +92,28 @@ class ReferringNetwork(nn.Module):
         image_size: tuple[int, int],
         train: bool = False,
     ) -> Output:
-        """Segments expressions on encoded images; `image_size` is (height, width) of the images in pixels."""
+        """Segment expressions on encoded images; `image_size` is the (height, width) of the images in pixels."""
         b, k, length = tokens.shape
         words = self.text(tokens.reshape(b * k, length), token_mask.reshape(b * k, length), train)
         words = words.reshape(b, k, length, -1)
-        sentence = words[:, :, 0]  # the state of [CLS] stands for the sentence [ours]
+        sentence = words[:, :, 0]  # the state of [CLS] stands for the whole expression [ours]
         fused = self.fusion(features[-1], words, token_mask)
-        logits = self.decoder(fused.features, features, sentence).logits
+        logits = self.decoder(fused.features, features, sentence)
 
         height, width = image_size
         stride = self.vision.patch_size
         *_, h, w = logits[-1].shape
         full = jax.image.resize(logits[-1], (b, k, stride * h, stride * w), "bilinear")[:, :, :height, :width]
-        nothing = None
+        no_target = None
         if self.no_target is not None:
-            nothing = self.no_target(sentence, fused.features, logits[0], logits[-1])
-        return Output(full, logits[:-1], fused.word_attention, fused.group_maps, fused.balance_weights, nothing)
+            no_target = self.no_target(sentence, fused.features, logits[0], logits[-1])
+        return Output(full, logits[:-1], fused.word_attention, fused.group_maps, fused.balance_weights, no_target)
 
 
 def build_network(config: ConfigDict) -> ReferringNetwork:
-    """Builds the network that the sections vision, text, fusion and decoder and the fields dtype and remat describe."""
+    """Build the network described by config.vision, text, fusion, decoder, dtype and remat."""
     dtype = jnp.dtype(config["dtype"])
-    remat = config.get("remat", "none")  # which runs of older versions do not have
+    remat = config.get("remat", "none")  # absent from runs of older versions
     not_of_the_module = {"vocab", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:

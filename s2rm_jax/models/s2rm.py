@@ -1,13 +1,11 @@
-"""S2RM, the fusion of language and vision: distribute, coparse, balance.
+"""S2RM, the fusion of language and vision in three steps: distribute, coparse, balance.
 
-Source: arXiv:2405.09006. The three steps are the paper's **[paper]**; how each is computed is our reading, marked
-**[ours]** below, because only the paper's abstract, structure and captions are at hand.
+Source: arXiv:2405.09006. The three steps are the paper's **[paper, Fig. 2]**. Their equations are our reading
+**[ours]**, because only the paper's abstract, structure and captions are at hand.
 
-Spatial semantic recurrent coparsing, the second step of S2RM.
-
-Source: arXiv:2405.09006, abstract and Fig. 2, for what it does **[paper]**; the equations are our reading **[ours]**:
-the rows (or, rotated, the columns) of the generator are slices, a gated recurrence runs over them, and each slice's
-state is turned into content-adaptive keys and values with which the same slice of the parsed feature is read.
+Spatial semantic recurrent coparsing, the second step, takes the rows (or, rotated, the columns) of a generator as
+slices. A gated recurrence runs over them, and the state at each slice gives the content-adaptive keys and values with
+which the same slice of the parsed feature is read.
 """
 
 from __future__ import annotations
@@ -30,15 +28,15 @@ from s2rm_jax.models.fusion_baselines import SimplerFusion, inner_width
 from s2rm_jax.models.layers import Dense
 
 RECURRENCES = ("gated", "linear", "none")
-_FROM_INPUT = {"gated": 3, "linear": 2, "none": 1}  # maps of recurrent_width that the generator gives
+_FROM_INPUT = {"gated": 3, "linear": 2, "none": 1}  # gates of recurrent_width that are computed from the generator
 ROTATIONS = (0, 90, 180, 270)  # degrees
 SHARED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
 
 def to_slices(x: Float[Array, "r b k h w c"], rotations: tuple[int, ...]) -> Float[Array, "r b k s m c"]:
-    """Rotates map i of x by rotations[i] degrees, counter-clockwise; rows are the slices to scan from the top.
+    """Rotate map i of x by rotations[i] degrees, counter-clockwise; its rows are the slices, scanned from the top.
 
-    Grids that differ after rotation (h ≠ w) are padded with zeros, behind, to common s slices of m positions.
+    If h ≠ w, the rotated grids differ; they are padded with zeros at the end to s slices of m positions.
     """
     rotated = [jnp.rot90(one, degrees // 90, axes=(2, 3)) for one, degrees in zip(x, rotations, strict=True)]
     slices, positions = (max(one.shape[axis] for one in rotated) for axis in (2, 3))
@@ -53,7 +51,7 @@ def to_slices(x: Float[Array, "r b k h w c"], rotations: tuple[int, ...]) -> Flo
 def from_slices(
     x: Float[Array, "r b k s m c"], rotations: tuple[int, ...], height: int, width: int
 ) -> Float[Array, "r b k {height} {width} c"]:
-    """Undoes `to_slices`: crops the padding and rotates back."""
+    """Undo `to_slices`: crop the padding and rotate back."""
     maps = []
     for one, degrees in zip(x, rotations, strict=True):
         slices, positions = (width, height) if degrees % 180 else (height, width)
@@ -62,7 +60,7 @@ def from_slices(
 
 
 def real_positions(rotations: tuple[int, ...], height: int, width: int) -> Bool[np.ndarray, "r m"]:
-    """Marks the positions of a slice that are not padding, for each rotation."""
+    """Return which positions of a slice are not padding, for each rotation."""
     lengths = np.array([height if degrees % 180 else width for degrees in rotations])
     return np.arange(lengths.max()) < lengths[:, None]
 
@@ -70,12 +68,12 @@ def real_positions(rotations: tuple[int, ...], height: int, width: int) -> Bool[
 def gated_recurrence(
     gates: dict[str, jax.Array], update_reset: dict[str, jax.Array], candidate: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Runs over the slices of all pairs and directions in one scan; the arrays of each pair lie under its name.
+    """Run the recurrence over the slices of all pairs and directions in one scan; arrays are given by name of pair.
 
     Args:
-        gates: what the input says to the update gate, the reset gate and the candidate, [s, r, b, k, m, 3 R].
-        update_reset: what the state says to the two gates, [r, R, 2 R].
-        candidate: what the state that was let through says to the candidate, [r, R, R].
+        gates: contributions of the input to update gate, reset gate and candidate, [s, r, b, k, m, 3 R].
+        update_reset: kernels from the state to the two gates, [r, R, 2 R].
+        candidate: kernels from the reset state to the candidate, [r, R, R].
 
     Returns:
         The states [s, r, b, k, m, R].
@@ -93,7 +91,7 @@ def gated_recurrence(
 
 
 def linear_recurrence(gates: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Does the same where gate and candidate hear the input alone: [s, r, b, k, m, 2 R] gives [s, r, b, k, m, R]."""
+    """Run the recurrence whose gate and candidate depend on the input alone: [s, r, b, k, m, 2 R] -> [.., R]."""
 
     def cell(h: jax.Array, x: jax.Array) -> jax.Array:
         from_input, from_input_c = jnp.split(x, 2, axis=-1)
@@ -104,7 +102,7 @@ def linear_recurrence(gates: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _over_slices(cell: Callable, gates: dict, parts: int, *weights: dict) -> dict[str, jax.Array]:
-    """Carries the states of all pairs over the slices, from zeros, in one scan; gates are `parts` states wide."""
+    """Scan the states of all pairs over the slices, from zeros; gates are `parts` times as wide as states."""
 
     def step(carry: dict, x: dict) -> tuple[dict, dict]:
         carry = jax.tree.map(cell, carry, x, *weights)
@@ -115,10 +113,10 @@ def _over_slices(cell: Callable, gates: dict, parts: int, *weights: dict) -> dic
 
 
 class Coparse(nn.Module):
-    """Lets each pair's generator parse its other modality, from every direction, in one scan over the slices.
+    """Parse one modality by the other, for each pair and from every direction.
 
-    All directions of a pair have weights of their own, stacked on a leading axis. What lies outside the recurrence is
-    computed for all slices at once; one `lax.scan` carries the states of all pairs and directions.
+    Each direction of a pair has its own weights, stacked on a leading axis. All but the recurrence is computed for all
+    slices at once; one `lax.scan` carries the states of all pairs and directions.
     """
 
     recurrent_width: int
@@ -128,9 +126,9 @@ class Coparse(nn.Module):
 
     @nn.compact
     def __call__(self, pairs: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
-        """Maps {name: (generator [b, k, h, w, c], parsed [b, k, h, w, c])} to {name: group maps [r, b, k, h, w, c]}.
+        """Map {pair: (generator [b, k, h, w, c], parsed [b, k, h, w, c])} to {pair: group maps [r, b, k, h, w, c]}.
 
-        Where k is 1 on one side (an image seen by its k expressions) it is broadcast, and what depends on that side
+        If k is 1 on one side (an image shared by its expressions), that side is broadcast, and what depends on it
         alone is computed once. A group map at slice i depends on the generator's slices up to i only.
         """
         if self.recurrence not in RECURRENCES:
@@ -139,14 +137,14 @@ class Coparse(nn.Module):
         return {name: self._parse(name, states[name], parsed) for name, (_, parsed) in pairs.items()}
 
     def _stacked(self, name: str, inputs: int, outputs: int) -> jax.Array:
-        """One weight matrix per direction: [r, inputs, outputs]."""
+        """Return one weight matrix per direction: [r, inputs, outputs]."""
         return self.param(name, SHARED, (len(self.rotations), inputs, outputs)).astype(self.dtype)
 
     def _gates(self, pair: str, generator: jax.Array) -> jax.Array:
-        """What the recurrence receives from the generator, for all slices at once: [s, r, b, k, m, gates].
+        """Return the contribution of the generator to the gates, for all slices at once: [s, r, b, k, m, gates].
 
-        There are three gates of recurrent_width (update, reset, candidate), two (update, candidate) where the
-        recurrence is linear, or the candidate alone.
+        Gates of recurrent_width are update, reset and candidate; update and candidate if the recurrence is "linear";
+        the candidate alone if it is "none".
         """
         features = self.recurrent_width * _FROM_INPUT[self.recurrence]
         kernel = self._stacked(f"{pair}_gates_kernel", generator.shape[-1], features)
@@ -156,7 +154,7 @@ class Coparse(nn.Module):
         return jnp.moveaxis(to_slices(gates, self.rotations), 3, 0)
 
     def _scan(self, gates: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Runs the recurrence over the slices: {pair: states [s, r, b, k, m, recurrent_width]}."""
+        """Run the recurrence over the slices: {pair: states [s, r, b, k, m, recurrent_width]}."""
         if self.recurrence == "none":
             return {pair: jnp.tanh(x) for pair, x in gates.items()}
         if self.recurrence == "linear":
@@ -167,7 +165,7 @@ class Coparse(nn.Module):
         return gated_recurrence(gates, update_reset, candidate)
 
     def _parse(self, pair: str, states: jax.Array, parsed: jax.Array) -> jax.Array:
-        """Reads every slice of the parsed feature by its generator slice: group maps [r, b, k, h, w, c]."""
+        """Attend from each slice of the parsed feature to the states of its slice: group maps [r, b, k, h, w, c]."""
         height, width, channels = parsed.shape[-3:]
         size = self.recurrent_width
         query_kernel = self._stacked(f"{pair}_query", channels, size)
@@ -191,11 +189,11 @@ RESIDUALS = ("both", "vision")
 
 @flax.struct.dataclass
 class Fused:
-    """What S2RM returns; all but `features` is for looking at. Leaves are arrays, or their shapes.
+    """The output of S2RM; all but `features` is for inspection. Leaves are arrays, or their shapes.
 
-    features         [b, k, h, w, c], vision that knows the sentence
-    word_attention   [b, k, heads, h, w, l], where in the image each word was distributed
-    group_maps       {pair: [r, b, k, h, w, c]}, one parsed map per direction
+    features         [b, k, h, w, c], the vision map fused with the expression
+    word_attention   [b, k, heads, h, w, l], the attention of each position over the words
+    group_maps       {pair: [r, b, k, h, w, c]}, the parsed map of each direction
     balance_weights  {pair: [r, b, k, h, w, 1]} (position), [r, b, k, 1, 1, c] (channel); sums to 1 over r
     """
 
@@ -206,10 +204,10 @@ class Fused:
 
 
 class Distribute(nn.Module):
-    """Lays the words out over the image: language that is only weakly constrained by vision **[ours]**.
+    """Distribute the words over the image, as language that vision constrains only weakly **[ours]**.
 
-    Each position of the image attends to the words; what it gets is words only: no product with vision and no
-    residual from it. With `language` "sentence" nothing is distributed: every position gets the state of [CLS].
+    Each position of the image attends to the words and receives words only: no product with vision, no residual from
+    it. With `language` "sentence", every position receives the state of [CLS].
     """
 
     width: int
@@ -224,66 +222,66 @@ class Distribute(nn.Module):
         words: Float[Array, "b k l d"],
         mask: Bool[Array, "b k l"],
     ) -> tuple[Float[Array, "b k h w c"], Float[Array, "b k heads h w l"]]:
-        """Returns the distributed language and the attention [b, k, heads, h, w, l] over words."""
+        """Return the distributed language and the attention over the words."""
 
-        def heads_last(name: str, x: jax.Array) -> jax.Array:
+        def project(name: str, x: jax.Array) -> jax.Array:
             x = Dense(self.width, dtype=self.dtype, name=name)(x)
             return rearrange(x, "... (heads d) -> ... heads d", heads=self.num_heads)
 
-        value = heads_last("value", words)
+        value = project("value", words)
         if self.language == "words":
-            query, key = heads_last("query", vision), heads_last("key", words)
+            query, key = project("query", vision), project("key", words)
             logits = jnp.einsum("bohwnd,bklnd->bknhwl", query, key).astype(jnp.float32) * query.shape[-1] ** -0.5
             logits = jnp.where(mask[:, :, None, None, None, :], logits, jnp.finfo(jnp.float32).min)
             attention = jax.nn.softmax(logits)
         elif self.language == "sentence":
-            only_the_first = jax.nn.one_hot(0, mask.shape[-1], dtype=jnp.float32)
+            first_word = jax.nn.one_hot(0, mask.shape[-1], dtype=jnp.float32)
             shape = (*mask.shape[:2], self.num_heads, *vision.shape[2:4], mask.shape[-1])
-            attention = jnp.broadcast_to(only_the_first, shape)
+            attention = jnp.broadcast_to(first_word, shape)
         else:
             raise ValueError(f"fusion language must be one of {LANGUAGES}, not {self.language!r}")
-        laid_out = jnp.einsum("bknhwl,bklnd->bkhwnd", attention.astype(self.dtype), value)
-        laid_out = rearrange(laid_out, "b k h w heads d -> b k h w (heads d)")
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(laid_out), attention
+        language = jnp.einsum("bknhwl,bklnd->bkhwnd", attention.astype(self.dtype), value)
+        language = rearrange(language, "b k h w heads d -> b k h w (heads d)")
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(language), attention
 
 
 class Balance(nn.Module):
-    """Weighs the directions of a pair by weights distilled from the parsed maps themselves **[ours]**."""
+    """Sum the directions of a pair, with weights computed from the parsed maps themselves **[ours]**."""
 
     kind: str = "position"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, maps: Float[Array, "r b k h w c"]) -> tuple[Float[Array, "b k h w c"], jax.Array]:
-        """Returns the weighted sum over directions, and the weights (see `Fused`)."""
+        """Return the weighted sum over directions, and the weights (see `Fused`)."""
         channels = maps.shape[-1]
-        if self.kind == "mean" or maps.shape[0] == 1:  # one direction needs no weighing
+        if self.kind == "mean" or maps.shape[0] == 1:  # a single direction needs no weights
             weights = jnp.full((maps.shape[0], 1, 1, 1, 1, 1), 1 / maps.shape[0], jnp.float32)
         elif self.kind in ("position", "channel"):
             evidence = maps if self.kind == "position" else maps.mean((3, 4), keepdims=True)
-            # Not the package's own Dense: it would merge directions, which come first, with images, and images that
-            # are spread over devices would have to be gathered for it.
+            # Not the Dense of layers.py: it would merge directions, which come first, with images, and images that
+            # are sharded over devices would have to be gathered.
             hidden = jnp.tanh(nn.Dense(max(channels // 4, 8), dtype=self.dtype, name="hidden")(evidence))
             outputs = 1 if self.kind == "position" else channels
             scores = nn.Dense(outputs, use_bias=False, dtype=self.dtype, name="score")(hidden)
             weights = jax.nn.softmax(scores.astype(jnp.float32), axis=0)
         else:
             raise ValueError(f"balance must be one of {BALANCES}, not {self.kind!r}")
-        # Term by term: XLA's CPU code sums over a first axis a hundred times as slowly.
+        # Term by term: XLA's CPU code takes a hundred times as long for a sum over the first axis.
         terms = zip(jnp.unstack(weights.astype(self.dtype)), jnp.unstack(maps), strict=True)
         return functools.reduce(operator.add, (weight * parsed for weight, parsed in terms)), weights
 
 
 class S2RM(nn.Module):
-    """Fuses the coarsest vision map with the words of each expression.
+    """Fuse the coarsest vision map with the words of each expression.
 
-    F = LN(V + T_dist + W [F_TV; F_VT]), then a feed-forward layer with a residual. That T_dist is in the residual, and
-    not V alone, is **[ours]**, measured in docs/results/ablations.md.
+    F = LN(V + T_dist + W [F_TV; F_VT]), then a feed-forward layer with a residual. T_dist in the residual, instead of V
+    alone, is **[ours]**, measured in docs/results/ablations.md.
 
-    Ablations: `language` "sentence" distributes nothing; another `mode` than "s2rm" joins vision and language without
-    coparsing (models/fusion_baselines.py); `recurrence` "none" parses each slice by itself, "linear" has no gate that
-    reads the state; `rotations` and `pairs` may name fewer directions or one pair; `balance` chooses how directions
-    are weighed; `residual` "vision" leaves the distributed language out of the residual connection.
+    For ablations: `language` "sentence" distributes nothing; a `mode` other than "s2rm" joins vision and language
+    without coparsing (models/fusion_baselines.py); `recurrence` "none" parses each slice by itself, "linear" has no
+    gate that reads the state; `rotations` and `pairs` may name fewer directions or one pair; `balance` is the kind of
+    the weights of directions; `residual` "vision" leaves the distributed language out of the residual connection.
     """
 
     width: int = 512
@@ -305,7 +303,7 @@ class S2RM(nn.Module):
         words: Float[Array, "b k l d"],
         mask: Bool[Array, "b k l"],
     ) -> Fused:
-        """Returns `Fused`; `vision` is the backbone's last stage, `words` the hidden states, `mask` the real words."""
+        """Fuse the last stage of the backbone with the hidden states of the words; `mask` is false for padding."""
         if self.mode not in MODES:
             raise ValueError(f"fusion mode must be one of {MODES}, not {self.mode!r}")
         if not self.pairs or not set(self.pairs) <= set(PAIRS):
@@ -319,14 +317,14 @@ class S2RM(nn.Module):
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(dtype=self.dtype, name=name)
 
-        seen = norm("vision_norm")(dense(self.width, "vision_projection")(vision))[:, None]
+        image = norm("vision_norm")(dense(self.width, "vision_projection")(vision))[:, None]
         distribute = Distribute(self.width, self.num_heads, self.language, self.dtype, name="distribute")
-        laid_out, attention = distribute(seen, words, mask)
+        language, attention = distribute(image, words, mask)
 
         maps: dict[str, jax.Array] = {}
         weights: dict[str, jax.Array] = {}
         if self.mode == "s2rm":
-            sides = {PAIRS[0]: (laid_out, seen), PAIRS[1]: (seen, laid_out)}
+            sides = {PAIRS[0]: (language, image), PAIRS[1]: (image, language)}
             coparse = Coparse(self.recurrent_width, self.rotations, self.recurrence, self.dtype, name="coparse")
             maps = coparse({pair: sides[pair] for pair in self.pairs})
             balanced = {
@@ -336,10 +334,10 @@ class S2RM(nn.Module):
             weights = {pair: balanced[pair][1] for pair in self.pairs}
         else:
             inner = inner_width(self.width, self.recurrent_width, len(self.rotations) * len(self.pairs))
-            mixed = SimplerFusion(self.mode, self.num_heads, inner, self.dtype, name="simpler")(seen, laid_out)
+            mixed = SimplerFusion(self.mode, self.num_heads, inner, self.dtype, name="simpler")(image, language)
 
-        kept = seen + laid_out if self.residual == "both" else seen
-        fused = norm("fused_norm")(kept + dense(self.width, "mix")(mixed))
+        residual = image + language if self.residual == "both" else image
+        fused = norm("fused_norm")(residual + dense(self.width, "mix")(mixed))
         hidden = nn.gelu(dense(2 * self.width, "mlp_in")(fused))
         fused = norm("output_norm")(fused + dense(self.width, "mlp_out")(hidden))
         return Fused(fused, attention, maps, weights)

@@ -1,4 +1,4 @@
-"""Swin Transformer backbone with one normalised feature map per stage.
+"""Swin Transformer, the vision backbone, with one normalised feature map per stage.
 
 Source: Liu et al., "Swin Transformer", arXiv:2103.14030; parameters fit the published ImageNet checkpoints.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialised, repeat
+from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialize, repeat
 
 # embed_dim, depths and num_heads of the published sizes.
 SWIN_SIZES: dict[str, dict] = {
@@ -25,11 +25,11 @@ SWIN_SIZES: dict[str, dict] = {
 }
 
 EPSILON = 1e-5  # of every LayerNorm, as in the published checkpoints
-HIDDEN = -1e9  # added to the logits of positions that are not seen; their weights are exactly zero
+HIDDEN = -1e9  # added to the logits of masked positions, whose weights are then exactly zero
 
 
 def relative_position_index(window: int) -> np.ndarray:
-    """Returns int [T, T], T = window²: the row of the bias table for each pair of positions of a window."""
+    """Return int [T, T], T = window²: the row of the bias table for each pair of positions of a window."""
     row, column = np.divmod(np.arange(window * window), window)
     rows = row[:, None] - row[None, :] + window - 1
     columns = column[:, None] - column[None, :] + window - 1
@@ -37,11 +37,11 @@ def relative_position_index(window: int) -> np.ndarray:
 
 
 def window_regions(height: int, width: int, window: int, shift: int, mask_padding: bool) -> np.ndarray | None:
-    """Says which positions of a window may see each other: those with the same number.
+    """Number the positions of each window; positions attend to those with the same number.
 
-    Returns int [windows, T] for a grid of height x width that was padded to whole windows and rolled by `shift`, or
-    None where every position sees its whole window. Rolling brings the far edge of the image beside the near one;
-    these parts get numbers of their own, and so does the padding if `mask_padding`.
+    Return int [windows, T] for a grid of height x width that was padded to whole windows and rolled by `shift`, or
+    None if every position attends to its whole window. Rolling brings the far edge of the image next to the near one;
+    these parts get their own numbers, and so does the padding if `mask_padding`.
     """
 
     def axis_regions(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,13 +59,13 @@ def window_regions(height: int, width: int, window: int, shift: int, mask_paddin
 
 
 def draw_survival(key: jax.Array, rates: Float[np.ndarray, " blocks"], images: int) -> Float[Array, "blocks 2 images"]:
-    """Draws stochastic depth: factors of the two residual branches of each block, for each image.
+    """Draw stochastic depth: factors of the two residual branches of each block, for each image.
 
-    A branch is dropped for a whole image with the probability that `rates` gives its block, by a factor of zero; the
-    others are scaled up, so that the mean stays.
+    A branch is dropped for a whole image, by a factor of zero, with the probability in `rates`. The others are scaled
+    up to keep the mean.
     """
     keep = jnp.asarray(1.0 - rates, jnp.float32)[:, None]
-    # Drawn with images first, as all draws must be that devices share (parallel/mesh.py).
+    # Images come first, as in every draw that devices share (parallel/mesh.py).
     kept = jax.random.bernoulli(key, keep, (images, len(rates), 2))
     return rearrange(kept / keep, "images blocks branches -> blocks branches images")
 
@@ -81,15 +81,15 @@ def attend(
     bias: Float[Array, "*_ heads t t"],
     hidden: np.ndarray | None = None,
 ) -> Float[Array, "*n heads t d"]:
-    """Attends among t positions, with a bias for each pair of them; those that `hidden` marks are not seen.
+    """Attend among t positions with a bias for each pair; pairs that are true in `hidden` have zero weight.
 
-    Softmax is in float32. It is divided by its sums only behind the product with v: d columns instead of t, and as many
-    fewer in the backward pass, where the gradient of the sums replaces a sum over t columns too.
+    Softmax is in float32. Its division by the sums comes after the product with v: d columns instead of t, and as many
+    fewer in the backward pass, where the gradient of the sums also replaces a sum over t columns.
     """
     logits = jnp.einsum("...td,...sd->...ts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     logits += broadcast(bias, logits.shape[: -bias.ndim])
     if hidden is not None:
-        logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # a choice by jnp.where is slow on CPUs
+        logits += HIDDEN * jnp.asarray(hidden, jnp.float32)  # jnp.where is slow on CPUs
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True)
     return out.astype(v.dtype)
@@ -104,10 +104,10 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n t c"], regions: np.ndarray | None) -> Float[Array, "b n t c"]:
-        """Attends among the t positions of each of the n windows that share a number in `regions` [n, t]."""
+        """Attend among the positions of each window that have the same number in `regions` [n, t]."""
         channels = x.shape[-1]
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
-        # The gradient of a split is one concatenation; that of taking parts out is a sum of padded arrays.
+        # The gradient of a split is one concatenation; that of slicing is a sum of padded arrays.
         q, k, v = (
             rearrange(part, "b n t (heads d) -> b n heads t d", heads=self.num_heads)
             for part in jnp.split(qkv, 3, axis=-1)
@@ -124,7 +124,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each behind a LayerNorm and around a residual."""
+    """Window attention and an MLP, each after a LayerNorm and with a residual connection."""
 
     num_heads: int
     window_size: int
@@ -137,13 +137,13 @@ class SwinBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], survival: Float[Array, "2 b"] | None = None
     ) -> Float[Array, "b h w c"]:
-        """Returns the same grid; it need not be a multiple of the window.
+        """Return a map of the same grid, which need not be a multiple of the window.
 
-        `survival` holds the factors of the two residual branches of each image (`draw_survival`); None are ones.
+        `survival` holds the factors of the two residual branches for each image (`draw_survival`); None means ones.
         """
         _, height, width, channels = x.shape
         window = self.window_size
-        # A single window along one side is already global there, so the published models do not shift it.
+        # A window that spans a whole side is already global there, so the published models do not shift it.
         shift = window // 2 if self.shifted and min(height, width) > window else 0
         pad_h, pad_w = -height % window, -width % window
 
@@ -165,16 +165,16 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the grid and doubles the channels: 2 x 2 neighbours are joined, normalised and projected."""
+    """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalised and projected."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
-        """Returns [b, ceil(h/2), ceil(w/2), 2c]; an odd side is padded with zeros."""
+        """Return [b, ceil(h/2), ceil(w/2), 2c]; an odd side is padded with zeros."""
         _, height, width, channels = x.shape
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-        # The published checkpoints order the neighbours (0,0), (1,0), (0,1), (1,1): the row runs fastest.
+        # The order of the published checkpoints is (0,0), (1,0), (0,1), (1,1): the row varies fastest.
         x = rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
         return Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)
@@ -183,9 +183,9 @@ class PatchMerging(nn.Module):
 class Swin(nn.Module):
     """The backbone: stage i of `depths` works at stride 4 · 2^i with embed_dim · 2^i channels.
 
-    Each output has a LayerNorm of its own **[ours, as dense-prediction Swin backbones do]**. With `mask_padding` the
-    padding to whole windows is never attended to; without it, it takes part as a bias-only token, which is what
-    published implementations compute. `remat` says what the blocks keep for the backward pass (models/layers.py).
+    Each output has its own LayerNorm **[ours, as in Swin backbones for dense prediction]**. With `mask_padding`, the
+    padding to whole windows is never attended to; without it, it takes part as a bias-only token, as in published
+    implementations. `remat` is what the blocks keep for the backward pass (`layers.rematerialize`).
     """
 
     embed_dim: int = 128
@@ -200,7 +200,7 @@ class Swin(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"], train: bool = False) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Returns one map per stage, from fine to coarse: [b, ceil(h/4), ceil(w/4), c], [.., ceil(h/8), ..], ..."""
+        """Return one map per stage, from fine to coarse: [b, ceil(h/4), ceil(w/4), c], [.., ceil(h/8), ..], ..."""
         patch = self.patch_size
         _, height, width, _ = images.shape
         x = jnp.pad(images, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
@@ -215,13 +215,13 @@ class Swin(nn.Module):
         for stage, depth in enumerate(self.depths, start=1):
             if stage > 1:
                 x = PatchMerging(self.dtype, name=f"stage{stage}_merge")(x)
-            of_stage, survival = survival[:depth], survival[depth:]
-            # A loop copies parameters, which is too much where blocks run forward alone, and compiles soon anyway.
+            factors, survival = survival[:depth], survival[depth:]
+            # A loop copies parameters, which costs too much in a forward pass alone, whose blocks compile fast anyway.
             looped = depth // 2 * 2 if train and depth > 3 and not self.is_initializing() else 0
             if looped:
-                x = self._loop_over_pairs(x, stage, of_stage[:looped])
+                x = self._loop_over_pairs(x, stage, factors[:looped])
             for number in range(looped, depth):
-                x = self._block(stage, number, name=f"stage{stage}_block{number}")(x, of_stage[number])
+                x = self._block(stage, number, name=f"stage{stage}_block{number}")(x, factors[number])
             norm = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=f"stage{stage}_norm")
             outputs.append(norm(x))
         return tuple(outputs)
@@ -229,7 +229,7 @@ class Swin(nn.Module):
     def _loop_over_pairs(
         self, x: Float[Array, "b h w c"], stage: int, survival: list[jax.Array | None]
     ) -> Float[Array, "b h w c"]:
-        """Runs as many blocks of a stage as there are factors in `survival`, a plain and a shifted one at a time."""
+        """Run the first len(survival) blocks of a stage as a loop over pairs of a plain and a shifted block."""
         blocks = [self._block(stage, number, looped=True, parent=None) for number in (0, 1)]
 
         def pair(x: Any, operands: Any) -> Any:
@@ -244,7 +244,7 @@ class Swin(nn.Module):
         return repeat(pair, x, list(zip(operands[::2], operands[1::2], strict=True)), self.dtype)
 
     def _block(self, stage: int, number: int, looped: bool = False, **attached: Any) -> SwinBlock:
-        block_class = rematerialised(SwinBlock, self.remat, looped)
+        block_class = rematerialize(SwinBlock, self.remat, looped)
         return block_class(
             num_heads=self.num_heads[stage - 1],
             window_size=self.window_size,

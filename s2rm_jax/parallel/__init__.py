@@ -1,1 +1,1 @@
-"""Devices and hosts: the only part of the package that knows how many there are."""
+"""Devices and processes: mesh, shardings, joining and exchange."""

@@ -1,4 +1,4 @@
-"""Finds out from flags and environment whether this process is one of several that train together, and which."""
+"""The processes of a run, found from flags and environment: SLURM, Open MPI, Kubernetes, TPU pods."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from s2rm_jax.errors import UserError
 
 _ALONE = "or give --distributed=off to run this process alone"
-_FIRST_PORT, _PORTS = 61440, 4096  # where a coordinator listens whose port nobody chose
+_FIRST_PORT, _PORTS = 61440, 4096  # range of the coordinator's port if none is given
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the processes of a run meet, how many they are and which of them this is.
+    """The coordinator of a run, its number of processes and the index of this one.
 
-    found_in     what said so
+    found_in     the source of the description, for messages
     coordinator  HOST:PORT, at which process 0 listens
-    devices      numbers of the visible accelerators that are this process's; None: all of them
+    devices      indices of the visible accelerators that belong to this process; None means all
 
-    None in `coordinator`, `processes` and `index`: JAX asks the cluster itself.
+    If `coordinator`, `processes` and `index` are None, JAX detects them itself.
     """
 
     found_in: str
@@ -40,10 +40,10 @@ def find_cluster(
     process_id: int | None = None,
     device_files: Path = Path("/dev"),
 ) -> Cluster | None:
-    """Returns the group that the arguments, else the environment, describe; None if they describe none.
+    """Return the cluster that the arguments, or else the environment, describe; None if there is none.
 
     Raises:
-        UserError: they describe one by half.
+        UserError: the description is incomplete or wrong.
     """
     address = coordinator_address or environment.get("S2RM_COORDINATOR_ADDRESS")
     number = _given(num_processes, environment, "S2RM_NUM_PROCESSES")
@@ -55,8 +55,8 @@ def find_cluster(
     if address:
         if found is None:
             raise UserError(
-                f"the coordinator's address is given ({address}) but not who meets there: "
-                f"give --num_processes and --process_id too, {_ALONE}."
+                f"--coordinator_address={address} is given without the processes: give --num_processes and "
+                f"--process_id too, {_ALONE}."
             )
         found = replace(found, coordinator=_checked(address))
     return found
@@ -77,17 +77,17 @@ def _explicit(address: str | None, number: int | None, index: int | None) -> Clu
 
 
 def _tpu(environment: Mapping[str, str], device_files: Path) -> Cluster | None:
-    """A TPU VM knows its pod; JAX asks it, also where it is the only one."""
-    wanted = "tpu" in environment.get("JAX_PLATFORMS", "tpu")
+    """Return the cluster of a TPU VM; JAX detects the pod, also if it has one host only."""
+    enabled = "tpu" in environment.get("JAX_PLATFORMS", "tpu")
     chips = any(device_files.glob("accel[0-9]*")) or any(device_files.glob("vfio/[0-9]*"))
-    return Cluster("this TPU VM") if wanted and chips and importlib.util.find_spec("libtpu") else None
+    return Cluster("this TPU VM") if enabled and chips and importlib.util.find_spec("libtpu") else None
 
 
 def _slurm(environment: Mapping[str, str]) -> Cluster | None:
     tasks = int(environment.get("SLURM_NTASKS", 1))
     if "SLURM_JOB_ID" not in environment or tasks == 1:
         return None
-    # A shell in an allocation has SLURM_NTASKS too, and in a step of its own also SLURM_PROCID, but a step of one task.
+    # A shell in an allocation has SLURM_NTASKS too. It may even be a step, with SLURM_PROCID, but a step of one task.
     needed = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     missing = [name for name in needed if name not in environment]
     if missing or int(environment.get("SLURM_STEP_NUM_TASKS", tasks)) != tasks:
@@ -116,8 +116,8 @@ def _open_mpi(environment: Mapping[str, str], address: str | None) -> Cluster | 
     host = re.search(r"tcp://([^,:]+)", launcher)
     if here < size and not host and not address:
         raise UserError(
-            "Open MPI does not say on which host its first process is: give its --coordinator_address=HOST:PORT, "
-            f"which must be the same for all processes, {_ALONE}."
+            "Open MPI does not give the host of its first process: give --coordinator_address=HOST:PORT of that host, "
+            f"the same for all processes, {_ALONE}."
         )
     name = "127.0.0.1" if here == size or not host else host[1]
     return Cluster("Open MPI", f"{name}:{port}", size, rank, _share_of_devices(environment, local_rank, here))
@@ -128,17 +128,17 @@ def _kubernetes(environment: Mapping[str, str]) -> Cluster | None:
         return None
     if not importlib.util.find_spec("kubernetes"):
         raise UserError(
-            "this pod is one of an indexed Job, whose others are found by the package kubernetes, which is not "
-            f"installed: pip install 'jax[k8s]', or set S2RM_COORDINATOR_ADDRESS, S2RM_NUM_PROCESSES and "
+            "this pod belongs to an indexed Job, and finding the others needs the package kubernetes, which is not "
+            "installed: pip install 'jax[k8s]', or set S2RM_COORDINATOR_ADDRESS, S2RM_NUM_PROCESSES and "
             f"S2RM_PROCESS_ID in the manifest, {_ALONE}."
         )
     return Cluster("Kubernetes")
 
 
 def _share_of_devices(environment: Mapping[str, str], index: int, processes: int) -> tuple[int, ...] | None:
-    """Returns which of the visible accelerators belong to process `index` of the `processes` on this host.
+    """Return which of the visible accelerators belong to process `index` of the `processes` on this host.
 
-    All, where it is alone there or the launcher shows each process only its own; else an equal share of them.
+    None (all of them) if it is the only process or sees only its own accelerator; else an equal share.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
     visible = len(listed.split(",")) if listed else processes
@@ -159,7 +159,7 @@ def _given(flag: int | None, environment: Mapping[str, str], name: str) -> int |
     try:
         return int(environment[name])
     except ValueError:
-        raise UserError(f"{name}={environment[name]} in the environment: it must be a whole number.") from None
+        raise UserError(f"{name}={environment[name]} in the environment: it must be an integer.") from None
 
 
 def _checked(address: str) -> str:

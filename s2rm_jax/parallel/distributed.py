@@ -1,7 +1,7 @@
-"""Several processes that train together: joining them, asking who one is, exchanging what all must know, leaving.
+"""Joining the processes of a run, exchanging values between them, and leaving.
 
-Doors that train or evaluate call `join = define_flags(FLAGS)` and then `join()`, before any device is used. Everything
-else here does its part, without waiting for anybody, also where there is only one process.
+Commands that train or evaluate call `join = define_flags(FLAGS)` and then `join()` before any device is used. All other
+functions also work with a single process, without waiting.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.cluster import Cluster, find_cluster
 
 JOIN_TIMEOUT = 300  # seconds
-_SILENCE = 40  # seconds without a sign of life after which a process counts as dead
-_GRACE = 5.0  # seconds by which the first process outlives an error
+_HEARTBEAT_TIMEOUT = 40  # seconds
+_GRACE = 5.0  # seconds that process 0 waits before it exits after an error
 _joining: Literal["no", "failed", "done"] = "no"
 
-# How errors begin, or what they hold, when another process or the way to it is gone. What a process did wrong itself
-# (RESOURCE_EXHAUSTED, INVALID_ARGUMENT, ...) reads otherwise.
-_SIGNS_OF_LOSS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "coordination", "Barrier", "NCCL")
+# Parts of error messages that are due to the loss of another process or of the connection to it. Errors of a process
+# itself have others (RESOURCE_EXHAUSTED, INVALID_ARGUMENT, ...).
+_PEER_ERRORS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "coordination", "Barrier", "NCCL")
 
 
 def define_flags(flag_values: flags.FlagValues) -> Callable[[], None]:
-    """Defines the flags by which a door joins other processes; returns what the door calls to join them."""
+    """Define the flags for joining other processes; return a function that joins them."""
     mode = flags.DEFINE_enum(
-        "distributed", "auto", ["auto", "on", "off"], "auto: join others where flags, a TPU pod, SLURM, Open MPI or "
-        "Kubernetes name them; on: it is an error if there are none; off: run alone", flag_values=flag_values,
+        "distributed", "auto", ["auto", "on", "off"], "auto: join other processes if flags, a TPU pod, SLURM, Open "
+        "MPI or Kubernetes describe them; on: fail if there are none; off: run alone", flag_values=flag_values,
     )  # fmt: skip
     address = flags.DEFINE_string(
         "coordinator_address", None, "HOST:PORT at which process 0 listens", flag_values=flag_values
     )
-    number = flags.DEFINE_integer("num_processes", None, "processes of the run", flag_values=flag_values)
-    index = flags.DEFINE_integer("process_id", None, "which of them this is, from 0", flag_values=flag_values)
+    number = flags.DEFINE_integer("num_processes", None, "number of processes of the run", flag_values=flag_values)
+    index = flags.DEFINE_integer("process_id", None, "index of this process, from 0", flag_values=flag_values)
     timeout = flags.DEFINE_integer(
         "join_timeout", JOIN_TIMEOUT, "seconds to wait for the other processes", lower_bound=1, flag_values=flag_values
     )
@@ -55,85 +55,85 @@ def initialize(
     process_id: int | None = None,
     timeout: int = JOIN_TIMEOUT,
 ) -> None:
-    """Joins the other processes of the run, where flags or environment say that there are any (`group.find_group`).
+    """Join the other processes of the run, if arguments or environment describe any (`cluster.find_cluster`).
 
-    Must come before any use of a device. Processes on CPUs exchange by gloo.
+    Call it before any use of a device. Processes on CPUs communicate by gloo.
 
     Args:
-        mode: "auto", "on" (UserError if there are none) or "off" (does nothing).
-        coordinator_address: HOST:PORT; as the two after it, None takes it from the environment.
-        num_processes: of the run.
-        process_id: of this one.
+        mode: "auto", "on" (UserError if there are no others) or "off" (do nothing).
+        coordinator_address: HOST:PORT; this and the next two are taken from the environment if None.
+        num_processes: number of processes of the run.
+        process_id: index of this process.
         timeout: seconds to wait for the others.
 
     Raises:
-        UserError: the group is described by half, or it does not come together.
+        UserError: the cluster is described incompletely, or its processes do not connect.
     """
     if mode == "off":
         return
-    group = find_cluster(os.environ, coordinator_address, num_processes, process_id)
-    if group is None:
+    cluster = find_cluster(os.environ, coordinator_address, num_processes, process_id)
+    if cluster is None:
         if mode == "on":
             raise UserError(
-                "--distributed=on, but nothing says who the other processes are: give --coordinator_address, "
+                "--distributed=on, but no other processes are described: give --coordinator_address, "
                 "--num_processes and --process_id, or start by srun, by mpirun, in a JobSet or on a TPU pod."
             )
         return
-    _join(group, timeout, required=mode == "on")
+    _join(cluster, timeout, required=mode == "on")
 
 
-def _join(group: Cluster, timeout: int, required: bool) -> None:
+def _join(cluster: Cluster, timeout: int, required: bool) -> None:
     import jax
 
     global _joining  # noqa: PLW0603
-    _joining = "failed"  # until it is done
+    _joining = "failed"  # until it succeeds
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM, and its count of steps would mix with Orbax's; `training.interrupt` listens instead.
+    # The service would handle SIGTERM and interfere with Orbax's count of steps; training/interrupt.py handles it.
     jax.config.update("jax_enable_preemption_service", False)
     errors: list[Exception] = []
 
     def connect() -> None:
         try:
             jax.distributed.initialize(
-                group.coordinator,
-                group.processes,
-                group.index,
-                local_device_ids=group.devices,
-                # What is known is not to be detected anew: JAX would give each SLURM task a single accelerator.
-                cluster_detection_method="deactivate" if group.coordinator and group.processes else None,
+                cluster.coordinator,
+                cluster.processes,
+                cluster.index,
+                local_device_ids=cluster.devices,
+                # Without detection by JAX, which would give each SLURM task a single accelerator.
+                cluster_detection_method="deactivate" if cluster.coordinator and cluster.processes else None,
                 initialization_timeout=timeout + 60,
-                heartbeat_timeout_seconds=_SILENCE,
+                heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
             )
         except Exception as error:
             errors.append(error)
 
-    # In a thread, because JAX ends the whole process when its own time is up.
+    # In a thread, because JAX ends the whole process at its own timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise UserError(f"{_who(group)}: {_why_not_joined(group)} within {timeout} s (--join_timeout).")
+        raise UserError(f"{_describe(cluster)}: {_why_not_joined(cluster)} within {timeout} s (--join_timeout).")
     if not errors:
         _joining = "done"
         return
-    if isinstance(errors[0], ValueError) and not group.processes and not required:
+    if isinstance(errors[0], ValueError) and not cluster.processes and not required:
         _joining = "no"  # JAX found no others: a lone TPU
         return
     reason = str(errors[0]).strip().splitlines()[0]
     raise UserError(
-        f"{_who(group)}: cannot join the others ({reason}); check that the address and port are free and right."
+        f"{_describe(cluster)}: cannot join the others ({reason}); check that the address is correct and the port free."
     ) from errors[0]
 
 
-def _who(group: Cluster) -> str:
-    if group.processes is None:
-        return f"found {group.found_in}"
-    return f"process {group.index} of {group.processes} ({group.found_in}, coordinator {group.coordinator})"
+def _describe(cluster: Cluster) -> str:
+    if cluster.processes is None:
+        return f"found {cluster.found_in}"
+    return f"process {cluster.index} of {cluster.processes} ({cluster.found_in}, coordinator {cluster.coordinator})"
 
 
-def _why_not_joined(group: Cluster) -> str:
-    if group.coordinator and group.index:
-        host, _, port = group.coordinator.rpartition(":")
+def _why_not_joined(cluster: Cluster) -> str:
+    if cluster.coordinator and cluster.index:
+        host, _, port = cluster.coordinator.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
@@ -142,25 +142,25 @@ def _why_not_joined(group: Cluster) -> str:
 
 
 def process() -> tuple[int, int]:
-    """Returns (index of this process, number of processes)."""
-    jax = sys.modules.get("jax")  # not imported for this: doors that need no JAX ask too
+    """Return (index of this process, number of processes)."""
+    jax = sys.modules.get("jax")  # not imported here, because commands without JAX call this too
     if jax is None or _joining == "failed" or not jax.distributed.is_initialized():
         return 0, 1
     return jax.process_index(), jax.process_count()
 
 
 def is_first() -> bool:
-    """Says whether this process is the one that speaks and writes for all."""
+    """Return whether this is process 0, which logs and writes for all."""
     return process()[0] == 0
 
 
 def is_alone() -> bool:
-    """Says whether this is the only process."""
+    """Return whether this is the only process."""
     return process()[1] == 1
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the values that all processes gave, by index; every process must call it. They go by pickle."""
+    """Return the values of all processes, pickled, by index; every process must call it."""
     if is_alone():
         return [value]
     import numpy as np
@@ -173,23 +173,23 @@ def gather(value: Any) -> list[Any]:
 
 
 class Maximum:
-    """The greatest of the small numbers that all processes give; every process must make one.
+    """The maximum of the small integers of all processes; every process must create one.
 
-    It is on its way when the constructor returns: by a program of its own on the devices, after those that run there.
+    The constructor does not wait: it enqueues a program on the devices, after those that are running.
     """
 
     def __init__(self, number: int):
-        self._array = _program_for_maxima()(number)
+        self._array = _maximum_program()(number)
 
     def value(self) -> int:
-        """Waits for the number and returns it."""
+        """Wait for the maximum and return it."""
         import jax
 
         return int(jax.device_get(self._array))
 
 
 @cache
-def _program_for_maxima() -> Callable[[int], Any]:
+def _maximum_program() -> Callable[[int], Any]:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -202,26 +202,26 @@ def _program_for_maxima() -> Callable[[int], Any]:
 
 
 def require_everywhere(check: Callable[[], bool], message: str) -> None:
-    """Waits for all processes, then raises UserError on all of them unless `check()` holds on each."""
+    """Wait for all processes, then raise UserError on all of them unless `check()` is true on each."""
     gather(None)
-    without = [index for index, holds in enumerate(gather(check())) if not holds]
-    if without:
-        raise UserError(f"{message} It fails for process {without[0]}.")
+    failed = [index for index, holds in enumerate(gather(check())) if not holds]
+    if failed:
+        raise UserError(f"{message} It fails for process {failed[0]}.")
 
 
-def lost_another(error: BaseException) -> bool:
-    """Says whether an error is what is seen here of the end of another process."""
-    return not is_alone() and not isinstance(error, UserError) and any(sign in str(error) for sign in _SIGNS_OF_LOSS)
+def is_peer_failure(error: BaseException) -> bool:
+    """Return whether an error is due to the end of another process."""
+    return not is_alone() and not isinstance(error, UserError) and any(part in str(error) for part in _PEER_ERRORS)
 
 
 def leave(status: int) -> NoReturn:
-    """Exits with `status`; after an error without waiting for the others, which may be waiting for this one."""
+    """Exit with `status`; after an error, do not wait for the others, which may be waiting for this process."""
     if status and _joining != "no":
         sys.stdout.flush()
         sys.stderr.flush()
         if _joining == "done" and is_first():
-            # Without this process, whose service they use, JAX aborts the others with a dump of its stack. A mistake
-            # that all make, as in the configuration, they are to tell themselves, and by the status for it.
+            # The others use a service of process 0; without it, JAX aborts them with a stack dump. Wait until they
+            # have reported an error of their own, such as a mistake in the configuration, with their own status.
             time.sleep(_GRACE)
         os._exit(status)
     sys.exit(status)

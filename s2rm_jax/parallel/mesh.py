@@ -1,17 +1,12 @@
-"""The mesh of devices and how arrays lie on it: ("data", "fsdp"), batches split over both axes.
+"""The mesh of devices ("data", "fsdp"), the shardings of arrays on it, and random keys per device.
 
-The devices of one group along "fsdp" share the state of training between them (`parallel.sharding`); along "data" every
-group has the same. For batches there is no difference: each device works on images of its own.
+Batches are split over both axes: each device processes its own images. The training state is sharded over the devices
+along "fsdp" and replicated along "data". The sharding of an array depends on its shape alone, so a parameter, its
+gradient, its moments and its average are always sharded alike and never move.
 
-How the state of training is shared between the devices of a group: the rule, and putting arrays where it says.
-
-The rule is a function of an array's shape alone, so a parameter, its gradient, its moments and its average are always
-cut in the same way, and none of them ever has to move to meet another.
-
-Random numbers for one device's part of a batch: exactly those that the whole batch would have had there.
-
-Code that sees one device's images only (`jax.shard_map`) draws for those. With an ordinary key every device would
-draw the same, and with a key of its own something else than on another number of devices.
+`per_device_key` makes code for one device's images (`jax.shard_map`) draw exactly the numbers that the whole batch
+would have had there. An ordinary key would draw the same numbers on every device, and a separate key per device would
+draw others on another number of devices.
 """
 
 from __future__ import annotations
@@ -35,19 +30,19 @@ BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
 
 
 def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh that `config.mesh` asks for; see `make_mesh`."""
+    """Return the mesh described by config.mesh; see `make_mesh`."""
     return make_mesh(config.mesh.fsdp, devices)
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh [devices / fsdp, fsdp] over `devices`, by default all devices of all hosts.
+    """Return the mesh [devices / fsdp, fsdp] over `devices`, by default all devices of all hosts.
 
-    The devices of a process stand together, in the order of the processes, so that its images are consecutive in the
-    batch, and so do those that share a state, as they talk the most. The axes are of type Auto: the compiler propagates
-    shardings through reshapes such as window partitioning, which axes of type Explicit refuse.
+    The devices of a process are adjacent, in the order of the processes, so that its images are consecutive in the
+    batch. Devices that share a state are adjacent too, because they communicate most. The axes are of type Auto: the
+    compiler propagates shardings through reshapes such as window partitioning, which type Explicit does not support.
 
     Raises:
-        UserError: the devices do not fall into groups of `fsdp`.
+        UserError: `fsdp` does not divide the number of devices.
     """
     chosen = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
     if fsdp < 1 or len(chosen) % fsdp:
@@ -60,24 +55,24 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Return the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Returns the sharding of arrays whose axis number `axis` counts images."""
+    """Return the sharding of arrays whose axis number `axis` is the batch."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Copies this process's part of a batch (a tree of NumPy arrays, images first) to the devices of the mesh."""
+    """Copy this process's part of a batch (a tree of NumPy arrays, batch axis first) to the devices of the mesh."""
     sharding = batch_sharding(mesh)
-    with jax.transfer_guard_host_to_device("allow"):  # of several processes, JAX counts this as an implicit transfer
+    with jax.transfer_guard_host_to_device("allow"):  # with several processes, JAX counts this as an implicit transfer
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def take_batch(batch: Any) -> Any:
-    """Copies this process's part of a batch back from the devices: undoes `put_batch`."""
+    """Copy this process's part of a batch back from the devices; the inverse of `put_batch`."""
 
     def rows(array: jax.Array) -> np.ndarray:
         parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
@@ -87,19 +82,19 @@ def take_batch(batch: Any) -> Any:
 
 
 def on_this_process(tree: Any) -> Any:
-    """Returns what every device holds whole as arrays of one device of this process, for work that it does alone."""
+    """Return replicated arrays as arrays on one device of this process, for work that it does alone."""
     return jax.tree.map(lambda array: array.addressable_data(0), tree)
 
 
-SMALL = 2**14  # elements; below, sending pieces around costs more than a copy on every device
+SMALL = 2**14  # elements; for smaller arrays, communication costs more than a copy on every device
 
 
 def shared_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Says how an array of the state is cut: along the longest of the axes that the devices of a group divide evenly.
+    """Return how an array of the state is sharded: along the longest axis that "fsdp" divides evenly.
 
-    An array that has no such axis, or fewer than `SMALL` elements, is whole on every device; with config.mesh.fsdp = 1
-    that is every array. Of the 211 million parameters of configs/refcoco.py half a million stay whole: biases, norms
-    and bias tables.
+    An array without such an axis, or with fewer than `SMALL` elements, is replicated; with config.mesh.fsdp = 1 every
+    array is. Of the 211 million parameters of configs/refcoco.py, half a million are replicated: biases, norms and bias
+    tables.
     """
     group = mesh.shape[FSDP_AXIS]
     divisible = [axis for axis, size in enumerate(shape) if size % group == 0]
@@ -110,12 +105,12 @@ def shared_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def shared_axis(spec: PartitionSpec) -> int | None:
-    """Returns the axis that a spec of `shared_spec` cuts, None where it cuts none."""
+    """Return the axis that a spec of `shared_spec` shards, None if it is replicated."""
     return spec.index(FSDP_AXIS) if FSDP_AXIS in spec else None
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns a tree of shapes with the sharding that the rule gives to each."""
+    """Return a tree of ShapeDtypeStructs with the shardings of `shared_spec`."""
 
     def planned(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, shared_spec(x.shape, mesh)))
@@ -123,8 +118,8 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(planned, tree)
 
 
-def put_shares(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process has whole on its devices; each device receives its own piece and no more."""
+def put_shards(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has in full on its devices; each device receives its own shard only."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
@@ -132,10 +127,10 @@ _THREEFRY = extend.threefry_prng_impl
 
 
 def per_device_key(key: jax.Array, position: jax.Array) -> jax.Array:
-    """Returns a key that draws, for an array of any shape, part number `position` of what `key` draws for all parts.
+    """Return a key that draws, for an array of any shape, part number `position` of what `key` draws for all parts.
 
-    Parts are equal and lie along the first axis. Keys that are split or folded from it do the same. It takes up to
-    2^32 numbers in a draw over all parts; beyond, the numbers repeat.
+    Parts have equal sizes along the first axis. Keys that are split or folded from it do the same. A draw over all
+    parts may have up to 2^32 numbers; beyond, the numbers repeat.
 
     Args:
         key: a key of JAX's default kind (threefry, partitionable).
@@ -146,12 +141,12 @@ def per_device_key(key: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _random_bits(key: UInt32[Array, 3], bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    """What threefry computes of a key and the number of an element, for the elements of one part."""
+    """Compute threefry of the key and the index of each element, for the elements of one part."""
     if bit_width != 32:
-        raise NotImplementedError(f"random numbers of {bit_width} bits for a part of a batch")
+        raise NotImplementedError(f"per-device keys draw numbers of 32 bits, not {bit_width}")
     size = math.prod(shape)
-    number = key[2] * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
-    high, low = extend.threefry2x32_p.bind(*jnp.broadcast_arrays(key[0], key[1], jnp.zeros_like(number), number))
+    index = key[2] * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
+    high, low = extend.threefry2x32_p.bind(*jnp.broadcast_arrays(key[0], key[1], jnp.zeros_like(index), index))
     return (high ^ low).reshape(shape)
 
 

@@ -236,7 +236,7 @@ def _writing(directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # of the system, of TensorStore, of Orbax's threads
-        if distributed.lost_another(error):
+        if distributed.is_peer_failure(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
@@ -252,7 +252,7 @@ def _reading(manager: ocp.CheckpointManager, step: int, directory: epath.Path) -
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds, none of which a person can act on
-        if distributed.lost_another(error):
+        if distributed.is_peer_failure(error):
             raise
         others = sorted(set(manager.all_steps()) - {step})
         advice = f"delete it to go on from step {others[-1]}" if others else "there is no other, train again"

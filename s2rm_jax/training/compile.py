@@ -77,8 +77,8 @@ def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: 
     batch = abstract_batch(config, mesh)
     step: Any = make_train_step(network, plan, config, mesh)
     traced = step.trace(plan.abstract, batch)
-    images = jax.ShapeDtypeStruct(batch.images.shape, jnp.float32)  # normalised, as the network takes them
-    forward = count_flops(network.apply, {"params": plan.abstract.params}, images, batch.tokens, batch.token_mask)
+    inputs = batch.images, batch.tokens, batch.token_mask
+    forward = count_flops(network.apply, {"params": plan.abstract.params}, *inputs)
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:

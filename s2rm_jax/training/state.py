@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.parallel.mesh import put_shares, with_shardings
+from s2rm_jax.parallel.mesh import put_shards, with_shardings
 from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
 
 
@@ -99,7 +99,7 @@ def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
 
     def create(given: Any = None) -> TrainState:
         planned = flatten_dict(abstract.params)
-        arrays = {path: put_shares(x, planned[path].sharding) for path, x in flatten_dict(given or {}).items()}
+        arrays = {path: put_shards(x, planned[path].sharding) for path, x in flatten_dict(given or {}).items()}
         return made_in_place(unflatten_dict(arrays))
 
     return StatePlan(optimizer, parameter_groups(config, shapes), abstract, create)

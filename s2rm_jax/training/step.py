@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import normalize, unpack_masks
+from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.parallel.mesh import (
     BATCH_AXES,
     DATA_AXIS,
@@ -174,7 +174,7 @@ def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> P
     def share_of_loss(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
         output: Any = network.apply(
             {"params": freeze(params, plan.groups)},
-            normalize(part.images),
+            part.images,
             part.tokens,
             part.token_mask,
             train=True,

@@ -15,9 +15,10 @@ from s2rm_jax.input.augment import (
     hide_patches,
     hide_words,
 )
-from s2rm_jax.input.encode import normalize, view_of
+from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.models.network import normalize
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "zeb", "##ra", "##s", "dog")
 MASK = WORDS.index("[MASK]")

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from s2rm_jax.input.encode import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     MEAN_COLOUR,
-    normalize,
     pack_mask,
     packed_shape,
     unpack_masks,
 )
+from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
 @pytest.mark.parametrize("compute", [normalize, jax.jit(normalize)])

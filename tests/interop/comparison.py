@@ -1,4 +1,4 @@
-"""The same forward and backward pass in PyTorch and in JAX, and how far they are apart."""
+"""Run the same forward and backward pass in PyTorch and in JAX and measure the difference."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     publish: Callable[[Tensors], Arrays]
 
     def as_ours(self, named: Tensors) -> Any:
-        """Makes our nested parameters (or gradients) of theirs."""
+        """Make our nested parameters (or gradients) from theirs."""
         return fill(self.layout, self.publish(named), self.shapes, "the reference").params
 
 
@@ -60,7 +60,7 @@ class _Pass(NamedTuple):
 
 
 def compare(pair: Pair, *inputs: np.ndarray) -> Errors:
-    """Runs both forward and backward."""
+    """Run both forward and backward."""
     theirs, ours = _their_pass(pair, inputs), _our_pass(pair, inputs)
     return Errors(
         [_relative(a, b) for a, b in zip(ours.outputs, theirs.outputs, strict=True)],
@@ -70,7 +70,7 @@ def compare(pair: Pair, *inputs: np.ndarray) -> Errors:
 
 
 def output_error(pair: Pair, *inputs: np.ndarray) -> float:
-    """Runs both forward alone, and returns the error of the worst output."""
+    """Run both forward and return the largest error of an output."""
     with torch.no_grad():
         theirs = pair.theirs(pair.module, *map(torch.from_numpy, inputs))
     ours = jax.jit(pair.ours)(pair.as_ours(pair.module.state_dict()), *inputs)
@@ -138,7 +138,7 @@ def _split_biases(named: Arrays) -> dict[str, np.ndarray]:
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray, scale_of: np.ndarray | None = None) -> float:
-    """Returns |ours - theirs| / |scale_of|, or over |theirs| without it."""
+    """Return |ours - theirs| / |scale_of|, or over |theirs| without it."""
     assert ours.shape == theirs.shape
     difference = np.subtract(ours, theirs, dtype=np.float64)
     return float(np.linalg.norm(difference) / np.linalg.norm(theirs if scale_of is None else scale_of))

@@ -1,4 +1,4 @@
-"""What parity tests assert and the page on which they write what they reach; and a trained network to be exported."""
+"""Fixtures of the parity tests and their report, and a trained network to export."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.fixture
 def hold(request: pytest.FixtureRequest) -> Callable[[Row], None]:
-    """Asserts that every error of a row is within its tolerance, and keeps the row for the page."""
+    """Assert that every error of a row is within its tolerance, and keep the row for the page."""
 
     def check(row: Row) -> None:
         named = {f"output {i}": error for i, error in enumerate(row.errors.outputs, 1)}
@@ -56,7 +56,7 @@ def hold(request: pytest.FixtureRequest) -> Callable[[Row], None]:
 
 @pytest.fixture
 def notice(request: pytest.FixtureRequest) -> Callable[[Mistake], None]:
-    """Asserts that a mistake is far beyond the tolerance, and keeps it for the page."""
+    """Assert that a mistake is far beyond the tolerance, and keep it for the page."""
 
     def check(mistake: Mistake) -> None:
         assert mistake.error > 10 * mistake.tolerance
@@ -73,5 +73,5 @@ def trained(tiny_workdir: Path) -> LoadedRun:
 
 @pytest.fixture(scope="session")
 def question(trained: LoadedRun) -> Question:
-    """Something to ask of `trained` once it is exported."""
+    """Inputs for `trained` once it is exported."""
     return make_question(trained)

@@ -1,4 +1,4 @@
-"""Asking an exported network in a process that knows nothing of this package."""
+"""Run an exported network in a process without this package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from s2rm_jax.training.workdir import LoadedRun
 
-# Of these the tiny network of the tests makes masks that are neither empty nor full, which those who ask them check.
+# The tiny network of the tests predicts masks for these that are neither empty nor full, which tests assert.
 EXPRESSIONS = ("the red circle", "the small star left of the blue square", "the rightmost square")
 
 FRESH = """
@@ -33,7 +33,7 @@ np.savez(f"{work}/answer.npz", masks=masks, **{f"output_{i}": output for i, outp
 
 
 class Answer(NamedTuple):
-    """What an exported network says of one image, and the raw outputs of a batch."""
+    """The masks of one image from an exported network, and the raw outputs of a batch."""
 
     masks: np.ndarray
     outputs: list[np.ndarray]
@@ -47,7 +47,7 @@ class Question(NamedTuple):
     batch: dict[str, np.ndarray]
 
     def ask(self, folder: Path, work: Path, *foreign: str) -> Answer:
-        """Asks the network in `folder`, in a fresh process that can import neither this package nor `foreign`."""
+        """Run the network in `folder` in a fresh process that can import neither this package nor `foreign`."""
         Image.fromarray(self.image).save(work / "image.png")
         np.savez(work / "batch.npz", **self.batch)
         ours = ("s2rm_jax", "flax", "einops", "grain", "jaxtyping", "ml_collections", "optax", "orbax", "transformers")
@@ -58,7 +58,7 @@ class Question(NamedTuple):
 
 
 def make_question(trained: LoadedRun) -> Question:
-    """Returns a question for a network that was trained on synthetic scenes."""
+    """Return inputs for a network that was trained on synthetic scenes."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 57, 3), dtype=np.uint8)
     images = rng.normal(size=(2, *trained.config.input.image_size, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Swin and BERT of the library transformers, drawn at random: what ours is compared with. Nothing is downloaded."""
+"""Randomly drawn Swin and BERT of the library transformers, the reference of ours. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from s2rm_jax.interop.parameter_names import HUGGING_FACE, published_swin_name
 
-# What residual branches are added to is drawn this small: its variance is then near enough to the epsilon of the norms
+# The inputs of residual branches are drawn this small: their variance is then near enough to the epsilon of the norms
 # for a wrong epsilon to show. Inside the branches everything is of order 1, attention logits and bias tables too.
 STREAM = 0.02
 # What GELU reads is drawn around this: the exact one is small there, and the usual approximation of it most wrong. What
@@ -21,7 +21,7 @@ BEFORE_GELU, BEHIND_GELU = -2.0, 6.0
 
 
 def draw_swin(size: Mapping[str, Any], window: int) -> SwinBackbone:
-    """Makes a Swin with a norm for the output of each stage."""
+    """Make a Swin with a norm for the output of each stage."""
     stages = [f"stage{n}" for n in range(1, len(size["depths"]) + 1)]
     config = SwinConfig(**size, window_size=window, out_features=stages, attn_implementation="eager")
     outputs = dict.fromkeys(("patch_embeddings", "embeddings.norm", "o_proj", "reduction"), STREAM)
@@ -29,7 +29,7 @@ def draw_swin(size: Mapping[str, Any], window: int) -> SwinBackbone:
 
 
 def draw_bert(**size: Any) -> BertModel:
-    """Makes a BERT without pooler. It has no padding token, for PyTorch would drop the gradient of its embedding.
+    """Make a BERT without pooler and padding token, because PyTorch would drop the gradient of its embedding.
 
     Branches are half as large as what they are added to. Were they as large, the states of all tokens would grow alike
     (cosine 0.36 behind the embeddings of Base, 0.9993 behind layer 12, instead of 0.95), the gradients of attention
@@ -48,7 +48,7 @@ def draw_bert(**size: Any) -> BertModel:
 
 
 def _drawn(model: Any, outputs: Mapping[str, float], inputs: Mapping[str, float]) -> Any:
-    """Draws every parameter, those of the norms too, and returns the model in evaluation mode.
+    """Draw every parameter, also those of the norms, and return the model in evaluation mode.
 
     Args:
         model: a model.
@@ -74,7 +74,7 @@ def _drawn(model: Any, outputs: Mapping[str, float], inputs: Mapping[str, float]
 
 
 def swin_outputs(backbone: SwinBackbone, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Returns the map of each stage, [b, h, w, c], of images [b, h, w, 3].
+    """Return the map of each stage, [b, h, w, c], of images [b, h, w, 3].
 
     SwinBackbone itself would shift even where a grid is a single window, which published networks do not; the SwinModel
     inside it is as they are.
@@ -87,11 +87,11 @@ def swin_outputs(backbone: SwinBackbone, images: torch.Tensor) -> tuple[torch.Te
 
 
 def swin_arrays(named: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Returns parameters (or their gradients) that are of use here, by their names in published files."""
+    """Return the parameters (or gradients) that our network has, by their names in published files."""
     renamed = {published_swin_name(name.removeprefix("swin."), HUGGING_FACE): t for name, t in named.items()}
     return arrays({name: t for name, t in renamed.items() if not any(re.search(p, name) for p in HUGGING_FACE.unused)})
 
 
 def arrays(named: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Returns tensors as NumPy arrays."""
+    """Return tensors as NumPy arrays."""
     return {name: tensor.detach().numpy() for name, tensor in named.items()}

@@ -1,4 +1,4 @@
-"""Our Swin and BERT, whole and in parts, beside those of the library transformers."""
+"""Pairs of our Swin and BERT, and of their parts, with those of the library transformers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def whole_bert(**size: Any) -> Pair:
 
 
 def bert_embeddings(bert: BertModel) -> Pair:
-    """Tokens [n, l] and their mask, which is of no use here, to normed embeddings."""
+    """Tokens [n, l] and their mask, which is not used, to normed embeddings."""
     config = bert.config
     ours = Bert(config.vocab_size, config.hidden_size, num_layers=0, max_positions=config.max_position_embeddings)
 
@@ -122,7 +122,7 @@ def _pair(module: Any, theirs: Any, ours: nn.Module, layout: Sequence[Entry], pu
 
 
 def _part(layout: Sequence[Entry], target: str, source: str) -> list[Entry]:
-    """The entries of one part of a network as if it stood alone: the reverse of `layout.prefixed`."""
+    """Return the entries of one part of a network without prefixes: the inverse of `layout.prefixed`."""
     return [
         Entry(e.target.removeprefix(target), tuple(name.removeprefix(source) for name in e.sources), e.form)
         for e in layout

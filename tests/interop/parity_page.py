@@ -1,4 +1,4 @@
-"""docs/results/parity.md, as the parity tests write it."""
+"""Write docs/results/parity.md from the results of the parity tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.interop.oracles import STREAM
 
 
 class Row(NamedTuple):
-    """The errors of one comparison: of what part, of which size, on what."""
+    """The errors of one comparison, with its part, size and inputs."""
 
     what: str
     size: str
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """The error of the outputs when something is done wrong on purpose."""
+    """The error of the outputs after a deliberate mistake."""
 
     where: str
     what: str
@@ -63,7 +63,7 @@ The error of the outputs when something is wrong on purpose, in small networks: 
 
 
 def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Sequence[str]) -> str:
-    """Returns the page in Markdown; `arguments` are those of pytest."""
+    """Return the page in Markdown; `arguments` are those of pytest."""
     head = ("part", "size", "on", "outputs", "inputs", "parameters", "", "tolerance")
     return PAGE.format(
         arguments=shlex.join(arguments),

@@ -1,4 +1,4 @@
-"""BERT under old and new names gives the same parameters, bit for bit."""
+"""BERT with old and new names gives the same parameters, bit for bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shapes():
 
 @pytest.fixture
 def load(tmp_path, shapes):
-    """Writes arrays to a file and loads it; returns {path: parameter}."""
+    """Write arrays to a file, load it, and return {path: parameter}."""
 
     def written_and_loaded(named):
         write_safetensors(named, tmp_path / "model.safetensors")
@@ -64,7 +64,7 @@ def load(tmp_path, shapes):
 
 
 def as_of_old(published):
-    """As files made from the first TensorFlow checkpoints, with pooler, table of positions and heads."""
+    """Rename as in files converted from the first TensorFlow checkpoints, with pooler, positions and heads."""
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     renamed = {
         "bert." + re.sub("|".join(old), lambda match: old[match[0]], name): array for name, array in published.items()
@@ -84,7 +84,7 @@ def test_old_names_give_the_same_bits(published, load):
     assert all(np.array_equal(params[path], expected[path]) for path in expected)
 
 
-def test_numbers_come_from_where_they_belong(published, shapes, load):
+def test_each_parameter_comes_from_the_right_array(published, shapes, load):
     params = load(published)
     assert {path: array.shape for path, array in params.items()} == {
         path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()
@@ -106,13 +106,13 @@ def test_files_of_transformers_are_read(bert, published, shapes, load, tmp_path)
     assert all(np.array_equal(saved[path], expected[path]) for path in expected)
 
 
-def test_what_is_not_known_is_not_dropped(published, load):
+def test_unknown_arrays_are_refused(published, load):
     with pytest.raises(WeightsMismatch) as caught:
         load(published | {"embeddings.language_embeddings.weight": np.zeros((4, 24), np.float32)})
-    assert caught.value.mistakes == {"arrays that nothing here wants": ("embeddings.language_embeddings.weight",)}
+    assert caught.value.mistakes == {"unused arrays": ("embeddings.language_embeddings.weight",)}
 
 
-def test_it_is_known_by_its_names(published):
+def test_bert_is_detected_by_its_names(published):
     assert find_bert(published) == [""]
     assert find_bert(as_of_old(published)) == ["bert."]
     assert find_bert({"patch_embed.proj.weight"}) == []

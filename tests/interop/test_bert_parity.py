@@ -1,4 +1,4 @@
-"""Our BERT computes what transformers' does, forward and backward: in parts, and whole."""
+"""Our BERT matches that of transformers, forward and backward, in parts and as a whole."""
 
 from __future__ import annotations
 

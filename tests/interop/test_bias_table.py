@@ -1,4 +1,4 @@
-"""Bias tables are resized as PyTorch's bicubic interpolation does it."""
+"""Bias tables are resized as by PyTorch's bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def table(window, heads=3):
 
 
 @pytest.mark.parametrize(("window", "new_window"), [(7, 12), (12, 7), (7, 8), (16, 12), (12, 24), (7, 2)])
-def test_it_equals_pytorch_up_and_down(window, new_window):
+def test_resizing_matches_pytorch(window, new_window):
     plane = torch.from_numpy(table(window)).double().T.reshape(1, 3, 2 * window - 1, 2 * window - 1)
     size = (2 * new_window - 1, 2 * new_window - 1)
     expected = torch.nn.functional.interpolate(plane, size=size, mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""Weights by path or by their name on the Hub; offline, the error says which files to put where."""
+"""Weights by path or by name on the Hub; the offline error names the files to download."""
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
@@ -18,14 +18,14 @@ def test_paths(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["nowhere/swin.pth", "swin_base.pth", "./weights", "/data/bert", "../bert", "~/bert"])
-def test_a_missing_path_is_not_looked_for_on_the_hub(path):
-    with pytest.raises(UserError, match=r"^config\.vision\.pretrained: there are no weights at .*; check the path$"):
+def test_a_missing_path_is_not_searched_on_the_hub(path):
+    with pytest.raises(UserError, match=r"^config\.vision\.pretrained: weights .* not found; check the path$"):
         locate(path, "vision.pretrained")
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub on which {file: content} may be put; None stands for no network."""
+    """A fake Hub with {file: content}; None means no network."""
     files = {}
 
     def download(name, file):
@@ -43,7 +43,7 @@ def hub(tmp_path, monkeypatch):
 
 
 class Response:
-    """What an error of the Hub is made of."""
+    """A response for errors of the Hub."""
 
     headers: dict = {}  # noqa: RUF012
     request = None
@@ -64,12 +64,12 @@ def test_names_of_the_hub(hub, tmp_path):
         ({}, "it has neither model.safetensors nor pytorch_model.bin"),
     ],
 )
-def test_offline_the_error_says_what_to_put_where(hub, files, reason):
+def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
     hub.update(files)
     with pytest.raises(UserError) as caught:
         locate("google-bert/bert-base-uncased", "text.pretrained")
     assert str(caught.value) == (
-        f"config.text.pretrained=google-bert/bert-base-uncased is no path here and was not fetched from the Hugging "
+        f"config.text.pretrained=google-bert/bert-base-uncased is not a path and cannot be downloaded from the Hugging "
         f"Face Hub ({reason}): put model.safetensors or pytorch_model.bin (and, for text, vocab.txt) from "
         "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
         "config.text.pretrained=FOLDER"

@@ -1,4 +1,4 @@
-"""Tables of names: everything that is wrong is said at once, and there and back no bit changes."""
+"""Layouts: all mistakes are reported at once, and a round trip changes no bit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def mistakes(arrays, layout=LAYOUT, wanted=None):
     return caught.value.mistakes
 
 
-def test_every_form_is_turned_the_right_way():
+def test_every_form_is_transposed_correctly():
     arrays = source()
     params = filled(arrays)
     np.testing.assert_array_equal(params["joined/kernel"], np.concatenate([arrays["q.weight"], arrays["k.weight"]]).T)
@@ -75,7 +75,7 @@ def test_every_form_is_turned_the_right_way():
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in params.values())
 
 
-def test_all_mistakes_are_said_at_once():
+def test_all_mistakes_are_reported_at_once():
     broken = source(
         q__weight=zeros(2, 7),  # 7 inputs instead of 3, and so not to be joined with the keys
         k__bias=None,
@@ -85,7 +85,7 @@ def test_all_mistakes_are_said_at_once():
     )
     layout = [*LAYOUT, Entry("table", ("head.weight", "norm.weight")), Entry("nowhere", ("head.weight",))]
     assert mistakes({**broken, "idle": zeros(1)}, layout, shapes(alone=jax.ShapeDtypeStruct((1,), np.float32))) == {
-        "arrays that nothing here wants": ("idle",),
+        "unused arrays": ("idle",),
         "parameters left unfilled": ("joined/bias (no k.bias)", "alone"),
         "parameters that do not exist": ("nowhere",),
         "matched twice": ("table", "head.weight", "norm.weight"),
@@ -122,21 +122,21 @@ def test_an_array_that_does_not_fit_is_named(name, array):
     assert len(found["wrong arrays"]) == 1 and name in found["wrong arrays"][0]
 
 
-def test_only_some_are_shown_but_all_are_kept():
+def test_the_message_is_short_and_the_error_has_all_mistakes():
     extra = {f"extra{i}": zeros(1) for i in range(12)}
-    with pytest.raises(WeightsMismatch, match=r"12 arrays that nothing here wants: extra0, .* and 7 more") as caught:
+    with pytest.raises(WeightsMismatch, match=r"12 unused arrays: extra0, .* and 7 more") as caught:
         fill(LAYOUT, source() | extra, shapes(), "FILE")
-    assert set(caught.value.mistakes["arrays that nothing here wants"]) == set(extra)
+    assert set(caught.value.mistakes["unused arrays"]) == set(extra)
 
 
-def test_what_is_optional_may_be_missing_and_is_told_of():
+def test_optional_parameters_may_be_missing_and_are_reported():
     result = fill(LAYOUT, source(norm__weight=None), shapes(), "FILE")
     assert result.left_out == ("norm/scale",)
     assert "norm" not in result.params
     assert fill(LAYOUT, source(), shapes(), "FILE").left_out == ()
 
 
-def test_a_table_of_another_window_is_resized_and_told_of():
+def test_a_table_of_another_window_is_resized_and_reported():
     table = np.random.default_rng(1).standard_normal((25, 2), np.float32)
     result = fill(LAYOUT, source(table=table), shapes(), "FILE")
     assert result.resized == ("table",)
@@ -154,14 +154,14 @@ def test_numbers_of_another_precision_become_float32():
     np.testing.assert_array_equal(filled(source(conv__weight=half))["conv/kernel"], half.transpose(2, 3, 1, 0))
 
 
-def test_there_and_back_no_bit_changes():
+def test_a_round_trip_changes_no_bit():
     arrays = source()
     there = export_arrays(LAYOUT, fill(LAYOUT, arrays, shapes(), "FILE").params)
     assert there.keys() == arrays.keys()
     assert all(there[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
 
-def test_a_layout_of_other_parameters_is_a_mistake_of_the_caller():
+def test_a_layout_of_other_parameters_is_refused():
     params = fill(LAYOUT, source(), shapes(), "FILE").params
     with pytest.raises(ValueError, match="not of these parameters"):
         export_arrays(LAYOUT[:-1], params)
@@ -169,7 +169,7 @@ def test_a_layout_of_other_parameters_is_a_mistake_of_the_caller():
         export_arrays([*LAYOUT, LAYOUT[0]], params)
 
 
-def test_prefixes_go_before_every_name():
+def test_prefixes_are_added_to_every_name():
     entry = prefixed([Entry("table", ("q", "k"), "bias_table", optional=True)], "vision/", "swin.")[0]
     assert entry == Entry("vision/table", ("swin.q", "swin.k"), "bias_table", optional=True)
 

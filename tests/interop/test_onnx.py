@@ -1,4 +1,4 @@
-"""A network exported as ONNX gives, with ONNX Runtime alone, the masks of Segmenter; one that does not is refused."""
+"""A network exported as ONNX gives the masks of Segmenter with ONNX Runtime alone; one that differs is refused."""
 
 import dataclasses
 import pickle
@@ -31,18 +31,18 @@ print(write_onnx(pickle.load(sys.stdin.buffer), Path(sys.argv[1])))
 
 @pytest.fixture(scope="module")
 def judging(trained):
-    """The trained network with a head that says "nothing here" of some of the expressions."""
+    """The trained network with a no-target head that is positive for some of the expressions."""
     config = ConfigDict(trained.config.to_dict())
     config.decoder.no_target_width = 8
     network = build_network(config)
     head = jax.jit(lambda key: initial_params(network, config, key))(jax.random.key(1))["no_target"]
-    head["nothing"]["bias"] -= 0.47  # untrained, it finds something above 0 for every expression
+    head["nothing"]["bias"] -= 0.47  # untrained, it is positive for every expression
     return LoadedRun(network, {**trained.params, "no_target": head}, trained.tokenizer, config)
 
 
 @pytest.fixture(scope="module")
 def exported(judging, tmp_path_factory):
-    """The folder, and what the export said, with warnings as errors."""
+    """The folder and the process of an export, with warnings as errors."""
     folder = tmp_path_factory.mktemp("onnx")
     command = [sys.executable, "-W", "error", "-c", EXPORT, folder]
     return folder, subprocess.run(command, input=pickle.dumps(judging), capture_output=True, check=True)
@@ -55,7 +55,7 @@ def folder(exported):
 
 @pytest.fixture
 def ready_graphs(folder, monkeypatch):
-    """Lets `write_onnx` find the graphs of `folder` instead of making them, which takes long."""
+    """Make `write_onnx` use the graphs of `folder`, because an export takes long."""
     import onnx_ir
     from torch.onnx import ONNXProgram
 
@@ -79,13 +79,13 @@ def test_a_fresh_process_gives_the_masks_of_segmenter(judging, folder, question,
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_the_export_says_nothing_but_how_near_it_came(exported):
+def test_the_export_prints_only_its_error(exported):
     _, done = exported
     assert done.stderr == b""
     assert 0 < float(done.stdout) <= 1e-5
 
 
-def test_the_graphs_name_what_goes_in_and_out(folder):
+def test_the_graphs_name_their_inputs_and_outputs(folder):
     import onnxruntime
 
     def sides(items):
@@ -103,14 +103,14 @@ def test_the_graphs_name_what_goes_in_and_out(folder):
     assert sides(ground.get_outputs()) == masks
 
 
-def test_another_network_is_told_apart(judging, folder):
+def test_another_network_exceeds_the_tolerance(judging, folder):
     other = dataclasses.replace(judging, params=jax.tree.map(lambda x: 1.001 * x, judging.params))
     assert relative_error(other, folder) > onnx.TOLERANCE
 
 
 @pytest.mark.parametrize("error", [1.1e-4, float("nan")])
 @pytest.mark.usefixtures("ready_graphs")
-def test_what_differs_is_not_put_in_place(judging, tmp_path, monkeypatch, error):
+def test_a_graph_that_differs_is_not_written(judging, tmp_path, monkeypatch, error):
     monkeypatch.setattr(onnx, "relative_error", lambda *_: error)
     with (
         pytest.raises(UserError, match=rf"differs from JAX by {error:.1e} of its norm, more than 1e-04"),

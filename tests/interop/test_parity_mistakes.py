@@ -1,4 +1,4 @@
-"""The parity tests would notice: usual mistakes put the outputs at least ten tolerances off."""
+"""Common mistakes put the outputs of the parity tests at least ten tolerances off."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ IN_NAMES = [  # where; two names that are exchanged
 @pytest.mark.parametrize(
     ("where", "what", "module", "name", "other"), IN_CODE, ids=[f"{where}-{what}" for where, what, *_ in IN_CODE]
 )
-def test_a_mistake_in_the_code_shows(where, what, module, name, other, monkeypatch, notice):
+def test_a_mistake_in_the_code_is_detected(where, what, module, name, other, monkeypatch, notice):
     make, inputs, tolerance = CASES[where]
     monkeypatch.setattr(module, name, other)
     notice(Mistake(where, what, output_error(make(), *inputs), tolerance))
 
 
 @pytest.mark.parametrize(("where", "one", "other"), IN_NAMES)
-def test_exchanged_names_show(where, one, other, notice):
+def test_exchanged_names_are_detected(where, one, other, notice):
     make, inputs, tolerance = CASES[where]
     pair = make()
     exchanged = [replace(e, sources=tuple(exchange(n, one, other) for n in e.sources)) for e in pair.layout]
@@ -99,7 +99,7 @@ def test_exchanged_names_show(where, one, other, notice):
 
 
 @pytest.mark.parametrize(("where", "kernel"), [("block", "attention/projection"), ("layer", "attention_output")])
-def test_a_kernel_that_is_not_transposed_shows(where, kernel, notice):
+def test_a_kernel_that_is_not_transposed_is_detected(where, kernel, notice):
     make, inputs, tolerance = CASES[where]
     pair = make()
     layout = [replace(e, form="same") if e.target == f"{kernel}/kernel" else e for e in pair.layout]

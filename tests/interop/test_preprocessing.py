@@ -1,4 +1,4 @@
-"""What is written beside an exported network says what Segmenter does, and segment.py does it without this package."""
+"""The files of an exported network describe what Segmenter does, and segment.py does it without this package."""
 
 import ast
 import json
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.interop import exported_segment as standalone
 from s2rm_jax.interop.torch_folder import write_preprocessing
+from s2rm_jax.models.network import normalize
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_script_imports_only_what_its_users_have(folder):
     assert names - sys.stdlib_module_names == allowed
 
 
-def test_the_script_says_in_a_line_what_is_not_installed(folder, tmp_path):
+def test_the_script_reports_missing_packages_in_one_line(folder, tmp_path):
     shutil.copy(folder / "segment.py", tmp_path)
     (tmp_path / "tokenizers.py").write_text("raise ModuleNotFoundError(\"No module named 'tokenizers'\")")
     command = [sys.executable, tmp_path / "segment.py", "image.png", "the red circle"]
@@ -74,7 +74,7 @@ def _names(node):
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    "expression",
     [
         "the red circle",
         "The RED Circle!",
@@ -93,8 +93,8 @@ def test_expressions_become_the_same_tokens(trained, tokenizer, expression):
     np.testing.assert_array_equal(token_mask, wanted_mask, strict=True)
 
 
-@pytest.mark.parametrize("sentence", ["", "  \n", "\u200b"])
-def test_a_expression_without_words(tokenizer, expression):
+@pytest.mark.parametrize("expression", ["", "  \n", "\u200b"])
+def test_an_expression_without_words(tokenizer, expression):
     with pytest.raises(ValueError, match="has no words"):
         standalone.prepare_expressions(["red", expression], tokenizer)
 
@@ -138,7 +138,7 @@ def test_floating_point_images_are_refused(tmp_path):
 
 @pytest.mark.parametrize("can_say_nothing", [False, True])
 def test_many_expressions_go_in_rounds(settings, tokenizer, can_say_nothing):
-    """The network of this test finds an expression everywhere if its length is even, and nothing of those of 4 tokens."""
+    """The fake network marks every pixel if the length is even, and no referent if an expression has 4 tokens."""
     rounds = []
 
     def ground(features, tokens, token_mask):

@@ -1,4 +1,4 @@
-"""Pretrained Swin and BERT: recognised by their keys, complete or refused, and in place when training begins."""
+"""Pretrained Swin and BERT: detected by names, loaded completely or refused."""
 
 import re
 
@@ -38,7 +38,7 @@ def shapes(config):
 
 @pytest.fixture(scope="module")
 def params(shapes):
-    """Random values for every parameter: what the checkpoints of these tests hold."""
+    """Random values for every parameter, for the checkpoints of these tests."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -48,7 +48,7 @@ def assert_equal(found, expected):
 
 
 def swin_arrays(params, names):
-    """A checkpoint of a backbone in the names of a library, with the buffers that its files hold."""
+    """Return a checkpoint of a backbone with the names of a library and the buffers of its files."""
     arrays = export_arrays(swin_layout(DEPTHS, names), params["vision"])
     for name in [name for name in arrays if name.endswith("bias_table")]:
         arrays[name.replace("bias_table", "index")] = np.zeros((16, 16), np.int64)
@@ -66,7 +66,7 @@ def test_a_swin_in_the_names_of_every_library(tmp_path, config, shapes, params, 
     assert f"a Swin, {names.library} names" in loaded.report
     tables = names.block.format(i="*", j="*") + names.bias_table.replace("bias_table", "index")
     listed = ", ".join([*besides, f"{tables} (5)"])
-    assert f"in the file but of no use here: {listed}" in loaded.report
+    assert f"in the file but not used: {listed}" in loaded.report
 
 
 @pytest.mark.parametrize("names", [HUGGING_FACE, MICROSOFT], ids=lambda names: names.library)
@@ -80,7 +80,7 @@ def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config
     arrays |= head if names is MICROSOFT else {"pooler.dense.weight": head["head.weight"]}
     save_file(arrays, tmp_path / "w")
     if names is HUGGING_FACE:  # the pooler of a Swin has no parameters; what looks like one is a mistake
-        with pytest.raises(WeightsMismatch, match=r"1 arrays that nothing here wants: pooler\.dense\.weight"):
+        with pytest.raises(WeightsMismatch, match=r"1 unused arrays: pooler\.dense\.weight"):
             load_swin(tmp_path / "w", config.vision, shapes["vision"])
         del arrays["pooler.dense.weight"]
         save_file(arrays, tmp_path / "w")
@@ -88,7 +88,7 @@ def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config
     expected = {name: tree for name, tree in params["vision"].items() if name not in ("stage1_norm", "stage2_norm")}
     assert_equal(loaded.params, expected)
     left_out = "stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias"
-    assert f"not in the file, and so as initialised: {left_out}" in loaded.report
+    assert f"not in the file, and so initialised: {left_out}" in loaded.report
     if names is MICROSOFT:
         assert "head.bias, head.weight" in loaded.report
 
@@ -130,7 +130,7 @@ def bert_file(tmp_path, params, change):
     return tmp_path / "bert"
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path, config, shapes, params):
+def test_all_that_is_wrong_is_reported_at_once(tmp_path, config, shapes, params):
     def spoil(arrays):
         del arrays["encoder.layer.1.output.dense.bias"]
         arrays["encoder.layer.0.adapter.weight"] = np.ones((2, 2), np.float32)
@@ -141,7 +141,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, config, shapes, params):
     with pytest.raises(WeightsMismatch) as caught:
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
     assert caught.value.mistakes == {
-        "arrays that nothing here wants": ("encoder.layer.0.adapter.weight",),
+        "unused arrays": ("encoder.layer.0.adapter.weight",),
         "parameters left unfilled": ("layer1/output/bias (no encoder.layer.1.output.dense.bias)",),
         "wrong arrays": (
             "embeddings.token_type_embeddings.weight (1, 16) cannot fill type_embeddings/embedding (2, 16)",
@@ -161,7 +161,7 @@ def test_two_spellings_of_one_name(tmp_path, config, shapes, params):
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
 
 
-def test_another_size_says_which_fields_to_set(tmp_path, config, shapes, params):
+def test_another_size_names_the_fields_to_set(tmp_path, config, shapes, params):
     save_file(swin_arrays(params, MICROSOFT), tmp_path / "w")
     other = default_config().vision
     flags = r"--config\.vision\.embed_dim=8 --config\.vision\.depths=\(1,2,2\) --config\.vision\.num_heads=\(1,2,4\)"
@@ -172,7 +172,7 @@ def test_another_size_says_which_fields_to_set(tmp_path, config, shapes, params)
         load_bert(file, default_config().text, shapes["text"])
 
 
-def test_another_number_of_heads_is_known_from_the_file_beside(tmp_path, config, shapes, params):
+def test_the_number_of_heads_comes_from_config_json(tmp_path, config, shapes, params):
     file = bert_file(tmp_path, params, lambda arrays: None)
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     with pytest.raises(UserError, match=r"\(num_heads=2\): give other weights, or set --config\.text\.num_heads=4"):
@@ -183,13 +183,13 @@ def test_another_number_of_heads_is_known_from_the_file_beside(tmp_path, config,
 
 def test_a_network_of_another_kind(tmp_path, config, shapes, params):
     bert = bert_file(tmp_path, params, lambda arrays: None)
-    with pytest.raises(UserError, match=r"holds no Swin but a BERT: it belongs to config\.text\.pretrained"):
+    with pytest.raises(UserError, match=r"contains no Swin but a BERT: set config\.text\.pretrained"):
         load_swin(bert, config.vision, shapes["vision"])
     save_file(swin_arrays(params, TIMM), tmp_path / "swin")
-    with pytest.raises(UserError, match=r"holds no BERT but a Swin: it belongs to config\.vision\.pretrained"):
+    with pytest.raises(UserError, match=r"contains no BERT but a Swin: set config\.vision\.pretrained"):
         load_bert(tmp_path / "swin", config.text, shapes["text"])
     save_file({"conv1.weight": np.ones(3, np.float32)}, tmp_path / "resnet")
-    with pytest.raises(UserError, match=r"holds no Swin but 1 arrays, such as conv1\.weight"):
+    with pytest.raises(UserError, match=r"contains no Swin but 1 arrays, such as conv1\.weight"):
         load_swin(tmp_path / "resnet", config.vision, shapes["vision"])
 
 
@@ -197,7 +197,7 @@ def test_two_networks_in_one_file(tmp_path, config, shapes, params):
     arrays = swin_arrays(params, MICROSOFT)
     both = {f"{owner}.{name}": array for owner in ("student", "teacher") for name, array in arrays.items()}
     save_file(both, tmp_path / "w")
-    with pytest.raises(UserError, match=r"holds 2 networks of the kind Swin, behind 'student\.', 'teacher\.'"):
+    with pytest.raises(UserError, match=r"contains 2 networks of the kind Swin at 'student\.', 'teacher\.'"):
         load_swin(tmp_path / "w", config.vision, shapes["vision"])
 
 
@@ -211,7 +211,7 @@ def test_only_what_the_configuration_names_is_loaded(tmp_path, config, shapes, p
     assert_equal(loaded["text"].params, params["text"])
 
 
-def test_files_as_transformers_writes_them(tmp_path, config, shapes):
+def test_files_written_by_transformers(tmp_path, config, shapes):
     torch = pytest.importorskip("torch")
     from transformers import BertConfig, BertModel, SwinConfig, SwinForImageClassification
 
@@ -225,7 +225,7 @@ def test_files_as_transformers_writes_them(tmp_path, config, shapes):
     np.testing.assert_array_equal(block[:, :32], query.T)
     assert "classifier.bias, classifier.weight" in loaded.report
 
-    # The same, but as somebody saves the parameters by hand, in the names of transformers 5.
+    # The same parameters saved by hand, with the names of transformers 5.
     torch.save(swin.state_dict(), tmp_path / "by_hand.pth")
     assert (
         not load_file(tmp_path / "swin" / "model.safetensors").keys() <= read_weights(tmp_path / "by_hand.pth").keys()

@@ -1,4 +1,4 @@
-"""A network exported as StableHLO gives, without this package, the very masks of Segmenter."""
+"""A network exported as StableHLO gives exactly the masks of Segmenter without this package."""
 
 import dataclasses
 import resource
@@ -53,14 +53,14 @@ def test_the_programs_are_for_every_platform_and_any_number(folder):
         assert not program.disabled_safety_checks
 
 
-def test_the_weights_lie_beside_the_programs(trained, folder):
+def test_the_weights_are_written_with_the_programs(trained, folder):
     weights, params = load_file(folder / "model.safetensors"), flatten_dict(trained.params, sep="/")
     assert weights.keys() == params.keys()
     for name, array in weights.items():
         np.testing.assert_array_equal(array, params[name])
 
 
-def test_a_network_that_can_say_nothing_here_returns_that_too(trained):
+def test_no_target_logits_are_exported(trained):
     config = ConfigDict(trained.config.to_dict())
     config.decoder.no_target_width = 8
     network = build_network(config)
@@ -71,7 +71,7 @@ def test_a_network_that_can_say_nothing_here_returns_that_too(trained):
 
 
 @pytest.mark.parametrize("arguments", [["nowhere.png", "red"], ["image.png", "red", "  "]])
-def test_the_script_says_what_is_wrong(folder, question, tmp_path, arguments):
+def test_the_script_reports_mistakes(folder, question, tmp_path, arguments):
     Image.fromarray(question.image).save(tmp_path / "image.png")
     done = subprocess.run(
         [sys.executable, folder / "segment.py", *arguments, "--out", "masks"],

@@ -1,4 +1,4 @@
-"""One Swin under every published spelling of its names gives the same parameters, bit for bit."""
+"""Swin with the names of every library gives the same parameters, bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def published(backbone):
-    """Its arrays as Hugging Face's files call them."""
+    """Its arrays by the names of Hugging Face."""
     return swin_arrays(backbone.state_dict())
 
 
@@ -44,7 +44,7 @@ def shapes():
 
 @pytest.fixture
 def load(tmp_path, shapes):
-    """Writes arrays to a file and loads it; returns {path: parameter} and the report."""
+    """Write arrays to a file, load it, and return {path: parameter} and the report."""
 
     def written_and_loaded(named):
         write_safetensors(named, tmp_path / "model.safetensors")
@@ -119,7 +119,7 @@ def test_every_spelling_gives_the_same_bits(spelling, published, load):
         np.testing.assert_array_equal(params[path], array, path)
 
 
-def test_numbers_come_from_where_they_belong(published, shapes, load):
+def test_each_parameter_comes_from_the_right_array(published, shapes, load):
     params, report = load(published)
     assert {path: array.shape for path, array in params.items()} == {
         path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()
@@ -130,7 +130,7 @@ def test_numbers_come_from_where_they_belong(published, shapes, load):
         np.testing.assert_array_equal(kernel[:, 24 * third : 24 * (third + 1)].T, published[f"{block}.{name}.weight"])
     patches = published["embeddings.patch_embeddings.projection.weight"]
     np.testing.assert_array_equal(params["patch_embed/kernel"][1, 2], patches[:, :, 1, 2].T)
-    assert "as initialised" not in report
+    assert "initialised" not in report
 
 
 def test_files_of_transformers_are_read(backbone, published, shapes, load, tmp_path):
@@ -152,7 +152,7 @@ def test_a_classifier_of_transformers_fills_the_last_norm_alone(kind, shapes, tm
 
 
 @pytest.mark.parametrize(("spell", "head"), [(as_microsoft, "head"), (as_timm, "head.fc")])
-def test_other_classifiers_do_so_too(spell, head, published, shapes, tmp_path):
+def test_other_classifiers_fill_the_last_norm_alone(spell, head, published, shapes, tmp_path):
     write_safetensors(as_classifier(spell(published), head), tmp_path / "model.safetensors")
     _check_classifier(
         load_swin(find_weights(tmp_path), VISION, shapes), published[f"hidden_states_norms.stage{STAGES}.weight"]
@@ -163,17 +163,17 @@ def _check_classifier(loaded, last_scale):
     norms = {name for name in loaded.params if re.fullmatch(r"stage\d_norm", name)}
     assert norms == {f"stage{STAGES}_norm"}
     np.testing.assert_array_equal(loaded.params[f"stage{STAGES}_norm"]["scale"], last_scale)
-    assert "as initialised: stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias" in loaded.report
+    assert "initialised: stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias" in loaded.report
 
 
 @pytest.mark.parametrize("extra", ["absolute_pos_embed", "layers.0.blocks.0.attn.tau", "layers.2.downsample.norm.bias"])
-def test_what_is_not_known_is_not_dropped(extra, published, load):
+def test_unknown_arrays_are_refused(extra, published, load):
     with pytest.raises(WeightsMismatch) as caught:
         load(as_microsoft(published) | {extra: np.zeros(3, np.float32)})
-    assert caught.value.mistakes == {"arrays that nothing here wants": (extra,)}
+    assert caught.value.mistakes == {"unused arrays": (extra,)}
 
 
-def test_the_library_is_known_by_the_names(backbone, published):
+def test_the_library_is_detected_by_the_names(backbone, published):
     assert find_swin(published) == [("", HUGGING_FACE)]
     assert find_swin(arrays(backbone.state_dict())) == [("swin.", HUGGING_FACE)]
     assert find_swin(as_microsoft(published)) == [("", MICROSOFT)]

@@ -1,4 +1,4 @@
-"""Our Swin computes what transformers' does, forward and backward: in parts, and whole in every published size."""
+"""Our Swin matches that of transformers, forward and backward, in parts and in every published size."""
 
 from __future__ import annotations
 

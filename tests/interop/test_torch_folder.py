@@ -1,4 +1,4 @@
-"""A trained network gives the same masks in PyTorch: the folder that `write_pytorch` makes is loaded and asked."""
+"""A trained network gives the same masks in PyTorch, loaded from the folder of `write_pytorch`."""
 
 import sys
 from dataclasses import replace
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import normalize
 from s2rm_jax.input.images import resize_image
 from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.interop import torch_folder
-from s2rm_jax.interop.torch_folder import write_pytorch, write_workdir
-from s2rm_jax.models.network import build_network
+from s2rm_jax.interop.torch_folder import write_pytorch
+from s2rm_jax.models.network import build_network, normalize
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.checkpoint import restore_params
 from s2rm_jax.training.run import load_config
+from s2rm_jax.training.workdir import load_run
 from tests.interop.fresh_process import EXPRESSIONS
 
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
     from s2rm_jax.interop.torch_model import S2RMModel
 
     (tmp_path / "torch").mkdir()
-    write_pytorch(tiny_workdir, "best", tmp_path / "torch")
+    write_pytorch(load_run(tiny_workdir, "best"), tiny_workdir / "config.json", tmp_path / "torch")
     model = S2RMModel.from_pretrained(tmp_path / "torch")
 
     config = load_config(tiny_workdir)
@@ -51,7 +51,7 @@ def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
 def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_workdir, tmp_path):
     folder = tmp_path / "torch"
     folder.mkdir()
-    write_pytorch(tiny_workdir, "latest", folder)
+    write_pytorch(trained, tiny_workdir / "config.json", folder)
     answer = question.ask(folder, tmp_path, "jax", "onnx", "onnxruntime")
     segmenter = Segmenter(trained.network, trained.params, trained.tokenizer, trained.config)
     masks = segmenter.segment(question.image, question.expressions).masks
@@ -66,19 +66,18 @@ def test_a_fresh_process_gives_the_masks_of_segmenter(trained, question, tiny_wo
 @pytest.mark.parametrize(
     ("section", "field", "value"), [("fusion", "mode", "attention"), ("decoder", "semantics", ["stages"])]
 )
-def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, monkeypatch, section, field, value):
+def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, section, field, value):
     config = ConfigDict(trained.config.to_dict())
     config[section][field] = tuple(value) if isinstance(value, list) else value
-    monkeypatch.setattr(torch_folder, "load_run", lambda *_: replace(trained, config=config))
-    with pytest.raises(UserError, match=rf"config.{section}.{field}=.*there is in JAX only"):
-        write_pytorch(tiny_workdir, "best", tmp_path)
+    with pytest.raises(UserError, match=rf"^config.{section}.{field}=.*that PyTorch does not have"):
+        write_pytorch(replace(trained, config=config), tiny_workdir / "config.json", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_neither_way_needs_torch(tiny_workdir, tmp_path, monkeypatch):
+def test_neither_direction_needs_torch(trained, tiny_workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # any import of it fails
     for name in ("torch", "back"):
         (tmp_path / name).mkdir()
-    write_pytorch(tiny_workdir, "latest", tmp_path / "torch")
+    write_pytorch(trained, tiny_workdir / "config.json", tmp_path / "torch")
     write_workdir(tmp_path / "torch", tmp_path / "back")
     jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / "back"), restore_params(tiny_workdir))

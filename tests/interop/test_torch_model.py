@@ -1,4 +1,4 @@
-"""The network in PyTorch computes what the JAX network computes, and so do its gradients."""
+"""Outputs and gradients of the PyTorch network match those of the JAX network."""
 
 import flax.linen as nn
 import jax
@@ -57,8 +57,8 @@ JAX = {
     "fusion": lambda network, params, x: vars(
         network.fusion.apply({"params": params["fusion"]}, x["maps"][-1], x["words"], x["mask"])
     ),
-    "decoder": lambda network, params, x: (
-        network.decoder.apply({"params": params["decoder"]}, x["fused"], x["maps"], x["sentence"]).logits
+    "decoder": lambda network, params, x: network.decoder.apply(
+        {"params": params["decoder"]}, x["fused"], x["maps"], x["sentence"]
     ),
     "no_target": lambda network, params, x: network.no_target.apply(
         {"params": params["no_target"]}, x["sentence"], x["fused"], x["coarsest"], x["finest"]
@@ -82,7 +82,7 @@ TORCH = {
 
 
 def inputs(part, config, network, params, size, k):
-    """What a part reads, by name: arrays with channels last, tokens and their mask."""
+    """Return the inputs of a part by name: arrays with channels last, tokens and their mask."""
     images, tokens, mask = small_inputs(2, k, *size)
     maps = jax.eval_shape(lambda p, x: network.apply({"params": p}, x, method="encode_image"), params, images)
     rng = np.random.default_rng(2)
@@ -153,7 +153,7 @@ def in_torch(part, model, x):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_jax(case):
+def test_outputs_and_gradients_match_jax(case):
     part, changes, size, k = CASES[case]
     config = small_config(**changes)
     network, params, model = twins.twins(config)
@@ -178,7 +178,7 @@ def test_outputs_and_gradients_are_those_of_jax(case):
     assert {name: error for name, error in errors.items() if not error <= tolerance} == {}
 
 
-def test_the_head_for_nothing_reads_what_it_reads_in_jax():
+def test_the_no_target_head_matches_jax():
     config = small_config(**TWO_STAGES, decoder__no_target_width=8)
     network, params, model = twins.twins(config)
     x = inputs("whole", config, network, params, (33, 47), 2)
@@ -189,7 +189,7 @@ def test_the_head_for_nothing_reads_what_it_reads_in_jax():
 
 
 def test_norms_have_the_epsilon_of_jax():
-    """Which the comparison would not notice everywhere: beside a variance of 1, these differ by rounding only."""
+    """The comparison would not detect this everywhere: at a variance of 1, outputs differ by rounding only."""
     epsilons = {"vision": swin.EPSILON, "text": bert.EPSILON, "fusion": nn.LayerNorm.epsilon}
     epsilons["decoder"] = epsilons["fusion"]
     norms = {name: m for name, m in twins.twins(small_config())[2].named_modules() if isinstance(m, torch.nn.LayerNorm)}
@@ -197,7 +197,7 @@ def test_norms_have_the_epsilon_of_jax():
 
 
 @torch.no_grad()
-def test_a_image_is_encoded_once_for_any_number_of_expressions():
+def test_an_image_is_encoded_once_for_any_number_of_expressions():
     _, _, model = twins.twins(small_config())
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
     images = images.permute(0, 3, 1, 2)
@@ -215,7 +215,7 @@ def test_too_many_tokens_are_refused():
 
 
 @torch.no_grad()
-def test_dropout_and_drop_path_only_while_training():
+def test_dropout_and_drop_path_in_training_only():
     config = small_config(vision__drop_path_rate=0.5, text__dropout_rate=0.5)
     _, _, model = twins.twins(config)
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs(1, 1))

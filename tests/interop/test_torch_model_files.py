@@ -1,4 +1,4 @@
-"""The PyTorch network's files: alone, read strictly, and with parts that transformers reads."""
+"""The files of the PyTorch network: self-contained, read strictly, with parts that transformers reads."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ from s2rm_jax.interop import torch_model  # noqa: E402  needs torch
 from tests.interop import twins  # noqa: E402
 
 
-def test_the_file_stands_alone():
+def test_the_file_imports_only_torch_and_safetensors():
     tree = ast.parse(Path(torch_model.__file__).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     named = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
@@ -49,7 +49,7 @@ def load(folder):
 
 
 @torch.no_grad()
-def test_a_folder_is_read_whole(small, folder):
+def test_a_folder_is_loaded_completely(small, folder):
     model = load(str(folder))
     assert not model.training
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
@@ -57,7 +57,7 @@ def test_a_folder_is_read_whole(small, folder):
     torch.testing.assert_close(model(images, tokens, mask), small[1](images, tokens, mask), atol=0, rtol=0)
 
 
-def test_a_folder_from_before_the_residual_means_what_it_meant(small, folder):
+def test_a_folder_without_the_residual_field_keeps_its_meaning(small, folder):
     path = folder / "config.json"
     content = json.loads(path.read_text())
     del content["fusion"]["residual"]
@@ -90,13 +90,13 @@ def test_truncated_weights_are_refused(folder, part):
     refused(folder, r"model\.safetensors cannot be read \(.*\); ")
 
 
-def test_all_that_is_wrong_with_the_weights_is_said_at_once(small, folder):
+def test_all_that_is_wrong_with_the_weights_is_reported_at_once(small, folder):
     weights = dict(small[2])
     del weights["text.embeddings.LayerNorm.bias"], weights["fusion.mix.weight"]
     weights["vision.layernorm.weight"] = np.zeros(32, np.float32)
     weights["decoder.stage1_mask.kernel.bias"] = np.zeros(3, np.float32)
     write_safetensors(weights, folder / "model.safetensors")
-    told = refused(folder, r"model\.safetensors does not fit the config\.json beside it: ")
+    told = refused(folder, r"model\.safetensors does not fit the config\.json next to it: ")
     for mistake in (
         "text.embeddings.LayerNorm.bias is missing",
         "fusion.mix.weight is missing",
@@ -121,7 +121,7 @@ CONFIG_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
-def test_a_configuration_of_no_network_is_refused(folder, mistake):
+def test_a_wrong_configuration_is_refused(folder, mistake):
     path = folder / "config.json"
     changed = CONFIG_MISTAKES[mistake](json.loads(path.read_text()))
     path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
@@ -129,13 +129,13 @@ def test_a_configuration_of_no_network_is_refused(folder, mistake):
 
 
 def part(weights, prefix):
-    """The part of a state dict behind a prefix, without the norms of outputs, which only backbones have."""
+    """Return the part of a state dict with a prefix, without the norms of outputs, which only backbones have."""
     names = [name for name in weights if name.startswith(prefix) and "hidden_states_norms" not in name]
     return {name.removeprefix(prefix): weights[name] for name in names}
 
 
 def from_folder(kind, config, weights, folder):
-    """Loads a model of transformers from a folder; returns it and the names that its class wanted in vain."""
+    """Load a model of transformers from a folder; return it and the names that its class did not find."""
     config.save_pretrained(folder)
     write_safetensors(weights, folder / "model.safetensors")
     model, told = kind.from_pretrained(folder, output_loading_info=True)
@@ -196,11 +196,11 @@ def test_the_text_part_is_a_bert_of_transformers(small, tmp_path):
     ("section", "field", "value"),
     [("fusion", "language", "sword"), ("decoder", "semantics", ["stages"]), ("decoder", "semantics", 3)],
 )
-def test_variants_that_are_not_here_are_named(folder, section, field, value):
+def test_variants_that_pytorch_lacks_are_named(folder, section, field, value):
     content = json.loads((folder / "config.json").read_text())
     content[section][field] = ["stages", "sentence"] if field == "semantics" else "words"
     (folder / "config.json").write_text(json.dumps(content))
     load(folder)
     content[section][field] = value
     (folder / "config.json").write_text(json.dumps(content))
-    assert "can be had in PyTorch" in refused(folder, rf"{section}\.{field} is ")
+    assert "PyTorch has" in refused(folder, rf"{section}\.{field} is ")

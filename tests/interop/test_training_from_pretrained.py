@@ -1,4 +1,4 @@
-"""A run begins from its pretrained parts, and never reads them again."""
+"""A run begins from its pretrained parts and reads them only once."""
 
 import jax
 import numpy as np
@@ -53,7 +53,7 @@ def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
     assert load_config(tmp_path / "run").text.pretrained == str(tmp_path / "bert")
 
 
-def test_the_vocabulary_beside_pretrained_text_is_taken_and_kept(pretrained, tmp_path):
+def test_the_vocabulary_of_pretrained_text_is_copied_to_the_workdir(pretrained, tmp_path):
     config, _ = pretrained
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "circle"]
     (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
@@ -67,7 +67,7 @@ def test_the_vocabulary_beside_pretrained_text_is_taken_and_kept(pretrained, tmp
     assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
 
 
-def test_what_lies_in_a_workdir_without_a_checkpoint_is_no_vocabulary_of_a_run(pretrained, tmp_path):
+def test_a_vocabulary_without_a_checkpoint_is_not_used(pretrained, tmp_path):
     config, _ = pretrained
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "circle"]
     (tmp_path / "run").mkdir()
@@ -77,15 +77,15 @@ def test_what_lies_in_a_workdir_without_a_checkpoint_is_no_vocabulary_of_a_run(p
     assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
 
 
-def test_weights_that_are_not_there(pretrained, tmp_path):
+def test_missing_weights(pretrained, tmp_path):
     config, _ = pretrained
     config.vision.pretrained = str(tmp_path / "gone.pth")
-    with pytest.raises(UserError, match=r"config\.vision\.pretrained: there are no weights at .*gone\.pth"):
+    with pytest.raises(UserError, match=r"config\.vision\.pretrained: weights .*gone\.pth not found"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_is_not_there_is_told_before_the_hub_is_asked(pretrained, tmp_path, monkeypatch):
+def test_missing_data_is_reported_before_the_hub_is_used(pretrained, tmp_path, monkeypatch):
     config, _ = pretrained
     monkeypatch.setattr(pretrained_weights, "_fetch", lambda name, field: pytest.fail("the Hub was asked"))
     config.text.pretrained = "google-bert/bert-base-uncased"
@@ -94,7 +94,7 @@ def test_data_that_is_not_there_is_told_before_the_hub_is_asked(pretrained, tmp_
         train_and_evaluate(config, tmp_path / "run")
 
 
-def test_a_folder_of_ones_own_is_no_workdir(pretrained, tmp_path):
+def test_a_folder_with_other_files_is_not_a_workdir(pretrained, tmp_path):
     config, _ = pretrained
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match="holds files that are not of a run, such as bert"):
@@ -107,6 +107,6 @@ def test_a_folder_of_ones_own_is_no_workdir(pretrained, tmp_path):
 def test_weights_that_do_not_fit_leave_no_workdir(pretrained, tmp_path):
     config, _ = pretrained
     config.vision.pretrained = config.text.pretrained
-    with pytest.raises(UserError, match=r"holds no Swin but a BERT"):
+    with pytest.raises(UserError, match=r"contains no Swin but a BERT"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

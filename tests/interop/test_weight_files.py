@@ -1,4 +1,4 @@
-"""Weights are read by what a file contains; what is damaged or would run code is refused in one line."""
+"""The format of weights is detected from their contents; damaged files and code are refused in one line."""
 
 import argparse
 import importlib
@@ -41,7 +41,7 @@ def legacy(content, path):
     ids=["safetensors", "zip", "legacy", "model", "state_dict", "ours"],
 )
 @pytest.mark.parametrize("name", ["weights.pth", "pytorch_model.bin", "x.safetensors", "noextension"])
-def test_every_kind_of_file_under_any_name(tmp_path, write, name):
+def test_the_format_does_not_depend_on_the_name(tmp_path, write, name):
     write(tmp_path / name)
     found = read_weights(tmp_path / name)
     assert found.keys() == ARRAYS.keys()
@@ -62,13 +62,13 @@ def test_other_floating_points_become_float32_and_integers_stay(tmp_path, save):
         assert found[name].tolist() == [1, 2.5]
 
 
-def test_others_may_read_what_is_written(tmp_path):
+def test_written_files_follow_the_umask(tmp_path):
     (tmp_path / "plain").touch()
     write_safetensors(ARRAYS, tmp_path / "w")
     assert (tmp_path / "w").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_folder_prefers_the_safe_form(tmp_path):
+def test_a_folder_prefers_safetensors(tmp_path):
     with pytest.raises(UserError, match=r"no weights in the folder .* model\.safetensors or pytorch_model\.bin"):
         find_weights(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
@@ -77,41 +77,43 @@ def test_a_folder_prefers_the_safe_form(tmp_path):
     assert find_weights(tmp_path).name == "model.safetensors"
 
 
-def test_weights_in_several_parts(tmp_path):
+def test_weights_in_several_files(tmp_path):
     save_file({"a.weight": ARRAYS["a.weight"]}, tmp_path / "model-1-of-2.safetensors")
     save_file({"a.bias": ARRAYS["a.bias"]}, tmp_path / "model-2-of-2.safetensors")
     parts = {"a.weight": "model-1-of-2.safetensors", "a.bias": "model-2-of-2.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     assert read_weights(find_weights(tmp_path)).keys() == ARRAYS.keys()
     (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(UserError, match="is no index of weights"):
+    with pytest.raises(UserError, match="is not an index of weights"):
         read_weights(find_weights(tmp_path))
 
 
 @pytest.mark.parametrize("write", [lambda p: save_file(ARRAYS, p), lambda p: torch.save(TENSORS, p)])
 @pytest.mark.parametrize("kept", [0.2, 0.9, 0.99])
-def test_a_file_that_was_cut_off(tmp_path, write, kept):
+def test_a_truncated_file(tmp_path, write, kept):
     path = tmp_path / "weights"
     write(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(UserError, match=r"weights is damaged or cut off \(.*get it again"):
+    with pytest.raises(UserError, match=r"weights is damaged or truncated \(.*download it again"):
         read_weights(path)
 
 
 @pytest.mark.parametrize("write", [torch.save, legacy, lambda c, p: p.write_bytes(pickle.dumps(c, 4))])
 @pytest.mark.parametrize("content", [{"model": TENSORS, "x": RunsCode()}, RunsCode()], ids=["inside", "alone"])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch, write, content):
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch, write, content):
     monkeypatch.chdir(tmp_path)
     write(content, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth holds more than arrays.*refused"):
+    with pytest.raises(UserError, match=r"evil\.pth contains more than arrays.*is not loaded"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "pwned").exists()
 
 
-def test_settings_beside_the_arrays_are_refused_by_their_name(tmp_path):
+def test_settings_in_a_pickle_are_refused_and_named(tmp_path):
     torch.save({"model": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"holds more than arrays \(argparse\.Namespace\).*save their state_dict alone"):
+    with pytest.raises(
+        UserError, match=r"contains more than arrays \(argparse\.Namespace\).*save their state_dict alone"
+    ):
         read_weights(tmp_path / "w.pth")
 
 
@@ -120,7 +122,7 @@ def test_settings_beside_the_arrays_are_refused_by_their_name(tmp_path):
     [
         (b"", "is empty"),
         (b"<html>Not found</html>" * 9, "is neither a safetensors nor a PyTorch file"),
-        (None, "cannot read the weights"),
+        (None, "cannot be read: "),
     ],
 )
 def test_a_file_of_another_kind(tmp_path, content, message):
@@ -132,11 +134,11 @@ def test_a_file_of_another_kind(tmp_path, content, message):
 
 def test_a_file_without_names(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"holds no parameters by name \(it holds list\)"):
+    with pytest.raises(UserError, match=r"has no parameters by name \(it contains list\)"):
         read_weights(tmp_path / "w.pth")
 
 
-def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_without_torch_the_error_names_the_package(tmp_path, monkeypatch):
     torch.save(TENSORS, tmp_path / "w.pth")
     save_file(ARRAYS, tmp_path / "w.safetensors")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)

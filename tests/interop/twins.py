@@ -1,4 +1,4 @@
-"""The small network of the tests twice, in JAX and in PyTorch, with the same parameters."""
+"""The small network of the tests in JAX and in PyTorch, with the same parameters."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def named(params):
 
 
 def twins(config):
-    """Returns the JAX network, parameters for it that are far from symmetric, and the same network in PyTorch."""
+    """Return the JAX network, parameters for it that are far from symmetric, and the same network in PyTorch."""
     network = build_network(config)
     rng = np.random.default_rng(1)
 

@@ -1,4 +1,4 @@
-"""A network small enough for tests, with every part in it, and inputs for it."""
+"""A small network with every part in it, and inputs for it."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ TINY = Bert(vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, intermedia
 APPLY = jax.jit(TINY.apply)
 
 
-def test_padding_changes_nothing_in_the_sentence():
+def test_padding_does_not_change_the_words():
     tokens = jnp.array([[2, 9, 11, 3, 0, 0]])
     mask = tokens > 0
     variables = jax.jit(TINY.init)(jax.random.key(0), tokens, mask)
@@ -34,7 +34,7 @@ def test_base_has_the_published_number_of_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 109_482_240 - pooler
 
 
-def test_dropout_only_while_training():
+def test_dropout_in_training_only():
     bert = TINY.clone(dropout_rate=0.3)
     tokens = jnp.array([[2, 9, 11, 3]])
     mask = jnp.ones_like(tokens, bool)

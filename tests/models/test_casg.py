@@ -1,4 +1,4 @@
-"""CASG: what is fused at a place comes out at that place, and the guidance is what it says."""
+"""CASG keeps positions, and its guidance matches its formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ def inputs(k=2, grids=GRIDS):
     return fused, vision, jnp.asarray(rng.normal(size=(1, k, 5)), jnp.float32)
 
 
-def test_stages_have_the_grids_of_the_vision_maps():
+def test_logits_have_the_grids_of_the_vision_maps():
     decoder = CASG(widths=(4, 6, 8))
-    logits = jax.jit(lambda *x: decoder.init_with_output(jax.random.key(0), *x)[0].logits)(*inputs())
+    logits = jax.jit(lambda *x: decoder.init_with_output(jax.random.key(0), *x)[0])(*inputs())
     assert [x.shape for x in logits] == [(1, 2, *grid) for grid in reversed(GRIDS)]
 
 
-def test_what_is_fused_at_a_place_comes_out_around_that_place():
+def test_logits_change_around_the_changed_position():
     decoder = CASG(widths=(4, 6, 8), guidance="none")
     fused, vision, sentence = jax.tree.map(jnp.zeros_like, inputs(1, grids=((25, 34), (13, 17), (7, 9))))
     params = jax.jit(decoder.init)(jax.random.key(0), fused, vision, sentence)["params"]
@@ -31,7 +31,7 @@ def test_what_is_fused_at_a_place_comes_out_around_that_place():
         if name.endswith("block"):  # symmetric kernels, so that only a misaligned grid can move the centre
             kernel = params[name]["conv"]["kernel"]
             params[name]["conv"]["kernel"] = jnp.broadcast_to(kernel.mean((0, 1), keepdims=True), kernel.shape)
-    finest = jax.jit(lambda x: decoder.apply({"params": params}, x, vision, sentence).logits[-1][0, 0])
+    finest = jax.jit(lambda x: decoder.apply({"params": params}, x, vision, sentence)[-1][0, 0])
     for row, column in [(3, 3), (3, 5)]:
         changed = np.abs(finest(fused.at[0, 0, row, column].add(3.0)) - finest(fused))
         place = [np.average(axis, weights=changed) for axis in np.indices(changed.shape)]
@@ -48,14 +48,14 @@ def test_upsampling_doubles_bilinearly_and_crops():
     np.testing.assert_allclose(up, expected, atol=1e-6)
 
 
-def test_foreground_mean_averages_where_the_mask_believes():
+def test_foreground_mean_is_weighted_by_probability():
     x = jnp.asarray([[1.0, 2.0], [3.0, 40.0]]).reshape(1, 1, 2, 2, 1)
     certain = jnp.asarray([[50.0, 50.0], [-50.0, -50.0]]).reshape(1, 1, 2, 2)
     np.testing.assert_allclose(foreground_mean(x, certain), [[[1.5]]], atol=1e-5)
     np.testing.assert_allclose(foreground_mean(x, jnp.zeros((1, 1, 2, 2))), [[[11.5]]], atol=1e-4)
 
 
-def test_guide_equals_its_formula():
+def test_guide_matches_its_formula():
     rng = np.random.default_rng(0)
     pure, abstract, coarse = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((1, 3, 4, 6), (1, 2, 5), (1, 2, 3, 4))

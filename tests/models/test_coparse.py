@@ -1,4 +1,4 @@
-"""What must hold of the recurrent coparsing: causality, rotation, and equality with a plain loop."""
+"""The recurrent coparsing: causality, rotation, and equality with a plain loop."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def initialised(pairs, recurrence="gated", rotations=ROTATIONS):
 
 
 def slice_axis_index(rotation, size):
-    """Axis of the unrotated map [h, w] along which slices lie, and their order."""
+    """Return the axis of the unrotated map [h, w] along which the slices are ordered, and their order."""
     return {0: (0, range(size)), 90: (1, range(size - 1, -1, -1)), 180: (0, range(size - 1, -1, -1))}.get(
         rotation, (1, range(size))
     )
@@ -52,7 +52,7 @@ def plain_loop(params, pair, generator, parsed, rotation_index, rotation):
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (4, 4), (5, 2)])
-def test_batched_scan_equals_a_plain_loop(grid):
+def test_batched_scan_matches_a_plain_loop(grid):
     language, vision = inputs(2, 3, *grid)
     vision = vision[:, :1]  # an image is seen by its three expressions
     pairs = {"to_vision": (language, vision), "to_language": (vision, language)}
@@ -69,7 +69,7 @@ def test_batched_scan_equals_a_plain_loop(grid):
                     np.testing.assert_allclose(maps[pair][r, b, k], expected, atol=1e-5)
 
 
-def test_a_linear_recurrence_keeps_what_its_gates_say():
+def test_a_linear_recurrence_matches_its_formula():
     generator, parsed = inputs()
     coparse, params = initialised({"pair": (generator, parsed)}, "linear", (0,))
     kernel, bias = (np.asarray(params[f"pair_gates_{name}"], np.float64)[0] for name in ("kernel", "bias"))
@@ -90,7 +90,7 @@ def test_a_linear_recurrence_keeps_what_its_gates_say():
 
 @pytest.mark.parametrize("grid", [(3, 4), (4, 3)])
 @pytest.mark.parametrize("recurrence", ["gated", "linear", "none"])
-def test_a_slice_hears_earlier_slices_and_no_later_one(grid, recurrence):
+def test_a_slice_depends_on_earlier_slices_only(grid, recurrence):
     generator, parsed = inputs(1, 1, *grid)
     coparse, params = initialised({"pair": (generator, parsed)}, recurrence)
 
@@ -126,7 +126,7 @@ def test_rotating_the_inputs_rotates_the_output():
 
 @pytest.mark.parametrize("rotations", [(0,), (90,), (0, 180), (90, 270), ROTATIONS])
 @pytest.mark.parametrize("grid", [(2, 5), (3, 3)])
-def test_slices_undo_themselves(rotations, grid):
+def test_from_slices_inverts_to_slices(rotations, grid):
     x = jax.random.normal(jax.random.key(0), (len(rotations), 2, 1, *grid, 3))
     sliced = to_slices(x, rotations)
     np.testing.assert_array_equal(from_slices(sliced, rotations, *grid), x)
@@ -140,7 +140,7 @@ def test_all_pairs_and_directions_share_one_scan():
     assert str(jaxpr).count("scan[") == 1
 
 
-def test_unknown_recurrence_is_refused():
+def test_an_unknown_recurrence_is_refused():
     generator, parsed = inputs()
     with pytest.raises(ValueError, match="recurrence must be one of"):
         Coparse(WIDTH, recurrence="lstm").init(jax.random.key(0), {"pair": (generator, parsed)})

@@ -1,4 +1,4 @@
-"""What may stand in the place of coparsing: each joins both sides, and the strongest is as large as coparsing."""
+"""Baselines of the fusion: each joins both maps, and self-attention is as large as coparsing."""
 
 import re
 
@@ -20,7 +20,7 @@ SEEN, LAID_OUT = normal(1, 1, 3, 4, 8), normal(1, 2, 3, 4, 8, seed=1)
 
 @pytest.fixture(scope="module")
 def joined():
-    """The output of each mode as a function of both sides."""
+    """Return the output of each mode as a function of both maps."""
 
     def initialised(mode):
         module = SimplerFusion(mode, num_heads=2, inner=16)
@@ -30,13 +30,13 @@ def joined():
     return {mode: initialised(mode) for mode in MODES}
 
 
-def test_sum_and_product_are_what_they_are_called(joined):
+def test_sum_and_product_match_their_formulas(joined):
     np.testing.assert_array_equal(joined["sum"](SEEN, LAID_OUT), LAID_OUT)
     np.testing.assert_array_equal(joined["product"](SEEN, LAID_OUT), SEEN * LAID_OUT)
 
 
 @pytest.mark.parametrize(("mode", "reach"), [("product", 1), ("concat", 6), ("attention", 12)])
-def test_a_place_is_heard_as_far_as_the_mode_reaches(joined, mode, reach):
+def test_receptive_field_of_each_mode(joined, mode, reach):
     before = joined[mode](SEEN, LAID_OUT)
     assert before.shape == (1, 2, 3, 4, 16 if mode == "attention" else 8)
     for sides in ((SEEN.at[0, 0, 0, 1, 0].add(1.0), LAID_OUT), (SEEN, LAID_OUT.at[0, 1, 0, 1, 0].add(1.0))):
@@ -52,14 +52,14 @@ def test_softmax_of_self_attention_is_in_float32():
     assert exponentials == ["f32", "f32"]  # one a block
 
 
-def test_self_attention_knows_places():
+def test_self_attention_depends_on_positions():
     everywhere_alike = places(3, 4)
     assert everywhere_alike.shape == (3, 4, 16)
     assert len(np.unique(everywhere_alike.reshape(12, -1).round(6), axis=0)) == 12
 
 
 @pytest.mark.parametrize(("width", "recurrent", "rotations"), [(128, 64, 4), (64, 48, 4), (64, 32, 2)])
-def test_self_attention_is_as_large_as_coparsing(width, recurrent, rotations):
+def test_self_attention_has_as_many_parameters_as_coparsing(width, recurrent, rotations):
     inputs = (normal(1, 3, 3, 16), normal(1, 1, 4, 8), jnp.ones((1, 1, 4), bool))
 
     def size(mode):

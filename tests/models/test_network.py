@@ -1,11 +1,11 @@
-"""What must hold of the whole network: padding, batching, gradients, ablations, cost."""
+"""The whole network: padding, batching, gradients, ablations."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.network import build_network
+from s2rm_jax.models.network import build_network, normalize
 from tests.models.small import small_config, small_inputs, small_network
 
 
@@ -54,7 +54,7 @@ def test_a_batch_equals_its_items(small):
         np.testing.assert_allclose(together[b : b + 1], alone, atol=1e-5)
 
 
-def test_pad_tokens_change_nothing(small):
+def test_padding_tokens_change_nothing(small):
     _, params, apply = small
     images, tokens, mask = small_inputs()
     output = apply(params, images, tokens, mask)
@@ -70,6 +70,19 @@ def test_a_padded_expression_changes_nothing_and_stays_finite(small):
     padded = apply(params, images, tokens.at[:, 2].set(0), mask.at[:, 2].set(False))
     np.testing.assert_allclose(padded.logits[:, :2], output.logits[:, :2], atol=1e-6)
     assert np.isfinite(padded.logits).all()
+
+
+def test_uint8_images_are_normalized_once_and_float_images_not_at_all(small):
+    network, params, _ = small
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
+
+    def encode(images):
+        return network.apply({"params": params}, images, method="encode_image")
+
+    of_bytes, of_floats = jax.jit(encode)(pixels), jax.jit(lambda images: encode(normalize(images)))(pixels)
+    jax.tree.map(np.testing.assert_array_equal, of_bytes, of_floats)
+    other = jax.jit(encode)(pixels.astype(np.float32))
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(of_bytes, other, strict=True))
 
 
 def test_an_image_is_encoded_once_for_any_number_of_expressions(small):

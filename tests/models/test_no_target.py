@@ -1,4 +1,4 @@
-"""The head that says "nothing here": its gradients, its independence of the other expressions, and its absence."""
+"""The no-target head: gradients, independence of other expressions, and its absence."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_expressions_together_equal_one_by_one(small):
         np.testing.assert_allclose(together[:, k : k + 1], alone, atol=1e-5)
 
 
-def test_every_gradient_of_the_head_and_of_what_it_judges_from_is_there(small):
+def test_gradients_reach_the_head_and_all_of_its_inputs(small):
     network, params, _ = small
     inputs = small_inputs()
     valid = jnp.array([[True, True, False], [True, False, True]])
@@ -47,7 +47,7 @@ def test_every_gradient_of_the_head_and_of_what_it_judges_from_is_there(small):
         assert all(np.isfinite(leaf).all() for leaf in leaves) and any(leaf.any() for leaf in leaves), part
 
 
-def test_the_head_changes_no_mask_and_without_it_nothing_is_there(small):
+def test_the_head_changes_no_mask_and_is_optional(small):
     _, params, apply = small
     inputs = small_inputs()
     plain = build_network(small_config())
@@ -59,7 +59,7 @@ def test_the_head_changes_no_mask_and_without_it_nothing_is_there(small):
     np.testing.assert_allclose(output.logits, apply(params, *inputs).logits, atol=1e-6)
 
 
-def test_its_cost_is_counted_where_it_is():
+def test_the_cost_of_the_head_is_counted():
     assert "no_target" not in network_cost(small_config())
     cost = network_cost(small_config(decoder__no_target_width=12))["no_target"]
     assert cost.parameters == 50 * 12 + 12 + 12 + 1

@@ -1,4 +1,4 @@
-"""S2RM around the coparsing: distribution is words only, balance sums to one."""
+"""S2RM around the coparsing: distribution contains words only, balance weights sum to one."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def test_distribution_equals_its_formula():
+def test_distribution_matches_its_formula():
     vision, words = normal(1, 1, 2, 3, 8), normal(1, 2, 4, 5, seed=1)
     mask = jnp.asarray([[[True, True, True, False], [True, True, False, False]]])
     distribute = Distribute(width=8, num_heads=2)

@@ -47,7 +47,7 @@ def norm(x):
 
 @pytest.mark.parametrize("grid", [(8, 8), (5, 7), (9, 6), (4, 11)])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_block_attends_within_windows_to_real_pixels_only(grid, shifted):
+def test_a_block_attends_within_windows_and_not_to_padding(grid, shifted):
     window, heads = 4, 2
     block = SwinBlock(num_heads=heads, window_size=window, shifted=shifted)
     x = jax.random.normal(jax.random.key(0), (2, *grid, 8))
@@ -71,7 +71,7 @@ def test_without_masking_padding_takes_part():
     assert not np.allclose(jax.jit(block.apply)(variables, x), unmasked, atol=1e-4)
 
 
-def test_merging_joins_neighbours_rows_first_and_pads_odd_sides():
+def test_merging_concatenates_neighbours_rows_first_and_pads_odd_sides():
     x = jax.random.normal(jax.random.key(0), (1, 3, 5, 2))
     merging = PatchMerging()
     params = jax.jit(merging.init)(jax.random.key(1), x)["params"]
@@ -95,7 +95,7 @@ def test_parameter_counts_are_the_published_ones(size):
 
 
 @pytest.mark.parametrize(("size", "window"), [(size, window) for size in SWIN_SIZES for window in (7, 12)])
-def test_every_size_takes_any_image(size, window):
+def test_every_size_accepts_any_image(size, window):
     swin = Swin(**SWIN_SIZES[size], window_size=window)
     image = jax.ShapeDtypeStruct((2, 97, 130, 3), jnp.float32)
     outputs = jax.eval_shape(lambda x: swin.init_with_output(jax.random.key(0), x)[0], image)
@@ -132,7 +132,7 @@ def test_survival_drops_branches_of_whole_images_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize(("depth", "dtype", "tolerance"), [(5, jnp.float32, 1e-5), (4, jnp.bfloat16, 5e-2)])
-def test_blocks_in_a_loop_compute_what_they_do_one_after_another(depth, dtype, tolerance):
+def test_looped_blocks_match_sequential_blocks(depth, dtype, tolerance):
     swin = Swin(embed_dim=8, depths=(1, depth), num_heads=(1, 2), window_size=4, dtype=dtype)
     x = jax.random.normal(jax.random.key(0), (2, 40, 56, 3))
     params = jax.jit(swin.init)(jax.random.key(1), x)["params"]

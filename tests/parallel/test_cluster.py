@@ -1,4 +1,4 @@
-"""Who is found to train together, and what is said where flags and environment tell half of it."""
+"""Clusters found from flags and environment, and errors for incomplete descriptions."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def without(environment, *names):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Says which packages are found to be installed."""
+    """Set which packages are found to be installed."""
 
     def install(*names):
         monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name in names or None)
@@ -41,12 +41,12 @@ def installed(monkeypatch):
 
 
 @pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, {"SLURM_JOB_ID": "1"}])
-def test_alone(environment, tmp_path):
+def test_a_single_process(environment, tmp_path):
     assert find_cluster(environment, device_files=tmp_path) is None
     assert find_cluster(environment, "localhost:1", 1, 0, tmp_path) is None
 
 
-def test_flags_go_before_the_environment():
+def test_flags_take_precedence_over_the_environment():
     environment = {
         "S2RM_COORDINATOR_ADDRESS": "a:1",
         "S2RM_NUM_PROCESSES": "2",
@@ -92,7 +92,7 @@ def test_open_mpi(tmp_path):
     assert found is not None and found.coordinator is not None and found.coordinator.startswith("127.0.0.1:")
 
 
-def test_what_jax_finds_out_itself(tmp_path, installed):
+def test_clusters_that_jax_detects_itself(tmp_path, installed):
     installed("kubernetes")
     assert find_cluster(POD, device_files=tmp_path) == Cluster("Kubernetes")
     (tmp_path / "accel0").touch()
@@ -107,7 +107,7 @@ def test_what_jax_finds_out_itself(tmp_path, installed):
         ({}, ("a:1", 2, None), "--process_id missing: .* needs all of"),
         ({}, (None, 2, None), "--coordinator_address and --process_id missing"),
         ({"S2RM_NUM_PROCESSES": "2"}, ("a:1", None, None), "--process_id missing"),
-        ({}, ("a:1", None, None), "not who meets there"),
+        ({}, ("a:1", None, None), "given without the processes"),
         ({}, ("a:1", 2, 2), "--process_id=2 with --num_processes=2: processes are numbered from 0 to N - 1"),
         ({}, ("a:1", 2, -1), "--process_id=-1"),
         ({}, ("a", 2, 1), "--coordinator_address=a: it must be HOST:PORT"),
@@ -116,11 +116,11 @@ def test_what_jax_finds_out_itself(tmp_path, installed):
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, (), "this step has another number of tasks: start it by srun"),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, (), "2 processes on this host cannot share 3 accelerators"),
         (without(MPI, "OMPI_COMM_WORLD_RANK"), (), "OMPI_COMM_WORLD_RANK is not set: start by mpirun"),
-        (without(MPI, "OMPI_MCA_orte_hnp_uri"), (), "Open MPI does not say on which host"),
+        (without(MPI, "OMPI_MCA_orte_hnp_uri"), (), "Open MPI does not give the host"),
         (POD, (), "package kubernetes, which is not installed"),
     ],
 )
-def test_half_a_description_is_refused(environment, arguments, message, tmp_path, installed):
+def test_an_incomplete_description_is_refused(environment, arguments, message, tmp_path, installed):
     installed()
     with pytest.raises(UserError, match=message) as caught:
         find_cluster(environment, *arguments, device_files=tmp_path)

@@ -1,4 +1,4 @@
-"""The command line for taking a network to PyTorch's form and back, with a really trained tiny run."""
+"""The command convert, with a trained tiny run."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.torch_folder import write_workdir
 from s2rm_jax.io import atomic_folder
 from s2rm_jax.training.checkpoint import restore_params
 
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit(exported, tmp_path):
     done = convert("from-pytorch", "--weights", folder, "--workdir", tmp_path / "back")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     for part in (
-        "1 arrays that nothing here wants: adapter.weight",
+        "1 unused arrays: adapter.weight",
         "vision/patch_norm/bias (no vision.embeddings.norm.bias)",
         "fusion.vision_norm.weight (5,) cannot fill fusion/vision_norm/scale (16,)",
         "fusion.vision_norm.bias holds int32, not floating-point numbers",
@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit(exported, tmp_path):
         (("to-pytorch", "--workdir", "nowhere", "--out", "x"), "nowhere is not the workdir of a training run"),
         (
             ("from-pytorch", "--weights", "nowhere", "--workdir", "x"),
-            "nowhere/config.json not found; --weights must be a folder that to-pytorch made",
+            "nowhere/config.json not found; --weights must be a folder that to-pytorch wrote",
         ),
     ],
 )

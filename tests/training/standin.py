@@ -18,6 +18,7 @@ import numpy as np
 from s2rm_jax.config import default_config
 from s2rm_jax.input.encode import pack_mask
 from s2rm_jax.input.example import Batch
+from s2rm_jax.models.network import normalize
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.loop import Parts, run
 
@@ -42,6 +43,7 @@ class StandIn(nn.Module):
 
     @nn.compact
     def __call__(self, images, tokens, token_mask, train=False):
+        images = normalize(images) if images.dtype == jnp.uint8 else images  # as ReferringNetwork does
         pixels = nn.tanh(nn.Dense(self.width, name="vision", dtype=self.dtype)(images))
         words = nn.Embed(self.words, self.width, name="text", dtype=self.dtype)(tokens) * token_mask[..., None]
         words = nn.LayerNorm(name="norm", dtype=self.dtype)(words.sum(-2))

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.encode import normalize, unpack_masks
+from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.parallel.mesh import make_mesh, put_batch
 from s2rm_jax.training.losses import no_target_loss, segmentation_loss
 from s2rm_jax.training.state import plan_state
@@ -56,10 +56,10 @@ def test_metrics_are_those_of_the_whole_batch(standin):
     targets = unpack_masks(batch.targets, standin.SIZE)
     plan = plan_state(network, config, MESH)
     params = plan.create().params
-    output = network.apply({"params": params}, normalize(batch.images), batch.tokens, batch.token_mask)
+    output = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
 
     def mean_loss(params):
-        out = network.apply({"params": params}, normalize(batch.images), batch.tokens, batch.token_mask)
+        out = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
         total, count = segmentation_loss(out, *map(jnp.asarray, (targets, batch.valid, batch.has_target)), config.loss)
         return total / count
 
@@ -128,7 +128,7 @@ def test_the_loss_of_no_target_is_the_mean_over_valid_expressions_however_split(
     assert_trees_close(split.params, whole.params, 1e-6)
 
     params = plan_state(network, standin.make_config(batch_size=8), MESH).create().params
-    output = network.apply({"params": params}, normalize(batch.images), batch.tokens, batch.token_mask)
+    output = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
     judged = no_target_loss(output.no_target_logits, jnp.asarray(batch.has_target), jnp.asarray(batch.valid))
     np.testing.assert_allclose(metrics["loss"] - without["loss"], 0.5 * judged / batch.valid.sum(), rtol=1e-4)
     right = (np.asarray(output.no_target_logits) > 0) != batch.has_target
