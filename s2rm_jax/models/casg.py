@@ -19,10 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from s2rm_jax.config import GUIDANCES, SEMANTICS
 from s2rm_jax.models.layers import Conv3x3, Dense, broadcast, rematerialised
-
-GUIDANCES = ("full", "maps", "none")
-SEMANTICS = ("sentence", "stages")
 
 
 @flax.struct.dataclass

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from s2rm_jax.config import SIMPLER_FUSIONS
 from s2rm_jax.models.layers import Conv3x3, Dense, broadcast
-
-MODES = ("sum", "product", "concat", "attention")
 
 _BLOCKS = 2  # of self-attention
 _WAVES = 4  # by which a place is told, in each direction
@@ -47,7 +46,7 @@ class SimplerFusion(nn.Module):
             return self._convolve(jnp.concatenate([seen, laid_out], axis=-1))
         if self.mode == "attention":
             return self._attend(seen, laid_out)
-        raise ValueError(f"a simpler fusion must be one of {MODES}, not {self.mode!r}")
+        raise ValueError(f"a simpler fusion must be one of {SIMPLER_FUSIONS}, not {self.mode!r}")
 
     def _convolve(self, x: Float[Array, "b k h w c2"]) -> Float[Array, "b k h w _"]:
         b, k, h, w, c = x.shape

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import LOSSES
 from s2rm_jax.errors import UserError
 
 # Weights of background and foreground pixels in the two-class cross-entropy of the LAVT family
 # (yz93/LAVT-RIS train.py, lsa1997/CARIS criterion.py).
 BACKGROUND_WEIGHT, FOREGROUND_WEIGHT = 0.9, 1.1
 DICE_SMOOTHING = 1.0  # pixels; makes an empty mask rightly predicted empty cost nothing
-KINDS = ("bce_dice", "weighted_ce")
 
 
 @runtime_checkable
@@ -82,8 +82,8 @@ def no_target_loss(
 
 def check_kind(kind: str) -> None:
     """Raises UserError unless `kind` is a loss that there is."""
-    if kind not in KINDS:
-        raise UserError(f"config.loss.kind is {kind!r}; it must be one of: {', '.join(KINDS)}.")
+    if kind not in LOSSES:
+        raise UserError(f"config.loss.kind is {kind!r}; it must be one of: {', '.join(LOSSES)}.")
 
 
 def area_resize(masks: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import SCHEDULES
 from s2rm_jax.errors import UserError
 
-SCHEDULES = ("polynomial", "cosine")
 Schedule = Callable[[Any], jax.Array]
 
 
