@@ -58,7 +58,7 @@ def from_pytorch() -> None:
 def to_stablehlo() -> None:
     """Writes a run's network as programs for every platform of JAX."""
     from s2rm_jax.interop.stablehlo import write_stablehlo
-    from s2rm_jax.training.workdir import load_run
+    from s2rm_jax.training.run import load_run
 
     with _new_folder() as (workdir, folder):
         write_stablehlo(load_run(workdir, _checkpoint()), folder)
@@ -68,7 +68,7 @@ def to_stablehlo() -> None:
 def to_onnx() -> None:
     """Writes a run's network as ONNX."""
     from s2rm_jax.interop.onnx import write_onnx
-    from s2rm_jax.training.workdir import load_run
+    from s2rm_jax.training.run import load_run
 
     with _new_folder() as (workdir, folder):
         error = write_onnx(load_run(workdir, _checkpoint()), folder)

@@ -21,7 +21,7 @@ from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.parameter_names import network_layout
 from s2rm_jax.interop.torch_folder import write_preprocessing
 from s2rm_jax.models.network import build_network
-from s2rm_jax.training.workdir import LoadedRun
+from s2rm_jax.training.run import LoadedRun
 
 ENCODE_FILE, GROUND_FILE = "encode_image.onnx", "ground.onnx"
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")

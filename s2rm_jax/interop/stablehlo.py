@@ -13,7 +13,7 @@ from jax import export
 
 from s2rm_jax.interop.torch_folder import write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
-from s2rm_jax.training.workdir import LoadedRun
+from s2rm_jax.training.run import LoadedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"

@@ -18,6 +18,7 @@ import jax
 from etils import epath
 
 import s2rm_jax
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.interop import exported_segment
@@ -28,9 +29,8 @@ from s2rm_jax.io import require_space, workdir_path
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
-from s2rm_jax.training.run import CONFIG_FILE, VOCAB_FILE, load_config
+from s2rm_jax.training.run import LoadedRun, load_config, load_run
 from s2rm_jax.training.state import parameter_shapes, plan_state
-from s2rm_jax.training.workdir import LoadedRun, load_run
 
 Format = Literal["pytorch", "stablehlo", "onnx"]
 
@@ -164,7 +164,7 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     state = plan.create(filled.params)
     _copy_config(weights, workdir)
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
-        checkpoints.save(Checkpoint(0, state, examples_seen=0, metrics=None), config)
+        checkpoints.save(Checkpoint(0, state, examples_seen=0, metrics=None))
 
 
 def _copy_config(source: epath.Path | Path, folder: Path) -> None:

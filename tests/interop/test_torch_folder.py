@@ -16,8 +16,7 @@ from s2rm_jax.interop import torch_folder
 from s2rm_jax.interop.torch_folder import write_pytorch, write_workdir
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training.checkpoint import restore_params
-from s2rm_jax.training.run import load_config
+from s2rm_jax.training.run import load_config, load_run
 from tests.interop.fresh_process import EXPRESSIONS
 
 torch = pytest.importorskip("torch")
@@ -39,7 +38,7 @@ def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
     tokens, mask = (np.stack(column)[None] for column in columns)
 
     apply = jax.jit(build_network(config).apply)
-    expected = np.asarray(apply({"params": restore_params(tiny_workdir)}, images, tokens, mask).logits)
+    expected = np.asarray(apply({"params": load_run(tiny_workdir).params}, images, tokens, mask).logits)
     with torch.no_grad():
         channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
         found = model(channels_first, torch.from_numpy(tokens).long(), torch.from_numpy(mask)).logits.numpy()
@@ -81,4 +80,4 @@ def test_neither_way_needs_torch(tiny_workdir, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     write_pytorch(tiny_workdir, "latest", tmp_path / "torch")
     write_workdir(tmp_path / "torch", tmp_path / "back")
-    jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / "back"), restore_params(tiny_workdir))
+    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "back").params, load_run(tiny_workdir).params)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.torch_folder import write_workdir
 from s2rm_jax.io import atomic_folder
-from s2rm_jax.training.checkpoint import restore_params
+from s2rm_jax.training.run import load_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_there_and_back_no_bit_changes(exported, tiny_workdir, tmp_path):
     back, again = tmp_path / "back", tmp_path / "again"
     done = convert("from-pytorch", "--weights", exported, "--workdir", back)
     assert (done.returncode, done.stderr) == (0, "")
-    jax.tree.map(np.testing.assert_array_equal, restore_params(back), restore_params(tiny_workdir))
+    jax.tree.map(np.testing.assert_array_equal, load_run(back).params, load_run(tiny_workdir).params)
     assert (back / "config.json").read_text() == (tiny_workdir / "config.json").read_text()
 
     assert convert("to-pytorch", "--workdir", back, "--out", again).returncode == 0

@@ -21,7 +21,8 @@ from s2rm_jax import command_line, demo, evaluate, predict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training import checkpoint, compile
+from s2rm_jax.training import compile
+from s2rm_jax.training import run as training_run
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -210,8 +211,8 @@ def test_quiet_says_nothing(door, tiny_workdir, tmp_path, image):
 
 
 def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
-    restore = checkpoint.restore_params
-    monkeypatch.setattr(checkpoint, "restore_params", lambda *given: jax.device_get(restore(*given)))
+    restore = training_run.restore_params
+    monkeypatch.setattr(training_run, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
         status, _, errors = door(
             evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"

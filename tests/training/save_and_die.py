@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from s2rm_jax.config import default_config
 from s2rm_jax.parallel.mesh import make_mesh, replicated
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.state import TrainState
@@ -51,7 +50,7 @@ def live(workdir, begun):
         state = jax.device_put(state_of(step), sharding)
         for metrics in (None, {"mean_iou": float(step)})[step % 2 :]:
             os.write(begun, b"%d\n" % (step - 1))
-            checkpoints.save(Checkpoint(step, state, 4 * step, metrics), default_config())
+            checkpoints.save(Checkpoint(step, state, 4 * step, metrics))
 
 
 def bear(workdir):
