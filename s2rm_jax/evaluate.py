@@ -113,7 +113,7 @@ def main() -> dict[str, Any] | None:
     if EXPLAIN.value and GALLERY.value:
         _explain(out / "gallery", cases, trained)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
-    expressions = counted(report.total.expressions, "sentence")
+    expressions = counted(report.total.expressions, "expression")
     log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 

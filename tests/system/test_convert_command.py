@@ -131,9 +131,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(exported, tiny_work
 def test_a_full_disk_is_told_of_before_anything_is_written(exported, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with (
-        pytest.raises(
-            UserError, match=r"cannot be written \(it takes 1 MB, and 0 MB are free\); nothing was left there"
-        ),
+        pytest.raises(UserError, match=r"cannot be written \(1 MB are needed, 0 MB are free\); nothing was left there"),
         atomic_folder(tmp_path / "out", "--workdir") as folder,
     ):
         write_workdir(exported, folder)

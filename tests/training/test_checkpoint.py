@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,17 @@ def test_half_written_checkpoints_are_ignored(tmp_path, run_of):
     with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints:
         restored = checkpoints.restore_latest(plan.abstract)
     assert restored is not None and restored.step == 10
+
+
+def test_items_that_are_no_longer_saved_do_not_matter(tmp_path, run_of):
+    config, plan, state_after = run_of
+    save_all(tmp_path, run_of, [(10, 1.0)])
+    shutil.copytree(tmp_path / "checkpoints" / "10" / "data", tmp_path / "checkpoints" / "10" / "meta")
+    with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints:
+        restored = checkpoints.restore_latest(plan.abstract)
+    assert restored is not None and restored.examples_seen == 40
+    assert_equal(restored.state, state_after(10))
+    assert_equal(restore_params(tmp_path, "mean_iou"), state_after(10).ema_params)
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, run_of):
