@@ -1,4 +1,4 @@
-"""Gives the tests of training the stand-in network and its data, and keeps compiling short."""
+"""Fixtures of the training tests: the stand-in network with its data, and fast compilation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def standin() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings of JAX, as environment variables, with which small programs compile fast, and equal ones only once."""
+    """Settings of JAX, as environment variables, with which small programs compile fast and are cached."""
     return {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),

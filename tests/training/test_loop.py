@@ -20,7 +20,7 @@ MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def saved(standin, config, workdir) -> Checkpoint:
-    """The latest checkpoint of a workdir."""
+    """Return the latest checkpoint of a workdir."""
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
         checkpoint = checkpoints.restore_latest(plan_state(standin.StandIn(), config, MESH).abstract)
     assert checkpoint is not None
@@ -32,7 +32,7 @@ def kept_steps(workdir):
 
 
 def metric_lines(workdir):
-    """What was written, but for what depends on the clock."""
+    """Return the written metrics, except those that depend on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in OF_THE_CLOCK} for line in lines]
 
@@ -43,7 +43,7 @@ def assert_bitwise_equal(a, b):
 
 
 def scored(scores, seen=None):
-    """An evaluation that returns the given scores one after the other and notes the parameters that it saw."""
+    """Return an evaluation that returns the given scores one after the other and records the parameters in `seen`."""
     remaining = iter(scores)
 
     def evaluate(params, progress):

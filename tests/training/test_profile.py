@@ -1,4 +1,4 @@
-"""Tracing some steps of a run."""
+"""Tracing steps of a run."""
 
 from dataclasses import replace
 

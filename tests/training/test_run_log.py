@@ -1,4 +1,4 @@
-"""What a run said, as each process keeps it."""
+"""The log file of each process."""
 
 import json
 import logging

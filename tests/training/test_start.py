@@ -1,4 +1,4 @@
-"""What a run compiles and tells when it begins."""
+"""Compiling and logging at the start of a run."""
 
 import json
 

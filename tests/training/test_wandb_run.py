@@ -1,4 +1,4 @@
-"""Weights & Biases: asked for by the configuration, and one run for the life of a workdir."""
+"""Weights & Biases: enabled by the configuration, one run per workdir."""
 
 import importlib.util
 import os

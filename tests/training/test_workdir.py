@@ -1,4 +1,4 @@
-"""Which folders a run may begin in."""
+"""The folders in which a run may begin."""
 
 import pytest
 
