@@ -52,8 +52,8 @@ _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions
 def main() -> None:
     """Compiles and reports as the flags say."""
     from s2rm_jax.config import check_config
+    from s2rm_jax.measure.chips import find_chip
     from s2rm_jax.measure.compiled_report import StepFacts, as_json, as_markdown, as_text, read_program
-    from s2rm_jax.parallel.chips import find_chip
     from s2rm_jax.parallel.mesh import build_mesh
     from s2rm_jax.training.compile import compile_training_step
 
@@ -64,7 +64,7 @@ def main() -> None:
     devices = topology_devices(topology)
     chip = find_chip(devices[0].device_kind)
     if chip is None:
-        raise UserError(f"--topology: there are no figures of {devices[0].device_kind} in parallel/chips.py.")
+        raise UserError(f"--topology: there are no figures of {devices[0].device_kind} in measure/chips.py.")
     ahead = compile_training_step(config, build_mesh(config, devices))
     step = StepFacts(
         topology=topology,

@@ -192,7 +192,7 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
     scores = {}
     for split in splits:
         source: Any = build_source(config.input.source, split)
-        report = evaluator(trained.params, source, progress=report_evaluation(split))
+        report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
         objects = {f"{split}-{index}": str(len(source.composition(index).masks)) for index in range(len(source))}
         expressions = report.expressions
         scores[split] = Score(

@@ -9,11 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s2rm_jax.measure.chips import ASSUMED_UTILISATION, GIB, RING_LINKS, Chip, Scaling, predict_scaling
 from s2rm_jax.measure.collectives import Collective, read_collectives, total_by_kind
 from s2rm_jax.measure.hlo import Buffer, buffers_at_peak, parse_hlo
-from s2rm_jax.measure.scaling import ASSUMED_UTILISATION, RING_LINKS, Scaling, predict_scaling
-from s2rm_jax.parallel.chips import GIB, Chip
-from s2rm_jax.training.compile import Memory, read_memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a program needs on each device; results that reuse the memory of arguments count as arguments only."""
+
+    arguments: int
+    new_results: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.arguments + self.new_results + self.temporaries + self.code
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,19 @@ def read_program(compiled: Any) -> Program:
         xla_flops=float(cost.get("flops", 0.0)),
         collectives=tuple(read_collectives(module)),
         at_peak=tuple(buffers_at_peak(module)),
+    )
+
+
+def read_memory(compiled: Any) -> Memory | None:
+    """Returns what a `jax.stages.Compiled` needs on each device, or None where the compiler does not tell."""
+    told = compiled.memory_analysis()
+    if told is None:
+        return None
+    return Memory(
+        arguments=told.argument_size_in_bytes,
+        new_results=told.output_size_in_bytes - told.alias_size_in_bytes,
+        temporaries=told.temp_size_in_bytes,
+        code=told.generated_code_size_in_bytes,
     )
 
 

@@ -14,15 +14,16 @@ import jax
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import REMAT_POLICIES
+from s2rm_jax.measure.chips import matrix_rate
+from s2rm_jax.measure.compiled_report import read_memory
 from s2rm_jax.measure.floors import Floor, measure_floor
 from s2rm_jax.measure.section import Row, Section
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.timing import time_alternately
 from s2rm_jax.measure.window_attention import window_attention
 from s2rm_jax.models.network import build_network
-from s2rm_jax.parallel.chips import matrix_rate
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
-from s2rm_jax.training.compile import CompiledStep, compile_step, read_memory
+from s2rm_jax.training.compile import CompiledStep, compile_step
 from s2rm_jax.training.state import plan_state
 
 

@@ -27,7 +27,7 @@ from s2rm_jax.io import copy_files, on_bucket
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
-from s2rm_jax.parallel.chips import GIB, matrix_rate
+from s2rm_jax.parallel.devices import GIB, matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import batch_sharding
 from s2rm_jax.training.logging import hours_minutes_seconds, log
 from s2rm_jax.training.state import StatePlan, plan_state
@@ -77,34 +77,6 @@ class CompiledStep:
             f"Compiled in {hours_minutes_seconds(self.seconds)}.{needs} "
             f"It computes {_flops(self.flops)} in matrix products on all devices together{model}{mfu}."
         )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a program needs on each device; results that reuse the memory of arguments count as arguments only."""
-
-    arguments: int
-    new_results: int
-    temporaries: int
-    code: int
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.arguments + self.new_results + self.temporaries + self.code
-
-
-def read_memory(compiled: Any) -> Memory | None:
-    """Return the memory that a `jax.stages.Compiled` needs, or None if the compiler does not report it."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    return Memory(
-        arguments=analysis.argument_size_in_bytes,
-        new_results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
-        code=analysis.generated_code_size_in_bytes,
-    )
 
 
 def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledStep:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,7 @@ from s2rm_jax.training.step import Metrics, check_batch_splits
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
 
 
+@runtime_checkable
 class Pretrained(Protocol):
     """Access to the weights that config.vision.pretrained and config.text.pretrained name: interop.pretrained."""
 

@@ -30,8 +30,8 @@ class Group:
 def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
     """Build the optimizer that `config.optimizer` describes for parameters with the structure of `params`.
 
-    A gradient passes through these steps: clip by the global norm, Adam, decay (decoupled: learning rate x weight decay,
-    as in PyTorch), factor of the group, learning rate. Frozen parameters have no moments, no update and no decay.
+    A gradient passes through these steps: clip by the global norm, Adam, decay (decoupled: learning rate x weight
+    decay, as in PyTorch), factor of the group, learning rate. Frozen parameters have no moments, update or decay.
 
     Args:
         config: the whole configuration.

@@ -4,12 +4,10 @@ import json
 
 import pytest
 
+from s2rm_jax.measure.chips import CHIPS, GIB, find_chip, matrix_rate, predict_scaling
 from s2rm_jax.measure.collectives import Collective
-from s2rm_jax.measure.compiled_report import Program, StepFacts, as_json, as_markdown, as_text
+from s2rm_jax.measure.compiled_report import Memory, Program, StepFacts, as_json, as_markdown, as_text
 from s2rm_jax.measure.hlo import ArrayType, Buffer
-from s2rm_jax.measure.scaling import predict_scaling
-from s2rm_jax.parallel.chips import CHIPS, GIB, find_chip, matrix_rate
-from s2rm_jax.training.compile import Memory
 
 GRADIENT = Collective(
     "all-reduce", (ArrayType("f32", (1000, 1000)), ArrayType("f32", (250_000, 1000))), 16, 1, "vision/mlp_in, backward"

@@ -1,8 +1,14 @@
-"""The published figures of TPU chips and GPUs."""
+"""What a TPU chip or a GPU can do, as its maker publishes it.
+
+How well a step should scale, predicted from what it sends and computes and from the chip's published rates.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from s2rm_jax.measure.collectives import Collective
 
 GIB = 2**30
 
@@ -17,7 +23,7 @@ class Chip:
     memory_rate   bytes/s of the main memory
     links         links to neighbouring chips
     link_rate     bytes/s that one link carries in each direction
-    source        the page that publishes them
+    source        where Google says so
     """
 
     name: str
@@ -41,7 +47,7 @@ CHIPS = {
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """Return the figures of a kind of TPU (`device.device_kind`), or None if they are unknown."""
+    """Returns the figures of a kind of device (`device.device_kind`), or None where they are not known here."""
     return CHIPS.get(device_kind)
 
 
@@ -58,6 +64,45 @@ GPU_MATRIX_RATES = {
 
 
 def matrix_rate(device_kind: str) -> float | None:
-    """Return the FLOP/s of matrix products of a kind of device, TPU or GPU, or None if it is unknown."""
+    """Returns the FLOP/s of matrix products of a kind of device, TPU or GPU; None where it is not known here."""
     chip = find_chip(device_kind)
     return chip.matrix_rate if chip else GPU_MATRIX_RATES.get(device_kind.removeprefix("NVIDIA "))
+
+
+ASSUMED_UTILISATION = 0.4  # of the matrix units; an assumption, nothing was measured
+RING_LINKS = 2  # a ring through all chips sends to both sides; it fits into every slice, a torus or not
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A prediction for one step, in seconds of a chip.
+
+    compute     FLOPs of a chip / (matrix rate x assumed utilisation)
+    ring        to send what must be sent over one ring in both directions, the slower way
+    all_links   the same over all links of the chip at once, the best that can be
+    """
+
+    compute: float
+    ring: float
+    all_links: float
+
+    def efficiency(self, sending: float, overlapped: bool) -> float:
+        """Returns the time of a step without sending, divided by that with it.
+
+        Args:
+            sending: `ring` or `all_links`.
+            overlapped: whether all is sent while something else is computed, or nothing is.
+        """
+        return self.compute / (max(self.compute, sending) if overlapped else self.compute + sending)
+
+
+def predict_scaling(
+    chip: Chip, flops: float, collectives: Sequence[Collective], utilisation: float = ASSUMED_UTILISATION
+) -> Scaling:
+    """Predicts a step from the FLOPs of one chip and its exchanges; latencies are left out."""
+    sent = sum(one.sent_bytes for one in collectives)
+    return Scaling(
+        compute=flops / (chip.matrix_rate * utilisation),
+        ring=sent / (RING_LINKS * chip.link_rate),
+        all_links=sent / (chip.links * chip.link_rate),
+    )
