@@ -10,9 +10,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from s2rm_jax.config import LOSSES
-from s2rm_jax.errors import UserError
-
 # Weights of background and foreground pixels in the two-class cross-entropy of the LAVT family
 # (yz93/LAVT-RIS train.py, lsa1997/CARIS criterion.py).
 BACKGROUND_WEIGHT, FOREGROUND_WEIGHT = 0.9, 1.1
@@ -45,9 +42,6 @@ def segmentation_loss(
             only a few pixels, while the cross-entropy has a gradient at every pixel.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
         coarse_weight: weight of the same loss on each coarser mask, against targets averaged over its cells **[ours]**.
-
-    Raises:
-        UserError: config.loss.kind is unknown.
     """
     count = loss_count(targets, valid, config)
     truth = targets.astype(jnp.float32)
@@ -66,7 +60,6 @@ def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], confi
     It is the number of valid expressions; for "weighted_ce" each expression counts with its mean pixel weight, because
     PyTorch's weighted mean divides by the sum of the weights and not by the number of pixels.
     """
-    check_kind(config.kind)
     if config.kind == "bce_dice":
         return valid.sum(dtype=jnp.float32)
     return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
@@ -78,12 +71,6 @@ def no_target_loss(
     """Return the binary cross-entropy of "refers to nothing", summed over the valid expressions, in float32."""
     logits = jnp.where(valid, logits.astype(jnp.float32), 0.0)
     return jnp.where(valid, jax.nn.softplus(jnp.where(has_target, logits, -logits)), 0.0).sum()
-
-
-def check_kind(kind: str) -> None:
-    """Raise UserError unless `kind` is one of LOSSES."""
-    if kind not in LOSSES:
-        raise UserError(f"config.loss.kind is {kind!r}; it must be one of: {', '.join(LOSSES)}.")
 
 
 def area_resize(masks: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:
