@@ -1,4 +1,4 @@
-"""What must hold on eight devices; test_eight_devices.py runs this file in a process that has them.
+"""Tests on eight devices; test_eight_devices.py runs this file in a process that has them.
 
 Every form of the step, on every shape of mesh, must give what one device gives.
 """
@@ -34,7 +34,7 @@ def share_small_arrays_too(monkeypatch):
 
 
 def uneven_batch(standin, seed):
-    """The first device has no valid expression at all, and the others have different numbers of them."""
+    """Return a batch whose devices have different numbers of valid expressions, and the first has none."""
     batch = standin.make_batch(seed, BATCH)
     valid = batch.valid & (np.arange(BATCH) >= BATCH // 8)[:, None]
     per_device = valid.sum(1).reshape(8, -1).sum(1)

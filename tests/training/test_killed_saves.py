@@ -1,4 +1,4 @@
-"""kill -9 at any moment of a save: what is taken for a checkpoint is whole."""
+"""A process killed at any moment of a save leaves no incomplete checkpoint that counts as one."""
 
 import os
 import subprocess

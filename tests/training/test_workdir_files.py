@@ -1,4 +1,4 @@
-"""Files that are made whole and files that grow, on a disk; test_bucket.py has them on a bucket."""
+"""Atomic files and growing files on a disk; test_bucket.py tests them on a bucket."""
 
 import importlib.util
 import json
