@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains with N processes on this machine: the first argument is N, the others go to s2rm_jax.train.
+# Train with N processes on this machine: the first argument is N, the others are passed to s2rm_jax.train.
 #
 #     launch/local.sh 2 --config configs/synthetic.py --workdir runs/two
 #
-# One process drives all GPUs of a machine, so several are needed only to try out what happens on several hosts, or where
-# one GPU each is faster. With GPUs each process gets its own; JAX_PLATFORMS=cpu leaves them alone.
-# Every line is printed with the number of its process. Ctrl-C and SIGTERM are passed on: the run saves and ends, and a
+# One process drives all GPUs of a machine, so several are useful only to try out a run on several hosts, or if one GPU
+# per process is faster. Each process gets a GPU of its own, unless JAX_PLATFORMS=cpu.
+# Every line is printed with the number of its process. Ctrl-C and SIGTERM are forwarded: the run saves and ends, and a
 # second Ctrl-C ends it at once. The exit status is the highest of the processes.
 #
 # Needs: bash >= 4.4. Variables: PYTHON (python), S2RM_COORDINATOR_ADDRESS (a free port of this machine).
@@ -36,13 +36,13 @@ free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s
 export S2RM_COORDINATOR_ADDRESS=${S2RM_COORDINATOR_ADDRESS:-127.0.0.1:$("$python" -c "$free_port")}
 export S2RM_NUM_PROCESSES=$processes
 
-# Prints what a process says until it ends, also after a Ctrl-C, which the terminal sends to everything.
+# Print the output of a process until it ends, also after a Ctrl-C, which the terminal sends to this function too.
 label() {
   trap '' INT TERM
   while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
-# Job control gives each process a group of its own: else the terminal would send it a Ctrl-C beside the one from here.
+# Job control gives each process its own group; otherwise the terminal would send it a second Ctrl-C.
 set -m
 running=() labels=()
 for ((index = 0; index < processes; index++)); do
@@ -54,12 +54,12 @@ for ((index = 0; index < processes; index++)); do
   exec {output}>&-
 done
 
-pass_on() {
+forward() {
   interrupted=yes
   kill -s "$1" "${running[@]}" 2>/dev/null
 }
-trap 'pass_on INT' INT
-trap 'pass_on TERM' TERM
+trap 'forward INT' INT
+trap 'forward TERM' TERM
 
 worst=0
 for process in "${running[@]}"; do

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Runs a command, and exits with 143 and not 0 where SIGTERM stopped it, however well it stopped.
+# Run a command, and exit with 143 instead of 0 if SIGTERM stopped it.
 #
 #     launch/stopped_is_failed.sh python -m s2rm_jax.train --config ... --workdir ...
 #
-# A run that is asked to stop saves and exits with 0. Kubernetes, and the loop of tpu_vm.sh, take 0 for "done": they would
-# not start it again after its machine was taken away. Of several processes, one that says 143 is enough for them.
+# A run that receives SIGTERM saves and exits with 0. Kubernetes and the loop of tpu_vm.sh take 0 for "done" and would
+# not restart it after its machine was preempted. One process that exits with 143 is enough for them.
 set -uo pipefail
 
-pass_on() {
+forward() {
   asked=yes interrupted=yes
   kill -TERM "$!" 2>/dev/null
 }
-trap pass_on TERM
+trap forward TERM
 
 asked=
 "$@" &

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of Google Cloud, on all its hosts: makes it where there is none, installs, runs, and starts again.
+# Train on all hosts of a TPU slice of Google Cloud: create the slice if there is none, install, run, and restart.
 #
 #     TPU=s2rm ZONE=us-west4-a TYPE=v5litepod-16 launch/tpu_vm.sh \
 #         --config configs/refcoco.py --workdir gs://BUCKET/runs/refcoco --config.input.source.root=/mnt/refer
 #
-# The arguments go to s2rm_jax.train, which finds the other hosts by the slice's own metadata. The workdir must be a place
-# that all hosts see and that outlives them, such as a bucket; data and weights must be at the same path on every host.
-# A slice that was preempted is made anew and the run continues from its last checkpoint, up to TRIES times.
-# Run it where it can stay: in tmux on a small machine. When it is started again, it first stops what still trains there.
-# It never deletes a slice that works: gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
+# The arguments are passed to s2rm_jax.train, which finds the other hosts in the metadata of the slice. The workdir must
+# be on storage that all hosts share and that outlives them, such as a bucket; data and weights must be at the same path
+# on every host. A preempted slice is created again, and the run continues from its last checkpoint, up to TRIES times.
+# Run this script in tmux on a small machine. When it is restarted, it first stops the run on the slice.
+# It never deletes a working slice: gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
 #
 # Needs: gcloud with a project and quota, an SSH key for it, this environment (it builds the wheel).
 # Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), TRIES (20), PYTHON (python).
@@ -31,17 +31,17 @@ make_slice() {
   tpu_vm create "$TPU" --accelerator-type="$TYPE" --version="${RUNTIME:-v2-alpha-tpuv5-lite}" ${CREATE_FLAGS-}
 }
 
-# On every host: an own Python 3.12, since the image's is older than this needs, with the wheel.
+# Install the wheel on every host in an environment with Python 3.12; the Python of the image is too old.
 install() {
-  tpu_vm ssh "$TPU" --worker=all --command="$stop_what_runs && rm -rf s2rm && mkdir s2rm" &&
+  tpu_vm ssh "$TPU" --worker=all --command="$stop_run && rm -rf s2rm && mkdir s2rm" &&
     tpu_vm scp --recurse "$wheel" configs launch/stopped_is_failed.sh "$TPU:s2rm/" --worker=all &&
     tpu_vm ssh "$TPU" --worker=all --command="python3 -m pip install --quiet --user uv &&
       python3 -m uv venv --quiet --clear --python 3.12 venv &&
       python3 -m uv pip install --quiet --python venv/bin/python 's2rm/$(basename "$wheel")[tpu]'"
 }
 
-# A connection that broke leaves the run behind it going.
-stop_what_runs='if [ -e train.pid ] && kill -TERM $(cat train.pid) 2>/dev/null; then
+# A run continues after its connection broke.
+stop_run='if [ -e train.pid ] && kill -TERM $(cat train.pid) 2>/dev/null; then
   while kill -0 $(cat train.pid) 2>/dev/null; do sleep 1; done; fi'
 
 train() {
@@ -59,8 +59,8 @@ wheel=$(echo "$built"/*.whl)
 for ((try = 1; try <= tries; try++)); do
   status=0
   make_slice && install && train || status=$?
-  case $status in 0 | 2) exit "$status" ;; esac # done, or something that trying again does not put right
-  echo "try $try of $tries ended with an error; the next begins in a minute" >&2
+  case $status in 0 | 2) exit "$status" ;; esac # done, or a user error, which a restart does not correct
+  echo "try $try of $tries ended with an error; the next starts in a minute" >&2
   sleep "${PAUSE:-60}"
 done
 exit 1

@@ -1,9 +1,4 @@
-"""The whole configuration with its defaults; every file in configs/ starts from here and changes what differs.
-
-Finds what cannot work in a configuration, before data is read or anything is compiled.
-
-Where the configurations are: beside the package in a clone, in it where it was installed from a wheel.
-"""
+"""The configuration: every field with its default, the values that it may take, and the files of configs/."""
 
 from __future__ import annotations
 
@@ -14,38 +9,55 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.sampling import SAMPLINGS
-from s2rm_jax.models.casg import GUIDANCES, SEMANTICS
-from s2rm_jax.models.layers import POLICIES
-from s2rm_jax.models.s2rm import BALANCES, LANGUAGES, MODES, PAIRS, RECURRENCES, RESIDUALS, ROTATIONS
-from s2rm_jax.training.losses import KINDS
+
+# A workdir keeps the configuration of its run and the vocabulary of its tokenizer in these files.
+CONFIG_FILE = "config.json"
+VOCAB_FILE = "vocab.txt"
+
+# Values that fields may take; `default_config` has the fields, and the modules named there what the values do.
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "dense", "blocks")
+SAMPLINGS = ("image", "sentence", "referent")
+LANGUAGES = ("words", "sentence")
+SIMPLER_FUSIONS = ("sum", "product", "concat", "attention")
+FUSIONS = ("s2rm", *SIMPLER_FUSIONS)
+RECURRENCES = ("gated", "linear", "none")
+ROTATIONS = (0, 90, 180, 270)  # degrees
+PAIRS = ("language_parses_vision", "vision_parses_language")
+BALANCES = ("position", "channel", "mean")
+RESIDUALS = ("both", "vision")
+GUIDANCES = ("full", "maps", "none")
+SEMANTICS = ("sentence", "stages")
+LOSSES = ("bce_dice", "weighted_ce")
+SCHEDULES = ("polynomial", "cosine")
+STEP_FORMS = ("jit", "shard_map")
 
 
 def default_config() -> ConfigDict:
-    """Returns every field with its default: Swin-Base and BERT-base at 480 px, the recipe of the LAVT family."""
+    """Return every field with its default: Swin-Base and BERT-base at 480 px, with the recipe of the LAVT family."""
     config = ConfigDict()
     config.seed = 0
     config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
-    config.epochs = 0.0  # what an epoch shows is said by config.input.sampling; only read where config.steps is 0
+    config.epochs = 0.0  # read only if config.steps is 0; config.input.sampling defines an epoch
     config.batch_size = 32  # images per step, over all devices
-    config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
-    config.remat = "none"  # none | dense | blocks: what is computed twice to save memory; see models/layers.py
+    config.dtype = "float32"  # of the computation, one of DTYPES; parameters stay float32
+    config.remat = "none"  # one of REMAT_POLICIES: what is computed twice to save memory; see models/layers.py
 
     config.input = ConfigDict()
-    config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and the arguments of that source
+    config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and its arguments
     config.input.train_split = "train"
     config.input.image_size = (480, 480)  # height, width in pixels
     config.input.expressions_per_image = 4  # K
-    config.input.sampling = "image"  # image | sentence | referent: what an epoch shows; see input/sampling.py
+    config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
-    config.input.augment = ConfigDict()  # of training images, all off; see input/augment.py
-    config.input.augment.flip = 0.0  # probability of a mirrored image with left and right exchanged in its expressions
-    config.input.augment.crop = 0.0  # probability of a crop that keeps whole whatever is referred to
-    config.input.augment.crop_smallest = 0.6  # share of each side that a crop keeps at least
-    config.input.augment.hide_patches = 0.0  # largest share of an image's patches that is replaced by the mean
-    config.input.augment.patch = 32  # pixels, the side of such a patch
-    config.input.augment.hide_words = 0.0  # share of the words that is replaced by [MASK]
+    config.input.augment = ConfigDict()  # of training images, off by default; see input/augment.py
+    config.input.augment.flip = 0.0  # probability of mirroring; left and right are exchanged in the expressions
+    config.input.augment.crop = 0.0  # probability of a crop; it keeps every referent whole
+    config.input.augment.crop_smallest = 0.6  # smallest share of each side that a crop keeps
+    config.input.augment.hide_patches = 0.0  # largest share of an image's patches replaced by the mean
+    config.input.augment.patch = 32  # pixels, side of a patch
+    config.input.augment.hide_words = 0.0  # share of the words replaced by [MASK]
 
     config.vision = ConfigDict()  # Swin; see models/swin.py
     config.vision.embed_dim = 128
@@ -53,13 +65,13 @@ def default_config() -> ConfigDict:
     config.vision.num_heads = (4, 8, 16, 32)
     config.vision.window_size = 12
     config.vision.drop_path_rate = 0.3
-    config.vision.mask_padding = True  # False: padding to whole windows is attended to, as published code does
-    config.vision.pretrained = ""  # weights to begin from: a file, a folder or a name on the Hugging Face Hub
+    config.vision.mask_padding = True  # False: attend to the padding of windows, as published code does
+    config.vision.pretrained = ""  # initial weights: a file, a folder or a name on the Hugging Face Hub
 
     config.text = ConfigDict()  # BERT; see models/bert.py
     config.text.pretrained = ""  # as config.vision.pretrained
-    config.text.vocab = ""  # a BERT vocab.txt; empty: that beside the pretrained weights, or that of the source
-    config.text.max_tokens = 20  # L, [CLS] and [SEP] included
+    config.text.vocab = ""  # a BERT vocab.txt; empty: the one beside the pretrained weights, or that of the source
+    config.text.max_tokens = 20  # L, including [CLS] and [SEP]
     config.text.vocab_size = 30_522
     config.text.hidden_size = 768
     config.text.num_layers = 12
@@ -72,74 +84,75 @@ def default_config() -> ConfigDict:
     config.fusion.width = 512
     config.fusion.recurrent_width = 256
     config.fusion.num_heads = 8
-    config.fusion.language = "words"  # words | sentence (nothing is distributed: the same at every position)
-    config.fusion.mode = "s2rm"  # s2rm | sum | product | concat | attention; see models/fusion_baselines.py
-    config.fusion.recurrence = "gated"  # gated | linear | none
-    config.fusion.rotations = (0, 90, 180, 270)  # degrees; the scanning directions
-    config.fusion.pairs = ("language_parses_vision", "vision_parses_language")
-    config.fusion.balance = "position"  # position | channel | mean
-    config.fusion.residual = "both"  # both | vision; what the fused map keeps beside what was parsed
+    config.fusion.language = "words"  # one of LANGUAGES; sentence: the same feature at every position
+    config.fusion.mode = "s2rm"  # one of FUSIONS; see models/fusion_baselines.py for those other than s2rm
+    config.fusion.recurrence = "gated"  # one of RECURRENCES
+    config.fusion.rotations = ROTATIONS  # the scanning directions, one or more of them
+    config.fusion.pairs = PAIRS  # one or both
+    config.fusion.balance = "position"  # one of BALANCES
+    config.fusion.residual = "both"  # one of RESIDUALS: what is added to the parsed maps
 
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
-    config.decoder.guidance = "full"  # full | maps | none (a plain FPN)
-    config.decoder.semantics = ("sentence", "stages")  # what guides: the sentence feature, the referent as seen so far
-    config.decoder.no_target_width = 0  # of the head that says "nothing here" (models/casg.py); 0 has no head
+    config.decoder.guidance = "full"  # one of GUIDANCES; none: a plain FPN
+    config.decoder.semantics = SEMANTICS  # one or both: guided by the sentence feature, by the referent found so far
+    config.decoder.no_target_width = 0  # of the head that detects absent referents (models/casg.py); 0: no head
 
     config.loss = ConfigDict()
-    config.loss.kind = "bce_dice"  # bce_dice | weighted_ce (0.9 background, 1.1 foreground, as the LAVT family)
+    config.loss.kind = "bce_dice"  # one of LOSSES; see training/losses.py
     config.loss.coarse_weight = 0.0  # weight of the same loss on each coarser mask
-    config.loss.no_target_weight = 0.1  # weight of the loss of the head that says "nothing here", where there is one
+    config.loss.no_target_weight = 0.1  # weight of the loss of the head that detects absent referents
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 5e-5
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.01
-    config.optimizer.clip_norm = 0.0  # global norm; 0 does not clip
-    config.optimizer.schedule = "polynomial"  # polynomial | cosine
+    config.optimizer.clip_norm = 0.0  # global norm; 0: no clipping
+    config.optimizer.schedule = "polynomial"  # one of SCHEDULES
     config.optimizer.power = 0.9  # of the polynomial
     config.optimizer.warmup_steps = 0
     config.optimizer.accumulate = 1  # microbatches per step; must divide batch_size
-    config.optimizer.ema_decay = 0.0  # 0 keeps no average; else evaluation uses the averaged parameters
+    config.optimizer.ema_decay = 0.0  # 0: no average; otherwise evaluation uses the averaged parameters
     # Groups are regular expressions searched in a parameter path such as "vision/stage3_block0/attention/qkv/kernel".
-    config.optimizer.multipliers = ()  # ((pattern, factor), ...) on the learning rate; the first match counts
+    config.optimizer.multipliers = ()  # ((pattern, factor), ...) on the learning rate; the first match applies
     config.optimizer.no_decay = ("bias$", "norm", "scale$", "relative_position_bias_table", "embeddings")
     config.optimizer.frozen = ()  # parameters that are not trained
 
     config.eval = ConfigDict()
     config.eval.split = "val"
-    config.eval.every = 2000  # steps; 0 never evaluates during training
+    config.eval.every = 2000  # steps; 0: no evaluation during training
     config.eval.batch_size = 16  # images
-    config.eval.expressions_per_image = 0  # K of an evaluation; 0 takes that of the training
-    config.eval.limit = 0  # images; 0 takes the whole split
-    config.eval.protocol = "original"  # how masks become numbers; see evaluation/protocols.py
-    config.eval.metric = "mean_iou"  # the metric by which the best checkpoint is chosen
+    config.eval.expressions_per_image = 0  # K of an evaluation; 0: as in training
+    config.eval.limit = 0  # images; 0: the whole split
+    config.eval.protocol = "original"  # how masks are scored; see evaluation/protocols.py
+    config.eval.metric = "mean_iou"  # the metric that selects the best checkpoint
 
-    config.mesh = ConfigDict()  # how the devices share the work; batches are always split over all of them
-    config.mesh.fsdp = 1  # devices that keep one state of training between them; 1: every device holds all of it
-    config.mesh.step = "jit"  # jit: the compiler places the communication | shard_map: we do (training/step.py)
+    config.mesh = ConfigDict()  # how devices share the work; batches are always split over all devices
+    config.mesh.fsdp = 1  # devices that share one copy of the training state; 1: every device holds a full copy
+    config.mesh.step = "jit"  # one of STEP_FORMS; see training/step.py
 
-    config.compilation_cache = ""  # where compiled programs are kept: a folder; empty: in the workdir; off: nowhere
+    config.compilation_cache = ""  # folder of compiled programs; empty: in the workdir; off: none
     config.tensorboard = True  # also write metrics as TensorBoard files
-    config.wandb_project = ""  # on Weights & Biases, to receive the metrics; empty: none; see training/writers.py
+    config.wandb_project = ""  # of Weights & Biases, to receive the metrics; empty: none
     config.checkpoint_every = 1000  # steps
     config.log_every = 50  # steps
     return config
 
 
 _CHOICES: dict[str, Sequence[Any]] = {
-    "dtype": ("float32", "bfloat16"),
-    "remat": POLICIES,
+    "dtype": DTYPES,
+    "remat": REMAT_POLICIES,
     "fusion.language": LANGUAGES,
-    "fusion.mode": MODES,
+    "fusion.mode": FUSIONS,
     "fusion.recurrence": RECURRENCES,
     "fusion.balance": BALANCES,
     "fusion.residual": RESIDUALS,
     "decoder.guidance": GUIDANCES,
-    "loss.kind": KINDS,
+    "loss.kind": LOSSES,
+    "optimizer.schedule": SCHEDULES,
     "input.sampling": SAMPLINGS,
-    "mesh.step": ("jit", "shard_map"),
+    "mesh.step": STEP_FORMS,
 }
 _SUBSETS: dict[str, Sequence[Any]] = {
     "fusion.rotations": ROTATIONS,
@@ -159,10 +172,10 @@ _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_sma
 
 
 def check_config(config: ConfigDict) -> None:
-    """Checks the values of a configuration, and that those of different sections fit each other.
+    """Check the values of a configuration and that they are consistent with each other.
 
     Raises:
-        UserError: names the first field that cannot work, its value, and what it must be.
+        UserError: a field has a value that it must not have.
     """
     for field, choices in _CHOICES.items():
         _require(_get(config, field) in choices, config, field, f"one of: {', '.join(map(str, choices))}")
@@ -173,7 +186,7 @@ def check_config(config: ConfigDict) -> None:
     for field in _AT_LEAST_ONE:
         _require(_get(config, field) >= 1, config, field, "at least 1")
     if config.steps == 0 and config.epochs == 0:
-        raise UserError("config.steps and config.epochs are both 0: say how long to train by one of them.")
+        raise UserError("config.steps and config.epochs are both 0: set one of them.")
     for field in _AT_LEAST_ZERO:
         _require(_get(config, field) >= 0, config, field, "at least 0")
     for field in _SHARES:
@@ -185,15 +198,15 @@ def check_config(config: ConfigDict) -> None:
     depths = config.vision.depths
     _require(len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block")
     for field in ("vision.num_heads", "decoder.widths"):
-        wanted = f"{len(depths)} numbers, one per stage of config.vision.depths={tuple(depths)}"
-        _require(len(_get(config, field)) == len(depths), config, field, wanted)
+        expected = f"{len(depths)} numbers, one per stage of config.vision.depths={tuple(depths)}"
+        _require(len(_get(config, field)) == len(depths), config, field, expected)
     for stage, heads in enumerate(config.vision.num_heads):
         _require_heads(config, "vision.num_heads", heads, config.vision.embed_dim * 2**stage)
     _require_heads(config, "text.num_heads", config.text.num_heads, config.text.hidden_size)
     _require_heads(config, "fusion.num_heads", config.fusion.num_heads, config.fusion.width)
     longest = config.text.max_positions
-    words_fit = 3 <= config.text.max_tokens <= longest
-    _require(words_fit, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
+    length_fits = 3 <= config.text.max_tokens <= longest
+    _require(length_fits, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
     for field in ("optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
         _require(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
 
@@ -204,32 +217,30 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config
 
 
-def _require(condition: bool, config: ConfigDict, field: str, wanted: str) -> None:
+def _require(condition: bool, config: ConfigDict, field: str, expected: str) -> None:
     if not condition:
-        raise UserError(f"config.{field} is {_get(config, field)!r}; it must be {wanted}.")
+        raise UserError(f"config.{field} is {_get(config, field)!r}; it must be {expected}.")
 
 
 def _require_heads(config: ConfigDict, field: str, heads: int, width: int) -> None:
     _require(heads >= 1 and width % heads == 0, config, field, f"such that {width} channels divide by {heads} heads")
 
 
-_PACKAGE = Path(__file__).parent
-
-
 def shipped_configs() -> Path:
-    """Returns the folder of the configurations that come with this package."""
-    inside = _PACKAGE / "configs"
-    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+    """Return the folder of the configurations that come with this package: in it (wheel) or beside it (clone)."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config(given: str) -> str:
-    """Returns the file that --config means, with the argument that may stand behind a colon.
+    """Return the file that --config names, followed by the argument after the colon if there is one.
 
-    A file that is there is taken as it is. Otherwise `synthetic`, `synthetic.py` and `configs/synthetic.py` name one of
-    those that come with the package, so that the same command works in a clone and anywhere else.
+    An existing file is returned as it is. Otherwise `synthetic`, `synthetic.py` and `configs/synthetic.py` name a
+    configuration of the package, so that the same command works in a clone and anywhere else.
 
     Raises:
-        UserError: there is no such configuration.
+        UserError: the configuration does not exist.
     """
     name, colon, argument = given.partition(":")
     path = Path(name)
@@ -238,14 +249,13 @@ def find_config(given: str) -> str:
     shipped = shipped_configs() / f"{path.stem}.py"
     if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py") and shipped.is_file():
         return f"{shipped}{colon}{argument}"
-    raise UserError(f"--config: {path} {_what_is_wrong(path)}.")
+    raise UserError(f"--config: {path} {_explain_missing(path)}.")
 
 
-def _what_is_wrong(path: Path) -> str:
-    """Says it of a path, and what could be named instead: what lies there, else what comes with the package."""
-    wrong = "is no configuration, which is a Python file" if path.is_file() else "does not exist"
-    folder, wrong = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, wrong)
+def _explain_missing(path: Path) -> str:
+    """Return why `path` is no configuration, and the configurations in its folder or else those of the package."""
+    problem = "is not a Python file" if path.is_file() else "does not exist"
+    folder, problem = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, problem)
     others = [] if folder == Path() else [str(other) for other in folder.glob("*.py")]
     shipped = [other.stem for other in shipped_configs().glob("*.py")]
-    there = f"there are: {', '.join(sorted(others))}" if others else f"there are by name: {', '.join(sorted(shipped))}"
-    return f"{wrong}; {there}"
+    return f"{problem}; available: {', '.join(sorted(others or shipped))}"

@@ -112,14 +112,14 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     for name in (CONFIG_FILE, VOCAB_FILE):
         (workdir / name).write_bytes((weights / name).read_bytes())
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
-        checkpoints.save(Checkpoint(0, plan.create(params), examples_seen=0, metrics=None), config)
+        checkpoints.save(Checkpoint(0, plan.create(params), examples_seen=0, metrics=None))
 
 
 @contextmanager
 def _export() -> Iterator[tuple[TrainedNetwork, epath.Path, Path]]:
     """Load the network of --workdir and give it, its workdir, and the folder that becomes --out."""
     from s2rm_jax.io import atomic_folder, workdir_path
-    from s2rm_jax.training.workdir import load_run
+    from s2rm_jax.training.run import load_run
 
     assert WORKDIR.value is not None and OUT.value is not None  # required
     with atomic_folder(OUT.value, "--out") as folder:

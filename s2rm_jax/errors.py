@@ -1,4 +1,4 @@
-"""The exceptions that speak to the person at the keyboard."""
+"""Exceptions with a message for the user."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can put right: a wrong path, flag, field or file.
+    """An error that the user can correct: a wrong path, flag, field or file.
 
-    The message is one line that says what is wrong, where, and what to do. The command-line doors print it without a
-    traceback and exit with status 2; from Python it is an ordinary exception.
+    The message is one line that says what is wrong, where, and what to do. Commands print it without a traceback and
+    exit with status 2.
     """
 
 
 class PartlyDone(UserError):
-    """Some of many things could not be done, each of which was told; the others are done, and `result` says how."""
+    """Some of many items failed, each with a message of its own; `result` is the result of the others."""
 
     def __init__(self, message: str, result: dict[str, Any]):
         super().__init__(message)

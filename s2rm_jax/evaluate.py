@@ -18,21 +18,16 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from s2rm_jax import command_line
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from s2rm_jax.parallel import distributed
 
 if TYPE_CHECKING:
-    import flax.linen as nn
-    from etils import epath
-    from jax.sharding import Mesh
-
     from s2rm_jax.evaluation.gallery import Cases
     from s2rm_jax.evaluation.published import Benchmark
     from s2rm_jax.evaluation.report import Report
-    from s2rm_jax.training.workdir import LoadedRun
+    from s2rm_jax.training.run import LoadedRun
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a training run", flag_values=FLAGS)
@@ -71,29 +66,25 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.evaluation.gallery import Cases
     from s2rm_jax.evaluation.published import benchmark_of
     from s2rm_jax.evaluation.report_files import write_report
-    from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source, with_folders
     from s2rm_jax.io import make_output_folder, workdir_path
-    from s2rm_jax.models.network import build_network
-    from s2rm_jax.parallel.mesh import make_mesh
+    from s2rm_jax.parallel.mesh import make_mesh, replicated
     from s2rm_jax.training.logging import counted, log, report_evaluation
-    from s2rm_jax.training.run import load_config
-    from s2rm_jax.training.workdir import LoadedRun
+    from s2rm_jax.training.run import load_run
 
     join_others()
     assert WORKDIR.value is not None  # required
     workdir = workdir_path(WORKDIR.value)
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
-    config = load_config(workdir)
+    mesh = make_mesh()
+    trained = load_run(workdir, which, replicated(mesh))
+    config = trained.config
     protocol = protocol_named(PROTOCOL.value or config.eval.protocol)
     config.eval.limit = LIMIT.value
     if DATA.value:
         config.input.source = with_folders(config.input.source, DATA.value)
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
-    network = build_network(config)
-    mesh = make_mesh()
-    params = _parameters(workdir, which, network, config, mesh)
     suffix = "" if protocol.name == "original" else f"-{protocol.name}"
     suffix += f"-first-{LIMIT.value}" if LIMIT.value else ""  # beside the report on the whole split, not in its place
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
@@ -101,9 +92,8 @@ def main() -> dict[str, Any] | None:
     images = min(len(source), LIMIT.value or len(source))
     log(f"evaluating the {which} checkpoint of {workdir} on {counted(images, 'image')} of {split}")
     cases = Cases(GALLERY.value)
-    trained = LoadedRun(network, params, build_tokenizer(config, source), config)
-    evaluator = Evaluator(network, trained.tokenizer, config, protocol, mesh)
-    report = evaluator(params, source, progress=report_evaluation(split, stopping=lambda: None), observe=cases)
+    evaluator = Evaluator(trained.network, trained.tokenizer, config, protocol, mesh)
+    report = evaluator(trained.params, source, progress=report_evaluation(split), observe=cases)
     cases = Cases.together(distributed.gather(cases))
     if not distributed.is_first():
         return None
@@ -123,23 +113,9 @@ def main() -> dict[str, Any] | None:
     if EXPLAIN.value and GALLERY.value:
         _explain(out / "gallery", cases, trained)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
-    expressions = counted(report.total.expressions, "sentence")
+    expressions = counted(report.total.expressions, "expression")
     log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-
-
-def _parameters(
-    workdir: epath.Path, which: Literal["best", "latest"], network: nn.Module, config: ConfigDict, mesh: Mesh
-) -> Any:
-    """Restores the parameters, whole on every device of the mesh."""
-    import jax
-
-    from s2rm_jax.parallel.mesh import replicated
-    from s2rm_jax.training.checkpoint import restore_params
-    from s2rm_jax.training.state import parameter_shapes
-
-    restored = restore_params(workdir, which, parameter_shapes(network, config), replicated(mesh))
-    return jax.device_put(restored, replicated(mesh))
 
 
 def _say_figures(report: Report, benchmark: Benchmark | None) -> None:

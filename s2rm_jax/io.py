@@ -1,9 +1,4 @@
-"""Files of a workdir, which may lie on a disk or on a bucket (gs://...): made whole, or growing by lines.
-
-Writes a folder whole or not at all.
-
-Where results go: folders that can be written to, and file names made of free text.
-"""
+"""Files on disks and buckets (gs://...): atomic writes, JSON lines, and the folders and files of results."""
 
 from __future__ import annotations
 
@@ -25,40 +20,40 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 
-REWRITE_EVERY = 60.0  # seconds; a bucket cannot append
+REWRITE_EVERY = 60.0  # seconds between rewrites of a growing file on a bucket, which cannot append
 
 
 def on_bucket(path: epath.PathLike) -> bool:
-    """Says whether a path is of an object store and not of a file system."""
+    """Return whether a path is in an object store."""
     return "://" in os.fspath(path)
 
 
 def workdir_path(workdir: epath.PathLike) -> epath.Path:
-    """Returns a workdir as a path by which files can be reached, wherever it is.
+    """Return a workdir as a path on a disk or a bucket.
 
     Raises:
-        UserError: it is on a kind of bucket that is not known here, or what reaches buckets is not installed.
+        UserError: this kind of bucket is not supported, or the client for buckets is not installed.
     """
     if on_bucket(workdir):
-        if not os.fspath(workdir).startswith("gs://"):  # Orbax knows only of these when a checkpoint is whole
-            raise UserError(f"--workdir {workdir}: of buckets, only those of Google Cloud Storage will do (gs://...).")
-        if importlib.util.find_spec("gcsfs") is None:  # it brings google-cloud-storage, which Orbax needs
-            raise UserError(f"--workdir {workdir}: what reaches buckets is not installed: pip install -e '.[gcs]'.")
+        if not os.fspath(workdir).startswith("gs://"):  # Orbax marks complete checkpoints on these only
+            raise UserError(f"--workdir {workdir}: only buckets of Google Cloud Storage are supported (gs://...).")
+        if importlib.util.find_spec("gcsfs") is None:  # comes with google-cloud-storage, which Orbax needs
+            raise UserError(f"--workdir {workdir}: gcsfs is not installed: pip install -e '.[gcs]'.")
     return epath.Path(workdir)
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-    """Writes a file so that at any moment there is the old one or the new one; a bucket does that by itself."""
+    """Write a file atomically: at any moment it has its old or its new content. Writes to buckets are atomic."""
     if on_bucket(path):
         path.write_text(text)
         return
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(text)
-    fresh.replace(path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def copy_files(folder: Path, to: epath.Path) -> None:
-    """Copies all files under a folder of this machine into one that may be on a bucket, over those there."""
+    """Copy all files under a local folder into a folder that may be on a bucket, replacing files there."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             target = to / path.relative_to(folder).as_posix()
@@ -67,10 +62,15 @@ def copy_files(folder: Path, to: epath.Path) -> None:
 
 
 class JsonLines:
-    """A file to which JSON objects are added, one a line, behind those of its earlier life that `keep` wants.
+    """A file of JSON objects, one per line, that can be appended to, also on a bucket.
 
-    On a disk each is there at once. On a bucket the file is written anew at most every REWRITE_EVERY seconds, and when
-    it is closed: what a run that was killed added since then is lost.
+    On a disk each object is written at once. On a bucket the file is rewritten every REWRITE_EVERY seconds at most, and
+    when it is closed; a killed run loses the objects added since then.
+
+    Args:
+        path: the file.
+        keep: which objects of an existing file are kept; by default all.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class JsonLines:
     ):
         self._path, self._clock, self._written = path, clock, clock()
         text = path.read_text() if path.exists() else ""
-        # A run that was killed may have left half a line behind.
-        whole = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-        self._lines = [line + "\n" for line in whole if keep(json.loads(line))]
+        # A killed run may have left an incomplete line.
+        complete = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        self._lines = [line + "\n" for line in complete if keep(json.loads(line))]
         self._stream: Any = None
         if not on_bucket(path):
             if "".join(self._lines) != text:
@@ -91,7 +91,7 @@ class JsonLines:
             self._stream, self._lines = path.open("a"), []
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Adds an object."""
+        """Append an object."""
         line = json.dumps(values) + "\n"
         if self._stream:
             self._stream.write(line)
@@ -102,7 +102,7 @@ class JsonLines:
             self._rewrite()
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Write what is not written yet, and close the file."""
         if self._stream:
             self._stream.close()
         else:
@@ -115,25 +115,23 @@ class JsonLines:
 
 @contextmanager
 def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
-    """Gives a fresh folder beside `out` to write to, and puts it in the place of `out` when all went well.
-
-    If anything fails, whatever was written is removed. A folder that has something in it is never touched.
+    """Yield a temporary folder, which becomes `out` if the block succeeds and is removed if it fails.
 
     Args:
-        out: the folder to be made; an empty one may be there already.
-        flag: what the person called it, for the error: "--out".
+        out: the folder to create; it may exist if it is empty.
+        flag: the flag that names it, for error messages.
 
     Raises:
-        UserError: there is something at `out`, or it cannot be written to (no space, no permission).
+        UserError: `out` exists and is not empty, or cannot be written (no space, no permission).
     """
     if on_bucket(out):
         raise UserError(f"{flag}: {out} is on a bucket; give a folder of this machine, and copy it from there")
     out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{flag}: {out} is already there; give another {flag}, or remove it first")
+        raise UserError(f"{flag}: {out} already exists; give another {flag}, or remove it first")
     partial = out.absolute().parent / f".{out.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of an earlier try that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir(parents=True)
         yield partial
         partial.replace(out)
@@ -146,17 +144,17 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raises OSError unless `size` bytes fit on the disk of `folder`, so that a long work does not begin in vain."""
+    """Raise OSError unless `size` bytes are free on the disk of `folder`, before a long job starts."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(errno.ENOSPC, f"it takes {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+        raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
 
 
 def make_output_folder(path: epath.PathLike) -> Path:
-    """Makes the folder with its parents, unless it is there already, and returns it.
+    """Create the folder with its parents if it does not exist, and return it.
 
     Raises:
-        UserError: a file is in the way, or the folder may not be made or written to.
+        UserError: there is a file at the path, or the folder cannot be created or written to.
     """
     if on_bucket(path):
         raise UserError(f"--out: {path} is on a bucket; give a folder of this machine, and copy it from there")
@@ -173,11 +171,11 @@ def make_output_folder(path: epath.PathLike) -> Path:
 
 
 def remove_earlier(folder: Path, name: str) -> None:
-    """Removes what an earlier run of the same command left in its folder, so that old results do not mix with new ones.
+    """Remove the results of an earlier run of a command, which would mix with new ones.
 
     Args:
         folder: the folder of the results.
-        name: a regular expression for the whole name of the files that the command writes; no others are touched.
+        name: a regular expression that matches the whole name of the files to remove.
     """
     for path in folder.iterdir():
         if re.fullmatch(name, path.name) and path.is_file():
@@ -185,23 +183,21 @@ def remove_earlier(folder: Path, name: str) -> None:
 
 
 def figure_paths(given: str | Path, count: int) -> list[Path]:
-    """Returns the path itself for one figure, NAME_1.png, NAME_2.png and so on for several.
+    """Return the path itself for one figure, or NAME_1.png, NAME_2.png and so on for several.
 
     Raises:
-        UserError: it is no PNG, or its folder is not there.
+        UserError: the path is not that of a PNG, or its folder does not exist.
     """
     path = Path(given)
     if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
-        raise UserError(
-            f"--explain: {given} must be the path of a PNG in a folder that is there; give another --explain"
-        )
+        raise UserError(f"--explain: {given} must be the path of a PNG in an existing folder; give another --explain")
     numbered = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
     return [path] if count == 1 else numbered
 
 
 @contextmanager
 def writing(path: Path, flag: str = "--out") -> Iterator[None]:
-    """While inside, `path` is written, which `flag` has named; raises UserError where that is not possible."""
+    """Raise UserError if `path`, which `flag` names, cannot be written in the block."""
     try:
         yield
     except OSError as error:
@@ -209,12 +205,12 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
 
 
 def save_image(image: Image.Image, path: Path, flag: str = "--out") -> None:
-    """Writes an image, mask or figure; raises UserError where that is not possible."""
+    """Save an image, mask or figure; raise UserError if it cannot be written."""
     with writing(path, flag):
         image.save(path)
 
 
 def slug(text: str, limit: int = 40) -> str:
-    """Returns `text` as lower-case ASCII letters, digits and underscores, at most `limit` of them, never empty."""
+    """Return `text` as lower-case ASCII letters, digits and underscores: at most `limit` of them, never empty."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "_", ascii_text.lower()).strip("_")[:limit].rstrip("_") or "untitled"

@@ -28,7 +28,7 @@ from s2rm_jax.evaluation.protocols import resize_logits
 from s2rm_jax.explanation import Explanation, explanations, reduce
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
-from s2rm_jax.training.workdir import load_run
+from s2rm_jax.training.run import load_run
 
 # Expressions are filled up to the next of these numbers, so that at most this many programs are compiled; more expressions
 # than the last go in several rounds on the same encoded image, which bounds the memory they take.

@@ -132,6 +132,14 @@ def make_colour_world() -> ColourWorld:
     return ColourWorld(ColourNetwork(traced.append), traced, {"sharpness": jnp.float32(8)}, Tokenizer(WORDS, 6), config)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def propagate_log_records() -> None:
+    """Let caplog, which listens at the root logger, see the records of this package."""
+    from s2rm_jax.training import logging as training_logging  # sets `propagate` when it is imported
+
+    training_logging._LOGGER.propagate = True
+
+
 def striped_example(name: str, texts: list[str], height: int = 4, width: int = 8, kind: str = "") -> Example:
     """An image whose left 3 of 8 columns are red and the rest blue; every expression means its left half."""
     image = np.zeros((height, width, 3), np.uint8)

@@ -29,7 +29,7 @@ def test_what_is_there_is_not_touched(tmp_path):
     (tmp_path / "out" / "precious").touch()
     (tmp_path / "file").write_text("precious")
     for name in ("out", "file"):
-        with pytest.raises(UserError, match=rf"--out: .*{name} is already there; give another --out, or remove it"):
+        with pytest.raises(UserError, match=rf"--out: .*{name} already exists; give another --out, or remove it"):
             atomic_folder(tmp_path / name, "--out").__enter__()
     assert os.listdir(tmp_path / "out") == ["precious"] and (tmp_path / "file").read_text() == "precious"
 

@@ -101,13 +101,13 @@ def test_help_shows_the_docstring_and_the_flags(call):
     [
         (["--config=FILE"], "--workdir is missing: the directory of the run"),
         (["--workdir=w"], "--config is missing: a configuration"),
-        (["--config=DIR/nope.py", "--workdir=w"], "nope.py does not exist; there are: DIR/tiny.py"),
-        (["--config=DIR/none/x.py", "--workdir=w"], "none/x.py does not exist; there are by name: combined, grefcoco"),
-        (["--config=nope", "--workdir=w"], "nope does not exist; there are by name: combined, grefcoco, refclef"),
-        (["--config=DIR", "--workdir=w"], "--config: DIR is a folder; name a file in it; there are: DIR/tiny.py"),
+        (["--config=DIR/nope.py", "--workdir=w"], "nope.py does not exist; available: DIR/tiny.py"),
+        (["--config=DIR/none/x.py", "--workdir=w"], "none/x.py does not exist; available: combined, grefcoco"),
+        (["--config=nope", "--workdir=w"], "nope does not exist; available: combined, grefcoco, refclef"),
+        (["--config=DIR", "--workdir=w"], "--config: DIR is a folder; name a file in it; available: DIR/tiny.py"),
         (
             ["--config=DIR/read.md", "--workdir=w"],
-            "read.md is no configuration, which is a Python file; there are: DIR/tiny.py",
+            "read.md is not a Python file; available: DIR/tiny.py",
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],

@@ -21,8 +21,6 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Source
 
-SAMPLINGS = ("image", "sentence", "referent")
-
 _LONGEST_LIST = 10_000_000  # images; a source with more is made up as it goes along, and has no epochs
 
 Groups = tuple[tuple[int, ...], ...]

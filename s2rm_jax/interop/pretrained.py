@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.layout import Arrays, Entry, Filled, WeightsMismatch, fill
-from s2rm_jax.interop.weight_files import CONFIG_FILE, SAFETENSORS, TORCH, VOCAB_FILE, find_weights, read_weights
+from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights
 
 SHOWN = 10  # kinds of unused arrays in the log
 

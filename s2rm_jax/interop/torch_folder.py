@@ -17,18 +17,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import s2rm_jax
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.layout import export_arrays, fill
 from s2rm_jax.interop.parameter_names import network_layout
-from s2rm_jax.interop.weight_files import (
-    CONFIG_FILE,
-    SAFETENSORS,
-    VOCAB_FILE,
-    find_weights,
-    read_weights,
-    write_safetensors,
-)
+from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
 
 Format = Literal["pytorch", "stablehlo", "onnx"]
@@ -49,7 +43,7 @@ _NOT_IN_PYTORCH = {
 
 @runtime_checkable
 class TrainedNetwork(Protocol):
-    """A network that can be exported, as `training.workdir.load_run` returns it."""
+    """A network that can be exported, as `training.run.load_run` returns it."""
 
     @property
     def network(self) -> nn.Module:

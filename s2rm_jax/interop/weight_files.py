@@ -17,7 +17,6 @@ import numpy as np
 from s2rm_jax.errors import UserError
 
 # The files of a folder in the layout of Hugging Face.
-CONFIG_FILE, VOCAB_FILE = "config.json", "vocab.txt"
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 # The first of these that exists is read; safetensors are preferred, because they cannot hold code.
 NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json", TORCH, f"{TORCH}.index.json")

@@ -24,6 +24,7 @@ from etils import epath
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import CONFIG_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.io import write_atomically
@@ -32,8 +33,8 @@ from s2rm_jax.models.cost import network_cost
 from s2rm_jax.training.checkpoint import has_checkpoint
 from s2rm_jax.training.compile import compilation_cache
 from s2rm_jax.training.logging import hours_minutes_seconds, log
-from s2rm_jax.training.run import CONFIG_FILE, load_config, require_same_config
-from s2rm_jax.training.start import check_before_start
+from s2rm_jax.training.loop import check_before_start
+from s2rm_jax.training.run import load_config, require_same_config
 
 RESULT_FILE = "result.json"
 SPLITS = ("test", "compositional")
@@ -115,12 +116,12 @@ def _checked(variant: Variant, config: ConfigDict) -> ConfigDict:
 def _require_unchanged(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).exists():
         return
-    require_same_config(run.workdir, run.config)
-    before = load_config(run.workdir).steps  # which a run may change, but a comparison may not
-    if before != run.config.steps:
+    began = load_config(run.workdir)
+    require_same_config(run.workdir, began, run.config)
+    if began.steps != run.config.steps:  # which a run may change, but a comparison may not
         raise UserError(
-            f"the run in {run.workdir} has {before} steps, and {run.config.steps} are asked for: give another --out, "
-            f"or --steps {before}."
+            f"the run in {run.workdir} has {began.steps} steps, and {run.config.steps} are asked for: give another "
+            f"--out, or --steps {began.steps}."
         )
 
 
@@ -155,9 +156,10 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
         UserError: the configuration or the workdir must be put right, or the loss became NaN.
         Interrupted: somebody asked the run to stop; the same call continues it.
     """
+    from s2rm_jax.interop import pretrained
     from s2rm_jax.training.loop import train_and_evaluate
 
-    train_and_evaluate(run.config, run.workdir)
+    train_and_evaluate(run.config, run.workdir, pretrained=pretrained)
     with compilation_cache(run.config, epath.Path(run.workdir)):
         scores = _scores(run, splits)
     costs = network_cost(run.config).values()
@@ -180,7 +182,7 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.training.logging import report_evaluation
-    from s2rm_jax.training.workdir import load_run
+    from s2rm_jax.training.run import load_run
 
     # The latest and not the best: a budget is compared, and nothing may be chosen by looking.
     trained = load_run(run.workdir, "latest")
@@ -213,7 +215,7 @@ def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[
 
 def _curve(run: Run) -> list[tuple[int, float]]:
     """Reads how the mean IoU of the training's own evaluations went."""
-    from s2rm_jax.training.writers import METRICS_FILE
+    from s2rm_jax.training.logging import METRICS_FILE
 
     lines = [json.loads(line) for line in (run.workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     name = f"{run.config.eval.split}/mean_iou"

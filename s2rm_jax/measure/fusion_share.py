@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from s2rm_jax.config import PAIRS
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure.section import Row, Section, show_ratio
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.measure.timing import jitted, time_alternately
-from s2rm_jax.models.s2rm import PAIRS, gated_recurrence, linear_recurrence
+from s2rm_jax.models.s2rm import gated_recurrence, linear_recurrence
 from s2rm_jax.training.logging import counted
 
 Arrays = dict[str, jax.Array]  # by pair

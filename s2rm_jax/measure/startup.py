@@ -22,13 +22,14 @@ from statistics import median
 from etils import epath
 from PIL import Image
 
+from s2rm_jax.config import VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure.section import Row, Section
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.training_speed import with_steps
 from s2rm_jax.parallel.mesh import build_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
-from s2rm_jax.training.run import VOCAB_FILE, save_config
+from s2rm_jax.training.run import save_config
 from s2rm_jax.training.state import plan_state
 
 
@@ -77,7 +78,7 @@ def save_untrained_run(subject: Subject, workdir: Path) -> None:
     subject.tokenizer().save(workdir / VOCAB_FILE)
     save_config(workdir, config)
     with Checkpoints(epath.Path(workdir), config.checkpoint_every, config.eval.metric) as checkpoints:
-        checkpoints.save(Checkpoint(0, plan.create(subject.params), examples_seen=0, metrics=None), config)
+        checkpoints.save(Checkpoint(0, plan.create(subject.params), examples_seen=0, metrics=None))
 
 
 def _seconds(arguments: Sequence[str]) -> float:

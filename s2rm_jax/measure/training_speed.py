@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import REMAT_POLICIES
 from s2rm_jax.measure.chips import matrix_rate
 from s2rm_jax.measure.compiled_report import read_memory
 from s2rm_jax.measure.floors import Floor, measure_floor
@@ -20,7 +21,6 @@ from s2rm_jax.measure.section import Row, Section
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.timing import time_alternately
 from s2rm_jax.measure.window_attention import window_attention
-from s2rm_jax.models.layers import POLICIES
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.compile import CompiledStep, compile_step
@@ -91,7 +91,7 @@ def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None 
     rows: list[Row] = []
     figures: dict[str, float] = {}
     for images in batches:
-        for policy in POLICIES:
+        for policy in REMAT_POLICIES:
             config = copy.deepcopy(subject.config).unlock()
             config.update({"batch_size": images, "remat": policy, "dtype": dtype})
             try:

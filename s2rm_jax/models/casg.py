@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from s2rm_jax.config import GUIDANCES, SEMANTICS
 from s2rm_jax.models.layers import Conv3x3, Dense, broadcast, rematerialize
-
-GUIDANCES = ("full", "maps", "none")
-SEMANTICS = ("sentence", "stages")
 
 
 def upsample(x: Float[Array, "b k h w c"], height: int, width: int) -> Float[Array, "b k {height} {width} c"]:

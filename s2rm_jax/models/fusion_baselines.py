@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from s2rm_jax.config import SIMPLER_FUSIONS
 from s2rm_jax.models.layers import Conv3x3, Dense, broadcast
-
-MODES = ("sum", "product", "concat", "attention")
 
 _BLOCKS = 2  # of self-attention
 _WAVES = 4  # frequencies of the position encoding, in each direction
@@ -43,7 +42,7 @@ class SimplerFusion(nn.Module):
             return self._convolve(jnp.concatenate([image, language], axis=-1))
         if self.mode == "attention":
             return self._attend(image, language)
-        raise ValueError(f"mode must be one of {MODES}, not {self.mode!r}")
+        raise ValueError(f"mode must be one of {SIMPLER_FUSIONS}, not {self.mode!r}")
 
     def _convolve(self, x: Float[Array, "b k h w c2"]) -> Float[Array, "b k h w _"]:
         b, k, h, w, c = x.shape

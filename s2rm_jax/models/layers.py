@@ -19,6 +19,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from s2rm_jax.config import REMAT_POLICIES
+
 
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
     """Compute the product of nn.Dense with all leading axes of x merged into one.
@@ -140,8 +142,6 @@ def _sum_by_product(grad: Float[Array, "b n m"]) -> Float[Array, "b m"]:
 broadcast.defvjp(_broadcast_forward, _broadcast_backward)
 
 
-POLICIES = ("none", "dense", "blocks")
-
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
@@ -160,8 +160,8 @@ def rematerialize(block: Block, policy: str, looped: bool = False) -> Block:
     Raises:
         ValueError: the policy is unknown.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"remat must be one of {POLICIES}, not {policy!r}")
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"remat must be one of {REMAT_POLICIES}, not {policy!r}")
     if policy == "none":
         return block
     # The products of attention have batch dimensions, those of dense layers have none.

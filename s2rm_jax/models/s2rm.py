@@ -23,13 +23,11 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from s2rm_jax.models.fusion_baselines import MODES as SIMPLER_MODES
+from s2rm_jax.config import BALANCES, FUSIONS, LANGUAGES, PAIRS, RECURRENCES, RESIDUALS, ROTATIONS
 from s2rm_jax.models.fusion_baselines import SimplerFusion, inner_width
 from s2rm_jax.models.layers import Dense
 
-RECURRENCES = ("gated", "linear", "none")
 _FROM_INPUT = {"gated": 3, "linear": 2, "none": 1}  # gates of recurrent_width that are computed from the generator
-ROTATIONS = (0, 90, 180, 270)  # degrees
 SHARED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
 
@@ -180,13 +178,6 @@ class Coparse(nn.Module):
         return from_slices(maps, self.rotations, height, width)
 
 
-PAIRS = ("language_parses_vision", "vision_parses_language")
-MODES = ("s2rm", *SIMPLER_MODES)
-LANGUAGES = ("words", "sentence")
-BALANCES = ("position", "channel", "mean")
-RESIDUALS = ("both", "vision")
-
-
 @flax.struct.dataclass
 class Fused:
     """The output of S2RM; all but `features` is for inspection. Leaves are arrays, or their shapes.
@@ -304,8 +295,8 @@ class S2RM(nn.Module):
         mask: Bool[Array, "b k l"],
     ) -> Fused:
         """Fuse the last stage of the backbone with the hidden states of the words; `mask` is false for padding."""
-        if self.mode not in MODES:
-            raise ValueError(f"fusion mode must be one of {MODES}, not {self.mode!r}")
+        if self.mode not in FUSIONS:
+            raise ValueError(f"fusion mode must be one of {FUSIONS}, not {self.mode!r}")
         if not self.pairs or not set(self.pairs) <= set(PAIRS):
             raise ValueError(f"fusion pairs must be among {PAIRS}, not {self.pairs!r}")
         if self.residual not in RESIDUALS:

@@ -1,9 +1,4 @@
-"""The training step compiled before there is a state, a batch, or even a device to run it on.
-
-Compiled programs kept beside the run, so that one which is started again does not compile them again.
-
-A trace of some steps: what the host and the devices did, and when.
-"""
+"""The compiled training step: compiling it ahead of time, caching compiled programs, and profiling steps."""
 
 from __future__ import annotations
 
@@ -32,18 +27,26 @@ from s2rm_jax.io import copy_files, on_bucket
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.devices import GIB, matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import batch_sharding
-from s2rm_jax.training.logging import log
+from s2rm_jax.training.logging import hours_minutes_seconds, log
 from s2rm_jax.training.state import StatePlan, plan_state
 from s2rm_jax.training.step import make_train_step
+
+COMPILATION_CACHE_DIRECTORY = "compilation_cache"
+PROFILE_DIRECTORY = "profile"
+OFF = "off"  # value of config.compilation_cache
+WORTH_KEEPING = 2.0  # seconds of compiling from which a program is cached
 
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A compiled step, the FLOPs of its matrix products over all devices, and how long compiling took.
+    """A compiled training step.
 
-    `flops` are those that it computes; `model_flops` those of a forward pass times three, as is usual where a step is
-    measured against what a device can do: without what config.remat computes a second time.
+    compiled     the executable, called with a state and a batch
+    flops        of its matrix products, over all devices
+    model_flops  of three forward passes: without what config.remat computes a second time, as MFU is usually defined
+    seconds      that compiling took
     """
 
     compiled: Any
@@ -51,11 +54,35 @@ class CompiledStep:
     model_flops: int
     seconds: float
 
+    def seconds_at_peak(self, mesh: Mesh) -> float | None:
+        """Return the duration of a step of nothing but matrix products at the devices' published rate, if known."""
+        rate = matrix_rate(mesh.devices.flat[0].device_kind)
+        return self.model_flops / (rate * mesh.size) if rate else None
+
+    def describe(self, mesh: Mesh) -> str:
+        """Return the memory that the step needs on each device and its FLOPs, for the log."""
+        device = mesh.local_devices[0]
+        memory, limit = read_memory(self.compiled), (device.memory_stats() or {}).get("bytes_limit")
+        needs = ""
+        if memory is not None:
+            needs = (
+                f" A step needs {_bytes(memory.total)}{f' of {_bytes(limit)}' if limit else ''} on each device: state "
+                f"and batch {_bytes(memory.arguments)}, temporary {_bytes(memory.temporaries)}"
+                f"{f', program {_bytes(memory.code)}' if memory.code else ''}."
+            )
+        rate = matrix_rate(device.device_kind)
+        mfu = f"; MFU is the share of {rate / 1e12:,.0f} TFLOP/s a device" if rate else ""
+        model = f" ({_flops(self.model_flops)} without recomputation)" if self.flops > 1.05 * self.model_flops else ""
+        return (
+            f"Compiled in {hours_minutes_seconds(self.seconds)}.{needs} "
+            f"It computes {_flops(self.flops)} in matrix products on all devices together{model}{mfu}."
+        )
+
 
 def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledStep:
-    """Compiles the step that `train` would run with `config` on the devices of `mesh`, which need not be there.
+    """Compile the step that training with `config` runs on the devices of `mesh`, which need not be present.
 
-    Where config.steps is 0 (they follow from the data), any number will do: it is a constant of the schedule.
+    If config.steps is 0 (it depends on the data), any number is used: it is a constant of the schedule.
 
     Raises:
         UserError: as `compile_step`.
@@ -68,7 +95,7 @@ def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledStep:
 
 
 def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> CompiledStep:
-    """Compiles the step of training `network` for the states that `plan` makes and the batches that `config` describes.
+    """Compile the training step of `network` for the states of `plan` and the batches that `config` describes.
 
     Raises:
         UserError: the batch cannot be split over the devices, or the step needs more memory than they have.
@@ -82,14 +109,20 @@ def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: 
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise UserError(_does_not_fit(config, mesh, str(error))) from error
-        raise
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+        needs = f"it needs {used.group(1)} of {used.group(2)}" if used else "see above"
+        raise UserError(
+            f"the step does not fit into the memory of a device: {needs} with config.batch_size={config.batch_size} on "
+            f"{mesh.size} devices and config.remat={config.remat!r}; use more devices, fewer images, "
+            "config.optimizer.accumulate, or --config.remat=dense or blocks."
+        ) from error
     return CompiledStep(compiled, jaxpr_flops(traced.jaxpr.jaxpr), 3 * forward, time.monotonic() - start)
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
-    """Returns the batch that `config` describes as ShapeDtypeStructs, spread over `mesh`."""
+    """Return the batch that `config` describes as ShapeDtypeStructs, split over `mesh`."""
     (height, width), tokens = config.input.image_size, config.text.max_tokens
     images, expressions = config.batch_size, config.input.expressions_per_image
     sharding = batch_sharding(mesh)
@@ -107,37 +140,29 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
     )
 
 
-def _does_not_fit(config: ConfigDict, mesh: Mesh, message: str) -> str:
-    used = re.search(r"Used (\S+) of (\S+) hbm", message)
-    needs = f"it needs {used.group(1)} of {used.group(2)}" if used else "see above"
-    return (
-        f"the step does not fit into the memory of a device: {needs} with config.batch_size={config.batch_size} on "
-        f"{mesh.size} devices and config.remat={config.remat!r}; use more devices, fewer images, "
-        "config.optimizer.accumulate, or --config.remat=dense or blocks."
-    )
+def _flops(number: int) -> str:
+    return f"{number / 1e12:.2f} TFLOP" if number >= 1e11 else f"{number / 1e9:.3g} GFLOP"
 
 
-COMPILATION_CACHE_DIRECTORY = "compilation_cache"
-OFF = "off"  # as config.compilation_cache
-WORTH_KEEPING = 2.0  # seconds of compiling
+def _bytes(number: int) -> str:
+    return f"{number / GIB:.2f} GiB" if number >= GIB / 100 else f"{number / 2**20:.2f} MiB"
 
 
 @contextmanager
 def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]:
-    """While inside, JAX keeps what it compiled as config.compilation_cache says, and takes what was kept.
+    """Inside, let JAX cache compiled programs in the folder that config.compilation_cache names.
 
-    Empty, that is in <workdir>/compilation_cache, unless JAX was given a folder already (JAX_COMPILATION_CACHE_DIR).
-    JAX keys a program by all that it depends on, the kind of machine included, so that what is kept can only be of no
-    use. Of several processes, the first writes and all read; a program that is not whole is compiled anew. On CPUs,
-    where each process has programs of its own, several keep none by default: the first would be ready long before the
-    others, and wait for them in a step.
+    The default is <workdir>/compilation_cache, unless JAX already has a folder (JAX_COMPILATION_CACHE_DIR). JAX's keys
+    include everything that a program depends on, so a stale program is never used. Of several processes, the first
+    writes and all read. Several processes on CPUs have no cache by default: their programs differ, so the first process
+    would be ready long before the others and wait for them in a step.
 
     Raises:
         UserError: the folder that config.compilation_cache names cannot be used.
     """
-    setting = config.get("compilation_cache", "")  # which runs of older versions do not have
-    for_one_only = jax.default_backend() == "cpu" and not distributed.is_alone()
-    if not setting and (for_one_only or jax.config.values["jax_compilation_cache_dir"]):
+    setting = config.compilation_cache
+    several_on_cpu = jax.default_backend() == "cpu" and not distributed.is_alone()
+    if not setting and (several_on_cpu or jax.config.values["jax_compilation_cache_dir"]):
         yield
         return
     folder = epath.Path(setting) if setting else workdir / COMPILATION_CACHE_DIRECTORY
@@ -146,40 +171,37 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if not setting:  # a finished run may lie where it can only be read
+            if not setting:  # the workdir of a finished run may be read-only
                 yield
                 return
             raise UserError(
-                f"config.compilation_cache: {folder} cannot be used ({error}); name another folder, or say off."
+                f"config.compilation_cache: {folder} cannot be used ({error}); give another folder, or off."
             ) from error
         values = {
             "jax_compilation_cache_dir": str(folder if on_bucket(folder) else folder.absolute()),
             "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
         }
-        if on_bucket(folder):  # which XLA, unlike JAX, does not know
+        if on_bucket(folder):  # XLA's own caches, unlike JAX's, do not support buckets
             values["jax_persistent_cache_enable_xla_caches"] = "none"
     before = {name: jax.config.values[name] for name in values}
-    _set(values)
+    _update_cache_settings(values)
     try:
         yield
     finally:
-        _set(before)
+        _update_cache_settings(before)
 
 
-def _set(values: dict[str, object]) -> None:
+def _update_cache_settings(values: dict[str, object]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
-    jax_cache.reset_cache()  # else JAX goes on with the folder that it used first
-
-
-PROFILE_DIRECTORY = "profile"
+    jax_cache.reset_cache()  # otherwise JAX continues with the folder that it used first
 
 
 def parse_profile_steps(text: str) -> range:
-    """Returns the steps that "FIRST:LAST" means, LAST included.
+    """Return the steps that "FIRST:LAST" means, including LAST.
 
     Raises:
-        UserError: it means none.
+        UserError: the text has another form.
     """
     numbers = re.fullmatch(r"(\d+):(\d+)", text)
     first, last = map(int, numbers.groups()) if numbers else (0, 0)
@@ -189,53 +211,53 @@ def parse_profile_steps(text: str) -> range:
 
 
 class Profile:
-    """Traces the given steps of a run into <workdir>/profile. Of several processes, the first traces itself.
+    """Trace the given steps of a run into <workdir>/profile; of several processes, the first is traced.
 
-    Use it as a context manager, so that a trace that was begun is written whatever happens.
+    Use it as a context manager, so that a trace is written even if the run fails.
 
     Raises:
-        UserError: the run has not so many steps.
+        UserError: the run has fewer steps.
     """
 
     def __init__(self, workdir: epath.Path, steps: range, last_step: int):
         if steps and steps[-1] > last_step:
             raise UserError(
-                f"--profile_steps={steps[0]}:{steps[-1]}, but the run has {last_step} steps: name steps that it takes."
+                f"--profile_steps={steps[0]}:{steps[-1]}, but the run has {last_step} steps: give steps of the run."
             )
         self._directory = workdir / PROFILE_DIRECTORY
         self._steps = steps if distributed.is_first() else range(0)
         self._tracing = False
-        self._made_here: tempfile.TemporaryDirectory[str] | None = None
+        self._local: tempfile.TemporaryDirectory[str] | None = None
 
     def begin(self, step: int) -> None:
-        """Hears after which step the run begins, and says so if what is to be traced is over."""
+        """Log if no step is left to trace in a run that continues from `step`."""
         if self._steps and step >= self._steps[-1]:
-            log(f"nothing to trace: --profile_steps ends at {self._steps[-1]}, and the run goes on from step {step}")
+            log(f"nothing to trace: --profile_steps ends at {self._steps[-1]}, and the run continues from step {step}")
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Inside, step `number` is given to the devices."""
+        """Inside, step `number` is dispatched to the devices."""
         if number in self._steps and not self._tracing:
-            if on_bucket(self._directory):  # JAX writes to this machine only
-                self._made_here = tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(self._made_here.name if self._made_here else self._directory)
+            if on_bucket(self._directory):  # JAX writes traces to local disks only
+                self._local = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._local.name if self._local else self._directory)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
     def ends(self, number: int) -> bool:
-        """Says whether step `number` is the last to be traced: the trace is to be written when it is finished."""
+        """Return whether step `number` is the last to trace: the trace is to be written once it is finished."""
         return self._tracing and number >= self._steps[-1]
 
     def write(self) -> None:
-        """Ends the trace, if there is one, and writes it; where that fails, the run goes on."""
+        """End the trace, if there is one, and write it; a failure is logged, and the run continues."""
         if not self._tracing:
             return
         self._tracing = False
         try:
             jax.profiler.stop_trace()
-            if self._made_here:
-                with self._made_here as folder:
+            if self._local:
+                with self._local as folder:
                     copy_files(Path(folder), self._directory)
         except (OSError, RuntimeError) as error:
             log(f"the trace could not be written to {self._directory}: {str(error).splitlines()[0]}")

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: asked once, a run saves and stops at its next step; Ctrl-C twice stops it at once.
+"""Ctrl-C and SIGTERM: after the first, a run saves and stops at its next step; a second Ctrl-C stops it at once.
 
-Of several processes any may be asked: they tell each other at every step and stop after the same one.
+Any of several processes may receive the signal: they exchange it at every step and stop after the same one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from s2rm_jax.parallel import distributed
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, saved its state and stopped; `signum` is the signal that asked."""
+    """A run was stopped by the signal `signum`, and its state is saved."""
 
     def __init__(self, message: str, signum: signal.Signals):
         super().__init__(message)
@@ -24,62 +24,63 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Holds the signal by which somebody asked the run to stop, or None."""
+    """The signal that asks a run of one process to stop, or None."""
 
     def __init__(self) -> None:
-        self.heard: signal.Signals | None = None  # by this process
+        self.received: signal.Signals | None = None  # by this process
 
     @property
     def signum(self) -> signal.Signals | None:
-        """The signal that asked; between two calls of `exchange` it is the same for all processes, unless only one."""
-        return self.heard
+        """The signal that all processes have agreed on; it changes only in `exchange`, unless there is one process."""
+        return self.received
 
     def exchange(self, wait: bool = False) -> None:
-        """Tells the other processes and hears from them; all must call it equally often.
+        """Exchange the signals of all processes, each of which must call this equally often.
 
-        Without `wait` it hears what they said at the call before, so that nobody waits for the exchange.
+        Without `wait`, the result of the call before takes effect, so that no process waits for the exchange.
         """
 
 
 class SharedStopRequest(StopRequest):
-    """The same of several processes."""
+    """The signal that asks a run of several processes to stop: the greatest number that any of them received."""
 
     def __init__(self) -> None:
         super().__init__()
         self._agreed = 0
-        self._under_way: distributed.Maximum | None = None
+        self._pending: distributed.Maximum | None = None
 
     @property
     def signum(self) -> signal.Signals | None:
-        """The signal that asked one of the processes, once all know."""
+        """See StopRequest."""
         return signal.Signals(self._agreed) if self._agreed else None
 
     def exchange(self, wait: bool = False) -> None:
-        """See StopRequest; the greatest number of a signal counts."""
-        before, self._under_way = self._under_way, distributed.Maximum(self.heard or 0)
+        """See StopRequest."""
+        before, self._pending = self._pending, distributed.Maximum(self.received or 0)
         self._agreed = self._agreed or (before.value() if before else 0)
         if wait:
-            self._agreed, self._under_way = self._agreed or self._under_way.value(), None
+            self._agreed, self._pending = self._agreed or self._pending.value(), None
 
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """While inside, turns the first SIGINT or SIGTERM into a request, which the caller honours when it is ready.
+    """Inside, turn the first SIGINT or SIGTERM into a request, which the caller honours at its next step.
 
-    After the first, SIGINT raises KeyboardInterrupt again. Only the main thread can listen; elsewhere nothing changes.
+    After that, SIGINT raises KeyboardInterrupt again. Python handles signals in the main thread only; in another thread
+    nothing changes.
     """
     request = StopRequest() if distributed.is_alone() else SharedStopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def ask(signum: int, _: FrameType | None) -> None:
-        request.heard = signal.Signals(signum)
+    def handle(signum: int, _: FrameType | None) -> None:
+        request.received = signal.Signals(signum)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # os.write and not print: a handler may interrupt a print, which cannot be entered twice.
-        os.write(2, f"\n{request.heard.name}: saving after this step. Ctrl-C now stops at once.\n".encode())
+        # os.write and not print: a handler may interrupt a print, which is not reentrant.
+        os.write(2, f"\n{request.received.name}: saving after this step. Ctrl-C now stops at once.\n".encode())
 
-    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:

@@ -1,55 +1,136 @@
-"""What a person sees while a run is under way: how far, how fast, how long still.
+"""Logging of a run: lines for people, the progress of training and evaluation, and metrics for programs.
 
-What a run said, kept by each process as JSON lines: <workdir>/log/process_N.jsonl.
-
-Means of the metrics over the steps between two lines of the log: a single step says little.
+Everything goes through the logger "s2rm_jax", to which the modules that read data also send their warnings. The console
+gets every line, and so does <workdir>/log/process_N.jsonl while a `RunLog` is open. Metrics go to
+<workdir>/metrics.jsonl, to TensorBoard files and to Weights & Biases (docs/training.md).
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
+import secrets
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
-from s2rm_jax.io import JsonLines
+from s2rm_jax.errors import UserError
+from s2rm_jax.io import REWRITE_EVERY, JsonLines, copy_files, on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
+from s2rm_jax.training.interrupt import Interrupted
 
-SAID = logging.getLogger("s2rm_jax.said")  # hears every line, for whoever keeps them (training/logging.py)
-SAID.setLevel(logging.INFO)
-SAID.propagate = False
+LOG_DIRECTORY = "log"
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIRECTORY = "tensorboard"
+WANDB_DIRECTORY = "wandb"  # the name is chosen by wandb
+WANDB_ID_FILE = "wandb_run.txt"
+
+
+class _Console(logging.Handler):
+    """Print warnings to stderr and other lines to stdout; of several processes, only the first prints to stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line at once, also into a pipe; a closed pipe raises, which logging's own handlers prevent."""
+        if record.levelno >= logging.WARNING:
+            print(self.format(record), file=sys.stderr, flush=True)
+        elif distributed.is_first():
+            print(self.format(record), flush=True)
+
+
+_LOGGER = logging.getLogger("s2rm_jax")
+_LOGGER.setLevel(logging.INFO)
+_LOGGER.addHandler(_Console())
+_LOGGER.propagate = False  # absl gives the root logger a handler, which would print every line again
 
 
 def log(line: str, step: int | None = None) -> None:
-    """Prints a line at once, also into a pipe; of several processes, the first speaks for all."""
-    if distributed.is_first():
-        print(line, flush=True)
-    SAID.info("%s", line, extra={"step": step})
+    """Log a line for people; `step` is the training step that it belongs to."""
+    _LOGGER.info("%s", line, extra={"step": step})
+
+
+class RunLog(logging.Handler):
+    """Write every logged line to <workdir>/log/process_N.jsonl: {"time", "process", "step" if it has one, "message"}.
+
+    Use it as a context manager. Lines before `open` are kept until then. Each process has a file of its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: JsonLines | None = None
+        self._pending: list[dict[str, Any]] = []
+
+    def open(self, workdir: epath.Path) -> None:
+        """Open the file in an existing workdir.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        folder = workdir / LOG_DIRECTORY
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = JsonLines(folder / f"process_{distributed.process()[0]}.jsonl")
+        for values in self._pending:
+            self._lines.write(values)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        step = getattr(record, "step", None)
+        values = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "process": distributed.process()[0],
+            **({} if step is None else {"step": step}),
+            "message": self.format(record),
+        }
+        if self._lines:
+            self._lines.write(values)
+        else:
+            self._pending.append(values)
+
+    def __enter__(self) -> RunLog:
+        _LOGGER.addHandler(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        _LOGGER.removeHandler(self)
+        if kind is not None:  # only into the file; the command prints the error
+            self.handle(
+                _LOGGER.makeRecord("s2rm_jax", logging.INFO, "", 0, f"ended by {kind.__name__}: {error}", (), None)
+            )
+        if self._lines:
+            self._lines.close()
 
 
 def counted(number: int, thing: str) -> str:
-    """Writes so many things: 1 image, 2 images."""
+    """Return a number with its noun: "1 image", "2 images"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def hours_minutes_seconds(seconds: float) -> str:
-    """Writes a duration as h:mm:ss."""
+    """Return a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 class Progress:
-    """Counts finished steps and the time they took.
+    """Measure the speed of training.
 
-    The clock starts when the first step is finished, which waits for the input to begin. Rates are those since the last
-    line and leave out pauses (evaluation, saving); the time left counts them in, as they will come again.
+    The clock starts when the first step is finished, so compiling and the start of the input are left out. Rates are
+    those since the last line, without pauses (evaluation, saving). The estimated time includes pauses, as they recur.
 
-    `seconds_at_peak` is what a step would take if the devices did nothing but matrix products at their published rate;
-    where it is known, the share of it in the time that steps take is told: the model-FLOP utilisation, or MFU.
+    Args:
+        last_step: the number of steps of the run.
+        seconds_at_peak: duration of a step that does nothing but matrix products at the published rate of the devices,
+            None if the rate is unknown. Its share of the measured time is the model FLOP utilisation (MFU).
+        clock: returns seconds.
     """
 
     def __init__(
@@ -58,17 +139,17 @@ class Progress:
         seconds_at_peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._clock, self._made = clock, clock()
+        self._clock, self._created = clock, clock()
         self._last_step, self._seconds_at_peak = last_step, seconds_at_peak
-        self._began_step = 0
-        self._began: float | None = None
+        self._first_step = 0
+        self._started: float | None = None
         self._restart()
 
     def finish_step(self, step: int, expressions: int, images: int) -> None:
-        """Hears that a step is finished, and what was in its batch."""
-        if self._began is None:
-            self._began, self._began_step = self._clock(), step
-            log(f"step {step} is done after {hours_minutes_seconds(self._began - self._made)}")
+        """Count a finished step and the content of its batch."""
+        if self._started is None:
+            self._started, self._first_step = self._clock(), step
+            log(f"step {step} is done after {hours_minutes_seconds(self._started - self._created)}")
             self._restart()
             return
         self._expressions += expressions
@@ -77,20 +158,20 @@ class Progress:
 
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
-        """Counts the time inside as waiting for input."""
-        began = self._clock()
+        """Count the time inside as waiting for input."""
+        start = self._clock()
         yield
-        self._waited += self._clock() - began
+        self._waited += self._clock() - start
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves the time inside out of the rates."""
-        began = self._clock()
+        """Leave the time inside out of the rates."""
+        start = self._clock()
         yield
-        self._paused += self._clock() - began
+        self._paused += self._clock() - start
 
     def speed(self) -> dict[str, float]:
-        """Returns the rates since the last line, and percentages of the time (waiting for input, MFU); {} at first."""
+        """Return the rates since the last line, and percentages of the time (waiting for input, MFU); {} at first."""
         seconds = self._clock() - self._since - self._paused
         if not self._images:
             return {}
@@ -104,7 +185,7 @@ class Progress:
         return rates
 
     def line(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> str:
-        """Returns the line for `step`, with what `speed` returned, and begins to count anew for the next one."""
+        """Return the line for `step`, given the result of `speed`, and start counting for the next line."""
         parts = [
             f"step {step}/{self._last_step} ({100 * step // self._last_step}%)",
             *([f"epoch {metrics['epoch']:.2f}"] if "epoch" in metrics else []),
@@ -119,8 +200,8 @@ class Progress:
             ]
         if "model_flop_utilisation" in speed:
             parts.append(f"MFU {speed['model_flop_utilisation']:.1f}%")
-        if self._began is not None and step > self._began_step:
-            per_step = (self._clock() - self._began) / (step - self._began_step)
+        if self._started is not None and step > self._first_step:
+            per_step = (self._clock() - self._started) / (step - self._first_step)
             parts.append(f"ETA {hours_minutes_seconds(per_step * (self._last_step - step))}")
         self._restart()
         return " | ".join(parts)
@@ -131,102 +212,198 @@ class Progress:
         self._expressions = self._images = self._steps = 0
 
 
-def report_evaluation(split: str, stopping: Callable[[], None], every: float = 10.0) -> Callable[[int, int], None]:
-    """Returns what an evaluation calls after each batch: it says every `every` seconds how far it is.
+def report_evaluation(
+    split: str, stopping: Callable[[], None] = lambda: None, every: float = 10.0
+) -> Callable[[int, int], None]:
+    """Return a function to call after each batch of an evaluation; it logs the progress every `every` seconds.
 
-    `stopping` is called too, and may raise to break the evaluation off.
+    `stopping` is called after each batch too, and may raise to end the evaluation.
     """
-    began = said = time.perf_counter()
+    start = last = time.perf_counter()
 
     def report(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal last
         stopping()
         now = time.perf_counter()
-        if now - said >= every:
-            said = now
-            left = hours_minutes_seconds((now - began) / done * (total - done))
+        if now - last >= every:
+            last = now
+            left = hours_minutes_seconds((now - start) / done * (total - done))
             log(f"evaluating {split}: batch {done}/{total} ({100 * done // total}%) | ETA {left}")
 
     return report
 
 
-LOG_DIRECTORY = "log"
-
-
-class RunLog(logging.Handler):
-    """While inside, keeps every line that is said: {"time", "process", "step" where it is of one, "message"}.
-
-    What is said before `open` is kept until then. Of several processes only the first prints, but each keeps its own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self._lines: JsonLines | None = None
-        self._before: list[dict[str, Any]] = []
-
-    def open(self, workdir: epath.Path) -> None:
-        """Names the workdir, which must exist.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        folder = workdir / LOG_DIRECTORY
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = JsonLines(folder / f"process_{distributed.process()[0]}.jsonl")
-        for values in self._before:
-            self._lines.write(values)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a line."""
-        step = getattr(record, "step", None)
-        values = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "process": distributed.process()[0],
-            **({} if step is None else {"step": step}),
-            "message": record.getMessage(),
-        }
-        if self._lines:
-            self._lines.write(values)
-        else:
-            self._before.append(values)
-
-    def __enter__(self) -> RunLog:
-        SAID.addHandler(self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is not None:
-            SAID.info("ended by %s: %s", kind.__name__, error)
-        SAID.removeHandler(self)
-        if self._lines:
-            self._lines.close()
-
-
-# What does not speak of expressions is averaged over steps; the learning rate is that of the last step.
-_OF_STEPS = ("grad_norm", "expressions")
-_OF_THE_LAST_STEP = ("learning_rate",)
-
-
 class Averages:
-    """Adds up metrics of steps; those of expressions weigh by the number of expressions in the step."""
+    """Average the metrics of steps: per expression, but grad_norm and expressions per step; learning_rate is the last.
+
+    A single step is noisy, so a line of the log has the means since the last line.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}  # of each metric: weighted sum, sum of weights
         self._latest: Mapping[str, float] = {}
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Hears the metrics of a step; "expressions" must be among them."""
+        """Add the metrics of one step, which must include "expressions"."""
         self._latest = metrics
         for name, value in metrics.items():
-            weight = 1.0 if name in _OF_STEPS else metrics["expressions"]
+            weight = 1.0 if name in ("grad_norm", "expressions") else metrics["expressions"]
             total, weights = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (total + weight * value, weights + weight)
 
     def take(self) -> dict[str, float]:
-        """Returns the means since the last call, and begins anew; a mean over no expression at all is 0."""
-        means = {
-            name: self._latest[name] if name in _OF_THE_LAST_STEP else total / weights if weights else 0.0
-            for name, (total, weights) in self._sums.items()
-        }
+        """Return the means since the last call and start again; a mean over no expressions is 0."""
+        means = {name: total / weights if weights else 0.0 for name, (total, weights) in self._sums.items()}
+        if "learning_rate" in means:
+            means["learning_rate"] = self._latest["learning_rate"]
         self._sums = {}
         return means
+
+
+class MetricsWriter:
+    """Write metrics to <workdir>/metrics.jsonl, to TensorBoard files and to Weights & Biases, as the config says.
+
+    A run that resumes at `step` first removes the metrics of later steps, so that no step is written twice. Use it as a
+    context manager, or call `close`. Of several processes, only the first writes.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: ConfigDict, step: int = 0):
+        """Open the files; the fields read are `tensorboard` and `wandb_project`.
+
+        Raises:
+            UserError: Weights & Biases is configured and does not work.
+        """
+        self._writes = distributed.is_first()
+        if not self._writes:
+            return
+        workdir = epath.Path(workdir)
+        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: line["step"] <= step)
+        self._others: list[TensorBoardFiles | WandbRun] = []
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.close, failed=True)
+            if config.tensorboard:
+                self._others.append(TensorBoardFiles(workdir, step))
+            if config.wandb_project:
+                self._others.append(WandbRun(workdir, config))
+            opened.pop_all()  # everything is open, and `close` closes it
+
+    def write(self, step: int, part: str, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of `part` ("train", "val", ...) at `step`."""
+        if not self._writes:
+            return
+        values = {f"{part}/{name}": float(value) for name, value in metrics.items()}
+        self._lines.write({"step": step, **values})
+        for other in self._others:
+            other.write(step, values)
+
+    def close(self, failed: bool = False) -> None:
+        """Close everything, even if closing one part fails; `failed`: the run ended with an error."""
+        if not self._writes:
+            return
+        with contextlib.ExitStack() as closing:
+            for other in self._others:
+                closing.callback(other.close, failed)
+            closing.callback(self._lines.close)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None and not issubclass(kind, Interrupted))
+
+
+class TensorBoardFiles:
+    """Write values to <workdir>/tensorboard; values of earlier files at steps after `step` become void."""
+
+    def __init__(self, workdir: epath.Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._folder = workdir / TENSORBOARD_DIRECTORY
+        # A bucket cannot append to files, so they are written on this machine and copied as they grow.
+        self._local = tempfile.TemporaryDirectory() if on_bucket(workdir) else None
+        self._copied = time.monotonic()
+        self._writer = SummaryWriter(self._local.name if self._local else str(self._folder), purge_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        if self._local and time.monotonic() - self._copied >= REWRITE_EVERY:
+            self._writer.flush()
+            copy_files(Path(self._local.name), self._folder)
+            self._copied = time.monotonic()
+
+    def close(self, failed: bool) -> None:
+        """Close the files."""
+        with self._local or contextlib.nullcontext():
+            self._writer.close()
+            if self._local:
+                copy_files(Path(self._local.name), self._folder)
+
+
+def require_wandb(config: ConfigDict) -> None:
+    """Check that wandb is installed if the configuration uses it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"config.wandb_project is {config.wandb_project!r}, but wandb is not installed: pip install -e '.[wandb]', "
+            "or leave the field empty."
+        )
+
+
+class WandbRun:
+    """A run on Weights & Biases; it lives as long as the workdir, which keeps its id in wandb_run.txt.
+
+    Steps that a killed run takes again appear twice. wandb's own files are in <workdir>/wandb, or, if the workdir is in
+    a bucket, in a temporary folder.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict):
+        id_file = workdir / WANDB_ID_FILE
+        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
+        self._local = tempfile.TemporaryDirectory() if on_bucket(workdir) else None
+        with contextlib.ExitStack() as opened:
+            if self._local:
+                opened.callback(self._local.cleanup)
+            self._run = _start_wandb(workdir, config, run_id, self._local.name if self._local else str(workdir))
+            opened.callback(self._run.finish, exit_code=1)
+            write_atomically(id_file, f"{run_id}\n")
+            # The step is an ordinary value, because wandb's own step cannot decrease.
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+            opened.pop_all()  # nothing failed, and `close` ends both
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of a step."""
+        self._run.log({"step": step, **values})
+
+    def close(self, failed: bool) -> None:
+        """End the run, marked as failed or finished."""
+        with self._local or contextlib.nullcontext():
+            self._run.finish(exit_code=int(failed))
+
+
+def _start_wandb(workdir: epath.Path, config: ConfigDict, run_id: str, folder: str) -> Any:
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.wandb_project,
+            name=workdir.name,
+            id=run_id,
+            resume="allow",
+            config=config.to_dict(),
+            dir=folder,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.Error as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"config.wandb_project={config.wandb_project}: wandb failed: {reason}; log in with `wandb login`, set "
+            "WANDB_MODE=offline, or leave the field empty."
+        ) from error

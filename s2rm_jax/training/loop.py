@@ -1,13 +1,13 @@
-"""The training loop: what happens between the first step and the last, and when a run is stopped or resumed."""
+"""The training loop, from the configuration to the last step, for runs that begin, continue or are stopped."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,46 +15,61 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import CONFIG_FILE, check_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
-from s2rm_jax.interop.pretrained import Pretrained, find_pretrained, load_pretrained
 from s2rm_jax.io import workdir_path
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.compile import CompiledStep, Profile, compilation_cache, compile_step
-from s2rm_jax.training.heartbeat import Heartbeat
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
-from s2rm_jax.training.logging import Averages, Progress, RunLog, counted, hours_minutes_seconds, log, report_evaluation
-from s2rm_jax.training.optimizer import describe_groups
-from s2rm_jax.training.run import CONFIG_FILE, keep_pretrained
-from s2rm_jax.training.start import (
-    check_before_start,
-    describe_compiled,
-    describe_devices,
-    describe_epoch,
-    open_workdir,
-    seconds_at_peak,
-    with_vocabulary,
+from s2rm_jax.training.logging import (
+    METRICS_FILE,
+    Averages,
+    MetricsWriter,
+    Progress,
+    RunLog,
+    counted,
+    hours_minutes_seconds,
+    log,
+    report_evaluation,
+    require_wandb,
 )
-from s2rm_jax.training.state import StatePlan, TrainState, plan_state
+from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
+from s2rm_jax.training.run import load_config, open_workdir, require_workdir, resolve_config
+from s2rm_jax.training.state import plan_state
 from s2rm_jax.training.step import Metrics, check_batch_splits
-from s2rm_jax.training.workdir import require_workdir
-from s2rm_jax.training.writers import METRICS_FILE, MetricsWriter
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
 
 
+@runtime_checkable
+class Pretrained(Protocol):
+    """Access to the weights that config.vision.pretrained and config.text.pretrained name: interop.pretrained."""
+
+    def find_pretrained(self, config: ConfigDict) -> Mapping[str, Path]:
+        """Return the files by part ("vision", "text"); raise UserError if one is missing."""
+
+    def find_vocabulary(self, path_or_name: str) -> Path | None:
+        """Return the vocabulary beside the weights of config.text.pretrained, or None."""
+
+    def load_pretrained(self, config: ConfigDict, shapes: Any) -> Mapping[str, Any]:
+        """Return the weights by part, each with `params` and a `report` for the log; raise UserError if they misfit."""
+
+
 @dataclass(frozen=True)
 class Parts:
-    """What the loop works with.
+    """The parts that the loop works with.
 
-    batches     takes the number of images already seen, returns the batches that follow, without end
-    evaluate    takes parameters and what to call after each batch, returns metrics; None never evaluates
+    network     the network
+    batches     returns the batches after the given number of images, without end
+    evaluate    returns the metrics of parameters and calls a function after each batch; None: no evaluation
     save_vocab  writes the vocabulary to a path
-    epoch       what the training split holds, None where it has no end
+    epoch       size of an epoch of the training split, None if the data is generated without end
     """
 
     network: nn.Module
@@ -65,23 +80,32 @@ class Parts:
 
 
 class _EvaluationStopped(Exception):
-    """Somebody asked the run to stop while it was evaluating."""
+    """An evaluation was ended by a request to stop the run."""
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: epath.PathLike, profile_steps: range = range(0)
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    profile_steps: range = range(0),
+    pretrained: Pretrained | None = None,
 ) -> dict[str, float]:
-    """Trains as `config` says, in `workdir`, continuing what an earlier run with this configuration began there.
+    """Train as `config` says in `workdir`, or continue the run that is there.
 
-    A run that was stopped or killed and continued gives the same parameters as one that ran through. `profile_steps`
-    are traced into <workdir>/profile.
+    A run that was stopped or killed and continued gives the same parameters as an uninterrupted one. A checkpoint in
+    the workdir takes precedence over pretrained weights, so that a restarted job never starts over.
+
+    Args:
+        config: the configuration.
+        workdir: the folder of the run, on disk or in a bucket; created if missing.
+        profile_steps: steps to trace into <workdir>/profile.
+        pretrained: the module `s2rm_jax.interop.pretrained`, required if the configuration names pretrained weights.
 
     Returns:
-        The metrics of the evaluation after the last step, or of that step itself where config.eval.every is 0.
+        The metrics of the evaluation after the last step, or of that step itself if config.eval.every is 0.
 
     Raises:
-        UserError: something in the configuration, the data or the workdir must be put right, or the loss became NaN.
-        Interrupted: somebody asked the run to stop (Ctrl-C, SIGTERM); its state is saved.
+        UserError: the configuration, the data or the workdir needs to be corrected, or the loss became NaN.
+        Interrupted: the run was asked to stop (Ctrl-C, SIGTERM), and its state is saved.
     """
     from s2rm_jax.input.sources import find_source
 
@@ -89,24 +113,43 @@ def train_and_evaluate(
     mesh = build_mesh(config)
     require_workdir(workdir)
     workdir = workdir_path(workdir)
-    find_source(config.input.source, config.input.train_split)  # a glance, before the Hub is asked for weights
-    if has_checkpoint(workdir):
-        config = keep_pretrained(workdir, config)
-    else:
-        find_pretrained(config)  # so that a wrong path costs nobody the reading of the data
-    config = with_vocabulary(config, workdir)
-    parts = assemble(config, mesh)
-    if config.steps == 0:
-        config = copy.deepcopy(config)
-        config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-    return run(config, workdir, parts, mesh, profile_steps)
+    with RunLog() as run_log:
+        find_source(config.input.source, config.input.train_split)  # fails early, before weights are downloaded
+        began = load_config(workdir) if has_checkpoint(workdir) else None
+        if began is not None or not (config.vision.pretrained or config.text.pretrained):
+            pretrained = None
+        elif pretrained is None:
+            raise UserError("config names pretrained weights: call train_and_evaluate with `pretrained` to load them.")
+        else:
+            pretrained.find_pretrained(config)  # fails early, before the data is read
+        config = resolve_config(config, began, pretrained.find_vocabulary if pretrained else lambda _: None)
+        parts = assemble(config, mesh)
+        if config.steps == 0:
+            config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
+        return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log)
+
+
+def check_before_start(config: ConfigDict) -> None:
+    """Check everything that can be checked before data is read and programs are compiled.
+
+    Raises:
+        UserError: a field has a value that does not work.
+    """
+    check_config(config)
+    require_wandb(config)
+    check_batch_splits(config.batch_size, config.optimizer.accumulate, jax.device_count())
+    if config.steps:  # otherwise they follow from the data
+        learning_rate_schedule(config)
+    metrics = MaskCounts().metrics(protocol_named(config.eval.protocol))
+    if config.eval.metric not in metrics:
+        raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(metrics)}.")
 
 
 def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
-    """Builds the network and its input as `config` says; the evaluation runs on the devices of `mesh`.
+    """Build the network and its input as `config` says; the evaluation runs on the devices of `mesh`.
 
     Raises:
-        UserError: the data is not there, or does not fit the configuration.
+        UserError: the data is missing, or does not fit the configuration.
     """
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.input import pipeline, sampling, sources
@@ -139,48 +182,73 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
 def run(
     config: ConfigDict, workdir: epath.PathLike, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
 ) -> dict[str, float]:
-    """Does what `train_and_evaluate` describes, with the given parts on the given devices."""
+    """Train as `train_and_evaluate` does, with the given parts on the given devices and without pretrained weights."""
     workdir = workdir_path(workdir)
+    began = load_config(workdir) if has_checkpoint(workdir) else None
+    with RunLog() as run_log:
+        return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=None, run_log=run_log)
+
+
+def _run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    parts: Parts,
+    mesh: Mesh,
+    profile_steps: range,
+    *,
+    began: ConfigDict | None,  # configuration of the run that is continued
+    pretrained: Pretrained | None,
+    run_log: RunLog,
+) -> dict[str, float]:
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
-    # Where a run begins: a checkpoint in its own workdir goes before everything else, so that a job which is started
-    # again never starts over; without one, pretrained parts are loaded and the rest begins from the seed.
-    pretrained = {} if has_checkpoint(workdir) else load_pretrained(config, plan.abstract.params)
+    loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}
     with (
-        RunLog() as log,
-        Heartbeat(workdir, config.steps) as heartbeat,
-        open_workdir(workdir, config, parts.save_vocab) as checkpoints,
+        open_workdir(workdir, config, began, parts.save_vocab) as checkpoints,
         compilation_cache(config, workdir),
         listen_for_stop() as stop,
     ):
-        log.open(workdir)
-        heartbeat.beat("starting", checkpoints.latest_step)
-        restored = checkpoints.restore_latest(plan.abstract)
-        begin = restored or Checkpoint(0, _initial_state(plan, pretrained), examples_seen=0, metrics=None)
-        del pretrained  # the state has it now; here it would stay in the memory of the host to the end
-        compiling = begin.step < config.steps
+        run_log.open(workdir)
+        begin = checkpoints.restore_latest(plan.abstract)
+        restored = begin is not None
+        if begin is None:
+            for part in loaded.values():
+                log(part.report)
+            state = plan.create({name: part.params for name, part in loaded.items()})
+            begin = Checkpoint(0, state, examples_seen=0, metrics=None)
+        del loaded  # the state has copies; these would occupy the memory of the host to the end
+        has_steps = begin.step < config.steps
         log(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
-            f"{counted(config.batch_size, 'image')} a step, {describe_devices(mesh)}. "
-            f"{describe_epoch(config, parts.epoch)}{'First the step is compiled.' if compiling else ''}\n"
+            f"{counted(config.batch_size, 'image')} a step, {_describe_devices(mesh)}. "
+            f"{_describe_epoch(config, parts.epoch)}{'First the step is compiled.' if has_steps else ''}\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
         compiled: CompiledStep | None = None
-        if compiling:  # once: it is this very program that runs
-            heartbeat.beat("compiling")
+        if has_steps:
             compiled = compile_step(parts.network, plan, config, mesh)
-            log(describe_compiled(compiled, mesh))
+            log(compiled.describe(mesh))
         profile.begin(begin.step)
         with MetricsWriter(workdir, config, begin.step) as writer, profile:
-            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, heartbeat, stop)
-            return loop.run(begin, saved=restored is not None)
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
+            return loop.run(begin, saved=restored)
 
 
-def _initial_state(plan: StatePlan, pretrained: dict[str, Pretrained]) -> TrainState:
-    for part in pretrained.values():
-        log(part.report)
-    return plan.create({name: part.params for name, part in pretrained.items()})
+def _describe_devices(mesh: Mesh) -> str:
+    """Return the devices of a run, such as "8 x TPU v4 of 2 processes"."""
+    processes = distributed.process()[1]
+    several = f" of {processes} processes" if processes > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{several}"
+
+
+def _describe_epoch(config: ConfigDict, epoch: EpochSize | None) -> str:
+    if epoch is None:
+        return ""
+    return (
+        f"An epoch shows {epoch.expressions:,} expressions in {epoch.rows / config.batch_size:,.1f} steps "
+        f"(sampling {config.input.sampling}). "
+    )
 
 
 @dataclass(frozen=True)
@@ -189,43 +257,45 @@ class _Loop:
     workdir: epath.Path
     parts: Parts
     mesh: Mesh
-    compiled: CompiledStep | None  # None where no step is left to be taken
+    compiled: CompiledStep | None  # None if no step is left
     checkpoints: Checkpoints
     writer: MetricsWriter
     profile: Profile
-    heartbeat: Heartbeat
     stop: StopRequest
 
     def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
-        """Trains from `begin`, which is `saved` already or not, to the last step; returns the last metrics."""
-        config, clock = self.config, time.perf_counter()
+        """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
+        config, start = self.config, time.perf_counter()
         step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
         saved_step = step if saved else None
-        at_peak = seconds_at_peak(self.compiled, self.mesh) if self.compiled else None
+        at_peak = self.compiled.seconds_at_peak(self.mesh) if self.compiled else None
         progress, averages = Progress(config.steps, at_peak), Averages()
         batches = self.parts.batches(examples_seen)
-        running: tuple[int, Metrics] | None = None  # the step that the devices are working on
-        trained: dict[str, float] = {}
+        running: tuple[int, Metrics] | None = None  # the step in progress on the devices
+        train_metrics: dict[str, float] = {}
 
         while True:
             last = step >= config.steps
             evaluation_due = evaluation is None and self._evaluation_due(step)
             if self.stop.signum or last or evaluation_due or self.checkpoints.due(step):
-                if running:  # nothing is evaluated or saved before it is known to be sound
-                    trained, running = self._record(*running, progress, averages), None
+                if running:  # check for NaN before evaluating or saving
+                    train_metrics, running = self._record(*running, progress, averages), None
                 with progress.pause():
                     if evaluation_due:
                         evaluation = self._evaluate(step, state.eval_params)
                     if step != saved_step or (evaluation_due and evaluation):
-                        self.heartbeat.beat("saving", step)
-                        self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation), config)
+                        self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation))
                         saved_step = step
                 if last and (evaluation or not evaluation_due):
-                    self._say_finished(evaluation, time.perf_counter() - clock, step - begin.step)
-                    return evaluation or trained
+                    self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
+                    return evaluation or train_metrics
                 if self.stop.signum:
                     self.checkpoints.wait()
-                    raise Interrupted(self._stopped(step), self.stop.signum)
+                    raise Interrupted(
+                        f"Stopped after step {step} of {config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
+                        "The same command continues.",
+                        self.stop.signum,
+                    )
 
             with jax.transfer_guard("disallow"), self.profile.step(step + 1):
                 with progress.waiting_for_input():
@@ -234,10 +304,9 @@ class _Loop:
                 state, metrics = self.compiled.compiled(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
-                self.heartbeat.beat("training", step)
-                # Read one step late: while the host waits for the step before, the devices have this one to work on.
+                # Read the metrics one step late, so that the devices have work while the host waits.
                 if running:
-                    trained = self._record(*running, progress, averages)
+                    train_metrics = self._record(*running, progress, averages)
                 running = step, metrics
             if self.profile.ends(step):
                 jax.block_until_ready(metrics)
@@ -250,19 +319,19 @@ class _Loop:
         return step % self.config.eval.every == 0 or step >= self.config.steps
 
     def _record(self, step: int, metrics: Metrics, progress: Progress, averages: Averages) -> dict[str, float]:
-        """Waits for the metrics of a step and checks them; tells the means since the last line when one is due.
+        """Wait for the metrics of a step, check them, and log and write the means since the last line if one is due.
 
-        After a resume the first line speaks of the steps since then, and not of those before that it would have told.
+        After a resume, the first line has the means of the steps since then only.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.checkpoints.wait()
-            good = self.checkpoints.latest_step
-            kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is sound and kept"
+            latest = self.checkpoints.latest_step
+            kept = "no checkpoint was saved yet" if latest is None else f"the checkpoint of step {latest} is kept"
             raise UserError(
                 f"step {step}: the loss is {values['loss']} and the norm of its gradient {values['grad_norm']}; "
                 f"training stopped, {kept} in {self.workdir}. Lower config.optimizer.learning_rate or set "
-                "config.optimizer.clip_norm=1.0, and start another --workdir."
+                "config.optimizer.clip_norm=1.0, and give another --workdir."
             )
         progress.finish_step(step, int(values["expressions"]), self.config.batch_size)
         averages.add(values)
@@ -275,29 +344,28 @@ class _Loop:
         return values
 
     def _evaluate(self, step: int, params: Any) -> dict[str, float] | None:
-        """Evaluates and tells the result; None if the run was asked to stop before it was through."""
+        """Evaluate, log and write the metrics; return None if the run was asked to stop meanwhile."""
         assert self.parts.evaluate is not None
 
-        def break_off_if_asked() -> None:
-            self.heartbeat.beat("evaluating", step)
+        def raise_if_stopped() -> None:
             self.stop.exchange(wait=True)
             if self.stop.signum:
                 raise _EvaluationStopped
 
         split = self.config.eval.split
-        clock = time.perf_counter()
+        start = time.perf_counter()
         try:
-            break_off_if_asked()
-            metrics = self.parts.evaluate(params, report_evaluation(split, break_off_if_asked))
+            raise_if_stopped()
+            metrics = self.parts.evaluate(params, report_evaluation(split, raise_if_stopped))
         except _EvaluationStopped:
             return None
-        # The precisions are in the files; one line of a screen holds the rest.
+        # Without the precisions, which are in the files, the metrics fit on a line.
         shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
-        log(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - clock)})", step)
-        self.writer.write(step, self.config.eval.split, metrics)
+        log(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - start)})", step)
+        self.writer.write(step, split, metrics)
         return metrics
 
-    def _say_finished(self, evaluation: dict[str, float] | None, seconds: float, steps: int) -> None:
+    def _log_finished(self, evaluation: dict[str, float] | None, seconds: float, steps: int) -> None:
         result = ""
         if evaluation and self.checkpoints.best:
             metric, split = self.config.eval.metric, self.config.eval.split
@@ -305,12 +373,6 @@ class _Loop:
             result = f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
         log(
             f"Trained {counted(steps, 'step')} in {hours_minutes_seconds(seconds)}, {self.config.steps} in all."
-            f"{result} Checkpoints, {CONFIG_FILE} and {METRICS_FILE} lie in {self.workdir}. "
+            f"{result} Checkpoints, {CONFIG_FILE} and {METRICS_FILE} are in {self.workdir}. "
             f"Next: python -m s2rm_jax.evaluate --workdir {self.workdir}"
-        )
-
-    def _stopped(self, step: int) -> str:
-        return (
-            f"Stopped after step {step} of {self.config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
-            "The same command continues."
         )

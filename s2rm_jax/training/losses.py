@@ -1,4 +1,4 @@
-"""The losses on masks, as sums and counts: their quotient is the mean over all valid expressions, however split."""
+"""Losses on masks, as sums and counts, whose quotient is the mean over valid expressions however a batch is split."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
-
 # Weights of background and foreground pixels in the two-class cross-entropy of the LAVT family
 # (yz93/LAVT-RIS train.py, lsa1997/CARIS criterion.py).
 BACKGROUND_WEIGHT, FOREGROUND_WEIGHT = 0.9, 1.1
-DICE_SMOOTHING = 1.0  # pixels; makes an empty mask rightly predicted empty cost nothing
-KINDS = ("bce_dice", "weighted_ce")
+DICE_SMOOTHING = 1.0  # pixels; makes the loss of a correct empty mask 0
 
 
 @runtime_checkable
 class MaskLogits(Protocol):
-    """What the loss needs of a network's output: logits [b, k, H, W] and a tuple of coarser ones [b, k, h_i, w_i]."""
+    """The output of a network that the loss reads: logits [b, k, H, W] and a tuple of coarser ones [b, k, h_i, w_i]."""
 
     logits: jax.Array
     coarse_logits: tuple[jax.Array, ...]
@@ -34,20 +31,17 @@ def segmentation_loss(
     has_target: Bool[Array, "b k"],
     config: ConfigDict,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the loss summed over the valid expressions, and the count to divide it by (`loss_count`).
+    """Return the loss summed over the valid expressions, and the count to divide it by (`loss_count`).
 
     Sums and counts of the parts of a batch add up to those of the batch, so accumulation and sharding change nothing.
-    Computed in float32 whatever the logits are; what is not valid weighs nothing, even where its logits are not finite.
+    Computed in float32. Expressions that are not valid have no effect, even if their logits are not finite.
 
     `config` is the section config.loss:
-        kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**. Where a
-            expression refers to nothing there is no Dice: with an empty target it is nearly 1 and nearly flat until the
-            mask is down to a few pixels, while the cross-entropy pushes every pixel down from the start.
+        kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**. Expressions
+            that refer to nothing have no Dice: with an empty target it is nearly 1 and nearly flat until the mask has
+            only a few pixels, while the cross-entropy has a gradient at every pixel.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
         coarse_weight: weight of the same loss on each coarser mask, against targets averaged over its cells **[ours]**.
-
-    Raises:
-        UserError: config.loss.kind is unknown.
     """
     count = loss_count(targets, valid, config)
     truth = targets.astype(jnp.float32)
@@ -61,12 +55,11 @@ def segmentation_loss(
 
 
 def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], config: ConfigDict) -> Float[Array, ""]:
-    """Returns what the loss of a batch is divided by; it depends on no logit, so it is known before any forward pass.
+    """Return the divisor of the loss of a batch, which is known before the forward pass.
 
-    The number of valid expressions; for "weighted_ce" each expression counts with its mean pixel weight, because
+    It is the number of valid expressions; for "weighted_ce" each expression counts with its mean pixel weight, because
     PyTorch's weighted mean divides by the sum of the weights and not by the number of pixels.
     """
-    check_kind(config.kind)
     if config.kind == "bce_dice":
         return valid.sum(dtype=jnp.float32)
     return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
@@ -75,25 +68,19 @@ def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], confi
 def no_target_loss(
     logits: Float[Array, "b k"], has_target: Bool[Array, "b k"], valid: Bool[Array, "b k"]
 ) -> Float[Array, ""]:
-    """Returns the binary cross-entropy of "refers to nothing", summed over the valid expressions, in float32."""
+    """Return the binary cross-entropy of "refers to nothing", summed over the valid expressions, in float32."""
     logits = jnp.where(valid, logits.astype(jnp.float32), 0.0)
     return jnp.where(valid, jax.nn.softplus(jnp.where(has_target, logits, -logits)), 0.0).sum()
 
 
-def check_kind(kind: str) -> None:
-    """Raises UserError unless `kind` is a loss that there is."""
-    if kind not in KINDS:
-        raise UserError(f"config.loss.kind is {kind!r}; it must be one of: {', '.join(KINDS)}.")
-
-
 def area_resize(masks: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:
-    """Averages masks over the cells of a coarser grid of `size` (rows, columns); sizes need not divide."""
+    """Average masks over the cells of a coarser grid of `size` (rows, columns); sizes need not divide."""
     rows, columns = (_cell_overlaps(small, large) for small, large in zip(size, masks.shape[-2:], strict=True))
     return jnp.einsum("ih,...hw,jw->...ij", rows, masks, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 def _cell_overlaps(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]:
-    """Returns the share that each pixel has in each cell when both divide the same length; rows sum to one."""
+    """Return the share of each pixel in each cell when both divide the same length; rows sum to one."""
     cell, pixel = np.arange(cells)[:, None] / cells, np.arange(pixels)[None, :] / pixels
     overlap = np.minimum(cell + 1 / cells, pixel + 1 / pixels) - np.maximum(cell, pixel)
     return (overlap.clip(0) * cells).astype(np.float32)
@@ -106,7 +93,7 @@ def _valid_sum(
     has_target: Bool[Array, "b k"],
     kind: str,
 ) -> Float[Array, ""]:
-    # Replaced before anything is computed from them: masking only the result would leave 0 * inf in the gradient.
+    # Mask the logits and not only the result, which would leave 0 * inf in the gradient.
     logits = jnp.where(valid[..., None, None], logits.astype(jnp.float32), 0.0)
     per_expression = _bce_dice(logits, truth, has_target) if kind == "bce_dice" else _weighted_ce(logits, truth)
     return jnp.where(valid, per_expression, 0.0).sum()

@@ -1,4 +1,4 @@
-"""AdamW with groups of parameters: learning-rate multipliers, no-decay sets and frozen parts, chosen by path."""
+"""AdamW with groups of parameters, selected by path: learning-rate multipliers, no weight decay, frozen."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 
-SCHEDULES = ("polynomial", "cosine")
 Schedule = Callable[[Any], jax.Array]
 
 
 @dataclass(frozen=True)
 class Group:
-    """How a parameter is trained: its factor on the learning rate, whether it decays, whether it is trained at all."""
+    """How a parameter is trained: its factor on the learning rate, and whether it decays or is frozen."""
 
     multiplier: float = 1.0
     decay: bool = True
@@ -28,10 +27,10 @@ class Group:
 
 
 def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
-    """Builds the optimizer that `config.optimizer` describes for parameters of the structure of `params`.
+    """Build the optimizer that `config.optimizer` describes for parameters with the structure of `params`.
 
-    Order of what it does to a gradient: clip by the global norm, Adam, decay (decoupled: learning rate x weight decay,
-    as PyTorch), factor of the group, learning rate. Frozen parameters have no moments, get no update and do not decay.
+    A gradient passes through these steps: clip by the global norm, Adam, decay (decoupled: learning rate x weight
+    decay, as in PyTorch), factor of the group, learning rate. Frozen parameters have no moments, update or decay.
 
     Args:
         config: the whole configuration.
@@ -56,20 +55,16 @@ def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransforma
 
 
 def learning_rate_schedule(config: ConfigDict) -> Schedule:
-    """Returns the learning rate as a function of the number of steps already taken.
+    """Return the learning rate as a function of the number of steps taken.
 
-    Linear warm-up reaches the full rate at step `warmup_steps`, its first step takes 1 / (warmup_steps + 1) of it. From
-    there it falls to zero at config.steps: polynomially as (1 - t)^power, or as half a cosine.
+    A linear warm-up starts at 1 / (warmup_steps + 1) of the full rate and reaches it at step `warmup_steps`. Then the
+    rate decays to zero at config.steps: as (1 - t)^power ("polynomial"), or as half a cosine ("cosine").
 
     Raises:
-        UserError: unknown schedule, or a warm-up that does not end before the run does.
+        UserError: the warm-up does not end before the run does.
     """
     settings, steps = config.optimizer, config.steps
     warmup = settings.warmup_steps
-    if settings.schedule not in SCHEDULES:
-        raise UserError(
-            f"config.optimizer.schedule is {settings.schedule!r}; it must be one of: {', '.join(SCHEDULES)}."
-        )
     if not 0 <= warmup < steps:
         raise UserError(
             f"config.optimizer.warmup_steps={warmup} must be less than config.steps={steps}: "
@@ -88,7 +83,7 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
 
 
 def parameter_groups(config: ConfigDict, params: Any) -> Any:
-    """Returns a tree like `params` with the Group of every parameter."""
+    """Return a tree like `params` with the Group of every parameter."""
     settings = config.optimizer
     multipliers = [
         (_compile(pattern, "multipliers"), float(factor)) for pattern, factor in _pairs(settings.multipliers)
@@ -96,7 +91,7 @@ def parameter_groups(config: ConfigDict, params: Any) -> Any:
     frozen = [_compile(pattern, "frozen") for pattern in settings.frozen]
     no_decay = [_compile(pattern, "no_decay") for pattern in settings.no_decay]
     paths = [_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    # The default no_decay set names parts that not every network has, so only the other two are checked for typos.
+    # The default no_decay patterns match parts that not every network has, so only the others are checked for typos.
     _require_matches((pattern for pattern, _ in multipliers), paths, "multipliers")
     _require_matches(frozen, paths, "frozen")
 
@@ -111,12 +106,12 @@ def parameter_groups(config: ConfigDict, params: Any) -> Any:
 
 
 def freeze(params: Any, groups: Any) -> Any:
-    """Stops the gradient at the frozen parameters, so that nothing is computed or kept for them."""
+    """Stop the gradient at frozen parameters, so that nothing is computed or stored for them."""
     return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group.frozen else p, params, groups)
 
 
 def describe_groups(config: ConfigDict, params: Any) -> str:
-    """Returns a table of the groups for the log: learning rate, decay, how many tensors and parameters."""
+    """Return a table of the groups for the log: learning rate, decay, numbers of tensors and parameters."""
     sizes: dict[Group, list[int]] = {}
     groups = jax.tree.leaves(parameter_groups(config, params))
     for group, leaf in zip(groups, jax.tree.leaves(params), strict=True):
@@ -130,7 +125,7 @@ def describe_groups(config: ConfigDict, params: Any) -> str:
 
 
 def _scale_by_factors(factors: Any) -> optax.GradientTransformation:
-    # Frozen parameters arrive as masked nodes, which the tree of the updates lacks; the trees are matched by path.
+    # The trees are matched by path, because frozen parameters are missing from the tree of updates.
     by_path = {_path(keys): factor for keys, factor in jax.tree_util.tree_leaves_with_path(factors)}
     return optax.stateless(
         lambda updates, _: jax.tree_util.tree_map_with_path(lambda keys, u: by_path[_path(keys)] * u, updates)
@@ -155,7 +150,7 @@ def _compile(pattern: str, field: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
         raise UserError(
-            f"config.optimizer.{field} holds {pattern!r}, which is no regular expression: {error}."
+            f"config.optimizer.{field} holds {pattern!r}, which is not a regular expression: {error}."
         ) from error
 
 

@@ -1,113 +1,134 @@
-"""The configuration as a run keeps it: config.json and vocab.txt in its workdir."""
+"""A run's workdir: its files, its configuration, and loading the trained network from it."""
 
 from __future__ import annotations
 
 import copy
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import flax.linen as nn
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from s2rm_jax.config import default_config
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.io import workdir_path, write_atomically
-from s2rm_jax.training.logging import counted, log
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.interop.layout import fill
+from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
+from s2rm_jax.io import on_bucket, workdir_path, write_atomically
+from s2rm_jax.models.network import build_network
+from s2rm_jax.parallel import distributed
+from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoints, has_checkpoint, restore_params
+from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY
+from s2rm_jax.training.logging import (
+    LOG_DIRECTORY,
+    METRICS_FILE,
+    TENSORBOARD_DIRECTORY,
+    WANDB_DIRECTORY,
+    WANDB_ID_FILE,
+    counted,
+    log,
+)
+from s2rm_jax.training.state import parameter_shapes
 
-CONFIG_FILE = "config.json"
-VOCAB_FILE = "vocab.txt"
-
-# What may change when a run goes on: how long it is, how often it tells, tests and saves, where and how it reads, and
-# what it computes twice to save memory.
+# Fields that may change when a run continues: its length, how often it logs, evaluates and saves, where and how it
+# reads, on which devices it runs, and what it computes twice to save memory.
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
-    *("compilation_cache", "tensorboard", "wandb_project"),
-    "eval.expressions_per_image",
-    *("mesh.fsdp", "mesh.step"),  # a run may go on on other devices
+    *("compilation_cache", "tensorboard", "wandb_project", "eval.expressions_per_image", "mesh.fsdp", "mesh.step"),
     *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
-    *("vision.pretrained", "text.pretrained"),  # read before the first step only, see keep_pretrained
+    *("vision.pretrained", "text.pretrained"),  # read before the first step only; see resolve_config
 )
-_PART_MOVED = re.compile(r"input\.source\.parts\..*\.(image_)?root")  # the same, of a part of a mixture
-_BEFORE = {"fusion": {"residual": "vision"}}  # what runs did before the field came, where its default is not that
+_ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
+
+_RUN_FILES = {
+    *(CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
+    *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE, "wandb_run.tmp"),
+}
+_JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network with its parameters, its tokenizer and its configuration."""
+
+    network: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    config: ConfigDict
+
+
+def load_run(
+    workdir: epath.PathLike,
+    which: Literal["best", "latest"] = "best",
+    sharding: jax.sharding.Sharding | None = None,
+) -> LoadedRun:
+    """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
+
+    A folder of weights, as `convert to-pytorch` writes it, is loaded too.
+
+    Args:
+        workdir: the folder.
+        which: "best" by config.eval.metric of the run, or "latest".
+        sharding: of the parameters; by default each is on one device of this process.
+
+    Raises:
+        UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
+            not fit its parameters.
+    """
+    config = load_config(workdir)
+    tokenizer = Tokenizer(epath.Path(workdir) / VOCAB_FILE, config.text.max_tokens)
+    network = build_network(config)
+    shapes = parameter_shapes(network, config)
+    weights = Path(workdir) / SAFETENSORS
+    if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
+        params = fill(network_layout(shapes), read_weights(weights), shapes, str(weights)).params
+    else:
+        params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
+    if sharding is not None:
+        params = jax.device_put(params, sharding)
+    return LoadedRun(network, params, tokenizer, config)
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Writes the resolved configuration to <workdir>/config.json, whole or not at all."""
+    """Write the resolved configuration to <workdir>/config.json atomically."""
     write_atomically(epath.Path(workdir) / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_config(workdir: epath.PathLike) -> ConfigDict:
-    """Returns the configuration of the run in `workdir`, locked, with the run's own copy of the vocabulary.
+    """Return the configuration of the run in `workdir`, locked; config.text.vocab is the run's own vocabulary.
+
+    Fields that are missing, because they were added after the run, have their defaults.
 
     Raises:
-        UserError: there is no run in `workdir`, or its config.json cannot be read.
+        UserError: `workdir` is not the workdir of a run, or its config.json cannot be read.
     """
     workdir = workdir_path(workdir)
-    config = ConfigDict(_with_tuples(_read_json(workdir)))
-    vocab = workdir / VOCAB_FILE
-    if vocab.exists():
-        config.text.vocab = str(vocab)
-    return config.lock()
-
-
-def require_same_config(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Checks that the run in `workdir` can go on with `config`.
-
-    Raises:
-        UserError: a field other than those in MAY_CHANGE differs from what the run began with.
-    """
-    old, new = _flatten(_read_json(workdir)), _flatten(json.loads(json.dumps(config.to_dict())))
-    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    refused = [name for name in differing if name not in MAY_CHANGE and not _PART_MOVED.fullmatch(name)]
-    if refused:
-        shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-        raise UserError(
-            f"the run in {workdir} was begun with another configuration: {shown}{more}. "
-            "Start another --workdir, or give the same configuration to continue this run."
-        )
-
-
-def keep_pretrained(workdir: epath.PathLike, config: ConfigDict) -> ConfigDict:
-    """Returns `config` with the pretrained weights that the run in `workdir` began with, and tells of others."""
-    began = load_config(workdir)
-    kept = copy.deepcopy(config)
-    for part in ("vision", "text"):
-        asked, had = config[part].pretrained, began[part].pretrained
-        kept[part].pretrained = had
-        if asked not in ("", had):
-            log(f"ignored: config.{part}.pretrained={asked}, as the run in {workdir} goes on from its checkpoint")
-    return kept
-
-
-def tell_of_other_length(workdir: epath.PathLike, config: ConfigDict, step: int) -> None:
-    """Says what another end than before means for the learning rate of the run in `workdir`, which is at `step`."""
-    before = load_config(workdir).steps
-    if before != config.steps and step < config.steps:
-        log(
-            f"The run was of {counted(before, 'step')} and is now of {config.steps:,}: from step {step:,} on the "
-            f"learning rate is that of a run of {counted(config.steps, 'step')}."
-        )
-
-
-def _read_json(workdir: epath.PathLike) -> dict[str, Any]:
-    path = epath.Path(workdir) / CONFIG_FILE
+    path = workdir / CONFIG_FILE
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
-    sections = {name for name, value in default_config().items() if isinstance(value, ConfigDict)}
-    later = {"mesh"}  # sections that came after the first runs
-    if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections - later)):
-        raise UserError(f"{path} is not of this program: {workdir} is not the workdir of a training run.")
-    return _with_defaults(_with_defaults(content, _BEFORE), json.loads(json.dumps(default_config().to_dict())))
+    defaults = default_config().to_dict()
+    sections = [name for name, value in defaults.items() if isinstance(value, dict)]
+    if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):
+        raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a training run.")
+    config = ConfigDict(_with_tuples(_with_defaults(content, defaults)))
+    vocab = workdir / VOCAB_FILE
+    if vocab.exists():
+        config.text.vocab = str(vocab)
+    return config.lock()
 
 
 def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Adds the fields that there were not yet when the run began; `defaults` mean what the program did then."""
     filled = {
         name: _with_defaults(value, defaults.get(name, {})) if isinstance(value, dict) else value
         for name, value in content.items()
@@ -118,11 +139,124 @@ def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[st
 def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_tuples(item) for name, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+def resolve_config(
+    config: ConfigDict, began: ConfigDict | None, find_vocabulary: Callable[[str], Path | None]
+) -> ConfigDict:
+    """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
+
+    A run that continues keeps the pretrained weights that it began with, and its vocabulary unless config.text.vocab
+    names another. A new run uses config.text.vocab, or else the vocabulary beside its pretrained text weights.
+
+    Args:
+        config: the configuration that was given.
+        began: the configuration of the run that is continued, None for a new run.
+        find_vocabulary: returns the vocabulary beside the weights that config.text.pretrained names.
+    """
+    config = copy.deepcopy(config)
+    if began is not None:
+        for part in ("vision", "text"):
+            given, kept = config[part].pretrained, began[part].pretrained
+            config[part].pretrained = kept
+            if given not in ("", kept):
+                log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
+        config.text.vocab = config.text.vocab or began.text.vocab
+    elif config.text.pretrained and not config.text.vocab:
+        config.text.vocab = str(find_vocabulary(config.text.pretrained) or "")
+    return config
+
+
+def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: ConfigDict) -> None:
+    """Check that the run in `workdir`, which began with the configuration `began`, can continue with `config`.
+
+    Raises:
+        UserError: a field other than those in MAY_CHANGE differs.
+    """
+    old, new = _flatten(began), _flatten(config)
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    refused = [name for name in differing if name not in MAY_CHANGE and not _ROOT_IN_MIXTURE.fullmatch(name)]
+    if refused:
+        shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise UserError(
+            f"the run in {workdir} was begun with another configuration: {shown}{more}. "
+            "Give another --workdir, or the same configuration to continue this run."
+        )
+
+
+def _flatten(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields by their dotted names, with the values that JSON gives them."""
+
+    def flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in tree.items():
+            flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return flat
+
+    return flatten(json.loads(json.dumps(config.to_dict())), "")
+
+
+def require_workdir(workdir: epath.PathLike) -> None:
+    """Check that a run can begin or continue in `workdir`: a new or empty folder, that of a run, or of a failed start.
+
+    Raises:
+        UserError: it is a file, or a folder with other files.
+    """
+    workdir = workdir_path(workdir)
+    try:
+        exists = workdir.exists()
+    except Exception as error:  # clients of buckets raise many kinds: no credentials, no such bucket, no network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--workdir {workdir} cannot be reached: {reason}") from error
+    if exists and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued.")
+    if not workdir.is_dir() or has_checkpoint(workdir):
+        return
+    names = [path.name for path in workdir.iterdir() if path.suffix not in _JOB_LOGS]
+    foreign = sorted(name for name in names if name not in _RUN_FILES and not name.startswith("."))
+    if not foreign:
+        return
+    try:
+        load_config(workdir)  # a run may have other files beside its own
+    except UserError:
+        raise UserError(
+            f"--workdir {workdir} holds files that are not of a run, such as {foreign[0]}; give a new folder, or that "
+            "of a run to be continued."
+        ) from None
+
+
+def open_workdir(
+    workdir: epath.Path, config: ConfigDict, began: ConfigDict | None, save_vocab: Callable[[epath.Path], None]
+) -> Checkpoints:
+    """Open the checkpoints of a new run or of one that began with `began`, and write config.json and vocab.txt.
+
+    Raises:
+        UserError: the workdir cannot be used, or the run in it began with another configuration.
+    """
+    writes = distributed.is_first()
+    try:
+        if writes:
+            workdir.mkdir(parents=True, exist_ok=True)
+        shared = "must be one folder that all processes share"
+        # Buckets have no empty folders, and are shared by their nature.
+        distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
+        checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
+        step = checkpoints.latest_step
+        if distributed.gather(step) != [step] * distributed.process()[1]:
+            raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there.")
+        if began is not None and step is not None:
+            require_same_config(workdir, began, config)
+            if began.steps != config.steps and step < config.steps:
+                log(
+                    f"The run was of {counted(began.steps, 'step')} and is now of {config.steps:,}: from step "
+                    f"{step:,} on the learning rate is that of a run of {counted(config.steps, 'step')}."
+                )
+        elif writes:  # no checkpoint depends on these files yet
+            save_vocab(workdir / VOCAB_FILE)
+        if writes:
+            save_config(workdir, config)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
+    return checkpoints

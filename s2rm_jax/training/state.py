@@ -1,4 +1,4 @@
-"""The state of a run, planned abstractly before a single number of it exists."""
+"""The training state: planned abstractly with its shardings, then created in place on the devices."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training step reads and writes.
+    """The state that a training step reads and writes.
 
     step         int32 scalar, optimizer steps taken
     params       the parameters, float32
     opt_state    of the optimizer
-    ema_params   the averaged parameters, or None where config.optimizer.ema_decay is 0
-    rng          key data of the run's random key; it never changes, every step folds its number into it
+    ema_params   the averaged parameters, or None if config.optimizer.ema_decay is 0
+    rng          key data of the run's random key; it is constant, and every step folds its number into it
     """
 
     step: Any
@@ -38,18 +38,20 @@ class TrainState:
 
     @property
     def eval_params(self) -> Any:
-        """The parameters to evaluate and to predict with: the average where there is one."""
+        """The parameters for evaluation and prediction: the average if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 
 @dataclass(frozen=True)
 class StatePlan:
-    """What is known of a state before it exists.
+    """The structure of a state before it is created.
 
-    `abstract` is a TrainState of ShapeDtypeStructs with shardings, by which checkpoints are restored; `groups` says how
-    each parameter is trained; `create(given={})` makes the state, each array where its sharding wants it: parameters
-    that are `given` (NumPy arrays, nested, some or all of them) as they are, the others from the seed. No device ever
-    holds more of an array than its sharding gives it.
+    optimizer  the optimizer
+    groups     the Group of every parameter
+    abstract   a TrainState of ShapeDtypeStructs with shardings, with which checkpoints are restored
+    create     create(given=None) returns the initial state with these shardings; parameters that are `given` (nested
+               NumPy arrays, some or all) are taken, the others drawn from the seed. No device ever holds more of an
+               array than its shard.
     """
 
     optimizer: optax.GradientTransformation
@@ -59,7 +61,7 @@ class StatePlan:
 
 
 def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> Any:
-    """Draws the parameters of `network` for images and expressions of the sizes that `config` gives."""
+    """Draw the parameters of `network` for images and expressions of the sizes in `config`."""
     height, width = config.input.image_size
     tokens = jnp.zeros((1, 1, config.text.max_tokens), jnp.int32)
     images = jnp.zeros((1, height, width, 3))
@@ -67,12 +69,12 @@ def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> An
 
 
 def parameter_shapes(network: nn.Module, config: ConfigDict) -> Any:
-    """Returns the parameters of `network` as ShapeDtypeStructs; nothing is computed."""
+    """Return the parameters of `network` as ShapeDtypeStructs, without computing them."""
     return jax.eval_shape(lambda: initial_params(network, config, jax.random.key(0)))
 
 
 def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
-    """Plans the state of training `network` as `config` says, on the devices of `mesh`.
+    """Plan the state for training `network` with `config` on the devices of `mesh`.
 
     Raises:
         UserError: the configuration of the optimizer does not fit the parameters.
@@ -83,7 +85,7 @@ def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
     def initial_state(given: Any = None) -> TrainState:
         init_key, run_key = jax.random.split(jax.random.key(config.seed))
         flat = flatten_dict(given or {})
-        if len(flat) < len(jax.tree.leaves(shapes)):  # else nothing is drawn, and nothing compiled for it
+        if len(flat) < len(jax.tree.leaves(shapes)):  # otherwise nothing is drawn, or compiled for it
             flat = flatten_dict(initial_params(network, config, init_key)) | flat
         params = unflatten_dict(flat)
         return TrainState(

@@ -1,9 +1,8 @@
-"""One optimizer step: a pure function of the state and a batch, and the same on any number of devices.
+"""The training step: a pure function of the state and a batch, the same on any number of devices.
 
-The gradient of a batch that lies on many devices, in two forms that give the same.
-
-"jit" is written as if there were one device; the compiler finds out what the devices must tell each other.
-"shard_map" is written from the view of one device, and every exchange stands in the code.
+`make_train_step` builds it around the gradient of a batch that is split over the devices. The gradient has two forms
+with the same result. "jit" is written as for one device, and the compiler inserts the communication. "shard_map" is
+written for what one device does, with explicit collectives.
 """
 
 from __future__ import annotations
@@ -34,208 +33,21 @@ from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_lo
 from s2rm_jax.training.optimizer import freeze, learning_rate_schedule
 from s2rm_jax.training.state import StatePlan, TrainState
 
-
-class ExpressionCounts(NamedTuple):
-    """What the sums of a whole batch are divided by: the number of valid expressions, and the count of the loss."""
-
-    expressions: Float[Array, ""]
-    loss: Float[Array, ""]
-
-
-class Sums(NamedTuple):
-    """Of a batch or a part of it: its share in the loss of the whole batch, and what else is summed on the way."""
-
-    loss: Float[Array, ""]
-    judged: dict[str, Float[Array, ""]]
-
-
-# (parameters, batch with unpacked targets, key) -> (counts, sums, gradient), all of the whole batch
-Gradient = Callable[[Any, Any, jax.Array], tuple[ExpressionCounts, Sums, Any]]
-# (parameters, part of a batch, key, counts of the whole batch) -> (sums, gradient) of the part
-PartGradient = Callable[[Any, Any, jax.Array, ExpressionCounts], tuple[Sums, Any]]
-
-
-def make_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
-    """Returns the gradient in the form of config.mesh.step, for use under jit.
-
-    The batch lies split over the mesh and is worked through in config.optimizer.accumulate microbatches; as sums are
-    divided by the counts of the whole batch, the gradient is that of the whole batch, however it is split. It lies on
-    the devices as the parameters do.
-    """
-    form = {"jit": _by_the_compiler, "shard_map": _by_each_device}[config.mesh.step]
-    return form(_part_gradient(network, plan, config), plan, config, mesh)
-
-
-def _by_the_compiler(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
-    parts, shardings = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding, plan.abstract.params)
-
-    def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
-        counts = count(batch, config)
-        # Parameters and gradients are whole where activations meet them: how they are cut must not spread to those,
-        # which are cut by images.
-        whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
-
-        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
-            sums, partial = part_gradient(whole, part, jax.random.fold_in(key, index), counts)
-            summed = jax.lax.with_sharding_constraint(partial, replicated(mesh))
-            return sums, jax.lax.with_sharding_constraint(summed, shardings)
-
-        if parts == 1:
-            return counts, *of_part(batch, 0)
-        dealt = jax.lax.with_sharding_constraint(deal(batch, parts), batch_sharding(mesh, axis=1))
-        return counts, *_accumulate(of_part, dealt, parts, params)
-
-    return gradient
-
-
-def _by_each_device(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
-    parts, specs = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding.spec, plan.abstract.params)
-
-    def gradient(params: Any, batch: Any, key_data: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
-        # Counted over all devices before anything is divided: they have different numbers of valid expressions, and
-        # the mean of their means is not the mean.
-        counts = jax.lax.psum(count(batch, config), BATCH_AXES)
-        key = per_device_key(jax.random.wrap_key_data(key_data), jax.lax.axis_index(BATCH_AXES))
-        whole = jax.tree.map(_gather, params, specs)
-
-        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
-            return part_gradient(whole, part, jax.random.fold_in(key, index), counts)
-
-        if parts == 1:
-            sums, partial = of_part(batch, 0)
-        else:
-            sums, partial = _accumulate(of_part, deal(batch, parts), parts, whole)
-        reduced = jax.tree.map(
-            lambda g, p, spec, group: jnp.zeros_like(p) if group.frozen else _reduce(g, spec),
-            *(partial, params, specs, plan.groups),
-        )
-        return counts, jax.lax.psum(sums, BATCH_AXES), reduced
-
-    # With check_vma JAX proves that what is said to be equal on all devices is so.
-    everywhere = PartitionSpec()
-    in_specs, out_specs = (specs, PartitionSpec(BATCH_AXES), everywhere), (everywhere, everywhere, specs)
-    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
-    return lambda params, batch, key: mapped(params, batch, jax.random.key_data(key))
-
-
-def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """Returns a whole parameter, to be differentiated by this device alone.
-
-    That is what `pcast` says. Without it, JAX takes the parameter for one value that all devices have in common and
-    sums its gradient over them by itself; whoever then sums or averages again is wrong by the number of devices.
-    """
-    axis = shared_axis(spec)
-    if axis is None:
-        return jax.lax.pcast(x, BATCH_AXES, to="varying")
-    return jax.lax.pcast(jax.lax.all_gather(x, FSDP_AXIS, axis=axis, tiled=True), DATA_AXIS, to="varying")
-
-
-def _reduce(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """Sums a gradient over all devices and returns what of it belongs on this one."""
-    axis = shared_axis(spec)
-    if axis is None:
-        return jax.lax.psum(gradient, BATCH_AXES)
-    piece = jax.lax.psum_scatter(gradient, FSDP_AXIS, scatter_dimension=axis, tiled=True)
-    return jax.lax.psum(piece, DATA_AXIS)
-
-
-def _accumulate(of_part: Callable[[Any, Any], tuple[Sums, Any]], dealt: Any, parts: int, like: Any) -> tuple[Sums, Any]:
-    """Adds up sums and gradients of the parts; the gradient has the structure and sharding of `like`."""
-
-    def add(so_far: Any, item: tuple[Any, jax.Array]) -> tuple[Any, Sums]:
-        sums, partial = of_part(*item)
-        return jax.tree.map(jnp.add, so_far, partial), sums
-
-    gradient, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), (dealt, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x.sum(0), sums), gradient
-
-
-def deal(batch: Any, parts: int) -> Any:
-    """Deals a batch [b, ...] out into [parts, b / parts, ...]: part i takes every `parts`-th image, from the i-th.
-
-    So each part is spread over all devices without moving an image, as each device holds consecutive ones.
-    (Consecutive parts would leave all but a few devices idle.) Dealing out what one device holds gives what it has of
-    each part.
-    """
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def count(batch: Any, config: ConfigDict) -> ExpressionCounts:
-    """ExpressionCounts a batch, or what one device has of it."""
-    return ExpressionCounts(batch.valid.sum(dtype=jnp.float32), loss_count(batch.targets, batch.valid, config.loss))
-
-
-def positive(number: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns the divisor for a sum over `number` things: a batch without any must give zero, not 0 / 0."""
-    return jnp.where(number > 0, number, 1.0)
-
-
-def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> PartGradient:
-    def share_of_loss(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
-        output: Any = network.apply(
-            {"params": freeze(params, plan.groups)},
-            part.images,
-            part.tokens,
-            part.token_mask,
-            train=True,
-            rngs={"dropout": key},
-        )
-        total, _ = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
-        loss = total / positive(counts.loss)
-        nothing = output.no_target_logits
-        if nothing is None:
-            return loss, {"mean_iou": iou_sum(output.logits, part.targets, part.valid, part.has_target)}
-        judged = no_target_loss(nothing, part.has_target, part.valid)
-        loss += config.loss.no_target_weight * judged / positive(counts.expressions)
-        masks = jnp.where((nothing > 0)[..., None, None], -1.0, output.logits)
-        return loss, {
-            "mean_iou": iou_sum(masks, part.targets, part.valid, part.has_target),
-            "no_target_accuracy": (part.valid & ((nothing > 0) != part.has_target)).sum(dtype=jnp.float32),
-        }
-
-    grad = jax.value_and_grad(share_of_loss, has_aux=True)
-
-    def part_gradient(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[Sums, Any]:
-        (loss, judged), gradient = grad(params, part, key, counts)
-        return Sums(loss, judged), gradient
-
-    return part_gradient
-
-
-def iou_sum(
-    logits: Float[Array, "b k h w"],
-    targets: Bool[Array, "b k h w"],
-    valid: Bool[Array, "b k"],
-    has_target: Bool[Array, "b k"],
-) -> Float[Array, ""]:
-    """Returns the sum over valid expressions of the IoU of the mask logits > 0.
-
-    An empty union counts as 0, but as 1 where the expression refers to nothing.
-    """
-    found = logits > 0
-    intersection = (found & targets).sum((-2, -1), dtype=jnp.float32)
-    union = (found | targets).sum((-2, -1), dtype=jnp.float32)
-    iou = jnp.where(has_target, intersection / jnp.maximum(union, 1), union == 0)
-    return jnp.where(valid, iou, 0.0).sum()
-
-
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]  # the Any is a Batch on devices
 
 
 def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> TrainStep:
-    """Compiles the training step for batches that lie split over the mesh (`parallel.mesh.put_batch`).
+    """Return the jitted training step for batches that are split over the mesh (`parallel.mesh.put_batch`).
 
-    The step takes a state, which it consumes, and a batch; it returns the next state and float32 scalars:
+    The step takes a state, whose buffers it donates, and a batch; it returns the next state and float32 scalars:
         loss           mean over all valid expressions of the batch
         grad_norm      global norm of the gradient before clipping
         learning_rate  of this step, before the factors of the groups
         expressions    number of valid expressions
-        mean_iou       of the predictions made while training, percent, at the network's input size
-        no_target_accuracy  percent of the expressions for which "refers to nothing" was judged rightly, where the
-                            network has a head for it; its loss, times config.loss.no_target_weight, is in `loss`
-
-    config.mesh.step chooses how the devices work out the gradient together (`training.gradient`); the rest is the same.
+        mean_iou       of the predictions in training mode, percent, at the input size of the network
+        no_target_accuracy  percent of the expressions classified correctly as with or without a referent, if the
+                            network has a head for it; `loss` includes its loss times config.loss.no_target_weight
 
     Raises:
         UserError: the batch cannot be split evenly over microbatches and devices.
@@ -257,7 +69,7 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
             "expressions": counts.expressions,
-            **{name: 100 * total / positive(counts.expressions) for name, total in sums.judged.items()},
+            **{name: 100 * total / positive(counts.expressions) for name, total in sums.metrics.items()},
         }
         return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
@@ -266,9 +78,193 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
 
 
 def check_batch_splits(batch_size: int, parts: int, devices: int) -> None:
-    """Raises UserError unless a batch falls into `parts` microbatches that each fill all devices evenly."""
+    """Raise UserError unless a batch splits into `parts` microbatches that each split evenly over all devices."""
     if parts < 1 or batch_size % (parts * devices):
         raise UserError(
             f"config.batch_size={batch_size} cannot be split evenly into config.optimizer.accumulate={parts} parts "
             f"on {devices} device{'s' * (devices > 1)}: it must be a multiple of {max(parts, 1) * devices}."
         )
+
+
+class ExpressionCounts(NamedTuple):
+    """The divisors of the sums of a whole batch: the number of valid expressions, and `losses.loss_count`."""
+
+    expressions: Float[Array, ""]
+    loss: Float[Array, ""]
+
+
+class Sums(NamedTuple):
+    """The sums of a batch or a part of it: its share of the loss of the whole batch, and the sums of the metrics."""
+
+    loss: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
+
+
+# (parameters, batch with unpacked targets, key) -> (counts, sums, gradient), all of the whole batch
+Gradient = Callable[[Any, Any, jax.Array], tuple[ExpressionCounts, Sums, Any]]
+# (parameters, part of a batch, key, counts of the whole batch) -> (sums, gradient) of the part
+PartGradient = Callable[[Any, Any, jax.Array, ExpressionCounts], tuple[Sums, Any]]
+
+
+def make_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+    """Return the gradient in the form of config.mesh.step, for use under jit.
+
+    The batch is split over the mesh and processed in config.optimizer.accumulate microbatches. Sums are divided by the
+    counts of the whole batch, so the gradient does not depend on how it is split. It is sharded as the parameters are.
+    """
+    form = {"jit": _jit_gradient, "shard_map": _shard_map_gradient}[config.mesh.step]
+    return form(_part_gradient(network, plan, config), plan, config, mesh)
+
+
+def _jit_gradient(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+    parts, shardings = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding, plan.abstract.params)
+
+    def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
+        counts = count(batch, config)
+        # Parameters and gradients are replicated where they meet activations: their sharding must not propagate to
+        # these, which are sharded by images.
+        replicated_params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
+            sums, partial = part_gradient(replicated_params, part, jax.random.fold_in(key, index), counts)
+            summed = jax.lax.with_sharding_constraint(partial, replicated(mesh))
+            return sums, jax.lax.with_sharding_constraint(summed, shardings)
+
+        if parts == 1:
+            return counts, *of_part(batch, 0)
+        microbatches = jax.lax.with_sharding_constraint(interleave(batch, parts), batch_sharding(mesh, axis=1))
+        return counts, *_accumulate(of_part, microbatches, parts, params)
+
+    return gradient
+
+
+def _shard_map_gradient(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+    parts, specs = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding.spec, plan.abstract.params)
+
+    def gradient(params: Any, batch: Any, key_data: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
+        # Count over all devices before dividing: devices have different numbers of valid expressions, and the mean of
+        # their means is not the mean.
+        counts = jax.lax.psum(count(batch, config), BATCH_AXES)
+        key = per_device_key(jax.random.wrap_key_data(key_data), jax.lax.axis_index(BATCH_AXES))
+        gathered = jax.tree.map(_gather, params, specs)
+
+        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
+            return part_gradient(gathered, part, jax.random.fold_in(key, index), counts)
+
+        if parts == 1:
+            sums, partial = of_part(batch, 0)
+        else:
+            sums, partial = _accumulate(of_part, interleave(batch, parts), parts, gathered)
+        reduced = jax.tree.map(
+            lambda g, p, spec, group: jnp.zeros_like(p) if group.frozen else _reduce(g, spec),
+            *(partial, params, specs, plan.groups),
+        )
+        return counts, jax.lax.psum(sums, BATCH_AXES), reduced
+
+    # With check_vma, JAX verifies that the outputs declared as replicated are equal on all devices.
+    same = PartitionSpec()
+    in_specs, out_specs = (specs, PartitionSpec(BATCH_AXES), same), (same, same, specs)
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
+    return lambda params, batch, key: mapped(params, batch, jax.random.key_data(key))
+
+
+def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Return the full parameter, marked by `pcast` as differentiated on this device only.
+
+    Without `pcast`, JAX treats the parameter as one value shared by all devices and sums its gradient over them, and
+    `_reduce` would sum it again: wrong by a factor of the number of devices.
+    """
+    axis = shared_axis(spec)
+    if axis is None:
+        return jax.lax.pcast(x, BATCH_AXES, to="varying")
+    return jax.lax.pcast(jax.lax.all_gather(x, FSDP_AXIS, axis=axis, tiled=True), DATA_AXIS, to="varying")
+
+
+def _reduce(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Sum a gradient over all devices and return the shard of this device."""
+    axis = shared_axis(spec)
+    if axis is None:
+        return jax.lax.psum(gradient, BATCH_AXES)
+    shard = jax.lax.psum_scatter(gradient, FSDP_AXIS, scatter_dimension=axis, tiled=True)
+    return jax.lax.psum(shard, DATA_AXIS)
+
+
+def _accumulate(
+    of_part: Callable[[Any, Any], tuple[Sums, Any]], microbatches: Any, parts: int, like: Any
+) -> tuple[Sums, Any]:
+    """Add up the sums and gradients of the microbatches; the gradient has the structure and sharding of `like`."""
+
+    def add(so_far: Any, item: tuple[Any, jax.Array]) -> tuple[Any, Sums]:
+        sums, partial = of_part(*item)
+        return jax.tree.map(jnp.add, so_far, partial), sums
+
+    gradient, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), (microbatches, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x.sum(0), sums), gradient
+
+
+def interleave(batch: Any, parts: int) -> Any:
+    """Split a batch [b, ...] into [parts, b / parts, ...]: part i has every `parts`-th image, starting with the i-th.
+
+    Devices hold consecutive images, so every part is split over all devices without moving an image. (Consecutive parts
+    would leave most devices idle.) Applied to the images of one device, it gives the device's share of each part.
+    """
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def count(batch: Any, config: ConfigDict) -> ExpressionCounts:
+    """Count the expressions of a batch, or of the part of it on one device."""
+    return ExpressionCounts(batch.valid.sum(dtype=jnp.float32), loss_count(batch.targets, batch.valid, config.loss))
+
+
+def positive(number: Float[Array, ""]) -> Float[Array, ""]:
+    """Return `number`, or 1 if it is 0, as a divisor: a batch without expressions must give 0, not 0 / 0."""
+    return jnp.where(number > 0, number, 1.0)
+
+
+def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> PartGradient:
+    def share_of_loss(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
+        output: Any = network.apply(
+            {"params": freeze(params, plan.groups)},
+            part.images,
+            part.tokens,
+            part.token_mask,
+            train=True,
+            rngs={"dropout": key},
+        )
+        total, _ = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
+        loss = total / positive(counts.loss)
+        no_target = output.no_target_logits
+        if no_target is None:
+            return loss, {"mean_iou": iou_sum(output.logits, part.targets, part.valid, part.has_target)}
+        no_target_total = no_target_loss(no_target, part.has_target, part.valid)
+        loss += config.loss.no_target_weight * no_target_total / positive(counts.expressions)
+        masks = jnp.where((no_target > 0)[..., None, None], -1.0, output.logits)
+        return loss, {
+            "mean_iou": iou_sum(masks, part.targets, part.valid, part.has_target),
+            "no_target_accuracy": (part.valid & ((no_target > 0) != part.has_target)).sum(dtype=jnp.float32),
+        }
+
+    grad = jax.value_and_grad(share_of_loss, has_aux=True)
+
+    def part_gradient(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[Sums, Any]:
+        (loss, metrics), gradient = grad(params, part, key, counts)
+        return Sums(loss, metrics), gradient
+
+    return part_gradient
+
+
+def iou_sum(
+    logits: Float[Array, "b k h w"],
+    targets: Bool[Array, "b k h w"],
+    valid: Bool[Array, "b k"],
+    has_target: Bool[Array, "b k"],
+) -> Float[Array, ""]:
+    """Return the sum over valid expressions of the IoU of the mask logits > 0.
+
+    The IoU of an empty union is 0, or 1 if the expression refers to nothing.
+    """
+    found = logits > 0
+    intersection = (found & targets).sum((-2, -1), dtype=jnp.float32)
+    union = (found | targets).sum((-2, -1), dtype=jnp.float32)
+    iou = jnp.where(has_target, intersection / jnp.maximum(union, 1), union == 0)
+    return jnp.where(valid, iou, 0.0).sum()

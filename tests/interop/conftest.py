@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s2rm_jax.training.workdir import LoadedRun, load_run
+from s2rm_jax.training.run import LoadedRun, load_run
 from tests.interop.fresh_process import Question, make_question
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from s2rm_jax.interop.onnx import relative_error, write_onnx
 from s2rm_jax.io import atomic_folder
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.training.run import LoadedRun
 from s2rm_jax.training.state import initial_params
-from s2rm_jax.training.workdir import LoadedRun
 
 EXPORT = """
 import pickle, sys

@@ -15,9 +15,7 @@ from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.models.network import build_network, normalize
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training.checkpoint import restore_params
-from s2rm_jax.training.run import load_config
-from s2rm_jax.training.workdir import load_run
+from s2rm_jax.training.run import load_config, load_run
 from tests.interop.fresh_process import EXPRESSIONS
 
 torch = pytest.importorskip("torch")
@@ -39,7 +37,7 @@ def test_logits_of_a_trained_network_agree(tiny_workdir, tmp_path, size):
     tokens, mask = (np.stack(column)[None] for column in columns)
 
     apply = jax.jit(build_network(config).apply)
-    expected = np.asarray(apply({"params": restore_params(tiny_workdir)}, images, tokens, mask).logits)
+    expected = np.asarray(apply({"params": load_run(tiny_workdir).params}, images, tokens, mask).logits)
     with torch.no_grad():
         channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
         found = model(channels_first, torch.from_numpy(tokens).long(), torch.from_numpy(mask)).logits.numpy()
@@ -80,4 +78,4 @@ def test_neither_direction_needs_torch(trained, tiny_workdir, tmp_path, monkeypa
         (tmp_path / name).mkdir()
     write_pytorch(trained, tiny_workdir / "config.json", tmp_path / "torch")
     write_workdir(tmp_path / "torch", tmp_path / "back")
-    jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / "back"), restore_params(tiny_workdir))
+    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path / "back").params, load_run(tiny_workdir).params)

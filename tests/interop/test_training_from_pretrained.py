@@ -11,11 +11,15 @@ from s2rm_jax.interop import pretrained as pretrained_weights
 from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.parameter_names import MICROSOFT, bert_layout, swin_layout
 from s2rm_jax.models.network import build_network
-from s2rm_jax.training.checkpoint import restore_params
-from s2rm_jax.training.loop import train_and_evaluate
-from s2rm_jax.training.run import load_config
+from s2rm_jax.training import loop
+from s2rm_jax.training.run import load_config, load_run
 from s2rm_jax.training.state import parameter_shapes
 from tests.conftest import tiny_config
+
+
+def train_and_evaluate(config, workdir):
+    """As the command does."""
+    return loop.train_and_evaluate(config, workdir, pretrained=pretrained_weights)
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def pretrained(tmp_path):
 def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
     config, params = pretrained
     train_and_evaluate(config, tmp_path / "run")
-    found = restore_params(tmp_path / "run", "latest")
+    found = load_run(tmp_path / "run", "latest").params
     for part in ("vision", "text"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found[part], params[part])
     out = capsys.readouterr().out
@@ -102,6 +106,13 @@ def test_a_folder_with_other_files_is_not_a_workdir(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"swin\.safetensors is a file; give a folder"):
         train_and_evaluate(config, tmp_path / "swin.safetensors")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_access_to_pretrained_weights_they_are_refused(pretrained, tmp_path):
+    config, _ = pretrained
+    with pytest.raises(UserError, match="config names pretrained weights: call train_and_evaluate with `pretrained`"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_leave_no_workdir(pretrained, tmp_path):

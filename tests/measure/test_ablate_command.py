@@ -18,7 +18,7 @@ from s2rm_jax.input import pipeline
 from s2rm_jax.measure import ablation_runs
 from s2rm_jax.models import network
 from s2rm_jax.models.cost import PartCost
-from s2rm_jax.training import workdir
+from s2rm_jax.training import run as training_run
 from s2rm_jax.training.interrupt import Interrupted
 
 # ml_collections still loads configuration files with load_module.
@@ -52,7 +52,7 @@ def small_programs(tmp_path_factory):
     values = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: jax.config.values[name] for name in values}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (network, workdir):
+        for module in (network, training_run):
             patch.setattr(module, "build_network", lambda config: standin.StandIn(words=config.text.vocab_size))
         patch.setattr(ablation_runs, "network_cost", lambda config: {"all": PartCost(1000, 2_000_000, 1_000_000)})
         patch.setattr("s2rm_jax.training.compile.WORTH_KEEPING", 0.0)

@@ -18,7 +18,7 @@ from s2rm_jax.measure.many_expressions import _lavt, _per_image, _sizes
 from s2rm_jax.measure.section import Section, show
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.timing import Timings, describe_machine
-from s2rm_jax.training.workdir import load_run
+from s2rm_jax.training.run import load_run
 
 
 def test_the_floor_is_the_longer_of_computing_and_copying():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.fusion_baselines import MODES, inner_width, places
+from s2rm_jax.config import SIMPLER_FUSIONS
+from s2rm_jax.models.fusion_baselines import inner_width, places
 from s2rm_jax.models.s2rm import S2RM, SimplerFusion
 
 
@@ -27,7 +28,7 @@ def joined():
         variables = jax.jit(module.init)(jax.random.key(0), SEEN, LAID_OUT)
         return jax.jit(lambda *sides: module.apply(variables, *sides))
 
-    return {mode: initialised(mode) for mode in MODES}
+    return {mode: initialised(mode) for mode in SIMPLER_FUSIONS}
 
 
 def test_sum_and_product_match_their_formulas(joined):

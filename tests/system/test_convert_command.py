@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
 from s2rm_jax.io import atomic_folder
-from s2rm_jax.training.checkpoint import restore_params
+from s2rm_jax.training.run import load_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_there_and_back_no_bit_changes(exported, tiny_workdir, tmp_path):
     back, again = tmp_path / "back", tmp_path / "again"
     done = convert("from-pytorch", "--weights", exported, "--workdir", back)
     assert (done.returncode, done.stderr) == (0, "")
-    jax.tree.map(np.testing.assert_array_equal, restore_params(back), restore_params(tiny_workdir))
+    jax.tree.map(np.testing.assert_array_equal, load_run(back).params, load_run(tiny_workdir).params)
     assert (back / "config.json").read_text() == (tiny_workdir / "config.json").read_text()
 
     assert convert("to-pytorch", "--workdir", back, "--out", again).returncode == 0
@@ -131,9 +131,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(exported, tiny_work
 def test_a_full_disk_is_told_of_before_anything_is_written(exported, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with (
-        pytest.raises(
-            UserError, match=r"cannot be written \(it takes 1 MB, and 0 MB are free\); nothing was left there"
-        ),
+        pytest.raises(UserError, match=r"cannot be written \(1 MB are needed, 0 MB are free\); nothing was left there"),
         atomic_folder(tmp_path / "out", "--workdir") as folder,
     ):
         write_workdir(exported, folder)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import logging
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +17,16 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from s2rm_jax import command_line, demo, evaluate, predict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
+from s2rm_jax.interop.layout import export_arrays
+from s2rm_jax.interop.parameter_names import network_layout
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training import checkpoint, compile
+from s2rm_jax.training import compile
+from s2rm_jax.training import run as training_run
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -209,9 +214,26 @@ def test_quiet_says_nothing(door, tiny_workdir, tmp_path, image):
     assert told == json.loads((tmp_path / "eval/metrics.json").read_text())
 
 
+def test_evaluate_reads_a_folder_of_weights_as_a_run(door, tiny_workdir, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("config.json", "vocab.txt"):
+        shutil.copy(tiny_workdir / name, weights)
+    params = jax.device_get(training_run.load_run(tiny_workdir).params)
+    save_file(export_arrays(network_layout(params), params), weights / "model.safetensors")
+    found = []
+    for workdir in (tiny_workdir, weights):
+        out = tmp_path / "out" / workdir.name
+        flags = ("--split=test", "--limit=2", "--gallery=0", f"--out={out}")
+        status, _, errors = door(evaluate, f"--workdir={workdir}", *flags)
+        assert status == 0, errors
+        found.append((out / "expressions.csv").read_text())
+    assert found[0] == found[1] and found[0].count("\n") == 1 + 6
+
+
 def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
-    restore = checkpoint.restore_params
-    monkeypatch.setattr(checkpoint, "restore_params", lambda *given: jax.device_get(restore(*given)))
+    restore = training_run.restore_params
+    monkeypatch.setattr(training_run, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
         status, _, errors = door(
             evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"
@@ -238,7 +260,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"out": "{tmp}/text.jpg"}, "a file is in the way"),
         ({"checkpoint": "newest"}, "newest"),
         ({"explain": "{tmp}/how.jpg"}, "must be the path of a PNG"),
-        ({"explain": "{tmp}/nowhere/how.png"}, "in a folder that is there"),
+        ({"explain": "{tmp}/nowhere/how.png"}, "in an existing folder"),
         ({"text": None}, "--text is missing"),
         ({"images": "{tmp}"}, "--image and --images are both given"),
         ({"image": None, "images": "{tmp}/*.tif"}, "no file fits"),

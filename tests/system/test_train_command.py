@@ -70,11 +70,11 @@ def metric_lines(workdir):
 def parameters(workdir):
     import jax
 
-    from s2rm_jax.training.checkpoint import restore_params
+    from s2rm_jax.training.run import load_run
 
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(restore_params(workdir, "latest"))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(load_run(workdir, "latest").params)
     }
 
 

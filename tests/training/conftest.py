@@ -1,4 +1,4 @@
-"""Gives the tests of training the stand-in network and its data."""
+"""Fixtures of the training tests: the stand-in network and its data."""
 
 from __future__ import annotations
 

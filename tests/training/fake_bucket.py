@@ -1,4 +1,4 @@
-"""A bucket in the memory of this process, as etils.epath and TensorStore see one.
+"""A bucket in the memory of this process, for etils.epath and TensorStore.
 
 epath is given a file system over it in place of gcsfs; TensorStore speaks with it by HTTP, through the variable by
 which it is pointed at emulators of Google Cloud Storage. As there, folders are but beginnings of names, an object

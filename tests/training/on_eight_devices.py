@@ -1,4 +1,4 @@
-"""What must hold on eight devices; test_eight_devices.py runs this file in a process that has them.
+"""Tests on eight devices; test_eight_devices.py runs this file in a process that has them.
 
 Every form of the step, on every shape of mesh, must give what one device gives.
 """
@@ -20,7 +20,7 @@ from s2rm_jax.parallel import mesh
 from s2rm_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, per_device_key, put_batch
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.state import plan_state
-from s2rm_jax.training.step import deal, make_train_step
+from s2rm_jax.training.step import interleave, make_train_step
 from tests.conftest import tiny_config
 
 STEPS, BATCH = 20, 16
@@ -34,7 +34,7 @@ def share_small_arrays_too(monkeypatch):
 
 
 def uneven_batch(standin, seed):
-    """The first device has no valid expression at all, and the others have different numbers of them."""
+    """Return a batch whose devices have different numbers of valid expressions, and the first has none."""
     batch = standin.make_batch(seed, BATCH)
     valid = batch.valid & (np.arange(BATCH) >= BATCH // 8)[:, None]
     per_device = valid.sum(1).reshape(8, -1).sum(1)
@@ -220,7 +220,7 @@ def test_each_device_draws_its_part_of_what_one_device_draws():
 
 def test_dealing_out_microbatches_moves_no_image(standin):
     batch, sharding_of_parts = uneven_batch(standin, 0), batch_sharding(make_mesh(), axis=1)
-    dealt = jax.jit(lambda b: jax.lax.with_sharding_constraint(deal(b, 2), sharding_of_parts))
+    dealt = jax.jit(lambda b: jax.lax.with_sharding_constraint(interleave(b, 2), sharding_of_parts))
     there = put_batch(batch, make_mesh())
     np.testing.assert_array_equal(dealt(there).images[1], batch.images[1::2])
     program = dealt.lower(there).compile().as_text()
@@ -285,7 +285,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_other_devices(standin, tmp_path, mov
                 assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(state))
             found, state = run.trace(batches[done : done + 3], state)
             trace, done = trace + found, done + 3
-            checkpoints.save(Checkpoint(done, state, done * BATCH, None), run.config)
+            checkpoints.save(Checkpoint(done, state, done * BATCH, None))
     assert_close(trace, expected[:done])
 
 

@@ -1,8 +1,10 @@
-"""Saves checkpoints without pause until it is killed, again and again.
+"""Save checkpoints in processes that are killed, one after another.
 
-As a program: `python save_and_die.py WORKDIR LIVES SEED`. Each life is a process forked from one that has imported
-everything: it restores the latest checkpoint, checks that it is whole and goes on saving from there, every second step
-twice, until it is killed at a random moment. Prints the number of lives that ended within a save, and the last step.
+    python save_and_die.py WORKDIR LIVES SEED
+
+Each process is forked from one that has imported everything. It restores the latest checkpoint, checks that it is
+complete and continues saving, every second step twice, until it is killed at a random moment. Prints the number of
+processes that were killed during a save, and the last step.
 """
 
 import os
@@ -16,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from s2rm_jax.config import default_config
 from s2rm_jax.parallel.mesh import make_mesh, replicated
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
 from s2rm_jax.training.state import TrainState
@@ -25,7 +26,7 @@ ARRAYS, LENGTH = 24, 257
 
 
 def state_of(step):
-    """Everything in it says after which step it is the state."""
+    """Return a state whose every value depends on the step."""
     arrays = {f"array{i}": np.full(LENGTH, 1000 * step + i, np.float32) for i in range(ARRAYS)}
     doubled = {name: 2 * array for name, array in arrays.items()}
     return TrainState(np.int32(step), arrays, doubled, None, np.full(2, step, np.uint32))
@@ -38,7 +39,7 @@ def require_whole(found):
 
 
 def live(workdir, begun):
-    """Restores, checks and saves for ever; before each save it writes the step before into the pipe `begun`."""
+    """Restore, check and save without end; before each save, write the last step to the pipe `begun`."""
     sharding = replicated(make_mesh(devices=jax.devices()[:1]))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_of(0))
     checkpoints = Checkpoints(workdir, 1, "mean_iou")
@@ -51,11 +52,11 @@ def live(workdir, begun):
         state = jax.device_put(state_of(step), sharding)
         for metrics in (None, {"mean_iou": float(step)})[step % 2 :]:
             os.write(begun, b"%d\n" % (step - 1))
-            checkpoints.save(Checkpoint(step, state, 4 * step, metrics), default_config())
+            checkpoints.save(Checkpoint(step, state, 4 * step, metrics))
 
 
 def bear(workdir):
-    """Starts a life; returns its process id and the pipe in which it says how far it is."""
+    """Start a process; return its id and the pipe to which it writes its steps."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:

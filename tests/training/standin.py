@@ -1,6 +1,6 @@
-"""A network and data that are small enough to train in milliseconds, and a program that trains them.
+"""A network and data that train in milliseconds, and a program that trains them, for tests that kill it.
 
-As a program: `python standin.py WORKDIR STEPS SECONDS_PER_BATCH`, for tests that kill it.
+python standin.py WORKDIR STEPS SECONDS_PER_BATCH
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StandInOutput:
 
 
 class StandIn(nn.Module):
-    """Compares every pixel with the mean of the words; `judges`: and says whether the words mean nothing."""
+    """Compare every pixel with the mean of the words; with `judges`, a head detects absent referents."""
 
     dropout_rate: float = 0.0
     judges: bool = False
@@ -57,7 +57,7 @@ class StandIn(nn.Module):
 
 
 def make_config(**changes):
-    """The default configuration cut down; `changes` are dotted names with __ for the dots."""
+    """Return a small configuration; `changes` are dotted names of fields with __ for the dots."""
     config = default_config()
     config.steps, config.batch_size, config.log_every, config.checkpoint_every = 12, 4, 4, 5
     config.input.image_size, config.input.expressions_per_image = (SIZE, SIZE), EXPRESSIONS
@@ -74,7 +74,7 @@ def make_config(**changes):
 
 
 def make_batch(seed, batch_size=4):
-    """A batch of random images, expressions and masks, of which some expressions are padding."""
+    """Return a batch of random images, expressions and masks; some expressions are padding."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, WORDS, (batch_size, EXPRESSIONS, MAX_TOKENS), dtype=np.int32)
     token_mask = np.arange(MAX_TOKENS) < rng.integers(2, MAX_TOKENS + 1, (batch_size, EXPRESSIONS, 1))
@@ -91,7 +91,7 @@ def make_batch(seed, batch_size=4):
 
 
 def pack(masks):
-    """Packs masks [b, k, h, w] as a batch holds them."""
+    """Pack masks [b, k, h, w] as in a batch."""
     return np.stack([np.stack([pack_mask(mask) for mask in row]) for row in masks])
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
-from s2rm_jax.training.run import save_config
+from s2rm_jax.training.run import load_run, save_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -37,7 +39,7 @@ def save_all(workdir, run_of, scores):
     with Checkpoints(workdir, config.checkpoint_every, "mean_iou") as checkpoints:
         for step, score in scores:
             metrics = None if score is None else {"mean_iou": score, "overall_iou": 0.0}
-            checkpoints.save(Checkpoint(step, state_after(step), 4 * step, metrics), config)
+            checkpoints.save(Checkpoint(step, state_after(step), 4 * step, metrics))
 
 
 def kept_steps(workdir):
@@ -70,8 +72,8 @@ def test_the_latest_two_and_the_best_are_kept_and_a_restart_takes_the_latest(tmp
         assert checkpoints.best == (20, 9.0)
         restored = checkpoints.restore_latest(plan.abstract)
         assert restored is not None and restored.step == 50 and restored.metrics is None
-    assert_equal(restore_params(tmp_path, "best"), state_after(20).ema_params)
-    assert_equal(restore_params(tmp_path, "latest"), state_after(50).ema_params)
+    assert_equal(restore_params(tmp_path, "mean_iou", "best"), state_after(20).ema_params)
+    assert_equal(restore_params(tmp_path, "mean_iou", "latest"), state_after(50).ema_params)
 
 
 def test_a_checkpoint_can_be_saved_again_with_its_evaluation(tmp_path, run_of):
@@ -94,9 +96,9 @@ def test_params_for_inference_without_an_average_and_without_any_evaluation(tmp_
     state = plan_state(standin.StandIn(), config, MESH).create()
     save_config(tmp_path, config)
     with Checkpoints(tmp_path, 5, "mean_iou") as checkpoints:
-        checkpoints.save(Checkpoint(5, state, 20, None), config)
+        checkpoints.save(Checkpoint(5, state, 20, None))
     expected = parameter_shapes(standin.StandIn(), config)
-    assert_equal(restore_params(tmp_path, "best", expected), state.params)
+    assert_equal(restore_params(tmp_path, "mean_iou", "best", expected), state.params)
 
 
 def test_half_written_checkpoints_are_ignored(tmp_path, run_of):
@@ -108,27 +110,38 @@ def test_half_written_checkpoints_are_ignored(tmp_path, run_of):
     assert restored is not None and restored.step == 10
 
 
+def test_items_that_are_no_longer_saved_do_not_matter(tmp_path, run_of):
+    config, plan, state_after = run_of
+    save_all(tmp_path, run_of, [(10, 1.0)])
+    shutil.copytree(tmp_path / "checkpoints" / "10" / "data", tmp_path / "checkpoints" / "10" / "meta")
+    with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints:
+        restored = checkpoints.restore_latest(plan.abstract)
+    assert restored is not None and restored.examples_seen == 40
+    assert_equal(restored.state, state_after(10))
+    assert_equal(restore_params(tmp_path, "mean_iou"), state_after(10).ema_params)
+
+
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, run_of):
     config, plan, _ = run_of
     save_all(tmp_path, run_of, [(10, None), (20, None)])
     metadata = tmp_path / "checkpoints" / "20" / "state" / "_METADATA"
     metadata.write_text(metadata.read_text()[:100])
-    message = r"checkpoints/20 cannot be read \(.*\): delete it to go on from step 10"
+    message = r"checkpoints/20 cannot be read \(.*\): delete it to continue from step 10"
     with (
         Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints,
         pytest.raises(UserError, match=message),
     ):
         checkpoints.restore_latest(plan.abstract)
     with pytest.raises(UserError, match=message):
-        restore_params(tmp_path, "latest")
+        restore_params(tmp_path, "mean_iou", "latest")
 
 
 def test_nothing_there_is_said_clearly(tmp_path, standin):
     with pytest.raises(UserError, match=r"not the workdir of a training run"):
-        restore_params(tmp_path)
+        load_run(tmp_path)
     save_config(tmp_path, standin.make_config())
     with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints: train first"):
-        restore_params(tmp_path)
+        restore_params(tmp_path, "mean_iou")
     with Checkpoints(tmp_path, 5, "mean_iou") as checkpoints:
         assert checkpoints.latest_step is None and checkpoints.best is None
 
@@ -140,7 +153,7 @@ def test_another_architecture_is_named_by_its_parameters(tmp_path, run_of, stand
     params["decoder"] = params.pop("vision")
     params["head"] = {"kernel": jax.ShapeDtypeStruct((6, 7), jnp.float32), "bias": params["head"]["bias"]}
     with pytest.raises(UserError) as caught:
-        restore_params(tmp_path, "latest", expected=params)
+        restore_params(tmp_path, "mean_iou", "latest", expected=params)
     message = str(caught.value)
     assert "checkpoints/10 is of another architecture" in message
     assert "decoder/kernel is missing in the checkpoint" in message
@@ -158,6 +171,6 @@ def test_at_most_five_differences_are_listed(tmp_path, run_of):
     save_all(tmp_path, run_of, [(10, 1.0)])
     many = {f"block{i}": {"kernel": jax.ShapeDtypeStruct((1,), jnp.float32)} for i in range(9)}
     with pytest.raises(UserError) as caught:
-        restore_params(tmp_path, "latest", expected=many)
+        restore_params(tmp_path, "mean_iou", "latest", expected=many)
     assert str(caught.value).count("is missing") + str(caught.value).count("is not in") == 5
     assert "more. It was trained with" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and that a second start takes them from there."""
+"""The folder of compiled programs, and their reuse by a second start."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Real processes, really killed: what they leave behind continues as if nothing had happened."""
+"""Runs in processes that are killed continue as if they had not been interrupted."""
 
 import signal
 import subprocess

@@ -1,9 +1,10 @@
-"""kill -9 at any moment of a save: what is taken for a checkpoint is whole."""
+"""A process killed at any moment of a save leaves no incomplete checkpoint that counts as one."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
 
 def test_no_moment_of_a_save_leaves_half_a_checkpoint(tmp_path, long):
     lives = 50 if long else 10

@@ -20,7 +20,7 @@ MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def saved(standin, config, workdir) -> Checkpoint:
-    """The latest checkpoint of a workdir."""
+    """Return the latest checkpoint of a workdir."""
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
         checkpoint = checkpoints.restore_latest(plan_state(standin.StandIn(), config, MESH).abstract)
     assert checkpoint is not None
@@ -32,7 +32,7 @@ def kept_steps(workdir):
 
 
 def metric_lines(workdir):
-    """What was written, but for what depends on the clock."""
+    """Return the written metrics, except those that depend on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in OF_THE_CLOCK} for line in lines]
 
@@ -43,7 +43,7 @@ def assert_bitwise_equal(a, b):
 
 
 def scored(scores, seen=None):
-    """An evaluation that returns the given scores one after the other and notes the parameters that it saw."""
+    """Return an evaluation that returns the given scores one after the other and records the parameters in `seen`."""
     remaining = iter(scores)
 
     def evaluate(params, progress):
@@ -119,7 +119,7 @@ def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
     parts = standin.make_parts(config, evaluate=scored([10.0, 90.0, 30.0, 40.0], seen))
     assert run(config, tmp_path, parts, MESH) == {"mean_iou": 40.0, "precision@0.5": 0.0}
     assert kept_steps(tmp_path) == [6, 9, 10]
-    assert_bitwise_equal(restore_params(tmp_path, "best"), seen[1])  # the averaged parameters, as evaluated
+    assert_bitwise_equal(restore_params(tmp_path, "mean_iou", "best"), seen[1])  # the averaged parameters, as evaluated
     assert [(line["step"], line["val/mean_iou"]) for line in metric_lines(tmp_path) if "val/mean_iou" in line] == [
         (3, 10.0),
         (6, 90.0),
@@ -169,7 +169,7 @@ def test_a_stop_during_an_evaluation_breaks_it_off_and_saves_and_the_next_run_ma
     seen = []
     run(config, tmp_path, standin.make_parts(config, evaluate=scored([80.0, 20.0], seen)), MESH)
     assert len(seen) == 2 and kept_steps(tmp_path) == [6, 10, 12]
-    assert_bitwise_equal(restore_params(tmp_path, "best"), seen[0])
+    assert_bitwise_equal(restore_params(tmp_path, "mean_iou", "best"), seen[0])
 
 
 @pytest.mark.parametrize("steps_before", [0, 3])
@@ -221,7 +221,7 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
         run(config, tmp_path, replace(parts, batches=poisoned), MESH)
     message = str(caught.value)
     good = {8: 6, 7: 5, 11: 10}[bad]
-    assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is sound" in message
+    assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is kept" in message
     assert "learning_rate" in message and "\n" not in message
     assert max(kept_steps(tmp_path)) == good
     for leaf in jax.tree.leaves(saved(standin, config, tmp_path).state):

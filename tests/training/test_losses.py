@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
 from s2rm_jax.training.losses import area_resize, loss_count, no_target_loss, segmentation_loss
 
 B, K, H, W = 3, 2, 6, 8
@@ -162,9 +161,3 @@ def test_the_loss_of_no_target_is_the_cross_entropy_of_valid_expressions():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert np.isfinite(gradient).all() and not gradient[~valid].any()
     assert no_target_loss(logits.astype(jnp.bfloat16), has_target, valid).dtype == jnp.float32
-
-
-def test_unknown_kind_names_the_kinds():
-    logits, targets, valid = random_case()
-    with pytest.raises(UserError, match=r"config.loss.kind is 'focal'.*bce_dice, weighted_ce"):
-        segmentation_loss(output(logits), targets, valid, valid, loss_config("focal"))

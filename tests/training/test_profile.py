@@ -1,4 +1,4 @@
-"""Tracing some steps of a run."""
+"""Tracing steps of a run."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def test_the_steps_asked_for_are_traced_and_no_others(tmp_path, standin, capsys)
     assert f"traced into {tmp_path / 'profile'}" in capsys.readouterr().out
     longer = standin.make_config(steps=8)
     run(longer, tmp_path, standin.make_parts(longer), MESH, profile_steps=range(3, 5))
-    assert "nothing to trace: --profile_steps ends at 4, and the run goes on from step 6" in capsys.readouterr().out
+    assert "nothing to trace: --profile_steps ends at 4, and the run continues from step 6" in capsys.readouterr().out
     assert traces(tmp_path) == [trace]
 
 

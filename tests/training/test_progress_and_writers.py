@@ -3,8 +3,15 @@ import json
 import pytest
 
 from s2rm_jax.config import default_config
-from s2rm_jax.training.logging import Averages, Progress, hours_minutes_seconds, report_evaluation
-from s2rm_jax.training.writers import METRICS_FILE, TENSORBOARD_DIRECTORY, MetricsWriter
+from s2rm_jax.training.logging import (
+    METRICS_FILE,
+    TENSORBOARD_DIRECTORY,
+    Averages,
+    MetricsWriter,
+    Progress,
+    hours_minutes_seconds,
+    report_evaluation,
+)
 
 METRICS = {"loss": 1.25, "mean_iou": 12.34, "learning_rate": 3e-4, "grad_norm": 1.0}
 

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.run import keep_pretrained, load_config, require_same_config, save_config
+from s2rm_jax.training.run import load_config, require_same_config, resolve_config, save_config
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
@@ -40,27 +41,29 @@ def test_the_vocabulary_of_the_run_is_used_where_there_is_one(tmp_path):
 def test_a_run_may_change_its_length_and_cadence_only(tmp_path):
     config = default_config()
     save_config(tmp_path, config)
-    require_same_config(tmp_path, config)
+    require_same_config(tmp_path, load_config(tmp_path), config)
     require_same_config(
-        tmp_path, changed(config, steps=7, log_every=1, checkpoint_every=3, eval__every=9, input__workers=2)
+        tmp_path,
+        load_config(tmp_path),
+        changed(config, steps=7, log_every=1, checkpoint_every=3, eval__every=9, input__workers=2),
     )
     with pytest.raises(UserError) as caught:
-        require_same_config(tmp_path, changed(config, seed=5, steps=7, optimizer__clip_norm=1.0))
+        require_same_config(tmp_path, load_config(tmp_path), changed(config, seed=5, steps=7, optimizer__clip_norm=1.0))
     message = str(caught.value)
     assert "optimizer.clip_norm (was 0.0, now 1.0), seed (was 0, now 5)" in message
-    assert "Start another --workdir" in message and "steps" not in message and "\n" not in message
+    assert "Give another --workdir" in message and "steps" not in message and "\n" not in message
 
 
 def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
     config = default_config()
     save_config(tmp_path, config)
     old = config.to_dict()
-    del old["input"]["sampling"], old["input"]["augment"], old["decoder"]["no_target_width"], old["mesh"]
+    del old["input"]["sampling"], old["input"]["augment"], old["decoder"]["no_target_width"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert load_config(tmp_path).to_dict() == config.to_dict()
-    require_same_config(tmp_path, config)
+    require_same_config(tmp_path, load_config(tmp_path), config)
     with pytest.raises(UserError, match=r"input.sampling \(was 'image', now 'referent'\)"):
-        require_same_config(tmp_path, changed(config, input__sampling="referent"))
+        require_same_config(tmp_path, load_config(tmp_path), changed(config, input__sampling="referent"))
 
 
 def test_fields_that_came_or_went_are_differences(tmp_path):
@@ -68,7 +71,9 @@ def test_fields_that_came_or_went_are_differences(tmp_path):
     config.input.source = ConfigDict({"name": "synthetic", "difficulty": "hard"})
     save_config(tmp_path, config)
     with pytest.raises(UserError, match=r"input.source.difficulty \(was 'hard', now None\)"):
-        require_same_config(tmp_path, changed(config, input__source=ConfigDict({"name": "synthetic"})))
+        require_same_config(
+            tmp_path, load_config(tmp_path), changed(config, input__source=ConfigDict({"name": "synthetic"}))
+        )
 
 
 def test_the_data_of_a_mixture_may_move_but_not_change(tmp_path):
@@ -77,9 +82,9 @@ def test_the_data_of_a_mixture_may_move_but_not_change(tmp_path):
         return changed(default_config(), input__source=ConfigDict({"name": "mixture", "parts": parts}))
 
     save_config(tmp_path, mixture("here"))
-    require_same_config(tmp_path, mixture("there"))
+    require_same_config(tmp_path, load_config(tmp_path), mixture("there"))
     with pytest.raises(UserError, match=r"input.source.parts.photos.weight \(was 1.0, now 2.0\)"):
-        require_same_config(tmp_path, mixture("here", weight=2.0))
+        require_same_config(tmp_path, load_config(tmp_path), mixture("here", weight=2.0))
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
@@ -107,25 +112,26 @@ def test_another_programs_config_is_not_taken_for_a_run(tmp_path, content):
         load_config(tmp_path)
 
 
-def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(tmp_path, capsys):
-    began = changed(default_config(), vision__pretrained="swin.pth")
-    save_config(tmp_path, began)
-    for asked in (began, changed(began, vision__pretrained="")):
-        assert keep_pretrained(tmp_path, asked).to_dict() == began.to_dict()
+def no_vocabulary(path_or_name):
+    raise AssertionError("a run that continues has its own vocabulary")
+
+
+def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(capsys):
+    began = changed(default_config(), vision__pretrained="swin.pth", text__vocab="run/vocab.txt")
+    for given in (began, changed(began, vision__pretrained="", text__vocab="")):
+        assert resolve_config(given, began, no_vocabulary).to_dict() == began.to_dict()
     assert capsys.readouterr().out == ""
     other = changed(began, vision__pretrained="other.pth", text__pretrained="bert")
-    assert keep_pretrained(tmp_path, other).to_dict() == began.to_dict()
+    assert resolve_config(other, began, no_vocabulary).to_dict() == began.to_dict()
     vision, text = capsys.readouterr().out.splitlines()
-    assert vision.startswith("ignored: config.vision.pretrained=other.pth, as the run in")
-    assert text.startswith("ignored: config.text.pretrained=bert, as the run in")
+    assert vision.startswith("ignored: config.vision.pretrained=other.pth, because the run continues")
+    assert text.startswith("ignored: config.text.pretrained=bert, because the run continues")
 
 
-def test_a_run_from_before_language_was_kept_goes_on_without_it(tmp_path):
-    config = default_config()
-    old = config.to_dict()
-    del old["fusion"]["residual"]
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    assert load_config(tmp_path).fusion.residual == "vision"
-    with pytest.raises(UserError, match=r"fusion\.residual \(was 'vision', now 'both'\)"):
-        require_same_config(tmp_path, config)
-    require_same_config(tmp_path, changed(config, fusion__residual="vision"))
+def test_a_new_run_takes_the_vocabulary_beside_its_weights_unless_another_is_given():
+    given = changed(default_config(), text__pretrained="bert")
+    assert resolve_config(given, None, lambda name: Path(name, "vocab.txt")).text.vocab == "bert/vocab.txt"
+    assert resolve_config(given, None, lambda name: None).text.vocab == ""
+    assert given.text.vocab == ""
+    given.text.vocab = "mine.txt"
+    assert resolve_config(given, None, no_vocabulary).text.vocab == "mine.txt"

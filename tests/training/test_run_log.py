@@ -1,6 +1,7 @@
-"""What a run said, as each process keeps it."""
+"""The log file of each process."""
 
 import json
+import logging
 import re
 
 import jax
@@ -9,7 +10,7 @@ from etils import epath
 
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training.logging import RunLog
+from s2rm_jax.training.logging import RunLog, log
 from s2rm_jax.training.loop import run
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -34,9 +35,9 @@ def test_what_is_printed_is_kept_with_its_time_and_step(tmp_path, standin, capsy
 
 def test_another_process_prints_nothing_and_keeps_a_file_of_its_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(distributed, "process", lambda: (3, 4))
-    with RunLog() as log:
+    with RunLog() as run_log:
         log("before the workdir is known")
-        log.open(epath.Path(tmp_path))
+        run_log.open(epath.Path(tmp_path))
         log("later", step=7)
     log("and after the end")
     assert capsys.readouterr().out == ""
@@ -46,8 +47,16 @@ def test_another_process_prints_nothing_and_keeps_a_file_of_its_own(tmp_path, ca
     ]
 
 
+def test_warnings_of_readers_are_kept_and_printed_to_stderr(tmp_path, capsys):
+    with RunLog() as run_log:
+        logging.getLogger("s2rm_jax.input.refer").warning("%d images are missing", 3)
+        run_log.open(epath.Path(tmp_path))
+    assert capsys.readouterr() == ("", "3 images are missing\n")
+    assert [line["message"] for line in lines(tmp_path)] == ["3 images are missing"]
+
+
 def test_how_it_was_broken_off_is_the_last_line(tmp_path):
-    with pytest.raises(ValueError, match="no"), RunLog() as log:
-        log.open(epath.Path(tmp_path))
+    with pytest.raises(ValueError, match="no"), RunLog() as run_log:
+        run_log.open(epath.Path(tmp_path))
         raise ValueError("no")
     assert lines(tmp_path)[-1]["message"] == "ended by ValueError: no"

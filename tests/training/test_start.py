@@ -1,4 +1,4 @@
-"""What a run compiles and tells when it begins."""
+"""Compiling and logging at the start of a run."""
 
 import json
 
@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training import start
+from s2rm_jax.training import compile
 from s2rm_jax.training.compile import compile_step
 from s2rm_jax.training.loop import run
 from s2rm_jax.training.state import plan_state
@@ -35,7 +35,7 @@ def test_a_run_with_no_step_left_compiles_nothing(tmp_path, standin, capsys):
 
 
 def test_the_utilisation_is_told_where_the_rate_of_the_device_is_known(tmp_path, standin, capsys, monkeypatch):
-    monkeypatch.setattr(start, "matrix_rate", lambda kind: 2e9)
+    monkeypatch.setattr(compile, "matrix_rate", lambda kind: 2e9)
     config = standin.make_config(steps=6, log_every=3)
     run(config, tmp_path, standin.make_parts(config), MESH)
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Weights & Biases: asked for by the configuration, and one run for the life of a workdir."""
+"""Weights & Biases: enabled by the configuration, one run per workdir."""
 
 import importlib.util
 import os
@@ -12,9 +12,9 @@ from etils import epath
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.io import JsonLines
-from s2rm_jax.training import writers
+from s2rm_jax.training import logging as training_logging
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.writers import MetricsWriter, TensorBoardFiles, WandbRun, require_wandb
+from s2rm_jax.training.logging import MetricsWriter, TensorBoardFiles, WandbRun, require_wandb
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_wandb_refuses_is_told_in_one_line(standin, config, tmp_path):
         raise standin.Error("No API key configured.\nUse `wandb login`.")
 
     standin.init = refuse
-    with pytest.raises(UserError, match=r"wandb says: No API key configured\. Use .* WANDB_MODE=offline") as told:
+    with pytest.raises(UserError, match=r"wandb failed: No API key configured\. Use .* WANDB_MODE=offline") as told:
         MetricsWriter(tmp_path, config)
     assert "\n" not in str(told.value)
 
@@ -120,7 +120,7 @@ def test_all_are_closed_where_one_cannot_be(standin, config, tmp_path, monkeypat
 
 
 def test_on_a_bucket_what_wandb_keeps_goes_with_the_process(standin, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "on_bucket", lambda path: True)
+    monkeypatch.setattr(training_logging, "on_bucket", lambda path: True)
     WandbRun(epath.Path(tmp_path), config).close(failed=False)
     init, standin.init = standin.init, None
     with pytest.raises(TypeError):
@@ -145,7 +145,7 @@ def test_the_real_package_offline(tmp_path):
 import os, sys
 os.environ["WANDB_MODE"] = "offline"
 from s2rm_jax.config import default_config
-from s2rm_jax.training.writers import MetricsWriter
+from s2rm_jax.training.logging import MetricsWriter
 assert "wandb" not in sys.modules
 config = default_config()
 config.wandb_project = "referring"

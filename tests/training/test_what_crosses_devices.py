@@ -1,4 +1,4 @@
-"""Between devices go gradients and a few numbers, and nothing else: no image, no feature map."""
+"""Devices exchange gradients and scalars only, no images and no feature maps."""
 
 import json
 import math

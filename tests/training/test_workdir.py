@@ -1,11 +1,10 @@
-"""Which folders a run may begin in."""
+"""The folders in which a run may begin."""
 
 import pytest
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.run import save_config
-from s2rm_jax.training.workdir import require_workdir
+from s2rm_jax.training.run import require_workdir, save_config
 
 
 def test_new_and_empty_folders_are(tmp_path):

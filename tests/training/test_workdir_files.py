@@ -1,4 +1,4 @@
-"""Files that are made whole and files that grow, on a disk; test_bucket.py has them on a bucket."""
+"""Atomic files and growing files on a disk; test_bucket.py tests them on a bucket."""
 
 import importlib.util
 import json
@@ -40,10 +40,10 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypat
 
 
 def test_which_buckets_will_do(monkeypatch):
-    with pytest.raises(UserError, match=r"--workdir s3://b/run: of buckets, only those of Google Cloud Storage"):
+    with pytest.raises(UserError, match=r"--workdir s3://b/run: only buckets of Google Cloud Storage"):
         workdir_path("s3://b/run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--workdir gs://b/run: what reaches buckets is not installed: pip install"):
+    with pytest.raises(UserError, match=r"--workdir gs://b/run: gcsfs is not installed: pip install"):
         workdir_path("gs://b/run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gcsfs" else None)
     assert str(workdir_path("gs://b/run") / "config.json") == "gs://b/run/config.json"
