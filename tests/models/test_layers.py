@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s2rm_jax.config import REMAT_POLICIES
 from s2rm_jax.models.layers import (
-    POLICIES,
     Conv3x3,
     _kernel_gradient,
     _kernel_gradient_by_rows,
@@ -102,7 +102,7 @@ def value_and_gradient(policy):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize("policy", REMAT_POLICIES[1:])
 def test_remat_changes_no_parameter_loss_or_gradient(policy):
     assert training_loss(policy)[0] == training_loss("none")[0]
     (loss, gradient), (expected_loss, expected) = value_and_gradient(policy), value_and_gradient("none")
@@ -117,7 +117,7 @@ def test_each_policy_keeps_less_memory():
         residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], shapes)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
 
-    none, dense, blocks = (kept(policy) for policy in POLICIES)
+    none, dense, blocks = (kept(policy) for policy in REMAT_POLICIES)
     assert blocks < 0.9 * dense < 0.9 * 0.9 * none
 
 
