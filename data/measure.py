@@ -144,7 +144,7 @@ def write_images(root: Path, count: int) -> Path:
 def _referent(id: int, image: int, count: int) -> dict[str, Any]:
     texts = [f"The {id} thing on the left, number {number}" for number in range(count)]
     expressions = [{"sent_id": 10 * id + n, "raw": text, "sent": text.lower()} for n, text in enumerate(texts)]
-    return {"ref_id": id, "ann_id": id, "image_id": image, "split": "train", "expressions": expressions}
+    return {"ref_id": id, "ann_id": id, "image_id": image, "split": "train", "sentences": expressions}
 
 
 def _outline(rng: np.random.Generator) -> list[float]:

@@ -99,15 +99,15 @@ def mask_of_two_corners(refs, instances):
 
 
 def no_words(refs, instances):
-    refs[-1]["expressions"][0]["raw"] = "  "
+    refs[-1]["sentences"][0]["raw"] = "  "
 
 
 def no_cleaned_words(refs, instances):
-    refs[-1]["expressions"][1]["sent"] = ""
+    refs[-1]["sentences"][1]["sent"] = ""
 
 
 def no_text(refs, instances):
-    refs[-1]["expressions"][1]["sent"] = None
+    refs[-1]["sentences"][1]["sent"] = None
 
 
 def no_annotation(refs, instances):
@@ -127,7 +127,7 @@ def referent_twice(refs, instances):
 
 
 def expression_twice(refs, instances):
-    refs[-1]["expressions"][1]["sent_id"] = 0
+    refs[-1]["sentences"][1]["sent_id"] = 0
 
 
 def image_twice(refs, instances):
@@ -175,7 +175,7 @@ def empty_rle(refs, instances):
 
 
 def no_ids(refs, instances):
-    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "expressions": []})
+    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "sentences": []})
 
 
 def fewer_referents(refs, instances):
@@ -217,7 +217,7 @@ def test_every_fault_of_annotations_is_found_and_nothing_else(tmp_path, edit, ki
     assert found_kind == kind and found_case.startswith(case)
 
 
-def test_a_image_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
+def test_an_image_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
     found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=no_image))
     assert found == {
         "referents whose image or annotation is not in instances.json": (

@@ -262,7 +262,7 @@ def test_a_wrong_path_is_named(tmp_path):
         load_image(tmp_path / "file.txt" / "image.jpg")
 
 
-def test_a_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
     with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
         load_image(path, max_pixels=WIDTH * HEIGHT - 1)

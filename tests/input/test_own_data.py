@@ -263,7 +263,7 @@ def test_images_in_two_splits_and_images_to_be_turned_are_warned_of(tmp_path, ca
     assert "images to be turned by their viewer (EXIF): 1, such as 0.jpg" in turned
 
 
-def test_a_image_that_is_lost_later_is_named(tmp_path):
+def test_an_image_that_is_lost_later_is_named(tmp_path):
     source = json_lines_source("val", root=write_json_lines(tmp_path))
     Path(str(source[0].image)).unlink()
     with pytest.raises(UserError, match=r"2\.png of data\.jsonl val is missing"):

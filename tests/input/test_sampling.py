@@ -69,7 +69,7 @@ def test_every_referent_once_with_any_of_its_expressions(k):
     assert len(seen) == 13
 
 
-def test_parts_of_a_image_are_nearly_equal():
+def test_parts_of_an_image_are_nearly_equal():
     rows = rows_of(Source(), make_config("sentence", 4))
     assert [len(groups) for _, groups in rows.spans] == [2, 3, 1, 3, 4]
 

@@ -56,7 +56,7 @@ def server():
 
 
 @pytest.mark.parametrize("page", ["image.png", "moved"])
-def test_a_image_comes_from_its_address(server, page):
+def test_an_image_comes_from_its_address(server, page):
     image = load_image(f"{server}/{page}")
     assert image.shape == (4, 6, 3)
     assert (image == 200).all()
