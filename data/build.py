@@ -1,4 +1,4 @@
-"""Writes a dataset of the REFER layout as a TFDS dataset in ArrayRecord files, without TensorFlow.
+"""Write a dataset of the REFER layout as a TFDS dataset in ArrayRecord files, without TensorFlow.
 
     python -m data.build --dataset refcoco --root DIR --out DATA_DIR
     python -m data.build --dataset refcocog --split-by google --root DIR --out DATA_DIR
@@ -37,7 +37,7 @@ OUT = flags.DEFINE_string("out", None, "the folder of prepared datasets (what TF
 
 
 def main() -> None:
-    """Builds as the flags say."""
+    """Build as the flags say."""
     assert DATASET.value and ROOT.value and OUT.value  # required
     folder = build(
         DATASET.value, ROOT.value, OUT.value, split_by=SPLIT_BY.value or "", image_root=IMAGE_ROOT.value or ""
@@ -55,7 +55,7 @@ def build(
     image_root: str | Path = "",
     quiet: bool = False,
 ) -> Path:
-    """Builds one dataset and returns its folder, OUT/DATASET/SPLIT_BY/VERSION.
+    """Build one dataset and returns its folder, OUT/DATASET/SPLIT_BY/VERSION.
 
     Raises:
       UserError: TFDS is not installed, the dataset is built already, or its files are not whole.
@@ -96,7 +96,7 @@ def build(
 
 
 def _remove_empty(folder: Path, out: Path | None) -> None:
-    """Removes what TFDS leaves of a build that failed: folders above `folder` in which nothing was built."""
+    """Remove what TFDS leaves of a build that failed: folders above `folder` in which nothing was built."""
     with suppress(OSError):  # not empty, or never made
         folder.parent.rmdir()
         dataset = folder.parents[1]

@@ -1,4 +1,4 @@
-"""Examines a folder of REFER data and says whether it is whole, and if not, what to do.
+"""Examine a folder of REFER data and says whether it is whole, and if not, what to do.
 
     python data/check.py --root DIR
     python data/check.py --root DIR --dataset refcoco --split-by unc --json report.json
@@ -35,7 +35,7 @@ JSON = flags.DEFINE_string("json", "", "a file that receives the report for prog
 
 
 def main() -> None:
-    """Examines as the flags say."""
+    """Examine as the flags say."""
     from s2rm_jax.errors import UserError
     from s2rm_jax.input.check.examine import examine
     from s2rm_jax.input.check.report import show

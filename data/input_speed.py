@@ -1,4 +1,4 @@
-"""Measures the input pipeline: what each stage of it costs, and how near the whole comes to plain JPEG decoding.
+"""Measure the input pipeline: what each stage of it costs, and how near the whole comes to plain JPEG decoding.
 
     python -m data.input_speed                                      # 200 generated images of 640 x 480
     python -m data.input_speed --root REFER_DIR --split-by mini     # the training images of refcoco as it is there
@@ -64,7 +64,7 @@ DECODERS: dict[str, tuple[str, Callable[[Any, bytes], Any]]] = {  # module, and 
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Measure as the flags say."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(ROOT.value) if ROOT.value else write_images(Path(scratch), IMAGES.value or 0)
         source = ReferSource("train", root=root, split_by=SPLIT_BY.value or "")
@@ -140,7 +140,7 @@ def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int]
 
 @contextlib.contextmanager
 def _pipeline(source: ReferSource, config: ConfigDict, workers: int) -> Iterator[Callable[[], float]]:
-    """Gives what takes BATCHES batches from Grain and returns the seconds of processor time that this took in all."""
+    """Give what takes BATCHES batches from Grain and returns the seconds of processor time that this took in all."""
     config = copy.deepcopy(config)
     config.input.workers = workers
     before = set(multiprocessing.active_children())
@@ -152,7 +152,7 @@ def _pipeline(source: ReferSource, config: ConfigDict, workers: int) -> Iterator
         return time.process_time() + sum(_processor_time(child.pid) for child in children)
 
     def settle() -> float:
-        """Waits until the buffers are full and all is quiet; returns the clock."""
+        """Wait until the buffers are full and all is quiet; returns the clock."""
         now, earlier = clock(), -1.0
         while now - earlier > 0.02:
             time.sleep(0.5)
@@ -181,7 +181,7 @@ def _round(
     stages: dict[str, Callable[[int], Any]],
     pipelines: dict[str, Callable[[], float]],
 ) -> dict[str, float]:
-    """Measures everything once; returns milliseconds an image."""
+    """Measure everything once; returns milliseconds an image."""
     times = {}
     for name, take in pipelines.items():
         times[name] = 1000 * take() / (BATCHES.value or 0) / BATCH_SIZE
@@ -204,7 +204,7 @@ def _print(source: ReferSource, milliseconds: dict[str, float], shares: dict[str
 
 
 def _write_vocabulary(source: ReferSource, folder: Path) -> Path:
-    """Writes a BERT vocabulary of all words of the expressions."""
+    """Write a BERT vocabulary of all words of the expressions."""
     words = {word for example in source for e in example.expressions for word in e.text.lower().split()}
     path = folder / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words)]) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Measures the two ways to store a REFER dataset: sizes on disk, reading speed, and the forms that masks could have.
+"""Measure the two ways to store a REFER dataset: sizes on disk, reading speed, and the forms that masks could have.
 
     python -m data.measure                                          # 500 generated images of 640 x 480
     python -m data.measure --root REFER_DIR --split-by mini         # refcoco as it is there
@@ -40,7 +40,7 @@ HEIGHT, WIDTH = 480, 640
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Measure as the flags say."""
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch, "files")
         root = Path(ROOT.value) if ROOT.value else write_images(made, IMAGES.value or 0)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def rate(read: Callable[[int], Any], count: int) -> float:
-    """Returns how many items are read, in random order, by a second of processor time: the best of three rounds."""
+    """Return how many items are read, in random order, by a second of processor time: the best of three rounds."""
     order = np.random.default_rng(0).permutation(count).tolist()
     best = float("inf")
     for _ in range(3):
@@ -77,7 +77,7 @@ def rate(read: Callable[[int], Any], count: int) -> float:
 
 
 def print_mask_forms(source: ReferSource) -> None:
-    """Compares the forms in which a mask could be stored: bytes, and time from them to a boolean array."""
+    """Compare the forms in which a mask could be stored: bytes, and time from them to a boolean array."""
     masks = [
         (example.expressions[group[0]].segmentation, example.height, example.width)
         for index, example in enumerate(source)
@@ -114,12 +114,12 @@ def print_mask_forms(source: ReferSource) -> None:
 
 
 def milliseconds(read: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> float:
-    """Returns how long `read` takes on average."""
+    """Return how long `read` takes on average."""
     return 1000 / rate(lambda index: read(*arguments[index]), len(arguments))
 
 
 def write_images(root: Path, count: int) -> Path:
-    """Writes `count` JPEGs of the size in bytes that COCO's have, each with three referents and seven expressions."""
+    """Write `count` JPEGs of the size in bytes that COCO's have, each with three referents and seven expressions."""
     rng = np.random.default_rng(0)
     images = root / "images/train2014"
     images.mkdir(parents=True)

@@ -30,7 +30,7 @@ class ReferConfig(tfds.core.BuilderConfig):
 
 
 class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds one dataset of the REFER layout; a subclass names its folder and its ways to split it."""
+    """Build one dataset of the REFER layout; a subclass names its folder and its ways to split it."""
 
     FOLDER: str
     VERSION = tfds.core.Version("1.0.0")
@@ -99,7 +99,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dict[str, list[int]]:
-    """Returns, for each field, how many expressions each referent of an image has; `cleaned` has those of "sent"."""
+    """Return, for each field, how many expressions each referent of an image has; `cleaned` has those of "sent"."""
     expressions, groups = source[index].expressions, source.referents(index)
     if [position for group in groups for position in group] != list(range(len(expressions))):
         raise AssertionError("ReferSource puts the expressions of one referent next to each other")
@@ -108,7 +108,7 @@ def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dic
 
 
 def whole_file(example: Example) -> bytes:
-    """Returns the file of an image, byte for byte; a UserError if it is damaged or not of the annotated size."""
+    """Return the file of an image, byte for byte; a UserError if it is damaged or not of the annotated size."""
     path = Path(str(example.image))
     kind, case = ailment(ImageFile(path, example.height, example.width))
     if kind:
@@ -117,7 +117,7 @@ def whole_file(example: Example) -> bytes:
 
 
 def splits_of(root: Path, folder: str, split_by: str) -> list[str]:
-    """Returns the splits to write: train, val and all kinds of test, each where the file of referents has it.
+    """Return the splits to write: train, val and all kinds of test, each where the file of referents has it.
 
     "test" is written where the file itself has a split of that name.
     """

@@ -1,4 +1,4 @@
-"""Counts the scenes of the synthetic benchmark, and what trivial answers to its expressions are worth.
+"""Count the scenes of the synthetic benchmark, and what trivial answers to its expressions are worth.
 
     python -m data.synthetic_baselines                                  # val, test and compositional; about 10 seconds
     python -m data.synthetic_baselines --config configs/synthetic.py    # the same of another configuration's scenes
@@ -56,7 +56,7 @@ class Answer:
 
 
 def main() -> None:
-    """Prints the tables of the configuration that the flags name."""
+    """Print the tables of the configuration that the flags name."""
     config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
     source_config = config.input.source
     if source_config.name != "synthetic":
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def answers(composition: Composition) -> Iterator[Answer]:
-    """Yields what the baselines are worth on each expression of a scene."""
+    """Yield what the baselines are worth on each expression of a scene."""
     areas = np.array([mask.sum() for mask in composition.masks])
     pixels = composition.masks[0].size
     for reference in composition.references:
@@ -79,7 +79,7 @@ def answers(composition: Composition) -> Iterator[Answer]:
 
 
 def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
-    """Returns the things that fit the first noun of an expression, apart from the thing to which it is related."""
+    """Return the things that fit the first noun of an expression, apart from the thing to which it is related."""
     meaning = reference.meaning
     if isinstance(meaning, Noun):
         return evaluate(meaning, scene) or frozenset()
@@ -88,7 +88,7 @@ def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
 
 
 def baseline_table(compositions: Sequence[Composition], split: str) -> Table:
-    """Returns the mean IoU of the baselines in percent, by kind of expression and over all."""
+    """Return the mean IoU of the baselines in percent, by kind of expression and over all."""
     found = [answer for composition in compositions for answer in answers(composition)]
     kinds = list(dict.fromkeys(answer.kind for answer in found))
     rows = [_row(kind, [answer for answer in found if answer.kind == kind]) for kind in kinds]
@@ -102,7 +102,7 @@ def _row(name: str, found: Sequence[Answer]) -> tuple[str, ...]:
 
 
 def describe(compositions: Sequence[Composition]) -> str:
-    """Returns the counts and the checksum of a split as a list."""
+    """Return the counts and the checksum of a split as a list."""
     references = [reference for composition in compositions for reference in composition.references]
     sizes = Counter(len(composition.masks) for composition in compositions)
     words = [len(reference.text.split()) for reference in references]
@@ -121,7 +121,7 @@ def _listed(counts: Counter[Any]) -> str:
 
 
 def checksum(compositions: Sequence[Composition]) -> str:
-    """Returns the SHA-256 of all expressions and of their masks, one bit a pixel, in order.
+    """Return the SHA-256 of all expressions and of their masks, one bit a pixel, in order.
 
     Images are not in it: their noise may be rounded otherwise by another processor.
     """

@@ -40,7 +40,7 @@ from s2rm_jax.evaluation.prediction_files import (
     write_prediction,
     write_result,
 )
-from s2rm_jax.input.image_files import result_folders
+from s2rm_jax.input.images import result_folders
 from s2rm_jax.input.progress_bar import clear_line, progress_bar
 from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.segmenter import Segmenter
@@ -103,7 +103,7 @@ def _programs_kept() -> AbstractContextManager[None]:
 
 def _many(images: str, out: Path) -> dict[str, Any]:
     from s2rm_jax.evaluation.prediction_files import require_name_of_its_own
-    from s2rm_jax.input.image_files import list_images
+    from s2rm_jax.input.images import list_images
     from s2rm_jax.training.logging import counted
 
     expressions, explain = TEXT.value or [], EXPLAIN.value or ""

@@ -27,7 +27,7 @@ EPOCHS = 40
 
 
 def lavt_recipe(source: dict[str, object], small: bool = False) -> ConfigDict:
-    """Returns the recipe for a source in the REFER layout.
+    """Return the recipe for a source in the REFER layout.
 
     Where things lie is taken from the environment, and a flag goes before it:
         S2RM_DATA   the root of the layout          --config.input.source.root
@@ -60,7 +60,7 @@ def lavt_recipe(source: dict[str, object], small: bool = False) -> ConfigDict:
 
 
 def read_variant(argument: str, config_file: str, choices: Sequence[str] = ()) -> tuple[str, bool]:
-    """Reads the argument of a configuration: one of `choices` (the first by default), "small", or both with a comma.
+    """Read the argument of a configuration: one of `choices` (the first by default), "small", or both with a comma.
 
     Raises:
         UserError: names what there is.

@@ -1,4 +1,4 @@
-"""Draws what a network is trained on: images, masks and expressions as they leave the input pipeline.
+"""Draw what a network is trained on: images, masks and expressions as they leave the input pipeline.
 
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
@@ -43,7 +43,7 @@ KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches",
 
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
-    """Draws as the flags say."""
+    """Draw as the flags say."""
     from s2rm_jax.config import check_config
     from s2rm_jax.training.logging import counted
 
@@ -60,7 +60,7 @@ def main() -> dict[str, Any]:
 
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
-    """Returns the rows one below the other, with `number` images of `side` pixels each."""
+    """Return the rows one below the other, with `number` images of `side` pixels each."""
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
 
@@ -78,7 +78,7 @@ def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
 
 
 def kinds_of(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
-    """Yields the configuration without augmentation, then with each kind that it turns on alone, wherever it may be."""
+    """Yield the configuration without augmentation, then with each kind that it turns on alone, wherever it may be."""
     for label, fields in {"as it is": (), **KINDS}.items():
         wanted = {field: config.input.augment[field] for field in fields}
         if fields and not any(wanted.values()):
@@ -90,7 +90,7 @@ def kinds_of(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number: int) -> Batch:
-    """Returns the first `number` rows of a training; which they are does not depend on the augmentation."""
+    """Return the first `number` rows of a training; which they are does not depend on the augmentation."""
     from s2rm_jax.input.pipeline import train_batches
 
     config = copy.deepcopy(config)
@@ -100,7 +100,7 @@ def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number
 
 
 def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Image:
-    """Draws the images of a batch side by side, with masks and expressions, and a label above.
+    """Draw the images of a batch side by side, with masks and expressions, and a label above.
 
     Expressions about the same object have its colour.
     """

@@ -49,7 +49,7 @@ class Augmentation:
     continues: Bool[np.ndarray, " vocabulary"] | None = None  # which entries of the vocabulary go on with a word
 
     def move(self, view: View, example: Example, rng: np.random.Generator) -> View:
-        """Crops and mirrors a view of `example`, each with its probability and where that keeps it true."""
+        """Crop and mirrors a view of `example`, each with its probability and where that keeps it true."""
         if self.crop and rng.random() < self.crop and croppable(view):
             view = crop(view, crop_box(example, self.crop_smallest, rng))
         if self.flip and rng.random() < self.flip:
@@ -57,7 +57,7 @@ class Augmentation:
         return view
 
     def hide(self, arrays: Batch, rng: np.random.Generator) -> Batch:
-        """Hides patches of the image and words of the expressions of encoded arrays (no batch axis)."""
+        """Hide patches of the image and words of the expressions of encoded arrays (no batch axis)."""
         if self.hide_patches:
             share = rng.uniform(0, self.hide_patches)
             arrays = arrays._replace(images=hide_patches(arrays.images, share, self.patch, rng))
@@ -69,7 +69,7 @@ class Augmentation:
 
 
 def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation:
-    """Builds what the section config.input.augment describes.
+    """Build what the section config.input.augment describes.
 
     Raises:
         UserError: words are to be hidden, but the vocabulary has no [MASK].
@@ -88,7 +88,7 @@ def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation
 
 
 def flip(view: View) -> View | None:
-    """Mirrors the image, its masks and its expressions; None where an expression cannot be mirrored with certainty."""
+    """Mirror the image, its masks and its expressions; None where an expression cannot be mirrored with certainty."""
     expressions = [mirror_expression(expression) for expression in view.texts]
     mirrored = tuple(expression for expression in expressions if expression is not None)
     if len(mirrored) < len(expressions):
@@ -103,7 +103,7 @@ def croppable(view: View) -> bool:
 
 
 def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box:
-    """Draws a box that keeps the proportions of the image and holds everything that its expressions refer to.
+    """Draw a box that keeps the proportions of the image and holds everything that its expressions refer to.
 
     Those that were not drawn count too, as what one expression refers to is often the landmark of another. A landmark to
     which no expression refers may be lost. Where what is to be kept asks for it, the box is longer on one side than the
@@ -121,7 +121,7 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
 
 
 def crop(view: View, box: Box) -> View:
-    """Cuts a box out of the image and its masks."""
+    """Cut a box out of the image and its masks."""
     top, bottom, left, right = box
     shown = replace(view.shown, rows=view.shown.rows[top:bottom], columns=view.shown.columns[left:right])
     return replace(view, image=view.image[top:bottom, left:right], shown=shown)
@@ -130,7 +130,7 @@ def crop(view: View, box: Box) -> View:
 def hide_patches(
     pixels: UInt8[np.ndarray, "height width 3"], share: float, patch: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Gives each square of `patch` pixels, with probability `share`, the mean colour of images."""
+    """Give each square of `patch` pixels, with probability `share`, the mean colour of images."""
     height, width = pixels.shape[:2]
     hidden = rng.random((-(-height // patch), -(-width // patch))) < share
     hidden = hidden.repeat(patch, 0).repeat(patch, 1)[:height, :width]
@@ -144,7 +144,7 @@ def hide_words(
     continues: Bool[np.ndarray, " vocabulary"],
     rng: np.random.Generator,
 ) -> Int32[np.ndarray, " l"]:
-    """Replaces each word, with probability `share` and with all its pieces, by [MASK]; at least one word stays."""
+    """Replace each word, with probability `share` and with all its pieces, by [MASK]; at least one word stays."""
     length = int(np.count_nonzero(tokens))
     if not length:
         return tokens

@@ -26,7 +26,7 @@ from typing import Any
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Segmentation, StoredSource
-from s2rm_jax.input.image_files import Header, for_each, read_header
+from s2rm_jax.input.images import Header, for_each, read_header
 from s2rm_jax.input.masks import FARTHEST, problem_of_file
 
 _LOG = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ class Mistakes:
     found: list[str] = field(default_factory=list)
 
     def add(self, where: str, *problems: str) -> None:
-        """Notes what is wrong at a place; empty texts are no problems."""
+        """Note what is wrong at a place; empty texts are no problems."""
         self.found += [f"{where}: {problem}" for problem in problems if problem]
 
     def tell(self) -> None:
-        """Raises a UserError of one line if anything was found."""
+        """Raise a UserError of one line if anything was found."""
         if self.found:
             more = f"; and {len(self.found) - _SHOWN} more" if len(self.found) > _SHOWN else ""
             count = "a mistake" if len(self.found) == 1 else f"{len(self.found)} mistakes"
@@ -67,7 +67,7 @@ class Mistakes:
 
 
 def file_of(root: str | Path, file: str, split: str) -> tuple[Path, str]:
-    """Returns the path of a file of one's own and the split of the records in it that name none.
+    """Return the path of a file of one's own and the split of the records in it that name none.
 
     "{split}" in the file's name stands for the split: one file for each of them. Else those records are "train".
     """
@@ -85,14 +85,14 @@ def path_beside(folder: Path, name: str) -> Path:
 
 
 def problem_of_expressions(value: Any, name: str) -> str:
-    """Says what is wrong with a list of expressions, or ""."""
+    """Say what is wrong with a list of expressions, or ""."""
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         return f'{name!r} must be a list of texts, such as ["the red cup"], got {value!r:.40}'
     return "" if all(text.strip() for text in value) else f"{name!r} has an empty expression"
 
 
 def problem_of_segmentation(value: Any) -> str:
-    """Says what is wrong with a COCO segmentation (polygons, RLE, or a list of RLEs) by itself, or ""."""
+    """Say what is wrong with a COCO segmentation (polygons, RLE, or a list of RLEs) by itself, or ""."""
     parts = [value] if isinstance(value, dict) else value
     if not isinstance(parts, list):
         return f"a mask must be a list of polygons or an RLE, got {value!r:.40}"
@@ -123,7 +123,7 @@ def _problem_of_rle(value: dict[str, Any]) -> str:
 
 
 def source_of(name: str, records: Sequence[Record], split: str, mistakes: Mistakes) -> StoredSource:
-    """Makes the source of one split: an example for each image, in the order of the file.
+    """Make the source of one split: an example for each image, in the order of the file.
 
     Args:
       name: for messages.
@@ -223,7 +223,7 @@ _MASK_KINDS = ("mask", "polygon", "rle")
 
 
 def json_lines_source(split: str, *, root: str | Path, file: str = "data.jsonl") -> StoredSource:
-    """Reads one split; the lines of one image become one example, each line a referent.
+    """Read one split; the lines of one image become one example, each line a referent.
 
     Args:
       split: the value of "split" in the lines that are wanted; a line without it is in "train".
@@ -248,7 +248,7 @@ def json_lines_source(split: str, *, root: str | Path, file: str = "data.jsonl")
 
 
 def _line_record(line: str, number: int, folder: Path, default_split: str, mistakes: Mistakes) -> Record | None:
-    """Returns the record of a line, or None if there is something wrong with it, which is noted."""
+    """Return the record of a line, or None if there is something wrong with it, which is noted."""
     where = f"line {number}"
     try:
         entry = json.loads(line)
@@ -303,7 +303,7 @@ def _segmentation(entry: dict[str, Any], folder: Path) -> Segmentation:
 def coco_json_source(
     split: str, *, root: str | Path, file: str = "annotations.json", image_root: str | Path = ""
 ) -> StoredSource:
-    """Reads one split; annotations without "expressions" are not referred to and passed over.
+    """Read one split; annotations without "expressions" are not referred to and passed over.
 
     Args:
       split: the value of "split" in the annotations that are wanted; one without it is in "train".

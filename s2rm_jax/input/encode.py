@@ -33,12 +33,12 @@ _PLACES = np.arange(7, -1, -1, dtype=np.uint8)  # of the bits of a byte, the upp
 
 
 def normalize(images: UInt8[Any, "*batch height width 3"]) -> Float32[Any, "*batch height width 3"]:
-    """Scales RGB values to [0, 1], subtracts the ImageNet mean and divides by the ImageNet standard deviation."""
+    """Scale RGB values to [0, 1], subtracts the ImageNet mean and divides by the ImageNet standard deviation."""
     return images.astype(np.float32) * _SCALE + _OFFSET
 
 
 def pack_mask(mask: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "width bytes"]:
-    """Packs eight neighbours of a column into a byte; what is missing at the end of a column is 0.
+    """Pack eight neighbours of a column into a byte; what is missing at the end of a column is 0.
 
     By columns, as masks lie in memory that were made of COCO's run lengths.
     """
@@ -46,12 +46,12 @@ def pack_mask(mask: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "widt
 
 
 def packed_shape(height: int, width: int) -> tuple[int, int]:
-    """Returns the shape of what `pack_mask` makes."""
+    """Return the shape of what `pack_mask` makes."""
     return width, -(-height // 8)
 
 
 def unpack_masks(packed: UInt8[Any, "*batch width bytes"], height: int) -> Bool[Any, "*batch {height} width"]:
-    """Undoes `pack_mask` for masks that are `height` pixels high."""
+    """Undo `pack_mask` for masks that are `height` pixels high."""
     bits = (packed[..., None] >> _PLACES) & 1
     columns = bits.reshape(*packed.shape[:-1], 8 * packed.shape[-1])
     return columns[..., :height].swapaxes(-1, -2) != 0
@@ -74,7 +74,7 @@ class View:
     shown: Grid
 
     def masks(self, size: tuple[int, int] | None = None) -> list[Bool[np.ndarray, "height width"]]:
-        """Returns the mask of each referent, as large as the image or resized to (height, width).
+        """Return the mask of each referent, as large as the image or resized to (height, width).
 
         Raises:
             UserError: names an expression and what is wrong with its mask.
@@ -90,7 +90,7 @@ class View:
 
 
 def view_of(example: Example, chosen: list[int]) -> View:
-    """Reads the image of an example for its expressions `chosen`.
+    """Read the image of an example for its expressions `chosen`.
 
     Raises:
         UserError: names the example and what is wrong with its image or the file of a mask.
@@ -129,7 +129,7 @@ def view_of(example: Example, chosen: list[int]) -> View:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns a view, or chosen expressions of an example, into the arrays of a Batch without the batch axis."""
+    """Turn a view, or chosen expressions of an example, into the arrays of a Batch without the batch axis."""
 
     tokenizer: Tokenizer
     image_size: tuple[int, int]
@@ -137,11 +137,11 @@ class Encoder:
     resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_image
 
     def __call__(self, example: Example, chosen: list[int]) -> Batch:
-        """Encodes expressions `chosen` (at most K of them) and fills up to K with invalid ones."""
+        """Encode expressions `chosen` (at most K of them) and fills up to K with invalid ones."""
         return self.arrays(view_of(example, chosen))
 
     def arrays(self, view: View) -> Batch:
-        """Encodes a view of at most K expressions and fills up to K with invalid ones.
+        """Encode a view of at most K expressions and fills up to K with invalid ones.
 
         Raises:
             UserError: names the expression whose expression has no words, or whose mask has something wrong with it.

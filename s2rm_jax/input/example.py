@@ -62,11 +62,11 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions example `index` has, without making or reading it."""
+        """Return how many expressions example `index` has, without making or reading it."""
         ...
 
     def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the positions of the expressions of example `index`, those of one referent together.
+        """Return the positions of the expressions of example `index`, those of one referent together.
 
         Every position is there once; an expression of which nothing is known has a group of its own.
         """
@@ -115,7 +115,7 @@ class StoredSource:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an image's path, size and expressions; raises a UserError if its file is not there."""
+        """Return an image's path, size and expressions; raises a UserError if its file is not there."""
         example = self._examples[index]
         if isinstance(example.image, Path) and not example.image.is_file():
             raise UserError(f"the image {example.image} of {self._name} is missing; put it there again")
@@ -125,9 +125,9 @@ class StoredSource:
         return (self[index] for index in range(len(self)))
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions the image has."""
+        """Return how many expressions the image has."""
         return len(self._examples[index].expressions)
 
     def referents(self, index: int) -> Groups:
-        """Returns the positions of the image's expressions, grouped by the referent that they share."""
+        """Return the positions of the image's expressions, grouped by the referent that they share."""
         return self._referents[index]

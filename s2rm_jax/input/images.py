@@ -13,12 +13,19 @@ Images from the web: the bytes behind an address, bounded in size and time.
 
 from __future__ import annotations
 
+import glob
 import io
+import os
+import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -32,7 +39,7 @@ _PLAIN = ("YCbCr", "Gray")  # what an inverted or four-colour file means, Pillow
 
 
 def decode_plain_jpeg(source: str | Path | bytes, most_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
-    """Returns RGB values as stored, whatever EXIF says; None for all that is not a sound JPEG of a common kind.
+    """Return RGB values as stored, whatever EXIF says; None for all that is not a sound JPEG of a common kind.
 
     The pixels are those of Pillow, as both use libjpeg-turbo; Pillow takes a fifth longer.
 
@@ -56,7 +63,7 @@ def decode_plain_jpeg(source: str | Path | bytes, most_pixels: int) -> UInt8[np.
 
 
 def _read_if_jpeg(path: str | Path) -> bytes:
-    """Returns the contents of a file, or only its beginning where that is not a JPEG's."""
+    """Return the contents of a file, or only its beginning where that is not a JPEG's."""
     with open(path, "rb") as file:
         begin = file.read(len(_BEGIN))
         return begin + file.read() if begin == _BEGIN else begin
@@ -73,7 +80,7 @@ def is_url(source: object) -> bool:
 
 
 def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
-    """Returns what lies at an address.
+    """Return what lies at an address.
 
     For addresses that the person at the keyboard gives; a server must not pass on those of its visitors, who could
     reach into its own network by them.
@@ -139,7 +146,7 @@ np.empty(31 << 20, np.uint8)
 def load_image(
     source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns an image as RGB values 0 ... 255, whatever it is stored as; the array is the caller's own.
+    """Return an image as RGB values 0 ... 255, whatever it is stored as; the array is the caller's own.
 
     Grey, palette, 1-bit and CMYK images are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
     Transparent images are laid on white, the page they are made for: what lies under a transparent pixel is
@@ -252,14 +259,14 @@ _OPTIONS = fast and fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterTyp
 def resize_image(
     image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Resizes RGB values to (height, width) pixels; the proportions are not kept."""
+    """Resize RGB values to (height, width) pixels; the proportions are not kept."""
     return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def resize_fast(
     image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Does nearly the same four times as fast, where cykooz.resizer is installed. The result may be read-only."""
+    """Do nearly the same four times as fast, where cykooz.resizer is installed. The result may be read-only."""
     (height, width), (new_height, new_width) = image.shape[:2], size
     if fast is None:
         return resize_image(image, size)
@@ -269,3 +276,81 @@ def resize_fast(
     result = fast.ImageData(new_width, new_height, fast.PixelType.U8x3)
     fast.Resizer().resize(source, result, _OPTIONS)  # one each, as threads must not share it
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(new_height, new_width, 3)
+
+
+def list_images(given: str) -> list[Path]:
+    """Return the images of a folder, or the files that fit a pattern such as frames/*.jpg; `**` goes into folders.
+
+    They are in natural order: frame9.jpg comes before frame10.jpg. Of a folder, files count by their suffix. The name
+    of a file that is there is no pattern, whatever letters it has.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
+        missing = f"the folder {given} holds no images ({', '.join(FORMATS)}); name another, or a pattern"
+    else:
+        found = [str(folder)] if folder.is_file() else glob.glob(str(folder), recursive=True)
+        paths = [path for path in map(Path, found) if path.is_file()]
+        missing = f"no file fits {given}; check the pattern, which is best put into quotes"
+    if not paths:
+        raise UserError(missing)
+    return sorted(set(paths), key=_natural)  # two ** of a pattern find a file more than once
+
+
+def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
+    """Return a relative path for the results of each image: its place below the folder that all share.
+
+    The suffixes are left out if all paths still differ, and none is the file `taken`.
+    """
+    absolute = [path.absolute() for path in paths]
+    common = os.path.commonpath([path.parent for path in absolute])
+    places = [path.relative_to(common) for path in absolute]
+    bare = [place.with_suffix("") for place in places]
+    return bare if len({*bare, Path(taken)}) == len(bare) + 1 else places
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"(\d+)", str(path).lower())
+    numbered = [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
+    return numbered, str(path)
+
+
+_THREADS = 8  # for the waiting on disks and networks; the reading itself takes 0.1 ms a file
+_RUN = 64  # files that a thread takes at a time; handing them over one by one takes as long as reading them
+_ORIENTATION = 0x0112  # the EXIF tag
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class Header(NamedTuple):
+    """Height and width in pixels as stored; whether EXIF asks viewers to turn the image; or else what is wrong."""
+
+    height: int = 0
+    width: int = 0
+    is_turned: bool = False
+    problem: str = ""
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of one file; a problem is returned and not raised, so that all can be told together."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+            return Header(image.height, image.width, turned)
+    except FileNotFoundError:
+        return Header(problem=f"there is no image at {path}")
+    except Exception as error:  # readers raise nearly anything on damaged data
+        return Header(problem=f"{path} cannot be read as an image ({' '.join(str(error).split())})")
+
+
+def for_each(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:
+    """Call a function that waits for files, once for each different key and several at a time."""
+    different = list(dict.fromkeys(keys))
+    runs = [different[first : first + _RUN] for first in range(0, len(different), _RUN)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        values = pool.map(lambda run: [function(key) for key in run], runs)
+        return dict(zip(different, chain.from_iterable(values), strict=True))

@@ -11,6 +11,8 @@ pycocotools can decode it too, but returns uninitialised memory for damaged code
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -39,11 +41,11 @@ class Grid:
 
     @classmethod
     def whole(cls, height: int, width: int) -> Grid:
-        """Returns the grid of all pixels."""
+        """Return the grid of all pixels."""
         return cls((height, width), np.arange(height), np.arange(width))
 
     def resized(self, size: tuple[int, int]) -> Grid:
-        """Returns the grid of (height, width) pixels, each the one of this grid that is nearest to its centre.
+        """Return the grid of (height, width) pixels, each the one of this grid that is nearest to its centre.
 
         So do the data pipelines of LAVT, CARIS and CRIS. Nearest keeps a mask's area right on average and gives thin
         parts the same chance as thick ones.
@@ -55,11 +57,11 @@ class Grid:
         return Grid(self.size, rows, columns)
 
     def of(self, mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "h w"]:
-        """Returns the wanted pixels of a mask."""
+        """Return the wanted pixels of a mask."""
         return mask[self.rows][:, self.columns]  # one axis at a time is faster than both together
 
     def of_runs(self, runs: Int[np.ndarray, " runs"]) -> Bool[np.ndarray, "h w"]:
-        """Returns the wanted pixels of the mask of which these are the lengths of runs, the background's first.
+        """Return the wanted pixels of the mask of which these are the lengths of runs, the background's first.
 
         Runs go down column after column. It is their ends that are moved to where they are among the wanted pixels.
         """
@@ -93,7 +95,7 @@ class Grid:
 
 
 def fill_runs(runs: Int[np.ndarray, " runs"], height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Lays runs, the background's first, column after column."""
+    """Lay runs, the background's first, column after column."""
     is_foreground = np.arange(len(runs)) % 2 == 1
     return np.repeat(is_foreground, runs).reshape(width, height).T
 
@@ -104,7 +106,7 @@ _MODES = ("1", "L", "P", "I", "I;16", "RGB")
 
 
 def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Reads a mask from a PNG or another file without loss; true where the pixel is not zero.
+    """Read a mask from a PNG or another file without loss; true where the pixel is not zero.
 
     Raises:
       UserError: there is no such file, it is damaged, of another size than the image, or of an unsuitable kind.
@@ -122,7 +124,7 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
 
 
 def problem_of_file(path: str | Path, height: int, width: int) -> str:
-    """Says what keeps a file from being the mask of an image of this size, or ""; looks at its header only."""
+    """Say what keeps a file from being the mask of an image of this size, or ""; looks at its header only."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             problem = _problem_of(image, height, width)
@@ -152,7 +154,7 @@ _LONGEST_NUMBER = 7  # characters, so 35 bits; more of them, in a damaged code, 
 
 
 def decode_rle(rle: dict[str, Any], height: int, width: int, grid: Grid | None = None) -> Bool[np.ndarray, "_ _"]:
-    """Decodes {"size": [H, W], "counts": ...}: run lengths in column order that begin with the background's.
+    """Decode {"size": [H, W], "counts": ...}: run lengths in column order that begin with the background's.
 
     Args:
       rle: its counts are a list of run lengths, or their compressed form as text or bytes.
@@ -182,7 +184,7 @@ def _checked(counts: object) -> Int64[np.ndarray, " runs"] | None:
 
 
 def _decompress(counts: str | bytes) -> Int64[np.ndarray, " runs"] | None:
-    """Returns the run lengths, or None if there is a character or a number that the code does not have.
+    """Return the run lengths, or None if there is a character or a number that the code does not have.
 
     Each number is written in characters of six bits (from "0" on), the least significant first: five of them are the
     number's, in two's complement, the sixth says that another character follows. From the fourth number on, what is
@@ -222,7 +224,7 @@ def has_mask(segmentation: object) -> bool:
 
 
 def rasterize(segmentation: Segmentation, height: int, width: int, grid: Grid | None = None) -> Bool[np.ndarray, "_ _"]:
-    """Turns a segmentation into a mask; where several polygons or RLEs are given, the mask is their union.
+    """Turn a segmentation into a mask; where several polygons or RLEs are given, the mask is their union.
 
     Args:
       segmentation: an array [H, W] of booleans or integers (true where not zero); COCO polygons
@@ -261,7 +263,7 @@ def is_mask_file(segmentation: Segmentation) -> bool:
 
 
 def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "new_h new_w"]:
-    """Resizes to (height, width) by the nearest pixel centre; see `Grid.resized`."""
+    """Resize to (height, width) by the nearest pixel centre; see `Grid.resized`."""
     return Grid.whole(*mask.shape).resized(size).of(mask)
 
 
@@ -315,3 +317,81 @@ def _from_polygon(corners: Any, height: int, width: int, grid: Grid | None) -> n
             f"a mask's polygon must be pairs of finite pixel coordinates x0, y0, x1, y1, ..., got {corners!r:.60}"
         )
     return decode_rle(coco_mask.frPyObjects([polygon.tolist()], height, width)[0], height, width, grid)
+
+
+Corner = tuple[int, int]  # x, y; pixel (row 0, column 0) lies between the corners (0, 0) and (1, 1)
+
+
+def outlines(mask: Bool[np.ndarray, "h w"]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the polygons around the mask's parts and those around its holes, each as [x0, y0, x1, y1, ...] in pixels.
+
+    They are exact: the pixels that an odd number of all these polygons covers are the mask. None passes a point twice;
+    parts that touch at a corner only are apart.
+    """
+    around: list[list[int]] = []
+    holes: list[list[int]] = []
+    for corners in _loops(_edges(mask)):
+        flat = [coordinate for corner in corners for coordinate in corner]
+        (around if _area(corners) > 0 else holes).append(flat)
+    return around, holes
+
+
+def _edges(mask: Bool[np.ndarray, "h w"]) -> dict[Corner, list[Corner]]:
+    """The sides of pixels that part the mask from what is outside, by their starts; the mask lies on their right."""
+    padded = np.pad(mask, 1)
+    inside = padded[1:-1, 1:-1]
+    sides = (
+        (padded[:-2, 1:-1], (0, 0), (1, 0)),  # above: from the upper left corner to the upper right one
+        (padded[1:-1, 2:], (1, 0), (1, 1)),
+        (padded[2:, 1:-1], (1, 1), (0, 1)),
+        (padded[1:-1, :-2], (0, 1), (0, 0)),
+    )
+    edges = defaultdict(list)
+    for neighbour, start, end in sides:
+        rows, columns = np.nonzero(inside & ~neighbour)
+        for x, y in zip(columns.tolist(), rows.tolist(), strict=True):
+            edges[x + start[0], y + start[1]].append((x + end[0], y + end[1]))
+    return edges
+
+
+def _loops(edges: dict[Corner, list[Corner]]) -> Iterator[list[Corner]]:
+    """Join edges end to start, and yields each loop as soon as it is closed, so that none touches itself."""
+    while edges:
+        path = [next(iter(edges))]
+        place = {path[0]: 0}
+        while len(path) > 1 or path[0] in edges:
+            end = _take_edge(edges, path)
+            if end not in place:
+                place[end] = len(path)
+                path.append(end)
+                continue
+            loop = path[place[end] :]
+            del path[place[end] + 1 :]
+            for corner in loop[1:]:
+                del place[corner]
+            yield _corners(loop)
+
+
+def _take_edge(edges: dict[Corner, list[Corner]], path: list[Corner]) -> Corner:
+    """Take the edge at the end of the path out of `edges`; of two the one to the right, which stays at its pixel."""
+    x, y = path[-1]
+    ends = edges[x, y]
+    before_x, before_y = path[-2] if len(path) > 1 else (x, y)
+    right = (x - (y - before_y), y + (x - before_x))
+    end = right if right in ends else ends[0]
+    ends.remove(end)
+    if not ends:
+        del edges[x, y]
+    return end
+
+
+def _corners(loop: list[Corner]) -> list[Corner]:
+    """The points of a loop at which its direction changes."""
+    around = zip(loop[-1:] + loop[:-1], loop, [*loop[1:], loop[0]], strict=True)
+    return [(x, y) for (x0, y0), (x, y), (x1, y1) in around if (x - x0, y - y0) != (x1 - x, y1 - y)]
+
+
+def _area(corners: list[Corner]) -> int:
+    """Twice the area, positive where the loop runs clockwise on the screen, with the mask inside."""
+    following = [*corners[1:], corners[0]]
+    return sum(x * after_y - after_x * y for (x, y), (after_x, after_y) in zip(corners, following, strict=True))

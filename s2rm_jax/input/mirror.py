@@ -1,4 +1,4 @@
-"""Says of a mirrored image what an expression says of the image, or that it cannot.
+"""Say of a mirrored image what an expression says of the image, or that it cannot.
 
 Left and right are the easy part; the hard part is to know when they do not mean sides ("the truck right behind", "the
 last slice left"), and what else a mirror changes: writing, numbers, clock positions, an order that is counted from the
@@ -82,7 +82,7 @@ _HARMLESS = re.compile(r"(up|b)right\w*|leftovers?")
 
 
 def mirror_expression(expression: str) -> str | None:
-    """Returns the expression with left and right exchanged, or None where a mirrored image may make it false."""
+    """Return the expression with left and right exchanged, or None where a mirrored image may make it false."""
     if _NEVER.search(expression):
         return None
     found = list(_TOKEN.finditer(expression))

@@ -69,24 +69,24 @@ class MixtureSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an example of a part, its id and those of its expressions with the part's name before them."""
+        """Return an example of a part, its id and those of its expressions with the part's name before them."""
         number, position = self._locate(index)
         name, example = self._names[number], self._parts[number][position]
         expressions = tuple(replace(one, id=f"{name}/{one.id}") for one in example.expressions)
         return replace(example, id=f"{name}/{example.id}", expressions=expressions)
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions an example has."""
+        """Return how many expressions an example has."""
         number, position = self._locate(index)
         return self._parts[number].expression_count(position)
 
     def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the positions of an example's expressions, grouped by referent."""
+        """Return the positions of an example's expressions, grouped by referent."""
         number, position = self._locate(index)
         return self._parts[number].referents(position)
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Returns the number of a part and the position in it; each part has a stretch of the mixture."""
+        """Return the number of a part and the position in it; each part has a stretch of the mixture."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         number = bisect_right(self._ends, index)
@@ -95,7 +95,7 @@ class MixtureSource:
 
 
 def part_of_split(split: str, names: Collection[str]) -> tuple[str, str]:
-    """Reads "NAME:SPLIT", a split of one part alone, as (NAME, SPLIT), and any other split as ("", SPLIT)."""
+    """Read "NAME:SPLIT", a split of one part alone, as (NAME, SPLIT), and any other split as ("", SPLIT)."""
     name, colon, part_split = split.partition(":")
     if not colon:
         return "", split
@@ -128,7 +128,7 @@ def combined_source(
     overlap: str = "union",
     limit_referents: int = 0,
 ) -> Source:
-    """Returns one split of several REFER datasets together, each image once for every dataset that has it.
+    """Return one split of several REFER datasets together, each image once for every dataset that has it.
 
     "train" leaves out every image that has a referent in another split of any of the datasets, by COCO's image id.
     Other splits are whole.
@@ -173,7 +173,7 @@ def combined_source(
 
 @collector_paused()
 def evaluation_images(root: str | Path, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
-    """Returns the ids of all images with a referent in any split but "train" of any (dataset, split_by)."""
+    """Return the ids of all images with a referent in any split but "train" of any (dataset, split_by)."""
     found: set[int] = set()
     for dataset, split_by in pairs:
         path, _ = find_annotations(root, dataset, split_by)
@@ -182,7 +182,7 @@ def evaluation_images(root: str | Path, pairs: Iterable[tuple[str, str]]) -> fro
 
 
 def pair_of(dataset: str) -> tuple[str, str]:
-    """Reads "DATASET/SPLIT_BY" as (DATASET, SPLIT_BY)."""
+    """Read "DATASET/SPLIT_BY" as (DATASET, SPLIT_BY)."""
     name, slash, split_by = dataset.partition("/")
     if not (name and slash and split_by):
         raise UserError(f"{dataset!r} is not of the form DATASET/SPLIT_BY, such as {', '.join(DATASETS)}")

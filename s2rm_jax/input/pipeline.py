@@ -29,7 +29,7 @@ READ_AHEAD = 4  # batches per process
 
 
 def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    """Builds the tokenizer from config.text.vocab, or from the words that the source itself brings."""
+    """Build the tokenizer from config.text.vocab, or from the words that the source itself brings."""
     vocabulary = config.text.vocab or getattr(source, "vocabulary", None)
     if vocabulary is None:
         raise UserError(
@@ -47,20 +47,20 @@ def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
 
 @dataclass(frozen=True)
 class _DrawAndEncode(grain.transforms.RandomMap):
-    """Draws expressions of a row, changes what is seen as the configuration says, and encodes it."""
+    """Draw expressions of a row, changes what is seen as the configuration says, and encodes it."""
 
     encoder: Encoder
     augmentation: Augmentation
 
     def random_map(self, element: Row, rng: np.random.Generator) -> Batch:
-        """Returns the encoded draw."""
+        """Return the encoded draw."""
         chosen = element.draw(self.encoder.expressions, rng)
         view = self.augmentation.move(view_of(element.example, chosen), element.example, rng)
         return self.augmentation.hide(self.encoder.arrays(view), rng)
 
 
 def build_encoder(tokenizer: Tokenizer, config: ConfigDict, expressions: int = 0) -> Encoder:
-    """Builds the encoder of a configuration for K = `expressions`, by default config.input.expressions_per_image."""
+    """Build the encoder of a configuration for K = `expressions`, by default config.input.expressions_per_image."""
     height, width = config.input.image_size
     return Encoder(tokenizer, (height, width), expressions or config.input.expressions_per_image)
 
@@ -72,7 +72,7 @@ def train_batches(
     start: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Yields shuffled batches without end; an epoch is what `sampling.rows_of` lists.
+    """Yield shuffled batches without end; an epoch is what `sampling.rows_of` lists.
 
     `start` is the number of rows (images) already seen, over all processes; `process` is (index, count): each process
     gets its part of every global batch: consecutive rows, so that put side by side, the parts are the batch that one
@@ -129,7 +129,7 @@ class _EvalItems:
 
 @dataclass(frozen=True)
 class _CollateFilled:
-    """Stacks items into a batch of fixed size; the last one is filled with invalid copies."""
+    """Stack items into a batch of fixed size; the last one is filled with invalid copies."""
 
     batch_size: int
 
@@ -163,7 +163,7 @@ def eval_batches(
     batch_size: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> EvalBatches:
-    """Returns the batches of an evaluation over `source`, or over its first config.eval.limit images.
+    """Return the batches of an evaluation over `source`, or over its first config.eval.limit images.
 
     An image with more than K expressions is split into several items, so that every expression is scored once.
     `batch_size` is that of all processes together, by default config.eval.batch_size; `process` is (index, count): each

@@ -15,7 +15,7 @@ _EVERY_IN_A_FILE = 15.0  # seconds; each line stays
 
 
 def progress_bar(items: Iterable[Item], what: str, total: int, *, quiet: bool = False) -> Iterator[Item]:
-    """Yields the items and says on stderr how many of `total` are done.
+    """Yield the items and says on stderr how many of `total` are done.
 
     On a terminal the line is redrawn in place and removed at the end; in a file a new line is written now and then.
     """
@@ -39,7 +39,7 @@ def progress_bar(items: Iterable[Item], what: str, total: int, *, quiet: bool = 
 
 
 def clear_line() -> None:
-    """Makes room on a terminal for something else to be said on stderr while a bar is shown."""
+    """Make room on a terminal for something else to be said on stderr while a bar is shown."""
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 

@@ -46,7 +46,7 @@ class ReferSource(StoredSource):
         image_root: str | Path = "",
         leave_out: Collection[int] = (),
     ):
-        """Reads the annotations and looks for the first image.
+        """Read the annotations and looks for the first image.
 
         Args:
           split: a split of the file; "test" takes all test splits together, see `read_referents`.

@@ -1,4 +1,4 @@
-"""Reads who is referred to, by which expressions and with which mask, from the two annotation files of REFER.
+"""Read who is referred to, by which expressions and with which mask, from the two annotation files of REFER.
 
 Finds the files of a dataset in the REFER layout, in the variants of folders and names that people have.
 
@@ -60,7 +60,7 @@ class ImageFolder:
 
 
 def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Path, Path]:
-    """Returns the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
+    """Return the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
 
     Raises:
       UserError: a folder or file is missing; names what is there instead.
@@ -99,7 +99,7 @@ def may_be_missing(dataset: str, file_name: str) -> bool:
 
 
 def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
-    """Returns the folder in which the image `file_name` lies, as the first that is tried and has it.
+    """Return the folder in which the image `file_name` lies, as the first that is tried and has it.
 
     Args:
       root: of the layout.
@@ -156,7 +156,7 @@ class Annotation(NamedTuple):
 
 
 def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file; raises a UserError if it cannot be read or is damaged."""
+    """Return the contents of a JSON file; raises a UserError if it cannot be read or is damaged."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -166,7 +166,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]:
-    """Returns the images and the annotations of a file in COCO's format, each by id.
+    """Return the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
       UserError: the file cannot be read, is damaged, or is not in COCO's format.
@@ -194,7 +194,7 @@ _ENCODINGS = ("utf-8", "latin1")
 
 
 def load_refs(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the referents of a REFER dataset: a pickle of any protocol, Python 2's among them, or a `.json` file.
+    """Read the referents of a REFER dataset: a pickle of any protocol, Python 2's among them, or a `.json` file.
 
     A pickle can call any function while it loads. A file of referents needs only lists, dicts, strings and numbers, so
     a pickle that names anything else (a class, a function, an external object) is refused before it can be called.
@@ -220,7 +220,7 @@ def load_refs(path: str | Path) -> list[dict[str, Any]]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, strings and numbers; whatever would lead to a callable is refused."""
+    """Build lists, dicts, strings and numbers; whatever would lead to a callable is refused."""
 
     def __init__(self, data: bytes, path: Path, encoding: str):
         super().__init__(io.BytesIO(data), encoding=encoding)
@@ -290,7 +290,7 @@ def collector_paused() -> Iterator[None]:
 def read_referents(
     refs_path: Path, instances_path: Path, split: str, sentence_field: str, overlap: str = "union"
 ) -> list[Referent]:
-    """Returns the referents of a split, ordered by the image's id, then as in the file.
+    """Return the referents of a split, ordered by the image's id, then as in the file.
 
     A referent whose annotation has no mask can neither be trained nor scored, nor can an expression without words: they
     are left out, and a logged line for each of the two counts them. In gRefCOCO (`grefs(...)`) a referent has a list of
@@ -367,7 +367,7 @@ def _without_overlap(segmentation: Segmentation) -> Segmentation:
 def _single(
     ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Finish, path: Path
 ) -> Segmentation | None:
-    """Returns the segmentation of a referent that is one object, or None if there is no mask in it."""
+    """Return the segmentation of a referent that is one object, or None if there is no mask in it."""
     ann_id = _field(ref, "ann_id", path)
     if isinstance(ann_id, list):
         raise UserError(
@@ -379,7 +379,7 @@ def _single(
 
 
 def _union(ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Finish, path: Path) -> Segmentation | None:
-    """Returns the parts of a referent of gRefCOCO, [] if there is none to be found, None if none has a mask."""
+    """Return the parts of a referent of gRefCOCO, [] if there is none to be found, None if none has a mask."""
     ann_ids = _field(ref, "ann_id", path)
     ann_ids = ann_ids if isinstance(ann_ids, list) else [ann_ids]
     if ann_ids == [-1]:
@@ -395,7 +395,7 @@ def _union(ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Fin
 
 
 def _mask_of(ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation], path: Path) -> Annotation:
-    """Returns an annotation, with None for a segmentation in which there is no mask."""
+    """Return an annotation, with None for a segmentation in which there is no mask."""
     if ann_id not in annotations:
         raise UserError(
             f"{path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which the instances.json beside it "
@@ -419,7 +419,7 @@ def _image(ref: dict[str, Any], images: dict[int, Image], path: Path) -> Image:
 
 
 def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
-    """Returns (id, text) of each expression."""
+    """Return (id, text) of each expression."""
     expressions = []
     for entry in _field(ref, "sentences", path):
         id, text = _field(entry, "sent_id", path), _field(entry, field, path)

@@ -35,7 +35,7 @@ class Row(NamedTuple):
     groups: Groups | None
 
     def draw(self, k: int, rng: np.random.Generator) -> list[int]:
-        """Returns the positions of at most `k` expressions."""
+        """Return the positions of at most `k` expressions."""
         if self.groups is None:
             return rng.permutation(len(self.example.expressions))[:k].tolist()
         return [group[rng.integers(len(group))] for group in self.groups]
@@ -66,7 +66,7 @@ class EpochSize(NamedTuple):
 
 
 def rows_of(source: Source, config: ConfigDict) -> Rows:
-    """Returns the rows of an epoch by the rule config.input.sampling.
+    """Return the rows of an epoch by the rule config.input.sampling.
 
     Raises:
         UserError: the rule lists every expression, and the source has more images than can be listed.
@@ -89,7 +89,7 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
 
 
 def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:
-    """Counts an epoch; None where the source is too long to have any."""
+    """Count an epoch; None where the source is too long to have any."""
     if len(source) > _LONGEST_LIST:
         return None
     spans = rows_of(source, config).spans
@@ -100,7 +100,7 @@ def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:
 
 
 def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> int:
-    """Returns the steps of so many epochs of whole batches, as the peers count: what is left over is not a step.
+    """Return the steps of so many epochs of whole batches, as the peers count: what is left over is not a step.
 
     (Of their 42,404 referents of RefCOCO, 32 at a time, they take 1,325 steps an epoch. Here nothing is left out: the
     next epoch begins within a batch.)
@@ -120,7 +120,7 @@ def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> 
 
 
 def _parts(groups: Groups, k: int) -> list[Groups]:
-    """Cuts groups into as few parts of at most `k` as will do, of nearly equal length."""
+    """Cut groups into as few parts of at most `k` as will do, of nearly equal length."""
     count = -(-len(groups) // k)
     cuts = [len(groups) * part // count for part in range(count + 1)] if count else []
     return [groups[first:last] for first, last in pairwise(cuts)]

@@ -23,7 +23,7 @@ from s2rm_jax.input.tfds import TfdsSource, newest_version
 
 
 def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
-    """Builds the sources in `parts` and mixes them: by their weights for training, else each image of each part once.
+    """Build the sources in `parts` and mixes them: by their weights for training, else each image of each part once.
 
     Args:
       split: of every part. "NAME:SPLIT" is that split of the part NAME alone, as if there were no mixture.
@@ -53,7 +53,7 @@ SOURCES: dict[str, Any] = {
 
 
 def build_source(config: ConfigDict, split: str, *, training: bool = False) -> Source:
-    """Builds one split of the source that `config` names; its other fields are the arguments of that source.
+    """Build one split of the source that `config` names; its other fields are the arguments of that source.
 
     With `training` it shows what an epoch of a training shows, in which a mixture repeats images; without, each
     image once, whatever the split.
@@ -65,7 +65,7 @@ def build_source(config: ConfigDict, split: str, *, training: bool = False) -> S
 
 
 def find_source(config: ConfigDict, split: str) -> None:
-    """Looks whether the files that `build_source` would read first are there, which takes no time.
+    """Look whether the files that `build_source` would read first are there, which takes no time.
 
     Raises UserError as `build_source` does, of what can be told without reading them.
     """
@@ -125,7 +125,7 @@ _NAMED = re.compile(r"((?:[\w+-]+\.)*(?:image_)?root)=(.*)")
 
 
 def with_folders(source: ConfigDict, moves: Sequence[str]) -> ConfigDict:
-    """Returns the settings of a source with other folders.
+    """Return the settings of a source with other folders.
 
     Args:
         source: what config.input.source holds.

@@ -27,7 +27,7 @@ from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS
 
 
 def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str, Any]:
-    """Returns an example as the features of our own builders (data/refer_dataset.py).
+    """Return an example as the features of our own builders (data/refer_dataset.py).
 
     One level of sequences is all that TFDS can write without TensorFlow, so a segmentation is stored as JSON text: the
     very polygons or RLEs of the annotation, once for all expressions about it.
@@ -55,7 +55,7 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
 
 
 def decode(record: bytes, text_field: str, overlap: str) -> Example:
-    """Returns the example of a record of our own builders, its image as the bytes of the file.
+    """Return the example of a record of our own builders, its image as the bytes of the file.
 
     Args:
       record: of a dataset that data/build.py wrote.
@@ -85,7 +85,7 @@ def decode(record: bytes, text_field: str, overlap: str) -> Example:
 
 
 def with_overlaps(segmentation: Segmentation) -> Segmentation:
-    """Turns the segmentation that ReferSource gives for overlap="drop" into the one for "union"."""
+    """Turn the segmentation that ReferSource gives for overlap="drop" into the one for "union"."""
     if isinstance(segmentation, dict) and "covered_once" in segmentation:
         return segmentation["covered_once"]
     if not isinstance(segmentation, list):
@@ -100,7 +100,7 @@ def with_overlaps(segmentation: Segmentation) -> Segmentation:
 
 
 def decode_ref_coco(record: bytes) -> Example:
-    """Returns the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
+    """Return the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
 
     Its image is the bytes of a file; its masks are decoded.
     """
@@ -119,7 +119,7 @@ def decode_ref_coco(record: bytes) -> Example:
 
 
 def ref_coco_groups(record: bytes) -> Groups:
-    """Returns the positions of the expressions of each object in a record of `ref_coco`."""
+    """Return the positions of the expressions of each object in a record of `ref_coco`."""
     lengths = _ints(_features(record), "objects/refexp/refexp_id/ragged_row_lengths_0")
     ends = np.cumsum(lengths, dtype=int).tolist()
     return tuple(tuple(range(end - length, end)) for length, end in zip(lengths, ends, strict=True))
@@ -129,7 +129,7 @@ _REFEXP_IDS = "objects/refexp/refexp_id/ragged_flat_values"
 
 
 def _features(record: bytes) -> Any:
-    """Parses a record to a mapping from names to protocol buffers."""
+    """Parse a record to a mapping from names to protocol buffers."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record).features.feature
@@ -144,7 +144,7 @@ def _ints(features: Any, name: str) -> Sequence[int]:
 
 
 def _size(image: bytes, id: str) -> tuple[int, int]:
-    """Reads (width, height) from the header of an image, whose pixels are decoded later."""
+    """Read (width, height) from the header of an image, whose pixels are decoded later."""
     try:
         return Image.open(io.BytesIO(image), formats=FORMATS).size
     except Exception as error:  # readers raise nearly anything on damaged data
@@ -179,7 +179,7 @@ class TfdsSource:
         sentence_field: str = "raw",
         overlap: str = "union",
     ):
-        """Opens the newest version under `root`/`dataset`/`split_by`.
+        """Open the newest version under `root`/`dataset`/`split_by`.
 
         Args:
           split: as it was prepared: train, val, test, testA, testB, ...; `ref_coco` calls val "validation", and both
@@ -211,7 +211,7 @@ class TfdsSource:
         return len(self._positions)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads a record; its image is decoded where it is used."""
+        """Read a record; its image is decoded where it is used."""
         record = self._records[self._positions[index]]
         if self._stock:
             return decode_ref_coco(record)
@@ -221,11 +221,11 @@ class TfdsSource:
         return (self[index] for index in range(len(self)))
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions the image has; of `ref_coco`, see `referents`."""
+        """Return how many expressions the image has; of `ref_coco`, see `referents`."""
         return sum(len(group) for group in self.referents(index))
 
     def referents(self, index: int) -> Groups:
-        """Returns the positions of the image's expressions, grouped by referent.
+        """Return the positions of the image's expressions, grouped by referent.
 
         Our own datasets have them in their metadata. `ref_coco` does not: the first call reads every record once.
         """
@@ -245,7 +245,7 @@ def _check(stock: bool, sentence_field: str, overlap: str) -> None:
 
 
 def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
-    """Returns the folder ROOT/DATASET/SPLIT_BY/VERSION with the highest version; a UserError says if there is none."""
+    """Return the folder ROOT/DATASET/SPLIT_BY/VERSION with the highest version; a UserError says if there is none."""
     root = Path(root).expanduser()
     how = f"build it with: python -m data.build --dataset {dataset} --split-by {split_by} --root REFER_DIR --out {root}"
     if dataset == STOCK:
@@ -261,7 +261,7 @@ def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
 
 
 def _open(folder: Path, split: str) -> Any:
-    """Opens a split for random access to its undecoded records."""
+    """Open a split for random access to its undecoded records."""
     try:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.decode import DeserializeMethod
@@ -285,7 +285,7 @@ def _open(folder: Path, split: str) -> Any:
 
 
 def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Groups]:
-    """Returns for each record the positions of its expressions, grouped; from the sizes of the groups."""
+    """Return for each record the positions of its expressions, grouped; from the sizes of the groups."""
     path = folder / METADATA
     try:
         sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]

@@ -21,7 +21,7 @@ _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 class Tokenizer:
-    """Lower-cases an expression and cuts it into the pieces of a BERT vocabulary, as BERT's uncased models were trained.
+    """Lower-case an expression and cuts it into the pieces of a BERT vocabulary, as BERT's uncased models were trained.
 
     The work is done by the `tokenizers` library, the engine of transformers' fast BERT tokenizer; taken directly it
     imports in 10 ms where transformers takes a second, in every worker process. Objects can be pickled for those.
@@ -54,7 +54,7 @@ class Tokenizer:
         return len(self._pieces.encode(expression).ids) + 2
 
     def encode(self, expression: str) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-        """Turns an expression into [CLS] pieces [SEP] and zeros up to `max_tokens`.
+        """Turn an expression into [CLS] pieces [SEP] and zeros up to `max_tokens`.
 
         Of an expression that is too long the last pieces are dropped, never [SEP]; `truncated` counts those expressions
         and the first one is logged as a warning. "[SEP]" typed in an expression is text like any other.
@@ -82,11 +82,11 @@ class Tokenizer:
         return [self.vocabulary[index] for index in ids if index != 0]
 
     def save(self, path: epath.PathLike) -> None:
-        """Writes the vocabulary as a BERT `vocab.txt`, a word a line, from which it can be read again."""
+        """Write the vocabulary as a BERT `vocab.txt`, a word a line, from which it can be read again."""
         epath.Path(path).write_text("".join(f"{word}\n" for word in self.vocabulary), encoding="utf-8")
 
     def save_engine(self, path: str | Path) -> None:
-        """Writes all that `encode` does as a `tokenizer.json`, which the tokenizers library reads in every language."""
+        """Write all that `encode` does as a `tokenizer.json`, which the tokenizers library reads in every language."""
         from tokenizers.processors import TemplateProcessing
 
         engine = _word_pieces(self._ids)
@@ -151,7 +151,7 @@ def _check(vocabulary: tuple[str, ...], name: str) -> None:
 
 
 def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
-    """Returns a remark for what is cut off an expression and one for words that the vocabulary does not know."""
+    """Return a remark for what is cut off an expression and one for words that the vocabulary does not know."""
     found = []
     length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:

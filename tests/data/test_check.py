@@ -20,7 +20,7 @@ CHECK = Path(__file__).parents[2] / "data/check.py"
 
 
 def check(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs the door from another folder, as somebody would who has not installed the package."""
+    """Run the door from another folder, as somebody would who has not installed the package."""
     command = [sys.executable, str(CHECK), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
 

@@ -40,7 +40,7 @@ def tiny_counts(monkeypatch):
 
 
 def with_boxes(refs, instances):
-    """Adds to each annotation the box of its polygons."""
+    """Add to each annotation the box of its polygons."""
     for annotation in instances["annotations"]:
         left, top, right, bottom = extent_of(annotation["segmentation"], refer_fixture.HEIGHT, refer_fixture.WIDTH)
         annotation["bbox"] = [left, top, right - left, bottom - top]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.image_files import list_images, result_folders
+from s2rm_jax.input.images import list_images, result_folders
 
 
 @pytest.fixture

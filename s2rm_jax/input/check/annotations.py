@@ -1,4 +1,4 @@
-"""Examines who is referred to: counts, and whether referents, expressions, annotations and masks fit together.
+"""Examine who is referred to: counts, and whether referents, expressions, annotations and masks fit together.
 
 Reads instances.json for the doctor: forgiving where the training reader is strict, so that all faults are seen.
 """
@@ -28,7 +28,7 @@ class Instances:
 
 
 def load_instances(path: Path) -> Instances:
-    """Reads the file; raises a UserError if it is not one in COCO's format at all."""
+    """Read the file; raises a UserError if it is not one in COCO's format at all."""
     content = read_json(path)
     lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else [None]
     if not all(isinstance(entries, list) for entries in lists):
@@ -45,7 +45,7 @@ def load_instances(path: Path) -> Instances:
 
 
 def _usable(entries: Any, name: str, needed: dict[str, type]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the entries that have an id and every needed field of the right type, and descriptions of the others."""
+    """Return the entries that have an id and every needed field of the right type, and descriptions of the others."""
 
     def fits(entry: Any) -> bool:
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
@@ -84,7 +84,7 @@ def count_by_split(refs: list[Ref]) -> dict[str, SplitSize]:
 
 
 def examine_annotations(diagnosis: Diagnosis, refs: list[Ref], instances: Instances, quiet: bool = False) -> list[Any]:
-    """Adds counts and problems to `diagnosis`; returns the ids of the images that referents are in, without repeats.
+    """Add counts and problems to `diagnosis`; returns the ids of the images that referents are in, without repeats.
 
     Only what referents use is examined: annotations of other objects in the same images do no harm.
     """
@@ -129,7 +129,7 @@ def _examine_expressions(diagnosis: Diagnosis, refs: list[Ref]) -> None:
 
 
 def _examine_links(diagnosis: Diagnosis, refs: list[Ref], instances: Instances) -> dict[Any, Any]:
-    """Checks that images and annotations exist and belong together.
+    """Check that images and annotations exist and belong together.
 
     Returns the annotations that are used and whose image is known: id of the annotation -> id of the image.
     """

@@ -1,4 +1,4 @@
-"""Examines a folder of REFER data: annotations, masks and images of all datasets in it."""
+"""Examine a folder of REFER data: annotations, masks and images of all datasets in it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examine(
     threads: int = 0,
     quiet: bool = False,
 ) -> Report:
-    """Examines every dataset under `root`, or the one that is asked for.
+    """Examine every dataset under `root`, or the one that is asked for.
 
     Args:
       root: the folder of the layout (data/README.md).
@@ -70,7 +70,7 @@ def examine(
 
 
 def _examine_files(diagnosis: Diagnosis, item: Found, quiet: bool) -> list[dict[str, Any]]:
-    """Examines the two annotation files; returns the entries of the images that referents are in."""
+    """Examine the two annotation files; returns the entries of the images that referents are in."""
     get_again = f"get {where_annotations(item.dataset)}"
     refs, instances = [], Instances({}, {}, (), ())
     try:
@@ -88,7 +88,7 @@ def _examine_files(diagnosis: Diagnosis, item: Found, quiet: bool) -> list[dict[
 def _find_folder(
     diagnosis: Diagnosis, root: Path, image_root: Path | None, file_names: list[str]
 ) -> ImageFolder | None:
-    """Finds the folder that has the first image, or the next one that is anywhere; adds a problem if none is."""
+    """Find the folder that has the first image, or the next one that is anywhere; adds a problem if none is."""
     problem = ""
     for file_name in file_names:
         try:

@@ -1,4 +1,4 @@
-"""Finds what lies under a folder: which datasets, split by whom.
+"""Find what lies under a folder: which datasets, split by whom.
 
 How large the benchmarks are known to be, and where people report to find their files.
 
@@ -90,7 +90,7 @@ _WORKING = "reported working in December 2025 in https://github.com/lichengunc/r
 
 
 def where_annotations(dataset: str) -> str:
-    """Says where the annotations of a dataset have been found; none of these places is ours."""
+    """Say where the annotations of a dataset have been found; none of these places is ours."""
     if dataset == "grefcoco":
         return "grefs(unc).json and instances.json: https://github.com/henghuiding/gRefCOCO"
     if dataset in _STAMPS:
@@ -99,7 +99,7 @@ def where_annotations(dataset: str) -> str:
 
 
 def where_images(dataset: str) -> str:
-    """Says where the images of a dataset have been found."""
+    """Say where the images of a dataset have been found."""
     if dataset == "refclef":
         archive = "https://web.archive.org/web/20220515000000/http://bvisionweb1.cs.unc.edu/licheng/referit/data/images"
         return f"saiapr_tc-12.zip: {archive}/saiapr_tc-12.zip ({_WORKING})"
@@ -123,7 +123,7 @@ class Found(NamedTuple):
 
 
 def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
-    """Returns the datasets under `root`, or the one that is asked for, in the order of KNOWN, then by name.
+    """Return the datasets under `root`, or the one that is asked for, in the order of KNOWN, then by name.
 
     Raises UserError if the folder or what is asked for is not there; says what is, and where people get the rest.
     """
@@ -169,7 +169,7 @@ class ImageFile(NamedTuple):
 
 
 def ailment(image: ImageFile, quick: bool = False) -> tuple[str, str]:
-    """Returns the kind of what is wrong with a file, and the case in words; two empty texts if it is well.
+    """Return the kind of what is wrong with a file, and the case in words; two empty texts if it is well.
 
     The whole file is decoded, unless `quick`: then its header is read and nothing else. A JPEG is decoded to an eighth
     of its size, which still reads every byte of it and is several times as fast. What libjpeg can decode counts as
@@ -197,7 +197,7 @@ def ailment(image: ImageFile, quick: bool = False) -> tuple[str, str]:
 
 
 def ailments(images: Sequence[ImageFile], quick: bool = False, threads: int = 0) -> Iterator[tuple[str, str]]:
-    """Yields the ailment of each image, in order; Pillow lets threads decode on all cores at once."""
+    """Yield the ailment of each image, in order; Pillow lets threads decode on all cores at once."""
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for first in range(0, len(images), _CHUNK):
             yield from pool.map(lambda image: ailment(image, quick), images[first : first + _CHUNK])
@@ -211,7 +211,7 @@ Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 def extent_of(segmentation: Any, height: int, width: int) -> Extent | None:
-    """Returns the extent of polygons, as they are written, or of RLEs; None if there is no mask.
+    """Return the extent of polygons, as they are written, or of RLEs; None if there is no mask.
 
     Raises UserError for damaged polygons or RLE, or an RLE of another size than the image's.
     """
@@ -229,7 +229,7 @@ def extent_of(segmentation: Any, height: int, width: int) -> Extent | None:
 
 
 def misfit(extent: Extent, box: Any, height: int, width: int) -> str:
-    """Returns what does not fit between a mask's extent, its image and its box, or "" if all does.
+    """Return what does not fit between a mask's extent, its image and its box, or "" if all does.
 
     The box is x, y, width, height in pixels; None where the annotation has no box.
     """

@@ -47,12 +47,12 @@ class Diagnosis:
         return self.dataset, self.split_by
 
     def add(self, kind: str, cases: list[str], remedy: str) -> None:
-        """Adds a problem, if there are cases of it."""
+        """Add a problem, if there are cases of it."""
         if cases:
             self.problems.append(Problem(kind, tuple(cases), remedy))
 
     def add_wrong_counts(self, remedy: str) -> None:
-        """Compares the counts with what is published."""
+        """Compare the counts with what is published."""
         published = PUBLISHED.get(self.key, {})
         cases = [
             f"{split}: {got} {what} instead of {wanted}"
@@ -86,7 +86,7 @@ class Report:
         return not any(diagnosis.problems for diagnosis in self.diagnoses)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns everything as what `json.dumps` takes."""
+        """Return everything as what `json.dumps` takes."""
         diagnoses = [
             asdict(diagnosis) | {"counts": {split: counts._asdict() for split, counts in diagnosis.counts.items()}}
             for diagnosis in self.diagnoses
@@ -106,7 +106,7 @@ _SHOWN = 5  # cases of a problem that are listed
 
 
 def show(report: Report) -> str:
-    """Returns the report as text: a table of counts for each dataset, its problems, and what is not there."""
+    """Return the report as text: a table of counts for each dataset, its problems, and what is not there."""
     lines = [f"{report.root}: {_number(len(report.diagnoses), 'dataset')}", ""]
     for diagnosis in report.diagnoses:
         lines += [*_diagnosis(diagnosis, report.quick), ""]

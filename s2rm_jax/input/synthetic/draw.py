@@ -1,4 +1,4 @@
-"""Paints a scene: an anti-aliased image, and the visible pixels of each thing.
+"""Paint a scene: an anti-aliased image, and the visible pixels of each thing.
 
 The background of a scene: muted tones, which no object has, in gradients, clouds, stripes and grain.
 """
@@ -10,12 +10,11 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from s2rm_jax.input.synthetic.scene import Scene, Thing
-from s2rm_jax.input.synthetic.shapes import outline, reach
+from s2rm_jax.input.synthetic.scene import Scene, Thing, outline, reach
 
 
 def paint_ground(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns a background, float32 [H, W, 3] in 0 ... 255."""
+    """Return a background, float32 [H, W, 3] in 0 ... 255."""
     first, second = _tone(rng), _tone(rng)
     second = first + (second - first) * 0.5
     rows = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
@@ -63,7 +62,7 @@ _TONES = {
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
-    """Returns the image, the masks and the visible shares of a scene.
+    """Return the image, the masks and the visible shares of a scene.
 
     image  uint8 [H, W, 3]
     masks    one boolean [H, W] a thing: the pixels in which it is what one sees; no pixel is in two masks
@@ -85,7 +84,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.nd
 
 
 def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Returns the thing's box in the image and, within it, the share of each pixel inside it and inside its rim."""
+    """Return the thing's box in the image and, within it, the share of each pixel inside it and inside its rim."""
     extent = reach(thing.shape) * thing.radius + 1.0
     top, left = max(0, math.floor(thing.y - extent)), max(0, math.floor(thing.x - extent))
     bottom, right = min(height, math.ceil(thing.y + extent)), min(width, math.ceil(thing.x + extent))
@@ -112,7 +111,7 @@ def _reduce(image: Image.Image) -> np.ndarray:
 
 
 def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns the thing's colours over its box, [h, w, 3] in 0 ... 255: texture, a light from above, a darker rim."""
+    """Return the thing's colours over its box, [h, w, 3] in 0 ... 255: texture, a light from above, a darker rim."""
     base, second = (np.array(tone, np.float32) for tone in _TONES[thing.colour])
     base = base + rng.uniform(-8, 8, 3).astype(np.float32)
     rows = (np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] + 0.5 - thing.y) / thing.radius
@@ -129,7 +128,7 @@ def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.r
 def _pattern(
     texture: str, rows: np.ndarray, columns: np.ndarray, radius: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the share of the second tone at each pixel, [h, w].
+    """Return the share of the second tone at each pixel, [h, w].
 
     `rows` [h, 1] and `columns` [1, w] are the offsets from the thing's centre, in radii.
     """

@@ -1,4 +1,4 @@
-"""Finds expressions for a scene: of a wanted kind, meaning exactly one thing, and needing every part of themselves.
+"""Find expressions for a scene: of a wanted kind, meaning exactly one thing, and needing every part of themselves.
 
 A scene as the grammar sees it: every noun that fits a thing, and every relation between two of them.
 
@@ -64,7 +64,7 @@ class Survey:
 
 
 def survey(scene: Scene, config: SceneConfig) -> Survey:
-    """Returns what can be said of each thing. An attribute with one value in the config is not spoken of."""
+    """Return what can be said of each thing. An attribute with one value in the config is not spoken of."""
     options = {"size": config.sizes, "texture": config.textures, "colour": config.colours, "shape": config.shapes}
     spoken = [name for name, values in options.items() if len(values) > 1]
     indices = range(len(scene.things))
@@ -75,12 +75,12 @@ def survey(scene: Scene, config: SceneConfig) -> Survey:
 
 
 def mask_of(indices: Iterable[int]) -> int:
-    """Returns the bit mask of these things."""
+    """Return the bit mask of these things."""
     return sum(1 << index for index in indices)
 
 
 def pick_described(rng: np.random.Generator, candidates: list[Described]) -> Described | None:
-    """Returns one of the nouns, by its weight; None where there is none."""
+    """Return one of the nouns, by its weight; None where there is none."""
     if not candidates:
         return None
     target = rng.random() * sum(candidate.weight for candidate in candidates)
@@ -132,7 +132,7 @@ class Reference(NamedTuple):
 def refer(
     rng: np.random.Generator, scene: Scene, config: SceneConfig, kinds: Sequence[str], referents: Collection[int]
 ) -> tuple[Reference, ...] | None:
-    """Returns one reference of each kind in `kinds`, in that order and all different, or None where the scene has none.
+    """Return one reference of each kind in `kinds`, in that order and all different, or None where the scene has none.
 
     Only things whose index is in `referents` are referred to.
     """

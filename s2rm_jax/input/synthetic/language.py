@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing, pick
-from s2rm_jax.input.synthetic.shapes import reach_towards
+from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing, pick, reach_towards
 
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}  # the step (x, y) towards each
 EXTREMES = (*SIDES, "largest", "smallest")
@@ -72,7 +71,7 @@ Meaning = Noun | Extreme | Nth | Related
 
 
 def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
-    """Returns the indices of the things that are meant, or None where that is not clear.
+    """Return the indices of the things that are meant, or None where that is not clear.
 
     A relation whose landmark is not exactly one thing is not clear either.
     """
@@ -106,7 +105,7 @@ def beats(a: Thing, b: Thing, which: str, scene: Scene) -> bool:
 
 
 def holds(relation: str, a: Thing, b: Thing, scene: Scene) -> bool | None:
-    """Says whether a stands in the relation to b; None where that is not clear."""
+    """Say whether a stands in the relation to b; None where that is not clear."""
     side = RELATIONS[relation]
     ahead = _ahead(a, b, side)
     if ahead < _SLACK * min(scene.height, scene.width):
@@ -199,7 +198,7 @@ MAX_RANK = max(_RANKS)
 
 
 def to_words(meaning: Meaning, rng: np.random.Generator) -> str:
-    """Returns an expression that says the meaning, in one of several wordings."""
+    """Return an expression that says the meaning, in one of several wordings."""
     match meaning:
         case Noun():
             return f"the {_noun(meaning, rng)}"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.synthetic.shapes import reach
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -102,7 +102,7 @@ class SceneConfig:
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> SceneConfig:
-        """Returns the defaults with these fields changed; a list counts as a tuple.
+        """Return the defaults with these fields changed; a list counts as a tuple.
 
         Raises UserError for a field that does not exist, a value of another type, or a value that makes no scene.
         """
@@ -113,7 +113,7 @@ class SceneConfig:
 
 
 def _as_type_of(default: Any, value: Any, name: str) -> Any:
-    """Returns the value in the type of the field's default."""
+    """Return the value in the type of the field's default."""
     if isinstance(default, tuple):
         _require(isinstance(value, list | tuple), f"{name} is {value!r}; it must be a list")
         if not default or not value:
@@ -135,12 +135,12 @@ Item = TypeVar("Item")
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
-    """Returns one of the items, each with the same probability."""
+    """Return one of the items, each with the same probability."""
     return items[int(rng.random() * len(items))]
 
 
 def shuffled(rng: np.random.Generator, items: Collection[Item]) -> list[Item]:
-    """Returns the items in a chance order, each order with the same probability."""
+    """Return the items in a chance order, each order with the same probability."""
     listed = list(items)
     return [listed[index] for index in rng.permutation(len(listed))]
 
@@ -180,7 +180,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional: bool) -> Scene | None:
-    """Draws a scene, or None where the draw leads to nothing: no room, or no colour and shape that may go together.
+    """Draw a scene, or None where the draw leads to nothing: no room, or no colour and shape that may go together.
 
     A compositional scene has at least one thing of a held-out (colour, shape) pair, any other scene none.
     """
@@ -203,7 +203,7 @@ def is_held_out(thing: Thing, config: SceneConfig) -> bool:
 
 
 def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositional: bool) -> list[Thing]:
-    """Draws things without a place; all take their attributes from a small palette, so that expressions must work.
+    """Draw things without a place; all take their attributes from a small palette, so that expressions must work.
 
     Returns none of them where the palette does not give enough.
     """
@@ -250,7 +250,7 @@ def _change_one(rng: np.random.Generator, thing: Thing, palette: dict[str, list[
 
 
 def _place(rng: np.random.Generator, thing: Thing, others: list[Thing], config: SceneConfig) -> Thing | None:
-    """Returns the thing with a size, a turn and a place in the image that hides not too much, or None."""
+    """Return the thing with a size, a turn and a place in the image that hides not too much, or None."""
     height, width = config.image_size
     low, high = RADII[thing.size]
     radius = rng.uniform(low, high) * config.object_scale * min(height, width)
@@ -273,3 +273,81 @@ def _apart(x: float, y: float, radius: float, other: Thing, max_occlusion: float
     """
     depth = radius + other.radius - math.hypot(x - other.x, y - other.y)
     return depth <= 2 * max_occlusion * min(radius, other.radius)
+
+
+_ROUND = 48  # corners that stand for a circle
+
+
+@cache
+def outline(shape: str) -> tuple[np.ndarray, ...]:
+    """Return the closed loops of a shape, each [N, 2] as (x, y), y downwards, of joint area pi.
+
+    The first loop is filled, those after it are holes. The centre of gravity is the origin.
+    """
+    loops = tuple(loop - _centre(_LOOPS[shape][0]) for loop in _LOOPS[shape])
+    area = _area(loops[0]) - sum(_area(hole) for hole in loops[1:])
+    scaled = tuple(loop * math.sqrt(math.pi / area) for loop in loops)
+    for loop in scaled:
+        loop.setflags(write=False)
+    return scaled
+
+
+@cache
+def reach(shape: str) -> float:
+    """Return how far the outline goes from its centre, in radii of the disc of the same area."""
+    return float(np.linalg.norm(outline(shape)[0], axis=1).max())
+
+
+@lru_cache(maxsize=1024)
+def reach_towards(shape: str, turn: float, x: int, y: int) -> float:
+    """Return how far the outline, turned by `turn` radians, goes from its centre in the direction of the unit vector.
+
+    In radii of the disc of the same area.
+    """
+    cos, sin = math.cos(turn), math.sin(turn)
+    return float((outline(shape)[0] @ (x * cos + y * sin, y * cos - x * sin)).max())  # the direction turned back
+
+
+def _area(loop: np.ndarray) -> float:
+    x, y = loop.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _centre(loop: np.ndarray) -> np.ndarray:
+    """The centre of gravity of what a loop encloses: that of the triangles between its sides and the origin."""
+    following = np.roll(loop, -1, axis=0)
+    areas = loop[:, 0] * following[:, 1] - loop[:, 1] * following[:, 0]
+    return (areas[:, None] * (loop + following)).sum(axis=0) / (3 * areas.sum())
+
+
+def _polar(radii: list[float], count: int) -> np.ndarray:
+    """Corners at equal angles from the top, with the radii in turn."""
+    angles = np.arange(count) * (2 * math.pi / count) - math.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.resize(radii, count)[:, None]
+
+
+def _heart() -> np.ndarray:
+    t = np.arange(_ROUND) * (2 * math.pi / _ROUND)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.stack([x, y], axis=1)
+
+
+def _cross() -> np.ndarray:
+    arm, half = 1.0, 0.36
+    quarter = np.array([(-half, -half), (-half, -arm), (half, -arm)])
+    turns = [np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in np.arange(4) * math.pi / 2]
+    return np.concatenate([quarter @ turn.T for turn in turns])
+
+
+_CIRCLE = _polar([1.0], _ROUND)
+_LOOPS = {
+    "circle": (_CIRCLE,),
+    "square": (np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),),
+    "triangle": (_polar([1.0], 3),),
+    "diamond": (_polar([1.3, 1.0], 4),),
+    "star": (_polar([1.0, 0.5], 10),),
+    "cross": (_cross(),),
+    "heart": (_heart(),),
+    "ring": (_CIRCLE, _CIRCLE * 0.42),
+}

@@ -45,7 +45,7 @@ class SyntheticSource:
         scene: SceneConfig | None = None,
         **difficulty: Any,
     ):
-        """Takes the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
+        """Take the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
 
         split         train, val, test or compositional; they share no scene, only the last shows the held-out pairs
         length        scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
@@ -76,7 +76,7 @@ class SyntheticSource:
         return self._length
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Returns scene `index` with its image, expressions and masks."""
+        """Return scene `index` with its image, expressions and masks."""
         index = operator.index(index)
         composed = self.composition(index)
         height, width = self._config.image_size
@@ -88,22 +88,22 @@ class SyntheticSource:
         return Example(name, composed.image, height, width, expressions)
 
     def composition(self, index: int) -> Composition:
-        """Returns what scene `index` is made of: for those who want to know more of it than a network is shown."""
+        """Return what scene `index` is made of: for those who want to know more of it than a network is shown."""
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length}")
         return compose(self._config, self._split, self._seed, index)
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions a scene has, which is the same for all."""
+        """Return how many expressions a scene has, which is the same for all."""
         return self._config.expressions_per_scene
 
     def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the positions of a scene's expressions by referent: each alone, as no two are known to share one."""
+        """Return the positions of a scene's expressions by referent: each alone, as no two are known to share one."""
         return tuple((position,) for position in range(self._config.expressions_per_scene))
 
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
-    """Draws scenes until one admits the kinds of expression whose turn it is and shows enough of every thing.
+    """Draw scenes until one admits the kinds of expression whose turn it is and shows enough of every thing.
 
     Raises UserError where none does: the difficulty leaves nothing to say.
     """
