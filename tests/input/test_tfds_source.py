@@ -177,7 +177,7 @@ def test_ref_coco_of_tfds_gives_the_same_images_expressions_and_masks(ref_coco):
             r"refcocog/umd has no prepared dataset; .* has refcoco/unc; build",
         ),
         ({"dataset": "ref_coco", "split_by": "refcoco_unc"}, r"tfds build ref_coco/refcoco_unc --file_format=a"),
-        ({"split": "test"}, r"has no split 'test'; it has train, val, testA, testB"),
+        ({"split": "test"}, r"split 'test' not found in .*; available: train, val, testA, testB"),
         ({"sentence_field": "tokens"}, r"sentence_field is 'tokens'; it must be one of: raw, sent"),
         ({"overlap": "sum"}, r"overlap is 'sum'; it must be one of: union, drop"),
     ],

@@ -60,7 +60,7 @@ def test_an_expression_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tok
     assert mask.all()
     assert tokenizer.truncated == 2
     assert len(caplog.records) == 1
-    assert "takes 9 tokens and is cut to 8" in caplog.text
+    assert "takes 9 tokens and is truncated to 8" in caplog.text
 
 
 @pytest.mark.parametrize("expression", ["", "  \t\n", "\u200b\x00"])
@@ -91,8 +91,8 @@ def test_a_worker_process_gets_the_same_tokenizer(tokenizer):
 @pytest.mark.parametrize(
     ("words", "max_tokens", "message"),
     [
-        (("the", "star"), 8, r"\[PAD\], \[UNK\], \[CLS\], \[SEP\] not in it"),
-        ((*WORDS[:3], "the"), 8, r"\[SEP\] not in it"),
+        (("the", "star"), 8, r"it lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]"),
+        ((*WORDS[:3], "the"), 8, r"it lacks \[SEP\]"),
         (("the", *WORDS[:4]), 8, r"must begin with \[PAD\].*begins with 'the'"),
         ((*WORDS, "star"), 8, "'star' twice"),
         (WORDS, 2, "at least 3"),
@@ -104,7 +104,7 @@ def test_what_is_no_bert_vocabulary_is_refused(words, max_tokens, message):
 
 
 def test_a_vocabulary_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no vocabulary at .*vocab\.txt; it is the vocab\.txt that lies beside"):
+    with pytest.raises(UserError, match=r"vocabulary .*vocab\.txt not found; it is the vocab\.txt beside"):
         Tokenizer(tmp_path / "vocab.txt")
     with pytest.raises(UserError, match="cannot read the vocabulary"):
         Tokenizer(tmp_path)
