@@ -1,8 +1,8 @@
 """Batches from any source by one Grain pipeline.
 
 The order of operations makes the stream independent of the numbers of processes and workers: shuffling, repetition and
-every random choice come before the split over processes, and batches are formed on the MapDataset. The row at a position
-is a pure function of (seed, position), so a run resumes exactly by starting at the number of rows seen so far.
+every random choice come before the split over processes, and batches are formed on the MapDataset. The row at a
+position is a pure function of (seed, position), so a run resumes exactly by starting at the number of rows seen so far.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ MASK = WORDS.index("[MASK]")
 
 
 def make_example(*texts, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40)):
-    """Each expression means a box (top, bottom, left, right) that is white, with the number of the expression in red."""
+    """Each expression refers to a white box (top, bottom, left, right), with the expression's number in red."""
     image = np.zeros((*size, 3), np.uint8)
     expressions = []
     for number, text in enumerate(texts):
