@@ -165,7 +165,7 @@ def test_arrays_and_pil_images_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones((4, 4, 3), np.float32), r"got float32; values in \[0, 1\] become so by"),
+        (np.ones((4, 4, 3), np.float32), r"got float32; convert values in \[0, 1\] by"),
         (np.ones((4, 4, 3), np.int64), "got int64"),
         (np.ones((3, 4, 5), np.uint8), r"got \[3, 4, 5\]"),
         (np.ones((2, 4, 4, 3), np.uint8), r"got \[2, 4, 4, 3\]"),
