@@ -7,9 +7,9 @@
 Mean IoU on test is 67.5 with seed 0, 66.8 ± 1.2 over three seeds (docs/results/ablations.md), after about 7 minutes on
 one core of an AMD EPYC (Zen 5).
 
-Fixed: the scenes of input.source, and a budget of 2,000 steps of 8 scenes, so that each of the 16,000 training scenes is
-used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py: 5 to
-7 objects of three shapes and three colours, half of them equal to another one in all attributes but one, and
+Fixed: the scenes of input.source, and a budget of 2,000 steps of 8 scenes, so that each of the 16,000 training scenes
+is used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py:
+5 to 7 objects of three shapes and three colours, half of them equal to another one in all attributes but one, and
 expressions of five kinds in equal shares, including ordinals and chains of two relations.
 """
 

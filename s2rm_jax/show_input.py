@@ -34,9 +34,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 OUT = flags.DEFINE_string("out", None, "PNG file to write", flag_values=FLAGS)
 NUMBER = flags.DEFINE_integer("number", 5, "number of images to draw", lower_bound=1, flag_values=FLAGS)
-SIDE = flags.DEFINE_integer(
-    "side", 224, "longer side of a drawn image in pixels", lower_bound=32, flag_values=FLAGS
-)
+SIDE = flags.DEFINE_integer("side", 224, "longer side of a drawn image in pixels", lower_bound=32, flag_values=FLAGS)
 
 KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches", "hide_words")}
 
@@ -53,7 +51,9 @@ def main() -> dict[str, Any]:
     try:
         page.save(Path(OUT.value), format="PNG")
     except OSError as error:
-        raise UserError(f"--out {OUT.value} cannot be written: {error.strerror}; give a file in an existing folder") from error
+        raise UserError(
+            f"--out {OUT.value} cannot be written: {error.strerror}; give a file in an existing folder"
+        ) from error
     print(f"{OUT.value} shows {counted(NUMBER.value, 'image')} of {CONFIG.value.input.train_split}")
     rows = [label for label, _ in kinds_of(CONFIG.value)]
     return {"file": OUT.value, "images": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
