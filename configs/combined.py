@@ -1,19 +1,18 @@
-"""RefCOCO, RefCOCO+ and G-Ref together, without a leak, from pretrained Swin-Base and BERT-base, LAVT's recipe.
+"""RefCOCO, RefCOCO+ and G-Ref together, without leaks, from pretrained Swin-Base and BERT-base, LAVT's recipe.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/combined.py --workdir runs/combined
 
-An image that any of the three evaluates on is left out of the training (s2rm_jax/input/mixture.py), so that all their
-val and test splits can be reported: `python -m s2rm_jax.evaluate --workdir runs/combined --split refcoco:testA`, and so
-on.
+Evaluation images of any of the three are left out of training (s2rm_jax/input/mixture.py), so that all their val and
+test splits can be reported, for example by `python -m s2rm_jax.evaluate --workdir runs/combined --split refcoco:testA`.
 
 Data: DATA/refcoco/, DATA/refcoco+/ and DATA/refcocog/ (umd), and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
-Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
-Steps: 40 epochs x floor(referents / 32), counted from the files when training begins; the log's first line says them.
-The recipe, and what of it is LAVT's: s2rm_jax/recipes.py.
-`configs/combined.py:small` is a small network from scratch, for a look at the whole way on a laptop.
-Result and time: not measured here.
+Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
+Steps: 40 epochs x floor(referents / 32), counted from the files at the start; the log's first line has the number.
+Recipe: s2rm_jax/recipes.py.
+`configs/combined.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
+Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict

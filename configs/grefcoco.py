@@ -1,19 +1,19 @@
-"""gRefCOCO (splits by UNC), from pretrained Swin-Base and BERT-base, LAVT's recipe with a head for "nothing here".
+"""gRefCOCO (splits by UNC), from pretrained Swin-Base and BERT-base, LAVT's recipe with a no-target head.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/grefcoco.py --workdir runs/grefcoco
 
-An expression may refer to several things, whose masks are joined, or to nothing; a head of its own says the latter
-(s2rm_jax/models/casg.py), trained with the weight 0.1 that ReLA gives its own.
+An expression may refer to several objects, whose masks are joined, or to nothing, which a separate head predicts
+(s2rm_jax/models/casg.py); its loss has the weight 0.1, as in ReLA.
 
 Data: DATA/grefcoco/ (grefs(unc).json, instances.json) and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
-Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
-Steps: 225,000 of 32 expressions, as many expressions as ReLA's 150,000 steps of 48 show; every expression once an epoch, as
-ReLA.
-All else is LAVT's recipe: s2rm_jax/recipes.py.
-`configs/grefcoco.py:small` is a small network from scratch, for a look at the whole way on a laptop.
-Result and time: not measured here.
+Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
+Steps: 225,000 of 32 expressions, as many expressions as in ReLA's 150,000 steps of 48; every expression once per epoch,
+as in ReLA.
+Everything else is LAVT's recipe: s2rm_jax/recipes.py.
+`configs/grefcoco.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
+Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict

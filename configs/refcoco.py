@@ -4,12 +4,12 @@
     python -m s2rm_jax.train --config configs/refcoco.py --workdir runs/refcoco
 
 Data: DATA/refcoco/ and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
-Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
-Steps: 40 epochs x floor(42,404 referents / 32) = 40 x 1,325 = 53,000, counted from the files when training begins.
-The recipe, and what of it is LAVT's: s2rm_jax/recipes.py.
-`configs/refcoco.py:small` is a small network from scratch, for a look at the whole way on a laptop.
-Result and time: not measured here.
+Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
+Steps: 40 epochs x floor(42,404 referents / 32) = 40 x 1,325 = 53,000, counted from the files at the start of training.
+Recipe: s2rm_jax/recipes.py.
+`configs/refcoco.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
+Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict

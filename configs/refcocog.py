@@ -4,13 +4,13 @@
     python -m s2rm_jax.train --config configs/refcocog.py --workdir runs/refcocog
 
 Data: DATA/refcocog/ and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, fetched from the Hugging Face
-Hub when training begins, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
+Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files: umd 40 x 1,319 = 52,760 (42,226 referents), google 40
 x 1,400 = 56,000 (44,822 referents). Google's splits share images between train and val.
-The recipe, and what of it is LAVT's: s2rm_jax/recipes.py.
-`configs/refcocog.py:google,small` is a small network from scratch, for a look at the whole way on a laptop.
-Result and time: not measured here.
+Recipe: s2rm_jax/recipes.py.
+`configs/refcocog.py:google,small` is a small network from scratch, to try the complete pipeline on a laptop.
+Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""A small network on a handful of real photographs in the REFER layout, from scratch on a CPU.
+"""A small network on a few real photographs in the REFER layout, from scratch on a CPU.
 
-It shows that the whole path works on real images; it is far too small to generalise.
+It tests the complete path on real images; the data is far too small to generalise.
 
     python -m s2rm_jax.train --config configs/refer_mini.py --workdir runs/refer_mini
     python -m s2rm_jax.train --config configs/refer_mini.py:memorise --workdir runs/memorise
 
-`memorise` trains on 32 referents and evaluates on the same ones: an overfitting test, expected to end at a mean IoU
-above 80; docs/results/refer_mini.md has the measured curve. It needs the data at $S2RM_REFER_MINI or
+`memorise` is an overfitting test: it trains and evaluates on the same 32 referents and should reach a mean IoU above 80
+(measured curve: docs/results/refer_mini.md). It needs the data at $S2RM_REFER_MINI or
 --config.input.source.root=DIR, the vocabulary at $S2RM_BERT_VOCAB or --config.text.vocab=FILE.
 """
 

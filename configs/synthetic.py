@@ -16,7 +16,7 @@ from s2rm_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.steps = 1800
-    config.batch_size = 8  # many small steps find out sooner which word names what than few large ones
+    config.batch_size = 8  # many small steps learn the meaning of words faster than few large ones
     config.log_every = 100
     config.checkpoint_every = 600
 

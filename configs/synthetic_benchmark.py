@@ -1,4 +1,4 @@
-"""The synthetic benchmark: relations in space, isolated, for a tiny network on a CPU; docs/synthetic_benchmark.md.
+"""The synthetic benchmark: spatial relations in isolation, for a tiny network on a CPU (docs/synthetic_benchmark.md).
 
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py --workdir runs/benchmark
     python -m s2rm_jax.evaluate --workdir runs/benchmark --split test
@@ -7,10 +7,10 @@
 Mean IoU on test is 67.5 with seed 0, 66.8 ± 1.2 over three seeds (docs/results/ablations.md), after about 7 minutes on
 one core of an AMD EPYC (Zen 5).
 
-What makes it a benchmark is fixed: the scenes of input.source and a budget of 2,000 steps of 8 scenes, each of the
-16,000 training scenes once. What may be compared is the network, the loss and the optimizer. The scenes are harder
-than those of synthetic.py: 5 to 7 objects of three shapes and three colours, half of them equal to another one in all
-attributes but one, and expressions of five kinds in equal shares, among them ordinals and two relations in a chain.
+Fixed: the scenes of input.source, and a budget of 2,000 steps of 8 scenes, so that each of the 16,000 training scenes
+is used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py:
+5 to 7 objects of three shapes and three colours, half of them equal to another one in all attributes but one, and
+expressions of five kinds in equal shares, including ordinals and chains of two relations.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
             "min_objects": 5,
             "max_objects": 7,
             "object_scale": 1.2,
-            "shapes": ("circle", "triangle", "star", "ring"),  # which 20 pixels are enough to tell
+            "shapes": ("circle", "triangle", "star", "ring"),  # distinguishable at 20 pixels
             "colours": ("red", "yellow", "green", "cyan", "blue", "pink"),
             "textures": ("plain",),
             "sizes": ("small", "large"),

@@ -1,13 +1,13 @@
-"""Writes a dataset of the REFER layout as a TFDS dataset in ArrayRecord files, without TensorFlow.
+"""Convert a dataset in the REFER layout to a TFDS dataset in ArrayRecord files, without TensorFlow.
 
     python -m data.build --dataset refcoco --root DIR --out DATA_DIR
     python -m data.build --dataset refcocog --split-by google --root DIR --out DATA_DIR
 
-Run it in a clone of the repository; it needs the extra: pip install -e '.[tfds]'. The result is trained on with
+Run it in a clone of the repository, with the extra installed: pip install -e '.[tfds]'. To train on the result, set
 --config.input.source.name=tfds --config.input.source.root=DATA_DIR; dataset and split_by are as for the files.
 
-Images are copied byte for byte, masks as the polygons or RLEs that they are. What is in DATA_DIR under the final name
-is whole: a build that is broken off leaves nothing there, and the same command begins it anew.
+Images are copied byte for byte; masks stay polygons or RLEs. A dataset in DATA_DIR is always complete: an interrupted
+build leaves nothing under the final name, and the same command starts it again.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from s2rm_jax.input.tfds import BUILDER_NAMES
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "berkeley", "grefcoco": "unc"}
 
 FLAGS = flags.FlagValues()
-DATASET = flags.DEFINE_enum("dataset", None, list(DEFAULT_SPLIT_BY), "which dataset", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split-by", "", "who made the splits; by default the usual ones", flag_values=FLAGS)
-ROOT = flags.DEFINE_string("root", None, "the folder of the files, see data/README.md", flag_values=FLAGS)
-IMAGE_ROOT = flags.DEFINE_string("image-root", "", "the folder of the images, if not under --root", flag_values=FLAGS)
-OUT = flags.DEFINE_string("out", None, "the folder of prepared datasets (what TFDS calls data_dir)", flag_values=FLAGS)
+DATASET = flags.DEFINE_enum("dataset", None, list(DEFAULT_SPLIT_BY), "the dataset", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string(
+    "split-by", "", "name of the splits, e.g. unc; by default the usual ones", flag_values=FLAGS
+)
+ROOT = flags.DEFINE_string("root", None, "folder of the files, see data/README.md", flag_values=FLAGS)
+IMAGE_ROOT = flags.DEFINE_string("image-root", "", "folder of the images if not under --root", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "folder of prepared datasets (data_dir in TFDS)", flag_values=FLAGS)
 
 
 def main() -> None:
-    """Builds as the flags say."""
+    """Build the dataset that the flags select."""
     assert DATASET.value and ROOT.value and OUT.value  # required
     folder = build(
         DATASET.value, ROOT.value, OUT.value, split_by=SPLIT_BY.value or "", image_root=IMAGE_ROOT.value or ""
@@ -55,10 +57,10 @@ def build(
     image_root: str | Path = "",
     quiet: bool = False,
 ) -> Path:
-    """Builds one dataset and returns its folder, OUT/DATASET/SPLIT_BY/VERSION.
+    """Build one dataset and return its folder, OUT/DATASET/SPLIT_BY/VERSION.
 
     Raises:
-      UserError: TFDS is not installed, the dataset is built already, or its files are not whole.
+      UserError: TFDS is not installed, the dataset exists already, or its files are incomplete.
     """
     try:
         import importlib_resources  # noqa: F401  TFDS 4.9.10 needs it for builders in a package, and does not declare it
@@ -73,17 +75,17 @@ def build(
     split_by = split_by or DEFAULT_SPLIT_BY[dataset]
     root, out = Path(root).expanduser(), Path(out).expanduser()
     if not root.is_dir():
-        raise UserError(f"--root: the folder {root} does not exist; data/README.md says what it should hold")
-    find_annotations(root, dataset, split_by)  # before TFDS, which makes folders as soon as it has a builder
+        raise UserError(f"--root: the folder {root} does not exist; data/README.md describes its contents")
+    find_annotations(root, dataset, split_by)  # before TFDS creates folders
     is_new = not out.exists()
     config = split_by if split_by in builder_class.builder_configs else ReferConfig(split_by)
     builder = builder_class(config=config, data_dir=out, file_format="array_record")
     folder = Path(builder.data_path)
     if (folder / "dataset_info.json").is_file():
-        raise UserError(f"{folder} is there already; remove it to build it again")
+        raise UserError(f"{folder} exists already; remove it to build it again")
     builder.image_root, builder.quiet = str(image_root), quiet
     try:
-        # TFDS announces on stdout a download that there is not, and would leave its empty folder in --out.
+        # TFDS would print a message about a download that does not happen and leave an empty folder in --out.
         with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
             download_config = tfds.download.DownloadConfig(manual_dir=root)
             builder.download_and_prepare(download_dir=downloads, download_config=download_config)
@@ -96,8 +98,8 @@ def build(
 
 
 def _remove_empty(folder: Path, out: Path | None) -> None:
-    """Removes what TFDS leaves of a build that failed: folders above `folder` in which nothing was built."""
-    with suppress(OSError):  # not empty, or never made
+    """Remove the empty parents of `folder` that TFDS leaves after a failed build."""
+    with suppress(OSError):  # not empty, or never created
         folder.parent.rmdir()
         dataset = folder.parents[1]
         if [path.name for path in dataset.iterdir()] == [".config"]:

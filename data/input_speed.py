@@ -1,12 +1,12 @@
-"""Measures the input pipeline: what each stage of it costs, and how near the whole comes to plain JPEG decoding.
+"""Measure the cost of each stage of the input pipeline, and compare the whole with plain JPEG decoding.
 
     python -m data.input_speed                                      # 200 generated images of 640 x 480
-    python -m data.input_speed --root REFER_DIR --split-by mini     # the training images of refcoco as it is there
+    python -m data.input_speed --root REFER_DIR --split-by mini     # the training images of refcoco in that folder
 
-Prints Markdown, and with --json FILE writes the same as JSON; docs/results/input_speed.md keeps it. Files come from the
-page cache. All times are processor time, those of workers included, so that "per core" means a core that does nothing
-else. Everything is measured in turn, round by round, and medians over the rounds are told: what else the machine does
-then weighs on all sides alike.
+Prints Markdown and, with --json FILE, writes the same as JSON; docs/results/input_speed.md keeps it. Files come from
+the page cache. All times are processor time including workers, so "per core" means a core that does nothing else. Each
+round measures everything once, so that other load on the machine affects all measurements alike; the medians over the
+rounds are reported.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batche
 from s2rm_jax.input.refer import ReferSource
 
 FLAGS = flags.FlagValues()
-ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default images are made", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split-by", "unc", "who made its splits", flag_values=FLAGS)
-IMAGES = flags.DEFINE_integer("images", 200, "how many are made", lower_bound=1, flag_values=FLAGS)
-EXPRESSIONS = flags.DEFINE_integer(
-    "expressions", 4, "expressions with each image (K)", lower_bound=1, flag_values=FLAGS
+ROOT = flags.DEFINE_string("root", "", "folder in the REFER layout; by default images are generated", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split-by", "unc", "name of the splits", flag_values=FLAGS)
+IMAGES = flags.DEFINE_integer("images", 200, "number of generated images", lower_bound=1, flag_values=FLAGS)
+EXPRESSIONS = flags.DEFINE_integer("expressions", 4, "expressions per image (K)", lower_bound=1, flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "number of rounds; medians are reported", lower_bound=1, flag_values=FLAGS)
+BATCHES = flags.DEFINE_integer(
+    "batches", 16, "batches of the whole pipeline per round", lower_bound=1, flag_values=FLAGS
 )
-ROUNDS = flags.DEFINE_integer("rounds", 5, "of which medians are told", lower_bound=1, flag_values=FLAGS)
-BATCHES = flags.DEFINE_integer("batches", 16, "of the whole pipeline in a round", lower_bound=1, flag_values=FLAGS)
-JSON = flags.DEFINE_string("json", "", "a file for the results", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json", "", "file to write the results to as JSON", flag_values=FLAGS)
 
 BATCH_SIZE = 16
 WORKERS = (0, 1, 2)
-DECODERS: dict[str, tuple[str, Callable[[Any, bytes], Any]]] = {  # module, and how it decodes to RGB
+DECODERS: dict[str, tuple[str, Callable[[Any, bytes], Any]]] = {  # module, and its decoding to RGB
     "pillow": ("PIL.Image", lambda module, data: module.open(io.BytesIO(data)).load()),
     "simplejpeg": ("simplejpeg", lambda module, data: module.decode_jpeg(data)),
     "opencv-python-headless": (
@@ -64,7 +64,7 @@ DECODERS: dict[str, tuple[str, Callable[[Any, bytes], Any]]] = {  # module, and 
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Measure with the settings of the flags."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(ROOT.value) if ROOT.value else write_images(Path(scratch), IMAGES.value or 0)
         source = ReferSource("train", root=root, split_by=SPLIT_BY.value or "")
@@ -88,7 +88,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Repeated:
-    """The images again and again, as many as RefCOCO has: Grain needs a millisecond to shuffle a few dozen."""
+    """The images repeated to the length of RefCOCO; Grain takes a millisecond to shuffle a few dozen images."""
 
     source: ReferSource
 
@@ -106,7 +106,7 @@ class _Repeated:
 
 
 def _decoders(source: ReferSource) -> dict[str, Callable[[int], Any]]:
-    """Plain JPEG decoding by each library that is there."""
+    """Return plain JPEG decoding by each installed library."""
     files = [Path(str(example.image)).read_bytes() for example in source]
 
     def decoder(module: Any, decode: Callable[[Any, bytes], Any]) -> Callable[[int], Any]:
@@ -120,7 +120,7 @@ def _decoders(source: ReferSource) -> dict[str, Callable[[int], Any]]:
 
 
 def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int], Any]]:
-    """What is done for an image, one after the other; each stage begins with what the one before it made."""
+    """Return the stages of the pipeline; each starts from the result of the previous one."""
     encoder = replace(build_encoder(build_tokenizer(config, source), config), resize=resize_fast)
     rng = np.random.default_rng(0)
     size, examples = encoder.image_size, list(source)
@@ -133,26 +133,26 @@ def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int]
         "resizing the image": lambda i: resize_fast(views[i].image, size),
         "resizing it by Pillow, as in evaluation": lambda i: resize_image(views[i].image, size),
         "making the masks": lambda i: [pack_mask(mask) for mask in views[i].masks(size)],
-        "tokenising": lambda i: [encoder.tokenizer.encode(expression) for expression in views[i].expressions],
+        "tokenising": lambda i: [encoder.tokenizer.encode(expression) for expression in views[i].texts],
         "all of it, one after the other": lambda i: encoder(examples[i], chosen[i]),
     }
 
 
 @contextlib.contextmanager
 def _pipeline(source: ReferSource, config: ConfigDict, workers: int) -> Iterator[Callable[[], float]]:
-    """Gives what takes BATCHES batches from Grain and returns the seconds of processor time that this took in all."""
+    """Yield a function that takes BATCHES batches from Grain and returns the seconds of processor time used."""
     config = copy.deepcopy(config)
     config.input.workers = workers
     before = set(multiprocessing.active_children())
     batches: Any = train_batches(_Repeated(source), build_tokenizer(config, source), config)
-    next(batches)  # starts everything
+    next(batches)  # starts the workers
     children = set(multiprocessing.active_children()) - before
 
     def clock() -> float:
         return time.process_time() + sum(_processor_time(child.pid) for child in children)
 
     def settle() -> float:
-        """Waits until the buffers are full and all is quiet; returns the clock."""
+        """Wait until the buffers are full and the workers idle; return the clock."""
         now, earlier = clock(), -1.0
         while now - earlier > 0.02:
             time.sleep(0.5)
@@ -163,14 +163,14 @@ def _pipeline(source: ReferSource, config: ConfigDict, workers: int) -> Iterator
         began = settle()
         for _ in range(BATCHES.value or 0):
             next(batches)
-        return settle() - began  # as much was made as was taken
+        return settle() - began  # as many batches were made as taken
 
     yield take
     batches.close()
 
 
 def _processor_time(pid: int | None) -> float:
-    """The seconds of processor time that a running process has taken so far; Linux only."""
+    """Return the seconds of processor time of a running process; Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -181,7 +181,7 @@ def _round(
     stages: dict[str, Callable[[int], Any]],
     pipelines: dict[str, Callable[[], float]],
 ) -> dict[str, float]:
-    """Measures everything once; returns milliseconds an image."""
+    """Measure everything once; return milliseconds per image."""
     times = {}
     for name, take in pipelines.items():
         times[name] = 1000 * take() / (BATCHES.value or 0) / BATCH_SIZE
@@ -198,13 +198,13 @@ def _print(source: ReferSource, milliseconds: dict[str, float], shares: dict[str
     pixels = sum(example.height * example.width for example in source) / len(source)
     versions = ", ".join(f"{name} {version(name)}" for name in ("grain", "numpy", "pillow", "pycocotools"))
     print(f"{len(source)} images, {pixels:,.0f} pixels and {size / 1e3:.0f} kB on average; {versions}\n")
-    print(f"| | ms an image | images/s a core | of {limit} |\n|---|---|---|---|")
+    print(f"| | ms per image | images/s per core | of {limit} |\n|---|---|---|---|")
     for name, time_ in sorted(milliseconds.items(), key=lambda item: item[0].startswith("the whole")):
         print(f"| {name} | {time_:.3f} | {1000 / time_:,.0f} | {100 * shares[name]:.0f} % |")
 
 
 def _write_vocabulary(source: ReferSource, folder: Path) -> Path:
-    """Writes a BERT vocabulary of all words of the expressions."""
+    """Write a BERT vocabulary of all words of the expressions."""
     words = {word for example in source for e in example.expressions for word in e.text.lower().split()}
     path = folder / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words)]) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Measures the two ways to store a REFER dataset: sizes on disk, reading speed, and the forms that masks could have.
+"""Measure the two ways to store a REFER dataset: sizes on disk, reading speed, and possible forms of masks.
 
     python -m data.measure                                          # 500 generated images of 640 x 480
-    python -m data.measure --root REFER_DIR --split-by mini         # refcoco as it is there
+    python -m data.measure --root REFER_DIR --split-by mini         # the refcoco in that folder
 
-Prints Markdown; docs/results/tfds.md keeps it. Images are read in random order by one thread, from the page cache:
-disks and networks are not measured. Rates are by processor time, the best of three rounds.
+Prints Markdown; docs/results/tfds.md keeps it. One thread reads images in random order from the page cache, so disks
+and networks are not measured. Rates are by processor time, the best of three rounds.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.tfds import TfdsSource
 
 FLAGS = flags.FlagValues()
-ROOT = flags.DEFINE_string("root", "", "a folder in REFER's layout; by default images are made", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split-by", "unc", "who made its splits", flag_values=FLAGS)
-IMAGES = flags.DEFINE_integer("images", 500, "how many are made", lower_bound=1, flag_values=FLAGS)
+ROOT = flags.DEFINE_string("root", "", "folder in the REFER layout; by default images are generated", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split-by", "unc", "name of the splits", flag_values=FLAGS)
+IMAGES = flags.DEFINE_integer("images", 500, "number of generated images", lower_bound=1, flag_values=FLAGS)
 
 HEIGHT, WIDTH = 480, 640
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Measure with the settings of the flags."""
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch, "files")
         root = Path(ROOT.value) if ROOT.value else write_images(made, IMAGES.value or 0)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def rate(read: Callable[[int], Any], count: int) -> float:
-    """Returns how many items are read, in random order, by a second of processor time: the best of three rounds."""
+    """Return the items read per second of processor time, in random order; the best of three rounds."""
     order = np.random.default_rng(0).permutation(count).tolist()
     best = float("inf")
     for _ in range(3):
@@ -77,7 +77,7 @@ def rate(read: Callable[[int], Any], count: int) -> float:
 
 
 def print_mask_forms(source: ReferSource) -> None:
-    """Compares the forms in which a mask could be stored: bytes, and time from them to a boolean array."""
+    """Compare possible storage forms of masks: bytes, and the time to convert them to a boolean array."""
     masks = [
         (example.expressions[group[0]].segmentation, example.height, example.width)
         for index, example in enumerate(source)
@@ -114,12 +114,12 @@ def print_mask_forms(source: ReferSource) -> None:
 
 
 def milliseconds(read: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> float:
-    """Returns how long `read` takes on average."""
+    """Return the mean time of a call of `read`."""
     return 1000 / rate(lambda index: read(*arguments[index]), len(arguments))
 
 
 def write_images(root: Path, count: int) -> Path:
-    """Writes `count` JPEGs of the size in bytes that COCO's have, each with three referents and seven expressions."""
+    """Write `count` JPEGs with COCO's usual file size, each with three referents and seven expressions."""
     rng = np.random.default_rng(0)
     images = root / "images/train2014"
     images.mkdir(parents=True)
@@ -144,11 +144,11 @@ def write_images(root: Path, count: int) -> Path:
 def _referent(id: int, image: int, count: int) -> dict[str, Any]:
     texts = [f"The {id} thing on the left, number {number}" for number in range(count)]
     expressions = [{"sent_id": 10 * id + n, "raw": text, "sent": text.lower()} for n, text in enumerate(texts)]
-    return {"ref_id": id, "ann_id": id, "image_id": image, "split": "train", "expressions": expressions}
+    return {"ref_id": id, "ann_id": id, "image_id": image, "split": "train", "sentences": expressions}
 
 
 def _outline(rng: np.random.Generator) -> list[float]:
-    """A wavy outline of 40 corners, COCO's usual number, to a hundredth of a pixel."""
+    """Return a wavy outline of 40 corners, COCO's usual number, to a hundredth of a pixel."""
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     radius = rng.uniform(30, 110) * (1 + 0.15 * rng.standard_normal(40))
     centre = rng.uniform((150, 150), (WIDTH - 150, HEIGHT - 150))

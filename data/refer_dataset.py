@@ -1,7 +1,7 @@
-"""What the TFDS builders of the REFER datasets share: they read the files as training does, and store them as they are.
+"""The base class of the TFDS builders of the REFER datasets.
 
-`manual_dir` is the folder of the REFER layout. One record is one image with all its expressions in the split: the
-file of the image, byte for byte, and the polygons or RLEs of the annotations.
+`manual_dir` is a folder in the REFER layout, which is read as in training. One record is one image with all its
+expressions in the split: the file of the image, byte for byte, and the polygons or RLEs of the annotations.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.check.files import ImageFile, ailment
+from s2rm_jax.input.check.examine import ImageFile, check_image
 from s2rm_jax.input.example import Example
-from s2rm_jax.input.progress_bar import progress_bar
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.refer_annotations import TEXT_FIELDS, find_annotations, load_refs, split_of
 from s2rm_jax.input.tfds import encode
 
 
 class ReferConfig(tfds.core.BuilderConfig):
-    """One way to split a dataset; its name is the SPLIT_BY of `refs(SPLIT_BY).p`."""
+    """One set of splits of a dataset; its name is the SPLIT_BY of `refs(SPLIT_BY).p`."""
 
     def __init__(self, split_by: str):
         super().__init__(name=split_by, description=f"split by {split_by}")
 
 
 class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds one dataset of the REFER layout; a subclass names its folder and its ways to split it."""
+    """Builder of one dataset; a subclass gives its folder and its sets of splits."""
 
     FOLDER: str
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is a folder in the REFER layout; data/README.md describes it."
 
-    image_root = ""  # the folder of the images, where it is not in the layout
-    quiet = False  # whether to show no progress
+    image_root = ""  # folder of the images if it is not in the layout
+    quiet = False  # show no progress bar
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
             {
-                "image": tfds.features.Image(encoding_format="jpeg", doc="the file as it was found"),
+                "image": tfds.features.Image(encoding_format="jpeg", doc="the original file"),
                 "image/id": tfds.features.Text(),
                 "image/height": np.int32,
                 "image/width": np.int32,
@@ -73,7 +73,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     @property
     def split_by(self) -> str:
-        """Who made the splits."""
+        """The name of the set of splits."""
         return self.builder_config.name
 
     def _generate_examples(self, root: Path, split: str) -> Iterator[tuple[int, Any]]:
@@ -83,7 +83,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         self.info.metadata["referents"][split] = {
             field: [by_field[field] for by_field in sizes] for field in TEXT_FIELDS
         }
-        for index, example in enumerate(progress_bar(raw, f"{self.FOLDER} {split}", len(raw), quiet=self.quiet)):
+        for index, example in enumerate(tqdm(raw, f"{self.FOLDER} {split}", disable=self.quiet or None, leave=False)):
             yield index, encode(whole_file(example), example, cleaned)
 
     def _source(self, root: Path, split: str, field: Literal["raw", "sent"]) -> ReferSource:
@@ -93,13 +93,13 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             dataset=self.FOLDER,
             split_by=self.split_by,
             sentence_field=field,
-            overlap="drop",  # keeps apart what the union joins; TfdsSource makes either of it
+            overlap="drop",  # keeps polygons apart; TfdsSource can make the union of them
             image_root=self.image_root,
         )
 
 
 def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dict[str, list[int]]:
-    """Returns, for each field, how many expressions each referent of an image has; `cleaned` has those of "sent"."""
+    """Return for each text field the number of expressions of each referent; `cleaned` holds the texts of "sent"."""
     expressions, groups = source[index].expressions, source.referents(index)
     if [position for group in groups for position in group] != list(range(len(expressions))):
         raise AssertionError("ReferSource puts the expressions of one referent next to each other")
@@ -108,18 +108,18 @@ def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dic
 
 
 def whole_file(example: Example) -> bytes:
-    """Returns the file of an image, byte for byte; a UserError if it is damaged or not of the annotated size."""
+    """Return the bytes of an image file; raise a UserError if it is damaged or not of the annotated size."""
     path = Path(str(example.image))
-    kind, case = ailment(ImageFile(path, example.height, example.width))
+    kind, case = check_image(ImageFile(path, example.height, example.width))
     if kind:
-        raise UserError(f"{kind} in {path.parent}: {case}; data/check.py finds all of them and says what to do")
+        raise UserError(f"{kind} in {path.parent}: {case}; run data/check.py to list all problems and their remedies")
     return path.read_bytes()
 
 
 def splits_of(root: Path, folder: str, split_by: str) -> list[str]:
-    """Returns the splits to write: train, val and all kinds of test, each where the file of referents has it.
+    """Return the splits to write: those of train, val, testA, testB, testC and test that the file of referents has.
 
-    "test" is written where the file itself has a split of that name.
+    "test" is written only if the file itself has a split of that name.
     """
     refs_path, _ = find_annotations(root, folder, split_by)
     values = sorted({split_of(ref, refs_path) for ref in load_refs(refs_path)})

@@ -1,18 +1,18 @@
-"""Counts the scenes of the synthetic benchmark, and what trivial answers to its expressions are worth.
+"""Print the size of the synthetic benchmark and the scores of trivial answers to its expressions.
 
     python -m data.synthetic_baselines                                  # val, test and compositional; about 10 seconds
-    python -m data.synthetic_baselines --config configs/synthetic.py    # the same of another configuration's scenes
+    python -m data.synthetic_baselines --config configs/synthetic.py    # the scenes of another configuration
 
-Prints Markdown; docs/synthetic_benchmark.md keeps it. The answers are no networks, but what is expected of somebody who
-knows all masks and chooses among them by chance:
+Prints Markdown; docs/synthetic_benchmark.md keeps it. The answers are not networks but expected scores of choosing at
+random among the true masks:
 
 empty          nothing
-whole image  every pixel
+whole image    every pixel
 random object  one of the objects
-head noun      one of the objects that fit the first noun of the expression ("the second small ring from the left": one of
-               the small rings). Of a relation the landmark is left out, as if it had been found. Nobody who ignores
-               relations, superlatives and ordinals has a higher mean IoU: where n objects fit equally well, no mask is
-               worth more than 1 / n on average, as what it covers of one object it adds to the unions of the others.
+head noun      one of the objects that fit the first noun of the expression ("the second small ring from the left": one
+               of the small rings), without the landmark of a relation, as if it had been found. No method that ignores
+               relations, superlatives and ordinals has a higher mean IoU: if n objects fit equally well, no mask scores
+               above 1 / n on average, as its pixels on one object add to the unions with the others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from s2rm_jax.input.synthetic.source import Composition
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a configuration with synthetic scenes; by default the benchmark", flag_values=FLAGS
+    "config", None, "configuration with synthetic scenes; by default the benchmark", flag_values=FLAGS
 )
 
 SPLITS = ("val", "test", "compositional")
@@ -56,7 +56,7 @@ class Answer:
 
 
 def main() -> None:
-    """Prints the tables of the configuration that the flags name."""
+    """Print the tables of the configuration that the flags name."""
     config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
     source_config = config.input.source
     if source_config.name != "synthetic":
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def answers(composition: Composition) -> Iterator[Answer]:
-    """Yields what the baselines are worth on each expression of a scene."""
+    """Yield the scores of the baselines on each expression of a scene."""
     areas = np.array([mask.sum() for mask in composition.masks])
     pixels = composition.masks[0].size
     for reference in composition.references:
@@ -79,7 +79,7 @@ def answers(composition: Composition) -> Iterator[Answer]:
 
 
 def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
-    """Returns the things that fit the first noun of an expression, apart from the thing to which it is related."""
+    """Return the things that fit the first noun of an expression, except the landmark of a relation."""
     meaning = reference.meaning
     if isinstance(meaning, Noun):
         return evaluate(meaning, scene) or frozenset()
@@ -88,7 +88,7 @@ def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
 
 
 def baseline_table(compositions: Sequence[Composition], split: str) -> Table:
-    """Returns the mean IoU of the baselines in percent, by kind of expression and over all."""
+    """Return the mean IoU of the baselines in percent, by kind of expression and over all."""
     found = [answer for composition in compositions for answer in answers(composition)]
     kinds = list(dict.fromkeys(answer.kind for answer in found))
     rows = [_row(kind, [answer for answer in found if answer.kind == kind]) for kind in kinds]
@@ -102,13 +102,13 @@ def _row(name: str, found: Sequence[Answer]) -> tuple[str, ...]:
 
 
 def describe(compositions: Sequence[Composition]) -> str:
-    """Returns the counts and the checksum of a split as a list."""
+    """Return the counts and the checksum of a split as a list."""
     references = [reference for composition in compositions for reference in composition.references]
     sizes = Counter(len(composition.masks) for composition in compositions)
     words = [len(reference.text.split()) for reference in references]
     lines = (
         f"scenes: {len(compositions):,}; with {_listed(sizes)} objects",
-        f"expressions: {len(references):,}, of them different: {len({r.text for r in references}):,}; "
+        f"expressions: {len(references):,}, different: {len({r.text for r in references}):,}; "
         f"{np.mean(words):.1f} words on average, {max(words)} at most",
         f"expressions by kind: {_listed(Counter(reference.kind for reference in references))}",
         f"checksum of expressions and masks: `{checksum(compositions)}`",
@@ -121,9 +121,9 @@ def _listed(counts: Counter[Any]) -> str:
 
 
 def checksum(compositions: Sequence[Composition]) -> str:
-    """Returns the SHA-256 of all expressions and of their masks, one bit a pixel, in order.
+    """Return the SHA-256 of all expressions and of their masks, one bit a pixel, in order.
 
-    Images are not in it: their noise may be rounded otherwise by another processor.
+    Images are not included, since processors may round their noise differently.
     """
     digest = hashlib.sha256()
     for composition in compositions:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
 from PIL import Image
+from tqdm import tqdm
 
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
@@ -40,8 +41,7 @@ from s2rm_jax.evaluation.prediction_files import (
     write_prediction,
     write_result,
 )
-from s2rm_jax.input.image_files import result_folders
-from s2rm_jax.input.progress_bar import clear_line, progress_bar
+from s2rm_jax.input.images import result_folders
 from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.logging import counted
@@ -103,7 +103,7 @@ def _programs_kept() -> AbstractContextManager[None]:
 
 def _many(images: str, out: Path) -> dict[str, Any]:
     from s2rm_jax.evaluation.prediction_files import require_name_of_its_own
-    from s2rm_jax.input.image_files import list_images
+    from s2rm_jax.input.images import list_images
     from s2rm_jax.training.logging import counted
 
     expressions, explain = TEXT.value or [], EXPLAIN.value or ""
@@ -222,13 +222,12 @@ def segment_images(
     content: dict[str, Any] = {"images": done, "failed": failed}
     pairs = list(zip(paths, result_folders(paths, taken=RESULT_FILE), strict=True))
     try:
-        for path, folder in progress_bar(pairs, "segmenting images", len(pairs), quiet=quiet):
+        for path, folder in tqdm(pairs, "segmenting images", disable=quiet or None, leave=False):
             try:
                 encoded = segmenter.encode(path)
             except UserError as error:
                 failed.append({"image": str(path), "error": str(error)})
-                clear_line()
-                print(f"warning: left out: {error}", file=sys.stderr)
+                tqdm.write(f"warning: left out: {error}", file=sys.stderr)
                 continue
             result = segmenter.segment(encoded, expressions, explain=bool(explain))
             there = make_output_folder(out / folder)

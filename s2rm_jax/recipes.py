@@ -1,14 +1,13 @@
-"""The recipe by which the real benchmarks are trained, shared by the files of configs/.
+"""The training recipe of the REFER benchmarks, shared by the files of configs/.
 
-It is the one that the LAVT family has in common (LAVT, and with changes CARIS, DMMI and CGFormer), so that a difference
-in the result is a difference in the network: 480 x 480 pixels without any augmentation, Swin-Base with windows of 12
+It is the common recipe of the LAVT family (LAVT and, with changes, CARIS, DMMI and CGFormer), so that a difference in
+the result is a difference of the network: 480 x 480 pixels without augmentation, Swin-Base with windows of 12
 pretrained on ImageNet-22k at 384 pixels, BERT-base, 20 tokens, one random expression per referent, 40 epochs of batches
 of 32, AdamW at 5e-5 for everything with weight decay 0.01, polynomial decay of power 0.9 without warm-up, two-class
 cross-entropy weighted 0.9 / 1.1, drop path 0.3 (yz93/LAVT-RIS args.py, train.py, lib/segmentation.py).
 
-Where LAVT's code does something by accident, this does not follow: it trains all layers of BERT (LAVT leaves the last
-two and the embeddings as they are), has BERT's dropout on, keeps the [SEP] of a long expression, and exempts biases and
-norms from weight decay everywhere.
+Accidents of LAVT's code are not reproduced: here all layers of BERT are trained (LAVT leaves out the last two and the
+embeddings), BERT's dropout is on, a truncated expression keeps its [SEP], and no bias or norm has weight decay.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ EPOCHS = 40
 
 
 def lavt_recipe(source: dict[str, object], small: bool = False) -> ConfigDict:
-    """Returns the recipe for a source in the REFER layout.
+    """Return the recipe for a source in the REFER layout.
 
-    Where things lie is taken from the environment, and a flag goes before it:
-        S2RM_DATA   the root of the layout          --config.input.source.root
-        S2RM_SWIN   weights: a path or a Hub name   --config.vision.pretrained
-        S2RM_BERT   the same of BERT                --config.text.pretrained
+    Paths come from environment variables; flags take precedence:
+        S2RM_DATA   the root of the layout                  --config.input.source.root
+        S2RM_SWIN   weights of Swin: a path or a Hub name   --config.vision.pretrained
+        S2RM_BERT   weights of BERT: a path or a Hub name   --config.text.pretrained
 
     Args:
-        source: the arguments of the source beside the root, "name" among them.
-        small: a network for a laptop, from scratch and for 400 steps, to try everything out on the way from the files
-            to the evaluation. It takes the vocabulary from $S2RM_BERT_VOCAB or --config.text.vocab.
+        source: the name and the arguments of the source, without the root.
+        small: a small network, trained from scratch for 400 steps, to try the complete path from the files to the
+            evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
     """
     config = default_config()
     config.input.source = ConfigDict({"root": os.environ.get("S2RM_DATA", ""), **source})
     config.input.image_size = (480, 480)
     config.input.sampling = "referent"
-    config.input.expressions_per_image = 1  # with one, a batch of 32 images is one of 32 referents, as with the peers
+    config.input.expressions_per_image = 1  # so that a batch of 32 images has 32 referents, as in peers
     config.input.workers = 4
     config.steps = 0  # computed from the epochs
     config.epochs = EPOCHS
@@ -60,17 +59,17 @@ def lavt_recipe(source: dict[str, object], small: bool = False) -> ConfigDict:
 
 
 def read_variant(argument: str, config_file: str, choices: Sequence[str] = ()) -> tuple[str, bool]:
-    """Reads the argument of a configuration: one of `choices` (the first by default), "small", or both with a comma.
+    """Parse the argument of a configuration: one of `choices` (by default the first), "small", or both with a comma.
 
     Raises:
-        UserError: names what there is.
+        UserError: unknown argument; names the valid ones.
     """
     words = [word for word in argument.split(",") if word]
     small = "small" in words
     chosen = [word for word in words if word != "small"]
     if len(chosen) > 1 or not set(chosen) <= set(choices) or words.count("small") > 1:
-        known = ", ".join(repr(choice) for choice in (*choices, "small"))
-        raise UserError(f"configs/{config_file} has no variant {argument!r}; after the colon may stand: {known}.")
+        available = ", ".join(repr(choice) for choice in (*choices, "small"))
+        raise UserError(f"configs/{config_file} has no variant {argument!r}; available: {available}.")
     return (chosen or [*choices, ""])[0], small
 
 
@@ -86,7 +85,7 @@ def _shrunk(config: ConfigDict) -> ConfigDict:
     config.text.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, dropout_rate=0.0)
     config.vision.pretrained = config.text.pretrained = ""
     config.text.vocab = os.environ.get("S2RM_BERT_VOCAB", "")
-    config.loss.update(kind="bce_dice", coarse_weight=0.2)  # which from scratch finds the referent sooner
+    config.loss.update(kind="bce_dice", coarse_weight=0.2)  # learns to find the referent faster from scratch
     config.fusion.update(width=128, recurrent_width=64, num_heads=4)
     config.decoder.widths = (48, 64, 96, 128)
     config.optimizer.update(learning_rate=5e-4, warmup_steps=50)

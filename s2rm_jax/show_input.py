@@ -1,11 +1,11 @@
-"""Draws what a network is trained on: images, masks and expressions as they leave the input pipeline.
+"""Draw training data: images, masks and expressions at the output of the input pipeline.
 
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
 
-A column is an image of the first batch. The first row shows it as it is; a further row for each kind of augmentation
-that the configuration turns on shows it changed in that way alone, wherever the expressions admit it: an image that is
-the same as above was refused. Nothing is trained.
+Each column is an image of the first batch. The first row shows it without augmentation; a further row for each enabled
+kind of augmentation shows it with that kind alone, wherever the expressions admit it. An image that equals the first
+row was refused. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -30,20 +30,18 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
+    "config", None, "a file of configs/, optionally with an argument after a colon", flag_values=FLAGS
 )
-OUT = flags.DEFINE_string("out", None, "the PNG file to write", flag_values=FLAGS)
-NUMBER = flags.DEFINE_integer("number", 5, "images to draw", lower_bound=1, flag_values=FLAGS)
-SIDE = flags.DEFINE_integer(
-    "side", 224, "pixels of the longer side of a drawn image", lower_bound=32, flag_values=FLAGS
-)
+OUT = flags.DEFINE_string("out", None, "PNG file to write", flag_values=FLAGS)
+NUMBER = flags.DEFINE_integer("number", 5, "number of images to draw", lower_bound=1, flag_values=FLAGS)
+SIDE = flags.DEFINE_integer("side", 224, "longer side of a drawn image in pixels", lower_bound=32, flag_values=FLAGS)
 
 KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches", "hide_words")}
 
 
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
-    """Draws as the flags say."""
+    """Draw the images that the flags select."""
     from s2rm_jax.config import check_config
     from s2rm_jax.training.logging import counted
 
@@ -53,14 +51,16 @@ def main() -> dict[str, Any]:
     try:
         page.save(Path(OUT.value), format="PNG")
     except OSError as error:
-        raise UserError(f"--out {OUT.value} cannot be written: {error.strerror}; name a file in a folder") from error
+        raise UserError(
+            f"--out {OUT.value} cannot be written: {error.strerror}; give a file in an existing folder"
+        ) from error
     print(f"{OUT.value} shows {counted(NUMBER.value, 'image')} of {CONFIG.value.input.train_split}")
     rows = [label for label, _ in kinds_of(CONFIG.value)]
     return {"file": OUT.value, "images": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
 
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
-    """Returns the rows one below the other, with `number` images of `side` pixels each."""
+    """Return the page: one row per kind of augmentation, with `number` images of `side` pixels each."""
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
 
@@ -78,19 +78,19 @@ def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
 
 
 def kinds_of(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
-    """Yields the configuration without augmentation, then with each kind that it turns on alone, wherever it may be."""
+    """Yield the configuration without augmentation, then with each enabled kind alone, applied wherever possible."""
     for label, fields in {"as it is": (), **KINDS}.items():
-        wanted = {field: config.input.augment[field] for field in fields}
-        if fields and not any(wanted.values()):
+        values = {field: config.input.augment[field] for field in fields}
+        if fields and not any(values.values()):
             continue
         alone = copy.deepcopy(config)
         alone.input.augment.update({field: 0.0 for of_kind in KINDS.values() for field in of_kind})
-        alone.input.augment.update({f: 1.0 if f in ("flip", "crop") else value for f, value in wanted.items()})
+        alone.input.augment.update({f: 1.0 if f in ("flip", "crop") else value for f, value in values.items()})
         yield label, alone
 
 
 def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number: int) -> Batch:
-    """Returns the first `number` rows of a training; which they are does not depend on the augmentation."""
+    """Return the first `number` rows of training, the same ones for all augmentations."""
     from s2rm_jax.input.pipeline import train_batches
 
     config = copy.deepcopy(config)
@@ -100,9 +100,9 @@ def first_batch(config: ConfigDict, source: Source, tokenizer: Tokenizer, number
 
 
 def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Image:
-    """Draws the images of a batch side by side, with masks and expressions, and a label above.
+    """Draw the images of a batch side by side with masks and expressions, under a label.
 
-    Expressions about the same object have its colour.
+    Expressions have the colour of their object.
     """
     from s2rm_jax.evaluation import overlay
     from s2rm_jax.input.encode import unpack_masks
@@ -122,7 +122,7 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
     overlay.draw_lines(canvas, [label], (gap, gap // 2), text)
     for column, legend in enumerate(legends):
         masks = list(unpack_masks(batch.targets[column][batch.valid[column]], height))
-        objects = list({mask.tobytes(): mask for mask in masks}.values())  # of which several expressions may speak
+        objects = list({mask.tobytes(): mask for mask in masks}.values())  # several expressions may share one
         colour_of = {mask.tobytes(): colour for mask, colour in zip(objects, cycle(overlay.DISTINCT_COLOURS))}
         colours = [colour_of[mask.tobytes()] for mask in masks]
         image = overlay.fit_image(batch.images[column], size)

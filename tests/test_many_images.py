@@ -53,7 +53,7 @@ def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tm
         yield next(iter(items))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "progress_bar", break_off)
+    monkeypatch.setattr(predict, "tqdm", break_off)
     with pytest.raises(KeyboardInterrupt):
         segment_images(segmenter, paths, ["red"], tmp_path / "out")
     (image,) = json.loads((tmp_path / "out/result.json").read_text())["images"]

@@ -1,7 +1,7 @@
-"""Changed views of training images: mirrored, cropped, partly hidden. All are off by default, as in all peers.
+"""Augmentation of training images: mirroring, cropping, hiding parts. All are off by default, as in all peers.
 
-Each is made so that no view teaches something false; where that is not certain the view stays as it is. Every choice
-comes from the generator of the row's position, so a view is a pure function of (seed, position).
+An augmented view never contradicts its expressions; if this is not certain, the view stays as it is. All random
+choices come from the generator of the row's position, so a view is a pure function of (seed, position).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from s2rm_jax.input.tokens import Tokenizer
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; bottom and right exclusive
 
-# What a crop can make false: places in the image, the image itself, its border, counting and ordering. Of other
-# superlatives ("the tallest man") nothing changes: what is the most among all is the most among those that are left.
+# Words whose meaning a crop can change: places in the image, the image itself, its border, counting and ordering. Other
+# superlatives ("the tallest man") stay true: the most of all is also the most of those that remain.
 _DEPENDS_ON_FRAME = re.compile(
     r"left|right|\b(top|bottom|upper|lower|middle|mid|cent(er|re)s?|central|corners?|edges?|ends?|sides?|between|among"
     r"|half|halves|part(ly|ial|ially)?|portions?|whole|entire|full|fully|complete(ly)?|cut|cropped|off|visible|see|seen"
-    r"|image|image|photo|photograph|pic|frame|screen|shot|view|border|first|second|third|fourth|fifth|sixth|last"
+    r"|picture|image|photo|photograph|pic|frame|screen|shot|view|border|first|second|third|fourth|fifth|sixth|last"
     r"|next|only|alone|single|one|two|three|four|five|six|all|both|other|others|another|group|row|\d+\w*"
     r"|clock|oclock|north|south|east|west|above|below|under|far|farthest|furthest|most)\b",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ _DEPENDS_ON_FRAME = re.compile(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a training view; see the section config.input.augment for the numbers."""
+    """The augmentation of a training view; the fields are those of the section config.input.augment."""
 
     flip: float = 0.0
     crop: float = 0.0
@@ -46,10 +46,10 @@ class Augmentation:
     patch: int = 32
     hide_words: float = 0.0
     mask_id: int = 0
-    continues: Bool[np.ndarray, " vocabulary"] | None = None  # which entries of the vocabulary go on with a word
+    continues: Bool[np.ndarray, " vocabulary"] | None = None  # entries of the vocabulary that continue a word
 
     def move(self, view: View, example: Example, rng: np.random.Generator) -> View:
-        """Crops and mirrors a view of `example`, each with its probability and where that keeps it true."""
+        """Crop and mirror a view of `example`, each with its probability and if the expressions stay true."""
         if self.crop and rng.random() < self.crop and croppable(view):
             view = crop(view, crop_box(example, self.crop_smallest, rng))
         if self.flip and rng.random() < self.flip:
@@ -57,7 +57,7 @@ class Augmentation:
         return view
 
     def hide(self, arrays: Batch, rng: np.random.Generator) -> Batch:
-        """Hides patches of the image and words of the expressions of encoded arrays (no batch axis)."""
+        """Hide patches of the image and words of the expressions of encoded arrays (no batch axis)."""
         if self.hide_patches:
             share = rng.uniform(0, self.hide_patches)
             arrays = arrays._replace(images=hide_patches(arrays.images, share, self.patch, rng))
@@ -69,10 +69,10 @@ class Augmentation:
 
 
 def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation:
-    """Builds what the section config.input.augment describes.
+    """Build the augmentation of the section config.input.augment.
 
     Raises:
-        UserError: words are to be hidden, but the vocabulary has no [MASK].
+        UserError: hide_words is set, but the vocabulary has no [MASK].
     """
     fields = dict(config)
     if not config.hide_words:
@@ -80,15 +80,15 @@ def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation
     vocabulary = tokenizer.vocabulary
     if "[MASK]" not in vocabulary:
         raise UserError(
-            f"config.input.augment.hide_words is {config.hide_words}, but the vocabulary has no [MASK] to put in the "
-            "place of a word: give a BERT vocabulary as config.text.vocab, or set it to 0."
+            f"config.input.augment.hide_words is {config.hide_words}, but the vocabulary has no [MASK] to replace "
+            "words: give a BERT vocabulary as config.text.vocab, or set it to 0."
         )
     continues = np.array([word.startswith("##") for word in vocabulary])
     return Augmentation(**fields, mask_id=vocabulary.index("[MASK]"), continues=continues)
 
 
 def flip(view: View) -> View | None:
-    """Mirrors the image, its masks and its expressions; None where an expression cannot be mirrored with certainty."""
+    """Mirror the image, its masks and its expressions; return None if an expression cannot be mirrored safely."""
     expressions = [mirror_expression(expression) for expression in view.texts]
     mirrored = tuple(expression for expression in expressions if expression is not None)
     if len(mirrored) < len(expressions):
@@ -98,16 +98,15 @@ def flip(view: View) -> View | None:
 
 
 def croppable(view: View) -> bool:
-    """Whether no expression of a view says where in the image, how many, or which in order."""
+    """Return whether no expression of a view refers to places in the image, counts or order."""
     return not any(_DEPENDS_ON_FRAME.search(expression) for expression in view.texts)
 
 
 def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box:
-    """Draws a box that keeps the proportions of the image and holds everything that its expressions refer to.
+    """Draw a box with the proportions of the image that contains the referents of all its expressions.
 
-    Those that were not drawn count too, as what one expression refers to is often the landmark of another. A landmark to
-    which no expression refers may be lost. Where what is to be kept asks for it, the box is longer on one side than the
-    proportions have it.
+    This includes expressions that are not in the view, since their referents are often landmarks of others. Landmarks
+    that no expression refers to may be lost. One side is longer than the proportions if the referents require it.
     """
     share = rng.uniform(smallest, 1)
     spans = []
@@ -121,7 +120,7 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
 
 
 def crop(view: View, box: Box) -> View:
-    """Cuts a box out of the image and its masks."""
+    """Crop the image and its masks to a box."""
     top, bottom, left, right = box
     shown = replace(view.shown, rows=view.shown.rows[top:bottom], columns=view.shown.columns[left:right])
     return replace(view, image=view.image[top:bottom, left:right], shown=shown)
@@ -130,7 +129,7 @@ def crop(view: View, box: Box) -> View:
 def hide_patches(
     pixels: UInt8[np.ndarray, "height width 3"], share: float, patch: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Gives each square of `patch` pixels, with probability `share`, the mean colour of images."""
+    """Fill each square of `patch` pixels, with probability `share`, with the mean colour of images."""
     height, width = pixels.shape[:2]
     hidden = rng.random((-(-height // patch), -(-width // patch))) < share
     hidden = hidden.repeat(patch, 0).repeat(patch, 1)[:height, :width]
@@ -144,11 +143,11 @@ def hide_words(
     continues: Bool[np.ndarray, " vocabulary"],
     rng: np.random.Generator,
 ) -> Int32[np.ndarray, " l"]:
-    """Replaces each word, with probability `share` and with all its pieces, by [MASK]; at least one word stays."""
+    """Replace all pieces of each word, with probability `share`, by [MASK]; at least one word stays."""
     length = int(np.count_nonzero(tokens))
     if not length:
         return tokens
-    # The number of the word of each piece between [CLS] and [SEP]; an expression begins with a word, not within one.
+    # The word index of each piece between [CLS] and [SEP]; the first piece begins a word.
     word = np.cumsum(~continues[tokens[1 : length - 1]]) - 1
     hidden = rng.random(word[-1] + 1) < share
     if hidden.all():
@@ -159,13 +158,13 @@ def hide_words(
 
 
 def _referred_masks(example: Example) -> list[Bool[np.ndarray, "height width"]]:
-    """The masks of all expressions; those of one referent share one object and are made once."""
+    """Return the masks of all expressions; expressions of one referent share the segmentation object and the mask."""
     distinct = {id(e.segmentation): e.segmentation for e in example.expressions if e.has_target}
     return [rasterize(segmentation, example.height, example.width) for segmentation in distinct.values()]
 
 
 def _extent(masks: Sequence[Bool[np.ndarray, "height width"]], height: int, width: int) -> Box:
-    """The smallest box around all masks; around the middle pixel where they are empty."""
+    """Return the smallest box around all masks, or around the middle pixel if they are empty."""
     union = np.logical_or.reduce([np.zeros((height, width), bool), *masks])
     if not union.any():
         return height // 2, height // 2 + 1, width // 2, width // 2 + 1

@@ -1,10 +1,8 @@
-"""From chosen expressions of an example to the arrays of a Batch.
+"""Encoding of chosen expressions of an example as the arrays of a Batch, and packing of masks.
 
-Images and masks as they travel to the devices, in few bytes, and what the network and the loss make of them there.
-
-An image is uint8 and a mask has one bit a pixel: that is a fifth of what normalised floats and booleans take, and
-workers, host and device copy it several times. What undoes it is written with operators alone, which mean the same for
-NumPy's arrays and JAX's.
+Images stay uint8 and masks take one bit per pixel: a fifth of the bytes of normalised floats and booleans, which
+workers, host and device copy several times. The functions that undo this use operators only, so they accept NumPy and
+JAX arrays.
 """
 
 from __future__ import annotations
@@ -23,37 +21,37 @@ from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.masks import Grid, is_mask_file, rasterize
 from s2rm_jax.input.tokens import Tokenizer
 
-MEAN_COLOUR = (124, 116, 104)  # RGB; the ImageNet mean, which the network normalises to almost zero
-_PLACES = np.arange(7, -1, -1, dtype=np.uint8)  # of the bits of a byte, the uppermost pixel's first
+MEAN_COLOUR = (124, 116, 104)  # RGB; the ImageNet mean, which the network normalizes to almost zero
+_SHIFTS = np.arange(7, -1, -1, dtype=np.uint8)  # of the bits of a byte, the uppermost pixel first
 
 
 def pack_mask(mask: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "width bytes"]:
-    """Packs eight neighbours of a column into a byte; what is missing at the end of a column is 0.
+    """Pack eight vertical neighbours into a byte; the end of a column is padded with 0.
 
-    By columns, as masks lie in memory that were made of COCO's run lengths.
+    Columns, since masks from COCO's run lengths are stored in column order.
     """
     return np.packbits(np.ascontiguousarray(mask.T), axis=-1)
 
 
 def packed_shape(height: int, width: int) -> tuple[int, int]:
-    """Returns the shape of what `pack_mask` makes."""
+    """Return the shape of a packed mask."""
     return width, -(-height // 8)
 
 
 def unpack_masks(packed: UInt8[Any, "*batch width bytes"], height: int) -> Bool[Any, "*batch {height} width"]:
-    """Undoes `pack_mask` for masks that are `height` pixels high."""
-    bits = (packed[..., None] >> _PLACES) & 1
+    """Invert `pack_mask` for masks of `height` rows."""
+    bits = (packed[..., None] >> _SHIFTS) & 1
     columns = bits.reshape(*packed.shape[:-1], 8 * packed.shape[-1])
     return columns[..., :height].swapaxes(-1, -2) != 0
 
 
 @dataclass(frozen=True)
 class View:
-    """An image (RGB) with n chosen expressions as they will be seen, still at the image's own size.
+    """An RGB image with n chosen expressions, augmented but not yet resized.
 
-    `segmentations` has one for each referent of the expressions, in the pixels of the file; `shown` says which of these
-    the image shows. `referents` says for each expression which of the referents is its, None where it refers to
-    nothing; `names` what to call it in an error.
+    `segmentations` has one entry for each referent, in the pixels of the file; `shown` is the part of them that the
+    image shows. For each expression, `referents` is the index of its segmentation, None if it refers to nothing, and
+    `names` is its name in error messages.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -64,10 +62,10 @@ class View:
     shown: Grid
 
     def masks(self, size: tuple[int, int] | None = None) -> list[Bool[np.ndarray, "height width"]]:
-        """Returns the mask of each referent, as large as the image or resized to (height, width).
+        """Return the mask of each referent at the size of the image, or resized to (height, width).
 
         Raises:
-            UserError: names an expression and what is wrong with its mask.
+            UserError: a mask is damaged; names the expression.
         """
         grid = self.shown.resized(size or self.image.shape[:2])
         masks = []
@@ -80,10 +78,10 @@ class View:
 
 
 def view_of(example: Example, chosen: list[int]) -> View:
-    """Reads the image of an example for its expressions `chosen`.
+    """Read the image of an example and the expressions at the positions `chosen`.
 
     Raises:
-        UserError: names the example and what is wrong with its image or the file of a mask.
+        UserError: the image or a mask file is damaged or of the wrong size; names the example.
     """
     try:
         image = load_image(example.image)
@@ -99,12 +97,12 @@ def view_of(example: Example, chosen: list[int]) -> View:
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)
     segmentations: list[Segmentation] = []
     referents: list[int | None] = []
-    numbers: dict[int, int | None] = {}  # expressions about one referent share its segmentation; its mask is made once
+    numbers: dict[int, int | None] = {}  # expressions of one referent share the segmentation and the mask
     for name, expression in zip(names, expressions, strict=True):
         key = id(expression.segmentation)
         if expression.has_target and key not in numbers:
             segmentation, nothing = expression.segmentation, False
-            if is_mask_file(segmentation):  # the whole of it is needed to know whether it is black
+            if is_mask_file(segmentation):  # read completely, to find out whether it is black
                 try:
                     segmentation = rasterize(segmentation, height, width)
                 except UserError as error:
@@ -119,7 +117,7 @@ def view_of(example: Example, chosen: list[int]) -> View:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns a view, or chosen expressions of an example, into the arrays of a Batch without the batch axis."""
+    """Encoder of views, or of chosen expressions of examples, as the arrays of a Batch without the batch axis."""
 
     tokenizer: Tokenizer
     image_size: tuple[int, int]
@@ -127,14 +125,14 @@ class Encoder:
     resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_image
 
     def __call__(self, example: Example, chosen: list[int]) -> Batch:
-        """Encodes expressions `chosen` (at most K of them) and fills up to K with invalid ones."""
+        """Encode at most K chosen expressions, padded to K with invalid ones."""
         return self.arrays(view_of(example, chosen))
 
     def arrays(self, view: View) -> Batch:
-        """Encodes a view of at most K expressions and fills up to K with invalid ones.
+        """Encode a view of at most K expressions, padded to K with invalid ones.
 
         Raises:
-            UserError: names the expression whose expression has no words, or whose mask has something wrong with it.
+            UserError: an expression has no words or a damaged mask; names the expression.
         """
         shape = (self.expressions, self.tokenizer.max_tokens)
         tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)

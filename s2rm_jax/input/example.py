@@ -1,7 +1,4 @@
-"""What travels through the input pipeline: an Example as a source reads it, a Batch as the network takes it.
-
-A source whose annotations are held in memory and whose images lie on disk.
-"""
+"""The data types of the input pipeline: an Example as a source returns it, a Batch as the network takes it."""
 
 from __future__ import annotations
 
@@ -14,17 +11,18 @@ import numpy as np
 
 from s2rm_jax.errors import UserError
 
-# A mask in any of the forms that datasets use; `masks.rasterize` turns each into a boolean array [H, W]:
-# a boolean array [H, W] | a list of COCO polygons [[x0, y0, x1, y1, ...], ...] | an RLE dict or a list of RLE dicts.
+# A mask in any of the forms that datasets use: a boolean array [H, W], a list of COCO polygons
+# [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
 Segmentation = np.ndarray | list | dict[str, Any]
+Groups = tuple[tuple[int, ...], ...]  # positions of an example's expressions, grouped by referent
 
 
 @dataclass(frozen=True)
 class Expression:
-    """One expression and the mask of what it means; an expression that refers to nothing has the segmentation [].
+    """One expression and the mask of its referent; the segmentation [] means that it refers to nothing.
 
-    `kind` is the kind of expression where the source knows it ("attribute", "relation", ...), else "".
-    `id` is unique within the source's split and stable from run to run.
+    `kind` is the kind of expression ("attribute", "relation", ...) if the source has kinds, else "". `id` is unique
+    within the source's split and stable between runs.
     """
 
     text: str
@@ -42,8 +40,8 @@ class Expression:
 class Example:
     """One image with all its expressions.
 
-    `image` is uint8 [H, W, 3], or the path or the bytes of a file that holds it; `height` and `width` are its original
-    size in pixels, in which the segmentations are given.
+    `image` is uint8 [H, W, 3], or the path or the bytes of an image file. `height` and `width` are the original size
+    in pixels; segmentations are in its coordinates.
     """
 
     id: str
@@ -53,7 +51,7 @@ class Example:
     expressions: tuple[Expression, ...]
 
 
-@runtime_checkable  # the type checks of the tests ask for it
+@runtime_checkable  # for the type checks of the tests
 class Source(Protocol):
     """Random access to the examples of one split; item i never changes."""
 
@@ -62,27 +60,27 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions example `index` has, without making or reading it."""
+        """Return the number of expressions of example `index` without reading the example."""
         ...
 
-    def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the positions of the expressions of example `index`, those of one referent together.
+    def referents(self, index: int) -> Groups:
+        """Return the positions of the expressions of example `index`, grouped by referent.
 
-        Every position is there once; an expression of which nothing is known has a group of its own.
+        Each position occurs once. An expression of unknown referent is a group of its own.
         """
         ...
 
 
 class Batch(NamedTuple):
-    """What is made for the network and the loss: B images with K expressions each, L tokens an expression.
+    """The input of the network and the loss: B images with K expressions of L tokens each.
 
-    images      [B, H, W, 3] uint8, RGB; the network normalises them
-    tokens      [B, K, L] int32, 0 where there is no word
-    token_mask  [B, K, L] bool, true for real tokens, [CLS] and [SEP] among them
-    targets     [B, K, W, ceil(H / 8)] uint8, the masks resized to the network's input size, a bit a pixel; see
-                `compact.unpack_masks`
-    valid       [B, K] bool, false for the padding that fills an image up to K expressions, or a batch up to B
-    has_target  [B, K] bool, false where the expression refers to nothing, and for padding
+    images      [B, H, W, 3] uint8, RGB; the network normalizes them
+    tokens      [B, K, L] int32, 0 for padding
+    token_mask  [B, K, L] bool, true for real tokens including [CLS] and [SEP]
+    targets     [B, K, W, ceil(H / 8)] uint8, the masks at the network's input size, one bit per pixel; see
+                `encode.unpack_masks`
+    valid       [B, K] bool, false for padding (an image with fewer than K expressions, a batch of fewer than B images)
+    has_target  [B, K] bool, false if the expression refers to nothing, and for padding
     """
 
     images: np.ndarray
@@ -93,14 +91,20 @@ class Batch(NamedTuple):
     has_target: np.ndarray
 
 
-Groups = tuple[tuple[int, ...], ...]  # the positions of an example's expressions, those of one referent together
+def consecutive_groups(sizes: Sequence[int]) -> Groups:
+    """Return groups of consecutive positions with these sizes."""
+    groups, end = [], 0
+    for size in sizes:
+        groups.append(tuple(range(end, end + size)))
+        end += size
+    return tuple(groups)
 
 
 class StoredSource:
-    """Random access to examples that were read beforehand; images are looked for when they are asked for."""
+    """A source with its annotations in memory and its images on disk."""
 
     def __init__(self, name: str, examples: Sequence[Example], referents: Sequence[Groups]):
-        """Args: a name for messages; the examples; for each the positions of its expressions, grouped by referent."""
+        """Args: a name for error messages; the examples; the groups of expressions of each example by referent."""
         self._name = name
         self._examples = tuple(examples)
         self._referents = tuple(referents)
@@ -115,19 +119,19 @@ class StoredSource:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an image's path, size and expressions; raises a UserError if its file is not there."""
+        """Return an example; raise a UserError if its image file is missing."""
         example = self._examples[index]
         if isinstance(example.image, Path) and not example.image.is_file():
-            raise UserError(f"the image {example.image} of {self._name} is missing; put it there again")
+            raise UserError(f"the image {example.image} of {self._name} is missing; restore it")
         return example
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions the image has."""
+        """Return the number of expressions of an example."""
         return len(self._examples[index].expressions)
 
     def referents(self, index: int) -> Groups:
-        """Returns the positions of the image's expressions, grouped by the referent that they share."""
+        """Return the positions of the example's expressions, grouped by referent."""
         return self._referents[index]

@@ -1,24 +1,20 @@
-"""Images: from files, arrays and PIL images to uint8 RGB, and from one size to another.
-
-The fast way for what nearly every image of a dataset is: a plain JPEG file.
-
-Resizing images: bilinear and antialiased, as Pillow does it and torchvision with it.
-
-`resize_image` is the definition, for all that is measured, predicted or exported. `resize_fast` is for training, where
-resizing would take longer than decoding: it computes the same with SIMD instructions and rounds differently. A tenth to
-a quarter of its values differ by one grey level of 255, hardly any by two (docs/results/input_speed.md).
-
-Images from the web: the bytes behind an address, bounded in size and time.
-"""
+"""Images: read from files, arrays and the web as uint8 RGB, resized, and listed from folders."""
 
 from __future__ import annotations
 
+import glob
 import io
+import os
+import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -27,137 +23,47 @@ from PIL import Image, ImageOps
 
 from s2rm_jax.errors import UserError
 
-_BEGIN = b"\xff\xd8"  # of every JPEG file
-_PLAIN = ("YCbCr", "Gray")  # what an inverted or four-colour file means, Pillow knows
+try:
+    import cykooz_resizer as fast
+except ImportError:  # no wheel for Linux on ARM
+    fast = None
 
-
-def decode_plain_jpeg(source: str | Path | bytes, most_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
-    """Returns RGB values as stored, whatever EXIF says; None for all that is not a sound JPEG of a common kind.
-
-    The pixels are those of Pillow, as both use libjpeg-turbo; Pillow takes a fifth longer.
-
-    Args:
-      source: a file, or the bytes of one.
-      most_pixels: where there are more, nothing is decoded.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
-    data = source if isinstance(source, bytes) else _read_if_jpeg(source)
-    if not data.startswith(_BEGIN):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in _PLAIN or height * width > most_pixels:
-            return None
-        return simplejpeg.decode_jpeg(data)  # strict: a warning of the decoder counts as an error
-    except ValueError:
-        return None  # what is wrong with it, or whether it can be read all the same, Pillow says
-
-
-def _read_if_jpeg(path: str | Path) -> bytes:
-    """Returns the contents of a file, or only its beginning where that is not a JPEG's."""
-    with open(path, "rb") as file:
-        begin = file.read(len(_BEGIN))
-        return begin + file.read() if begin == _BEGIN else begin
-
-
-MAX_BYTES = 50_000_000
-TIMEOUT = 20.0  # seconds, for the whole of it
-_CHUNK = 1 << 16
-
-
-def is_url(source: object) -> bool:
-    """Whether `source` is an address on the web and not a file."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
-
-
-def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
-    """Returns what lies at an address.
-
-    For addresses that the person at the keyboard gives; a server must not pass on those of its visitors, who could
-    reach into its own network by them.
-
-    Args:
-        url: begins with http:// or https://; redirections to other places are followed.
-        max_bytes: more is not read.
-        timeout: seconds until everything must be there.
-
-    Raises:
-        UserError: there is nothing at the address, it is too large, or it takes too long.
-    """
-    deadline = time.monotonic() + timeout
-    # Some servers, Wikimedia's among them, refuse programs that do not say who they are.
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            content = bytearray()
-            while chunk := answer.read1(_CHUNK):  # what has come so far, so that a slow server cannot hold us up
-                content += chunk
-                if len(content) > max_bytes:
-                    raise UserError(f"{url} is larger than {max_bytes:,} bytes; download it and scale it down")
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-            missing = answer.length or 0
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise UserError(
-            f"{url} cannot be had: the server says {error.code} {error.reason}; check the address"
-        ) from error
-    except TimeoutError as error:
-        raise _too_slow(url, timeout) from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _too_slow(url, timeout) from error
-        raise UserError(f"{url} cannot be reached ({error.reason}); check the address and the network") from error
-    except (HTTPException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{url} cannot be read ({reason}); check the address") from error
-    if missing:
-        raise UserError(f"{url} broke off after {len(content):,} bytes; try again")
-    return bytes(content)
-
-
-def _too_slow(url: str, timeout: float) -> UserError:
-    return UserError(f"{url} did not arrive within {timeout:g} seconds; try again, or download it first")
-
-
-MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous image; this much takes 240 MB
-# What Pillow reads by itself: its other readers are rare, and that of EPS starts an external program.
+MAX_PIXELS = 80_000_000  # 240 MB; a small file can unpack to an enormous image
+# The formats that Pillow decodes itself. Its other readers are rare, and the one for EPS starts an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# Pillow imports its readers when the first image is opened. Threads that open their first images together then get
-# in each other's way (KeyError: 'MPO'), so they are all imported here; it takes 50 ms.
+# Pillow imports its readers when the first image is opened. Threads that open their first images at the same time
+# interfere (KeyError: 'MPO'), so import all readers here; this takes 50 ms.
 Image.init()
 
-# The C library of Linux gives idle memory back to the system, which clears it before it can be had again, as soon as
-# there is more than twice the largest block that was freed so far (of up to 32 MB). Arrays of images come and go, and
-# with small blocks that would be a tenth of the time of a batch; so one large block is freed first.
+# glibc returns idle memory to the system, which must clear it before reuse, as soon as it exceeds twice the largest
+# block freed so far (of up to 32 MB). With only small blocks freed, this would take a tenth of the time of a batch of
+# images, so free one large block first.
 np.empty(31 << 20, np.uint8)
 
 
 def load_image(
     source: str | Path | bytes | np.ndarray | Image.Image, *, apply_exif: bool = False, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns an image as RGB values 0 ... 255, whatever it is stored as; the array is the caller's own.
+    """Return an image as RGB values 0 ... 255 in an array of the caller's own.
 
     Grey, palette, 1-bit and CMYK images are converted. 16-bit values are scaled to 8 bits (Pillow would clip them).
-    Transparent images are laid on white, the page they are made for: what lies under a transparent pixel is
-    arbitrary. Of several frames the first counts.
+    Transparent images are blended with white, since the colour of a transparent pixel is arbitrary. Of several frames
+    the first is used.
 
     Args:
-      source: a file; an address on the web (http:// or https://); the bytes of a file; an array [H, W], [H, W, 1],
-        [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image.
-      apply_exif: turn the image the way its EXIF orientation says, as every viewer does. Right for a person's own
-        images; wrong for a dataset, whose masks are drawn in the stored coordinates.
-      max_pixels: larger images are refused before they are unpacked.
+      source: a file; an http:// or https:// address; the bytes of a file; an array [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4] of uint8, uint16 or bool; or a PIL image.
+      apply_exif: rotate the image by its EXIF orientation, as viewers do. Right for a user's own images; wrong for a
+        dataset, whose masks are in the stored coordinates.
+      max_pixels: larger images are refused before they are decoded.
 
     Raises:
-      UserError: the file is missing, damaged, not an image or larger than `max_pixels`; the address gives nothing in
-        good time; or the array is of another kind.
+      UserError: the file is missing, damaged, not an image or larger than `max_pixels`; the download fails; or the
+        array has another shape or type.
     """
     if isinstance(source, np.ndarray):
-        return np.array(_to_rgb(_image_of_array(source), "the array"))
+        return np.array(_to_rgb(_image_from_array(source), "the array"))
     if isinstance(source, Image.Image):
         return np.array(_decode(source, "the image", apply_exif, max_pixels))
     name = "the image" if isinstance(source, bytes) else str(source)
@@ -170,21 +76,56 @@ def load_image(
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             return np.array(_decode(image, name, apply_exif, max_pixels))
     except FileNotFoundError as error:
-        raise UserError(f"there is no image at {name}; check the path") from error
+        raise UserError(f"image {name} not found; check the path") from error
     except IsADirectoryError as error:
         raise UserError(f"{name} is a folder; give the path of an image in it") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} is not an image that can be read ({', '.join(FORMATS)}); convert it") from error
+        raise UserError(f"{name} is not an image in a supported format ({', '.join(FORMATS)}); convert it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from error
     except OSError as error:
-        if error.errno is None:  # not from the system but from Pillow, of a file that ends within its header
+        if error.errno is None:  # raised by Pillow for a file that ends within its header
             raise _damaged(name, error) from error
         raise UserError(f"cannot read {name}: {error.strerror}; check the path and its permissions") from error
     except UserError:
         raise
     except Exception as error:
         raise _damaged(name, error) from error
+
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_COLOURS = ("YCbCr", "Gray")  # Pillow interprets inverted and four-colour files
+
+
+def decode_plain_jpeg(source: str | Path | bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
+    """Decode an intact JPEG of a common kind to RGB as stored, without EXIF orientation; return None for other files.
+
+    The pixels equal Pillow's, as both use libjpeg-turbo; Pillow takes a fifth longer.
+
+    Args:
+      source: a file, or the bytes of one.
+      max_pixels: larger images are not decoded.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    data = source if isinstance(source, bytes) else _read_if_jpeg(source)
+    if not data.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in _JPEG_COLOURS or height * width > max_pixels:
+            return None
+        return simplejpeg.decode_jpeg(data)  # strict: a warning of the decoder is an error
+    except ValueError:
+        return None  # Pillow reports the error, or can read the file
+
+
+def _read_if_jpeg(path: str | Path) -> bytes:
+    """Return the contents of a JPEG file, or the first bytes of another file."""
+    with open(path, "rb") as file:
+        start = file.read(len(_JPEG_START))
+        return start + file.read() if start == _JPEG_START else start
 
 
 def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
@@ -201,9 +142,9 @@ def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) ->
 
 
 def _damaged(name: str, error: Exception) -> UserError:
-    """What to say of an image at which a reader failed; on damaged data they raise nearly anything."""
+    """Return the error for an image on which a decoder failed; on damaged data they raise nearly any exception."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{name} is damaged or of a kind that cannot be read ({reason}); get it again or convert it")
+    return UserError(f"{name} is damaged or of an unsupported kind ({reason}); get it again or convert it")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -211,55 +152,115 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise UserError(f"{name} has 32-bit values; save it with 8 or 16 bits per channel")
-        image = Image.fromarray(_eight_bits(values))
+        image = Image.fromarray(_to_eight_bits(values))
     if image.mode == "F":
-        raise UserError(f"{name} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
+        raise UserError(f"{name} has floating-point values of unknown range; save it with 8 or 16 bits per channel")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _image_of_array(array: np.ndarray) -> Image.Image:
+def _image_from_array(array: np.ndarray) -> Image.Image:
     single = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.size == 0 or not (single.ndim == 2 or (single.ndim == 3 and single.shape[2] in (3, 4))):
         raise UserError(f"an image must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
     if single.dtype == bool:
         single = single * np.uint8(255)
     elif single.dtype == np.uint16:
-        single = _eight_bits(single)
+        single = _to_eight_bits(single)
     elif single.dtype != np.uint8:
         raise UserError(
             f"an image must hold uint8 values 0 ... 255, got {array.dtype}; "
-            "values in [0, 1] become so by np.round(255 * image).astype(np.uint8)"
+            "convert values in [0, 1] by np.round(255 * image).astype(np.uint8)"
         )
     return Image.fromarray(np.ascontiguousarray(single))
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """65,535 becomes 255 and everything between is scaled and rounded."""
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale 0 ... 65,535 to 0 ... 255 and round."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-try:
-    import cykooz_resizer as fast
-except ImportError:  # there is no wheel for Linux on ARM
-    fast = None
+MAX_BYTES = 50_000_000
+TIMEOUT = 20.0  # seconds, for the whole download
+_CHUNK = 1 << 16
 
-_OPTIONS = fast and fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.bilinear))
+
+def is_url(source: object) -> bool:
+    """Return whether `source` is a web address and not a file."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
+    """Download a file.
+
+    Only for addresses that the local user gives. A server must not fetch addresses for its visitors, who could reach
+    its internal network that way.
+
+    Args:
+        url: begins with http:// or https://; redirections are followed.
+        max_bytes: largest size.
+        timeout: seconds for the whole download.
+
+    Raises:
+        UserError: the download fails, is too large, or takes too long.
+    """
+    deadline = time.monotonic() + timeout
+    # Some servers, such as Wikimedia's, refuse programs without a User-Agent.
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            content = bytearray()
+            while chunk := response.read1(_CHUNK):  # returns what has arrived, so that the deadline is checked
+                content += chunk
+                if len(content) > max_bytes:
+                    raise UserError(f"{url} is larger than {max_bytes:,} bytes; download it and scale it down")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            missing = response.length or 0
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise UserError(f"{url}: download failed: HTTP {error.code} {error.reason}; check the address") from error
+    except TimeoutError as error:
+        raise _timeout_error(url, timeout) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _timeout_error(url, timeout) from error
+        raise UserError(f"{url}: download failed ({error.reason}); check the address and the network") from error
+    except (HTTPException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{url}: download failed ({reason}); check the address") from error
+    if missing:
+        raise UserError(f"{url}: download stopped after {len(content):,} bytes; try again")
+    return bytes(content)
+
+
+def _timeout_error(url: str, timeout: float) -> UserError:
+    return UserError(f"{url}: download took more than {timeout:g} seconds; try again, or download it first")
 
 
 def resize_image(
     image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Resizes RGB values to (height, width) pixels; the proportions are not kept."""
+    """Resize to (height, width) pixels: bilinear and antialiased, as Pillow and torchvision do, ignoring proportions.
+
+    Everything that is evaluated, predicted or exported uses this function.
+    """
     return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+_OPTIONS = fast and fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.bilinear))
 
 
 def resize_fast(
     image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Does nearly the same four times as fast, where cykooz.resizer is installed. The result may be read-only."""
+    """Resize as `resize_image`, four times as fast, if cykooz.resizer is installed. The result may be read-only.
+
+    For training, where Pillow's resizing would take longer than decoding. The SIMD instructions round differently: a
+    tenth to a quarter of the values differ by one grey level of 255, hardly any by two (docs/results/input_speed.md).
+    """
     (height, width), (new_height, new_width) = image.shape[:2], size
     if fast is None:
         return resize_image(image, size)
@@ -267,5 +268,83 @@ def resize_fast(
         return image
     source = fast.ImageData(width, height, fast.PixelType.U8x3, image.tobytes())
     result = fast.ImageData(new_width, new_height, fast.PixelType.U8x3)
-    fast.Resizer().resize(source, result, _OPTIONS)  # one each, as threads must not share it
+    fast.Resizer().resize(source, result, _OPTIONS)  # a new one each time; threads must not share it
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(new_height, new_width, 3)
+
+
+def list_images(pattern: str) -> list[Path]:
+    """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
+
+    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognised by their suffix. The
+    name of an existing file is never read as a pattern.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
+        problem = f"the folder {pattern} has no images ({', '.join(FORMATS)}); give another folder, or a pattern"
+    else:
+        found = [str(folder)] if folder.is_file() else glob.glob(str(folder), recursive=True)
+        paths = [path for path in map(Path, found) if path.is_file()]
+        problem = f"no file matches {pattern}; check the pattern, and put it into quotes"
+    if not paths:
+        raise UserError(problem)
+    return sorted(set(paths), key=_natural_order)  # a pattern with two ** finds a file more than once
+
+
+def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
+    """Return a relative path for the results of each image: its path below the folder that contains all of them.
+
+    Suffixes are removed if all paths still differ, and differ from the file name `taken`.
+    """
+    absolute = [path.absolute() for path in paths]
+    common = os.path.commonpath([path.parent for path in absolute])
+    relative = [path.relative_to(common) for path in absolute]
+    bare = [path.with_suffix("") for path in relative]
+    return bare if len({*bare, Path(taken)}) == len(bare) + 1 else relative
+
+
+def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"(\d+)", str(path).lower())
+    numbered = [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
+    return numbered, str(path)
+
+
+_THREADS = 8  # to wait for disks and networks; reading itself takes 0.1 ms per file
+_RUN = 64  # files per task of a thread; one by one, the overhead would equal the reading time
+_ORIENTATION = 0x0112  # the EXIF tag
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class Header(NamedTuple):
+    """The stored height and width in pixels and whether EXIF has an orientation; or the problem of the file."""
+
+    height: int = 0
+    width: int = 0
+    is_turned: bool = False
+    problem: str = ""
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+            return Header(image.height, image.width, turned)
+    except FileNotFoundError:
+        return Header(problem=f"image {path} not found")
+    except Exception as error:  # decoders raise nearly any exception on damaged data
+        return Header(problem=f"{path} cannot be read as an image ({' '.join(str(error).split())})")
+
+
+def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:
+    """Call a function that reads files for each different key, in several threads."""
+    different = list(dict.fromkeys(keys))
+    runs = [different[first : first + _RUN] for first in range(0, len(different), _RUN)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        values = pool.map(lambda run: [function(key) for key in run], runs)
+        return dict(zip(different, chain.from_iterable(values), strict=True))

@@ -1,8 +1,8 @@
-"""From a source to batches: one Grain pipeline for every source.
+"""Batches from any source by one Grain pipeline.
 
-The order of operations is what makes the stream independent of how many processes and workers read it: shuffle, repeat
-and every random choice come before the split over processes, and batches are made on the MapDataset. What comes out at
-a position is a pure function of (seed, position), so a run resumes exactly by starting at the rows seen so far.
+The order of operations makes the stream independent of the numbers of processes and workers: shuffling, repetition and
+every random choice come before the split over processes, and batches are formed on the MapDataset. The row at a
+position is a pure function of (seed, position), so a run resumes exactly by starting at the number of rows seen so far.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ READ_AHEAD = 4  # batches per process
 
 
 def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    """Builds the tokenizer from config.text.vocab, or from the words that the source itself brings."""
+    """Build the tokenizer from config.text.vocab, or from the vocabulary of the source."""
     vocabulary = config.text.vocab or getattr(source, "vocabulary", None)
     if vocabulary is None:
         raise UserError(
-            "config.text.vocab is empty and this source has no vocabulary of its own: "
+            "config.text.vocab is empty and this source has no vocabulary: "
             "give the path of a BERT vocab.txt (https://huggingface.co/google-bert/bert-base-uncased has one)."
         )
     tokenizer = Tokenizer(vocabulary, config.text.max_tokens)
@@ -47,20 +47,20 @@ def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
 
 @dataclass(frozen=True)
 class _DrawAndEncode(grain.transforms.RandomMap):
-    """Draws expressions of a row, changes what is seen as the configuration says, and encodes it."""
+    """Draw expressions of a row, augment the view, and encode it."""
 
     encoder: Encoder
     augmentation: Augmentation
 
     def random_map(self, element: Row, rng: np.random.Generator) -> Batch:
-        """Returns the encoded draw."""
+        """Return the encoded draw."""
         chosen = element.draw(self.encoder.expressions, rng)
         view = self.augmentation.move(view_of(element.example, chosen), element.example, rng)
         return self.augmentation.hide(self.encoder.arrays(view), rng)
 
 
 def build_encoder(tokenizer: Tokenizer, config: ConfigDict, expressions: int = 0) -> Encoder:
-    """Builds the encoder of a configuration for K = `expressions`, by default config.input.expressions_per_image."""
+    """Build the encoder for K = `expressions`, by default config.input.expressions_per_image."""
     height, width = config.input.image_size
     return Encoder(tokenizer, (height, width), expressions or config.input.expressions_per_image)
 
@@ -72,11 +72,15 @@ def train_batches(
     start: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Yields shuffled batches without end; an epoch is what `sampling.rows_of` lists.
+    """Yield shuffled batches without end; an epoch consists of the rows of `sampling.rows_of`.
 
-    `start` is the number of rows (images) already seen, over all processes; `process` is (index, count): each process
-    gets its part of every global batch: consecutive rows, so that put side by side, the parts are the batch that one
-    process would read.
+    Args:
+      source: the training split.
+      tokenizer: of the expressions.
+      config: the configuration.
+      start: number of rows (images) already seen by all processes together.
+      process: (index, count). Each process gets consecutive rows of every global batch, so that concatenated they are
+        the batch that a single process would read.
     """
     index, count = process
     if config.batch_size % count:
@@ -89,14 +93,14 @@ def train_batches(
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     stream = dataset.to_iter_dataset(options)
     if config.input.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which a program without them never parses
+        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which may not be parsed
             flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.input.workers))
     return iter(stream)
 
 
 class EvalItem(NamedTuple):
-    """Which expressions of an example fill the rows k = 0 .. number - 1 of one image in a batch; 0: it fills up."""
+    """The expressions first ... first + number - 1 of an example, which fill one image of a batch; 0 for padding."""
 
     example: Example
     first: int
@@ -104,7 +108,7 @@ class EvalItem(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """A batch and where its rows come from; `items` is shorter than the batch where that was filled up."""
+    """A batch and the origin of its images; `items` is shorter than the batch if that was padded."""
 
     batch: Batch
     items: list[EvalItem]
@@ -129,7 +133,7 @@ class _EvalItems:
 
 @dataclass(frozen=True)
 class _CollateFilled:
-    """Stacks items into a batch of fixed size; the last one is filled with invalid copies."""
+    """Stack items into a batch of fixed size, padded with invalid copies."""
 
     batch_size: int
 
@@ -144,7 +148,7 @@ class _CollateFilled:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """Every expression of every example exactly once, in order; iterable again and again."""
+    """Batches with every expression of every example exactly once, in order; can be iterated repeatedly."""
 
     dataset: Any
 
@@ -163,16 +167,22 @@ def eval_batches(
     batch_size: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> EvalBatches:
-    """Returns the batches of an evaluation over `source`, or over its first config.eval.limit images.
+    """Return the batches of an evaluation of `source`, or of its first config.eval.limit images.
 
     An image with more than K expressions is split into several items, so that every expression is scored once.
-    `batch_size` is that of all processes together, by default config.eval.batch_size; `process` is (index, count): each
-    process gets consecutive rows of every batch, and all get the same number of batches.
+
+    Args:
+      source: the split to evaluate.
+      tokenizer: of the expressions.
+      config: the configuration.
+      batch_size: of all processes together; by default config.eval.batch_size.
+      process: (index, count). Each process gets consecutive rows of every batch, and all get the same number of
+        batches.
     """
     index, count = process
     batch_size = batch_size or config.eval.batch_size
     if batch_size % count:
-        raise ValueError(f"a batch of {batch_size} does not fall into {count} equal parts")
+        raise ValueError(f"a batch of {batch_size} cannot be split into {count} equal parts")
     images = min(len(source), config.eval.limit or len(source))
     encoder = build_encoder(tokenizer, config, config.eval.expressions_per_image)
     spans = []
@@ -183,6 +193,6 @@ def eval_batches(
         ]
     share = batch_size // count
     while count > 1 and spans and -(-len(spans) // share) % count:
-        spans.append((spans[0][0], 0, 0))  # so that the last batch has rows for every process
+        spans.append((spans[0][0], 0, 0))  # the last batch needs rows for every process
     items = grain.MapDataset.source(_EvalItems(source, encoder, tuple(spans)))
     return EvalBatches(items.batch(share, drop_remainder=False, batch_fn=_CollateFilled(share))[index::count])

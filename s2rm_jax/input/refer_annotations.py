@@ -1,16 +1,10 @@
-"""Reads who is referred to, by which expressions and with which mask, from the two annotation files of REFER.
+"""The files of the REFER layout: finding them, and reading referents, expressions and masks from them.
 
-Finds the files of a dataset in the REFER layout, in the variants of folders and names that people have.
+ROOT/refcoco/refs(unc).p               referents with their expressions and split; or refs(unc).json
+ROOT/refcoco/instances.json            images and masks, in COCO's format
+ROOT/images/mscoco/images/train2014/   the images; for refclef ROOT/images/saiapr_tc-12/
 
-ROOT/refcoco/refs(unc).p                  who is referred to, by which expressions, in which split; or refs(unc).json
-ROOT/refcoco/instances.json               images and masks, in COCO's format
-ROOT/images/mscoco/images/train2014/      the images; for refclef ROOT/images/saiapr_tc-12/
-
-gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p), with several objects or none for an expression.
-
-Reads `instances.json` of the REFER layout: images and annotations in COCO's format.
-
-Reads the `refs(...).p` files of the REFER datasets without running what a pickle may carry.
+gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p); its expressions refer to any number of objects, also none.
 """
 
 from __future__ import annotations
@@ -31,6 +25,11 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Expression, Segmentation
 from s2rm_jax.input.masks import has_mask
 
+_LOG = logging.getLogger(__name__)
+
+OVERLAPS = ("union", "drop")
+TEXT_FIELDS = ("raw", "sent")
+
 _COCO_FOLDERS = (
     "images/mscoco/images/train2014",
     "images/mscoco/train2014",
@@ -42,31 +41,31 @@ _COCO_FOLDERS = (
     "coco/train2017",
 )
 _CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
-# Images that refclef refers to and that its archive of images lacks.
+# Images that refclef refers to but its archive lacks.
 _LOST = {"refclef": frozenset({"17975.jpg", "19575.jpg", "19579.jpg"})}
-_HELP = "data/README.md says where to get it"
+_HELP = "data/README.md lists where to get it"
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images; `bare_names` where COCO_train2014_000000000072.jpg is stored as 000000000072.jpg."""
+    """A folder of images; with `bare_names`, COCO_train2014_000000000072.jpg is stored as 000000000072.jpg."""
 
     path: Path
     bare_names: bool
 
     def path_of(self, file_name: str) -> Path:
-        """The path of the image that `instances.json` calls `file_name`."""
+        """Return the path of the image that has this `file_name` in `instances.json`."""
         return self.path / (_bare(file_name) if self.bare_names else file_name)
 
 
 def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Path, Path]:
-    """Returns the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
+    """Return the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
 
     Raises:
-      UserError: a folder or file is missing; names what is there instead.
+      UserError: a folder or file is missing; names the existing ones.
     """
     if not str(root):
-        raise UserError("the folder of the data is not given; set the source's root to it (data/README.md)")
+        raise UserError("the source's root is empty; set it to the folder of the data (data/README.md)")
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"the folder of the data, {root}, does not exist; {_HELP}")
@@ -78,7 +77,7 @@ def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Pat
     refs = next((path for path in candidates if path.is_file()), None)
     if refs is None and any(folder.glob("*/*/dataset_info.json")):
         raise UserError(
-            f"{folder} is what data/build.py wrote for TFDS, which only the source 'tfds' reads; give the folder of "
+            f"{folder} is a TFDS dataset of data/build.py, which only the source 'tfds' reads; give the folder of "
             f"the REFER files, with {candidates[0].name} ({_HELP})"
         )
     if refs is None:
@@ -89,26 +88,26 @@ def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Pat
 
 
 def is_generalised(refs_path: Path) -> bool:
-    """Whether a file of referents is in gRefCOCO's format."""
+    """Return whether a file of referents is in gRefCOCO's format."""
     return refs_path.name.startswith("grefs(")
 
 
 def may_be_missing(dataset: str, file_name: str) -> bool:
-    """Whether an image is one that the published images of a dataset lack."""
+    """Return whether an image is missing in the published archive of a dataset."""
     return file_name in _LOST.get(dataset, ())
 
 
 def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
-    """Returns the folder in which the image `file_name` lies, as the first that is tried and has it.
+    """Return the first of the usual folders that has the image `file_name`.
 
     Args:
-      root: of the layout.
-      dataset: "refclef" has images of its own, all others COCO's.
-      image_root: where the images are if not under `root`: their folder, or one above as in the list of variants.
-      file_name: of one image, as `instances.json` names it.
+      root: folder of the layout.
+      dataset: "refclef" has its own images, all others COCO's.
+      image_root: folder of the images if they are not under `root`, or a folder above it, as in the usual layouts.
+      file_name: file name of one image in `instances.json`.
 
     Raises:
-      UserError: no folder has it; names what was tried.
+      UserError: no folder has the image; names the folders that were tried.
     """
     variants = _CLEF_FOLDERS if dataset == "refclef" else _COCO_FOLDERS
     folders = [root / variant for variant in variants]
@@ -125,7 +124,7 @@ def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_na
     tried = ", ".join(str(folder) for folder in folders)
     raise UserError(
         f"the image {file_name} (or {names[True]}) was not found; {state}; tried {tried}; "
-        "unpack the images into one of them or give their folder as image_root; data/README.md says where to get them"
+        "unpack the images into one of them or give their folder as image_root; data/README.md lists where to get them"
     )
 
 
@@ -140,7 +139,7 @@ def _listing(folder: Path, pattern: str) -> str:
 
 @dataclass(frozen=True)
 class Image:
-    """An image as `instances.json` lists it; the size is in pixels."""
+    """An image of `instances.json`; the size is in pixels."""
 
     id: int
     file_name: str
@@ -149,14 +148,14 @@ class Image:
 
 
 class Annotation(NamedTuple):
-    """The mask of one object as it is stored; a crowd is many objects that were not told apart."""
+    """The stored mask of one object; a crowd is many objects in one annotation."""
 
     segmentation: Any
     is_crowd: bool
 
 
 def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file; raises a UserError if it cannot be read or is damaged."""
+    """Return the contents of a JSON file; raise a UserError if it cannot be read or is damaged."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -166,7 +165,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]:
-    """Returns the images and the annotations of a file in COCO's format, each by id.
+    """Return the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
       UserError: the file cannot be read, is damaged, or is not in COCO's format.
@@ -189,18 +188,18 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
     return images, annotations
 
 
-# Python 2 wrote byte strings; those that are not ASCII are UTF-8 in newer files and Latin-1 (which never fails) in old.
+# Python 2 wrote byte strings. Non-ASCII ones are UTF-8 in newer files and Latin-1 (which never fails) in older ones.
 _ENCODINGS = ("utf-8", "latin1")
 
 
 def load_refs(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the referents of a REFER dataset: a pickle of any protocol, Python 2's among them, or a `.json` file.
+    """Read the referents of a REFER dataset: a pickle of any protocol, including Python 2's, or a `.json` file.
 
     A pickle can call any function while it loads. A file of referents needs only lists, dicts, strings and numbers, so
-    a pickle that names anything else (a class, a function, an external object) is refused before it can be called.
+    a pickle that refers to anything else (a class, a function, an external object) is refused before it is called.
 
     Args:
-      path: `refs(SPLITBY).p` or the same list as JSON.
+      path: `refs(SPLIT_BY).p`, or the same list as JSON.
 
     Returns:
       One dict for each referent.
@@ -209,18 +208,14 @@ def load_refs(path: str | Path) -> list[dict[str, Any]]:
       UserError: the file is missing, damaged, refused, or not a list of dicts.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    refs = _from_json(data, path) if path.suffix == ".json" else _from_pickle(data, path)
+    refs = read_json(path) if path.suffix == ".json" else _read_pickle(path)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise UserError(f"{path} does not hold a list of referents (one dict each); is it a file of the REFER layout?")
     return refs
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, strings and numbers; whatever would lead to a callable is refused."""
+    """Unpickler of lists, dicts, strings and numbers that refuses everything else."""
 
     def __init__(self, data: bytes, path: Path, encoding: str):
         super().__init__(io.BytesIO(data), encoding=encoding)
@@ -235,12 +230,16 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _refusal(path: Path, what: str) -> str:
     return (
-        f"{path} refers to {what}, which a list of referents never needs and which could run code: "
-        "the file was not loaded; get it again from a source you trust, or convert it to .json"
+        f"{path} refers to {what}, which no list of referents needs and which could run code; "
+        "the file was not loaded: get it again from a source you trust, or convert it to .json"
     )
 
 
-def _from_pickle(data: bytes, path: Path) -> Any:
+def _read_pickle(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     for encoding in _ENCODINGS:
         try:
             return _PlainUnpickler(data, path, encoding).load()
@@ -253,22 +252,9 @@ def _from_pickle(data: bytes, path: Path) -> Any:
     raise UserError(f"{path} holds text that is neither UTF-8 nor Latin-1; download it again")
 
 
-def _from_json(data: bytes, path: Path) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or not JSON ({error}); download it again") from error
-
-
-_LOG = logging.getLogger(__name__)
-
-OVERLAPS = ("union", "drop")
-TEXT_FIELDS = ("raw", "sent")
-
-
 @dataclass(frozen=True)
 class Referent:
-    """What some expressions refer to: one object, or in gRefCOCO any number of them."""
+    """The expressions about one object, or in gRefCOCO about any number of objects, of an image."""
 
     image: Image
     expressions: tuple[Expression, ...]
@@ -276,7 +262,7 @@ class Referent:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Reading makes millions of small objects, none of them garbage; looking for some takes as long as the reading."""
+    """Pause the garbage collector while millions of small objects are read; it would double the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -290,20 +276,19 @@ def collector_paused() -> Iterator[None]:
 def read_referents(
     refs_path: Path, instances_path: Path, split: str, sentence_field: str, overlap: str = "union"
 ) -> list[Referent]:
-    """Returns the referents of a split, ordered by the image's id, then as in the file.
+    """Return the referents of a split, ordered by the image's id, then as in the file.
 
-    A referent whose annotation has no mask can neither be trained nor scored, nor can an expression without words: they
-    are left out, and a logged line for each of the two counts them. In gRefCOCO (`grefs(...)`) a referent has a list of
-    annotations, whose union is its mask: those of crowds are passed over, as ReLA does, and the list [-1] says that the
-    expression refers to nothing, which makes an expression with the segmentation [].
+    Referents without a mask and expressions without words are left out; each of the two is counted in a warning. In
+    gRefCOCO (`grefs(...)`) a referent has a list of annotations, and its mask is their union: annotations of crowds are
+    skipped, as in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
 
     Args:
-      refs_path: `refs(SPLITBY).p` or `.json`, or `grefs(SPLITBY)` of the same.
+      refs_path: `refs(SPLIT_BY).p` or `.json`, or `grefs(SPLIT_BY)` likewise.
       instances_path: `instances.json`.
-      split: "train" and "val" exactly; "testA", "testB", "testC" take every split that has the letter (refclef has
-        "testAB"), "test" every split that has the word.
+      split: "train" and "val" match exactly; "testA", "testB" and "testC" match every split with that letter (refclef
+        has "testAB"), "test" every split with that word.
       sentence_field: "raw" or "sent".
-      overlap: what becomes of pixels under two polygons of one annotation: "union" or "drop", see ReferSource.
+      overlap: treatment of pixels in several polygons of one annotation: "union" or "drop", see ReferSource.
 
     Raises:
       UserError: a file is damaged, the two do not fit together, or the split is empty.
@@ -313,12 +298,12 @@ def read_referents(
     refs = [ref for ref in all_refs if _in_split(split_of(ref, refs_path), split)]
     if not refs:
         counts = Counter(str(ref["split"]) for ref in all_refs)
-        known = ", ".join(f"{name} ({count} referents)" for name, count in sorted(counts.items()))
-        raise UserError(f"{refs_path} has no split {split!r}; it has {known or 'no referents at all'}")
+        available = ", ".join(f"{name} ({count} referents)" for name, count in sorted(counts.items()))
+        raise UserError(f"split {split!r} not found in {refs_path}; available: {available or 'none'}")
 
     generalised = is_generalised(refs_path)
     segmentation_of = _union if generalised else _single
-    finish = _without_overlap if overlap == "drop" else _as_it_is
+    finish = _without_overlap if overlap == "drop" else lambda segmentation: segmentation
     referents, without_mask, without_words = [], [], []
     for ref in refs:
         segmentation = segmentation_of(ref, annotations, finish, refs_path)
@@ -326,15 +311,15 @@ def read_referents(
             without_mask.append(ref["ann_id"])
             continue
         texts = _expressions(ref, sentence_field, refs_path)
-        if generalised:  # nothing says that its sent_id alone is unique
+        if generalised:  # its sent_id may not be unique by itself
             texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
         expressions = tuple(Expression(text, segmentation, id=id) for id, text in texts if text.strip())
         without_words += [id for id, text in texts if not text.strip()]
         if expressions:
             referents.append(Referent(_image(ref, images, refs_path), expressions))
 
-    _warn(f"{refs_path}: referents left out, as their annotation has no mask", "ann_id", without_mask)
-    _warn(f"{refs_path}: expressions left out, as they have no words", "sent_id", without_words)
+    _warn(f"{refs_path}: referents left out because their annotation has no mask", "ann_id", without_mask)
+    _warn(f"{refs_path}: expressions left out because they have no words", "sent_id", without_words)
     if not referents:
         raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression")
     _check_ids(referents, refs_path)
@@ -342,7 +327,7 @@ def read_referents(
 
 
 def split_of(ref: dict[str, Any], path: Path) -> str:
-    """The split in which a record of a file of referents is; raises a UserError if it does not say."""
+    """Return the split of a record in a file of referents; raise a UserError if it has none."""
     return str(_field(ref, "split", path))
 
 
@@ -355,10 +340,6 @@ def _in_split(value: str, split: str) -> bool:
 _Finish = Callable[[Segmentation], Segmentation]
 
 
-def _as_it_is(segmentation: Segmentation) -> Segmentation:
-    return segmentation
-
-
 def _without_overlap(segmentation: Segmentation) -> Segmentation:
     several = isinstance(segmentation, list) and len(segmentation) > 1
     return {"covered_once": segmentation} if several else segmentation
@@ -367,7 +348,7 @@ def _without_overlap(segmentation: Segmentation) -> Segmentation:
 def _single(
     ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Finish, path: Path
 ) -> Segmentation | None:
-    """Returns the segmentation of a referent that is one object, or None if there is no mask in it."""
+    """Return the segmentation of a referent that is one object, or None if it has no mask."""
     ann_id = _field(ref, "ann_id", path)
     if isinstance(ann_id, list):
         raise UserError(
@@ -379,7 +360,7 @@ def _single(
 
 
 def _union(ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Finish, path: Path) -> Segmentation | None:
-    """Returns the parts of a referent of gRefCOCO, [] if there is none to be found, None if none has a mask."""
+    """Return the parts of a referent of gRefCOCO, [] if it refers to nothing, None if no part has a mask."""
     ann_ids = _field(ref, "ann_id", path)
     ann_ids = ann_ids if isinstance(ann_ids, list) else [ann_ids]
     if ann_ids == [-1]:
@@ -395,11 +376,11 @@ def _union(ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Fin
 
 
 def _mask_of(ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation], path: Path) -> Annotation:
-    """Returns an annotation, with None for a segmentation in which there is no mask."""
+    """Return an annotation; its segmentation is None if it has no mask."""
     if ann_id not in annotations:
         raise UserError(
-            f"{path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which the instances.json beside it "
-            "does not have; take both files from the same archive"
+            f"{path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which is not in the instances.json "
+            "beside it; take both files from the same archive"
         )
     annotation = annotations[ann_id]
     try:
@@ -412,14 +393,14 @@ def _image(ref: dict[str, Any], images: dict[int, Image], path: Path) -> Image:
     id = _field(ref, "image_id", path)
     if id not in images:
         raise UserError(
-            f"{path} refers to image {id} (referent {ref.get('ref_id')}), which the instances.json beside it does "
-            "not have; take both files from the same archive"
+            f"{path} refers to image {id} (referent {ref.get('ref_id')}), which is not in the instances.json "
+            "beside it; take both files from the same archive"
         )
     return images[id]
 
 
 def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
-    """Returns (id, text) of each expression."""
+    """Return (id, text) of each expression."""
     expressions = []
     for entry in _field(ref, "sentences", path):
         id, text = _field(entry, "sent_id", path), _field(entry, field, path)
@@ -433,7 +414,7 @@ def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str,
 
 def _field(record: dict[str, Any], name: str, path: Path) -> Any:
     if name not in record:
-        raise UserError(f"{path} has a referent or an expression without {name!r}: {record!s:.80}")
+        raise UserError(f"{path}: a referent or an expression has no {name!r}: {record!s:.80}")
     return record[name]
 
 

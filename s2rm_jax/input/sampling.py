@@ -1,11 +1,13 @@
-"""What an epoch shows: which expressions of an image share a row of a batch, and which of them are drawn.
+"""The contents of an epoch: how expressions of an image are grouped into rows of a batch and drawn.
 
-    image      every image once, with K of its expressions, drawn anew every time
-    expression   every expression once
-    referent   every referent once, with one of its expressions, drawn anew every time: the rule of LAVT, CARIS and CRIS
+config.input.sampling is one of:
 
-The last two put up to K expressions of an image into a row, so that the image is encoded once for them all; with K = 1
-a row is an expression, as it is with everyone else. Whatever the rule, what is counted as seen are expressions.
+    image      every image once, with K of its expressions, drawn anew each time
+    sentence   every expression once
+    referent   every referent once, with one of its expressions, drawn anew each time: the rule of LAVT, CARIS and CRIS
+
+The last two put up to K expressions of an image into a row, so that the image is encoded once for all of them; with
+K = 1 a row is one expression, as in other projects. Under every rule, seen examples are counted in expressions.
 """
 
 from __future__ import annotations
@@ -19,21 +21,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.example import Example, Source
+from s2rm_jax.input.example import Example, Groups, Source
 
-_LONGEST_LIST = 10_000_000  # images; a source with more is made up as it goes along, and has no epochs
-
-Groups = tuple[tuple[int, ...], ...]
+_MAX_LISTED = 10_000_000  # images; a longer source is generated and has no epochs
 
 
 class Row(NamedTuple):
-    """An image and the groups of its expressions from each of which one is drawn; None: K are drawn from all."""
+    """An image and groups of its expressions; one is drawn from each group, or K from all if `groups` is None."""
 
     example: Example
     groups: Groups | None
 
     def draw(self, k: int, rng: np.random.Generator) -> list[int]:
-        """Returns the positions of at most `k` expressions."""
+        """Return the positions of at most `k` expressions."""
         if self.groups is None:
             return rng.permutation(len(self.example.expressions))[:k].tolist()
         return [group[rng.integers(len(group))] for group in self.groups]
@@ -44,7 +44,7 @@ class Rows:
     """Random access to the rows of an epoch, in the order of the source."""
 
     source: Source
-    spans: Sequence[tuple[int, Groups]] | None  # (image, groups); None: every image is a row
+    spans: Sequence[tuple[int, Groups]] | None  # (image, groups) of each row; None if every image is a row
 
     def __len__(self) -> int:
         return len(self.source) if self.spans is None else len(self.spans)
@@ -57,25 +57,25 @@ class Rows:
 
 
 class EpochSize(NamedTuple):
-    """What an epoch holds: rows of a batch (images with their expressions) and expressions."""
+    """The number of rows (images with their expressions) and of expressions in an epoch."""
 
     rows: int
     expressions: int
 
 
 def rows_of(source: Source, config: ConfigDict) -> Rows:
-    """Returns the rows of an epoch by the rule config.input.sampling.
+    """Return the rows of an epoch under config.input.sampling.
 
     Raises:
-        UserError: the rule lists every expression, and the source has more images than can be listed.
+        UserError: the rule lists every expression, and the source has too many images.
     """
     k = config.input.expressions_per_image
     if config.input.sampling == "image":
         return Rows(source, None)
-    if len(source) > _LONGEST_LIST:
+    if len(source) > _MAX_LISTED:
         raise UserError(
             f"config.input.sampling={config.input.sampling!r} lists every expression, and this source has "
-            f"{len(source):,} images: take config.input.sampling='image' or a shorter source."
+            f"{len(source):,} images: set config.input.sampling='image' or use a shorter source."
         )
     spans = []
     for index in range(len(source)):
@@ -87,8 +87,8 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
 
 
 def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:
-    """Counts an epoch; None where the source is too long to have any."""
-    if len(source) > _LONGEST_LIST:
+    """Return the size of an epoch, or None if the source is too long to have epochs."""
+    if len(source) > _MAX_LISTED:
         return None
     spans = rows_of(source, config).spans
     if spans is not None:
@@ -98,27 +98,27 @@ def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:
 
 
 def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> int:
-    """Returns the steps of so many epochs of whole batches, as the peers count: what is left over is not a step.
+    """Return the number of steps in `epochs`, counted in whole batches as peers do: the remainder is dropped.
 
-    (Of their 42,404 referents of RefCOCO, 32 at a time, they take 1,325 steps an epoch. Here nothing is left out: the
-    next epoch begins within a batch.)
+    For 42,404 referents of RefCOCO in batches of 32 this gives 1,325 steps per epoch. No row is skipped: the next
+    epoch begins within a batch.
 
     Raises:
-        UserError: the source has no epochs, or an epoch has no whole batch.
+        UserError: the source has no epochs, or an epoch is shorter than a batch.
     """
     if epoch is None:
-        raise UserError("config.epochs: this source has no end and so no epochs; set config.steps instead.")
+        raise UserError("config.epochs: this source is endless and has no epochs; set config.steps instead.")
     steps = int(epochs * (epoch.rows // batch_size))
     if steps < 1:
         raise UserError(
-            f"config.epochs={epochs:g} of {epoch.rows} images, {batch_size} a step, are less than one step: set "
+            f"config.epochs={epochs:g} of {epoch.rows} images, {batch_size} per step, is less than one step: set "
             "config.steps, or a smaller config.batch_size."
         )
     return steps
 
 
 def _parts(groups: Groups, k: int) -> list[Groups]:
-    """Cuts groups into as few parts of at most `k` as will do, of nearly equal length."""
+    """Split groups into as few parts of at most `k` as possible, of nearly equal length."""
     count = -(-len(groups) // k)
     cuts = [len(groups) * part // count for part in range(count + 1)] if count else []
     return [groups[first:last] for first, last in pairwise(cuts)]

@@ -1,12 +1,8 @@
-"""Datasets that TFDS prepared, as a Source: those of our own builders (data/), and `ref_coco` of TFDS itself.
+"""TFDS datasets as a Source: those of our own builders (data/), and `ref_coco` of TFDS itself.
 
-They are read from ArrayRecord files by `builder.as_data_source`, without TensorFlow.
-
-Records of TFDS datasets: what stands in them, and how they become Examples.
-
-A record is a serialised tf.Example. It is parsed with the protocol buffers that TFDS brings along, not through TFDS's
-feature decoder: that one needs TensorFlow for sequences of images that are to stay undecoded (4.9.10), and would
-decode what is better decoded late.
+They are read without TensorFlow, from ArrayRecord files, by `builder.as_data_source`. A record is a serialised
+tf.Example, which is parsed with the protocol buffers of TFDS and not by TFDS's feature decoder (4.9.10): that needs
+TensorFlow for sequences of undecoded images, and would decode masks and images early.
 """
 
 from __future__ import annotations
@@ -21,21 +17,21 @@ import numpy as np
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.example import Example, Expression, Groups, Segmentation
+from s2rm_jax.input.example import Example, Expression, Groups, Segmentation, consecutive_groups
 from s2rm_jax.input.images import FORMATS
 from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS
 
 
 def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str, Any]:
-    """Returns an example as the features of our own builders (data/refer_dataset.py).
+    """Return an example as the features of our own builders (data/refer_dataset.py).
 
-    One level of sequences is all that TFDS can write without TensorFlow, so a segmentation is stored as JSON text: the
-    very polygons or RLEs of the annotation, once for all expressions about it.
+    Without TensorFlow, TFDS can write only one level of sequences. So a segmentation (the polygons or RLEs of the
+    annotation) is stored as JSON text, once for all its expressions.
 
     Args:
-      image: the file, as it is.
-      example: its expressions have the expressions as typed.
-      cleaned: the cleaned expressions by the expression's id; one without words is absent.
+      image: the bytes of the file.
+      example: an example whose expressions have the texts as typed.
+      cleaned: the cleaned texts by the id of the expression; those without words are absent.
     """
     segmentations: dict[str, int] = {}
     expressions = []
@@ -55,11 +51,11 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
 
 
 def decode(record: bytes, text_field: str, overlap: str) -> Example:
-    """Returns the example of a record of our own builders, its image as the bytes of the file.
+    """Return the example of a record of our own builders, with the image as the bytes of the file.
 
     Args:
-      record: of a dataset that data/build.py wrote.
-      text_field: "raw" or "sent"; expressions without such a text are left out.
+      record: a record of a dataset of data/build.py.
+      text_field: "raw" or "sent"; expressions without this text are left out.
       overlap: "union" or "drop", see ReferSource.
     """
     features = _features(record)
@@ -85,7 +81,7 @@ def decode(record: bytes, text_field: str, overlap: str) -> Example:
 
 
 def with_overlaps(segmentation: Segmentation) -> Segmentation:
-    """Turns the segmentation that ReferSource gives for overlap="drop" into the one for "union"."""
+    """Convert a segmentation of ReferSource with overlap="drop" to that of overlap="union"."""
     if isinstance(segmentation, dict) and "covered_once" in segmentation:
         return segmentation["covered_once"]
     if not isinstance(segmentation, list):
@@ -100,9 +96,9 @@ def with_overlaps(segmentation: Segmentation) -> Segmentation:
 
 
 def decode_ref_coco(record: bytes) -> Example:
-    """Returns the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
+    """Return the example of a record of TFDS's own `ref_coco` (1.1.0, the first with masks).
 
-    Its image is the bytes of a file; its masks are decoded.
+    The image is the bytes of a file; masks are decoded.
     """
     features = _features(record)
     image_id = str(_ints(features, "image/id")[0])
@@ -119,17 +115,15 @@ def decode_ref_coco(record: bytes) -> Example:
 
 
 def ref_coco_groups(record: bytes) -> Groups:
-    """Returns the positions of the expressions of each object in a record of `ref_coco`."""
-    lengths = _ints(_features(record), "objects/refexp/refexp_id/ragged_row_lengths_0")
-    ends = np.cumsum(lengths, dtype=int).tolist()
-    return tuple(tuple(range(end - length, end)) for length, end in zip(lengths, ends, strict=True))
+    """Return the positions of the expressions of each object in a record of `ref_coco`."""
+    return consecutive_groups(_ints(_features(record), "objects/refexp/refexp_id/ragged_row_lengths_0"))
 
 
 _REFEXP_IDS = "objects/refexp/refexp_id/ragged_flat_values"
 
 
 def _features(record: bytes) -> Any:
-    """Parses a record to a mapping from names to protocol buffers."""
+    """Parse a record as a mapping from names to protocol buffers."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record).features.feature
@@ -144,10 +138,10 @@ def _ints(features: Any, name: str) -> Sequence[int]:
 
 
 def _size(image: bytes, id: str) -> tuple[int, int]:
-    """Reads (width, height) from the header of an image, whose pixels are decoded later."""
+    """Return (width, height) from the header of an image; its pixels are decoded later."""
     try:
         return Image.open(io.BytesIO(image), formats=FORMATS).size
-    except Exception as error:  # readers raise nearly anything on damaged data
+    except Exception as error:  # decoders raise nearly any exception on damaged data
         raise UserError(f"the image of record {id} is damaged ({error}); prepare the dataset again") from error
 
 
@@ -158,15 +152,15 @@ def _mask(png: bytes, id: str) -> np.ndarray:
         raise UserError(f"a mask of record {id} is damaged ({error}); prepare the dataset again") from error
 
 
-BUILDER_NAMES = {"refcoco+": "refcocoplus"}  # TFDS allows no sign in the name of a dataset
+BUILDER_NAMES = {"refcoco+": "refcocoplus"}  # TFDS allows no sign in dataset names
 STOCK = "ref_coco"
 METADATA = "metadata.json"
 
 
 class TfdsSource:
-    """The images of one split, each with its expressions.
+    """The images of one split with their expressions.
 
-    The Examples are those that ReferSource gives, but for the image: the bytes of the file in the place of its path.
+    The examples equal those of ReferSource, except that the image is the bytes of the file and not its path.
     """
 
     def __init__(
@@ -179,20 +173,20 @@ class TfdsSource:
         sentence_field: str = "raw",
         overlap: str = "union",
     ):
-        """Opens the newest version under `root`/`dataset`/`split_by`.
+        """Open the newest version under `root`/`dataset`/`split_by`.
 
         Args:
-          split: as it was prepared: train, val, test, testA, testB, ...; `ref_coco` calls val "validation", and both
-            names are understood.
-          root: what TFDS calls data_dir, the folder given to data/build.py as --out.
-          dataset: refcoco, refcoco+, refcocog, refclef or grefcoco, as data/build.py wrote it; or "ref_coco", TFDS's
-            own, with split_by refcoco_unc, refcoco_google, refcocoplus_unc, refcocog_google or refcocog_umd.
-          split_by: who made the splits; the name of the TFDS config.
+          split: a split of the dataset: train, val, test, testA, testB, ...; for `ref_coco` both "val" and its own name
+            "validation" are accepted.
+          root: TFDS's data_dir, the --out of data/build.py.
+          dataset: refcoco, refcoco+, refcocog, refclef or grefcoco of data/build.py; or "ref_coco", TFDS's own, with
+            split_by refcoco_unc, refcoco_google, refcocoplus_unc, refcocog_google or refcocog_umd.
+          split_by: name of the splits, the name of the TFDS config.
           sentence_field: "raw" or "sent"; `ref_coco` has "raw" only.
           overlap: "union" or "drop", see ReferSource; `ref_coco` has "union" only.
 
         Raises:
-          UserError: TFDS is not installed, or the dataset, the split or what is asked of it is not there.
+          UserError: TFDS is not installed, the dataset or split was not found, or the dataset lacks a requested option.
         """
         self._stock = dataset == STOCK
         _check(self._stock, sentence_field, overlap)
@@ -211,7 +205,7 @@ class TfdsSource:
         return len(self._positions)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads a record; its image is decoded where it is used."""
+        """Return the example of a record; its image is decoded later."""
         record = self._records[self._positions[index]]
         if self._stock:
             return decode_ref_coco(record)
@@ -221,13 +215,13 @@ class TfdsSource:
         return (self[index] for index in range(len(self)))
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions the image has; of `ref_coco`, see `referents`."""
+        """Return the number of expressions of an example; for `ref_coco`, see `referents`."""
         return sum(len(group) for group in self.referents(index))
 
     def referents(self, index: int) -> Groups:
-        """Returns the positions of the image's expressions, grouped by referent.
+        """Return the positions of the example's expressions, grouped by referent.
 
-        Our own datasets have them in their metadata. `ref_coco` does not: the first call reads every record once.
+        Our own datasets store them in their metadata. For `ref_coco` the first call reads every record once.
         """
         if self._groups is None:
             self._groups = [ref_coco_groups(self._records[position]) for position in self._positions]
@@ -240,12 +234,12 @@ def _check(stock: bool, sentence_field: str, overlap: str) -> None:
         ("overlap", overlap, ("union",) if stock else OVERLAPS),
     ):
         if value not in choices:
-            whose = f"{STOCK}, as TFDS prepares it, has only" if stock else "it must be one of:"
-            raise UserError(f"{name} is {value!r}; {whose} {', '.join(choices)}")
+            allowed = f"{STOCK} of TFDS has only" if stock else "it must be one of:"
+            raise UserError(f"{name} is {value!r}; {allowed} {', '.join(choices)}")
 
 
 def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
-    """Returns the folder ROOT/DATASET/SPLIT_BY/VERSION with the highest version; a UserError says if there is none."""
+    """Return the folder ROOT/DATASET/SPLIT_BY/VERSION of the highest version; raise a UserError if there is none."""
     root = Path(root).expanduser()
     how = f"build it with: python -m data.build --dataset {dataset} --split-by {split_by} --root REFER_DIR --out {root}"
     if dataset == STOCK:
@@ -255,13 +249,15 @@ def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
     folder = root / BUILDER_NAMES.get(dataset, dataset) / split_by
     versions = [path for path in folder.glob("*.*.*") if (path / "dataset_info.json").is_file()]
     if not versions:
-        there = sorted(str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*/dataset_info.json"))
-        raise UserError(f"{folder} has no prepared dataset; {root} has {', '.join(there) or 'none at all'}; {how}")
+        available = sorted(str(path.parent.parent.relative_to(root)) for path in root.glob("*/*/*/dataset_info.json"))
+        raise UserError(
+            f"{folder} has no prepared dataset; available in {root}: {', '.join(available) or 'none'}; {how}"
+        )
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".") if part.isdigit()))
 
 
 def _open(folder: Path, split: str) -> Any:
-    """Opens a split for random access to its undecoded records."""
+    """Open a split for random access to its undecoded records."""
     try:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.decode import DeserializeMethod
@@ -271,8 +267,8 @@ def _open(folder: Path, split: str) -> Any:
         ) from error
     try:
         builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # TFDS raises nearly anything on damaged metadata
-        raise UserError(f"{folder} is no dataset that TFDS can read ({' '.join(str(error).split())})") from error
+    except Exception as error:  # TFDS raises nearly any exception on damaged metadata
+        raise UserError(f"{folder} is not a dataset that TFDS can read ({' '.join(str(error).split())})") from error
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         raise UserError(
@@ -280,25 +276,15 @@ def _open(folder: Path, split: str) -> Any:
             "with --file_format=array_record"
         )
     if split not in builder.info.splits:
-        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        raise UserError(f"split {split!r} not found in {folder}; available: {', '.join(builder.info.splits)}")
     return builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
 
 
 def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Groups]:
-    """Returns for each record the positions of its expressions, grouped; from the sizes of the groups."""
+    """Return the groups of expressions of each record, from the sizes of the groups in the metadata."""
     path = folder / METADATA
     try:
         sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} does not hold what data/build.py writes ({error!r}); build the dataset again"
-        ) from error
-    return [_groups(group_sizes) for group_sizes in sizes]
-
-
-def _groups(sizes: list[int]) -> Groups:
-    groups, end = [], 0
-    for size in sizes:
-        groups.append(tuple(range(end, end + size)))
-        end += size
-    return tuple(groups)
+        raise UserError(f"{path} lacks the metadata of data/build.py ({error!r}); build the dataset again") from error
+    return [consecutive_groups(group_sizes) for group_sizes in sizes]

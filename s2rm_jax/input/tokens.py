@@ -1,7 +1,4 @@
-"""Expressions to BERT token ids: WordPiece over a BERT vocabulary.
-
-What a person should know of how an expression is read.
-"""
+"""Tokens: BERT token ids of expressions, by WordPiece over a BERT vocabulary."""
 
 from __future__ import annotations
 
@@ -21,23 +18,23 @@ _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 class Tokenizer:
-    """Lower-cases an expression and cuts it into the pieces of a BERT vocabulary, as BERT's uncased models were trained.
+    """Tokenizer of BERT's uncased models: lower-case text, cut into the pieces of a vocabulary.
 
-    The work is done by the `tokenizers` library, the engine of transformers' fast BERT tokenizer; taken directly it
-    imports in 10 ms where transformers takes a second, in every worker process. Objects can be pickled for those.
+    It uses the `tokenizers` library, the engine of transformers' fast BERT tokenizer, which imports in 10 ms in every
+    worker process; transformers takes a second. Objects can be pickled.
     """
 
     def __init__(self, vocabulary: str | os.PathLike[str] | Sequence[str], max_tokens: int = 20):
-        """Args: a vocabulary, as a file with a word a line or as the words; L, with [CLS] and [SEP].
+        """Args: the vocabulary, as a file with one word per line or as the words; L, including [CLS] and [SEP].
 
         Raises:
-          UserError: no such file, no BERT vocabulary, or fewer than three tokens.
+          UserError: the file was not found or is no BERT vocabulary, or `max_tokens` is less than three.
         """
         self.vocabulary = (
             _read(epath.Path(vocabulary)) if isinstance(vocabulary, str | os.PathLike) else tuple(vocabulary)
         )
         self.max_tokens = max_tokens
-        self.truncated = 0  # expressions that were cut off so far, in this process
+        self.truncated = 0  # truncated expressions so far, in this process
         _check(self.vocabulary, str(vocabulary) if isinstance(vocabulary, str | os.PathLike) else "the list of words")
         if max_tokens < 3:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
@@ -50,25 +47,25 @@ class Tokenizer:
         return len(self.vocabulary)
 
     def length(self, expression: str) -> int:
-        """The tokens that the whole expression takes, [CLS] and [SEP] included; more than `max_tokens` are cut off."""
+        """Return the number of tokens of the complete expression, including [CLS] and [SEP]."""
         return len(self._pieces.encode(expression).ids) + 2
 
     def encode(self, expression: str) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-        """Turns an expression into [CLS] pieces [SEP] and zeros up to `max_tokens`.
+        """Encode an expression as [CLS] pieces [SEP], padded with zeros to `max_tokens`.
 
-        Of an expression that is too long the last pieces are dropped, never [SEP]; `truncated` counts those expressions
-        and the first one is logged as a warning. "[SEP]" typed in an expression is text like any other.
+        The last pieces of a long expression are dropped, but not [SEP]. `truncated` counts such expressions, and the
+        first one is logged as a warning. "[SEP]" in the text of an expression is ordinary text.
 
         Returns:
-          ids: the token ids, 0 after the end.
-          mask: true for tokens, [CLS] and [SEP] among them.
+          ids: the token ids, 0 for padding.
+          mask: true for tokens, including [CLS] and [SEP].
 
         Raises:
-          UserError: there is no word in the expression.
+          UserError: the expression has no words.
         """
         pieces = self._pieces.encode(expression).ids
         if not pieces:
-            raise UserError(f"the expression {expression!r} has no words; say what is to be found")
+            raise UserError(f"the expression {expression!r} has no words; describe what to find")
         if len(pieces) > self.max_tokens - 2:
             self._note_truncation(expression, len(pieces) + 2)
             pieces = pieces[: self.max_tokens - 2]
@@ -78,15 +75,15 @@ class Tokenizer:
         return ids, np.arange(self.max_tokens) < len(tokens)
 
     def words(self, ids: Int[np.ndarray, " l"]) -> list[str]:
-        """The pieces behind token ids, for display: item j belongs to position j; the padding is left out."""
+        """Return the pieces of token ids, for display; item j belongs to position j. Padding is left out."""
         return [self.vocabulary[index] for index in ids if index != 0]
 
     def save(self, path: epath.PathLike) -> None:
-        """Writes the vocabulary as a BERT `vocab.txt`, a word a line, from which it can be read again."""
+        """Write the vocabulary as a BERT `vocab.txt`, one word per line."""
         epath.Path(path).write_text("".join(f"{word}\n" for word in self.vocabulary), encoding="utf-8")
 
     def save_engine(self, path: str | Path) -> None:
-        """Writes all that `encode` does as a `tokenizer.json`, which the tokenizers library reads in every language."""
+        """Write the complete tokenizer as `tokenizer.json`, for the tokenizers library in any language."""
         from tokenizers.processors import TemplateProcessing
 
         engine = _word_pieces(self._ids)
@@ -94,7 +91,7 @@ class Tokenizer:
         engine.post_processor = TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=special)
         engine.enable_truncation(self.max_tokens)
         engine.enable_padding(length=self.max_tokens, pad_id=0, pad_token=_PAD)
-        # Not by its own `save`, which tells of a full disk by an exception that says nothing to a program.
+        # The engine's own `save` raises an unspecific exception on a full disk.
         Path(path).write_text(engine.to_str(pretty=True), encoding="utf-8")
 
     def __reduce__(self):
@@ -104,7 +101,7 @@ class Tokenizer:
         self.truncated += 1
         if self.truncated == 1:
             _LOG.warning(
-                "%r takes %d tokens and is cut to %d; longer expressions are counted from here on, not reported "
+                "%r takes %d tokens and is truncated to %d; further ones are counted but not logged "
                 "(text.max_tokens raises the limit)",
                 expression,
                 length,
@@ -129,36 +126,36 @@ def _read(path: epath.Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(
-            f"there is no vocabulary at {path}; it is the vocab.txt that lies beside the weights of a BERT model, "
+            f"vocabulary {path} not found; it is the vocab.txt beside the weights of a BERT model, "
             "for example https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read the vocabulary {path}: {error.strerror}; give the path of a vocab.txt") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text; give the path of a vocab.txt") from error
-    return tuple(text.removesuffix("\n").split("\n"))  # not splitlines: an id is the number of a "\n" line
+    return tuple(text.removesuffix("\n").split("\n"))  # not splitlines: ids count "\n" only
 
 
 def _check(vocabulary: tuple[str, ...], name: str) -> None:
     missing = [word for word in (_PAD, _UNKNOWN, _START, _END) if word not in vocabulary]
     if missing:
-        raise UserError(f"{name} is not a BERT vocabulary: {', '.join(missing)} not in it; give a vocab.txt of BERT")
+        raise UserError(f"{name} is not a BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of BERT")
     if vocabulary[0] != _PAD:
         raise UserError(f"{name} must begin with {_PAD}, whose id is 0; it begins with {vocabulary[0]!r}")
     if len(set(vocabulary)) != len(vocabulary):
         twice = next(word for index, word in enumerate(vocabulary) if word in vocabulary[:index])
-        raise UserError(f"{name} has {twice!r} twice; every entry of a vocabulary must be there once")
+        raise UserError(f"{name} has {twice!r} twice; every entry of a vocabulary must be unique")
 
 
 def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
-    """Returns a remark for what is cut off an expression and one for words that the vocabulary does not know."""
+    """Return remarks on an expression for its user: it is truncated, or has words that are not in the vocabulary."""
     found = []
     length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:
-        found.append(f"{expression!r} takes {length} tokens and is cut to the first {limit} (text.max_tokens)")
+        found.append(f"{expression!r} takes {length} tokens and is truncated to the first {limit} (text.max_tokens)")
     unknown = [word for word in expression.split() if _is_unknown(tokenizer, word)]
     if unknown:
-        found.append(f"not in the vocabulary, and so ignored or misread: {', '.join(map(repr, unknown))}")
+        found.append(f"not in the vocabulary, so ignored or misread: {', '.join(map(repr, unknown))}")
     return found
 
 

@@ -29,7 +29,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.polygons import outlines
+from s2rm_jax.input.masks import outlines
 from s2rm_jax.serving.limits import Limits, Rate, Refused
 from s2rm_jax.serving.service import Answer, Service
 

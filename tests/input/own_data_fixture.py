@@ -1,8 +1,7 @@
-"""Writes small datasets of one's own with generated images, in both forms that are read: JSON lines and COCO's JSON.
+"""Write small datasets of one's own with generated images, in both forms that are read: JSON lines and COCO's JSON.
 
 Both have three images of 48 x 64 pixels, drawn as in refer_fixture.py: 0.png and 1.png in split train, 2.png in val.
-Of each the left box and the right pair of boxes are referred to, by two expressions and by one, and "the dog" by one that
-means nothing.
+Each has two expressions for the left box, one for the right pair of boxes, and "the dog", which refers to nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def rle_of(mask: np.ndarray) -> dict[str, Any]:
 
 
 def write_json_lines(root: Path, edit: Callable[[list[dict[str, Any]]], None] | None = None) -> Path:
-    """Writes `root`/data.jsonl, images/ and masks/; returns `root`.
+    """Write `root`/data.jsonl, images/ and masks/; returns `root`.
 
     Line 3i + 1 of image i is its left box, as a polygon, an RLE or a mask file (i = 0, 1, 2), line 3i + 2 the right
     ones as polygons, line 3i + 3 nothing. `edit` may change the entries.
@@ -70,7 +69,7 @@ def write_json_lines(root: Path, edit: Callable[[list[dict[str, Any]]], None] | 
 
 
 def write_coco_json(root: Path, edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Writes `root`/annotations.json and images/; returns `root`.
+    """Write `root`/annotations.json and images/; returns `root`.
 
     Annotations 10i, 10i + 1 and 10i + 2 of image i (image id i) are its left box, the right ones and nothing;
     10i + 3 is not referred to. Those of the split train do not name it. `edit` may change the content.

@@ -1,4 +1,4 @@
-"""Writes pickles as Python 2 did, whose strings are bytes: Python 3 cannot be asked to."""
+"""Write pickles as Python 2 did, whose strings are bytes: Python 3 cannot be asked to."""
 
 from __future__ import annotations
 

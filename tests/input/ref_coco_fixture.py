@@ -13,7 +13,7 @@ from tests.input.refer_fixture import FOLDER
 
 
 def write_manual_folder(root: Path, manual: Path, dataset: str = "refcoco", split_by: str = "unc") -> Path:
-    """Writes refcoco.json and coco_train2014/, what the builder of `ref_coco` wants, from REFER's layout."""
+    """Write refcoco.json and coco_train2014/, what the builder of `ref_coco` wants, from REFER's layout."""
     refs = load_refs(root / dataset / f"refs({split_by}).p")
     instances = json.loads((root / dataset / "instances.json").read_text())
     for annotation in instances["annotations"]:
@@ -35,7 +35,7 @@ def write_manual_folder(root: Path, manual: Path, dataset: str = "refcoco", spli
 
 
 def prepare_ref_coco(manual: Path, out: Path, monkeypatch: pytest.MonkeyPatch, config: str = "refcoco_unc") -> None:
-    """Runs the builder of TFDS as it is, which on 4.9.10 wants TensorFlow for one thing.
+    """Run the builder of TFDS as it is, which on 4.9.10 wants TensorFlow for one thing.
 
     Writing sequences of sequences, it asks TensorInfo.dtype for TensorFlow's name of int64, and then only uses NumPy's.
     """

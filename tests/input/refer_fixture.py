@@ -1,4 +1,4 @@
-"""Writes small datasets in the REFER layout: generated images of coloured shapes, real file formats.
+"""Write small datasets in the REFER layout: generated images of coloured shapes, real file formats.
 
 `write_refer_layout` writes RefCOCO and its kin, `write_refclef_layout` ReferIt, `write_grefcoco_layout` gRefCOCO.
 """
@@ -51,7 +51,7 @@ def write_refer_layout(
     file_prefix: str = "refs",
     edit: Edit | None = None,
 ) -> Path:
-    """Writes `root`/`dataset` and the images; returns `root`.
+    """Write `root`/`dataset` and the images; returns `root`.
 
     Image i (id `first_id` + i, split `splits[i]`) is 48 x 64 and shows a coloured box on the left (polygon) and, on
     the right, two boxes of one colour that are one object (two polygons). Each is a referent with two expressions.
@@ -85,13 +85,13 @@ def write_refer_layout(
 
 
 def write_refclef_layout(root: Path, split_by: str = "berkeley", **arguments: Any) -> Path:
-    """Writes `root`/refclef: as `write_refer_layout`, with the names and masks of ReferIt."""
+    """Write `root`/refclef: as `write_refer_layout`, with the names and masks of ReferIt."""
     own = {"image_folder": "images/saiapr_tc-12", "image_name": "{}.jpg", "rle": True}
     return write_refer_layout(root, "refclef", split_by, **{**own, **arguments})
 
 
 def write_grefcoco_layout(root: Path, *, as_json: bool = True, edit: Edit | None = None, **arguments: Any) -> Path:
-    """Writes `root`/grefcoco: grefs(unc).json (or .p), whose referents are lists of annotations.
+    """Write `root`/grefcoco: grefs(unc).json (or .p), whose referents are lists of annotations.
 
     The referents of image i are, after its left and right object: both of them (expressions "both boxes", "two boxes"),
     nothing ("the dog", "a cat") and the left object together with a crowd annotation, 9000 + i, which covers the left

@@ -25,7 +25,7 @@ MASK = WORDS.index("[MASK]")
 
 
 def make_example(*texts, boxes=((3, 7, 4, 10), (12, 20, 15, 18)), size=(30, 40)):
-    """Each expression means a box (top, bottom, left, right) that is white, with the number of the expression in red."""
+    """Each expression refers to a white box (top, bottom, left, right), with the expression's number in red."""
     image = np.zeros((*size, 3), np.uint8)
     expressions = []
     for number, text in enumerate(texts):
@@ -76,7 +76,7 @@ def test_a_crop_keeps_whole_whatever_is_referred_to_chosen_or_not():
     assert {box[0] for box in boxes} == {0, 1, 2, 3} and {box[3] for box in boxes} >= {18, 40}
 
 
-def test_a_crop_of_a_image_in_which_nothing_is_meant_can_be_anywhere():
+def test_a_crop_of_an_image_in_which_nothing_is_meant_can_be_anywhere():
     example = make_example()
     example = Example("x", example.image, 30, 40, (Expression("zebra", []),))
     boxes = [crop_box(example, 0.5, np.random.default_rng(i)) for i in range(100)]
@@ -86,7 +86,7 @@ def test_a_crop_of_a_image_in_which_nothing_is_meant_can_be_anywhere():
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    "expression",
     ["leftmost zebra", "man in the middle", "top right", "second dog", "dog cut off", "between two dogs", "3 dogs"],
 )
 def test_what_depends_on_the_frame_is_not_cropped(expression):

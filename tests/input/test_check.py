@@ -1,4 +1,4 @@
-"""The doctor: healthy data of every layout is called well, and every kind of damage is found and named."""
+"""The data check: intact data of every layout passes, and every kind of damage is found and named."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.check import files
-from s2rm_jax.input.check.examine import examine
-from s2rm_jax.input.check.files import SplitSize, extent_of, misfit
-from s2rm_jax.input.check.report import WRONG_COUNTS, show
+from s2rm_jax.input.check import report
+from s2rm_jax.input.check.examine import examine, extent_of, misfit
+from s2rm_jax.input.check.report import WRONG_COUNTS, SplitSize, format_report
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER, SPLITS
 
@@ -26,21 +25,21 @@ def image(root: Path, number: int) -> Path:
 
 def kinds(root: Path, **arguments) -> dict[str, tuple[str, ...]]:
     """The problems of the only dataset under `root`: kind -> cases."""
-    (diagnosis,) = examine(root, quiet=True, **arguments).diagnoses
-    return {problem.kind: problem.cases for problem in diagnosis.problems}
+    (found,) = examine(root, quiet=True, **arguments).datasets
+    return {problem.kind: problem.cases for problem in found.problems}
 
 
 @pytest.fixture(autouse=True)
 def tiny_counts(monkeypatch):
     """The published counts become those of the fixture: 2 images a split with 2 referents and 4 expressions each."""
     counts = dict.fromkeys(("train", "val", "testA", "testB"), SplitSize(2, 4, 8))
-    for key in files.PUBLISHED:
-        monkeypatch.setitem(files.PUBLISHED, key, counts)
-        monkeypatch.setitem(files.PUBLISHED_EXPRESSIONS, key, 32)
+    for key in report.PUBLISHED:
+        monkeypatch.setitem(report.PUBLISHED, key, counts)
+        monkeypatch.setitem(report.PUBLISHED_EXPRESSIONS, key, 32)
 
 
 def with_boxes(refs, instances):
-    """Adds to each annotation the box of its polygons."""
+    """Add to each annotation the box of its polygons."""
     for annotation in instances["annotations"]:
         left, top, right, bottom = extent_of(annotation["segmentation"], refer_fixture.HEIGHT, refer_fixture.WIDTH)
         annotation["bbox"] = [left, top, right - left, bottom - top]
@@ -63,15 +62,15 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_healthy_data_of_every_layout_is_well(tmp_path, layout):
-    report = examine(LAYOUTS[layout](tmp_path), quiet=True)
-    (diagnosis,) = report.diagnoses
-    assert report.well and diagnosis.problems == []
-    assert diagnosis.images_checked == (3 if layout == "refclef unc" else 8)
+def test_intact_data_of_every_layout_passes(tmp_path, layout):
+    result = examine(LAYOUTS[layout](tmp_path), quiet=True)
+    (found,) = result.datasets
+    assert result.ok and found.problems == []
+    assert found.images_checked == (3 if layout == "refclef unc" else 8)
     referents, expressions = (10, 18) if layout == "grefcoco" else (4, 8)
     if layout != "refclef unc":
-        assert set(diagnosis.counts.values()) == {SplitSize(2, referents, expressions)}
-    assert "✓ all well" in show(report)
+        assert set(found.counts.values()) == {SplitSize(2, referents, expressions)}
+    assert "✓ no problems found" in format_report(result)
 
 
 def test_several_datasets_are_examined_in_one_go_and_shared_images_once(tmp_path, monkeypatch):
@@ -80,12 +79,12 @@ def test_several_datasets_are_examined_in_one_go_and_shared_images_once(tmp_path
     looked_at = []
     opened = Image.open
     monkeypatch.setattr(Image, "open", lambda path, **options: looked_at.append(path) or opened(path, **options))
-    report = examine(tmp_path, quiet=True)
-    keys = [diagnosis.key for diagnosis in report.diagnoses]
+    result = examine(tmp_path, quiet=True)
+    keys = [found.key for found in result.datasets]
     assert keys == [("refcoco", "google"), ("refcoco", "unc"), ("refcocog", "umd"), ("mine", "me")]
     assert len(looked_at) == len(set(looked_at)) == 8
-    assert report.absent == ("refcoco+", "refclef", "grefcoco")
-    assert [d.key for d in examine(tmp_path, "refcoco", "unc", quiet=True).diagnoses] == [("refcoco", "unc")]
+    assert result.absent == ("refcoco+", "refclef", "grefcoco")
+    assert [found.key for found in examine(tmp_path, "refcoco", "unc", quiet=True).datasets] == [("refcoco", "unc")]
 
 
 # What is done to the annotations, and the kind and the beginning of the only case that is found of it. The referents
@@ -99,15 +98,15 @@ def mask_of_two_corners(refs, instances):
 
 
 def no_words(refs, instances):
-    refs[-1]["expressions"][0]["raw"] = "  "
+    refs[-1]["sentences"][0]["raw"] = "  "
 
 
 def no_cleaned_words(refs, instances):
-    refs[-1]["expressions"][1]["sent"] = ""
+    refs[-1]["sentences"][1]["sent"] = ""
 
 
 def no_text(refs, instances):
-    refs[-1]["expressions"][1]["sent"] = None
+    refs[-1]["sentences"][1]["sent"] = None
 
 
 def no_annotation(refs, instances):
@@ -127,7 +126,7 @@ def referent_twice(refs, instances):
 
 
 def expression_twice(refs, instances):
-    refs[-1]["expressions"][1]["sent_id"] = 0
+    refs[-1]["sentences"][1]["sent_id"] = 0
 
 
 def image_twice(refs, instances):
@@ -175,7 +174,7 @@ def empty_rle(refs, instances):
 
 
 def no_ids(refs, instances):
-    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "expressions": []})
+    refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "sentences": []})
 
 
 def fewer_referents(refs, instances):
@@ -217,7 +216,7 @@ def test_every_fault_of_annotations_is_found_and_nothing_else(tmp_path, edit, ki
     assert found_kind == kind and found_case.startswith(case)
 
 
-def test_a_image_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
+def test_an_image_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):
     found = kinds(refer_fixture.write_refer_layout(tmp_path, edit=no_image))
     assert found == {
         "referents whose image or annotation is not in instances.json": (
@@ -275,7 +274,7 @@ def resize(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "kind", "said", "quick_too"),
+    ("damage", "kind", "description", "quick_too"),
     [
         (remove, "missing images", "COCO_train2014_000000000103.jpg", True),
         (cut_in_the_middle, "damaged images", "truncated", False),
@@ -285,11 +284,11 @@ def resize(path):
         (resize, "images of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
     ],
 )
-def test_every_fault_of_images_is_found_and_nothing_else(tmp_path, damage, kind, said, quick_too):
+def test_every_fault_of_images_is_found_and_nothing_else(tmp_path, damage, kind, description, quick_too):
     root = refer_fixture.write_refer_layout(tmp_path)
     damage(image(root, 3))
     ((found_kind, (case,)),) = kinds(root).items()
-    assert found_kind == kind and said in case
+    assert found_kind == kind and description in case
     assert bool(kinds(root, quick=True)) == quick_too
 
 
@@ -297,7 +296,7 @@ def test_images_elsewhere_or_nowhere(tmp_path):
     root = refer_fixture.write_refer_layout(tmp_path / "data", image_folder="../coco/train2014")
     assert kinds(root, image_root=tmp_path / "coco") == {}
     ((kind, (case,)),) = kinds(root).items()
-    assert kind == "no image is there" and "none of these folders exists" in case
+    assert kind == "no images found" and "none of these folders exists" in case
 
 
 def test_the_first_image_may_be_the_missing_one(tmp_path):
@@ -310,8 +309,8 @@ def test_the_first_image_may_be_the_missing_one(tmp_path):
 def test_what_every_copy_lacks_is_a_note_and_no_problem(tmp_path):
     root = refer_fixture.write_refclef_layout(tmp_path, first_id=19575)
     (root / "images/saiapr_tc-12/19575.jpg").unlink()
-    report = examine(root, quiet=True)
-    assert report.well and report.diagnoses[0].notes == ["missing in every known copy: 19575.jpg"]
+    result = examine(root, quiet=True)
+    assert result.ok and result.datasets[0].notes == ["missing in every known copy: 19575.jpg"]
     (root / "images/saiapr_tc-12/19576.jpg").unlink()
     assert kinds(root) == {"missing images": ("19576.jpg",)}
 
@@ -320,19 +319,18 @@ def test_damaged_annotation_files_do_not_stop_the_others(tmp_path):
     for dataset in ("refcoco", "refcoco+"):
         refer_fixture.write_refer_layout(tmp_path, dataset)
     (tmp_path / "refcoco/instances.json").write_text('{"images": ')
-    sick, well = examine(tmp_path, quiet=True).diagnoses
-    assert sick.problems[0].kind == "annotation files that cannot be read" and not well.problems
-    assert (
-        "web.archive.org" in sick.problems[0].remedy and "reported working in December 2025" in sick.problems[0].remedy
-    )
+    damaged, intact = examine(tmp_path, quiet=True).datasets
+    (problem,) = damaged.problems
+    assert problem.kind == "annotation files that cannot be read" and not intact.problems
+    assert "web.archive.org" in problem.remedy and "reported working in December 2025" in problem.remedy
     (tmp_path / "refcoco/instances.json").write_text('{"images": {}}')
-    assert "is not in COCO's format" in examine(tmp_path, quiet=True).diagnoses[0].problems[0].cases[0]
+    assert "is not in COCO's format" in examine(tmp_path, quiet=True).datasets[0].problems[0].cases[0]
     (tmp_path / "refcoco/instances.json").unlink()
-    assert "cannot read" in examine(tmp_path, quiet=True).diagnoses[0].problems[0].cases[0]
+    assert "cannot read" in examine(tmp_path, quiet=True).datasets[0].problems[0].cases[0]
 
 
 @pytest.mark.parametrize(
-    ("folder", "asked", "message"),
+    ("folder", "dataset", "message"),
     [
         ("nowhere", "", r"nowhere does not exist; give the one that holds"),
         (
@@ -341,17 +339,17 @@ def test_damaged_annotation_files_do_not_stop_the_others(tmp_path):
             r"has no folder with a file refs\(\.\.\.\)\.p in it; unpack .* refcoco\.zip: https://web\.archive",
         ),
         ("refcoco", "", r"refcoco is the folder of one dataset; give the folder above it"),
-        ("", "refcocog", r"has no refcocog; it has refcoco split by unc; get refcocog\.zip: https"),
+        ("", "refcocog", r"has no refcocog; available: refcoco split by unc; get refcocog\.zip: https"),
     ],
 )
-def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, asked, message):
+def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, dataset, message):
     refer_fixture.write_refer_layout(tmp_path)
     with pytest.raises(UserError, match=message):
-        examine(tmp_path / folder, asked, quiet=True)
+        examine(tmp_path / folder, dataset, quiet=True)
 
 
 @pytest.mark.parametrize(
-    ("box", "said"),
+    ("box", "expected"),
     [
         ([10, 10, 20, 20], ""),
         ([11, 11, 19, 19], ""),  # pixels counted from 1
@@ -360,13 +358,13 @@ def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, asked, m
         (None, ""),
     ],
 )
-def test_boxes_may_be_two_pixels_off(box, said):
-    assert misfit((10.0, 10.0, 30.0, 30.0), box, 48, 64) == said
+def test_boxes_may_be_two_pixels_off(box, expected):
+    assert misfit((10.0, 10.0, 30.0, 30.0), box, 48, 64) == expected
 
 
 def test_the_published_counts_add_up():
     fresh = subprocess.run(
-        [sys.executable, "-c", "from s2rm_jax.input.check.files import *; print(repr(PUBLISHED))"],
+        [sys.executable, "-c", "from s2rm_jax.input.check.report import *; print(repr(PUBLISHED))"],
         capture_output=True,
         text=True,
         check=True,
@@ -378,10 +376,10 @@ def test_the_published_counts_add_up():
     assert (sum(c.images for c in refcoco), sum(c.referents for c in refcoco)) == (19_994, 50_000)
 
 
-def test_the_real_sample_is_well():
+def test_the_real_sample_passes():
     root = refer_fixture.refer_mini()
     if root is None:
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
-    report = examine(root, quiet=True)
-    assert report.well and report.diagnoses[0].images_checked == 90
-    assert report.diagnoses[0].counts["train"] == SplitSize(44, 148, 300)
+    result = examine(root, quiet=True)
+    assert result.ok and result.datasets[0].images_checked == 90
+    assert result.datasets[0].counts["train"] == SplitSize(44, 148, 300)

@@ -102,7 +102,7 @@ def test_a_configuration_can_ask_for_it(root):
 def test_a_folder_of_tfds_is_recognised(tmp_path):
     (tmp_path / "refcoco/unc/1.0.0").mkdir(parents=True)
     (tmp_path / "refcoco/unc/1.0.0/dataset_info.json").write_text("{}")
-    with pytest.raises(UserError, match=r"refcoco is what data/build\.py wrote for TFDS, which only the source 'tfds'"):
+    with pytest.raises(UserError, match=r"refcoco is a TFDS dataset of data/build\.py, which only the source 'tfds'"):
         combined_source("train", root=tmp_path)
 
 
@@ -115,11 +115,11 @@ def test_a_field_that_it_does_not_have_is_told(root):
     ("split", "arguments", "message"),
     [
         ("train", {"datasets": ("refcoco",)}, "'refcoco' is not of the form DATASET/SPLIT_BY, such as refcoco/unc"),
-        ("train", {"datasets": ("refcoco/unc", "refcoco/google")}, "each dataset may be there once"),
+        ("train", {"datasets": ("refcoco/unc", "refcoco/google")}, "each dataset may occur once"),
         ("train", {"sentence_field": "words"}, "sentence_field is 'words'; it must be one of: raw, sent"),
         ("train", {"held_out": ("refcocog/google",)}, r"refs\(google\)\.p not found"),
-        ("flickr:val", {}, r"there is no part 'flickr'; there are refcoco, refcoco\+, refcocog"),
-        ("testA", {}, r"refcocog/refs\(umd\)\.p has no split 'testA'; it has test"),
+        ("flickr:val", {}, r"part 'flickr' not found; available: refcoco, refcoco\+, refcocog"),
+        ("testA", {}, r"split 'testA' not found in .*refcocog/refs\(umd\)\.p; available: test"),
     ],
 )
 def test_what_does_not_fit_is_told(root, split, arguments, message):

@@ -50,7 +50,7 @@ def test_every_expression_gets_its_mask_and_each_mask_is_made_once(monkeypatch):
     assert arrays.valid.tolist() == [True] * 5 + [False]
 
 
-def test_a_image_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
+def test_an_image_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
     path = tmp_path / "7.png"
     path.write_bytes(png())
     with Image.open(path) as file:
@@ -63,11 +63,11 @@ def test_a_image_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png()[:500], r"^example 7: the image is damaged or of a kind that cannot be read \([^\n]+\)[^\n]*$"),
-        (b"", r"^example 7: the image is not an image that can be read [^\n]*$"),
+        (png()[:500], r"^example 7: the image is damaged or of an unsupported kind \([^\n]+\)[^\n]*$"),
+        (b"", r"^example 7: the image is not an image in a supported format [^\n]*$"),
         (png((30, 41)), r"is 41 x 30 pixels, .* 40 x 30: the image of example 7 is not the annotated file\.$"),
     ],
 )
-def test_a_image_in_memory_that_does_not_do_is_named(data, message):
+def test_an_image_in_memory_that_does_not_do_is_named(data, message):
     with pytest.raises(UserError, match=message):
         view_of(example(data), [0])

@@ -36,7 +36,7 @@ def area_of(index: int, *sides: str) -> np.ndarray:
 )
 @pytest.mark.parametrize("split", sorted(set(SPLITS)))
 @pytest.mark.parametrize("rle", [False, True])
-def test_a_expression_may_mean_several_objects_or_nothing(tmp_path, form, split, rle):
+def test_an_expression_may_mean_several_objects_or_nothing(tmp_path, form, split, rle):
     source = read(write_grefcoco_layout(tmp_path, rle=rle, **form), split)
     assert (len(source), source.num_referents, source.num_expressions) == (2, 10, 18)
     for position, index in enumerate(i for i, name in enumerate(SPLITS) if name == split):
@@ -69,7 +69,7 @@ def test_each_expression_is_a_referent_of_its_own_and_has_a_stable_id(tmp_path):
 def test_expression_ids_need_to_be_unique_within_a_referent_only(tmp_path):
     def edit(refs, instances):
         for ref in refs:
-            for number, expression in enumerate(ref["expressions"]):
+            for number, expression in enumerate(ref["sentences"]):
                 expression["sent_id"] = number
 
     assert read(write_grefcoco_layout(tmp_path, edit=edit)).num_expressions == 18
@@ -136,7 +136,7 @@ def test_real_annotations_can_be_joined(tmp_path):
         by_image.setdefault(ref["image_id"], []).append(ref["ann_id"])
     grefs = [
         {"ref_id": 10 * image_id + kind, "ann_id": ann_ids, "image_id": image_id, "split": "val"}
-        | {"expressions": [{"sent_id": 0, "raw": "these", "sent": "these"}]}
+        | {"sentences": [{"sent_id": 0, "raw": "these", "sent": "these"}]}
         for image_id, all_ids in by_image.items()
         for kind, ann_ids in enumerate([all_ids, [-1]])
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.image_files import list_images, result_folders
+from s2rm_jax.input.images import list_images, result_folders
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_numbers_count_in_every_part_of_a_path(tmp_path):
 
 
 def test_none_is_a_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"the folder .* holds no images"):
+    with pytest.raises(UserError, match=r"the folder .* has no images"):
         list_images(str(tmp_path))
-    with pytest.raises(UserError, match=r"no file fits .*\*\.jpg; check the pattern"):
+    with pytest.raises(UserError, match=r"no file matches .*\*\.jpg; check the pattern"):
         list_images(f"{tmp_path}/*.jpg")
 
 

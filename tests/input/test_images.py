@@ -165,7 +165,7 @@ def test_arrays_and_pil_images_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones((4, 4, 3), np.float32), r"got float32; values in \[0, 1\] become so by"),
+        (np.ones((4, 4, 3), np.float32), r"got float32; convert values in \[0, 1\] by"),
         (np.ones((4, 4, 3), np.int64), "got int64"),
         (np.ones((3, 4, 5), np.uint8), r"got \[3, 4, 5\]"),
         (np.ones((2, 4, 4, 3), np.uint8), r"got \[2, 4, 4, 3\]"),
@@ -190,9 +190,9 @@ def encoded(kind: str) -> bytes:
         (encoded("PNG")[:5000], "is damaged"),
         (encoded("TIFF")[:5000], "is damaged"),
         (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
-        (b"", "is not an image that can be read"),
-        (b"<html>not found</html>", "is not an image that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not an image that can be read"),
+        (b"", "is not an image in a supported format"),
+        (b"<html>not found</html>", "is not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not an image in a supported format"),
     ],
 )
 def test_a_file_that_is_damaged_or_no_image_is_named(tmp_path, data, message):
@@ -237,7 +237,7 @@ def test_whatever_a_reader_raises_while_opening_is_a_damaged_image(tmp_path, mon
 
     (tmp_path / "a.jpg").write_bytes(b"")
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(UserError, match=r"^.*/a\.jpg is damaged or of a kind that cannot be read \(.+\)[^\n]*$"):
+    with pytest.raises(UserError, match=r"^.*/a\.jpg is damaged or of an unsupported kind \(.+\)[^\n]*$"):
         load_image(tmp_path / "a.jpg")
 
 
@@ -253,7 +253,7 @@ def test_threads_may_open_the_first_images_of_a_process_together(tmp_path):
 
 
 def test_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no image at .*missing\.jpg"):
+    with pytest.raises(UserError, match=r"image .*missing\.jpg not found"):
         load_image(tmp_path / "missing.jpg")
     with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)
@@ -262,7 +262,7 @@ def test_a_wrong_path_is_named(tmp_path):
         load_image(tmp_path / "file.txt" / "image.jpg")
 
 
-def test_a_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
     with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
         load_image(path, max_pixels=WIDTH * HEIGHT - 1)

@@ -11,7 +11,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.example import Example, Expression
-from s2rm_jax.input.masks import has_mask, problem_of_file, rasterize, read_mask
+from s2rm_jax.input.masks import has_mask, mask_file_problem, rasterize, read_mask
 
 HEIGHT, WIDTH = 6, 9
 MASK = np.zeros((HEIGHT, WIDTH), bool)
@@ -47,7 +47,7 @@ def test_what_is_not_zero_is_the_mask(tmp_path, kind):
     mask = read_mask(path, HEIGHT, WIDTH)
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, MASK)
-    assert problem_of_file(path, HEIGHT, WIDTH) == ""
+    assert mask_file_problem(path, HEIGHT, WIDTH) == ""
 
 
 def test_a_file_is_a_segmentation(tmp_path):
@@ -79,7 +79,7 @@ def text_file(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "absent.png", r"there is no mask at .*absent\.png"),
+        (lambda folder: folder / "absent.png", r"mask .*absent\.png not found"),
         (lambda folder: text_file(folder / "text.png"), r"text\.png cannot be read \(cannot identify"),
         (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its image 6 x 9"),
         (lambda folder: saved(folder, KINDS["255"], "mask.jpg"), "is a JPEG, which blurs masks; save it as PNG"),
@@ -91,13 +91,13 @@ def test_what_is_no_mask_of_the_image_is_refused_by_its_header(tmp_path, make, m
     path = make(tmp_path)
     with pytest.raises(UserError, match=message) as raised:
         read_mask(path, HEIGHT, WIDTH)
-    assert problem_of_file(path, HEIGHT, WIDTH) == str(raised.value)
+    assert mask_file_problem(path, HEIGHT, WIDTH) == str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_damaged_pixels_are_found_when_they_are_read(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (60, 90), dtype=np.uint8))
     path = without_pixels(saved(tmp_path, noise))
-    assert problem_of_file(path, 60, 90) == ""
+    assert mask_file_problem(path, 60, 90) == ""
     with pytest.raises(UserError, match=r"mask\.png cannot be read"):
         read_mask(path, 60, 90)

@@ -6,7 +6,7 @@ from s2rm_jax.input.mirror import mirror_expression
 
 
 @pytest.mark.parametrize(
-    ("sentence", "mirrored"),
+    ("expression", "mirrored"),
     [
         ("the man in yellow coat", "the man in yellow coat"),
         ("far left cut off", "far right cut off"),
@@ -25,8 +25,8 @@ from s2rm_jax.input.mirror import mirror_expression
         ("a lady with a black tank top on her right", "a lady with a black tank top on her left"),
         ("the elephant on the right facing the left", "the elephant on the left facing the right"),
         (
-            "the player in the right image , not the left image",
-            "the player in the left image , not the right image",
+            "the player in the right picture , not the left picture",
+            "the player in the left picture , not the right picture",
         ),
         ("the chair on the right behind facing forward", "the chair on the left behind facing forward"),
         ("An upright cat in the bright left half, leftovers", "An upright cat in the bright right half, leftovers"),
@@ -44,7 +44,7 @@ def test_sides_are_exchanged(expression, mirrored):
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    "expression",
     [
         # an adverb, a verb, or what is correct
         "a white commercial van follows right behind an orange passenger sedan",

@@ -36,8 +36,12 @@ def test_folders_can_be_named():
 @pytest.mark.parametrize(
     ("source", "move", "message"),
     [
-        (TWO, "new", "has no folder 'root'; say which: --data parts.a.root=DIR, --data parts.a.image_root=DIR, .*mine"),
-        (TWO, "parts.yours.root=new", "has no folder 'parts.yours.root'; say which: --data parts.a.root=DIR"),
+        (
+            TWO,
+            "new",
+            "has no folder 'root'; use one of: --data parts.a.root=DIR, --data parts.a.image_root=DIR, .*mine",
+        ),
+        (TWO, "parts.yours.root=new", "has no folder 'parts.yours.root'; use one of: --data parts.a.root=DIR"),
         ({"name": "synthetic"}, "new", "the source 'synthetic' of this run has no folder 'root'; it reads no files"),
         ({"name": "mixture", "parts": {"a": {"name": "synthetic"}}}, "new", "it reads no files"),
     ],

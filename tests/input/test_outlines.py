@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from s2rm_jax.input.masks import rasterize
-from s2rm_jax.input.polygons import outlines
+from s2rm_jax.input.masks import outlines, rasterize
 
 
 def mask_of(*rows):

@@ -79,7 +79,7 @@ def test_each_split_may_have_a_file_and_what_names_no_split_is_in_train(tmp_path
     assert len(build_source(ConfigDict(settings), "train")) == 3
     (root / file).rename(root / f"val_{file}")
     assert len(build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "val")) == 3
-    with pytest.raises(UserError, match=rf"there is no file .*train_{file}; set the source's root and file"):
+    with pytest.raises(UserError, match=rf"file .*train_{file} not found; set the source's root and file"):
         build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "train")
 
 
@@ -87,27 +87,27 @@ def test_images_of_coco_may_lie_elsewhere(tmp_path):
     root = write_coco_json(tmp_path / "here")
     (root / "images").rename(tmp_path / "images")
     assert coco_json_source("val", root=root, image_root=tmp_path)[0].image == tmp_path / "images/2.png"
-    with pytest.raises(UserError, match=r"annotation 20: there is no image at .*here/images/2\.png"):
+    with pytest.raises(UserError, match=r"annotation 20: image .*here/images/2\.png not found"):
         coco_json_source("val", root=root)
 
 
 LINE_MISTAKES = [
-    ({"image": None}, r"line 1: 'image' must be a text, got None"),
-    ({"expressions": "the cup"}, r"line 1: 'expressions' must be a list of texts, such as .* got 'the cup'"),
-    ({"expressions": []}, r"line 1: 'expressions' must be a list of texts"),
+    ({"image": None}, r"line 1: 'image' must be a string, got None"),
+    ({"expressions": "the cup"}, r"line 1: 'expressions' must be a list of strings, such as .* got 'the cup'"),
+    ({"expressions": []}, r"line 1: 'expressions' must be a list of strings"),
     ({"expressions": ["a cup", " "]}, r"line 1: 'expressions' has an empty expression"),
     ({"mask": "masks/0.png"}, r"line 1: needs one of 'mask', 'polygon' and 'rle', has 'mask' and 'polygon'"),
     ({"polygon": {"x": 1}}, r"line 1: 'polygon' must be a list of lists"),
     ({"polygon": [1, 2, 3, 4, 5, 6]}, r"line 1: a polygon must be a list \[x0, y0, .*got 1"),
     ({"polygon": [[1, 2, 3, 4, 5, 6, 7]]}, r"line 1: a polygon has an odd number of coordinates \(7\)"),
     ({"polygon": [[1, 2, 3, 4]]}, r"line 1: a polygon has 2 corners; it needs at least 3"),
-    ({"polygon": [[1, 2, 3, "4", 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
-    ({"polygon": [[1, 2, 3, float("nan"), 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
-    ({"polygon": [[1, 2, 3, 1e9, 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
-    ({"polygon": [[1, 2, 3, 10**400, 5, 6]]}, r"line 1: a polygon has something that is no pixel coordinate"),
+    ({"polygon": [[1, 2, 3, "4", 5, 6]]}, r"line 1: a polygon has an invalid pixel coordinate"),
+    ({"polygon": [[1, 2, 3, float("nan"), 5, 6]]}, r"line 1: a polygon has an invalid pixel coordinate"),
+    ({"polygon": [[1, 2, 3, 1e9, 5, 6]]}, r"line 1: a polygon has an invalid pixel coordinate"),
+    ({"polygon": [[1, 2, 3, 10**400, 5, 6]]}, r"line 1: a polygon has an invalid pixel coordinate"),
     ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its image of 64 x 48 pixels"),
-    ({"split": 3}, r"line 1: 'split' must be a text, got 3"),
-    ({"image": "images/9.png"}, r"line 1: there is no image at .*images/9\.png"),
+    ({"split": 3}, r"line 1: 'split' must be a string, got 3"),
+    ({"image": "images/9.png"}, r"line 1: image .*images/9\.png not found"),
     ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl cannot be read as an image \(cannot identify"),
 ]
 RLE_MISTAKES = [
@@ -156,7 +156,7 @@ def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(UserError, match=r"line 7: the mask .*masks/2\.png has 64 x 48 pixels, its image 48 x 64"):
         json_lines_source("val", root=root)
     (root / "masks/2.png").unlink()
-    with pytest.raises(UserError, match=r"line 7: there is no mask at .*masks/2\.png"):
+    with pytest.raises(UserError, match=r"line 7: mask .*masks/2\.png not found"):
         json_lines_source("val", root=root)
     assert len(json_lines_source("train", root=root)) == 2  # of other splits the files are not opened
 
@@ -194,21 +194,21 @@ def change_image(**fields: Any):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (change(1, image_id=77), "annotation 1: there is no image with the id 77"),
+        (change(1, image_id=77), "annotation 1: no image has the id 77"),
         (change(1, image_id=...), "annotation 1: 'image_id' is missing"),
         (change(1, segmentation=...), "annotation 1: 'segmentation' is missing"),
         (change(1, id=...), "annotation at position 1: 'id' is missing"),
         (change(1, id=11), "annotation 11: another annotation has this id"),
-        (change(1, expressions="the cup"), "annotation 1: 'expressions' must be a list of texts"),
+        (change(1, expressions="the cup"), "annotation 1: 'expressions' must be a list of strings"),
         (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty expression"),
         (change(1, segmentation=[[1, 2, 3]]), r"annotation 1: a polygon has an odd number of coordinates \(3\)"),
         (change(1, segmentation=7), "annotation 1: a mask must be a list of polygons or an RLE, got 7"),
         (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: an RLE has size \[2, 2\]"),
-        (change(1, split=None), "annotation 1: 'split' must be a text, got None"),
+        (change(1, split=None), "annotation 1: 'split' must be a string, got None"),
         (change(2, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
         (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),
-        (change_image(height="48"), "image 0: 'height' missing or of the wrong kind"),
-        (change_image(height=64, width=48), "annotation 0: .*0.png has 64 x 48 pixels, the file says 48 x 64"),
+        (change_image(height="48"), "image 0: 'height' missing or of the wrong type"),
+        (change_image(height=64, width=48), "annotation 0: .*0.png has 64 x 48 pixels, its entry says 48 x 64"),
         (lambda content: content["annotations"].insert(0, 5), "annotation at position 0: must be an object"),
     ],
 )
@@ -222,16 +222,18 @@ def test_a_mistake_in_an_annotation_is_named(tmp_path, edit, message):
 @pytest.mark.parametrize("name", FORMS)
 def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path, name):
     root = FORMS[name](tmp_path)
-    with pytest.raises(UserError, match=r"has no split 'test'; it has train \(6 referents\), val \(3 referents\)"):
+    with pytest.raises(
+        UserError, match=r"split 'test' not found in .*; available: train \(6 referents\), val \(3 referents\)"
+    ):
         build_source(ConfigDict({"name": name, "root": str(root)}), "test")
-    with pytest.raises(UserError, match="the folder of the data is not given"):
+    with pytest.raises(UserError, match="the source's root is empty"):
         build_source(ConfigDict({"name": name, "root": ""}), "train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "not in COCO's format: it needs lists of 'images' and 'annotations'"),
+        ("[]", "not in COCO's format: it needs the lists 'images' and 'annotations'"),
         ('{"images": [', "cannot be read as JSON"),
         ('{"images": [], "annotations": [{"id": 1}]}', "no annotation with 'expressions'"),
     ],
@@ -260,10 +262,10 @@ def test_images_in_two_splits_and_images_to_be_turned_are_warned_of(tmp_path, ca
     assert (source[0].height, source[0].width) == (HEIGHT, WIDTH)
     shared, turned = caplog.messages
     assert "images in more than one split: 1, such as 0.jpg" in shared
-    assert "images to be turned by their viewer (EXIF): 1, such as 0.jpg" in turned
+    assert "images with an EXIF orientation: 1, such as 0.jpg" in turned
 
 
-def test_a_image_that_is_lost_later_is_named(tmp_path):
+def test_an_image_that_is_lost_later_is_named(tmp_path):
     source = json_lines_source("val", root=write_json_lines(tmp_path))
     Path(str(source[0].image)).unlink()
     with pytest.raises(UserError, match=r"2\.png of data\.jsonl val is missing"):

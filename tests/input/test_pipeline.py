@@ -187,7 +187,7 @@ def test_augmented_views_are_a_function_of_seed_and_position():
         np.testing.assert_array_equal(a.valid, b.valid)
 
 
-def test_a_expression_that_refers_to_nothing_has_an_empty_mask():
+def test_an_expression_that_refers_to_nothing_has_an_empty_mask():
     class Empty(Images):
         def __getitem__(self, index):
             example = super().__getitem__(index)
@@ -229,7 +229,7 @@ def test_evaluation_makes_every_example_once():
     assert sorted(source.made) == list(range(7))
 
 
-def test_a_image_that_is_not_the_annotated_one_is_named():
+def test_an_image_that_is_not_the_annotated_one_is_named():
     class Wrong(Images):
         def __getitem__(self, index):
             example = super().__getitem__(index)

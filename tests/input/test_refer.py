@@ -159,7 +159,9 @@ def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
     assert images("testC") == ["103"]
     assert images("test") == ["101", "102", "103", "105"]
     assert images("val") == ["104"]
-    with pytest.raises(UserError, match=r"no split 'validation'; it has test \(2 referents\), testA \(2 referents\), "):
+    with pytest.raises(
+        UserError, match=r"split 'validation' not found in .*; available: test \(2 referents\), testA \(2 referents\), "
+    ):
         images("validation")
 
 
@@ -187,7 +189,7 @@ def test_the_images_that_referit_lacks_are_left_out_and_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
     assert referents(source) == {"19578": 4}
-    assert caplog.messages == ["refclef: images that its archive lacks, left out with their referents: 19579.jpg"]
+    assert caplog.messages == ["refclef: left out, with their referents, images that the archive lacks: 19579.jpg"]
     (root / "images/saiapr_tc-12/19578.jpg").unlink()
     with pytest.raises(UserError, match=r"the image 19578\.jpg .*was not found"):
         ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
@@ -289,16 +291,16 @@ def no_referents(refs, instances):
     ("edit", "message"),
     [
         (no_masks, "no referent of split 'train' .* has both a mask and an expression"),
-        (no_annotation, r"annotation 1000 \(referent 0\), which the instances\.json beside it does not have"),
-        (no_image, r"image 100 \(referent 1\), which the instances\.json beside it does not have"),
-        (no_split, "without 'split'"),
-        (no_raw, "without 'raw'"),
+        (no_annotation, r"annotation 1000 \(referent 0\), which is not in the instances\.json beside it"),
+        (no_image, r"image 100 \(referent 1\), which is not in the instances\.json beside it"),
+        (no_split, "a referent or an expression has no 'split'"),
+        (no_raw, "a referent or an expression has no 'raw'"),
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
         (no_text, "None instead of a text as 'raw' of the expression with sent_id 0"),
         (no_list, r"annotation 1000 in .*must be a list of numbers"),
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
         (twice, "2 expressions with the sent_id 0"),
-        (no_referents, "no split 'train'; it has no referents at all"),
+        (no_referents, "split 'train' not found in .*; available: none"),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(tmp_path, edit, message):
@@ -309,9 +311,9 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path, edit, message):
 
 def test_a_missing_file_is_named_with_what_is_there(tmp_path):
     root = write_refer_layout(tmp_path / "data")
-    with pytest.raises(UserError, match="the folder of the data is not given"):
+    with pytest.raises(UserError, match="the source's root is empty"):
         ReferSource("train", root="")
-    with pytest.raises(UserError, match=r"nowhere, does not exist; data/README\.md says"):
+    with pytest.raises(UserError, match=r"nowhere, does not exist; data/README\.md lists"):
         ReferSource("train", root=tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"refcocog does not exist; .* has images, refcoco; "):
         ReferSource("train", root=root, dataset="refcocog")

@@ -69,7 +69,7 @@ def test_every_referent_once_with_any_of_its_expressions(k):
     assert len(seen) == 13
 
 
-def test_parts_of_a_image_are_nearly_equal():
+def test_parts_of_an_image_are_nearly_equal():
     rows = rows_of(Source(), make_config("sentence", 4))
     assert [len(groups) for _, groups in rows.spans] == [2, 3, 1, 3, 4]
 
@@ -104,7 +104,7 @@ def test_steps_of_epochs_are_those_that_the_peers_take():
     assert steps_for(1, refcoco, 32) == 1325
     assert steps_for(40, refcoco, 32) == 53_000
     assert steps_for(0.5, refcoco, 32) == 662
-    with pytest.raises(UserError, match=r"config\.epochs=40 of 7 images, 32 a step, are less than one step"):
+    with pytest.raises(UserError, match=r"config\.epochs=40 of 7 images, 32 per step, is less than one step"):
         steps_for(40, EpochSize(7, 7), 32)
-    with pytest.raises(UserError, match="no end and so no epochs"):
+    with pytest.raises(UserError, match="is endless and has no epochs"):
         steps_for(40, None, 32)

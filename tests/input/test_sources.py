@@ -48,14 +48,14 @@ def test_what_is_there_is_found(settings):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("refer", {"root": ""}, "the folder of the data is not given"),
+        ("refer", {"root": ""}, "the source's root is empty"),
         ("refer", {"root": "/nowhere"}, "the folder of the data, /nowhere, does not exist"),
         ("refer", {"split_by": "google"}, r"refs\(google\)\.p not found"),
         ("refer", {"splitby": "unc"}, "does not fit the source 'refer'"),
         ("combined", {"datasets": ("refcoco/unc", "refcocog/umd")}, "refcocog does not exist"),
-        ("combined", {"root": ""}, "the folder of the data is not given"),
-        ("json_lines", {"file": "other.jsonl"}, r"there is no file .*other\.jsonl"),
-        ("json_lines", {"name": "coco_json"}, r"there is no file .*annotations\.json"),
+        ("combined", {"root": ""}, "the source's root is empty"),
+        ("json_lines", {"file": "other.jsonl"}, r"file .*other\.jsonl not found"),
+        ("json_lines", {"name": "coco_json"}, r"file .*annotations\.json not found"),
         ("json_lines", {"name": "tfds"}, r"refcoco/unc has no prepared dataset"),
         ("mixture", {"parts": {"a": {"name": "refer", "root": "/nowhere"}}}, "/nowhere, does not exist"),
         ("mixture", {"parts": {"a": 3}}, "parts of a mixture must be a ConfigDict"),

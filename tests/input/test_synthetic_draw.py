@@ -9,8 +9,7 @@ import pytest
 
 from s2rm_jax.input.synthetic import SceneConfig
 from s2rm_jax.input.synthetic.draw import draw
-from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing
-from s2rm_jax.input.synthetic.shapes import outline
+from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing, outline
 from s2rm_jax.input.synthetic.source import compose
 
 

@@ -6,8 +6,7 @@ import pytest
 from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import is_economical
 from s2rm_jax.input.synthetic.language import SIDES, Extreme, Noun, Nth, Related, evaluate
-from s2rm_jax.input.synthetic.scene import SHAPES, Scene, Thing
-from s2rm_jax.input.synthetic.shapes import reach_towards
+from s2rm_jax.input.synthetic.scene import SHAPES, Scene, Thing, reach_towards
 
 
 def thing(x, y, shape="circle", colour="red", texture="plain", size="small", radius=8.0):

@@ -158,11 +158,11 @@ def test_palettes_and_distractors():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"shape": ("circle",)}, "no field 'shape'; the fields are seed, length, image_size, min_objects"),
-        ({"shapes": ("circle", "banana")}, "shapes does not know 'banana'; choose from circle, square"),
-        ({"kinds": ("relations",)}, "kinds does not know 'relations'; choose from attribute, superlative"),
+        ({"shape": ("circle",)}, "unknown field 'shape'; the fields are seed, length, image_size, min_objects"),
+        ({"shapes": ("circle", "banana")}, "shapes has unknown values 'banana'; choose from circle, square"),
+        ({"kinds": ("relations",)}, "kinds has unknown values 'relations'; choose from attribute, superlative"),
         ({"textures": ()}, "textures is empty"),
-        ({"colours": ("red", "blue", "red")}, "colours names a value twice"),
+        ({"colours": ("red", "blue", "red")}, "colours has a value twice"),
         ({"colours": "red"}, "colours is 'red'; it must be a list"),
         ({"min_objects": 6, "max_objects": 5}, "max_objects (5) is less than min_objects (6)"),
         ({"min_objects": 1}, "a scene needs at least 2"),

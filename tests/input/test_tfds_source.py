@@ -174,10 +174,10 @@ def test_ref_coco_of_tfds_gives_the_same_images_expressions_and_masks(ref_coco):
         ({"root": "NOWHERE"}, r"nowhere, does not exist; build it with: python -m data.build --dataset refcoco "),
         (
             {"dataset": "refcocog", "split_by": "umd"},
-            r"refcocog/umd has no prepared dataset; .* has refcoco/unc; build",
+            r"refcocog/umd has no prepared dataset; available in .*: refcoco/unc; build",
         ),
         ({"dataset": "ref_coco", "split_by": "refcoco_unc"}, r"tfds build ref_coco/refcoco_unc --file_format=a"),
-        ({"split": "test"}, r"has no split 'test'; it has train, val, testA, testB"),
+        ({"split": "test"}, r"split 'test' not found in .*; available: train, val, testA, testB"),
         ({"sentence_field": "tokens"}, r"sentence_field is 'tokens'; it must be one of: raw, sent"),
         ({"overlap": "sum"}, r"overlap is 'sum'; it must be one of: union, drop"),
     ],
@@ -192,7 +192,7 @@ def test_what_is_not_there_is_named(built, tmp_path, arguments, message):
 
 @pytest.mark.parametrize("choice", [{"sentence_field": "sent"}, {"overlap": "drop"}])
 def test_ref_coco_is_asked_only_for_what_it_has(ref_coco, choice):
-    with pytest.raises(UserError, match="ref_coco, as TFDS prepares it, has only"):
+    with pytest.raises(UserError, match="ref_coco of TFDS has only"):
         TfdsSource("train", root=ref_coco[1], dataset="ref_coco", split_by="refcoco_unc", **choice)
 
 
@@ -205,7 +205,7 @@ def test_files_without_random_access_are_refused(built, tmp_path):
     with pytest.raises(UserError, match="stored as tfrecord, which has no random access; prepare it again with"):
         TfdsSource("train", root=tmp_path)
     (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match="no dataset that TFDS can read"):
+    with pytest.raises(UserError, match="not a dataset that TFDS can read"):
         TfdsSource("train", root=tmp_path)
 
 

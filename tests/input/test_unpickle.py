@@ -14,7 +14,7 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.refer_annotations import load_refs
 
-REFS = [{"ref_id": 0, "split": "val", "expressions": [{"sent_id": 1, "raw": "Café left", "tokens": ["café", "left"]}]}]
+REFS = [{"ref_id": 0, "split": "val", "sentences": [{"sent_id": 1, "raw": "Café left", "tokens": ["café", "left"]}]}]
 
 
 def write(tmp_path: Path, data: bytes, name: str = "refs(unc).p") -> Path:

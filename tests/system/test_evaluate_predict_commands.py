@@ -109,7 +109,7 @@ def test_predict(tiny_workdir, tmp_path, image):
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout.splitlines()[-1]
     too_long, unknown = done.stderr.splitlines()
-    assert "is cut to the first 16" in too_long
+    assert "is truncated to the first 16" in too_long
     assert "'Zebra,'" in unknown
 
     result = json.loads((out / "result.json").read_text())
@@ -246,7 +246,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     done = run("s2rm_jax.predict", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: there is no image at nowhere.jpg; check the path\n"
+    assert done.stderr == "error: image nowhere.jpg not found; check the path\n"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"explain": "{tmp}/nowhere/how.png"}, "in an existing folder"),
         ({"text": None}, "--text is missing"),
         ({"images": "{tmp}"}, "--image and --images are both given"),
-        ({"image": None, "images": "{tmp}/*.tif"}, "no file fits"),
+        ({"image": None, "images": "{tmp}/*.tif"}, "no file matches"),
         ({"image": None, "images": "{tmp}", "text": None}, "--text is missing"),
         ({"image": None, "images": "{tmp}", "explain": "some/how.png"}, "must be the name of a PNG"),
         ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),

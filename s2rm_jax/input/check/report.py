@@ -1,6 +1,8 @@
-"""What the doctor found, as plain data; `screen.py` shows it to a person, `as_json` to a program.
+"""The report of the data check: published sizes, problems found, and their presentation as text and JSON.
 
-Shows a report to a person.
+Sources of the sizes: for images and referents the documentation of TFDS's ref_coco and the code of CRIS
+(utils/dataset.py), which agree; for expressions of RefCOCO FlagEval's documentation; of RefCOCO+ and RefCOCOg only the
+totals are certain.
 """
 
 from __future__ import annotations
@@ -9,19 +11,98 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
-from s2rm_jax.input.check.files import PUBLISHED, PUBLISHED_EXPRESSIONS, SplitSize
+
+class SplitSize(NamedTuple):
+    """The size of a split; None where no figure is certain."""
+
+    images: int | None
+    referents: int | None
+    expressions: int | None
+
+
+KNOWN = ("refcoco", "refcoco+", "refcocog", "refclef", "grefcoco")
+
+PUBLISHED: dict[tuple[str, str], dict[str, SplitSize]] = {
+    ("refcoco", "unc"): {
+        "train": SplitSize(16_994, 42_404, 120_624),
+        "val": SplitSize(1_500, 3_811, 10_834),
+        "testA": SplitSize(750, 1_975, 5_657),
+        "testB": SplitSize(750, 1_810, 5_095),
+    },
+    ("refcoco", "google"): {
+        "train": SplitSize(19_213, 40_000, None),
+        "val": SplitSize(4_559, 5_000, None),
+        "test": SplitSize(4_527, 5_000, None),
+    },
+    ("refcoco+", "unc"): {
+        "train": SplitSize(16_992, 42_278, None),
+        "val": SplitSize(1_500, 3_805, None),
+        "testA": SplitSize(750, 1_975, None),
+        "testB": SplitSize(750, 1_798, None),
+    },
+    ("refcocog", "umd"): {
+        "train": SplitSize(21_899, 42_226, None),
+        "val": SplitSize(1_300, 2_573, None),
+        "test": SplitSize(2_600, 5_023, None),
+    },
+    ("refcocog", "google"): {
+        "train": SplitSize(24_698, 44_822, None),
+        "val": SplitSize(4_650, 5_000, None),
+    },
+}
+
+PUBLISHED_EXPRESSIONS = {
+    ("refcoco", "unc"): 142_210,
+    ("refcoco+", "unc"): 141_564,
+    ("refcocog", "umd"): 95_010,
+    ("refcocog", "google"): 95_010,
+}
+
+# A note and not a problem: the files were renumbered in August 2023.
+NOTES = {
+    ("grefcoco", "unc"): (
+        "its authors report 278,232 expressions over 19,994 images, of which their file has 259,859: "
+        "https://github.com/henghuiding/gRefCOCO/issues/6"
+    ),
+}
+
+_ARCHIVE = "https://web.archive.org/web/{stamp}/https://bvisionweb1.cs.unc.edu/licheng/referit/data/{file}"
+_STAMPS = {
+    "refcoco": "20220413011718",
+    "refcoco+": "20220413011656",
+    "refcocog": "20220413012904",
+    "refclef": "20220413011817",
+}
+_WORKING = "reported working in December 2025 in https://github.com/lichengunc/refer/issues/26"
 
 WRONG_COUNTS = "counts that differ from the published ones"
 
 
+def where_annotations(dataset: str) -> str:
+    """Return where others have found the annotations of a dataset. None of these sites is ours."""
+    if dataset == "grefcoco":
+        return "grefs(unc).json and instances.json: https://github.com/henghuiding/gRefCOCO"
+    if dataset in _STAMPS:
+        return f"{dataset}.zip: {_ARCHIVE.format(stamp=_STAMPS[dataset], file=f'{dataset}.zip')} ({_WORKING})"
+    return f"the files of {dataset} from their original source; it is not one of the published datasets"
+
+
+def where_images(dataset: str) -> str:
+    """Return where others have found the images of a dataset."""
+    if dataset == "refclef":
+        archive = "https://web.archive.org/web/20220515000000/http://bvisionweb1.cs.unc.edu/licheng/referit/data/images"
+        return f"saiapr_tc-12.zip: {archive}/saiapr_tc-12.zip ({_WORKING})"
+    return (
+        "train2014.zip (13 GB) from https://cocodataset.org/#download; train2017.zip has the same images, and more, "
+        "under bare names"
+    )
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, each case of it in words, and what to do about it.
-
-    `kind` is a short name for programs too, such as "missing images".
-    """
+    """A kind of problem, such as "missing images", with a description of each case and what to do about it."""
 
     kind: str
     cases: tuple[str, ...]
@@ -29,13 +110,13 @@ class Problem:
 
 
 @dataclass
-class Diagnosis:
-    """What was found in one dataset with one way to split it."""
+class DatasetReport:
+    """The result of the check for one dataset and one set of splits."""
 
     dataset: str
     split_by: str
-    annotations: str  # the path of the file of referents
-    images: str = ""  # their folder, or "" where it was not found
+    annotations: str  # path of the file of referents
+    images: str = ""  # the folder of the images, "" if not found
     counts: dict[str, SplitSize] = field(default_factory=dict)  # by split, as the file names it
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -43,128 +124,131 @@ class Diagnosis:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Dataset and split_by, under which the published figures are found."""
+        """The key of the published figures: dataset and split_by."""
         return self.dataset, self.split_by
 
     def add(self, kind: str, cases: list[str], remedy: str) -> None:
-        """Adds a problem, if there are cases of it."""
+        """Add a problem if it has any cases."""
         if cases:
             self.problems.append(Problem(kind, tuple(cases), remedy))
 
     def add_wrong_counts(self, remedy: str) -> None:
-        """Compares the counts with what is published."""
+        """Compare the counts with the published ones and add a problem if they differ."""
         published = PUBLISHED.get(self.key, {})
         cases = [
-            f"{split}: {got} {what} instead of {wanted}"
-            for split, expected in published.items()
-            for what, got, wanted in zip(
-                SplitSize._fields, self.counts.get(split, SplitSize(0, 0, 0)), expected, strict=True
+            f"{split}: {got} {what} instead of {expected}"
+            for split, size in published.items()
+            for what, got, expected in zip(
+                SplitSize._fields, self.counts.get(split, SplitSize(0, 0, 0)), size, strict=True
             )
-            if wanted is not None and got != wanted
+            if expected is not None and got != expected
         ]
         cases += [
             f"{split}: not a split of this dataset" for split in self.counts if published and split not in published
         ]
-        total = sum(counts.expressions or 0 for counts in self.counts.values())
-        if total != PUBLISHED_EXPRESSIONS.get(self.key, total):
-            cases.append(f"all splits: {total} expressions instead of {PUBLISHED_EXPRESSIONS[self.key]}")
+        if self.expressions != PUBLISHED_EXPRESSIONS.get(self.key, self.expressions):
+            cases.append(f"all splits: {self.expressions} expressions instead of {PUBLISHED_EXPRESSIONS[self.key]}")
         self.add(WRONG_COUNTS, cases, remedy)
+
+    @property
+    def expressions(self) -> int:
+        """The number of expressions in all splits."""
+        return sum(size.expressions or 0 for size in self.counts.values())
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found under a folder."""
+    """The result of the check for all datasets under a folder."""
 
     root: str
     quick: bool
-    diagnoses: tuple[Diagnosis, ...]
-    absent: tuple[str, ...]  # known datasets that are not there
+    datasets: tuple[DatasetReport, ...]
+    absent: tuple[str, ...]  # published datasets that are not under the folder
 
     @property
-    def well(self) -> bool:
+    def ok(self) -> bool:
         """Whether no problem was found."""
-        return not any(diagnosis.problems for diagnosis in self.diagnoses)
+        return not any(dataset.problems for dataset in self.datasets)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns everything as what `json.dumps` takes."""
-        diagnoses = [
-            asdict(diagnosis) | {"counts": {split: counts._asdict() for split, counts in diagnosis.counts.items()}}
-            for diagnosis in self.diagnoses
+        """Return the report as values that `json.dumps` accepts."""
+        datasets = [
+            asdict(dataset) | {"counts": {split: size._asdict() for split, size in dataset.counts.items()}}
+            for dataset in self.datasets
         ]
         return {
             "root": self.root,
-            "well": self.well,
+            "ok": self.ok,
             "quick": self.quick,
             "absent": list(self.absent),
-            "diagnoses": diagnoses,
+            "datasets": datasets,
         }
 
 
 _WIDTH = 100
 _COLUMN = 20
-_SHOWN = 5  # cases of a problem that are listed
+_SHOWN = 5  # cases listed for each problem
 
 
-def show(report: Report) -> str:
-    """Returns the report as text: a table of counts for each dataset, its problems, and what is not there."""
-    lines = [f"{report.root}: {_number(len(report.diagnoses), 'dataset')}", ""]
-    for diagnosis in report.diagnoses:
-        lines += [*_diagnosis(diagnosis, report.quick), ""]
+def format_report(report: Report) -> str:
+    """Return the report as text: for each dataset a table of counts and its problems, then the absent datasets."""
+    lines = [f"{report.root}: {_number(len(report.datasets), 'dataset')}", ""]
+    for dataset in report.datasets:
+        lines += [*_format_dataset(dataset, report.quick), ""]
     if report.absent:
         names = ", ".join(report.absent)
-        lines += [*_wrap(f"{names} (--dataset NAME says where people get them)", "Not here: "), ""]
-    total = sum(len(diagnosis.problems) for diagnosis in report.diagnoses)
-    sick = sum(bool(diagnosis.problems) for diagnosis in report.diagnoses)
+        lines += [*_wrap(f"{names} (--dataset NAME prints where to get them)", "Not found: "), ""]
+    total = sum(len(dataset.problems) for dataset in report.datasets)
+    affected = sum(bool(dataset.problems) for dataset in report.datasets)
     summary = (
-        "all well"
-        if report.well
-        else f"{_number(total, 'problem')} in {sick} of {_number(len(report.diagnoses), 'dataset')}"
+        "no problems found"
+        if report.ok
+        else f"{_number(total, 'problem')} in {affected} of {_number(len(report.datasets), 'dataset')}"
     )
-    lines.append(f"{'✓' if report.well else '✗'} {summary}")
+    lines.append(f"{'✓' if report.ok else '✗'} {summary}")
     return "\n".join(lines)
 
 
-def _diagnosis(diagnosis: Diagnosis, quick: bool) -> Iterator[str]:
-    mark = "✗" if diagnosis.problems else "✓"
-    yield f"{mark} {diagnosis.dataset}, split by {diagnosis.split_by}"
-    yield f"    annotations  {diagnosis.annotations}"
-    yield f"    images     {diagnosis.images or 'not found'}"
-    yield from _counts(diagnosis)
-    if diagnosis.images_checked:
-        how = "only their headers, as asked (--quick)" if quick else "every one decoded"
-        yield f"    {_number(diagnosis.images_checked, 'image')} looked at, {how}"
-    for note in diagnosis.notes:
+def _format_dataset(report: DatasetReport, quick: bool) -> Iterator[str]:
+    mark = "✗" if report.problems else "✓"
+    yield f"{mark} {report.dataset}, split by {report.split_by}"
+    yield f"    annotations  {report.annotations}"
+    yield f"    images       {report.images or 'not found'}"
+    yield from _format_counts(report)
+    if report.images_checked:
+        how = "headers only (--quick)" if quick else "all decoded"
+        yield f"    {_number(report.images_checked, 'image')} checked, {how}"
+    for note in report.notes:
         yield from _wrap(note, "    note: ")
-    for problem, after in zip_longest(diagnosis.problems, diagnosis.problems[1:]):
-        yield from _cases(problem)
-        if after is None or after.remedy != problem.remedy:
+    for problem, following in zip_longest(report.problems, report.problems[1:]):
+        yield from _format_problem(problem)
+        if following is None or following.remedy != problem.remedy:
             yield from _wrap(problem.remedy, "      → ")
 
 
-def _counts(diagnosis: Diagnosis) -> Iterator[str]:
-    """The table of counts; where a published figure is known, ✓ or the figure stands beside ours."""
-    published = PUBLISHED.get(diagnosis.key, {})
-    if not diagnosis.counts:
+def _format_counts(report: DatasetReport) -> Iterator[str]:
+    """Yield the table of counts, each marked as equal to the published one or followed by it."""
+    published = PUBLISHED.get(report.key, {})
+    if not report.counts:
         return
     yield "    " + f"{'split':<10}" + "".join(f"{name:>{_COLUMN}}" for name in SplitSize._fields)
-    for split in dict.fromkeys([*diagnosis.counts, *published]):
-        got = diagnosis.counts.get(split, SplitSize(0, 0, 0))
+    for split in dict.fromkeys([*report.counts, *published]):
+        got = report.counts.get(split, SplitSize(0, 0, 0))
         cells = map(_cell, got, published.get(split, SplitSize(None, None, None)))
         yield f"    {split:<10}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
-    total = sum(counts.expressions or 0 for counts in diagnosis.counts.values())
-    cell = _cell(total, PUBLISHED_EXPRESSIONS.get(diagnosis.key))
+    cell = _cell(report.expressions, PUBLISHED_EXPRESSIONS.get(report.key))
     yield f"    {'all':<10}" + f"{'':>{2 * _COLUMN}}{cell:>{_COLUMN}}"
-    known = "✓ as published, ✗ the published count is the second" if published else "no published counts are known"
-    yield f"    ({known})"
+    legend = "✓ as published; ✗ followed by the published count" if published else "no published counts are known"
+    yield f"    ({legend})"
 
 
-def _cell(got: int | None, wanted: int | None) -> str:
-    if wanted is None:
+def _cell(got: int | None, expected: int | None) -> str:
+    if expected is None:
         return f"{got:,}"
-    return f"{got:,} ✓" if got == wanted else f"{got:,} ✗ {wanted:,}"
+    return f"{got:,} ✓" if got == expected else f"{got:,} ✗ {expected:,}"
 
 
-def _cases(problem: Problem) -> Iterator[str]:
+def _format_problem(problem: Problem) -> Iterator[str]:
     yield f"    ✗ {problem.kind}: {len(problem.cases):,}"
     if problem.kind == WRONG_COUNTS:  # the table shows them
         return

@@ -1,6 +1,6 @@
-"""Paints a scene: an anti-aliased image, and the visible pixels of each thing.
+"""Drawing of scenes: an anti-aliased image, and the visible pixels of each thing.
 
-The background of a scene: muted tones, which no object has, in gradients, clouds, stripes and grain.
+Backgrounds are muted tones, which no object has, in gradients, glows, stripes, clouds and grain.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from s2rm_jax.input.synthetic.scene import Scene, Thing
-from s2rm_jax.input.synthetic.shapes import outline, reach
+from s2rm_jax.input.synthetic.scene import Scene, Thing, outline, reach
 
 
 def paint_ground(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns a background, float32 [H, W, 3] in 0 ... 255."""
+    """Return a background, float32 [H, W, 3] in 0 ... 255."""
     first, second = _tone(rng), _tone(rng)
     second = first + (second - first) * 0.5
     rows = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
@@ -41,7 +40,7 @@ def paint_ground(height: int, width: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _tone(rng: np.random.Generator) -> np.ndarray:
-    """A grey with a touch of colour, either dark or light."""
+    """Draw a dark or a light grey with a touch of colour."""
     low, high = (28, 80) if rng.random() < 0.4 else (150, 235)
     return (rng.uniform(low, high) + rng.uniform(-10, 10, 3)).astype(np.float32)
 
@@ -49,7 +48,7 @@ def _tone(rng: np.random.Generator) -> np.ndarray:
 _SUPERSAMPLE = 4
 _PERIODS = {"striped": 0.62, "dotted": 0.66}  # of the patterns, in radii
 
-# Base and second tone; the second one (of stripes and dots) keeps the hue and differs in lightness.
+# Base tone, and the second tone for stripes and dots, which has the same hue and another lightness.
 _TONES = {
     "red": ((218, 28, 36), (95, 0, 12)),
     "orange": ((250, 130, 10), (130, 50, 0)),
@@ -63,11 +62,11 @@ _TONES = {
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
-    """Returns the image, the masks and the visible shares of a scene.
+    """Return the image, the masks and the visible shares of a scene.
 
-    image  uint8 [H, W, 3]
-    masks    one boolean [H, W] a thing: the pixels in which it is what one sees; no pixel is in two masks
-    shares   one number a thing: its visible pixels over all its pixels
+    image   uint8 [H, W, 3]
+    masks   one boolean [H, W] per thing: its visible pixels; no pixel is in two masks
+    shares  one number per thing: its visible pixels over all its pixels
     """
     image = paint_ground(scene.height, scene.width, rng)
     owner = np.full((scene.height, scene.width), -1, np.int16)
@@ -85,7 +84,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.nd
 
 
 def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Returns the thing's box in the image and, within it, the share of each pixel inside it and inside its rim."""
+    """Return the thing's box in the image and, in it, the share of each pixel inside the outline and inside the rim."""
     extent = reach(thing.shape) * thing.radius + 1.0
     top, left = max(0, math.floor(thing.y - extent)), max(0, math.floor(thing.x - extent))
     bottom, right = min(height, math.ceil(thing.y + extent)), min(width, math.ceil(thing.x + extent))
@@ -101,7 +100,7 @@ def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slic
     for loop, fill in zip(loops, (255, 0), strict=False):
         pen.polygon(loop, fill=fill)
     coverage = _reduce(image)
-    rim = max(1, round(_SUPERSAMPLE * (1.2 + 0.12 * thing.radius)))  # half of it lies inside the outline
+    rim = max(1, round(_SUPERSAMPLE * (1.2 + 0.12 * thing.radius)))  # half of it is inside the outline
     for loop in loops:
         pen.line([*loop, *loop[:4]], fill=0, width=rim)
     return (slice(top, bottom), slice(left, right)), coverage, _reduce(image)
@@ -112,7 +111,7 @@ def _reduce(image: Image.Image) -> np.ndarray:
 
 
 def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns the thing's colours over its box, [h, w, 3] in 0 ... 255: texture, a light from above, a darker rim."""
+    """Return the thing's colours in its box, [h, w, 3] in 0 ... 255: texture, light from above, a darker rim."""
     base, second = (np.array(tone, np.float32) for tone in _TONES[thing.colour])
     base = base + rng.uniform(-8, 8, 3).astype(np.float32)
     rows = (np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] + 0.5 - thing.y) / thing.radius
@@ -121,7 +120,7 @@ def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.r
     rim = (0.62 + 0.38 * inside)[..., None]
     if thing.texture == "plain":
         return base * light * rim
-    # The pattern stops at the rim, which so stays one closed line of the thing's own colour.
+    # The pattern ends at the rim, which stays a closed line of the base colour.
     share = (_pattern(thing.texture, rows, columns, thing.radius, rng) * inside)[..., None]
     return (base + (second - base) * share) * light * rim
 
@@ -129,16 +128,16 @@ def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.r
 def _pattern(
     texture: str, rows: np.ndarray, columns: np.ndarray, radius: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the share of the second tone at each pixel, [h, w].
+    """Return the share of the second tone at each pixel, [h, w].
 
-    `rows` [h, 1] and `columns` [1, w] are the offsets from the thing's centre, in radii.
+    `rows` [h, 1] and `columns` [1, w] are offsets from the thing's centre, in radii.
     """
     angle = rng.uniform(0, math.pi)
     period = _PERIODS[texture]
     along = columns * math.cos(angle) + rows * math.sin(angle)
     across = rows * math.cos(angle) - columns * math.sin(angle)
     u, v = (2 * math.pi * (offset / period + rng.random()) for offset in (along, across))
-    # How far a pixel lies inside the second tone, in units in which the wave's slope at the border is about one.
+    # Signed distance of a pixel inside the second tone, scaled so that the slope at the border is about one.
     if texture == "striped":
         wave = np.sin(u) - 0.1
     else:

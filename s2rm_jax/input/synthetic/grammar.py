@@ -1,8 +1,6 @@
-"""Finds expressions for a scene: of a wanted kind, meaning exactly one thing, and needing every part of themselves.
+"""Search for expressions about a scene: of a given kind, true of exactly one thing, and without superfluous parts.
 
-A scene as the grammar sees it: every noun that fits a thing, and every relation between two of them.
-
-Sets of things are bit masks here (bit i for thing i), so that whole families of expressions are sifted in microseconds.
+Sets of things are bit masks (bit i for thing i), so that whole families of expressions are filtered in microseconds.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ from s2rm_jax.input.synthetic.language import (
     Noun,
     Nth,
     Related,
-    beats,
     evaluate,
+    exceeds,
     holds,
     is_further,
     to_words,
 )
 from s2rm_jax.input.synthetic.scene import KINDS, Scene, SceneConfig, shuffled
 
-# How often an attribute is spoken of where there is a choice: mostly the shape, less often the rest.
+# How often an attribute is mentioned if that is optional: mostly the shape, less often the others.
 _MENTION = {"size": 0.35, "texture": 0.3, "colour": 0.5, "shape": 0.88}
 
 
 class Described(NamedTuple):
-    """A noun, the things it fits, and how readily it is said."""
+    """A noun, the things it fits (bit mask), and its relative frequency."""
 
     noun: Noun
     extension: int
@@ -46,7 +44,7 @@ class Described(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A relation to a landmark, all things that clearly stand in it, and those for which it is not clear."""
+    """A relation to a landmark, the things for which it clearly holds, and those for which it is not clear."""
 
     relation: str
     landmark: int
@@ -56,7 +54,7 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """A scene; for each thing the nouns that fit it; for each thing the relations in which it clearly stands."""
+    """A scene, with the nouns that fit each thing and the relations that clearly hold for it."""
 
     scene: Scene
     nouns: tuple[tuple[Described, ...], ...]
@@ -64,23 +62,23 @@ class Survey:
 
 
 def survey(scene: Scene, config: SceneConfig) -> Survey:
-    """Returns what can be said of each thing. An attribute with one value in the config is not spoken of."""
+    """Return the survey of a scene. Attributes with a single value in the config are never mentioned."""
     options = {"size": config.sizes, "texture": config.textures, "colour": config.colours, "shape": config.shapes}
-    spoken = [name for name, values in options.items() if len(values) > 1]
+    varied = [name for name, values in options.items() if len(values) > 1]
     indices = range(len(scene.things))
-    nouns = tuple(_describe(scene, index, spoken) for index in indices)
+    nouns = tuple(_describe(scene, index, varied) for index in indices)
     relations = [_relate(scene, name, landmark) for name in RELATIONS for landmark in indices]
     neighbours = tuple(tuple(one for one in relations if one.clear >> index & 1) for index in indices)
     return Survey(scene, nouns, neighbours)
 
 
 def mask_of(indices: Iterable[int]) -> int:
-    """Returns the bit mask of these things."""
+    """Return the bit mask of things."""
     return sum(1 << index for index in indices)
 
 
 def pick_described(rng: np.random.Generator, candidates: list[Described]) -> Described | None:
-    """Returns one of the nouns, by its weight; None where there is none."""
+    """Draw one of the nouns by weight; return None if there are none."""
     if not candidates:
         return None
     target = rng.random() * sum(candidate.weight for candidate in candidates)
@@ -91,21 +89,21 @@ def pick_described(rng: np.random.Generator, candidates: list[Described]) -> Des
     return candidates[-1]
 
 
-def _describe(scene: Scene, index: int, spoken: list[str]) -> tuple[Described, ...]:
+def _describe(scene: Scene, index: int, varied: list[str]) -> tuple[Described, ...]:
     thing = scene.things[index]
     everything = mask_of(range(len(scene.things)))
     alike = {
         name: mask_of(i for i, other in enumerate(scene.things) if getattr(other, name) == getattr(thing, name))
-        for name in spoken
+        for name in varied
     }
     described = []
-    for chosen in itertools.product((False, True), repeat=len(spoken)):
-        names = list(itertools.compress(spoken, chosen))
+    for chosen in itertools.product((False, True), repeat=len(varied)):
+        names = list(itertools.compress(varied, chosen))
         extension = everything
         for name in names:
             extension &= alike[name]
         weight = math.prod(
-            _MENTION[name] if said else 1 - _MENTION[name] for name, said in zip(spoken, chosen, strict=True)
+            _MENTION[name] if said else 1 - _MENTION[name] for name, said in zip(varied, chosen, strict=True)
         )
         described.append(Described(Noun(**{name: getattr(thing, name) for name in names}), extension, weight))
     return tuple(described)
@@ -121,7 +119,7 @@ def _relate(scene: Scene, relation: str, landmark: int) -> Neighbour:
 
 
 class Reference(NamedTuple):
-    """An expression, its kind, what it means, and the index of the one thing it refers to."""
+    """An expression, its kind, its meaning, and the index of the thing it refers to."""
 
     text: str
     kind: str
@@ -132,13 +130,13 @@ class Reference(NamedTuple):
 def refer(
     rng: np.random.Generator, scene: Scene, config: SceneConfig, kinds: Sequence[str], referents: Collection[int]
 ) -> tuple[Reference, ...] | None:
-    """Returns one reference of each kind in `kinds`, in that order and all different, or None where the scene has none.
+    """Return different references of the given kinds, in order, or None if the scene does not admit them.
 
     Only things whose index is in `referents` are referred to.
     """
     surveyed = survey(scene, config)
     found: dict[int, Reference] = {}
-    # Seldom kinds first: most scenes that cannot serve are given up at once.
+    # Rare kinds first, to reject unsuitable scenes early.
     for place in sorted(range(len(kinds)), key=lambda place: KINDS.index(kinds[place]), reverse=True):
         taken = {reference.meaning for reference in found.values()}
         reference = _find(rng, surveyed, kinds[place], referents, taken)
@@ -149,10 +147,10 @@ def refer(
 
 
 def is_economical(meaning: Meaning, scene: Scene) -> bool:
-    """True where no part of the expression can be left out without losing the referent.
+    """Return whether every part of the expression is needed to identify the referent.
 
-    A superlative chooses among at least two things, an ordinal among at least three, and a relation (also the one
-    inside a landmark) among at least two besides its landmark: the attributes alone never give the answer.
+    A superlative selects among at least two things, an ordinal among at least three, and a relation (also one inside a
+    landmark) among at least two besides its landmark. So the attributes alone never identify the referent.
     """
     match meaning:
         case Noun():
@@ -177,7 +175,7 @@ def _find(
     scene = surveyed.scene
     for referent in shuffled(rng, referents):
         for meaning in _PROPOSALS[kind](rng, surveyed, referent):
-            # The proposals are made to mean the referent; that they do is nevertheless read off the scene itself.
+            # Proposals should mean the referent; this is verified on the scene itself.
             if meaning not in taken and evaluate(meaning, scene) == {referent} and is_economical(meaning, scene):
                 return Reference(to_words(meaning, rng), kind, meaning, referent)
     return None
@@ -192,11 +190,11 @@ def _propose_attribute(rng: np.random.Generator, surveyed: Survey, referent: int
 def _propose_superlative(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
     scene, thing = surveyed.scene, surveyed.scene.things[referent]
     for which in shuffled(rng, EXTREMES):
-        beaten = mask_of(i for i, other in enumerate(scene.things) if beats(thing, other, which, scene))
+        exceeded = mask_of(i for i, other in enumerate(scene.things) if exceeds(thing, other, which, scene))
         candidates = [
             described
             for described in surveyed.nouns[referent]
-            if described.extension & beaten and described.extension & ~beaten == 1 << referent
+            if described.extension & exceeded and described.extension & ~exceeded == 1 << referent
         ]
         if which not in SIDES:  # not "the largest small star"
             candidates = [described for described in candidates if described.noun.size is None]
@@ -239,13 +237,13 @@ def _propose_two_step(rng: np.random.Generator, surveyed: Survey, referent: int)
 
 
 def _pick_name(rng: np.random.Generator, surveyed: Survey, index: int) -> Noun | None:
-    """A noun that fits this thing alone."""
+    """Draw a noun that fits this thing alone."""
     picked = pick_described(rng, [one for one in surveyed.nouns[index] if one.extension == 1 << index])
     return picked.noun if picked else None
 
 
 def _pick_head(rng: np.random.Generator, surveyed: Survey, referent: int, neighbour: Neighbour) -> Noun | None:
-    """A noun that fits the referent and others, of which, landmark apart, the referent alone stands in the relation."""
+    """Draw a noun that fits the referent and others besides the landmark; the relation holds for the referent alone."""
     others = ~(1 << neighbour.landmark)
     candidates = [
         described

@@ -1,15 +1,13 @@
-"""What an expression means: a small tree, and the things of a scene for which it holds.
+"""The meaning of expressions, as small trees that are evaluated on scenes, and their wording.
 
-Geometry comes with margins. Where a person could argue (an object that is only a little further left, or as much above
-as left), the meaning is None, "not clear", and no expression is made of it. With u the short side of the image:
+Geometry has margins. Where people could disagree (an object that is only slightly further left, or as far above as
+left), the meaning is None, "not clear", and no expression is generated. With u the short side of the image:
 
-- further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges of the outline too
-  (of all of it, also where something hides a part);
-- A left of B: A is further left as above, and no more than 1.25 times as far up or down as it is left.
-  A is not left of B: its centre is less than 0.02 u to the left. Everything between is not clear;
+- further to a side (leftmost, second from the left): the centre by at least 0.08 u, and both edges of the outline
+  (including hidden parts);
+- A left of B: A is further left as above, and at most 1.25 times as far up or down as it is left. A is not left of B:
+  its centre is less than 0.02 u to the left. Everything between is not clear;
 - largest: the radius by a factor of at least 1.2, the area by 1.44.
-
-The words of a meaning, and the vocabulary that holds them all.
 """
 
 from __future__ import annotations
@@ -19,12 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing, pick
-from s2rm_jax.input.synthetic.shapes import reach_towards
+from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing, pick, reach_towards
 
-SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}  # the step (x, y) towards each
+SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}  # unit step (x, y) towards each
 EXTREMES = (*SIDES, "largest", "smallest")
-RELATIONS = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}  # the side each looks to
+RELATIONS = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}  # the side of each relation
 
 _MARGIN = 0.08  # shares of the short side
 _SLACK = 0.02
@@ -34,7 +31,7 @@ _SIZE_RATIO = 1.2
 
 @dataclass(frozen=True)
 class Noun:
-    """All things with these attributes; None leaves an attribute open."""
+    """All things with these attributes; None matches any value."""
 
     shape: str | None = None
     colour: str | None = None
@@ -44,7 +41,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Extreme:
-    """The thing of these nouns that is furthest to a side, the largest or the smallest; `which` is one of EXTREMES."""
+    """The thing of a noun that is furthest to a side, the largest or the smallest; `which` is one of EXTREMES."""
 
     which: str
     noun: Noun
@@ -52,7 +49,7 @@ class Extreme:
 
 @dataclass(frozen=True)
 class Nth:
-    """The thing of these nouns that has rank - 1 others of them between itself and a side."""
+    """The thing of a noun with rank - 1 others of that noun between itself and a side."""
 
     rank: int
     side: str
@@ -61,7 +58,7 @@ class Nth:
 
 @dataclass(frozen=True)
 class Related:
-    """The things of these nouns that stand in the relation, one of RELATIONS, to the landmark."""
+    """The things of a noun for which the relation, one of RELATIONS, to the landmark holds."""
 
     noun: Noun
     relation: str
@@ -72,9 +69,9 @@ Meaning = Noun | Extreme | Nth | Related
 
 
 def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
-    """Returns the indices of the things that are meant, or None where that is not clear.
+    """Return the indices of the things that the meaning refers to, or None if that is not clear.
 
-    A relation whose landmark is not exactly one thing is not clear either.
+    A relation is not clear either if its landmark is not exactly one thing.
     """
     match meaning:
         case Noun():
@@ -88,7 +85,7 @@ def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
 
 
 def is_further(a: Thing, b: Thing, side: str, scene: Scene) -> bool:
-    """True where a is clearly further than b towards a side, by its centre and by both its edges."""
+    """Return whether a is clearly further than b towards a side, by its centre and both its edges."""
     ahead = _ahead(a, b, side)
     if ahead < _MARGIN * min(scene.height, scene.width):
         return False
@@ -96,8 +93,8 @@ def is_further(a: Thing, b: Thing, side: str, scene: Scene) -> bool:
     return ahead >= max(_extent(b, x, y) - _extent(a, x, y), _extent(a, -x, -y) - _extent(b, -x, -y))
 
 
-def beats(a: Thing, b: Thing, which: str, scene: Scene) -> bool:
-    """True where a is clearly more than b what an extreme, one of EXTREMES, asks for."""
+def exceeds(a: Thing, b: Thing, which: str, scene: Scene) -> bool:
+    """Return whether a clearly exceeds b in the sense of an extreme, one of EXTREMES."""
     if which == "largest":
         return a.radius >= _SIZE_RATIO * b.radius
     if which == "smallest":
@@ -106,7 +103,7 @@ def beats(a: Thing, b: Thing, which: str, scene: Scene) -> bool:
 
 
 def holds(relation: str, a: Thing, b: Thing, scene: Scene) -> bool | None:
-    """Says whether a stands in the relation to b; None where that is not clear."""
+    """Return whether the relation of a to b holds; None if that is not clear."""
     side = RELATIONS[relation]
     ahead = _ahead(a, b, side)
     if ahead < _SLACK * min(scene.height, scene.width):
@@ -125,13 +122,13 @@ def _fits(noun: Noun, thing: Thing) -> bool:
 
 
 def _ahead(a: Thing, b: Thing, side: str) -> float:
-    """How far the centre of a is ahead of that of b towards a side, in pixels."""
+    """Return the distance of the centre of a ahead of that of b towards a side, in pixels."""
     x, y = SIDES[side]
     return (a.x - b.x) * x + (a.y - b.y) * y
 
 
 def _extent(thing: Thing, x: int, y: int) -> float:
-    """How far the edge of the thing in the direction (x, y) is from its centre, in pixels."""
+    """Return the distance from the thing's centre to its edge in the direction (x, y), in pixels."""
     return thing.radius * reach_towards(thing.shape, thing.turn, x, y)
 
 
@@ -141,7 +138,7 @@ def _evaluate_extreme(meaning: Extreme, scene: Scene) -> frozenset[int] | None:
     if not candidates:
         return candidates
     for first in candidates:
-        if all(beats(things[first], things[other], meaning.which, scene) for other in candidates - {first}):
+        if all(exceeds(things[first], things[other], meaning.which, scene) for other in candidates - {first}):
             return frozenset({first})
     return None
 
@@ -199,7 +196,7 @@ MAX_RANK = max(_RANKS)
 
 
 def to_words(meaning: Meaning, rng: np.random.Generator) -> str:
-    """Returns an expression that says the meaning, in one of several wordings."""
+    """Return an expression with this meaning, in one of several wordings."""
     match meaning:
         case Noun():
             return f"the {_noun(meaning, rng)}"
@@ -224,12 +221,12 @@ def _noun(noun: Noun, rng: np.random.Generator) -> str:
 
 
 def _related(meaning: Related, rng: np.random.Generator, inner: bool) -> str:
-    # An inner relation always has its "that is", which ties it to the noun just before it.
+    # An inner relation always has "that is", which ties it to the noun before it.
     link = "that is " if inner else pick(rng, _LINKS)
     relation = pick(rng, _RELATION_WORDS[meaning.relation])
     landmark = meaning.landmark
-    told = _related(landmark, rng, inner=True) if isinstance(landmark, Related) else to_words(landmark, rng)
-    return f"the {_noun(meaning.noun, rng)} {link}{relation} {told}"
+    landmark_words = _related(landmark, rng, inner=True) if isinstance(landmark, Related) else to_words(landmark, rng)
+    return f"the {_noun(meaning.noun, rng)} {link}{relation} {landmark_words}"
 
 
 def _make_vocabulary() -> tuple[str, ...]:
@@ -240,4 +237,4 @@ def _make_vocabulary() -> tuple[str, ...]:
     return (*SPECIAL_TOKENS, *sorted(words))
 
 
-VOCABULARY = _make_vocabulary()  # the same for every difficulty, so that a model moves from one to another
+VOCABULARY = _make_vocabulary()  # the same for all scene configurations, so that a model can be used with any of them

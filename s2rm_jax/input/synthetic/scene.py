@@ -1,21 +1,16 @@
-"""What is in a scene and where, before it is drawn or spoken of.
-
-How hard the scenes are: the fields of SceneConfig, checked when it is made.
-
-Choices by chance, faster on short lists than those of NumPy, and of the items' own type.
-"""
+"""Scenes: their configuration, the outlines of shapes, and random scenes of things with attributes and positions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.synthetic.shapes import reach
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -23,7 +18,7 @@ TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 KINDS = ("attribute", "superlative", "relation", "two_step", "ordinal")
 
-# Each colour and each shape is in one pair, so training knows every word of the expressions about these pairs.
+# Each colour and each shape is in one pair, so training covers every word of expressions about these pairs.
 HELD_OUT_PAIRS = tuple(zip(COLOURS, SHAPES, strict=True))
 
 _CHOICES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES, "sizes": SIZES, "kinds": KINDS}
@@ -31,25 +26,25 @@ _CHOICES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES, "sizes":
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What a scene may hold; the same for all splits of a dataset.
+    """The difficulty of scenes, the same for all splits of a dataset.
 
     image_size             height and width in pixels
-    min_objects            how many objects a scene has at least,
-    max_objects            and at most
-    shapes                 what may occur, as the words that name it;
-    colours                an attribute with a single value is not spoken of
-    textures
-    sizes
-    object_scale           multiplies the size of every object; 1.0 suits 3 to 6 objects
-    colours_per_scene      at most so many different colours and shapes in a scene:
-    shapes_per_scene       few of them make attributes ambiguous, so that places must help
+    min_objects            minimum number of objects
+    max_objects            maximum number of objects
+    shapes                 possible shapes
+    colours                possible colours
+    textures               possible textures; attributes with a single value are never mentioned
+    sizes                  possible sizes
+    object_scale           factor for the size of every object; 1.0 suits 3 to 6 objects
+    colours_per_scene      maximum number of different colours in a scene; few colours and shapes
+    shapes_per_scene       make attributes ambiguous, so that expressions need positions
     distractors            probability that an object equals an earlier one in all attributes but one
-    max_occlusion          the largest share of an object's area that others may hide
-    kinds                  the kinds of expression, which are asked for in turn
-    expressions_per_scene  expressions a scene
+    max_occlusion          largest share of an object's area that others may hide
+    kinds                  kinds of expressions, generated in turn
+    expressions_per_scene  number of expressions per scene
     held_out_pairs         (colour, shape) pairs that only the compositional split shows
 
-    Raises UserError for a value that makes no scene.
+    Raises UserError for invalid values.
     """
 
     image_size: tuple[int, int] = (96, 96)
@@ -72,9 +67,9 @@ class SceneConfig:
         for name, known in _CHOICES.items():
             values, choices = getattr(self, name), ", ".join(known)
             unknown = [value for value in values if value not in known]
-            _require(not unknown, f"{name} does not know {', '.join(map(repr, unknown))}; choose from {choices}")
+            _require(not unknown, f"{name} has unknown values {', '.join(map(repr, unknown))}; choose from {choices}")
             _require(len(values) > 0, f"{name} is empty; choose from {choices}")
-            _require(len(set(values)) == len(values), f"{name} names a value twice: {', '.join(values)}")
+            _require(len(set(values)) == len(values), f"{name} has a value twice: {', '.join(values)}")
         _require(len(self.image_size) == 2 and min(self.image_size) >= 32, "image_size must be (height, width) >= 32")
         _require(self.min_objects >= 2, f"min_objects is {self.min_objects}; a scene needs at least 2")
         _require(
@@ -96,24 +91,24 @@ class SceneConfig:
 
     @property
     def usable_held_out_pairs(self) -> tuple[tuple[str, str], ...]:
-        """The held-out pairs whose colour and shape may occur, each once."""
+        """The different held-out pairs whose colour and shape are possible."""
         pairs = dict.fromkeys(self.held_out_pairs)
         return tuple(pair for pair in pairs if pair[0] in self.colours and pair[1] in self.shapes)
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> SceneConfig:
-        """Returns the defaults with these fields changed; a list counts as a tuple.
+        """Return the defaults with these fields replaced; lists become tuples.
 
-        Raises UserError for a field that does not exist, a value of another type, or a value that makes no scene.
+        Raises UserError for an unknown field or an invalid value.
         """
         defaults = {field.name: field.default for field in fields(cls)}
         for name in values:
-            _require(name in defaults, f"no field {name!r}; the fields are seed, length, {', '.join(defaults)}")
+            _require(name in defaults, f"unknown field {name!r}; the fields are seed, length, {', '.join(defaults)}")
         return cls(**{name: _as_type_of(defaults[name], value, name) for name, value in values.items()})
 
 
 def _as_type_of(default: Any, value: Any, name: str) -> Any:
-    """Returns the value in the type of the field's default."""
+    """Return the value, converted to the type of the field's default."""
     if isinstance(default, tuple):
         _require(isinstance(value, list | tuple), f"{name} is {value!r}; it must be a list")
         if not default or not value:
@@ -135,29 +130,29 @@ Item = TypeVar("Item")
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
-    """Returns one of the items, each with the same probability."""
+    """Return one of the items, each with the same probability."""
     return items[int(rng.random() * len(items))]
 
 
 def shuffled(rng: np.random.Generator, items: Collection[Item]) -> list[Item]:
-    """Returns the items in a chance order, each order with the same probability."""
+    """Return the items in a chance order, each order with the same probability."""
     listed = list(items)
     return [listed[index] for index in rng.permutation(len(listed))]
 
 
-# Radius of the disc of the same area, as a share of the image's short side. The bands lie far apart (factor 1.5 in
-# radius, 2.2 in area), so that an object is never in doubt between small and large.
+# Radius of the disc of the same area, as a share of the image's short side. The ranges are far apart (factor 1.5 in
+# radius, 2.2 in area), so that small and large are unambiguous.
 RADII = {"small": (0.078, 0.093), "large": (0.140, 0.165)}
 
-_DRAWS = 20  # of attributes, as often for each object of a scene, before the scene is given up
-_PLACEMENTS = 40  # positions tried for an object before the scene is given up
+_DRAWS = 20  # of attributes per object before a scene is given up
+_PLACEMENTS = 40  # positions tried per object before a scene is given up
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its attributes, its centre and radius in pixels, its turn in radians.
+    """One object: its attributes, its centre and radius in pixels, its rotation in radians.
 
-    The radius is that of the disc of the same area, whatever the shape.
+    The radius is that of the disc of the same area.
     """
 
     shape: str
@@ -172,7 +167,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in the order in which they are painted: a later one hides an earlier one. Sizes in pixels."""
+    """Things in painting order: a later one hides an earlier one. Sizes in pixels."""
 
     height: int
     width: int
@@ -180,14 +175,14 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional: bool) -> Scene | None:
-    """Draws a scene, or None where the draw leads to nothing: no room, or no colour and shape that may go together.
+    """Draw a random scene; return None if there is no room, or no allowed pair of colour and shape.
 
-    A compositional scene has at least one thing of a held-out (colour, shape) pair, any other scene none.
+    A compositional scene has at least one thing of a held-out (colour, shape) pair, other scenes have none.
     """
     height, width = config.image_size
     things: list[Thing] = []
     unplaced = _sample_attributes(rng, config, compositional)
-    for thing in sorted(unplaced, key=lambda thing: thing.size != "large"):  # the large ones find room first
+    for thing in sorted(unplaced, key=lambda thing: thing.size != "large"):  # place large things first
         placed = _place(rng, thing, things, config)
         if placed is None:
             return None
@@ -198,17 +193,17 @@ def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional
 
 
 def is_held_out(thing: Thing, config: SceneConfig) -> bool:
-    """True for a thing whose colour and shape training never shows together."""
+    """Return whether training never shows the thing's colour and shape together."""
     return (thing.colour, thing.shape) in config.held_out_pairs
 
 
 def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositional: bool) -> list[Thing]:
-    """Draws things without a place; all take their attributes from a small palette, so that expressions must work.
+    """Draw things without positions, with attributes from a small palette that makes expressions non-trivial.
 
-    Returns none of them where the palette does not give enough.
+    Return an empty list if the palette does not admit enough things.
     """
     colours, shapes = shuffled(rng, config.colours), shuffled(rng, config.shapes)
-    if compositional:  # a held-out pair leads the palette, and the first thing shows it
+    if compositional:  # a held-out pair comes first in the palette and is the first thing
         colour, shape = pick(rng, config.usable_held_out_pairs)
         colours.sort(key=lambda other: other != colour)
         shapes.sort(key=lambda other: other != shape)
@@ -225,7 +220,7 @@ def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositio
     elif all((colour, shape) in config.held_out_pairs for colour in palette["colour"] for shape in palette["shape"]):
         return []
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
-    for _ in range(_DRAWS * count):  # not for ever: all distractors that there can be may be held out
+    for _ in range(_DRAWS * count):  # bounded, as all possible distractors may be held out
         if len(things) == count:
             return things
         if things and rng.random() < config.distractors:
@@ -243,18 +238,18 @@ def _sample_thing(rng: np.random.Generator, palette: dict[str, list[str]]) -> Th
 
 
 def _change_one(rng: np.random.Generator, thing: Thing, palette: dict[str, list[str]]) -> Thing:
-    """The thing with one attribute changed; the same thing where the palette has no choice."""
+    """Return the thing with one attribute changed, or unchanged if the palette has no alternative."""
     choices = [{name: value} for name in palette for value in palette[name] if value != getattr(thing, name)]
     change: dict[str, Any] = pick(rng, choices) if choices else {}
     return replace(thing, **change)
 
 
 def _place(rng: np.random.Generator, thing: Thing, others: list[Thing], config: SceneConfig) -> Thing | None:
-    """Returns the thing with a size, a turn and a place in the image that hides not too much, or None."""
+    """Return the thing with a size, a rotation and a position that hides little of the others, or None."""
     height, width = config.image_size
     low, high = RADII[thing.size]
     radius = rng.uniform(low, high) * config.object_scale * min(height, width)
-    turn = rng.uniform(-0.2, 0.2)  # small enough that a square never stands like a diamond
+    turn = rng.uniform(-0.2, 0.2)  # small, so that a square never looks like a diamond
     border = reach(thing.shape) * radius + 1.0
     if 2 * border >= min(height, width):
         return None
@@ -267,9 +262,88 @@ def _place(rng: np.random.Generator, thing: Thing, others: list[Thing], config: 
 
 
 def _apart(x: float, y: float, radius: float, other: Thing, max_occlusion: float) -> bool:
-    """True where two discs overlap by no deeper than that share of the smaller one's diameter.
+    """Return whether two discs overlap by at most `max_occlusion` of the smaller one's diameter.
 
-    Only a cheap forecast: what the drawn masks leave visible is what counts in the end.
+    This is a cheap estimate; the visible shares of the drawn masks decide in the end.
     """
     depth = radius + other.radius - math.hypot(x - other.x, y - other.y)
     return depth <= 2 * max_occlusion * min(radius, other.radius)
+
+
+_ROUND = 48  # corners of a circle
+
+
+@cache
+def outline(shape: str) -> tuple[np.ndarray, ...]:
+    """Return the closed loops of a shape, each [N, 2] as (x, y), y downwards, of joint area pi.
+
+    The first loop is filled, the others are holes. The centre of gravity is the origin. The area of every shape is that
+    of the unit disc, so that equal radii mean equal sizes.
+    """
+    loops = tuple(loop - _centre(_LOOPS[shape][0]) for loop in _LOOPS[shape])
+    area = _area(loops[0]) - sum(_area(hole) for hole in loops[1:])
+    scaled = tuple(loop * math.sqrt(math.pi / area) for loop in loops)
+    for loop in scaled:
+        loop.setflags(write=False)
+    return scaled
+
+
+@cache
+def reach(shape: str) -> float:
+    """Return the largest distance of the outline from its centre, in radii of the disc of the same area."""
+    return float(np.linalg.norm(outline(shape)[0], axis=1).max())
+
+
+@lru_cache(maxsize=1024)
+def reach_towards(shape: str, turn: float, x: int, y: int) -> float:
+    """Return the extent of the outline, rotated by `turn` radians, from its centre in the direction (x, y).
+
+    In radii of the disc of the same area.
+    """
+    cos, sin = math.cos(turn), math.sin(turn)
+    return float((outline(shape)[0] @ (x * cos + y * sin, y * cos - x * sin)).max())  # rotates the direction back
+
+
+def _area(loop: np.ndarray) -> float:
+    x, y = loop.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _centre(loop: np.ndarray) -> np.ndarray:
+    """Return the centre of gravity of a loop's area, from the triangles between its sides and the origin."""
+    following = np.roll(loop, -1, axis=0)
+    areas = loop[:, 0] * following[:, 1] - loop[:, 1] * following[:, 0]
+    return (areas[:, None] * (loop + following)).sum(axis=0) / (3 * areas.sum())
+
+
+def _polar(radii: list[float], count: int) -> np.ndarray:
+    """Return corners at equal angles from the top, with the radii in turn."""
+    angles = np.arange(count) * (2 * math.pi / count) - math.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.resize(radii, count)[:, None]
+
+
+def _heart() -> np.ndarray:
+    t = np.arange(_ROUND) * (2 * math.pi / _ROUND)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.stack([x, y], axis=1)
+
+
+def _cross() -> np.ndarray:
+    arm, half = 1.0, 0.36
+    quarter = np.array([(-half, -half), (-half, -arm), (half, -arm)])
+    turns = [np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in np.arange(4) * math.pi / 2]
+    return np.concatenate([quarter @ turn.T for turn in turns])
+
+
+_CIRCLE = _polar([1.0], _ROUND)
+_LOOPS = {
+    "circle": (_CIRCLE,),
+    "square": (np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),),
+    "triangle": (_polar([1.0], 3),),
+    "diamond": (_polar([1.3, 1.0], 4),),
+    "star": (_polar([1.0, 0.5], 10),),
+    "cross": (_cross(),),
+    "heart": (_heart(),),
+    "ring": (_CIRCLE, _CIRCLE * 0.42),
+}

@@ -1,4 +1,4 @@
-"""The synthetic scenes as a source of examples."""
+"""Synthetic scenes as a Source."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from s2rm_jax.input.synthetic.grammar import Reference, refer
 from s2rm_jax.input.synthetic.language import VOCABULARY
 from s2rm_jax.input.synthetic.scene import Scene, SceneConfig, is_held_out, sample_scene
 
-# Each split has its own stream of random numbers, by its place in this list, and its length.
+# The length of each split. Its position here selects its stream of random numbers.
 SPLITS = {"train": 2**31 - 1, "val": 512, "test": 512, "compositional": 512}
 
-_ATTEMPTS = 1000  # scenes drawn before a difficulty counts as impossible; a usual one needs a few
+_ATTEMPTS = 1000  # scenes drawn before a configuration counts as impossible; usually a few are enough
 
 
 class Composition(NamedTuple):
-    """A scene, what is said of it, its image (uint8 [H, W, 3]) and the mask of each of its things (bool [H, W])."""
+    """A scene, its references, its image (uint8 [H, W, 3]) and the mask of each thing (bool [H, W])."""
 
     scene: Scene
     references: tuple[Reference, ...]
@@ -30,9 +30,9 @@ class Composition(NamedTuple):
 
 
 class SyntheticSource:
-    """Scenes of coloured shapes with expressions about them; scene i is a pure function of (seed, split, i).
+    """Scenes of coloured shapes with expressions; scene i is a pure function of (seed, split, i).
 
-    Nothing is stored: every look-up makes the scene anew, so threads and processes share nothing.
+    Nothing is stored: every access generates the scene, so threads and processes share nothing.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class SyntheticSource:
         scene: SceneConfig | None = None,
         **difficulty: Any,
     ):
-        """Takes the difficulty as a SceneConfig, or as its fields one by one, or as both (the fields then replace).
+        """Set the difficulty by a SceneConfig, by its fields, or by both (fields take precedence).
 
-        split         train, val, test or compositional; they share no scene, only the last shows the held-out pairs
-        length        scenes of the split; by default 2**31 - 1 for train (more than any training sees), else 512
-        train_length  the same for train alone, so that one configuration can name a training set and held-out splits
+        split         train, val, test or compositional; they share no scene, and only the last shows held-out pairs
+        length        number of scenes; by default 2**31 - 1 for train (practically endless), else 512
+        train_length  the length of train alone, so that one configuration can describe all splits
 
-        Raises UserError for an unknown split or field and for values that make no scene.
+        Raises UserError for an unknown split or field and for invalid values.
         """
         if split not in SPLITS:
             raise UserError(f"synthetic scenes: no split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -69,14 +69,14 @@ class SyntheticSource:
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """The tokens of a BERT vocabulary that knows every word of every expression, [PAD] first."""
+        """A BERT vocabulary with every word of every expression, [PAD] first."""
         return VOCABULARY
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Returns scene `index` with its image, expressions and masks."""
+        """Return scene `index` with its image, expressions and masks."""
         index = operator.index(index)
         composed = self.composition(index)
         height, width = self._config.image_size
@@ -88,24 +88,24 @@ class SyntheticSource:
         return Example(name, composed.image, height, width, expressions)
 
     def composition(self, index: int) -> Composition:
-        """Returns what scene `index` is made of: for those who want to know more of it than a network is shown."""
+        """Return scene `index` with its structure, for analyses."""
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length}")
         return compose(self._config, self._split, self._seed, index)
 
     def expression_count(self, index: int) -> int:
-        """Returns how many expressions a scene has, which is the same for all."""
+        """Return the number of expressions of a scene, which is the same for all."""
         return self._config.expressions_per_scene
 
     def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the positions of a scene's expressions by referent: each alone, as no two are known to share one."""
+        """Return the positions of a scene's expressions, each as a group of its own."""
         return tuple((position,) for position in range(self._config.expressions_per_scene))
 
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
-    """Draws scenes until one admits the kinds of expression whose turn it is and shows enough of every thing.
+    """Draw scenes until one admits expressions of the kinds that are next in turn and shows enough of every thing.
 
-    Raises UserError where none does: the difficulty leaves nothing to say.
+    Raises UserError if none does.
     """
     stream = (list(SPLITS).index(split), index)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
