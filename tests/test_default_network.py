@@ -25,7 +25,7 @@ def test_it_is_small_and_whole():
 
 def test_it_is_known_however_its_path_is_written(monkeypatch):
     monkeypatch.chdir(default_network.FOLDER.parent)
-    assert default_network.is_it("default_network/") and not default_network.is_it("models")
+    assert default_network.is_default_network("default_network/") and not default_network.is_it("models")
 
 
 def test_it_was_trained_as_its_card_says():
@@ -45,7 +45,7 @@ def test_predict_takes_it_by_default_and_it_knows_its_scenes(tmp_path, monkeypat
     config = load_config(default_network.FOLDER)
     scene = build_source(config.input.source, config.eval.split)[0]
     found = json.loads((out / "result.json").read_text())["results"]
-    assert [entry["sentence"] for entry in found] == [expression.text for expression in scene.expressions]
+    assert [entry["expression"] for entry in found] == [expression.text for expression in scene.expressions]
     ious = []
     for entry, expression in zip(found, scene.expressions, strict=True):
         mask = np.asarray(Image.open(out / entry["file"])) > 0

@@ -34,7 +34,7 @@ def test_a_bad_image_is_told_of_and_left_out(segmenter, paths, tmp_path, capsys)
         segment_images(segmenter, paths, ["red"], tmp_path / "out")
     assert len(told.value.result["images"]) == 3
     assert "4.png is not an image" in told.value.result["failed"][0]["error"]
-    assert capsys.readouterr().err.startswith("warning: left out: ")
+    assert capsys.readouterr().err.startswith("warning: skipped: ")
     with pytest.raises(UserError, match="none of 1 image could be read") as none:
         segment_images(segmenter, paths[3:], ["red"], tmp_path / "out")
     assert not isinstance(none.value, PartlyDone)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -82,10 +83,13 @@ class LoadedRun:
     config: ConfigDict
 
 
-def load_run(workdir: epath.PathLike, which: Literal["best", "latest"] = "best") -> LoadedRun:
+def load_run(
+    workdir: epath.PathLike, which: Literal["best", "latest"] = "best", sharding: jax.sharding.Sharding | None = None
+) -> LoadedRun:
     """Loads the best or the latest checkpoint of a training run, with the configuration that lies beside it.
 
     In place of a workdir there may be a folder that `convert to-pytorch` made, which holds the weights of one network.
+    `sharding` places each parameter of a checkpoint; see `restore_params`.
 
     Raises:
         UserError: no training run or no checkpoint there, its vocabulary is gone, or its configuration was changed.
@@ -99,5 +103,5 @@ def load_run(workdir: epath.PathLike, which: Literal["best", "latest"] = "best")
     if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
         params = fill(network_layout(shapes), read_weights(weights), shapes, str(weights)).params
     else:
-        params = restore_params(workdir, which, shapes)
+        params = restore_params(workdir, which, shapes, sharding)
     return LoadedRun(network, params, tokenizer, config)

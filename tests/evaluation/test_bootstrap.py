@@ -47,7 +47,7 @@ def test_every_resampling_draws_as_many_images_as_there_are(monkeypatch):
     assert (at_once == 30).all()  # 15 images of two expressions each, whichever they are
     different = resampled_sums(np.sqrt(np.arange(30.0))[:, None], images)
     assert len(np.unique(different)) > 0.99 * bootstrap.RESAMPLES
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr(bootstrap, "_MAX_DRAWS", 100)
     assert resampled_sums(values, images).shape == (bootstrap.RESAMPLES, 1)
 
 

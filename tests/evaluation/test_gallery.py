@@ -7,11 +7,10 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.evaluation.evaluator import Prediction
+from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.gallery import PANEL, Cases, contact_sheet, gallery_html, outcome, write_gallery
 from s2rm_jax.evaluation.metrics import ExpressionScore
-from s2rm_jax.evaluation.report import Report, metrics_table
-from s2rm_jax.evaluation.report_files import report_page
+from s2rm_jax.evaluation.report import metrics_table, report_page
 
 NASTY = "</style><script>alert(\"x\")</script> & 'quoted'"
 
@@ -117,7 +116,7 @@ def test_the_page_is_self_contained_and_escapes_text(make_example):
     assert cards[0]["data-iou"] == "0.750000"
     assert "75.00" in "".join(reader.text)
     headings = re.findall(r"<h2[^>]*>([^<]*)", page)
-    assert headings == ["Where it does well and where it does not", "Cases at random", "Worst cases"]
+    assert headings == ["Breakdown", "Cases at random", "Worst cases"]
 
 
 def test_kinds_are_offered_only_where_there_are_any(make_example):

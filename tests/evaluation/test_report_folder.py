@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
-from s2rm_jax.evaluation.report import Report
-from s2rm_jax.evaluation.report_files import write_report
+from s2rm_jax.evaluation.report import write_report
 
 SCORES = (
     ExpressionScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
@@ -37,7 +37,7 @@ def test_files(tmp_path):
     assert "Published" not in markdown
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 4
-    assert "Beside published figures" not in html
+    assert "Published figures" not in html
 
 
 def test_json(tmp_path):

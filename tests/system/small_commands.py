@@ -1,7 +1,7 @@
-"""The doors for training and evaluation with a network that compiles in a second.
+"""The commands train and evaluate with a network that compiles in a second.
 
-As a program: `python small_commands.py train|evaluate FLAGS`. In the environment: SECONDS_PER_BATCH, how long each batch
-of training takes; FAIL_AT, the batch at which reading fails for the process number FAILS.
+Usage: `python small_commands.py train|evaluate FLAGS`. Environment variables: SECONDS_PER_BATCH, how long each batch of
+training takes; FAIL_AT, the batch at which reading fails for the process number FAILS.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from s2rm_jax import command_line
-from s2rm_jax.evaluation import explain
+from s2rm_jax.evaluation import gallery
 from s2rm_jax.input import pipeline
 from s2rm_jax.models import network
 
@@ -41,6 +41,6 @@ def note_explained(folder, sections, explain):
 if __name__ == "__main__":
     network.build_network = lambda config: standin.StandIn(dropout_rate=0.5, words=config.text.vocab_size)
     pipeline.train_batches = slow_batches
-    explain.write_explained_cases = note_explained
+    gallery.write_explained_cases = note_explained
     door = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
     command_line.run(door.main, door.FLAGS, door.__doc__, required=("workdir",))

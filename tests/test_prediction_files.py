@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.prediction_files import remove_earlier_prediction, write_prediction, write_result
+from s2rm_jax.prediction_files import remove_earlier_prediction, write_prediction, write_result
 from s2rm_jax.segmenter import Result
 
 
@@ -19,8 +19,8 @@ def test_masks_are_as_they_are_listed(tmp_path):
     masks[0, 1:3, 2:] = True
     result = Result(("a man", "A man!"), masks, np.array([0.91234, 0.0]), np.array([0.1, 0.9]))
     found = write_prediction(tmp_path, np.zeros((4, 6, 3), np.uint8), result)
-    first = {"sentence": "a man", "score": 0.9123, "area": 8, "box": (2, 1, 6, 3), "file": "mask_1_a_man.png"}
-    second = {"sentence": "A man!", "score": 0.0, "area": 0, "box": None, "file": "mask_2_a_man.png"}
+    first = {"expression": "a man", "score": 0.9123, "area": 8, "box": (2, 1, 6, 3), "file": "mask_1_a_man.png"}
+    second = {"expression": "A man!", "score": 0.0, "area": 0, "box": None, "file": "mask_2_a_man.png"}
     assert found == [first | {"no_target": 0.1}, second | {"no_target": 0.9}]
     assert names(tmp_path) == ["mask_1_a_man.png", "mask_2_a_man.png", "overlay.png"]
 
