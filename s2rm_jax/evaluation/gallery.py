@@ -113,10 +113,10 @@ def write_gallery(directory: Path, sections: Mapping[str, Sequence[Prediction]])
     directory.mkdir(parents=True, exist_ok=True)
     remove_earlier(directory, r"(random|worst|best)(_\d{3,}_[a-z0-9_]+)?\.png")
     paths = []
-    for name, prediction in _named(sections):
-        paths.append(directory / f"{name}.png")
-        contact_sheet([prediction], columns=1, panel=PANEL).save(paths[-1])
     for section, predictions in sections.items():
+        for name, prediction in _named(section, predictions):
+            paths.append(directory / f"{name}.png")
+            contact_sheet([prediction], columns=1, panel=PANEL).save(paths[-1])
         paths.append(directory / f"{section}.png")
         contact_sheet(predictions[:_SHEET_CASES]).save(paths[-1])
     return paths
@@ -136,19 +136,19 @@ def write_explained_cases(
         explain: returns the explanation of an expression in an image.
     """
     paths = []
-    for name, prediction in _named(sections):
-        image, expression = load_image(prediction.example.image), prediction.score.expression
-        explanation, line = explain(image, expression), outcome(prediction)
-        figure = explain_figure(image, expression, line, prediction.predicted, explanation, true=prediction.true)
-        paths.append(directory / f"{name}_how.png")
-        figure.save(paths[-1])
+    for section, predictions in sections.items():
+        for name, case in _named(section, predictions):
+            image, expression = load_image(case.example.image), case.score.expression
+            explanation, line = explain(image, expression), outcome(case)
+            figure = explain_figure(image, expression, line, case.predicted, explanation, true=case.true)
+            paths.append(directory / f"{name}_how.png")
+            figure.save(paths[-1])
     return paths
 
 
-def _named(sections: Mapping[str, Sequence[Prediction]]) -> Iterator[tuple[str, Prediction]]:
-    for section, predictions in sections.items():
-        for number, prediction in enumerate(predictions, start=1):
-            yield f"{section}_{number:03d}_{slug(prediction.score.id)}", prediction
+def _named(section: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, Prediction]]:
+    for number, prediction in enumerate(predictions, start=1):
+        yield f"{section}_{number:03d}_{slug(prediction.score.id)}", prediction
 
 
 def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: int = SHEET_PANEL) -> Image.Image:

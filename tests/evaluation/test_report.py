@@ -81,10 +81,10 @@ def test_the_table_has_the_columns_of_its_protocol():
     assert "Every expression refers to something" in gref[-1]
 
 
-def test_remarks_on_what_a_protocol_does_not_know():
+def test_remarks_on_what_a_protocol_does_not_support():
     nothing = replace(REPORT.expressions[0], targeted=False)
     (remark,) = remarks(Report((nothing,), PROTOCOLS["lavt480"]))
-    assert remark.startswith("Expressions that refer to nothing: 1. lavt480 does not know any")
+    assert remark.startswith("Expressions that refer to nothing: 1. lavt480 does not support them")
     left_out = replace(REPORT.expressions[0], union=0, empty_iou=None)
     (remark,) = remarks(Report((left_out, *REPORT.expressions), PROTOCOLS["caris448"]))
     assert remark.startswith("Expressions with an empty union: 1. They are left out of mIoU")

@@ -22,10 +22,10 @@ def test_files(tmp_path):
     page = write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
     assert page == tmp_path / "index.html"
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
+        "expressions.csv",
         "index.html",
         "metrics.json",
         *(f"plots/iou_{name}.svg" for name in ("by_area", "by_length", "by_place", "histogram")),
-        "expressions.csv",
         "table.md",
         "table.tex",
     ]
