@@ -198,15 +198,10 @@ def _predict_image(out: Path) -> dict[str, Any]:
     return content
 
 
-def _workdir() -> str:
-    assert WORKDIR.value is not None  # has a default
-    return WORKDIR.value
-
-
 def _segmenter() -> Segmenter:
     from s2rm_jax.segmenter import Segmenter
 
-    return Segmenter.from_checkpoint(_workdir(), cast(Literal["best", "latest"], CHECKPOINT.value))
+    return Segmenter.from_checkpoint(str(WORKDIR.value), cast(Literal["best", "latest"], CHECKPOINT.value))
 
 
 def _warn(segmenter: Segmenter, expressions: Sequence[str]) -> None:
@@ -220,7 +215,7 @@ def _held_out_example() -> Example:
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.training.run import load_config
 
-    config = load_config(_workdir())
+    config = load_config(str(WORKDIR.value))
     try:
         return build_source(config.input.source, config.eval.split)[0]
     except UserError as error:
@@ -236,7 +231,8 @@ def _compilation_cache() -> AbstractContextManager[None]:
     from s2rm_jax.training.compile import OFF, compilation_cache
     from s2rm_jax.training.run import load_config
 
-    config, workdir = load_config(_workdir()).unlock(), workdir_path(_workdir())
+    workdir = workdir_path(str(WORKDIR.value))
+    config = load_config(workdir).unlock()
     if not has_checkpoint(workdir):
         return nullcontext()
     if config.get("compilation_cache") != OFF:

@@ -135,16 +135,6 @@ class Evaluator:
             raise UserError("the split has no expressions to evaluate; check the split's name and its files")
         return Report(tuple(scores), self._protocol)
 
-    def predictions(
-        self, params: Any, source: Source, *, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[Prediction]:
-        """Yield the prediction for every expression exactly once, in the order of `source`.
-
-        With several processes, each yields those of its share. The arguments are those of a call.
-        """
-        for predictions in self._batches(params, source, progress):
-            yield from predictions
-
     def _batches(
         self, params: Any, source: Source, progress: Callable[[int, int], None] | None
     ) -> Iterator[Iterator[Prediction]]:

@@ -1,4 +1,4 @@
-"""Explanations: words put together again, and what is left where the network was configured otherwise."""
+"""Explanations: pieces joined to words, and the pairs that remain in other configurations."""
 
 import jax
 import jax.numpy as jnp

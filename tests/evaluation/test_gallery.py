@@ -57,7 +57,7 @@ def test_files_with_the_right_sizes(tmp_path, make_example):
         assert both.width > 4 * 240
 
 
-def test_cases_of_an_earlier_gallery_are_gone_and_nothing_else(tmp_path, make_example):
+def test_only_cases_of_an_earlier_gallery_are_removed(tmp_path, make_example):
     for name in ("best_001_old.png", "worst_1000_old.png", "random.png", "holiday.png", "best_of_mine.png"):
         (tmp_path / name).write_text("")
     write_gallery(tmp_path, {"best": predictions_of(make_example("new", ["red"]))})
@@ -85,7 +85,7 @@ def test_masks_of_another_size_than_the_image_fit_over_it(make_example):
     assert difference.mean() < 2
 
 
-def test_what_is_said_of_a_case(make_example):
+def test_outcome_of_a_case(make_example):
     (case,) = predictions_of(make_example("e", ["red"], 8, 16, kind="colour"))
     nothing = np.zeros((8, 16), bool)
     assert outcome(case) == "colour, IoU 75.0 %"
@@ -170,5 +170,5 @@ def test_expressions_without_an_iou_are_neither_best_nor_worst(make_example):
     assert chosen_of(make_example, 2, [None]) == {"random": ["e0-0"]}
 
 
-def test_none_are_kept_where_none_are_asked_for(make_example):
+def test_a_count_of_zero_keeps_no_cases(make_example):
     assert chosen_of(make_example, 0, [1], [2]) == {}

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind."""
+"""The files of a report."""
 
 import json
 from xml.etree import ElementTree

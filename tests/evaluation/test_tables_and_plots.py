@@ -1,4 +1,4 @@
-"""Tables in four languages, and figures that show the numbers they are given."""
+"""Tables in four formats, and plots that show the numbers they are given."""
 
 import re
 from xml.etree import ElementTree
@@ -51,7 +51,7 @@ def test_html():
     assert tree.find("figcaption").text == "A & B"
 
 
-def test_a_column_less():
+def test_a_column_is_removed():
     fewer = without(TABLE, "kind|of")
     assert (fewer.header, fewer.rows[0], fewer.text_columns) == (("", "mIoU"), ("a_b", "1.00"), 1)
 

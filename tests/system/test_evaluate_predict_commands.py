@@ -1,4 +1,4 @@
-"""The doors evaluate, predict and demo as a person runs them, and what they say when something is wrong."""
+"""The commands evaluate, predict and demo as a person runs them, and their error messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def door(monkeypatch, capfd):
-    """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
+    """Run a command in this process, which saves the imports; return its exit status, output and errors."""
 
     def call(module, *arguments):
         required = {evaluate: ("workdir",), predict: ("out",)}.get(module, ())
@@ -128,7 +128,7 @@ def test_predict(tiny_workdir, tmp_path, image):
             assert figure.width == 1600
 
 
-def test_without_a_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
+def test_without_an_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
     status, printed, errors = door(predict, f"--workdir={tiny_workdir}", f"--out={tmp_path / 'own'}")
     assert status == 0, errors
     example = SyntheticSource("val", image_size=(48, 64), expressions_per_scene=3)[0]
