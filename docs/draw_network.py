@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.config import default_config
-from s2rm_jax.explanation import DIRECTIONS
+from s2rm_jax.evaluation.explain import DIRECTIONS
 from s2rm_jax.models.casg import ConvBlock
 from s2rm_jax.models.network import build_network
 from s2rm_jax.models.s2rm import to_slices

@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
-        if default_network.is_it(WORKDIR.value):
+        if default_network.is_default_network(WORKDIR.value):
             name = "the one that comes with the package, which knows generated shapes"
         app = build_app(service, cases, name)
         host, port = listening.getsockname()[:2]

@@ -1,16 +1,16 @@
-"""Segmenting what expressions refer to, from Python.
+"""The Segmenter: segment what expressions refer to, from Python.
 
 segmenter = Segmenter.from_checkpoint("runs/synthetic")
 result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
-result.masks[0]  # boolean, [H, W] of street.jpg
+result.masks[0]  # boolean [H, W], of the size of street.jpg
 
-street = segmenter.encode("https://example.org/street.jpg")  # once; the longer part of the work
-segmenter.segment(street, "the tree on the left")  # and as often as there is something to ask
+street = segmenter.encode("https://example.org/street.jpg")  # once per image, the larger part of the work
+segmenter.segment(street, "the tree on the left")  # any number of times
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,22 +24,25 @@ from PIL import Image
 
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.explain import Explanation, explanations, reduce
 from s2rm_jax.evaluation.protocols import resize_logits
-from s2rm_jax.explanation import Explanation, explanations, reduce
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.training.run import load_run
 
-# Expressions are filled up to the next of these numbers, so that at most this many programs are compiled; more expressions
-# than the last go in several rounds on the same encoded image, which bounds the memory they take.
+# The number of expressions is padded to one of these, so that at most this many programs are compiled. More expressions
+# than the largest are processed in several rounds on the same encoded image, which bounds the memory.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as it is and as the network sees it, ready for any number of expressions.
+    """An image and its features, for any number of calls of `Segmenter.segment`.
 
-    `features` lie on the device of the Segmenter that made them, and mean something to that one only.
+    Attributes:
+        image: the original pixels, uint8 [H, W, 3], RGB, upright.
+        features: the network's feature maps, on the device of the Segmenter that made them; only that Segmenter can use
+            them.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -48,13 +51,17 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one image, expression by expression.
+    """The masks of k expressions in one image.
 
-    `masks` has the image's own size, upright as a viewer shows it. `scores` is the mean probability of foreground
-    over the pixels of each mask, in [0.5, 1], and 0 for an empty mask: how sure the network is, not how right. It puts
-    masks in a good order (measured in default_network/README.md), and as a probability of being right it is too high.
-    `no_target` is the probability that an expression refers to nothing, None where the network has no head that says so;
-    above 0.5 the mask is empty, whatever the pixels say. `explanations` are there where they were asked for.
+    Attributes:
+        expressions: the expressions, in the order in which they were given.
+        masks: bool [k, H, W], in the original size of the image, upright as a viewer shows it.
+        scores: float [k], the mean probability of foreground over the pixels of each mask: in [0.5, 1], and 0 for an
+            empty mask. A score ranks masks well (measured in default_network/README.md), but it is not calibrated: as a
+            probability that the mask is right it is too high.
+        no_target: float [k], the probability that an expression refers to nothing; if it exceeds 0.5, the mask is
+            empty. None if the network has no such output.
+        explanations: one per expression, or None unless `segment` was called with `explain=True`.
     """
 
     expressions: tuple[str, ...]
@@ -65,15 +72,21 @@ class Result:
 
 
 class Segmenter:
-    """A trained network with everything that it needs to take an image and expressions.
+    """A trained network that takes images and expressions and returns masks.
 
-    Calls are free of implicit transfers between host and device, and may come from several threads.
+    Calls make no implicit transfers between host and device, and are safe from several threads.
+
+    Args:
+        network: the module that `build_network(config)` returns.
+        params: its parameters.
+        tokenizer: the tokenizer of the training run.
+        config: the configuration of the training run.
     """
 
     def __init__(self, network: nn.Module, params: Any, tokenizer: Tokenizer, config: ConfigDict):
         self.config = config
         self._tokenizer = tokenizer
-        self._params = jax.device_put(params)  # once: arrays of NumPy would be copied again at every call
+        self._params = jax.device_put(params)  # once: NumPy arrays would be transferred again at every call
         size = tuple(config.input.image_size)
 
         def encode(params: Any, image: jax.Array) -> Any:
@@ -89,25 +102,29 @@ class Segmenter:
     def from_checkpoint(
         cls, workdir: str | Path = default_network.FOLDER, which: Literal["best", "latest"] = "best"
     ) -> Segmenter:
-        """Loads the best or the latest checkpoint of a training run, with the configuration that lies beside it.
-
-        By default it loads the network that comes with the package, which knows generated shapes.
-
-        Raises:
-            UserError: no training run or no checkpoint there, its vocabulary is gone, or its configuration was changed.
-        """
-        trained = load_run(workdir, which)
-        return cls(trained.network, trained.params, trained.tokenizer, trained.config)
-
-    def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedImage:
-        """Encodes an image, for any number of calls of `segment`; returns once the device is done.
+        """Load a checkpoint of a training run, with its configuration and vocabulary.
 
         Args:
-            image: a file, an address on the web (http:// or https://), the bytes of a file, an array [H, W, 3] of
-                uint8, or a PIL image; turned upright by its EXIF orientation.
+            workdir: the workdir of a run, or a folder that `convert to-pytorch` wrote. The default is the network that
+                comes with the package, which is trained on generated shapes only.
+            which: the checkpoint to load.
 
         Raises:
-            UserError: the image cannot be read or fetched.
+            UserError: the folder has no training run or no checkpoint, its vocabulary is missing, or its configuration
+                does not fit the checkpoint.
+        """
+        run = load_run(workdir, which)
+        return cls(run.network, run.params, run.tokenizer, run.config)
+
+    def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedImage:
+        """Encode an image for any number of calls of `segment`; return when the device has finished.
+
+        Args:
+            image: a file, a URL (http:// or https://), the bytes of a file, an array [H, W, 3] of uint8, or a PIL
+                image; it is turned upright according to its EXIF orientation.
+
+        Raises:
+            UserError: the image cannot be read or downloaded.
         """
         original = load_image(image, apply_exif=True)
         pixels = resize_image(original, tuple(self.config.input.image_size))
@@ -121,76 +138,68 @@ class Segmenter:
         *,
         explain: bool = False,
     ) -> Result:
-        """Segments what each expression refers to. The image is encoded once, however many expressions there are.
+        """Segment what each expression refers to; the image is encoded once for all expressions.
 
         Args:
-            image: what `encode` returned, or anything that it takes.
-            expressions: one expression or several; one alone gives the same as among others.
-            explain: also return how the network came to each mask.
+            image: the result of `encode`, or any image that it accepts.
+            expressions: one or more expressions; the mask of each does not depend on the others.
+            explain: whether to return explanations of the masks.
 
         Raises:
-            UserError: the image cannot be read, there is no expression, or an expression has no words.
+            UserError: the image cannot be read, `expressions` is empty, or an expression has no words.
         """
         expressions = (expressions,) if isinstance(expressions, str) else tuple(expressions)
         if not expressions:
-            raise UserError("there is no expression; say what is to be found in the image")
-        encoded = [self._tokenizer.encode(expression) for expression in expressions]
-        known = image if isinstance(image, EncodedImage) else self.encode(image)
+            raise UserError("expressions is empty; give at least one expression to segment")
+        tokenized = [self._tokenizer.encode(expression) for expression in expressions]
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
 
-        height, width = known.image.shape[:2]
+        height, width = encoded.image.shape[:2]
         masks, scores = np.empty((len(expressions), height, width), bool), np.empty(len(expressions))
-        nothing: list[float] = []
+        no_target: list[float] = []
         explained: list[Explanation] = []
-        for start, some in _rounds(encoded):
-            filled = some + some[:1] * (_bucket(len(some)) - len(some))
-            tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*filled, strict=True))
-            answers = self._ground(self._params, known.features, tokens, token_mask, explain=explain)
-            logits, judged, reduced = jax.device_get(answers)
-            for row in range(len(some)):
-                full = resize_logits(logits[0, row], height, width)
-                if judged is not None:
-                    nothing.append(_probability(judged[0, row]))
-                    full = np.full_like(full, -np.inf) if nothing[-1] > 0.5 else full
-                masks[start + row] = full > 0
-                scores[start + row] = _score(full)
+        for start in range(0, len(tokenized), BUCKETS[-1]):
+            rows = tokenized[start : start + BUCKETS[-1]]
+            bucket = next(size for size in BUCKETS if size >= len(rows))
+            padded = rows + rows[:1] * (bucket - len(rows))
+            tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*padded, strict=True))
+            outputs = self._ground(self._params, encoded.features, tokens, token_mask, explain=explain)
+            logits, no_target_logits, reduced = jax.device_get(outputs)
+            for row in range(len(rows)):
+                resized = resize_logits(logits[0, row], height, width)
+                if no_target_logits is not None:
+                    no_target.append(_sigmoid(no_target_logits[0, row]))
+                    resized = np.full_like(resized, -np.inf) if no_target[-1] > 0.5 else resized
+                masks[start + row] = resized > 0
+                scores[start + row] = _score(resized)
             if explain:
-                ids = [pieces for pieces, _ in some]
+                ids = [pieces for pieces, _ in rows]
                 explained += explanations(reduced, ids, self._tokenizer, self.config.fusion.rotations)
         return Result(
             expressions,
             masks,
             scores,
-            np.array(nothing) if nothing else None,
+            np.array(no_target) if no_target else None,
             tuple(explained) if explain else None,
         )
 
     def explain(
         self, image: EncodedImage | str | Path | bytes | np.ndarray | Image.Image, expression: str
     ) -> Explanation:
-        """Returns how the network comes to the mask of one expression; raises what `segment` does."""
-        told = self.segment(image, expression, explain=True).explanations
-        assert told is not None  # asked for
-        return told[0]
+        """Return the explanation of the mask of one expression; arguments and errors are those of `segment`."""
+        result = self.segment(image, expression, explain=True)
+        assert result.explanations is not None
+        return result.explanations[0]
 
     def remarks(self, expression: str) -> list[str]:
-        """Returns what a person should know of how an expression is read: words cut off, words that are not known."""
+        """Return remarks on how an expression is tokenized: words that are cut off or not in the vocabulary."""
         return remarks(self._tokenizer, expression)
 
 
-def _rounds(encoded: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
-    """Yields the expressions of each round, and the number of those before them."""
-    for start in range(0, len(encoded), BUCKETS[-1]):
-        yield start, list(encoded[start : start + BUCKETS[-1]])
-
-
-def _bucket(count: int) -> int:
-    return next(size for size in BUCKETS if size >= count)
-
-
 def _score(logits: Float[np.ndarray, "height width"]) -> float:
-    found = logits[logits > 0]
-    return float(np.mean(_probability(found))) if found.size else 0.0
+    foreground = logits[logits > 0]
+    return float(np.mean(_sigmoid(foreground))) if foreground.size else 0.0
 
 
-def _probability(logits: Any) -> Any:
-    return (1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2  # the sigmoid, for logits of any size
+def _sigmoid(logits: Any) -> Any:
+    return (1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2  # does not overflow

@@ -1,4 +1,4 @@
-"""The list of doors, and the one command that leads to each."""
+"""The list of commands, and the one program that runs each of them."""
 
 import importlib
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from s2rm_jax import __main__ as doors
+from s2rm_jax import __main__ as commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,12 +17,12 @@ def run(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def test_every_door_is_listed_with_its_first_line():
+def test_every_command_is_listed_with_its_first_line():
     programs = {path.stem for path in (ROOT / "s2rm_jax").glob("*.py") if "command_line.run" in path.read_text()}
-    assert programs - {"command_line"} == set(doors.DOORS)
-    lines = doors.listing().splitlines()[2:]
-    assert len(lines) == len(doors.DOORS)
-    for name, line in zip(doors.DOORS, lines, strict=True):
+    assert programs - {"command_line"} == set(commands.COMMANDS)
+    lines = commands.listing().splitlines()[2:]
+    assert len(lines) == len(commands.COMMANDS)
+    for name, line in zip(commands.COMMANDS, lines, strict=True):
         command, _, first = line.strip().removeprefix("python -m s2rm_jax.").partition("  ")
         assert command == name
         assert importlib.import_module(f"s2rm_jax.{name}").__doc__.startswith(first.strip())
@@ -35,27 +35,27 @@ def test_listing_imports_nothing():
     assert run("-c", code).stdout == "set()\n"
 
 
-def test_help_of_measuring_doors_waits_for_no_jax():
+def test_help_of_measuring_commands_does_not_import_jax():
     code = "import sys, s2rm_jax.ablate, s2rm_jax.benchmark; print({'jax', 'flax', 'torch'} & {*sys.modules})"
     assert run("-c", code).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_without_a_name_the_doors_are_listed(arguments):
+def test_without_a_name_the_commands_are_listed(arguments):
     done = run("-m", "s2rm_jax", *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (0, doors.listing() + "\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, commands.listing() + "\n", "")
 
 
-def test_a_name_leads_to_its_door():
+def test_a_name_runs_its_command():
     for given in (["--help"], ["--config=nowhere.py"]):
         one, other = run("-m", "s2rm_jax", "describe", *given), run("-m", "s2rm_jax.describe", *given)
         assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
     done = run("-m", "s2rm_jax", "trian")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: 'trian' is no command; it must be one of: train, evaluate")
+    assert done.stderr.startswith("error: unknown command 'trian'; available: train, evaluate")
 
 
 def test_the_installed_command_is_the_same():
     script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["s2rm"]
     module, _, function = script.partition(":")
-    assert getattr(importlib.import_module(module), function) is doors.main
+    assert getattr(importlib.import_module(module), function) is commands.main

@@ -1,4 +1,4 @@
-"""The network that comes with the package: small, of the benchmark's configuration, and it knows its scenes."""
+"""The network that comes with the package: its size, its configuration, and its masks on its own kind of scene."""
 
 import json
 import sys
@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[1]
 MEAN_IOU = 0.624  # of the four expressions of the first scene of val, measured
 
 
-def test_it_is_small_and_whole():
+def test_it_is_small_and_complete():
     sizes = {path.name: path.stat().st_size for path in default_network.FOLDER.iterdir() if path.is_file()}
     assert {"README.md", "config.json", "vocab.txt", "model.safetensors"} <= set(sizes)
     assert sum(sizes.values()) < 20e6
 
 
-def test_it_is_known_however_its_path_is_written(monkeypatch):
+def test_it_is_recognized_by_any_form_of_its_path(monkeypatch):
     monkeypatch.chdir(default_network.FOLDER.parent)
-    assert default_network.is_it("default_network/") and not default_network.is_it("models")
+    assert default_network.is_default_network("default_network/") and not default_network.is_it("models")
 
 
 def test_it_was_trained_as_its_card_says():
@@ -37,7 +37,7 @@ def test_it_was_trained_as_its_card_says():
     assert "python -m s2rm_jax.train --config configs/synthetic_benchmark.py" in card
 
 
-def test_predict_takes_it_by_default_and_it_knows_its_scenes(tmp_path, monkeypatch, capsys):
+def test_predict_uses_it_by_default_and_finds_the_referents_of_its_scenes(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["predict", f"--out={out}"])
     predict.FLAGS.unparse_flags()
@@ -45,7 +45,7 @@ def test_predict_takes_it_by_default_and_it_knows_its_scenes(tmp_path, monkeypat
     config = load_config(default_network.FOLDER)
     scene = build_source(config.input.source, config.eval.split)[0]
     found = json.loads((out / "result.json").read_text())["results"]
-    assert [entry["sentence"] for entry in found] == [expression.text for expression in scene.expressions]
+    assert [entry["expression"] for entry in found] == [expression.text for expression in scene.expressions]
     ious = []
     for entry, expression in zip(found, scene.expressions, strict=True):
         mask = np.asarray(Image.open(out / entry["file"])) > 0

@@ -1,4 +1,4 @@
-"""Many images: what is done stays done, whatever happens to the others."""
+"""predict --images: results that are done are kept, whatever happens to the other images."""
 
 import json
 
@@ -19,7 +19,7 @@ def paths(tmp_path):
     return [tmp_path / f"{number}.png" for number in (1, 2, 3, 4)]
 
 
-def test_each_image_is_asked_every_expression(segmenter, paths, tmp_path, capsys):
+def test_every_expression_is_segmented_in_every_image(segmenter, paths, tmp_path, capsys):
     content = segment_images(segmenter, paths[:3], ["red", "blue"], tmp_path / "out")
     assert json.loads((tmp_path / "out/result.json").read_text()) == json.loads(json.dumps(content))
     areas = [[entry["area"] for entry in image["results"]] for image in content["images"]]
@@ -29,31 +29,31 @@ def test_each_image_is_asked_every_expression(segmenter, paths, tmp_path, capsys
     assert capsys.readouterr().err == ""
 
 
-def test_a_bad_image_is_told_of_and_left_out(segmenter, paths, tmp_path, capsys):
-    with pytest.raises(PartlyDone, match=r"1 of 4 images could not be read") as told:
+def test_a_bad_image_is_reported_and_skipped(segmenter, paths, tmp_path, capsys):
+    with pytest.raises(PartlyDone, match=r"1 of 4 images could not be read") as partly:
         segment_images(segmenter, paths, ["red"], tmp_path / "out")
-    assert len(told.value.result["images"]) == 3
-    assert "4.png is not an image" in told.value.result["failed"][0]["error"]
-    assert capsys.readouterr().err.startswith("warning: left out: ")
+    assert len(partly.value.result["images"]) == 3
+    assert "4.png is not an image" in partly.value.result["failed"][0]["error"]
+    assert capsys.readouterr().err.startswith("warning: skipped: ")
     with pytest.raises(UserError, match="none of 1 image could be read") as none:
         segment_images(segmenter, paths[3:], ["red"], tmp_path / "out")
     assert not isinstance(none.value, PartlyDone)
     assert not (tmp_path / "out/1").exists()  # what the prediction before had written
 
 
-def test_what_cannot_be_written_is_told_of_by_its_first_error(segmenter, paths, tmp_path):
+def test_the_first_error_of_writing_is_reported(segmenter, paths, tmp_path):
     for name in ("result.json", "1/mask_1_red.png"):
         (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=r"^--out: .*mask_1_red\.png cannot be written \(Is a directory\)"):
         segment_images(segmenter, paths, ["red"], tmp_path / "out")
 
 
-def test_what_is_done_is_listed_when_the_work_is_broken_off(segmenter, paths, tmp_path, monkeypatch):
-    def break_off(items, *_, **__):
+def test_an_interrupted_prediction_lists_what_is_done(segmenter, paths, tmp_path, monkeypatch):
+    def interrupt(items, *_, **__):
         yield next(iter(items))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "tqdm", break_off)
+    monkeypatch.setattr(predict, "tqdm", interrupt)
     with pytest.raises(KeyboardInterrupt):
         segment_images(segmenter, paths, ["red"], tmp_path / "out")
     (image,) = json.loads((tmp_path / "out/result.json").read_text())["images"]

@@ -1,11 +1,14 @@
-"""What importing the package costs, and that the documentation points at files that exist."""
+"""The public names, the cost of importing the package, and the files to which the documentation points."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import s2rm_jax
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
@@ -20,6 +23,31 @@ def test_import_pulls_in_no_other_framework(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'tensorflow', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_import_is_fast_and_imports_no_framework():
+    code = (
+        "import json, sys, time; before = time.process_time(); import s2rm_jax; seconds = time.process_time() - before;"
+        "print(json.dumps([seconds, sorted({'jax', 'numpy', 'torch', 'tensorflow'} & {*sys.modules})]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, imported = json.loads(done.stdout)
+    assert seconds < 0.3
+    assert imported == []
+
+
+def test_public_names_are_imported_when_they_are_used():
+    names = set(s2rm_jax.__all__) - {"__version__"}
+    assert names == {"Result", "Segmenter", "build_network", "default_config", "load_run"}
+    assert {getattr(s2rm_jax, name).__name__ for name in names} == names
+    assert names <= set(dir(s2rm_jax))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 's2rm_jax' has no attribute 'Segmentor'"):
+        _ = s2rm_jax.Segmentor
+    with pytest.raises(ImportError, match="cannot import name 'Segmentor'"):
+        from s2rm_jax import Segmentor  # noqa: F401
 
 
 PAGES = sorted(p for p in ROOT.glob("**/*.md") if not {".venv", "venv", "runs"} & set(p.relative_to(ROOT).parts))

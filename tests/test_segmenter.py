@@ -1,4 +1,4 @@
-"""Segmenting from Python: sizes, scores, one encoding for all expressions, and clear words about bad input."""
+"""The Segmenter: sizes, scores, one encoding for all expressions, and errors for bad input."""
 
 import jax
 import numpy as np
@@ -34,11 +34,11 @@ def test_scores_are_the_mean_probability_over_the_mask(segmenter, image):
     assert not result.masks[1].any()
 
 
-def test_where_the_network_says_that_nothing_is_meant_the_mask_is_empty(colour_world, segmenter, image):
+def test_the_mask_is_empty_if_the_network_predicts_no_target(colour_world, segmenter, image):
     network, _, params, tokenizer, config = colour_world
 
-    class Judging(type(network)):
-        """Holds that expressions with "the" refer to nothing, and most of all those with "part"."""
+    class NoTarget(type(network)):
+        """Predicts that expressions with "the" refer to nothing, most confidently those with "part"."""
 
         def ground(self, features, tokens, token_mask, image_size):
             the, part = ((tokens == tokenizer.vocabulary.index(word)).any(-1) for word in ("the", "part"))
@@ -48,7 +48,7 @@ def test_where_the_network_says_that_nothing_is_meant_the_mask_is_empty(colour_w
                 ._replace(no_target_logits=-2.0 + 4.0 * the + 2000.0 * part)
             )
 
-    result = Segmenter(Judging(network.hear), params, tokenizer, config).segment(
+    result = Segmenter(NoTarget(network.hear), params, tokenizer, config).segment(
         image, ["red", "the red", "the red part"]
     )
     assert result.masks.any((1, 2)).tolist() == [True, False, False]
@@ -91,11 +91,11 @@ def test_one_encoding_for_all_expressions_and_few_programs(segmenter, colour_wor
         assert len(encodings) == 1
         assert result.masks.shape[0] == count
         assert result.masks[:, 0, 0].tolist() == [i % 2 == 0 for i in range(count)]  # the upper left corner is red
-    # One program per bucket, whatever the number of expressions; 35 expressions are 32 and 4 (of which one fills up).
+    # One program per bucket, whatever the number of expressions; 35 expressions are 32 and 4 (one of them padding).
     assert colour_world.traced == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
 
 
-def test_a_image_is_encoded_once_and_asked_often(segmenter, colour_world, image):
+def test_an_image_is_encoded_once_for_many_calls(segmenter, colour_world, image):
     encoded = segmenter.encode(image)
     np.testing.assert_array_equal(encoded.image, image)
     for expressions in ("red", ["blue", "red"], ["green"]):
@@ -105,7 +105,7 @@ def test_a_image_is_encoded_once_and_asked_often(segmenter, colour_world, image)
     assert colour_world.traced == ["encode_image", "ground 1", "ground 2"]
 
 
-def test_a_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
+def test_an_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     np.testing.assert_array_equal(segmenter.encode(path.read_bytes()).image, image)
@@ -113,7 +113,7 @@ def test_a_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
 
 @pytest.mark.parametrize("expressions", [[], ()])
 def test_no_expression(segmenter, image, expressions):
-    with pytest.raises(UserError, match="there is no expression"):
+    with pytest.raises(UserError, match="expressions is empty"):
         segmenter.segment(image, expressions)
 
 
@@ -137,7 +137,7 @@ def test_remarks(segmenter):
     assert "'red'" not in unknown
 
 
-def test_a_trained_network_gives_together_what_it_gives_one_by_one(tiny_workdir):
+def test_a_mask_does_not_depend_on_the_other_expressions(tiny_workdir):
     segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     expressions = ["the red circle", "the small star left of the blue square", "the leftmost square"]
@@ -152,13 +152,13 @@ def test_explanations_have_the_same_answer_and_everything_by_name(tiny_workdir):
     segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
     encoded = segmenter.encode(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
     expressions = ["the red circle", "the leftmost square", "the star"]
-    plain, told = segmenter.segment(encoded, expressions), segmenter.segment(encoded, expressions, explain=True)
-    np.testing.assert_array_equal(plain.masks, told.masks)
+    plain, explained = segmenter.segment(encoded, expressions), segmenter.segment(encoded, expressions, explain=True)
+    np.testing.assert_array_equal(plain.masks, explained.masks)
     assert plain.explanations is None
-    assert [e.words for e in told.explanations] == [
+    assert [e.words for e in explained.explanations] == [
         ("[CLS]", *expression.split(), "[SEP]") for expression in expressions
     ]
-    for explanation in told.explanations:
+    for explanation in explained.explanations:
         assert explanation.directions == ("downwards", "leftwards", "upwards", "rightwards")
         assert explanation.word_attention.shape == (len(explanation.words), 1, 1)  # 32 pixels at stride 32
         np.testing.assert_allclose(explanation.word_attention.sum(0), 1, atol=1e-6)
@@ -170,7 +170,7 @@ def test_explanations_have_the_same_answer_and_everything_by_name(tiny_workdir):
         assert all(((stage >= 0) & (stage <= 1)).all() for stage in explanation.stages)
 
 
-def test_the_parameters_are_brought_to_the_device_once(tiny_workdir):
+def test_the_parameters_are_transferred_to_the_device_once(tiny_workdir):
     loaded = Segmenter.from_checkpoint(tiny_workdir, "latest")
     config = loaded.config
     params = jax.device_get(loaded._params)  # arrays of NumPy, as a checkpoint may give them

@@ -1,1 +1,1 @@
-"""Measuring what a network predicts: scores, the evaluator that collects them, reports and images."""
+"""Evaluation: protocols, metrics, the evaluator, and the reports, plots and galleries of its results."""

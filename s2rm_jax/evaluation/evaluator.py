@@ -1,9 +1,10 @@
-"""Runs a network over a split and scores every expression as a protocol says."""
+"""Run a network over a split and score every expression under a protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,9 +15,9 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.metrics import ExpressionScore, count_pixels, score_masks
+from s2rm_jax.evaluation import bootstrap, metrics
+from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts, count_pixels, score_masks
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, predicted_mask, true_mask
-from s2rm_jax.evaluation.report import Report
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.masks import means_nothing, rasterize
@@ -27,7 +28,7 @@ from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_ba
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network made of one expression; both masks have the size at which the protocol compares them."""
+    """The prediction for one expression; both masks have the size at which the protocol compares them."""
 
     example: Example
     true: Bool[np.ndarray, "h w"]
@@ -35,15 +36,50 @@ class Prediction:
     score: ExpressionScore
 
 
+@dataclass(frozen=True)
+class Report:
+    """The scores of all expressions of a split under a protocol, and the numbers computed from them."""
+
+    expressions: tuple[ExpressionScore, ...]
+    protocol: Protocol = ORIGINAL
+
+    @cached_property
+    def total(self) -> MaskCounts:
+        """The counts over all expressions."""
+        return metrics.total(self.expressions, self.protocol)
+
+    @cached_property
+    def by_kind(self) -> dict[str, MaskCounts]:
+        """The counts of each kind of expression; empty if the source has no kinds."""
+        groups = metrics.by_kind(self.expressions, self.protocol)
+        return {} if set(groups) <= {""} else groups
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The protocol's metrics by name, in percent; see `MaskCounts.metrics`."""
+        return self.total.metrics(self.protocol)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The bootstrap intervals, in percent, of overall and mean IoU, where the protocol reports them."""
+        both = bootstrap.intervals(self.expressions)
+        return {name: ends for name, ends in both.items() if name in self.metrics}
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return len({score.example_id for score in self.expressions})
+
+
 class Evaluator:
-    """A network ready to be evaluated again and again: its forward pass is compiled once and kept.
+    """A network with its compiled forward pass, ready to evaluate any number of parameter sets.
 
-    Build it once per run and call it with the parameters of the moment. `config.eval.limit` images of the source are
-    taken (0: all). Calls are free of implicit transfers between host and device.
+    Build it once per run and call it with the current parameters. It evaluates the first `config.eval.limit` images of
+    a source (0: all). Calls make no implicit transfers between host and device.
 
-    Batches are spread over the devices of `mesh`, by default one of this process, on which the parameters must lie; so
-    config.eval.batch_size is rounded up to a multiple of their number. Where they belong to several processes, each
-    prepares and scores its share of the images, and all must call.
+    Batches are sharded over the devices of `mesh`, on which the parameters must lie; the default is one device of this
+    process. `config.eval.batch_size` is rounded up to a multiple of the number of devices. If the mesh spans several
+    processes, each process prepares and scores its share of the images, and every process must make the call.
     """
 
     def __init__(
@@ -60,9 +96,9 @@ class Evaluator:
         self._mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
         self._process = distributed.process() if self._mesh.is_multi_process else (0, 1)
 
-        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Answers:
+        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Outputs:
             output: Any = network.apply({"params": params}, images, tokens, token_mask)
-            return _Answers(output.logits, output.no_target_logits)
+            return _Outputs(output.logits, output.no_target_logits)
 
         self._forward = jax.jit(forward, out_shardings=batch_sharding(self._mesh))
 
@@ -74,13 +110,16 @@ class Evaluator:
         progress: Callable[[int, int], None] | None = None,
         observe: Callable[[Prediction], None] | None = None,
     ) -> Report:
-        """Returns the scores of every expression of `source`, in its order: on every process those of all.
+        """Score every expression of `source`, in its order; every process gets the report on all of them.
 
-        `progress` hears (batches done, batches in all); `observe` sees every prediction of this process while its masks
-        are at hand.
+        Args:
+            params: the network's parameters, on the devices of the mesh.
+            source: the split to evaluate.
+            progress: called with (batches done, batches in total) after each batch.
+            observe: called with every prediction of this process.
 
         Raises:
-            UserError: the source holds no expression.
+            UserError: the source has no expressions.
         """
         mine: list[list[ExpressionScore]] = []  # batch by batch
         for predictions in self._batches(params, source, progress):
@@ -92,78 +131,69 @@ class Evaluator:
         all_shares = distributed.gather(mine) if self._mesh.is_multi_process else [mine]
         scores = [score for batch in zip(*all_shares, strict=True) for share in batch for score in share]
         if not scores:
-            raise UserError("there is nothing to evaluate: the split has no expressions; check its name and its files")
+            raise UserError("the split has no expressions to evaluate; check the split's name and its files")
         return Report(tuple(scores), self._protocol)
-
-    def predictions(
-        self, params: Any, source: Source, *, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[Prediction]:
-        """Yields the prediction for every expression of every example, each exactly once, in the order of the source.
-
-        Of several processes, each yields those of its share.
-        """
-        for predictions in self._batches(params, source, progress):
-            yield from predictions
 
     def _batches(
         self, params: Any, source: Source, progress: Callable[[int, int], None] | None
     ) -> Iterator[Iterator[Prediction]]:
-        """Yields the predictions of each batch, to be consumed before the next."""
+        """Yield the predictions of each batch, to be consumed before the next batch is requested."""
         devices, config = self._mesh.size, self._config
         size = -(-config.eval.batch_size // devices) * devices
         batches = pipeline.eval_batches(source, self._tokenizer, config, size, self._process)
-        for done, (items, answers) in enumerate(self._one_ahead(params, batches), start=1):
-            yield self._scored(items, answers)
+        for done, (items, outputs) in enumerate(self._outputs(params, batches), start=1):
+            yield self._predictions(items, outputs)
             if progress is not None:
                 progress(done, len(batches))
 
-    def _scored(self, items: list[pipeline.EvalItem], answers: _Answers) -> Iterator[Prediction]:
-        logits, nothing = take_batch(answers)
-        for row, item in enumerate(items):  # the rows after these fill the batch up
-            yield from _score(self._protocol, item, logits[row], None if nothing is None else nothing[row])
+    def _predictions(self, items: list[pipeline.EvalItem], outputs: _Outputs) -> Iterator[Prediction]:
+        logits, no_target_logits = take_batch(outputs)
+        for row, item in enumerate(items):  # the remaining rows are padding
+            no_target = None if no_target_logits is None else no_target_logits[row]
+            yield from _predictions_of_item(self._protocol, item, logits[row], no_target)
 
-    def _one_ahead(
+    def _outputs(
         self, params: Any, batches: pipeline.EvalBatches
-    ) -> Iterator[tuple[list[pipeline.EvalItem], _Answers]]:
-        """Dispatches each batch before the one before it is scored, so that device and host work side by side."""
-        waiting = None
+    ) -> Iterator[tuple[list[pipeline.EvalItem], _Outputs]]:
+        """Dispatch each batch before the previous one is yielded, so that device and host work in parallel."""
+        previous = None
         for batch, items in batches:
             inputs = put_batch((batch.images, batch.tokens, batch.token_mask), self._mesh)
-            answers = self._forward(params, *inputs)
-            if waiting is not None:
-                yield waiting
-            waiting = (items, answers)
-        if waiting is not None:
-            yield waiting
+            outputs = self._forward(params, *inputs)
+            if previous is not None:
+                yield previous
+            previous = (items, outputs)
+        if previous is not None:
+            yield previous
 
 
-class _Answers(NamedTuple):
-    """What is read of the network's output: [b, k, h, w], and [b, k] (> 0: the expression refers to nothing) or None."""
+class _Outputs(NamedTuple):
+    """The network's outputs used here: [b, k, h, w], and [b, k] (> 0: refers to nothing) or None."""
 
     logits: Any
     no_target_logits: Any
 
 
-def _score(
+def _predictions_of_item(
     protocol: Protocol,
     item: pipeline.EvalItem,
     logits: Float[np.ndarray, "k h w"],
     no_target_logits: Float[np.ndarray, " k"] | None,
 ) -> Iterator[Prediction]:
     example = item.example
-    for row in range(item.number):  # the rows after these are padding
+    for row in range(item.number):  # the remaining rows are padding
         expression = example.expressions[item.first + row]
-        meant = rasterize(expression.segmentation, example.height, example.width)
-        true = true_mask(protocol, expression.segmentation, meant)
+        original = rasterize(expression.segmentation, example.height, example.width)
+        true = true_mask(protocol, expression.segmentation, original)
         predicted = predicted_mask(protocol, logits[row], example.height, example.width)
-        says_nothing = no_target_logits is not None and bool(no_target_logits[row] > 0)
-        if says_nothing and protocol.no_target != "head":  # the answer that a user gets; ReLA's rules keep the mask
+        rejected = no_target_logits is not None and bool(no_target_logits[row] > 0)
+        if rejected and protocol.no_target != "head":  # the mask that a user gets; ReLA's rules keep the network's
             predicted = np.zeros_like(predicted)
-        # Asked of the annotation and not of the mask: an object too small for any pixel is meant all the same.
-        targeted = expression.has_target and not means_nothing(expression.segmentation, meant)
+        # Decided by the annotation, not by the mask: an object smaller than a pixel is still a target.
+        targeted = expression.has_target and not means_nothing(expression.segmentation, original)
         answered = bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
-            answered = not says_nothing
+            answered = not rejected
         score = ExpressionScore(
             expression.id,
             example.id,
@@ -172,14 +202,14 @@ def _score(
             *score_masks(protocol, *count_pixels(true, predicted), targeted, answered),
             targeted=targeted,
             answered=answered,
-            area=float(meant.mean()),
-            centre=_centroid(meant) if meant.any() else None,
+            area=float(original.mean()),
+            centre=_centroid(original) if original.any() else None,
         )
         yield Prediction(example, true, predicted, score)
 
 
 def _centroid(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
-    """The mean position of a mask's pixels as shares of its width and height, (x, y)."""
+    """Return the mean position (x, y) of a mask's pixels as fractions of its width and height."""
     (height, width), area = mask.shape, np.count_nonzero(mask)
     x = (np.arange(width) + 0.5) @ np.count_nonzero(mask, axis=0) / (area * width)
     y = (np.arange(height) + 0.5) @ np.count_nonzero(mask, axis=1) / (area * height)

@@ -1,20 +1,22 @@
-"""One figure of how the network came to a mask: words, directions and stages, legible at the width of a page.
+"""Explanations of a mask: where each word was laid out, what each direction parsed, the mask from coarse to fine.
 
-A figure of how the network came to its mask, for each case of a gallery.
+`reduce` runs on the device, inside the compiled segmentation, and reduces the network's large outputs; `explanations`
+names them on the host; `explain_figure` draws them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
-from s2rm_jax.evaluation.evaluator import Prediction
-from s2rm_jax.evaluation.gallery import outcome
 from s2rm_jax.evaluation.overlay import (
     INK,
     MUTED,
@@ -31,9 +33,107 @@ from s2rm_jax.evaluation.overlay import (
     span,
     wrap,
 )
-from s2rm_jax.explanation import Explanation
-from s2rm_jax.input.images import load_image
-from s2rm_jax.io import slug
+from s2rm_jax.input.tokens import Tokenizer
+
+# The direction in which the slices of a rotated map are scanned, seen in the original image.
+DIRECTIONS = {0: "downwards", 90: "leftwards", 180: "upwards", 270: "rightwards"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The intermediate values behind the mask of one expression; all arrays are float32.
+
+    words            the words as tokenized, including [CLS] and [SEP]; the pieces of a rare word are joined
+    word_attention   [words, h, w], the attention of S2RM's first step, averaged over heads. It sums to 1 over the words
+                     at every position.
+    directions       the direction of each scan
+    group_maps       {pair: [r, h, w]}, the strength (root mean square over channels) of the features of each direction
+    balance_weights  {pair: [r, h, w]}, the weights with which the directions are combined; they sum to 1 over r
+    stages           the masks of CASG as probabilities [h_i, w_i], from the coarsest stage to the finest
+
+    A pair is missing if the network is configured without it. Every grid [h, w] covers the full image.
+    """
+
+    words: tuple[str, ...]
+    word_attention: Float[np.ndarray, "words h w"]
+    directions: tuple[str, ...]
+    group_maps: dict[str, Float[np.ndarray, "r h w"]]
+    balance_weights: dict[str, Float[np.ndarray, "r h w"]]
+    stages: tuple[Float[np.ndarray, "_ _"], ...]
+
+
+@flax.struct.dataclass
+class Reduced:
+    """The network's outputs for explanations, for one image with k expressions of l tokens."""
+
+    attention: Any  # [k, l, h, w]
+    group_maps: dict[str, Any]  # {pair: [k, r, h, w]}
+    balance_weights: dict[str, Any]  # {pair: [k, r, h, w]}
+    stages: tuple[Any, ...]  # of [k, h_i, w_i]
+
+
+def reduce(output: Any) -> Reduced:
+    """Reduce the network's `Output` for one image (b = 1) to the arrays of explanations."""
+    attention = output.word_attention[0].mean(1)  # over heads: [k, h, w, l]
+    strengths = {
+        pair: jnp.moveaxis(jnp.sqrt(jnp.mean(jnp.square(maps[:, 0].astype(jnp.float32)), -1)), 0, 1)
+        for pair, maps in output.group_maps.items()
+    }
+    weights = {
+        pair: jnp.broadcast_to(_weights_by_position(balance), strengths[pair].shape)
+        for pair, balance in output.balance_weights.items()
+    }
+    masks = (*output.coarse_logits, output.logits)
+    stages = tuple(jax.nn.sigmoid(mask[0].astype(jnp.float32)) for mask in masks)
+    return Reduced(jnp.moveaxis(attention, -1, 1), strengths, weights, stages)
+
+
+def explanations(
+    reduced: Reduced, tokens: Sequence[np.ndarray], tokenizer: Tokenizer, rotations: Sequence[int]
+) -> list[Explanation]:
+    """Return one explanation per expression.
+
+    Args:
+        reduced: arrays of NumPy; rows beyond the number of expressions are padding.
+        tokens: the token ids of each expression.
+        tokenizer: the tokenizer that made them.
+        rotations: config.fusion.rotations, in degrees.
+    """
+    directions = tuple(DIRECTIONS[degrees] for degrees in rotations)
+    found = []
+    for row, ids in enumerate(tokens):
+        pieces = tokenizer.words(ids)
+        words, starts = _join_pieces(pieces)
+        found.append(
+            Explanation(
+                words,
+                np.add.reduceat(reduced.attention[row, : len(pieces)], starts, axis=0),
+                directions,
+                {pair: maps[row] for pair, maps in reduced.group_maps.items()},
+                {pair: weights[row] for pair, weights in reduced.balance_weights.items()},
+                tuple(stage[row] for stage in reduced.stages),
+            )
+        )
+    return found
+
+
+def _weights_by_position(balance: Float[Array, "r b k h w c"]) -> Float[Array, "k r h w"]:
+    """Return the weights at each position; weights that differ by channel and not by position are averaged."""
+    return jnp.moveaxis(balance[:, 0].mean(-1), 0, 1)
+
+
+def _join_pieces(pieces: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
+    """Return the words that WordPiece split into pieces, and the index of each word's first piece."""
+    words: list[str] = []
+    starts: list[int] = []
+    for position, piece in enumerate(pieces):
+        if piece.startswith("##") and words:
+            words[-1] += piece.removeprefix("##")
+        else:
+            words.append(piece)
+            starts.append(position)
+    return tuple(words), starts
+
 
 WIDTH = 1600  # pixels; on a page 165 mm wide, text of 26 pixels is as large as a caption of 7.5 points
 _TITLE, _HEADING, _TEXT = 40, 28, 26
@@ -61,21 +161,21 @@ def explain_figure(
     *,
     true: Bool[np.ndarray, "_ _"] | None = None,
 ) -> Image.Image:
-    """Draws what led to the mask of one expression.
+    """Draw the explanation of the mask of one expression, legible at the width of a page.
 
     Args:
-        image: RGB.
-        expression: what was asked.
-        outcome: a line on what came of it, such as score or IoU.
-        mask: what was found; of any size, it covers the whole image.
-        explanation: of the expression, see `Segmenter.segment`.
-        true: what was meant, where that is known.
+        image: the image, RGB.
+        expression: the text, the title of the figure.
+        outcome: a line below the title, such as the score or the IoU.
+        mask: the predicted mask; of any size, it covers the full image.
+        explanation: the explanation of the expression; see `Segmenter.segment`.
+        true: the true mask, if known.
     """
     large, small = (_panel_size(image, count) for count in (_LARGE, _SMALL))
     shown, reduced = fit_image(image, large), fit_image(image, small)
-    first = [_Panel(shown, ["image"]), _Panel(_with(shown, mask, PREDICTED_COLOUR), ["found"])]
+    first = [_Panel(shown, ["image"]), _Panel(_with(shown, mask, PREDICTED_COLOUR), ["predicted"])]
     if true is not None:
-        first.append(_Panel(_with(shown, true, TRUE_COLOUR), ["meant"]))
+        first.append(_Panel(_with(shown, true, TRUE_COLOUR), ["true"]))
     words = [
         _Panel(heat_over(reduced, values, span(values)), [*wrap(word, small[0], _TEXT, 1), _range(span(values))])
         for word, values in zip(explanation.words, explanation.word_attention, strict=True)
@@ -117,11 +217,11 @@ def _directions(
 
 
 def _panel_size(image: np.ndarray, count: int) -> tuple[int, int]:
-    """The (width, height) of a panel of which `count` stand in a row; a tall image is made narrower."""
+    """Return the (width, height) of a panel if a row has `count` of them; a tall image is made narrower."""
     width = (WIDTH - (count + 1) * _GAP) // count
-    height, across = image.shape[:2]
-    scale = min(width / across, _TALLEST * width / height)
-    return max(1, round(across * scale)), max(1, round(height * scale))
+    height, image_width = image.shape[:2]
+    scale = min(width / image_width, _TALLEST * width / height)
+    return max(1, round(image_width * scale)), max(1, round(height * scale))
 
 
 def _with(image: Image.Image, mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int]) -> Image.Image:
@@ -148,7 +248,7 @@ def _heading(text: str) -> Image.Image:
 
 
 def _legend() -> Image.Image:
-    """What the colours of all maps below mean."""
+    """Return the scale of colours of all maps below."""
     part = _blank(line_height(_TEXT))
     draw_lines(part, ["maps below: low"], (_GAP, 0), _TEXT, MUTED)
     part.paste(heat_bar(300, 22), (250, 8))
@@ -161,7 +261,7 @@ def _rows(panels: Sequence[_Panel], count: int) -> Image.Image:
 
 
 def _row(panels: Sequence[_Panel], count: int, width: int | None = None) -> Image.Image:
-    """Panels side by side with their captions below, in `count` columns."""
+    """Return panels side by side with their captions below, in `count` columns."""
     step = (WIDTH - _GAP) // count
     lines = max(len(panel.caption) for panel in panels)
     height = max(panel.image.height for panel in panels)
@@ -178,39 +278,9 @@ def _blank(height: int) -> Image.Image:
 
 
 def _stack(parts: Sequence[Image.Image], gap: int = _GAP // 2) -> Image.Image:
-    whole = _blank(sum(part.height + gap for part in parts) + gap)
+    figure = _blank(sum(part.height + gap for part in parts) + gap)
     y = gap
     for part in parts:
-        whole.paste(part, (0, y))
+        figure.paste(part, (0, y))
         y += part.height + gap
-    return whole
-
-
-Explain = Callable[[UInt8[np.ndarray, "height width 3"], str], Explanation]
-
-
-def write_explained_cases(
-    directory: Path, sections: Mapping[str, Sequence[Prediction]], explain: Explain
-) -> list[Path]:
-    """Writes `SECTION_NNN_ID_how.png` beside the images of a gallery; returns their paths.
-
-    Args:
-        directory: the folder of the gallery, which is there.
-        sections: the cases of the gallery.
-        explain: gives the explanation of an expression in an image.
-    """
-    paths = []
-    for section, predictions in sections.items():
-        for number, prediction in enumerate(predictions, start=1):
-            image, expression = load_image(prediction.example.image), prediction.score.expression
-            figure = explain_figure(
-                image,
-                expression,
-                outcome(prediction),
-                prediction.predicted,
-                explain(image, expression),
-                true=prediction.true,
-            )
-            paths.append(directory / f"{section}_{number:03d}_{slug(prediction.score.id)}_how.png")
-            figure.save(paths[-1])
-    return paths
+    return figure

@@ -1,23 +1,20 @@
-"""Images of an evaluation: one PNG per case, and a contact sheet for each section.
-
-The gallery as a part of an HTML page that needs nothing but itself: the images are inside.
-
-Which expressions to show: the best, the worst and some at random, chosen while an evaluation runs.
-"""
+"""The gallery of an evaluation: random, worst and best cases as PNG files and as a part of the HTML page."""
 
 from __future__ import annotations
 
 import base64
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from s2rm_jax.evaluation.evaluator import Prediction
+from s2rm_jax.evaluation.explain import Explanation, explain_figure
 from s2rm_jax.evaluation.overlay import (
     INK,
     MUTED,
@@ -36,8 +33,173 @@ from s2rm_jax.evaluation.overlay import (
 from s2rm_jax.input.images import load_image
 from s2rm_jax.io import remove_earlier, slug
 
-_IMAGE = 400  # pixels, the longer side of an embedded image
-_TITLES = {"random": "Cases at random", "worst": "Worst cases", "best": "Best cases"}
+SECTIONS = {"random": "Cases at random", "worst": "Worst cases", "best": "Best cases"}  # in the order of the page
+
+PANEL = 320  # pixels, the longer side of an image in the file of a case
+SHEET_PANEL = 240  # the same on a sheet
+_SHEET_CASES = 8
+_EMBEDDED = 400  # the same on the page
+_GAP = 12
+_TEXT = 17
+_SMALL = 14
+
+
+class Cases:
+    """Keep up to `count` predictions for each section, each of a different image; an observer for the Evaluator.
+
+    Best and worst are by IoU, with ties in random order; the best are among expressions that refer to something. The
+    random order depends only on the ids of the expressions, so it is the same in every evaluation.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._kept: dict[str, dict[str, tuple[tuple[float, int], Prediction]]] = {name: {} for name in SECTIONS}
+
+    def __call__(self, prediction: Prediction) -> None:
+        """Keep the prediction in each section to which it belongs."""
+        score = prediction.score
+        order = zlib.crc32(score.id.encode())
+        self._offer("random", (0.0, order), prediction)
+        if score.iou is not None:
+            self._offer("worst", (score.iou, order), prediction)
+            if score.targeted:
+                self._offer("best", (-score.iou, order), prediction)
+
+    def sections(self) -> dict[str, list[Prediction]]:
+        """Return the predictions of every section that has any, the most extreme first."""
+        return {
+            name: [prediction for _, prediction in sorted(kept.values(), key=lambda entry: entry[0])]
+            for name, kept in self._kept.items()
+            if kept
+        }
+
+    @classmethod
+    def merge(cls, shares: Sequence[Cases]) -> Cases:
+        """Return the cases over all processes, given those that each process kept."""
+        merged = cls(shares[0]._count)
+        for share in shares:
+            for section, kept in share._kept.items():
+                for key, prediction in kept.values():
+                    merged._offer(section, key, prediction)
+        return merged
+
+    def _offer(self, section: str, key: tuple[float, int], prediction: Prediction) -> None:
+        """Keep the `count` lowest keys, one per image."""
+        kept, image = self._kept[section], prediction.example.id
+        if image not in kept or key < kept[image][0]:
+            kept[image] = (key, prediction)
+        if len(kept) > self._count:
+            del kept[max(kept, key=lambda name: kept[name][0])]
+
+
+def outcome(prediction: Prediction) -> str:
+    """Return a line about a prediction: the kind of expression, the IoU, and whether a mask is empty."""
+    score = prediction.score
+    parts = [score.kind, "no IoU, empty union" if score.iou is None else f"IoU {100 * score.iou:.1f} %"]
+    if not score.targeted:
+        parts.append("refers to nothing")
+    if not score.answered and prediction.predicted.any():
+        parts.append("answered with 'nothing'")
+    if not prediction.predicted.any():
+        parts.append("nothing predicted")
+    return ", ".join(part for part in parts if part)
+
+
+def write_gallery(directory: Path, sections: Mapping[str, Sequence[Prediction]]) -> list[Path]:
+    """Write `SECTION_NNN_ID.png` per case and `SECTION.png`, a sheet of the first 8; return their paths.
+
+    The files of an earlier evaluation in the same folder are removed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    remove_earlier(directory, r"(random|worst|best)(_\d{3,}_[a-z0-9_]+)?\.png")
+    paths = []
+    for section, predictions in sections.items():
+        for name, prediction in _named(section, predictions):
+            paths.append(directory / f"{name}.png")
+            contact_sheet([prediction], columns=1, panel=PANEL).save(paths[-1])
+        paths.append(directory / f"{section}.png")
+        contact_sheet(predictions[:_SHEET_CASES]).save(paths[-1])
+    return paths
+
+
+Explain = Callable[[UInt8[np.ndarray, "height width 3"], str], Explanation]
+
+
+def write_explained_cases(
+    directory: Path, sections: Mapping[str, Sequence[Prediction]], explain: Explain
+) -> list[Path]:
+    """Write `SECTION_NNN_ID_how.png`, the figure of the explanation, for every case; return the paths.
+
+    Args:
+        directory: the folder of the gallery, which must exist.
+        sections: the cases of the gallery.
+        explain: returns the explanation of an expression in an image.
+    """
+    paths = []
+    for section, predictions in sections.items():
+        for name, case in _named(section, predictions):
+            image, expression = load_image(case.example.image), case.score.expression
+            explanation, line = explain(image, expression), outcome(case)
+            figure = explain_figure(image, expression, line, case.predicted, explanation, true=case.true)
+            paths.append(directory / f"{name}_how.png")
+            figure.save(paths[-1])
+    return paths
+
+
+def _named(section: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, Prediction]]:
+    for number, prediction in enumerate(predictions, start=1):
+        yield f"{section}_{number:03d}_{slug(prediction.score.id)}", prediction
+
+
+def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: int = SHEET_PANEL) -> Image.Image:
+    """Return one tile per prediction: the expression, and below it the true and the predicted mask."""
+    tiles = [_tile(load_image(p.example.image), p, panel) for p in predictions]
+    sheet = _grid(tiles, min(columns, len(tiles)))
+    head = Image.new("RGB", (sheet.width, line_height(_SMALL) + _GAP), PAPER)
+    y = _key(head, (2 * _GAP, _GAP), TRUE_COLOUR, "true mask, on the left") - line_height(_SMALL)
+    _key(head, (2 * _GAP + panel + _GAP, y), PREDICTED_COLOUR, "predicted mask, on the right")
+    page = Image.new("RGB", (sheet.width, head.height + sheet.height), PAPER)
+    page.paste(head, (0, 0))
+    page.paste(sheet, (0, head.height))
+    return page
+
+
+def _tile(image: np.ndarray, prediction: Prediction, panel: int) -> Image.Image:
+    """Return an expression with its kind and IoU, and below it the true and the predicted mask side by side."""
+    example = prediction.example
+    size = fit_size(example.height, example.width, panel)
+    expression = wrap(prediction.score.expression, 2 * panel + _GAP, _TEXT)
+    top = len(expression) * line_height(_TEXT) + line_height(_SMALL) + _GAP // 2
+    tile = Image.new("RGB", (2 * panel + _GAP, top + size[1]), PAPER)
+    y = draw_lines(tile, expression, (0, 0), _TEXT)
+    draw_lines(tile, [outcome(prediction)], (0, y), _SMALL, MUTED)
+    shown = fit_image(image, size)
+    for column, (mask, colour) in enumerate(((prediction.true, TRUE_COLOUR), (prediction.predicted, PREDICTED_COLOUR))):
+        tile.paste(lay_over(shown, mask_layer([mask], [colour], size)), (column * (size[0] + _GAP), top))
+    return tile
+
+
+def _grid(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Arrange tiles of equal width row by row; a row is as high as its highest tile."""
+    gap = 2 * _GAP
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    width = max(len(row) for row in rows) * (tiles[0].width + gap) + gap
+    sheet = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), PAPER)
+    y = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (gap + column * (tile.width + gap), y))
+        y += height + gap
+    return sheet
+
+
+def _key(canvas: Image.Image, at: tuple[int, int], colour: Colour, name: str) -> int:
+    """Draw one line of the legend; return the y below it."""
+    x, y = at
+    ImageDraw.Draw(canvas).rounded_rectangle((x, y + 2, x + _SMALL, y + 2 + _SMALL), 3, fill=colour)
+    return draw_lines(canvas, [name], (x + _SMALL + 8, y), _SMALL, INK)
+
 
 STYLE = f"""
 :root {{ --true: rgb{TRUE_COLOUR}; --predicted: rgb{PREDICTED_COLOUR}; }}
@@ -69,10 +231,10 @@ if (kind) kind.onchange = () => {
 
 
 def gallery_html(sections: Mapping[str, Sequence[Prediction]]) -> str:
-    """Returns a bar with the key and a choice of kinds, then each section's cases; STYLE and SCRIPT belong to it."""
+    """Return the gallery as HTML with embedded images; the page must include STYLE and SCRIPT."""
     shown = [prediction for predictions in sections.values() for prediction in predictions]
-    images = {id: number for number, id in enumerate(dict.fromkeys(p.example.id for p in shown))}
-    rules = {p.example.id: _image_rule(images[p.example.id], p) for p in shown}
+    numbers = {id: number for number, id in enumerate(dict.fromkeys(p.example.id for p in shown))}
+    rules = {p.example.id: _image_rule(numbers[p.example.id], p) for p in shown}
     kinds = sorted({p.score.kind for p in shown})
     options = "".join(f'<option value="{escape(kind)}">{escape(kind or "(no kind)")}</option>' for kind in kinds)
     chooser = f'<label>Kind <select id="kind"><option value="*">all</option>{options}</select></label>'
@@ -81,40 +243,27 @@ def gallery_html(sections: Mapping[str, Sequence[Prediction]]) -> str:
         f"<nav>{chooser if any(kinds) else ''}",
         '<span class="key" style="--c:var(--true)">true mask</span>',
         '<span class="key" style="--c:var(--predicted)">predicted mask</span>',
-        "<span>Point at an image to see it bare.</span></nav>",
+        "<span>Hover over an image to hide its mask.</span></nav>",
     ]
     for name, predictions in sections.items():
-        cards = "".join(_card(images[p.example.id], p) for p in predictions)
-        parts.append(f'<h2 id="{name}">{_TITLES[name]}</h2><div class="cases">{cards}</div>')
+        cards = "".join(_card(numbers[p.example.id], p) for p in predictions)
+        parts.append(f'<h2 id="{name}">{SECTIONS[name]}</h2><div class="cases">{cards}</div>')
     return "\n".join(parts)
 
 
-def outcome(prediction: Prediction) -> str:
-    """Returns the line below an expression: its kind, its IoU, and what was not meant or not predicted."""
-    score = prediction.score
-    parts = [score.kind, "no IoU, empty union" if score.iou is None else f"IoU {100 * score.iou:.1f} %"]
-    if not score.targeted:
-        parts.append("refers to nothing")
-    if not score.answered and prediction.predicted.any():
-        parts.append("answered with 'nothing'")
-    if not prediction.predicted.any():
-        parts.append("nothing predicted")
-    return ", ".join(part for part in parts if part)
-
-
 def _image_rule(number: int, prediction: Prediction) -> str:
-    """The CSS rule that holds the image of an example, so that its expressions share one copy."""
+    """Return the CSS rule with the image of an example, so that its expressions share one copy."""
     example = prediction.example
-    size = fit_size(example.height, example.width, _IMAGE)
+    size = fit_size(example.height, example.width, _EMBEDDED)
     image = fit_image(load_image(example.image), size)
     url = _data_url(image, "JPEG", quality=88)
     ratio = f"{example.width}/{example.height}"
     return f".p{number}{{aspect-ratio:{ratio};width:min(100%,26rem*{ratio});background-image:url({url})}}\n"
 
 
-def _card(image: int, prediction: Prediction) -> str:
+def _card(number: int, prediction: Prediction) -> str:
     score, example = prediction.score, prediction.example
-    size = fit_size(example.height, example.width, _IMAGE)
+    size = fit_size(example.height, example.width, _EMBEDDED)
     percent = 100 * (score.iou or 0)
     panels = []
     for name, mask, colour in (
@@ -122,7 +271,7 @@ def _card(image: int, prediction: Prediction) -> str:
         ("predicted", prediction.predicted, PREDICTED_COLOUR),
     ):
         url = _data_url(mask_layer([mask], [colour], size), "PNG", optimize=True)
-        panels.append(f'<div class="image p{image}"><img src="{url}" alt="{name} mask"></div>')
+        panels.append(f'<div class="image p{number}"><img src="{url}" alt="{name} mask"></div>')
     return f"""<article data-iou="{percent / 100:.6f}" data-kind="{escape(score.kind)}">
 <h3>{escape(score.expression)}</h3>
 <div class="about">
@@ -138,130 +287,3 @@ def _data_url(image: Image.Image, form: str, **options: int | bool) -> str:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-PANEL = 320  # pixels, the longer side of an image of its own
-SHEET_PANEL = 240
-_ON_SHEET = 8
-_GAP = 12
-_TEXT = 17
-_SMALL = 14
-
-
-def write_gallery(directory: Path, sections: Mapping[str, Sequence[Prediction]]) -> list[Path]:
-    """Writes `SECTION_NNN_ID.png` per case and `SECTION.png`, a sheet of the first 8; returns their paths.
-
-    Those that an earlier evaluation left in the same folder are removed.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    remove_earlier(directory, r"(random|worst|best)(_\d{3,}_[a-z0-9_]+)?\.png")
-    paths = []
-    for section, predictions in sections.items():
-        for number, prediction in enumerate(predictions, start=1):
-            paths.append(directory / f"{section}_{number:03d}_{slug(prediction.score.id)}.png")
-            contact_sheet([prediction], columns=1, panel=PANEL).save(paths[-1])
-        paths.append(directory / f"{section}.png")
-        contact_sheet(predictions[:_ON_SHEET]).save(paths[-1])
-    return paths
-
-
-def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: int = SHEET_PANEL) -> Image.Image:
-    """Draws one tile per prediction: the expression, and below it the true and the predicted mask."""
-    tiles = [_tile(load_image(p.example.image), p, panel) for p in predictions]
-    sheet = _grid(tiles, min(columns, len(tiles)))
-    head = Image.new("RGB", (sheet.width, line_height(_SMALL) + _GAP), PAPER)
-    y = _key(head, (2 * _GAP, _GAP), TRUE_COLOUR, "true mask, on the left") - line_height(_SMALL)
-    _key(head, (2 * _GAP + panel + _GAP, y), PREDICTED_COLOUR, "predicted mask, on the right")
-    whole = Image.new("RGB", (sheet.width, head.height + sheet.height), PAPER)
-    whole.paste(head, (0, 0))
-    whole.paste(sheet, (0, head.height))
-    return whole
-
-
-def _tile(image: np.ndarray, prediction: Prediction, panel: int) -> Image.Image:
-    """An expression with its kind and IoU, and below it the true and the predicted mask side by side."""
-    example = prediction.example
-    size = fit_size(example.height, example.width, panel)
-    expression = wrap(prediction.score.expression, 2 * panel + _GAP, _TEXT)
-    top = len(expression) * line_height(_TEXT) + line_height(_SMALL) + _GAP // 2
-    tile = Image.new("RGB", (2 * panel + _GAP, top + size[1]), PAPER)
-    y = draw_lines(tile, expression, (0, 0), _TEXT)
-    draw_lines(tile, [outcome(prediction)], (0, y), _SMALL, MUTED)
-    shown = fit_image(image, size)
-    for column, (mask, colour) in enumerate(((prediction.true, TRUE_COLOUR), (prediction.predicted, PREDICTED_COLOUR))):
-        tile.paste(lay_over(shown, mask_layer([mask], [colour], size)), (column * (size[0] + _GAP), top))
-    return tile
-
-
-def _grid(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Sets tiles of one width row by row, each row as high as its highest tile."""
-    gap = 2 * _GAP
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    width = max(len(row) for row in rows) * (tiles[0].width + gap) + gap
-    sheet = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), PAPER)
-    y = gap
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (gap + column * (tile.width + gap), y))
-        y += height + gap
-    return sheet
-
-
-def _key(canvas: Image.Image, at: tuple[int, int], colour: Colour, name: str) -> int:
-    """Writes one line of the legend; returns the y below it."""
-    x, y = at
-    ImageDraw.Draw(canvas).rounded_rectangle((x, y + 2, x + _SMALL, y + 2 + _SMALL), 3, fill=colour)
-    return draw_lines(canvas, [name], (x + _SMALL + 8, y), _SMALL, INK)
-
-
-SECTIONS = ("random", "worst", "best")  # in the order in which they are shown
-
-
-class Cases:
-    """Keeps up to `count` predictions for each section, each of another image; an observer for the Evaluator.
-
-    Best and worst are by IoU, equal IoUs in random order; the best are among expressions that refer to something. The
-    random order comes from the ids of the expressions: the same at every evaluation, whatever was predicted, so that
-    neither flatters.
-    """
-
-    def __init__(self, count: int):
-        self._count = count
-        self._kept: dict[str, dict[str, tuple[tuple[float, int], Prediction]]] = {name: {} for name in SECTIONS}
-
-    def __call__(self, prediction: Prediction) -> None:
-        """Looks at the next prediction and keeps it where it belongs."""
-        score = prediction.score
-        chance = zlib.crc32(score.id.encode())
-        self._offer("random", (0.0, chance), prediction)
-        if score.iou is not None:
-            self._offer("worst", (score.iou, chance), prediction)
-            if score.targeted:
-                self._offer("best", (-score.iou, chance), prediction)
-
-    def __getitem__(self, section: str) -> list[Prediction]:
-        """Returns the predictions of a section, the most extreme first."""
-        return [prediction for _, prediction in sorted(self._kept[section].values(), key=lambda kept: kept[0])]
-
-    def sections(self) -> dict[str, list[Prediction]]:
-        """Returns all sections that hold anything."""
-        return {name: self[name] for name in SECTIONS if self._kept[name]}
-
-    @classmethod
-    def together(cls, shares: Sequence[Cases]) -> Cases:
-        """Returns what one object would have kept that had looked at the predictions of all `shares`."""
-        whole = cls(shares[0]._count)
-        for share in shares:
-            for section, kept in share._kept.items():
-                for key, prediction in kept.values():
-                    whole._offer(section, key, prediction)
-        return whole
-
-    def _offer(self, section: str, key: tuple[float, int], prediction: Prediction) -> None:
-        """Keeps the `count` lowest keys, one per image."""
-        kept, image = self._kept[section], prediction.example.id
-        if image not in kept or key < kept[image][0]:
-            kept[image] = (key, prediction)
-        if len(kept) > self._count:
-            del kept[max(kept, key=lambda name: kept[name][0])]

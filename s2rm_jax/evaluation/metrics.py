@@ -1,4 +1,4 @@
-"""The measures of referring segmentation, kept as whole numbers and sums until the last moment."""
+"""The metrics of referring segmentation, kept as integer counts and sums until the end."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from jaxtyping import Bool
 
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
 
-# Precision is counted at IoU 0.5, 0.6, ... 0.9, of which protocols report some. In tenths, so that a tie (3 of 5 pixels
-# at 0.6) is decided exactly.
+# Precision is counted at IoU 0.5, 0.6, ... 0.9; protocols report some of them. Tenths are integers, so that ties
+# (3 of 5 pixels at 0.6) are decided exactly.
 THRESHOLDS_IN_TENTHS = (5, 6, 7, 8, 9)
 
 
 @dataclass(frozen=True)
 class ExpressionScore:
-    """How one expression fared under a protocol.
+    """The score of one expression under a protocol.
 
-    intersection, union  in pixels, as the protocol adds them up: not always those of the masks, see `score_masks`
-    empty_iou            the IoU where the union is 0; None: the expression is left out of the mean
+    id                   the expression, unique within its split
+    example_id           its image
+    kind                 the kind of expression ("relation", ...), or "" if the source has no kinds
+    expression           the text
+    intersection, union  in pixels, as the protocol adds them up; see `score_masks`
+    empty_iou            the IoU if the union is 0; None excludes the expression from the mean
     targeted             whether the expression refers to something
-    answered             whether the network says that it does
-    area                 of the true mask, as a share of the image
-    centre               (x, y) of the true mask's centroid as shares of the image's width and height, if it has one
+    answered             whether the network predicts that it does
+    area                 of the true mask, as a fraction of the image
+    centre               (x, y) of the true mask's centroid as fractions of width and height, or None if it is empty
     """
 
     id: str
@@ -43,19 +47,21 @@ class ExpressionScore:
 
     @property
     def iou(self) -> float | None:
-        """Intersection over union in [0, 1]; `empty_iou` where the union is empty."""
+        """Intersection over union in [0, 1]; `empty_iou` if the union is empty."""
         return self.intersection / self.union if self.union else self.empty_iou
 
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """What all measures are made of. MaskCounts of parts of a data set add up (`+`) to the counts of the whole.
+    """The counts from which all metrics are computed. Counts of parts of a dataset add up with `+`.
 
-    averaged    expressions that have an IoU
-    asked       expressions of which precision is asked
-    hits        of these, the expressions that reach each threshold
-    no_target   expressions that refer to nothing; `rejected` of them were answered with "nothing"
-    targeted    the others; `answered` of them were answered with a mask
+    expressions      all expressions
+    intersection     summed over them, in pixels, like `union`
+    iou_sum          sum of the IoUs of the expressions that have one; `averaged` is their number
+    precision_total  the expressions over which precision is computed
+    hits             the number of these that reach each threshold
+    no_target        expressions that refer to nothing; for `rejected` of them the network predicts that
+    targeted         the other expressions; for `answered` of them the network predicts a mask
     """
 
     expressions: int = 0
@@ -63,7 +69,7 @@ class MaskCounts:
     union: int = 0
     iou_sum: float = 0.0
     averaged: int = 0
-    asked: int = 0
+    precision_total: int = 0
     no_target: int = 0
     rejected: int = 0
     targeted: int = 0
@@ -71,26 +77,23 @@ class MaskCounts:
     hits: tuple[int, ...] = (0,) * len(THRESHOLDS_IN_TENTHS)
 
     def __add__(self, other: MaskCounts) -> MaskCounts:
-        both = {name: (getattr(self, name), getattr(other, name)) for name in _SUMS}
-        hits = tuple(a + b for a, b in zip(self.hits, other.hits, strict=True))
-        return MaskCounts(**{name: a + b for name, (a, b) in both.items()}, hits=hits)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
+        return MaskCounts(**sums, hits=tuple(map(add, self.hits, other.hits)))
 
     def metrics(self, protocol: Protocol = ORIGINAL) -> dict[str, float]:
-        """Returns the protocol's numbers in percent; 0 where nothing was counted.
+        """Return the protocol's metrics in percent; 0 if nothing was counted.
 
         `overall_iou` (sum I / sum U), `mean_iou` (mean of I / U), `precision@0.5` ... (share of expressions that reach
-        the threshold), and, where the data hold expressions that refer to nothing, `no_target_accuracy` (share of them
-        answered with "nothing") and `target_accuracy` (share of the others answered with a mask).
+        the threshold), and, if the data have expressions that refer to nothing, `no_target_accuracy` (share of these
+        that are rejected) and `target_accuracy` (share of the others that are answered with a mask).
         """
         shares = {"overall_iou": (self.intersection, self.union), "mean_iou": (self.iou_sum, self.averaged)}
-        shares |= {
-            f"precision@0.{tenths}": (hits, self.asked)
-            for tenths, hits in zip(THRESHOLDS_IN_TENTHS, self.hits, strict=True)
-        }
+        for tenths, hits in zip(THRESHOLDS_IN_TENTHS, self.hits, strict=True):
+            shares[f"precision@0.{tenths}"] = (hits, self.precision_total)
         if self.no_target:
             shares["no_target_accuracy"] = (self.rejected, self.no_target)
             shares["target_accuracy"] = (self.answered, self.targeted)
-        percent = {name: 100 * part / whole if whole else 0.0 for name, (part, whole) in shares.items()}
+        percent = {name: 100 * part / total if total else 0.0 for name, (part, total) in shares.items()}
         return {name: percent[name] for name in protocol.columns if name in percent}
 
 
@@ -98,7 +101,7 @@ _SUMS = tuple(field.name for field in fields(MaskCounts) if field.name != "hits"
 
 
 def count_pixels(true: Bool[np.ndarray, "h w"], predicted: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
-    """Returns (intersection, union) of two masks in pixels."""
+    """Return (intersection, union) of two masks in pixels."""
     intersection = int(np.count_nonzero(true & predicted))
     return intersection, int(np.count_nonzero(true)) + int(np.count_nonzero(predicted)) - intersection
 
@@ -106,12 +109,14 @@ def count_pixels(true: Bool[np.ndarray, "h w"], predicted: Bool[np.ndarray, "h w
 def score_masks(
     protocol: Protocol, intersection: int, union: int, targeted: bool, answered: bool
 ) -> tuple[int, int, float | None]:
-    """Returns (intersection, union, IoU of an empty union) of an expression as the protocol counts it.
+    """Return (intersection, union, IoU of an empty union) of an expression as the protocol counts it.
 
-    Only ReLA's rules change what `count_pixels` found. Its four cases: nothing meant and "nothing" answered, IoU 1 with
-    empty sums; nothing meant and a mask answered, IoU 0 and the mask joins the unions; something meant and "nothing"
-    answered, the intersection is lost but the mask that was not meant to be shown still joins the union; the rest as
-    it is.
+    Only ReLA's rules change the result of `count_pixels`. They have four cases:
+
+    - no target, rejected: IoU 1, nothing is added to the sums
+    - no target, answered with a mask: IoU 0, the mask is added to the unions
+    - target, rejected: the intersection is 0, but the union still includes the mask that was not to be shown
+    - target, answered with a mask: unchanged
     """
     if protocol.no_target != "head":
         return intersection, union, protocol.empty_union
@@ -121,30 +126,30 @@ def score_masks(
 
 
 def counts_of(score: ExpressionScore, protocol: Protocol = ORIGINAL) -> MaskCounts:
-    """Returns the counts of a single expression."""
-    asked = score.targeted or protocol.no_target is None
+    """Return the counts of a single expression."""
+    precise = score.targeted or protocol.no_target is None
     return MaskCounts(
         expressions=1,
         intersection=score.intersection,
         union=score.union,
         iou_sum=score.iou or 0.0,
         averaged=int(score.iou is not None),
-        asked=int(asked),
+        precision_total=int(precise),
         no_target=int(not score.targeted),
         rejected=int(not score.targeted and not score.answered),
         targeted=int(score.targeted),
         answered=int(score.targeted and score.answered),
-        hits=tuple(int(asked and _reaches(score, tenths, protocol)) for tenths in THRESHOLDS_IN_TENTHS),
+        hits=tuple(int(precise and _reaches(score, tenths, protocol)) for tenths in THRESHOLDS_IN_TENTHS),
     )
 
 
 def total(scores: Iterable[ExpressionScore], protocol: Protocol = ORIGINAL) -> MaskCounts:
-    """Returns the counts of all `scores` together."""
+    """Return the counts over all `scores`."""
     return reduce(add, (counts_of(score, protocol) for score in scores), MaskCounts())
 
 
 def by_kind(scores: Iterable[ExpressionScore], protocol: Protocol = ORIGINAL) -> dict[str, MaskCounts]:
-    """Returns the counts of each kind of expression, in alphabetical order; expressions without a kind under ""."""
+    """Return the counts of each kind of expression, sorted by kind; expressions without a kind are under ""."""
     groups: dict[str, list[ExpressionScore]] = {}
     for score in scores:
         groups.setdefault(score.kind, []).append(score)

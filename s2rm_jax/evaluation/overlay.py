@@ -1,7 +1,4 @@
-"""Drawing masks on images, and text beside them. Pillow only; everything takes and gives RGB or RGBA images.
-
-Values over an image as colours: dark where they are low, bright where they are high. Pillow only.
-"""
+"""Draw masks, heat maps and text on images, with Pillow only; all functions take and return RGB or RGBA images."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ Colour = tuple[int, int, int]
 
 TRUE_COLOUR: Colour = (0, 168, 120)
 PREDICTED_COLOUR: Colour = (255, 122, 0)
-# For several masks on one image: far apart from each other, also for most colour-blind eyes.
+# For several masks on one image: easy to tell apart, also with most kinds of colour blindness.
 DISTINCT_COLOURS: tuple[Colour, ...] = (
     (255, 122, 0),
     (0, 150, 255),
@@ -32,23 +29,27 @@ INK: Colour = (24, 28, 33)
 MUTED: Colour = (104, 112, 122)
 PAPER: Colour = (255, 255, 255)
 
-_FINER = 2  # outlines are drawn this much larger and reduced, which smooths their edges
+# Of heat maps, from low to high, evenly spaced. Lightness increases monotonically, so the ramp works in greyscale too.
+RAMP = ((26, 18, 64), (110, 30, 118), (198, 58, 92), (245, 130, 48), (255, 236, 150))
+_LOWEST_OPACITY, _HIGHEST_OPACITY = 0.35, 0.85
+
+_SUPERSAMPLING = 2  # outlines are drawn at this scale and reduced, which smooths their edges
 
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns Pillow's own font at `size` pixels, so that no font file has to be found."""
+    """Return Pillow's built-in font at `size` pixels, so that no font file is needed."""
     return ImageFont.load_default(size=size)
 
 
 def fit_size(height: int, width: int, box: int) -> tuple[int, int]:
-    """Returns the (width, height) of an image enlarged or reduced until its longer side measures `box` pixels."""
+    """Return the (width, height) of an image scaled so that its longer side has `box` pixels."""
     scale = box / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def fit_image(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Image.Image:
-    """Returns the image as RGB of `size` (width, height)."""
+    """Return the image resized to `size` (width, height)."""
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
@@ -60,21 +61,21 @@ def mask_layer(
     fill: float = 0.15,
     shade: float = 0.5,
 ) -> Image.Image:
-    """Returns a transparent RGBA layer of `size` (width, height) to lay over the image.
+    """Return a transparent RGBA layer of `size` (width, height) to lay over the image.
 
-    Each mask is filled with its colour to the opacity `fill`, and over all that outlined in it, where masks are nearly
-    the same with one ring around the other; what lies outside all of them is darkened to the opacity `shade`. The
-    defaults put a single mask in the light and leave the colours of the scene, of which expressions speak, as they are.
+    Each mask is filled with its colour at the opacity `fill` and outlined in it; outlines of nearly identical masks are
+    drawn as rings around each other. The area outside all masks is darkened with the opacity `shade`. The defaults
+    highlight a single mask and hardly change the colours of the image, to which expressions refer.
     """
-    finer = (size[0] * _FINER, size[1] * _FINER)
-    shapes = [_at_size(mask, finer) for mask in masks]
-    outside = Image.new("L", finer, 255)
+    large = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
+    shapes = [_at_size(mask, large) for mask in masks]
+    outside = Image.new("L", large, 255)
     for shape in shapes:
         outside = ImageChops.subtract(outside, shape)
     layer = Image.new("RGBA", size, (0, 0, 0, 0))
     layer.putalpha(outside.resize(size, Image.Resampling.BOX).point(lambda v: round(v * shade)))
-    stroke = _FINER * max(2, round(max(size) / 150))
-    rings = [1 + sum(_nearly_the_same(mask, later) for later in masks[i + 1 :]) for i, mask in enumerate(masks)]
+    stroke = _SUPERSAMPLING * max(2, round(max(size) / 150))
+    rings = [1 + sum(_nearly_identical(mask, later) for later in masks[i + 1 :]) for i, mask in enumerate(masks)]
     edges = [ImageChops.subtract(_grow(shape, ring * stroke), shape) for shape, ring in zip(shapes, rings, strict=True)]
     for opacity, areas in ((fill, shapes), (1.0, edges)):
         for area, colour in zip(areas, colours, strict=True):
@@ -85,14 +86,14 @@ def mask_layer(
 
 
 def lay_over(image: Image.Image, layer: Image.Image) -> Image.Image:
-    """Returns the RGB image with the RGBA layer of the same size over it."""
+    """Return the RGB image with an RGBA layer of the same size over it."""
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def wrap(text: str, width: int, size: int, max_lines: int = 4) -> list[str]:
-    """Breaks `text` into lines of at most `width` pixels at font `size`; what does not fit ends in an ellipsis.
+    """Break `text` into at most `max_lines` lines of at most `width` pixels at font `size`; the rest becomes "...".
 
-    Breaks at spaces, and inside a word only where the word alone is wider than the line.
+    Lines are broken at spaces, and inside a word only if the word alone is wider than a line.
     """
     lines = [""]
     for word in re.findall(r"\S+", text):
@@ -111,12 +112,12 @@ def wrap(text: str, width: int, size: int, max_lines: int = 4) -> list[str]:
 
 
 def line_height(size: int) -> int:
-    """Returns the distance from line to line in pixels."""
+    """Return the distance between lines in pixels."""
     return round(size * 1.35)
 
 
 def draw_lines(canvas: Image.Image, lines: Sequence[str], at: tuple[int, int], size: int, colour: Colour = INK) -> int:
-    """Writes `lines` below each other from the top left corner `at`; returns the y below the last one."""
+    """Draw `lines` below each other from the top left corner `at`; return the y below the last one."""
     pen, y = ImageDraw.Draw(canvas), at[1]
     for line in lines:
         pen.text((at[0], y), line, fill=colour, font=font(size))
@@ -127,10 +128,10 @@ def draw_lines(canvas: Image.Image, lines: Sequence[str], at: tuple[int, int], s
 def overlay_with_legend(
     image: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], labels: Sequence[str]
 ) -> Image.Image:
-    """Returns the image with all masks in distinct colours, and below it a legend with a label for each.
+    """Return the image with all masks in distinct colours, and below it a legend with one label per mask.
 
-    What no mask covers is paler, and as bright as it was. The image keeps its size unless it is too small for a
-    legible legend: then it is enlarged to 480 pixels.
+    Pixels outside all masks are desaturated. An image smaller than 480 pixels is enlarged to that size, so that its
+    legend is legible.
     """
     height, width = image.shape[:2]
     size = (width, height) if max(height, width) >= 480 else fit_size(height, width, 480)
@@ -164,12 +165,12 @@ def _pieces(word: str, width: int, size: int) -> list[str]:
 
 
 def _at_size(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Image.Image:
-    """The mask as 0 or 255, its outline smoothed where it is enlarged."""
+    """Return the mask as 0 or 255, with a smooth outline if it is enlarged."""
     soft = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     return soft.point(lambda v: 255 if v >= 128 else 0)
 
 
-def _nearly_the_same(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> bool:
+def _nearly_identical(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> bool:
     return bool(np.count_nonzero(one & other) > 0.8 * np.count_nonzero(one | other))
 
 
@@ -179,40 +180,34 @@ def _grow(shape: Image.Image, pixels: int) -> Image.Image:
     return shape
 
 
-# From low to high, evenly spaced: lightness rises all the way, so that it reads in grey and for colour-blind eyes too.
-RAMP = ((26, 18, 64), (110, 30, 118), (198, 58, 92), (245, 130, 48), (255, 236, 150))
-_LOWEST_OPACITY, _HIGHEST_OPACITY = 0.35, 0.85
-
-
 def span(values: np.ndarray) -> tuple[float, float]:
-    """Returns the lowest and the highest value, to be the ends of a scale."""
+    """Return the lowest and the highest value, as the ends of a scale."""
     return float(values.min()), float(values.max())
 
 
 def heat_image(values: Float[np.ndarray, "h w"], scale: tuple[float, float]) -> Image.Image:
-    """Returns an RGBA image with a pixel per value; the ends of `scale` are the darkest and the brightest colour.
+    """Return an RGBA image with one pixel per value; the ends of `scale` get the darkest and the brightest colour.
 
-    It is meant to be enlarged smoothly over a grey image. Values all alike get the middle of the ramp.
+    It is to be enlarged smoothly over a grey image. If the ends are equal, all values get the middle of the ramp.
     """
     low, high = scale
-    share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full(values.shape, 0.5)
-    opacity = _LOWEST_OPACITY + (_HIGHEST_OPACITY - _LOWEST_OPACITY) * share
-    return Image.fromarray(np.dstack([_colours(share), np.rint(255 * opacity).astype(np.uint8)]), "RGBA")
+    fraction = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full(values.shape, 0.5)
+    opacity = _LOWEST_OPACITY + (_HIGHEST_OPACITY - _LOWEST_OPACITY) * fraction
+    return Image.fromarray(np.dstack([_colours(fraction), np.rint(255 * opacity).astype(np.uint8)]), "RGBA")
 
 
 def heat_over(image: Image.Image, values: Float[np.ndarray, "h w"], scale: tuple[float, float]) -> Image.Image:
-    """Returns the image in grey with the values over the whole of it, enlarged smoothly."""
+    """Return the image in grey with the heat map of the values over it, enlarged smoothly."""
     layer = heat_image(values, scale).resize(image.size, Image.Resampling.BILINEAR)
     return Image.alpha_composite(image.convert("L").convert("RGBA"), layer).convert("RGB")
 
 
 def heat_bar(width: int, height: int) -> Image.Image:
-    """Returns the scale's colours from low to high, for a legend."""
-    shares = np.broadcast_to(np.linspace(0, 1, width), (height, width))
-    return Image.fromarray(_colours(shares))
+    """Return the colours of the scale from low to high, for a legend."""
+    return Image.fromarray(_colours(np.broadcast_to(np.linspace(0, 1, width), (height, width))))
 
 
-def _colours(share: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+def _colours(fraction: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     positions = np.linspace(0, 1, len(RAMP))
-    channels = [np.interp(share, positions, channel) for channel in np.transpose(RAMP)]
+    channels = [np.interp(fraction, positions, channel) for channel in np.transpose(RAMP)]
     return np.rint(np.dstack(channels)).astype(np.uint8)

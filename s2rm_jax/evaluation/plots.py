@@ -1,9 +1,10 @@
-"""The figures of a report as SVG: bars and a grid of nine need no plotting library.
+"""The plots of a report, as SVG.
 
-Figures as SVG, written by hand: the pieces of which plots are put together.
+The SVG is written by hand: a plotting library would be a dependency for bars and a grid of nine cells, and the page of
+a report must need no other file.
 
-Colours are CSS variables with a fallback, so that the figures follow the light or dark style of the page they stand in;
-`standalone` puts the fallbacks in, for files that go into papers.
+Colours are CSS variables with a fallback, so that plots follow the light or dark style of their page; `standalone`
+replaces them by the fallbacks, for files that go into papers.
 """
 
 from __future__ import annotations
@@ -20,17 +21,28 @@ PAPER, BAR = "var(--card, #ffffff)", "var(--bar, #2f7fc1)"
 WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 46, 58  # margins around the axes
 
+_COLUMNS, _ROWS = ("left", "centre", "right"), ("top", "middle", "bottom")
+
 Point = tuple[float | int, float | int]
 
 
+class _Bar(NamedTuple):
+    """A bar in the units of the axis; `whisker` is (low, high); `above` and `below` are its labels."""
+
+    value: float
+    whisker: tuple[float, float] | None = None
+    above: str = ""
+    below: Sequence[str] = ()
+
+
 def standalone(figure: str) -> str:
-    """Returns the figure with plain colours on a white ground, for a file of its own."""
+    """Return the figure with fixed colours on a white background, as the content of an SVG file."""
     ground = f'<rect width="{WIDTH}" height="{HEIGHT}" style="fill:{PAPER}"/>'
     return re.sub(r"var\(--\w+, (#\w+)\)", r"\1", figure.replace("</title>", f"</title>{ground}", 1)) + "\n"
 
 
 def axes(title: str, x_axis: str, y_axis: str, top: int, body: Sequence[str]) -> str:
-    """Sets the axes around a body: gridlines at five levels, the zero line strong."""
+    """Return a figure with axes around `body`: the y axis goes from 0 to `top` and has five gridlines."""
     back = [text((WIDTH / 2, 22), title, size=15, weight=600)]
     for tick in range(6):
         value = top * tick / 5
@@ -44,65 +56,53 @@ def axes(title: str, x_axis: str, y_axis: str, top: int, body: Sequence[str]) ->
 
 
 def level(value: float, top: int) -> float:
-    """Returns the height on the page of a value on the axis from 0 to `top`."""
+    """Return the y coordinate of a value on the axis from 0 to `top`."""
     return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / top
 
 
 def svg(title: str, body: Sequence[str]) -> str:
-    """Returns the figure of these parts."""
+    """Return a figure made of these elements."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
     return f'{head} font-family="system-ui, sans-serif"><title>{escape(title)}</title>{"".join(body)}</svg>'
 
 
 def box(at: Point, size: Point, colour: str, style: str = "") -> str:
-    """Draws a filled box from its upper left corner."""
+    """Return a filled box, given by its upper left corner and its size."""
     place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
     return f'<rect {place} style="fill:{colour};{style}"/>'
 
 
-def text(at: Point, words: str, colour: str = INK, size: int = 12, **more: Any) -> str:
-    """Writes centred words; `anchor` and `weight` may differ, and `turn` writes them upwards."""
+def text(at: Point, content: str, colour: str = INK, size: int = 12, **more: Any) -> str:
+    """Return a line of text; options are `anchor` (default middle), `weight` (400) and `turn` (written upwards)."""
     turned = f' transform="rotate(-90 {at[0]:.1f} {at[1]:.1f})"' if more.get("turn") else ""
     style = f"fill:{colour};font-size:{size}px;font-weight:{more.get('weight', 400)}"
     style += f";text-anchor:{more.get('anchor', 'middle')}"
-    return f'<text x="{at[0]:.1f}" y="{at[1]:.1f}"{turned} style="{style}">{escape(words)}</text>'
-
-
-_ACROSS, _DOWN = ("left", "centre", "right"), ("top", "middle", "bottom")
-
-
-class _Bar(NamedTuple):
-    """A bar in the units of the axis; `whisker` is (low, high); `above` and `below` are written there."""
-
-    value: float
-    whisker: tuple[float, float] | None = None
-    above: str = ""
-    below: Sequence[str] = ()
+    return f'<text x="{at[0]:.1f}" y="{at[1]:.1f}"{turned} style="{style}">{escape(content)}</text>'
 
 
 def histogram_plot(counts: Sequence[int]) -> str:
-    """Draws how many expressions have which IoU; `counts` are those of `breakdown.histogram`."""
+    """Plot the distribution of the IoU; `counts` are those of `bootstrap.histogram`."""
     total = max(1, sum(counts))
     shares = [100 * count / total for count in counts]
     top = next(top for top in (10, 25, 50, 75, 100) if top >= max(shares))
-    ends = [f"{100 * i // HISTOGRAM_BINS}" if i % 4 == 0 else "" for i in range(HISTOGRAM_BINS + 1)]
+    labels = [f"{100 * i // HISTOGRAM_BINS}" if i % 4 == 0 else "" for i in range(HISTOGRAM_BINS + 1)]
     body = _bars([_Bar(share) for share in shares], top, gap=0.08)
     step = (WIDTH - LEFT - RIGHT) / HISTOGRAM_BINS
-    body += [text((LEFT + i * step, HEIGHT - BOTTOM + 17), label) for i, label in enumerate(ends) if label]
-    return axes("How well expressions are segmented", "IoU of an expression, %", "share of expressions, %", top, body)
+    body += [text((LEFT + i * step, HEIGHT - BOTTOM + 17), label) for i, label in enumerate(labels) if label]
+    return axes("IoU of the expressions", "IoU of an expression, %", "share of expressions, %", top, body)
 
 
 def groups_plot(title: str, axis: str, groups: Sequence[ScoreGroup]) -> str:
-    """Draws the mean IoU of groups as bars, with their bootstrap intervals and their numbers of expressions."""
+    """Plot the mean IoU of groups as bars, with bootstrap intervals and numbers of expressions."""
     bars = [_Bar(g.mean_iou, g.interval, f"{g.mean_iou:.1f}", (g.label, f"n = {g.expressions:,}")) for g in groups]
     return axes(title, axis, "mean IoU, %", 100, _bars(bars, 100, gap=0.3))
 
 
 def places_plot(title: str, groups: Sequence[ScoreGroup]) -> str:
-    """Draws the mean IoU of nine places as an image of three rows and columns; the darker, the better."""
+    """Plot the mean IoU of nine places as a grid; a darker cell has a higher IoU."""
     left, top, width, height = 120, 58, 280, 210
     body = [text((WIDTH / 2, 22), title, size=15, weight=600)]
-    body.append(text((WIDTH / 2, 42), "mean IoU in %, by the ninth of the image that holds the centroid", MUTED))
+    body.append(text((WIDTH / 2, 42), "mean IoU in %, by the ninth of the image that contains the centroid", MUTED))
     for index, group in enumerate(groups):
         row, column = divmod(index, 3)
         x, y = left + column * width / 3, top + row * height / 3
@@ -116,8 +116,8 @@ def places_plot(title: str, groups: Sequence[ScoreGroup]) -> str:
         else:
             body.append(text(middle, "none", MUTED))
     for i in range(3):
-        body.append(text((left + (2 * i + 1) * width / 6, top + height + 18), _ACROSS[i], MUTED))
-        body.append(text((left - 10, top + (2 * i + 1) * height / 6 + 4), _DOWN[i], MUTED, anchor="end"))
+        body.append(text((left + (2 * i + 1) * width / 6, top + height + 18), _COLUMNS[i], MUTED))
+        body.append(text((left - 10, top + (2 * i + 1) * height / 6 + 4), _ROWS[i], MUTED, anchor="end"))
     return svg(title, body)
 
 
@@ -138,5 +138,5 @@ def _bars(bars: Sequence[_Bar], top: int, gap: float) -> list[str]:
         if bar.above:
             parts.append(text((middle, highest - 5), bar.above))
         sizes = ((INK, 12), (MUTED, 10))
-        parts += [text((middle, bottom + 17 + 14 * line), words, *sizes[line]) for line, words in enumerate(bar.below)]
+        parts += [text((middle, bottom + 17 + 14 * line), label, *sizes[line]) for line, label in enumerate(bar.below)]
     return parts

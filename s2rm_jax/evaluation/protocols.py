@@ -1,14 +1,8 @@
-"""Named ways of measuring, so that a number can be compared with numbers that were measured the same way.
+"""Named evaluation protocols, so that a number can be compared with numbers that were measured in the same way.
 
-A protocol says at which resolution masks are compared, which pixels count as predicted, what an empty union is worth
-and which figures are reported. Each follows the evaluation code of one published project; docs/evaluation.md says for
-each what it reproduces and what it cannot.
-
-The two masks that a protocol compares: what an expression means, and what the network found.
-
-From the network's grid of logits back to the image's own pixels.
-
-Bringing a grid of logits or probabilities to another size, in the ways that protocols ask for.
+A protocol defines the resolution at which masks are compared, which pixels count as predicted, the IoU of an empty
+union, and the metrics that are reported. Each follows the evaluation code of one published project; docs/evaluation.md
+lists what each reproduces and what it cannot.
 """
 
 from __future__ import annotations
@@ -31,21 +25,22 @@ Resampling = Literal["bilinear", "bicubic", "bicubic, corners aligned", "nearest
 
 @dataclass(frozen=True)
 class Protocol:
-    """How predictions become numbers.
+    """How predictions are turned into metrics.
 
-    follows          whose evaluation this is
-    size             (height, width) at which masks are compared, whatever the network's own input; None: the image's
-    redraw_polygons  true masks are drawn anew from scaled polygons; else they are resized to `size` by nearest pixel
-    resampled        what is brought to that resolution: the network's logits or its probabilities
-    resampling       and how; "bicubic" has half-pixel centres, "nearest" takes the pixel at floor(i * old / new)
+    name             the value of config.eval.protocol and --protocol
+    follows          whose evaluation code it follows
+    size             (height, width) at which masks are compared, whatever the network's input; None: the image's own
+    redraw_polygons  whether true masks are drawn from scaled polygons or resized to `size` by nearest pixel
+    resampled        what is resized to that resolution: the network's logits or its probabilities
+    resampling       the method; "bicubic" has half-pixel centres, "nearest" takes the pixel at floor(i * old / new)
     threshold        a pixel is predicted where its probability exceeds this
-    empty_union      IoU where both masks are empty; None leaves the expression out of the mean
+    empty_union      the IoU if both masks are empty; None excludes the expression from the mean
     precision_at     the IoUs at which precision is reported, in tenths
     ties_count       whether an IoU equal to the threshold counts (>=) or not (>)
-    overall_name     what the field calls sum of intersections / sum of unions; None: not one of the protocol's numbers
-    mean_name        what it calls the mean of the expressions' IoUs
-    no_target        how an expression is predicted to refer to nothing: by the network's own "nothing here" where it has
-                     one (else by an empty mask), or always by an empty mask; None: the protocol knows no such expressions
+    overall_name     the usual name of sum of intersections / sum of unions; None: it is not reported
+    mean_name        the usual name of the mean IoU of the expressions
+    no_target        how an expression is predicted to refer to nothing: by the network's own output ("head", or an
+                     empty mask if the network has no such output) or by an empty mask; None: not supported
     """
 
     name: str
@@ -64,7 +59,7 @@ class Protocol:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The protocol's numbers in the order of a table: {name of the metric: title}."""
+        """The protocol's metrics in the order of a table: {name of the metric: title}."""
         titles = {"overall_iou": self.overall_name} if self.overall_name else {}
         titles |= {"mean_iou": self.mean_name} | {f"precision@0.{t}": f"P@0.{t}" for t in self.precision_at}
         if self.no_target:
@@ -73,7 +68,7 @@ class Protocol:
 
     @property
     def definition(self) -> tuple[str, ...]:
-        """The definition in a few expressions, to stand beside the numbers."""
+        """The definition in a few sentences, to be shown beside the metrics."""
         return (f"Protocol {self.name}: {self.follows}.", self._masks, self._numbers, *self._no_target)
 
     @property
@@ -101,17 +96,18 @@ class Protocol:
     def _no_target(self) -> tuple[str, ...]:
         if not self.no_target:
             return ()
-        how = "the network says so, or, if it has no such output, its mask is empty"
+        how = "the network predicts no target, or, if it has no such output, its mask is empty"
         scored = (
-            "Rightly: IoU 1, nothing added to the sums. Wrongly: IoU 0, the union is that of both masks. An expression "
-            "that refers to nothing and is answered with a mask: IoU 0, that mask is added to the unions."
+            "If it refers to nothing: IoU 1, nothing is added to the sums. If not: IoU 0, the union is that of both "
+            "masks. An expression that refers to nothing and is answered with a mask: IoU 0, the mask is added to the "
+            "unions."
         )
         if self.no_target == "empty mask":
             how, scored = "its mask is empty", "IoU, intersection and union are those of the masks."
         return (
-            f"An expression is answered with 'nothing' where {how}. {scored}",
-            "N-acc: share answered with 'nothing' of the expressions that refer to nothing; T-acc: share answered with a "
-            "mask of the others.",
+            f"An expression is answered with 'nothing' if {how}. {scored}",
+            "N-acc: share of the expressions that refer to nothing which are answered with 'nothing'; T-acc: share of "
+            "the other expressions which are answered with a mask.",
         )
 
 
@@ -152,7 +148,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "lisa",
-            "LISA's validate, also of EVF-SAM",
+            "LISA's validate, also used by EVF-SAM",
             empty_union=1.0,
             precision_at=(),
             overall_name="cIoU",
@@ -164,31 +160,31 @@ PROTOCOLS = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """Returns the protocol of that name.
+    """Return the protocol of that name.
 
     Raises:
-        UserError: there is none; names those that there are.
+        UserError: there is no such protocol.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"there is no protocol {name!r}; there are: {', '.join(PROTOCOLS)} (docs/evaluation.md).")
+        raise UserError(f"protocol {name!r} not found; available: {', '.join(PROTOCOLS)} (docs/evaluation.md)")
     return PROTOCOLS[name]
 
 
 def resize_logits(logits: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
-    """Resizes logits bilinearly (half-pixel centres) to `height` x `width` pixels; the mask is where they exceed 0.
+    """Resize logits bilinearly (half-pixel centres) to `height` x `width` pixels; the mask is where they exceed 0.
 
-    Resizing logits rather than masks keeps the outline smooth. Where the image is smaller than the network's grid,
-    the filter widens accordingly, so that no pixel is left out.
+    Resizing logits rather than masks keeps the outline smooth. If the image is smaller than the network's grid, the
+    filter is widened accordingly, so that every pixel contributes.
     """
     resized = Image.fromarray(np.asarray(logits, np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 
-_A = -0.75  # the sharpness of the cubic kernel in OpenCV and PyTorch (Pillow has -0.5)
+_CUBIC_A = -0.75  # of the cubic kernel in OpenCV and PyTorch (Pillow has -0.5)
 
 
 def resample(values: Float[np.ndarray, "h w"], height: int, width: int, how: Resampling) -> np.ndarray:
-    """Resizes to `height` x `width`; nothing is done where the size is right already."""
+    """Resize to `height` x `width`; return `values` unchanged if they have that size."""
     if values.shape == (height, width):
         return values
     if how == "bilinear":
@@ -201,38 +197,40 @@ def resample(values: Float[np.ndarray, "h w"], height: int, width: int, how: Res
 
 
 def _cubic_rows(values: Float[np.ndarray, "old w"], new: int, corners_aligned: bool) -> Float[np.ndarray, "new w"]:
-    """Resizes the first axis by cubic convolution (Keys 1981); beyond the borders their values are repeated."""
-    weights, taken = _cubic(len(values), new, corners_aligned)
-    return sum(weights[:, tap, None] * values[taken[:, tap]] for tap in range(4))
+    """Resize the first axis by cubic convolution (Keys 1981) with repeated border values."""
+    weights, indices = _cubic_taps(len(values), new, corners_aligned)
+    return sum(weights[:, tap, None] * values[indices[:, tap]] for tap in range(4))
 
 
 @lru_cache(maxsize=64)
-def _cubic(old: int, new: int, corners_aligned: bool) -> tuple[Float[np.ndarray, "new 4"], Int[np.ndarray, "new 4"]]:
-    """The weights of the four samples that each new one is made of, and which they are."""
+def _cubic_taps(
+    old: int, new: int, corners_aligned: bool
+) -> tuple[Float[np.ndarray, "new 4"], Int[np.ndarray, "new 4"]]:
+    """Return the weights and the indices of the four samples from which each new sample is computed."""
     if corners_aligned:
         at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
     else:
         at = (np.arange(new) + 0.5) * old / new - 0.5
-    taken = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
-    x = np.abs(at[:, None] - taken)
-    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
-    far = ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
-    return np.where(x <= 1, near, far).astype(np.float32), np.clip(taken, 0, old - 1)
+    indices = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
+    x = np.abs(at[:, None] - indices)
+    near = ((_CUBIC_A + 2) * x - (_CUBIC_A + 3)) * x * x + 1
+    far = ((_CUBIC_A * x - 5 * _CUBIC_A) * x + 8 * _CUBIC_A) * x - 4 * _CUBIC_A
+    return np.where(x <= 1, near, far).astype(np.float32), np.clip(indices, 0, old - 1)
 
 
 def true_mask(
-    protocol: Protocol, segmentation: Segmentation, meant: Bool[np.ndarray, "h w"]
+    protocol: Protocol, segmentation: Segmentation, original: Bool[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "new_h new_w"]:
-    """Returns the true mask at the size at which `protocol` compares; `meant` is the same at the image's own size.
+    """Return the true mask at the size at which `protocol` compares; `original` is the mask at the image's own size.
 
-    Where the protocol draws polygons anew but the mask is not made of polygons, it is resized by nearest pixel.
+    If the protocol redraws polygons but the segmentation is not made of polygons, the mask is resized by nearest pixel.
     """
-    if protocol.size is None or protocol.size == meant.shape:
-        return meant
+    if protocol.size is None or protocol.size == original.shape:
+        return original
     polygons = isinstance(segmentation, list) and segmentation and not any(isinstance(p, dict) for p in segmentation)
     if not (protocol.redraw_polygons and polygons):
-        return resize_mask(meant, protocol.size)
-    y_scale, x_scale = (new / old for new, old in zip(protocol.size, meant.shape, strict=True))
+        return resize_mask(original, protocol.size)
+    y_scale, x_scale = (new / old for new, old in zip(protocol.size, original.shape, strict=True))
     scaled = [(np.asarray(polygon, float).reshape(-1, 2) * (x_scale, y_scale)).ravel() for polygon in segmentation]
     return rasterize(scaled, *protocol.size)
 
@@ -240,7 +238,7 @@ def true_mask(
 def predicted_mask(
     protocol: Protocol, logits: Float[np.ndarray, "h w"], height: int, width: int
 ) -> Bool[np.ndarray, "new_h new_w"]:
-    """Returns the predicted mask at the size at which `protocol` compares, for an image of `height` x `width`."""
+    """Return the predicted mask at the size at which `protocol` compares, for an image of `height` x `width`."""
     values, level = np.asarray(logits, np.float32), math.log(protocol.threshold / (1 - protocol.threshold))
     if protocol.resampled == "probabilities":
         values, level = 0.5 + 0.5 * np.tanh(0.5 * values), protocol.threshold  # a sigmoid that does not overflow

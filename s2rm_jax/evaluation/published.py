@@ -1,12 +1,10 @@
-"""What others report on the benchmarks, and how they measured it.
+"""Published figures on the benchmarks, and the evaluation protocol behind each.
 
-A row stands here only if its figures were read in the named source and the evaluation code behind it is known; on
-gRefCOCO, where there are few rows, DeRIS stands too, marked as not read. Left out, therefore: figures quoted from
-memory, other methods whose evaluation code was not read (MagNet, LQMFormer, NeMo, DeRIS on RefCOCO, C3VG, OneRef,
-PixelLLM, GLaMM, MLCD-Seg and UNINEXT, which also trains on test images), DETRIS's overall IoU (its published code
-computes only the mean) and ReMamber (two sources give different figures). No figure of S2RM's own paper is known here.
-
-Our numbers beside published ones, on the splits that papers report.
+A figure is listed only if it was read in the named source and the evaluation code behind it is known. The exception is
+DeRIS on gRefCOCO, where few methods report; it is marked as not read. Not listed: figures quoted from memory; methods
+whose evaluation code was not read (MagNet, LQMFormer, NeMo, DeRIS on RefCOCO, C3VG, OneRef, PixelLLM, GLaMM, MLCD-Seg
+and UNINEXT, which also trains on test images); DETRIS's overall IoU (its published code computes only the mean); and
+ReMamber (two sources give different figures). No figure of S2RM's own paper is available here.
 """
 
 from __future__ import annotations
@@ -15,9 +13,6 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.evaluation.protocols import PROTOCOLS
-from s2rm_jax.evaluation.report import Report
-from s2rm_jax.evaluation.tables import NOTHING, Table
 from s2rm_jax.input.mixture import DATASETS
 
 SINGLE = "this benchmark"
@@ -26,7 +21,7 @@ COMBINED = "RefCOCO/+/g or more"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split as papers name it: the REFER folder, who split it, which part."""
+    """A split as papers name it: the dataset (its REFER folder), the author of the split, and the part."""
 
     dataset: str
     split_by: str
@@ -39,9 +34,9 @@ class Published:
 
     metric    overall_iou, mean_iou, precision@0.5 ... precision@0.9 or no_target_accuracy
     value     with the decimals of the source
-    trained   SINGLE or COMBINED
-    protocol  one of `protocols.PROTOCOLS`, or the name of an evaluation that is not offered here
-    source    where the figure was read; at times a third party
+    trained   the training data: SINGLE or COMBINED
+    protocol  one of `protocols.PROTOCOLS`, or the name of an evaluation that is not implemented here
+    source    where the figure was read; sometimes a third party
     """
 
     method: str
@@ -65,6 +60,7 @@ _REFCOCO = tuple(
 )
 _GREFCOCO = tuple(Benchmark("grefcoco", "unc", split) for split in ("val", "testA", "testB"))
 _REFERIT = (Benchmark("refclef", "berkeley", "test"),)
+BENCHMARKS = (*_REFCOCO, *_GREFCOCO, *_REFERIT)  # the splits on which papers report; some have no figure below
 
 _LAVT = "LAVT-RIS README"
 _CRIS = "CRIS.pytorch README"
@@ -77,7 +73,7 @@ _RELA_RERUN = "ReLA issue 15"
 _MASK_GROUNDING = "mask-grounding README"
 _COPIED = "a third party's table"
 
-# Networks take 320 px letterboxed; masks are thresholded there and then brought to the image's own size.
+# The networks take images letterboxed to 320 px; masks are thresholded at that size and resized to the image's own.
 _TF = "own (original size)"
 _NOT_READ = "own (code not read)"
 
@@ -85,7 +81,7 @@ _NOT_READ = "own (code not read)"
 def _rows(
     benchmarks: tuple[Benchmark, ...], metric: str, trained: str, *lines: tuple[str, str, str, str]
 ) -> list[Published]:
-    """Each line: method, protocol, source, then the figures on `benchmarks`, "-" where there is none."""
+    """Each line: method, protocol, source, then one figure per benchmark, "-" for none."""
     return [
         Published(method, benchmark, metric, value, trained, protocol, source)
         for method, protocol, source, values in lines
@@ -189,23 +185,21 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def published_on(benchmark: Benchmark) -> list[Published]:
-    """Returns all figures on a benchmark, in the order of this file."""
+    """Return all figures on a benchmark, in the order of this file."""
     return [figure for figure in PUBLISHED if figure.benchmark == benchmark]
 
 
-def is_benchmark(benchmark: Benchmark) -> bool:
-    """Whether papers report on this split; some have no figure here that could be checked."""
-    return benchmark in (*_REFCOCO, *_GREFCOCO, *_REFERIT)
-
-
-_REFER = {"dataset": "refcoco", "split_by": "unc"}  # the defaults of the sources "refer" and "tfds"
+_SOURCE_DEFAULTS = {"dataset": "refcoco", "split_by": "unc"}  # of the sources "refer" and "tfds"
 
 
 def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | None:
-    """Returns the published benchmark that a configuration's source and a split are, or None.
+    """Return the published benchmark that corresponds to a source and a split, or None.
 
-    Where several datasets are trained on together, a split "NAME:SPLIT" is that of one of them. A part of a split
-    (`limit` images, or the source's own `limit_referents`) is no benchmark.
+    Args:
+        source: config.input.source. In a mixture, a split "NAME:SPLIT" belongs to one of its datasets.
+        split: the split's name in that source.
+        limit: the number of images that are evaluated; a part of a split (also by `limit_referents` of the source) is
+            not a benchmark. 0: all.
     """
     fields = dict(source)
     name, colon, part_split = split.partition(":")
@@ -217,46 +211,6 @@ def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | 
         split = part_split
     if fields.get("name") not in ("refer", "tfds") or limit or fields.get("limit_referents"):
         return None
-    fields = _REFER | fields
+    fields = _SOURCE_DEFAULTS | fields
     benchmark = Benchmark(str(fields["dataset"]), str(fields["split_by"]), split)
-    return benchmark if is_benchmark(benchmark) else None
-
-
-def comparison(report: Report, benchmark: Benchmark) -> Table:
-    """Returns the published figures on `benchmark`, those trained on more data below a line, and ours at the end."""
-    names = report.protocol if benchmark.dataset != "grefcoco" else PROTOCOLS["rela_gref"]
-    figures = published_on(benchmark)
-    columns = {"overall_iou": names.overall_name or "oIoU", "mean_iou": names.mean_name}
-    columns |= {metric: names.columns[metric] for metric in names.columns if metric in {one.metric for one in figures}}
-    rows: list[tuple[str, ...]] = []
-    rules: list[int] = []
-    for trained in (SINGLE, COMBINED):
-        some = [figure for figure in figures if figure.trained == trained]
-        rules += [len(rows)] if rows and some else []
-        rows += _comparison_rows(some, tuple(columns))
-    ours = report.metrics
-    values = [f"{ours[metric]:.2f}" if metric in ours else NOTHING for metric in columns]
-    rules += [len(rows)] if rows else []
-    rows.append(("this run", "see its config.json", report.protocol.name, "measured here", *values))
-    where = f"{benchmark.dataset} ({benchmark.split_by}) {benchmark.split}"
-    return Table(
-        f"{where}: published figures and this run's; only rows of the same protocol are measured alike",
-        ("method", "trained on", "protocol", "source", *columns.values()),
-        tuple(rows),
-        tuple(rules),
-        strong=len(rows) - 1,
-        texts=4,
-    )
-
-
-def _comparison_rows(figures: list[Published], metrics: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """One row per method, in which every metric stays in a column of its own."""
-    methods: dict[tuple[str, str, str], list[Published]] = {}
-    for figure in figures:
-        methods.setdefault((figure.method, figure.trained, figure.protocol), []).append(figure)
-    rows = []
-    for named, group in methods.items():
-        values = {figure.metric: figure.value for figure in group}
-        sources = "; ".join(dict.fromkeys(figure.source for figure in group))
-        rows.append((*named, sources, *(values.get(metric, NOTHING) for metric in metrics)))
-    return rows
+    return benchmark if benchmark in BENCHMARKS else None

@@ -1,69 +1,34 @@
-"""A report on one evaluation: its numbers, what they mean, the table on the screen and expressions.csv."""
+"""The report on an evaluation: tables, metrics.json, expressions.csv, and one HTML page that needs no other file."""
 
 from __future__ import annotations
 
 import csv
+import json
 import textwrap
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
-from s2rm_jax.evaluation import bootstrap, metrics
-from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts
-from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
-from s2rm_jax.evaluation.tables import NOTHING, Table, as_text
+from s2rm_jax.evaluation import bootstrap, gallery, plots
+from s2rm_jax.evaluation.evaluator import Prediction, Report
+from s2rm_jax.evaluation.metrics import MaskCounts
+from s2rm_jax.evaluation.protocols import PROTOCOLS
+from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, published_on
+from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_markdown, as_text, without
 
-_SCREEN = 118  # columns
+_SCREEN_WIDTH = 118  # columns
 _CSV_FIELDS = (
-    *("id", "example", "kind", "sentence", "intersection", "union", "iou"),
+    *("id", "example", "kind", "expression", "intersection", "union", "iou"),
     *("targeted", "answered", "area", "centre_x", "centre_y"),
 )
 
 
-@dataclass(frozen=True)
-class Report:
-    """The scores of all expressions under a protocol, and what follows from them."""
-
-    expressions: tuple[ExpressionScore, ...]
-    protocol: Protocol = ORIGINAL
-
-    @cached_property
-    def total(self) -> MaskCounts:
-        """The counts over all expressions."""
-        return metrics.total(self.expressions, self.protocol)
-
-    @cached_property
-    def by_kind(self) -> dict[str, MaskCounts]:
-        """The counts of each kind of expression; empty where the source knows no kinds."""
-        groups = metrics.by_kind(self.expressions, self.protocol)
-        return {} if set(groups) <= {""} else groups
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The protocol's numbers in percent by name, see `MaskCounts.metrics`."""
-        return self.total.metrics(self.protocol)
-
-    @cached_property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """The bootstrap intervals, in percent, of those of overall and mean IoU that the protocol reports."""
-        found = bootstrap.intervals(self.expressions)
-        return {name: ends for name, ends in found.items() if name in self.metrics}
-
-    @property
-    def images(self) -> int:
-        """The number of images."""
-        return len({score.example_id for score in self.expressions})
-
-
-def named_counts(report: Report) -> list[tuple[str, MaskCounts]]:
-    """Returns the rows of a table: each kind by its name, then all expressions together."""
-    return [*((kind or "(no kind)", counts) for kind, counts in report.by_kind.items()), ("all", report.total)]
-
-
 def metrics_table(report: Report, caption: str = "") -> Table:
-    """Returns one row per kind and one for all, with the protocol's numbers."""
+    """Return the protocol's metrics, with one row per kind of expression and one for all expressions."""
     columns, rows = report.protocol.columns, []
-    for name, counts in named_counts(report):
+    groups = [*((kind or "(no kind)", counts) for kind, counts in report.by_kind.items()), ("all", report.total)]
+    for name, counts in groups:
         values = counts.metrics(report.protocol)
         cells = (f"{values[metric]:.2f}" if metric in values else NOTHING for metric in columns)
         rows.append((name, *cells, f"{counts.expressions:,}"))
@@ -72,8 +37,52 @@ def metrics_table(report: Report, caption: str = "") -> Table:
     return Table(caption, ("", *columns.values(), "expressions"), tuple(rows), rules, strong=last)
 
 
-def interval_line(report: Report) -> str:
-    """Returns the bootstrap intervals in one expression."""
+def comparison(report: Report, benchmark: Benchmark) -> Table:
+    """Return the published figures on `benchmark`, those with more training data below a rule, and ours at the end."""
+    names = report.protocol if benchmark.dataset != "grefcoco" else PROTOCOLS["rela_gref"]
+    figures = published_on(benchmark)
+    columns = {"overall_iou": names.overall_name or "oIoU", "mean_iou": names.mean_name}
+    columns |= {metric: title for metric, title in names.columns.items() if metric in {one.metric for one in figures}}
+    rows: list[tuple[str, ...]] = []
+    rules: list[int] = []
+    for trained in (SINGLE, COMBINED):
+        group = [figure for figure in figures if figure.trained == trained]
+        rules += [len(rows)] if rows and group else []
+        rows += _comparison_rows(group, tuple(columns))
+    ours = report.metrics
+    values = [f"{ours[metric]:.2f}" if metric in ours else NOTHING for metric in columns]
+    rules += [len(rows)] if rows else []
+    rows.append(("this run", "see its config.json", report.protocol.name, "measured here", *values))
+    split = f"{benchmark.dataset} ({benchmark.split_by}) {benchmark.split}"
+    return Table(
+        f"{split}: published figures and this run; only rows with the same protocol are comparable",
+        ("method", "trained on", "protocol", "source", *columns.values()),
+        tuple(rows),
+        tuple(rules),
+        strong=len(rows) - 1,
+        text_columns=4,
+    )
+
+
+def _comparison_rows(figures: Sequence[Published], metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return one row per method, with one column per metric."""
+    methods: dict[tuple[str, str, str], list[Published]] = {}
+    for figure in figures:
+        methods.setdefault((figure.method, figure.trained, figure.protocol), []).append(figure)
+    rows = []
+    for names, group in methods.items():
+        values = {figure.metric: figure.value for figure in group}
+        sources = "; ".join(dict.fromkeys(figure.source for figure in group))
+        rows.append((*names, sources, *(values.get(metric, NOTHING) for metric in metrics)))
+    return rows
+
+
+def notes(report: Report) -> list[str]:
+    """Return what the metrics mean: the bootstrap intervals, the protocol's definition, and remarks on the data."""
+    return [_interval_line(report), *report.protocol.definition, *remarks(report)]
+
+
+def _interval_line(report: Report) -> str:
     titles = report.protocol.columns
     parts = (f"{titles[name]} {low:.2f} to {high:.2f}" for name, (low, high) in report.intervals.items())
     drawn = f"images drawn with replacement: {report.images:,}, {bootstrap.RESAMPLES:,} times"
@@ -81,43 +90,186 @@ def interval_line(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """Returns what a reader must know of these numbers beyond the protocol's definition."""
+    """Return what a reader must know about these numbers beyond the protocol's definition."""
     found = []
     total, protocol = report.total, report.protocol
-    left_out = total.expressions - total.averaged
-    if left_out:
+    excluded = total.expressions - total.averaged
+    if excluded:
         found.append(
-            f"Expressions with an empty union: {left_out:,}. They are left out of {protocol.mean_name}, which the "
-            "original code prints as NaN as soon as there is one, and count as misses in P@x."
+            f"Expressions with an empty union: {excluded:,}. They are excluded from {protocol.mean_name}, which the "
+            "original code prints as NaN if there is one, and count as misses in P@x."
         )
     if total.no_target and protocol.no_target is None:
         found.append(
-            f"Expressions that refer to nothing: {total.no_target:,}. {protocol.name} does not know any: nothing is "
-            "gained where nothing is predicted for them; see --protocol rela_gref."
+            f"Expressions that refer to nothing: {total.no_target:,}. {protocol.name} does not support them: an empty "
+            "prediction gains nothing; see --protocol rela_gref."
         )
     if not total.no_target and protocol.no_target:
-        found.append("Every expression refers to something, so there is no N-acc and no T-acc.")
+        found.append("Every expression refers to something, so N-acc and T-acc are not defined.")
     return found
 
 
-def table(report: Report) -> str:
-    """Returns the table for the screen: one row per kind, one for all, and below it what the numbers mean."""
-    notes = [interval_line(report), *report.protocol.definition, *remarks(report)]
-    return "\n".join([as_text(metrics_table(report)), *(textwrap.fill(note, _SCREEN) for note in notes)])
+def as_screen_text(report: Report, benchmark: Benchmark | None = None) -> str:
+    """Return the metrics, the notes on them and the published figures on `benchmark` as plain text."""
+    parts = [as_text(metrics_table(report)), *(textwrap.fill(note, _SCREEN_WIDTH) for note in notes(report))]
+    if benchmark:
+        table = comparison(report, benchmark)
+        parts += ["", table.caption, as_text(without(table, "source")), ""]
+    return "\n".join(parts)
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """Writes one line per expression.
+    """Write one line per expression.
 
-    id, example, kind, expression; intersection and union in pixels, and IoU in [0, 1], as the protocol counts them
-    (empty: left out); whether the expression refers to something (targeted) and was answered with a mask; the area of
-    the true mask and its centroid as shares of the image.
+    The columns are id, example, kind and expression; intersection and union in pixels, and IoU in [0, 1], as the
+    protocol counts them (empty: excluded); whether the expression refers to something (targeted) and was answered with
+    a mask; the area of the true mask and its centroid as fractions of the image.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_CSV_FIELDS)
         for s in report.expressions:
             iou = "" if s.iou is None else f"{s.iou:.6f}"
-            x, y = ("", "") if s.centre is None else (f"{share:.4f}" for share in s.centre)
+            x, y = ("", "") if s.centre is None else (f"{fraction:.4f}" for fraction in s.centre)
             row = (s.id, s.example_id, s.kind, s.expression, s.intersection, s.union, iou)
             writer.writerow((*row, int(s.targeted), int(s.answered), f"{s.area:.6f}", x, y))
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #181c21; --muted: #5d6670; --paper: #f4f5f7; --card: #fff; --line: #dfe3e8;
+  --bar: #2f7fc1; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8ebef; --muted: #9aa4af; --paper: #121519; --card: #1b2026; --line: #2d343c; --bar: #3f8fd6; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1500px; padding: 2rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.45 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .8rem; }
+.scroll { overflow-x: auto; margin: 0 0 1rem; }
+figcaption { color: var(--muted); font-size: .9rem; margin: 0 0 .4rem; }
+table { border-collapse: collapse; background: var(--card); font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
+.text { text-align: left; }
+tr.rule td { border-top: 2px solid var(--muted); }
+tr.strong { font-weight: 600; }
+p.note { color: var(--muted); font-size: .85rem; margin: .35rem 0; max-width: 62rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem;
+  max-width: 70rem; }
+.plots svg { width: 100%; height: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+"""
+
+
+def report_page(
+    title: str,
+    report: Report,
+    tables: Sequence[Table],
+    plots: Mapping[str, str],
+    sections: Mapping[str, Sequence[Prediction]],
+) -> str:
+    """Return the HTML page; `plots` are SVG figures by name, and without `sections` there is no gallery."""
+    first, *others = tables
+    cases = gallery.gallery_html(sections) if sections else ""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{_STYLE}{gallery.STYLE}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{as_html(first)}
+{"".join(f'<p class="note">{escape(note)}</p>' for note in notes(report))}
+{"".join(f"<h2>Published figures</h2>{as_html(table)}" for table in others)}
+<h2>Breakdown</h2>
+<div class="plots">{"".join(plots.values())}</div>
+{cases}
+<script>{gallery.SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def write_report(
+    folder: Path,
+    report: Report,
+    sections: Mapping[str, Sequence[Prediction]],
+    *,
+    title: str,
+    benchmark: Benchmark | None = None,
+    **about: object,
+) -> Path:
+    """Write the report into an existing folder and return the path of its page.
+
+    index.html     tables, definitions, plots and gallery on one page that needs no other file
+    metrics.json   all metrics with their counts, intervals, breakdowns and the published figures
+    table.md, table.tex, expressions.csv
+    plots/*.svg    the plots of the page
+    gallery/*.png  the cases of `sections`, one by one and as a sheet per section; omitted if there are none
+
+    Args:
+        folder: the folder to write into.
+        report: the scores.
+        sections: the predictions to show, by section; see `gallery.Cases`.
+        title: the title of the page.
+        benchmark: adds the published figures on it.
+        about: what was evaluated (split, checkpoint, ...); copied into metrics.json.
+    """
+    tables = [metrics_table(report)]
+    if benchmark:
+        tables.append(comparison(report, benchmark))
+    groups = {
+        "length": bootstrap.by_length(report.expressions),
+        "area": bootstrap.by_area(report.expressions),
+        "place": bootstrap.by_place(report.expressions),
+    }
+    counts = bootstrap.histogram(report.expressions)
+    figures = {
+        "iou_histogram": plots.histogram_plot(counts),
+        "iou_by_length": plots.groups_plot("By length of the expression", "words in the expression", groups["length"]),
+        "iou_by_area": plots.groups_plot("By size of the referent", "share of the image, %", groups["area"]),
+        "iou_by_place": plots.places_plot("By position of the referent", groups["place"]),
+    }
+    captioned = [metrics_table(report, title), *tables[1:]]
+
+    write_csv(report, folder / "expressions.csv")
+    by = {name: [asdict(group) for group in members] for name, members in groups.items()}
+    content = about | _numbers(report) | {"iou_histogram": counts, "by": by}
+    if benchmark:
+        content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
+    _write(folder / "metrics.json", json.dumps(content, indent=2))
+    _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *notes(report)]))
+    comments = "\n".join(f"% {note}" for note in notes(report))
+    _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
+    (folder / "plots").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
+    if sections:
+        gallery.write_gallery(folder / "gallery", sections)
+    _write(folder / "index.html", report_page(title, report, tables, figures, sections))
+    return folder / "index.html"
+
+
+def _numbers(report: Report) -> dict[str, object]:
+    return {
+        "protocol": report.protocol.name,
+        "definitions": " ".join(report.protocol.definition),
+        "remarks": remarks(report),
+        "all": _summary(report, report.total) | {"interval_95": report.intervals},
+        "by_kind": {kind: _summary(report, counts) for kind, counts in report.by_kind.items()},
+    }
+
+
+def _summary(report: Report, counts: MaskCounts) -> dict[str, object]:
+    """Return the protocol's metrics (null if undefined) and the counts from which they are computed."""
+    values = counts.metrics(report.protocol)
+    names = ["expressions", "intersection", "union"]
+    if report.protocol.no_target:
+        names += ["no_target", "rejected", "targeted", "answered"]
+    metrics: dict[str, object] = {name: values.get(name) for name in report.protocol.columns}
+    return metrics | {name: getattr(counts, name) for name in names}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One table, four ways to write it: for the screen, Markdown, LaTeX and HTML."""
+"""A table of text that is written as plain text, Markdown, LaTeX or HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-NOTHING = "–"  # stands where there is no number
+NOTHING = "–"  # the cell of a missing number
 
 _MARKDOWN, _ESCAPED = re.compile(r"([|*_`<>\\])"), r"\\\1"
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NOTHING: "--"}
@@ -16,12 +16,14 @@ _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text.
+    """A table; all cells are text.
 
-    caption  one line
-    rules    the numbers of the rows above which a line is drawn
-    strong   the row that matters most, if there is one
-    texts    so many columns, the first, hold words; the others hold numbers
+    caption       one line
+    header        the titles of the columns
+    rows          the cells, row by row
+    rules         the indices of the rows above which a line is drawn
+    strong        the index of the row to emphasize, or None
+    text_columns  the first columns, which are left-aligned; the others hold numbers
     """
 
     caption: str
@@ -29,23 +31,23 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     rules: tuple[int, ...] = ()
     strong: int | None = None
-    texts: int = 1
+    text_columns: int = 1
 
 
 def without(table: Table, column: str) -> Table:
-    """Returns the table without a column, one of words, named by its title."""
-    gone = table.header.index(column)
-    header, *rows = (cells[:gone] + cells[gone + 1 :] for cells in (table.header, *table.rows))
-    return replace(table, header=header, rows=tuple(rows), texts=table.texts - 1)
+    """Return the table without one of its text columns, given by its title."""
+    index = table.header.index(column)
+    header, *rows = (cells[:index] + cells[index + 1 :] for cells in (table.header, *table.rows))
+    return replace(table, header=header, rows=tuple(rows), text_columns=table.text_columns - 1)
 
 
 def as_text(table: Table) -> str:
-    """Returns the table in columns of equal width, without its caption."""
+    """Return the table as aligned plain text, without its caption."""
     widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            f"{cell:{width}}" if index < table.texts else f"{cell:>{width}}"
+            f"{cell:{width}}" if index < table.text_columns else f"{cell:>{width}}"
             for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         return "  ".join(padded).rstrip()
@@ -58,23 +60,23 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Returns the table as GitHub's Markdown has it, below its caption."""
+    """Return the table in GitHub's Markdown, below its caption."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(_MARKDOWN.sub(_ESCAPED, cell) for cell in cells)} |"
 
-    marks = [":--" if index < table.texts else "--:" for index in range(len(table.header))]
+    marks = [":--" if index < table.text_columns else "--:" for index in range(len(table.header))]
     body = [line(row) for row in table.rows]
     return "\n".join([f"**{table.caption}**", "", line(table.header), f"|{'|'.join(marks)}|", *body])
 
 
 def as_latex(table: Table) -> str:
-    """Returns a LaTeX table that needs the package booktabs."""
+    """Return the table in LaTeX; it needs the package booktabs."""
 
     def line(cells: Sequence[str]) -> str:
         return f"    {' & '.join(map(_latex, cells))} \\\\"
 
-    columns = "l" * table.texts + "r" * (len(table.header) - table.texts)
+    columns = "l" * table.text_columns + "r" * (len(table.header) - table.text_columns)
     body = []
     for index, row in enumerate(table.rows):
         body += ["    \\midrule"] if index in table.rules else []
@@ -97,11 +99,11 @@ def as_latex(table: Table) -> str:
 
 
 def as_html(table: Table) -> str:
-    """Returns the table as an HTML figure; the strong row has the class "strong", one below a rule "rule"."""
+    """Return the table as an HTML figure; `strong` and `rules` are classes of its rows."""
 
     def cells(row: Sequence[str], tag: str) -> str:
         marked = (
-            f"<{tag}{' class=text' if index < table.texts else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{' class=text' if index < table.text_columns else ''}>{escape(cell)}</{tag}>"
             for index, cell in enumerate(row)
         )
         return "".join(marked)

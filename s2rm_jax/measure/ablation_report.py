@@ -155,7 +155,7 @@ def _overview(variants: Sequence[Variant], results: Results, splits: Sequence[st
         "In percent: mean ± standard deviation over seeds; differences with 95 % intervals (Welch); parameters of the "
         "whole network, GFLOPs of a forward pass of one image with its expressions"
     )
-    return Table(caption, tuple(header), tuple(rows), texts=2)
+    return Table(caption, tuple(header), tuple(rows), text_columns=2)
 
 
 def _against(reference: Variant, variant: Variant, results: Results, split: str) -> tuple[float, float, float] | None:

@@ -16,8 +16,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from s2rm_jax.evaluation.explain import Explanation
 from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, fit_image, fit_size, heat_image, mask_layer, span
-from s2rm_jax.explanation import Explanation
 from s2rm_jax.io import slug
 from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 from s2rm_jax.serving.service import Answer, Encoding

@@ -1,4 +1,4 @@
-"""Bootstrap intervals where they are known beforehand."""
+"""Bootstrap intervals in cases whose intervals are known in advance."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_one_image_never_scatters():
     assert found["mean_iou"] == pytest.approx((70, 70))
 
 
-def test_expressions_of_a_image_stay_together():
+def test_expressions_of_an_image_stay_together():
     # Two images of 100 expressions each, all right in one and all wrong in the other: a resampling holds the one twice,
     # one of each, or the other twice: mean IoU 100, 50 or 0 with the chances 1/4, 1/2, 1/4, so the interval is all.
     # Expressions drawn one by one would scatter by 1.96 * 50 / sqrt(200) = 7 around 50.
@@ -35,19 +35,19 @@ def test_width_for_many_images():
         assert high == pytest.approx(50 + 1.96 * 2.5, abs=0.6)
 
 
-def test_what_is_left_out_of_the_mean_is_left_out_here():
+def test_expressions_without_an_iou_are_excluded():
     scores = [score("a", 1, 2), score("b", 0, 0, empty_iou=None), score("c", 2, 4)]
     assert intervals(scores)["mean_iou"] == (50, 50)
 
 
-def test_every_resampling_draws_as_many_images_as_there_are(monkeypatch):
+def test_every_resample_draws_as_many_images_as_there_are(monkeypatch):
     values, images = np.ones((30, 1)), [f"p{i // 2}" for i in range(30)]
     at_once = resampled_sums(values, images)
     assert at_once.shape == (bootstrap.RESAMPLES, 1)
     assert (at_once == 30).all()  # 15 images of two expressions each, whichever they are
     different = resampled_sums(np.sqrt(np.arange(30.0))[:, None], images)
     assert len(np.unique(different)) > 0.99 * bootstrap.RESAMPLES
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr(bootstrap, "_MAX_DRAWS", 100)
     assert resampled_sums(values, images).shape == (bootstrap.RESAMPLES, 1)
 
 
@@ -56,6 +56,6 @@ def test_the_same_every_time():
     assert intervals(scores) == intervals(scores)
 
 
-def test_resamplings_without_any_are_left_out():
+def test_resamples_with_a_total_of_zero_are_excluded():
     assert interval(np.array([1.0, 0, 3]), np.array([2.0, 0, 6])) == (50, 50)
     assert interval(np.zeros(3), np.zeros(3)) == (0, 0)

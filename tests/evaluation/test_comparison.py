@@ -3,19 +3,19 @@
 import pytest
 from ml_collections import ConfigDict
 
+from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import (
+    BENCHMARKS,
     COMBINED,
     PUBLISHED,
     SINGLE,
     Benchmark,
     benchmark_of,
-    comparison,
-    is_benchmark,
     published_on,
 )
-from s2rm_jax.evaluation.report import Report
+from s2rm_jax.evaluation.report import comparison
 
 NOT_OFFERED = {"polygons, 512", "big_vision", "own (original size)", "own (code not read)"}
 METRICS = {"overall_iou", "mean_iou", "no_target_accuracy", *(f"precision@0.{tenths}" for tenths in (5, 6, 7, 8, 9))}
@@ -109,7 +109,7 @@ def test_the_published_figures_are_consistent():
         assert figure.protocol in PROTOCOLS or figure.protocol in NOT_OFFERED
         assert figure.metric in METRICS
         assert figure.trained in (SINGLE, COMBINED)
-        assert is_benchmark(figure.benchmark)
+        assert figure.benchmark in BENCHMARKS
         assert "S2RM" not in figure.method
         if figure.method.startswith("LAVT") and figure.metric.startswith("precision"):
             assert figure.protocol == "lavt480"  # whose precision counts ties, as LAVT's does

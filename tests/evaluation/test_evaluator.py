@@ -77,7 +77,7 @@ def test_no_implicit_transfers(colour_world, make_example, source_of):
     assert report.total.expressions == 1
 
 
-def test_progress_and_observer_hear_of_everything(colour_world, make_example, source_of):
+def test_progress_and_observer_are_called_for_everything(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     source = source_of([make_example(f"e{i}", ["red", "blue"]) for i in range(5)])
     progress, seen = [], []
@@ -97,7 +97,7 @@ def test_images_are_read_from_files(colour_world, make_example, source_of, tmp_p
     assert Evaluator(network, tokenizer, config)(params, source).total.intersection == 12
 
 
-def test_nothing_to_evaluate_is_said(colour_world, source_of):
+def test_a_split_without_expressions_is_an_error(colour_world, source_of):
     network, _, params, tokenizer, config = colour_world
     with pytest.raises(UserError, match="no expressions"):
         Evaluator(network, tokenizer, config)(params, source_of([]))
@@ -113,7 +113,7 @@ def test_the_size_of_a_protocol_is_not_that_of_the_network_or_the_image(colour_w
     assert report.protocol.name == "lavt480"
 
 
-def test_where_and_how_large_what_is_meant_is(colour_world, make_example, source_of):
+def test_area_and_centre_of_the_referent(colour_world, make_example, source_of):
     network, _, params, tokenizer, config = colour_world
     source = source_of([make_example("p", ["red"], height=12, width=24)])
     for name in ("original", "lavt480"):
@@ -128,7 +128,7 @@ class AnswerWithHead(NamedTuple):
 
 
 class WithHead(nn.Module):
-    """Says that an expression refers to nothing where it names green, and finds the left half for everything else."""
+    """Predicts no target for expressions that name green, and the left half for all others."""
 
     silent: bool = False
 
@@ -151,7 +151,7 @@ def four_answers(make_example, source_of):
     return source_of([Example("p", example.image, 8, 8, expressions)])
 
 
-def test_a_network_says_itself_that_a_expression_refers_to_nothing(colour_world, four_answers):
+def test_a_network_predicts_that_an_expression_refers_to_nothing(colour_world, four_answers):
     # At 480 x 480 the left half has 115,200 pixels = h. TN: I = U = h. FP: I lost, U = h. FN: U = h. TP: IoU 1.
     h = 480 * 240
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])(
@@ -170,7 +170,7 @@ def test_a_network_says_itself_that_a_expression_refers_to_nothing(colour_world,
     assert report.metrics["overall_iou"] == pytest.approx(100 / 3)
 
 
-def test_what_is_too_small_for_any_pixel_is_meant_all_the_same(colour_world, make_example, source_of):
+def test_an_object_smaller_than_a_pixel_is_still_a_target(colour_world, make_example, source_of):
     # A triangle of a fiftieth of a pixel: its mask is empty, but "nothing" is no right answer, nor is it asked for.
     example = make_example("p", ["red"], height=8, width=8)
     speck = (Expression("green", [[1.0, 1.0, 1.2, 1.0, 1.0, 1.2]], "", "p-0"),)
@@ -191,7 +191,7 @@ def test_a_mask_file_that_is_black_means_nothing(colour_world, make_example, sou
 
 
 @pytest.mark.parametrize("name", ["rela_gref", "lisa"])
-def test_without_that_word_the_mask_decides(colour_world, four_answers, name):
+def test_without_that_output_the_mask_decides(colour_world, four_answers, name):
     tokenizer, config = colour_world.tokenizer, colour_world.config
     report = Evaluator(WithHead(silent=True), tokenizer, config, PROTOCOLS[name])({}, four_answers)
     assert all(score.answered for score in report.expressions)  # no mask is empty
@@ -199,7 +199,7 @@ def test_without_that_word_the_mask_decides(colour_world, four_answers, name):
     assert report.metrics["target_accuracy"] == 100
 
 
-def test_where_the_mask_decides_that_word_empties_it(colour_world, four_answers):
+def test_where_the_mask_decides_that_output_empties_it(colour_world, four_answers):
     # Of the left half (32 pixels): found; lost; found but not asked for; rightly nothing.
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["lisa"])({}, four_answers)
     assert [(s.intersection, s.union, s.iou) for s in report.expressions] == [
@@ -211,7 +211,7 @@ def test_where_the_mask_decides_that_word_empties_it(colour_world, four_answers)
     assert report.metrics["no_target_accuracy"] == report.metrics["target_accuracy"] == 50
 
 
-def test_a_protocol_that_knows_no_such_expressions_scores_the_masks(colour_world, four_answers):
+def test_a_protocol_without_support_for_no_target_scores_the_masks(colour_world, four_answers):
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config)({}, four_answers)
     assert [s.iou for s in report.expressions] == [1, 0, 0, 0]  # the two that name green are emptied
     assert "no_target_accuracy" not in report.metrics

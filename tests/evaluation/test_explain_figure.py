@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.evaluation.explain import WIDTH, explain_figure
+from s2rm_jax.evaluation.explain import WIDTH, Explanation, explain_figure
 from s2rm_jax.evaluation.overlay import RAMP, fit_image, heat_bar, heat_image, heat_over, span
-from s2rm_jax.explanation import Explanation
 
 PAIRS = ("language_parses_vision", "vision_parses_language")
 

@@ -7,11 +7,10 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.evaluation.evaluator import Prediction
+from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.gallery import PANEL, Cases, contact_sheet, gallery_html, outcome, write_gallery
 from s2rm_jax.evaluation.metrics import ExpressionScore
-from s2rm_jax.evaluation.report import Report, metrics_table
-from s2rm_jax.evaluation.report_files import report_page
+from s2rm_jax.evaluation.report import metrics_table, report_page
 
 NASTY = "</style><script>alert(\"x\")</script> & 'quoted'"
 
@@ -58,7 +57,7 @@ def test_files_with_the_right_sizes(tmp_path, make_example):
         assert both.width > 4 * 240
 
 
-def test_cases_of_an_earlier_gallery_are_gone_and_nothing_else(tmp_path, make_example):
+def test_only_cases_of_an_earlier_gallery_are_removed(tmp_path, make_example):
     for name in ("best_001_old.png", "worst_1000_old.png", "random.png", "holiday.png", "best_of_mine.png"):
         (tmp_path / name).write_text("")
     write_gallery(tmp_path, {"best": predictions_of(make_example("new", ["red"]))})
@@ -86,7 +85,7 @@ def test_masks_of_another_size_than_the_image_fit_over_it(make_example):
     assert difference.mean() < 2
 
 
-def test_what_is_said_of_a_case(make_example):
+def test_outcome_of_a_case(make_example):
     (case,) = predictions_of(make_example("e", ["red"], 8, 16, kind="colour"))
     nothing = np.zeros((8, 16), bool)
     assert outcome(case) == "colour, IoU 75.0 %"
@@ -117,7 +116,7 @@ def test_the_page_is_self_contained_and_escapes_text(make_example):
     assert cards[0]["data-iou"] == "0.750000"
     assert "75.00" in "".join(reader.text)
     headings = re.findall(r"<h2[^>]*>([^<]*)", page)
-    assert headings == ["Where it does well and where it does not", "Cases at random", "Worst cases"]
+    assert headings == ["Breakdown", "Cases at random", "Worst cases"]
 
 
 def test_kinds_are_offered_only_where_there_are_any(make_example):
@@ -171,5 +170,5 @@ def test_expressions_without_an_iou_are_neither_best_nor_worst(make_example):
     assert chosen_of(make_example, 2, [None]) == {"random": ["e0-0"]}
 
 
-def test_none_are_kept_where_none_are_asked_for(make_example):
+def test_a_count_of_zero_keeps_no_cases(make_example):
     assert chosen_of(make_example, 0, [1], [2]) == {}

@@ -38,7 +38,7 @@ def test_a_tie_with_the_threshold_counts(tenths):
 
 def test_an_empty_union_has_iou_zero_and_no_hits():
     empty = counts_of(score(0, 0))
-    assert empty == MaskCounts(expressions=1, averaged=1, asked=1, targeted=1, answered=1)
+    assert empty == MaskCounts(expressions=1, averaged=1, precision_total=1, targeted=1, answered=1)
     assert set(empty.metrics().values()) == {0.0}
 
 

@@ -168,6 +168,6 @@ def test_the_definition_says_what_is_done(name):
 
 def test_names():
     assert protocol_named("original") is ORIGINAL
-    with pytest.raises(UserError, match=r"no protocol 'lavt'; there are: original, lavt480, .*lisa") as raised:
+    with pytest.raises(UserError, match=r"protocol 'lavt' not found; available: original, lavt480, .*lisa") as raised:
         protocol_named("lavt")
     assert "\n" not in str(raised.value)

@@ -3,9 +3,10 @@
 import csv
 from dataclasses import replace
 
+from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
-from s2rm_jax.evaluation.report import Report, remarks, table, write_csv
+from s2rm_jax.evaluation.report import as_screen_text, remarks, write_csv
 
 ODD_EXPRESSION = 'the "big", red one;\nor, the émigré\'s <b>hat</b>'
 REPORT = Report(
@@ -17,7 +18,7 @@ REPORT = Report(
 
 
 def test_the_table_has_a_row_per_kind_and_one_for_all():
-    lines = table(REPORT).splitlines()
+    lines = as_screen_text(REPORT).splitlines()
     assert lines[0].split() == ["oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "expressions"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:] if not line.startswith("-")}
     assert rows["attribute"] == ["90.00", "90.00", "100.00", "100.00", "100.00", "100.00", "100.00", "1"]
@@ -32,7 +33,10 @@ def test_the_table_has_a_row_per_kind_and_one_for_all():
 def test_without_kinds_there_is_one_row():
     plain = Report((ExpressionScore("0", "0", "", "a dog", 1, 2),))
     assert plain.by_kind == {}
-    assert [line.split()[:1] for line in table(plain).splitlines()[2:4]] == [["all"], ["95"]]  # below header and rule
+    assert [line.split()[:1] for line in as_screen_text(plain).splitlines()[2:4]] == [
+        ["all"],
+        ["95"],
+    ]  # below header and rule
 
 
 def test_csv_round_trip_keeps_every_character(tmp_path):
@@ -41,12 +45,12 @@ def test_csv_round_trip_keeps_every_character(tmp_path):
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["7-0", "7-1"]
-    assert rows[0]["sentence"] == ODD_EXPRESSION
-    assert rows[0] | {"sentence": ""} == {
+    assert rows[0]["expression"] == ODD_EXPRESSION
+    assert rows[0] | {"expression": ""} == {
         "id": "7-0",
         "example": "7",
         "kind": "relation",
-        "sentence": "",
+        "expression": "",
         "intersection": "1",
         "union": "3",
         "iou": "0.333333",
@@ -66,21 +70,21 @@ def test_expressions_without_an_iou_have_an_empty_cell(tmp_path):
 
 
 def test_the_table_has_the_columns_of_its_protocol():
-    lines = table(Report(REPORT.expressions, PROTOCOLS["cris"])).splitlines()
+    lines = as_screen_text(Report(REPORT.expressions, PROTOCOLS["cris"])).splitlines()
     assert lines[0].split() == ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "expressions"]
     assert lines[5].split()[:2] == ["all", "61.67"]
     assert lines[6].endswith("mIoU 61.67 to 61.67.")
     assert "oIoU" not in " ".join(lines)
-    gref = table(Report(REPORT.expressions, PROTOCOLS["rela_gref"])).splitlines()
+    gref = as_screen_text(Report(REPORT.expressions, PROTOCOLS["rela_gref"])).splitlines()
     assert gref[0].split() == ["cIoU", "gIoU", "P@0.7", "P@0.8", "P@0.9", "N-acc", "T-acc", "expressions"]
     assert gref[5].split()[-3:] == ["–", "–", "2"]
     assert "Every expression refers to something" in gref[-1]
 
 
-def test_remarks_on_what_a_protocol_does_not_know():
+def test_remarks_on_what_a_protocol_does_not_support():
     nothing = replace(REPORT.expressions[0], targeted=False)
     (remark,) = remarks(Report((nothing,), PROTOCOLS["lavt480"]))
-    assert remark.startswith("Expressions that refer to nothing: 1. lavt480 does not know any")
+    assert remark.startswith("Expressions that refer to nothing: 1. lavt480 does not support them")
     left_out = replace(REPORT.expressions[0], union=0, empty_iou=None)
     (remark,) = remarks(Report((left_out, *REPORT.expressions), PROTOCOLS["caris448"]))
     assert remark.startswith("Expressions with an empty union: 1. They are left out of mIoU")

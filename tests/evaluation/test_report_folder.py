@@ -1,15 +1,15 @@
-"""What an evaluation leaves behind."""
+"""The files of a report."""
 
 import json
 from xml.etree import ElementTree
 
 import pytest
 
+from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
-from s2rm_jax.evaluation.report import Report
-from s2rm_jax.evaluation.report_files import write_report
+from s2rm_jax.evaluation.report import write_report
 
 SCORES = (
     ExpressionScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
@@ -22,10 +22,10 @@ def test_files(tmp_path):
     page = write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
     assert page == tmp_path / "index.html"
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
+        "expressions.csv",
         "index.html",
         "metrics.json",
         *(f"plots/iou_{name}.svg" for name in ("by_area", "by_length", "by_place", "histogram")),
-        "expressions.csv",
         "table.md",
         "table.tex",
     ]
@@ -37,7 +37,7 @@ def test_files(tmp_path):
     assert "Published" not in markdown
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 4
-    assert "Beside published figures" not in html
+    assert "Published figures" not in html
 
 
 def test_json(tmp_path):

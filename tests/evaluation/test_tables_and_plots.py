@@ -1,4 +1,4 @@
-"""Tables in four languages, and figures that show the numbers they are given."""
+"""Tables in four formats, and plots that show the numbers they are given."""
 
 import re
 from xml.etree import ElementTree
@@ -9,7 +9,9 @@ from s2rm_jax.evaluation.bootstrap import PLACES, ScoreGroup
 from s2rm_jax.evaluation.plots import groups_plot, histogram_plot, places_plot, standalone
 from s2rm_jax.evaluation.tables import Table, as_html, as_latex, as_markdown, as_text, without
 
-TABLE = Table("A & B", ("", "kind|of", "mIoU"), (("a_b", "<x>", "1.00"), ("all", "–", "12.00")), (1,), 1, texts=2)
+TABLE = Table(
+    "A & B", ("", "kind|of", "mIoU"), (("a_b", "<x>", "1.00"), ("all", "–", "12.00")), (1,), 1, text_columns=2
+)
 
 
 def test_text_is_aligned_and_ruled():
@@ -49,9 +51,9 @@ def test_html():
     assert tree.find("figcaption").text == "A & B"
 
 
-def test_a_column_less():
+def test_a_column_is_removed():
     fewer = without(TABLE, "kind|of")
-    assert (fewer.header, fewer.rows[0], fewer.texts) == (("", "mIoU"), ("a_b", "1.00"), 1)
+    assert (fewer.header, fewer.rows[0], fewer.text_columns) == (("", "mIoU"), ("a_b", "1.00"), 1)
 
 
 def bars(svg):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from s2rm_jax import command_line
-from s2rm_jax.evaluation import explain
+from s2rm_jax.evaluation import gallery
 from s2rm_jax.input import pipeline
 from s2rm_jax.models import network
 from s2rm_jax.training import run
@@ -43,6 +43,6 @@ if __name__ == "__main__":
     for module in (network, run):
         module.build_network = lambda config: standin.StandIn(dropout_rate=0.5, words=config.text.vocab_size)
     pipeline.train_batches = slow_batches
-    explain.write_explained_cases = note_explained
+    gallery.write_explained_cases = note_explained
     door = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
     command_line.run(door.main, door.FLAGS, door.__doc__, required=("workdir",))

@@ -1,4 +1,4 @@
-"""The doors evaluate, predict and demo as a person runs them, and what they say when something is wrong."""
+"""The commands evaluate, predict and demo as a person runs them, and their error messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def door(monkeypatch, capfd):
-    """Runs a door in this process, which spares the imports; returns its exit status, output and errors."""
+    """Run a command in this process, which saves the imports; return its exit status, output and errors."""
 
     def call(module, *arguments):
         required = {evaluate: ("workdir",), predict: ("out",)}.get(module, ())
@@ -96,7 +96,7 @@ def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
     assert lines[-1].startswith("mIoU ")
     assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "cris"
     assert not (tmp_path / "gallery").exists()
-    assert "Beside published" not in (tmp_path / "index.html").read_text()
+    assert "Published figures" not in (tmp_path / "index.html").read_text()
 
 
 def test_predict(tiny_workdir, tmp_path, image):
@@ -133,14 +133,14 @@ def test_predict(tiny_workdir, tmp_path, image):
             assert figure.width == 1600
 
 
-def test_without_a_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
+def test_without_an_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
     status, printed, errors = door(predict, f"--workdir={tiny_workdir}", f"--out={tmp_path / 'own'}")
     assert status == 0, errors
     example = SyntheticSource("val", image_size=(48, 64), expressions_per_scene=3)[0]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "own/image.png")), example.image)
     result = json.loads((tmp_path / "own/result.json").read_text())
     assert result["image"] == str(tmp_path / "own/image.png")
-    assert [entry["sentence"] for entry in result["results"]] == [one.text for one in example.expressions]
+    assert [entry["expression"] for entry in result["results"]] == [one.text for one in example.expressions]
     assert "3 masks of 64 x 48 pixels" in printed
 
     status, _, errors = door(predict, f"--workdir={tiny_workdir}", "--text=the star", f"--out={tmp_path / 'asked'}")
@@ -165,7 +165,7 @@ def test_predict_on_many_images_as_json(door, tiny_workdir, tmp_path):
         files = {path.name for path in (tmp_path / "out" / image["folder"]).iterdir()}
         assert files == {"overlay.png", "mask_1_the_star.png", "mask_2_the_heart.png", "how_1.PNG", "how_2.PNG"}
     assert result["failed"][0]["image"].endswith("frame11.png")
-    warning, error = [line for line in errors.splitlines() if line.startswith(("warning: left out", "error"))]
+    warning, error = [line for line in errors.splitlines() if line.startswith(("warning: skipped", "error"))]
     assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be read")
 
 
@@ -265,7 +265,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"images": "{tmp}"}, "--image and --images are both given"),
         ({"image": None, "images": "{tmp}/*.tif"}, "no file matches"),
         ({"image": None, "images": "{tmp}", "text": None}, "--text is missing"),
-        ({"image": None, "images": "{tmp}", "explain": "some/how.png"}, "must be the name of a PNG"),
+        ({"image": None, "images": "{tmp}", "explain": "some/how.png"}, "must be a file name ending in .png"),
         ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),
     ],
 )
@@ -289,7 +289,7 @@ def test_predict_with_bad_input(door, tiny_workdir, tmp_path, image, change, say
         (["--workdir={run}", "--split=tset"], "tset"),
         (["--workdir={run}", "--out={tmp}/taken"], "a file is in the way"),
         (["--workdir={run}", "--gallery=-1"], "gallery"),
-        (["--workdir={run}", "--protocol=lavt"], "there is no protocol 'lavt'; there are: original, lavt480, caris448"),
+        (["--workdir={run}", "--protocol=lavt"], "protocol 'lavt' not found; available: original, lavt480, caris448"),
         ([], "--workdir is missing"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a prediction leaves behind, and what it takes away of an earlier one."""
+"""The files that a prediction writes, and those of an earlier one that it removes."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.prediction_files import remove_earlier_prediction, write_prediction, write_result
+from s2rm_jax.prediction_files import remove_earlier_prediction, write_prediction, write_result
 from s2rm_jax.segmenter import Result
 
 
@@ -19,14 +19,14 @@ def test_masks_are_as_they_are_listed(tmp_path):
     masks[0, 1:3, 2:] = True
     result = Result(("a man", "A man!"), masks, np.array([0.91234, 0.0]), np.array([0.1, 0.9]))
     found = write_prediction(tmp_path, np.zeros((4, 6, 3), np.uint8), result)
-    first = {"sentence": "a man", "score": 0.9123, "area": 8, "box": (2, 1, 6, 3), "file": "mask_1_a_man.png"}
-    second = {"sentence": "A man!", "score": 0.0, "area": 0, "box": None, "file": "mask_2_a_man.png"}
+    first = {"expression": "a man", "score": 0.9123, "area": 8, "box": (2, 1, 6, 3), "file": "mask_1_a_man.png"}
+    second = {"expression": "A man!", "score": 0.0, "area": 0, "box": None, "file": "mask_2_a_man.png"}
     assert found == [first | {"no_target": 0.1}, second | {"no_target": 0.9}]
     assert names(tmp_path) == ["mask_1_a_man.png", "mask_2_a_man.png", "overlay.png"]
 
 
 @pytest.mark.parametrize("name", ["mask_1_a_man.png", "overlay.png", "result.json"])
-def test_what_cannot_be_written_is_told_in_one_line(tmp_path, name):
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, name):
     (tmp_path / name).mkdir()
     result = Result(("a man",), np.zeros((1, 4, 6), bool), np.zeros(1))
     with pytest.raises(UserError, match=rf"^--out: .*{name} cannot be written \(Is a directory\); give another --out$"):
@@ -34,7 +34,7 @@ def test_what_cannot_be_written_is_told_in_one_line(tmp_path, name):
         write_result(tmp_path, {})
 
 
-def test_listed_masks_go_and_nothing_else(tmp_path):
+def test_only_listed_masks_are_removed(tmp_path):
     for name in ("mask_1_a_dog.png", "mask_12_a_cat.png", "mask_3_mine.png", "notes.txt", "overlay.png"):
         (tmp_path / name).write_text("")
     listed = [{"file": "mask_1_a_dog.png"}, {"file": "mask_12_a_cat.png"}, {"file": "notes.txt"}]
@@ -43,7 +43,7 @@ def test_listed_masks_go_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["mask_3_mine.png", "notes.txt", "overlay.png", "result.json"]
 
 
-def test_of_many_images_empty_folders_go_too(tmp_path):
+def test_empty_folders_of_many_images_are_removed(tmp_path):
     out = tmp_path / "out"
     for folder in ("1", "2", "../outside"):
         (out / folder).mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_of_many_images_empty_folders_go_too(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"results": 3}', '{"results": [{}]}', '{"images": [3]}'])
-def test_a_result_file_of_somebody_else_is_no_list_of_masks(tmp_path, content):
+def test_a_result_file_of_another_program_is_ignored(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     (tmp_path / "mask_1_mine.png").write_text("")
     remove_earlier_prediction(tmp_path)

@@ -1,11 +1,11 @@
-"""Explanations: words put together again, and what is left where the network was configured otherwise."""
+"""Explanations: pieces joined to words, and the pairs that remain in other configurations."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.explanation import explanations, reduce
+from s2rm_jax.evaluation.explain import explanations, reduce
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import Output, build_network
 from tests.models.small import small_config, small_inputs
@@ -45,7 +45,7 @@ def test_other_configurations(changes, pairs):
 
 def test_the_names_of_the_directions_are_where_the_slices_go():
     """The first slice of a scan that goes leftwards is the right column, and so on."""
-    from s2rm_jax.explanation import DIRECTIONS
+    from s2rm_jax.evaluation.explain import DIRECTIONS
     from s2rm_jax.models.s2rm import to_slices
 
     rows, columns = np.mgrid[:3, :3].astype(np.float32)
