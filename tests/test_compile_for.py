@@ -29,7 +29,7 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "4x4", "v5e:4x4;v5e:4x4", "v5e-16"])
 def test_a_topology_is_a_chip_and_a_shape(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"--topology is '.*'; it must be a chip and a shape, such as v5e:4x4"):
+    with pytest.raises(UserError, match=r"--topology is '.*'; it must be CHIP:SHAPE, such as v5e:4x4"):
         compile_for.topology_devices(name)
 
 

@@ -18,9 +18,8 @@ from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.sampling import EpochSize
 from s2rm_jax.interop.pretrained import find_vocabulary
 from s2rm_jax.io import on_bucket
-from s2rm_jax.measure.chips import GIB, matrix_rate
-from s2rm_jax.measure.compiled_report import read_memory
 from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.devices import GIB, matrix_rate, read_memory
 from s2rm_jax.training.checkpoint import Checkpoints, has_checkpoint
 from s2rm_jax.training.compile import CompiledStep
 from s2rm_jax.training.logging import hours_minutes_seconds

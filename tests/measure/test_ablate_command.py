@@ -1,5 +1,6 @@
-"""The door from its flags to its tables, with a network that trains in no time: every run once, also after a stop."""
+"""The command from its flags to its tables, with a small stand-in network: every run once, also after a stop."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from filelock import FileLock
 
 from s2rm_jax import ablate
 from s2rm_jax.errors import UserError
@@ -102,7 +102,7 @@ def stopped_and_continued(tmp_path_factory):
 def test_after_a_stop_it_goes_on_where_it_was(stopped_and_continued):
     folder, table_before, said = stopped_and_continued
     assert "| full |" in table_before and "balance\\_channel" not in table_before
-    assert "6 runs of 3 steps, 5 of them left: full, balance_channel, balance_mean" in said
+    assert "6 runs of 3 steps, 5 left: full, balance_channel, balance_mean" in said
     assert "== run 1/6" not in said, "the first run was finished"
     assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in said
     assert "balance_channel-seed-0 from step 1 of 3" in said
@@ -135,13 +135,13 @@ def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_pa
     run_of_other = tmp_path / "out/runs/full-seed-0"
     run_of_other.mkdir(parents=True)
     table = tmp_path / "out/balance/ablations.md"
-    lock = FileLock(f"{run_of_other}.lock", thread_local=False)
-    lock.acquire()
+    held = contextlib.ExitStack()
+    held.enter_context(ablation_runs.lock(run_of_other))
 
     def finish(_: float) -> None:
         assert not table.exists(), "there is nothing to compare with yet"
         shutil.copytree(folder / "out/runs/full-seed-0", run_of_other, dirs_exist_ok=True)
-        lock.release()
+        held.close()
 
     def carry_out(run):
         shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
@@ -165,9 +165,9 @@ def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--steps=2",), "has 3 steps, and 2 are asked for: give another --out, or --steps 3"),
+        (("--steps=2",), "has 3 steps, not 2; give another --out, or --steps=3"),
         (("--steps=3", "--config.optimizer.learning_rate=0.5"), "begun with another configuration: optimizer.learning"),
-        (("--config.input.source.name=refer",), "ablations take synthetic scenes"),
+        (("--config.input.source.name=refer",), "ablations need 'synthetic'"),
     ],
 )
 def test_another_setting_is_refused(stopped_and_continued, flags, message):
@@ -188,6 +188,6 @@ def test_a_damaged_result_is_named(stopped_and_continued):
     path = folder / "out/runs/full-seed-0/result.json"
     text = path.read_text()
     path.write_text(text[:50])
-    with pytest.raises(UserError, match=r"result.json cannot be read .*: delete it"):
+    with pytest.raises(UserError, match=r"result.json cannot be read .*; delete it"):
         run(folder, "--steps=3")
     path.write_text(text)

@@ -1,7 +1,7 @@
-"""The suites on the smallest network: what they report, and what a person gets."""
+"""The suites on the smallest network, and the report of the command."""
 
-import importlib
 import json
+import subprocess
 import sys
 from xml.etree import ElementTree
 
@@ -11,13 +11,12 @@ import pytest
 
 from s2rm_jax import benchmark, command_line, config
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, suites, training_speed
+from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, training_speed
 from s2rm_jax.measure.floors import Floor
 from s2rm_jax.measure.growth import growth_plot
+from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_cell, write_report
 from s2rm_jax.measure.many_expressions import _lavt, _per_image, _sizes
-from s2rm_jax.measure.section import Section, show
 from s2rm_jax.measure.subject import Subject
-from s2rm_jax.measure.timing import Timings, describe_machine
 from s2rm_jax.training.workdir import load_run
 
 
@@ -28,21 +27,24 @@ def test_the_floor_is_the_longer_of_computing_and_copying():
 
 
 def test_a_image_with_7_2_expressions_is_summed_up_round_by_round():
-    seconds = {"encode": (1.0, 2.0), "further 7": (1.0, 1.0), "further 8": (2.0, 2.0), "single": (2.0, 3.0)}
+    seconds = {"encode": (1.0, 2.0), "segment 7": (1.0, 1.0), "segment 8": (2.0, 2.0), "single": (2.0, 3.0)}
     summed = _per_image(Timings(seconds))
     assert summed.seconds["together"] == pytest.approx((1 + 0.8 + 0.4, 2 + 0.8 + 0.4))
     assert summed.seconds["single calls"] == pytest.approx((14.4, 21.6))
 
 
-def test_a_section_as_a_table():
+def test_a_section_as_a_table(tmp_path):
     section = Section(
         "Title", "Text.", ["", "s"], [["part", 0.01234], ["all", 1234.5]], {"all": 1.0}, {"a.svg": "<svg/>"}
     )
     assert section.markdown() == (
         "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| part | 0.0123 |\n| all | 1,234 |\n\n![Title](a.svg)\n"
     )
-    assert section.as_json()["figures"] == {"all": 1.0}
-    assert [show(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]
+    write_report(tmp_path, {}, [section])
+    (content,) = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
+    assert (content["figures"], content["plots"]) == ({"all": 1.0}, ["a.svg"])
+    assert (tmp_path / "a.svg").read_text() == "<svg/>"
+    assert [format_cell(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]
 
 
 def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
@@ -59,7 +61,7 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
 
 
 def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
-    for name in ("_ground", "_text"):
+    for name in ("_ground_call", "_text_call"):
         monkeypatch.setattr(growth, name, lambda *_: lambda: 1)
     monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
     longest = subject.config.text.max_positions
@@ -86,10 +88,10 @@ def test_a_report_tells_who_allocated_memory(monkeypatch):
 
 def test_a_training_step_is_measured(subject, training, monkeypatch):
     monkeypatch.setattr(training_speed, "training_step", lambda subject: training)
-    measured = training_speed.measure(subject, rounds=1)
+    measured = training_speed.measure_step(subject, rounds=1)
     assert measured.seconds > 0 and measured.compile_seconds > 0 and measured.compiled_bytes > 1e5
     assert measured.device_bytes is None  # a CPU does not tell
-    monkeypatch.setattr(training_speed, "measure", lambda *_: measured)
+    monkeypatch.setattr(training_speed, "measure_step", lambda *_: measured)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     steps, attention = training_speed.training_speed(subject, rounds=1)
     assert [row[:2] for row in steps.rows] == [[2, "none"], [2, "dense"], [2, "blocks"]]
@@ -102,7 +104,7 @@ def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):
     def too_large(*_):
         raise jax.errors.JaxRuntimeError(said)
 
-    monkeypatch.setattr(training_speed, "measure", too_large)
+    monkeypatch.setattr(training_speed, "measure_step", too_large)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     steps, _ = training_speed.training_speed(subject, rounds=1, batches=(4,))
     assert [row[:3] for row in steps.rows] == [[4, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
@@ -128,7 +130,10 @@ def test_startup_asks_fresh_processes(subject, monkeypatch):
 
 
 def test_a_fresh_process_says_how_long_it_imports():
-    assert 0 < json.loads(startup._run(["s2rm_jax.measure.startup", "import"]))["import"] < 600
+    seconds = json.loads(startup._run(["s2rm_jax.measure.startup", "import"]))["import"]
+    assert 0 < seconds < 600
+    imported = "import sys, s2rm_jax.measure.startup; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", imported], check=True)  # else there is nothing left to measure
 
 
 def test_a_run_that_was_never_trained_can_be_loaded(subject, tmp_path):
@@ -159,7 +164,7 @@ def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
     report = (tmp_path / "out" / "benchmark.md").read_text()
     printed, told = capsys.readouterr()
     assert printed == report + "\n"
-    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts beside", "7.2 single calls"):
+    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
         assert said in report
     assert "LAVT" not in report, "which was timed with other sizes"
     assert "[3/3] serving" in told
@@ -175,7 +180,7 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
     monkeypatch.setattr(many_expressions, "serving_programs", fail)
     assert run_door(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
     printed, told = capsys.readouterr()
-    assert "## Parts beside the floor" in printed and told.endswith("error: not here\n")
+    assert "## Parts and their floors" in printed and told.endswith("error: not here\n")
 
 
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
@@ -186,7 +191,7 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
 def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp_path, monkeypatch, flags, images):
     measured = []
     monkeypatch.setattr(floors, "part_floors", lambda subject, rounds: measured.append(subject) or [])
-    monkeypatch.setattr(Subject, "of", lambda config: config)
+    monkeypatch.setattr(Subject, "from_config", lambda config: config)
     path = tmp_path / "three.py"
     path.write_text(
         "from s2rm_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
@@ -204,7 +209,7 @@ def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp
 def test_the_ratio_to_lavt():
     section = _lavt(vision=10.2, together=16.9)
     assert section.figures["expected LAVT / ours"] == pytest.approx(2.65 / 1.45 * 10.2 / (16.9 / 7.2))
-    assert "Expected, not measured here" in section.text and "PyTorch eager" in section.text
+    assert "Expected, not measured here" in section.text and "eager PyTorch" in section.text
     default = config.default_config()
     assert _sizes(default) == (128, 2, 2, 18, 2, 12, 768, 12, 480, 480)
 
@@ -216,8 +221,10 @@ def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
 
 
 def test_fusion_and_its_alternatives(quick, subject, monkeypatch):
-    fewer = {name: fusion_share.WAYS[name] for name in ("one scan (ours)", "linear variant, associative_scan")}
-    monkeypatch.setattr(fusion_share, "WAYS", fewer)
+    fewer = {
+        name: fusion_share.IMPLEMENTATIONS[name] for name in ("one scan (ours)", "linear variant, associative_scan")
+    }
+    monkeypatch.setattr(fusion_share, "IMPLEMENTATIONS", fewer)
     share, ways = fusion_share.fusion_share(subject, 1, expressions=(2,))
     assert share.figures["2 expressions"] > 0
     assert [row[0] for row in ways.rows] == list(fewer)
@@ -225,6 +232,6 @@ def test_fusion_and_its_alternatives(quick, subject, monkeypatch):
 
 
 def test_every_suite_is_there():
-    assert set(suites.DEFAULT) <= set(suites.SUITES)
-    for suite in suites.SUITES.values():
-        assert callable(getattr(importlib.import_module(f"s2rm_jax.benchmarks.{suite.module}"), suite.function))
+    assert set(benchmark.DEFAULT_SUITES) <= set(benchmark.SUITES)
+    for suite in benchmark.SUITES.values():
+        assert callable(suite.load())

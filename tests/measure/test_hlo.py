@@ -18,9 +18,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from s2rm_jax.measure.collectives import group_size, read_collectives, total_by_kind
 from s2rm_jax.measure.compiled_report import read_program
-from s2rm_jax.measure.hlo import ArrayType, buffers_at_peak, parse_hlo, read_arrays, readable_place
+from s2rm_jax.measure.hlo import (
+    ArrayType,
+    buffers_at_peak,
+    group_size,
+    parse_hlo,
+    read_arrays,
+    read_collectives,
+    readable_place,
+    total_by_kind,
+)
 
 TPU_PROGRAM = Path(__file__).with_name("v5e_2x2.hlo").read_text(encoding="utf-8")
 
@@ -78,7 +86,7 @@ def test_devices_of_an_exchange(attributes, size):
 
 
 def test_devices_written_in_an_unknown_way_are_not_guessed():
-    with pytest.raises(ValueError, match="replica groups of an unknown form"):
+    with pytest.raises(ValueError, match="unknown form of replica groups"):
         group_size("replica_groups=<0,1>, dimensions={0}", partitions=16)
 
 

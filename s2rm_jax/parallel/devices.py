@@ -1,0 +1,85 @@
+"""Published figures of TPU chips and GPUs, and the memory that a compiled program needs on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published figures of one TPU chip.
+
+    name          as in the name of a topology
+    hbm           main memory in GiB
+    matrix_rate   FLOP/s of bfloat16 matrix products
+    memory_rate   bytes/s of the main memory
+    links         links to neighbouring chips
+    link_rate     bytes/s of one link in each direction
+    source        page of cloud.google.com/tpu/docs
+    """
+
+    name: str
+    hbm: int
+    matrix_rate: float
+    memory_rate: float
+    links: int
+    link_rate: float
+    source: str
+
+
+# By `device.device_kind`. The sources give the rate of all links of a chip together (1,600, 2,400, 4,800 and
+# 3,584 Gbit/s), here divided by their number: 4 in a plane of chips, 6 in a cube.
+CHIPS = {
+    "TPU v5 lite": Chip("v5e", 16, 197e12, 819e9, 4, 1600e9 / 8 / 4, "TPU v5e"),
+    "TPU v4": Chip("v4", 32, 275e12, 1200e9, 6, 2400e9 / 8 / 6, "TPU v4"),
+    "TPU v5": Chip("v5p", 95, 459e12, 2765e9, 6, 4800e9 / 8 / 6, "TPU v5p"),
+    "TPU v6 lite": Chip("v6e", 32, 918e12, 1640e9, 4, 3584e9 / 8 / 4, "TPU v6e (Trillium)"),
+}
+
+# FLOP/s of dense matrix products in bfloat16 with float32 sums, from NVIDIA's data sheets; of the V100, which has no
+# bfloat16, in float16. Variants of a GPU with other rates, such as the H100 PCIe, are not listed.
+GPU_MATRIX_RATES = {
+    "H100 80GB HBM3": 989.4e12,
+    "H200": 989.4e12,
+    **dict.fromkeys(("A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB", "A100 80GB PCIe"), 312e12),
+    **dict.fromkeys(("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB"), 125e12),
+    "L4": 121e12,
+    "GeForce RTX 4090": 165.2e12,
+}
+
+
+def matrix_rate(device_kind: str) -> float | None:
+    """Return the published FLOP/s of matrix products of a kind of device, or None for an unlisted kind."""
+    chip = CHIPS.get(device_kind)
+    return chip.matrix_rate if chip else GPU_MATRIX_RATES.get(device_kind.removeprefix("NVIDIA "))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a program needs on each device; results that reuse memory of arguments count as arguments only."""
+
+    arguments: int
+    new_results: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all."""
+        return self.arguments + self.new_results + self.temporaries + self.code
+
+
+def read_memory(compiled: Any) -> Memory | None:
+    """Return the memory that a `jax.stages.Compiled` needs on each device, or None if the compiler reports none."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    return Memory(
+        arguments=analysis.argument_size_in_bytes,
+        new_results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+    )
