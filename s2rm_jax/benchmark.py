@@ -46,7 +46,6 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "floor": Suite("floors.floor", 5),
     "parts": Suite("floors.part_floors", 50),
     "expressions": Suite("many_expressions.many_expressions", 65),
     "fusion": Suite("fusion_share.fusion_share", 60),

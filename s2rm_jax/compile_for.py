@@ -37,7 +37,6 @@ CONFIG = config_flags.DEFINE_config_file(
 TOPOLOGY = flags.DEFINE_string("topology", None, "the TPU slice, such as v5e:4x4", flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "a file to write the report to, as JSON", flag_values=FLAGS)
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file to write the report to, as Markdown", flag_values=FLAGS)
-HLO = flags.DEFINE_string("hlo", None, "a file to write the compiled program to, as HLO text", flag_values=FLAGS)
 
 # Let the compiler run without querying the host for TPUs, and beside other processes.
 _ENVIRONMENT = {
@@ -78,8 +77,6 @@ def main() -> None:
         compile_seconds=compiled_step.seconds,
     )
     print(as_text(step))
-    if HLO.value:
-        Path(HLO.value).write_text(compiled_step.compiled.as_text(), encoding="utf-8")
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(as_json(step), indent=2) + "\n", encoding="utf-8")
     if MARKDOWN.value:

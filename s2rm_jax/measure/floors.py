@@ -48,24 +48,6 @@ def measure_floor(rounds: int) -> Floor:
     return Floor(rates, 2 * array.nbytes / min(timings.seconds["copy"]))
 
 
-def floor(subject: Subject, rounds: int) -> list[Section]:
-    """Measure what the device can do at best."""
-    del subject
-    return [floor_section(measure_floor(rounds))]
-
-
-def floor_section(measured: Floor) -> Section:
-    """Return measured rates as a table."""
-    text = (
-        "The best of all rounds, under `jax.jit`. The least time of a part is its FLOPs divided by the rate of matrix "
-        "products, or its bytes divided by the rate of the copy, whichever is longer."
-    )
-    rows: list[Row] = [[f"matrix product, {dtype}", rate / 1e9, "GFLOP/s"] for dtype, rate in measured.flops.items()]
-    rows.append(["copy, read and written", measured.copied / 1e9, "GB/s"])
-    figures = {f"{dtype} FLOP/s": rate for dtype, rate in measured.flops.items()} | {"copied B/s": measured.copied}
-    return Section("Floor: what the device can do", text, ["", "rate", ""], rows, figures)
-
-
 def part_floors(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
     """Measure the floor, and every part on one image with each number of expressions."""
     measured = measure_floor(max(rounds, 10))
@@ -90,7 +72,18 @@ def part_floors(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 
         "products, more for parts made of many small operations."
     )
     head = ["part", "GFLOP", "MB", "floor, s", "measured, s", "measured / floor"]
-    return [floor_section(measured), Section("Parts and their floors", text, head, rows, figures)]
+    return [_floor_section(measured), Section("Parts and their floors", text, head, rows, figures)]
+
+
+def _floor_section(measured: Floor) -> Section:
+    text = (
+        "The best of all rounds, under `jax.jit`. The least time of a part is its FLOPs divided by the rate of matrix "
+        "products, or its bytes divided by the rate of the copy, whichever is longer."
+    )
+    rows: list[Row] = [[f"matrix product, {dtype}", rate / 1e9, "GFLOP/s"] for dtype, rate in measured.flops.items()]
+    rows.append(["copy, read and written", measured.copied / 1e9, "GB/s"])
+    figures = {f"{dtype} FLOP/s": rate for dtype, rate in measured.flops.items()} | {"copied B/s": measured.copied}
+    return Section("Floor: what the device can do", text, ["", "rate", ""], rows, figures)
 
 
 def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:

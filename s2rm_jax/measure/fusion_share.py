@@ -7,13 +7,12 @@ All implementations have the signature of `gated_recurrence` of models/s2rm.py a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure.harness import Row, Section, jitted, time_alternately
+from s2rm_jax.measure.harness import Row, Section, gradient, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.models.s2rm import PAIRS, gated_recurrence, linear_recurrence
 from s2rm_jax.training.logging import counted
@@ -145,18 +144,11 @@ def _share(subject: Subject, rounds: int, expressions: Sequence[int]) -> Section
 
 def _implementations(subject: Subject, rounds: int, expressions: int) -> Section:
     arguments = draw_recurrence(subject, expressions)
-
-    def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-        def total(*arguments: Any) -> jax.Array:
-            return sum((jnp.square(x).mean() for x in jax.tree.leaves(function(*arguments))), jnp.float32(0))
-
-        return jax.grad(total, argnums=(0, 1, 2))
-
     forward = time_alternately(
         {name: jitted(function, arguments) for name, function in IMPLEMENTATIONS.items()}, rounds
     )
     both = time_alternately(
-        {name: jitted(gradient(function), arguments) for name, function in IMPLEMENTATIONS.items()}, rounds
+        {name: jitted(gradient(function, (0, 1, 2)), arguments) for name, function in IMPLEMENTATIONS.items()}, rounds
     )
     ours = next(iter(IMPLEMENTATIONS))
     rows: list[Row] = [

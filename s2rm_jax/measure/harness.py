@@ -16,6 +16,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 _ENVIRONMENT = ("XLA_FLAGS", "LD_PRELOAD", "GLIBC_TUNABLES")  # the last two choose the memory allocator
@@ -57,6 +58,16 @@ def jitted(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable
     """Return a compiled call of a function on arguments that are on the device."""
     compiled = jax.jit(function)
     return lambda: compiled(*arguments)
+
+
+def gradient(function: Callable[..., Any], argnums: Sequence[int]) -> Callable[..., Any]:
+    """Return the gradient of a stand-in loss of a function: the sum of the mean squares of its outputs."""
+
+    def loss(*arguments: Any) -> jax.Array:
+        leaves = jax.tree.leaves(function(*arguments))
+        return sum((jnp.square(leaf.astype(jnp.float32)).mean() for leaf in leaves), jnp.float32(0))
+
+    return jax.grad(loss, argnums=argnums)
 
 
 def time_alternately(actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Timings:

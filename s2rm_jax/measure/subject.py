@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.measure.harness import gradient
 from s2rm_jax.models.network import ReferringNetwork, build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
@@ -125,13 +126,8 @@ class Part:
 
     def backward(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return an uncompiled function that runs the part forward and backward from a stand-in loss, and arguments."""
-
-        def loss(*arguments: Any) -> jax.Array:
-            leaves = jax.tree.leaves(self.function(*arguments))
-            return sum((jnp.square(leaf.astype(jnp.float32)).mean() for leaf in leaves), jnp.float32(0))
-
         argnums = (0, *(1 + index for index in self.trained_inputs))
-        return jax.grad(loss, argnums=argnums), (self.params, *self.inputs)
+        return gradient(self.function, argnums), (self.params, *self.inputs)
 
 
 def network_parts(subject: Subject, count: int, expressions: int) -> dict[str, Part]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from s2rm_jax.measure.floors import measure_floor
-from s2rm_jax.measure.harness import Row, Section, jitted, time_alternately
+from s2rm_jax.measure.harness import Row, Section, gradient, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.models.layers import POLICIES
 from s2rm_jax.models.network import build_network
@@ -162,13 +162,11 @@ def window_attention(subject: Subject, rounds: int, images: int = 8) -> Section:
     if jax.default_backend() != "gpu":
         return Section(title, "Not measured: cuDNN needs an NVIDIA GPU.", (), ())
     arguments = draw_windows(subject, images, jnp.bfloat16)
-
-    def gradient(attend: Callable[..., jax.Array]) -> Callable[..., Any]:
-        return jax.grad(lambda *x: jnp.square(attend(*x).astype(jnp.float32)).mean(), argnums=(0, 1, 2, 3))
-
     ways = {"einsum": einsum_attention, "cuDNN": fused_attention("cudnn")}
     forward = time_alternately({name: jitted(way, arguments) for name, way in ways.items()}, rounds)
-    both = time_alternately({name: jitted(gradient(way), arguments) for name, way in ways.items()}, rounds)
+    both = time_alternately(
+        {name: jitted(gradient(way, (0, 1, 2, 3)), arguments) for name, way in ways.items()}, rounds
+    )
     rows: list[Row] = [
         [label, 1e3 * timings.median("einsum"), 1e3 * timings.median("cuDNN"), str(ratio)]
         for label, timings in (("forward", forward), ("forward and backward", both))

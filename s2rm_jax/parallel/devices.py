@@ -15,28 +15,24 @@ class Chip:
     name          as in the name of a topology
     hbm           main memory in GiB
     matrix_rate   FLOP/s of bfloat16 matrix products
-    memory_rate   bytes/s of the main memory
     links         links to neighbouring chips
     link_rate     bytes/s of one link in each direction
-    source        page of cloud.google.com/tpu/docs
     """
 
     name: str
     hbm: int
     matrix_rate: float
-    memory_rate: float
     links: int
     link_rate: float
-    source: str
 
 
-# By `device.device_kind`. The sources give the rate of all links of a chip together (1,600, 2,400, 4,800 and
-# 3,584 Gbit/s), here divided by their number: 4 in a plane of chips, 6 in a cube.
+# By `device.device_kind`, from cloud.google.com/tpu/docs. The pages give the rate of all links of a chip together
+# (1,600, 2,400, 4,800 and 3,584 Gbit/s), here divided by their number: 4 in a plane of chips, 6 in a cube.
 CHIPS = {
-    "TPU v5 lite": Chip("v5e", 16, 197e12, 819e9, 4, 1600e9 / 8 / 4, "TPU v5e"),
-    "TPU v4": Chip("v4", 32, 275e12, 1200e9, 6, 2400e9 / 8 / 6, "TPU v4"),
-    "TPU v5": Chip("v5p", 95, 459e12, 2765e9, 6, 4800e9 / 8 / 6, "TPU v5p"),
-    "TPU v6 lite": Chip("v6e", 32, 918e12, 1640e9, 4, 3584e9 / 8 / 4, "TPU v6e (Trillium)"),
+    "TPU v5 lite": Chip("v5e", 16, 197e12, 4, 1600e9 / 8 / 4),
+    "TPU v4": Chip("v4", 32, 275e12, 6, 2400e9 / 8 / 6),
+    "TPU v5": Chip("v5p", 95, 459e12, 6, 4800e9 / 8 / 6),
+    "TPU v6 lite": Chip("v6e", 32, 918e12, 4, 3584e9 / 8 / 4),
 }
 
 # FLOP/s of dense matrix products in bfloat16 with float32 sums, from NVIDIA's data sheets; of the V100, which has no

@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_tables_say_what_the_seeds_allow(folder):
+def test_the_tables_and_conclusions(folder):
     text = (folder / "ablations.md").read_text(encoding="utf-8")
     assert "| full | S2RM and CASG, unchanged | 61.00 ± 1.00 | 56.00 ± 1.00 |" in text
     assert "| once | one seed | 20.00 | 15.00 |" in text and "none" not in text

@@ -39,7 +39,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else(variant):
     assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
 
 
-def test_fewer_expressions_a_image_cost_the_same():
+def test_fewer_expressions_per_image_cost_the_same():
     def cost(config):
         further = config.input.expressions_per_image - 1
         return config.batch_size * sum(part.flops_first + further * part.flops_further for part in parts)

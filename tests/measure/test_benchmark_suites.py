@@ -26,7 +26,7 @@ def test_the_floor_is_the_longer_of_computing_and_copying():
     assert floor.seconds(200.0, 50.0, "float32") == 5.0
 
 
-def test_a_image_with_7_2_expressions_is_summed_up_round_by_round():
+def test_seconds_of_an_image_with_7_2_expressions_are_summed_per_round():
     seconds = {"encode": (1.0, 2.0), "segment 7": (1.0, 1.0), "segment 8": (2.0, 2.0), "single": (2.0, 3.0)}
     summed = _per_image(Timings(seconds))
     assert summed.seconds["together"] == pytest.approx((1 + 0.8 + 0.4, 2 + 0.8 + 0.4))
@@ -79,11 +79,11 @@ def test_a_plot_has_its_points_on_a_straight_line_where_the_power_is_exact():
     assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.2)
 
 
-def test_a_report_tells_who_allocated_memory(monkeypatch):
+def test_a_report_names_the_memory_allocator(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc_minimal.so.4")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    told = describe_machine([])
-    assert (told["LD_PRELOAD"], told["GLIBC_TUNABLES"]) == ("libtcmalloc_minimal.so.4", "none")
+    machine = describe_machine([])
+    assert (machine["LD_PRELOAD"], machine["GLIBC_TUNABLES"]) == ("libtcmalloc_minimal.so.4", "none")
 
 
 def test_a_training_step_is_measured(subject, training, monkeypatch):
@@ -99,37 +99,37 @@ def test_a_training_step_is_measured(subject, training, monkeypatch):
 
 
 def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):
-    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
+    message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
 
     def too_large(*_):
-        raise jax.errors.JaxRuntimeError(said)
+        raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(training_speed, "measure_step", too_large)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     steps, _ = training_speed.training_speed(subject, rounds=1, batches=(4,))
     assert [row[:3] for row in steps.rows] == [[4, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
     assert {len(row) for row in steps.rows} == {len(steps.head)}
-    said = "INTERNAL: another error"
+    message = "INTERNAL: another error"
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
         training_speed.training_speed(subject, rounds=1)
 
 
-def test_startup_asks_fresh_processes(subject, monkeypatch):
-    asked = []
+def test_startup_runs_fresh_processes(subject, monkeypatch):
+    commands = []
 
     def answer(arguments):
-        asked.append(arguments[:2])
-        return json.dumps({"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(asked) == 1 else 4.0})
+        commands.append(arguments[:2])
+        return json.dumps({"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(commands) == 1 else 4.0})
 
     monkeypatch.setattr(startup, "_run", answer)
     monkeypatch.setattr(startup, "save_untrained_run", lambda *_: None)
     (section,) = startup.startup(subject, rounds=2)
     assert section.figures["import"] == 1.0
     assert (section.figures["compile"], section.figures["compile, cached"]) == (40.0, 4.0)
-    assert [arguments[0] for arguments in asked] == ["s2rm_jax.measure.startup"] * 5 + ["s2rm_jax.predict"] * 3
+    assert [arguments[0] for arguments in commands] == ["s2rm_jax.measure.startup"] * 5 + ["s2rm_jax.predict"] * 3
 
 
-def test_a_fresh_process_says_how_long_it_imports():
+def test_a_fresh_process_measures_its_imports():
     seconds = json.loads(startup._run(["s2rm_jax.measure.startup", "import"]))["import"]
     assert 0 < seconds < 600
     imported = "import sys, s2rm_jax.measure.startup; sys.exit('jax' in sys.modules)"
@@ -143,14 +143,14 @@ def test_a_run_that_was_never_trained_can_be_loaded(subject, tmp_path):
     assert trained.tokenizer.vocabulary == subject.tokenizer().vocabulary
 
 
-def run_door(monkeypatch, *arguments):
+def run_command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     return command_line.exit_status(benchmark.main, benchmark.FLAGS, benchmark.__doc__)
 
 
 @pytest.fixture
 def quick(subject, parts, segmenter, monkeypatch):
-    """Takes what was compiled for other tests, and for the Segmenter a network that compiles in no time."""
+    """Use the programs compiled for other tests, and a Segmenter with a network that compiles quickly."""
     for module in (floors, many_expressions, fusion_share):
         monkeypatch.setattr(module, "network_parts", lambda *_: parts)
     monkeypatch.setattr(floors, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
@@ -158,16 +158,16 @@ def quick(subject, parts, segmenter, monkeypatch):
     monkeypatch.setattr(Subject, "segmenter", lambda _: segmenter)
 
 
-def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
-    asked = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
-    assert run_door(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *asked) == 0
+def test_the_command_writes_a_report(quick, tmp_path, monkeypatch, capsys):
+    suites = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
+    assert run_command(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *suites) == 0
     report = (tmp_path / "out" / "benchmark.md").read_text()
-    printed, told = capsys.readouterr()
+    printed, errors = capsys.readouterr()
     assert printed == report + "\n"
-    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
-        assert said in report
-    assert "LAVT" not in report, "which was timed with other sizes"
-    assert "[3/3] serving" in told
+    for part in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
+        assert part in report
+    assert "LAVT" not in report, "LAVT was timed with other sizes"
+    assert "[3/3] serving" in errors
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
     assert programs <= 5  # for images, and for 1, 2, 4 and 8 expressions
@@ -178,9 +178,9 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
         raise UserError("not here")
 
     monkeypatch.setattr(many_expressions, "serving_programs", fail)
-    assert run_door(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
-    printed, told = capsys.readouterr()
-    assert "## Parts and their floors" in printed and told.endswith("error: not here\n")
+    assert run_command(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
+    printed, errors = capsys.readouterr()
+    assert "## Parts and their floors" in printed and errors.endswith("error: not here\n")
 
 
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
@@ -200,7 +200,7 @@ def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp
     benchmark.FLAGS.unparse_flags()
     for name in ("config", "batch_size"):
         benchmark.FLAGS[name].unparse()
-    assert run_door(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
+    assert run_command(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
     assert [config.batch_size for config in measured] == [images]
     for name in ("config", "batch_size"):
         benchmark.FLAGS[name].unparse()
@@ -216,7 +216,7 @@ def test_the_ratio_to_lavt():
 
 def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    assert run_door(monkeypatch, "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}") == 2
+    assert run_command(monkeypatch, "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}") == 2
     assert "name another folder" in capsys.readouterr().err
 
 
@@ -231,7 +231,7 @@ def test_fusion_and_its_alternatives(quick, subject, monkeypatch):
     assert ways.rows[0][2] == "1.00 (1.00 to 1.00)"
 
 
-def test_every_suite_is_there():
+def test_every_suite_can_be_loaded():
     assert set(benchmark.DEFAULT_SUITES) <= set(benchmark.SUITES)
     for suite in benchmark.SUITES.values():
         assert callable(suite.load())

@@ -28,7 +28,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def other_process():
-    """Starts a process that has a run, until it is killed."""
+    """Start a process that holds the lock of a run until it is killed."""
     started = []
 
     def start(run: Run) -> subprocess.Popen:
@@ -44,12 +44,12 @@ def other_process():
         process.communicate()
 
 
-def test_alone_they_come_in_their_order(runs):
+def test_a_single_process_gets_the_runs_in_order(runs):
     assert list(claim_runs(runs)) == runs
-    assert list(claim_runs(runs)) == runs, "each was given back"
+    assert list(claim_runs(runs)) == runs, "each was released"
 
 
-def test_what_another_process_has_comes_last_and_when_that_ends(runs, other_process, monkeypatch, capsys):
+def test_runs_of_another_process_come_last_and_when_that_ends(runs, other_process, monkeypatch, capsys):
     holder = other_process(runs[0])
     coming = claim_runs(runs)
     assert [next(coming), next(coming)] == runs[1:]
@@ -64,7 +64,7 @@ def test_what_another_process_has_comes_last_and_when_that_ends(runs, other_proc
     assert capsys.readouterr().out.count("waiting for other processes: full-seed-0") == 1
 
 
-def test_a_run_that_fails_is_given_back(runs):
+def test_a_run_that_fails_is_released(runs):
     coming = claim_runs(runs)
     assert next(coming) is runs[0]
     coming.close()  # as when its loop is left by an error

@@ -45,7 +45,7 @@ def test_the_prediction_is_bytes_and_flops_over_published_rates():
     assert scaling.efficiency(0.4, overlapped=True) == pytest.approx(0.25)
 
 
-def test_a_person_reads_whether_it_fits_what_is_sent_and_how_it_was_computed():
+def test_the_text_reports_memory_communication_and_prediction():
     text = as_text(make_step())
     assert "7.25 of 16 GiB: fits" in text
     assert "126.1 T on all chips, 7.88 T per chip (5.00 T without recomputation" in text
@@ -59,7 +59,7 @@ def test_a_person_reads_whether_it_fits_what_is_sent_and_how_it_was_computed():
     assert "DOES NOT FIT" in as_text(make_step(temporaries=13 * GIB))
 
 
-def test_the_same_stands_in_the_tables_and_in_the_numbers():
+def test_markdown_and_json_report_the_same():
     step = make_step()
     page = as_markdown(step)
     assert page.startswith("## v5e:4x4, 128 images\n")
