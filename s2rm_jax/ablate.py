@@ -46,8 +46,8 @@ def main() -> None:
         RemainingTime,
         carry_out,
         claim_runs,
-        finished,
-        finished_results,
+        load_result,
+        load_results,
         lock,
         plan,
     )
@@ -63,21 +63,21 @@ def main() -> None:
     runs = plan(variants, SEEDS.value or 1, base, out)
     folder = make_output_folder(out / suite)
 
-    left = [run for run in runs if finished(run) is None]
+    left = [run for run in runs if load_result(run) is None]
     log(f"{len(runs)} runs of {base.steps:,} steps, {len(left)} left: {', '.join(v.name for v in variants)}")
 
     def report() -> Path:
         with lock(folder):
-            return write_report(folder, suite, base.steps, variants, finished_results(runs))
+            return write_report(folder, suite, base.steps, variants, load_results(runs))
 
     remaining = RemainingTime(runs)
     for run in claim_runs(left):
-        if finished(run) is None:  # another process may have finished it in the meantime
+        if load_result(run) is None:  # another process may have finished it in the meantime
             position = f"{runs.index(run) + 1}/{len(runs)} of {suite}"
             log(f"== run {position}: {run.variant.name}, seed {run.seed} | ETA of the suite {remaining}")
             with remaining.measure(run):
                 carry_out(run)
-        if variants[0].name in finished_results(runs):  # the reference of all differences
+        if variants[0].name in load_results(runs):  # the reference of all differences
             report()
     log(report().read_text(encoding="utf-8"))
     log(f"{len(runs)} runs of {base.steps:,} steps; tables and plots: {folder}")

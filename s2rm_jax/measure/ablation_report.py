@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
-from s2rm_jax.measure.ablation_runs import Result, Score
+from s2rm_jax.measure.ablation_runs import Result
 from s2rm_jax.measure.ablation_suites import Variant
 
 _LEGEND = 170  # pixels at the right edge
@@ -21,12 +20,14 @@ _COLOURS = ("#181c21", "#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#
 
 Points = Sequence[tuple[float, float]]  # (x, mean IoU in percent)
 Results = Mapping[str, Sequence[Result]]  # by the name of the variant
-Grouping = Callable[[Score], Mapping[str, float]]
+Grouped = Mapping[str, Mapping[str, Sequence[float]]]  # {variant: {group: values over seeds}}
+
+GROUPINGS = {"by_kind": "kind of expression", "by_objects": "objects in the scene"}  # fields of a Score
 
 MARKDOWN_FILE, JSON_FILE, PLOTS = "ablations.md", "ablations.json", "plots"
 
 
-def curves(title: str, axis: str, series: Mapping[str, Points]) -> str:
+def curves_plot(title: str, axis: str, series: Mapping[str, Points]) -> str:
     """Draw a line per variant over numbers such as steps; the ticks are x values of the longest line."""
     longest = max(series.values(), key=len)
     every = -(-len(longest) // 6)
@@ -34,7 +35,7 @@ def curves(title: str, axis: str, series: Mapping[str, Points]) -> str:
     return _figure(title, axis, series, ticks, joined=True)
 
 
-def groups(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
+def groups_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
     """Draw a mark per variant above the name of each group."""
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     points = {
@@ -88,11 +89,9 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         f"# Ablation {suite}: {steps:,} steps",
         as_markdown(_overview(shown, results, splits)),
         " ".join(_conclusions(shown, results, first)),
-        as_markdown(
-            _by_group(f"Mean IoU by kind of expression, {first}", shown, results, attrgetter("by_kind"), first)
-        ),
-        as_markdown(
-            _by_group(f"Mean IoU by objects in the scene, {first}", shown, results, attrgetter("by_objects"), first)
+        *(
+            as_markdown(_by_group(f"Mean IoU by {title}, {first}", _grouped(field, shown, results, first)))
+            for field, title in GROUPINGS.items()
         ),
         *(f"![{name.replace('_', ' ')}]({PLOTS}/{name}.svg)" for name in figures),
     ]
@@ -195,42 +194,33 @@ def _conclusions(variants: Sequence[Variant], results: Results, split: str) -> l
     return conclusions
 
 
-def _by_group(
-    caption: str,
-    variants: Sequence[Variant],
-    results: Results,
-    groups: Grouping,
-    split: str,
-) -> Table:
-    names = list(groups(results[variants[0].name][0].scores[split]))
-    rows = [
-        (
-            variant.name,
-            *(mean_and_deviation([groups(r.scores[split])[name] for r in results[variant.name]]) for name in names),
-        )
-        for variant in variants
-    ]
+def _grouped(field: str, variants: Sequence[Variant], results: Results, split: str) -> Grouped:
+    def values(runs: Sequence[Result]) -> dict[str, list[float]]:
+        groups = [getattr(run.scores[split], field) for run in runs]
+        return {name: [group[name] for group in groups] for name in groups[0]}
+
+    return {variant.name: values(results[variant.name]) for variant in variants}
+
+
+def _by_group(caption: str, grouped: Grouped) -> Table:
+    names = list(next(iter(grouped.values())))
+    rows = [(variant, *(mean_and_deviation(groups[name]) for name in names)) for variant, groups in grouped.items()]
     return Table(caption, ("variant", *names), tuple(rows))
 
 
 def _figures(variants: Sequence[Variant], results: Results) -> dict[str, str]:
     split = next(iter(results[variants[0].name][0].scores))
-
-    def mean(groups: Grouping, runs: Sequence[Result]) -> dict[str, float]:
-        each = [groups(result.scores[split]) for result in runs]
-        return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-
-    def grouped(groups: Grouping) -> dict[str, dict[str, float]]:
-        return {variant.name: mean(groups, results[variant.name]) for variant in variants}
-
-    figures = {
-        "by_kind": groups(f"By kind of expression, {split}", "kind", grouped(attrgetter("by_kind"))),
-        "by_objects": groups(f"By objects in the scene, {split}", "objects", grouped(attrgetter("by_objects"))),
-    }
+    figures = {}
+    for field, title in GROUPINGS.items():
+        means = {
+            variant: {name: float(np.mean(values)) for name, values in groups.items()}
+            for variant, groups in _grouped(field, variants, results, split).items()
+        }
+        figures[field] = groups_plot(f"By {title}, {split}", title, means)
     learning = {variant.name: _mean_curve(results[variant.name]) for variant in variants}
     if all(learning.values()):
         curve_split = results[variants[0].name][0].curve_split
-        figures["learning"] = curves(f"Learning, on {curve_split}", "steps", learning)
+        figures["learning"] = curves_plot(f"Learning, on {curve_split}", "steps", learning)
     return figures
 
 

@@ -116,7 +116,7 @@ def _require_unchanged(run: Run) -> None:
         )
 
 
-def finished(run: Run) -> Result | None:
+def load_result(run: Run) -> Result | None:
     """Return the result of a run, or None if the run is not finished.
 
     Raises:
@@ -135,11 +135,11 @@ def finished(run: Run) -> Result | None:
         ) from error
 
 
-def finished_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
+def load_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
     """Return the results of all processes so far, by the name of the variant, in the order of `runs`."""
     results: dict[str, list[Result]] = {}
     for run in runs:
-        if (result := finished(run)) is not None:
+        if (result := load_result(run)) is not None:
             results.setdefault(run.variant.name, []).append(result)
     return results
 
@@ -282,7 +282,7 @@ class RemainingTime:
     def __str__(self) -> str:
         if not self._steps:
             return "unknown until a run is finished"
-        steps_left = sum(run.config.steps for run in self._runs if finished(run) is None)
+        steps_left = sum(run.config.steps for run in self._runs if load_result(run) is None)
         return hours_minutes_seconds(self._seconds / self._steps * steps_left)
 
     @contextmanager

@@ -185,7 +185,7 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
             add(f"{name} {direction}", f"{name}, {direction}", timings)
     text = (
         "JAX and interop/torch_model.py with the same parameters, on all cores; each round times every alternative "
-        f"once. Inference is with one expression per image, parts with one image and "
+        "once. Inference is with one expression per image, parts with one image and "
         f"{counted(expressions, 'expression')}. Ratios are medians over {rounds} rounds, with quartiles; below 1, JAX "
         "is faster. Target: at most 1 on a CPU."
     )
