@@ -1,4 +1,4 @@
-"""Draws the figures of docs/network.md from the network's own code: what they show is what it does.
+"""Draw the figures of docs/network.md from the code of the network, so that they cannot differ from it.
 
     python -m docs.draw_network
 
@@ -33,7 +33,7 @@ STEPS = ((224, 238, 250), (20, 72, 122))  # from the first slice to the last
 
 
 def main() -> None:
-    """Writes the figures."""
+    """Write the figures."""
     for name, figure in {
         "scan_orders": scan_orders(4, 6),
         "windows": windows(grid=30, window=12),
@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def slice_numbers(height: int, width: int, degrees: int) -> np.ndarray:
-    """Returns int [height, width]: the number of the slice in which each position is scanned, from 1."""
-    cells = 1 + np.arange(height * width).reshape(1, 1, 1, height, width, 1)  # 0 is the padding behind slices
+    """Return int [height, width]: the number, from 1, of the slice that contains each position."""
+    cells = 1 + np.arange(height * width).reshape(1, 1, 1, height, width, 1)  # 0 is padding
     slices = np.asarray(to_slices(jnp.asarray(cells, jnp.float32), (degrees,)))[0, 0, 0, ..., 0].astype(int)
     numbers = np.zeros(height * width, int)
     for number, cells_of_slice in enumerate(slices, start=1):
@@ -53,7 +53,7 @@ def slice_numbers(height: int, width: int, degrees: int) -> np.ndarray:
 
 
 def scan_orders(height: int, width: int) -> str:
-    """Draws a grid once for each direction; every cell has the number of its slice."""
+    """Draw a grid for each direction; each cell has the number of its slice."""
     cell, gap = 34, 46
     panel = width * cell
     body = []
@@ -61,8 +61,8 @@ def scan_orders(height: int, width: int) -> str:
         left, top = 30 + column * (panel + gap), 74
         numbers = slice_numbers(height, width, degrees)
         body.append(_text(left + panel / 2, 34, name, size=17, bold=True))
-        told = f"rotated by {degrees}°: {numbers.max()} slices of {numbers.size // numbers.max()}"
-        body.append(_text(left + panel / 2, 56, told, MUTED, 13))
+        subtitle = f"rotated by {degrees}°: {numbers.max()} slices of {numbers.size // numbers.max()}"
+        body.append(_text(left + panel / 2, 56, subtitle, MUTED, 13))
         for (row, place), number in np.ndenumerate(numbers):
             share = (number - 1) / max(1, numbers.max() - 1)
             fill = "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(*STEPS, strict=True))
@@ -71,32 +71,26 @@ def scan_orders(height: int, width: int) -> str:
             body.append(_text(x + cell / 2, y + cell / 2 + 5, str(number), PAPER if share > 0.45 else INK, 14))
         body.append(_scan_arrow(numbers, left, top, cell))
     below = 74 + height * cell + 48
-    body.append(
-        _text(
-            (60 + 4 * panel + 3 * gap) / 2,
-            below,
-            "Slice 1 is scanned first. What a position parses in slice i has heard slices 1 to i of that direction.",
-            MUTED,
-            14,
-        )
-    )
-    return _figure(60 + 4 * panel + 3 * gap, below + 22, "Four scan orders of one grid", body)
+    width_of_all = 60 + 4 * panel + 3 * gap
+    caption = "Slice 1 is scanned first. The state of slice i depends on slices 1 to i of that direction."
+    body.append(_text(width_of_all / 2, below, caption, MUTED, 14))
+    return _figure(width_of_all, below + 22, "Four scan orders of one grid", body)
 
 
 def _scan_arrow(numbers: np.ndarray, left: float, top: float, cell: int) -> str:
-    """Draws, beside or below a grid, the way that its slices go."""
+    """Draw an arrow in the order of the slices, beside or below a grid."""
     height, width = numbers.shape
     if numbers[0, 0] == numbers[0, -1]:  # slices are rows
         ends = [(left - 14, top + 4), (left - 14, top + height * cell - 4)]
-        first_is_at_the_end = numbers[0, 0] > numbers[-1, 0]
+        backwards = numbers[0, 0] > numbers[-1, 0]
     else:
         ends = [(left + 4, top + height * cell + 16), (left + width * cell - 4, top + height * cell + 16)]
-        first_is_at_the_end = numbers[0, 0] > numbers[0, -1]
-    return _arrow(*(reversed(ends) if first_is_at_the_end else ends), colour=BLUE)
+        backwards = numbers[0, 0] > numbers[0, -1]
+    return _arrow(*(reversed(ends) if backwards else ends), colour=BLUE)
 
 
 def attention_groups(grid: int, window: int, shift: int) -> np.ndarray:
-    """Returns int [padded, padded] as the image lies: positions of one number attend to each other; -1 pads."""
+    """Return int [padded, padded] of the image: positions with the same number attend to each other; -1 is padding."""
     padded = -(-grid // window) * window
     side = padded // window
     regions = window_regions(grid, grid, window, shift, mask_padding=True)
@@ -107,7 +101,7 @@ def attention_groups(grid: int, window: int, shift: int) -> np.ndarray:
 
 
 def windows(grid: int, window: int) -> str:
-    """Draws who sees whom in a block without and in one with a shift of half a window."""
+    """Draw the groups of positions that attend to each other, without a shift and shifted by half a window."""
     cell, gap = 11, 60
     padded = -(-grid // window) * window
     panel = padded * cell
@@ -135,17 +129,17 @@ def windows(grid: int, window: int) -> str:
         body.append(_box((left, top, grid * cell, grid * cell), "none", INK, 2.5))
     width = 68 + 2 * panel + gap
     below = 76 + panel + 30
-    told = (
-        f"A grid of {grid} x {grid} (stage 3 of 480 pixels) in windows of {window} x {window}. "
-        f"Hatched: padding to {padded} x {padded}, which nothing attends to."
+    caption = (
+        f"A grid of {grid} x {grid} (stage 3 at 480 pixels) in windows of {window} x {window}. "
+        f"Hatched: padding to {padded} x {padded}, which is masked out."
     )
-    body.append(_text(width / 2, below, told, MUTED, 14))
+    body.append(_text(width / 2, below, caption, MUTED, 14))
     return _figure(width, below + 20, "Windows of Swin and their shift", body)
 
 
 def _rectangles(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Cuts a mask into rectangles (top, left, height, width), as few as equal rows allow."""
-    found: list[tuple[int, int, int, int]] = []
+    """Split a mask into rectangles (top, left, height, width), greedily by equal rows."""
+    rectangles: list[tuple[int, int, int, int]] = []
     left = mask.copy()
     while left.any():
         y, x = np.argwhere(left)[0]
@@ -155,12 +149,12 @@ def _rectangles(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
         while y + tall < len(left) and left[y + tall, x : x + wide].all():
             tall += 1
         left[y : y + tall, x : x + wide] = False
-        found.append((int(y), int(x), tall, wide))
-    return found
+        rectangles.append((int(y), int(x), tall, wide))
+    return rectangles
 
 
 def _borders(groups: np.ndarray, left: float, top: float, cell: int) -> list[str]:
-    """Lines between positions of different groups."""
+    """Draw lines between positions of different groups."""
     lines = []
     for axis in (0, 1):
         differ = np.diff(groups, axis=axis) != 0
@@ -178,7 +172,7 @@ def _borders(groups: np.ndarray, left: float, top: float, cell: int) -> list[str
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Returns the shapes [h, w, c] of what goes through the default network for one image and one expression."""
+    """Return the shapes [h, w, c] of the features and masks of the default network, for one image and expression."""
     config = default_config()
     network = build_network(config)
     height, width = config.input.image_size
@@ -198,21 +192,21 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
     output, kept = jax.eval_shape(apply, variables, *inputs)
     inner = kept["intermediates"]
-    found = {"words": inner["text"]["__call__"][0].shape[1:]}
+    sizes = {"words": inner["text"]["__call__"][0].shape[1:]}
     for stage in range(1, 1 + len(config.vision.depths)):
-        found[f"V{stage}"] = inner["vision"][f"stage{stage}_norm"]["__call__"][0].shape[1:]
-        found[f"D{stage}"] = inner["decoder"][f"stage{stage}_block"]["__call__"][0].shape[2:]
+        sizes[f"V{stage}"] = inner["vision"][f"stage{stage}_norm"]["__call__"][0].shape[1:]
+        sizes[f"D{stage}"] = inner["decoder"][f"stage{stage}_block"]["__call__"][0].shape[2:]
         coarser = len(config.vision.depths) - stage
         if stage > 1:
-            found[f"m{stage}"] = output.coarse_logits[coarser].shape[2:]
-    found["F"] = inner["fusion"]["__call__"][0].features.shape[2:]
-    found["mask"] = output.logits.shape[2:]
-    found["m1"] = found["D1"][:2]
-    return found
+            sizes[f"m{stage}"] = output.coarse_logits[coarser].shape[2:]
+    sizes["F"] = inner["fusion"]["__call__"][0].features.shape[2:]
+    sizes["mask"] = output.logits.shape[2:]
+    sizes["m1"] = sizes["D1"][:2]
+    return sizes
 
 
 def coarse_to_fine() -> str:
-    """Draws the way from an image and an expression to a mask, with the sizes of the default network."""
+    """Draw the data flow from an image and an expression to a mask, with the sizes of the default network."""
     sizes = shapes()
     stages = sorted(int(name[1:]) for name in sizes if name.startswith("V"))
     column, row, left, top = 176, 112, 30, 46
@@ -244,12 +238,12 @@ def coarse_to_fine() -> str:
     end = rows["m"] + row - 8
     body.append(_card((places[1], end, wide, tall), "mask", _by(sizes["mask"]), INK))
     body.append(_arrow((places[1] + wide / 2, rows["m"] + tall), (places[1] + wide / 2, end), colour=ORANGE))
-    told = (
-        "The image is encoded once for all its expressions (blue); what has other colours is computed for each.",
-        "The expression, and what the coarser stages found, guide every stage of CASG.",
-        "Each mask is the one before it, twice as fine, with what its own stage adds.",
+    caption = (
+        "The image is encoded once for all its expressions (blue); everything else is computed per expression.",
+        "The expression and the output of the coarser stages guide every stage of CASG.",
+        "Each mask is the previous one, upsampled by two, plus the output of its stage.",
     )
-    for line, text in enumerate(told):
+    for line, text in enumerate(caption):
         body.append(_text(left, end + 24 + 22 * line, text, MUTED, 14, anchor="start"))
     return _figure(places[1] + wide + left, end + tall + 30, "From coarse to fine", body)
 
@@ -268,7 +262,7 @@ def _card(at: _Box, title: str, size: str, colour: str) -> str:
 
 
 def _arrow(*points: tuple[float, float], colour: str) -> str:
-    """A line that ends in a point at the last of the points."""
+    """Draw a line through the points with an arrowhead at the last."""
     line = "L".join(f"{x:g} {y:g}" for x, y in points)
     (x0, y0), (x1, y1) = points[-2:]
     along = np.array([x1 - x0, y1 - y0]) / np.hypot(x1 - x0, y1 - y0)
@@ -300,7 +294,7 @@ def _text(
 
 
 def _figure(width: float, height: float, title: str, body: Sequence[str]) -> str:
-    """A page of paper, so that it is legible in the dark style too."""
+    """Return the SVG on a white page, which is legible in a dark style too."""
     hatch = (
         '<defs><pattern id="padding" width="7" height="7" patternTransform="rotate(45)" patternUnits="userSpaceOnUse">'
         f'<rect width="7" height="7" fill="#f3f4f6"/><path d="M0 0V7" stroke="{LINE}" stroke-width="3"/></pattern>'

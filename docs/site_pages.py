@@ -1,7 +1,7 @@
-"""A MkDocs hook: files that live beside the code (README, dataset cards, CHANGELOG) become pages of the site.
+"""A MkDocs hook that adds files outside docs/ (README, dataset cards, CHANGELOG) as pages of the site.
 
-They are written for readers of the repository, with links relative to where they lie. Here such a link is turned into
-one between pages of the site; a link to a file that has no page, such as a source file, becomes the file's name.
+Their links are relative to their place in the repository. The hook rewrites them as links between pages; a link to a
+file without a page, such as a source file, becomes its text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINK = re.compile(r"(?P<shown>!?\[[^\]]*\])\((?P<target>[^)\s#:]*)(?P<anchor>#[^
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages from outside docs/."""
+    """Add the pages from outside docs/."""
     for path in [ROOT / HOME, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("data/**/*.md"))]:
         source = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, page_of(source), content=path.read_text(encoding="utf-8")))
@@ -28,26 +28,25 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Rewrites the links of a page."""
+    """Rewrite the links of a page."""
     uri = page.file.src_uri
     return relink(markdown, source_of(uri), {file.src_uri for file in files})
 
 
 def page_of(source: str) -> str:
-    """Returns the path within the site of a file of the repository."""
+    """Return the path in the site of a file of the repository."""
     return "index.md" if source == HOME else source.removeprefix(f"{DOCS}/")
 
 
 def source_of(page: str) -> str:
-    """Returns the file of the repository that a page of the site shows."""
+    """Return the file of the repository that a page of the site shows."""
     if page == "index.md":
         return HOME
-    outside = (ROOT / page).is_file()
-    return page if outside else f"{DOCS}/{page}"
+    return page if (ROOT / page).is_file() else f"{DOCS}/{page}"
 
 
 def relink(markdown: str, source: str, pages: set[str]) -> str:
-    """Rewrites relative links of the file `source` so that they lead from page to page."""
+    """Rewrite relative links of the file `source` as links between pages."""
     here = posixpath.dirname(page_of(source))
 
     def replace(match: re.Match[str]) -> str:

@@ -1,15 +1,16 @@
-"""Compiles the training step for a slice of TPU chips that need not be there, and says what it needs and sends.
+"""Compile the training step for a slice of TPU chips, which need not exist, and report its memory and communication.
 
     python -m s2rm_jax.compile_for --config configs/refcoco.py --topology v5e:4x4 \\
         --config.dtype=bfloat16 --config.batch_size=128
     python -m s2rm_jax.compile_for ... --markdown step.md --json step.json
 
-Printed are the memory of a chip and whether the step fits, its FLOPs, everything that chips send to each other, the
-largest temporary arrays, and how well the step should scale, predicted from the chip's published rates.
-The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. Swin-Base takes it half an hour of a core and
-15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program that is less
-optimised than that of a real run.
-Topologies are written as v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
+The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, the largest temporary
+arrays, and the scaling predicted from the published rates of the chip.
+Topologies have the form v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
+
+The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. For Swin-Base it takes half an hour of one
+core and 15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program
+that is less optimised than that of a real run.
 """
 
 from __future__ import annotations
@@ -33,12 +34,11 @@ FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
 )
-TOPOLOGY = flags.DEFINE_string("topology", None, "the slice, such as v5e:4x4", flag_values=FLAGS)
-JSON = flags.DEFINE_string("json", None, "a file to write the numbers to", flag_values=FLAGS)
-MARKDOWN = flags.DEFINE_string("markdown", None, "a file to write the report to, as tables", flag_values=FLAGS)
-HLO = flags.DEFINE_string("hlo", None, "a file to write the compiled program to, as XLA's text", flag_values=FLAGS)
+TOPOLOGY = flags.DEFINE_string("topology", None, "the TPU slice, such as v5e:4x4", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json", None, "a file to write the report to, as JSON", flag_values=FLAGS)
+MARKDOWN = flags.DEFINE_string("markdown", None, "a file to write the report to, as Markdown", flag_values=FLAGS)
 
-# The compiler is to ask no machine around it what it is, and to run beside others.
+# Let the compiler run without querying the host for TPUs, and beside other processes.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -50,10 +50,10 @@ _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions
 
 
 def main() -> None:
-    """Compiles and reports as the flags say."""
+    """Compile the step and report the facts about it."""
     from s2rm_jax.config import check_config
-    from s2rm_jax.measure.chips import find_chip
     from s2rm_jax.measure.compiled_report import StepFacts, as_json, as_markdown, as_text, read_program
+    from s2rm_jax.parallel.devices import CHIPS
     from s2rm_jax.parallel.mesh import build_mesh
     from s2rm_jax.training.compile import compile_training_step
 
@@ -62,23 +62,21 @@ def main() -> None:
     assert topology is not None  # required
     check_config(config)
     devices = topology_devices(topology)
-    chip = find_chip(devices[0].device_kind)
+    chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
-        raise UserError(f"--topology: there are no figures of {devices[0].device_kind} in measure/chips.py.")
-    ahead = compile_training_step(config, build_mesh(config, devices))
+        raise UserError(f"--topology: {devices[0].device_kind} is not listed in s2rm_jax/parallel/devices.py.")
+    compiled_step = compile_training_step(config, build_mesh(config, devices))
     step = StepFacts(
         topology=topology,
         chip=chip,
         chips=len(devices),
         settings=_settings(config),
-        program=read_program(ahead.compiled),
-        flops=ahead.flops,
-        model_flops=ahead.model_flops,
-        compile_seconds=ahead.seconds,
+        program=read_program(compiled_step.compiled),
+        flops=compiled_step.flops,
+        model_flops=compiled_step.model_flops,
+        compile_seconds=compiled_step.seconds,
     )
     print(as_text(step))
-    if HLO.value:
-        Path(HLO.value).write_text(ahead.compiled.as_text(), encoding="utf-8")
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(as_json(step), indent=2) + "\n", encoding="utf-8")
     if MARKDOWN.value:
@@ -86,51 +84,48 @@ def main() -> None:
 
 
 def topology_devices(name: str) -> list[Any]:
-    """Returns the devices of a slice, one for each chip, none of which need exist; must come before other use of JAX.
+    """Return the devices of a slice, one per chip, which need not exist; call it before any other use of JAX.
 
     Raises:
-        UserError: there is no compiler for TPUs here, or no such slice.
+        UserError: the compiler for TPUs is not installed, or the slice does not exist.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the compiler for TPUs is not installed: pip install -e '.[tpu]' (or the libtpu it names).")
+        raise UserError("the compiler for TPUs (libtpu) is not installed: pip install -e '.[tpu]'")
     shape = re.fullmatch(r"(v\d\w*):(\d+(?:x\d+)+)", name)
     if not shape:
-        raise UserError(f"--topology is {name!r}; it must be a chip and a shape, such as v5e:4x4 or v5p:2x2x4.")
+        raise UserError(f"--topology is {name!r}; it must be CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x4.")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     import jax
     from jax.experimental import topologies
 
-    jax.config.update("jax_platforms", "cpu")  # else JAX would look for TPUs to run on
-    # Two cores of a v4 chip work as one device, as they do when training.
+    jax.config.update("jax_platforms", "cpu")  # do not search for TPUs to run on
+    # The two cores of a v4 chip are one device, as in training.
     options = {"chip_config_name": "megacore"} if shape.group(1) == "v4" else {}
     try:
         devices = list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--topology: there is no slice {name!r}: {reason}") from error
+        raise UserError(f"--topology: slice {name!r} not found: {reason}") from error
     chips = math.prod(int(side) for side in shape.group(2).split("x"))
     if len(devices) != chips:
-        raise UserError(f"--topology {name}: {len(devices)} devices on {chips} chips; only one for each is understood.")
+        raise UserError(
+            f"--topology {name}: {len(devices)} devices on {chips} chips; only one device per chip is supported."
+        )
     return devices
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
+    import jax
+
     settings = {"config.mesh.fsdp": config.mesh.fsdp, "config.mesh.step": config.mesh.step}
     for field in _SHOWN:
         value: Any = config
         for part in field.split("."):
             value = value[part]
         settings[f"config.{field}"] = value
-    return settings | _compiler_effort()
-
-
-def _compiler_effort() -> dict[str, Any]:
-    """Says how hard the compiler was told to try, where it is not as hard as usual."""
-    import jax
-
     effort = jax.config.values["jax_exec_time_optimization_effort"]
-    return {"compiler effort": effort} if effort else {}
+    return settings | ({"compiler effort": effort} if effort else {})
 
 
 if __name__ == "__main__":

@@ -34,8 +34,7 @@ from tqdm import tqdm
 
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
-from s2rm_jax.input.image_files import list_images, result_folders
-from s2rm_jax.input.images import load_image
+from s2rm_jax.input.images import list_images, load_image, result_folders
 from s2rm_jax.prediction_files import (
     RESULT_FILE,
     SAMPLE_FILE,

@@ -1,4 +1,4 @@
-"""Compiling for a slice of TPU chips: what is said where that cannot be, and, with the compiler, what it finds."""
+"""Compiling for a slice of TPU chips: its errors and, if the compiler is installed, its report."""
 
 import importlib.util
 import json
@@ -20,7 +20,16 @@ from .conftest import tiny_config
 ROOT = Path(__file__).parents[1]
 
 
-def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
+def two_stages():
+    """The tiny configuration with two stages and one direction, which is traced in half the time."""
+    config = tiny_config()
+    config.vision.update({"depths": (1, 1), "num_heads": (1, 2)})
+    config.decoder.widths = (8, 8)
+    config.fusion.rotations = (0,)
+    return config
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed: pip install -e '\.\[tpu\]'"):
         compile_for.topology_devices("v5e:4x4")
@@ -29,11 +38,11 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "4x4", "v5e:4x4;v5e:4x4", "v5e-16"])
 def test_a_topology_is_a_chip_and_a_shape(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"--topology is '.*'; it must be a chip and a shape, such as v5e:4x4"):
+    with pytest.raises(UserError, match=r"--topology is '.*'; it must be CHIP:SHAPE, such as v5e:4x4"):
         compile_for.topology_devices(name)
 
 
-def test_what_does_not_fit_is_said_with_what_helps(monkeypatch):
+def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     message += "Used 20.20G of 15.75G hbm. Exceeded hbm capacity by 4.45G."
 
@@ -41,19 +50,19 @@ def test_what_does_not_fit_is_said_with_what_helps(monkeypatch):
         raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
-    config = tiny_config()
+    config = two_stages()
     with pytest.raises(UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 devices.*--config\.remat=dense"):
         compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
 
 
 def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: None)  # the tracing and lowering are tested
-    config = tiny_config()
+    config = two_stages()
     config.steps, config.remat = 0, "blocks"
     before = config.to_dict()
-    ahead = compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
+    step = compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
     assert config.to_dict() == before
-    assert ahead.flops > 1.2 * ahead.model_flops > 0
+    assert step.flops > 1.2 * step.model_flops > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed")

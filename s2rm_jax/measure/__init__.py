@@ -1,1 +1,1 @@
-"""Measurements: benchmarks, ablations, and facts read from compiled programs. Only people who measure open it."""
+"""Benchmarks, ablations, and analysis of compiled programs."""

@@ -1,40 +1,42 @@
-"""What the runs of a suite say: tables with the spread over seeds, how far it can be trusted, figures, and JSON.
-
-How variants compare, as figures: one colour a variant, over steps or over groups of expressions.
-"""
+"""The report of an ablation suite: Markdown tables with intervals over seeds, the numbers as JSON, and SVG plots."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
-from s2rm_jax.measure.ablation_runs import Result, Score
+from s2rm_jax.measure.ablation_runs import Result
 from s2rm_jax.measure.ablation_suites import Variant
 
-_LEGEND = 170  # pixels at the right
+_LEGEND = 170  # pixels at the right edge
 _COLOURS = ("#181c21", "#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b3fb5")
 
 Points = Sequence[tuple[float, float]]  # (x, mean IoU in percent)
+Results = Mapping[str, Sequence[Result]]  # by the name of the variant
+Grouped = Mapping[str, Mapping[str, Sequence[float]]]  # {variant: {group: values over seeds}}
+
+GROUPINGS = {"by_kind": "kind of expression", "by_objects": "objects in the scene"}  # fields of a Score
+
+MARKDOWN_FILE, JSON_FILE, PLOTS = "ablations.md", "ablations.json", "plots"
 
 
-def curves(title: str, axis: str, series: Mapping[str, Points]) -> str:
-    """Draws lines over numbers, such as steps; the axis has the numbers of the longest line that fit."""
+def curves_plot(title: str, axis: str, series: Mapping[str, Points]) -> str:
+    """Draw a line per variant over numbers such as steps; the ticks are x values of the longest line."""
     longest = max(series.values(), key=len)
     every = -(-len(longest) // 6)
     ticks = {x: f"{x:g}" for x, _ in longest[::-1][::every]}
     return _figure(title, axis, series, ticks, joined=True)
 
 
-def groups(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
-    """Draws a mark for each variant above the name of each group."""
+def groups_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
+    """Draw a mark per variant above the name of each group."""
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     points = {
         variant: [(float(names.index(name)), value) for name, value in values.items()]
@@ -55,37 +57,31 @@ def _figure(title: str, axis: str, series: Mapping[str, Points], ticks: Mapping[
     for index, (name, points) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         shift = 0 if joined else (index - (len(series) - 1) / 2) * min(9.0, 0.8 * across / len(ticks) / len(series))
-        spots = [(place(x) + shift, level(y, 100)) for x, y in points]
-        if joined and spots:
-            line = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+        centres = [(place(x) + shift, level(y, 100)) for x, y in points]
+        if joined and centres:
+            line = "L".join(f"{x:.1f} {y:.1f}" for x, y in centres)
             body.append(f'<path d="M{line}" style="stroke:{colour};stroke-width:1.6;fill:none"/>')
-        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>' for x, y in spots]
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>' for x, y in centres]
         y = TOP + 16 * index
         body.append(box((WIDTH - _LEGEND + 14, y - 8), (10, 10), colour))
         body.append(text((WIDTH - _LEGEND + 29, y + 1), name, MUTED, 11, anchor="start"))
     return axes(title, axis, "mean IoU, %", 100, body)
 
 
-Results = Mapping[str, Sequence[Result]]  # by the name of the variant
-
-MARKDOWN_FILE, JSON_FILE, PLOTS = "ablations.md", "ablations.json", "plots"
-
-
 def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Variant], results: Results) -> Path:
-    """Writes the tables, the same numbers for programs, and the figures; returns the path of the tables.
+    """Write the tables, the same numbers as JSON, and the plots; return the path of the tables.
 
     Args:
-        folder: which is there.
-        suite: its name.
-        steps: the budget.
-        variants: the rows, of which the first is what the others are compared with; those without a result are left
-            out, and the first must have one.
-        results: of the seeds that are finished.
+        folder: an existing folder.
+        suite: the name of the suite.
+        steps: the steps of each run.
+        variants: the rows. The first is the reference and must have a result; others without a result are left out.
+        results: of the finished runs.
     """
     shown = [variant for variant in variants if results.get(variant.name)]
     (folder / PLOTS).mkdir(exist_ok=True)
-    drawn = _figures(shown, results)
-    for name, figure in drawn.items():
+    figures = _figures(shown, results)
+    for name, figure in figures.items():
         (folder / PLOTS / f"{name}.svg").write_text(standalone(figure), encoding="utf-8")
     splits = list(results[shown[0].name][0].scores)
     first = splits[0]
@@ -93,9 +89,11 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         f"# Ablation {suite}: {steps:,} steps",
         as_markdown(_overview(shown, results, splits)),
         " ".join(_conclusions(shown, results, first)),
-        as_markdown(_by_group(f"Mean IoU by kind of expression, {first}", shown, results, _by_kind, first)),
-        as_markdown(_by_group(f"Mean IoU by objects in the scene, {first}", shown, results, _by_objects, first)),
-        *(f"![{name.replace('_', ' ')}]({PLOTS}/{name}.svg)" for name in drawn),
+        *(
+            as_markdown(_by_group(f"Mean IoU by {title}, {first}", _grouped(field, shown, results, first)))
+            for field, title in GROUPINGS.items()
+        ),
+        *(f"![{name.replace('_', ' ')}]({PLOTS}/{name}.svg)" for name in figures),
     ]
     (folder / MARKDOWN_FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     content = {
@@ -116,7 +114,7 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
 
 
 def difference(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float] | None:
-    """Returns the difference of two means and its 95 % interval by Welch's t; None where a side has no two values."""
+    """Return the difference of two means with its 95 % interval by Welch's t, or None for fewer than two values."""
     if min(len(values), len(reference)) < 2:
         return None
     mean = float(np.mean(values) - np.mean(reference))
@@ -125,35 +123,45 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> tuple[flo
     if error == 0:
         return mean, mean, mean
     weights = (part**2 / (len(side) - 1) for part, side in zip(parts, (values, reference), strict=True))
-    half = float(stats.t.ppf(0.975, sum(parts) ** 2 / sum(weights))) * error
+    half = t_quantile(sum(parts) ** 2 / sum(weights)) * error
     return mean, mean - half, mean + half
 
 
-def spread(values: Sequence[float]) -> str:
-    """Writes a mean, and with two values or more their standard deviation."""
+def t_quantile(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's t distribution with at least one degree of freedom.
+
+    With t = sqrt(freedom) tan(a), the density of the angle a is proportional to cos(a)^(freedom - 1).
+    """
+    ends = np.linspace(0, np.pi / 2, 100_001)
+    mass = np.cumsum(np.cos((ends[:-1] + ends[1:]) / 2) ** (freedom - 1))
+    return float(np.sqrt(freedom) * np.tan(np.interp(0.95, mass / mass[-1], ends[1:])))
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Format a mean and, from two values on, the standard deviation."""
     mean = f"{np.mean(values):.2f}"
     return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
 
 
 def _overview(variants: Sequence[Variant], results: Results, splits: Sequence[str]) -> Table:
-    header = ["variant", "what is different"]
+    header = ["variant", "change"]
     for split in splits:
         header += [f"mIoU {split}", f"oIoU {split}"]
-    header += [f"against {variants[0].name}, {splits[0]}", "M parameters", "GFLOPs", "seeds"]
+    header += [f"difference to {variants[0].name}, {splits[0]}", "M parameters", "GFLOPs", "seeds"]
     rows = []
     for variant in variants:
         found = results[variant.name]
         cells = [variant.name, variant.what]
         for split in splits:
-            cells += [spread([r.scores[split].mean_iou for r in found])]
-            cells += [spread([r.scores[split].overall_iou for r in found])]
+            cells += [mean_and_deviation([r.scores[split].mean_iou for r in found])]
+            cells += [mean_and_deviation([r.scores[split].overall_iou for r in found])]
         compared = None if variant is variants[0] else _against(variants[0], variant, results, splits[0])
         cells.append(f"{compared[0]:+.2f} ({compared[1]:+.2f} to {compared[2]:+.2f})" if compared else NOTHING)
         cells += [f"{found[0].parameters / 1e6:.2f}", f"{found[0].gflops:.2f}", str(len(found))]
         rows.append(tuple(cells))
     caption = (
-        "In percent: mean ± standard deviation over seeds; differences with 95 % intervals (Welch); parameters of the "
-        "whole network, GFLOPs of a forward pass of one image with its expressions"
+        "In percent: mean ± standard deviation over seeds; differences of mean IoU with 95 % intervals (Welch). "
+        "Parameters of the whole network; GFLOPs of a forward pass of one image with its expressions"
     )
     return Table(caption, tuple(header), tuple(rows), text_columns=2)
 
@@ -164,73 +172,60 @@ def _against(reference: Variant, variant: Variant, results: Results, split: str)
 
 
 def _conclusions(variants: Sequence[Variant], results: Results, split: str) -> list[str]:
-    """Says what the seeds allow to say of the mean IoU, and what they do not."""
+    """Return sentences on which differences of the mean IoU are significant."""
     reference, others = variants[0], variants[1:]
     compared = {variant.name: _against(reference, variant, results, split) for variant in others}
-    told = {name: ends for name, ends in compared.items() if ends}
-    said = []
-    for word, names in (
-        (f"Below {reference.name}", [name for name, (_, _, high) in told.items() if high < 0]),
-        (f"Above {reference.name}", [name for name, (_, low, _) in told.items() if low > 0]),
-        ("Not told apart from it by these seeds", [n for n, (_, low, high) in told.items() if low <= 0 <= high]),
-        ("With fewer than two seeds, so nothing can be said", [name for name, ends in compared.items() if not ends]),
+    intervals = {name: result[1:] for name, result in compared.items() if result}
+    conclusions = []
+    for label, names in (
+        (f"Below {reference.name}", [name for name, (_, high) in intervals.items() if high < 0]),
+        (f"Above {reference.name}", [name for name, (low, _) in intervals.items() if low > 0]),
+        ("No significant difference", [name for name, (low, high) in intervals.items() if low <= 0 <= high]),
+        ("Fewer than two seeds, no conclusion", [name for name in compared if name not in intervals]),
     ):
         if names:
-            said.append(f"{word}: {', '.join(names)}.")
-    if told:
-        said.append(
-            f"Each interval by itself: of {len(told)} comparisons, {0.05 * len(told):.1f} are expected to err. The "
-            "seed changes the start and the order of the scenes, not the scenes that are held out."
+            conclusions.append(f"{label}: {', '.join(names)}.")
+    if intervals:
+        conclusions.append(
+            f"Intervals are not corrected for multiple comparisons: of {len(intervals)}, "
+            f"{0.05 * len(intervals):.1f} are expected to be wrong. The seed changes the initial parameters and the "
+            "order of training scenes, but not the evaluation scenes."
         )
-    return said
+    return conclusions
 
 
-def _by_kind(score: Score) -> Mapping[str, float]:
-    return score.by_kind
+def _grouped(field: str, variants: Sequence[Variant], results: Results, split: str) -> Grouped:
+    def values(runs: Sequence[Result]) -> dict[str, list[float]]:
+        groups = [getattr(run.scores[split], field) for run in runs]
+        return {name: [group[name] for group in groups] for name in groups[0]}
+
+    return {variant.name: values(results[variant.name]) for variant in variants}
 
 
-def _by_objects(score: Score) -> Mapping[str, float]:
-    return score.by_objects
-
-
-def _by_group(
-    caption: str,
-    variants: Sequence[Variant],
-    results: Results,
-    groups: Callable[[Score], Mapping[str, float]],
-    split: str,
-) -> Table:
-    names = list(groups(results[variants[0].name][0].scores[split]))
-    rows = [
-        (variant.name, *(spread([groups(r.scores[split])[name] for r in results[variant.name]]) for name in names))
-        for variant in variants
-    ]
+def _by_group(caption: str, grouped: Grouped) -> Table:
+    names = list(next(iter(grouped.values())))
+    rows = [(variant, *(mean_and_deviation(groups[name]) for name in names)) for variant, groups in grouped.items()]
     return Table(caption, ("variant", *names), tuple(rows))
 
 
 def _figures(variants: Sequence[Variant], results: Results) -> dict[str, str]:
     split = next(iter(results[variants[0].name][0].scores))
-
-    def mean(groups: Callable[[Score], Mapping[str, float]], found: Sequence[Result]) -> dict[str, float]:
-        each = [groups(result.scores[split]) for result in found]
-        return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-
-    def grouped(groups: Callable[[Score], Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        return {variant.name: mean(groups, results[variant.name]) for variant in variants}
-
-    drawn = {
-        "by_kind": groups(f"By kind of expression, {split}", "kind", grouped(_by_kind)),
-        "by_objects": groups(f"By objects in the scene, {split}", "objects", grouped(_by_objects)),
-    }
-    learnt = {v.name: _mean_curve(results[v.name]) for v in variants}
-    if all(learnt.values()):
-        learnt_on = results[variants[0].name][0].curve_split
-        drawn["learning"] = curves(f"Learning, on {learnt_on}", "steps", learnt)
-    return drawn
+    figures = {}
+    for field, title in GROUPINGS.items():
+        means = {
+            variant: {name: float(np.mean(values)) for name, values in groups.items()}
+            for variant, groups in _grouped(field, variants, results, split).items()
+        }
+        figures[field] = groups_plot(f"By {title}, {split}", title, means)
+    learning = {variant.name: _mean_curve(results[variant.name]) for variant in variants}
+    if all(learning.values()):
+        curve_split = results[variants[0].name][0].curve_split
+        figures["learning"] = curves_plot(f"Learning, on {curve_split}", "steps", learning)
+    return figures
 
 
-def _mean_curve(found: Sequence[Result]) -> list[tuple[float, float]]:
-    """The mean over seeds at each step that all of them have."""
-    values = [dict(result.curve) for result in found]
+def _mean_curve(runs: Sequence[Result]) -> list[tuple[float, float]]:
+    """Return the mean over seeds at each step that all of them have."""
+    values = [dict(result.curve) for result in runs]
     steps = sorted(set.intersection(*(set(one) for one in values)))
     return [(float(step), float(np.mean([one[step] for one in values]))) for step in steps]

@@ -1,15 +1,12 @@
-"""The runs of an ablation: each in a workdir of its own, trained, scored on held-out splits, and done but once.
+"""The runs of an ablation: planning, training and evaluation, each run once, shared by several processes.
 
-How several processes share the runs of a suite: a run is one process's at a time, and given back however it ends.
-
-Beside each workdir lies a file NAME.lock, which means nothing once no process has it.
-
-How long a suite of runs still takes.
+Each run has its own workdir. A process holds the lock of a workdir while it trains the run.
 """
 
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.io import write_atomically
-from s2rm_jax.measure.ablation_suites import Variant, configured
+from s2rm_jax.measure.ablation_suites import Variant, apply_variant
 from s2rm_jax.models.cost import network_cost
 from s2rm_jax.training.checkpoint import has_checkpoint
 from s2rm_jax.training.compile import compilation_cache
@@ -42,7 +38,7 @@ SPLITS = ("test", "compositional")
 
 @dataclass(frozen=True)
 class Run:
-    """A variant with a seed, and where it is trained."""
+    """A variant with a seed, and its workdir."""
 
     variant: Variant
     seed: int
@@ -52,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Score:
-    """What a run has on a split, in percent; `by_kind` and `by_objects` are mean IoUs, by the name of the group."""
+    """Scores of a run on a split, in percent; `by_kind` and `by_objects` are mean IoUs by group."""
 
     mean_iou: float
     overall_iou: float
@@ -63,13 +59,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """What is kept of a finished run.
+    """The result of a finished run.
 
     parameters   of the whole network
     gflops       of a forward pass of one image with its expressions
-    scores       {split: Score} of the parameters after the last step, averaged where the run keeps an average
-    curve        ((step, mean IoU of the training's own evaluations), ...)
-    curve_split  the split of those
+    scores       {split: Score} of the parameters after the last step (their moving average if the run keeps one)
+    curve        ((step, mean IoU of the evaluations during training), ...)
+    curve_split  the split of those evaluations
     """
 
     variant: str
@@ -82,21 +78,26 @@ class Result:
 
 
 def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -> list[Run]:
-    """Returns the runs, seed by seed, so that an unfinished suite has something to say of every variant.
+    """Return the runs, seed by seed, so that an unfinished suite soon has a result of every variant.
 
     Raises:
-        UserError: a variant cannot work, or `out` holds a run of the same name with other settings.
+        UserError: the configuration of a variant is invalid, or `out` has a run of the same name with other settings.
     """
     if base.input.source.name != "synthetic":
-        raise UserError(f"config.input.source.name is {base.input.source.name!r}; ablations take synthetic scenes.")
+        raise UserError(f"config.input.source.name is {base.input.source.name!r}; ablations need 'synthetic'.")
     base = copy.deepcopy(base)
     if not base.compilation_cache:
-        base.compilation_cache = str((out / "compilation_cache").absolute())  # seeds share their programs
-    configs = [_checked(variant, configured(base, variant)) for variant in variants]
+        base.compilation_cache = str((out / "compilation_cache").absolute())  # all seeds share compiled programs
+    configs = [apply_variant(base, variant) for variant in variants]
+    for variant, config in zip(variants, configs, strict=True):
+        try:
+            check_before_start(config)  # now, not when the run starts, perhaps days later
+        except UserError as error:
+            raise UserError(f"variant {variant.name}: {error}") from error
     runs = []
     for seed in range(seeds):
-        for variant, of_variant in zip(variants, configs, strict=True):
-            config = copy.deepcopy(of_variant)
+        for variant, variant_config in zip(variants, configs, strict=True):
+            config = copy.deepcopy(variant_config)
             config.seed = seed
             run = Run(variant, seed, config, out / "runs" / f"{variant.name}-seed-{seed}")
             _require_unchanged(run)
@@ -104,29 +105,24 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
     return runs
 
 
-def _checked(variant: Variant, config: ConfigDict) -> ConfigDict:
-    """Finds now what would end the suite days later, such as a batch that does not split among the devices."""
-    try:
-        check_before_start(config)
-    except UserError as error:
-        raise UserError(f"variant {variant.name}: {error}") from error
-    return config
-
-
 def _require_unchanged(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).exists():
         return
     began = load_config(run.workdir)
-    require_same_config(run.workdir, began, run.config)
-    if began.steps != run.config.steps:  # which a run may change, but a comparison may not
+    require_same_config(run.workdir, began, run.config)  # which allows another number of steps
+    if began.steps != run.config.steps:
         raise UserError(
-            f"the run in {run.workdir} has {began.steps} steps, and {run.config.steps} are asked for: give another "
-            f"--out, or --steps {began.steps}."
+            f"--steps: the run in {run.workdir} has {began.steps} steps, not {run.config.steps}; give another --out, or "
+            f"--steps={began.steps}."
         )
 
 
-def finished(run: Run) -> Result | None:
-    """Returns the result of a run that was finished before."""
+def load_result(run: Run) -> Result | None:
+    """Return the result of a run, or None if the run is not finished.
+
+    Raises:
+        UserError: the file of the result is damaged.
+    """
     try:
         content = json.loads((run.workdir / RESULT_FILE).read_text(encoding="utf-8"))
         scores = {split: Score(**score) for split, score in content.pop("scores").items()}
@@ -136,25 +132,25 @@ def finished(run: Run) -> Result | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{run.workdir / RESULT_FILE} cannot be read ({error}): delete it, the run is then scored again."
+            f"{run.workdir / RESULT_FILE} cannot be read ({error}); delete it to score the run again."
         ) from error
 
 
-def finished_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
-    """Returns the results that there are by now, of any process: by the name of the variant, in the order of `runs`."""
+def load_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
+    """Return the results of all processes so far, by the name of the variant, in the order of `runs`."""
     results: dict[str, list[Result]] = {}
     for run in runs:
-        if (result := finished(run)) is not None:
+        if (result := load_result(run)) is not None:
             results.setdefault(run.variant.name, []).append(result)
     return results
 
 
 def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
-    """Trains what is left of a run, scores it, and keeps the result in its workdir.
+    """Train the rest of a run, evaluate it, and write the result to its workdir.
 
     Raises:
-        UserError: the configuration or the workdir must be put right, or the loss became NaN.
-        Interrupted: somebody asked the run to stop; the same call continues it.
+        UserError: the configuration or the workdir is invalid, or the loss became NaN.
+        Interrupted: the run was asked to stop; the same call continues it.
     """
     from s2rm_jax.interop import pretrained
     from s2rm_jax.training.loop import train_and_evaluate
@@ -174,7 +170,7 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
         curve_split=run.config.eval.split,
     )
     write_atomically(epath.Path(run.workdir) / RESULT_FILE, json.dumps(asdict(result), indent=2) + "\n")
-    jax.clear_caches()  # the next variant is another program
+    jax.clear_caches()  # programs of this variant are not used again
     return result
 
 
@@ -184,7 +180,7 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
     from s2rm_jax.training.logging import report_evaluation
     from s2rm_jax.training.run import load_run
 
-    # The latest and not the best: a budget is compared, and nothing may be chosen by looking.
+    # The latest checkpoint, not the best: choosing by a score would favour variants with noisy scores.
     trained = load_run(run.workdir, "latest")
     config = copy.deepcopy(run.config)
     config.eval.limit = 0
@@ -206,15 +202,15 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
 
 
 def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[str, float]:
-    """Returns the mean IoU in percent of each group of expressions, by the names of the groups in order."""
-    found: dict[str, list[float]] = {name: [] for name in sorted(set(groups))}
+    """Return the mean IoU in percent of each group of expressions, sorted by the name of the group."""
+    ious: dict[str, list[float]] = {name: [] for name in sorted(set(groups))}
     for score, group in zip(scores, groups, strict=True):
-        found[group].append(100 * (score.iou or 0.0))
-    return {name: float(np.mean(ious)) for name, ious in found.items()}
+        ious[group].append(100 * (score.iou or 0.0))
+    return {name: float(np.mean(values)) for name, values in ious.items()}
 
 
 def _curve(run: Run) -> list[tuple[int, float]]:
-    """Reads how the mean IoU of the training's own evaluations went."""
+    """Return (step, mean IoU) of the evaluations during training."""
     from s2rm_jax.training.logging import METRICS_FILE
 
     lines = [json.loads(line) for line in (run.workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
@@ -222,51 +218,62 @@ def _curve(run: Run) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in lines if name in line]
 
 
-_LOOK_AGAIN = 2.0  # seconds
+_POLL_SECONDS = 2.0
 
 
-def claimed(runs: Sequence[Run]) -> Iterator[Run]:
-    """Yields each run once, while no other process has it: first those that are free, then those that become free.
-
-    The order is that of `runs` where there is no other process.
+def claim_runs(runs: Sequence[Run]) -> Iterator[Run]:
+    """Yield each run once while holding its lock: first the runs without another process, then as locks are released.
 
     Raises:
-        UserError: files cannot be locked where the workdirs lie.
+        UserError: the filesystem of the workdirs does not support locks.
     """
-    left, elsewhere, waiting = list(runs), set[str](), False
+    left, reported, waiting = list(runs), set[str](), False
     while left:
         for run in left:
-            claim = claim_on(run.workdir)
             try:
-                claim.acquire(timeout=0)
-            except Timeout:
-                if (name := run.workdir.name) not in elsewhere:
-                    log(f"another process trains {name}; it is looked at again after the others")
-                    elsewhere.add(name)
-                continue
-            except OSError as error:
-                raise UserError(f"{claim.lock_file} cannot be locked ({error}): give an --out that can.") from error
-            left.remove(run)
-            waiting = False
-            try:
-                yield run
-            finally:
-                claim.release()
-            break
+                with lock(run.workdir, wait=False):
+                    left.remove(run)
+                    waiting = False
+                    yield run
+                break
+            except BlockingIOError:
+                if (name := run.workdir.name) not in reported:
+                    log(f"another process trains {name}; it is tried again after the others")
+                    reported.add(name)
         else:
             if not waiting:
-                log(f"waiting for what other processes train: {', '.join(run.workdir.name for run in left)}")
+                log(f"waiting for other processes: {', '.join(run.workdir.name for run in left)}")
             waiting = True
-            time.sleep(_LOOK_AGAIN)
+            time.sleep(_POLL_SECONDS)
 
 
-def claim_on(path: Path) -> FileLock:
-    """Returns what, entered, keeps other processes from a folder, as long as they ask for it too."""
-    return FileLock(path.with_name(path.name + ".lock"))
+@contextmanager
+def lock(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, the file FOLDER.lock beside it; it is released however the process ends.
+
+    Raises:
+        BlockingIOError: another process holds the lock and `wait` is False.
+        UserError: the filesystem does not support locks.
+    """
+    path = folder.with_name(folder.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"--out: {path} cannot be locked ({error}); give a folder on another filesystem."
+            ) from error
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a child process has inherited the file
 
 
-class Pace:
-    """Tells the time that this process alone needs, by the runs that it carried out from first step to scores."""
+class RemainingTime:
+    """Estimates the time that this process alone needs for the runs left, from the runs that it did from the start."""
 
     def __init__(self, runs: Sequence[Run], clock: Callable[[], float] = time.perf_counter):
         self._runs = runs
@@ -274,19 +281,17 @@ class Pace:
         self._steps = 0
         self._seconds = 0.0
 
-    @property
-    def left(self) -> str:
-        """The time left as h:mm:ss; of unknown length until a whole run was measured."""
+    def __str__(self) -> str:
         if not self._steps:
-            return "unknown until a run is through"
-        steps_left = sum(run.config.steps for run in self._runs if finished(run) is None)
+            return "unknown until a run is finished"
+        steps_left = sum(run.config.steps for run in self._runs if load_result(run) is None)
         return hours_minutes_seconds(self._seconds / self._steps * steps_left)
 
     @contextmanager
-    def measured(self, run: Run) -> Iterator[None]:
-        """Measures the run that is carried out inside, unless it goes on from where it stopped."""
-        whole, began = not has_checkpoint(run.workdir), self._clock()
+    def measure(self, run: Run) -> Iterator[None]:
+        """Measure the run inside, unless it continues from a checkpoint."""
+        from_start, start = not has_checkpoint(run.workdir), self._clock()
         yield
-        if whole:
-            self._seconds += self._clock() - began
+        if from_start:
+            self._seconds += self._clock() - start
             self._steps += run.config.steps

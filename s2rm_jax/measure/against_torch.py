@@ -1,7 +1,4 @@
-"""The same network in JAX and in PyTorch on the same machine: whole, trained, and part by part.
-
-The network in PyTorch with the same parameters, its parts, and its training step, as one would write them there.
-"""
+"""The same network with the same parameters in JAX and in PyTorch: inference, training step, and each part."""
 
 from __future__ import annotations
 
@@ -17,9 +14,8 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.parameter_names import network_layout
-from s2rm_jax.measure.section import Row, Section, show_ratio
+from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
 from s2rm_jax.measure.subject import Part, Subject, network_parts
-from s2rm_jax.measure.timing import Timings, jitted, time_alternately
 from s2rm_jax.measure.training_speed import training_step
 from s2rm_jax.models.network import normalize
 from s2rm_jax.training.logging import counted
@@ -27,14 +23,13 @@ from s2rm_jax.training.losses import DICE_SMOOTHING
 
 
 class TorchTwin:
-    """The twin of a subject, on the GPU where JAX is on one, else on all cores.
+    """The PyTorch model with the parameters of a subject, on the GPU if JAX uses one, else on all cores.
 
-    What its methods return is timed as it is: it waits until the device is done. In bfloat16 where the configuration
-    says so, by autocast, which is PyTorch's way.
+    The methods return functions to be timed, which wait for the device. With config.dtype=bfloat16 they use autocast.
     """
 
     def __init__(self, subject: Subject):
-        """Raises UserError where PyTorch is not installed, or the loss is one that is not written here."""
+        """Raise UserError if PyTorch is not installed or the loss of the configuration is not supported."""
         try:
             import torch
 
@@ -43,7 +38,10 @@ class TorchTwin:
             raise UserError("--suite=torch: PyTorch is not installed: pip install -e '.[torch]'.") from error
         config = subject.config
         if config.loss.kind != "bce_dice" or config.loss.coarse_weight or config.decoder.no_target_width:
-            raise UserError("--suite=torch: its loss is bce_dice on the finest masks alone; let config.loss say so.")
+            raise UserError(
+                "--suite=torch needs config.loss.kind=bce_dice, config.loss.coarse_weight=0 and "
+                "config.decoder.no_target_width=0."
+            )
         self.torch: Any = torch
         self.on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
         self.device = torch.device("cuda" if self.on_gpu else "cpu")
@@ -55,18 +53,18 @@ class TorchTwin:
         self.model.to(self.device).eval()
 
     def tensor(self, array: Any) -> Any:
-        """Copies an array to the device."""
+        """Copy an array to the device."""
         array = np.array(array)
-        if array.dtype == jnp.bfloat16:  # which PyTorch does not take from NumPy
+        if array.dtype == jnp.bfloat16:  # not a dtype of torch.from_numpy
             return self.torch.from_numpy(array.astype(np.float32)).bfloat16().to(self.device)
         return self.torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array).to(self.device)
 
     def image_tensor(self, images: Any) -> Any:
-        """Copies images [B, H, W, 3] to the device, channels first."""
+        """Copy images [B, H, W, 3] to the device, channels first."""
         return self.tensor(np.moveaxis(np.asarray(images), -1, 1))
 
     def inference(self, images: Any, tokens: Any, mask: Any, compiled: bool = False) -> Callable[[], Any]:
-        """Returns what segments the expressions of normalised images; `compiled` by torch.compile."""
+        """Return a forward pass on normalised images, through torch.compile if `compiled`."""
         model = self.torch.compile(self.model) if compiled else self.model
         arguments = (self.image_tensor(images), self.tensor(tokens), self.tensor(mask))
 
@@ -74,32 +72,32 @@ class TorchTwin:
             with self.torch.inference_mode(), self._autocast():
                 return model(*arguments).logits
 
-        return self._finished(infer)
+        return self._synchronized(infer)
 
     def part(self, name: str, part: Part, backward: bool) -> Callable[[], Any]:
-        """Returns what computes a part of `network_parts` on the same inputs, and its gradients if `backward`."""
+        """Return a part of `network_parts` on the same inputs, with its gradients if `backward`."""
         function, inputs, parameters = self._part(name, part)
 
         def forward() -> Any:
             with self.torch.inference_mode(), self._autocast():
                 return function(*inputs)
 
-        wanted = [leaf for index in part.trained_inputs for leaf in _leaves(inputs[index])]
+        differentiated = [leaf for index in part.trained_inputs for leaf in _leaves(inputs[index])]
 
         def forward_backward() -> Any:
-            for tensor in (*parameters, *wanted):
+            for tensor in (*parameters, *differentiated):
                 tensor.grad = None
                 tensor.requires_grad_()
             with self._autocast():
                 outputs = _leaves(function(*inputs))
                 loss = sum(output.float().square().mean() for output in outputs)
             loss.backward()
-            return wanted
+            return differentiated
 
-        return self._finished(forward_backward if backward else forward)
+        return self._synchronized(forward_backward if backward else forward)
 
     def training_step(self, batch: Any, learning_rate: float, compiled: bool = False) -> Callable[[], Any]:
-        """Returns what takes one step of AdamW on a batch: loss, gradient, update, dropout and all."""
+        """Return one AdamW step on a batch, with loss, gradient, update and dropout."""
         model = self.torch.compile(self.model) if compiled else self.model
         optimizer = self.torch.optim.AdamW(self.model.parameters(), lr=learning_rate, fused=True)
         inputs = self.image_tensor(normalize(batch.images)), self.tensor(batch.tokens), self.tensor(batch.token_mask)
@@ -116,13 +114,13 @@ class TorchTwin:
             model.eval()
             return loss.detach()
 
-        return self._finished(step)
+        return self._synchronized(step)
 
     def loss(self, logits: Any, truth: Any) -> Any:
-        """The "bce_dice" of training/losses.py, of expressions that all have a target."""
+        """Compute the "bce_dice" loss of training/losses.py for expressions that all have a target."""
         cross_entropy = self.torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
-        found = logits.sigmoid()
-        overlap, areas = (found * truth).sum((-2, -1)), (found + truth).sum((-2, -1))
+        predicted = logits.sigmoid()
+        overlap, areas = (predicted * truth).sum((-2, -1)), (predicted + truth).sum((-2, -1))
         return cross_entropy + (1 - (2 * overlap + DICE_SMOOTHING) / (areas + DICE_SMOOTHING)).mean()
 
     def _part(self, name: str, part: Part) -> tuple[Callable[..., Any], tuple[Any, ...], list[Any]]:
@@ -140,25 +138,25 @@ class TorchTwin:
     def _autocast(self) -> Any:
         return self.torch.autocast(self.device.type, self.torch.bfloat16, enabled=self.half)
 
-    def _finished(self, action: Callable[[], Any]) -> Callable[[], Any]:
-        def done() -> Any:
+    def _synchronized(self, action: Callable[[], Any]) -> Callable[[], Any]:
+        def synchronized() -> Any:
             result = action()
             if self.on_gpu:
                 self.torch.cuda.synchronize()
             return result
 
-        return done
+        return synchronized
 
 
 def _leaves(tensors: Any) -> Sequence[Any]:
     return tensors if isinstance(tensors, tuple | list) else (tensors,)
 
 
-_PARTS = ("vision", "text", "fusion", "decoder")  # `resize` is a part of the decoder's last line in PyTorch
+_PARTS = ("vision", "text", "fusion", "decoder")  # in PyTorch, the decoder includes `resize`
 
 
 def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)) -> list[Section]:
-    """Measures inference at each size of batch, the training step of config.batch_size, and the parts.
+    """Measure inference at each batch size, the training step of config.batch_size, and the parts.
 
     Raises:
         UserError: PyTorch is not installed.
@@ -167,32 +165,32 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
     rows: list[Row] = []
     figures: dict[str, float] = {}
 
-    def note(name: str, label: str, timings: Timings) -> None:
+    def add(name: str, label: str, timings: Timings) -> None:
         for other in list(timings.seconds)[1:]:
             ratio = timings.ratio("jax", other)
-            rows.append([f"{label}, {other}", timings.median("jax"), timings.median(other), show_ratio(ratio)])
+            rows.append([f"{label}, {other}", timings.median("jax"), timings.median(other), str(ratio)])
             figures[f"{name}: jax / {other}"] = ratio.median
 
     for count in batches:
-        note(f"inference {count}", f"inference, batch {count}", _inference(subject, twin, count, rounds))
+        add(f"inference {count}", f"inference, batch {count}", _inference(subject, twin, count, rounds))
     images, expressions = subject.config.batch_size, subject.config.input.expressions_per_image
-    label = f"training step, batch {images}, {expressions} expressions an image"
-    note("training", label, _training(subject, twin, rounds))
+    label = f"training step, batch {images}, {expressions} expressions per image"
+    add("training", label, _training(subject, twin, rounds))
     for name, part in network_parts(subject, 1, expressions).items():
         if name not in _PARTS:
             continue
         for backward in (False, True):
-            way = "forward and backward" if backward else "forward"
+            direction = "forward and backward" if backward else "forward"
             ours = part.backward() if backward else part.forward()
             timings = time_alternately({"jax": jitted(*ours), "eager": twin.part(name, part, backward)}, rounds)
-            note(f"{name} {way}", f"{name}, {way}", timings)
+            add(f"{name} {direction}", f"{name}, {direction}", timings)
     text = (
-        "The network of interop/torch_model.py with the same parameters, on all cores, side by side: each round times "
-        "all alternatives once. Inference takes one expression an image, and parts one image with "
-        f"{counted(expressions, 'sentence')}. A ratio is the median over {rounds} rounds, with its quartiles; "
-        "below 1 JAX is faster. Wanted: at most 1 on a CPU."
+        "JAX and interop/torch_model.py with the same parameters, on all cores; each round times every alternative "
+        "once. Inference is with one expression per image, parts with one image and "
+        f"{counted(expressions, 'expression')}. Ratios are medians over {rounds} rounds, with quartiles; below 1, JAX "
+        "is faster. Target: at most 1 on a CPU."
     )
-    return [Section("Against PyTorch", text, ["", "JAX, s", "PyTorch, s", "JAX / PyTorch"], rows, figures)]
+    return [Section("Comparison with PyTorch", text, ["", "JAX, s", "PyTorch, s", "JAX / PyTorch"], rows, figures)]
 
 
 def _inference(subject: Subject, twin: TorchTwin, count: int, rounds: int) -> Timings:
@@ -211,5 +209,5 @@ def _training(subject: Subject, twin: TorchTwin, rounds: int) -> Timings:
     alternatives = {"jax": training_step(subject).take, "eager": twin.training_step(batch, rate)}
     if twin.on_gpu:
         alternatives["torch.compile"] = twin.training_step(batch, rate, compiled=True)
-    # The first steps find memory that the system still has to zero, in either program.
+    # In both frameworks, the first steps use memory that the system still has to zero.
     return time_alternately(alternatives, rounds, warm_up=3)

@@ -1,7 +1,4 @@
-"""The facts about a compiled training step on a TPU slice, as lines for people and as JSON.
-
-A compiled program read as a whole: its memory, its FLOPs, its exchanges.
-"""
+"""Facts about a training step compiled for a TPU slice, with predicted scaling: as text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -9,34 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s2rm_jax.measure.chips import ASSUMED_UTILISATION, GIB, RING_LINKS, Chip, Scaling, predict_scaling
-from s2rm_jax.measure.collectives import Collective, read_collectives, total_by_kind
-from s2rm_jax.measure.hlo import Buffer, buffers_at_peak, parse_hlo
+from s2rm_jax.measure.harness import markdown_table
+from s2rm_jax.measure.hlo import Buffer, Collective, buffers_at_peak, parse_hlo, read_collectives, total_by_kind
+from s2rm_jax.parallel.devices import GIB, Chip, Memory, read_memory
 
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a program needs on each device; results that reuse the memory of arguments count as arguments only."""
-
-    arguments: int
-    new_results: int
-    temporaries: int
-    code: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.arguments + self.new_results + self.temporaries + self.code
+ASSUMED_UTILISATION = 0.4  # of the matrix units; an assumption, not a measurement
+RING_LINKS = 2  # a ring through all chips sends in both directions; it fits into every slice, torus or not
+LARGE = 2**20  # bytes from which a collective is listed separately
+BUFFERS = 8  # largest temporary arrays that are listed
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiled program says of itself.
+    """Facts about a compiled program.
 
-    memory       of each device; None where the compiler does not tell
-    xla_flops    of each device, as XLA counts them: the body of a loop once, and not only matrix products
-    collectives  the largest first
-    at_peak      temporary arrays that are alive where memory is fullest, the largest first (an estimate)
+    memory       per device; None if the compiler reports none
+    xla_flops    per device, as XLA counts them: the body of a loop once, and not only matrix products
+    collectives  largest first
+    at_peak      temporary arrays that are alive at the peak of memory, largest first (an estimate)
     """
 
     memory: Memory | None
@@ -46,7 +33,7 @@ class Program:
 
 
 def read_program(compiled: Any) -> Program:
-    """Reads a `jax.stages.Compiled`; nothing runs."""
+    """Read a `jax.stages.Compiled` without running it."""
     module = parse_hlo(compiled.as_text())
     cost = compiled.cost_analysis() or {}
     return Program(
@@ -57,28 +44,44 @@ def read_program(compiled: Any) -> Program:
     )
 
 
-def read_memory(compiled: Any) -> Memory | None:
-    """Returns what a `jax.stages.Compiled` needs on each device, or None where the compiler does not tell."""
-    told = compiled.memory_analysis()
-    if told is None:
-        return None
-    return Memory(
-        arguments=told.argument_size_in_bytes,
-        new_results=told.output_size_in_bytes - told.alias_size_in_bytes,
-        temporaries=told.temp_size_in_bytes,
-        code=told.generated_code_size_in_bytes,
+@dataclass(frozen=True)
+class Scaling:
+    """Predicted seconds of one step on each chip.
+
+    compute     FLOPs / (matrix rate x assumed utilisation)
+    ring        communication over one ring in both directions, the slowest case
+    all_links   communication over all links of the chip at once, the best case
+    """
+
+    compute: float
+    ring: float
+    all_links: float
+
+    def efficiency(self, communication: float, overlapped: bool) -> float:
+        """Return the time of a step without communication divided by that with it.
+
+        Args:
+            communication: `ring` or `all_links`.
+            overlapped: whether all communication overlaps with computation, or none.
+        """
+        return self.compute / (max(self.compute, communication) if overlapped else self.compute + communication)
+
+
+def predict_scaling(chip: Chip, flops: float, collectives: Sequence[Collective]) -> Scaling:
+    """Predict a step from the FLOPs and collectives of one chip, ignoring latencies."""
+    sent = sum(one.sent_bytes for one in collectives)
+    return Scaling(
+        compute=flops / (chip.matrix_rate * ASSUMED_UTILISATION),
+        ring=sent / (RING_LINKS * chip.link_rate),
+        all_links=sent / (chip.links * chip.link_rate),
     )
-
-
-LARGE = 2**20  # bytes from which an exchange is listed by itself
-BUFFERS = 8  # how many of the largest temporary arrays are listed
 
 
 @dataclass(frozen=True)
 class StepFacts:
     """A training step compiled for a slice of TPU chips.
 
-    flops        of matrix products of one step on all chips, from the jaxpr: loops counted out, recomputation included
+    flops        of the matrix products of one step on all chips, counted in the jaxpr, including recomputation
     model_flops  the same without recomputation
     """
 
@@ -93,53 +96,50 @@ class StepFacts:
 
     @property
     def memory(self) -> Memory:
-        """What each chip needs; the compiler for TPUs always tells."""
+        """Memory per chip, which the compiler for TPUs always reports."""
         assert self.program.memory is not None
         return self.program.memory
 
     @property
     def scaling(self) -> Scaling:
-        """The prediction."""
+        """The predicted scaling."""
         return predict_scaling(self.chip, self.flops / self.chips, self.program.collectives)
 
 
-def facts(step: StepFacts) -> list[tuple[str, str]]:
-    """Returns (what, its value) in the order in which they are shown."""
+def _facts(step: StepFacts) -> list[tuple[str, str]]:
+    """Return (name, value) in the order in which they are shown."""
     memory, chip, scaling = step.memory, step.chip, step.scaling
     fits = "fits" if memory.total <= chip.hbm * GIB else "DOES NOT FIT"
     rows = [
         ("slice", f"{step.topology}: {step.chips} {chip.name} chips"),
         ("settings", ", ".join(f"{name} {value}" for name, value in step.settings.items())),
-        ("memory of a chip", f"{memory.total / GIB:.2f} of {chip.hbm} GiB: **{fits}**"),
+        ("memory per chip", f"{memory.total / GIB:.2f} of {chip.hbm} GiB: **{fits}**"),
         (
-            "of which",
-            f"state and batch {memory.arguments / GIB:.2f}, temporary {memory.temporaries / GIB:.2f}, "
+            "memory by use",
+            f"state and batch {memory.arguments / GIB:.2f}, temporary arrays {memory.temporaries / GIB:.2f}, "
             f"program {memory.code / GIB:.2f}, new results {memory.new_results / GIB:.2f} GiB",
         ),
         (
-            "FLOPs of a step",
-            f"{step.flops / 1e12:.1f} T on all chips, {step.flops / step.chips / 1e12:.2f} T on each "
+            "FLOPs per step",
+            f"{step.flops / 1e12:.1f} T on all chips, {step.flops / step.chips / 1e12:.2f} T per chip "
             f"({step.model_flops / step.chips / 1e12:.2f} T without recomputation; "
-            f"XLA's own count {step.program.xla_flops / 1e12:.2f} T)",
+            f"XLA's count {step.program.xla_flops / 1e12:.2f} T)",
         ),
     ]
     for kind, (count, size) in total_by_kind(step.program.collectives).items():
-        rows.append((kind, f"{count} in a step, {size / 1e6:,.2f} MB"))
+        rows.append((kind, f"{count} per step, {size / 1e6:,.2f} MB"))
     rows += [
-        ("computing", _computing(step)),
-        ("sending", _sending(step)),
-        ("efficiency, nothing overlapped", _efficiency(scaling, overlapped=False)),
-        ("efficiency, all overlapped", _efficiency(scaling, overlapped=True)),
-        ("compiled in", f"{step.compile_seconds:.0f} s"),
+        ("computation", _computation(step)),
+        ("communication", _communication(step)),
+        ("efficiency, no overlap", _efficiency(scaling, overlapped=False)),
+        ("efficiency, full overlap", _efficiency(scaling, overlapped=True)),
+        ("compile time", f"{step.compile_seconds:.0f} s"),
     ]
     return rows
 
 
-def exchange_rows(collectives: tuple[Collective, ...]) -> list[tuple[str, str, str, str]]:
-    """Returns (kind and devices, bytes, arrays, place) of the large exchanges, and one row for all the small ones.
-
-    Those that look the same share a row.
-    """
+def _collective_rows(collectives: Sequence[Collective]) -> list[tuple[str, str, str, str]]:
+    """Return (kind and devices, bytes, arrays, place) of large collectives, alike ones joined, and of the rest."""
     alike: dict[tuple[str, str, str], list[Collective]] = {}
     for one in collectives:
         if one.bytes >= LARGE:
@@ -149,18 +149,20 @@ def exchange_rows(collectives: tuple[Collective, ...]) -> list[tuple[str, str, s
     rows = []
     for (kind, arrays, place), group in alike.items():
         times = sum(one.times for one in group)
-        size = sum(one.bytes for one in group)
-        rows.append((f"{times} x {kind}" if times > 1 else kind, f"{size / 1e6:,.2f} MB", arrays, place))
+        rows.append((f"{times} x {kind}" if times > 1 else kind, _megabytes(group), arrays, place))
     small = [one for one in collectives if one.bytes < LARGE]
     if small:
-        together = sum(one.bytes for one in small)
         kinds = ", ".join(f"{count} {kind}" for kind, (count, _) in total_by_kind(small).items())
-        rows.append((f"smaller ones: {kinds}", f"{together / 1e6:,.2f} MB", "", ""))
-    return rows
+        rows.append((f"smaller: {kinds}", _megabytes(small), "", ""))
+    return rows or [("none", "", "", "")]
 
 
-def buffer_rows(step: StepFacts) -> list[tuple[str, str, str]]:
-    """Returns (bytes, array, place) of the largest temporary arrays alive where memory is fullest."""
+def _megabytes(collectives: Sequence[Collective]) -> str:
+    return f"{sum(one.bytes for one in collectives) / 1e6:,.2f} MB"
+
+
+def _buffer_rows(step: StepFacts) -> list[tuple[str, str, str]]:
+    """Return (bytes, array, place) of the largest temporary arrays at the peak of memory."""
     return [
         (f"{buffer.bytes / 2**20:,.1f} MiB", str(buffer.array), buffer.place)
         for buffer in step.program.at_peak[:BUFFERS]
@@ -168,27 +170,28 @@ def buffer_rows(step: StepFacts) -> list[tuple[str, str, str]]:
 
 
 def as_text(step: StepFacts) -> str:
-    """Returns the whole report for a terminal."""
-    rows = facts(step)
-    width = max(len(what) for what, _ in rows)
-    lines = [f"{what:<{width}}  {value.replace('**', '')}" for what, value in rows]
-    lines += ["", "exchanges:", *("  " + "  ".join(cell for cell in row if cell) for row in _exchanges(step))]
-    lines += ["", "largest temporary arrays where memory is fullest (an estimate):"]
-    lines += ["  " + "  ".join(row) for row in buffer_rows(step)]
+    """Return the whole report as text for a terminal."""
+    rows = _facts(step)
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value.replace('**', '')}" for name, value in rows]
+    lines += ["", "collectives:"]
+    lines += ["  " + "  ".join(filter(None, row)) for row in _collective_rows(step.program.collectives)]
+    lines += ["", "largest temporary arrays at the peak of memory (an estimate):"]
+    lines += ["  " + "  ".join(row) for row in _buffer_rows(step)]
     return "\n".join(lines)
 
 
 def as_markdown(step: StepFacts) -> str:
-    """Returns the whole report as a section of a page."""
-    batch = step.settings["config.batch_size"]
-    lines = [f"## {step.topology}, {batch} images", "", *_table(("", ""), facts(step))]
-    lines += ["", *_table(("exchange", "size", "largest array", "from"), _exchanges(step))]
-    lines += ["", *_table(("largest temporary arrays", "array", "from"), buffer_rows(step))]
+    """Return the whole report as a section of a Markdown page."""
+    batch, collectives = step.settings["config.batch_size"], _collective_rows(step.program.collectives)
+    lines = [f"## {step.topology}, {batch} images", "", *markdown_table(("", ""), _facts(step))]
+    lines += ["", *markdown_table(("collective", "size", "largest array", "origin"), collectives)]
+    lines += ["", *markdown_table(("largest temporary arrays", "array", "origin"), _buffer_rows(step))]
     return "\n".join(lines) + "\n"
 
 
 def as_json(step: StepFacts) -> dict[str, Any]:
-    """Returns the numbers, in bytes, FLOPs and seconds."""
+    """Return the numbers in bytes, FLOPs and seconds."""
     memory, scaling = step.memory, step.scaling
     return {
         "topology": step.topology,
@@ -219,11 +222,7 @@ def as_json(step: StepFacts) -> dict[str, Any]:
     }
 
 
-def _exchanges(step: StepFacts) -> list[tuple[str, str, str, str]]:
-    return exchange_rows(step.program.collectives) or [("none", "", "", "")]
-
-
-def _computing(step: StepFacts) -> str:
+def _computation(step: StepFacts) -> str:
     flops = step.flops / step.chips
     return (
         f"{flops / 1e12:.2f} TFLOP / ({step.chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_UTILISATION:.0%}, assumed) "
@@ -231,21 +230,16 @@ def _computing(step: StepFacts) -> str:
     )
 
 
-def _sending(step: StepFacts) -> str:
+def _communication(step: StepFacts) -> str:
     sent = sum(one.sent_bytes for one in step.program.collectives)
     rate, links = step.chip.link_rate / 1e9, step.chip.links
     return (
-        f"{sent / 1e9:.3f} GB a chip / ({RING_LINKS} links x {rate:.0f} GB/s, a ring) = "
+        f"{sent / 1e9:.3f} GB per chip / ({RING_LINKS} links x {rate:.0f} GB/s, ring) = "
         f"{1e3 * step.scaling.ring:.1f} ms; / (all {links} links x {rate:.0f} GB/s) = "
         f"{1e3 * step.scaling.all_links:.1f} ms"
     )
 
 
 def _efficiency(scaling: Scaling, overlapped: bool) -> str:
-    ring, best = (100 * scaling.efficiency(sending, overlapped) for sending in (scaling.ring, scaling.all_links))
+    ring, best = (100 * scaling.efficiency(seconds, overlapped) for seconds in (scaling.ring, scaling.all_links))
     return f"{ring:.0f} % over a ring, {best:.0f} % over all links"
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = [header, ("---",) * len(header), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -1,7 +1,4 @@
-"""How time grows with the number of expressions, their length, the size of the image, and the batch.
-
-A figure of how time grows: measured points on logarithmic axes, beside the line of the expected exponent.
-"""
+"""How time grows with the number and length of expressions, the image size, and the batch size."""
 
 from __future__ import annotations
 
@@ -14,19 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from s2rm_jax.evaluation.plots import BAR, HEIGHT, INK, LINE, MUTED, WIDTH, standalone, svg, text
-from s2rm_jax.measure.section import Row, Section
+from s2rm_jax.measure.harness import Row, Section, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject
-from s2rm_jax.measure.timing import jitted, time_alternately
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 56, 50  # margins around the axes
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Maps values between `low` and `high` to pixels between `start` and `end`, by their logarithms."""
+    """A logarithmic map from values between `low` and `high` to pixels between `start` and `end`."""
 
     low: float
     high: float
@@ -39,7 +34,7 @@ class _Axis:
 
 
 def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: int, fitted: float) -> str:
-    """Draws seconds against sizes; the expected line goes through the geometric middle of the points."""
+    """Draw seconds over sizes; the line of the expected exponent passes through the geometric mean of the points."""
     sizes, seconds = list(measured), list(measured.values())
     across = _Axis(min(sizes) / 1.15, max(sizes) * 1.15, _LEFT, WIDTH - _RIGHT)
     middle = [math.exp(sum(map(math.log, values)) / len(values)) for values in (sizes, seconds)]
@@ -70,7 +65,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured at which sizes; an image's is its side in pixels, an expression's its tokens."""
+    """The sizes at which each growth is measured; `pixels` are sides of a square image."""
 
     expressions: Sequence[int] = (1, 2, 4, 8, 16)
     pixels: Sequence[int] = (224, 320, 480, 640)
@@ -80,7 +75,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Growth:
-    """One thing that grows: what is timed, the exponent that is expected of it, and why."""
+    """One quantity that grows: the label of its axis, the expected exponent, and the reason for it."""
 
     name: str
     axis: str
@@ -88,45 +83,47 @@ class Growth:
     reason: str
 
 
-EXPRESSIONS = Growth("expressions", "expressions on an encoded image", 1, "each is read, fused and decoded by itself")
-PIXELS = Growth("image", "side of the image, pixels", 2, "attention stays in windows, so work goes with the area")
-TOKENS = Growth("tokens", "tokens of an expression (BERT)", 1, "dense layers outweigh attention at these lengths")
-BATCH = Growth("batch", "images of a batch, with an expression each", 1, "images have nothing to do with each other")
+EXPRESSIONS = Growth("expressions", "expressions on an encoded image", 1, "expressions are processed separately")
+PIXELS = Growth("image", "side of the image, pixels", 2, "attention is within windows: work follows the area")
+TOKENS = Growth("tokens", "tokens of an expression (BERT)", 1, "dense layers dominate attention at these lengths")
+BATCH = Growth("batch", "images of a batch, one expression each", 1, "images are independent")
 
 
 def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Section]:
-    """Measures four growths and fits an exponent to each that has two sizes or more."""
+    """Measure four kinds of growth and fit an exponent to each that has at least two sizes."""
     sizes = sizes or Sizes()
     tokens = [count for count in sizes.tokens if count <= subject.config.text.max_positions]
     measured = {
-        EXPRESSIONS: {count: _ground(subject, count) for count in sizes.expressions},
-        PIXELS: {side: jitted(*_resized(subject, side).forward(1, 1)) for side in sizes.pixels},
-        TOKENS: {count: _text(subject, count) for count in tokens},
+        EXPRESSIONS: {count: _ground_call(subject, count) for count in sizes.expressions},
+        PIXELS: {
+            side: jitted(*_changed(subject, "input", image_size=(side, side)).forward(1, 1)) for side in sizes.pixels
+        },
+        TOKENS: {count: _text_call(subject, count) for count in tokens},
         BATCH: {count: jitted(*subject.forward(count, 1)) for count in sizes.batch},
     }
     rows: list[Row] = []
     figures, plots = {}, {}
-    for what, actions in measured.items():
-        if len(actions) < 2:  # as where the text encoder takes short expressions only
+    for quantity, actions in measured.items():
+        if len(actions) < 2:  # such as a text encoder that only takes short expressions
             continue
         seconds = _seconds(actions, rounds)
         exponent = fitted_exponent(list(seconds), list(seconds.values()))
         times = ", ".join(f"{size}: {time:.3g}" for size, time in seconds.items())
-        rows.append([what.axis, times, exponent, what.expected, what.reason])
-        figures[f"{what.name}: exponent"] = exponent
-        plot = growth_plot(f"Time by {what.axis}", what.axis, seconds, what.expected, exponent)
-        plots[f"growth_{what.name}.svg"] = plot
+        rows.append([quantity.axis, times, exponent, quantity.expected, quantity.reason])
+        figures[f"{quantity.name}: exponent"] = exponent
+        plot = growth_plot(f"Time by {quantity.axis}", quantity.axis, seconds, quantity.expected, exponent)
+        plots[f"growth_{quantity.name}.svg"] = plot
     text = (
-        "Medians in seconds, and the exponent e of time = a x size^e, fitted to the logarithms. Expected are the "
-        "exponents of large sizes; a part that does not grow (what is computed once an image, padding to whole "
-        "windows) makes the measured one smaller."
+        "Medians in seconds, and the exponent e of time = a x size^e, fitted to the logarithms. The expected exponents "
+        "hold for large sizes; constant costs (what is computed once per image, padding to whole windows) make the "
+        "measured exponents smaller."
     )
-    head = ["what grows", "size: seconds", "exponent", "expected", "because"]
-    return [Section("How time grows", text, head, rows, figures, plots)]
+    head = ["size", "size: seconds", "exponent", "expected", "reason"]
+    return [Section("Growth of time with size", text, head, rows, figures, plots)]
 
 
 def fitted_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """Returns the slope of log seconds over log size, by least squares."""
+    """Return the slope of log seconds over log size, by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
@@ -135,34 +132,30 @@ def _seconds(actions: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int,
     return {size: timings.median(str(size)) for size in actions}
 
 
-def _ground(subject: Subject, expressions: int) -> Callable[[], Any]:
+def _ground_call(subject: Subject, expressions: int) -> Callable[[], Any]:
     network, params, images = subject.network, subject.on_device(), subject.images(1)
     maps = jax.jit(lambda params, images: network.apply({"params": params}, images, method="encode_image"))(
         params, images
     )
 
     def ground(params: Any, *inputs: Any) -> Any:
-        found = network.apply({"params": params}, *inputs, images.shape[1:3], method="ground")
-        return found.logits  # type: ignore[union-attr]
+        output = network.apply({"params": params}, *inputs, images.shape[1:3], method="ground")
+        return output.logits  # type: ignore[union-attr]
 
     return jitted(ground, (params, maps, *subject.tokens(1, expressions)))
 
 
-def _text(subject: Subject, tokens: int) -> Callable[[], Any]:
-    longer = _changed(subject, lambda config: config.text.update({"max_tokens": tokens}))
-    ids, mask = longer.tokens(1, 1)
+def _text_call(subject: Subject, tokens: int) -> Callable[[], Any]:
+    ids, mask = _changed(subject, "text", max_tokens=tokens).tokens(1, 1)
 
-    def read(params: Any, *inputs: Any) -> Any:
+    def encode(params: Any, *inputs: Any) -> Any:
         return subject.network.text.apply({"params": params}, *inputs)
 
-    return jitted(read, (subject.on_device()["text"], ids[0], mask[0]))
+    return jitted(encode, (subject.on_device()["text"], ids[0], mask[0]))
 
 
-def _resized(subject: Subject, side: int) -> Subject:
-    return _changed(subject, lambda config: config.input.update({"image_size": (side, side)}))
-
-
-def _changed(subject: Subject, change: Callable[[ConfigDict], None]) -> Subject:
+def _changed(subject: Subject, section: str, **values: Any) -> Subject:
+    """Return the subject with other values in a section of its configuration."""
     config = copy.deepcopy(subject.config).unlock()
-    change(config)
+    config[section].update(values)
     return dataclasses.replace(subject, config=config)

@@ -1,15 +1,16 @@
-"""The text of an optimised HLO module, read into computations, instructions and arrays; nothing of JAX is needed.
+"""Optimised HLO modules: parsing their text, and reading memory use and collectives from it.
 
-What fills the memory of a device while a compiled program runs.
+Only the text is read; nothing of JAX is needed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 _ARRAY = re.compile(r"\b(pred|(?:bf|[a-z])\d+[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -21,7 +22,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class ArrayType:
-    """The type of an array on one device: element type, shape, and the layout as HLO writes it."""
+    """The type of an array on one device: element type, shape, and HLO layout."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -32,12 +33,12 @@ class ArrayType:
 
     @property
     def bytes(self) -> int:
-        """Size of the values alone."""
+        """Size of the values, without padding."""
         return math.ceil(math.prod(self.shape) * _bits(self.dtype) / 8)
 
     @property
     def padded_bytes(self) -> int:
-        """Size in memory: a tiled layout such as T(8,128) fills up the last axes to whole tiles."""
+        """Size in memory: a tiled layout such as T(8,128) pads the last axes to whole tiles."""
         tile = re.search(r"T\(([\d,]+)\)", self.layout)
         if not tile or not self.shape:
             return self.bytes
@@ -51,14 +52,14 @@ class ArrayType:
 
     @property
     def in_main_memory(self) -> bool:
-        """False where the layout names another memory space than 0, such as the on-chip memory of a TPU."""
+        """Whether the layout names memory space 0 or none; on-chip memory of a TPU, for example, has another."""
         space = re.search(r"S\((\d+)\)", self.layout)
         return space is None or space.group(1) == "0"
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: its name, the arrays that it returns, what it does, and the rest of the line."""
+    """One line of a computation: name, types of its results, opcode, and the rest of the line."""
 
     name: str
     results: tuple[ArrayType, ...]
@@ -68,19 +69,19 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of the instructions that this one takes."""
+        """Names of the instructions whose results are the arguments of this one."""
         return re.findall(r"%([\w.\-]+)", self.rest.split(")", 1)[0])
 
     @property
     def place(self) -> str:
-        """Where in the program it comes from, such as "decoder/stage1_block/conv, backward"; empty if unknown."""
+        """The module path of its origin, such as "decoder/stage1_block/conv, backward"; empty if unknown."""
         name = re.search(r'op_name="([^"]*)"', self.rest)
         return readable_place(name.group(1)) if name else ""
 
 
 @dataclass(frozen=True)
 class HloModule:
-    """The computations of a module, by name, each a tuple of instructions in order."""
+    """The computations of a module by name, each a tuple of instructions in order."""
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
@@ -88,9 +89,10 @@ class HloModule:
 
     @cached_property
     def runs(self) -> dict[str, int]:
-        """How often each computation runs when the module runs once: loops whose length can be read are counted out.
+        """The number of times each computation runs when the module runs once.
 
-        Of a loop whose length depends on data, the body counts once; of a condition, every branch.
+        The body of a loop counts once if the number of iterations depends on data. Every branch of a conditional
+        counts.
         """
         runs = dict.fromkeys(self.computations, 0)
 
@@ -105,7 +107,7 @@ class HloModule:
         return runs
 
     def fused(self) -> set[str]:
-        """Names the computations that are executed as one instruction."""
+        """Return the names of the computations that are executed as one fusion."""
         return {
             called
             for instructions in self.computations.values()
@@ -119,20 +121,20 @@ class HloModule:
         if known:
             return int(known.group(1))
         condition = next((called for role, called in _called(loop) if role == "condition"), None)
-        inside = self.computations.get(condition or "", ())
+        instructions = self.computations.get(condition or "", ())
         limits = [
             int(number.group(1))
-            for instruction in inside
+            for instruction in instructions
             if instruction.opcode == "constant" and (number := re.match(r"(\d+)\)", instruction.rest))
         ]
         return limits[0] if len(limits) == 1 else 1
 
 
 def parse_hlo(text: str) -> HloModule:
-    """Reads the text that `compiled.as_text()` returns.
+    """Parse the text returned by `compiled.as_text()`.
 
     Raises:
-        ValueError: the text has no entry computation.
+        ValueError: the text has no ENTRY computation.
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
     entry: str | None = None
@@ -149,13 +151,13 @@ def parse_hlo(text: str) -> HloModule:
             root, instruction, result, opcode, rest = match.groups()
             lines.append(Instruction(instruction, read_arrays(result), opcode, rest, root is not None))
     if entry is None:
-        raise ValueError("no ENTRY computation in this text: it is no HLO module")
+        raise ValueError("not an HLO module: no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text)
     return HloModule(computations, entry, int(partitions.group(1)) if partitions else 1)
 
 
 def read_arrays(text: str) -> tuple[ArrayType, ...]:
-    """Returns the types of the arrays in a type such as "(f32[48]{0}, bf16[2,3]{1,0:T(8,128)(2,1)})"."""
+    """Return the array types in a type such as "(f32[48]{0}, bf16[2,3]{1,0:T(8,128)(2,1)})"."""
     return tuple(
         ArrayType(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)
         for dtype, sizes, layout in _ARRAY.findall(text)
@@ -163,22 +165,23 @@ def read_arrays(text: str) -> tuple[ArrayType, ...]:
 
 
 def readable_place(op_name: str) -> str:
-    """Shortens JAX's name of an operation to the path of modules, and says whether it is the backward pass.
+    """Shorten JAX's name of an operation to its module path, and mark backward passes and recomputation.
 
     "jit(train_step)/transpose(jvp(Net))/Net.ground/decoder/conv/dot" becomes "decoder/conv/dot, backward".
     """
     parts = [part for part in op_name.split("/") if not re.search(r"[().]", part) and part not in _STRUCTURE]
-    # A rematerialised module stands there twice in a row.
+    # The name of a rematerialised module is repeated.
     parts = [part for place, part in enumerate(parts) if place == 0 or part != parts[place - 1]]
     how = ", backward" if "transpose(" in op_name else ""
     return "/".join(parts) + (", recomputed" if "rematted_computation" in op_name else how)
 
 
 def _called(instruction: Instruction) -> list[tuple[str, str]]:
-    found = _CALLED.findall(instruction.rest)
+    """Return (role, name) of each computation that an instruction calls."""
+    called = _CALLED.findall(instruction.rest)
     for branches in _BRANCHES.findall(instruction.rest):
-        found += [("branch", name.strip().lstrip("%")) for name in branches.split(",")]
-    return [("branch" if role.endswith("_computation") else role, name) for role, name in found]
+        called += [("branch", name.strip().lstrip("%")) for name in branches.split(",")]
+    return called
 
 
 def _bits(dtype: str) -> int:
@@ -186,66 +189,178 @@ def _bits(dtype: str) -> int:
     return 8 if dtype == "pred" or number is None else int(number.group(1))
 
 
-_FORWARDED = ("bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier")  # what holds others' memory
-_NOT_MADE = ("parameter", "constant")
+_ALIASES = ("bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier")  # results are the operands
+_NOT_ALLOCATED = ("parameter", "constant")
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """An array that the program makes for a time, and where in the program it comes from."""
+    """A temporary array and the module path of its origin."""
 
     array: ArrayType
     place: str
 
     @property
     def bytes(self) -> int:
-        """Its size in memory, padding of its layout included."""
+        """Size in memory, including padding."""
         return self.array.padded_bytes
 
 
 def buffers_at_peak(module: HloModule) -> list[Buffer]:
-    """Returns the temporary arrays that are alive where those of the entry computation fill most, the largest first.
+    """Return the temporary arrays that are alive at the peak of memory in the entry computation, largest first.
 
-    Read from the order of the instructions, so it needs a scheduled module. An estimate: which arrays share memory
-    because one is updated in place is not in the text, and what loops make inside is left out. Arguments, results and
-    what lies in another memory than the main one do not count.
+    This is an estimate from the order of instructions in a scheduled module: in-place updates are not in the text, and
+    temporary arrays inside loops are left out. Arguments, results and arrays outside the main memory do not count.
     """
     instructions = module.computations[module.entry]
-    made: dict[tuple[str, int], tuple[int, ArrayType, Instruction]] = {}
-    holds: dict[str, list[tuple[str, int]]] = {}  # of each instruction: the arrays that its results are
+    allocated: dict[tuple[str, int], tuple[int, ArrayType, Instruction]] = {}
+    holds: dict[str, list[tuple[str, int]]] = {}  # by instruction: the arrays that are its results
     last_use: dict[tuple[str, int], int] = {}
     results: set[tuple[str, int]] = set()
     for position, instruction in enumerate(instructions):
-        taken = [array for operand in instruction.operands for array in holds.get(operand, [])]
-        for array in taken:
+        operands = [array for operand in instruction.operands for array in holds.get(operand, [])]
+        for array in operands:
             last_use[array] = position
-        if instruction.opcode in _FORWARDED:
+        if instruction.opcode in _ALIASES:
             index = instruction.rest.rpartition("index=")[2] if instruction.opcode == "get-tuple-element" else ""
             number = int(index.split(",")[0]) if index[:1].isdigit() else None
-            holds[instruction.name] = taken if number is None else taken[number : number + 1]
+            holds[instruction.name] = operands if number is None else operands[number : number + 1]
         else:
             holds[instruction.name] = [(instruction.name, place) for place in range(len(instruction.results))]
-            if instruction.opcode not in _NOT_MADE and not instruction.opcode.endswith("-start"):
+            if instruction.opcode not in _NOT_ALLOCATED and not instruction.opcode.endswith("-start"):
                 for place, array_type in enumerate(instruction.results):
-                    made[instruction.name, place] = (position, array_type, instruction)
+                    allocated[instruction.name, place] = (position, array_type, instruction)
         if instruction.is_root:
             results.update(holds[instruction.name])
     lives = [
         (first, last_use.get(key, first), Buffer(array, instruction.place))
-        for key, (first, array, instruction) in made.items()
+        for key, (first, array, instruction) in allocated.items()
         if key not in results and array.in_main_memory
     ]
-    peak = max(_filled(lives), default=(0, 0))[1]
-    return sorted((one for first, last, one in lives if first <= peak <= last), key=lambda one: -one.bytes)
+    peak = max(_live_bytes(lives), default=(0, 0))[1]
+    return sorted((buffer for first, last, buffer in lives if first <= peak <= last), key=lambda one: -one.bytes)
 
 
-def _filled(lives: list[tuple[int, int, Buffer]]) -> Iterator[tuple[int, int]]:
-    """Yields (bytes alive, position) at every position where something begins to live."""
-    ends = sorted((last, one.bytes) for _, last, one in lives)
+def _live_bytes(lives: list[tuple[int, int, Buffer]]) -> Iterator[tuple[int, int]]:
+    """Yield (live bytes, position) at every position that allocates an array."""
+    ends = sorted((last, buffer.bytes) for _, last, buffer in lives)
     alive, ended = 0, 0
-    for first, _, one in sorted(lives, key=lambda life: life[0]):
+    for first, _, buffer in sorted(lives, key=lambda life: life[0]):
         while ended < len(ends) and ends[ended][0] < first:
             alive -= ends[ended][1]
             ended += 1
-        alive += one.bytes
+        alive += buffer.bytes
         yield alive, first
+
+
+KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective operation.
+
+    kind    one of KINDS
+    arrays  the whole arrays: the results of a gather, the operands of a scatter
+    group   number of devices that exchange with each other
+    times   number of executions (more than one inside a loop)
+    place   module path of its origin
+    """
+
+    kind: str
+    arrays: tuple[ArrayType, ...]
+    group: int
+    times: int
+    place: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of `arrays` over all executions."""
+        return self.times * sum(array.bytes for array in self.arrays)
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that each device must send: 2 (n - 1) / n of the size for an all-reduce, else (n - 1) / n."""
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            return float(self.bytes)
+        share = (self.group - 1) / self.group
+        return self.bytes * share * (2 if self.kind == "all-reduce" else 1)
+
+
+def read_collectives(module: HloModule) -> list[Collective]:
+    """Return every collective of the module once, largest first.
+
+    A TPU program repeats an asynchronous collective in each fusion that overlaps with it; these count as one.
+    """
+    fused = module.fused()
+    collectives: dict[Any, Collective] = {}
+    for computation, instructions in module.computations.items():
+        times = module.runs[computation]
+        for instruction in instructions:
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS or times == 0:
+                continue
+            group = group_size(instruction.rest, module.partitions)
+            if group == 1:
+                continue  # sends nothing
+            arrays, place = _whole_arrays(kind, instruction, group), instruction.place
+            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            types = tuple(map(str, arrays))  # layouts differ between the fusions
+            key: Any = instruction.name
+            if computation in fused:
+                key = (kind, types, group, place, channel and channel.group(1))
+            times_here = min(times, collectives[key].times) if key in collectives else times
+            collectives[key] = Collective(kind, arrays, group, times_here, place)
+    return sorted(collectives.values(), key=lambda one: -one.bytes)
+
+
+def group_size(attributes: str, partitions: int) -> int:
+    """Return the number of devices in a group of a collective, from the attributes of its instruction.
+
+    Replica groups have the form {{0,1},{2,3}}, [groups,size]<=[...], or axes of a mesh; {} means all devices.
+
+    Raises:
+        ValueError: the replica groups have another form.
+    """
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
+        return max(2, pairs.group(1).count("{"))
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(listed.group(1).split(","))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(iota.group(1))
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    if "replica_groups=" in attributes and "replica_groups={}" not in attributes:
+        raise ValueError(f"unknown form of replica groups: {attributes[:200]}")
+    return partitions
+
+
+def total_by_kind(collectives: Sequence[Collective]) -> dict[str, tuple[int, int]]:
+    """Return {kind: (executions, bytes)} in the order of KINDS."""
+    totals = {}
+    for kind in KINDS:
+        of_kind = [one for one in collectives if one.kind == kind]
+        if of_kind:
+            totals[kind] = (sum(one.times for one in of_kind), sum(one.bytes for one in of_kind))
+    return totals
+
+
+def _whole_arrays(kind: str, instruction: Instruction, group: int) -> tuple[ArrayType, ...]:
+    arrays = instruction.results
+    if instruction.opcode.endswith("-start") and kind == "all-gather":
+        arrays = arrays[len(arrays) // 2 :]  # the operands come first
+    elif instruction.opcode.endswith("-start") and kind == "collective-permute":
+        arrays = arrays[:1]
+    if kind == "reduce-scatter":
+        axis = re.search(r"dimensions=\{(\d+)\}", instruction.rest)
+        place = int(axis.group(1)) if axis else 0
+        arrays = tuple(
+            ArrayType(a.dtype, (*a.shape[:place], a.shape[place] * group, *a.shape[place + 1 :]), a.layout)
+            for a in arrays
+        )
+    return arrays

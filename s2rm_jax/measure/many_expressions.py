@@ -1,7 +1,4 @@
-"""Many expressions on one image, through the Segmenter as a person uses it, against as many single calls.
-
-How many programs are compiled for a stream of images and expressions of odd sizes.
-"""
+"""Several expressions per image through the Segmenter: their speed, and the programs that requests compile."""
 
 from __future__ import annotations
 
@@ -15,79 +12,75 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
-from s2rm_jax.measure.section import Row, Section
+from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject, network_parts
-from s2rm_jax.measure.timing import Timings, jitted, time_alternately
 from s2rm_jax.segmenter import BUCKETS
 from s2rm_jax.training.logging import counted
 
-EXPRESSIONS = 7.2  # of an image of RefCOCO val, in the mean: as if four images of five had 7, and one had 8
-_WITH_8 = EXPRESSIONS - 7  # the share of those
+EXPRESSIONS = 7.2  # mean per image of RefCOCO val, modelled as 7 for four images of five and 8 for the fifth
+_SHARE_OF_8 = EXPRESSIONS - 7
 _COUNTS = (1, 2, 4, 7, 8)
-# LAVT's own code in eager PyTorch, float32, 480 px, Swin-B and BERT-base, and the Swin-B inside it, in a trial on
-# another day on 2 CPU cores: only their ratio is used.
+# Seconds of LAVT's own code in eager PyTorch, float32, 480 px, Swin-B and BERT-base, and of the Swin-B inside it,
+# measured on another day on 2 CPU cores: only their ratio is used.
 LAVT_SECONDS, LAVT_SWIN_SECONDS = 2.65, 1.45
 
 
 def many_expressions(subject: Subject, rounds: int) -> list[Section]:
-    """Measures `encode` once and `segment` for 7.2 expressions against 7.2 calls of `segment` with one each."""
+    """Measure one `encode` and one `segment` for 7.2 expressions, and 7.2 calls of `segment` with one each."""
     segmenter, image = subject.segmenter(), subject.image(480, 640)
     height, width = subject.config.input.image_size
-    beside_lavt = _sizes(subject.config) == _sizes(default_config())
-    street, words = segmenter.encode(image), subject.expressions(max(_COUNTS))
+    compare_lavt = _sizes(subject.config) == _sizes(default_config())
+    encoded, texts = segmenter.encode(image), subject.expressions(max(_COUNTS))
     actions: dict[str, Callable[[], object]] = {
-        f"further {count}": partial(segmenter.segment, street, words[:count]) for count in _COUNTS
+        f"segment {count}": partial(segmenter.segment, encoded, texts[:count]) for count in _COUNTS
     }
     actions |= {
-        "single": lambda: segmenter.segment(image, words[0]),
+        "single": lambda: segmenter.segment(image, texts[0]),
         "encode": lambda: segmenter.encode(image),
     }
-    if beside_lavt:
+    if compare_lavt:
         actions["vision"] = jitted(*network_parts(subject, 1, 1)["vision"].forward())
     timings = time_alternately(actions, rounds)
-    asked = {count: timings.median(f"further {count}") for count in _COUNTS}
-    exact = [count for count in _COUNTS if count in BUCKETS]  # not those that are filled up
-    further = float(np.polyfit(exact, [asked[count] for count in exact], 1)[0])
+    seconds = {count: timings.median(f"segment {count}") for count in _COUNTS}
+    unpadded = [count for count in _COUNTS if count in BUCKETS]
+    slope = float(np.polyfit(unpadded, [seconds[count] for count in unpadded], 1)[0])
     per_image = _per_image(timings)
     gain = per_image.ratio("single calls", "together").median
-    together, single, encode = per_image.median("together"), timings.median("single"), timings.median("encode")
-    share = further / single
+    together, single = per_image.median("together"), timings.median("single")
     rows: list[Row] = [
         ["one call with one expression", single, 1 / single],
-        ["encoding alone", encode, ""],
-    ]
-    rows += [[f"{counted(count, 'sentence')} on an encoded image", asked[count], ""] for count in _COUNTS]
-    rows += [
+        ["encoding alone", timings.median("encode"), ""],
+        *([f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS),
         [f"{EXPRESSIONS} expressions together", together, EXPRESSIONS / together],
         [f"{EXPRESSIONS} single calls", EXPRESSIONS * single, 1 / single],
     ]
     text = (
-        f"`Segmenter` on an image of 480 x 640, the network's input {height} x {width}; "
-        f"{EXPRESSIONS} expressions are the mean of RefCOCO val, here {1 - _WITH_8:.1f} times 7 and {_WITH_8:.1f} times 8. "
-        "Seven are filled up to eight, "
-        f"for which a program is kept. **{gain:.2f} times** the expressions a second of single calls (wanted: at least "
-        f"4). One more expression costs {further:.3g} s, the slope over 1 to 8 of them: **{100 * share:.1f} %** of the "
-        "first (wanted: at most 15 %)."
+        f"`Segmenter` on an image of 480 x 640, network input {height} x {width}. {EXPRESSIONS} expressions per image "
+        f"are the mean of RefCOCO val, modelled as {1 - _SHARE_OF_8:.1f} times 7 and {_SHARE_OF_8:.1f} times 8. Seven "
+        "expressions are padded to eight, for which a program is kept. Together they reach "
+        f"**{gain:.2f} times** the expressions per second of single calls (target: at least 4). Each further "
+        f"expression costs {slope:.3g} s, the slope over 1 to 8 expressions: **{100 * slope / single:.1f} %** of the "
+        "first (target: at most 15 %)."
     )
-    head = ["", "seconds", "expressions a second"]
     figures = {
         "together / single, expressions a second": gain,
-        "one more / first": share,
+        "one more / first": slope / single,
         "expressions/s": EXPRESSIONS / together,
     }
+    head = ["", "seconds", "expressions per second"]
     sections = [Section("Many expressions on one image", text, head, rows, figures)]
-    return [*sections, _lavt(timings.median("vision"), together)] if beside_lavt else sections
+    return [*sections, _lavt(timings.median("vision"), together)] if compare_lavt else sections
 
 
 def _per_image(timings: Timings) -> Timings:
-    """Sums up, round by round, what an image with that many expressions takes in either way."""
-    rounds = zip(*(timings.seconds[name] for name in ("encode", "further 7", "further 8")), strict=True)
-    together = tuple(encode + (1 - _WITH_8) * seven + _WITH_8 * eight for encode, seven, eight in rounds)
+    """Return the seconds per image with 7.2 expressions in each round, together and by single calls."""
+    rounds = zip(*(timings.seconds[name] for name in ("encode", "segment 7", "segment 8")), strict=True)
+    together = tuple(encode + (1 - _SHARE_OF_8) * seven + _SHARE_OF_8 * eight for encode, seven, eight in rounds)
     return Timings({"together": together, "single calls": tuple(EXPRESSIONS * s for s in timings.seconds["single"])})
 
 
 def _sizes(config: ConfigDict) -> tuple[int, ...]:
-    """What LAVT was timed with, and what its time depends on: Swin, BERT and the image; by default they are alike."""
+    """Return the sizes of Swin, BERT and the image; LAVT was timed with those of the default configuration."""
     vision, text = config.vision, config.text
     encoders = (vision.embed_dim, *vision.depths, vision.window_size, text.hidden_size, text.num_layers)
     return (*encoders, *config.input.image_size)
@@ -96,63 +89,56 @@ def _sizes(config: ConfigDict) -> tuple[int, ...]:
 def _lavt(vision: float, together: float) -> Section:
     ours, theirs = together / EXPRESSIONS, LAVT_SECONDS / LAVT_SWIN_SECONDS * vision
     text = (
-        "Expected, not measured here. LAVT runs its encoder again for every expression: in a trial on another day on "
-        f"2 CPU cores, its own code, PyTorch eager, it took {LAVT_SECONDS} s each, of which the same Swin-B alone took "
-        f"{LAVT_SWIN_SECONDS} s. Scaled by the time that our Swin takes now, which is taken to be as fast as theirs: "
-        f"{LAVT_SECONDS} / {LAVT_SWIN_SECONDS} x {vision:.3g} s = {theirs:.3g} s. Ours is {together:.3g} s / "
-        f"{EXPRESSIONS} = {ours:.3g} s per expression: **{theirs / ours:.1f} times** as fast (wanted: at least 6)."
+        "Expected, not measured here. LAVT runs its encoder again for every expression. On another day, on 2 CPU cores "
+        f"with its own code in eager PyTorch, one expression took {LAVT_SECONDS} s, of which the same Swin-B alone "
+        f"took {LAVT_SWIN_SECONDS} s. Scaled by the time of our Swin here, assuming that both implementations are "
+        f"equally fast: {LAVT_SECONDS} / {LAVT_SWIN_SECONDS} x {vision:.3g} s = {theirs:.3g} s. Ours is "
+        f"{together:.3g} s / {EXPRESSIONS} = {ours:.3g} s per expression: **{theirs / ours:.1f} times** as fast "
+        "(target: at least 6)."
     )
-    return Section("Expected beside LAVT", text, (), (), {"expected LAVT / ours": theirs / ours})
+    return Section("Expected ratio to LAVT", text, (), (), {"expected LAVT / ours": theirs / ours})
 
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX tells of it once for each program
-
-
-class Compilations:
-    """The programs that were compiled while `counting`, and the seconds that each took."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        """Is told of everything that JAX measures of itself."""
-        del kwargs
-        if event == _COMPILED:
-            self.seconds.append(duration_secs)
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # one event per program
 
 
 @contextmanager
-def counting() -> Iterator[Compilations]:
-    """Counts what is compiled inside."""
-    compilations = Compilations()
-    jax.monitoring.register_event_duration_secs_listener(compilations.hear)
+def record_compilations() -> Iterator[list[float]]:
+    """Record the seconds of each program that is compiled inside."""
+    seconds: list[float] = []
+
+    def record(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED:
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(record)
     try:
-        yield compilations
+        yield seconds
     finally:
-        jax.monitoring.unregister_event_duration_listener(compilations.hear)
+        jax.monitoring.unregister_event_duration_listener(record)
 
 
 def serving_programs(subject: Subject, rounds: int, most: int = 8) -> list[Section]:
-    """Sends `rounds` times six images of odd sizes, with 1 to `most` expressions of many lengths, and counts."""
+    """Count the programs compiled for 6 x `rounds` images of random sizes, each with 1 to `most` expressions."""
     segmenter, rng = subject.segmenter(), np.random.default_rng(5)
     seconds: list[float] = []
-    with counting() as compilations:
+    with record_compilations() as compilations:
         for _ in range(6 * rounds):
             height, width = rng.integers(100, 1500, 2).tolist()
-            words = subject.expressions(int(rng.integers(1, most + 1)))
-            began = time.perf_counter()
-            segmenter.segment(subject.image(height, width), words)
-            seconds.append(time.perf_counter() - began)
-    programs, bound = len(compilations.seconds), 1 + sum(size < 2 * most for size in BUCKETS)
+            texts = subject.expressions(int(rng.integers(1, most + 1)))
+            start = time.perf_counter()
+            segmenter.segment(subject.image(height, width), texts)
+            seconds.append(time.perf_counter() - start)
+    programs, bound = len(compilations), 1 + sum(size < 2 * most for size in BUCKETS)
     text = (
-        f"{len(seconds)} requests with images of 100 to 1,500 pixels a side and 1 to {most} expressions, one after "
-        f"another. Expected: one program for images and one for each of the numbers {', '.join(map(str, BUCKETS))} "
-        f"up to the first that holds {most}, so at most {bound}."
+        f"{len(seconds)} successive requests with images of 100 to 1,500 pixels per side and 1 to {most} expressions. "
+        f"Expected: one program for images, and one for each number of expressions among "
+        f"{', '.join(map(str, BUCKETS))} up to the first that is at least {most}; so at most {bound} programs."
     )
     rows: list[Row] = [
         ["programs compiled", programs],
-        ["seconds of compiling", sum(compilations.seconds)],
-        ["median seconds of a request", float(np.median(seconds))],
+        ["compilation, seconds", sum(compilations)],
+        ["median request, seconds", float(np.median(seconds))],
         ["slowest request, seconds", max(seconds)],
     ]
-    return [Section("Programs that a stream of odd sizes needs", text, ["", ""], rows, {"programs": programs})]
+    return [Section("Programs compiled for requests of varying sizes", text, ["", ""], rows, {"programs": programs})]

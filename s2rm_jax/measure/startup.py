@@ -1,9 +1,8 @@
-"""How long a person waits before anything happens: imports, compilation, and a prediction from a cold process.
+"""Start-up time: imports, compilation of the training step, and `predict` in a fresh process.
 
-What a fresh process does; it prints the seconds as JSON: `python -m s2rm_jax.measure.startup WHAT [WORKDIR]`.
-
-WHAT is import (the package, all that trains and predicts), or step (import, then the training step of the run in
-WORKDIR traced, lowered and compiled, or found where `train` keeps programs).
+As a program, `python -m s2rm_jax.measure.startup WHAT [WORKDIR]` prints the seconds of one fresh process as JSON. WHAT
+is "import" (what training and prediction import), or "step" (the same, then tracing, lowering and compiling the
+training step of the run in WORKDIR, or loading it from the compilation cache of `train`).
 """
 
 from __future__ import annotations
@@ -18,23 +17,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
-from etils import epath
-from PIL import Image
+if TYPE_CHECKING:
+    from s2rm_jax.measure.harness import Row, Section
+    from s2rm_jax.measure.subject import Subject
 
-from s2rm_jax.config import VOCAB_FILE
-from s2rm_jax.errors import UserError
-from s2rm_jax.measure.section import Row, Section
-from s2rm_jax.measure.subject import Subject
-from s2rm_jax.measure.training_speed import with_steps
-from s2rm_jax.parallel.mesh import build_mesh
-from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
-from s2rm_jax.training.run import save_config
-from s2rm_jax.training.state import plan_state
+# JAX and the rest of the package are imported inside functions: this module is also the fresh process that measures
+# how long importing them takes.
 
 
 def startup(subject: Subject, rounds: int) -> list[Section]:
-    """Measures fresh processes, each started `rounds` times, but for those that find no compiled program once."""
+    """Measure fresh processes: `rounds` times with cached programs, once with an empty compilation cache."""
+    from PIL import Image
+
+    from s2rm_jax.measure.harness import Section
+
     with tempfile.TemporaryDirectory() as folder:
         workdir, image = Path(folder) / "run", Path(folder) / "image.png"
         save_untrained_run(subject, workdir)
@@ -47,31 +45,40 @@ def startup(subject: Subject, rounds: int) -> list[Section]:
         imported = [json.loads(_run([step[0], "import"]))["import"] for _ in range(rounds)]
         first = _seconds(predict)
         later = [_seconds(predict) for _ in range(rounds)]
-    found = median(step["compile"] for step in cached)
-    traced = median(step["trace"] + step["lower"] for step in cached)
+    import_seconds, predict_seconds = median(imported), median(later)
+    cached_seconds = median(step["compile"] for step in cached)
     rows: list[Row] = [
-        ["importing the package", median(imported), "at most 2"],
-        ["training step: traced and lowered", traced, ""],
-        ["training step: compiled", cold["compile"], "at most 30"],
-        ["training step: found in the cache", found, "at most 5"],
-        ["`predict` from a cold process, nothing in the cache", first, ""],
-        ["`predict` from a cold process, programs in the cache", median(later), "at most 10"],
+        ["importing the package", import_seconds, "at most 2"],
+        ["training step: tracing and lowering", median(step["trace"] + step["lower"] for step in cached), ""],
+        ["training step: compilation", cold["compile"], "at most 30"],
+        ["training step: loading from the cache", cached_seconds, "at most 5"],
+        ["`predict` in a fresh process, empty compilation cache", first, ""],
+        ["`predict` in a fresh process, cached programs", predict_seconds, "at most 10"],
     ]
     text = (
-        f"Fresh processes, the training step of a batch of {subject.config.batch_size}, random weights; medians over "
-        f"{rounds}, but for what is compiled with nothing in the cache, which was done once."
+        f"Fresh processes, random weights, a training step of batch size {subject.config.batch_size}. Medians over "
+        f"{rounds} rounds, except with an empty compilation cache, which was measured once."
     )
     figures = {
-        "import": median(imported),
+        "import": import_seconds,
         "compile": cold["compile"],
-        "compile, cached": found,
-        "predict, cached": median(later),
+        "compile, cached": cached_seconds,
+        "predict, cached": predict_seconds,
     }
-    return [Section("Start-up", text, ["", "seconds", "wanted"], rows, figures)]
+    return [Section("Start-up", text, ["", "seconds", "target"], rows, figures)]
 
 
 def save_untrained_run(subject: Subject, workdir: Path) -> None:
-    """Writes a run at step 0 with the subject's parameters, from which `predict` can be started."""
+    """Write a workdir at step 0 with the subject's parameters, from which `predict` can run."""
+    from etils import epath
+
+    from s2rm_jax.config import VOCAB_FILE
+    from s2rm_jax.measure.training_speed import with_steps
+    from s2rm_jax.parallel.mesh import build_mesh
+    from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
+    from s2rm_jax.training.run import save_config
+    from s2rm_jax.training.state import plan_state
+
     config = with_steps(subject.config)
     plan = plan_state(subject.network, config, build_mesh(config))
     workdir.mkdir()
@@ -82,38 +89,38 @@ def save_untrained_run(subject: Subject, workdir: Path) -> None:
 
 
 def _seconds(arguments: Sequence[str]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     _run(arguments)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _run(arguments: Sequence[str]) -> str:
-    """Returns what a program of this package printed."""
+    """Run a module of this package in a fresh process and return what it prints."""
+    from s2rm_jax.errors import UserError
+
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output on stderr"])[-1]
         raise UserError(f"--suite=startup: {arguments[0]} failed: {last}")
     return done.stdout
 
 
 def main(what: str, workdir: str = "") -> None:
-    """Does it and prints the seconds."""
-    began = time.perf_counter()
+    """Print the seconds of `what` as JSON."""
+    start = time.perf_counter()
     import s2rm_jax.segmenter
     import s2rm_jax.training.loop
 
     del s2rm_jax
-    seconds = {"import": time.perf_counter() - began}
+    seconds = {"import": time.perf_counter() - start}
     if what == "step":
         seconds |= _step(workdir)
     print(json.dumps(seconds))
 
 
 def _step(workdir: str) -> dict[str, float]:
-    from typing import Any
-
     from etils import epath
 
     from s2rm_jax.models.network import build_network

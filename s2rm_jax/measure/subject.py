@@ -1,8 +1,6 @@
-"""What is measured: a network of random weights, images and expressions, all made from the configuration alone.
+"""The network that is measured, with random weights and inputs, as a whole and part by part.
 
-How long a network takes does not depend on what it has learnt, so neither data nor checkpoints are needed.
-
-The parts of the network one by one, each on what the parts before it really give it.
+Everything is made from the configuration alone: the speed of a network depends neither on its weights nor on the data.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.measure.harness import gradient
 from s2rm_jax.models.network import ReferringNetwork, build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
@@ -34,23 +33,23 @@ class Subject:
     params: Any
 
     @classmethod
-    def of(cls, config: ConfigDict) -> Subject:
-        """Draws parameters of the sizes that activations keep: scaled by fan-in, norms around one."""
+    def from_config(cls, config: ConfigDict) -> Subject:
+        """Draw parameters that keep the scale of activations: kernels scaled by fan-in, norm scales of one."""
         network = build_network(config)
         rng = np.random.default_rng(0)
 
         def draw(path: Any, leaf: Any) -> np.ndarray:
             if jax.tree_util.keystr(path[-1:], simple=True) == "scale":
                 return np.ones(leaf.shape, np.float32)
-            # Kernels [..., inputs, outputs]; those of directions and convolutions have axes before.
-            spread = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.02
-            return rng.standard_normal(leaf.shape, np.float32) * np.float32(spread)
+            # Kernels are [..., inputs, outputs].
+            deviation = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.02
+            return rng.standard_normal(leaf.shape, np.float32) * np.float32(deviation)
 
         params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
         return cls(config, network, params)
 
     def forward(self, count: int, expressions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Returns the whole forward pass, a function that is not yet compiled, and its arguments."""
+        """Return the whole forward pass as an uncompiled function and its arguments."""
         network = self.network
 
         def logits(params: Any, *inputs: Any) -> Any:
@@ -59,16 +58,16 @@ class Subject:
         return logits, (self.on_device(), self.images(count), *self.tokens(count, expressions))
 
     def on_device(self) -> Any:
-        """Returns the parameters as arrays of the device."""
+        """Return the parameters on the device."""
         return jax.device_put(self.params)
 
     def images(self, count: int) -> Float[Array, "b h w 3"]:
-        """Draws normalised images."""
+        """Draw normalised images."""
         rng = np.random.default_rng(1)
         return jnp.asarray(rng.standard_normal((count, *self.config.input.image_size, 3), np.float32))
 
     def tokens(self, count: int, expressions: int) -> tuple[Int[Array, "b k l"], Bool[Array, "b k l"]]:
-        """Draws token ids, and the mask of those that are words: expressions are of all lengths."""
+        """Draw token ids of expressions of all lengths, and the mask that is False at padding."""
         rng = np.random.default_rng(2)
         shape = (count, expressions, self.config.text.max_tokens)
         ids = rng.integers(1, self.config.text.vocab_size, shape, np.int32)
@@ -76,44 +75,44 @@ class Subject:
         return jnp.asarray(np.where(mask, ids, 0)), jnp.asarray(mask)
 
     def image(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
-        """Draws an image as a file holds it."""
+        """Draw an image as it is stored in a file."""
         return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
 
     def expressions(self, count: int) -> list[str]:
-        """Returns expressions of various lengths, of a word that `segmenter` knows."""
+        """Return expressions of various lengths, made of the one word of `tokenizer`."""
         longest = self.config.text.max_tokens - 2
         return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
 
     def tokenizer(self) -> Tokenizer:
-        """Returns a vocabulary of one word."""
+        """Return a tokenizer with a vocabulary of one word."""
         return Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
 
     def segmenter(self) -> Segmenter:
-        """Returns the network as people use it."""
+        """Return a Segmenter of the network."""
         return Segmenter(self.network, self.params, self.tokenizer(), self.config)
 
     def batch(self) -> Batch:
-        """Draws a batch of training, as the input pipeline makes them."""
+        """Draw a training batch in the form that the input pipeline produces."""
         config, rng = self.config, np.random.default_rng(4)
         (height, width), images = config.input.image_size, config.batch_size
         tokens, mask = self.tokens(images, config.input.expressions_per_image)
-        everywhere = np.ones(mask.shape[:2], bool)
+        all_true = np.ones(mask.shape[:2], bool)
         return Batch(
             images=rng.integers(0, 256, (images, height, width, 3), np.uint8),
             tokens=np.asarray(tokens),
             token_mask=np.asarray(mask),
             targets=rng.integers(0, 256, (*mask.shape[:2], *packed_shape(height, width)), np.uint8),
-            valid=everywhere,
-            has_target=everywhere,
+            valid=all_true,
+            has_target=all_true,
         )
 
 
 @dataclass(frozen=True)
 class Part:
-    """`function(params, *inputs)` is one part of the network.
+    """One part of the network: `function(params, *inputs)`.
 
-    `trained_inputs` says which of the inputs come from parts that are trained too, so that a training step needs their
-    gradients as well as those of the parameters.
+    `trained_inputs` are the indices of the inputs that other trained parts compute, whose gradients a training step
+    needs as well as those of the parameters.
     """
 
     function: Callable[..., Any]
@@ -122,24 +121,20 @@ class Part:
     trained_inputs: tuple[int, ...] = ()
 
     def forward(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Returns a function that is not yet compiled, and its arguments."""
+        """Return the uncompiled function and its arguments."""
         return self.function, (self.params, *self.inputs)
 
     def backward(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Returns a function that computes the part and the gradient of a stand-in for a loss, and its arguments."""
-
-        def loss(*arguments: Any) -> jax.Array:
-            leaves = jax.tree.leaves(self.function(*arguments))
-            return sum((jnp.square(leaf.astype(jnp.float32)).mean() for leaf in leaves), jnp.float32(0))
-
-        wanted = (0, *(1 + index for index in self.trained_inputs))
-        return jax.grad(loss, argnums=wanted), (self.params, *self.inputs)
+        """Return an uncompiled function that runs the part forward and backward from a stand-in loss, and arguments."""
+        argnums = (0, *(1 + index for index in self.trained_inputs))
+        return gradient(self.function, argnums), (self.params, *self.inputs)
 
 
 def network_parts(subject: Subject, count: int, expressions: int) -> dict[str, Part]:
-    """Splits the network into vision, text, fusion, decoder and resize, for `expressions` on each of `count` images.
+    """Split the network into vision, text, fusion, decoder and resize, for `expressions` on each of `count` images.
 
-    What fusion and decoder return to be looked at is left out, as by a jitted caller that does not use it.
+    The inputs of each part are the outputs of the parts before it. Outputs of fusion and decoder that only serve
+    explanations are left out, so that they are not computed under `jit`.
     """
     network, images = subject.network, subject.images(count)
     tokens, mask = subject.tokens(count, expressions)

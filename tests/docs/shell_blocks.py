@@ -1,4 +1,4 @@
-"""The commands that the documentation shows: those of indented blocks, ```sh blocks, docstrings and notebooks."""
+"""The commands shown in the documentation: in indented blocks, ```sh blocks, docstrings and notebooks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("*.md", "docs/**/*.md", "data/**/*.md", "launch/**/*.md")
-DOORS = ("s2rm_jax/*.py", "configs/*.py", "data/*.py")
+COMMAND_MODULES = ("s2rm_jax/*.py", "configs/*.py", "data/*.py")
 
-# A block is one of commands if its first line begins with one of these; others show what a program prints.
+# A block holds commands if its first line begins with one of these; other blocks show output.
 _PROGRAMS = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|mkdir|curl|ffmpeg|tensorboard|wandb|docker|gcloud"
     r"|kubectl|xpk|sbatch|srun|mpirun|(?:launch|tests)/\S+\.sh)(?: |$)"
@@ -22,19 +22,19 @@ _PROGRAMS = re.compile(
 
 
 class Command(NamedTuple):
-    """A command as it is shown, on one line; `near` is its block and the paragraphs before and after it."""
+    """A shown command on one line; `near` is its block with the paragraphs before and after."""
 
     page: str
     text: str
     near: str
 
     def words(self) -> list[str]:
-        """Its words without the comment behind them, as a shell splits them."""
+        """Return its words as a shell splits them, without the trailing comment."""
         return shlex.split(self.text, comments=True)
 
 
 def shown_commands() -> Iterator[Command]:
-    """Yields the commands of all pages and of the docstrings of all doors."""
+    """Yield the commands of all pages and of the docstrings of all command modules."""
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             yield from commands_in(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
@@ -45,14 +45,14 @@ def shown_commands() -> Iterator[Command]:
                 yield Command(
                     path.name, line.replace("{sys.executable}", "python").replace("{RUN}", "runs/notebook"), ""
                 )
-    for pattern in DOORS:
+    for pattern in COMMAND_MODULES:
         for path in sorted(ROOT.glob(pattern)):
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             yield from commands_in(path.relative_to(ROOT).as_posix(), docstring)
 
 
 def commands_in(page: str, text: str) -> Iterator[Command]:
-    """Yields the commands of one text."""
+    """Yield the commands of one text."""
     paragraphs = list(_paragraphs(text))
     for place, (lines, is_block) in enumerate(paragraphs):
         if is_block:
@@ -64,7 +64,7 @@ def commands_in(page: str, text: str) -> Iterator[Command]:
 
 
 def _paragraphs(text: str) -> Iterator[tuple[list[str], bool]]:
-    """Yields runs of lines between blank ones, and whether each is a block that may hold commands."""
+    """Yield paragraphs as lines, and whether each is a block that may hold commands."""
     run: list[str] = []
     fence = ""
     for line in [*text.splitlines(), ""]:

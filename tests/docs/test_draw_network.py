@@ -1,4 +1,4 @@
-"""The figures of docs/network.md: they are those that the code draws, and what they show is what the network does."""
+"""The figures of docs/network.md are up to date and agree with the network."""
 
 import re
 
@@ -41,7 +41,7 @@ def test_positions_of_one_group_are_neighbours_in_one_window(shift):
     groups = attention_groups(grid, window, shift)
     assert groups.shape == (12, 12)
     assert (groups[grid:] == -1).all() and (groups[:, grid:] == -1).all()
-    # A window that begins at `shift` and not at 0; at the near edge there is what is left of one.
+    # Windows begin at `shift`, not at 0; those at the near edge are cut off.
     of_row = (np.arange(grid) + window - shift) // window
     expected = of_row[:, None] * 100 + of_row
     pairs = {(int(a), int(b)) for a, b in zip(groups[:grid, :grid].ravel(), expected.ravel(), strict=True)}

@@ -1,9 +1,9 @@
-"""What the benchmarks measure in tests: the smallest network, as it is for the tests of other parts."""
+"""The subject of the benchmarks in tests: the smallest network."""
 
 import pytest
 
+from s2rm_jax.measure.harness import jitted
 from s2rm_jax.measure.subject import Subject, network_parts
-from s2rm_jax.measure.timing import jitted
 from s2rm_jax.measure.training_speed import training_step
 from tests.conftest import tiny_config
 
@@ -16,33 +16,33 @@ def subject():
     config.fusion.rotations = (0, 90)
     config.vision.drop_path_rate = config.text.dropout_rate = 0.0
     config.update({"steps": 0, "epochs": 1.0})  # as in the configurations that count steps from data
-    return Subject.of(config)
+    return Subject.from_config(config)
 
 
 @pytest.fixture(scope="session")
-def begun(subject):
-    """The training step of the subject, compiled, and the loss of the first one, which no later one has."""
+def training_and_first_loss(subject):
+    """The compiled training step of the subject, and the loss of its first step."""
     training = training_step(subject)
     return training, float(training.take()["loss"])
 
 
 @pytest.fixture(scope="session")
-def training(begun):
-    return begun[0]
+def training(training_and_first_loss):
+    return training_and_first_loss[0]
 
 
 @pytest.fixture(scope="session")
-def first_loss(begun):
-    return begun[1]
+def first_loss(training_and_first_loss):
+    return training_and_first_loss[1]
 
 
 @pytest.fixture(scope="session")
 def parts(subject):
-    """The parts of the subject for one image and two expressions, compiled as far as they were needed."""
+    """The parts of the subject for one image and two expressions."""
     return network_parts(subject, 1, 2)
 
 
 @pytest.fixture(scope="session")
 def logits(subject):
-    """What the whole network finds there."""
+    """The output of the whole network for the same inputs."""
     return jitted(*subject.forward(1, 2))()

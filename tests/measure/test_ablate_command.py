@@ -1,5 +1,6 @@
-"""The door from its flags to its tables, with a network that trains in no time: every run once, also after a stop."""
+"""The command from its flags to its tables, with a small stand-in network: every run once, also after a stop."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from filelock import FileLock
 
 from s2rm_jax import ablate
 from s2rm_jax.errors import UserError
@@ -75,7 +75,7 @@ def run(folder, *flags):
 
 @pytest.fixture(scope="module")
 def stopped_and_continued(tmp_path_factory):
-    """A folder in which a suite was stopped in its second run and continued, and what the latter said."""
+    """A folder in which a suite was stopped in its second run and continued, its first table, and the second log."""
     folder = tmp_path_factory.mktemp("suite")
     batches, seen = pipeline.train_batches, 0
 
@@ -92,21 +92,21 @@ def stopped_and_continued(tmp_path_factory):
         with pytest.raises(Interrupted):
             run(folder, "--steps=3")
     table_before = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
-    said = []
+    output = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("s2rm_jax.training.logging.print", lambda *words, **_: said.append(words[0]), raising=False)
+        patch.setattr("s2rm_jax.training.logging.print", lambda *words, **_: output.append(words[0]), raising=False)
         run(folder, "--steps=3")
-    return folder, table_before, "\n".join(said)
+    return folder, table_before, "\n".join(output)
 
 
-def test_after_a_stop_it_goes_on_where_it_was(stopped_and_continued):
-    folder, table_before, said = stopped_and_continued
+def test_a_stopped_suite_continues(stopped_and_continued):
+    folder, table_before, output = stopped_and_continued
     assert "| full |" in table_before and "balance\\_channel" not in table_before
-    assert "6 runs of 3 steps, 5 of them left: full, balance_channel, balance_mean" in said
-    assert "== run 1/6" not in said, "the first run was finished"
-    assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in said
-    assert "balance_channel-seed-0 from step 1 of 3" in said
-    assert "== run 6/6 of balance: balance_mean, seed 1 | ETA of the suite 0:00:" in said
+    assert "6 runs of 3 steps, 5 left: full, balance_channel, balance_mean" in output
+    assert "== run 1/6" not in output, "the first run was finished"
+    assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in output
+    assert "balance_channel-seed-0 from step 1 of 3" in output
+    assert "== run 6/6 of balance: balance_mean, seed 1 | ETA of the suite 0:00:" in output
     table = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
     assert all(f"| {name.replace('_', chr(92) + '_')} |" in table for name in VARIANTS)
 
@@ -130,18 +130,18 @@ def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
 
 
 def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_path, monkeypatch, capsys):
-    """Another process has the run that the others are compared with, and finishes it while this one waits."""
+    """Another process has the reference run and finishes it while this one waits."""
     folder, _, _ = stopped_and_continued
     run_of_other = tmp_path / "out/runs/full-seed-0"
     run_of_other.mkdir(parents=True)
     table = tmp_path / "out/balance/ablations.md"
-    lock = FileLock(f"{run_of_other}.lock", thread_local=False)
-    lock.acquire()
+    held = contextlib.ExitStack()
+    held.enter_context(ablation_runs.lock(run_of_other))
 
     def finish(_: float) -> None:
         assert not table.exists(), "there is nothing to compare with yet"
         shutil.copytree(folder / "out/runs/full-seed-0", run_of_other, dirs_exist_ok=True)
-        lock.release()
+        held.close()
 
     def carry_out(run):
         shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
@@ -149,8 +149,8 @@ def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_pa
     monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
     monkeypatch.setattr(ablation_runs.time, "sleep", finish)
     run(tmp_path, "--steps=3", "--seeds=1")
-    said = capsys.readouterr().out
-    assert "another process trains full-seed-0" in said and "run 1/3" not in said and "run 3/3" in said
+    output = capsys.readouterr().out
+    assert "another process trains full-seed-0" in output and "run 1/3" not in output and "run 3/3" in output
     assert all(f"| {name.replace('_', chr(92) + '_')} |" in table.read_text(encoding="utf-8") for name in VARIANTS)
 
 
@@ -165,9 +165,9 @@ def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--steps=2",), "has 3 steps, and 2 are asked for: give another --out, or --steps 3"),
+        (("--steps=2",), "has 3 steps, not 2; give another --out, or --steps=3"),
         (("--steps=3", "--config.optimizer.learning_rate=0.5"), "begun with another configuration: optimizer.learning"),
-        (("--config.input.source.name=refer",), "ablations take synthetic scenes"),
+        (("--config.input.source.name=refer",), "ablations need 'synthetic'"),
     ],
 )
 def test_another_setting_is_refused(stopped_and_continued, flags, message):
@@ -188,6 +188,6 @@ def test_a_damaged_result_is_named(stopped_and_continued):
     path = folder / "out/runs/full-seed-0/result.json"
     text = path.read_text()
     path.write_text(text[:50])
-    with pytest.raises(UserError, match=r"result.json cannot be read .*: delete it"):
+    with pytest.raises(UserError, match=r"result.json cannot be read .*; delete it"):
         run(folder, "--steps=3")
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""Tables and conclusions: what the spread over seeds allows to say, and what not."""
+"""Tables and conclusions, with intervals over seeds."""
 
 import json
 from xml.etree import ElementTree
@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
-from s2rm_jax.measure.ablation_report import difference, spread, write_report
+from s2rm_jax.measure.ablation_report import difference, mean_and_deviation, t_quantile, write_report
 from s2rm_jax.measure.ablation_runs import Result, Score
 from s2rm_jax.measure.ablation_suites import FULL, Variant
 
@@ -41,9 +41,14 @@ def test_the_interval_of_a_difference_is_welchs():
     assert difference([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0, 2.0)
 
 
+@pytest.mark.parametrize("freedom", [1.0, 1.05, 1.5, 2.0, 3.7, 20.0, 400.0])
+def test_quantiles_of_students_t(freedom):
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+
+
 def test_a_spread_needs_two_values():
-    assert spread([1.0]) == "1.00"
-    assert spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert mean_and_deviation([1.0]) == "1.00"
+    assert mean_and_deviation([1.0, 3.0]) == "2.00 ± 1.41"
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +58,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_tables_say_what_the_seeds_allow(folder):
+def test_the_tables_and_conclusions(folder):
     text = (folder / "ablations.md").read_text(encoding="utf-8")
-    assert "| full | S2RM and CASG as they are | 61.00 ± 1.00 | 56.00 ± 1.00 |" in text
+    assert "| full | S2RM and CASG, unchanged | 61.00 ± 1.00 | 56.00 ± 1.00 |" in text
     assert "| once | one seed | 20.00 | 15.00 |" in text and "none" not in text
     assert "| worse | 52.17 ± 1.26 | 50.17 ± 1.26 |" in text  # by kind
     assert "Below full: worse." in text
-    assert "Not told apart from it by these seeds: alike." in text
-    assert "With fewer than two seeds, so nothing can be said: once." in text
-    assert "of 2 comparisons, 0.1 are expected to err" in text
+    assert "No significant difference: alike." in text
+    assert "Fewer than two seeds, no conclusion: once." in text
+    assert "of 2, 0.1 are expected to be wrong" in text
 
 
 def test_the_json_has_every_run(folder):

@@ -1,4 +1,4 @@
-"""What is timed side by side computes the same."""
+"""Alternatives that are timed against each other compute the same."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import fusion_share
 from s2rm_jax.measure.fusion_share import draw_recurrence
-from s2rm_jax.measure.timing import jitted
-from s2rm_jax.measure.window_attention import by_einsum, draw_windows, fused
+from s2rm_jax.measure.harness import jitted
+from s2rm_jax.measure.training_speed import draw_windows, einsum_attention, fused_attention
 from s2rm_jax.models.s2rm import gated_recurrence
 from s2rm_jax.training.losses import segmentation_loss
 
@@ -35,7 +35,7 @@ def test_recurrences(subject):
         "vision_parses_language": (4, 2, 1, 1, 4),
     }
     expected = jax.jit(gated_recurrence)(*arguments)
-    for way in (fusion_share.a_scan_each, fusion_share.unrolled):
+    for way in (fusion_share.separate_scans, fusion_share.unrolled):
         assert_close(jax.jit(way)(*arguments), expected)
     linear = jax.jit(fusion_share.linear)(*arguments)
     assert_close(linear, jax.jit(fusion_share.linear_by_scan)(*arguments))
@@ -45,7 +45,7 @@ def test_recurrences(subject):
 def test_window_attention(subject):
     arguments = draw_windows(subject, 2, jnp.float32)
     assert arguments[0].shape == (2 * 4, 16, 1, 8)  # 8 x 8 positions in windows of 4 x 4, two images
-    assert_close(by_einsum(*arguments), fused("xla")(*arguments))
+    assert_close(einsum_attention(*arguments), fused_attention("xla")(*arguments))
 
 
 def test_the_parts_are_the_network(parts, logits):

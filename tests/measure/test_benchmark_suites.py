@@ -1,7 +1,7 @@
-"""The suites on the smallest network: what they report, and what a person gets."""
+"""The suites on the smallest network, and the report of the command."""
 
-import importlib
 import json
+import subprocess
 import sys
 from xml.etree import ElementTree
 
@@ -11,13 +11,12 @@ import pytest
 
 from s2rm_jax import benchmark, command_line, config
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, suites, training_speed
+from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, training_speed
 from s2rm_jax.measure.floors import Floor
 from s2rm_jax.measure.growth import growth_plot
+from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_cell, write_report
 from s2rm_jax.measure.many_expressions import _lavt, _per_image, _sizes
-from s2rm_jax.measure.section import Section, show
 from s2rm_jax.measure.subject import Subject
-from s2rm_jax.measure.timing import Timings, describe_machine
 from s2rm_jax.training.run import load_run
 
 
@@ -27,22 +26,25 @@ def test_the_floor_is_the_longer_of_computing_and_copying():
     assert floor.seconds(200.0, 50.0, "float32") == 5.0
 
 
-def test_a_image_with_7_2_expressions_is_summed_up_round_by_round():
-    seconds = {"encode": (1.0, 2.0), "further 7": (1.0, 1.0), "further 8": (2.0, 2.0), "single": (2.0, 3.0)}
+def test_seconds_of_an_image_with_7_2_expressions_are_summed_per_round():
+    seconds = {"encode": (1.0, 2.0), "segment 7": (1.0, 1.0), "segment 8": (2.0, 2.0), "single": (2.0, 3.0)}
     summed = _per_image(Timings(seconds))
     assert summed.seconds["together"] == pytest.approx((1 + 0.8 + 0.4, 2 + 0.8 + 0.4))
     assert summed.seconds["single calls"] == pytest.approx((14.4, 21.6))
 
 
-def test_a_section_as_a_table():
+def test_a_section_as_a_table(tmp_path):
     section = Section(
         "Title", "Text.", ["", "s"], [["part", 0.01234], ["all", 1234.5]], {"all": 1.0}, {"a.svg": "<svg/>"}
     )
     assert section.markdown() == (
         "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| part | 0.0123 |\n| all | 1,234 |\n\n![Title](a.svg)\n"
     )
-    assert section.as_json()["figures"] == {"all": 1.0}
-    assert [show(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]
+    write_report(tmp_path, {}, [section])
+    (content,) = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
+    assert (content["figures"], content["plots"]) == ({"all": 1.0}, ["a.svg"])
+    assert (tmp_path / "a.svg").read_text() == "<svg/>"
+    assert [format_cell(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]
 
 
 def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
@@ -59,7 +61,7 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
 
 
 def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
-    for name in ("_ground", "_text"):
+    for name in ("_ground_call", "_text_call"):
         monkeypatch.setattr(growth, name, lambda *_: lambda: 1)
     monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
     longest = subject.config.text.max_positions
@@ -77,19 +79,19 @@ def test_a_plot_has_its_points_on_a_straight_line_where_the_power_is_exact():
     assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.2)
 
 
-def test_a_report_tells_who_allocated_memory(monkeypatch):
+def test_a_report_names_the_memory_allocator(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc_minimal.so.4")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    told = describe_machine([])
-    assert (told["LD_PRELOAD"], told["GLIBC_TUNABLES"]) == ("libtcmalloc_minimal.so.4", "none")
+    machine = describe_machine([])
+    assert (machine["LD_PRELOAD"], machine["GLIBC_TUNABLES"]) == ("libtcmalloc_minimal.so.4", "none")
 
 
 def test_a_training_step_is_measured(subject, training, monkeypatch):
     monkeypatch.setattr(training_speed, "training_step", lambda subject: training)
-    measured = training_speed.measure(subject, rounds=1)
+    measured = training_speed.measure_step(subject, rounds=1)
     assert measured.seconds > 0 and measured.compile_seconds > 0 and measured.compiled_bytes > 1e5
     assert measured.device_bytes is None  # a CPU does not tell
-    monkeypatch.setattr(training_speed, "measure", lambda *_: measured)
+    monkeypatch.setattr(training_speed, "measure_step", lambda *_: measured)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     steps, attention = training_speed.training_speed(subject, rounds=1)
     assert [row[:2] for row in steps.rows] == [[2, "none"], [2, "dense"], [2, "blocks"]]
@@ -97,38 +99,41 @@ def test_a_training_step_is_measured(subject, training, monkeypatch):
 
 
 def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):
-    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
+    message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
 
     def too_large(*_):
-        raise jax.errors.JaxRuntimeError(said)
+        raise jax.errors.JaxRuntimeError(message)
 
-    monkeypatch.setattr(training_speed, "measure", too_large)
+    monkeypatch.setattr(training_speed, "measure_step", too_large)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     steps, _ = training_speed.training_speed(subject, rounds=1, batches=(4,))
     assert [row[:3] for row in steps.rows] == [[4, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
     assert {len(row) for row in steps.rows} == {len(steps.head)}
-    said = "INTERNAL: another error"
+    message = "INTERNAL: another error"
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
         training_speed.training_speed(subject, rounds=1)
 
 
-def test_startup_asks_fresh_processes(subject, monkeypatch):
-    asked = []
+def test_startup_runs_fresh_processes(subject, monkeypatch):
+    commands = []
 
     def answer(arguments):
-        asked.append(arguments[:2])
-        return json.dumps({"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(asked) == 1 else 4.0})
+        commands.append(arguments[:2])
+        return json.dumps({"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(commands) == 1 else 4.0})
 
     monkeypatch.setattr(startup, "_run", answer)
     monkeypatch.setattr(startup, "save_untrained_run", lambda *_: None)
     (section,) = startup.startup(subject, rounds=2)
     assert section.figures["import"] == 1.0
     assert (section.figures["compile"], section.figures["compile, cached"]) == (40.0, 4.0)
-    assert [arguments[0] for arguments in asked] == ["s2rm_jax.measure.startup"] * 5 + ["s2rm_jax.predict"] * 3
+    assert [arguments[0] for arguments in commands] == ["s2rm_jax.measure.startup"] * 5 + ["s2rm_jax.predict"] * 3
 
 
-def test_a_fresh_process_says_how_long_it_imports():
-    assert 0 < json.loads(startup._run(["s2rm_jax.measure.startup", "import"]))["import"] < 600
+def test_a_fresh_process_measures_its_imports():
+    seconds = json.loads(startup._run(["s2rm_jax.measure.startup", "import"]))["import"]
+    assert 0 < seconds < 600
+    imported = "import sys, s2rm_jax.measure.startup; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", imported], check=True)  # else there is nothing left to measure
 
 
 def test_a_run_that_was_never_trained_can_be_loaded(subject, tmp_path):
@@ -138,14 +143,14 @@ def test_a_run_that_was_never_trained_can_be_loaded(subject, tmp_path):
     assert trained.tokenizer.vocabulary == subject.tokenizer().vocabulary
 
 
-def run_door(monkeypatch, *arguments):
+def run_command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     return command_line.exit_status(benchmark.main, benchmark.FLAGS, benchmark.__doc__)
 
 
 @pytest.fixture
 def quick(subject, parts, segmenter, monkeypatch):
-    """Takes what was compiled for other tests, and for the Segmenter a network that compiles in no time."""
+    """Use the programs compiled for other tests, and a Segmenter with a network that compiles quickly."""
     for module in (floors, many_expressions, fusion_share):
         monkeypatch.setattr(module, "network_parts", lambda *_: parts)
     monkeypatch.setattr(floors, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
@@ -153,16 +158,16 @@ def quick(subject, parts, segmenter, monkeypatch):
     monkeypatch.setattr(Subject, "segmenter", lambda _: segmenter)
 
 
-def test_the_door_writes_a_report(quick, tmp_path, monkeypatch, capsys):
-    asked = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
-    assert run_door(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *asked) == 0
+def test_the_command_writes_a_report(quick, tmp_path, monkeypatch, capsys):
+    suites = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
+    assert run_command(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *suites) == 0
     report = (tmp_path / "out" / "benchmark.md").read_text()
-    printed, told = capsys.readouterr()
+    printed, errors = capsys.readouterr()
     assert printed == report + "\n"
-    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts beside", "7.2 single calls"):
-        assert said in report
-    assert "LAVT" not in report, "which was timed with other sizes"
-    assert "[3/3] serving" in told
+    for part in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
+        assert part in report
+    assert "LAVT" not in report, "LAVT was timed with other sizes"
+    assert "[3/3] serving" in errors
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
     assert programs <= 5  # for images, and for 1, 2, 4 and 8 expressions
@@ -173,9 +178,9 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
         raise UserError("not here")
 
     monkeypatch.setattr(many_expressions, "serving_programs", fail)
-    assert run_door(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
-    printed, told = capsys.readouterr()
-    assert "## Parts beside the floor" in printed and told.endswith("error: not here\n")
+    assert run_command(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
+    printed, errors = capsys.readouterr()
+    assert "## Parts and their floors" in printed and errors.endswith("error: not here\n")
 
 
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
@@ -186,7 +191,7 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
 def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp_path, monkeypatch, flags, images):
     measured = []
     monkeypatch.setattr(floors, "part_floors", lambda subject, rounds: measured.append(subject) or [])
-    monkeypatch.setattr(Subject, "of", lambda config: config)
+    monkeypatch.setattr(Subject, "from_config", lambda config: config)
     path = tmp_path / "three.py"
     path.write_text(
         "from s2rm_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
@@ -195,7 +200,7 @@ def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp
     benchmark.FLAGS.unparse_flags()
     for name in ("config", "batch_size"):
         benchmark.FLAGS[name].unparse()
-    assert run_door(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
+    assert run_command(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
     assert [config.batch_size for config in measured] == [images]
     for name in ("config", "batch_size"):
         benchmark.FLAGS[name].unparse()
@@ -204,27 +209,29 @@ def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp
 def test_the_ratio_to_lavt():
     section = _lavt(vision=10.2, together=16.9)
     assert section.figures["expected LAVT / ours"] == pytest.approx(2.65 / 1.45 * 10.2 / (16.9 / 7.2))
-    assert "Expected, not measured here" in section.text and "PyTorch eager" in section.text
+    assert "Expected, not measured here" in section.text and "eager PyTorch" in section.text
     default = config.default_config()
     assert _sizes(default) == (128, 2, 2, 18, 2, 12, 768, 12, 480, 480)
 
 
 def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    assert run_door(monkeypatch, "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}") == 2
+    assert run_command(monkeypatch, "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}") == 2
     assert "name another folder" in capsys.readouterr().err
 
 
 def test_fusion_and_its_alternatives(quick, subject, monkeypatch):
-    fewer = {name: fusion_share.WAYS[name] for name in ("one scan (ours)", "linear variant, associative_scan")}
-    monkeypatch.setattr(fusion_share, "WAYS", fewer)
+    fewer = {
+        name: fusion_share.IMPLEMENTATIONS[name] for name in ("one scan (ours)", "linear variant, associative_scan")
+    }
+    monkeypatch.setattr(fusion_share, "IMPLEMENTATIONS", fewer)
     share, ways = fusion_share.fusion_share(subject, 1, expressions=(2,))
     assert share.figures["2 expressions"] > 0
     assert [row[0] for row in ways.rows] == list(fewer)
     assert ways.rows[0][2] == "1.00 (1.00 to 1.00)"
 
 
-def test_every_suite_is_there():
-    assert set(suites.DEFAULT) <= set(suites.SUITES)
-    for suite in suites.SUITES.values():
-        assert callable(getattr(importlib.import_module(f"s2rm_jax.benchmarks.{suite.module}"), suite.function))
+def test_every_suite_can_be_loaded():
+    assert set(benchmark.DEFAULT_SUITES) <= set(benchmark.SUITES)
+    for suite in benchmark.SUITES.values():
+        assert callable(suite.load())

@@ -1,4 +1,4 @@
-"""Several processes share the runs of a suite: none is done twice at a time, none is lost with a process that ends."""
+"""Processes share the runs of a suite: no run is done twice at a time or lost with a process that ends."""
 
 import subprocess
 import sys
@@ -6,14 +6,15 @@ import sys
 import pytest
 
 from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
 from s2rm_jax.measure import ablation_runs
-from s2rm_jax.measure.ablation_runs import Run, claimed
+from s2rm_jax.measure.ablation_runs import Run, claim_runs, lock
 from s2rm_jax.measure.ablation_suites import FULL
 
 HOLD = """
-import sys, time, filelock
-lock = filelock.FileLock(sys.argv[1])
-lock.acquire()
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
 time.sleep(600)
 """
@@ -27,7 +28,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def other_process():
-    """Starts a process that has a run, until it is killed."""
+    """Start a process that holds the lock of a run until it is killed."""
     started = []
 
     def start(run: Run) -> subprocess.Popen:
@@ -43,14 +44,14 @@ def other_process():
         process.communicate()
 
 
-def test_alone_they_come_in_their_order(runs):
-    assert list(claimed(runs)) == runs
-    assert list(claimed(runs)) == runs, "each was given back"
+def test_a_single_process_gets_the_runs_in_order(runs):
+    assert list(claim_runs(runs)) == runs
+    assert list(claim_runs(runs)) == runs, "each was released"
 
 
-def test_what_another_process_has_comes_last_and_when_that_ends(runs, other_process, monkeypatch, capsys):
+def test_runs_of_another_process_come_last_and_when_that_ends(runs, other_process, monkeypatch, capsys):
     holder = other_process(runs[0])
-    coming = claimed(runs)
+    coming = claim_runs(runs)
     assert [next(coming), next(coming)] == runs[1:]
     assert capsys.readouterr().out.count("another process trains full-seed-0;") == 1
 
@@ -60,11 +61,29 @@ def test_what_another_process_has_comes_last_and_when_that_ends(runs, other_proc
 
     monkeypatch.setattr(ablation_runs.time, "sleep", end_it)
     assert list(coming) == runs[:1]
-    assert capsys.readouterr().out.count("waiting for what other processes train: full-seed-0") == 1
+    assert capsys.readouterr().out.count("waiting for other processes: full-seed-0") == 1
 
 
-def test_a_run_that_fails_is_given_back(runs):
-    coming = claimed(runs)
+def test_a_run_that_fails_is_released(runs):
+    coming = claim_runs(runs)
     assert next(coming) is runs[0]
     coming.close()  # as when its loop is left by an error
-    assert next(claimed(runs)) is runs[0]
+    assert next(claim_runs(runs)) is runs[0]
+
+
+def test_a_folder_without_locks_is_named(runs, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(ablation_runs.fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"--out: .*full-seed-0\.lock cannot be locked .*another filesystem"):
+        next(claim_runs(runs))
+
+
+def test_waiting_for_a_lock_ends_with_its_holder(runs, other_process):
+    holder = other_process(runs[0])
+    with pytest.raises(BlockingIOError), lock(runs[0].workdir, wait=False):
+        pass
+    holder.kill()
+    with lock(runs[0].workdir):
+        pass

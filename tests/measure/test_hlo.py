@@ -18,14 +18,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from s2rm_jax.measure.collectives import group_size, read_collectives, total_by_kind
 from s2rm_jax.measure.compiled_report import read_program
-from s2rm_jax.measure.hlo import ArrayType, buffers_at_peak, parse_hlo, read_arrays, readable_place
+from s2rm_jax.measure.hlo import (
+    ArrayType,
+    buffers_at_peak,
+    group_size,
+    parse_hlo,
+    read_arrays,
+    read_collectives,
+    readable_place,
+    total_by_kind,
+)
 
 TPU_PROGRAM = Path(__file__).with_name("v5e_2x2.hlo").read_text(encoding="utf-8")
 
 
-def test_every_exchange_is_found_with_its_size_its_devices_and_how_often_it_runs():
+def test_collectives_have_sizes_devices_and_numbers_of_executions():
     found = read_collectives(parse_hlo(TPU_PROGRAM))
     assert [(one.kind, list(map(str, one.arrays)), one.group, one.times, one.bytes, one.place) for one in found] == [
         ("all-gather", ["bf16[512,256]"], 2, 5, 5 * 512 * 256 * 2, "all_gather"),
@@ -78,11 +86,11 @@ def test_devices_of_an_exchange(attributes, size):
 
 
 def test_devices_written_in_an_unknown_way_are_not_guessed():
-    with pytest.raises(ValueError, match="replica groups of an unknown form"):
+    with pytest.raises(ValueError, match="unknown form of replica groups"):
         group_size("replica_groups=<0,1>, dimensions={0}", partitions=16)
 
 
-def test_arrays_know_their_size_and_what_their_tiles_waste():
+def test_sizes_of_arrays_with_and_without_padding():
     first, second, scalar = read_arrays("(bf16[4,8,5,32]{3,2,1,0:T(8,128)(2,1)S(1)}, /*index=1*/pred[3]{0}, f32[])")
     assert (first.bytes, first.padded_bytes, first.in_main_memory) == (4 * 8 * 5 * 32 * 2, 4 * 8 * 8 * 128 * 2, False)
     assert (second.bytes, second.padded_bytes, second.in_main_memory) == (3, 3, True)
@@ -124,7 +132,7 @@ ENTRY %main (x: f32[256]) -> (f32[256], f32[256]) {
     assert peak[0].bytes == 80 * 256 * 4
 
 
-def test_a_program_compiled_here_tells_of_itself():
+def test_a_program_compiled_here_is_read():
     def loop(x):
         return jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ carry), None), x, None, length=7)[0]
 
@@ -136,6 +144,6 @@ def test_a_program_compiled_here_tells_of_itself():
     assert 7 in parse_hlo(compiled.as_text()).runs.values()
 
 
-def test_a_text_that_is_no_program_is_refused():
+def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse_hlo("HloModule nothing\n")

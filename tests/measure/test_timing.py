@@ -2,14 +2,14 @@ from itertools import count
 
 import pytest
 
-from s2rm_jax.measure import timing
-from s2rm_jax.measure.timing import Timings, time_alternately
+from s2rm_jax.measure import harness
+from s2rm_jax.measure.harness import Timings, time_alternately
 
 
 def test_each_round_runs_all_and_every_other_one_backwards(monkeypatch):
     ran: list[str] = []
     ticks = count()
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: float(next(ticks)))
     timings = time_alternately({name: lambda name=name: ran.append(name) for name in "ab"}, rounds=2)
     assert ran == ["a", "b", "a", "b", "b", "a"]  # the first two to warm up
     assert timings.seconds == {"a": (1.0, 1.0), "b": (1.0, 1.0)}
