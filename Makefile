@@ -2,7 +2,11 @@
 # make test   runs the tests, the linter and the type checker, and builds the documentation
 # make test-all  the same, with the tests that take long
 # make docs   builds the documentation alone, as a site in site/
-# make clean  removes the environment and what the demo wrote
+# make wheel  builds the package in dist/, installs the wheel in an empty environment and segments an image with it
+# make hooks  lets git run the checks of .pre-commit-config.yaml before each commit
+# make mutants PART=MODULE TESTS=FILE  lists small changes of a module that its tests do not notice (CONTRIBUTING.md)
+# make lock   writes uv.lock anew, after the dependencies in pyproject.toml have changed
+# make clean  removes the environment, what was built and what the demo wrote
 #
 # Variables: PYTHON=python3.12 (>= 3.11), VENV=.venv, DEMO=runs/demo
 
@@ -11,7 +15,7 @@ VENV ?= .venv
 DEMO ?= runs/demo
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint types docs clean
+.PHONY: help demo test test-all pytest lint types docs wheel hooks lock mutants clean
 .DEFAULT_GOAL := help
 SHELL := bash
 
@@ -45,15 +49,19 @@ demo: $(VENV)/.installed
 	@echo "   next: . $(VENV)/bin/activate, and segment an image: see README.md"
 
 test-all: PYTEST_FLAGS = --long
-test test-all: lint types docs
+test test-all: lint types docs pytest
+	@echo "== done: style, types and tests pass; the environment is $(VENV)"
+
+pytest: $(VENV)/.installed-dev
 	@echo "== running the tests"
 	@$(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
-	@echo "== done: style, types and tests pass; the environment is $(VENV)"
 
 lint: $(VENV)/.installed-dev
 	@echo "== checking style"
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@PATH="$(abspath $(VENV))/bin:$$PATH" actionlint
+	@$(VENV)/bin/uv lock --check --offline >/dev/null 2>&1 || { echo "uv.lock is out of date. Run: make lock"; exit 1; }
 
 types: $(VENV)/.installed-dev
 	@echo "== checking types"
@@ -63,5 +71,23 @@ docs: $(VENV)/.installed-dev
 	@echo "== building the documentation"
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
+wheel: $(VENV)/.installed-dev
+	@echo "== building the package and using it in an empty environment"
+	@rm -rf dist
+	@$(VENV)/bin/uv build --quiet --python $(RUN)
+	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT && $(RUN) -m venv "$$empty/venv" && \
+		"$$empty/venv/bin/pip" install --quiet --disable-pip-version-check dist/*.whl && \
+		cd "$$empty" && venv/bin/s2rm predict --out out
+
+hooks: $(VENV)/.installed-dev
+	@$(RUN) -m pre_commit install
+
+lock: $(VENV)/.installed-dev
+	@$(VENV)/bin/uv lock
+
+mutants: $(VENV)/.installed-dev
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	@PYTHON=$(RUN) tests/mutants.sh $(PART) $(TESTS)
+
 clean:
-	rm -rf $(VENV) $(DEMO) site
+	rm -rf $(VENV) $(DEMO) site build dist

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,10 @@ def test_pages_named_in_the_code_exist():
     named = {page for path in sources for page in re.findall(r"\b(?:docs|data)/[\w/]+\.(?:md|png)", path.read_text())}
     assert named
     assert not [page for page in sorted(named) if not (ROOT / page).exists()]
+
+
+def test_the_version_is_one_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert s2rm_jax.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import torch
+import pytest
 from flax.traverse_util import flatten_dict
 
 from s2rm_jax.interop.layout import Entry, fill
+
+torch = pytest.importorskip("torch")  # skips the tests that import this module
 
 LAYER_TOLERANCE = 1e-5
 WHOLE_TOLERANCE = 1e-4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from s2rm_jax.interop.layout import resize_bias_table
 
