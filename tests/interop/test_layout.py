@@ -163,9 +163,9 @@ def test_a_round_trip_changes_no_bit():
 
 def test_a_layout_of_other_parameters_is_refused():
     params = fill(LAYOUT, source(), shapes(), "FILE").params
-    with pytest.raises(ValueError, match="not of these parameters"):
+    with pytest.raises(ValueError, match="does not list these parameters exactly once"):
         export_arrays(LAYOUT[:-1], params)
-    with pytest.raises(ValueError, match="not of these parameters"):
+    with pytest.raises(ValueError, match="does not list these parameters exactly once"):
         export_arrays([*LAYOUT, LAYOUT[0]], params)
 
 
