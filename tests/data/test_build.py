@@ -1,4 +1,4 @@
-"""The door of the builders: what it prints and exits with, and that a build is whole or not there."""
+"""The build command: its output and exit status, and builds that are complete or absent."""
 
 from __future__ import annotations
 
