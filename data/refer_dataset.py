@@ -84,7 +84,7 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             field: [by_field[field] for by_field in sizes] for field in TEXT_FIELDS
         }
         for index, example in enumerate(tqdm(raw, f"{self.FOLDER} {split}", disable=self.quiet or None, leave=False)):
-            yield index, encode(whole_file(example), example, cleaned)
+            yield index, encode(read_image(example), example, cleaned)
 
     def _source(self, root: Path, split: str, field: Literal["raw", "sent"]) -> ReferSource:
         return ReferSource(
@@ -107,7 +107,7 @@ def group_sizes(source: ReferSource, index: int, cleaned: dict[str, str]) -> dic
     return {"raw": [len(group) for group in groups], "sent": [size for size in sent if size]}
 
 
-def whole_file(example: Example) -> bytes:
+def read_image(example: Example) -> bytes:
     """Return the bytes of an image file; raise a UserError if it is damaged or not of the annotated size."""
     path = Path(str(example.image))
     kind, case = check_image(ImageFile(path, example.height, example.width))
@@ -126,5 +126,5 @@ def splits_of(root: Path, folder: str, split_by: str) -> list[str]:
     lettered = [
         name for name in ("testA", "testB", "testC") if any("test" in value and name[-1] in value for value in values)
     ]
-    whole = ["test"] if any(value == "test" for value in values) else []
-    return [name for name in ("train", "val") if name in values] + lettered + whole
+    test = ["test"] if any(value == "test" for value in values) else []
+    return [name for name in ("train", "val") if name in values] + lettered + test

@@ -1,4 +1,4 @@
-"""Every file in configs/ loads, is sound, says how it is launched, and builds, in each of its variants."""
+"""Every file in configs/ loads, is valid, documents its command, and builds, in each of its variants."""
 
 import importlib.util
 from functools import cache

@@ -1,4 +1,4 @@
-"""The image of what a network is trained on."""
+"""The drawing of training data."""
 
 import numpy as np
 from PIL import Image

@@ -1,1 +1,1 @@
-"""From files (or a seed) to batches: NumPy and Grain only, no jax.numpy."""
+"""The input pipeline, from files or generated scenes to batches. It uses NumPy and Grain, but not jax.numpy."""

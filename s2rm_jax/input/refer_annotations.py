@@ -15,7 +15,7 @@ import json
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,10 +303,9 @@ def read_referents(
 
     generalised = is_generalised(refs_path)
     segmentation_of = _union if generalised else _single
-    finish = _without_overlap if overlap == "drop" else lambda segmentation: segmentation
     referents, without_mask, without_words = [], [], []
     for ref in refs:
-        segmentation = segmentation_of(ref, annotations, finish, refs_path)
+        segmentation = segmentation_of(ref, annotations, overlap, refs_path)
         if segmentation is None:
             without_mask.append(ref["ann_id"])
             continue
@@ -337,17 +336,7 @@ def _in_split(value: str, split: str) -> bool:
     return "test" in value if split == "test" else value == split
 
 
-_Finish = Callable[[Segmentation], Segmentation]
-
-
-def _without_overlap(segmentation: Segmentation) -> Segmentation:
-    several = isinstance(segmentation, list) and len(segmentation) > 1
-    return {"covered_once": segmentation} if several else segmentation
-
-
-def _single(
-    ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Finish, path: Path
-) -> Segmentation | None:
+def _single(ref: dict[str, Any], annotations: dict[int, Annotation], overlap: str, path: Path) -> Segmentation | None:
     """Return the segmentation of a referent that is one object, or None if it has no mask."""
     ann_id = _field(ref, "ann_id", path)
     if isinstance(ann_id, list):
@@ -355,11 +344,10 @@ def _single(
             f"{path} has a list of annotations for referent {ref.get('ref_id')}, which only gRefCOCO's format has; "
             f"files in that format are named g{path.name}"
         )
-    segmentation = _mask_of(ann_id, ref, annotations, path).segmentation
-    return None if segmentation is None else finish(segmentation)
+    return _find_annotation(ann_id, ref, annotations, overlap, path).segmentation
 
 
-def _union(ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Finish, path: Path) -> Segmentation | None:
+def _union(ref: dict[str, Any], annotations: dict[int, Annotation], overlap: str, path: Path) -> Segmentation | None:
     """Return the parts of a referent of gRefCOCO, [] if it refers to nothing, None if no part has a mask."""
     ann_ids = _field(ref, "ann_id", path)
     ann_ids = ann_ids if isinstance(ann_ids, list) else [ann_ids]
@@ -367,16 +355,16 @@ def _union(ref: dict[str, Any], annotations: dict[int, Annotation], finish: _Fin
         return []
     parts: list[Any] = []
     for ann_id in ann_ids:
-        segmentation, is_crowd = _mask_of(ann_id, ref, annotations, path)
-        if segmentation is None or is_crowd:
-            continue
-        finished = finish(segmentation)
-        parts += finished if isinstance(finished, list) else [finished]
+        segmentation, is_crowd = _find_annotation(ann_id, ref, annotations, overlap, path)
+        if segmentation is not None and not is_crowd:
+            parts += segmentation if isinstance(segmentation, list) else [segmentation]
     return parts or None
 
 
-def _mask_of(ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation], path: Path) -> Annotation:
-    """Return an annotation; its segmentation is None if it has no mask."""
+def _find_annotation(
+    ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation], overlap: str, path: Path
+) -> Annotation:
+    """Return an annotation; its segmentation is None if it has no mask, and treats overlaps as `overlap` says."""
     if ann_id not in annotations:
         raise UserError(
             f"{path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which is not in the instances.json "
@@ -384,9 +372,12 @@ def _mask_of(ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation
         )
     annotation = annotations[ann_id]
     try:
-        return annotation if has_mask(annotation.segmentation) else annotation._replace(segmentation=None)
+        segmentation = annotation.segmentation if has_mask(annotation.segmentation) else None
     except UserError as error:
         raise UserError(f"annotation {ann_id} in the instances.json beside {path}: {error}") from error
+    if overlap == "drop" and isinstance(segmentation, list) and len(segmentation) > 1:
+        segmentation = {"covered_once": segmentation}
+    return annotation._replace(segmentation=segmentation)
 
 
 def _image(ref: dict[str, Any], images: dict[int, Image], path: Path) -> Image:

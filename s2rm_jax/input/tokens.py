@@ -153,12 +153,11 @@ def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
     length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:
         found.append(f"{expression!r} takes {length} tokens and is truncated to the first {limit} (text.max_tokens)")
-    unknown = [word for word in expression.split() if _is_unknown(tokenizer, word)]
+    unknown = [
+        word
+        for word in expression.split()
+        if tokenizer.length(word) > 2 and _UNKNOWN in tokenizer.words(tokenizer.encode(word)[0])
+    ]
     if unknown:
         found.append(f"not in the vocabulary, so ignored or misread: {', '.join(map(repr, unknown))}")
     return found
-
-
-def _is_unknown(tokenizer: Tokenizer, word: str) -> bool:
-    has_pieces = tokenizer.length(word) > 2
-    return has_pieces and "[UNK]" in tokenizer.words(tokenizer.encode(word)[0])

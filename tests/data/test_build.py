@@ -1,4 +1,4 @@
-"""The door of the builders: what it prints and exits with, and that a build is whole or not there."""
+"""The build command: its output and exit status, and builds that are complete or absent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_door_builds_once_and_says_so(tmp_path):
     assert first.stdout.startswith(f"{out}/refcoco/unc/1.0.0: ") and first.stdout.endswith(" MB\n")
     second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert second.returncode == 2
-    assert second.stderr == f"error: {out}/refcoco/unc/1.0.0 is there already; remove it to build it again\n"
+    assert second.stderr == f"error: {out}/refcoco/unc/1.0.0 exists already; remove it to build it again\n"
     assert [path.name for path in out.iterdir()] == ["refcoco"]
 
 
@@ -37,7 +37,7 @@ def test_the_door_builds_once_and_says_so(tmp_path):
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "COCO_train2014_000000000101.jpg of refcoco train is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:400]), r"damaged images in .*101\.jpg .*; data/check\.py"),
+        (lambda path: path.write_bytes(path.read_bytes()[:400]), r"damaged images in .*101\.jpg .*; run data/check\.py"),
         (lambda path: path.write_bytes(refer_fixture.HEIGHT.to_bytes(1, "big")), r"damaged images in .*101\.jpg"),
     ],
 )

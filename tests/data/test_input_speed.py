@@ -1,11 +1,11 @@
-"""The measurement of the input pipeline: it runs, and tells every stage and the whole."""
+"""The benchmark of the input pipeline runs and reports every stage and the whole."""
 
 import json
 
 from data import input_speed
 
 
-def test_every_stage_and_the_whole_are_told(tmp_path, monkeypatch, capsys):
+def test_every_stage_and_the_whole_are_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(input_speed, "WORKERS", (0,))
     monkeypatch.setattr(input_speed, "BATCH_SIZE", 2)
     input_speed.FLAGS(["test", "--images=3", "--rounds=1", "--batches=2", f"--json={tmp_path / 'speed.json'}"])

@@ -1,4 +1,4 @@
-"""The synthetic benchmark: its scenes stay what they are, and trivial answers are worth what can be counted by hand."""
+"""The synthetic benchmark: unchanged scenes, and scores of trivial answers as counted by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Write small datasets of one's own with generated images, in both forms that are read: JSON lines and COCO's JSON.
+"""Write small datasets of one's own with generated images, as JSON lines and as COCO's JSON.
 
 Both have three images of 48 x 64 pixels, drawn as in refer_fixture.py: 0.png and 1.png in split train, 2.png in val.
 Each has two expressions for the left box, one for the right pair of boxes, and "the dog", which refers to nothing.

@@ -1,4 +1,4 @@
-"""Write pickles as Python 2 did, whose strings are bytes: Python 3 cannot be asked to."""
+"""Write pickles with byte strings, as Python 2 did; Python 3's pickle module cannot."""
 
 from __future__ import annotations
 

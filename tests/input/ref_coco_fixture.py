@@ -1,4 +1,4 @@
-"""Prepares TFDS's own `ref_coco` from a dataset that `write_refer_layout` wrote."""
+"""Prepare TFDS's own `ref_coco` from a dataset of `write_refer_layout`."""
 
 from __future__ import annotations
 

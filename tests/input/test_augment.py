@@ -1,4 +1,4 @@
-"""Changed views: consistent with their masks, true to their expressions, and off by default."""
+"""Augmented views: consistent with their masks and expressions, and off by default."""
 
 import numpy as np
 import pytest

@@ -106,7 +106,7 @@ def test_a_folder_of_tfds_is_recognised(tmp_path):
         combined_source("train", root=tmp_path)
 
 
-def test_a_field_that_it_does_not_have_is_told(root):
+def test_a_field_that_it_does_not_have_is_reported(root):
     with pytest.raises(UserError, match=r"does not fit the source 'combined': .*'dataset'"):
         build_source(ConfigDict({"name": "combined", "root": str(root), "dataset": "refcoco"}), "train")
 
@@ -122,7 +122,7 @@ def test_a_field_that_it_does_not_have_is_told(root):
         ("testA", {}, r"split 'testA' not found in .*refcocog/refs\(umd\)\.p; available: test"),
     ],
 )
-def test_what_does_not_fit_is_told(root, split, arguments, message):
+def test_what_does_not_fit_is_reported(root, split, arguments, message):
     with pytest.raises(UserError, match=message):
         combined_source(split, root=root, **arguments)
 

@@ -1,4 +1,4 @@
-"""From an example to arrays: masks made once a referent, and images named that cannot be read."""
+"""Encoding of examples: one mask per referent, and errors for unreadable images."""
 
 import io
 

@@ -49,12 +49,12 @@ def test_an_expression_may_mean_several_objects_or_nothing(tmp_path, form, split
             "the dog": (),
             "a cat": (),
         }
-        said = by_expression(source, position)
-        assert set(means) < set(said)
+        found = by_expression(source, position)
+        assert set(means) < set(found)
         for expression, sides in means.items():
-            mask = rasterize(said[expression].segmentation, HEIGHT, WIDTH)
+            mask = rasterize(found[expression].segmentation, HEIGHT, WIDTH)
             np.testing.assert_array_equal(mask, area_of(index, *sides), err_msg=expression)
-            assert (said[expression].segmentation == []) == (not sides)
+            assert (found[expression].segmentation == []) == (not sides)
 
 
 def test_each_expression_is_a_referent_of_its_own_and_has_a_stable_id(tmp_path):
@@ -62,8 +62,12 @@ def test_each_expression_is_a_referent_of_its_own_and_has_a_stable_id(tmp_path):
     assert source.referents(0) == tuple((position,) for position in range(9))
     ids = [expression.id for example in source for expression in example.expressions]
     assert len(set(ids)) == len(ids) == 18
-    said = by_expression(source, 0)
-    assert (said["the dog"].id, said["both boxes"].id, said["The left one"].id) == ("5001-50010", "5000-50000", "0-0")
+    found = by_expression(source, 0)
+    assert (found["the dog"].id, found["both boxes"].id, found["The left one"].id) == (
+        "5001-50010",
+        "5000-50000",
+        "0-0",
+    )
 
 
 def test_expression_ids_need_to_be_unique_within_a_referent_only(tmp_path):
@@ -92,11 +96,11 @@ def test_what_should_have_a_mask_and_has_none_is_not_taken_for_nothing(tmp_path,
 
     with caplog.at_level(logging.WARNING):
         source = read(write_grefcoco_layout(tmp_path, edit=edit))
-    said = by_expression(source, 0)
-    assert "The left one" not in said
-    assert "the crowded one" not in said
+    found = by_expression(source, 0)
+    assert "The left one" not in found
+    assert "the crowded one" not in found
     np.testing.assert_array_equal(
-        rasterize(said["both boxes"].segmentation, HEIGHT, WIDTH), area_of(0, "right"), "the other object remains"
+        rasterize(found["both boxes"].segmentation, HEIGHT, WIDTH), area_of(0, "right"), "the other object remains"
     )
     (message,) = caplog.messages
     assert message.endswith("no mask: 2 (ann_id [1000], [1000, 9000])")
@@ -110,9 +114,9 @@ def test_overlaps_are_dropped_within_an_object_and_never_between_objects(tmp_pat
 
     root = write_grefcoco_layout(tmp_path, edit=edit)
     for overlap, left, both in (("union", 700, 700), ("drop", 600, 700)):
-        said = by_expression(read(root, overlap=overlap), 0)
-        assert rasterize(said["The left one"].segmentation, HEIGHT, WIDTH).sum() == left
-        assert rasterize(said["both boxes"].segmentation, HEIGHT, WIDTH).sum() == both
+        found = by_expression(read(root, overlap=overlap), 0)
+        assert rasterize(found["The left one"].segmentation, HEIGHT, WIDTH).sum() == left
+        assert rasterize(found["both boxes"].segmentation, HEIGHT, WIDTH).sum() == both
 
 
 @pytest.mark.parametrize("ann_ids", [[-1, 1000], [4444]])

@@ -1,4 +1,4 @@
-"""Pixels of masks that are wanted are those of the whole mask, whatever the mask is given as."""
+"""Selected pixels of a mask equal those of the complete mask, in every form of masks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which images a folder or a pattern means, and in which order."""
+"""The images of a folder or a pattern, and their order."""
 
 from pathlib import Path
 

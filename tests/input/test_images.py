@@ -1,4 +1,4 @@
-"""Images of every kind that people bring, and the files that are not images."""
+"""Images of every kind, and files that are not images."""
 
 from __future__ import annotations
 
@@ -214,15 +214,15 @@ def test_a_file_cut_anywhere_is_damaged_or_no_image(tmp_path, kind, options):
     Image.fromarray(colours()).save(buffer, kind, exif=exif, **options)
     whole, path = buffer.getvalue(), tmp_path / "cut"
     path.write_bytes(whole)
-    pixels, said = load_image(path, apply_exif=True), []
+    pixels, found = load_image(path, apply_exif=True), []
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         try:
             np.testing.assert_array_equal(load_image(path, apply_exif=True), pixels)
         except UserError as error:
-            said.append(str(error))
-    assert len(said) > len(whole) - 40  # whole without its last few bytes, which hold no pixels
-    for message in said:
+            found.append(str(error))
+    assert len(found) > len(whole) - 40  # whole without its last few bytes, which hold no pixels
+    for message in found:
         assert str(path) in message
         assert "is damaged" in message or "is not an image" in message
         assert "\n" not in message

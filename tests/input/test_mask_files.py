@@ -1,4 +1,4 @@
-"""Masks in files of their own: which are read, and which would be misread and are refused."""
+"""Mask files: those that are read, and ambiguous ones that are refused."""
 
 from __future__ import annotations
 

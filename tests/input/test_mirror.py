@@ -1,4 +1,4 @@
-"""Expressions as people wrote them (RefCOCO, RefCOCOg, CC BY 4.0), and what a mirror makes of them."""
+"""Mirroring of real expressions (RefCOCO, RefCOCOg, CC BY 4.0)."""
 
 import pytest
 

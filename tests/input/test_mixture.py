@@ -1,4 +1,4 @@
-"""Several sources as one: shares, order, and nothing lost."""
+"""Mixtures of sources: shares, order and completeness."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_the_words_that_all_parts_bring_are_the_mixtures():
         ({"a": Numbers(1), "b": Numbers(2**31 - 1)}, {"a": 1, "b": 1}, "would have 4,294,967,294 items; limit the"),
     ],
 )
-def test_what_cannot_be_mixed_is_told(parts, weights, message):
+def test_what_cannot_be_mixed_is_reported(parts, weights, message):
     with pytest.raises(UserError, match=message):
         MixtureSource(parts, weights)
 

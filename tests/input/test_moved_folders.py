@@ -1,4 +1,4 @@
-"""Data that lies elsewhere than when a run was trained on it."""
+"""Sources whose data moved after training."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -46,6 +46,6 @@ def test_folders_can_be_named():
         ({"name": "mixture", "parts": {"a": {"name": "synthetic"}}}, "new", "it reads no files"),
     ],
 )
-def test_what_cannot_have_moved_is_told(source, move, message):
+def test_what_cannot_have_moved_is_reported(source, move, message):
     with pytest.raises(UserError, match=f"--data {move}: .*{message}"):
         moved(source, move)

@@ -1,4 +1,4 @@
-"""One's own data in both forms: what is read, and the mistakes that are named before anything is trained."""
+"""One's own data in both formats: contents, and mistakes that are reported before training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_both_forms_give_the_same_examples(tmp_path, name):
         source = build_source(ConfigDict({"name": name, "root": str(root)}), split)
         assert [example.image for example in source] == [root / f"images/{index}.png" for index in images]
         for index, example in zip(images, source, strict=True):
-            said = [expression.text for expression in example.expressions]
-            assert said == ["the left one", "box on the left", "the right one", "the dog"]
+            found = [expression.text for expression in example.expressions]
+            assert found == ["the left one", "box on the left", "the right one", "the dog"]
             for expression, sides in zip(example.expressions, (["left"], ["left"], ["right"], []), strict=True):
                 mask = rasterize(expression.segmentation, example.height, example.width)
                 np.testing.assert_array_equal(mask, mask_of(index, *sides))

@@ -1,4 +1,4 @@
-"""docs/own_data.md: what the page shows runs, prints what the page says, and can be trained on."""
+"""docs/own_data.md: its examples run, print the shown output, and can be trained on."""
 
 from __future__ import annotations
 

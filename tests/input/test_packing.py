@@ -1,4 +1,4 @@
-"""What travels in few bytes becomes the same on the host and on devices."""
+"""Packed masks and uint8 images are decoded equally on the host and on devices."""
 
 import jax
 import jax.numpy as jnp

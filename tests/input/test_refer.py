@@ -1,4 +1,4 @@
-"""The REFER layout: what is read from it, the variants that are found, and what is said when something is missing."""
+"""The REFER layout: contents, variants of folders, and errors for missing files."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_referit_is_read_with_its_own_images_and_lists_of_rle(tmp_path, folder, 
         assert mask[y0:y1, x0:x1].all()
 
 
-def test_the_images_that_referit_lacks_are_left_out_and_told(tmp_path, caplog):
+def test_the_images_that_referit_lacks_are_left_out_and_logged(tmp_path, caplog):
     root = write_refclef_layout(tmp_path, splits=("train", "train", "test"), first_id=19578)  # 19579 is one of them
     assert len(ReferSource("train", root=root, dataset="refclef", split_by="berkeley")) == 2
     assert not caplog.records

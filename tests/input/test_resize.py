@@ -1,4 +1,4 @@
-"""Resizing images: what Pillow makes of them, to within one grey level."""
+"""Resizing of images equals Pillow's to within one grey level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an epoch shows, by each rule, and that expressions are counted the same by all."""
+"""The contents of an epoch under each rule of sampling, and the count of expressions."""
 
 from collections import Counter
 from itertools import chain

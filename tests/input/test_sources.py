@@ -1,4 +1,4 @@
-"""Sources by their names: fields that do not fit, and files that are looked for before anything is read."""
+"""Sources by name: invalid fields, and missing files that are found before reading."""
 
 from __future__ import annotations
 

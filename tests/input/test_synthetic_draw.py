@@ -1,4 +1,4 @@
-"""Images and masks: what is painted is what the masks say."""
+"""Drawn scenes: the image agrees with the masks."""
 
 from __future__ import annotations
 

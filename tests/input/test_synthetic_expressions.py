@@ -1,4 +1,4 @@
-"""Every expression, read again from its words by a reader of its own, means the one thing whose mask it comes with."""
+"""Every expression, parsed from its words by an independent parser, means the thing of its mask."""
 
 from __future__ import annotations
 
@@ -157,5 +157,5 @@ def test_the_vocabulary_knows_every_word():
 
 def test_an_attribute_without_choice_is_not_spoken_of():
     source = SyntheticSource("train", textures=("plain",), sizes=("large",), max_objects=4, object_scale=0.8)
-    said = " ".join(one.text for index in range(40) for one in source[index].expressions).split()
-    assert not {"plain", "large", "big", "small", "little"} & set(said)
+    found = " ".join(one.text for index in range(40) for one in source[index].expressions).split()
+    assert not {"plain", "large", "big", "small", "little"} & set(found)

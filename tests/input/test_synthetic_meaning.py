@@ -1,4 +1,4 @@
-"""The meaning of each kind of expression on scenes made by hand, in an image of 100 x 100 pixels."""
+"""The meaning of each kind of expression on hand-made scenes, in an image of 100 x 100 pixels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The synthetic scenes as a source: the same from everywhere, in splits that share nothing, of a set difficulty."""
+"""The synthetic source: reproducible, with disjoint splits and configurable difficulty."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_another_process_makes_the_same_scene():
         "from s2rm_jax.input.synthetic import SyntheticSource as S; e = S('test')[3];"
         "print(e.image.astype(int).sum(), *(x.text for x in e.expressions), sep='|')"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     example = SyntheticSource("test")[3]
-    assert said == "|".join([str(example.image.astype(int).sum()), *(x.text for x in example.expressions)])
+    assert found == "|".join([str(example.image.astype(int).sum()), *(x.text for x in example.expressions)])
 
 
 def test_splits_and_seeds_share_no_scene():
@@ -179,26 +179,26 @@ def test_palettes_and_distractors():
         ({"length": 0}, "length is 0"),
     ],
 )
-def test_wrong_fields_are_told(fields, message):
+def test_wrong_fields_are_reported(fields, message):
     with pytest.raises(UserError) as error:
         SyntheticSource("train", **fields)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_wrong_splits_are_told():
+def test_wrong_splits_are_reported():
     with pytest.raises(UserError, match="no split 'trian'; the splits are train, val, test, compositional"):
         SyntheticSource("trian")
     with pytest.raises(UserError, match="held_out_pairs has no pair"):
         SyntheticSource("compositional", held_out_pairs=())
 
 
-def test_a_difficulty_that_leaves_nothing_to_say_is_told():
+def test_a_difficulty_that_leaves_nothing_to_say_is_reported():
     source = SyntheticSource("train", min_objects=2, max_objects=2, kinds=("ordinal",))
     with pytest.raises(UserError, match="gave none with expressions of the kinds ordinal"):
         source[0]
 
 
-def test_distractors_that_are_all_held_out_are_told():
+def test_distractors_that_are_all_held_out_are_reported():
     source = SyntheticSource(
         "train",
         min_objects=2,

@@ -1,4 +1,4 @@
-"""Datasets that TFDS prepared: ours give what the REFER files give; TFDS's `ref_coco` is read without TensorFlow."""
+"""TFDS datasets: ours equal the REFER files; TFDS's `ref_coco` is read without TensorFlow."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_what_is_an_address():
 
 
 @pytest.mark.parametrize(
-    ("page", "limits", "says"),
+    ("page", "limits", "message"),
     [
         ("missing", {}, "download failed: HTTP 404"),
         ("image.png", {"max_bytes": 20}, "larger than 20 bytes"),
@@ -80,11 +80,11 @@ def test_what_is_an_address():
         ("to_a_file", {}, "download failed"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(server, page, limits, says):
-    with pytest.raises(UserError, match=says) as told:
+def test_what_goes_wrong_is_said_in_one_line(server, page, limits, message):
+    with pytest.raises(UserError, match=message) as raised:
         fetch(f"{server}/{page}", **limits)
-    assert "\n" not in str(told.value)
-    assert f"{server}/{page}" in str(told.value)
+    assert "\n" not in str(raised.value)
+    assert f"{server}/{page}" in str(raised.value)
 
 
 def test_a_page_is_no_image(server):

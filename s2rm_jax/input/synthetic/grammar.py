@@ -103,7 +103,7 @@ def _describe(scene: Scene, index: int, varied: list[str]) -> tuple[Described, .
         for name in names:
             extension &= alike[name]
         weight = math.prod(
-            _MENTION[name] if said else 1 - _MENTION[name] for name, said in zip(varied, chosen, strict=True)
+            _MENTION[name] if mentioned else 1 - _MENTION[name] for name, mentioned in zip(varied, chosen, strict=True)
         )
         described.append(Described(Noun(**{name: getattr(thing, name) for name in names}), extension, weight))
     return tuple(described)
