@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax import command_line, demo, evaluate, predict
+from s2rm_jax import command_line, default_network, demo, evaluate, load_run, predict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training import checkpoint, compile
+from s2rm_jax.training import compile
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -92,6 +92,14 @@ def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "cris"
     assert not (tmp_path / "gallery").exists()
     assert "Published figures" not in (tmp_path / "index.html").read_text()
+
+
+def test_evaluate_a_folder_that_holds_weights_only(door, tmp_path):
+    status, printed, errors = door(
+        evaluate, f"--workdir={default_network.FOLDER}", "--limit=2", "--gallery=0", f"--out={tmp_path}"
+    )
+    assert status == 0, errors
+    assert "over 8 expressions of val" in printed.splitlines()[-1]
 
 
 def test_predict(tiny_workdir, tmp_path, image):
@@ -210,8 +218,9 @@ def test_quiet_says_nothing(door, tiny_workdir, tmp_path, image):
 
 
 def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
-    restore = checkpoint.restore_params
-    monkeypatch.setattr(checkpoint, "restore_params", lambda *given: jax.device_get(restore(*given)))
+    loader = sys.modules[load_run.__module__]
+    restore = loader.restore_params
+    monkeypatch.setattr(loader, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
         status, _, errors = door(
             evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"
