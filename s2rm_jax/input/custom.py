@@ -207,7 +207,7 @@ def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str,
         wrong = [
             name
             for name, kind in fields.items()
-            if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))  # type: ignore[arg-type]
+            if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))
         ]
         if wrong:
             names = ", ".join(map(repr, wrong))

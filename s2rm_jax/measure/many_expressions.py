@@ -50,7 +50,7 @@ def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     rows: list[Row] = [
         ["one call with one expression", single, 1 / single],
         ["encoding alone", timings.median("encode"), ""],
-        *([f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS),
+        *[[f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS],
         [f"{EXPRESSIONS} expressions together", together, EXPRESSIONS / together],
         [f"{EXPRESSIONS} single calls", EXPRESSIONS * single, 1 / single],
     ]

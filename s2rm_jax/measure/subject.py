@@ -153,7 +153,7 @@ def network_parts(subject: Subject, count: int, expressions: int) -> dict[str, P
         return network.fusion.apply({"params": params}, coarsest, words, mask).features  # type: ignore[union-attr]
 
     def decoder(params: Any, fused: jax.Array, maps: Any, expression: jax.Array) -> Any:
-        return network.decoder.apply({"params": params}, fused, maps, expression)[-1]  # type: ignore[index]
+        return network.decoder.apply({"params": params}, fused, maps, expression)[-1]
 
     def resize(params: Any, logits: jax.Array) -> Any:
         return jax.image.resize(logits, (*logits.shape[:2], *size), "bilinear")

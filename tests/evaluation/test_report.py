@@ -87,5 +87,5 @@ def test_remarks_on_what_a_protocol_does_not_support():
     assert remark.startswith("Expressions that refer to nothing: 1. lavt480 does not support them")
     left_out = replace(REPORT.expressions[0], union=0, empty_iou=None)
     (remark,) = remarks(Report((left_out, *REPORT.expressions), PROTOCOLS["caris448"]))
-    assert remark.startswith("Expressions with an empty union: 1. They are left out of mIoU")
+    assert remark.startswith("Expressions with an empty union: 1. They are excluded from mIoU")
     assert remarks(REPORT) == []

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from s2rm_jax import command_line, demo, evaluate, predict
+from s2rm_jax import command_line, default_network, demo, evaluate, predict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.interop.layout import export_arrays
@@ -97,6 +97,14 @@ def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "cris"
     assert not (tmp_path / "gallery").exists()
     assert "Published figures" not in (tmp_path / "index.html").read_text()
+
+
+def test_evaluate_a_folder_that_holds_weights_only(door, tmp_path):
+    status, printed, errors = door(
+        evaluate, f"--workdir={default_network.FOLDER}", "--limit=2", "--gallery=0", f"--out={tmp_path}"
+    )
+    assert status == 0, errors
+    assert "over 8 expressions of val" in printed.splitlines()[-1]
 
 
 def test_predict(tiny_workdir, tmp_path, image):
