@@ -7,7 +7,7 @@ A door that has a result returns it from its main, which `returns_result` wraps:
 Exit status: 0 done, or asked to stop (Ctrl-C, SIGTERM) and everything saved; 2 the person can put it right (UserError);
 3 another process of the same run was lost; 4 done but for some of many things (PartlyDone); 130 stopped at once by a
 second Ctrl-C; 141 what read the output, such as `head`, has ended. 1, with a traceback, means a defect in this program.
-docs/command_line.md tells people the same.
+docs/command_line.md tells people the same. In all cases but 0 and 141 the last line on stderr says what happened.
 """
 
 from __future__ import annotations
@@ -24,28 +24,47 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax.config import find_config
-from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax.errors import PartlyDone, UserError, find_full_disk
+from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
 
-def run(main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()) -> None:
-    """Reads sys.argv into `flag_values`, runs `main` and exits with the status that fits.
+def run(
+    main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()
+) -> NoReturn:
+    """Read sys.argv into `flag_values`, run `main` and exit with the status that fits.
+
+    If the command fails, the last line on stderr says why. The output of other libraries is hidden unless --verbose,
+    which is defined here, is given; a workdir with a log folder receives it.
 
     Args:
-        main: what the door does; takes its arguments from the flags.
-        flag_values: the door's flags; one of them may be a config_flags file flag named "config".
-        doc: the door's docstring, shown by --help.
+        main: the command; takes its arguments from the flags.
+        flag_values: the flags of the command; one of them may be a config_flags file flag named "config".
+        doc: the docstring of the command, shown by --help.
         required: names of flags that must be given.
     """
-    distributed.leave(exit_status(main, flag_values, doc, required))
+    define_verbose(flag_values)
+    with LibraryOutput() as others:
+        status, message = _outcome(main, flag_values, doc, required, others)
+        _flush_stdout()
+        if message:
+            others.say_last(message)
+        distributed.leave(status)
+
+
+def define_verbose(flag_values: flags.FlagValues) -> None:
+    """Define --verbose, which every command has."""
+    if "verbose" not in flag_values:
+        text = "show the warnings and errors of other libraries"
+        flags.DEFINE_bool("verbose", False, text, flag_values=flag_values)
 
 
 def returns_result(
@@ -116,61 +135,72 @@ def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, 
     sys.exit(2)
 
 
-def exit_status(
-    main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()
-) -> int:
-    """Does what `run` does, and returns the status instead of exiting."""
+def _outcome(
+    main: Callable[[], None],
+    flag_values: flags.FlagValues,
+    doc: str | None,
+    required: Sequence[str],
+    others: LibraryOutput,
+) -> tuple[int, str]:
+    """Run a command; return its exit status and the last message for stderr, which may be empty."""
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
         print(_help(flag_values, doc))
-        return 0
-    logging.set_verbosity(logging.ERROR)  # warnings of absl-based libraries are for their developers
+        return 0, ""
     try:
         _parse(flag_values, required)
+        workdir = flag_values["workdir"].value if "workdir" in flag_values else None
+        others.set_up(bool(flag_values["verbose"].value), workdir)
         main()
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error{_which_process()}: {error}", file=sys.stderr)
-        return 4 if isinstance(error, PartlyDone) else 2
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 0
-    except KeyboardInterrupt:
-        print("stopped at once; what was saved so far stands", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except Exception as error:
-        return _tell_of_failure(error)
-    return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return _outcome_of_error(error)
+    return 0, ""
+
+
+def _flush_stdout() -> None:
+    """Write what is left in the buffer of stdout; where that fails, keep Python from failing there again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _reader_has_gone() -> bool:
-    """Whether what read our output wants no more, such as `head`; then Python is kept from complaining at its end."""
+    """Return whether the program that read our output, such as `head`, has ended."""
     output = select.poll()
     output.register(1)
-    gone = any(event & select.POLLERR for _, event in output.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return gone
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _tell_of_failure(error: Exception) -> int:
-    """Says what ended one of several processes, and returns the status for it; a failure of one alone is raised."""
-    if isinstance(error, BrokenPipeError) and _reader_has_gone():
-        return 128 + signal.SIGPIPE
-    if distributed.is_alone():
-        raise error
-    if not distributed.is_peer_failure(error):
-        traceback.print_exception(error)  # here and not by the interpreter, which would then wait for the others
-        return 1
-    print(
-        f"error{_which_process()}: another process of this run has ended or cannot be reached (see what it said): "
-        "start the same command again on all of them, it continues from the last checkpoint.",
-        file=sys.stderr,
-    )
-    return 3
-
-
-def _which_process() -> str:
-    return "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
+def _outcome_of_error(error: BaseException) -> tuple[int, str]:
+    """Return exit status and last message for what ended a command."""
+    if isinstance(error, UserError):
+        status, message = 4 if isinstance(error, PartlyDone) else 2, str(error)
+    elif isinstance(error, Interrupted):
+        return 0, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "stopped at once; what was saved so far stands"
+    elif isinstance(error, BrokenPipeError) and _reader_has_gone():
+        return 128 + signal.SIGPIPE, ""
+    elif distributed.is_peer_failure(error):
+        status, message = (
+            3,
+            (
+                "another process of this run has ended or cannot be reached (see what it said): "
+                "start the same command again on all of them, it continues from the last checkpoint."
+            ),
+        )
+    elif full := find_full_disk(error):
+        status, message = (
+            2,
+            f"{full.filename or 'a file'} cannot be written ({full.strerror}): make room and try again.",
+        )
+    else:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        status, message = 1, f"a defect in this program ({what}); report it with the traceback above."
+    trace = "".join(traceback.format_exception(error)) if status == 1 else ""
+    which = "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
+    return status, f"{trace}error{which}: {message}"
 
 
 def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.evaluation.published import benchmark_of
     from s2rm_jax.evaluation.report import as_screen_text, write_report
     from s2rm_jax.input.sources import build_source, with_folders
-    from s2rm_jax.io import make_output_folder, workdir_path
+    from s2rm_jax.io import make_output_folder, workdir_path, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import counted, log, report_evaluation
@@ -96,16 +96,17 @@ def main() -> dict[str, Any] | None:
 
     benchmark = benchmark_of(config.input.source, split, LIMIT.value)
     log(as_screen_text(report, benchmark))
-    page = write_report(
-        out,
-        report,
-        sections,
-        title=f"{workdir.resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
-        benchmark=benchmark,
-        split=split,
-        checkpoint=which,
-        images=images,
-    )
+    with writing(out):
+        page = write_report(
+            out,
+            report,
+            sections,
+            title=f"{workdir.resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
+            benchmark=benchmark,
+            split=split,
+            checkpoint=which,
+            images=images,
+        )
     if EXPLAIN.value and GALLERY.value:
         log("drawing how the network came to the cases of the gallery")
         # With the parameters that are loaded already: Orbax would wait for the other processes to restore them again.

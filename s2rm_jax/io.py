@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, find_full_disk
 
 REWRITE_EVERY = 60.0  # seconds between rewrites of a growing file on a bucket, which cannot append
 
@@ -50,6 +50,22 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+@contextmanager
+def naming_full_workdir(workdir: epath.Path) -> Iterator[None]:
+    """Raise UserError with the name of the workdir if a file cannot be written because a disk is full."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = find_full_disk(error)
+        if full is None:
+            raise
+        raise UserError(
+            f"--workdir {workdir} cannot be written ({full.strerror}): make room there and run the command again."
+        ) from error
 
 
 def copy_files(folder: Path, to: epath.Path) -> None:

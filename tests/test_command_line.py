@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +12,7 @@ from ml_collections.config_flags import config_flags
 from s2rm_jax import command_line
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.training.interrupt import Interrupted
-
-# ml_collections still loads configuration files with load_module.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+from tests.command import ROOT, run_here
 
 CONFIG = """
 from s2rm_jax.config import default_config
@@ -33,21 +33,26 @@ def config_file(tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(monkeypatch):
     """Runs a door with the given arguments; returns its status, its two outputs and the configurations it saw."""
 
-    def call(*arguments, main=None):
+    def call(*arguments, main=None, cwd=ROOT):
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # left by the test before
-        monkeypatch.setattr(sys, "argv", ["door", *map(str, arguments)])
         values = flags.FlagValues()
         config = config_flags.DEFINE_config_file("config", None, "a configuration", flag_values=values)
         flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values)
         seen = []
-        status = command_line.exit_status(
-            main or (lambda: seen.append(config.value)), values, "Does things.\n\nWell.", required=("config", "workdir")
+        done = run_here(
+            lambda: command_line.run(
+                main or (lambda: seen.append(config.value)),
+                values,
+                "Does things.\n\nWell.",
+                required=("config", "workdir"),
+            ),
+            *arguments,
+            cwd=cwd,
         )
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err, seen
+        return done.returncode, done.stdout, done.stderr, seen
 
     return call
 
@@ -67,10 +72,9 @@ def test_value_after_a_blank_works_too(call, config_file):
 
 
 @pytest.mark.parametrize("given", ["synthetic", "configs/synthetic.py", "synthetic.py", "refcoco:small"])
-def test_a_configuration_of_the_package_is_found_from_anywhere(call, tmp_path, monkeypatch, given):
-    monkeypatch.chdir(tmp_path)
+def test_a_configuration_of_the_package_is_found_from_anywhere(call, tmp_path, given):
     (tmp_path / "synthetic").mkdir()  # such as the workdir of a run
-    status, _, err, (config,) = call("--workdir=w", f"--config={given}", "--config.log_every=7")
+    status, _, err, (config,) = call("--workdir=w", f"--config={given}", "--config.log_every=7", cwd=tmp_path)
     assert (status, err) == (0, "")
     assert config.log_every == 7 and config.vision.embed_dim == 48
 
@@ -169,16 +173,36 @@ def test_a_run_that_stopped_when_asked_says_so_and_exits_cleanly(call, config_fi
     assert (status, err) == (0, "Stopped after step 3.\n")
 
 
-def test_defects_keep_their_traceback(call, config_file):
+def test_defects_keep_their_traceback_and_say_at_the_end_what_happened(call, config_file):
     def main():
-        raise ZeroDivisionError
+        raise ZeroDivisionError("one line\nand another")
 
-    with pytest.raises(ZeroDivisionError):
-        call(f"--config={config_file}", "--workdir=w", main=main)
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    trace, *_, last = err.splitlines()
+    assert (status, trace) == (1, "Traceback (most recent call last):")
+    assert "in main\n" in err and "ZeroDivisionError: one line\nand another\n" in err
+    assert last == (
+        "error: a defect in this program (ZeroDivisionError: one line); report it with the traceback above."
+    )
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_no_defect(call, config_file, code):
+    def main():
+        try:
+            raise OSError(code, os.strerror(code), "out/table.md")
+        finally:
+            raise RuntimeError("another error because of it")
+
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    assert (status, err) == (
+        2,
+        f"error: out/table.md cannot be written ({os.strerror(code)}): make room and try again.\n",
+    )
 
 
 @pytest.fixture
-def call_for_result(monkeypatch, capsys):
+def call_for_result():
     """Runs a door whose main says something, returns its result and raises what it is given."""
 
     def call(*arguments, result=None, raised=None):
@@ -191,8 +215,8 @@ def call_for_result(monkeypatch, capsys):
                 raise raised
             return result
 
-        monkeypatch.setattr(sys, "argv", ["door", *arguments])
-        return command_line.exit_status(main, values, "Does things."), *capsys.readouterr()
+        done = run_here(lambda: command_line.run(main, values, "Does things."), *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return call
 

@@ -1,20 +1,12 @@
 """The list of commands, and the one program that runs each of them."""
 
 import importlib
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from s2rm_jax import __main__ as commands
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
+from tests.command import ROOT, run_command, run_process
 
 
 def test_every_command_is_listed_with_its_first_line():
@@ -32,27 +24,39 @@ def test_listing_imports_nothing():
     code = (
         "import sys; from s2rm_jax.__main__ import listing; listing(); print({'jax', 'numpy', 'absl'} & {*sys.modules})"
     )
-    assert run("-c", code).stdout == "set()\n"
+    assert run_process("-c", code).stdout == "set()\n"
 
 
 def test_help_of_measuring_commands_does_not_import_jax():
     code = "import sys, s2rm_jax.ablate, s2rm_jax.benchmark; print({'jax', 'flax', 'torch'} & {*sys.modules})"
-    assert run("-c", code).stdout == "set()\n"
+    assert run_process("-c", code).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
 def test_without_a_name_the_commands_are_listed(arguments):
-    done = run("-m", "s2rm_jax", *arguments)
+    done = run_command("s2rm_jax.__main__", *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, commands.listing() + "\n", "")
 
 
 def test_a_name_runs_its_command():
     for given in (["--help"], ["--config=nowhere.py"]):
-        one, other = run("-m", "s2rm_jax", "describe", *given), run("-m", "s2rm_jax.describe", *given)
+        one, other = run_command("s2rm_jax.__main__", "describe", *given), run_command("describe", *given)
         assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
-    done = run("-m", "s2rm_jax", "trian")
+    done = run_command("s2rm_jax.__main__", "trian")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown command 'trian'; available: train, evaluate")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--config=nowhere.py",)])
+def test_a_process_of_its_own_says_and_exits_with_the_same(arguments):
+    one, other = run_process("-m", "s2rm_jax", "describe", *arguments), run_command("describe", *arguments)
+    assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+    assert one.returncode == (0 if arguments == ("--help",) else 2)
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_can_show_what_other_libraries_print(name):
+    assert "\n  --verbose\n" in run_command(name, "--help").stdout
 
 
 def test_the_installed_command_is_the_same():

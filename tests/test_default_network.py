@@ -1,16 +1,16 @@
 """The network that comes with the package: its size, its configuration, and its masks on its own kind of scene."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax import command_line, default_network, predict
+from s2rm_jax import default_network
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.training.run import load_config, require_same_config
+from tests.command import run_command
 from tests.test_configs import load
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +37,9 @@ def test_it_was_trained_as_its_card_says():
     assert "python -m s2rm_jax.train --config configs/synthetic_benchmark.py" in card
 
 
-def test_predict_uses_it_by_default_and_finds_the_referents_of_its_scenes(tmp_path, monkeypatch, capsys):
+def test_predict_uses_it_by_default_and_finds_the_referents_of_its_scenes(tmp_path):
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["predict", f"--out={out}"])
-    predict.FLAGS.unparse_flags()
-    assert command_line.exit_status(predict.main, predict.FLAGS, predict.__doc__, ("out",)) == 0
+    assert run_command("predict", f"--out={out}").returncode == 0
     config = load_config(default_network.FOLDER)
     scene = build_source(config.input.source, config.eval.split)[0]
     found = json.loads((out / "result.json").read_text())["results"]

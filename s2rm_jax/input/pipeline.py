@@ -7,6 +7,7 @@ position is a pure function of (seed, position), so a run resumes exactly by sta
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -95,8 +96,14 @@ def train_batches(
     if config.input.workers:
         if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which may not be parsed
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.input.workers))
+        options = grain.MultiprocessingOptions(num_workers=config.input.workers)
+        stream = stream.mp_prefetch(options, worker_init_fn=_ignore_ctrl_c)
     return iter(stream)
+
+
+def _ignore_ctrl_c(_: int, __: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the main process, which ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class EvalItem(NamedTuple):

@@ -112,8 +112,8 @@ def _require_unchanged(run: Run) -> None:
     require_same_config(run.workdir, began, run.config)  # which allows another number of steps
     if began.steps != run.config.steps:
         raise UserError(
-            f"--steps: the run in {run.workdir} has {began.steps} steps, not {run.config.steps}; give another --out, or "
-            f"--steps={began.steps}."
+            f"--steps: the run in {run.workdir} has {began.steps} steps, not {run.config.steps}; give another --out, "
+            f"or --steps={began.steps}."
         )
 
 

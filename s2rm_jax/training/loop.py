@@ -21,7 +21,7 @@ from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
-from s2rm_jax.io import workdir_path
+from s2rm_jax.io import naming_full_workdir, workdir_path
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
@@ -205,6 +205,7 @@ def _run(
     plan = plan_state(parts.network, config, mesh)
     loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}
     with (
+        naming_full_workdir(workdir),
         open_workdir(workdir, config, began, parts.save_vocab) as checkpoints,
         compilation_cache(config, workdir),
         listen_for_stop() as stop,

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from data.build import DEFAULT_SPLIT_BY, build
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.tfds import BUILDER_NAMES
+from tests.command import run_command
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER
 
 pytest.importorskip("tensorflow_datasets", reason="the extra [tfds] is not installed")
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_the_door_builds_once_and_says_so(tmp_path):
     root, out = refer_fixture.write_refer_layout(tmp_path / "data"), tmp_path / "out"
-    command = [sys.executable, "-m", "data.build", "--dataset=refcoco", f"--root={root}", f"--out={out}"]
-    first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    asked = ("--dataset=refcoco", f"--root={root}", f"--out={out}")
+    first = run_command("data.build", *asked)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.startswith(f"{out}/refcoco/unc/1.0.0: ") and first.stdout.endswith(" MB\n")
-    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    second = run_command("data.build", *asked)
     assert second.returncode == 2
     assert second.stderr == f"error: {out}/refcoco/unc/1.0.0 exists already; remove it to build it again\n"
     assert [path.name for path in out.iterdir()] == ["refcoco"]
@@ -37,7 +33,10 @@ def test_the_door_builds_once_and_says_so(tmp_path):
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "COCO_train2014_000000000101.jpg of refcoco train is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:400]), r"damaged images in .*101\.jpg .*; run data/check\.py"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:400]),
+            r"damaged images in .*101\.jpg .*; run data/check\.py",
+        ),
         (lambda path: path.write_bytes(refer_fixture.HEIGHT.to_bytes(1, "big")), r"damaged images in .*101\.jpg"),
     ],
 )

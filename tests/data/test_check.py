@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 from s2rm_jax.input.check.examine import examine
 from s2rm_jax.input.check.report import (
@@ -17,16 +15,13 @@ from s2rm_jax.input.check.report import (
     SplitSize,
     format_report,
 )
+from tests.command import ROOT, run_command, run_process
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER
 
-CHECK = Path(__file__).parents[2] / "data/check.py"
 
-
-def check(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command from another folder, as in a clone without an installed package."""
-    command = [sys.executable, str(CHECK), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+def check(*arguments):
+    return run_command("data.check", *arguments)
 
 
 def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_path):
@@ -37,11 +32,18 @@ def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_pa
     assert json.loads((tmp_path / "report.json").read_text())["ok"] is True
 
     (tmp_path / "data" / FOLDER / COCO_NAME.format(100)).unlink()
-    damaged = check("--root", tmp_path / "data", "--dataset=mine", "--split-by=me", "--json", tmp_path / "report.json")
-    assert damaged.returncode == 1 and "✗ missing images: 1" in damaged.stdout
+    asked = ("--root", tmp_path / "data", "--dataset=mine", "--split-by=me", "--json", tmp_path / "report.json")
+    damaged = check(*asked)
+    assert damaged.returncode == 1 and "â missing images: 1" in damaged.stdout
     (dataset,) = json.loads((tmp_path / "report.json").read_text())["datasets"]
     assert dataset["problems"][0]["cases"] == ["COCO_train2014_000000000100.jpg"]
     assert dataset["counts"]["val"] == {"images": 2, "referents": 4, "expressions": 8}
+
+    # From another folder, as somebody would who has not installed the package.
+    elsewhere = run_process(ROOT / "data/check.py", *asked, cwd="/")
+    for one, other in ((elsewhere.returncode, damaged.returncode), (elsewhere.stdout, damaged.stdout)):
+        assert one == other
+    assert elsewhere.stderr == damaged.stderr
 
     impossible = check("--root", tmp_path / "nowhere")
     assert impossible.returncode == 2 and impossible.stderr.count("\n") == 1

@@ -22,6 +22,7 @@ from PIL import Image
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
 from s2rm_jax.training import compile
+from tests.command import run_command
 from tests.docs.shell_blocks import ROOT, Command, shown_commands
 
 # ml_collections still loads configuration files with load_module.
@@ -90,6 +91,7 @@ def parse(monkeypatch, name: str, arguments: list[str]) -> None:
         arguments.sort(key=lambda argument: not argument.startswith("--config="))
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     monkeypatch.setattr(sys, "argv", [name, *(STAND_INS.get(argument, argument) for argument in arguments)])
+    command_line.define_verbose(door.FLAGS)
     try:
         command_line._parse(door.FLAGS, needed)
     finally:
@@ -176,7 +178,7 @@ def programs_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("programs_kept")
-def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_path, monkeypatch, capfd):
+def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -197,10 +199,6 @@ def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_pa
             for workdir in (argument for argument in arguments if re.fullmatch(r"runs/\w+", argument)):
                 if not Path(workdir).exists():
                     Path(workdir).symlink_to(tiny_workdir)
-            door = importlib.import_module(name)
-            monkeypatch.delitem(sys.modules, "config_config", raising=False)
-            monkeypatch.setattr(sys, "argv", [name, *arguments, *SMALLER.get(name, [])])
-            status = command_line.exit_status(door.main, door.FLAGS, door.__doc__)
-            forget(door.FLAGS)
-            assert status == 0, f"{command.page}: {command.text}\n{capfd.readouterr().err}"
+            done = run_command(name, *arguments, *SMALLER.get(name, []), cwd=tmp_path)
+            assert done.returncode == 0, f"{command.page}: {command.text}\n{done.stderr}"
     assert {name for name, *_ in run} == set(RUN_HERE)

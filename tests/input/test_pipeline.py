@@ -1,6 +1,9 @@
 """The order of the stream: the same for any number of processes, readers and restarts."""
 
 import itertools
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -111,10 +114,14 @@ def test_processes_share_the_same_global_batches():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
-def test_worker_processes_change_nothing():
-    config = small_config()
+def test_worker_processes_change_nothing_and_outlive_a_ctrl_c():
+    config, source = small_config(), Images()
     config.input.workers = 2
-    assert_same(first_batches(5), first_batches(5, config=config))
+    stream = train_batches(source, build_tokenizer(config, source), config)
+    batches = list(itertools.islice(stream, 2))  # one of each worker: both have begun
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)  # a terminal sends it to all processes; the main one decides what to do
+    assert_same(first_batches(8), batches + list(itertools.islice(stream, 6)))
 
 
 def test_each_epoch_shows_every_image_once_in_another_order():

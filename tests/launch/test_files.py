@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from s2rm_jax import command_line, train
+from s2rm_jax.training import loop
+from tests.command import ROOT, run_command
 
-ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *Path(__file__).parent.glob("*.sh")]
 SCHEMA = json.loads(Path(__file__).with_name("jobset_schema.json").read_text())
@@ -92,16 +92,13 @@ def test_the_manifest_asks_for_a_whole_slice(manifest):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
-# ml_collections still loads configuration files with load_module.
-@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 def test_the_manifest_starts_what_is_there(manifest, monkeypatch):
     [container] = the_job(manifest)["template"]["spec"]["containers"]
     script, python, m, module = container["command"]
     assert (ROOT / script).exists() and (python, m, module) == ("python", "-m", "s2rm_jax.train")
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [module, *container["args"]])
     seen = []
-    assert command_line.exit_status(lambda: seen.append(train.CONFIG.value.batch_size), train.FLAGS, "", ()) == 0
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda config, *_: seen.append(config.batch_size))
+    assert run_command("train", *container["args"]).returncode == 0
     assert seen == [128]
 
 

@@ -1,15 +1,13 @@
 """The suites on the smallest network, and the report of the command."""
 
 import json
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import jax
 import numpy as np
 import pytest
 
-from s2rm_jax import benchmark, command_line, config
+from s2rm_jax import config
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, training_speed
 from s2rm_jax.measure.floors import Floor
@@ -18,6 +16,7 @@ from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_
 from s2rm_jax.measure.many_expressions import _lavt, _per_image, _sizes
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.training.run import load_run
+from tests.command import run_command
 
 
 def test_the_floor_is_the_longer_of_computing_and_copying():
@@ -143,11 +142,6 @@ def test_a_run_that_was_never_trained_can_be_loaded(subject, tmp_path):
     assert trained.tokenizer.vocabulary == subject.tokenizer().vocabulary
 
 
-def run_command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
-    return command_line.exit_status(benchmark.main, benchmark.FLAGS, benchmark.__doc__)
-
-
 @pytest.fixture
 def quick(subject, parts, segmenter, monkeypatch):
     """Use the programs compiled for other tests, and a Segmenter with a network that compiles quickly."""
@@ -158,32 +152,31 @@ def quick(subject, parts, segmenter, monkeypatch):
     monkeypatch.setattr(Subject, "segmenter", lambda _: segmenter)
 
 
-def test_the_command_writes_a_report(quick, tmp_path, monkeypatch, capsys):
-    suites = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
-    assert run_command(monkeypatch, "--rounds=1", f"--out={tmp_path / 'out'}", *suites) == 0
+def test_the_command_writes_a_report(quick, tmp_path):
+    asked = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
+    done = run_command("benchmark", "--rounds=1", f"--out={tmp_path / 'out'}", *asked)
+    assert done.returncode == 0, done.stderr
     report = (tmp_path / "out" / "benchmark.md").read_text()
-    printed, errors = capsys.readouterr()
-    assert printed == report + "\n"
-    for part in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
-        assert part in report
-    assert "LAVT" not in report, "LAVT was timed with other sizes"
-    assert "[3/3] serving" in errors
+    assert done.stdout == report + "\n"
+    for said in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
+        assert said in report
+    assert "LAVT" not in report, "which was timed with other sizes"
+    assert "[3/3] serving" in done.stderr
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
     assert programs <= 5  # for images, and for 1, 2, 4 and 8 expressions
 
 
-def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypatch, capsys):
+def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypatch):
     def fail(*_):
         raise UserError("not here")
 
     monkeypatch.setattr(many_expressions, "serving_programs", fail)
-    assert run_command(monkeypatch, "--suite=parts", "--suite=serving", "--rounds=1", "--out=") == 2
-    printed, errors = capsys.readouterr()
-    assert "## Parts and their floors" in printed and errors.endswith("error: not here\n")
+    done = run_command("benchmark", "--suite=parts", "--suite=serving", "--rounds=1", "--out=")
+    assert done.returncode == 2
+    assert "## Parts and their floors" in done.stdout and done.stderr.endswith("error: not here\n")
 
 
-@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("flags", "images"),
     [((), 1), (("--batch_size=4",), 4), (("--config={}",), 3), (("--config={}", "--batch_size=4"), 4)],
@@ -197,13 +190,9 @@ def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp
         "from s2rm_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
         "    config.batch_size = 3\n    return config\n"
     )
-    benchmark.FLAGS.unparse_flags()
-    for name in ("config", "batch_size"):
-        benchmark.FLAGS[name].unparse()
-    assert run_command(monkeypatch, "--suite=parts", "--out=", *(flag.format(path) for flag in flags)) == 0
+    done = run_command("benchmark", "--suite=parts", "--out=", *(flag.format(path) for flag in flags))
+    assert done.returncode == 0, done.stderr
     assert [config.batch_size for config in measured] == [images]
-    for name in ("config", "batch_size"):
-        benchmark.FLAGS[name].unparse()
 
 
 def test_the_ratio_to_lavt():
@@ -214,10 +203,11 @@ def test_the_ratio_to_lavt():
     assert _sizes(default) == (128, 2, 2, 18, 2, 12, 768, 12, 480, 480)
 
 
-def test_a_report_that_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
+def test_a_report_that_cannot_be_written(quick, tmp_path):
     (tmp_path / "file").touch()
-    assert run_command(monkeypatch, "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}") == 2
-    assert "name another folder" in capsys.readouterr().err
+    done = run_command("benchmark", "--suite=parts", "--rounds=1", f"--out={tmp_path / 'file'}")
+    assert done.returncode == 2
+    assert "name another folder" in done.stderr
 
 
 def test_fusion_and_its_alternatives(quick, subject, monkeypatch):

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,17 +13,11 @@ from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
 from s2rm_jax.io import atomic_folder
 from s2rm_jax.training.run import load_run
+from tests.command import ROOT, run_command, run_process
 
-ROOT = Path(__file__).parents[2]
 
-
-def convert(*arguments, blocks=None):
-    """Runs the command; `blocks` is the largest file that it may write, in blocks of 1,024 bytes."""
-    command = [sys.executable, "-m", "s2rm_jax.convert", *map(str, arguments)]
-    if blocks:
-        command = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+def convert(*arguments):
+    return run_command("convert", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +108,13 @@ def test_mistakes_are_told_in_one_line(arguments, message):
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(exported, tiny_workdir, tmp_path):
-    done = convert("to-pytorch", "--workdir", tiny_workdir, "--out", tmp_path / "out", blocks=16)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    full = ("-m", "s2rm_jax.convert")
+    done = run_process(*full, "to-pytorch", "--workdir", tiny_workdir, "--out", tmp_path / "out", blocks=16)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "File too large" in done.stderr and done.stderr.endswith("nothing was left there\n")
-    done = convert("from-pytorch", "--weights", exported, "--workdir", tmp_path / "out", blocks=16)
-    assert done.returncode == 2
-    # Orbax's threads have their say too, before and after.
-    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "a checkpoint cannot be written" in error
+    done = run_process(*full, "from-pytorch", "--weights", exported, "--workdir", tmp_path / "out", blocks=16)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "a checkpoint cannot be written" in done.stderr
     assert os.listdir(tmp_path) == []
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import json
-import logging
 import shutil
 import signal
 import socket
@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from s2rm_jax import command_line, default_network, demo, evaluate, predict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.interop.layout import export_arrays
@@ -27,25 +26,13 @@ from s2rm_jax.interop.parameter_names import network_layout
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training import compile
 from s2rm_jax.training import run as training_run
+from tests.command import run_command, run_process
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def door(monkeypatch, capfd):
-    """Run a command in this process, which saves the imports; return its exit status, output and errors."""
-
-    def call(module, *arguments):
-        required = {evaluate: ("workdir",), predict: ("out",)}.get(module, ())
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        module.FLAGS.unparse_flags()
-        status = command_line.exit_status(module.main, module.FLAGS, module.__doc__, required)
-        return status, *capfd.readouterr()
-
-    yield call
-    logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.NOTSET)  # predict quietens it for its process
+def command(name, *arguments):
+    """Runs a command in this process; returns its exit status, output and errors."""
+    done = run_command(name, *arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -57,8 +44,8 @@ def image(tmp_path):
 
 def test_evaluate(tiny_workdir, tmp_path):
     out = tmp_path / "results"
-    done = run(
-        "s2rm_jax.evaluate", f"--workdir={tiny_workdir}", "--split=test", "--limit=5", "--gallery=3", f"--out={out}"
+    done = run_command(
+        "evaluate", f"--workdir={tiny_workdir}", "--split=test", "--limit=5", "--gallery=3", f"--out={out}"
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -84,9 +71,9 @@ def test_evaluate(tiny_workdir, tmp_path):
     assert low <= metrics["all"]["overall_iou"] <= high
 
 
-def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
-    status, printed, errors = door(
-        evaluate, f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", "--protocol=cris", f"--out={tmp_path}"
+def test_evaluate_by_another_protocol(tiny_workdir, tmp_path):
+    status, printed, errors = command(
+        "evaluate", f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", "--protocol=cris", f"--out={tmp_path}"
     )
     assert status == 0, errors
     lines = printed.splitlines()
@@ -99,9 +86,9 @@ def test_evaluate_by_another_protocol(door, tiny_workdir, tmp_path):
     assert "Published figures" not in (tmp_path / "index.html").read_text()
 
 
-def test_evaluate_a_folder_that_holds_weights_only(door, tmp_path):
-    status, printed, errors = door(
-        evaluate, f"--workdir={default_network.FOLDER}", "--limit=2", "--gallery=0", f"--out={tmp_path}"
+def test_evaluate_a_folder_that_holds_weights_only(tmp_path):
+    status, printed, errors = command(
+        "evaluate", f"--workdir={default_network.FOLDER}", "--limit=2", "--gallery=0", f"--out={tmp_path}"
     )
     assert status == 0, errors
     assert "over 8 expressions of val" in printed.splitlines()[-1]
@@ -109,8 +96,9 @@ def test_evaluate_a_folder_that_holds_weights_only(door, tmp_path):
 
 def test_predict(tiny_workdir, tmp_path, image):
     out = tmp_path / "new" / "folder"
-    done = run(
-        "s2rm_jax.predict", f"--workdir={tiny_workdir}", "--checkpoint=latest", f"--image={image}", f"--out={out}",
+    done = run_process(
+        "-m", "s2rm_jax.predict",
+        f"--workdir={tiny_workdir}", "--checkpoint=latest", f"--image={image}", f"--out={out}",
         "--text", "the red circle", "--text", "the Zebra, that is left of the small blue square " * 2,
         f"--explain={tmp_path / 'how.png'}",
     )  # fmt: skip
@@ -141,8 +129,8 @@ def test_predict(tiny_workdir, tmp_path, image):
             assert figure.width == 1600
 
 
-def test_without_an_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
-    status, printed, errors = door(predict, f"--workdir={tiny_workdir}", f"--out={tmp_path / 'own'}")
+def test_without_an_image_a_held_out_one_is_taken(tiny_workdir, tmp_path):
+    status, printed, errors = command("predict", f"--workdir={tiny_workdir}", f"--out={tmp_path / 'own'}")
     assert status == 0, errors
     example = SyntheticSource("val", image_size=(48, 64), expressions_per_scene=3)[0]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "own/image.png")), example.image)
@@ -151,20 +139,22 @@ def test_without_an_image_a_held_out_one_is_taken(door, tiny_workdir, tmp_path):
     assert [entry["expression"] for entry in result["results"]] == [one.text for one in example.expressions]
     assert "3 masks of 64 x 48 pixels" in printed
 
-    status, _, errors = door(predict, f"--workdir={tiny_workdir}", "--text=the star", f"--out={tmp_path / 'asked'}")
+    status, _, errors = command(
+        "predict", f"--workdir={tiny_workdir}", "--text=the star", f"--out={tmp_path / 'asked'}"
+    )
     assert status == 0, errors
     assert [path.name for path in (tmp_path / "asked").glob("mask_*")] == ["mask_1_the_star.png"]
     assert (tmp_path / "asked/image.png").read_bytes() == (tmp_path / "own/image.png").read_bytes()
 
 
-def test_predict_on_many_images_as_json(door, tiny_workdir, tmp_path):
+def test_predict_on_many_images_as_json(tiny_workdir, tmp_path):
     frames = tmp_path / "frames"
     frames.mkdir()
     for number in (10, 9):
         Image.new("RGB", (40, 30), "red").save(frames / f"frame{number}.png")
     (frames / "frame11.png").write_text("not an image")
     asked = (f"--workdir={tiny_workdir}", f"--images={frames}/*.png", "--text=the star", "--text=the heart")
-    status, printed, errors = door(predict, *asked, f"--out={tmp_path / 'out'}", "--json", "--explain=how.PNG")
+    status, printed, errors = command("predict", *asked, f"--out={tmp_path / 'out'}", "--json", "--explain=how.PNG")
     assert status == 4, errors
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert json.loads(printed) == result
@@ -177,14 +167,14 @@ def test_predict_on_many_images_as_json(door, tiny_workdir, tmp_path):
     assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be read")
 
 
-def test_a_figure_replaces_nothing_of_the_result(door, tiny_workdir, tmp_path, image):
+def test_a_figure_replaces_nothing_of_the_result(tiny_workdir, tmp_path, image):
     asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the star", f"--out={tmp_path}")
     for name in ("overlay.png", "mask_1_the_star.png", "image.png"):
-        status, _, errors = door(predict, *asked, f"--explain={tmp_path / name}")
+        status, _, errors = command("predict", *asked, f"--explain={tmp_path / name}")
         assert (status, "would replace a file of the result" in errors) == (2, True)
 
 
-def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, tmp_path, image, monkeypatch):
+def test_programs_are_kept_beside_the_run_and_nowhere_else(tiny_workdir, tmp_path, image, monkeypatch):
     """Neither in a folder that the run had on another machine, nor beside weights that are no run."""
     content = json.loads((tiny_workdir / "config.json").read_text())
     kept = []
@@ -204,25 +194,25 @@ def test_programs_are_kept_beside_the_run_and_nowhere_else(door, tiny_workdir, t
         (workdir / "config.json").write_text(json.dumps(content | {"compilation_cache": setting}))
         if name != "weights":
             (workdir / "checkpoints").symlink_to(tiny_workdir / "checkpoints")
-        status, _, errors = door(
-            predict, f"--workdir={workdir}", f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}"
+        status, _, errors = command(
+            "predict", f"--workdir={workdir}", f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}"
         )
         assert (status, errors) == (2, "error: enough is known\n")
     assert kept == [("run", ""), ("quiet", "off")]
 
 
-def test_quiet_says_nothing(door, tiny_workdir, tmp_path, image):
+def test_quiet_says_nothing(tiny_workdir, tmp_path, image):
     asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the red star", f"--out={tmp_path / 'out'}")
-    assert door(predict, *asked, "--quiet") == (0, "", "")
+    assert command("predict", *asked, "--quiet") == (0, "", "")
     asked = (f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", f"--out={tmp_path / 'eval'}")
-    status, printed, errors = door(evaluate, *asked, "--quiet", "--json")
+    status, printed, errors = command("evaluate", *asked, "--quiet", "--json")
     assert (status, errors) == (0, "")
     told = json.loads(printed)
     assert told.pop("page") == str(tmp_path / "eval/index.html")
     assert told == json.loads((tmp_path / "eval/metrics.json").read_text())
 
 
-def test_evaluate_reads_a_folder_of_weights_as_a_run(door, tiny_workdir, tmp_path):
+def test_evaluate_reads_a_folder_of_weights_as_a_run(tiny_workdir, tmp_path):
     weights = tmp_path / "weights"
     weights.mkdir()
     for name in ("config.json", "vocab.txt"):
@@ -233,25 +223,25 @@ def test_evaluate_reads_a_folder_of_weights_as_a_run(door, tiny_workdir, tmp_pat
     for workdir in (tiny_workdir, weights):
         out = tmp_path / "out" / workdir.name
         flags = ("--split=test", "--limit=2", "--gallery=0", f"--out={out}")
-        status, _, errors = door(evaluate, f"--workdir={workdir}", *flags)
+        status, _, errors = command("evaluate", f"--workdir={workdir}", *flags)
         assert status == 0, errors
         found.append((out / "expressions.csv").read_text())
     assert found[0] == found[1] and found[0].count("\n") == 1 + 6
 
 
-def test_evaluate_brings_the_parameters_to_the_device_once(door, tiny_workdir, tmp_path, monkeypatch):
+def test_evaluate_brings_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):
     restore = training_run.restore_params
     monkeypatch.setattr(training_run, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
-        status, _, errors = door(
-            evaluate, f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"
+        status, _, errors = command(
+            "evaluate", f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"
         )
     assert status == 0, errors
     assert len(list((tmp_path / "gallery").glob("*_001_*_how.png"))) == 3  # random, worst, best
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path):
-    done = run("s2rm_jax.predict", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
+    done = run_process("-m", "s2rm_jax.predict", "--image=nowhere.jpg", "--text=a dog", f"--out={tmp_path}")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: image nowhere.jpg not found; check the path\n"
@@ -277,12 +267,12 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),
     ],
 )
-def test_predict_with_bad_input(door, tiny_workdir, tmp_path, image, change, says):
+def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, says):
     (tmp_path / "truncated.jpg").write_bytes(image.read_bytes()[:900])
     (tmp_path / "text.jpg").write_text("not an image")
     given = {"workdir": tiny_workdir, "image": image, "text": "a dog", "out": tmp_path / "out"}
     given |= {name: value and value.format(tmp=tmp_path) for name, value in change.items()}
-    status, _, errors = door(predict, *(f"--{name}={value}" for name, value in given.items() if value is not None))
+    status, _, errors = command("predict", *(f"--{name}={value}" for name, value in given.items() if value is not None))
     assert status == 2
     line = errors.splitlines()[-1]
     assert line.startswith("error: ")
@@ -301,16 +291,16 @@ def test_predict_with_bad_input(door, tiny_workdir, tmp_path, image, change, say
         ([], "--workdir is missing"),
     ],
 )
-def test_evaluate_with_bad_input(door, tiny_workdir, tmp_path, arguments, says):
+def test_evaluate_with_bad_input(tiny_workdir, tmp_path, arguments, says):
     (tmp_path / "taken").write_text("")
-    status, _, errors = door(evaluate, *(a.format(tmp=tmp_path, run=tiny_workdir) for a in arguments))
+    status, _, errors = command("evaluate", *(a.format(tmp=tmp_path, run=tiny_workdir) for a in arguments))
     assert status == 2
     line = errors.splitlines()[-1]
     assert line.startswith("error: ")
     assert says in line
 
 
-def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, image):
+def test_a_checkpoint_of_another_architecture(tiny_workdir, tmp_path, image):
     """A workdir whose configuration was changed by hand no longer fits its checkpoint."""
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -320,9 +310,9 @@ def test_a_checkpoint_of_another_architecture(door, tiny_workdir, tmp_path, imag
     content["fusion"]["width"] = 32
     (changed / "config.json").unlink()
     (changed / "config.json").write_text(json.dumps(content))
-    predicting = (predict, f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}")
-    for module, *arguments in (predicting, (evaluate, f"--out={tmp_path / 'out'}")):
-        status, _, errors = door(module, f"--workdir={changed}", *arguments)
+    predicting = ("predict", f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}")
+    for name, *arguments in (predicting, ("evaluate", f"--out={tmp_path / 'out'}")):
+        status, _, errors = command(name, f"--workdir={changed}", *arguments)
         assert status == 2
         assert "is of another architecture" in errors.splitlines()[-1]
 
@@ -342,16 +332,19 @@ def test_demo_serves_until_it_is_ended(tiny_workdir):
         assert server.stderr.read() == ""
 
 
-def test_demo_with_a_taken_port_or_without_its_extra(door, tiny_workdir, monkeypatch):
+def test_demo_with_a_taken_port_or_without_its_extra(tiny_workdir, monkeypatch):
     pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, _, errors = door(demo, f"--workdir={tiny_workdir}", f"--port={port}")
+        status, _, errors = command("demo", f"--workdir={tiny_workdir}", f"--port={port}")
     assert (status, errors) == (
         2,
         f"error: cannot listen at 127.0.0.1:{port} (Address already in use); give another --host or --port\n",
     )
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    status, _, errors = door(demo, f"--workdir={tiny_workdir}")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: None if name == "gradio" else find_spec(name, *of)
+    )
+    status, _, errors = command("demo", f"--workdir={tiny_workdir}")
     assert status == 2
     assert "pip install -e '.[demo]'" in errors

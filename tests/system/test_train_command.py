@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.command import ROOT, run_command
+
 TIMEOUT = 600  # seconds; only reached if something hangs
 
 CONFIG = '''
@@ -39,14 +39,19 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def train(config_file):
     """Starts `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs."""
-    shared = tmp_path_factory.mktemp("shared")
-    (shared / "tiny.py").write_text(CONFIG)
     started = []
 
     def start(workdir, *more):
-        command = [sys.executable, "-m", "s2rm_jax.train", f"--config={shared / 'tiny.py'}", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "s2rm_jax.train", f"--config={config_file}", f"--workdir={workdir}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen([*command, *more], cwd=ROOT, **pipes)
         started.append(process)
@@ -119,16 +124,14 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
         (["--config.optimizer.frozen=('^bert',)"], "config.optimizer.frozen: '^bert' matches no parameter"),
     ],
 )
-def test_mistakes_are_told_in_one_line(train, tmp_path, arguments, message):
-    process = train(tmp_path / "run", *arguments)
-    _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 2, err
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+def test_mistakes_are_told_in_one_line(config_file, tmp_path, arguments, message):
+    done = run_command("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_help_is_for_people(train, tmp_path):
-    process = train(tmp_path, "--help")
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, err) == (0, "")
-    assert "python -m s2rm_jax.train --config configs/synthetic.py" in out and "--workdir" in out
+def test_help_is_for_people():
+    done = run_command("train", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python -m s2rm_jax.train --config configs/synthetic.py" in done.stdout and "--workdir" in done.stdout
