@@ -49,15 +49,13 @@ class LibraryOutput(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record, or write it to the file for hidden output."""
-        if record.name.split(".")[0] in _SHOWN:
-            print(self.format(record), file=sys.stderr)
-            return
-        text = f"{record.levelname}:{record.name}: {self.format(record)}"
-        if self._verbose:
-            print(text, file=sys.stderr)
-        elif self._folder:
-            self._before.append(text + "\n")
-            with suppress(OSError):  # such as a full disk, of which the command itself speaks
+        ours = record.name.split(".")[0] in _SHOWN
+        text = self.format(record) if ours else f"{record.levelname}:{record.name}: {self.format(record)}"
+        with suppress(OSError):  # such as a full disk, of which the command itself speaks
+            if ours or self._verbose:
+                print(text, file=sys.stderr)
+            elif self._folder:
+                self._before.append(text + "\n")
                 self._write(self._folder)
 
     def _write(self, folder: Path) -> None:

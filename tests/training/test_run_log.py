@@ -1,13 +1,17 @@
 """The log file of each process."""
 
+import errno
 import json
 import logging
+import os
 import re
 
 import jax
 import pytest
 from etils import epath
 
+from s2rm_jax.errors import UserError
+from s2rm_jax.io import JsonLines
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.logging import RunLog, log
@@ -60,3 +64,16 @@ def test_how_it_was_broken_off_is_the_last_line(tmp_path):
         run_log.open(epath.Path(tmp_path))
         raise ValueError("no")
     assert lines(tmp_path)[-1]["message"] == "ended by ValueError: no"
+
+
+def test_a_disk_that_is_full_is_named(tmp_path, standin, monkeypatch):
+    def write(lines, values):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JsonLines, "write", write)
+    config = standin.make_config(steps=1)
+    message = (
+        rf"--workdir {tmp_path} cannot be written \(No space left on device\): make room there and run the command"
+    )
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path, standin.make_parts(config), MESH)
