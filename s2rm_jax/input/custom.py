@@ -205,9 +205,7 @@ def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str,
     for position, entry in enumerate(entries):
         fields = {"id": int | str, "file_name": str, "height": int, "width": int}
         wrong = [
-            name
-            for name, kind in fields.items()
-            if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))  # type: ignore[arg-type]
+            name for name, kind in fields.items() if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))
         ]
         if wrong:
             names = ", ".join(map(repr, wrong))
