@@ -35,7 +35,7 @@ def test_the_door_builds_once_and_says_so(tmp_path):
         (lambda path: path.unlink(), "COCO_train2014_000000000101.jpg of refcoco train is missing"),
         (
             lambda path: path.write_bytes(path.read_bytes()[:400]),
-            r"damaged images in .*101\.jpg .*; run data/check\.py",
+            r"damaged images in .*101\.jpg .*run data/check\.py",
         ),
         (lambda path: path.write_bytes(refer_fixture.HEIGHT.to_bytes(1, "big")), r"damaged images in .*101\.jpg"),
     ],
