@@ -1,13 +1,17 @@
-"""What all doors share: reading the command line, and telling a person what is wrong in one line.
+"""What all commands share: parse flags, run, and report errors in one line.
 
-A door defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`.
+A command defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`. The
+main of a command with a result is decorated by `returns_result`, which defines --quiet and --json.
 
-A door that has a result returns it from its main, which `returns_result` wraps: --quiet and --json are defined there.
-
-Exit status: 0 done, or asked to stop (Ctrl-C, SIGTERM) and everything saved; 2 the person can put it right (UserError);
-3 another process of the same run was lost; 4 done but for some of many things (PartlyDone); 130 stopped at once by a
-second Ctrl-C; 141 what read the output, such as `head`, has ended. 1, with a traceback, means a defect in this program.
-docs/command_line.md tells people the same. In all cases but 0 and 141 the last line on stderr says what happened.
+Exit status (also in docs/command_line.md):
+  0    success, or stopped by Ctrl-C or SIGTERM with everything saved
+  1    a defect in this program; a traceback is printed
+  2    an error that the user can correct (UserError)
+  3    another process of the same run was lost
+  4    some of many items failed (PartlyDone)
+  130  stopped at once by a second Ctrl-C
+  141  the reader of the output, such as `head`, has ended
+In all cases but 0 and 141, the last line on stderr states the reason.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ def run(
 ) -> NoReturn:
     """Read sys.argv into `flag_values`, run `main` and exit with the status that fits.
 
-    If the command fails, the last line on stderr says why. The output of other libraries is hidden unless --verbose,
-    which is defined here, is given; a workdir with a log folder receives it.
+    If the command fails, the last line on stderr states the reason. The output of other libraries is shown only with
+    --verbose, which is defined here; otherwise it is written to the log folder of the workdir, if there is one.
 
     Args:
         main: the command; takes its arguments from the flags.
@@ -70,14 +74,14 @@ def define_verbose(flag_values: flags.FlagValues) -> None:
 def returns_result(
     flag_values: flags.FlagValues,
 ) -> Callable[[Callable[[], Mapping[str, Any] | None]], Callable[[], None]]:
-    """Returns a decorator for a door's main that returns its result as plain values, or None where there is none.
+    """Return a decorator for the main of a command that returns its result as plain values, or None.
 
-    It defines --quiet, with which nothing is printed but warnings and errors, and --json, with which stdout has the
-    result as one JSON document and nothing else, and what is said to people goes to stderr.
+    The decorator defines --quiet, which prints only warnings and errors, and --json, which prints the result to stdout
+    as one JSON document and everything else to stderr.
     """
-    quiet = flags.DEFINE_bool("quiet", False, "say nothing but warnings and errors", flag_values=flag_values)
+    quiet = flags.DEFINE_bool("quiet", False, "print only warnings and errors", flag_values=flag_values)
     as_json = flags.DEFINE_bool(
-        "json", False, "print the result as one JSON document; all else goes to stderr", flag_values=flag_values
+        "json", False, "print the result as one JSON document, everything else to stderr", flag_values=flag_values
     )
 
     def decorate(main: Callable[[], Mapping[str, Any] | None]) -> Callable[[], None]:
@@ -85,7 +89,7 @@ def returns_result(
         def main_with_output() -> None:
             result: Mapping[str, Any] | None = None
             try:
-                with _lines_elsewhere(quiet=bool(quiet.value), to_stderr=bool(as_json.value)):
+                with _redirected_stdout(quiet=bool(quiet.value), to_stderr=bool(as_json.value)):
                     result = main()
             except PartlyDone as partly:
                 result = partly.result
@@ -103,12 +107,12 @@ def returns_result(
 
 
 @contextlib.contextmanager
-def _lines_elsewhere(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
-    """While inside, what is printed goes nowhere, to stderr, or where it always goes."""
+def _redirected_stdout(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
+    """Discard stdout if `quiet`, else send it to stderr if `to_stderr`."""
     with contextlib.ExitStack() as stack:
         if quiet:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(null))
         elif to_stderr:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield
@@ -116,22 +120,22 @@ def _lines_elsewhere(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Command:
-    """One of the things that a door can do, and the flags that it must be given."""
+    """A subcommand and its required flags."""
 
     main: Callable[[], None]
     required: Sequence[str] = ()
 
 
 def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, doc: str | None) -> None:
-    """Does what `run` does, with the command that the first argument names."""
+    """Run the subcommand that the first argument names; see `run`."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in commands:
         del sys.argv[1]
         run(commands[name].main, flag_values, doc, commands[name].required)
     if name.startswith("-h") or name.startswith("--h"):
         run(lambda: None, flag_values, doc)
-    said = f"{name!r} is no command" if name else "the command is missing"
-    print(f"error: {said}; it must be one of: {', '.join(commands)} (see --help)", file=sys.stderr)
+    problem = f"unknown command {name!r}" if name else "the command is missing"
+    print(f"error: {problem}; available: {', '.join(commands)} (see --help)", file=sys.stderr)
     sys.exit(2)
 
 
@@ -158,7 +162,7 @@ def _outcome(
 
 
 def _flush_stdout() -> None:
-    """Write what is left in the buffer of stdout; where that fails, keep Python from failing there again at its end."""
+    """Flush stdout; if that fails, redirect it, so that Python does not fail again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -173,31 +177,28 @@ def _reader_has_gone() -> bool:
 
 
 def _outcome_of_error(error: BaseException) -> tuple[int, str]:
-    """Return exit status and last message for what ended a command."""
+    """Return the exit status and the last message for the exception that ended a command."""
     if isinstance(error, UserError):
         status, message = 4 if isinstance(error, PartlyDone) else 2, str(error)
     elif isinstance(error, Interrupted):
         return 0, str(error)
     elif isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "stopped at once; what was saved so far stands"
+        return 128 + signal.SIGINT, "stopped at once; everything saved so far remains"
     elif isinstance(error, BrokenPipeError) and _reader_has_gone():
         return 128 + signal.SIGPIPE, ""
     elif distributed.is_peer_failure(error):
         status, message = (
             3,
             (
-                "another process of this run has ended or cannot be reached (see what it said): "
-                "start the same command again on all of them, it continues from the last checkpoint."
+                "another process of this run has ended or cannot be reached (see its output): run the same command again on "
+                "all processes; it continues from the last checkpoint."
             ),
         )
     elif full := find_full_disk(error):
-        status, message = (
-            2,
-            f"{full.filename or 'a file'} cannot be written ({full.strerror}): make room and try again.",
-        )
+        status, message = 2, f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry."
     else:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        status, message = 1, f"a defect in this program ({what}); report it with the traceback above."
+        status, message = 1, f"a defect in this program ({what}); please report it with the traceback above."
     trace = "".join(traceback.format_exception(error)) if status == 1 else ""
     which = "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
     return status, f"{trace}error{which}: {message}"
@@ -207,13 +208,13 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
     arguments = _with_config_found(sys.argv) if "config" in flag_values else sys.argv
     try:
         rest = flag_values(arguments)
-        flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask the global flags
+        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read the global flags
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{_a_flag(flag_values)}=...; "
-            "a value with blanks or * in it must be put into quotes"
+            "quote a value that contains spaces or *"
         )
     for name in required:
         if flag_values[name].value is None:
@@ -221,7 +222,7 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
 
 
 def _with_config_found(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments with a file in place of what --config says; it is loaded once on its own to check it."""
+    """Replace the value of --config by the path of the file, after loading the file once to check it."""
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or flag != "config" or not (equals or arguments[index + 1 :]):
@@ -233,16 +234,16 @@ def _with_config_found(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_config(given: str, arguments: Sequence[str]) -> None:
-    """Loads a configuration to say clearly what absl would say darkly or not at all."""
+    """Load a configuration, to replace absl's error messages with readable ones."""
     path = Path(given.split(":", 1)[0])
     try:
         config = config_flags.ConfigFileFlagParser("config").parse(given)
-        if getattr(config, "lock", None) is None:  # where the parser kept an OSError back, it is raised here
-            raise TypeError(f"get_config() returns {type(config).__name__} and not a ConfigDict")
+        if getattr(config, "lock", None) is None:  # raises the OSError that the parser withheld
+            raise TypeError(f"get_config() returns {type(config).__name__}, not a ConfigDict")
         fields = _fields(config)
     except UserError:
         raise
-    except Exception as error:  # whatever a file of the user's own code may raise
+    except Exception as error:  # the file is the user's own code and may raise anything
         raise UserError(f"--config: {path} cannot be loaded: {_where(error, path)}") from error
     for argument in arguments:
         name = argument.lstrip("-").split("=", 1)[0]
@@ -251,7 +252,7 @@ def _check_config(given: str, arguments: Sequence[str]) -> None:
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Returns the dotted names of all fields, sections among them."""
+    """Return the dotted names of all fields and sections."""
     names = []
     for name, value in config.items():
         names.append(prefix + name)
@@ -269,11 +270,11 @@ def _require_field(name: str, fields: Sequence[str]) -> None:
     hint = (
         f"did you mean {' or '.join(f'--config.{field}' for field in near[:3])}?" if near else "see s2rm_jax/config.py."
     )
-    raise UserError(f"--config.{name}: the configuration has no such field; {hint}")
+    raise UserError(f"--config.{name}: no such field in the configuration; {hint}")
 
 
 def _where(error: Exception, path: Path) -> str:
-    """Names an exception and the line of `path` in which it arose."""
+    """Return the exception and the line of `path` that raised it, as text."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     # ml_collections wraps some exceptions in one whose message is a whole traceback; its last line is the message.
@@ -290,7 +291,7 @@ def _help(flag_values: flags.FlagValues, doc: str | None) -> str:
     for name in flag_values:
         default = flag_values[name].default
         shown = "" if default in (None, "") else f" (default: {default})"
-        text = flag_values[name].help.split(";\n")[0]  # behind that, absl says how a flag is repeated
+        text = flag_values[name].help.split(";\n")[0]  # absl appends how a flag is repeated
         lines += [f"  --{name}", f"      {text}{shown}"]
     return "\n".join(lines)
 

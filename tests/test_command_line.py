@@ -115,7 +115,7 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],
-            "--config.optimizer.learning_rat: the configuration has no such field; "
+            "--config.optimizer.learning_rat: no such field in the configuration; "
             "did you mean --config.optimizer.learning_rate",
         ),
         (["--config=FILE", "--workdir=w", "--config.learning_rate=1"], "mean --config.optimizer.learning_rate"),
@@ -144,7 +144,7 @@ def test_mistakes_are_told_in_one_line_with_status_2(call, config_file, argument
         ("\n\nimport no_such_package\n", "line 3: ModuleNotFoundError: No module named 'no_such_package'"),
         ("def get_config():\n    return int('x')\n", "line 2: ValueError: invalid literal"),
         ("x = 1\n", "get_config"),
-        ("def get_config():\n    return 3\n", "get_config() returns int and not a ConfigDict"),
+        ("def get_config():\n    return 3\n", "get_config() returns int, not a ConfigDict"),
         ("def get_config():\n    open('/no/such/file')\n", "/no/such/file"),
     ],
 )
@@ -182,7 +182,7 @@ def test_defects_keep_their_traceback_and_say_at_the_end_what_happened(call, con
     assert (status, trace) == (1, "Traceback (most recent call last):")
     assert "in main\n" in err and "ZeroDivisionError: one line\nand another\n" in err
     assert last == (
-        "error: a defect in this program (ZeroDivisionError: one line); report it with the traceback above."
+        "error: a defect in this program (ZeroDivisionError: one line); please report it with the traceback above."
     )
 
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_no_defect(call, config_file, code):
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
     assert (status, err) == (
         2,
-        f"error: out/table.md cannot be written ({os.strerror(code)}): make room and try again.\n",
+        f"error: out/table.md cannot be written ({os.strerror(code)}): free space and retry.\n",
     )
 
 
