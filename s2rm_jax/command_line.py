@@ -187,15 +187,14 @@ def _outcome_of_error(error: BaseException) -> tuple[int, str]:
     elif isinstance(error, BrokenPipeError) and _reader_has_gone():
         return 128 + signal.SIGPIPE, ""
     elif distributed.is_peer_failure(error):
-        status, message = (
-            3,
-            (
-                "another process of this run has ended or cannot be reached (see its output): run the same command again on "
-                "all processes; it continues from the last checkpoint."
-            ),
+        status = 3
+        message = (
+            "another process of this run has ended or cannot be reached (see its output): run the same command again "
+            "on all processes; it continues from the last checkpoint."
         )
     elif full := find_full_disk(error):
-        status, message = 2, f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry."
+        status = 2
+        message = f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry."
     else:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         status, message = 1, f"a defect in this program ({what}); please report it with the traceback above."

@@ -43,12 +43,16 @@ PORT = flags.DEFINE_integer(
 MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "of an image's file", lower_bound=0.01, flag_values=FLAGS)
 MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "of an image", lower_bound=0.01, flag_values=FLAGS)
 PER_MINUTE = flags.DEFINE_integer("per_minute", 240, "requests of one visitor", lower_bound=1, flag_values=FLAGS)
+WORK_PER_MINUTE = flags.DEFINE_integer(
+    "work_per_minute",
+    800,
+    "of one visitor: the megapixels of an image, or 4 if it has fewer, times the expressions asked of it",
+    lower_bound=4,
+    flag_values=FLAGS,
+)
 SPLIT = flags.DEFINE_string(
     "split", None, "whose images are the examples; by default as in training", flag_values=FLAGS
 )
-
-# Beyond, a connection is answered by 503 at once, so that no more bodies than these are ever held.
-MOST_CONNECTIONS = 200
 
 
 def main() -> None:
@@ -57,10 +61,8 @@ def main() -> None:
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
 
-    import uvicorn
-
     from s2rm_jax.segmenter import Segmenter
-    from s2rm_jax.serving.app import build_app
+    from s2rm_jax.serving.app import build_app, build_server
     from s2rm_jax.serving.limits import Limits
     from s2rm_jax.serving.page import example_cases
     from s2rm_jax.serving.service import Service
@@ -71,23 +73,25 @@ def main() -> None:
     listening = _listen(HOST.value, PORT.value)  # first, as a taken port needs no network
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, which)
     limits = Limits(
-        bytes=round(1e6 * MAX_MEGABYTES.value), pixels=round(1e6 * MAX_MEGAPIXELS.value), per_minute=PER_MINUTE.value
+        bytes=round(1e6 * MAX_MEGABYTES.value),
+        pixels=round(1e6 * MAX_MEGAPIXELS.value),
+        per_minute=PER_MINUTE.value,
+        work_per_minute=WORK_PER_MINUTE.value,
     )
     service = Service(segmenter, limits)
     log("compiling the network for its first images")
     _warm_up(service)
-    with tempfile.TemporaryDirectory(prefix="s2rm_examples_") as folder:
+    with tempfile.TemporaryDirectory(prefix="s2rm_demo_") as folder:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
             name = "the one that comes with the package, which knows generated shapes"
-        app = build_app(service, cases, name)
+        app = build_app(service, Path(folder), cases, name)
         host, port = listening.getsockname()[:2]
         log(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=MOST_CONNECTIONS))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the examples are removed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the folder is removed
         with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn once it has finished what was asked
-            server.run(sockets=[listening])
+            build_server(app).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -329,8 +330,8 @@ class Header(NamedTuple):
     problem: str = ""
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
+def read_header(path: Path | BytesIO) -> Header:
+    """Return the header of a file, which may be open; a problem is returned, not raised, so that all are reported."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1

@@ -25,12 +25,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.masks import outlines
-from s2rm_jax.serving.limits import Limits, Rate, Refused
+from s2rm_jax.serving.limits import Limits, Refused
 from s2rm_jax.serving.service import Answer, Service
 
 Format = Literal["rle", "png", "polygons"]
@@ -136,14 +136,14 @@ class _TooLarge(Exception):
 
 
 class BodyLimit:
-    """An ASGI middleware that answers 413 where a body for `path` has more than `limit` bytes."""
+    """An ASGI middleware that answers 413 where a body has more than `limit` bytes."""
 
-    def __init__(self, app: Any, path: str, limit: int):
-        self._app, self._path, self._limit = app, path, limit
+    def __init__(self, app: Any, limit: int):
+        self._app, self._limit = app, limit
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Passes a request on, counting its bytes if it is for the path."""
-        if scope["type"] != "http" or scope["path"] != self._path:
+        """Passes a request on, counting its bytes."""
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         received, answered = 0, False
@@ -199,7 +199,7 @@ def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     return {"size": list(mask.shape), "polygons": around, "holes": holes}
 
 
-_ROOM_FOR_TEXT = 1_000_000  # bytes of a request beside the image
+ROOM_FOR_TEXT = 1_000_000  # bytes of a request beside the image
 _PIECE = 1 << 18  # letters of base64, a multiple of 4
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     int(status): {"model": Problem, "description": status.phrase}
@@ -214,11 +214,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_api(service: Service, rate: Callable[[str], None] | None = None) -> FastAPI:
-    """Returns the application that answers POST /segment; `rate` counts requests by visitor."""
+def build_api(service: Service) -> FastAPI:
+    """Returns the application that answers POST /segment."""
     # The interactive pages of FastAPI load their code from elsewhere.
     app = FastAPI(title="s2rm_jax", docs_url=None, redoc_url=None)
-    count = rate or Rate(service.limits.per_minute)
 
     @app.get("/health")
     async def health() -> Health:  # not in the threads in which questions wait
@@ -228,11 +227,12 @@ def build_api(service: Service, rate: Callable[[str], None] | None = None) -> Fa
     @app.post("/segment", responses=_PROBLEMS, openapi_extra={"requestBody": request_body(service.limits)})
     async def segment(request: Request) -> SegmentAnswer:
         """Segments what each expression means in the image."""
-        count(request.client.host if request.client else "")
+        visitor = visitor_of(request)
+        service.visitors.count(visitor)
         asked, content = await _read(request)
-        return await run_in_threadpool(_answer, service, asked, content)
+        return await run_in_threadpool(_answer, service, asked, content, visitor)
 
-    app.add_middleware(BodyLimit, path="/segment", limit=service.limits.bytes * 4 // 3 + _ROOM_FOR_TEXT)
+    app.add_middleware(BodyLimit, limit=service.limits.bytes * 4 // 3 + ROOM_FOR_TEXT)
     app.add_exception_handler(UserError, _say_user_error)
     app.add_exception_handler(HTTPException, _say_http_error)
     return app
@@ -274,15 +274,25 @@ async def _read_form(request: Request) -> tuple[SegmentRequest, bytes]:
         if "formats" in form:
             given["formats"] = form.getlist("formats")
         asked = SegmentRequest.model_validate(given)
-        file = form.get("image")
-        if not isinstance(file, UploadFile):
-            raise Refused("image: the file of the image is missing", HTTPStatus.UNPROCESSABLE_ENTITY)
-        return asked, await file.read()
+        return asked, await uploaded(form, "image").read()
 
 
-def _answer(service: Service, asked: SegmentRequest, content: bytes) -> SegmentAnswer:
+def uploaded(form: FormData, field: str) -> UploadFile:
+    """Returns the file in a field of a form; raises Refused if there is none."""
+    file = form.get(field)
+    if not isinstance(file, UploadFile):
+        raise Refused(f"{field}: the file of the image is missing", HTTPStatus.UNPROCESSABLE_ENTITY)
+    return file
+
+
+def visitor_of(request: Any) -> str:
+    """Returns the address by which requests, of Starlette or of Gradio, are counted together."""
+    return request.client.host if request.client else ""
+
+
+def _answer(service: Service, asked: SegmentRequest, content: bytes, visitor: str) -> SegmentAnswer:
     with service.turn():
-        answer = service.ask(content, asked.expressions)
+        answer = service.ask(content, asked.expressions, visitor=visitor)
         height, width = answer.encoding.image.image.shape[:2]
         results = [_found(answer, row, asked) for row in range(len(answer.result.expressions))]
     times = Times(
@@ -310,9 +320,9 @@ def _found(answer: Answer, row: int, asked: SegmentRequest) -> Found:
 
 
 async def _say_user_error(_: Request, error: Exception) -> JSONResponse:
-    status = error.status if isinstance(error, Refused) else HTTPStatus.BAD_REQUEST
-    again = {"Retry-After": "5"} if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else None
-    return JSONResponse({"error": str(error)}, status, again)
+    if isinstance(error, Refused):
+        return JSONResponse({"error": str(error)}, error.status, error.headers)
+    return JSONResponse({"error": str(error)}, HTTPStatus.BAD_REQUEST)
 
 
 async def _say_http_error(_: Request, error: Exception) -> JSONResponse:

@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import is_url, load_image
+from s2rm_jax.input.images import load_image
 from s2rm_jax.input.sources import build_source
+from s2rm_jax.serving.api import visitor_of
 from s2rm_jax.serving.service import Service
+from s2rm_jax.serving.uploads import Uploads
 from s2rm_jax.serving.viewer import answer_html, image_html
 
 _EXPRESSIONS = 3
@@ -59,7 +61,6 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
 
 _LOG = logging.getLogger(__name__)
 _HOUR = 3600  # seconds
-_TAKE_IN = "async_move_resource_to_block_cache"
 _INTRODUCTION = """# What do the words mean in the image?
 Drop an image, write one expression a line, and see what each of them refers to. Images stay on the machine that serves
 this page, and are removed within two hours.
@@ -67,13 +68,12 @@ this page, and are removed within two hours.
 _BEFORE = '<div class="s2rm"><p class="times">The image and what is found in it appear here.</p></div>'
 
 
-def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], None], name: str) -> gr.Blocks:
-    """Returns the page; `count` counts the requests of each visitor, `name` says which network answers."""
+def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: str) -> gr.Blocks:
+    """Returns the page; `uploads` has the files that visitors may name, `name` says which network answers."""
 
-    def shown(visitor: gr.Request, draw: Callable[[], str]) -> tuple[str, object]:
+    def shown(draw: Callable[[], str]) -> tuple[str, object]:
         """What goes into the line for problems and into the viewer."""
         try:
-            count(visitor.client.host if visitor.client else "")
             with service.turn():
                 return "", draw()
         except UserError as error:
@@ -82,17 +82,21 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
             _LOG.exception("a request of the page failed")
             return _problem("something went wrong on the server; its log says what"), gr.skip()
 
-    def chosen(path: str | None, visitor: gr.Request) -> tuple[str, object]:
+    def read(path: str) -> bytes:
+        return uploads.read(path, service.limits.bytes + 1)
+
+    def chosen(path: str | None, request: gr.Request) -> tuple[str, object]:
         if path is None:
             return "", _BEFORE
-        problem, view = shown(visitor, lambda: image_html(service.encode(_read(path, service))))
+        problem, view = shown(lambda: image_html(service.encode(read(path), visitor=visitor_of(request))))
         return problem, _BEFORE if problem else view
 
-    def asked(path: str | None, text: str, visitor: gr.Request) -> tuple[str, object]:
+    def asked(path: str | None, text: str, request: gr.Request) -> tuple[str, object]:
         if path is None:
             return _problem("there is no image yet; drop one, or click an example"), gr.skip()
-        expressions = [line for line in text.splitlines() if line.strip()]
-        return shown(visitor, lambda: answer_html(service.ask(_read(path, service), expressions, explain=True)))
+        lines = [line for line in text.splitlines() if line.strip()]
+        visitor = visitor_of(request)
+        return shown(lambda: answer_html(service.ask(read(path), lines, visitor=visitor, explain=True)))
 
     def example(event: gr.SelectData) -> tuple[str, str]:
         case = cases[event.index]
@@ -105,7 +109,9 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 file = gr.File(label="Image", file_types=["image"], height=130, elem_id="image")
-                _refuse_addresses(file)
+                # Gradio's own makes an empty file at every event and never removes it. It is replaced and not
+                # overridden, as Gradio writes an interface file beside the source of every subclass.
+                file.preprocess = _path_of  # type: ignore[method-assign]
                 text = gr.Textbox(
                     label="Expressions, one a line (Shift + Enter asks)",
                     placeholder="the man in red\nthe car behind him",
@@ -135,30 +141,13 @@ def build_page(service: Service, cases: Sequence[Case], count: Callable[[str], N
         gr.on([ask.click, text.submit], asked, [file, text], out, **in_order)
         gallery.select(example, None, [file, text], api_visibility="private").then(asked, [file, text], out, **in_order)
     page.queue(max_size=service.limits.waiting, api_open=False)
+    # Gradio checks that a visitor's file is an upload only where this is set, and mounting does not set it.
+    page.has_launched = True
     return page
 
 
-def _refuse_addresses(file: gr.File) -> None:
-    """Keeps Gradio from fetching the image from an address that a visitor sends in place of a file.
-
-    The method is replaced and not overridden, as Gradio writes an interface file beside the source of every subclass.
-    """
-    move = getattr(file, _TAKE_IN)
-
-    async def take_in(path: str | Path | None) -> str | None:
-        if is_url(str(path)):
-            raise gr.Error("send the image and not its address")
-        return await move(path)
-
-    setattr(file, _TAKE_IN, take_in)
-
-
-def _read(path: str, service: Service) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(service.limits.bytes + 1)
-    except OSError as error:
-        raise UserError("the image is no longer here; drop it again") from error
+def _path_of(payload: Any) -> Any:
+    return payload and payload.path
 
 
 def _problem(message: str) -> str:

@@ -10,14 +10,15 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from io import BytesIO
 
-from s2rm_jax.input.images import load_image
+from s2rm_jax.input.images import load_image, read_header
 from s2rm_jax.segmenter import EncodedImage, Result, Segmenter
-from s2rm_jax.serving.limits import Limits, Refused, check_bytes, check_expressions
+from s2rm_jax.serving.limits import Limits, Refused, Visitors, check_bytes, check_expressions
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,16 @@ class Answer:
 class Service:
     """Answers from any number of threads; the device has one question at a time."""
 
-    def __init__(self, segmenter: Segmenter, limits: Limits | None = None, kept_images: int = 8):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        limits: Limits | None = None,
+        kept_images: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.limits = limits or Limits()
-        self._segmenter = segmenter
+        self.visitors = Visitors(self.limits, clock)
+        self.segmenter = segmenter
         self._kept_images = kept_images
         self._known: OrderedDict[bytes, EncodedImage] = OrderedDict()  # by hash, the latest asked for last
         self._device = threading.Lock()
@@ -67,7 +75,7 @@ class Service:
             return
         with self._counting:
             if self._waiting >= self.limits.waiting:
-                raise Refused("too many requests are waiting; ask again in a moment", HTTPStatus.SERVICE_UNAVAILABLE)
+                raise Refused("too many requests are waiting; ask again in 5 s", HTTPStatus.SERVICE_UNAVAILABLE, wait=5)
             self._waiting += 1
         try:
             with self._device:
@@ -80,37 +88,57 @@ class Service:
             with self._counting:
                 self._waiting -= 1
 
-    def encode(self, content: bytes) -> Encoding:
+    def encode(self, content: bytes, *, visitor: str | None = None) -> Encoding:
         """Encodes the image in a file's bytes, unless it is known.
+
+        The work is charged to the visitor, as much as one expression; without a visitor it is not limited.
 
         Raises:
             UserError: it cannot be read or is too large; `Refused` among them.
         """
         check_bytes(len(content), self.limits)
-        key = hashlib.sha256(content).digest()
         with self.turn():
-            start = time.perf_counter()
-            image = self._known.pop(key, None)
-            was_known = image is not None
-            if image is None:
-                array = load_image(content, apply_exif=True, max_pixels=self.limits.pixels)
-                image = self._segmenter.encode(array)
-            self._known[key] = image
-            if len(self._known) > self._kept_images:
-                self._known.popitem(last=False)
-            return Encoding(image, 0.0 if was_known else time.perf_counter() - start, was_known)
+            self._charge(visitor, content, 1)
+            return self._encode(content)
 
-    def ask(self, content: bytes, expressions: Sequence[str], *, explain: bool = False) -> Answer:
+    def _encode(self, content: bytes) -> Encoding:
+        start = time.perf_counter()
+        key = hashlib.sha256(content).digest()
+        image = self._known.pop(key, None)
+        was_known = image is not None
+        if image is None:
+            array = load_image(content, apply_exif=True, max_pixels=self.limits.pixels)
+            image = self.segmenter.encode(array)
+        self._known[key] = image
+        if len(self._known) > self._kept_images:
+            self._known.popitem(last=False)
+        return Encoding(image, 0.0 if was_known else time.perf_counter() - start, was_known)
+
+    def _charge(self, visitor: str | None, content: bytes, expressions: int) -> None:
+        if visitor is None:
+            return
+        header = read_header(BytesIO(content))
+        pixels = header.height * header.width
+        if pixels <= self.limits.pixels:  # a larger image is refused when it is read, before it is unpacked
+            self.visitors.charge(visitor, pixels, expressions)
+
+    def ask(
+        self, content: bytes, expressions: Sequence[str], *, visitor: str | None = None, explain: bool = False
+    ) -> Answer:
         """Segments what the expressions mean in the image of a file's bytes.
+
+        The work is charged to the visitor; without one it is not limited.
 
         Raises:
             UserError: the image cannot be read, or an expression has no words; `Refused` where something is too large.
         """
         asked = check_expressions(expressions, self.limits)
+        check_bytes(len(content), self.limits)
         with self.turn():
-            encoding = self.encode(content)
+            self._charge(visitor, content, len(asked))
+            encoding = self._encode(content)
             start = time.perf_counter()
-            result = self._segmenter.segment(encoding.image, asked, explain=explain)
+            result = self.segmenter.segment(encoding.image, asked, explain=explain)
             seconds = time.perf_counter() - start
-            remarks = tuple(tuple(self._segmenter.remarks(expression)) for expression in asked)
+            remarks = tuple(tuple(self.segmenter.remarks(expression)) for expression in asked)
         return Answer(encoding, result, remarks, seconds)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
-from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, font, mask_layer, overlay_with_legend, wrap
+from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, _grow, font, mask_layer, overlay_with_legend, wrap
 
 
 def test_the_layer_shades_outside_and_tints_inside():
@@ -54,6 +55,15 @@ def test_the_image_stays_bright_and_overlapping_masks_all_show():
 def test_more_masks_than_colours():
     masks = np.zeros((len(DISTINCT_COLOURS) + 1, 10, 10), bool)
     overlay_with_legend(np.zeros((10, 10, 3), np.uint8), masks, [str(i) for i in range(len(masks))])
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 2, 5, 12])
+def test_growing_is_as_many_passes_of_a_maximum(pixels):
+    shape = Image.fromarray(np.uint8(255) * (np.random.default_rng(0).random((40, 31)) < 0.02))
+    passes = shape
+    for _ in range(pixels):
+        passes = passes.filter(ImageFilter.MaxFilter(3))
+    np.testing.assert_array_equal(np.asarray(_grow(shape, pixels)), np.asarray(passes))
 
 
 @pytest.mark.parametrize("text", ["a word or two", "the " * 80, "x" * 300, "", "人" * 40])

@@ -1,13 +1,17 @@
-"""A service with a network whose insides are made up, and a program that serves it until it is ended.
+"""A Segmenter with a network whose insides are made up, and a program that serves it until it is ended.
 
-As a program: `python -m tests.serving.standin FOLDER`, which receives the example's image; prints its address.
+As a program: `python -m tests.serving.standin FOLDER`. It prints as JSON the folder of uploads and the address of two
+servers: one that hardly limits its visitors, and one that allows them next to nothing. Of the first, /bare is Gradio's
+application without what this project puts in front of it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -15,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import Output
 from s2rm_jax.segmenter import Segmenter
+from s2rm_jax.serving.limits import Limits
 from s2rm_jax.serving.page import Case
 from s2rm_jax.serving.service import Service
 
@@ -31,8 +37,18 @@ def striped(red: int = 3, height: int = 8, width: int = 8) -> bytes:
     return buffer.getvalue()
 
 
-def telling_service_of(colour_world):
-    """The service of a network that finds colours; each direction weighs as much as its number, in tenths."""
+HTML = "<img src=x onerror=\"document.title='run'\">"
+
+
+class Literal(Tokenizer):
+    """Shows the word "part" as HTML, as a vocabulary made for the purpose could."""
+
+    def words(self, ids):
+        return [HTML if word == "part" else word for word in super().words(ids)]
+
+
+def telling_segmenter_of(colour_world):
+    """The Segmenter of a network that finds colours; each direction weighs as much as its number, in tenths."""
     network, _, params, tokenizer, config = colour_world
 
     class Telling(type(network)):
@@ -46,22 +62,28 @@ def telling_service_of(colour_world):
             weights = {pair: maps[pair][..., :1] / 10 for pair in pairs}
             return Output(logits, (logits[..., ::2, ::2],), attention, maps, weights)
 
-    return Service(Segmenter(Telling(network.hear), params, tokenizer, config))
+    return Segmenter(Telling(network.hear), params, Literal(tokenizer.vocabulary, 6), config)
 
 
 def main(folder: Path) -> None:
-    import uvicorn
-
-    from s2rm_jax.serving.app import build_app
+    from s2rm_jax.serving.app import PAGE, build_app, build_server
     from tests.conftest import make_colour_world
 
     (folder / "example.png").write_bytes(striped(36, 48, 96))
+    cases = [Case(folder / "example.png", ("blue", "red"))]
+    segmenter = telling_segmenter_of(make_colour_world())
     app = build_app(
-        telling_service_of(make_colour_world()), [Case(folder / "example.png", ("blue", "red"))], "a stand-in"
+        Service(segmenter, Limits(per_minute=1_000_000, work_per_minute=10**9)), folder, cases, "a stand-in"
     )
-    listening = socket.create_server(("127.0.0.1", 0))
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+    gate = next(route.app for route in app.routes if route.path == PAGE)
+    app.mount("/bare", gate.gradio)
+    limited = build_app(Service(segmenter, Limits(per_minute=12, work_per_minute=24)), folder, cases, "a stand-in")
+
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    addresses = [f"http://127.0.0.1:{listening.getsockname()[1]}" for listening in sockets]
+    print(json.dumps({"address": addresses[0], "limited": addresses[1], "uploads": str(folder)}), flush=True)
+    threading.Thread(target=build_server(limited).run, kwargs={"sockets": sockets[1:]}, daemon=True).start()
+    build_server(app).run(sockets=sockets[:1])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def ask(service):
     from s2rm_jax.serving.api import build_api
 
     def send(method="POST", path="/segment", limits=None, **given):
-        chosen = Service(service._segmenter, limits) if limits else service
+        chosen = Service(service.segmenter, limits) if limits else service
 
         async def once():
             transport = httpx.ASGITransport(build_api(chosen))
@@ -34,6 +34,12 @@ def ask(service):
         return asyncio.run(once())
 
     return send
+
+
+async def post(app, requests):
+    """The answers to requests, one after another."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return [await client.post("/segment", **given) for given in requests]
 
 
 def encoded(content):
@@ -51,7 +57,7 @@ def test_json_and_forms_give_the_same(ask, striped_file):
     assert (answer["times"]["image_was_known"], by_form.json()["times"]["image_was_known"]) == (False, True)
     for found, expression in zip(answer["results"], expressions, strict=True):
         mask = rasterize(found["rle"], 16, 24)
-        assert found["sentence"] == expression
+        assert found["expression"] == expression
         assert found["area"] == np.count_nonzero(mask) > 0
         assert 0.5 < found["score"] <= 1
         with Image.open(io.BytesIO(base64.b64decode(found["png"]))) as png:
@@ -84,6 +90,11 @@ def test_only_what_is_asked_for_is_sent(ask, striped_file):
         ({"files": {"image": b"x"}}, 422, "expressions: "),
         ({"json": {"image": "YQ==", "expressions": ["x" * 10_000]}}, 422, "10,000 characters"),
         ({"json": {"image": "YQ==", "expressions": ["red"] * 17}}, 422, "17 expressions"),
+        ({"files": [("image", b"x")] * 2, "data": {"expressions": "red"}}, 400, "Too many files"),
+        ({"files": {"image": b"x"}, "data": {"expressions": ["red"] * 101}}, 400, "Too many fields"),
+        ({"files": {"image": b"x"}, "data": {"expressions": "x" * 1_100_000}}, 400, "exceeded maximum size"),
+        ({"json": {"image": "YQ==", "expressions": ["red"], "path": "/etc/passwd"}}, 422, "path: "),
+        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 422, "Invalid JSON"),
         ({"method": "GET"}, 405, "Method Not Allowed"),
         ({"path": "/nowhere"}, 404, "Not Found"),
     ],
@@ -122,17 +133,26 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(ask, announced):
 def test_who_asks_too_often_is_told_to_wait(striped_file, service):
     from s2rm_jax.serving.api import build_api
 
-    app = build_api(Service(service._segmenter, Limits(per_minute=3)))
-
-    async def four():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            given = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
-            return [await client.post("/segment", **given) for _ in range(4)]
-
-    answers = asyncio.run(four())
+    app = build_api(Service(service.segmenter, Limits(per_minute=3)))
+    given = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
+    answers = asyncio.run(post(app, [given] * 4))
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert "wait a little" in answers[-1].json()["error"]
-    assert answers[-1].headers["retry-after"]
+    assert "more than 3 requests in a minute; ask again in 20 s" in answers[-1].json()["error"]
+    assert answers[-1].headers["retry-after"] == "20"
+
+
+def test_who_asks_for_too_much_work_is_told_to_wait_or_to_ask_for_less(striped_file, service):
+    from s2rm_jax.serving.api import build_api
+
+    app = build_api(Service(service.segmenter, Limits(work_per_minute=20)))
+    image = encoded(striped_file())
+    some, more, most = ({"json": {"image": image, "expressions": ["red"] * count}} for count in (3, 5, 6))
+    answers = asyncio.run(post(app, [some, more, most]))
+    assert [answer.status_code for answer in answers] == [200, 429, 422]
+    assert "ask for 5 expressions on 0.0 megapixels again in" in answers[1].json()["error"]
+    assert 30 <= int(answers[1].headers["retry-after"]) <= 36
+    assert "6 expressions on 0.0 megapixels is more work than" in answers[2].json()["error"]
+    assert "retry-after" not in answers[2].headers
 
 
 def test_fifty_at_once_get_their_own_answers(service, striped_file):
@@ -154,7 +174,7 @@ def test_fifty_at_once_get_their_own_answers(service, striped_file):
         assert answer.status_code == 200
         red, blue = answer.json()["results"]
         assert (answer.json()["width"], answer.json()["height"]) == (64, 40 + i)
-        assert blue["sentence"] == f"blue {i}"
+        assert blue["expression"] == f"blue {i}"
         mask = rasterize(red["rle"], 40 + i, 64)
         np.testing.assert_array_equal(mask, np.broadcast_to(np.arange(64) < 8 * (i % 7 + 1), mask.shape))
         assert blue["area"] == mask.size - red["area"]

@@ -22,19 +22,27 @@ FLAGS = (
 )
 
 
-@pytest.fixture
-def page(address):
-    """The page, loaded; what it loads from elsewhere and what goes wrong in it are in `foreign` and `errors`."""
+@pytest.fixture(scope="module")
+def window():
+    """A browser's window; its pages share what they have loaded."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.foreign, page.errors = [], []
-        page.on("request", lambda sent: sent.url.startswith(("data:", address)) or page.foreign.append(sent.url))
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(address, wait_until="domcontentloaded")
-        page.wait_for_selector("#ask")
-        yield page
+        yield browser.new_context(viewport={"width": 1280, "height": 900})
         browser.close()
+
+
+@pytest.fixture
+def page(window, server):
+    """The page, loaded; what it loads from elsewhere and what goes wrong in it are in `foreign` and `errors`."""
+    page = window.new_page()
+    page.foreign, page.errors = [], []
+    page.on("request", lambda sent: sent.url.startswith(("data:", server.address)) or page.foreign.append(sent.url))
+    page.on("response", lambda answer: answer.status < 400 or page.errors.append(f"{answer.status} {answer.url}"))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(server.address, wait_until="domcontentloaded")
+    page.wait_for_selector("#ask")
+    yield page
+    page.close()
 
 
 def upload(page, path):
@@ -123,4 +131,22 @@ def test_mistakes_are_told_and_leave_the_page_working(page, striped_file, enormo
     ask(page, "red")
     page.locator(".found li").wait_for()
     assert problem.count() == 0
+    assert not page.errors
+
+
+def test_what_people_write_is_text_and_not_html(page, striped_file, tmp_path):
+    """The stand-in's vocabulary has HTML for the word "part", so that a label of a word carries some, too."""
+    (tmp_path / "image.png").write_bytes(striped_file())
+    upload(page, tmp_path / "image.png")
+    page.locator(".stage .photo").wait_for()
+    written = "part <script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+    ask(page, written)
+    page.locator(".found li").wait_for()
+    assert page.locator(".found b").inner_text() == written
+    word = page.locator(".words .layer", has_text="<img")
+    word.click()
+    assert "attention to “<img src=x onerror=\"document.title='run'\">”" in page.locator(".legend").inner_text()
+    assert page.locator(".s2rm [src='x']").count() == page.locator(".s2rm script").count() == 0
+    assert page.title() != "run"
+    assert not page.foreign
     assert not page.errors

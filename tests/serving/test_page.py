@@ -1,4 +1,4 @@
-"""The page over HTTP, without a browser: what it loads, what it never does, and where its examples come from."""
+"""The page over HTTP, without a browser: what it loads, what it answers, and where its examples come from."""
 
 import base64
 import json
@@ -15,51 +15,35 @@ from tests.serving.standin import striped
 
 httpx = pytest.importorskip("httpx", reason="the extra 'demo' is not installed")
 
-
-def send_event(address, data, session="abc"):
-    """Sends to the page what the browser sends when "Find" is clicked; returns the answer to it."""
-    gradio = f"{address}/demo/gradio_api/queue"
-    config = httpx.get(f"{address}/demo/config").json()
-    asked = next(event["id"] for event in config["dependencies"] if len(event["inputs"]) == 2)
-    sent = {"fn_index": asked, "session_hash": session, "data": data}
-    httpx.post(f"{gradio}/join", json=sent).raise_for_status()
-    with httpx.stream("GET", f"{gradio}/data", params={"session_hash": session}, timeout=60) as answer:
-        for line in answer.iter_lines():
-            message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-            if message.get("msg") == "process_completed":
-                return message
-    raise AssertionError("no answer")
+from tests.serving.visitor import Visitor, as_file  # noqa: E402  which needs httpx
 
 
-def as_file(path):
-    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+@pytest.fixture
+def limited(server):
+    """A visitor who may ask for next to nothing: 12 requests and 24 megapixels times expressions in a minute."""
+    one = Visitor(server.limited)
+    yield one
+    one.http.close()
 
 
-def test_the_front_leads_to_the_page_and_nothing_is_loaded_from_elsewhere(address):
-    answer = httpx.get(address, follow_redirects=True)
+def test_the_front_leads_to_the_page_and_nothing_is_loaded_from_elsewhere(visitor):
+    answer = visitor.http.get("/", follow_redirects=True)
     assert answer.status_code == 200
     assert answer.url.path.startswith("/demo")
     assert "fonts.googleapis.com" not in answer.text
     assert ".s2rm .layer" in answer.text  # the script of the viewer
 
 
-def test_no_address_is_fetched_for_a_visitor(address):
-    answer = send_event(address, [as_file("http://example.org/a.png"), "red"])
-    assert not answer["success"]
-    assert "not its address" in answer["output"]["error"]
-
-
-def test_no_file_of_the_server_is_read_for_a_visitor(address):
-    answer = send_event(address, [as_file(__file__), "red"])
+def test_no_trace_of_the_server_s_insides_is_shown(visitor):
+    answer = visitor.send(visitor.find, ["not a file", "red"])
     assert not answer["success"]
     assert "Traceback" not in json.dumps(answer)
 
 
-def test_fifty_visitors_at_once_see_their_own_images(address):
+def test_fifty_visitors_at_once_see_their_own_images(visitor):
     def visit(number):
-        image = striped(8 * (number % 7 + 1), 40 + number, 64)
-        sent = httpx.post(f"{address}/demo/gradio_api/upload", files={"files": ("a.png", image)}, timeout=60)
-        answer = send_event(address, [as_file(sent.json()[0]), f"red\nblue {number}"], f"visitor{number}")
+        path = visitor.upload(striped(8 * (number % 7 + 1), 40 + number, 64))
+        answer = visitor.send(visitor.find, [as_file(path), f"red\nblue {number}"], session=f"visitor{number}")
         assert answer["success"], answer
         return answer["output"]["data"][1]
 
@@ -71,6 +55,51 @@ def test_fifty_visitors_at_once_see_their_own_images(address):
         rle = json.loads(base64.b64decode(re.search(r'download="mask_1_red_rle.json" href="[^,]*,([^"]*)"', page)[1]))
         mask = rasterize(rle, 40 + number, 64)
         assert (mask == (np.arange(64) < 8 * (number % 7 + 1))).all()
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "says"),
+    [
+        ([("files", ("a.png", b""))], 400, "the image is empty"),
+        ([("files", ("a.png", bytes(20_000_001)))], 413, "20,000,001 bytes"),
+        ([("files", ("a.png", b"a")), ("files", ("b.png", b"b"))], 400, "Too many files"),
+        ([("other", ("a.png", b"a"))], 422, "files: the file of the image is missing"),
+        ([("text", (None, b"a")), ("files", ("a.png", b"a"))], 400, "Too many fields"),
+    ],
+)
+def test_uploads_that_are_refused(visitor, files, status, says):
+    answer = visitor.http.post("/demo/gradio_api/upload", files=files)
+    assert answer.status_code == status
+    assert says in answer.json()["error"]
+
+
+def test_page_and_interface_share_the_limits_of_a_visitor(limited):
+    """An expression on a small image counts as 4 megapixels, so that six are the work that is allowed at once."""
+    image = striped()
+    headers = {"X-Forwarded-For": "192.0.2.1"}  # which anyone can write, and which makes nobody another visitor
+    given = {"image": base64.b64encode(image).decode(), "expressions": ["red", "blue", "green"]}
+    assert limited.http.post("/segment", json=given).status_code == 200
+    path = limited.upload(image)
+    assert "2 expressions answered" in str(limited.send(limited.find, [as_file(path), "red\nblue"]))
+    refused = limited.http.post("/segment", json=given, headers=headers)
+    assert refused.status_code == 429
+    assert re.search(r"too much work in a minute; ask for 3 expressions .* again in \d+ s", refused.json()["error"])
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    answer = limited.send(limited.find, [as_file(path), "red\nblue\ngreen"])
+    assert answer["success"]
+    assert "too much work in a minute" in answer["output"]["data"][0]
+
+    more = (limited.http.post("/segment", json=given) for _ in range(20))
+    assert any("requests in a minute" in answer.json()["error"] for answer in more)
+    for ask in (
+        lambda: limited.http.post("/segment", json=given, headers=headers),
+        lambda: limited.http.post("/demo/gradio_api/upload", files={"files": image}),
+        lambda: limited.http.post("/demo/gradio_api/queue/join", json={}),
+        lambda: limited.http.get("/demo/gradio_api/queue/data", params={"session_hash": "a"}),
+    ):
+        refused = ask()
+        assert refused.status_code == 429
+        assert "more than 12 requests in a minute; ask again in" in refused.json()["error"]
 
 
 def test_examples_are_images_of_the_run_with_its_expressions(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.measure.many_expressions import record_compilations
-from s2rm_jax.segmenter import BUCKETS
+from s2rm_jax.segmenter import BUCKETS, Segmenter
 from s2rm_jax.serving.limits import Limits
 from s2rm_jax.serving.service import Service
 
@@ -22,6 +22,13 @@ def images(count):
         height, width = rng.integers(3, 90, 2)
         expressions = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, 40))]
         yield rng.integers(0, 256, (height, width, 3), np.uint8), expressions
+
+
+@pytest.fixture
+def segmenter(colour_world):
+    """A fresh one, for which nothing is compiled."""
+    network, _, params, tokenizer, config = colour_world
+    return Segmenter(network, params, tokenizer, config)
 
 
 def test_segmenter(segmenter):
@@ -40,7 +47,7 @@ def test_http(segmenter):
     pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
     from s2rm_jax.serving.api import build_api
 
-    limits = Limits(per_minute=10_000)
+    limits = Limits(per_minute=10_000, work_per_minute=10**9)
     api = build_api(Service(segmenter, limits))
 
     async def ask_all():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.serving.limits import Limits, Rate, Refused
+from s2rm_jax.serving.limits import Limits, Refused, Visitors
 from s2rm_jax.serving.service import Service
 
 
@@ -113,16 +113,86 @@ def test_images_that_are_refused(segmenter, striped_file, enormous_image):
     assert service.encode(striped_file()).image.image.shape == (8, 8, 3)
 
 
-def test_visitors_are_counted_apart_and_may_come_again():
-    now = [0.0]
-    rate = Rate(3, clock=lambda: now[0])
+@pytest.fixture
+def now():
+    """The time in seconds, as a list of one."""
+    return [0.0]
+
+
+@pytest.fixture
+def visitors(now):
+    """Visitors who may ask for 3 requests and 60 megapixels times expressions in a minute."""
+    return Visitors(Limits(per_minute=3, work_per_minute=60), clock=lambda: now[0])
+
+
+def test_visitors_are_counted_apart_and_may_come_again(visitors, now):
     for _ in range(3):
-        rate("a")
-    with pytest.raises(Refused, match="more than 3 requests in a minute") as refused:
-        rate("a")
-    assert refused.value.status == 429
-    rate("b")
+        visitors.count("a")
+    with pytest.raises(Refused, match="more than 3 requests in a minute; ask again in 20 s") as refused:
+        visitors.count("a")
+    assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "20"})
+    visitors.count("b")
     now[0] += 20  # a third of a minute: one of three requests more
-    rate("a")
+    visitors.count("a")
     with pytest.raises(Refused):
-        rate("a")
+        visitors.count("a")
+
+
+def test_work_is_megapixels_times_expressions(visitors, now):
+    visitors.charge("a", 10_000_000, 4)
+    with pytest.raises(Refused, match=r"ask for 3 expressions on 10\.0 megapixels again in 10 s") as refused:
+        visitors.charge("a", 10_000_000, 3)
+    assert (refused.value.status, refused.value.wait) == (429, 10)
+    visitors.charge("a", 10_000_000, 2)  # what was refused has cost nothing
+    visitors.charge("b", 10_000_000, 6)
+    now[0] += 9.9
+    with pytest.raises(Refused, match="again in 1 s"):
+        visitors.charge("a", 10_000_000, 1)
+    now[0] += 0.1
+    visitors.charge("a", 10_000_000, 1)
+
+
+def test_a_small_image_counts_as_four_megapixels(visitors):
+    visitors.charge("a", 100, 15)
+    with pytest.raises(Refused):
+        visitors.charge("a", 100, 1)
+
+
+def test_what_is_not_asked_for_is_not_saved_up(visitors, now):
+    """After an hour there is no more than after a minute."""
+    visitors.count("a")
+    visitors.charge("a", 10_000_000, 1)
+    now[0] += 3600
+    visitors.charge("a", 10_000_000, 6)
+    with pytest.raises(Refused):
+        visitors.charge("a", 100, 1)
+    for _ in range(3):
+        visitors.count("a")
+    with pytest.raises(Refused):
+        visitors.count("a")
+
+
+def test_work_that_is_never_allowed(visitors):
+    """Nobody is told to wait for what no minute allows, and trying it costs nothing."""
+    with pytest.raises(
+        Refused, match=r"7 expressions on 10\.0 megapixels is more work than .* smaller image"
+    ) as refused:
+        visitors.charge("a", 10_000_000, 7)
+    assert (refused.value.status, refused.value.wait) == (422, None)
+    visitors.charge("a", 10_000_000, 6)
+
+
+def test_work_is_charged_before_it_is_done(segmenter, striped_file, now):
+    """For encoding alone as for one expression; for an image that is known, too; for what is too large, not at all."""
+    service = Service(segmenter, Limits(pixels=10_000, work_per_minute=40), clock=lambda: now[0])
+    image = striped_file()
+    service.encode(image, visitor="a")
+    service.ask(image, ["red"] * 7, visitor="a")
+    with pytest.raises(UserError, match="more than 10,000"):
+        service.ask(striped_file(1, 101, 100), ["red"], visitor="a")
+    service.ask(image, ["red"], visitor="b")
+    service.ask(image, ["red", "blue"], visitor="a")
+    for ask in (lambda: service.encode(striped_file(2), visitor="a"), lambda: service.ask(image, ["a"], visitor="a")):
+        with pytest.raises(Refused, match="too much work in a minute"):
+            ask()
+    assert not service.encode(striped_file(2)).was_known  # it was refused before it was encoded

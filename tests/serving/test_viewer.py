@@ -11,17 +11,21 @@ from PIL import Image
 
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.serving.viewer import answer_html, image_html
+from tests.serving.standin import HTML
 
 
 class Reader(HTMLParser):
     def __init__(self, page):
         super().__init__()
-        self.tags = []
+        self.tags, self.text = [], ""
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -57,6 +61,17 @@ def test_masks_words_directions_and_downloads(telling_service, striped_file):
     assert "<i>blue</i>" not in text  # what people write is text
     assert "2 expressions answered in" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text)
+
+
+def test_what_people_write_and_what_words_are_called_is_text(telling_service, striped_file):
+    """The stand-in's vocabulary has HTML for the word "part"."""
+    written = "part <script>alert(1)</script>"
+    page = Reader(answer_html(telling_service.ask(striped_file(), [written], explain=True)))
+    assert [tag for tag, given in page.tags if tag == "script" or given.get("src") == "x" or "onerror" in given] == []
+    assert written in page.text
+    assert HTML in page.text
+    legends = [button["data-legend"] for button in page.all("button")]
+    assert any(legend.startswith(f"attention to “{HTML}”, from 0") for legend in legends)
 
 
 def test_the_time_of_encoding_is_told_once(telling_service, striped_file):
