@@ -69,7 +69,7 @@ def test_written_files_follow_the_umask(tmp_path):
 
 
 def test_a_folder_prefers_safetensors(tmp_path):
-    with pytest.raises(UserError, match=r"no weights in the folder .* model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"no weights found in the folder .* model\.safetensors or pytorch_model\.bin"):
         find_weights(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
     assert find_weights(tmp_path).name == "pytorch_model.bin"
