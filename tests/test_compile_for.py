@@ -57,7 +57,7 @@ def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):
 
 def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: None)  # the tracing and lowering are tested
-    config = two_stages()
+    config = tiny_config()
     config.steps, config.remat = 0, "blocks"
     before = config.to_dict()
     step = compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
