@@ -1,11 +1,11 @@
-"""Serves a trained network as a page in the browser, and over HTTP.
+"""Serve a trained network as a web page and over HTTP.
 
     python -m s2rm_jax.demo --workdir runs/demo
-    python -m s2rm_jax.demo   # the network that comes with the package: it knows generated shapes
+    python -m s2rm_jax.demo   # the network of the package, for generated shapes
     curl -F image=@street.jpg -F expressions="the man in red" http://127.0.0.1:7860/segment
 
-Drop an image, write expressions, see their masks and how the network came to them; docs/demo.md tells all of it, and of
-the HTTP interface. By default only this machine can reach it. Needs pip install -e '.[demo]'. Ctrl-C ends it.
+Drop an image and write expressions to see their masks with explanations; docs/demo.md describes the page and the HTTP
+interface. By default only this machine can reach it. Needs pip install -e '.[demo]'. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -30,33 +30,38 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir",
     str(default_network.FOLDER),
-    "the directory of a training run; by default the network that comes with the package and knows generated shapes",
+    "the workdir of a training run; by default the network of the package, which was trained on generated shapes",
     flag_values=FLAGS,
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "the address to listen at; 0.0.0.0 lets other machines in", flag_values=FLAGS
+    "host", "127.0.0.1", "the address to listen on; 0.0.0.0 admits other machines", flag_values=FLAGS
 )
 PORT = flags.DEFINE_integer(
-    "port", 7860, "the port; 0 takes a free one", lower_bound=0, upper_bound=65_535, flag_values=FLAGS
+    "port", 7860, "the port; 0 chooses a free one", lower_bound=0, upper_bound=65_535, flag_values=FLAGS
 )
-MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "of an image's file", lower_bound=0.01, flag_values=FLAGS)
-MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "of an image", lower_bound=0.01, flag_values=FLAGS)
-PER_MINUTE = flags.DEFINE_integer("per_minute", 240, "requests of one visitor", lower_bound=1, flag_values=FLAGS)
+MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "limit of an image file", lower_bound=0.01, flag_values=FLAGS)
+MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "limit of an image", lower_bound=0.01, flag_values=FLAGS)
+PER_MINUTE = flags.DEFINE_integer(
+    "per_minute", 240, "limit of requests per visitor and minute", lower_bound=1, flag_values=FLAGS
+)
 WORK_PER_MINUTE = flags.DEFINE_integer(
     "work_per_minute",
     800,
-    "of one visitor: the megapixels of an image, or 4 if it has fewer, times the expressions asked of it",
+    "limit of work per visitor and minute: the megapixels of an image (at least 4) times its expressions",
     lower_bound=4,
     flag_values=FLAGS,
 )
 SPLIT = flags.DEFINE_string(
-    "split", None, "whose images are the examples; by default as in training", flag_values=FLAGS
+    "split",
+    None,
+    "the split whose images are the examples; by default the one evaluated in training",
+    flag_values=FLAGS,
 )
 
 
 def main() -> None:
-    """Serves as the flags log."""
+    """Serve until the process is interrupted."""
     missing = [name for name in ("gradio", "fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
@@ -70,7 +75,7 @@ def main() -> None:
 
     assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
-    listening = _listen(HOST.value, PORT.value)  # first, as a taken port needs no network
+    listening = _listen(HOST.value, PORT.value)  # first: a port that is in use is reported before the network is loaded
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, which)
     limits = Limits(
         bytes=round(1e6 * MAX_MEGABYTES.value),
@@ -85,12 +90,12 @@ def main() -> None:
         cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
-            name = "the one that comes with the package, which knows generated shapes"
+            name = "that of the package, trained on generated shapes"
         app = build_app(service, Path(folder), cases, name)
         host, port = listening.getsockname()[:2]
-        log(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C ends it.")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the folder is removed
-        with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn once it has finished what was asked
+        log(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C stops the server.")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the folder is removed
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after it has finished the open requests
             build_server(app).run(sockets=[listening])
 
 
@@ -103,7 +108,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _warm_up(service: Service) -> None:
-    """Asks for up to four expressions at once, so that the first visitor does not wait for the compiler."""
+    """Segment with up to four expressions, so that the first visitor does not wait for compilation."""
     import io
 
     from PIL import Image

@@ -1,9 +1,7 @@
-"""What was found, as a piece of HTML that needs nothing but itself: the image with layers to switch on and off.
+"""The viewer of the page: self-contained HTML with the image, its masks as layers, scores and explanations.
 
-Masks, attention maps and downloads lie in the page, so that looking at them asks the server nothing. `STYLE` and
-`SCRIPT` belong to it.
-
-The style and the script of the viewer; the page loads both once.
+Masks, attention maps and downloads are embedded, so viewing them sends no request. The page loads `STYLE` and `SCRIPT`
+once.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 from s2rm_jax.serving.service import Answer, Encoding
 
 _SHOWN = 960  # pixels, the longer side of the image on the page
-_HEAT = 120  # pixels, the least longer side of a map that is laid over it
+_HEAT = 120  # pixels, the least longer side of an overlaid map
 _PAIRS = {
     "language_parses_vision": "language parses vision",
     "vision_parses_language": "vision parses language",
@@ -32,12 +30,12 @@ _ARROWS = {"downwards": "↓", "leftwards": "←", "upwards": "↑", "rightwards
 
 
 def image_html(encoding: Encoding) -> str:
-    """Returns the image alone, with the time that its encoding took."""
+    """Return the image alone, with the time its encoding took."""
     return f'<div class="s2rm">{_stage(encoding, [])}{_times(encoding)}</div>'
 
 
 def answer_html(answer: Answer) -> str:
-    """Returns the image with what was found: masks, scores, downloads, and how the network came to each mask."""
+    """Return the image with masks, scores, downloads, and an explanation of each mask."""
     masks = answer.result.masks
     height, width = masks.shape[1:]
     size = _shown_size(height, width)
@@ -47,7 +45,9 @@ def answer_html(answer: Answer) -> str:
         drawn = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
         layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(drawn)}">')
         cards.append(_card(answer, row, colour))
-    answered = f"{len(masks)} {'sentence' if len(masks) == 1 else 'expressions'} answered in {_seconds(answer.seconds)}"
+    answered = (
+        f"{len(masks)} {'expression' if len(masks) == 1 else 'expressions'} segmented in {_seconds(answer.seconds)}"
+    )
     return (
         f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, answered)}'
         f'<ol class="found">{"".join(cards)}</ol></div>'
@@ -78,12 +78,12 @@ def _card(answer: Answer, row: int, colour: tuple[int, int, int]) -> str:
     if result.no_target is not None:
         found += f", refers to nothing: {100 * result.no_target[row]:.0f} %"
     remarks = "".join(f'<p class="remark">{escape(remark)}</p>' for remark in answer.remarks[row])
-    told = _explanation(result.explanations[row]) if result.explanations else ""
+    explanation = _explanation(result.explanations[row]) if result.explanations else ""
     return (
         f'<li style="--c:rgb{colour}"><label class="name"><input type="checkbox" checked data-shows="{row}">'
         f"<b>{escape(expression)}</b></label>"
         f'<span class="score">{found}</span>'
-        f"{_downloads(mask, f'mask_{row + 1}_{slug(expression)}')}{remarks}{told}</li>"
+        f"{_downloads(mask, f'mask_{row + 1}_{slug(expression)}')}{remarks}{explanation}</li>"
     )
 
 
@@ -117,8 +117,8 @@ def _explanation(explanation: Explanation) -> str:
     ]
     rows.append(_row("The mask from coarse to fine, by the grid of the stage", "".join(stages)))
     return (
-        _row("Click a word to see where in the image it was laid out", buttons, "words")
-        + f"<details><summary>How the network came to it</summary>{''.join(rows)}</details>"
+        _row("Click a word to see its attention over the image", buttons, "words")
+        + f"<details><summary>Explanation</summary>{''.join(rows)}</details>"
     )
 
 
@@ -129,7 +129,7 @@ def _row(title: str, content: str, kind: str = "") -> str:
 def _layer(
     label: str, values: np.ndarray, scale: tuple[float, float], about: str | None = None, behind: str = ""
 ) -> str:
-    """A button that lays a map over the image; `about` tells what it is where the label, a word, does not."""
+    """Return a button that overlays a map on the image; `about` describes it if the label is not a word."""
     text = escape(label) if about is None else label
     special = " special" if label in ("[CLS]", "[SEP]") else ""
     legend = f"{escape(about or f'attention to “{label}”')}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
@@ -140,7 +140,7 @@ def _layer(
 
 
 def _enlarged(layer: Image.Image) -> Image.Image:
-    """A layer large enough for a browser to enlarge it smoothly."""
+    """Enlarge a layer so that a browser scales it smoothly."""
     factor = -(-_HEAT // max(layer.size))
     return layer.resize((factor * layer.width, factor * layer.height), Image.Resampling.BICUBIC)
 
@@ -202,7 +202,7 @@ STYLE = """
 #examples, #examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 """
 
-# Events are heard at the document, as the viewer is replaced with every answer.
+# The listeners are on the document, because every answer replaces the viewer.
 SCRIPT = """<script>
 (() => {
   const lay = (view, button) => {

@@ -67,7 +67,7 @@ def test_from_a_image_to_its_masks(page, striped_file, tmp_path):
     page.get_by_text("64 × 48 pixels · Image encoded in").wait_for()
     ask(page, "the red part\nblue")
     page.locator(".found li").nth(1).wait_for()
-    assert "2 expressions answered in" in page.locator(".times").inner_text()
+    assert "2 expressions segmented in" in page.locator(".times").inner_text()
     assert "encoded before" in page.locator(".times").inner_text()
     assert "score 0.9" in page.locator(".score").first.inner_text()
 

@@ -59,7 +59,7 @@ def test_masks_words_directions_and_downloads(telling_service, striped_file):
     text = answer_html(answer)
     assert [f"{share} %" in text for share in (10, 20, 30, 40)] == [True] * 4
     assert "<i>blue</i>" not in text  # what people write is text
-    assert "2 expressions answered in" in text
+    assert "2 expressions segmented in" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text)
 
 
