@@ -14,8 +14,8 @@ from s2rm_jax.io import on_bucket
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import LOG_DIRECTORY
 
-# Loggers whose records are shown. Those of JAX say which devices it could not use, and nothing else does.
-_SHOWN = ("s2rm_jax", "jax")
+# JAX reports in its log which devices it could not use, and nowhere else. Our own logger has a handler of its own.
+_SHOWN, _OURS = "jax", "s2rm_jax"
 _KEPT = 1000  # records that are kept until the folder for them exists
 
 
@@ -49,10 +49,13 @@ class LibraryOutput(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record, or write it to the file for hidden output."""
-        ours = record.name.split(".")[0] in _SHOWN
-        text = self.format(record) if ours else f"{record.levelname}:{record.name}: {self.format(record)}"
+        library = record.name.split(".")[0]
+        if library == _OURS:
+            return
+        shown = library == _SHOWN
+        text = self.format(record) if shown else f"{record.levelname}:{record.name}: {self.format(record)}"
         with suppress(OSError):  # such as a full disk, of which the command itself speaks
-            if ours or self._verbose:
+            if shown or self._verbose:
                 print(text, file=sys.stderr)
             elif self._folder:
                 self._before.append(text + "\n")

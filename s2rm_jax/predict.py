@@ -35,6 +35,7 @@ from tqdm import tqdm
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.input.images import list_images, load_image, result_folders
+from s2rm_jax.io import figure_paths, make_output_folder, save_image, workdir_path
 from s2rm_jax.prediction_files import (
     RESULT_FILE,
     SAMPLE_FILE,

@@ -25,7 +25,7 @@ def test_it_is_small_and_complete():
 
 def test_it_is_recognized_by_any_form_of_its_path(monkeypatch):
     monkeypatch.chdir(default_network.FOLDER.parent)
-    assert default_network.is_default_network("default_network/") and not default_network.is_it("models")
+    assert default_network.is_default_network("default_network/") and not default_network.is_default_network("models")
 
 
 def test_it_was_trained_as_its_card_says():

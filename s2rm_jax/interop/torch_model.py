@@ -34,8 +34,7 @@ CHOICES = {
     ("fusion", "residual"): ("both", "vision"),
     ("decoder", "guidance"): ("full", "maps", "none"),
 }
-BEFORE = {"fusion": {"residual": "vision"}}  # values for configurations that do not have the field yet
-# The other values are variants for ablations that exist in JAX only. Older configurations do not have the fields.
+# The other values are variants for ablations that exist in JAX only.
 FIXED = {("fusion", "language"): "words", ("decoder", "semantics"): ("sentence", "stages")}
 
 
@@ -518,7 +517,6 @@ class S2RMModel(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        config = config | {section: fields | config[section] for section, fields in BEFORE.items()}
         for (section, field), choices in CHOICES.items():
             found = config[section][field]
             chosen = set(found) if isinstance(found, list | tuple) else {found}

@@ -34,7 +34,7 @@ def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_pa
     (tmp_path / "data" / FOLDER / COCO_NAME.format(100)).unlink()
     asked = ("--root", tmp_path / "data", "--dataset=mine", "--split-by=me", "--json", tmp_path / "report.json")
     damaged = check(*asked)
-    assert damaged.returncode == 1 and "â missing images: 1" in damaged.stdout
+    assert damaged.returncode == 1 and "✗ missing images: 1" in damaged.stdout
     (dataset,) = json.loads((tmp_path / "report.json").read_text())["datasets"]
     assert dataset["problems"][0]["cases"] == ["COCO_train2014_000000000100.jpg"]
     assert dataset["counts"]["val"] == {"images": 2, "referents": 4, "expressions": 8}

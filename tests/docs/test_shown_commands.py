@@ -133,7 +133,8 @@ def understood(words: list[str]) -> bool:
     """Whether a command is of a kind that is known here, and names what is there."""
     text = " ".join(words)
     if words[0] == "make":
-        return f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+        targets = re.findall(r"^([a-z -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return words[1] in " ".join(targets).split()
     if words[0] == "export":
         variable = words[1].split("=")[0] if words[1:] else "S2RM_DATA"  # its value is left out with those of env
         return variable in (ROOT / "s2rm_jax/recipes.py").read_text()

@@ -18,6 +18,7 @@ def table(window, heads=3):
 
 @pytest.mark.parametrize(("window", "new_window"), [(7, 12), (12, 7), (7, 8), (16, 12), (12, 24), (7, 2)])
 def test_resizing_matches_pytorch(window, new_window):
+    torch = pytest.importorskip("torch")
     plane = torch.from_numpy(table(window)).double().T.reshape(1, 3, 2 * window - 1, 2 * window - 1)
     size = (2 * new_window - 1, 2 * new_window - 1)
     expected = torch.nn.functional.interpolate(plane, size=size, mode="bicubic", align_corners=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.interop.weight_files import write_safetensors
-from s2rm_jax.training.run import load_config, save_config
+from s2rm_jax.training.run import save_config
 from tests.models.small import small_config, small_inputs
 
 torch = pytest.importorskip("torch")
@@ -55,16 +55,6 @@ def test_a_folder_is_loaded_completely(small, folder):
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
     images = images.permute(0, 3, 1, 2)
     torch.testing.assert_close(model(images, tokens, mask), small[1](images, tokens, mask), atol=0, rtol=0)
-
-
-def test_a_folder_without_the_residual_field_keeps_its_meaning(small, folder):
-    path = folder / "config.json"
-    content = json.loads(path.read_text())
-    del content["fusion"]["residual"]
-    path.write_text(json.dumps(content))
-    assert load_config(folder).fusion.residual == "vision"
-    old, new = load(folder), small[1]
-    assert (old.fusion.keeps_language, new.fusion.keeps_language) == (False, True)
 
 
 def refused(folder, message):

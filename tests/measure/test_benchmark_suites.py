@@ -1,13 +1,15 @@
 """The suites on the smallest network, and the report of the command."""
 
 import json
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import jax
 import numpy as np
 import pytest
 
-from s2rm_jax import config
+from s2rm_jax import benchmark, config
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, training_speed
 from s2rm_jax.measure.floors import Floor

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.interop.layout import export_arrays
