@@ -49,5 +49,5 @@ def test_evaluate(workdir, tmp_path):
 
 def test_predict(workdir, tmp_path):
     out = tmp_path / "out"
-    done = run_process("-m", "s2rm_jax.predict", f"--workdir={workdir}", "--text=a star", f"--out={out}", blocks=1)
+    done = run_process("-m", "s2rm_jax.predict", f"--workdir={workdir}", "--text=the star", f"--out={out}", blocks=1)
     assert_one_line(done, f"--out: {out / 'overlay.png'} cannot be written (File too large); give another --out")
