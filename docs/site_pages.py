@@ -21,7 +21,13 @@ LINK = re.compile(r"(?P<shown>!?\[[^\]]*\])\((?P<target>[^)\s#:]*)(?P<anchor>#[^
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages from outside docs/."""
-    for path in [ROOT / HOME, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("data/**/*.md"))]:
+    for path in [
+        ROOT / HOME,
+        ROOT / "CHANGELOG.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *sorted(ROOT.glob("data/**/*.md")),
+    ]:
         source = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, page_of(source), content=path.read_text(encoding="utf-8")))
     return files

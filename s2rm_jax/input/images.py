@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -29,6 +28,10 @@ try:
 except ImportError:  # no wheel for Linux on ARM
     fast = None
 
+# Bytes, as many as a JPEG has room for. Pillow copies what each of up to 65,535 EXIF entries points to, and all of them
+# may point to the same bytes: one megabyte would become 60 GB.
+MOST_EXIF = 1 << 16
+_EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps EXIF
 MAX_PIXELS = 80_000_000  # 240 MB; a small file can unpack to an enormous image
 # The formats that Pillow decodes itself. Its other readers are rare, and the one for EPS starts an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -134,8 +137,11 @@ def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) ->
         raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down")
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image) if apply_exif else image
-        return _to_rgb(upright, name)
+        if apply_exif:
+            if any(len(image.info.get(key, "")) > MOST_EXIF for key in _EXIF):
+                raise UserError(f"{name} has too much EXIF data; save it without")
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image, name)
     except UserError:
         raise
     except Exception as error:
@@ -330,8 +336,8 @@ class Header(NamedTuple):
     problem: str = ""
 
 
-def read_header(path: Path | BytesIO) -> Header:
-    """Return the header of a file, which may be open; a problem is returned, not raised, so that all are reported."""
+def read_header(path: Path) -> Header:
+    """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1

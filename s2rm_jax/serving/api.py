@@ -47,7 +47,7 @@ class SegmentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str = Field(
-        description="the file of the image (JPEG, PNG, WebP, BMP, GIF, TIFF or PPM), in base64",
+        description="the file of the image (JPEG, PNG or WebP), in base64",
         examples=[EXAMPLE_IMAGE],
     )
     expressions: list[str] = Field(min_length=1, examples=[["the red half"]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from s2rm_jax.serving.viewer import SCRIPT, STYLE
 PAGE = "/demo"
 # Beyond, a connection is answered by 503 at once, so that no more bodies than these are ever held.
 _MOST_CONNECTIONS = 200
+_LAST_ANSWERS = 10  # seconds, to finish them when the server ends
 _SHOWN_AS = {".jpg": "image/jpeg", ".png": "image/png"}  # the images of the examples
 
 
@@ -91,12 +94,32 @@ def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: 
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = PageGate(mounted.app, PAGE, uploads, service.visitors)
+    gradio: Any = mounted.app
+    mounted.app = PageGate(gradio, PAGE, uploads, service.visitors)
+    app.state.closing = gradio.stop_event
     return app
 
 
 def build_server(app: FastAPI) -> uvicorn.Server:
     """Returns the server of an application; `run(sockets=[...])` serves until it is ended."""
-    # Without proxy_headers: any client can write those, and would be another visitor with each.
-    config = uvicorn.Config(app, log_level="warning", limit_concurrency=_MOST_CONNECTIONS, proxy_headers=False)
-    return uvicorn.Server(config)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        limit_concurrency=_MOST_CONNECTIONS,
+        proxy_headers=False,  # any client can write those, and would be another visitor with each
+        timeout_graceful_shutdown=_LAST_ANSWERS,
+    )
+    return _Server(config, app.state.closing)
+
+
+class _Server(uvicorn.Server):
+    """Sets an event when it begins to end, which ends the streams that open pages hold; it would wait for those."""
+
+    def __init__(self, config: uvicorn.Config, closing: asyncio.Event):
+        super().__init__(config)
+        self._closing = closing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends streams, finishes answers, ends."""
+        self._closing.set()
+        await super().shutdown(sockets)

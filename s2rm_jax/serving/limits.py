@@ -108,7 +108,7 @@ class Visitors:
         asked = f"{some} on {pixels / 1e6:.1f} megapixels"
         if work > most:
             raise Refused(
-                f"{asked} exceed the work of one visitor per minute; send fewer expressions or a smaller image",
+                f"{asked} is more work than is allowed in a minute; ask for fewer at once, or send a smaller image",
                 HTTPStatus.UNPROCESSABLE_ENTITY,
             )
         wait = self._work.take(visitor, work)

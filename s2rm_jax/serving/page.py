@@ -61,6 +61,7 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
 
 _LOG = logging.getLogger(__name__)
 _HOUR = 3600  # seconds
+_SESSIONS = 16
 _INTRODUCTION = """# What do the words mean in the image?
 Drop an image, write one expression a line, and see what each of them refers to. Images stay on the machine that serves
 this page, and are removed within two hours.
@@ -108,7 +109,8 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                file = gr.File(label="Image", file_types=["image"], height=130, elem_id="image")
+                kinds = [".jpg", ".jpeg", ".png", ".webp"]
+                file = gr.File(label="Image", file_types=kinds, height=130, elem_id="image")
                 # Gradio's own makes an empty file at every event and never removes it. It is replaced and not
                 # overridden, as Gradio writes an interface file beside the source of every subclass.
                 file.preprocess = _path_of  # type: ignore[method-assign]
@@ -141,6 +143,10 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
         gr.on([ask.click, text.submit], asked, [file, text], out, **in_order)
         gallery.select(example, None, [file, text], api_visibility="private").then(asked, [file, text], out, **in_order)
     page.queue(max_size=service.limits.waiting, api_open=False)
+    # Gradio keeps the latest answer, of several megabytes, for each of 10,000 sessions, and answers that were never
+    # fetched for 2,000. Nothing here needs the first; of the second there must be more than can wait.
+    page.state_session_capacity = _SESSIONS
+    page._queue.pending_messages_per_session.max_size = 2 * service.limits.waiting
     # Gradio checks that a visitor's file is an upload only where this is set, and mounting does not set it.
     page.has_launched = True
     return page

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from io import BytesIO
 
-from s2rm_jax.input.images import load_image, read_header
+from s2rm_jax.input.images import load_image
 from s2rm_jax.segmenter import EncodedImage, Result, Segmenter
-from s2rm_jax.serving.limits import Limits, Refused, Visitors, check_bytes, check_expressions
+from s2rm_jax.serving.image_check import check_image
+from s2rm_jax.serving.limits import Limits, Refused, Visitors, check_expressions
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,8 @@ class Service:
         Raises:
             UserError: it cannot be read or is too large; `Refused` among them.
         """
-        check_bytes(len(content), self.limits)
         with self.turn():
-            self._charge(visitor, content, 1)
+            self._check(content, visitor, 1)
             return self._encode(content)
 
     def _encode(self, content: bytes) -> Encoding:
@@ -107,19 +106,15 @@ class Service:
         image = self._known.pop(key, None)
         was_known = image is not None
         if image is None:
-            array = load_image(content, apply_exif=True, max_pixels=self.limits.pixels)
-            image = self.segmenter.encode(array)
+            image = self.segmenter.encode(load_image(content, apply_exif=True, max_pixels=self.limits.pixels))
         self._known[key] = image
         if len(self._known) > self._kept_images:
             self._known.popitem(last=False)
         return Encoding(image, 0.0 if was_known else time.perf_counter() - start, was_known)
 
-    def _charge(self, visitor: str | None, content: bytes, expressions: int) -> None:
-        if visitor is None:
-            return
-        header = read_header(BytesIO(content))
-        pixels = header.height * header.width
-        if pixels <= self.limits.pixels:  # a larger image is refused when it is read, before it is unpacked
+    def _check(self, content: bytes, visitor: str | None, expressions: int) -> None:
+        pixels = check_image(content, self.limits)
+        if visitor is not None:
             self.visitors.charge(visitor, pixels, expressions)
 
     def ask(
@@ -133,9 +128,8 @@ class Service:
             UserError: the image cannot be read, or an expression has no words; `Refused` where something is too large.
         """
         asked = check_expressions(expressions, self.limits)
-        check_bytes(len(content), self.limits)
         with self.turn():
-            self._charge(visitor, content, len(asked))
+            self._check(content, visitor, len(asked))
             encoding = self._encode(content)
             start = time.perf_counter()
             result = self.segmenter.segment(encoding.image, asked, explain=explain)

@@ -151,7 +151,7 @@ def test_who_asks_for_too_much_work_is_told_to_wait_or_to_ask_for_less(striped_f
     assert [answer.status_code for answer in answers] == [200, 429, 422]
     assert "ask for 5 expressions on 0.0 megapixels again in" in answers[1].json()["error"]
     assert 30 <= int(answers[1].headers["retry-after"]) <= 36
-    assert "6 expressions on 0.0 megapixels is more work than" in answers[2].json()["error"]
+    assert "6 expressions on 0.0 megapixels is more work than is allowed" in answers[2].json()["error"]
     assert "retry-after" not in answers[2].headers
 
 

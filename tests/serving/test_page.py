@@ -80,7 +80,7 @@ def test_page_and_interface_share_the_limits_of_a_visitor(limited):
     given = {"image": base64.b64encode(image).decode(), "expressions": ["red", "blue", "green"]}
     assert limited.http.post("/segment", json=given).status_code == 200
     path = limited.upload(image)
-    assert "2 expressions answered" in str(limited.send(limited.find, [as_file(path), "red\nblue"]))
+    assert "2 expressions segmented" in str(limited.send(limited.find, [as_file(path), "red\nblue"]))
     refused = limited.http.post("/segment", json=given, headers=headers)
     assert refused.status_code == 429
     assert re.search(r"too much work in a minute; ask for 3 expressions .* again in \d+ s", refused.json()["error"])

@@ -1,0 +1,111 @@
+"""Image files that are small and would take a decoder minutes, or all the memory; and honest ones that pass."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.images import load_image
+from s2rm_jax.serving.image_check import check_image
+from s2rm_jax.serving.limits import Limits, Refused
+
+
+def saved(kind, image=None, **options):
+    buffer = io.BytesIO()
+    (image or Image.new("RGB", (12, 10), (200, 30, 60))).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name, data=b""):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def inserted(content, place, parts):
+    return content[:place] + parts + content[place:]
+
+
+def exif(size):
+    """EXIF data whose many entries all point to the whole of it."""
+    count = min(size // 12 - 2, 65_000)
+    entries = b"".join(struct.pack("<HHII", tag, 7, size - 8, 8) for tag in range(1, 1 + count))
+    return (b"II*\0" + struct.pack("<IH", 8, count) + entries).ljust(size, b"\0")
+
+
+JPEG, PNG = saved("JPEG"), saved("PNG")
+PROGRESSIVE = saved("JPEG", progressive=True)
+LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        JPEG,
+        PNG,
+        PROGRESSIVE,
+        saved("WEBP"),
+        saved("JPEG", exif=b"Exif\0\0" + b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 1, 0)),
+        saved("PNG", Image.new("RGBA", (12, 10)), pnginfo=None),
+        saved("JPEG", Image.new("CMYK", (12, 10))),
+        saved("JPEG", comment=b"a" * 60_000, icc_profile=bytes(3_000_000)),
+        inserted(JPEG, 2, (b"\xff\xe1\xff\xff" + bytes(65_533)) * 100),
+        saved("JPEG", Image.effect_noise((1200, 1000), 90).convert("RGB"), progressive=True),
+    ],
+)
+def test_honest_files_pass(content):
+    assert check_image(content, Limits()) == np.prod(load_image(content).shape[:2])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (PROGRESSIVE[:-2] + LAST_SCAN * 100 + b"\xff\xd9", "more than 100 scans"),
+        (inserted(JPEG, 2, b"\xff\xfe\0\2" * 300), "more than 300 segments"),
+        (inserted(JPEG, 2, b"\xff\xff" * 200), "more than 300 segments"),
+        (inserted(JPEG, 2, b"\xff\xd8" * 200), "more than 300 segments"),
+        (inserted(JPEG, 2, b"a" * 301), "more than 300 segments"),
+        (inserted(JPEG, 2, (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)) * 2), "too much EXIF data"),
+        (inserted(PNG, -12, chunk(b"aaAa") * 20_000), "more than 20,000 chunks"),
+        (inserted(PNG, 33, chunk(b"aaAa") * 20_000), "more than 20,000 chunks"),
+        (saved("GIF"), "not an image that can be read here"),
+        (saved("BMP"), "not an image that can be read here"),
+        (saved("TIFF"), "not an image that can be read here"),
+        (b"P1 2 2\n1 0 0 1", "not an image that can be read here"),
+        (b"\xff\xd8\xff", "not an image that can be read here"),
+        (PNG[:20], "the image is damaged"),
+        (b"a", "not an image that can be read here"),
+    ],
+)
+def test_files_that_would_take_long_are_refused(content, says):
+    with pytest.raises(Refused, match=says) as refused:
+        check_image(content, Limits())
+    assert refused.value.status == 400
+
+
+def test_limits_of_bytes_and_pixels(enormous_image):
+    assert check_image(PNG, Limits(bytes=len(PNG), pixels=120)) == 120
+    for limits, says in (
+        (Limits(bytes=len(PNG) - 1), "bytes, more than"),
+        (Limits(pixels=119), "more than 119 pixels"),
+    ):
+        with pytest.raises(Refused, match=says):
+            check_image(PNG, limits)
+    with pytest.raises(Refused, match="more than 25,000,000 pixels"):
+        check_image(enormous_image, Limits())
+
+
+@pytest.mark.parametrize("place", [33, -12])
+def test_exif_data_that_would_fill_the_memory(place):
+    """Of this megabyte Pillow would make 60 GB, wherever a PNG has it."""
+    content = inserted(PNG, place, chunk(b"eXIf", exif(1 << 20)))
+    with pytest.raises(UserError, match="too much EXIF data"):
+        load_image(content, apply_exif=True)
+    hexadecimal = exif(1 << 19).hex().encode()
+    content = inserted(
+        PNG, place, chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n1\n" + hexadecimal))
+    )
+    with pytest.raises(UserError, match=r"too much EXIF data|too large"):
+        load_image(content, apply_exif=True)
