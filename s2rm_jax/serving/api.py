@@ -31,6 +31,12 @@ from s2rm_jax.serving.limits import Limits, RequestError
 from s2rm_jax.serving.service import Answer, Service
 
 Format = Literal["rle", "png", "polygons"]
+Message = MutableMapping[str, Any]  # of ASGI
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_TEXT_BYTES = 1_000_000  # of a request body, without the image
+_CHUNK = 1 << 18  # base64 characters that are decoded at once; a multiple of 4
 
 # 8 x 8 pixels, the left half red: the example of the schema, short but a valid image.
 EXAMPLE_IMAGE = (
@@ -123,11 +129,6 @@ def request_body(limits: Limits) -> dict[str, Any]:
     return {"required": True, "content": content}
 
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
 class _TooLarge(Exception):
     pass
 
@@ -196,8 +197,6 @@ def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     return {"size": list(mask.shape), "polygons": polygons, "holes": holes}
 
 
-MAX_TEXT_BYTES = 1_000_000  # of a request body, without the image
-_CHUNK = 1 << 18  # base64 characters that are decoded at once; a multiple of 4
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     int(status): {"model": Problem, "description": status.phrase}
     for status in (

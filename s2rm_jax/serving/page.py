@@ -48,8 +48,7 @@ class Case:
 def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str | None = None) -> list[Case]:
     """Write up to `count` images of the run's split to `folder`; return no cases if the data is not available.
 
-    Generated scenes are always available. The images are evenly spaced over the split, because neighbours in a split
-    are often similar.
+    Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
     """
     try:
         source = build_source(config.input.source, split or config.eval.split)

@@ -19,17 +19,17 @@ pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
 
 
 @pytest.fixture
-def ask(service):
+def call_api(service):
     """A function that sends one request to the API; `limits` replaces the limits of the service."""
     from s2rm_jax.serving.api import build_api
 
-    def send(method="POST", path="/segment", limits=None, **given):
+    def send(method="POST", path="/segment", limits=None, **arguments):
         chosen = Service(service.segmenter, limits) if limits else service
 
         async def once():
             transport = httpx.ASGITransport(build_api(chosen))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.request(method, path, **given)
+                return await client.request(method, path, **arguments)
 
         return asyncio.run(once())
 
@@ -39,17 +39,17 @@ def ask(service):
 async def post(app, requests):
     """Send requests one after another and return the responses."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        return [await client.post("/segment", **given) for given in requests]
+        return [await client.post("/segment", **arguments) for arguments in requests]
 
 
 def encoded(content):
     return base64.b64encode(content).decode()
 
 
-def test_json_and_form_requests_have_equal_results(ask, striped_file):
+def test_json_and_form_requests_have_equal_results(call_api, striped_file):
     image, expressions, formats = striped_file(3, 16, 24), ["red", "the blue part"], ["rle", "png", "polygons"]
-    by_json = ask(json={"image": encoded(image), "expressions": expressions, "formats": formats})
-    by_form = ask(files={"image": ("a.png", image)}, data={"expressions": expressions, "formats": formats})
+    by_json = call_api(json={"image": encoded(image), "expressions": expressions, "formats": formats})
+    by_form = call_api(files={"image": ("a.png", image)}, data={"expressions": expressions, "formats": formats})
     assert by_json.status_code == by_form.status_code == 200
     assert by_json.json()["results"] == by_form.json()["results"]
     answer = by_json.json()
@@ -66,15 +66,15 @@ def test_json_and_form_requests_have_equal_results(ask, striped_file):
         np.testing.assert_array_equal(rasterize(found["polygons"]["polygons"], 16, 24), mask)
 
 
-def test_only_the_requested_formats_are_returned(ask, striped_file):
-    (found,) = ask(json={"image": encoded(striped_file()), "expressions": ["green zebra"]}).json()["results"]
+def test_only_the_requested_formats_are_returned(call_api, striped_file):
+    (found,) = call_api(json={"image": encoded(striped_file()), "expressions": ["green zebra"]}).json()["results"]
     assert (found["png"], found["polygons"], found["box"], found["area"], found["score"]) == (None, None, None, 0, 0)
     assert found["rle"]["size"] == [8, 8]
     assert "zebra" in found["remarks"][0]
 
 
 @pytest.mark.parametrize(
-    ("given", "status", "message"),
+    ("arguments", "status", "message"),
     [
         ({"json": {"expressions": ["red"]}}, 422, "image: Field required"),
         ({"json": {"image": "", "expressions": ["red"]}}, 400, "the image file is empty"),
@@ -99,22 +99,22 @@ def test_only_the_requested_formats_are_returned(ask, striped_file):
         ({"path": "/nowhere"}, 404, "Not Found"),
     ],
 )  # fmt: skip
-def test_errors_are_json_with_one_line(ask, given, status, message):
-    answer = ask(**given)
+def test_errors_are_json_with_one_line(call_api, arguments, status, message):
+    answer = call_api(**arguments)
     assert answer.status_code == status, answer.text
     assert list(answer.json()) == ["error"]
     assert message in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
 
 
-def test_an_image_of_200_megapixels(ask, enormous_image):
-    answer = ask(files={"image": enormous_image}, data={"expressions": "red"})
+def test_an_image_of_200_megapixels(call_api, enormous_image):
+    answer = call_api(files={"image": enormous_image}, data={"expressions": "red"})
     assert answer.status_code == 400
     assert "more than 25,000,000 pixels" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_reading_of_a_too_large_body_stops_early(ask, declared):
+def test_reading_of_a_too_large_body_stops_early(call_api, declared):
     sent = 0
 
     async def body():
@@ -124,7 +124,7 @@ def test_reading_of_a_too_large_body_stops_early(ask, declared):
             yield bytes(100_000)
 
     content = bytes(5_000_000) if declared else body()
-    answer = ask(limits=Limits(bytes=1000), content=content, headers={"content-type": "application/json"})
+    answer = call_api(limits=Limits(bytes=1000), content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert "more than 1,001,333 bytes" in answer.json()["error"]
     assert sent < 15
@@ -134,8 +134,8 @@ def test_too_many_requests_get_retry_after(striped_file, service):
     from s2rm_jax.serving.api import build_api
 
     app = build_api(Service(service.segmenter, Limits(per_minute=3)))
-    given = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
-    answers = asyncio.run(post(app, [given] * 4))
+    arguments = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
+    answers = asyncio.run(post(app, [arguments] * 4))
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert "more than 3 requests in a minute; retry in 20 s" in answers[-1].json()["error"]
     assert answers[-1].headers["retry-after"] == "20"
@@ -180,8 +180,8 @@ def test_fifty_concurrent_requests_get_their_own_results(service, striped_file):
         assert blue["area"] == mask.size - red["area"]
 
 
-def test_health(ask):
-    assert ask("GET", "/health").json() == {"status": "ok"}
+def test_health(call_api):
+    assert call_api("GET", "/health").json() == {"status": "ok"}
 
 
 def test_large_images_are_decoded_in_chunks():

@@ -49,7 +49,7 @@ def upload(page, path):
     page.locator("#image input[type=file]").set_input_files(path)
 
 
-def ask(page, text):
+def submit(page, text):
     page.locator("#expressions textarea").fill(text)
     page.locator("#find").click()
 
@@ -65,7 +65,7 @@ def test_an_image_and_its_masks(page, striped_file, tmp_path):
     image.write_bytes(striped_file(24, 48, 64))
     upload(page, image)
     page.get_by_text("64 × 48 pixels · Image encoded in").wait_for()
-    ask(page, "the red part\nblue")
+    submit(page, "the red part\nblue")
     page.locator(".found li").nth(1).wait_for()
     assert "2 expressions segmented in" in page.locator(".times").inner_text()
     assert "already encoded" in page.locator(".times").inner_text()
@@ -109,7 +109,7 @@ def test_one_click_segments_an_example(page):
 
 def test_the_page_works_after_errors(page, striped_file, enormous_image, tmp_path):
     problem = page.locator(".s2rm-problem")
-    ask(page, "red")
+    submit(page, "red")
     page.get_by_text("no image yet").wait_for()
     for content, message in (
         (b"not an image", "not a readable JPEG, PNG or WebP image"),
@@ -124,11 +124,11 @@ def test_the_page_works_after_errors(page, striped_file, enormous_image, tmp_pat
     (tmp_path / "good.png").write_bytes(striped_file())
     upload(page, tmp_path / "good.png")
     page.get_by_text("Image encoded in").wait_for()
-    ask(page, "x" * 10_000)
+    submit(page, "x" * 10_000)
     page.get_by_text("an expression has 10,000 characters, more than the limit of 500").wait_for()
-    ask(page, "red\n" * 17)
+    submit(page, "red\n" * 17)
     page.get_by_text("17 expressions exceed the limit of 16").wait_for()
-    ask(page, "red")
+    submit(page, "red")
     page.locator(".found li").wait_for()
     assert problem.count() == 0
     assert not page.errors
@@ -140,7 +140,7 @@ def test_expressions_are_escaped(page, striped_file, tmp_path):
     upload(page, tmp_path / "image.png")
     page.locator(".stage .photo").wait_for()
     written = "part <script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
-    ask(page, written)
+    submit(page, written)
     page.locator(".found li").wait_for()
     assert page.locator(".found b").inner_text() == written
     word = page.locator(".words .layer", has_text="<img")

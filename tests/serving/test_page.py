@@ -76,14 +76,12 @@ def test_invalid_uploads(visitor, files, status, message):
 def test_page_and_api_share_the_limits_of_a_visitor(limited):
     """An expression on a small image counts as 4 megapixels, so six of them reach the limit."""
     image = striped()
-    headers = {
-        "X-Forwarded-For": "192.0.2.1"
-    }  # must not count as another visitor, because any client can send this header
-    given = {"image": base64.b64encode(image).decode(), "expressions": ["red", "blue", "green"]}
-    assert limited.http.post("/segment", json=given).status_code == 200
+    headers = {"X-Forwarded-For": "192.0.2.1"}  # any client can send this header, so it must be ignored
+    body = {"image": base64.b64encode(image).decode(), "expressions": ["red", "blue", "green"]}
+    assert limited.http.post("/segment", json=body).status_code == 200
     path = limited.upload(image)
     assert "2 expressions segmented" in str(limited.send(limited.find, [as_file(path), "red\nblue"]))
-    refused = limited.http.post("/segment", json=given, headers=headers)
+    refused = limited.http.post("/segment", json=body, headers=headers)
     assert refused.status_code == 429
     assert re.search(r"too much work in a minute; retry 3 expressions .* in \d+ s", refused.json()["error"])
     assert 0 < int(refused.headers["retry-after"]) <= 60
@@ -91,10 +89,10 @@ def test_page_and_api_share_the_limits_of_a_visitor(limited):
     assert answer["success"]
     assert "too much work in a minute" in answer["output"]["data"][0]
 
-    more = (limited.http.post("/segment", json=given) for _ in range(20))
+    more = (limited.http.post("/segment", json=body) for _ in range(20))
     assert any("requests in a minute" in answer.json()["error"] for answer in more)
     for send in (
-        lambda: limited.http.post("/segment", json=given, headers=headers),
+        lambda: limited.http.post("/segment", json=body, headers=headers),
         lambda: limited.http.post("/demo/gradio_api/upload", files={"files": image}),
         lambda: limited.http.post("/demo/gradio_api/queue/join", json={}),
         lambda: limited.http.get("/demo/gradio_api/queue/data", params={"session_hash": "a"}),

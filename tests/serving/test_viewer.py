@@ -67,7 +67,11 @@ def test_expressions_and_words_are_escaped(explaining_service, striped_file):
     """The stand-in's tokenizer returns HTML for the word "part"."""
     written = "part <script>alert(1)</script>"
     page = Reader(answer_html(explaining_service.segment(striped_file(), [written], explain=True)))
-    assert [tag for tag, given in page.tags if tag == "script" or given.get("src") == "x" or "onerror" in given] == []
+    assert [
+        tag
+        for tag, attributes in page.tags
+        if tag == "script" or attributes.get("src") == "x" or "onerror" in attributes
+    ] == []
     assert written in page.text
     assert HTML in page.text
     legends = [button["data-legend"] for button in page.all("button")]
