@@ -103,7 +103,7 @@ class Visitors:
             )
 
     def charge(self, visitor: str, pixels: int, expressions: int) -> None:
-        """Count the work of segmenting expressions; raise RequestError if it exceeds the limit, ever or for now."""
+        """Count the work of segmenting expressions; raise RequestError if the visitor exceeds the limit."""
         limit = self._limits.work_per_minute
         work = expressions * max(pixels / 1e6, _MIN_MEGAPIXELS)
         count = "1 expression" if expressions == 1 else f"{expressions} expressions"
