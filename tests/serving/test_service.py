@@ -104,7 +104,7 @@ def test_invalid_images(segmenter, striped_file, enormous_image):
     for content, message in (
         (b"", "the image file is empty"),
         (b"not an image", "not a readable JPEG, PNG or WebP image"),
-        (bytes(60_001), "60,001 bytes, more than 60,000"),
+        (bytes(60_001), "60,001 bytes, more than the limit of 60,000"),
         (striped_file(1, 8, 13), "more than 100 pixels"),
         (enormous_image, "more than 100 pixels"),
     ):
