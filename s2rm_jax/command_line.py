@@ -60,7 +60,7 @@ def run(
         status, message = _outcome(main, flag_values, doc, required, others)
         _flush_stdout()
         if message:
-            others.say_last(message)
+            others.print_last(message)
         distributed.leave(status)
 
 

@@ -116,7 +116,7 @@ def _warm_up(service: Service) -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "PNG")
     for count in (1, 2, 4):
-        service.ask(file.getvalue(), ["the image"] * count, explain=True)
+        service.segment(file.getvalue(), ["the image"] * count, explain=True)
 
 
 if __name__ == "__main__":

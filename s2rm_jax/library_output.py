@@ -1,4 +1,4 @@
-"""Keep the output of other libraries off stderr, so that the messages of a command are found there."""
+"""Keep the output of other libraries off stderr, so that only the messages of the command appear there."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from s2rm_jax.io import on_bucket
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import LOG_DIRECTORY
 
-# JAX reports in its log which devices it could not use, and nowhere else. Our own logger has a handler of its own.
-_SHOWN, _OURS = "jax", "s2rm_jax"
-_KEPT = 1000  # records that are kept until the folder for them exists
+# JAX reports the devices that it cannot use only in its log. The logger of this package has its own handler.
+_SHOWN, _OWN = "jax", "s2rm_jax"
+_MAX_PENDING = 1000  # records that are kept in memory until the log folder exists
 
 
 class LibraryOutput(logging.Handler):
-    """While inside, hide what other libraries log, their warnings, and the tracebacks of their threads.
+    """Context manager that hides the log records, warnings and thread tracebacks of other libraries.
 
-    When a disk is full, Orbax and asyncio print thousands of lines about it. What matters is raised in the main thread
-    as well, and the command reports it in one line. The rest goes to <workdir>/log/libraries_N.log, N being the number
-    of the process.
+    When a disk is full, for example, Orbax and asyncio print thousands of lines. The same error is raised in the main
+    thread, and the command reports it in one line. Hidden output is written to <workdir>/log/libraries_N.log, where N
+    is the index of the process.
 
-    What C++ code writes to file descriptor 2 is not hidden before `say_last`: it is little, and where a signal ends
-    the process, as after an abort in XLA, it is all that is known of the reason.
+    Output of C++ code to file descriptor 2 is not hidden before `print_last`: it is short, and if a signal ends the
+    process, as after an abort in XLA, it is the only description of the cause.
     """
 
     def __init__(self) -> None:
@@ -35,59 +35,59 @@ class LibraryOutput(logging.Handler):
         self._verbose = False
         self._folder: Path | None = None
         self._file: int | None = None
-        self._before: deque[str] = deque(maxlen=_KEPT)
+        self._pending: deque[str] = deque(maxlen=_MAX_PENDING)
 
     def set_up(self, verbose: bool, workdir: str | None) -> None:
-        """Show everything if `verbose`; else write what is hidden to the log folder of `workdir`, once it has one."""
+        """Show all output if `verbose`; otherwise write hidden output to the log folder of `workdir` once it exists."""
         self._verbose = verbose
-        # A bucket cannot append, and its client would be called from within its own threads.
+        # Files in a bucket cannot be appended to, and its client would be called from its own threads.
         self._folder = Path(workdir) / LOG_DIRECTORY if workdir and not on_bucket(workdir) else None
         if not verbose:
-            # Input workers leave shared memory behind when they are ended. Python's resource tracker, a process of
-            # its own, frees it, with a warning after the last message of this process.
+            # Input workers that are terminated leave shared memory behind. Python's resource tracker, a separate
+            # process, frees it and prints a warning after the last message of this process.
             os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record, or write it to the file for hidden output."""
         library = record.name.split(".")[0]
-        if library == _OURS:
+        if library == _OWN:
             return
         shown = library == _SHOWN
         text = self.format(record) if shown else f"{record.levelname}:{record.name}: {self.format(record)}"
-        with suppress(OSError):  # such as a full disk, of which the command itself speaks
+        with suppress(OSError):  # such as a full disk, which the command itself reports
             if shown or self._verbose:
                 print(text, file=sys.stderr)
             elif self._folder:
-                self._before.append(text + "\n")
+                self._pending.append(text + "\n")
                 self._write(self._folder)
 
     def _write(self, folder: Path) -> None:
         if self._file is None and folder.is_dir():
             name = f"libraries_{distributed.process()[0]}.log"
             self._file = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        while self._file is not None and self._before:
-            # os.write, because a record may come while another is written: from a destructor, in the same thread.
-            os.write(self._file, self._before.popleft().encode(errors="backslashreplace"))
+        while self._file is not None and self._pending:
+            # os.write is reentrant: a destructor may log a record while this thread writes another.
+            os.write(self._file, self._pending.popleft().encode(errors="backslashreplace"))
 
-    def say_last(self, message: str) -> None:
-        """Write a message to stderr that stays the last one there, unless everything is shown.
+    def print_last(self, message: str) -> None:
+        """Print a message to stderr as the last output of the process, unless all output is shown.
 
-        From then on, file descriptor 2 leads to the file for hidden output or nowhere, for C++ code too, until the
-        process ends: threads that are still running and the exit handlers of libraries print after any message.
+        Running threads and the exit handlers of libraries may print afterwards, from C++ code too. Therefore file
+        descriptor 2 is redirected to the file of hidden output, or to the null device, until the process ends.
         """
-        with suppress(OSError, AttributeError):  # stderr may be full, or closed and None; the exit status stays right
+        with suppress(OSError, AttributeError):  # stderr may be full, or closed and None; the exit status is unaffected
             sys.stderr.flush()
-            screen = os.dup(2)
+            stderr = os.dup(2)
             if not self._verbose:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere if self._file is None else self._file, 2)
-                os.close(nowhere)
-            with open(screen, "w", encoding=sys.stderr.encoding, errors="backslashreplace") as stream:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null if self._file is None else self._file, 2)
+                os.close(null)
+            with open(stderr, "w", encoding=sys.stderr.encoding, errors="backslashreplace") as stream:
                 print(message, file=stream)
 
     def __enter__(self) -> LibraryOutput:
-        self._hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
-        # C++ code that calls back into Python reports errors to sys.excepthook, from threads of its own.
+        self._previous_hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+        # Errors in Python callbacks of C++ code are reported to sys.excepthook, from C++ threads.
         sys.excepthook = lambda kind, error, trace: _log("sys.excepthook", error)
         threading.excepthook = lambda args: _log("threading.excepthook", args.exc_value, f"in {args.thread}")
         sys.unraisablehook = lambda args: _log("sys.unraisablehook", args.exc_value, f"{args.err_msg}: {args.object!r}")
@@ -98,12 +98,12 @@ class LibraryOutput(logging.Handler):
     def __exit__(self, *_: object) -> None:
         logging.getLogger().removeHandler(self)
         logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook, sys.unraisablehook = self._hooks
+        sys.excepthook, threading.excepthook, sys.unraisablehook = self._previous_hooks
         if self._file is not None:
             os.close(self._file)
 
 
 def _log(hook: str, error: BaseException | None, message: str = "") -> None:
-    """Log an error, with its traceback, that Python reports to `hook`."""
+    """Log an error that Python reports to `hook`, with its traceback."""
     if not isinstance(error, SystemExit):
         logging.getLogger(hook).error(message, exc_info=error)

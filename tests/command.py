@@ -1,4 +1,4 @@
-"""Runs commands: in this process, which spares the imports, or in one of their own."""
+"""Run commands in this process, which saves the time of the imports, or in a separate process."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
-Done = subprocess.CompletedProcess[str]  # returncode, stdout, stderr
+CompletedCommand = subprocess.CompletedProcess[str]  # returncode, stdout, stderr
 
 
-def run_command(name: str, *arguments: object, cwd: Path | str = ROOT) -> Done:
-    """Run a command in this process as `python -m s2rm_jax.NAME` would in its own: run_command("train", "--help").
+def run_command(name: str, *arguments: object, cwd: Path | str = ROOT) -> CompletedCommand:
+    """Run `python -m s2rm_jax.NAME` in this process: run_command("train", "--help").
 
-    A name with a dot is that of the whole module. The module is executed anew, so that its flags are fresh; the modules
-    that it imports are those of the tests, which may have patched them.
+    A name with a dot is a full module name. The module is executed anew, so its flags have their defaults. The modules
+    that it imports are shared with the tests, which may have patched them.
     """
     module = name if "." in name else f"s2rm_jax.{name}"
-    sys.modules.pop("config_config", None)  # ml_collections leaves the configuration of the command before there
-    return run_here(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), *arguments, cwd=cwd)
+    sys.modules.pop("config_config", None)  # ml_collections stores the configuration of the previous command there
+    return run_function(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), *arguments, cwd=cwd)
 
 
-def run_here(function: Callable[[], object], *arguments: object, cwd: Path | str = ROOT) -> Done:
-    """Call a function as a program with these arguments, and return how it exited and what it printed.
+def run_function(function: Callable[[], object], *arguments: object, cwd: Path | str = ROOT) -> CompletedCommand:
+    """Call a function as the main function of a program; return its exit status and output.
 
-    Output is captured from the file descriptors, because a command that fails closes that of stderr to other libraries.
+    Output is captured from the file descriptors, because a failing command redirects file descriptor 2.
     """
     argv = ["command", *map(str, arguments)]
     with contextlib.ExitStack() as stack:
@@ -44,20 +44,20 @@ def run_here(function: Callable[[], object], *arguments: object, cwd: Path | str
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".* found in sys.modules after import of package", RuntimeWarning)
         warnings.filterwarnings("ignore", r"the load_module\(\) method is deprecated", DeprecationWarning)
-        # predict quietens it for its process.
+        # The command predict sets the level of this logger for its process.
         stack.callback(logging.getLogger("s2rm_jax.input.tokens").setLevel, logging.NOTSET)
         try:
             function()
             status = 0
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            status = end.code
+        except SystemExit as error:
+            assert isinstance(error.code, int)
+            status = error.code
     return subprocess.CompletedProcess(argv, status, *output)
 
 
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
-    """While inside, stdout and stderr go to files; the list receives what is in them."""
+    """Redirect stdout and stderr to files; append the contents of both to the yielded list on exit."""
     texts: list[str] = []
     streams, descriptors = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -78,10 +78,10 @@ def _captured() -> Iterator[list[str]]:
                 texts.append(file.read().decode())
 
 
-def run_process(*arguments: object, cwd: Path | str = ROOT, blocks: int | None = None) -> Done:
-    """Run Python with these arguments in a process of its own.
+def run_process(*arguments: object, cwd: Path | str = ROOT, blocks: int | None = None) -> CompletedCommand:
+    """Run Python with these arguments in a separate process.
 
-    `blocks` is the size of the largest file that it may write, in blocks of 1,024 bytes, as if its disk were full then.
+    `blocks` limits the size of the files that it writes, in blocks of 1,024 bytes, to simulate a full disk.
     """
     command = [sys.executable, *map(str, arguments)]
     if blocks is not None:

@@ -12,7 +12,7 @@ from ml_collections.config_flags import config_flags
 from s2rm_jax import command_line
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.training.interrupt import Interrupted
-from tests.command import ROOT, run_here
+from tests.command import ROOT, run_function
 
 CONFIG = """
 from s2rm_jax.config import default_config
@@ -42,7 +42,7 @@ def call(monkeypatch):
         config = config_flags.DEFINE_config_file("config", None, "a configuration", flag_values=values)
         flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values)
         seen = []
-        done = run_here(
+        done = run_function(
             lambda: command_line.run(
                 main or (lambda: seen.append(config.value)),
                 values,
@@ -215,7 +215,7 @@ def call_for_result():
                 raise raised
             return result
 
-        done = run_here(lambda: command_line.run(main, values, "Does things."), *arguments)
+        done = run_function(lambda: command_line.run(main, values, "Does things."), *arguments)
         return done.returncode, done.stdout, done.stderr
 
     return call

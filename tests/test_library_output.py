@@ -12,7 +12,7 @@ from absl import flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
-from tests.command import run_here, run_process
+from tests.command import run_function, run_process
 
 
 class Library:
@@ -58,7 +58,7 @@ SOURCES = ("a log", "a thread", "C++", "a destructor", "a warning")
 def run(main, *arguments):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values)
-    return run_here(lambda: command_line.run(main, values, "Does things."), *arguments)
+    return run_function(lambda: command_line.run(main, values, "Does things."), *arguments)
 
 
 def fail():
@@ -184,7 +184,7 @@ def test_the_status_is_right_where_nothing_can_be_said(stream):
         os.dup2(os.open("/dev/full", os.O_WRONLY), number)
         command_line.run(main, flags.FlagValues(), "Does things.")
 
-    done = run_here(run_on_full)
+    done = run_function(run_on_full)
     assert done.returncode == 2
     assert (done.stdout, done.stderr) == (
         ("", "error: the disk is full: make room.\n") if stream == "stdout" else ("a result\n", "")

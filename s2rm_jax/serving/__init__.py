@@ -1,1 +1,1 @@
-"""A trained network as a page and an HTTP interface (the extra `demo`)."""
+"""Serve a trained network as a web page and over HTTP (the extra `demo`)."""

@@ -1,10 +1,7 @@
-"""The HTTP interface: POST /segment with an image and expressions gives masks; GET /openapi.json describes it.
+"""The HTTP API: POST /segment takes an image and expressions and returns masks; GET /openapi.json describes it.
 
-What the HTTP interface takes and gives, as the OpenAPI schema tells it.
-
-Refuses request bodies that are too large while they arrive, before anything is stored of them.
-
-Masks in the forms in which other programs take them.
+The models below define the request and the response in the OpenAPI schema. Request bodies are limited in size while
+they arrive, and masks are returned as COCO RLE, PNG or polygons.
 """
 
 from __future__ import annotations
@@ -30,105 +27,106 @@ from starlette.exceptions import HTTPException
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.masks import outlines
-from s2rm_jax.serving.limits import Limits, Refused
+from s2rm_jax.serving.limits import Limits, RequestError
 from s2rm_jax.serving.service import Answer, Service
 
 Format = Literal["rle", "png", "polygons"]
+Message = MutableMapping[str, Any]  # of ASGI
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
-# 8 x 8 pixels, the left half red: small enough for an example, and an image that can be asked about.
+MAX_TEXT_BYTES = 1_000_000  # of a request body, without the image
+_CHUNK = 1 << 18  # base64 characters that are decoded at once; a multiple of 4
+
+# 8 x 8 pixels, the left half red: the example of the schema, short but a valid image.
 EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGP8z4AAjAwIHhMDDjA4JQCGUgIPOvf3dAAAAABJRU5ErkJggg=="
 )
 
 
 class SegmentRequest(BaseModel):
-    """An image and what is to be found in it."""
+    """An image and the expressions to segment in it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str = Field(
-        description="the file of the image (JPEG, PNG or WebP), in base64",
+        description="the image file (JPEG, PNG or WebP), encoded in base64",
         examples=[EXAMPLE_IMAGE],
     )
     expressions: list[str] = Field(min_length=1, examples=[["the red half"]])
-    formats: list[Format] = Field(default=["rle"], min_length=1, description="the forms in which masks are wanted")
+    formats: list[Format] = Field(default=["rle"], min_length=1, description="the mask formats to return")
 
 
 class Rle(BaseModel):
-    """COCO's compressed run lengths."""
+    """A mask in COCO's compressed run-length encoding."""
 
     size: tuple[int, int] = Field(description="height and width in pixels")
     counts: str
 
 
 class Polygons(BaseModel):
-    """Outlines along the edges of pixels; the mask is where an odd number of them covers a pixel."""
+    """Outlines along the edges of pixels; a pixel is in the mask if an odd number of outlines covers it."""
 
     size: tuple[int, int] = Field(description="height and width in pixels")
-    polygons: list[list[int]] = Field(description="around the parts, each as x0, y0, x1, y1, ...")
-    holes: list[list[int]]
+    polygons: list[list[int]] = Field(description="outer outlines, each as x0, y0, x1, y1, ...")
+    holes: list[list[int]] = Field(description="outlines of holes, in the same form")
 
 
-class Found(BaseModel):
-    """What one expression means."""
+class ExpressionResult(BaseModel):
+    """The result for one expression."""
 
     expression: str
-    score: float = Field(ge=0, le=1, description="mean probability of foreground over the mask; 0 where it is empty")
+    score: float = Field(ge=0, le=1, description="mean foreground probability over the mask; 0 for an empty mask")
     no_target: float | None = Field(
-        description="probability that the expression refers to nothing, if the network says it"
+        description="probability that the expression has no target; null if the network does not predict it"
     )
-    area: int = Field(ge=0, description="pixels of the mask")
-    box: tuple[int, int, int, int] | None = Field(description="left, top, right, bottom; null where the mask is empty")
+    area: int = Field(ge=0, description="number of pixels in the mask")
+    box: tuple[int, int, int, int] | None = Field(description="left, top, right, bottom; null for an empty mask")
     rle: Rle | None
-    png: str | None = Field(description="a PNG in base64: 255 inside, 0 outside")
+    png: str | None = Field(description="a PNG encoded in base64: 255 inside, 0 outside")
     polygons: Polygons | None
-    remarks: list[str] = Field(description="words that were cut off or are not known")
+    remarks: list[str] = Field(description="warnings about truncated or unknown words")
 
 
 class Times(BaseModel):
-    """What took how long on the server, without waiting."""
+    """Processing times on the server, without the time spent in the queue."""
 
-    encode_seconds: float = Field(ge=0, description="0 where the image was encoded for an earlier request")
-    image_was_known: bool
-    ask_seconds: float = Field(ge=0)
+    encode_seconds: float = Field(ge=0, description="0 if the image was encoded for an earlier request")
+    image_was_known: bool = Field(description="whether the image was encoded for an earlier request")
+    ask_seconds: float = Field(ge=0, description="time to segment all expressions")
 
 
 class SegmentAnswer(BaseModel):
-    """What was found, in the order of the expressions; masks have the size of the image, upright as viewers show it."""
+    """Results in the order of the expressions; masks have the size of the image, with its EXIF orientation applied."""
 
     width: int
     height: int
-    results: list[Found]
+    results: list[ExpressionResult]
     times: Times
 
 
 class Problem(BaseModel):
-    """What is wrong with a request, and what to do."""
+    """What is wrong with a request and how to correct it."""
 
     error: str
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """The status of the server."""
 
     status: Literal["ok"] = "ok"
 
 
 def request_body(limits: Limits) -> dict[str, Any]:
-    """Returns what OpenAPI calls the request body: a SegmentRequest in JSON, or the same as a form with a file."""
+    """Return the OpenAPI request body: a SegmentRequest as JSON, or the same fields as a form with an image file."""
     as_json = SegmentRequest.model_json_schema()
     properties = as_json["properties"]
     properties["expressions"] |= {"maxItems": limits.expressions}
     properties["expressions"]["items"] |= {"minLength": 1, "maxLength": limits.characters}
-    file = {"type": "string", "format": "binary", "description": "the file of the image"}
+    file = {"type": "string", "format": "binary", "description": "the image file"}
     as_form = {"type": "object", "required": ["image", "expressions"], "properties": properties | {"image": file}}
     content = {"application/json": {"schema": as_json}, "multipart/form-data": {"schema": as_form}}
     return {"required": True, "content": content}
-
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class _TooLarge(Exception):
@@ -136,19 +134,19 @@ class _TooLarge(Exception):
 
 
 class BodyLimit:
-    """An ASGI middleware that answers 413 where a body has more than `limit` bytes."""
+    """ASGI middleware that responds with status 413 if a request body has more than `limit` bytes."""
 
     def __init__(self, app: Any, limit: int):
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Passes a request on, counting its bytes."""
+        """Pass a request to the application and count the bytes of its body as they arrive."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        received, answered = 0, False
+        received, started = 0, False
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -156,51 +154,49 @@ class BodyLimit:
                 raise _TooLarge
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal answered
-            answered = True
+        async def send_recorded(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
         try:
-            if announced.isdigit() and int(announced) > self._limit:
+            if declared.isdigit() and int(declared) > self._limit:
                 raise _TooLarge
-            await self._app(scope, counted, noted)
+            await self._app(scope, receive_counted, send_recorded)
         except _TooLarge:
-            if not answered:
-                await self._refuse(send)
+            if not started:
+                await self._send_error(send)
 
-    async def _refuse(self, send: Send) -> None:
-        body = json.dumps({"error": f"the request has more than {self._limit:,} bytes; send a smaller image"}).encode()
+    async def _send_error(self, send: Send) -> None:
+        body = json.dumps({"error": f"request body: more than {self._limit:,} bytes; send a smaller image"}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
         await send({"type": "http.response.body", "body": body})
 
 
 def as_png(mask: Bool[np.ndarray, "h w"]) -> bytes:
-    """Returns a PNG of the mask's size with one value a pixel: 255 inside, 0 outside."""
+    """Return the mask as a grayscale PNG: 255 inside, 0 outside."""
     buffer = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def as_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """Returns COCO's compressed run lengths: {"size": [height, width], "counts": text}."""
-    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}
+    """Return the mask in COCO's compressed run-length encoding: {"size": [height, width], "counts": text}."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
 
 def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """Returns {"size": [height, width], "polygons": [[x0, y0, ...], ...], "holes": [...]}, see `outlines`.
+    """Return {"size": [height, width], "polygons": [[x0, y0, ...], ...], "holes": [...]}; see `outlines`.
 
-    Without holes the polygons are a segmentation of COCO as they are.
+    If there are no holes, the polygons are a valid COCO segmentation.
     """
-    around, holes = outlines(mask)
-    return {"size": list(mask.shape), "polygons": around, "holes": holes}
+    polygons, holes = outlines(mask)
+    return {"size": list(mask.shape), "polygons": polygons, "holes": holes}
 
 
-ROOM_FOR_TEXT = 1_000_000  # bytes of a request beside the image
-_PIECE = 1 << 18  # letters of base64, a multiple of 4
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     int(status): {"model": Problem, "description": status.phrase}
     for status in (
@@ -215,26 +211,26 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def build_api(service: Service) -> FastAPI:
-    """Returns the application that answers POST /segment."""
-    # The interactive pages of FastAPI load their code from elsewhere.
+    """Return the application that serves POST /segment and GET /health."""
+    # The interactive pages of FastAPI load scripts from other servers.
     app = FastAPI(title="s2rm_jax", docs_url=None, redoc_url=None)
 
     @app.get("/health")
-    async def health() -> Health:  # not in the threads in which questions wait
-        """Says that the server answers."""
+    async def health() -> Health:  # async: must not wait for a thread, which may all be held by queued requests
+        """Return the status of the server."""
         return Health()
 
     @app.post("/segment", responses=_PROBLEMS, openapi_extra={"requestBody": request_body(service.limits)})
     async def segment(request: Request) -> SegmentAnswer:
-        """Segments what each expression means in the image."""
+        """Segment the referent of each expression in the image."""
         visitor = visitor_of(request)
         service.visitors.count(visitor)
-        asked, content = await _read(request)
-        return await run_in_threadpool(_answer, service, asked, content, visitor)
+        body, content = await _read(request)
+        return await run_in_threadpool(_segment, service, body, content, visitor)
 
-    app.add_middleware(BodyLimit, limit=service.limits.bytes * 4 // 3 + ROOM_FOR_TEXT)
-    app.add_exception_handler(UserError, _say_user_error)
-    app.add_exception_handler(HTTPException, _say_http_error)
+    app.add_middleware(BodyLimit, limit=service.limits.bytes * 4 // 3 + MAX_TEXT_BYTES)
+    app.add_exception_handler(UserError, _user_error_response)
+    app.add_exception_handler(HTTPException, _http_error_response)
     return app
 
 
@@ -247,66 +243,71 @@ async def _read(request: Request) -> tuple[SegmentRequest, bytes]:
             return await _read_form(request)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the request"
-        raise Refused(f"{where}: {first['msg']}; see /openapi.json", HTTPStatus.UNPROCESSABLE_ENTITY) from error
+        where = ".".join(map(str, first["loc"])) or "request body"
+        raise RequestError(f"{where}: {first['msg']}; see /openapi.json", HTTPStatus.UNPROCESSABLE_ENTITY) from error
     except (binascii.Error, ValueError) as error:
-        raise Refused("image: not base64; see /openapi.json", HTTPStatus.UNPROCESSABLE_ENTITY) from error
-    raise Refused("send application/json or multipart/form-data; see /openapi.json", HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        raise RequestError("image: invalid base64; see /openapi.json", HTTPStatus.UNPROCESSABLE_ENTITY) from error
+    raise RequestError(
+        "Content-Type: must be application/json or multipart/form-data; see /openapi.json",
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    )
 
 
 def _read_json(body: bytes) -> tuple[SegmentRequest, bytes]:
-    """Reads a request in a thread, while the server goes on answering others.
+    """Return a JSON request and the decoded bytes of its image.
 
-    Of 28 MB it takes a quarter of a second, nearly all of it in base64, which lets no other thread run before it is
-    through; so it goes by pieces.
+    Decoding 28 MB of base64 takes a quarter of a second and holds the GIL throughout. The text is therefore decoded in
+    chunks, between which other threads can run.
     """
-    asked = SegmentRequest.model_validate_json(body)
-    text = asked.image
-    if "=" in text[:-2]:  # padding between pieces
+    request = SegmentRequest.model_validate_json(body)
+    text = request.image
+    if "=" in text[:-2]:  # padding is valid at the end only; b64decode would accept it at the end of any chunk
         raise binascii.Error
-    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
-    return asked, b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
+    chunks = (text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK))
+    return request, b"".join(base64.b64decode(chunk, validate=True) for chunk in chunks)
 
 
 async def _read_form(request: Request) -> tuple[SegmentRequest, bytes]:
     async with request.form(max_files=1, max_fields=100) as form:
-        given: dict[str, Any] = {"image": "", "expressions": form.getlist("expressions")}
+        fields: dict[str, Any] = {"image": "", "expressions": form.getlist("expressions")}
         if "formats" in form:
-            given["formats"] = form.getlist("formats")
-        asked = SegmentRequest.model_validate(given)
-        return asked, await uploaded(form, "image").read()
+            fields["formats"] = form.getlist("formats")
+        body = SegmentRequest.model_validate(fields)
+        return body, await uploaded_file(form, "image").read()
 
 
-def uploaded(form: FormData, field: str) -> UploadFile:
-    """Returns the file in a field of a form; raises Refused if there is none."""
+def uploaded_file(form: FormData, field: str) -> UploadFile:
+    """Return the file in a field of a form; raise RequestError if the field has no file."""
     file = form.get(field)
     if not isinstance(file, UploadFile):
-        raise Refused(f"{field}: the file of the image is missing", HTTPStatus.UNPROCESSABLE_ENTITY)
+        raise RequestError(
+            f"{field}: image file missing; attach a JPEG, PNG or WebP file", HTTPStatus.UNPROCESSABLE_ENTITY
+        )
     return file
 
 
 def visitor_of(request: Any) -> str:
-    """Returns the address by which requests, of Starlette or of Gradio, are counted together."""
+    """Return the client address of a Starlette or Gradio request; limits apply per address."""
     return request.client.host if request.client else ""
 
 
-def _answer(service: Service, asked: SegmentRequest, content: bytes, visitor: str) -> SegmentAnswer:
-    with service.turn():
-        answer = service.ask(content, asked.expressions, visitor=visitor)
+def _segment(service: Service, request: SegmentRequest, content: bytes, visitor: str) -> SegmentAnswer:
+    with service.reserve_device():
+        answer = service.segment(content, request.expressions, visitor=visitor)
         height, width = answer.encoding.image.image.shape[:2]
-        results = [_found(answer, row, asked) for row in range(len(answer.result.expressions))]
+        results = [_expression_result(answer, row, request.formats) for row in range(len(answer.result.expressions))]
     times = Times(
         encode_seconds=answer.encoding.seconds,
-        image_was_known=answer.encoding.was_known,
+        image_was_known=answer.encoding.was_cached,
         ask_seconds=answer.seconds,
     )
     return SegmentAnswer(width=width, height=height, results=results, times=times)
 
 
-def _found(answer: Answer, row: int, asked: SegmentRequest) -> Found:
-    result, formats = answer.result, asked.formats
+def _expression_result(answer: Answer, row: int, formats: list[Format]) -> ExpressionResult:
+    result = answer.result
     mask: Bool[np.ndarray, "h w"] = result.masks[row]
-    return Found(
+    return ExpressionResult(
         expression=result.expressions[row],
         score=float(result.scores[row]),
         no_target=None if result.no_target is None else float(result.no_target[row]),
@@ -319,12 +320,12 @@ def _found(answer: Answer, row: int, asked: SegmentRequest) -> Found:
     )
 
 
-async def _say_user_error(_: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, Refused):
+async def _user_error_response(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, RequestError):
         return JSONResponse({"error": str(error)}, error.status, error.headers)
     return JSONResponse({"error": str(error)}, HTTPStatus.BAD_REQUEST)
 
 
-async def _say_http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error_response(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)

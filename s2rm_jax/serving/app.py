@@ -1,4 +1,4 @@
-"""Page and HTTP interface in one application: / leads to the page, /segment answers programs."""
+"""One application with the web page and the HTTP API: / redirects to the page, /segment is the API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Before Gradio is imported: it would report its use and look for newer versions of itself.
+# Must be set before Gradio is imported: it would send usage reports and check for updates.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -19,7 +19,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Mount
 
-from s2rm_jax.serving.api import build_api, uploaded, visitor_of
+from s2rm_jax.serving.api import build_api, uploaded_file, visitor_of
 from s2rm_jax.serving.limits import check_bytes
 from s2rm_jax.serving.page import Case, build_page
 from s2rm_jax.serving.page_gate import PageGate
@@ -28,56 +28,56 @@ from s2rm_jax.serving.uploads import Uploads
 from s2rm_jax.serving.viewer import SCRIPT, STYLE
 
 PAGE = "/demo"
-# Beyond, a connection is answered by 503 at once, so that no more bodies than these are ever held.
-_MOST_CONNECTIONS = 200
-_LAST_ANSWERS = 10  # seconds, to finish them when the server ends
-_SHOWN_AS = {".jpg": "image/jpeg", ".png": "image/png"}  # the images of the examples
+# Further connections get status 503 at once, which bounds the number of request bodies in memory.
+_MAX_CONNECTIONS = 200
+_SHUTDOWN_SECONDS = 10  # to finish open requests
+_MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}  # of the example images
 
 
 def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: str = "") -> FastAPI:
-    """Returns the application; page and interface share the limits of a visitor.
+    """Return the application; the limits of a visitor apply to the page and the API together.
 
     Args:
-        service: answers the requests.
-        folder: holds what visitors upload. It must belong to this process alone, as the page gives out any file in it
-            to who knows its path; only one application of a process can have one. The images of the cases lie there.
-        cases: the examples of the page.
-        name: which network answers.
+        service: segments the images.
+        folder: holds the uploads and the images of `cases`. It must belong to this process alone, because the page
+            serves any file in it to anyone who knows its path. A process can have only one such application.
+        cases: the examples on the page.
+        name: the name of the network that the page displays.
     """
     uploads = Uploads(folder)
-    # Where Gradio looks for files, and where it would copy others to; its default is shared by all users of a machine.
+    # Gradio reads files from this folder and copies others to it; its default is shared by all users of a machine.
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     page = build_page(service, cases, uploads, name)
     app = build_api(service)
 
     @app.get("/", include_in_schema=False)
-    def front() -> RedirectResponse:
+    def index() -> RedirectResponse:
         return RedirectResponse(PAGE)
 
     @app.post(f"{PAGE}/gradio_api/upload", include_in_schema=False)
     async def upload(request: Request) -> list[str]:
-        """Takes the place of Gradio's upload, which derives the path from the content and counts no visitors."""
+        """Replace Gradio's upload route, which derives the path from the content and does not limit visitors."""
         service.visitors.count(visitor_of(request))
         async with request.form(max_files=1, max_fields=0) as form:
-            content = await uploaded(form, "files").read()
+            content = await uploaded_file(form, "files").read()
         check_bytes(len(content), service.limits)
         path = str(await run_in_threadpool(uploads.add, content))
-        page.upload_file_set.add(path)  # which Gradio removes when they are old
+        page.upload_file_set.add(path)  # Gradio removes old files of this set
         return [path]
 
     @app.get(f"{PAGE}/gradio_api/upload_progress", include_in_schema=False)
     def upload_progress() -> Response:
-        """Ends at once the stream by which the page would show how much has arrived."""
+        """Replace Gradio's stream of the upload's progress by one that ends at once."""
         return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
 
     @app.get(f"{PAGE}/gradio_api/file={{path:path}}", include_in_schema=False)
     def file(path: str) -> Response:
-        """Takes the place of Gradio's files, which lie in more folders and may be fetched from other servers."""
+        """Replace Gradio's file route, which also serves other folders and fetches files from other servers."""
         headers = {"X-Content-Type-Options": "nosniff"}
-        media_type = _SHOWN_AS.get(Path(path).suffix, "application/octet-stream")
+        media_type = _MEDIA_TYPES.get(Path(path).suffix, "application/octet-stream")
         return Response(uploads.read(path, service.limits.bytes), media_type=media_type, headers=headers)
 
-    # Fonts of the system, as those of Gradio's themes are loaded from elsewhere.
+    # System fonts, because the fonts of Gradio's themes are loaded from other servers.
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     gr.mount_gradio_app(
         app,
@@ -101,25 +101,25 @@ def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: 
 
 
 def build_server(app: FastAPI) -> uvicorn.Server:
-    """Returns the server of an application; `run(sockets=[...])` serves until it is ended."""
+    """Return the server of an application; its `run(sockets=[...])` serves until the process is interrupted."""
     config = uvicorn.Config(
         app,
         log_level="warning",
-        limit_concurrency=_MOST_CONNECTIONS,
-        proxy_headers=False,  # any client can write those, and would be another visitor with each
-        timeout_graceful_shutdown=_LAST_ANSWERS,
+        limit_concurrency=_MAX_CONNECTIONS,
+        proxy_headers=False,  # a client could set these headers to get around the limits of a visitor
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     return _Server(config, app.state.closing)
 
 
 class _Server(uvicorn.Server):
-    """Sets an event when it begins to end, which ends the streams that open pages hold; it would wait for those."""
+    """A server that sets an event at shutdown, which ends the streams of open pages; uvicorn would wait for them."""
 
     def __init__(self, config: uvicorn.Config, closing: asyncio.Event):
         super().__init__(config)
         self._closing = closing
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends streams, finishes answers, ends."""
+        """End the streams, finish the open requests and stop."""
         self._closing.set()
         await super().shutdown(sockets)

@@ -1,9 +1,9 @@
-"""Refuses image files that would keep a decoder busy, or fill the memory, far beyond what their pixels account for.
+"""Reject image files whose decoding takes far more time or memory than their number of pixels suggests.
 
-Decoders are fast for what cameras and programs write. Of a file that was made for the purpose they take minutes:
-hundreds of thousands of scans of a JPEG, a million empty chunks of a PNG, EXIF data whose entries all point to the same
-megabytes, a run-length encoded BMP, a PPM of text. So visitors may send the kinds that are decoded in C, with no more
-parts than real files have.
+Files from cameras and image editors decode fast. A crafted file can take minutes: a JPEG with hundreds of thousands of
+scans, a PNG with a million empty chunks, EXIF data whose entries all point to the same megabytes, a run-length encoded
+BMP, a plain-text PPM. Therefore only formats that are decoded in C are accepted, with at most as many parts as real
+files have.
 """
 
 from __future__ import annotations
@@ -16,59 +16,61 @@ from itertools import islice
 from PIL import Image
 
 from s2rm_jax.input.images import MOST_EXIF
-from s2rm_jax.serving.limits import Limits, Refused, check_bytes
+from s2rm_jax.serving.limits import Limits, RequestError, check_bytes
 
-KINDS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _SCAN, _EXIF = b"\xff\xda", b"Exif\0\0"
-_WITH_LENGTH = {*range(0xC0, 0xD0), *range(0xDB, 0xF0), 0xFE} - {0xC8}  # markers of segments that say how long they are
-_MOST_SEGMENTS = 300  # before the first scan of a JPEG; phones that store depth in XMP write about 100
-_MOST_SCANS = 100  # a progressive JPEG has about 10
-_MOST_CHUNKS = 20_000  # of a PNG: 20 MB in chunks of 1 kB
+_WITH_LENGTH = {*range(0xC0, 0xD0), *range(0xDB, 0xF0), 0xFE} - {
+    0xC8
+}  # markers followed by the length of their segment
+_MAX_SEGMENTS = 300  # before the first scan of a JPEG; phones that store depth in XMP write about 100
+_MAX_SCANS = 100  # a progressive JPEG has about 10
+_MAX_CHUNKS = 20_000  # of a PNG: 20 MB in chunks of 1 kB
 
 
 def check_image(content: bytes, limits: Limits) -> int:
-    """Return the number of pixels of an image file, by its header.
+    """Check an image file and return its number of pixels, read from its header.
 
     Raises:
-        Refused: the file is empty, too large, of another kind, damaged, or has more parts than such files have.
+        RequestError: the file is empty, too large, damaged, of an unsupported format, or has too many parts.
     """
     check_bytes(len(content), limits)
     if content.startswith(_JPEG):
-        segments = _at_most(_MOST_SEGMENTS, _segments(content), "segments")
+        segments = _take_at_most(_MAX_SEGMENTS, _segments(content), "segments")
         if sum(map(len, filter(lambda segment: segment.startswith(_EXIF, 4), segments))) > MOST_EXIF:
-            raise _refused("the image has too much EXIF data; save it without")
-        _at_most(_MOST_SCANS, _scans(content), "scans")
+            raise _error("the image has too much EXIF data; remove it")
+        _take_at_most(_MAX_SCANS, _scans(content), "scans")
     elif content.startswith(_PNG):
-        _at_most(_MOST_CHUNKS, _chunks(content), "chunks")
+        _take_at_most(_MAX_CHUNKS, _chunks(content), "chunks")
     try:
-        with Image.open(BytesIO(content), formats=KINDS) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height
     except Image.UnidentifiedImageError as error:
-        raise _refused("not an image that can be read here (JPEG, PNG, WebP); convert it") from error
+        raise _error("the file is not a readable JPEG, PNG or WebP image; convert it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pixels = limits.pixels + 1
-    except Exception as error:  # readers raise nearly anything on damaged data
-        raise _refused("the image is damaged; get it again or convert it") from error
+    except Exception as error:  # Pillow raises many kinds of errors on damaged data
+        raise _error("the image is damaged; save or convert it again") from error
     if pixels > limits.pixels:
-        raise _refused(f"the image has more than {limits.pixels:,} pixels; scale it down")
+        raise _error(f"the image has more than {limits.pixels:,} pixels; scale it down")
     return pixels
 
 
-def _refused(message: str) -> Refused:
-    return Refused(message, HTTPStatus.BAD_REQUEST)
+def _error(message: str) -> RequestError:
+    return RequestError(message, HTTPStatus.BAD_REQUEST)
 
 
-def _at_most(most: int, parts: Iterator[bytes], name: str) -> list[bytes]:
-    first = list(islice(parts, most + 1))
-    if len(first) > most:
-        raise _refused(f"the image has more than {most:,} {name}; save it again")
+def _take_at_most(limit: int, parts: Iterator[bytes], name: str) -> list[bytes]:
+    first = list(islice(parts, limit + 1))
+    if len(first) > limit:
+        raise _error(f"the image has more than {limit:,} {name}; save it again")
     return first
 
 
 def _segments(content: bytes) -> Iterator[bytes]:
-    """Yield the segments of a JPEG before the first scan, as Pillow finds them; bytes between them are one each."""
+    """Yield the segments of a JPEG before its first scan as Pillow finds them; each byte between them counts as one."""
     place = len(_JPEG)
     while place + 4 <= len(content) and not content.startswith(_SCAN, place):
         length = 1
@@ -79,7 +81,7 @@ def _segments(content: bytes) -> Iterator[bytes]:
 
 
 def _scans(content: bytes) -> Iterator[bytes]:
-    """Yield the beginnings of scans of a JPEG, and of those of the small image within it."""
+    """Yield the start marker of each scan of a JPEG, including the scans of an embedded thumbnail."""
     place = content.find(_SCAN)
     while place >= 0:
         yield _SCAN

@@ -1,4 +1,4 @@
-"""What a visitor may ask for, and what is said when it is too much."""
+"""Limits on the requests of a visitor, and the errors for requests that exceed them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from http import HTTPStatus
 
 from s2rm_jax.errors import UserError
 
-_MOST_VISITORS = 10_000  # whose latest requests are remembered
-# What an expression costs beside the resizing, scoring and packing of its mask: the network and, on the page, the maps
-# of its words and directions take as long as a mask of this size.
-_LEAST_MEGAPIXELS = 4.0
+_MAX_VISITORS = 10_000  # whose recent requests are counted; the least recent visitor is dropped
+# The cost of an expression apart from resizing, scoring and encoding its mask. The network and, on the page, the maps
+# of words and directions take as long as a mask of this size.
+_MIN_MEGAPIXELS = 4.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for, and how many of them there may be."""
+    """The limits of one request and of the number of requests."""
 
-    bytes: int = 20_000_000  # of an image's file
-    pixels: int = 25_000_000
-    expressions: int = 16
-    characters: int = 500  # of an expression
-    per_minute: int = 240  # requests of one visitor
-    work_per_minute: int = 800  # of one visitor: megapixels of the image, or 4 if it has fewer, times expressions
-    waiting: int = 100  # requests that wait for the device together
+    bytes: int = 20_000_000  # of an image file
+    pixels: int = 25_000_000  # of an image
+    expressions: int = 16  # per request
+    characters: int = 500  # per expression
+    per_minute: int = 240  # requests per visitor
+    work_per_minute: int = 800  # per visitor: megapixels of the image (at least 4) times expressions
+    waiting: int = 100  # requests of all visitors in the queue for the device
 
 
-class Refused(UserError):
-    """A request that is not answered; `status` is what HTTP calls the reason, `wait` the seconds until another try."""
+class RequestError(UserError):
+    """A rejected request; `status` is the HTTP status, `wait` the seconds until the request can be retried."""
 
     def __init__(self, message: str, status: HTTPStatus, wait: int | None = None):
         super().__init__(message)
@@ -41,48 +41,50 @@ class Refused(UserError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
+        """The headers of the HTTP response."""
         return {} if self.wait is None else {"Retry-After": str(self.wait)}
 
 
 def check_expressions(expressions: Sequence[str], limits: Limits) -> tuple[str, ...]:
-    """Returns the expressions without the space around them.
+    """Return the expressions without leading and trailing whitespace.
 
     Raises:
-        Refused: there are none or too many, or one is empty or too long.
+        RequestError: there are no expressions or too many, or one is empty or too long.
     """
-    kept = tuple(expression.strip() for expression in expressions)
-    if not kept or not all(kept):
-        raise Refused("an expression is missing; say what is to be found in the image", HTTPStatus.UNPROCESSABLE_ENTITY)
-    if len(kept) > limits.expressions:
-        raise Refused(
-            f"{len(kept)} expressions are more than the {limits.expressions} of one request; ask in several steps",
+    stripped = tuple(expression.strip() for expression in expressions)
+    if not stripped or not all(stripped):
+        raise RequestError(
+            "an expression is missing; describe what to find in the image", HTTPStatus.UNPROCESSABLE_ENTITY
+        )
+    if len(stripped) > limits.expressions:
+        raise RequestError(
+            f"{len(stripped)} expressions exceed the limit of {limits.expressions} per request; send several requests",
             HTTPStatus.UNPROCESSABLE_ENTITY,
         )
-    longest = max(map(len, kept))
+    longest = max(map(len, stripped))
     if longest > limits.characters:
-        raise Refused(
-            f"an expression has {longest:,} characters, more than {limits.characters:,}; say it in fewer words",
+        raise RequestError(
+            f"an expression has {longest:,} characters, more than the limit of {limits.characters:,}; shorten it",
             HTTPStatus.UNPROCESSABLE_ENTITY,
         )
-    return kept
+    return stripped
 
 
 def check_bytes(count: int, limits: Limits) -> None:
-    """Raises Refused where an image's file is too large, or empty."""
+    """Raise RequestError if an image file of `count` bytes is empty or too large."""
     if count == 0:
-        raise Refused("the image is empty; send a JPEG, PNG or WebP", HTTPStatus.BAD_REQUEST)
+        raise RequestError("the image file is empty; send a JPEG, PNG or WebP file", HTTPStatus.BAD_REQUEST)
     if count > limits.bytes:
-        raise Refused(
-            f"the image has {count:,} bytes, more than {limits.bytes:,}; save it smaller or more compressed",
+        raise RequestError(
+            f"the image file has {count:,} bytes, more than the limit of {limits.bytes:,}; reduce its size",
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
 
 
 class Visitors:
-    """Counts what each visitor asks for, on the page and over HTTP together.
+    """Counts the requests and the work of each visitor, on the page and over HTTP together.
 
-    A visitor may ask for `per_minute` requests at once, and for as many again over a minute; likewise for work.
+    A visitor may send `per_minute` requests at once and as many again over the next minute; the same holds for work.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
@@ -91,51 +93,51 @@ class Visitors:
         self._work = _Buckets(limits.work_per_minute, clock)
 
     def count(self, visitor: str) -> None:
-        """Count a request; raise Refused if there were too many."""
+        """Count a request; raise RequestError if the visitor has sent too many."""
         wait = self._requests.take(visitor, 1.0)
         if wait:
-            raise Refused(
-                f"more than {self._limits.per_minute} requests in a minute; ask again in {wait} s",
+            raise RequestError(
+                f"more than {self._limits.per_minute} requests in a minute; retry in {wait} s",
                 HTTPStatus.TOO_MANY_REQUESTS,
                 wait,
             )
 
     def charge(self, visitor: str, pixels: int, expressions: int) -> None:
-        """Count the work for expressions on an image; raise Refused if it is too much, or too much for now."""
-        most = self._limits.work_per_minute
-        work = expressions * max(pixels / 1e6, _LEAST_MEGAPIXELS)
-        some = "1 expression" if expressions == 1 else f"{expressions} expressions"
-        asked = f"{some} on {pixels / 1e6:.1f} megapixels"
-        if work > most:
-            raise Refused(
-                f"{asked} is more work than is allowed in a minute; ask for fewer at once, or send a smaller image",
+        """Count the work of segmenting expressions; raise RequestError if the visitor exceeds the limit."""
+        limit = self._limits.work_per_minute
+        work = expressions * max(pixels / 1e6, _MIN_MEGAPIXELS)
+        count = "1 expression" if expressions == 1 else f"{expressions} expressions"
+        request = f"{count} on {pixels / 1e6:.1f} megapixels"
+        if work > limit:
+            raise RequestError(
+                f"the work for {request} exceeds the limit per minute; send fewer expressions or a smaller image",
                 HTTPStatus.UNPROCESSABLE_ENTITY,
             )
         wait = self._work.take(visitor, work)
         if wait:
-            raise Refused(
-                f"too much work in a minute; ask for {asked} again in {wait} s, or sooner for fewer or a smaller image",
+            raise RequestError(
+                f"too much work in a minute; retry {request} in {wait} s, or send fewer or a smaller image sooner",
                 HTTPStatus.TOO_MANY_REQUESTS,
                 wait,
             )
 
 
 class _Buckets:
-    """A token bucket for each visitor: full at first, and filled with `per_minute` over a minute, never above that."""
+    """A token bucket per visitor: it starts full, holds at most `per_minute` and refills at `per_minute` per minute."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]):
         self._per_minute, self._clock = per_minute, clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # visitor: what was left, and when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # visitor: (tokens left, time)
         self._lock = threading.Lock()
 
     def take(self, visitor: str, amount: float) -> int:
-        """Take an amount if it is there and return 0; return the seconds until it will be there otherwise."""
+        """Take an amount and return 0, or return the seconds until the bucket holds that amount."""
         with self._lock:
             now = self._clock()
-            left, then = self._left.pop(visitor, (float(self._per_minute), now))
+            left, then = self._buckets.pop(visitor, (float(self._per_minute), now))
             left = min(float(self._per_minute), left + (now - then) * self._per_minute / 60)
             missing = max(0.0, amount - left)
-            self._left[visitor] = (left if missing else left - amount, now)
-            if len(self._left) > _MOST_VISITORS:
-                self._left.popitem(last=False)
+            self._buckets[visitor] = (left if missing else left - amount, now)
+            if len(self._buckets) > _MAX_VISITORS:
+                self._buckets.popitem(last=False)
         return math.ceil(missing * 60 / self._per_minute)

@@ -1,6 +1,7 @@
-"""The page: drop an image, ask, look. Gradio carries files and events; viewer.py draws what was found.
+"""The web page: upload an image, enter expressions, view the masks.
 
-Images with expressions for the first click, from the data that a run was trained for.
+Gradio transfers files and events; viewer.py renders the results. The examples on the page are images of the dataset
+that the run was trained on.
 """
 
 from __future__ import annotations
@@ -24,22 +25,30 @@ from s2rm_jax.serving.service import Service
 from s2rm_jax.serving.uploads import Uploads
 from s2rm_jax.serving.viewer import answer_html, image_html
 
-_EXPRESSIONS = 3
-_QUALITY = 92
+_LOG = logging.getLogger(__name__)
+_EXAMPLE_EXPRESSIONS = 3  # per example image
+_JPEG_QUALITY = 92
+_HOUR = 3600  # seconds
+_SESSIONS = 16
+_INTRODUCTION = """# Referring image segmentation
+Drop an image and write one expression per line to see what each expression refers to. Images stay on the machine that
+serves this page and are removed within two hours.
+"""
+_PLACEHOLDER = '<div class="s2rm"><p class="times">The image and its masks appear here.</p></div>'
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image, as a file in a format that browsers know, and expressions about it."""
+    """An example: an image file in a format that browsers display, and expressions for it."""
 
     path: Path
     expressions: tuple[str, ...]
 
 
 def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str | None = None) -> list[Case]:
-    """Writes up to `count` images of the run's split into `folder`; returns none where its data is not at hand.
+    """Write up to `count` images of the run's split to `folder`; return no cases if the data is not available.
 
-    Generated scenes are always at hand. The images are spread over the split, whose order often means something.
+    Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
     """
     try:
         source = build_source(config.input.source, split or config.eval.split)
@@ -50,78 +59,68 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
         try:
             example = source[number * len(source) // min(count, len(source))]
             image = Image.fromarray(load_image(example.image))
-        except (UserError, OSError):  # an image of the split is gone; the page has others
+        except (UserError, OSError):  # skip an image that cannot be read
             continue
         path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"
-        image.save(path, quality=_QUALITY)
-        expressions = tuple(dict.fromkeys(expression.text for expression in example.expressions))[:_EXPRESSIONS]
+        image.save(path, quality=_JPEG_QUALITY)
+        expressions = tuple(dict.fromkeys(expression.text for expression in example.expressions))[:_EXAMPLE_EXPRESSIONS]
         cases.append(Case(path, expressions))
     return cases
 
 
-_LOG = logging.getLogger(__name__)
-_HOUR = 3600  # seconds
-_SESSIONS = 16
-_INTRODUCTION = """# What do the words mean in the image?
-Drop an image, write one expression a line, and see what each of them refers to. Images stay on the machine that serves
-this page, and are removed within two hours.
-"""
-_BEFORE = '<div class="s2rm"><p class="times">The image and what is found in it appear here.</p></div>'
-
-
 def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: str) -> gr.Blocks:
-    """Returns the page; `uploads` has the files that visitors may name, `name` says which network answers."""
+    """Return the page; `uploads` holds the files of visitors, and `name` is the displayed name of the network."""
 
-    def shown(draw: Callable[[], str]) -> tuple[str, object]:
-        """What goes into the line for problems and into the viewer."""
+    def render(draw: Callable[[], str]) -> tuple[str, object]:
+        """Return the contents of the error line and of the viewer."""
         try:
-            with service.turn():
+            with service.reserve_device():
                 return "", draw()
         except UserError as error:
             return _problem(str(error)), gr.skip()
         except Exception:
             _LOG.exception("a request of the page failed")
-            return _problem("something went wrong on the server; its log says what"), gr.skip()
+            return _problem("internal server error; see the log of the server"), gr.skip()
 
     def read(path: str) -> bytes:
         return uploads.read(path, service.limits.bytes + 1)
 
-    def chosen(path: str | None, request: gr.Request) -> tuple[str, object]:
+    def show_image(path: str | None, request: gr.Request) -> tuple[str, object]:
         if path is None:
-            return "", _BEFORE
-        problem, view = shown(lambda: image_html(service.encode(read(path), visitor=visitor_of(request))))
-        return problem, _BEFORE if problem else view
+            return "", _PLACEHOLDER
+        problem, view = render(lambda: image_html(service.encode(read(path), visitor=visitor_of(request))))
+        return problem, _PLACEHOLDER if problem else view
 
-    def asked(path: str | None, text: str, request: gr.Request) -> tuple[str, object]:
+    def segment(path: str | None, text: str, request: gr.Request) -> tuple[str, object]:
         if path is None:
-            return _problem("there is no image yet; drop one, or click an example"), gr.skip()
+            return _problem("no image yet; drop one or click an example"), gr.skip()
         lines = [line for line in text.splitlines() if line.strip()]
         visitor = visitor_of(request)
-        return shown(lambda: answer_html(service.ask(read(path), lines, visitor=visitor, explain=True)))
+        return render(lambda: answer_html(service.segment(read(path), lines, visitor=visitor, explain=True)))
 
-    def example(event: gr.SelectData) -> tuple[str, str]:
+    def load_example(event: gr.SelectData) -> tuple[str, str]:
         case = cases[event.index]
         return str(case.path), "\n".join(case.expressions)
 
-    # One question at a time, in the order of the clicks: an expression never overtakes the image that it is about.
+    # One event at a time, in the order of the clicks: expressions are never processed before their image.
     in_order: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
     with gr.Blocks(title=f"s2rm_jax: {name}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                kinds = [".jpg", ".jpeg", ".png", ".webp"]
-                file = gr.File(label="Image", file_types=kinds, height=130, elem_id="image")
-                # Gradio's own makes an empty file at every event and never removes it. It is replaced and not
-                # overridden, as Gradio writes an interface file beside the source of every subclass.
+                suffixes = [".jpg", ".jpeg", ".png", ".webp"]
+                file = gr.File(label="Image", file_types=suffixes, height=130, elem_id="image")
+                # Gradio's own method creates an empty file at every event and never removes it. It is replaced on the
+                # instance, because Gradio writes an interface file beside the source of every subclass.
                 file.preprocess = _path_of  # type: ignore[method-assign]
                 text = gr.Textbox(
-                    label="Expressions, one a line (Shift + Enter asks)",
+                    label="Expressions, one per line (Shift + Enter to run)",
                     placeholder="the man in red\nthe car behind him",
                     lines=3,
                     max_lines=8,
                     elem_id="expressions",
                 )
-                ask = gr.Button("Find", variant="primary", elem_id="ask")
+                find = gr.Button("Find", variant="primary", elem_id="find")
                 problem = gr.HTML(elem_id="problem")
                 gallery = gr.Gallery(
                     [str(case.path) for case in cases],
@@ -136,18 +135,19 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
                 )
                 gr.Markdown(f"Network: {escape(name)}")
             with gr.Column(scale=3, min_width=420):
-                viewer = gr.HTML(_BEFORE, elem_id="viewer")
+                viewer = gr.HTML(_PLACEHOLDER, elem_id="viewer")
         out, in_order["show_progress_on"] = [problem, viewer], viewer
-        file.upload(chosen, file, out, **in_order)
-        file.clear(chosen, file, out, **in_order)
-        gr.on([ask.click, text.submit], asked, [file, text], out, **in_order)
-        gallery.select(example, None, [file, text], api_visibility="private").then(asked, [file, text], out, **in_order)
+        file.upload(show_image, file, out, **in_order)
+        file.clear(show_image, file, out, **in_order)
+        gr.on([find.click, text.submit], segment, [file, text], out, **in_order)
+        selected = gallery.select(load_example, None, [file, text], api_visibility="private")
+        selected.then(segment, [file, text], out, **in_order)
     page.queue(max_size=service.limits.waiting, api_open=False)
-    # Gradio keeps the latest answer, of several megabytes, for each of 10,000 sessions, and answers that were never
-    # fetched for 2,000. Nothing here needs the first; of the second there must be more than can wait.
+    # By default Gradio keeps the last result, several megabytes, of each of 10,000 sessions, and unfetched results of
+    # 2,000. The page does not use the former; the number of the latter must exceed that of waiting requests.
     page.state_session_capacity = _SESSIONS
     page._queue.pending_messages_per_session.max_size = 2 * service.limits.waiting
-    # Gradio checks that a visitor's file is an upload only where this is set, and mounting does not set it.
+    # Gradio checks that a visitor's file is an upload only if this is set, and mounting does not set it.
     page.has_launched = True
     return page
 

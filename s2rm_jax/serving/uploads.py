@@ -1,4 +1,4 @@
-"""The files that visitors may name: those in one folder of this process, under names that cannot be guessed."""
+"""Store the uploads of visitors in one folder of this process, under names that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections import deque
 from http import HTTPStatus
 from pathlib import Path
 
-from s2rm_jax.serving.limits import Refused
+from s2rm_jax.serving.limits import RequestError
 
 
 class Uploads:
-    """A folder of uploaded images. Whoever knows a file's path may read it, and only its uploader is told the path.
+    """A folder of uploaded images. Anyone who knows the path of a file can read it; only its uploader gets the path.
 
     Args:
-        folder: belongs to this process alone; the images of the examples may lie in it, too.
-        kept: the number of uploaded files; beyond it the oldest are removed, so that the disk does not fill up.
+        folder: a folder that belongs to this process alone; it may also hold the example images.
+        max_files: the number of uploads to keep; beyond it the oldest are removed, which bounds the use of the disk.
     """
 
-    def __init__(self, folder: Path, kept: int = 100):
+    def __init__(self, folder: Path, max_files: int = 100):
         self._folder = folder.resolve()
-        self._kept = kept
-        self._added: deque[Path] = deque()  # the oldest first
+        self._max_files = max_files
+        self._added: deque[Path] = deque()  # oldest first
         self._lock = threading.Lock()
 
     @property
     def folder(self) -> Path:
-        """The folder, without symbolic links on the way."""
+        """The folder, with symbolic links resolved."""
         return self._folder
 
     def add(self, content: bytes) -> Path:
@@ -39,35 +39,35 @@ class Uploads:
             file.write(content)
         with self._lock:
             self._added.append(path)
-            oldest = self._added.popleft() if len(self._added) > self._kept else None
+            oldest = self._added.popleft() if len(self._added) > self._max_files else None
         if oldest is not None:
             oldest.unlink(missing_ok=True)
         return path
 
-    def holds(self, path: str) -> bool:
-        """Return whether a path leads into the folder, with symbolic links resolved; the file may be gone."""
+    def contains(self, path: str) -> bool:
+        """Return whether a path, with symbolic links resolved, is inside the folder; the file need not exist."""
         return self._resolved(path) is not None
 
     def read(self, path: str, limit: int) -> bytes:
         """Return the first `limit` bytes of a file in the folder.
 
         Raises:
-            Refused: there is no such file, or it lies elsewhere.
+            RequestError: the file does not exist or is outside the folder.
         """
         real = self._resolved(path)
         try:
             if real is not None and stat.S_ISREG((expected := real.lstat()).st_mode):
                 with real.open("rb") as file:
-                    # Not the same if a link took the place of the file after its path was resolved.
+                    # The files differ if a link has replaced the file since its path was resolved.
                     if os.path.samestat(os.fstat(file.fileno()), expected):
                         return file.read(limit)
         except OSError:
-            pass  # there is none, or it was removed meanwhile
-        raise Refused("the image is not on this server, or no longer; upload it again", HTTPStatus.NOT_FOUND)
+            pass  # the file does not exist, or was removed meanwhile
+        raise RequestError("image not found on this server; upload it again", HTTPStatus.NOT_FOUND)
 
     def _resolved(self, path: str) -> Path | None:
         try:
             real = Path(os.path.realpath(path))
-        except (OSError, ValueError):  # too long, or with a null byte
+        except (OSError, ValueError):  # the path is too long or has a null byte
             return None
         return real if real.is_relative_to(self._folder) and real != self._folder else None

@@ -20,8 +20,8 @@ from s2rm_jax.io import slug
 from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 from s2rm_jax.serving.service import Answer, Encoding
 
-_SHOWN = 960  # pixels, the longer side of the image on the page
-_HEAT = 120  # pixels, the least longer side of an overlaid map
+_MAX_SIZE = 960  # pixels, the longer side of the displayed image
+_MIN_MAP_SIZE = 120  # pixels, the longer side of an overlaid map
 _PAIRS = {
     "language_parses_vision": "language parses vision",
     "vision_parses_language": "vision parses language",
@@ -42,14 +42,14 @@ def answer_html(answer: Answer) -> str:
     layers, cards = [], []
     for row, mask in enumerate(masks):
         colour = DISTINCT_COLOURS[row % len(DISTINCT_COLOURS)]
-        drawn = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
-        layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(drawn)}">')
+        layer = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
+        layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(layer)}">')
         cards.append(_card(answer, row, colour))
-    answered = (
+    summary = (
         f"{len(masks)} {'expression' if len(masks) == 1 else 'expressions'} segmented in {_seconds(answer.seconds)}"
     )
     return (
-        f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, answered)}'
+        f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, summary)}'
         f'<ol class="found">{"".join(cards)}</ol></div>'
     )
 
@@ -64,10 +64,10 @@ def _stage(encoding: Encoding, layers: list[str]) -> str:
     )
 
 
-def _times(encoding: Encoding, answered: str = "") -> str:
+def _times(encoding: Encoding, summary: str = "") -> str:
     height, width = encoding.image.image.shape[:2]
-    encoded = "Image was encoded before" if encoding.was_known else f"Image encoded in {_seconds(encoding.seconds)}"
-    parts = [f"{width} × {height} pixels", encoded, answered]
+    encoded = "Image already encoded" if encoding.was_cached else f"Image encoded in {_seconds(encoding.seconds)}"
+    parts = [f"{width} × {height} pixels", encoded, summary]
     return f'<p class="times">{" · ".join(part for part in parts if part)}</p>'
 
 
@@ -76,7 +76,7 @@ def _card(answer: Answer, row: int, colour: tuple[int, int, int]) -> str:
     expression, mask, score = result.expressions[row], result.masks[row], result.scores[row]
     found = f"score {score:.2f}" if mask.any() else "nothing found"
     if result.no_target is not None:
-        found += f", refers to nothing: {100 * result.no_target[row]:.0f} %"
+        found += f", no target: {100 * result.no_target[row]:.0f} %"
     remarks = "".join(f'<p class="remark">{escape(remark)}</p>' for remark in answer.remarks[row])
     explanation = _explanation(result.explanations[row]) if result.explanations else ""
     return (
@@ -115,7 +115,7 @@ def _explanation(explanation: Explanation) -> str:
         _layer(f"{stage.shape[1]} × {stage.shape[0]}", stage, (0.0, 1.0), "mask at this stage")
         for stage in explanation.stages
     ]
-    rows.append(_row("The mask from coarse to fine, by the grid of the stage", "".join(stages)))
+    rows.append(_row("Masks from coarse to fine, by the grid size of the stage", "".join(stages)))
     return (
         _row("Click a word to see its attention over the image", buttons, "words")
         + f"<details><summary>Explanation</summary>{''.join(rows)}</details>"
@@ -127,26 +127,28 @@ def _row(title: str, content: str, kind: str = "") -> str:
 
 
 def _layer(
-    label: str, values: np.ndarray, scale: tuple[float, float], about: str | None = None, behind: str = ""
+    label: str, values: np.ndarray, scale: tuple[float, float], description: str | None = None, suffix: str = ""
 ) -> str:
-    """Return a button that overlays a map on the image; `about` describes it if the label is not a word."""
-    text = escape(label) if about is None else label
+    """Return a button that overlays a map on the image; `description` is given if the label is not a word."""
+    text = escape(label) if description is None else label
     special = " special" if label in ("[CLS]", "[SEP]") else ""
-    legend = f"{escape(about or f'attention to “{label}”')}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
+    legend = (
+        f"{escape(description or f'attention to “{label}”')}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
+    )
     return (
         f'<button type="button" class="layer{special}" aria-pressed="false" data-legend="{legend}" '
-        f'data-heat="{_url(_enlarged(heat_image(values, scale)))}">{text}{behind}</button>'
+        f'data-heat="{_url(_enlarged(heat_image(values, scale)))}">{text}{suffix}</button>'
     )
 
 
 def _enlarged(layer: Image.Image) -> Image.Image:
     """Enlarge a layer so that a browser scales it smoothly."""
-    factor = -(-_HEAT // max(layer.size))
+    factor = -(-_MIN_MAP_SIZE // max(layer.size))
     return layer.resize((factor * layer.width, factor * layer.height), Image.Resampling.BICUBIC)
 
 
 def _shown_size(height: int, width: int) -> tuple[int, int]:
-    return (width, height) if max(height, width) <= _SHOWN else fit_size(height, width, _SHOWN)
+    return (width, height) if max(height, width) <= _MAX_SIZE else fit_size(height, width, _MAX_SIZE)
 
 
 def _seconds(seconds: float) -> str:
@@ -202,10 +204,10 @@ STYLE = """
 #examples, #examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 """
 
-# The listeners are on the document, because every answer replaces the viewer.
+# The listeners are on the document, because every result replaces the viewer.
 SCRIPT = """<script>
 (() => {
-  const lay = (view, button) => {
+  const overlay = (view, button) => {
     const heat = view.querySelector(".heat"), legend = view.querySelector(".legend");
     for (const other of view.querySelectorAll(".layer")) other.setAttribute("aria-pressed", String(other === button));
     heat.hidden = legend.hidden = !button;
@@ -216,11 +218,11 @@ SCRIPT = """<script>
     const row = event.target.dataset.shows, view = event.target.closest(".s2rm");
     if (row === undefined || !view) return;
     view.querySelector(`.mask[data-mask="${row}"]`).hidden = !event.target.checked;
-    lay(view, null);
+    overlay(view, null);
   });
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".s2rm .layer");
-    if (button) lay(button.closest(".s2rm"), button.getAttribute("aria-pressed") === "true" ? null : button);
+    if (button) overlay(button.closest(".s2rm"), button.getAttribute("aria-pressed") === "true" ? null : button);
   });
 })();
 </script>"""

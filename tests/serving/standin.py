@@ -1,8 +1,7 @@
-"""A Segmenter with a network whose insides are made up, and a program that serves it until it is ended.
+"""A Segmenter whose network returns fixed explanations, and a program that serves it until it is terminated.
 
-As a program: `python -m tests.serving.standin FOLDER`. It prints as JSON the folder of uploads and the address of two
-servers: one that hardly limits its visitors, and one that allows them next to nothing. Of the first, /bare is Gradio's
-application without what this project puts in front of it.
+`python -m tests.serving.standin FOLDER` prints, as JSON, the folder of uploads and the addresses of two servers: one
+with high limits and one with low limits. On the first, /bare is Gradio's application without the page gate.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from s2rm_jax.serving.service import Service
 
 
 def striped(red: int = 3, height: int = 8, width: int = 8) -> bytes:
-    """The bytes of a PNG whose left columns are red and the others blue."""
+    """Return a PNG whose left columns are red and the others blue."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, :red, 0] = 255
     image[:, red:, 2] = 255
@@ -40,18 +39,18 @@ def striped(red: int = 3, height: int = 8, width: int = 8) -> bytes:
 HTML = "<img src=x onerror=\"document.title='run'\">"
 
 
-class Literal(Tokenizer):
-    """Shows the word "part" as HTML, as a vocabulary made for the purpose could."""
+class HtmlTokenizer(Tokenizer):
+    """A tokenizer that returns HTML for the word "part", as a malicious vocabulary could."""
 
     def words(self, ids):
         return [HTML if word == "part" else word for word in super().words(ids)]
 
 
-def telling_segmenter_of(colour_world):
-    """The Segmenter of a network that finds colours; each direction weighs as much as its number, in tenths."""
+def explaining_segmenter_of(colour_world):
+    """Return the Segmenter of a network that finds colours; the weights of the directions are 0.1, 0.2, 0.3 and 0.4."""
     network, _, params, tokenizer, config = colour_world
 
-    class Telling(type(network)):
+    class ExplainingNetwork(type(network)):
         def ground(self, features, tokens, token_mask, image_size):
             logits = super().ground(features, tokens, token_mask, image_size).logits
             b, k, length = tokens.shape
@@ -62,7 +61,7 @@ def telling_segmenter_of(colour_world):
             weights = {pair: maps[pair][..., :1] / 10 for pair in pairs}
             return Output(logits, (logits[..., ::2, ::2],), attention, maps, weights)
 
-    return Segmenter(Telling(network.hear), params, Literal(tokenizer.vocabulary, 6), config)
+    return Segmenter(ExplainingNetwork(network.hear), params, HtmlTokenizer(tokenizer.vocabulary, 6), config)
 
 
 def main(folder: Path) -> None:
@@ -71,7 +70,7 @@ def main(folder: Path) -> None:
 
     (folder / "example.png").write_bytes(striped(36, 48, 96))
     cases = [Case(folder / "example.png", ("blue", "red"))]
-    segmenter = telling_segmenter_of(make_colour_world())
+    segmenter = explaining_segmenter_of(make_colour_world())
     app = build_app(
         Service(segmenter, Limits(per_minute=1_000_000, work_per_minute=10**9)), folder, cases, "a stand-in"
     )

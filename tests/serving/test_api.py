@@ -1,4 +1,4 @@
-"""The HTTP interface in this process, without a network: answers, errors, crowds, and its schema put to the test."""
+"""The HTTP API, called in this process: results, errors, limits and concurrent requests."""
 
 import asyncio
 import base64
@@ -19,17 +19,17 @@ pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
 
 
 @pytest.fixture
-def ask(service):
-    """Sends one request to the interface; `limits` replaces the limits of the service."""
+def call_api(service):
+    """A function that sends one request to the API; `limits` replaces the limits of the service."""
     from s2rm_jax.serving.api import build_api
 
-    def send(method="POST", path="/segment", limits=None, **given):
+    def send(method="POST", path="/segment", limits=None, **arguments):
         chosen = Service(service.segmenter, limits) if limits else service
 
         async def once():
             transport = httpx.ASGITransport(build_api(chosen))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.request(method, path, **given)
+                return await client.request(method, path, **arguments)
 
         return asyncio.run(once())
 
@@ -37,19 +37,19 @@ def ask(service):
 
 
 async def post(app, requests):
-    """The answers to requests, one after another."""
+    """Send requests one after another and return the responses."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        return [await client.post("/segment", **given) for given in requests]
+        return [await client.post("/segment", **arguments) for arguments in requests]
 
 
 def encoded(content):
     return base64.b64encode(content).decode()
 
 
-def test_json_and_forms_give_the_same(ask, striped_file):
+def test_json_and_form_requests_have_equal_results(call_api, striped_file):
     image, expressions, formats = striped_file(3, 16, 24), ["red", "the blue part"], ["rle", "png", "polygons"]
-    by_json = ask(json={"image": encoded(image), "expressions": expressions, "formats": formats})
-    by_form = ask(files={"image": ("a.png", image)}, data={"expressions": expressions, "formats": formats})
+    by_json = call_api(json={"image": encoded(image), "expressions": expressions, "formats": formats})
+    by_form = call_api(files={"image": ("a.png", image)}, data={"expressions": expressions, "formats": formats})
     assert by_json.status_code == by_form.status_code == 200
     assert by_json.json()["results"] == by_form.json()["results"]
     answer = by_json.json()
@@ -66,27 +66,27 @@ def test_json_and_forms_give_the_same(ask, striped_file):
         np.testing.assert_array_equal(rasterize(found["polygons"]["polygons"], 16, 24), mask)
 
 
-def test_only_what_is_asked_for_is_sent(ask, striped_file):
-    (found,) = ask(json={"image": encoded(striped_file()), "expressions": ["green zebra"]}).json()["results"]
+def test_only_the_requested_formats_are_returned(call_api, striped_file):
+    (found,) = call_api(json={"image": encoded(striped_file()), "expressions": ["green zebra"]}).json()["results"]
     assert (found["png"], found["polygons"], found["box"], found["area"], found["score"]) == (None, None, None, 0, 0)
     assert found["rle"]["size"] == [8, 8]
     assert "zebra" in found["remarks"][0]
 
 
 @pytest.mark.parametrize(
-    ("given", "status", "says"),
+    ("arguments", "status", "message"),
     [
         ({"json": {"expressions": ["red"]}}, 422, "image: Field required"),
-        ({"json": {"image": "", "expressions": ["red"]}}, 400, "the image is empty"),
-        ({"json": {"image": "%%%", "expressions": ["red"]}}, 422, "not base64"),
-        ({"json": {"image": "YQ==", "expressions": ["red"]}}, 400, "not an image"),
+        ({"json": {"image": "", "expressions": ["red"]}}, 400, "the image file is empty"),
+        ({"json": {"image": "%%%", "expressions": ["red"]}}, 422, "invalid base64"),
+        ({"json": {"image": "YQ==", "expressions": ["red"]}}, 400, "not a readable JPEG"),
         ({"json": {"image": "YQ==", "expressions": "red"}}, 422, "expressions: "),
         ({"json": {"image": "YQ==", "expressions": ["red"], "formats": ["svg"]}}, 422, "formats.0: "),
-        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the request: Invalid JSON"),
-        ({"content": b"red", "headers": {"content-type": "text/plain"}}, 415, "send application/json or"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "request body: Invalid JSON"),
+        ({"content": b"red", "headers": {"content-type": "text/plain"}}, 415, "Content-Type: must be application"),
         ({"content": b"", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
-        ({"data": {"expressions": "red"}, "files": {"other": b"x"}}, 422, "the file of the image is missing"),
-        ({"files": {"image": b"not an image"}, "data": {"expressions": "red"}}, 400, "not an image"),
+        ({"data": {"expressions": "red"}, "files": {"other": b"x"}}, 422, "image file missing"),
+        ({"files": {"image": b"not an image"}, "data": {"expressions": "red"}}, 400, "not a readable JPEG"),
         ({"files": {"image": b"x"}}, 422, "expressions: "),
         ({"json": {"image": "YQ==", "expressions": ["x" * 10_000]}}, 422, "10,000 characters"),
         ({"json": {"image": "YQ==", "expressions": ["red"] * 17}}, 422, "17 expressions"),
@@ -99,22 +99,22 @@ def test_only_what_is_asked_for_is_sent(ask, striped_file):
         ({"path": "/nowhere"}, 404, "Not Found"),
     ],
 )  # fmt: skip
-def test_errors_are_json_and_say_what_is_wrong(ask, given, status, says):
-    answer = ask(**given)
+def test_errors_are_json_with_one_line(call_api, arguments, status, message):
+    answer = call_api(**arguments)
     assert answer.status_code == status, answer.text
     assert list(answer.json()) == ["error"]
-    assert says in answer.json()["error"]
+    assert message in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
 
 
-def test_a_image_of_200_megapixels(ask, enormous_image):
-    answer = ask(files={"image": enormous_image}, data={"expressions": "red"})
+def test_an_image_of_200_megapixels(call_api, enormous_image):
+    answer = call_api(files={"image": enormous_image}, data={"expressions": "red"})
     assert answer.status_code == 400
     assert "more than 25,000,000 pixels" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("announced", [True, False])
-def test_a_body_that_is_too_large_is_not_read_to_its_end(ask, announced):
+@pytest.mark.parametrize("declared", [True, False])
+def test_reading_of_a_too_large_body_stops_early(call_api, declared):
     sent = 0
 
     async def body():
@@ -123,25 +123,25 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(ask, announced):
             sent += 1
             yield bytes(100_000)
 
-    content = bytes(5_000_000) if announced else body()
-    answer = ask(limits=Limits(bytes=1000), content=content, headers={"content-type": "application/json"})
+    content = bytes(5_000_000) if declared else body()
+    answer = call_api(limits=Limits(bytes=1000), content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert "more than 1,001,333 bytes" in answer.json()["error"]
     assert sent < 15
 
 
-def test_who_asks_too_often_is_told_to_wait(striped_file, service):
+def test_too_many_requests_get_retry_after(striped_file, service):
     from s2rm_jax.serving.api import build_api
 
     app = build_api(Service(service.segmenter, Limits(per_minute=3)))
-    given = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
-    answers = asyncio.run(post(app, [given] * 4))
+    arguments = {"json": {"image": encoded(striped_file()), "expressions": ["red"]}}
+    answers = asyncio.run(post(app, [arguments] * 4))
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert "more than 3 requests in a minute; ask again in 20 s" in answers[-1].json()["error"]
+    assert "more than 3 requests in a minute; retry in 20 s" in answers[-1].json()["error"]
     assert answers[-1].headers["retry-after"] == "20"
 
 
-def test_who_asks_for_too_much_work_is_told_to_wait_or_to_ask_for_less(striped_file, service):
+def test_too_much_work_gets_retry_after_or_is_rejected(striped_file, service):
     from s2rm_jax.serving.api import build_api
 
     app = build_api(Service(service.segmenter, Limits(work_per_minute=20)))
@@ -149,14 +149,14 @@ def test_who_asks_for_too_much_work_is_told_to_wait_or_to_ask_for_less(striped_f
     some, more, most = ({"json": {"image": image, "expressions": ["red"] * count}} for count in (3, 5, 6))
     answers = asyncio.run(post(app, [some, more, most]))
     assert [answer.status_code for answer in answers] == [200, 429, 422]
-    assert "ask for 5 expressions on 0.0 megapixels again in" in answers[1].json()["error"]
+    assert "retry 5 expressions on 0.0 megapixels in" in answers[1].json()["error"]
     assert 30 <= int(answers[1].headers["retry-after"]) <= 36
-    assert "6 expressions on 0.0 megapixels is more work than is allowed" in answers[2].json()["error"]
+    assert "the work for 6 expressions on 0.0 megapixels exceeds the limit per minute" in answers[2].json()["error"]
     assert "retry-after" not in answers[2].headers
 
 
-def test_fifty_at_once_get_their_own_answers(service, striped_file):
-    """Fifty images that differ by a column, of a size each of its own, and none of the answers is another's."""
+def test_fifty_concurrent_requests_get_their_own_results(service, striped_file):
+    """Each of the fifty images has its own size, which identifies the result."""
     from s2rm_jax.serving.api import build_api
 
     async def crowd():
@@ -180,11 +180,11 @@ def test_fifty_at_once_get_their_own_answers(service, striped_file):
         assert blue["area"] == mask.size - red["area"]
 
 
-def test_health(ask):
-    assert ask("GET", "/health").json() == {"status": "ok"}
+def test_health(call_api):
+    assert call_api("GET", "/health").json() == {"status": "ok"}
 
 
-def test_large_images_are_read_by_pieces():
+def test_large_images_are_decoded_in_chunks():
     from s2rm_jax.serving import api
 
     def body(text):
@@ -192,8 +192,8 @@ def test_large_images_are_read_by_pieces():
 
     content = np.random.default_rng(0).bytes(500_000)
     assert api._read_json(body(encoded(content)))[1] == content
-    first = encoded(content[: 3 * api._PIECE // 4 - 1])  # padded to one whole piece
-    assert len(first) == api._PIECE and first.endswith("=")
+    first = encoded(content[: 3 * api._CHUNK // 4 - 1])  # padded to exactly one chunk
+    assert len(first) == api._CHUNK and first.endswith("=")
     for wrong in (first + "QQ==", encoded(content)[:-1]):
         with pytest.raises(binascii.Error):
             api._read_json(body(wrong))

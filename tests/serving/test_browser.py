@@ -1,4 +1,4 @@
-"""The page in a real browser: load, upload, type, see masks, switch, look inside, download, and three mistakes."""
+"""The page in a real browser: uploads, masks, explanations, downloads and errors."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from s2rm_jax.input.masks import rasterize
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
-    pytest.skip("there is no Chromium (Debian: apt-get install chromium)", allow_module_level=True)
+    pytest.skip("Chromium is not installed (Debian: apt-get install chromium)", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
@@ -24,7 +24,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def window():
-    """A browser's window; its pages share what they have loaded."""
+    """A browser context; its pages share a cache."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser.new_context(viewport={"width": 1280, "height": 900})
@@ -33,14 +33,14 @@ def window():
 
 @pytest.fixture
 def page(window, server):
-    """The page, loaded; what it loads from elsewhere and what goes wrong in it are in `foreign` and `errors`."""
+    """The loaded page; `foreign` has its requests to other servers, `errors` its failed requests and script errors."""
     page = window.new_page()
     page.foreign, page.errors = [], []
     page.on("request", lambda sent: sent.url.startswith(("data:", server.address)) or page.foreign.append(sent.url))
     page.on("response", lambda answer: answer.status < 400 or page.errors.append(f"{answer.status} {answer.url}"))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(server.address, wait_until="domcontentloaded")
-    page.wait_for_selector("#ask")
+    page.wait_for_selector("#find")
     yield page
     page.close()
 
@@ -49,26 +49,26 @@ def upload(page, path):
     page.locator("#image input[type=file]").set_input_files(path)
 
 
-def ask(page, text):
+def submit(page, text):
     page.locator("#expressions textarea").fill(text)
-    page.locator("#ask").click()
+    page.locator("#find").click()
 
 
 def downloaded(page, label, row=0):
-    with page.expect_download() as wanted:
+    with page.expect_download() as download:
         page.locator(".found li").nth(row).get_by_text(label, exact=True).click()
-    return wanted.value.suggested_filename, Path(wanted.value.path()).read_bytes()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
 
-def test_from_a_image_to_its_masks(page, striped_file, tmp_path):
+def test_an_image_and_its_masks(page, striped_file, tmp_path):
     image = tmp_path / "image.png"
     image.write_bytes(striped_file(24, 48, 64))
     upload(page, image)
     page.get_by_text("64 × 48 pixels · Image encoded in").wait_for()
-    ask(page, "the red part\nblue")
+    submit(page, "the red part\nblue")
     page.locator(".found li").nth(1).wait_for()
     assert "2 expressions segmented in" in page.locator(".times").inner_text()
-    assert "encoded before" in page.locator(".times").inner_text()
+    assert "already encoded" in page.locator(".times").inner_text()
     assert "score 0.9" in page.locator(".score").first.inner_text()
 
     masks = page.locator(".stage .mask")
@@ -100,47 +100,47 @@ def test_from_a_image_to_its_masks(page, striped_file, tmp_path):
     assert not page.errors
 
 
-def test_an_example_answers_at_the_first_click(page):
+def test_one_click_segments_an_example(page):
     page.locator("#examples button.thumbnail-item").first.click()
     page.locator(".found li").nth(1).wait_for()
     assert page.locator("#expressions textarea").input_value() == "blue\nred"
     assert [name.inner_text() for name in page.locator(".found b").all()] == ["blue", "red"]
 
 
-def test_mistakes_are_told_and_leave_the_page_working(page, striped_file, enormous_image, tmp_path):
+def test_the_page_works_after_errors(page, striped_file, enormous_image, tmp_path):
     problem = page.locator(".s2rm-problem")
-    ask(page, "red")
-    page.get_by_text("there is no image yet").wait_for()
-    for content, says in (
-        (b"not an image", "not an image that can be read"),
+    submit(page, "red")
+    page.get_by_text("no image yet").wait_for()
+    for content, message in (
+        (b"not an image", "not a readable JPEG, PNG or WebP image"),
         (enormous_image, "more than 25,000,000 pixels"),
     ):
         (tmp_path / "bad.png").write_bytes(content)
         upload(page, tmp_path / "bad.png")
-        page.get_by_text(says).wait_for()
+        page.get_by_text(message).wait_for()
         page.locator("#image button[aria-label*=lear], #image button[aria-label*=emove]").first.click()
         problem.wait_for(state="detached")
 
     (tmp_path / "good.png").write_bytes(striped_file())
     upload(page, tmp_path / "good.png")
     page.get_by_text("Image encoded in").wait_for()
-    ask(page, "x" * 10_000)
-    page.get_by_text("an expression has 10,000 characters, more than 500").wait_for()
-    ask(page, "red\n" * 17)
-    page.get_by_text("17 expressions are more than the 16").wait_for()
-    ask(page, "red")
+    submit(page, "x" * 10_000)
+    page.get_by_text("an expression has 10,000 characters, more than the limit of 500").wait_for()
+    submit(page, "red\n" * 17)
+    page.get_by_text("17 expressions exceed the limit of 16").wait_for()
+    submit(page, "red")
     page.locator(".found li").wait_for()
     assert problem.count() == 0
     assert not page.errors
 
 
-def test_what_people_write_is_text_and_not_html(page, striped_file, tmp_path):
-    """The stand-in's vocabulary has HTML for the word "part", so that a label of a word carries some, too."""
+def test_expressions_are_escaped(page, striped_file, tmp_path):
+    """The stand-in's tokenizer returns HTML for the word "part", so the labels of words contain HTML too."""
     (tmp_path / "image.png").write_bytes(striped_file())
     upload(page, tmp_path / "image.png")
     page.locator(".stage .photo").wait_for()
     written = "part <script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
-    ask(page, written)
+    submit(page, written)
     page.locator(".found li").wait_for()
     assert page.locator(".found b").inner_text() == written
     word = page.locator(".words .layer", has_text="<img")

@@ -1,4 +1,4 @@
-"""Image files that are small and would take a decoder minutes, or all the memory; and honest ones that pass."""
+"""Small image files that take minutes or gigabytes to decode are rejected; ordinary files are accepted."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.serving.image_check import check_image
-from s2rm_jax.serving.limits import Limits, Refused
+from s2rm_jax.serving.limits import Limits, RequestError
 
 
 def saved(kind, image=None, **options):
@@ -29,7 +29,7 @@ def inserted(content, place, parts):
 
 
 def exif(size):
-    """EXIF data whose many entries all point to the whole of it."""
+    """Return EXIF data with many entries that all point to the whole data."""
     count = min(size // 12 - 2, 65_000)
     entries = b"".join(struct.pack("<HHII", tag, 7, size - 8, 8) for tag in range(1, 1 + count))
     return (b"II*\0" + struct.pack("<IH", 8, count) + entries).ljust(size, b"\0")
@@ -55,12 +55,12 @@ LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
         saved("JPEG", Image.effect_noise((1200, 1000), 90).convert("RGB"), progressive=True),
     ],
 )
-def test_honest_files_pass(content):
+def test_ordinary_files_are_accepted(content):
     assert check_image(content, Limits()) == np.prod(load_image(content).shape[:2])
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (PROGRESSIVE[:-2] + LAST_SCAN * 100 + b"\xff\xd9", "more than 100 scans"),
         (inserted(JPEG, 2, b"\xff\xfe\0\2" * 300), "more than 300 segments"),
@@ -70,36 +70,36 @@ def test_honest_files_pass(content):
         (inserted(JPEG, 2, (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)) * 2), "too much EXIF data"),
         (inserted(PNG, -12, chunk(b"aaAa") * 20_000), "more than 20,000 chunks"),
         (inserted(PNG, 33, chunk(b"aaAa") * 20_000), "more than 20,000 chunks"),
-        (saved("GIF"), "not an image that can be read here"),
-        (saved("BMP"), "not an image that can be read here"),
-        (saved("TIFF"), "not an image that can be read here"),
-        (b"P1 2 2\n1 0 0 1", "not an image that can be read here"),
-        (b"\xff\xd8\xff", "not an image that can be read here"),
+        (saved("GIF"), "not a readable JPEG, PNG or WebP image"),
+        (saved("BMP"), "not a readable JPEG, PNG or WebP image"),
+        (saved("TIFF"), "not a readable JPEG, PNG or WebP image"),
+        (b"P1 2 2\n1 0 0 1", "not a readable JPEG, PNG or WebP image"),
+        (b"\xff\xd8\xff", "not a readable JPEG, PNG or WebP image"),
         (PNG[:20], "the image is damaged"),
-        (b"a", "not an image that can be read here"),
+        (b"a", "not a readable JPEG, PNG or WebP image"),
     ],
 )
-def test_files_that_would_take_long_are_refused(content, says):
-    with pytest.raises(Refused, match=says) as refused:
+def test_files_that_are_slow_to_decode_are_rejected(content, message):
+    with pytest.raises(RequestError, match=message) as rejected:
         check_image(content, Limits())
-    assert refused.value.status == 400
+    assert rejected.value.status == 400
 
 
 def test_limits_of_bytes_and_pixels(enormous_image):
     assert check_image(PNG, Limits(bytes=len(PNG), pixels=120)) == 120
-    for limits, says in (
+    for limits, message in (
         (Limits(bytes=len(PNG) - 1), "bytes, more than"),
         (Limits(pixels=119), "more than 119 pixels"),
     ):
-        with pytest.raises(Refused, match=says):
+        with pytest.raises(RequestError, match=message):
             check_image(PNG, limits)
-    with pytest.raises(Refused, match="more than 25,000,000 pixels"):
+    with pytest.raises(RequestError, match="more than 25,000,000 pixels"):
         check_image(enormous_image, Limits())
 
 
 @pytest.mark.parametrize("place", [33, -12])
-def test_exif_data_that_would_fill_the_memory(place):
-    """Of this megabyte Pillow would make 60 GB, wherever a PNG has it."""
+def test_exif_data_that_needs_too_much_memory(place):
+    """Pillow would expand this megabyte to 60 GB, at either position in a PNG."""
     content = inserted(PNG, place, chunk(b"eXIf", exif(1 << 20)))
     with pytest.raises(UserError, match="too much EXIF data"):
         load_image(content, apply_exif=True)

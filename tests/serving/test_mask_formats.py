@@ -1,4 +1,4 @@
-"""Masks as PNG, run lengths and polygons: each gives the mask back."""
+"""Masks as PNG, RLE and polygons: each format is lossless."""
 
 import io
 
@@ -11,7 +11,7 @@ from s2rm_jax.serving.api import as_png, as_polygons, as_rle
 
 
 @pytest.mark.parametrize("density", [0, 0.4, 1])
-def test_each_gives_the_mask_back(density):
+def test_formats_are_lossless(density):
     mask = np.random.default_rng(0).random((13, 21)) < density
     with Image.open(io.BytesIO(as_png(mask))) as image:
         assert (image.mode, image.size) == ("L", (21, 13))

@@ -1,4 +1,4 @@
-"""The page over HTTP, without a browser: what it loads, what it answers, and where its examples come from."""
+"""The page over HTTP, without a browser: its resources, results, limits and examples."""
 
 import base64
 import json
@@ -15,18 +15,18 @@ from tests.serving.standin import striped
 
 httpx = pytest.importorskip("httpx", reason="the extra 'demo' is not installed")
 
-from tests.serving.visitor import Visitor, as_file  # noqa: E402  which needs httpx
+from tests.serving.visitor import Visitor, as_file  # noqa: E402  needs httpx
 
 
 @pytest.fixture
 def limited(server):
-    """A visitor who may ask for next to nothing: 12 requests and 24 megapixels times expressions in a minute."""
-    one = Visitor(server.limited)
-    yield one
-    one.http.close()
+    """A visitor with low limits: 12 requests and 24 megapixels times expressions per minute."""
+    visitor = Visitor(server.limited)
+    yield visitor
+    visitor.http.close()
 
 
-def test_the_front_leads_to_the_page_and_nothing_is_loaded_from_elsewhere(visitor):
+def test_the_root_redirects_to_a_page_without_foreign_fonts(visitor):
     answer = visitor.http.get("/", follow_redirects=True)
     assert answer.status_code == 200
     assert answer.url.path.startswith("/demo")
@@ -34,13 +34,13 @@ def test_the_front_leads_to_the_page_and_nothing_is_loaded_from_elsewhere(visito
     assert ".s2rm .layer" in answer.text  # the script of the viewer
 
 
-def test_no_trace_of_the_server_s_insides_is_shown(visitor):
+def test_tracebacks_are_not_returned(visitor):
     answer = visitor.send(visitor.find, ["not a file", "red"])
     assert not answer["success"]
     assert "Traceback" not in json.dumps(answer)
 
 
-def test_fifty_visitors_at_once_see_their_own_images(visitor):
+def test_fifty_concurrent_visitors_get_their_own_results(visitor):
     def visit(number):
         path = visitor.upload(striped(8 * (number % 7 + 1), 40 + number, 64))
         answer = visitor.send(visitor.find, [as_file(path), f"red\nblue {number}"], session=f"visitor{number}")
@@ -58,58 +58,58 @@ def test_fifty_visitors_at_once_see_their_own_images(visitor):
 
 
 @pytest.mark.parametrize(
-    ("files", "status", "says"),
+    ("files", "status", "message"),
     [
-        ([("files", ("a.png", b""))], 400, "the image is empty"),
+        ([("files", ("a.png", b""))], 400, "the image file is empty"),
         ([("files", ("a.png", bytes(20_000_001)))], 413, "20,000,001 bytes"),
         ([("files", ("a.png", b"a")), ("files", ("b.png", b"b"))], 400, "Too many files"),
-        ([("other", ("a.png", b"a"))], 422, "files: the file of the image is missing"),
+        ([("other", ("a.png", b"a"))], 422, "files: image file missing"),
         ([("text", (None, b"a")), ("files", ("a.png", b"a"))], 400, "Too many fields"),
     ],
 )
-def test_uploads_that_are_refused(visitor, files, status, says):
+def test_invalid_uploads(visitor, files, status, message):
     answer = visitor.http.post("/demo/gradio_api/upload", files=files)
     assert answer.status_code == status
-    assert says in answer.json()["error"]
+    assert message in answer.json()["error"]
 
 
-def test_page_and_interface_share_the_limits_of_a_visitor(limited):
-    """An expression on a small image counts as 4 megapixels, so that six are the work that is allowed at once."""
+def test_page_and_api_share_the_limits_of_a_visitor(limited):
+    """An expression on a small image counts as 4 megapixels, so six of them reach the limit."""
     image = striped()
-    headers = {"X-Forwarded-For": "192.0.2.1"}  # which anyone can write, and which makes nobody another visitor
-    given = {"image": base64.b64encode(image).decode(), "expressions": ["red", "blue", "green"]}
-    assert limited.http.post("/segment", json=given).status_code == 200
+    headers = {"X-Forwarded-For": "192.0.2.1"}  # any client can send this header, so it must be ignored
+    body = {"image": base64.b64encode(image).decode(), "expressions": ["red", "blue", "green"]}
+    assert limited.http.post("/segment", json=body).status_code == 200
     path = limited.upload(image)
     assert "2 expressions segmented" in str(limited.send(limited.find, [as_file(path), "red\nblue"]))
-    refused = limited.http.post("/segment", json=given, headers=headers)
+    refused = limited.http.post("/segment", json=body, headers=headers)
     assert refused.status_code == 429
-    assert re.search(r"too much work in a minute; ask for 3 expressions .* again in \d+ s", refused.json()["error"])
+    assert re.search(r"too much work in a minute; retry 3 expressions .* in \d+ s", refused.json()["error"])
     assert 0 < int(refused.headers["retry-after"]) <= 60
     answer = limited.send(limited.find, [as_file(path), "red\nblue\ngreen"])
     assert answer["success"]
     assert "too much work in a minute" in answer["output"]["data"][0]
 
-    more = (limited.http.post("/segment", json=given) for _ in range(20))
+    more = (limited.http.post("/segment", json=body) for _ in range(20))
     assert any("requests in a minute" in answer.json()["error"] for answer in more)
-    for ask in (
-        lambda: limited.http.post("/segment", json=given, headers=headers),
+    for send in (
+        lambda: limited.http.post("/segment", json=body, headers=headers),
         lambda: limited.http.post("/demo/gradio_api/upload", files={"files": image}),
         lambda: limited.http.post("/demo/gradio_api/queue/join", json={}),
         lambda: limited.http.get("/demo/gradio_api/queue/data", params={"session_hash": "a"}),
     ):
-        refused = ask()
+        refused = send()
         assert refused.status_code == 429
-        assert "more than 12 requests in a minute; ask again in" in refused.json()["error"]
+        assert "more than 12 requests in a minute; retry in" in refused.json()["error"]
 
 
-def test_examples_are_images_of_the_run_with_its_expressions(tmp_path):
+def test_examples_are_images_and_expressions_of_the_run(tmp_path):
     cases = example_cases(tiny_config(), tmp_path, count=3)
     assert [case.path.name for case in cases] == ["example_1.png", "example_2.png", "example_3.png"]
     assert all(0 < len(case.expressions) <= 3 for case in cases)
     assert len({case.path.read_bytes() for case in cases}) == 3
 
 
-def test_without_the_data_of_the_run_there_are_no_examples(tmp_path):
+def test_no_examples_without_the_data_of_the_run(tmp_path):
     config = tiny_config()
     config.input.source = {"name": "refer", "root": str(tmp_path / "gone"), "dataset": "refcoco", "split_by": "unc"}
     assert example_cases(config, tmp_path) == []

@@ -1,4 +1,4 @@
-"""A stream of odd sizes compiles a bounded number of programs, whatever comes."""
+"""The number of compiled programs is bounded for any sequence of image sizes and numbers of expressions."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ def images(count):
 
 @pytest.fixture
 def segmenter(colour_world):
-    """A fresh one, for which nothing is compiled."""
+    """A new Segmenter, for which nothing is compiled yet."""
     network, _, params, tokenizer, config = colour_world
     return Segmenter(network, params, tokenizer, config)
 
@@ -50,7 +50,7 @@ def test_http(segmenter):
     limits = Limits(per_minute=10_000, work_per_minute=10**9)
     api = build_api(Service(segmenter, limits))
 
-    async def ask_all():
+    async def send_all():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
             for image, expressions in images(40):
                 buffer = io.BytesIO()
@@ -60,5 +60,5 @@ def test_http(segmenter):
                 assert (await client.post("/segment", json=request)).status_code == 200
 
     with record_compilations() as compilations:
-        asyncio.run(ask_all())
+        asyncio.run(send_all())
     assert 1 < len(compilations) <= 1 + sum(size <= limits.expressions for size in BUCKETS)

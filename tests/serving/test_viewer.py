@@ -1,4 +1,4 @@
-"""What the page shows of an answer, without a browser."""
+"""The HTML of the viewer, without a browser."""
 
 import base64
 import io
@@ -35,8 +35,8 @@ def content(url):
     return base64.b64decode(url.partition("base64,")[2])
 
 
-def test_masks_words_directions_and_downloads(telling_service, striped_file):
-    answer = telling_service.ask(striped_file(3, 16, 24), ["red", "the <i>blue</i> part"], explain=True)
+def test_masks_words_directions_and_downloads(explaining_service, striped_file):
+    answer = explaining_service.segment(striped_file(3, 16, 24), ["red", "the <i>blue</i> part"], explain=True)
     page = Reader(answer_html(answer))
     masks = [image for image in page.all("img") if "data-mask" in image]
     assert [image["data-mask"] for image in masks] == [box["data-shows"] for box in page.all("input")] == ["0", "1"]
@@ -58,28 +58,32 @@ def test_masks_words_directions_and_downloads(telling_service, striped_file):
     assert len([b for b in buttons if "stage" in b["data-legend"]]) == 2 * 2
     text = answer_html(answer)
     assert [f"{share} %" in text for share in (10, 20, 30, 40)] == [True] * 4
-    assert "<i>blue</i>" not in text  # what people write is text
+    assert "<i>blue</i>" not in text  # expressions are escaped
     assert "2 expressions segmented in" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text)
 
 
-def test_what_people_write_and_what_words_are_called_is_text(telling_service, striped_file):
-    """The stand-in's vocabulary has HTML for the word "part"."""
+def test_expressions_and_words_are_escaped(explaining_service, striped_file):
+    """The stand-in's tokenizer returns HTML for the word "part"."""
     written = "part <script>alert(1)</script>"
-    page = Reader(answer_html(telling_service.ask(striped_file(), [written], explain=True)))
-    assert [tag for tag, given in page.tags if tag == "script" or given.get("src") == "x" or "onerror" in given] == []
+    page = Reader(answer_html(explaining_service.segment(striped_file(), [written], explain=True)))
+    assert [
+        tag
+        for tag, attributes in page.tags
+        if tag == "script" or attributes.get("src") == "x" or "onerror" in attributes
+    ] == []
     assert written in page.text
     assert HTML in page.text
     legends = [button["data-legend"] for button in page.all("button")]
     assert any(legend.startswith(f"attention to “{HTML}”, from 0") for legend in legends)
 
 
-def test_the_time_of_encoding_is_told_once(telling_service, striped_file):
-    first, second = (image_html(telling_service.encode(striped_file())) for _ in range(2))
+def test_a_cached_image_has_no_encoding_time(explaining_service, striped_file):
+    first, second = (image_html(explaining_service.encode(striped_file())) for _ in range(2))
     assert "Image encoded in" in first
-    assert "encoded before" in second
+    assert "already encoded" in second
     assert "8 × 8 pixels" in second
 
 
-def test_nothing_found(telling_service, striped_file):
-    assert "nothing found" in answer_html(telling_service.ask(striped_file(), ["green"]))
+def test_nothing_found(explaining_service, striped_file):
+    assert "nothing found" in answer_html(explaining_service.segment(striped_file(), ["green"]))
