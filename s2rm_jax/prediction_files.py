@@ -88,8 +88,8 @@ def remove_earlier_prediction(out: Path) -> None:
     try:
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
         listed = list(_listed(content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or written by another program
-        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # missing, or written by another program
     for path in listed:
         inside = not path.is_absolute() and ".." not in path.parts
         if inside and re.fullmatch(rf"mask_\d+_[a-z0-9_]+\.png|{OVERLAY_FILE}", path.name):

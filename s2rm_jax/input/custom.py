@@ -76,7 +76,7 @@ def coco_json_source(
     path, default_split = find_file(root, file, split)
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); write it again") from error
     lists = ("images", "annotations")
     if not (isinstance(content, dict) and all(isinstance(content.get(name), list) for name in lists)):
@@ -154,7 +154,7 @@ def _line_record(line: str, number: int, folder: Path, default_split: str, mista
     where = f"line {number}"
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         mistakes.add(where, f"not JSON ({error})")
         return None
     problems = list(filter(None, _line_problems(entry)))

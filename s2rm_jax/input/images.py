@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import io
 import os
+import queue
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -206,18 +208,38 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> 
     its internal network that way.
 
     Args:
-        url: begins with http:// or https://; redirections are followed.
+        url: begins with http:// or https://; redirections to such addresses are followed.
         max_bytes: largest size.
         timeout: seconds for the whole download.
 
     Raises:
         UserError: the download fails, is too large, or takes too long.
     """
+    # In a thread, because a server that sends its headers byte by byte would block the caller without limit.
+    outcome: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+    threading.Thread(target=_download_into, args=(outcome, url, max_bytes, timeout), daemon=True).start()
+    try:
+        content = outcome.get(timeout=timeout)
+    except queue.Empty:
+        raise _timeout_error(url, timeout) from None
+    if isinstance(content, BaseException):
+        raise content
+    return content
+
+
+def _download_into(outcome: queue.SimpleQueue[bytes | BaseException], url: str, max_bytes: int, timeout: float) -> None:
+    try:
+        outcome.put(_download(url, max_bytes, timeout))
+    except BaseException as error:  # the caller raises it
+        outcome.put(error)
+
+
+def _download(url: str, max_bytes: int, timeout: float) -> bytes:
     deadline = time.monotonic() + timeout
     # Some servers, such as Wikimedia's, refuse programs without a User-Agent.
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with _opener().open(request, timeout=timeout) as response:
             content = bytearray()
             while chunk := response.read1(_CHUNK):  # returns what has arrived, so that the deadline is checked
                 content += chunk
@@ -228,7 +250,8 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> 
             missing = response.length or 0
     except urllib.error.HTTPError as error:
         error.close()
-        raise UserError(f"{url}: download failed: HTTP {error.code} {error.reason}; check the address") from error
+        reason = " ".join(str(error.reason).split())
+        raise UserError(f"{url}: download failed: HTTP {error.code} {reason}; check the address") from error
     except TimeoutError as error:
         raise _timeout_error(url, timeout) from error
     except urllib.error.URLError as error:
@@ -241,6 +264,22 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> 
     if missing:
         raise UserError(f"{url}: download stopped after {len(content):,} bytes; try again")
     return bytes(content)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return an opener for web addresses only; Python's default opener would follow a redirection to ftp://."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _timeout_error(url: str, timeout: float) -> UserError:
@@ -305,13 +344,14 @@ def list_images(pattern: str) -> list[Path]:
 def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
     """Return a relative path for the results of each image: its path below the folder that contains all of them.
 
-    Suffixes are removed if all paths still differ, and differ from the file name `taken`.
+    Suffixes are removed if all paths still differ, differ from the file name `taken`, and no name becomes "..".
     """
     absolute = [path.absolute() for path in paths]
     common = os.path.commonpath([path.parent for path in absolute])
     relative = [path.relative_to(common) for path in absolute]
     bare = [path.with_suffix("") for path in relative]
-    return bare if len({*bare, Path(taken)}) == len(bare) + 1 else relative
+    named = all(path.stem.strip(".") for path in relative)  # the stem of "...png" is ".."
+    return bare if named and len({*bare, Path(taken)}) == len(bare) + 1 else relative
 
 
 def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:

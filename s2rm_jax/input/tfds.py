@@ -285,6 +285,6 @@ def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Group
     path = folder / METADATA
     try:
         sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} lacks the metadata of data/build.py ({error!r}); build the dataset again") from error
     return [consecutive_groups(group_sizes) for group_sizes in sizes]

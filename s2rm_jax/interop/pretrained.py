@@ -191,7 +191,7 @@ def _number_of_heads(path: Path) -> dict[str, int]:
     """Return the number of heads from the config.json next to the weights; their shapes do not depend on it."""
     try:
         heads = json.loads(path.with_name(CONFIG_FILE).read_text(encoding="utf-8"))["num_attention_heads"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return {"num_heads": heads} if isinstance(heads, int) else {}
 

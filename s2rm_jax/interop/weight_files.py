@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -81,12 +82,15 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        # Parts are read from the folder of the index only, whatever folders it names.
+        names = {Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of weights ({error}); download it again") from error
     arrays: dict[str, np.ndarray] = {}
-    for name in names:
-        arrays |= read_weights(index.parent / Path(name).name)
+    for name in sorted(names):
+        if "\0" in name or name.endswith(".index.json"):
+            raise UserError(f"{index} is not an index of weights (it names {name!r} as a part); download it again")
+        arrays |= read_weights(index.parent / name)
     return arrays
 
 
@@ -97,7 +101,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return {name: _float32(array) for name, array in load_file(path).items()}
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last for unknown types
         raise _damaged(path, error) from error
 
 
@@ -112,6 +116,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         # weights_only: torch's restricted unpickler, because a pickle from the network can run any code. A file object
         # is given, because torch detects the format of a path from its suffix. Warnings concern unusual pickles.
         with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+            _require_uncompressed(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of exceptions
         raise _unreadable(path, error) from error
@@ -125,11 +130,25 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         holds = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{path} has no parameters by name (it contains {holds}); give the file of a state_dict")
     named = {str(name): value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-    return {name: _numpy(value) for name, value in named.items()}
+    try:
+        return {name: _numpy(value) for name, value in named.items()}
+    except Exception as error:  # sparse, quantized, or on no device
+        raise _unreadable(path, error) from error
+
+
+def _require_uncompressed(file: IO[bytes]) -> None:
+    """Check that a file is not compressed: torch does not compress, and a megabyte can unpack to many."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("its parts are compressed, which torch.save does not do")
+    file.seek(0)
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"an array of shape {list(tensor.shape)} repeats a few stored numbers")
+    return (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
     defaults = default_config().to_dict()
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]

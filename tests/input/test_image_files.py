@@ -58,6 +58,8 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
         (["a/x/1.jpg", "a/y/1.jpg", "a/2.jpg"], ["x/1", "y/1", "2"]),
         (["a.png", "a.jpg", "a.png.jpg"], ["a.png", "a.jpg", "a.png.jpg"]),
         (["1.png", "result.json.png"], ["1.png", "result.json.png"]),
+        (["1.png", "...png"], ["1.png", "...png"]),  # and not "..", the folder above
+        (["x/1.png", "x/..png", "2.png"], ["x/1.png", "x/..png", "2.png"]),
     ],
 )
 def test_every_image_has_a_folder_of_its_own(images, folders):

@@ -24,11 +24,20 @@ class Handler(BaseHTTPRequestHandler):
         content = image_file()
         if self.path == "/missing":
             return self.send_error(404)
-        self.send_response(302 if self.path in ("/moved", "/to_a_file") else 200)
+        self.send_response(302 if self.path in ("/moved", "/to_a_file", "/to_ftp", "/to_itself") else 200)
         if self.path == "/moved":
             self.send_header("Location", "/image.png")
         elif self.path == "/to_a_file":
             self.send_header("Location", "file:///etc/passwd")
+        elif self.path == "/to_ftp":
+            self.send_header("Location", "ftp://127.0.0.1/image.png")
+        elif self.path == "/to_itself":
+            self.send_header("Location", "/to_itself")
+        elif self.path == "/slow_headers":
+            self.flush_headers()
+            for letter in b"X-Header: value":  # each resets the time that a socket waits
+                self.wfile.write(bytes([letter]))
+                time.sleep(0.05)
         elif self.path == "/broken":
             self.send_header("Content-Length", str(len(content) + 10))
         self.end_headers()
@@ -76,7 +85,10 @@ def test_what_is_an_address():
         ("missing", {}, "download failed: HTTP 404"),
         ("image.png", {"max_bytes": 20}, "larger than 20 bytes"),
         ("slow", {"timeout": 0.3}, r"more than 0\.3 seconds"),
+        ("slow_headers", {"timeout": 0.3}, r"more than 0\.3 seconds"),
         ("broken", {}, "download stopped after"),
+        ("to_itself", {}, "infinite loop"),
+        ("to_ftp", {}, "unknown url type: ftp"),
         ("to_a_file", {}, "download failed"),
     ],
 )

@@ -5,6 +5,8 @@ import importlib
 import json
 import os
 import pickle
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -86,6 +88,68 @@ def test_weights_in_several_files(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{")
     with pytest.raises(UserError, match="is not an index of weights"):
         read_weights(find_weights(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../../{}", "/{}", "a/../../{}"])
+def test_the_parts_of_an_index_lie_beside_it(tmp_path, name):
+    """Whatever folder an index names, nothing but the folder of the index is read."""
+    (tmp_path / "folder").mkdir()
+    save_file({"secret": ARRAYS["a.weight"]}, tmp_path / "other.safetensors")
+    index = tmp_path / "folder" / "model.safetensors.index.json"
+    named = name.format((tmp_path / "other.safetensors").relative_to("/") if name[0] == "/" else "other.safetensors")
+    index.write_text(json.dumps({"weight_map": {"secret": named}}))
+    with pytest.raises(UserError, match=r"weights .*/folder/other\.safetensors cannot be read: No such file"):
+        read_weights(index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"weight_map": {"a": "model.safetensors.index.json"}}',
+        '{"weight_map": {"a": 5}}',
+        '{"weight_map": {"a": null, "b": "c"}}',
+        '{"weight_map": {"a": "b\\u0000"}}',
+        '{"weight_map": []}',
+        "[" * 100_000,
+    ],
+)
+def test_an_index_that_leads_nowhere(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="is not an index of weights"):
+        read_weights(tmp_path / "model.safetensors.index.json")
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path):
+    """What torch.save writes is never compressed, and no array is larger than what is stored of it."""
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "plain.pth")
+    packed = zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, packed:
+        for part in plain.namelist():
+            packed.writestr(part, plain.read(part))
+    with pytest.raises(UserError, match="its parts are compressed"):
+        read_weights(tmp_path / "packed.pth")
+    torch.save({"a": torch.zeros(1, dtype=torch.float16).expand(10**12)}, tmp_path / "repeated.pth")
+    with pytest.raises(UserError, match=r"shape \[1000000000000\] repeats"):
+        read_weights(tmp_path / "repeated.pth")
+
+
+def test_parameters_are_read_as_their_values(tmp_path):
+    torch.save({"a": torch.nn.Parameter(torch.tensor([1.0, 2]))}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth")["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3).to_sparse(), torch.zeros(3, device="meta")])
+def test_arrays_of_kinds_that_weights_do_not_have(tmp_path, value):
+    torch.save({"a": value}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth is damaged or truncated"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_safetensors_file_of_a_type_that_numpy_does_not_have(tmp_path):
+    header = b'{"a":{"dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4]}}'
+    (tmp_path / "w").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(UserError, match="w is damaged or truncated"):
+        read_weights(tmp_path / "w")
 
 
 @pytest.mark.parametrize("write", [lambda p: save_file(ARRAYS, p), lambda p: torch.save(TENSORS, p)])

@@ -95,6 +95,8 @@ def test_only_the_requested_formats_are_returned(call_api, striped_file):
         ({"files": {"image": b"x"}, "data": {"expressions": "x" * 1_100_000}}, 400, "exceeded maximum size"),
         ({"json": {"image": "YQ==", "expressions": ["red"], "path": "/etc/passwd"}}, 422, "path: "),
         ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 422, "Invalid JSON"),
+        ({"json": {"image": "", "expressions": [1] * 100_000}}, 413, "bytes without the image, more than 200,000"),
+        ({"json": {"expressions": ["red"], "image": "YQ==", **dict.fromkeys(map(str, range(50_000)))}}, 413, ""),
         ({"method": "GET"}, 405, "Method Not Allowed"),
         ({"path": "/nowhere"}, 404, "Not Found"),
     ],
@@ -126,7 +128,7 @@ def test_reading_of_a_too_large_body_stops_early(call_api, declared):
     content = bytes(5_000_000) if declared else body()
     answer = call_api(limits=Limits(bytes=1000), content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 413
-    assert "more than 1,001,333 bytes" in answer.json()["error"]
+    assert "more than 201,333 bytes" in answer.json()["error"]
     assert sent < 15
 
 

@@ -155,9 +155,9 @@ def test_routes_about_other_visitors_are_closed(visitor, route):
 
 def test_an_event_that_is_too_large_or_too_deep(visitor):
     join = "/demo/gradio_api/queue/join"
-    assert visitor.http.post(join, json={"data": ["x" * 1_000_000]}).status_code == 413
-    assert visitor.http.post(join, content=b'{"data": ' + b"[" * 100_000).status_code == 422
-    assert visitor.http.post(join, content=b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}").status_code == 422
+    assert visitor.http.post(join, json={"data": ["x" * 200_000]}).status_code == 413
+    assert visitor.http.post(join, content=b'{"data": ' + b"[" * 90_000).status_code == 422
+    assert visitor.http.post(join, content=b'{"data": ' + b"[" * 90_000 + b"]" * 90_000 + b"}").status_code == 422
 
 
 def test_uploads_reads_no_other_file(tmp_path, private):
@@ -169,9 +169,12 @@ def test_uploads_reads_no_other_file(tmp_path, private):
             uploads.read(path, 1000)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
+    pipe = os.open(tmp_path / "fifo", os.O_RDWR)
+    os.write(pipe, bytes(2000))  # so that nobody who reads it waits
     for other in (tmp_path, tmp_path / "folder", tmp_path / "fifo", tmp_path / "gone"):
         with pytest.raises(RequestError, match="not found on this server"):
             uploads.read(str(other), 1000)
+    os.close(pipe)
 
 
 def test_a_link_that_replaces_a_file_is_not_followed(tmp_path, private, monkeypatch):
