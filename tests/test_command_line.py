@@ -121,7 +121,7 @@ def test_help_shows_the_docstring_and_the_flags(call):
         (["--config=FILE", "--workdir=w", "--config.learning_rate=1"], "mean --config.optimizer.learning_rate"),
         (
             ["--config=FILE", "--workdir=w", "--config.xyzzy=1"],
-            "no such field in the configuration; see s2rm_jax/config.py",
+            "in the configuration; see s2rm_jax/config.py",
         ),
         (["--config=FILE", "--workdir=w", "--config.steps=many"], "--config.steps=many"),
         (["--config=FILE", "--workdir=w", "--config.steps=1.5"], "--config.steps=1.5"),
