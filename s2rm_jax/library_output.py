@@ -92,11 +92,19 @@ class LibraryOutput(logging.Handler):
         threading.excepthook = lambda args: _log("threading.excepthook", args.exc_value, f"in {args.thread}")
         sys.unraisablehook = lambda args: _log("sys.unraisablehook", args.exc_value, f"{args.err_msg}: {args.object!r}")
         logging.captureWarnings(True)
-        logging.getLogger().addHandler(self)
+        root = logging.getLogger()
+        # absl adds a handler if it is used before there is one, as it is while Orbax is imported.
+        self._replaced = [handler for handler in root.handlers if getattr(handler, "stream", None) is sys.stderr]
+        for handler in self._replaced:
+            root.removeHandler(handler)
+        root.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self)
+        root = logging.getLogger()
+        root.removeHandler(self)
+        for handler in self._replaced:
+            root.addHandler(handler)
         logging.captureWarnings(False)
         sys.excepthook, threading.excepthook, sys.unraisablehook = self._previous_hooks
         if self._file is not None:

@@ -86,5 +86,5 @@ def run_process(*arguments: object, cwd: Path | str = ROOT, blocks: int | None =
     command = [sys.executable, *map(str, arguments)]
     if blocks is not None:
         command = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment)

@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit(exported, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the command is missing; it must be one of: to-pytorch, from-pytorch, to-stablehlo, to-onnx"),
+        ((), "the command is missing; available: to-pytorch, from-pytorch, to-stablehlo, to-onnx"),
         (("to-tensorflow",), "unknown command 'to-tensorflow'; available: to-pytorch, from-pytorch"),
         (("to-pytorch", "--out", "x"), "--workdir is missing"),
         (("to-pytorch", "--workdir", "nowhere", "--out", "x"), "nowhere is not the workdir of a training run"),
