@@ -70,6 +70,7 @@ def test_broadcast_matches_jnp_values_and_gradients(sizes, axis):
 def test_the_gradient_is_a_product_on_cpus():
     """XLA's own sum over an axis other than the last is slow there."""
     x = jnp.ones((4, 3))
+    assert broadcast(x, (6,)).shape == (6, 4, 3)
     gradient = jax.grad(lambda x: broadcast(x, (6,)).sum())
     assert "dot_general" in jax.jit(gradient).lower(x).as_text()
     np.testing.assert_allclose(_sum_by_product(jnp.ones((2, 5, 3))), 5.0)
