@@ -101,14 +101,13 @@ class RunLog(logging.Handler):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         _LOGGER.removeHandler(self)
-        try:
-            if kind is not None:  # only into the file; the command prints the error
+        if kind is not None:  # only into the file; the command prints the error
+            with contextlib.suppress(OSError):  # a full disk may be that error
                 self.handle(
                     _LOGGER.makeRecord("s2rm_jax", logging.INFO, "", 0, f"ended by {kind.__name__}: {error}", (), None)
                 )
-        finally:
-            if self._lines:
-                self._lines.close()
+        if self._lines:
+            self._lines.close()
 
 
 def counted(number: int, thing: str) -> str:
