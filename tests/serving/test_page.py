@@ -88,9 +88,12 @@ def test_page_and_api_share_the_limits_of_a_visitor(limited):
     answer = limited.send(limited.find, [as_file(path), "red\nblue\ngreen"])
     assert answer["success"]
     assert "too much work in a minute" in answer["output"]["data"][0]
+    choose = next(event for event in limited.events if limited.kinds(event) == ["file"])
+    assert "8 × 8 pixels" in str(limited.send(choose, [as_file(path)]))  # the last 4 of 24
+    assert "too much work in a minute" in limited.send(choose, [as_file(path)])["output"]["data"][0]
 
     more = (limited.http.post("/segment", json=body) for _ in range(20))
-    assert any("requests in a minute" in answer.json()["error"] for answer in more)
+    assert any("requests in a minute" in answer.json().get("error", "") for answer in more)
     for send in (
         lambda: limited.http.post("/segment", json=body, headers=headers),
         lambda: limited.http.post("/demo/gradio_api/upload", files={"files": image}),

@@ -6,9 +6,11 @@ import contextlib
 import csv
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -318,19 +320,27 @@ def test_a_checkpoint_of_another_architecture(tiny_workdir, tmp_path, image):
         assert "is of another architecture" in errors.splitlines()[-1]
 
 
-def test_demo_serves_until_it_is_ended(tiny_workdir):
+def test_demo_serves_until_it_is_ended(tiny_workdir, tmp_path):
+    """The folder of uploads is readable by its user only, and an open page does not keep the demo from ending."""
     pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
     command = [sys.executable, "-m", "s2rm_jax.demo", f"--workdir={tiny_workdir}", "--checkpoint=latest", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as server:
         said = next(line for line in server.stdout if line.startswith("open http://127.0.0.1:"))
         address = said.split()[1]
         with urllib.request.urlopen(f"{address}/health") as answer:
             assert json.load(answer) == {"status": "ok"}
         with urllib.request.urlopen(address) as answer:
             assert answer.url.startswith(f"{address}/demo")
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        (folder,) = tmp_path.glob("s2rm_demo_*")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        with urllib.request.urlopen(f"{address}/demo/gradio_api/heartbeat/a") as page:
+            assert page.readline() == b"data: ALIVE\n"
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
         assert server.stderr.read() == ""
+        assert not folder.exists()
 
 
 def test_demo_with_a_taken_port_or_without_its_extra(tiny_workdir, monkeypatch):
