@@ -125,12 +125,24 @@ def test_warnings_of_this_package_and_of_jax_are_shown():
     assert (done.returncode, done.stderr) == (0, "an expression is cut\nfalling back to cpu\n")
 
 
-def test_python_reports_errors_as_before_when_a_command_is_done():
-    hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning)
-    handlers = list(logging.getLogger().handlers)
-    run(fail)
-    assert (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning) == hooks
-    assert logging.getLogger().handlers == handlers
+def test_a_handler_of_a_library_is_silent_and_everything_is_restored_afterwards():
+    def surroundings():
+        hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning)
+        return hooks, list(logging.getLogger().handlers)
+
+    def run_beside_a_handler():
+        handler = logging.StreamHandler()  # as absl adds it while Orbax is imported
+        logging.getLogger().addHandler(handler)
+        seen.append(surroundings())
+        try:
+            command_line.run(fail, flags.FlagValues(), "Does things.")
+        finally:
+            seen.append(surroundings())
+            logging.getLogger().removeHandler(handler)
+
+    seen = []
+    assert run_function(run_beside_a_handler).stderr == "error: the disk is full: make room.\n"
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--verbose",)])

@@ -17,7 +17,7 @@ def get_config():
 
 @pytest.fixture
 def workdir(tiny_workdir, tmp_path):
-    """A copy of the tiny run, as programs that are kept in it would be cut off."""
+    """A copy of the tiny run, as its log folder receives what is hidden."""
     return shutil.copytree(tiny_workdir, tmp_path / "run")
 
 
@@ -29,11 +29,11 @@ def assert_one_line(done, *parts):
 
 
 def test_train(workdir, tmp_path):
+    """The network is one that compiles in a second."""
     new = tmp_path / "new"
     (tmp_path / "tiny.py").write_text(CONFIG.format(workdir=str(workdir)))
-    compiled = f"--config.compilation_cache={workdir / 'compilation_cache'}"  # the same program
-    asked = (f"--config={tmp_path / 'tiny.py'}", f"--workdir={new}", "--config.eval.every=0", compiled)
-    done = run_process("-m", "s2rm_jax.train", *asked, blocks=16)
+    asked = (f"--config={tmp_path / 'tiny.py'}", f"--workdir={new}", "--config.eval.every=0")
+    done = run_process("tests/system/small_commands.py", "train", *asked, blocks=8)
     assert_one_line(done, f"a checkpoint cannot be written to {new / 'checkpoints'}", "make room there")
     hidden = (new / "log" / "libraries_0.log").read_text()
     assert hidden.count("\n") > 20 and "File too large" in hidden
