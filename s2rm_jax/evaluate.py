@@ -66,21 +66,21 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import counted, log, report_evaluation
-    from s2rm_jax.training.run import load_run
+    from s2rm_jax.training.run import load_config, load_run
 
     join_others()
     assert WORKDIR.value is not None  # required
     workdir = workdir_path(WORKDIR.value)
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
-    mesh = make_mesh()
-    run = load_run(workdir, which, replicated(mesh))
-    config = run.config
+    config = load_config(workdir)
     protocol = protocol_named(PROTOCOL.value or config.eval.protocol)
     config.eval.limit = LIMIT.value
     if DATA.value:
         config.input.source = with_folders(config.input.source, DATA.value)
     split = SPLIT.value or config.eval.split
     source = build_source(config.input.source, split)
+    mesh = make_mesh()
+    run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest
     suffix = "" if protocol.name == "original" else f"-{protocol.name}"
     suffix += f"-first-{LIMIT.value}" if LIMIT.value else ""  # does not replace the report on the full split
     out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")

@@ -230,9 +230,9 @@ def _compilation_cache() -> AbstractContextManager[None]:
     from s2rm_jax.training.run import load_config
 
     workdir = workdir_path(str(WORKDIR.value))
-    config = load_config(workdir).unlock()
     if not has_checkpoint(workdir):
         return nullcontext()
+    config = load_config(workdir).unlock()
     if config.get("compilation_cache") != OFF:
         config.compilation_cache = ""
     return compilation_cache(config, workdir)

@@ -34,7 +34,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch):
-    """Runs a door with the given arguments; returns its status, its two outputs and the configurations it saw."""
+    """Runs a command with the given arguments; returns its status, its two outputs and the configurations it saw."""
 
     def call(*arguments, main=None, cwd=ROOT):
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # left by the test before
@@ -159,7 +159,7 @@ def test_a_broken_configuration_file_is_told_with_its_line(call, tmp_path, sourc
     assert f"--config: {path} cannot be loaded: " in err and message in err and err.count("\n") == 1
 
 
-def test_user_errors_of_the_door_have_status_2_and_no_traceback(call, config_file):
+def test_user_errors_of_the_command_have_status_2_and_no_traceback(call, config_file):
     def main():
         raise UserError("the image is missing: give another --image.")
 
@@ -206,7 +206,7 @@ def test_a_full_disk_is_no_defect(call, config_file, code):
 
 @pytest.fixture
 def call_for_result():
-    """Runs a door whose main says something, returns its result and raises what it is given."""
+    """Runs a command whose main says something, returns its result and raises what it is given."""
 
     def call(*arguments, result=None, raised=None):
         values = flags.FlagValues()

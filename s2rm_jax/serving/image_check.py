@@ -22,9 +22,8 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _SCAN, _EXIF = b"\xff\xda", b"Exif\0\0"
-_WITH_LENGTH = {*range(0xC0, 0xD0), *range(0xDB, 0xF0), 0xFE} - {
-    0xC8
-}  # markers followed by the length of their segment
+# Markers that are followed by the length of their segment. 0xC8 is reserved and has none.
+_WITH_LENGTH = {*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xF0), 0xFE}
 _MAX_SEGMENTS = 300  # before the first scan of a JPEG; phones that store depth in XMP write about 100
 _MAX_SCANS = 100  # a progressive JPEG has about 10
 _MAX_CHUNKS = 20_000  # of a PNG: 20 MB in chunks of 1 kB

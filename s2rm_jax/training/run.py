@@ -68,6 +68,8 @@ def load_run(
     workdir: epath.PathLike,
     which: Literal["best", "latest"] = "best",
     sharding: jax.sharding.Sharding | None = None,
+    *,
+    config: ConfigDict | None = None,
 ) -> LoadedRun:
     """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
 
@@ -77,12 +79,13 @@ def load_run(
         workdir: the folder.
         which: "best" by config.eval.metric of the run, or "latest".
         sharding: of the parameters; by default each is on one device of this process.
+        config: the result of `load_config(workdir)`, if the caller has it already.
 
     Raises:
         UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
             not fit its parameters.
     """
-    config = load_config(workdir)
+    config = load_config(workdir) if config is None else config
     tokenizer = Tokenizer(epath.Path(workdir) / VOCAB_FILE, config.text.max_tokens)
     network = build_network(config)
     shapes = parameter_shapes(network, config)

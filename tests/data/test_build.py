@@ -17,7 +17,7 @@ from tests.input.refer_fixture import COCO_NAME, FOLDER
 pytest.importorskip("tensorflow_datasets", reason="the extra [tfds] is not installed")
 
 
-def test_the_door_builds_once_and_says_so(tmp_path):
+def test_the_command_builds_once_and_says_so(tmp_path):
     root, out = refer_fixture.write_refer_layout(tmp_path / "data"), tmp_path / "out"
     asked = ("--dataset=refcoco", f"--root={root}", f"--out={out}")
     first = run_command("data.build", *asked)

@@ -1,7 +1,7 @@
-"""Every command that the documentation shows is run, or understood by the door that it names, or marked.
+"""Every command that the documentation shows is run, or understood by the command that it names, or marked.
 
 - What is cheap is run as it stands, in a folder where its files are: the first command of each kind.
-- What other tests run is parsed with the door's own flags: each flag and each field of the configuration must exist.
+- What other tests run is parsed with the command's own flags: each flag and each field of the configuration must exist.
 - What needs data, hardware or another program has the word "needs" in its block or in a paragraph beside it, or a name
   in capitals for what the reader must have. The pages of docs/results/ are exempt: they are records of what was run.
 """
@@ -62,7 +62,7 @@ def parts_of(command: Command) -> list[list[str]]:
     return [[word for word in part if not re.match(r"[A-Z_]+=", word)] for part in parts]
 
 
-def door_of(words: list[str]) -> tuple[str, list[str]] | None:
+def parse_command(words: list[str]) -> tuple[str, list[str]] | None:
     """The module that a command runs, and the arguments after it; None where it is not one of this project."""
     if words[0] == "s2rm":
         words = ["python", "-m", f"s2rm_jax.{words[1]}" if words[1:] else "s2rm_jax", *words[2:]]
@@ -77,25 +77,25 @@ def door_of(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def parse(monkeypatch, name: str, arguments: list[str]) -> None:
-    """Reads arguments as the door itself would, and raises UserError as it would."""
-    door = importlib.import_module(name)
+    """Reads arguments as the command itself would, and raises UserError as it would."""
+    module = importlib.import_module(name)
     cut = "..." in arguments and f"--{arguments[max(0, arguments.index('...') - 1)].lstrip('-')}" not in arguments
-    required = re.search(r"command_line\.run\(main.*required=\(([^)]*)\)", Path(door.__file__).read_text())
+    required = re.search(r"command_line\.run\(main.*required=\(([^)]*)\)", Path(module.__file__).read_text())
     needed = re.findall(r'"(\w+)"', required[1]) if required else []
-    if hasattr(door, "COMMANDS"):
-        needed, arguments = door.COMMANDS[arguments[0]].required, arguments[1:]
+    if hasattr(module, "COMMANDS"):
+        needed, arguments = module.COMMANDS[arguments[0]].required, arguments[1:]
     if cut:
         needed = []
         arguments = [argument for argument in arguments if argument != "..."]
-        arguments += ["--config=synthetic"] if "config" in door.FLAGS else []
+        arguments += ["--config=synthetic"] if "config" in module.FLAGS else []
         arguments.sort(key=lambda argument: not argument.startswith("--config="))
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     monkeypatch.setattr(sys, "argv", [name, *(STAND_INS.get(argument, argument) for argument in arguments)])
-    command_line.define_verbose(door.FLAGS)
+    command_line.define_verbose(module.FLAGS)
     try:
-        command_line._parse(door.FLAGS, needed)
+        command_line._parse(module.FLAGS, needed)
     finally:
-        forget(door.FLAGS)
+        forget(module.FLAGS)
 
 
 def forget(flag_values) -> None:
@@ -107,10 +107,10 @@ def forget(flag_values) -> None:
 
 def needs_something(words: list[str]) -> bool:
     """Whether a command cannot be run by everybody: it is for data, a TPU or a program that must be had first."""
-    door = door_of(words)
-    if door is None:
+    parsed = parse_command(words)
+    if parsed is None:
         return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb", "tensorboard")
-    name, arguments = door
+    name, arguments = parsed
     of_data = (
         r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|\S*\b(DATA|DIR|REFER_DIR|REFER_MINI)\b"
     )
@@ -120,8 +120,8 @@ def needs_something(words: list[str]) -> bool:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {command.text[:60]}")
 def test_every_command_is_understood(command, monkeypatch):
     for words in parts_of(command):
-        if door := door_of(words):
-            name, arguments = door
+        if parsed := parse_command(words):
+            name, arguments = parsed
             assert name in RUN_HERE or (ROOT / RUN_BY[name]).is_file()
             if name != "s2rm_jax" and arguments != ["--help"]:
                 parse(monkeypatch, name, arguments)
@@ -189,7 +189,7 @@ def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_pa
     run = set()
     for command in shown_commands():  # in their order: some use what those before them wrote
         for words in parts_of(command):
-            name, arguments = door_of(words) or ("", [])
+            name, arguments = parse_command(words) or ("", [])
             kind = (name, *sorted({argument.split("=")[0] for argument in arguments if argument.startswith("--")}))
             skip = (
                 {"...", "--help"} & {*arguments} or command.page.startswith("docs/results/") or needs_something(words)

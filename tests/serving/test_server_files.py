@@ -170,7 +170,7 @@ def test_uploads_reads_no_other_file(tmp_path, private):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     pipe = os.open(tmp_path / "fifo", os.O_RDWR)
-    os.write(pipe, bytes(2000))  # so that nobody who reads it waits
+    os.write(pipe, bytes(2000))  # a reader does not block
     for other in (tmp_path, tmp_path / "folder", tmp_path / "fifo", tmp_path / "gone"):
         with pytest.raises(RequestError, match="not found on this server"):
             uploads.read(str(other), 1000)

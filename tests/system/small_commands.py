@@ -44,5 +44,5 @@ if __name__ == "__main__":
         module.build_network = lambda config: standin.StandIn(dropout_rate=0.5, words=config.text.vocab_size)
     pipeline.train_batches = slow_batches
     gallery.write_explained_cases = note_explained
-    door = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
-    command_line.run(door.main, door.FLAGS, door.__doc__, required=("workdir",))
+    command = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
+    command_line.run(command.main, command.FLAGS, command.__doc__, required=("workdir",))

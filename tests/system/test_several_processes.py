@@ -28,23 +28,23 @@ def get_config():
     return config
 '''
 STEPS, EVERY = 12, 4
-DOORS = Path(__file__).with_name("small_commands.py")
+COMMANDS_SCRIPT = Path(__file__).with_name("small_commands.py")
 NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # how lines of JAX's own begin
 
 
 @pytest.fixture(scope="module")
 def start(processes, tmp_path_factory):
-    """Starts so many processes of a door, each with so many devices, on a workdir."""
+    """Starts so many processes of a command, each with so many devices, on a workdir."""
     shared = tmp_path_factory.mktemp("shared")
     (shared / "small.py").write_text(CONFIG)
     environment = {
         "PYTHONPATH": str(processes.ROOT),
     }
 
-    def start(workdir, count, devices=1, *, door="train", arguments=(), **variables):
-        configured = [f"--config={shared / 'small.py'}"] if door == "train" else []
-        command = [str(DOORS), door, f"--workdir={workdir}", *configured, *arguments]
-        return processes.Processes(count, command, environment | variables, devices)
+    def start(workdir, count, devices=1, *, command="train", arguments=(), **variables):
+        configured = [f"--config={shared / 'small.py'}"] if command == "train" else []
+        words = [str(COMMANDS_SCRIPT), command, f"--workdir={workdir}", *configured, *arguments]
+        return processes.Processes(count, words, environment | variables, devices)
 
     return start
 
@@ -127,7 +127,7 @@ def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path,
     for count, devices in ((1, 1), (2, 2), *([(4, 1)] if long else [])):
         out = tmp_path / str(count)
         flags = (f"--out={out}", "--limit=7", "--gallery=2", "--explain")
-        with start(straight, count, devices, door="evaluate", arguments=flags) as running:
+        with start(straight, count, devices, command="evaluate", arguments=flags) as running:
             first, *others = running.succeed()
         assert "over 21 expressions of val" in first
         assert [line for said in others for line in own_lines(said)] == []
@@ -192,7 +192,7 @@ def test_when_one_is_killed_the_other_says_so_and_the_next_start_continues(start
 def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
     flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
     address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"
-    command = [str(DOORS), "train", f"--workdir={tmp_path}", address, *flags]
+    command = [str(COMMANDS_SCRIPT), "train", f"--workdir={tmp_path}", address, *flags]
     with processes.Processes(1, command, {"PYTHONPATH": str(processes.ROOT)}) as running:
         ((status, _, err),) = running.finish()
     assert status == 2
@@ -201,7 +201,7 @@ def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
 
 
 def test_a_mistake_that_all_make_all_tell(start, tmp_path):
-    with start(tmp_path, 2, door="evaluate") as running:
+    with start(tmp_path, 2, command="evaluate") as running:
         ended = running.finish()
     for index, (status, _, err) in enumerate(ended):
         assert status == 2, err
