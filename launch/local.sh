@@ -32,6 +32,10 @@ if [[ ${JAX_PLATFORMS-} != cpu ]] && command -v nvidia-smi >/dev/null; then
   fi
 fi
 
+early= # a signal that comes before all processes are started
+trap 'early=INT' INT
+trap 'early=TERM' TERM
+
 free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 export S2RM_COORDINATOR_ADDRESS=${S2RM_COORDINATOR_ADDRESS:-127.0.0.1:$("$python" -c "$free_port")}
 export S2RM_NUM_PROCESSES=$processes
@@ -60,6 +64,7 @@ forward() {
 }
 trap 'forward INT' INT
 trap 'forward TERM' TERM
+[[ $early ]] && forward "$early"
 
 worst=0
 for process in "${running[@]}"; do

@@ -21,8 +21,10 @@ os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip(),
 }
+_NO_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+if _NO_EMITTERS not in os.environ.get("XLA_FLAGS", ""):  # once: JAX keys a program by the whole of XLA_FLAGS
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_EMITTERS}".strip()
 
 import flax.linen as nn
 import jax

@@ -105,6 +105,17 @@ def test_one_ctrl_c_of_a_terminal_is_one(environment):
     assert running.returncode == 3
 
 
+def test_a_signal_before_the_processes_start_ends_them(environment, make_executable):
+    stand_in = Path(environment["PYTHON"])
+    interrupt = 'if sys.argv[1] == "-c":\n    os.kill(os.getsid(0), signal.SIGINT)\n'
+    make_executable(stand_in, PROCESS.replace('if sys.argv[1] == "-c":\n', interrupt))
+    command = [LAUNCH / "local.sh", "2", "wait"]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, timeout=30, check=False, start_new_session=True
+    )
+    assert ended.returncode in (3, 130)  # 130: it came before the process had its handlers
+
+
 @pytest.mark.parametrize("arguments", [(), ("0",), ("--config", "x")])
 def test_the_number_of_processes_must_come_first(environment, arguments):
     ended = run([LAUNCH / "local.sh", *arguments], environment)
