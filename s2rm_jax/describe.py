@@ -1,8 +1,11 @@
-"""Print the parameters and FLOPs of each part of a network; nothing is trained or downloaded.
+"""Print the parameters and FLOPs of a network, and the time that its training takes; nothing is trained or downloaded.
 
-python -m s2rm_jax.describe                                   # Swin-Base and BERT-base at 480 pixels
-python -m s2rm_jax.describe --config configs/synthetic.py
-python -m s2rm_jax.describe --config configs/synthetic.py --json
+    python -m s2rm_jax.describe                                   # Swin-Base and BERT-base at 480 pixels
+    python -m s2rm_jax.describe --config configs/synthetic.py --json
+    python -m s2rm_jax.describe --config configs/refcoco.py --config.steps=53000
+
+The hours are FLOPs divided by the peak of the device and by --mfu, the share of the peak that training reaches. They
+are an estimate, not a measurement. They leave out evaluation, compilation and waiting for data.
 """
 
 from __future__ import annotations
@@ -25,6 +28,19 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a file of configs/; without one, the defaults of s2rm_jax/config.py", flag_values=FLAGS
 )
 
+MFU = flags.DEFINE_float(
+    "mfu", 0.4, "the share of a device's peak FLOPs that training reaches", 0.01, 1.0, flag_values=FLAGS
+)
+
+# Dense bfloat16 FLOPs per second with float32 accumulation, from the data sheets of NVIDIA and Google Cloud.
+PEAK_FLOPS = {
+    "H100 SXM": 989e12,
+    "A100": 312e12,
+    "RTX 4090": 165e12,
+    "TPU v5e-4": 4 * 197e12,
+    "TPU v5e-16": 16 * 197e12,
+}
+
 PARTS = {
     "vision": "vision (Swin)",
     "text": "text (BERT)",
@@ -36,15 +52,17 @@ PARTS = {
 
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
-    """Print the cost of the network of --config, and return it by part."""
+    """Print the cost of the network of --config and of its training; return it by part."""
     from s2rm_jax.config import check_config, default_config
-    from s2rm_jax.models.cost import network_cost
+    from s2rm_jax.models.cost import network_cost, training_step_flops
 
     config = CONFIG.value or default_config()
     check_config(config)
     costs = network_cost(config)
+    step_flops = training_step_flops(config, costs)
     print(format_cost(config, costs))
-    return {part: asdict(cost) for part, cost in costs.items()}
+    print(format_training(config, step_flops, MFU.value))
+    return {part: asdict(cost) for part, cost in costs.items()} | {"training": {"step_flops": step_flops}}
 
 
 def format_cost(config: ConfigDict, costs: Mapping[str, PartCost]) -> str:
@@ -62,6 +80,28 @@ def format_cost(config: ConfigDict, costs: Mapping[str, PartCost]) -> str:
         f"S2RM + CASG: {parameters / 1e6:.2f} M parameters, {100 * share:.1f} % of the vision backbone's FLOPs "
         f"per expression, at {width} x {height} pixels and {config.text.max_tokens} tokens."
     )
+    return "\n".join(rows)
+
+
+def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
+    """Return the FLOPs of the training of `config`, and the hours on one device of each of PEAK_FLOPS.
+
+    Args:
+        config: if its `steps` are 0, the hours are per 1,000 steps.
+        step_flops: the FLOPs of one step, from `training_step_flops`.
+        mfu: the share of the peak that training reaches, 0 to 1.
+    """
+    steps = config.steps or 1000
+    total = steps * step_flops
+    images = f"{config.batch_size} images with {config.input.expressions_per_image} expression(s) each"
+    rows = [
+        f"Training: {step_flops / 1e12:.3g} TFLOPs a step of {images}; {steps:,} steps: {total:.2e} FLOPs.",
+        f"Estimated hours at {100 * mfu:.0f} % of the peak: "
+        + ", ".join(f"{name} {total / (peak * mfu) / 3600:.3g}" for name, peak in PEAK_FLOPS.items())
+        + ".",
+    ]
+    if not config.steps:
+        rows.append("The number of steps depends on the data; give it with --config.steps=N.")
     return "\n".join(rows)
 
 

@@ -191,11 +191,11 @@ def tiny_config() -> ConfigDict:
     config.input.source = ConfigDict({"name": "synthetic", "image_size": (48, 64), "expressions_per_scene": 3})
     config.input.image_size = (32, 32)
     config.input.expressions_per_image = 2
-    config.vision.update({"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4})
+    config.vision.update({"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4})
     config.text.update({"vocab_size": 128, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32})
     config.text.max_tokens = 16
     config.fusion.update({"width": 16, "recurrent_width": 8, "num_heads": 2})
-    config.decoder.widths = (8, 8, 8, 8)
+    config.decoder.widths = (8, 8)
     config.eval.update({"every": 2, "limit": 4, "batch_size": 4})
     config.checkpoint_every = 2
     return config

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from s2rm_jax.config import default_config
-from s2rm_jax.describe import format_cost
-from s2rm_jax.models.cost import count_flops, network_cost
+from s2rm_jax.describe import format_cost, format_training
+from s2rm_jax.models.cost import PartCost, count_flops, network_cost, training_step_flops
 from s2rm_jax.models.layers import Conv3x3
 
 
@@ -45,3 +45,17 @@ def test_fusion_and_decoder_are_light_beside_swin_base_at_480():
     table = format_cost(config, costs)
     assert "S2RM + CASG" in table
     assert f"{costs['vision'].parameters / 1e6:.2f} M" in table
+
+
+def test_the_hours_of_training_follow_from_flops_steps_and_peak():
+    config = default_config()
+    config.batch_size, config.input.expressions_per_image, config.steps = 10, 3, 36_000
+    costs = {"vision": PartCost(0, 100_000_000_000, 0), "fusion": PartCost(0, 6_000_000_000, 2_000_000_000)}
+    step = training_step_flops(config, costs)
+    assert step == 3 * 10 * (100 + 6 + 2 * 2) * 1_000_000_000
+    shown = format_training(config, step, mfu=0.5)
+    assert "3.3 TFLOPs a step" in shown and "36,000 steps: 1.19e+17 FLOPs" in shown
+    assert "A100 0.212," in shown  # 1.188e17 / (312e12 x 0.5) = 761.5 s
+    config.steps = 0
+    assert "1,000 steps: 3.30e+15" in format_training(config, step, mfu=0.5)
+    assert "--config.steps=N" in format_training(config, step, mfu=0.5)

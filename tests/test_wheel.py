@@ -73,6 +73,7 @@ def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
     assert "error: --out: taken cannot be a folder" in done.stderr
 
 
+@pytest.mark.long
 def test_types_reach_those_who_use_it(installed, tmp_path):
     user = tmp_path / "user.py"
     user.write_text("from s2rm_jax.config import find_config\n\nfind_config(3)\n")  # a module that imports little

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -80,6 +80,16 @@ def network_cost(config: ConfigDict) -> dict[str, PartCost]:
         )
         for part in costs[1]
     }
+
+
+def training_step_flops(config: ConfigDict, costs: Mapping[str, PartCost]) -> int:
+    """Return the FLOPs of a training step, from the result of `network_cost`.
+
+    The backward pass counts as two forward passes. Recomputation (config.remat) does not count, as in the usual
+    definition of model FLOPs utilization.
+    """
+    expressions = config.input.expressions_per_image
+    return 3 * config.batch_size * sum(cost.flops(expressions) for cost in costs.values())
 
 
 def _text_shapes(expressions: int, length: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -70,6 +70,7 @@ def test_slurm_takes_the_options_in_the_file(cluster):
     assert "to start at" in cluster("sbatch", "--test-only", "launch/slurm.sbatch")
 
 
+@pytest.mark.long
 def test_two_tasks_of_slurm_train_as_one_and_continue_when_they_are_put_back(
     cluster, small_training, one_process, read_trace, tmp_path
 ):

@@ -11,8 +11,6 @@ from tests.conftest import tiny_config
 @pytest.fixture(scope="session")
 def subject():
     config = tiny_config()
-    config.vision.update({"depths": (1, 1), "num_heads": (1, 2)})
-    config.decoder.widths = (8, 8)
     config.fusion.rotations = (0, 90)
     config.vision.drop_path_rate = config.text.dropout_rate = 0.0
     config.update({"steps": 0, "epochs": 1.0})  # as in the configurations that count steps from data

@@ -13,29 +13,16 @@ from tests.command import ROOT, run_command
 
 TIMEOUT = 600  # seconds; only reached if something hangs
 
-CONFIG = '''
-"""A network and scenes as small as they come."""
-from ml_collections import ConfigDict
-from s2rm_jax.config import default_config
+CONFIG = """
+from tests.conftest import tiny_config
 
 def get_config():
-    config = default_config()
+    config = tiny_config()
     config.steps, config.batch_size = 30, 4
-    config.log_every, config.checkpoint_every = 1, 10
-    config.eval.update({"every": 20, "limit": 4, "batch_size": 4})
-    config.input.source = ConfigDict({"name": "synthetic", "image_size": (48, 64), "expressions_per_scene": 3})
-    config.input.image_size = (32, 32)
-    config.input.expressions_per_image = 2
-    config.vision.update({"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4})
-    config.text.update(
-        {"vocab_size": 128, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
-    )
-    config.text.max_tokens = 16
-    config.fusion.update({"width": 16, "recurrent_width": 8, "num_heads": 2})
-    config.decoder.widths = (8, 8, 8, 8)
+    config.log_every, config.checkpoint_every, config.eval.every = 1, 10, 20
     config.optimizer.update({"accumulate": 2, "ema_decay": 0.9, "clip_norm": 1.0})
     return config
-'''
+"""
 
 
 @pytest.fixture(scope="module")

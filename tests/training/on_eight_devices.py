@@ -89,7 +89,13 @@ def assert_close(found, expected):
     jax.tree_util.tree_map_with_path(compare, found, expected)
 
 
-@pytest.mark.parametrize(("fsdp", "parts"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (8, 2)])
+def long_case(*values):
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "parts"), [(1, 1), long_case(1, 2), long_case(2, 1), (2, 2), long_case(4, 1), long_case(8, 2)]
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_and_gradients_are_those_of_one_device(standin, form, fsdp, parts):
     batches, expected = on_one_device(standin, parts)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def test_on_eight_devices():
+def test_on_eight_devices(long):
     done = subprocess.run(
         [
             sys.executable,
@@ -15,6 +15,7 @@ def test_on_eight_devices():
             "-q",
             "-p",
             "no:cacheprovider",
+            *(["--long"] if long else []),
             str(Path(__file__).with_name("on_eight_devices.py")),
         ],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
