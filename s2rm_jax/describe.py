@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
+from s2rm_jax.parallel.devices import CHIPS, GPU_MATRIX_RATES
 
 if TYPE_CHECKING:
     from s2rm_jax.models.cost import PartCost
@@ -32,13 +33,13 @@ MFU = flags.DEFINE_float(
     "mfu", 0.4, "the share of a device's peak FLOPs that training reaches", 0.01, 1.0, flag_values=FLAGS
 )
 
-# Dense bfloat16 FLOPs per second with float32 accumulation, from the data sheets of NVIDIA and Google Cloud.
+# FLOP/s of dense bfloat16 matrix products.
 PEAK_FLOPS = {
-    "H100 SXM": 989e12,
-    "A100": 312e12,
-    "RTX 4090": 165e12,
-    "TPU v5e-4": 4 * 197e12,
-    "TPU v5e-16": 16 * 197e12,
+    "H100": GPU_MATRIX_RATES["H100 80GB HBM3"],
+    "A100": GPU_MATRIX_RATES["A100-SXM4-80GB"],
+    "RTX 4090": GPU_MATRIX_RATES["GeForce RTX 4090"],
+    "v5e-4": 4 * CHIPS["TPU v5 lite"].matrix_rate,
+    "v5e-16": 16 * CHIPS["TPU v5 lite"].matrix_rate,
 }
 
 PARTS = {
@@ -84,7 +85,7 @@ def format_cost(config: ConfigDict, costs: Mapping[str, PartCost]) -> str:
 
 
 def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
-    """Return the FLOPs of the training of `config`, and the hours on one device of each of PEAK_FLOPS.
+    """Return the FLOPs of the training of `config`, and the hours on each of PEAK_FLOPS.
 
     Args:
         config: if its `steps` are 0, the hours are per 1,000 steps.

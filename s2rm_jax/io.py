@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -163,7 +164,7 @@ def require_space(folder: Path, size: int) -> None:
     """Raise OSError unless `size` bytes are free on the disk of `folder`, before a long job starts."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+        raise OSError(errno.ENOSPC, f"{math.ceil(size / 1e6):,} MB are needed, {free / 1e6:,.0f} MB are free")
 
 
 def make_output_folder(path: epath.PathLike) -> Path:

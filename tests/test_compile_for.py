@@ -56,6 +56,8 @@ def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):
 def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: None)  # the tracing and lowering are tested
     config = tiny_config()
+    config.vision.update({"depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)})
+    config.decoder.widths = (8, 8, 8, 8)
     config.steps, config.remat = 0, "blocks"
     before = config.to_dict()
     step = compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))

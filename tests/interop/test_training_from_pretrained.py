@@ -31,7 +31,9 @@ def pretrained(tmp_path):
     shapes = parameter_shapes(build_network(config), config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    save_file(export_arrays(swin_layout((1, 1, 1, 1), MICROSOFT), params["vision"]), tmp_path / "swin.safetensors")
+    save_file(
+        export_arrays(swin_layout(config.vision.depths, MICROSOFT), params["vision"]), tmp_path / "swin.safetensors"
+    )
     (tmp_path / "bert").mkdir()
     save_file(export_arrays(bert_layout(1), params["text"]), tmp_path / "bert" / "model.safetensors")
     config.vision.pretrained = str(tmp_path / "swin.safetensors")
