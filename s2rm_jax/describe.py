@@ -2,7 +2,7 @@
 
     python -m s2rm_jax.describe                                   # Swin-Base and BERT-base at 480 pixels
     python -m s2rm_jax.describe --config configs/synthetic.py --json
-    python -m s2rm_jax.describe --config configs/refcoco.py --config.steps=53000
+    python -m s2rm_jax.describe --config configs/refcoco.py --config.steps=53000   # needs no data
 
 The hours are FLOPs divided by the peak of the device and by --mfu, the share of the peak that training reaches. They
 are an estimate, not a measurement. They leave out evaluation, compilation and waiting for data.

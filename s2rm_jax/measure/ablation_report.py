@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
 from s2rm_jax.measure.ablation_runs import Result
-from s2rm_jax.measure.ablation_suites import Variant
+from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
 _LEGEND = 170  # pixels at the right edge
 _COLOURS = ("#181c21", "#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b3fb5")
@@ -75,7 +75,7 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         folder: an existing folder.
         suite: the name of the suite.
         steps: the steps of each run.
-        variants: the rows. The first is the reference and must have a result; others without a result are left out.
+        variants: the rows. The first must have a result; others without a result are left out.
         results: of the finished runs.
     """
     shown = [variant for variant in variants if results.get(variant.name)]
@@ -83,12 +83,13 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
     figures = _figures(shown, results)
     for name, figure in figures.items():
         (folder / PLOTS / f"{name}.svg").write_text(standalone(figure), encoding="utf-8")
+    references = _references(suite, shown)
     splits = list(results[shown[0].name][0].scores)
     first = splits[0]
     parts = [
         f"# Ablation {suite}: {steps:,} steps",
-        as_markdown(_overview(shown, results, splits)),
-        " ".join(_conclusions(shown, results, first)),
+        as_markdown(_overview(shown, references, results, splits)),
+        " ".join(_conclusions(references, results, first)),
         *(
             as_markdown(_by_group(f"Mean IoU by {title}, {first}", _grouped(field, shown, results, first)))
             for field, title in GROUPINGS.items()
@@ -113,17 +114,23 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
     return folder / MARKDOWN_FILE
 
 
-def difference(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float] | None:
-    """Return the difference of two means with its 95 % interval by Welch's t, or None for fewer than two values."""
-    if min(len(values), len(reference)) < 2:
+def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> tuple[float, float, float] | None:
+    """Return the mean difference over the seeds of both sides with its 95 % interval by the paired t-test.
+
+    Runs of one seed share the order of the data and the initial values of the parameters that both have.
+
+    Args:
+        values: {seed: value}.
+        reference: as `values`.
+
+    Returns:
+        (mean, low, high), or None for fewer than two common seeds.
+    """
+    differences = [values[seed] - reference[seed] for seed in values.keys() & reference.keys()]
+    if len(differences) < 2:
         return None
-    mean = float(np.mean(values) - np.mean(reference))
-    parts = [float(np.var(side, ddof=1)) / len(side) for side in (values, reference)]
-    error = math.sqrt(sum(parts))
-    if error == 0:
-        return mean, mean, mean
-    weights = (part**2 / (len(side) - 1) for part, side in zip(parts, (values, reference), strict=True))
-    half = t_quantile(sum(parts) ** 2 / sum(weights)) * error
+    mean = float(np.mean(differences))
+    half = t_quantile(float(len(differences) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
 
 
@@ -143,11 +150,26 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
 
 
-def _overview(variants: Sequence[Variant], results: Results, splits: Sequence[str]) -> Table:
+@dataclass(frozen=True)
+class _References:
+    """What the variants are compared with: {variant: the name of another}, and what the table calls it."""
+
+    names: Mapping[str, str]
+    title: str
+
+
+def _references(suite: str, variants: Sequence[Variant]) -> _References:
+    names = [variant.name for variant in variants]
+    if suite in STEPWISE:
+        return _References(dict(zip(names[1:], names[:-1], strict=True)), "the row above")
+    return _References(dict.fromkeys(names[1:], names[0]), names[0])
+
+
+def _overview(variants: Sequence[Variant], references: _References, results: Results, splits: Sequence[str]) -> Table:
     header = ["variant", "change"]
     for split in splits:
         header += [f"mIoU {split}", f"oIoU {split}"]
-    header += [f"difference to {variants[0].name}, {splits[0]}", "M parameters", "GFLOPs", "seeds"]
+    header += [f"difference to {references.title}, {splits[0]}", "M parameters", "GFLOPs", "seeds"]
     rows = []
     for variant in variants:
         found = results[variant.name]
@@ -155,31 +177,34 @@ def _overview(variants: Sequence[Variant], results: Results, splits: Sequence[st
         for split in splits:
             cells += [mean_and_deviation([r.scores[split].mean_iou for r in found])]
             cells += [mean_and_deviation([r.scores[split].overall_iou for r in found])]
-        compared = None if variant is variants[0] else _against(variants[0], variant, results, splits[0])
+        compared = _compare(variant.name, references, results, splits[0])
         cells.append(f"{compared[0]:+.2f} ({compared[1]:+.2f} to {compared[2]:+.2f})" if compared else NOTHING)
         cells += [f"{found[0].parameters / 1e6:.2f}", f"{found[0].gflops:.2f}", str(len(found))]
         rows.append(tuple(cells))
     caption = (
-        "In percent: mean ± standard deviation over seeds; differences of mean IoU with 95 % intervals (Welch). "
-        "Parameters of the whole network; GFLOPs of a forward pass of one image with its expressions"
+        "In percent: mean ± standard deviation over seeds; differences of mean IoU over common seeds, with 95 % "
+        "intervals (paired t-test). Parameters of the whole network; GFLOPs of a forward pass of one image with all "
+        "its expressions"
     )
     return Table(caption, tuple(header), tuple(rows), text_columns=2)
 
 
-def _against(reference: Variant, variant: Variant, results: Results, split: str) -> tuple[float, float, float] | None:
-    sides = [[r.scores[split].mean_iou for r in results[one.name]] for one in (variant, reference)]
-    return difference(sides[0], sides[1])
+def _compare(name: str, references: _References, results: Results, split: str) -> tuple[float, float, float] | None:
+    if name not in references.names:
+        return None
+    sides = (results[one] for one in (name, references.names[name]))
+    values, reference = ({run.seed: run.scores[split].mean_iou for run in runs} for runs in sides)
+    return paired_difference(values, reference)
 
 
-def _conclusions(variants: Sequence[Variant], results: Results, split: str) -> list[str]:
+def _conclusions(references: _References, results: Results, split: str) -> list[str]:
     """Return sentences on which differences of the mean IoU are significant."""
-    reference, others = variants[0], variants[1:]
-    compared = {variant.name: _against(reference, variant, results, split) for variant in others}
+    compared = {name: _compare(name, references, results, split) for name in references.names}
     intervals = {name: result[1:] for name, result in compared.items() if result}
     conclusions = []
     for label, names in (
-        (f"Below {reference.name}", [name for name, (_, high) in intervals.items() if high < 0]),
-        (f"Above {reference.name}", [name for name, (low, _) in intervals.items() if low > 0]),
+        (f"Below {references.title}", [name for name, (_, high) in intervals.items() if high < 0]),
+        (f"Above {references.title}", [name for name, (low, _) in intervals.items() if low > 0]),
         ("No significant difference", [name for name, (low, high) in intervals.items() if low <= 0 <= high]),
         ("Fewer than two seeds, no conclusion", [name for name in compared if name not in intervals]),
     ):

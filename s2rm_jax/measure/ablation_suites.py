@@ -1,4 +1,7 @@
-"""The suites of ablations: named changes to one configuration. The first variant of each suite changes nothing."""
+"""The suites of ablations: named changes to one configuration. The first variant of each suite changes nothing.
+
+Each variant is compared with the first one, or, in the suites of STEPWISE, with the one before it.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +45,49 @@ def _width(width: int) -> Variant:
     return Variant(f"width_{width}", f"fused width {width}, recurrent {width // 2}", changes)
 
 
+def _plain(name: str, what: str, **fusion: Any) -> Variant:
+    changes = {f"fusion.{field}": value for field, value in fusion.items()}
+    return Variant(f"plain_{name}", f"plain FPN, {what}", {"decoder.guidance": "none"} | changes)
+
+
+def _stages(mode: str) -> Variant:
+    changes = {"decoder.semantics": ("stages",), "fusion.mode": mode}
+    return Variant(f"stages_{mode}", f"guided by the previous stages alone, {mode}", changes)
+
+
+SUM = Variant("sum", "V + T + W T, no coparsing", {"fusion.mode": "sum"})
+ATTENTION = Variant("attention", "self-attention with as many parameters, no coparsing", {"fusion.mode": "attention"})
+GUIDED_MAPS = Variant("guided_maps", "semantics guide the feature maps, not the masks", {"decoder.guidance": "maps"})
+STAGES_ONLY = Variant("stages_only", "guided by the previous stages alone", {"decoder.semantics": ("stages",)})
+PLAIN_FPN = Variant("plain_fpn", "no guidance: a plain FPN", {"decoder.guidance": "none"})
+PLAIN_SUM = _plain("sum", "no coparsing", mode="sum")
+ONE_PAIR = ("language_parses_vision",)
+
+STEPWISE = ("cumulative",)
+
 SUITES: dict[str, tuple[Variant, ...]] = {
+    "cumulative": (  # each row removes one more part
+        FULL,
+        GUIDED_MAPS,
+        PLAIN_FPN,
+        _plain("mean", "mean of the directions", balance="mean"),
+        _plain("one_pair", "also language parses vision only", balance="mean", pairs=ONE_PAIR),
+        _plain("one_direction", "also down only", balance="mean", pairs=ONE_PAIR, rotations=(0,)),
+        PLAIN_SUM,
+        _plain("sentence", "also the whole expression at every position", mode="sum", language="sentence"),
+    ),
+    "fusion_by_decoder": (
+        *(FULL, SUM, ATTENTION),
+        *(STAGES_ONLY, _stages("sum"), _stages("attention")),
+        *(PLAIN_FPN, PLAIN_SUM, _plain("attention", "attention, no coparsing", mode="attention")),
+    ),
     "steps": (
         FULL,
         Variant("no_distribution", "the whole expression at every position", {"fusion.language": "sentence"}),
-        Variant("sum", "V + T + W T, no coparsing", {"fusion.mode": "sum"}),
+        SUM,
         Variant("product", "V x T as pixel-word attention, no coparsing", {"fusion.mode": "product"}),
         Variant("concat", "[V; T] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
-        Variant("attention", "self-attention with as many parameters, no coparsing", {"fusion.mode": "attention"}),
+        ATTENTION,
         Variant("vision_residual", "the residual keeps V alone, not V + T", {"fusion.residual": "vision"}),
     ),
     "recurrence": (
@@ -59,7 +97,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         _scans("one_direction", "down only", 0),
         _scans("two_directions", "down and up", 0, 180),
         _scans("two_axes", "down and left", 0, 90),
-        Variant("only_vision_parsed", "language parses vision only", {"fusion.pairs": ("language_parses_vision",)}),
+        Variant("only_vision_parsed", "language parses vision only", {"fusion.pairs": ONE_PAIR}),
         Variant("only_language_parsed", "vision parses language only", {"fusion.pairs": ("vision_parses_language",)}),
     ),
     "balance": (
@@ -69,10 +107,10 @@ SUITES: dict[str, tuple[Variant, ...]] = {
     ),
     "casg": (
         FULL,
-        Variant("guided_maps", "semantics guide the feature maps, not the masks", {"decoder.guidance": "maps"}),
+        GUIDED_MAPS,
         Variant("sentence_only", "guided by the expression alone", {"decoder.semantics": ("sentence",)}),
-        Variant("stages_only", "guided by the previous stages alone", {"decoder.semantics": ("stages",)}),
-        Variant("plain_fpn", "no guidance: a plain FPN", {"decoder.guidance": "none"}),
+        STAGES_ONLY,
+        PLAIN_FPN,
     ),
     "width": (FULL, _width(64), _width(256)),
     "expressions": (

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
-from s2rm_jax.measure.ablation_report import difference, mean_and_deviation, t_quantile, write_report
+from s2rm_jax.measure.ablation_report import mean_and_deviation, paired_difference, t_quantile, write_report
 from s2rm_jax.measure.ablation_runs import Result, Score
 from s2rm_jax.measure.ablation_suites import FULL, Variant
 
@@ -31,14 +31,24 @@ RESULTS = {
 }
 
 
-def test_the_interval_of_a_difference_is_welchs():
-    sides = [[r.scores["test"].mean_iou for r in RESULTS[name]] for name in ("worse", "full")]
-    mean, low, high = difference(*sides)
-    wanted = stats.ttest_ind(*sides, equal_var=False).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+def test_the_interval_of_a_difference_is_that_of_the_paired_t_test():
+    one, other = ({r.seed: r.scores["test"].mean_iou for r in RESULTS[name]} for name in ("worse", "full"))
+    mean, low, high = paired_difference(one, {**other, 7: 99.0})  # seed 7 has no partner
+    expected = stats.ttest_rel(list(one.values()), list(other.values())).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
     assert mean == pytest.approx((low + high) / 2)
-    assert difference([1.0], [1.0, 2.0]) is None
-    assert difference([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0, 2.0)
+    assert paired_difference({0: 1.0}, {0: 1.0, 1: 2.0}) is None
+    assert paired_difference({0: 3.0, 1: 4.0}, {1: 2.0, 0: 1.0}) == (2.0, 2.0, 2.0)
+
+
+def test_a_cumulative_suite_compares_each_row_with_the_row_above(tmp_path):
+    write_report(tmp_path, "cumulative", 20, VARIANTS, RESULTS)
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    assert "| difference to the row above, test |" in text
+    (alike,) = (line for line in text.splitlines() if line.startswith("| alike | hardly |"))
+    # 60.5 - 50, 59 - 51 and 62 - 52.5: mean 9.33, standard deviation 1.26, 4.303 x 1.26 / sqrt(3) = 3.13
+    assert "| +9.33 (+6.21 to +12.46) |" in alike
+    assert "Below the row above: worse." in text and "Above the row above: alike." in text
 
 
 @pytest.mark.parametrize("freedom", [1.0, 1.05, 1.5, 2.0, 3.7, 20.0, 400.0])
