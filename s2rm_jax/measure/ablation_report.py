@@ -117,7 +117,7 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> tuple[float, float, float] | None:
     """Return the mean difference over the seeds of both sides with its 95 % interval by the paired t-test.
 
-    Runs of one seed share the order of the data and the initial values of the parameters that both have.
+    Runs of one seed share the order of the data and the initial values of parameters of equal path and shape.
 
     Args:
         values: {seed: value}.

@@ -1,14 +1,21 @@
 """The suites: each variant is a valid configuration, and equal cost is equal cost."""
 
 import copy
+import functools
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure.ablation_suites import FULL, SUITES, apply_variant, variants_of, with_steps
+from s2rm_jax.measure.ablation_suites import FULL, PLAIN_SUM, SUITES, apply_variant, variants_of, with_steps
 from s2rm_jax.models.cost import network_cost
+from s2rm_jax.models.network import build_network
+from s2rm_jax.training.state import initial_params
+from tests.conftest import tiny_config
 from tests.test_configs import load
 
 BASE = load(Path(__file__).parents[2] / "configs/synthetic_benchmark.py").get_config()
@@ -70,3 +77,19 @@ def test_another_budget_keeps_the_shares():
     epochs.steps = 0
     with pytest.raises(UserError, match=r"give --config\.steps=N"):
         with_steps(epochs, 10)
+
+
+def test_variants_of_one_seed_share_initial_parameters():
+    """Differences between runs of one seed are paired for this reason."""
+
+    def initial(variant):
+        config = apply_variant(tiny_config(), variant)
+        params = jax.jit(functools.partial(initial_params, build_network(config), config))(jax.random.key(3))
+        return {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+
+    full, other = initial(FULL), initial(PLAIN_SUM)
+    common = {path for path in full.keys() & other.keys() if full[path].shape == other[path].shape}
+    assert {path[0] for path in common} == {"vision", "text", "fusion", "decoder"}
+    assert len(common) < len(full)
+    for path in common:
+        np.testing.assert_array_equal(full[path], other[path], err_msg="/".join(path))
