@@ -25,6 +25,7 @@ from ml_collections.config_flags import config_flags
 from s2rm_jax import command_line
 from s2rm_jax.config import find_config
 from s2rm_jax.measure.ablation_suites import SUITES
+from s2rm_jax.parallel.devices import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 SUITE = flags.DEFINE_enum("suite", None, [*SUITES, "all"], "the suite of variants", flag_values=FLAGS)
@@ -40,6 +41,7 @@ OUT = flags.DEFINE_string("out", None, "a folder for runs and reports", flag_val
 
 def main() -> None:
     """Train the runs that are left and write the report after each."""
+    keep_freed_memory()
     from s2rm_jax.io import make_output_folder
     from s2rm_jax.measure.ablation_report import write_report
     from s2rm_jax.measure.ablation_runs import (

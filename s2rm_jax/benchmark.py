@@ -24,6 +24,7 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
+from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
     from s2rm_jax.measure.harness import Section
@@ -77,6 +78,7 @@ OUT = flags.DEFINE_string("out", None, "a folder to write the report to", flag_v
 
 def main() -> None:
     """Run the suites and report their results."""
+    keep_freed_memory()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
     from s2rm_jax.config import check_config, default_config
     from s2rm_jax.measure.harness import describe_machine, report_markdown, write_report

@@ -38,7 +38,6 @@ from s2rm_jax.config import find_config
 from s2rm_jax.errors import PartlyDone, UserError, find_full_disk
 from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
-from s2rm_jax.parallel.devices import keep_freed_memory
 from s2rm_jax.training.interrupt import Interrupted
 
 
@@ -57,7 +56,6 @@ def run(
         required: names of flags that must be given.
     """
     define_verbose(flag_values)
-    keep_freed_memory()
     with LibraryOutput() as others:
         status, message = _outcome(main, flag_values, doc, required, others)
         _flush_stdout()

@@ -22,6 +22,7 @@ from absl import flags
 from s2rm_jax import command_line
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.devices import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the workdir of a training run", flag_values=FLAGS)
@@ -68,6 +69,7 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.training.logging import counted, log, report_evaluation
     from s2rm_jax.training.run import load_config, load_run
 
+    keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
     workdir = workdir_path(WORKDIR.value)

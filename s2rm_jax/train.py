@@ -21,6 +21,7 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.devices import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -36,6 +37,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any] | None:
     """Train as the flags say; the first process returns the last metrics."""
+    keep_freed_memory()
     join_others()
     from s2rm_jax.interop import pretrained
     from s2rm_jax.training.compile import parse_profile_steps

@@ -11,22 +11,25 @@ from typing import Any
 
 GIB = 2**30
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of returning it to the system.
+    """Let glibc keep the memory that XLA frees on a CPU, for the next step; call this before JAX computes anything.
 
-    XLA frees and allocates hundreds of megabytes at each step on a CPU. With the default settings of glibc, every page
-    of them is mapped anew (docs/training.md has figures). Nothing changes on machines with an accelerator, with another
-    C library, or if the environment selects an allocator (LD_PRELOAD) or its settings (MALLOC_*).
+    XLA frees and allocates hundreds of megabytes at each step. With the default settings of glibc, every page of them
+    is mapped anew (docs/training.md has figures). Only the main thread's memory is kept, so programs run in it. Nothing
+    changes on machines with an accelerator, with another C library, or if the environment selects an allocator
+    (LD_PRELOAD) or its settings (MALLOC_*).
     """
     chosen = any(name == "LD_PRELOAD" or name.startswith("MALLOC_") for name in os.environ)
     accelerator = os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(find_spec, ("jax_plugins", "libtpu")))
     if chosen or accelerator or platform.libc_ver()[0] != "glibc":
         return
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_ARENA_MAX, 1)  # threads' own arenas return memory whatever the threshold is
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 * 2**20)
