@@ -74,11 +74,15 @@ def test_two_tasks_of_slurm_train_as_one_and_continue_when_they_are_put_back(
     cluster, small_training, one_process, read_trace, tmp_path
 ):
     _, config = small_training
+    gate = tmp_path / "gate"
+    gate.write_bytes(b"." * 4)  # batches that may be read; metrics are written one step late
     two_tasks = ["--ntasks-per-node=2", "--cpus-per-task=1", f"--output={tmp_path / 'log'}"]
     training = ["launch/slurm.sbatch", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    job = cluster("sbatch", "--parsable", *two_tasks, *training, SECONDS_PER_BATCH="0.4").strip()
+    job = cluster("sbatch", "--parsable", *two_tasks, *training, GATE=str(gate)).strip()
     wait_until(lambda: len(read_trace(tmp_path / "run")) >= 3)
     cluster("scancel", "--batch", "--signal=USR1", job)  # as SLURM does five minutes before the time limit
+    wait_until(lambda: "SIGTERM: saving after this step" in (tmp_path / "log").read_text())
+    gate.write_bytes(b"." * 100)
     wait_until(lambda: "JobState=COMPLETED" in cluster("scontrol", "show", "job", job))
 
     said = (tmp_path / "log").read_text()

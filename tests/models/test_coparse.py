@@ -140,6 +140,14 @@ def test_all_pairs_and_directions_share_one_scan():
     assert str(jaxpr).count("scan[") == 1
 
 
+def test_each_direction_is_initialised_for_its_own_fan_in():
+    x = jnp.zeros((1, 1, 2, 3, 64))
+    params = jax.jit(Coparse(48).init)(jax.random.key(0), {"pair": (x, x)})["params"]
+    for name, value in params.items():
+        if not name.endswith("bias"):
+            np.testing.assert_allclose(np.std(value, axis=(1, 2)) * np.sqrt(value.shape[1]), 1, atol=0.06, err_msg=name)
+
+
 def test_an_unknown_recurrence_is_refused():
     generator, parsed = inputs()
     with pytest.raises(ValueError, match="recurrence must be one of"):

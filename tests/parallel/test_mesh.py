@@ -1,14 +1,25 @@
+from types import SimpleNamespace
+
 import jax
 import pytest
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.parallel.mesh import build_mesh
+from s2rm_jax.parallel.mesh import build_mesh, make_mesh
 
 
 def test_the_mesh_follows_the_configuration():
     mesh = build_mesh(default_config(), jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1}
+
+
+def test_devices_are_in_the_order_of_their_processes(monkeypatch):
+    """On TPU pods, the ids of a process need not be consecutive."""
+    owners = {0: 1, 1: 0, 2: 1, 3: 0}  # process by id of the device
+    devices = [SimpleNamespace(id=number, process_index=process) for number, process in owners.items()]
+    monkeypatch.setattr("s2rm_jax.parallel.mesh.Mesh", lambda devices, *_, **__: devices)
+    ids = [[device.id for device in row] for row in make_mesh(2, devices)]
+    assert ids == [[1, 3], [0, 2]] == [[device.id for device in row] for row in make_mesh(2, devices[::-1])]
 
 
 @pytest.mark.parametrize("fsdp", [0, 2])
