@@ -111,9 +111,7 @@ def s2rm(p, vision, words, mask, heads, options):
                 for r, rotation in enumerate(rotations)
             ]
         )
-        sums[pair], weights[pair] = balance(
-            p.get(f"{pair}_balance"), maps[pair], options.get("balance", "position")
-        )
+        sums[pair], weights[pair] = balance(p.get(f"{pair}_balance"), maps[pair], options.get("balance", "position"))
     residual = seen if options.get("residual") == "vision" else seen + laid_out
     mixed = dense(p["mix"], np.concatenate([sums[pair] for pair in pairs], -1))
     x = layer_norm(p["fused_norm"], residual + mixed)
@@ -185,7 +183,5 @@ def casg(p, fused, vision, sentence, options):
 def no_target(p, sentence, fused, coarsest, finest):
     """Return the logit of "no referent" from the coarsest and the finest mask logits."""
     q = sigmoid(finest)
-    x = np.concatenate(
-        [sentence, fused.mean((0, 1)), foreground_mean(fused, coarsest), [q.max()], [q.mean()]]
-    )
+    x = np.concatenate([sentence, fused.mean((0, 1)), foreground_mean(fused, coarsest), [q.max()], [q.mean()]])
     return dense(p["nothing"], gelu(dense(p["hidden"], x)))[0]

@@ -1,4 +1,4 @@
-"""The recurrent coparsing: causality, rotation, and equality with a plain loop."""
+"""The recurrent coparsing: causality, rotation, initialisation and a single scan. Its equations: test_equations.py."""
 
 import jax
 import jax.numpy as jnp
@@ -28,64 +28,6 @@ def slice_axis_index(rotation, size):
     return {0: (0, range(size)), 90: (1, range(size - 1, -1, -1)), 180: (0, range(size - 1, -1, -1))}.get(
         rotation, (1, range(size))
     )
-
-
-def plain_loop(params, pair, generator, parsed, rotation_index, rotation):
-    """One pair, one direction, one image in NumPy float64; slice after slice, position after position."""
-    p = {n.removeprefix(f"{pair}_"): np.asarray(v, np.float64)[rotation_index] for n, v in params.items() if pair in n}
-    generator, parsed = (np.rot90(np.asarray(x, np.float64), rotation // 90) for x in (generator, parsed))
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
-    out = np.zeros_like(parsed)
-    h = np.zeros((generator.shape[1], WIDTH))
-    for i in range(generator.shape[0]):
-        for m in range(generator.shape[1]):
-            x = generator[i, m] @ p["gates_kernel"] + p["gates_bias"]
-            gate = sigmoid(x[: 2 * WIDTH] + h[m] @ p["update_reset"])
-            z, r = gate[:WIDTH], gate[WIDTH:]
-            h[m] = (1 - z) * h[m] + z * np.tanh(x[2 * WIDTH :] + (r * h[m]) @ p["candidate"])
-        keys, values = h @ p["key"], h @ p["value"]
-        for m in range(generator.shape[1]):
-            logits = keys @ (parsed[i, m] @ p["query"]) / np.sqrt(WIDTH)
-            weights = np.exp(logits - logits.max())
-            out[i, m] = weights / weights.sum() @ values
-    return np.rot90(out, -rotation // 90)
-
-
-@pytest.mark.parametrize("grid", [(3, 4), (4, 4), (5, 2)])
-def test_batched_scan_matches_a_plain_loop(grid):
-    language, vision = inputs(2, 3, *grid)
-    vision = vision[:, :1]  # an image is seen by its three expressions
-    pairs = {"to_vision": (language, vision), "to_language": (vision, language)}
-    coparse, params = initialised(pairs)
-    maps = jax.jit(coparse.apply)({"params": params}, pairs)
-    for pair, (generator, parsed) in pairs.items():
-        assert maps[pair].shape == (4, 2, 3, *grid, CHANNELS)
-        for r, rotation in enumerate(ROTATIONS):
-            for b in range(2):
-                for k in range(3):
-                    g = generator[b, min(k, generator.shape[1] - 1)]
-                    p = parsed[b, min(k, parsed.shape[1] - 1)]
-                    expected = plain_loop(params, pair, g, p, r, rotation)
-                    np.testing.assert_allclose(maps[pair][r, b, k], expected, atol=1e-5)
-
-
-def test_a_linear_recurrence_matches_its_formula():
-    generator, parsed = inputs()
-    coparse, params = initialised({"pair": (generator, parsed)}, "linear", (0,))
-    kernel, bias = (np.asarray(params[f"pair_gates_{name}"], np.float64)[0] for name in ("kernel", "bias"))
-    gates = np.asarray(generator, np.float64)[0, 0] @ kernel + bias  # [s, m, 2 x width]
-    z, candidate = 1 / (1 + np.exp(-gates[..., :WIDTH])), np.tanh(gates[..., WIDTH:])
-    states = [np.zeros_like(z[0])]
-    for i in range(len(z)):
-        states.append((1 - z[i]) * states[-1] + z[i] * candidate[i])
-    keys, values = (
-        np.stack(states[1:]) @ np.asarray(params[f"pair_{name}"], np.float64)[0] for name in ("key", "value")
-    )
-    queries = np.asarray(parsed, np.float64)[0, 0] @ np.asarray(params["pair_query"], np.float64)[0]
-    logits = np.einsum("smd,snd->smn", queries, keys) / np.sqrt(WIDTH)
-    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    maps = coparse.apply({"params": params}, {"pair": (generator, parsed)})["pair"]
-    np.testing.assert_allclose(maps[0, 0, 0], np.einsum("smn,snc->smc", weights, values), atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (4, 3)])

@@ -86,9 +86,10 @@ def test_repeat_casts_kernels_only():
     operand = {"dense": {"kernel": jnp.float32(2), "bias": jnp.float32(3)}, "norm": {"scale": jnp.float32(5)}}
 
     def block(x, operand):
-        dtypes = jax.tree.map(lambda leaf: leaf.dtype, operand)
-        assert dtypes["dense"] == {"kernel": jnp.bfloat16, "bias": jnp.float32} and dtypes["norm"]["scale"] == jnp.float32
-        return x * operand["dense"]["kernel"].astype(x.dtype) + operand["norm"]["scale"]
+        dense, norm = operand["dense"], operand["norm"]
+        assert dense["kernel"].dtype == jnp.bfloat16
+        assert dense["bias"].dtype == norm["scale"].dtype == jnp.float32
+        return x * dense["kernel"].astype(x.dtype) + norm["scale"]
 
     assert repeat(block, jnp.float32(1), [operand] * 3, jnp.bfloat16) == ((1 * 2 + 5) * 2 + 5) * 2 + 5
 

@@ -1,4 +1,4 @@
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -13,13 +13,12 @@ def test_the_mesh_follows_the_configuration():
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1}
 
 
-def test_devices_are_in_the_order_of_their_processes(monkeypatch):
+def test_devices_are_in_the_order_of_their_processes():
     """On TPU pods, the ids of a process need not be consecutive."""
-    owners = {0: 1, 1: 0, 2: 1, 3: 0}  # process by id of the device
-    devices = [SimpleNamespace(id=number, process_index=process) for number, process in owners.items()]
-    monkeypatch.setattr("s2rm_jax.parallel.mesh.Mesh", lambda devices, *_, **__: devices)
-    ids = [[device.id for device in row] for row in make_mesh(2, devices)]
-    assert ids == [[1, 3], [0, 2]] == [[device.id for device in row] for row in make_mesh(2, devices[::-1])]
+    processes = (1, 0, 1, 0)  # by id of the device
+    devices = [Mock(jax.Device, id=number, process_index=process) for number, process in enumerate(processes)]
+    for given in (devices, devices[::-1]):
+        assert [[device.id for device in row] for row in make_mesh(2, given).devices] == [[1, 3], [0, 2]]
 
 
 @pytest.mark.parametrize("fsdp", [0, 2])

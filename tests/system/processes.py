@@ -99,7 +99,8 @@ class _Running:
 
     def _read(self, name: str) -> None:
         with getattr(self.popen, name) as stream:
-            self._output[name].extend(stream)
+            for line in stream:
+                self._output[name].append(line)
 
     def status(self) -> int | None:
         return self.popen.poll()

@@ -1,4 +1,4 @@
-"""Several processes on the CPU train, evaluate, save and stop as one does; only the network is replaced, by a small one."""
+"""Several processes on the CPU train, evaluate, save and stop as one does; only the network is a stand-in."""
 
 import json
 import os
@@ -98,7 +98,8 @@ def stopped(start, tmp_path_factory):
             running.allow(2)  # the metrics of the first are written after the second step
             running.wait_for(lambda: max(trace(workdir), default=0) > steps[-1])
             running.signal(index, signum)
-            running.wait_for(lambda request=f"{signum.name}: saving", process=running.running[index]: request in process.output())
+            request = f"{signum.name}: saving after this step"
+            running.wait_for(lambda index=index, request=request: request in running.running[index].output())
             running.allow()
             ended = running.finish()
         stopped = [[line for line in err.splitlines() if line.startswith("Stopped after step")] for _, _, err in ended]
