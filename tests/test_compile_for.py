@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def two_stages():
-    """The tiny configuration with two stages and one direction, which is traced in half the time."""
+    """Return the tiny configuration with two stages and one direction, which is traced in half the time."""
     config = tiny_config()
     config.vision.update({"depths": (1, 1), "num_heads": (1, 2)})
     config.decoder.widths = (8, 8)

@@ -45,7 +45,7 @@ def test_a_slice_depends_on_earlier_slices_only(grid, recurrence):
         axis, order = slice_axis_index(rotation, grid[1] if rotation % 180 else grid[0])
         by_slice = reached[r].sum((1 - axis, 3 - axis))[np.ix_(list(order), list(order))]
         for i in range(len(by_slice)):
-            assert (by_slice[i, i + 1 :] == 0).all(), "a later slice must not be heard"
+            assert (by_slice[i, i + 1 :] == 0).all(), "a slice must not depend on later ones"
             assert by_slice[i, i] > 0
             assert (by_slice[i, :i] > 0).all() == (recurrence != "none") or i == 0
     everywhere = reached.sum(0) > 0

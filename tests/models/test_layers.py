@@ -71,7 +71,7 @@ def test_broadcast_matches_jnp_values_and_gradients(sizes, axis, platform, monke
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_gradient_is_a_product_on_cpus():
+def test_the_gradient_of_broadcast_is_a_product_on_cpus():
     """XLA's own sum over an axis other than the last is slow there."""
     x = jnp.ones((4, 3))
     assert broadcast(x, (6,)).shape == (6, 4, 3)

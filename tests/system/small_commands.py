@@ -34,7 +34,7 @@ def gated_batches(*arguments, **named):
 
 
 def note_explained(folder, sections, explain):
-    """In place of figures, as this network has no insides to be looked at."""
+    """Write a list instead of figures, because this network has no attention to draw."""
     assert callable(explain)
     (folder / "explained.txt").write_text(" ".join(sections))
 

@@ -113,7 +113,7 @@ def stopped(start, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 4), long_case(4, 1, 1)])
-def test_several_processes_give_the_trace_of_one(start, straight, tmp_path, count, devices, fsdp):
+def test_several_processes_log_the_metrics_of_one(start, straight, tmp_path, count, devices, fsdp):
     with start(tmp_path, count, devices, arguments=[f"--config.mesh.fsdp={fsdp}"]) as running:
         first, *others = running.succeed()
     assert_same_trace(tmp_path, straight)
@@ -123,7 +123,7 @@ def test_several_processes_give_the_trace_of_one(start, straight, tmp_path, coun
     assert saved(tmp_path) == saved(straight) == [8, 12]
 
 
-def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path, long):
+def test_evaluation_by_several_processes_writes_the_files_of_one(start, straight, tmp_path, long):
     """7 images in batches of 4 and 8 fill no batch evenly."""
     outputs = []
     for count, devices in ((1, 1), (2, 2), *([(4, 1)] if long else [])):
@@ -148,7 +148,9 @@ def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path,
 
 
 @pytest.mark.parametrize(("count", "devices"), [(1, 1), long_case(4, 1)])
-def test_what_two_processes_saved_others_continue(start, straight, stopped, tmp_path, count, devices):
+def test_a_run_of_two_processes_continues_on_other_numbers_of_processes(
+    start, straight, stopped, tmp_path, count, devices
+):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
     with start(workdir, count, devices) as running:
@@ -158,7 +160,7 @@ def test_what_two_processes_saved_others_continue(start, straight, stopped, tmp_
 
 
 @pytest.mark.parametrize(("count", "devices"), [long_case(2, 1), long_case(4, 1), (1, 4)])
-def test_what_one_process_with_eight_devices_saved_others_continue(start, straight, tmp_path, count, devices):
+def test_a_run_of_one_process_continues_on_other_numbers_of_processes(start, straight, tmp_path, count, devices):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
@@ -168,7 +170,7 @@ def test_what_one_process_with_eight_devices_saved_others_continue(start, straig
     assert_same_trace(workdir, straight)
 
 
-def test_when_one_is_killed_the_other_says_so_and_the_next_start_continues(start, straight, tmp_path, long):
+def test_when_one_process_is_killed_the_other_reports_it_and_the_next_start_continues(start, straight, tmp_path, long):
     workdir, begin = tmp_path / "run", 0
     for victim, expected in ((1, 4), (0, 8)) if long else ((1, 4),):
         survivor = 1 - victim
@@ -191,7 +193,7 @@ def test_when_one_is_killed_the_other_says_so_and_the_next_start_continues(start
 
 
 @pytest.mark.parametrize(("index", "reason"), [(0, "not all processes came"), (1, "coordinator could not be reached")])
-def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
+def test_joining_times_out(processes, tmp_path, index, reason):
     flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
     address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"
     command = [str(COMMANDS_SCRIPT), "train", f"--workdir={tmp_path}", address, *flags]
@@ -202,7 +204,7 @@ def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
     assert line.startswith(f"error: process {index} of 2 (") and reason in line and line.endswith("(--join_timeout).")
 
 
-def test_a_mistake_that_all_make_all_tell(start, tmp_path):
+def test_every_process_reports_a_common_mistake(start, tmp_path):
     with start(tmp_path, 2, command="evaluate") as running:
         ended = running.finish()
     for index, (status, _, err) in enumerate(ended):
