@@ -1,4 +1,4 @@
-"""Shared fixtures: a network whose answers are known beforehand, and a tiny run that was really trained."""
+"""Shared fixtures: a network with known predictions, and the workdir of a tiny training run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
-    """Whether tests run in their long form."""
+    """Return whether tests run in their long form."""
     return request.config.getoption("--long")
 
 
@@ -69,27 +69,27 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "the", "par
 
 
 class Answer(NamedTuple):
-    """The part of the network's output that evaluation and prediction read."""
+    """The fields of the output of a network that evaluation and prediction read."""
 
     logits: jax.Array
     no_target_logits: jax.Array | None = None
 
 
 class ColourNetwork(nn.Module):
-    """Has the methods of ReferringNetwork and finds, exactly, the pixels of the colour that an expression names."""
+    """A network with the methods of ReferringNetwork that segments exactly the colour that an expression names."""
 
-    hear: Callable[[str], None]  # is told the name of every method that is traced
+    on_trace: Callable[[str], None]  # called with the name of each method when it is traced
 
     def __call__(self, images, tokens, token_mask):
-        self.hear("__call__")
+        self.on_trace("__call__")
         return self._find(images, tokens)
 
     def encode_image(self, images):
-        self.hear("encode_image")
+        self.on_trace("encode_image")
         return (images,)
 
     def ground(self, features, tokens, token_mask, image_size):
-        self.hear(f"ground {tokens.shape[1]}")
+        self.on_trace(f"ground {tokens.shape[1]}")
         assert features[0].shape[1:3] == image_size
         return self._find(features[0], tokens)
 
@@ -106,7 +106,7 @@ class ColourWorld(NamedTuple):
     """The colour network ready for use, at an input size of 8 x 8 pixels, K = 3 and two images a batch."""
 
     network: ColourNetwork
-    traced: list[str]
+    traced_methods: list[str]
     params: dict[str, jax.Array]
     tokenizer: Tokenizer
     config: ConfigDict
@@ -129,20 +129,22 @@ def make_colour_world() -> ColourWorld:
     config.input.expressions_per_image = 3
     config.text.max_tokens = 6
     config.eval.batch_size = 2
-    traced: list[str] = []
-    return ColourWorld(ColourNetwork(traced.append), traced, {"sharpness": jnp.float32(8)}, Tokenizer(WORDS, 6), config)
+    methods: list[str] = []
+    return ColourWorld(
+        ColourNetwork(methods.append), methods, {"sharpness": jnp.float32(8)}, Tokenizer(WORDS, 6), config
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")
 def propagate_log_records() -> None:
-    """Let caplog, which listens at the root logger, see the records of this package."""
+    """Propagate the log records of this package to the root logger, where caplog collects them."""
     from s2rm_jax.training import logging as training_logging  # sets `propagate` when it is imported
 
     training_logging._LOGGER.propagate = True
 
 
 def striped_example(name: str, texts: list[str], height: int = 4, width: int = 8, kind: str = "") -> Example:
-    """An image whose left 3 of 8 columns are red and the rest blue; every expression means its left half."""
+    """Return an image whose left 3 of 8 columns are red, the others blue; every expression refers to its left half."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, : 3 * width // 8, 0] = 255
     image[:, 3 * width // 8 :, 2] = 255
@@ -152,7 +154,7 @@ def striped_example(name: str, texts: list[str], height: int = 4, width: int = 8
 
 
 class Examples(tuple):
-    """These examples as a source."""
+    """A source that holds these examples."""
 
     def expression_count(self, index):
         return len(self[index].expressions)
@@ -163,19 +165,19 @@ class Examples(tuple):
 
 @pytest.fixture
 def source_of():
-    """Makes a source of a list of examples."""
+    """The class that makes a source from a list of examples."""
     return Examples
 
 
 @pytest.fixture
 def make_example():
-    """Makes images for the colour network: see `striped_example`."""
+    """The function `striped_example`, which makes images for the colour network."""
     return striped_example
 
 
 @pytest.fixture(scope="session")
 def tiny_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a real but tiny run on synthetic scenes: two steps, one evaluation, one checkpoint."""
+    """The workdir of a tiny run on synthetic scenes: two steps, one evaluation, one checkpoint."""
     from s2rm_jax.training.loop import train_and_evaluate
 
     workdir = tmp_path_factory.mktemp("tiny_run")
@@ -184,7 +186,7 @@ def tiny_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_config() -> ConfigDict:
-    """The smallest network on the smallest scenes."""
+    """Return the configuration of a very small network on very small scenes."""
     config = default_config()
     config.steps = 2
     config.batch_size = 2

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and nothing of a failed try is left."""
+"""A folder appears complete or not at all, and a failed write leaves nothing."""
 
 import os
 
@@ -8,7 +8,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.io import atomic_folder
 
 
-def test_a_folder_appears_when_all_is_written(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path):
     out = tmp_path / "deep" / "out"
     with atomic_folder(out, "--out") as folder:
         (folder / "a").write_text("1")
@@ -17,14 +17,14 @@ def test_a_folder_appears_when_all_is_written(tmp_path):
     assert os.listdir(tmp_path / "deep") == ["out"]
 
 
-def test_an_empty_folder_may_be_there(tmp_path):
+def test_an_empty_folder_may_exist(tmp_path):
     (tmp_path / "out").mkdir()
     with atomic_folder(tmp_path / "out", "--out") as folder:
         (folder / "a").touch()
     assert os.listdir(tmp_path / "out") == ["a"]
 
 
-def test_what_is_there_is_not_touched(tmp_path):
+def test_an_existing_folder_or_file_is_not_changed(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
     (tmp_path / "file").write_text("precious")
@@ -37,7 +37,7 @@ def test_what_is_there_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), ValueError("a mistake"), KeyboardInterrupt()]
 )
-def test_a_failed_try_leaves_nothing(tmp_path, error):
+def test_a_failed_write_leaves_nothing(tmp_path, error):
     expected = UserError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected) as caught, atomic_folder(tmp_path / "out", "--out") as folder:
         (folder / "half").write_text("written")
@@ -47,7 +47,7 @@ def test_a_failed_try_leaves_nothing(tmp_path, error):
         assert str(caught.value).endswith("cannot be written (No space left on device); nothing was left there")
 
 
-def test_what_a_killed_try_left_does_not_matter(tmp_path):
+def test_files_of_a_killed_write_are_removed(tmp_path):
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "old").touch()
     with atomic_folder(tmp_path / "out", "--out") as folder:
@@ -55,7 +55,7 @@ def test_what_a_killed_try_left_does_not_matter(tmp_path):
     assert os.listdir(tmp_path / "out") == ["new"]
 
 
-def test_a_file_in_the_way_of_a_parent(tmp_path):
+def test_a_file_in_place_of_a_parent_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out: .* cannot be written \(Not a directory\)"):
         atomic_folder(tmp_path / "file" / "out", "--out").__enter__()

@@ -34,7 +34,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch):
-    """Runs a command with the given arguments; returns its status, its two outputs and the configurations it saw."""
+    """Run a command with the given arguments; return its status, stdout, stderr and the configurations it read."""
 
     def call(*arguments, main=None, cwd=ROOT):
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # left by the test before
@@ -57,7 +57,7 @@ def call(monkeypatch):
     return call
 
 
-def test_a_right_command_line_runs_with_its_overrides(call, config_file):
+def test_a_correct_command_line_runs_with_its_overrides(call, config_file):
     status, _, err, (config,) = call(
         f"--config={config_file}:large", "--workdir=w", "--config.batch_size=3", "--config.optimizer.frozen=('^text',)"
     )
@@ -66,7 +66,7 @@ def test_a_right_command_line_runs_with_its_overrides(call, config_file):
     assert config.is_locked
 
 
-def test_value_after_a_blank_works_too(call, config_file):
+def test_a_value_may_follow_a_space(call, config_file):
     status, _, _, (config,) = call("--config", config_file, "--workdir", "w", "--config.steps", "7")
     assert status == 0 and config.steps == 7
 
@@ -131,7 +131,7 @@ def test_help_shows_the_docstring_and_the_flags(call):
         (["--config.steps=1", "--config=FILE", "--workdir=w"], "before a value for --config"),
     ],
 )
-def test_mistakes_are_told_in_one_line_with_status_2(call, config_file, arguments, message):
+def test_mistakes_give_a_one_line_error_and_status_2(call, config_file, arguments, message):
     def fill(text):
         return text.replace("FILE", str(config_file)).replace("DIR", str(config_file.parent))
 
@@ -151,7 +151,7 @@ def test_mistakes_are_told_in_one_line_with_status_2(call, config_file, argument
         ("def get_config():\n    open('/no/such/file')\n", "/no/such/file"),
     ],
 )
-def test_a_broken_configuration_file_is_told_with_its_line(call, tmp_path, source, message):
+def test_the_error_of_a_broken_configuration_file_names_the_line(call, tmp_path, source, message):
     path = tmp_path / "broken.py"
     path.write_text(source)
     status, _, err, seen = call(f"--config={path}", "--workdir=w")
@@ -168,7 +168,7 @@ def test_user_errors_of_the_command_have_status_2_and_no_traceback(call, config_
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_stopped_when_asked_says_so_and_exits_cleanly(call, config_file, signum):
+def test_a_stopped_run_prints_a_message_and_exits_with_status_0(call, config_file, signum):
     def main():
         raise Interrupted("Stopped after step 3.", signum)
 
@@ -176,7 +176,7 @@ def test_a_run_that_stopped_when_asked_says_so_and_exits_cleanly(call, config_fi
     assert (status, err) == (0, "Stopped after step 3.\n")
 
 
-def test_defects_keep_their_traceback_and_say_at_the_end_what_happened(call, config_file):
+def test_a_defect_prints_its_traceback_and_then_one_line(call, config_file):
     def main():
         raise ZeroDivisionError("one line\nand another")
 
@@ -190,7 +190,7 @@ def test_defects_keep_their_traceback_and_say_at_the_end_what_happened(call, con
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_no_defect(call, config_file, code):
+def test_a_full_disk_is_not_a_defect(call, config_file, code):
     def main():
         try:
             raise OSError(code, os.strerror(code), "out/table.md")
@@ -206,7 +206,7 @@ def test_a_full_disk_is_no_defect(call, config_file, code):
 
 @pytest.fixture
 def call_for_result():
-    """Runs a command whose main says something, returns its result and raises what it is given."""
+    """Run a command whose main function prints a line and then raises `raised` or returns `result`."""
 
     def call(*arguments, result=None, raised=None):
         values = flags.FlagValues()
@@ -224,7 +224,7 @@ def call_for_result():
     return call
 
 
-def test_a_result_is_one_document_and_all_else_goes_to_stderr(call_for_result):
+def test_json_prints_one_document_and_all_else_to_stderr(call_for_result):
     result = {"found": [1.5, None], "name": "Äpfel"}
     assert call_for_result(result=result) == (0, "working\n", "")
     assert call_for_result("--quiet", result=result) == (0, "", "")
@@ -235,7 +235,7 @@ def test_a_result_is_one_document_and_all_else_goes_to_stderr(call_for_result):
     assert call_for_result("--json") == (0, "", "working\n")  # one of several processes, not the first
 
 
-def test_a_reader_that_wants_no_more_is_no_failure():
+def test_a_closed_stdout_prints_no_error():
     code = """
 import sys
 from absl import flags
@@ -251,7 +251,7 @@ command_line.run(command_line.returns_result(values)(lambda: {"many": [0] * 200_
         assert program.stderr.read() == b""
 
 
-def test_what_a_result_says_when_not_all_is_well(call_for_result):
+def test_json_of_partial_stopped_and_failed_commands(call_for_result):
     partly = PartlyDone("1 of 2 could not be read", {"done": 1})
     assert call_for_result(raised=partly) == (4, "working\n", "error: 1 of 2 could not be read\n")
     status, out, err = call_for_result("--json", "--quiet", raised=partly)

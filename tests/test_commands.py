@@ -1,4 +1,4 @@
-"""The list of commands, and the one program that runs each of them."""
+"""The list of commands, and the program `s2rm` that runs each of them."""
 
 import importlib
 import tomllib
@@ -48,7 +48,7 @@ def test_a_name_runs_its_command():
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--config=nowhere.py",)])
-def test_a_process_of_its_own_says_and_exits_with_the_same(arguments):
+def test_a_separate_process_gives_the_same_output_and_status(arguments):
     one, other = run_process("-m", "s2rm_jax", "describe", *arguments), run_command("describe", *arguments)
     assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
     assert one.returncode == (0 if arguments == ("--help",) else 2)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def one_direction():
-    """The tiny configuration with one direction, which takes less time to trace."""
+    """Return the tiny configuration with one direction, which takes less time to trace."""
     config = tiny_config()
     config.fusion.rotations = (0,)
     return config

@@ -1,4 +1,4 @@
-"""What cannot work in a configuration is named before anything is computed."""
+"""Invalid configurations are refused before anything is computed."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from s2rm_jax.config import check_config, default_config
 from s2rm_jax.errors import UserError
 
 
-def test_the_defaults_are_sound():
+def test_the_defaults_are_valid():
     check_config(default_config())
 
 

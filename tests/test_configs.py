@@ -27,7 +27,7 @@ VARIANTS = [(path, variant) for path in CONFIGS for variant in getattr(load(path
 
 @cache
 def trace(network, image_size, k, length):
-    """Output and parameters as shapes. (Networks of the same fields are equal, and traced once.)"""
+    """Return output and parameters as shapes. Networks with the same fields are equal, so they are traced once."""
     height, width = image_size
     inputs = (
         jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
@@ -61,7 +61,7 @@ def test_the_benchmarks_share_one_recipe(name):
     assert not any(config.input.augment[field] for field in ("flip", "crop", "hide_patches", "hide_words"))
 
 
-def test_where_things_lie_is_taken_from_the_environment(monkeypatch):
+def test_data_folders_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("S2RM_DATA", "/there")
     monkeypatch.setenv("S2RM_SWIN", "swin.pth")
     config = load(CONFIGS[0].with_name("refcocog.py")).get_config("google")
@@ -69,7 +69,7 @@ def test_where_things_lie_is_taken_from_the_environment(monkeypatch):
     assert config.vision.pretrained == "swin.pth"
 
 
-def test_a_variant_that_is_not_there_is_named():
+def test_an_unknown_variant_is_named():
     assert read_variant("", "x.py") == ("", False)
     assert read_variant("small", "x.py", ("umd", "google")) == ("umd", True)
     assert read_variant("google,small", "x.py", ("umd", "google")) == ("google", True)

@@ -34,7 +34,7 @@ def test_counts_one_branch_of_a_choice():
     assert both == 3 * forward
 
 
-def test_fusion_and_decoder_are_light_beside_swin_base_at_480():
+def test_fusion_and_decoder_cost_little_compared_with_swin_base_at_480():
     config = default_config()
     assert (config.vision.embed_dim, config.vision.depths, config.input.image_size) == (128, (2, 2, 18, 2), (480, 480))
     costs = network_cost(config)

@@ -1,4 +1,4 @@
-"""JSON that is nested too deep to be read is a damaged file like any other, for every reader of files."""
+"""Every reader of files reports JSON that is nested too deeply as a damaged file."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ DEEP = "[" * 100_000
 )
 def test_each_reader_names_the_file(tmp_path: Path, name, read):
     (tmp_path / name).write_text(DEEP)
-    with pytest.raises(UserError, match=name.split(".")[0]) as told:
+    with pytest.raises(UserError, match=name.split(".")[0]) as caught:
         read(tmp_path / name)
-    assert "recursion" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "recursion" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_results_of_another_program_are_left_alone(tmp_path):
+def test_results_of_another_program_are_not_changed(tmp_path):
     (tmp_path / RESULT_FILE).write_text(DEEP)
     remove_earlier_prediction(tmp_path)
     assert (tmp_path / RESULT_FILE).exists()

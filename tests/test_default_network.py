@@ -1,4 +1,4 @@
-"""The network that comes with the package: its size, its configuration, and its masks on its own kind of scene."""
+"""The network in the package: its size, its configuration, and its masks on synthetic scenes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A command fails beside a library that prints a lot: what is on stderr, with and without --verbose."""
+"""Stderr of a command that fails while libraries print, with and without --verbose."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from tests.command import run_function, run_process
 
 
 class Library:
-    """Prints as Orbax, asyncio, TensorStore and JAX do, in threads of its own; each text has "noise" in it."""
+    """Print as Orbax, asyncio, TensorStore and JAX do, in other threads; every text contains "noise"."""
 
     def __init__(self):
         for what in (self.log, self.raise_in_thread, self.report_from_cpp, self.raise_in_destructor, self.warn):
@@ -71,7 +71,7 @@ def test_an_error_is_the_only_line():
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: the disk is full: make room.\n")
 
 
-def test_verbose_shows_all_before_it():
+def test_verbose_shows_the_output_of_libraries_too():
     done = run(fail, "--verbose")
     assert done.returncode == 2
     assert all(f"noise of {source}\n" in done.stderr for source in SOURCES)
@@ -79,7 +79,7 @@ def test_verbose_shows_all_before_it():
     assert done.stderr.endswith("\nerror: the disk is full: make room.\n")
 
 
-def test_a_workdir_keeps_what_is_hidden(tmp_path):
+def test_hidden_output_is_written_to_the_workdir(tmp_path):
     def begin_and_fail():
         logging.getLogger("orbax").warning("noise before the run has a folder")
         (tmp_path / "log").mkdir()
@@ -93,12 +93,12 @@ def test_a_workdir_keeps_what_is_hidden(tmp_path):
     assert all(kept.count(f"noise of {source}\n") == 2 for source in SOURCES)
 
 
-def test_a_folder_that_is_no_run_receives_nothing(tmp_path):
+def test_nothing_is_written_to_a_folder_that_is_not_a_run(tmp_path):
     run(fail, f"--workdir={tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_fails_twice_and_is_told_once(tmp_path):
+def test_a_full_disk_is_reported_once(tmp_path):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "libraries_0.log").symlink_to("/dev/full")
     assert run(fail, f"--workdir={tmp_path}").stderr == "error: the disk is full: make room.\n"
@@ -146,8 +146,8 @@ def test_a_handler_of_a_library_is_silent_and_everything_is_restored_afterwards(
 
 
 @pytest.mark.parametrize("arguments", [(), ("--verbose",)])
-def test_what_is_printed_while_the_process_ends(tmp_path, arguments):
-    """After the message come threads that are still running, exit handlers, destructors and C++ code."""
+def test_output_during_the_exit_is_hidden(tmp_path, arguments):
+    """After the message, running threads, exit handlers, destructors and C++ code print."""
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent("""
@@ -186,7 +186,7 @@ def test_what_is_printed_while_the_process_ends(tmp_path, arguments):
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_the_status_is_right_where_nothing_can_be_said(stream):
+def test_the_status_is_right_if_stdout_or_stderr_is_full(stream):
     def main():
         print("a result")
         raise UserError("the disk is full: make room.")

@@ -1,4 +1,4 @@
-"""predict --images: results that are done are kept, whatever happens to the other images."""
+"""predict --images: results are kept, whatever happens to the other images."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_the_first_error_of_writing_is_reported(segmenter, paths, tmp_path):
         segment_images(segmenter, paths, ["red"], tmp_path / "out")
 
 
-def test_an_interrupted_prediction_lists_what_is_done(segmenter, paths, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_lists_its_results(segmenter, paths, tmp_path, monkeypatch):
     def interrupt(items, *_, **__):
         yield next(iter(items))
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The public names, the cost of importing the package, and the files to which the documentation points."""
+"""The public names, the cost of importing the package, and the links of the documentation."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_pages_named_in_the_code_exist():
     assert not [page for page in sorted(named) if not (ROOT / page).exists()]
 
 
-def test_the_version_is_one_everywhere():
+def test_the_version_is_the_same_everywhere():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert s2rm_jax.__version__ == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

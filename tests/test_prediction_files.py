@@ -1,4 +1,4 @@
-"""The files that a prediction writes, and those of an earlier one that it removes."""
+"""The files that a prediction writes, and the files of an earlier one that it removes."""
 
 import json
 
@@ -14,7 +14,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_masks_are_as_they_are_listed(tmp_path):
+def test_masks_match_their_list(tmp_path):
     masks = np.zeros((2, 4, 6), bool)
     masks[0, 1:3, 2:] = True
     result = Result(("a man", "A man!"), masks, np.array([0.91234, 0.0]), np.array([0.1, 0.9]))
@@ -26,7 +26,7 @@ def test_masks_are_as_they_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mask_1_a_man.png", "overlay.png", "result.json"])
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path, name):
+def test_a_file_that_cannot_be_written_gives_a_one_line_error(tmp_path, name):
     (tmp_path / name).mkdir()
     result = Result(("a man",), np.zeros((1, 4, 6), bool), np.zeros(1))
     with pytest.raises(UserError, match=rf"^--out: .*{name} cannot be written \(Is a directory\); give another --out$"):

@@ -16,7 +16,7 @@ def image(make_example):
     return make_example("p", ["red"], 12, 24).image  # columns 0-8 are red, 9-23 blue
 
 
-def test_masks_have_the_images_own_size(segmenter, image):
+def test_masks_have_the_original_size(segmenter, image):
     result = segmenter.segment(image, ["the red part", "blue", "green"])
     assert result.expressions == ("the red part", "blue", "green")
     assert result.masks.shape == (3, 12, 24)
@@ -38,7 +38,7 @@ def test_the_mask_is_empty_if_the_network_predicts_no_target(colour_world, segme
     network, _, params, tokenizer, config = colour_world
 
     class NoTarget(type(network)):
-        """Predicts that expressions with "the" refer to nothing, most confidently those with "part"."""
+        """Predict that expressions with "the" refer to nothing, with the highest logit for those with "part"."""
 
         def ground(self, features, tokens, token_mask, image_size):
             the, part = ((tokens == tokenizer.vocabulary.index(word)).any(-1) for word in ("the", "part"))
@@ -48,7 +48,7 @@ def test_the_mask_is_empty_if_the_network_predicts_no_target(colour_world, segme
                 ._replace(no_target_logits=-2.0 + 4.0 * the + 2000.0 * part)
             )
 
-    result = Segmenter(NoTarget(network.hear), params, tokenizer, config).segment(
+    result = Segmenter(NoTarget(network.on_trace), params, tokenizer, config).segment(
         image, ["red", "the red", "the red part"]
     )
     assert result.masks.any((1, 2)).tolist() == [True, False, False]
@@ -71,7 +71,7 @@ def test_path_pil_and_array_give_the_same(segmenter, image, tmp_path):
         np.testing.assert_array_equal(masks[0], other)
 
 
-def test_the_image_is_turned_upright(segmenter, image, tmp_path):
+def test_exif_orientation_is_applied(segmenter, image, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees: the left columns become the upper rows
     path = tmp_path / "turned.png"
@@ -92,7 +92,7 @@ def test_one_encoding_for_all_expressions_and_few_programs(segmenter, colour_wor
         assert result.masks.shape[0] == count
         assert result.masks[:, 0, 0].tolist() == [i % 2 == 0 for i in range(count)]  # the upper left corner is red
     # One program per bucket, whatever the number of expressions; 35 expressions are 32 and 4 (one of them padding).
-    assert colour_world.traced == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
+    assert colour_world.traced_methods == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
 
 
 def test_an_image_is_encoded_once_for_many_calls(segmenter, colour_world, image):
@@ -102,7 +102,7 @@ def test_an_image_is_encoded_once_for_many_calls(segmenter, colour_world, image)
         asked, at_once = segmenter.segment(encoded, expressions), segmenter.segment(image, expressions)
         np.testing.assert_array_equal(asked.masks, at_once.masks)
         np.testing.assert_array_equal(asked.scores, at_once.scores)
-    assert colour_world.traced == ["encode_image", "ground 1", "ground 2"]
+    assert colour_world.traced_methods == ["encode_image", "ground 1", "ground 2"]
 
 
 def test_an_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
@@ -148,7 +148,7 @@ def test_a_mask_does_not_depend_on_the_other_expressions(tiny_workdir):
         assert alone.scores[0] == pytest.approx(together.scores[row], abs=1e-5)
 
 
-def test_explanations_have_the_same_answer_and_everything_by_name(tiny_workdir):
+def test_explaining_changes_no_mask_and_names_every_part(tiny_workdir):
     segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
     encoded = segmenter.encode(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
     expressions = ["the red circle", "the leftmost square", "the star"]
@@ -182,7 +182,7 @@ def test_the_parameters_are_transferred_to_the_device_once(tiny_workdir):
     assert result.masks.shape == (3, 40, 56)
 
 
-def test_no_run_and_no_checkpoint(tiny_workdir, tmp_path):
+def test_a_missing_run_or_checkpoint_is_an_error(tiny_workdir, tmp_path):
     with pytest.raises(UserError, match=r"config\.json not found"):
         Segmenter.from_checkpoint(tmp_path)
     (tmp_path / "config.json").write_bytes((tiny_workdir / "config.json").read_bytes())

@@ -1,4 +1,4 @@
-"""The drawing of training data."""
+"""Drawing training data."""
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
 
 
-def test_a_row_for_each_kind_of_augmentation_that_is_on():
+def test_each_active_augmentation_has_a_row():
     config = default_config()
     config.input.source.update({"name": "synthetic", "seed": 0})
     config.input.image_size = (64, 64)
@@ -24,7 +24,7 @@ def test_a_row_for_each_kind_of_augmentation_that_is_on():
     assert not np.array_equal(hidden[len(plain) :], plain)
 
 
-def test_each_kind_is_alone_and_wherever_it_may_be():
+def test_each_row_applies_one_augmentation():
     config = default_config()
     config.input.augment.update(flip=0.2, hide_patches=0.3)
     kinds = {label: one.input.augment.to_dict() for label, one in show_input.kinds_of(config)}
@@ -33,7 +33,7 @@ def test_each_kind_is_alone_and_wherever_it_may_be():
     assert kinds == {"as it is": off, "mirrored": off | {"flip": 1.0}, "hidden": off | {"hide_patches": 0.3}}
 
 
-def test_expressions_about_one_object_share_its_colour(monkeypatch):
+def test_expressions_for_one_object_have_its_colour(monkeypatch):
     drawn, written = [], []
 
     def mask_layer(masks, colours, size, shade):

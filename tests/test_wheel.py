@@ -1,4 +1,4 @@
-"""The wheel: what is in it, that it works without the repository, and that its types reach those who use it."""
+"""The wheel: its files, its use without the repository, and its types."""
 
 import os
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    pytest.importorskip("hatchling", reason="what builds the wheel is not installed: pip install hatchling")
+    pytest.importorskip("hatchling", reason="hatchling is not installed: pip install hatchling")
     out = tmp_path_factory.mktemp("wheel")
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     run(sys.executable, "-m", "pip", "wheel", "-q", *offline, "-w", out, ROOT)
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A folder that has the package and nothing else of the repository."""
+    """A folder that contains the package and nothing else of the repository."""
     folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(folder)
@@ -37,7 +37,7 @@ def run(*command, **given):
     return done.stdout
 
 
-def test_it_holds_the_package_its_configurations_and_no_more(wheel):
+def test_the_wheel_holds_exactly_the_package_and_its_configurations(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     files = (*ROOT.glob("s2rm_jax/**/*.py"), *ROOT.glob("s2rm_jax/default_network/[!_]*"))
@@ -48,7 +48,7 @@ def test_it_holds_the_package_its_configurations_and_no_more(wheel):
     assert {name.split("/", 1)[1] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
 
 
-def test_it_works_from_anywhere(installed, tmp_path):
+def test_the_wheel_works_from_any_folder(installed, tmp_path):
     place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(installed)}}
     for name in ("synthetic", "configs/synthetic.py"):
         printed = run(
@@ -60,7 +60,7 @@ def test_it_works_from_anywhere(installed, tmp_path):
 
 
 def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
-    (tmp_path / "taken").write_text("")  # which is told of once there is a configuration, and before any training
+    (tmp_path / "taken").write_text("")  # reported after the configuration is read, and before any training
     done = subprocess.run(
         [sys.executable, "-m", "s2rm_jax.ablate", "--suite=steps", "--out=taken"],
         capture_output=True,
@@ -74,7 +74,7 @@ def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
 
 
 @pytest.mark.long
-def test_types_reach_those_who_use_it(installed, tmp_path):
+def test_users_get_the_types(installed, tmp_path):
     user = tmp_path / "user.py"
     user.write_text("from s2rm_jax.config import find_config\n\nfind_config(3)\n")  # a module that imports little
     done = subprocess.run(

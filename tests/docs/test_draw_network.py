@@ -19,14 +19,14 @@ def sizes():
     return shapes()
 
 
-def test_the_figures_in_the_repository_are_those_that_the_code_draws(tmp_path, monkeypatch):
+def test_figures_in_the_repository_are_up_to_date(tmp_path, monkeypatch):
     kept = {path.name: path.read_text() for path in draw_network.IMAGES.glob("*.svg")}
     monkeypatch.setattr(draw_network, "IMAGES", tmp_path)
     draw_network.main()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == kept, "run: python -m docs.draw_network"
 
 
-def test_slices_go_where_their_names_say():
+def test_slices_are_numbered_in_scan_order():
     rows, columns = np.mgrid[1:4, 1:6]
     for degrees, expected in {0: rows, 90: 6 - columns, 180: 4 - rows, 270: columns}.items():
         np.testing.assert_array_equal(slice_numbers(3, 5, degrees), expected)

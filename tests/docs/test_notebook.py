@@ -33,7 +33,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert (tmp_path / "mask_3.png").is_file()
 
 
-def test_what_is_kept_of_its_output_is_small_and_whole():
+def test_the_saved_output_is_small_and_complete():
     nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: pip install nbclient")
     assert NOTEBOOK.stat().st_size < 500_000
     text = NOTEBOOK.read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Every command that the documentation shows is run, or understood by the command that it names, or marked.
+"""Every command that the documentation shows is run, or parsed by the command that it names, or marked.
 
-- What is cheap is run as it stands, in a folder where its files are: the first command of each kind.
-- What other tests run is parsed with the command's own flags: each flag and each field of the configuration must exist.
-- What needs data, hardware or another program has the word "needs" in its block or in a paragraph beside it, or a name
-  in capitals for what the reader must have. The pages of docs/results/ are exempt: they are records of what was run.
+- The first command of each kind is run as shown, in a folder with its files, if it is cheap.
+- Others are parsed with the flags of the command: each flag and each field of the configuration must exist.
+- Commands that need data, hardware or another program have the word "needs" in their block or in a paragraph beside
+  it, or a name in capitals for the missing part. The pages of docs/results/ are exempt: they record what was run.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.docs.shell_blocks import ROOT, Command, shown_commands
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 
 COMMANDS = sorted(set(shown_commands()))
-# Configurations that stand for others: that of a page about one's own, and any.
+# Configurations in place of those that readers write themselves.
 STAND_INS = {"configs/CONFIG.py": "synthetic", "configs/mine.py": "synthetic", "...": "synthetic"}
-# Which test runs what cannot be run here in a moment.
+# The tests that run the commands that take too long here.
 RUN_BY = {
     "s2rm_jax.train": "tests/system/test_train_command.py",
     "s2rm_jax.convert": "tests/system/test_convert_command.py",
@@ -51,11 +51,11 @@ RUN_BY = {
 RUN_HERE = ("s2rm_jax.predict", "s2rm_jax.evaluate", "s2rm_jax.show_input", "s2rm_jax.describe")
 SMALLER = {"s2rm_jax.evaluate": ["--limit=4", "--gallery=1"]}
 MARK = re.compile(r"[Nn]eeds?\b|\b(DATA|DIR|REFER_DIR|REFER_MINI|CONFIG|CLUSTER|IMAGE)\b")
-KNOWN_TO_ALL = (r"git clone ", r"cd ", r"mkdir ", r"\. \S+/bin/activate$", r"python3 -m venv ")
+STANDARD = (r"git clone ", r"cd ", r"mkdir ", r"\. \S+/bin/activate$", r"python3 -m venv ")
 
 
 def parts_of(command: Command) -> list[list[str]]:
-    """The commands that are joined by && or repeated by `for`, as words; settings of the environment are left out."""
+    """Return the commands that are joined by && or repeated by `for`, as words without environment variables."""
     text = re.sub(r"^for .*?; do (?:time )?(.*); done$", r"\1", command.text)
     parts = [Command(command.page, part, "").words() for part in re.split(r" && (?=\S)", text)]
     parts = [part[: part.index(">")] if ">" in part else part for part in parts if part]
@@ -63,7 +63,7 @@ def parts_of(command: Command) -> list[list[str]]:
 
 
 def parse_command(words: list[str]) -> tuple[str, list[str]] | None:
-    """The module that a command runs, and the arguments after it; None where it is not one of this project."""
+    """Return the module that a command runs and its arguments; None if the module is not one of this project."""
     if words[0] == "s2rm":
         words = ["python", "-m", f"s2rm_jax.{words[1]}" if words[1:] else "s2rm_jax", *words[2:]]
     if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("s2rm_jax", "data", "docs"):
@@ -77,7 +77,7 @@ def parse_command(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def parse(monkeypatch, name: str, arguments: list[str]) -> None:
-    """Reads arguments as the command itself would, and raises UserError as it would."""
+    """Parse arguments as the command does; raise UserError as it does."""
     module = importlib.import_module(name)
     cut = "..." in arguments and f"--{arguments[max(0, arguments.index('...') - 1)].lstrip('-')}" not in arguments
     required = re.search(r"command_line\.run\(main.*required=\(([^)]*)\)", Path(module.__file__).read_text())
@@ -99,14 +99,14 @@ def parse(monkeypatch, name: str, arguments: list[str]) -> None:
 
 
 def forget(flag_values) -> None:
-    """Makes flags as they were before anything was read, without the fields of a configuration that were given."""
+    """Reset flags to their state before parsing, without the given fields of a configuration."""
     for name in [name for name in flag_values if name.startswith("config.")]:
         delattr(flag_values, name)
     flag_values.unparse_flags()
 
 
 def needs_something(words: list[str]) -> bool:
-    """Whether a command cannot be run by everybody: it is for data, a TPU or a program that must be had first."""
+    """Return whether a command needs data, a TPU or a program that not everybody has."""
     parsed = parse_command(words)
     if parsed is None:
         return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb", "tensorboard")
@@ -118,19 +118,19 @@ def needs_something(words: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {command.text[:60]}")
-def test_every_command_is_understood(command, monkeypatch):
+def test_every_shown_command_parses(command, monkeypatch):
     for words in parts_of(command):
         if parsed := parse_command(words):
             name, arguments = parsed
             assert name in RUN_HERE or (ROOT / RUN_BY[name]).is_file()
             if name != "s2rm_jax" and arguments != ["--help"]:
                 parse(monkeypatch, name, arguments)
-        elif not understood(words):
+        elif not is_known(words):
             assert MARK.search(command.near), f"{words[0]} is not known here, and is not marked by 'needs ...'"
 
 
-def understood(words: list[str]) -> bool:
-    """Whether a command is of a kind that is known here, and names what is there."""
+def is_known(words: list[str]) -> bool:
+    """Return whether a command is of a known kind and names an existing target or file."""
     text = " ".join(words)
     if words[0] == "make":
         targets = re.findall(r"^([a-z -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -154,7 +154,7 @@ def understood(words: list[str]) -> bool:
         return (ROOT / words[0]).exists()
     if words[0] == "curl" or "/segment.py" in text:
         return (ROOT / RUN_BY["curl" if words[0] == "curl" else "segment.py"]).is_file()
-    return any(re.match(pattern, text) for pattern in KNOWN_TO_ALL)
+    return any(re.match(pattern, text) for pattern in STANDARD)
 
 
 @pytest.mark.parametrize(
@@ -166,20 +166,20 @@ def understood(words: list[str]) -> bool:
     ],
     ids=lambda command: f"{command.page}: {command.text[:60]}",
 )
-def test_what_needs_something_says_so(command):
+def test_commands_with_requirements_are_marked(command):
     assert MARK.search(command.near), command.text
 
 
 @pytest.fixture
 def programs_kept(tmp_path, monkeypatch):
-    """What one command compiled, the next need not."""
+    """Share compiled programs between the commands."""
     monkeypatch.setattr(compile, "WORTH_KEEPING", 0.0)
     with compile.compilation_cache(default_config(), epath.Path(tmp_path)):
         yield
 
 
 @pytest.mark.usefixtures("programs_kept")
-def test_the_first_command_of_each_kind_runs_as_it_is_shown(tiny_workdir, tmp_path, monkeypatch):
+def test_the_first_command_of_each_kind_runs_as_shown(tiny_workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)

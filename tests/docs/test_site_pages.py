@@ -21,10 +21,10 @@ PAGES = {"index.md", "network.md", "results/parity.md", "data/README.md", "data/
         ("docs/network.md", "[here](#swin) [away](https://arxiv.org)", "[here](#swin) [away](https://arxiv.org)"),
     ],
 )
-def test_links_lead_from_page_to_page(source, link, expected):
+def test_links_are_rewritten_between_pages(source, link, expected):
     assert relink(link, source, PAGES) == expected
 
 
 @pytest.mark.parametrize("source", ["README.md", "docs/network.md", "data/README.md", "CONTRIBUTING.md"])
-def test_a_page_knows_its_file(source):
+def test_page_of_and_source_of_are_inverse(source):
     assert source_of(page_of(source)) == source

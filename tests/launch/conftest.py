@@ -1,4 +1,4 @@
-"""Training as the scripts of launch/ start it, with a network that compiles in a second."""
+"""Fixtures for training by the scripts of launch/, with a network that compiles in a second."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = '''
-"""Scenes as small as they come."""
+"""Very small scenes."""
 from ml_collections import ConfigDict
 from s2rm_jax.config import default_config
 
@@ -35,7 +35,7 @@ exec {sys.executable} {ROOT / "tests" / "system" / "small_commands.py"} train "$
 
 @pytest.fixture(scope="session")
 def small_training(tmp_path_factory):
-    """The environment in which scripts train the small network, and the configuration to give them."""
+    """The environment in which scripts train the small network, and the path of its configuration."""
     shared = tmp_path_factory.mktemp("small_training")
     (shared / "small.py").write_text(CONFIG)
     executable(shared / "python", PYTHON)
@@ -63,7 +63,7 @@ def executable(path, text):
 
 
 def trace(workdir):
-    """The loss of each step."""
+    """Return the loss of each step."""
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}

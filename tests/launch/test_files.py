@@ -1,4 +1,4 @@
-"""What can be said of the files of launch/ without the places that they are for."""
+"""Checks of the files of launch/ that need no cluster: linters, schemas and references."""
 
 import copy
 import json
@@ -29,17 +29,17 @@ def lint(tool, *arguments):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_shellcheck_has_no_complaint():
+def test_shellcheck_finds_nothing():
     assert len(SCRIPTS) == 5
     # SC2329: it does not see that traps call functions. SC2016: what stands in single quotes is for another shell.
     lint("shellcheck", "--exclude=SC2329,SC2016", *SCRIPTS)
 
 
-def test_hadolint_has_no_complaint():
+def test_hadolint_finds_nothing():
     lint("hadolint", "--no-color", LAUNCH / "Containerfile")
 
 
-def test_scripts_can_be_executed():
+def test_scripts_are_executable():
     assert [script.name for script in SCRIPTS if script.suffix == ".sh" and not os.access(script, os.X_OK)] == []
 
 
@@ -92,7 +92,7 @@ def test_the_manifest_asks_for_a_whole_slice(manifest):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_the_manifest_starts_what_is_there(manifest, monkeypatch):
+def test_the_command_of_the_manifest_exists_and_runs(manifest, monkeypatch):
     [container] = the_job(manifest)["template"]["spec"]["containers"]
     script, python, m, module = container["command"]
     assert (ROOT / script).exists() and (python, m, module) == ("python", "-m", "s2rm_jax.train")
@@ -102,7 +102,7 @@ def test_the_manifest_starts_what_is_there(manifest, monkeypatch):
     assert seen == [128]
 
 
-def test_the_image_gets_all_that_it_copies_and_no_more():
+def test_the_build_context_holds_exactly_what_the_image_copies():
     copied = re.findall(r"^COPY (?:--chown=\S+ )?((?!--)\S.*) \S+$", (LAUNCH / "Containerfile").read_text(), re.M)
     sources = {source for line in copied for source in line.split()}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

@@ -1,4 +1,4 @@
-"""Two processes that launch/local.sh or SLURM starts train as one does; SLURM stops, puts back and continues."""
+"""Two processes of launch/local.sh or SLURM train as one does; a SLURM job stops, is requeued and continues."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ TIMEOUT = 120  # seconds; only reached if something hangs
 
 @pytest.fixture(scope="module")
 def train_here(small_training):
-    """Trains with so many processes by launch/local.sh; returns what they said."""
+    """Train with `processes` processes by launch/local.sh; return the lines of stdout."""
     environment, config = small_training
 
     def train(processes, workdir, *arguments):
@@ -37,7 +37,7 @@ def one_process(train_here, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(small_training):
-    """Runs commands beside a SLURM cluster of this machine alone, which the test takes down by closing a pipe."""
+    """Run commands beside a SLURM cluster on this machine, which ends when the test closes a pipe."""
     if not shutil.which("slurmctld") or not shutil.which("munged"):
         pytest.skip("needs SLURM: apt-get install slurm-wlm munge")
     environment, _ = small_training
@@ -66,25 +66,29 @@ def test_two_processes_of_one_machine_train_as_one(train_here, one_process, read
     assert any(line.startswith("[0] Trained 12 steps") for line in lines)
 
 
-def test_slurm_takes_the_options_in_the_file(cluster):
+def test_slurm_accepts_the_options_in_the_file(cluster):
     assert "to start at" in cluster("sbatch", "--test-only", "launch/slurm.sbatch")
 
 
 @pytest.mark.long
-def test_two_tasks_of_slurm_train_as_one_and_continue_when_they_are_put_back(
+def test_two_slurm_tasks_train_as_one_and_continue_after_a_requeue(
     cluster, small_training, one_process, read_trace, tmp_path
 ):
     _, config = small_training
+    gate = tmp_path / "gate"
+    gate.write_bytes(b"." * 4)  # batches that may be read; metrics are written one step late
     two_tasks = ["--ntasks-per-node=2", "--cpus-per-task=1", f"--output={tmp_path / 'log'}"]
     training = ["launch/slurm.sbatch", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    job = cluster("sbatch", "--parsable", *two_tasks, *training, SECONDS_PER_BATCH="0.4").strip()
+    job = cluster("sbatch", "--parsable", *two_tasks, *training, GATE=str(gate)).strip()
     wait_until(lambda: len(read_trace(tmp_path / "run")) >= 3)
     cluster("scancel", "--batch", "--signal=USR1", job)  # as SLURM does five minutes before the time limit
+    wait_until(lambda: "SIGTERM: saving after this step" in (tmp_path / "log").read_text())
+    gate.write_bytes(b"." * 100)
     wait_until(lambda: "JobState=COMPLETED" in cluster("scontrol", "show", "job", job))
 
-    said = (tmp_path / "log").read_text()
-    assert "Restarts=1" in cluster("scontrol", "show", "job", job), said
-    assert "0: Continuing in" in said and "Trained" in said and "Traceback" not in said
+    output = (tmp_path / "log").read_text()
+    assert "Restarts=1" in cluster("scontrol", "show", "job", job), output
+    assert "0: Continuing in" in output and "Trained" in output and "Traceback" not in output
     assert read_trace(tmp_path / "run") == pytest.approx(read_trace(one_process), rel=1e-5)
 
 

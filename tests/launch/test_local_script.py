@@ -1,4 +1,4 @@
-"""launch/local.sh and launch/stopped_is_failed.sh with processes of which it is known when and how they end."""
+"""launch/local.sh and launch/stopped_is_failed.sh with processes that end in known ways."""
 
 import contextlib
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-# Says who it is, waits for a signal unless it is told not to, and ends with three times its number.
+# Prints its number, waits for a signal if an argument is "wait", and ends with three times its number as status.
 PROCESS = f"""#!{sys.executable} -u
 import os, signal, sys, time
 if sys.argv[1] == "-c":
     exec(sys.argv[2])
     sys.exit()
-index, heard = int(os.environ["S2RM_PROCESS_ID"]), []
+index, received = int(os.environ["S2RM_PROCESS_ID"]), []
 for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, lambda signum, _: heard.append(signal.Signals(signum).name))
+    signal.signal(signum, lambda signum, _: received.append(signal.Signals(signum).name))
 print(index, "of", os.environ["S2RM_NUM_PROCESSES"], sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES"), "ready")
 end = time.monotonic() + 60
-while "wait" in sys.argv and not heard and time.monotonic() < end:
+while "wait" in sys.argv and not received and time.monotonic() < end:
     time.sleep(0.01)
 time.sleep(0.3)  # in which a second signal would come
-print("heard", *heard, file=sys.stderr)
+print("received", *received, file=sys.stderr)
 sys.stdout.write("half a line")
 sys.exit(3 * index)
 """
@@ -45,15 +45,15 @@ def test_each_line_is_labelled_and_the_worst_status_counts(environment):
     ended = run([LAUNCH / "local.sh", "3", "--a", "b c"], environment)
     arguments = ["-m", "s2rm_jax.train", "--a", "b c"]
     expected = [
-        f"[{i}] {line}" for i in range(3) for line in (f"{i} of 3 {arguments} None ready", "heard", "half a line")
+        f"[{i}] {line}" for i in range(3) for line in (f"{i} of 3 {arguments} None ready", "received", "half a line")
     ]
     assert sorted(ended.stdout.splitlines()) == sorted(expected)
     assert (ended.returncode, ended.stderr) == (6, "")
 
 
-def test_after_a_lost_process_it_says_how_to_go_on(environment):
-    """What JAX says where process 0 was lost ends in an abort and no advice."""
-    said = []
+def test_after_a_lost_process_it_prints_how_to_continue(environment):
+    """If process 0 is lost, JAX aborts the others without advice."""
+    messages = []
     for number in (signal.SIGABRT, signal.SIGKILL):
         environment["PYTHON"] = str(Path(environment["PYTHON"]).with_name(f"dies_by_{number}"))
         Path(environment["PYTHON"]).write_text(
@@ -63,8 +63,10 @@ def test_after_a_lost_process_it_says_how_to_go_on(environment):
         commands = [LAUNCH / "local.sh", "2"], [LAUNCH / "stopped_is_failed.sh", environment["PYTHON"]]
         ended = [run(command, environment) for command in commands]
         assert [one.returncode for one in ended] == [128 + number] * 2
-        said += [one.stderr.splitlines()[-1] for one in ended]
-    assert all(line.startswith("error: ") and "continues from the last checkpoint." in line for line in said), said
+        messages += [one.stderr.splitlines()[-1] for one in ended]
+    assert all(line.startswith("error: ") and "continues from the last checkpoint." in line for line in messages), (
+        messages
+    )
 
 
 def test_each_process_gets_its_own_gpu(environment, make_executable, tmp_path):
@@ -72,13 +74,13 @@ def test_each_process_gets_its_own_gpu(environment, make_executable, tmp_path):
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
     for visible, expected in ((None, ("0", "1")), ("4,7", ("4", "7"))):
         chosen = environment | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
-        said = run([LAUNCH / "local.sh", "2"], chosen).stdout.splitlines()
-        assert sorted(line.split()[-2] for line in said if line.endswith("ready")) == sorted(expected)
+        lines = run([LAUNCH / "local.sh", "2"], chosen).stdout.splitlines()
+        assert sorted(line.split()[-2] for line in lines if line.endswith("ready")) == sorted(expected)
     too_many = run([LAUNCH / "local.sh", "3"], environment)
     assert too_many.returncode == 2 and "3 processes need a GPU each and there are 2" in too_many.stderr
 
 
-def test_sigterm_is_passed_on_once_and_all_are_waited_for(environment):
+def test_sigterm_is_forwarded_once_and_all_processes_are_waited_for(environment):
     with subprocess.Popen(
         [LAUNCH / "local.sh", "2", "wait"], env=environment, stdout=subprocess.PIPE, text=True
     ) as running:
@@ -86,22 +88,22 @@ def test_sigterm_is_passed_on_once_and_all_are_waited_for(environment):
         assert all(line.endswith("ready\n") for line in ready)
         running.send_signal(signal.SIGTERM)
         rest = running.stdout.read().splitlines()
-    heard = [f"[{i}] {line}" for i in range(2) for line in ("heard SIGTERM", "half a line")]
-    assert sorted(rest) == sorted(heard)
+    received = [f"[{i}] {line}" for i in range(2) for line in ("received SIGTERM", "half a line")]
+    assert sorted(rest) == sorted(received)
     assert running.returncode == 3
 
 
-def test_one_ctrl_c_of_a_terminal_is_one(environment):
-    # A process of its own makes the terminal, as JAX forbids this one to fork.
+def test_ctrl_c_reaches_each_process_once(environment):
+    # A separate process opens the terminal, because JAX forbids this one to fork.
     spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
     command = [sys.executable, "-c", spawn, LAUNCH / "local.sh", "2", "wait"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        said = b""
-        while said.count(b"ready") < 2:
-            said += os.read(running.stdout.fileno(), 1000)
+        output = b""
+        while output.count(b"ready") < 2:
+            output += os.read(running.stdout.fileno(), 1000)
         os.write(running.stdin.fileno(), b"\x03")
-        said += running.stdout.read()
-    assert said.count(b"heard SIGINT\r\n") == 2, said
+        output += running.stdout.read()
+    assert output.count(b"received SIGINT\r\n") == 2, output
     assert running.returncode == 3
 
 
@@ -125,7 +127,7 @@ def test_the_number_of_processes_must_come_first(environment, arguments):
 @pytest.mark.parametrize(
     ("ends_with", "stopped", "expected"), [(0, False, 0), (2, False, 2), (0, True, 143), (2, True, 2)]
 )
-def test_what_was_stopped_counts_as_failed(ends_with, stopped, expected):
+def test_a_stopped_command_counts_as_failed(ends_with, stopped, expected):
     script = f"trap 'exit {ends_with}' TERM; echo ready; {'sleep 60 & wait' if stopped else f'exit {ends_with}'}"
     command = [LAUNCH / "stopped_is_failed.sh", "bash", "-c", script + "; exit 99"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as running:

@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh with a gcloud that is ours: its commands run here, in one directory for each host."""
+"""launch/tpu_vm.sh with a stand-in for gcloud that runs its commands here, in one directory per host."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
-# Keeps the state of the slice in a file, and runs on each of two hosts what it is told to run, or copies.
+# Keeps the state of the slice in a file, and runs commands or copies files on each of two hosts.
 GCLOUD = """#!/usr/bin/env bash
 repository=$PWD
 cd "$CLOUD" && echo "$4" >> calls
@@ -27,7 +27,7 @@ case $4 in
     exit "$worst" ;;
 esac
 """
-# Of python3 on a host, what makes the environment; training there ends with the statuses in `ends`, one after another.
+# Stands for python3 on a host, which creates the environment. Training ends with the statuses in `ends`, in turn.
 HOST_PYTHON = """#!/usr/bin/env bash
 [[ $* == *venv* && $* != *install* ]] || exit 0
 mkdir -p venv/bin && cp "$CLOUD/bin/train" venv/bin/python
@@ -68,7 +68,7 @@ def run(cloud, ends, *arguments, **variables):
     return ended, calls
 
 
-def test_a_slice_is_made_and_trains_on_all_hosts(cloud):
+def test_a_slice_is_created_and_trains_on_all_hosts(cloud):
     arguments = ["--config", "configs/refcoco.py", "--config.input.source={'name': \"it's\"}"]
     ended, calls = run(cloud, [0, 0], *arguments)
     assert ended.returncode == 0, ended.stderr
@@ -79,7 +79,7 @@ def test_a_slice_is_made_and_trains_on_all_hosts(cloud):
     assert list((cloud / "scratch").iterdir()) == []
 
 
-def test_what_fails_starts_again_on_the_slice_that_is_there(cloud):
+def test_a_failed_run_restarts_on_the_existing_slice(cloud):
     (cloud / "state").write_text("READY\n")
     ended, calls = run(cloud, [143, 0, 0, 0])
     assert ended.returncode == 0, ended.stderr
@@ -87,7 +87,7 @@ def test_what_fails_starts_again_on_the_slice_that_is_there(cloud):
     assert calls == ["describe", "ssh", "scp", "ssh", "ssh"] * 2
 
 
-def test_what_still_trains_there_is_stopped_first(cloud):
+def test_an_earlier_run_on_the_slice_is_stopped_first(cloud):
     with subprocess.Popen(["sleep", "60"]) as old:
         threading.Thread(target=old.wait).start()  # so that it does not stay a zombie, which looks alive
         (cloud / "host1" / "train.pid").write_text(f"{old.pid}\n")
@@ -96,7 +96,7 @@ def test_what_still_trains_there_is_stopped_first(cloud):
     assert old.returncode == -signal.SIGTERM
 
 
-def test_a_preempted_slice_is_made_anew(cloud):
+def test_a_preempted_slice_is_recreated(cloud):
     (cloud / "state").write_text("PREEMPTED\n")
     ended, calls = run(cloud, [0, 0])
     assert ended.returncode == 0, ended.stderr
@@ -104,12 +104,12 @@ def test_a_preempted_slice_is_made_anew(cloud):
 
 
 @pytest.mark.parametrize(("status", "expected", "starts"), [(2, 2, 1), (1, 1, 3)])
-def test_it_gives_up_in_the_end_and_at_once_on_a_mistake(cloud, status, expected, starts):
+def test_it_gives_up_after_all_tries_and_at_once_on_a_mistake(cloud, status, expected, starts):
     ended, _ = run(cloud, [status] * 6, TRIES="3")
     assert ended.returncode == expected
     assert len((cloud / "trained").read_text().splitlines()) == 2 * starts
 
 
-def test_it_says_what_must_be_named(cloud):
+def test_missing_variables_are_named(cloud):
     ended, calls = run(cloud, [], ZONE="")
     assert ended.returncode != 0 and "ZONE: such as us-west4-a" in ended.stderr and calls == []

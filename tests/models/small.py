@@ -9,7 +9,7 @@ from s2rm_jax.models.network import build_network
 
 
 def small_config(**changes):
-    """A configuration of three stages; `changes` are given as section__field=value."""
+    """Return a configuration of three stages; `changes` are given as section__field=value."""
     config = default_config()
     config.input.image_size = (40, 56)
     config.vision.update(embed_dim=8, depths=(1, 2, 2), num_heads=(1, 2, 4), window_size=4, drop_path_rate=0.0)
@@ -26,7 +26,7 @@ def small_config(**changes):
 
 
 def small_inputs(b=2, k=3, height=40, width=56, length=6, seed=0):
-    """Images, tokens and token mask; every expression has at least two words."""
+    """Return images, tokens and token mask; every expression has at least two words."""
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.normal(size=(b, height, width, 3)), jnp.float32)
     mask = np.arange(length) < rng.integers(2, length + 1, size=(b, k, 1))
@@ -35,7 +35,7 @@ def small_inputs(b=2, k=3, height=40, width=56, length=6, seed=0):
 
 
 def small_network(**changes):
-    """The network of `small_config` with parameters away from their symmetric start, and its jitted apply."""
+    """Return the network of `small_config`, parameters without the symmetry of initial ones, and its jitted apply."""
     network = build_network(small_config(**changes))
     shapes = jax.eval_shape(network.init, jax.random.key(0), *small_inputs())["params"]
     rng = np.random.default_rng(1)
@@ -44,7 +44,7 @@ def small_network(**changes):
 
 
 def draw_parameter(rng, path, shape):
-    """Draws a parameter on the host, since compiling the initialisers takes longer than the test that needs it.
+    """Draw a parameter on the host, because compiling the initialisers takes longer than the test.
 
     Kernels keep the scale of their inputs, scales are near 1 and all else near 0, and no two values are equal.
     """

@@ -1,5 +1,6 @@
 """BERT: padding, positions and the published size."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,3 +43,23 @@ def test_dropout_in_training_only():
     plain = jax.jit(bert.apply)(variables, tokens, mask)
     np.testing.assert_array_equal(plain, APPLY(variables, tokens, mask))
     assert not np.allclose(plain, bert.apply(variables, tokens, mask, True, rngs={"dropout": jax.random.key(1)}))
+
+
+def test_dropout_applies_to_embeddings_attention_weights_and_both_branches():
+    dropped = []
+
+    def record(call, arguments, options, context):
+        if isinstance(context.module, nn.Dropout):
+            dropped.append((context.module.rate, arguments[0].shape))
+        return call(*arguments, **options)
+
+    tokens = jnp.array([[2, 9, 11], [2, 9, 0]])
+    with nn.intercept_methods(record):
+        jax.eval_shape(
+            lambda key: TINY.clone(dropout_rate=0.3).init_with_output(
+                {"params": key, "dropout": key}, tokens, tokens > 0, True
+            ),
+            jax.random.key(0),
+        )
+    states, weights = (2, 3, 16), (2, 4, 3, 3)
+    assert dropped == [(0.3, shape) for shape in (states, *[weights, states, states] * 2)]

@@ -16,6 +16,7 @@ from s2rm_jax.models.layers import (
     _sum_by_product,
     broadcast,
     rematerialize,
+    repeat,
 )
 from s2rm_jax.models.network import build_network
 from s2rm_jax.models.swin import SwinBlock
@@ -51,8 +52,11 @@ def test_both_kernel_gradients_agree(dtype):
     assert jax.jit(_kernel_gradient_by_rows).lower(x, grad).as_text().count("dot_general") == 3
 
 
+@pytest.mark.parametrize("platform", ["cpu", "default"])
 @pytest.mark.parametrize(("sizes", "axis"), [((3,), 0), ((2, 5), 0), ((3,), 1), ((1,), 1), ((), 0), ((2, 3), 2)])
-def test_broadcast_matches_jnp_values_and_gradients(sizes, axis):
+def test_broadcast_matches_jnp_values_and_gradients(sizes, axis, platform, monkeypatch):
+    """Also with the gradient of GPUs and TPUs, which runs here in place of that of CPUs."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, **forms: forms[platform](*arrays))
     x = jax.random.normal(jax.random.key(0), (2, 4, 3))
     kept = (*x.shape[:axis], *([1] * len(sizes)), *x.shape[axis:])
     shape = (*x.shape[:axis], *sizes, *x.shape[axis:])
@@ -67,7 +71,7 @@ def test_broadcast_matches_jnp_values_and_gradients(sizes, axis):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_gradient_is_a_product_on_cpus():
+def test_the_gradient_of_broadcast_is_a_product_on_cpus():
     """XLA's own sum over an axis other than the last is slow there."""
     x = jnp.ones((4, 3))
     assert broadcast(x, (6,)).shape == (6, 4, 3)
@@ -76,6 +80,18 @@ def test_the_gradient_is_a_product_on_cpus():
     np.testing.assert_allclose(_sum_by_product(jnp.ones((2, 5, 3))), 5.0)
     many = jnp.full((1, 1000, 2), 1.0078125, jnp.bfloat16)  # a sum in bfloat16 would stop at 256
     assert _sum_by_product(many).dtype == jnp.bfloat16 and float(_sum_by_product(many)[0, 0]) == 1008
+
+
+def test_repeat_casts_kernels_only():
+    operand = {"dense": {"kernel": jnp.float32(2), "bias": jnp.float32(3)}, "norm": {"scale": jnp.float32(5)}}
+
+    def block(x, operand):
+        dense, norm = operand["dense"], operand["norm"]
+        assert dense["kernel"].dtype == jnp.bfloat16
+        assert dense["bias"].dtype == norm["scale"].dtype == jnp.float32
+        return x * dense["kernel"].astype(x.dtype) + norm["scale"]
+
+    assert repeat(block, jnp.float32(1), [operand] * 3, jnp.bfloat16) == ((1 * 2 + 5) * 2 + 5) * 2 + 5
 
 
 def training_loss(policy):

@@ -85,6 +85,11 @@ def test_uint8_images_are_normalized_once_and_float_images_not_at_all(small):
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(of_bytes, other, strict=True))
 
 
+def test_normalize_uses_the_mean_and_deviation_of_imagenet_in_rgb_order():
+    expected = [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0 - 0.406) / 0.225]  # those of torchvision
+    np.testing.assert_allclose(normalize(np.array([[[255, 51, 0]]], np.uint8)), [[expected]], rtol=1e-6)
+
+
 def test_an_image_is_encoded_once_for_any_number_of_expressions(small):
     network, params, apply = small
     images, tokens, mask = small_inputs()

@@ -1,10 +1,12 @@
 """Swin against a brute-force attention over pairs of pixels, and its sizes against the published ones."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s2rm_jax.models import swin as swin_module
 from s2rm_jax.models.swin import SWIN_SIZES, PatchMerging, Swin, SwinBlock, WindowAttention, draw_survival
 
 
@@ -128,7 +130,34 @@ def test_survival_drops_branches_of_whole_images_and_keeps_the_mean():
     np.testing.assert_allclose(twice[0], once[0], rtol=1e-6)
     np.testing.assert_array_equal(twice[1], x[1])
     attended = apply(variables, x, jnp.array([[1, 1, 1], [0, 0, 0]], jnp.float32))
+    assert np.abs(once[2] - attended[2]).max() > 0.01  # the MLP was dropped
     np.testing.assert_allclose(twice[2] - attended[2], 2 * (once[2] - attended[2]), atol=1e-5)
+
+
+def test_the_drop_path_rate_grows_linearly_and_each_block_gets_its_own_factors(monkeypatch):
+    rates, factors = [], jax.random.uniform(jax.random.key(0), (5, 2, 2), minval=0.5, maxval=2.0)
+
+    def fixed_factors(key, rates_by_block, images):
+        rates.append(rates_by_block)
+        return factors
+
+    def block_by_block(params, x):
+        y = nn.Conv(4, (4, 4), (4, 4)).apply({"params": params["patch_embed"]}, x)
+        y = nn.LayerNorm(1e-5).apply({"params": params["patch_norm"]}, y)
+        y = SwinBlock(1, 4, shifted=False).apply({"params": params["stage1_block0"]}, y, factors[0])
+        y = PatchMerging().apply({"params": params["stage2_merge"]}, y)
+        for number in range(4):
+            block = SwinBlock(2, 4, shifted=number % 2 == 1)
+            y = block.apply({"params": params[f"stage2_block{number}"]}, y, factors[1 + number])
+        return nn.LayerNorm(1e-5).apply({"params": params["stage2_norm"]}, y)
+
+    monkeypatch.setattr(swin_module, "draw_survival", fixed_factors)
+    swin = Swin(embed_dim=4, depths=(1, 4), num_heads=(1, 2), window_size=4, drop_path_rate=0.4)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    params = jax.jit(swin.init)(jax.random.key(1), x)["params"]
+    found = jax.jit(lambda p: swin.apply({"params": p}, x, train=True, rngs={"dropout": jax.random.key(2)})[-1])(params)
+    np.testing.assert_allclose(rates, [[0.0, 0.1, 0.2, 0.3, 0.4]], atol=1e-12)
+    np.testing.assert_allclose(found, jax.jit(block_by_block)(params, x), atol=1e-5)
 
 
 @pytest.mark.parametrize(("depth", "dtype", "tolerance"), [(5, jnp.float32, 1e-5), (4, jnp.bfloat16, 5e-2)])

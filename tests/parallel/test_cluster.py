@@ -64,6 +64,8 @@ def test_slurm(tmp_path):
     for nodes, first in others.items():
         found = find_cluster(SLURM | {"SLURM_STEP_NODELIST": nodes}, device_files=tmp_path)
         assert found is not None and found.coordinator == f"{first}:{port}"
+    second_step = find_cluster(SLURM | {"SLURM_STEP_ID": "3"}, device_files=tmp_path)
+    assert second_step is not None and second_step.coordinator == f"node007:{port + 3}"  # steps may run at once
     found = find_cluster(SLURM, "here:5", device_files=tmp_path)
     assert found is not None and (found.coordinator, found.processes, found.index) == ("here:5", 4, 3)
 

@@ -24,7 +24,7 @@ from s2rm_jax.parallel.devices import matrix_rate
         ("cpu", None),
     ],
 )
-def test_the_rate_of_a_device_is_that_of_its_very_kind(kind, rate):
+def test_matrix_rate_is_that_of_the_exact_device_kind(kind, rate):
     assert matrix_rate(kind) == rate
 
 

@@ -61,7 +61,7 @@ def explaining_segmenter_of(colour_world):
             weights = {pair: maps[pair][..., :1] / 10 for pair in pairs}
             return Output(logits, (logits[..., ::2, ::2],), attention, maps, weights)
 
-    return Segmenter(ExplainingNetwork(network.hear), params, HtmlTokenizer(tokenizer.vocabulary, 6), config)
+    return Segmenter(ExplainingNetwork(network.on_trace), params, HtmlTokenizer(tokenizer.vocabulary, 6), config)
 
 
 def main(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Gives the tests of whole commands the module processes.py."""
+"""The fixture `processes`: the module processes.py, for tests of whole commands."""
 
 import importlib.util
 import sys

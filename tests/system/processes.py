@@ -1,4 +1,4 @@
-"""Starts N processes of one command that train together on the CPU, and hears what they say."""
+"""Run N processes of one command that train together on the CPU, and collect their output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TIMEOUT = 120  # seconds; only reached if something hangs
 
 
 class Processes:
-    """Some processes, each with so many devices. Use it as a context manager: what still runs at the end is killed."""
+    """`count` processes with `devices` devices each, as a context manager that kills what still runs at its end.
+
+    With a `gate`, they read the batches of training that `allow` allows (`wait_at` of tests/training/standin.py).
+    """
 
     def __init__(
         self,
@@ -25,9 +28,13 @@ class Processes:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         devices: int = 1,
-        join_timeout: int = 60,
+        gate: Path | None = None,
     ):
         port = free_port()
+        self.gate = gate
+        if gate:
+            gate.touch()
+            environment = {**environment, "GATE": str(gate)}
         self.running = []
         for index in range(count):
             several = {
@@ -50,24 +57,30 @@ class Processes:
             process.end()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Waits until something has happened, while all go on."""
+        """Wait until a condition holds, while all processes run."""
         end = time.monotonic() + TIMEOUT
         while not condition():
             for process in self.running:
-                assert process.status() is None, process.said()
+                assert process.status() is None, process.output()
             assert time.monotonic() < end
             time.sleep(0.02)
 
     def signal(self, index: int, signum: signal.Signals) -> None:
-        """Sends a signal to one of them."""
+        """Send a signal to one process."""
         self.running[index].popen.send_signal(signum)
 
+    def allow(self, count: int = 1000) -> None:
+        """Allow every process to read `count` more batches."""
+        assert self.gate is not None
+        with self.gate.open("ab") as file:
+            file.write(b"." * count)
+
     def finish(self) -> list[tuple[int, str, str]]:
-        """Waits for the end of all; returns of each (status, what it printed, what it complained of)."""
+        """Wait for the end of all processes; return (status, stdout, stderr) of each."""
         return [process.finish() for process in self.running]
 
     def succeed(self) -> list[str]:
-        """Waits for the end of all, which must be a good one; returns what each printed."""
+        """Wait for the end of all processes, which must have status 0; return the stdout of each."""
         ended = self.finish()
         assert [status for status, _, _ in ended] == [0] * len(ended), "\n".join(err for _, _, err in ended)
         return [out for _, out, _ in ended]
@@ -79,26 +92,27 @@ class _Running:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.popen = subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes)
-        self._said: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        self._readers = [threading.Thread(target=self._read, args=(name,)) for name in self._said]
+        self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._readers = [threading.Thread(target=self._read, args=(name,)) for name in self._output]
         for reader in self._readers:
             reader.start()
 
     def _read(self, name: str) -> None:
         with getattr(self.popen, name) as stream:
-            self._said[name].extend(stream)
+            for line in stream:
+                self._output[name].append(line)
 
     def status(self) -> int | None:
         return self.popen.poll()
 
-    def said(self) -> str:
-        return "".join(self._said["stdout"] + self._said["stderr"])
+    def output(self) -> str:
+        return "".join(self._output["stdout"] + self._output["stderr"])
 
     def finish(self) -> tuple[int, str, str]:
         status = self.popen.wait(TIMEOUT)
         for reader in self._readers:
             reader.join(TIMEOUT)
-        return status, "".join(self._said["stdout"]), "".join(self._said["stderr"])
+        return status, "".join(self._output["stdout"]), "".join(self._output["stderr"])
 
     def end(self) -> None:
         if self.popen.poll() is None:
@@ -107,7 +121,7 @@ class _Running:
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens at now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

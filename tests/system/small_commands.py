@@ -1,14 +1,13 @@
 """The commands train and evaluate with a network that compiles in a second: `small_commands.py train|evaluate FLAGS`.
 
-Environment variables: SECONDS_PER_BATCH, how long each batch of training takes; FAIL_AT, the batch at which reading
-fails for the process number FAILS.
+Environment variables: GATE, a file with a byte for each batch of training that may be read (`standin.wait_at`);
+FAIL_AT, the batch at which reading fails for the process number FAILS.
 """
 
 import importlib
 import importlib.util
 import os
 import sys
-import time
 from pathlib import Path
 
 from s2rm_jax import command_line
@@ -25,16 +24,17 @@ spec.loader.exec_module(standin)
 train_batches = pipeline.train_batches
 
 
-def slow_batches(*arguments, **named):
+def gated_batches(*arguments, **named):
     for number, batch in enumerate(train_batches(*arguments, **named), start=1):
-        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
+        if "GATE" in os.environ:
+            standin.wait_at(Path(os.environ["GATE"]), number)
         if number == int(os.environ.get("FAIL_AT", "0")) and os.environ["FAILS"] == os.environ["S2RM_PROCESS_ID"]:
             raise OSError("the disk is gone")
         yield batch
 
 
 def note_explained(folder, sections, explain):
-    """In place of figures, as this network has no insides to be looked at."""
+    """Write a list instead of figures, because this network has no attention to draw."""
     assert callable(explain)
     (folder / "explained.txt").write_text(" ".join(sections))
 
@@ -42,7 +42,7 @@ def note_explained(folder, sections, explain):
 if __name__ == "__main__":
     for module in (network, run):
         module.build_network = lambda config: standin.StandIn(dropout_rate=0.5, words=config.text.vocab_size)
-    pipeline.train_batches = slow_batches
+    pipeline.train_batches = gated_batches
     gallery.write_explained_cases = note_explained
     command = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
     command_line.run(command.main, command.FLAGS, command.__doc__, required=("workdir",))

@@ -29,7 +29,7 @@ def exported(tiny_workdir, tmp_path_factory):
     return out
 
 
-def test_there_and_back_no_bit_changes(exported, tiny_workdir, tmp_path):
+def test_converting_to_pytorch_and_back_changes_no_bit(exported, tiny_workdir, tmp_path):
     with_the_network = {"model.safetensors", "config.json", "vocab.txt", "torch_model.py"}
     to_use_it = {"segment.py", "preprocessing.json", "tokenizer.json"}
     assert {path.name for path in exported.iterdir()} == with_the_network | to_use_it
@@ -44,7 +44,7 @@ def test_there_and_back_no_bit_changes(exported, tiny_workdir, tmp_path):
         assert (again / name).read_bytes() == (exported / name).read_bytes()
 
 
-def test_training_goes_on_from_weights_that_came_back(exported, tmp_path):
+def test_training_continues_from_converted_weights(exported, tmp_path):
     from s2rm_jax.training.loop import train_and_evaluate
     from s2rm_jax.training.run import load_config
 
@@ -57,7 +57,7 @@ def test_training_goes_on_from_weights_that_came_back(exported, tmp_path):
 
 
 def spoil(exported, folder, change):
-    """A copy of the exported folder whose weights were changed."""
+    """Return a copy of the exported folder with changed weights."""
     folder.mkdir()
     for path in exported.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -67,7 +67,7 @@ def spoil(exported, folder, change):
     return folder
 
 
-def test_weights_that_do_not_fit(exported, tmp_path):
+def test_weights_that_do_not_fit_are_refused(exported, tmp_path):
     def change(arrays):
         arrays["fusion.vision_norm.weight"] = np.ones(5, np.float32)
         arrays["fusion.vision_norm.bias"] = arrays["fusion.vision_norm.bias"].astype(np.int32)
@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit(exported, tmp_path):
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, message):
+def test_mistakes_give_a_one_line_error(arguments, message):
     done = convert(*arguments)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(exported, tiny_work
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_is_told_of_before_anything_is_written(exported, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(exported, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with (
         pytest.raises(UserError, match=r"cannot be written \(1 MB are needed, 0 MB are free\); nothing was left there"),

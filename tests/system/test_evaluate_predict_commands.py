@@ -1,4 +1,4 @@
-"""The commands evaluate, predict and demo as a person runs them, and their error messages."""
+"""The commands evaluate, predict and demo as users run them, and their error messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.command import run_command, run_process
 
 
 def command(name, *arguments):
-    """Runs a command in this process; returns its exit status, output and errors."""
+    """Run a command in this process; return its exit status, stdout and stderr."""
     done = run_command(name, *arguments)
     return done.returncode, done.stdout, done.stderr
 
@@ -81,7 +81,7 @@ def test_evaluate_by_another_protocol(tiny_workdir, tmp_path):
     assert status == 0, errors
     lines = printed.splitlines()
     header = ["mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "expressions"]
-    assert header in [line.split() for line in lines]  # a slow machine also tells how far it is
+    assert header in [line.split() for line in lines]  # a slow machine prints its progress too
     assert "probability exceeds 0.35" in printed
     assert lines[-1].startswith("mIoU ")
     assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "cris"
@@ -132,7 +132,7 @@ def test_predict(tiny_workdir, tmp_path, image):
             assert figure.width == 1600
 
 
-def test_without_an_image_a_held_out_one_is_taken(tiny_workdir, tmp_path):
+def test_predict_without_an_image_uses_a_held_out_one(tiny_workdir, tmp_path):
     status, printed, errors = command("predict", f"--workdir={tiny_workdir}", f"--out={tmp_path / 'own'}")
     assert status == 0, errors
     example = SyntheticSource("val", image_size=(48, 64), expressions_per_scene=3)[0]
@@ -170,15 +170,15 @@ def test_predict_on_many_images_as_json(tiny_workdir, tmp_path):
     assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be read")
 
 
-def test_a_figure_replaces_nothing_of_the_result(tiny_workdir, tmp_path, image):
+def test_a_figure_must_not_replace_a_file_of_the_result(tiny_workdir, tmp_path, image):
     asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the star", f"--out={tmp_path}")
     for name in ("overlay.png", "mask_1_the_star.png", "image.png"):
         status, _, errors = command("predict", *asked, f"--explain={tmp_path / name}")
         assert (status, "would replace a file of the result" in errors) == (2, True)
 
 
-def test_programs_are_kept_beside_the_run_and_nowhere_else(tiny_workdir, tmp_path, image, monkeypatch):
-    """Neither in a folder that the run had on another machine, nor beside weights that are no run."""
+def test_compiled_programs_are_cached_in_the_workdir_only(tiny_workdir, tmp_path, image, monkeypatch):
+    """Neither in a folder that the run had on another machine, nor beside weights that are not a run."""
     content = json.loads((tiny_workdir / "config.json").read_text())
     kept = []
 
@@ -187,7 +187,7 @@ def test_programs_are_kept_beside_the_run_and_nowhere_else(tiny_workdir, tmp_pat
         return contextlib.nullcontext()
 
     def load(workdir, which):
-        raise UserError("enough is known")
+        raise UserError("the test ends here")
 
     monkeypatch.setattr(compile, "compilation_cache", cache)
     monkeypatch.setattr(Segmenter, "from_checkpoint", load)
@@ -200,19 +200,19 @@ def test_programs_are_kept_beside_the_run_and_nowhere_else(tiny_workdir, tmp_pat
         status, _, errors = command(
             "predict", f"--workdir={workdir}", f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}"
         )
-        assert (status, errors) == (2, "error: enough is known\n")
+        assert (status, errors) == (2, "error: the test ends here\n")
     assert kept == [("run", ""), ("quiet", "off")]
 
 
-def test_quiet_says_nothing(tiny_workdir, tmp_path, image):
+def test_quiet_prints_nothing_but_the_result(tiny_workdir, tmp_path, image):
     asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the red star", f"--out={tmp_path / 'out'}")
     assert command("predict", *asked, "--quiet") == (0, "", "")
     asked = (f"--workdir={tiny_workdir}", "--limit=3", "--gallery=0", f"--out={tmp_path / 'eval'}")
     status, printed, errors = command("evaluate", *asked, "--quiet", "--json")
     assert (status, errors) == (0, "")
-    told = json.loads(printed)
-    assert told.pop("page") == str(tmp_path / "eval/index.html")
-    assert told == json.loads((tmp_path / "eval/metrics.json").read_text())
+    result = json.loads(printed)
+    assert result.pop("page") == str(tmp_path / "eval/index.html")
+    assert result == json.loads((tmp_path / "eval/metrics.json").read_text())
 
 
 def test_evaluate_reads_a_folder_of_weights_as_a_run(tiny_workdir, tmp_path):
@@ -232,7 +232,7 @@ def test_evaluate_reads_a_folder_of_weights_as_a_run(tiny_workdir, tmp_path):
     assert found[0] == found[1] and found[0].count("\n") == 1 + 6
 
 
-def test_evaluate_brings_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):
+def test_evaluate_transfers_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):
     restore = training_run.restore_params
     monkeypatch.setattr(training_run, "restore_params", lambda *given: jax.device_get(restore(*given)))
     with jax.transfer_guard("disallow"):
@@ -251,7 +251,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"workdir": "{tmp}/nothing"}, "is not the workdir of a training run"),
         ({"image": "{tmp}/truncated.jpg"}, "truncated.jpg is damaged"),
@@ -270,7 +270,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),
     ],
 )
-def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, says):
+def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
     (tmp_path / "truncated.jpg").write_bytes(image.read_bytes()[:900])
     (tmp_path / "text.jpg").write_text("not an image")
     given = {"workdir": tiny_workdir, "image": image, "text": "a dog", "out": tmp_path / "out"}
@@ -279,12 +279,12 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, says):
     assert status == 2
     line = errors.splitlines()[-1]
     assert line.startswith("error: ")
-    assert says in line
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--workdir={tmp}"], "is not the workdir of a training run"),
         (["--workdir={run}", "--split=tset"], "tset"),
@@ -294,16 +294,16 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, says):
         ([], "--workdir is missing"),
     ],
 )
-def test_evaluate_with_bad_input(tiny_workdir, tmp_path, arguments, says):
+def test_evaluate_with_bad_input(tiny_workdir, tmp_path, arguments, message):
     (tmp_path / "taken").write_text("")
     status, _, errors = command("evaluate", *(a.format(tmp=tmp_path, run=tiny_workdir) for a in arguments))
     assert status == 2
     line = errors.splitlines()[-1]
     assert line.startswith("error: ")
-    assert says in line
+    assert message in line
 
 
-def test_a_checkpoint_of_another_architecture(tiny_workdir, tmp_path, image):
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_workdir, tmp_path, image):
     """A workdir whose configuration was changed by hand no longer fits its checkpoint."""
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -320,15 +320,15 @@ def test_a_checkpoint_of_another_architecture(tiny_workdir, tmp_path, image):
         assert "is of another architecture" in errors.splitlines()[-1]
 
 
-def test_demo_serves_until_it_is_ended(tiny_workdir, tmp_path):
+def test_demo_serves_until_sigterm(tiny_workdir, tmp_path):
     """The folder of uploads is readable by its user only, and an open page does not keep the demo from ending."""
     pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
     command = [sys.executable, "-m", "s2rm_jax.demo", f"--workdir={tiny_workdir}", "--checkpoint=latest", "--port=0"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as server:
-        said = next(line for line in server.stdout if line.startswith("open http://127.0.0.1:"))
-        address = said.split()[1]
+        line = next(line for line in server.stdout if line.startswith("open http://127.0.0.1:"))
+        address = line.split()[1]
         with urllib.request.urlopen(f"{address}/health") as answer:
             assert json.load(answer) == {"status": "ok"}
         with urllib.request.urlopen(address) as answer:

@@ -1,4 +1,4 @@
-"""Whole commands whose disk is full: one line on stderr, whatever Orbax, asyncio and TensorStore print about it."""
+"""Commands on a full disk: one line on stderr, whatever Orbax, asyncio and TensorStore print about it."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def get_config():
 
 @pytest.fixture
 def workdir(tiny_workdir, tmp_path):
-    """A copy of the tiny run, as its log folder receives what is hidden."""
+    """A copy of the tiny run, because hidden output is written to its log folder."""
     return shutil.copytree(tiny_workdir, tmp_path / "run")
 
 
@@ -29,7 +29,7 @@ def assert_one_line(done, *parts):
 
 
 def test_train(workdir, tmp_path):
-    """The network is one that compiles in a second."""
+    """With a network that compiles in a second."""
     new = tmp_path / "new"
     (tmp_path / "tiny.py").write_text(CONFIG.format(workdir=str(workdir)))
     asked = (f"--config={tmp_path / 'tiny.py'}", f"--workdir={new}", "--config.eval.every=0")

@@ -1,16 +1,15 @@
-"""Several processes on the CPU train, evaluate, save, stop and die as one would: small network, the rest is real."""
+"""Several processes on the CPU train, evaluate, save and stop as one does; only the network is a stand-in."""
 
 import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 CONFIG = '''
-"""Scenes as small as they come."""
+"""Very small scenes."""
 from ml_collections import ConfigDict
 from s2rm_jax.config import default_config
 
@@ -29,22 +28,22 @@ def get_config():
 '''
 STEPS, EVERY = 12, 4
 COMMANDS_SCRIPT = Path(__file__).with_name("small_commands.py")
-NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # how lines of JAX's own begin
+NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # prefixes of lines that JAX prints
 
 
 @pytest.fixture(scope="module")
 def start(processes, tmp_path_factory):
-    """Starts so many processes of a command, each with so many devices, on a workdir."""
+    """Start `count` processes of a command with `devices` devices each on a workdir."""
     shared = tmp_path_factory.mktemp("shared")
     (shared / "small.py").write_text(CONFIG)
     environment = {
         "PYTHONPATH": str(processes.ROOT),
     }
 
-    def start(workdir, count, devices=1, *, command="train", arguments=(), **variables):
+    def start(workdir, count, devices=1, *, command="train", arguments=(), gate=None, **variables):
         configured = [f"--config={shared / 'small.py'}"] if command == "train" else []
         words = [str(COMMANDS_SCRIPT), command, f"--workdir={workdir}", *configured, *arguments]
-        return processes.Processes(count, words, environment | variables, devices)
+        return processes.Processes(count, words, environment | variables, devices, gate)
 
     return start
 
@@ -54,7 +53,7 @@ def long_case(*values):
 
 
 def trace(workdir):
-    """Of each step what was measured while training, but for what depends on the clock."""
+    """Return the training metrics of each step, except those that depend on the clock."""
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     of_the_clock = ("_per_second", "waiting_for_input")
@@ -82,7 +81,7 @@ def own_lines(text):
 
 @pytest.fixture(scope="module")
 def straight(start, tmp_path_factory):
-    """The workdir of one process with eight devices that ran through."""
+    """The workdir of one process with eight devices that was not interrupted."""
     workdir = tmp_path_factory.mktemp("straight")
     with start(workdir, 1, 8) as running:
         running.succeed()
@@ -92,46 +91,49 @@ def straight(start, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(start, tmp_path_factory):
     """The workdir of two processes that were stopped by a SIGTERM to one, and again by a Ctrl-C to the other."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    steps = []
+    folder = tmp_path_factory.mktemp("stopped")
+    workdir, steps = folder / "run", [0]
     for index, signum in ((1, signal.SIGTERM), (0, signal.SIGINT)):
-        begin = max(steps, default=0)
-        with start(workdir, 2, SECONDS_PER_BATCH="0.5") as running:
-            running.wait_for(lambda begin=begin: max(trace(workdir), default=0) > begin)
+        with start(workdir, 2, gate=folder / signum.name) as running:
+            running.allow(2)  # the metrics of the first are written after the second step
+            running.wait_for(lambda: max(trace(workdir), default=0) > steps[-1])
             running.signal(index, signum)
+            request = f"{signum.name}: saving after this step"
+            running.wait_for(lambda index=index, request=request: request in running.running[index].output())
+            running.allow()
             ended = running.finish()
-        said = [[line for line in err.splitlines() if line.startswith("Stopped after step")] for _, _, err in ended]
+        stopped = [[line for line in err.splitlines() if line.startswith("Stopped after step")] for _, _, err in ended]
         assert [status for status, _, _ in ended] == [0, 0], ended
-        assert len(said[0]) == 1 and said[0] == said[1]  # the same step
+        assert len(stopped[0]) == 1 and stopped[0] == stopped[1]  # the same step
         assert all("Traceback" not in err for _, _, err in ended)
-        steps.append(int(said[0][0].split()[3]))
+        steps.append(int(stopped[0][0].split()[3]))
         assert steps[-1] == max(saved(workdir))
-    assert 1 <= steps[0] < steps[1] < STEPS
+    assert 1 <= steps[1] < steps[2] < STEPS
     return workdir
 
 
 @pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 4), long_case(4, 1, 1)])
-def test_several_processes_give_the_trace_of_one(start, straight, tmp_path, count, devices, fsdp):
+def test_several_processes_log_the_metrics_of_one(start, straight, tmp_path, count, devices, fsdp):
     with start(tmp_path, count, devices, arguments=[f"--config.mesh.fsdp={fsdp}"]) as running:
         first, *others = running.succeed()
     assert_same_trace(tmp_path, straight)
     assert f"{count * devices} x cpu of {count} processes" in first
     assert "Trained 12 steps" in first
-    assert [line for out in others for line in own_lines(out)] == []  # one speaks for all
+    assert [line for out in others for line in own_lines(out)] == []  # only the first prints
     assert saved(tmp_path) == saved(straight) == [8, 12]
 
 
-def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path, long):
-    """7 images in 14 parts, in batches of 4 and 8, divide by nothing."""
+def test_evaluation_by_several_processes_writes_the_files_of_one(start, straight, tmp_path, long):
+    """7 images in batches of 4 and 8 fill no batch evenly."""
     outputs = []
     for count, devices in ((1, 1), (2, 2), *([(4, 1)] if long else [])):
-        out = tmp_path / str(count)
-        flags = (f"--out={out}", "--limit=7", "--gallery=2", "--explain")
+        folder = tmp_path / str(count)
+        flags = (f"--out={folder}", "--limit=7", "--gallery=2", "--explain")
         with start(straight, count, devices, command="evaluate", arguments=flags) as running:
             first, *others = running.succeed()
         assert "over 21 expressions of val" in first
-        assert [line for said in others for line in own_lines(said)] == []
-        outputs.append(out)
+        assert [line for out in others for line in own_lines(out)] == []
+        outputs.append(folder)
     one, *several = outputs
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
     assert {"gallery/explained.txt", "expressions.csv", "metrics.json"} <= set(names)
@@ -146,7 +148,9 @@ def test_evaluation_gives_the_integers_of_one_process(start, straight, tmp_path,
 
 
 @pytest.mark.parametrize(("count", "devices"), [(1, 1), long_case(4, 1)])
-def test_what_two_processes_saved_others_continue(start, straight, stopped, tmp_path, count, devices):
+def test_a_run_of_two_processes_continues_on_other_numbers_of_processes(
+    start, straight, stopped, tmp_path, count, devices
+):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
     with start(workdir, count, devices) as running:
@@ -156,7 +160,7 @@ def test_what_two_processes_saved_others_continue(start, straight, stopped, tmp_
 
 
 @pytest.mark.parametrize(("count", "devices"), [long_case(2, 1), long_case(4, 1), (1, 4)])
-def test_what_one_process_with_eight_devices_saved_others_continue(start, straight, tmp_path, count, devices):
+def test_a_run_of_one_process_continues_on_other_numbers_of_processes(start, straight, tmp_path, count, devices):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
@@ -166,30 +170,30 @@ def test_what_one_process_with_eight_devices_saved_others_continue(start, straig
     assert_same_trace(workdir, straight)
 
 
-def test_when_one_is_killed_the_other_says_so_and_the_next_start_continues(start, straight, tmp_path, long):
-    begins = []
-    for victim, after in ((1, 5), (0, 9)) if long else ((1, 5),):
+def test_when_one_process_is_killed_the_other_reports_it_and_the_next_start_continues(start, straight, tmp_path, long):
+    workdir, begin = tmp_path / "run", 0
+    for victim, expected in ((1, 4), (0, 8)) if long else ((1, 4),):
         survivor = 1 - victim
-        with start(tmp_path, 2, SECONDS_PER_BATCH="0.3") as running:
-            running.wait_for(lambda after=after: max(trace(tmp_path), default=0) >= after)
-            running.wait_for(lambda after=after: max(saved(tmp_path), default=0) >= after // EVERY * EVERY)
+        with start(workdir, 2, gate=tmp_path / f"gate{victim}") as running:
+            running.allow(EVERY + 2)
+            running.wait_for(lambda expected=expected: max(trace(workdir), default=0) > expected)
+            running.wait_for(lambda expected=expected: max(saved(workdir), default=0) == expected)
             running.signal(victim, signal.SIGKILL)
-            killed = time.monotonic()
-            ended = running.finish()
-            assert time.monotonic() - killed < 60
+            running.allow()
+            ended = running.finish()  # also of the survivor, which waits for no step of the other
         status, _, err = ended[survivor]
         assert ended[victim][0] == -signal.SIGKILL and status != 0
         assert "another process of this run has ended" in err or "another task died" in err
-        begins.append(max(saved(tmp_path)))
-    with start(tmp_path, 2) as running:
+        begin = max(saved(workdir))
+        assert begin == expected
+    with start(workdir, 2) as running:
         first = running.succeed()[0]
-    assert begins == ([4, 8] if long else [4])
-    assert own_lines(first)[0].startswith(f"Continuing in {tmp_path} from step {begins[-1]} of 12")
-    assert_same_trace(tmp_path, straight)
+    assert own_lines(first)[0].startswith(f"Continuing in {workdir} from step {begin} of 12")
+    assert_same_trace(workdir, straight)
 
 
 @pytest.mark.parametrize(("index", "reason"), [(0, "not all processes came"), (1, "coordinator could not be reached")])
-def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
+def test_joining_times_out(processes, tmp_path, index, reason):
     flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
     address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"
     command = [str(COMMANDS_SCRIPT), "train", f"--workdir={tmp_path}", address, *flags]
@@ -200,7 +204,7 @@ def test_nobody_waits_for_ever_to_be_joined(processes, tmp_path, index, reason):
     assert line.startswith(f"error: process {index} of 2 (") and reason in line and line.endswith("(--join_timeout).")
 
 
-def test_a_mistake_that_all_make_all_tell(start, tmp_path):
+def test_every_process_reports_a_common_mistake(start, tmp_path):
     with start(tmp_path, 2, command="evaluate") as running:
         ended = running.finish()
     for index, (status, _, err) in enumerate(ended):
@@ -211,7 +215,7 @@ def test_a_mistake_that_all_make_all_tell(start, tmp_path):
 
 def test_an_error_in_one_process_ends_both(start, tmp_path):
     with start(tmp_path, 2, FAIL_AT="3", FAILS="1") as running:
-        (first, _, said), (second, _, traceback) = running.finish()
+        (first, _, err), (second, _, traceback) = running.finish()
     assert second == 1 and "OSError: the disk is gone" in traceback
-    assert first == 3 or "another task died" in said
+    assert first == 3 or "another task died" in err
     assert os.listdir(tmp_path / "checkpoints") == []

@@ -1,4 +1,4 @@
-"""The command line for training with the real network on real scenes, tiny."""
+"""The command train with a tiny network on synthetic scenes."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(config_file):
-    """Starts `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs."""
+    """Start `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs."""
     started = []
 
     def start(workdir, *more):
@@ -52,7 +52,7 @@ def train(config_file):
 
 
 def metric_lines(workdir):
-    """What was written, but for what depends on the clock."""
+    """Return the written metrics, except those that depend on the clock."""
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     of_the_clock = ("_per_second", "waiting_for_input")
@@ -94,8 +94,8 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     out, err = resumed.communicate(timeout=TIMEOUT)
     assert resumed.returncode == 0, err
     assert err.startswith("Continuing in")
-    told = json.loads(out)
-    assert told["workdir"] == str(tmp_path / "stopped") and "mean_iou" in told["metrics"]
+    result = json.loads(out)
+    assert result["workdir"] == str(tmp_path / "stopped") and "mean_iou" in result["metrics"]
 
     expected, found = parameters(tmp_path / "straight"), parameters(tmp_path / "stopped")
     assert expected.keys() == found.keys()
@@ -111,14 +111,14 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
         (["--config.optimizer.frozen=('^bert',)"], "config.optimizer.frozen: '^bert' matches no parameter"),
     ],
 )
-def test_mistakes_are_told_in_one_line(config_file, tmp_path, arguments, message):
+def test_mistakes_give_a_one_line_error(config_file, tmp_path, arguments, message):
     done = run_command("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_help_is_for_people():
+def test_help_shows_an_example_and_the_flags():
     done = run_command("train", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "python -m s2rm_jax.train --config configs/synthetic.py" in done.stdout and "--workdir" in done.stdout

@@ -1,10 +1,11 @@
 """A network and data that train in milliseconds, and a program that trains them, for tests that kill it.
 
-python standin.py WORKDIR STEPS SECONDS_PER_BATCH
+python standin.py WORKDIR STEPS [GATE]
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -95,14 +96,27 @@ def pack(masks):
     return np.stack([np.stack([pack_mask(mask) for mask in row]) for row in masks])
 
 
-def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):
+def wait_at(gate, number):
+    """Wait until the file `gate` has `number` bytes, one for each batch that the test allows this process to read."""
+    if gate.stat().st_size < number:
+        print(f"waiting for batch {number}", flush=True)
+    while gate.stat().st_size < number:
+        time.sleep(0.01)
+
+
+def allow(gate, count=1000):
+    """Allow the processes at `gate` to read `count` more batches."""
+    with gate.open("ab") as file:
+        file.write(b"." * count)
+
+
+def make_parts(config, network=None, evaluate=None, gate=None):
     """Batch i is a pure function of the number of images before it, as with the real pipeline."""
 
     def batches(examples_seen):
-        while True:
-            if seconds_per_batch:
-                print(f"waiting {seconds_per_batch} s for a batch", flush=True)
-            time.sleep(seconds_per_batch)
+        for number in itertools.count(1):
+            if gate:
+                wait_at(gate, number)
             yield make_batch(1000 + examples_seen, config.batch_size)
             examples_seen += config.batch_size
 
@@ -114,9 +128,9 @@ def make_parts(config, network=None, evaluate=None, seconds_per_batch=0.0):
     )
 
 
-def main(workdir, steps, seconds_per_batch):
+def main(workdir, steps, gate=None):
     config = make_config(steps=int(steps), optimizer__ema_decay=0.9, optimizer__accumulate=2, log_every=1)
-    run(config, Path(workdir), make_parts(config, seconds_per_batch=float(seconds_per_batch)), make_mesh())
+    run(config, Path(workdir), make_parts(config, gate=gate and Path(gate)), make_mesh())
 
 
 if __name__ == "__main__":

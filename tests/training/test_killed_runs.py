@@ -20,11 +20,14 @@ TIMEOUT = 300  # seconds; only reached if something hangs
 
 @pytest.fixture(scope="module")
 def start(standin):
-    """Starts the stand-in program on a workdir; it waits some seconds for each batch."""
+    """Start the stand-in program on a workdir; with a gate, it reads the batches that `standin.allow` allows."""
     started = []
 
-    def start(workdir, seconds_per_batch):
-        command = [sys.executable, standin.__file__, str(workdir), str(STEPS), str(seconds_per_batch)]
+    def start(workdir, gate=None):
+        command = [sys.executable, standin.__file__, str(workdir), str(STEPS)]
+        if gate:
+            gate.touch()
+            command.append(str(gate))
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes)
         started.append(process)
@@ -51,6 +54,16 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
+def read_to(stream, text):
+    """Return the lines of a stream up to the one that contains `text`."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
 def lines_in(workdir):
     path = workdir / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
@@ -69,54 +82,59 @@ def final_state(standin, workdir):
 @pytest.fixture(scope="module")
 def straight(standin, start, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
-    finish(start(workdir, 0))
+    finish(start(workdir))
     return final_state(standin, workdir)
 
 
 def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, straight):
-    """SIGKILL somewhere between checkpoints, then SIGTERM, then to the end."""
-    process = start(tmp_path, 0.1)
-    saved = tmp_path / "checkpoints" / "5"  # has its name once it is whole
-    wait_for(process, lambda: len(lines_in(tmp_path)) >= 7 and saved.exists())
+    """SIGKILL between checkpoints, then SIGTERM, then to the end."""
+    workdir = tmp_path / "run"
+    process = start(workdir, tmp_path / "first")
+    standin.allow(tmp_path / "first", 7)
+    saved = workdir / "checkpoints" / "5"  # has its name once it is complete
+    # Metrics are written one step late: the step before the last batch.
+    wait_for(process, lambda: len(lines_in(workdir)) >= 6 and saved.exists())
     process.kill()
     assert process.wait(TIMEOUT) == -signal.SIGKILL
     process.communicate()
 
-    process = start(tmp_path, 0.1)
-    wait_for(process, lambda: len(lines_in(tmp_path)) >= 12)
+    process = start(workdir, tmp_path / "second")
+    standin.allow(tmp_path / "second", 7)
+    wait_for(process, lambda: len(lines_in(workdir)) >= 11)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=TIMEOUT)
+    err = read_to(process.stderr, "SIGTERM: saving after this step")
+    standin.allow(tmp_path / "second")
+    out, rest = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
-    assert int(out.split("from step ")[1].split()[0]) in (5, 10)
-    assert "SIGTERM: saving after this step" in err and "The same command continues." in err
-    assert "Traceback" not in err
+    assert "from step 5 of" in out and "Stopped after step 13 of" in rest and "The same command continues." in rest
+    assert "Traceback" not in err + rest
 
-    out = finish(start(tmp_path, 0))
-    stopped_at = int(out.split("from step ")[1].split()[0])
-    assert 12 <= stopped_at < STEPS  # nothing that was reached before the SIGTERM is lost
-    state = final_state(standin, tmp_path)
+    assert "from step 13 of" in finish(start(workdir))  # nothing that was reached before the SIGTERM is lost
+    state = final_state(standin, workdir)
     assert jax.tree.structure(state) == jax.tree.structure(straight)
     jax.tree.map(np.testing.assert_array_equal, state, straight)
-    assert [line.split(",")[0] for line in lines_in(tmp_path)] == [f'{{"step": {i}' for i in range(1, STEPS + 1)]
+    assert [line.split(",")[0] for line in lines_in(workdir)] == [f'{{"step": {i}' for i in range(1, STEPS + 1)]
 
 
-def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, start, straight):
-    process = start(tmp_path / "once", 0.1)
+def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, standin, start):
+    process = start(tmp_path / "once", tmp_path / "gate")
+    standin.allow(tmp_path / "gate", 3)
     wait_for(process, lambda: len(lines_in(tmp_path / "once")) >= 2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=TIMEOUT)
+    err = read_to(process.stderr, "SIGINT: saving")
+    standin.allow(tmp_path / "gate")
+    _, rest = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
-    assert "Stopped after step" in err and "Traceback" not in err
+    assert "Stopped after step 4 of" in rest and "Traceback" not in err + rest
     assert list((tmp_path / "once" / "checkpoints").iterdir())
 
-    process = start(tmp_path / "twice", 30.0)
-    assert any("waiting 30.0 s for a batch" in line for line in process.stdout)  # asked before, it would stop in order
+    process = start(tmp_path / "twice", tmp_path / "closed")
+    read_to(process.stdout, "waiting for batch 1")  # before, a signal would stop it without being asked twice
     process.send_signal(signal.SIGINT)
-    # Two signals before Python looks would be one: the second waits until the first was heard.
-    assert any("SIGINT: saving" in line for line in process.stderr)
-    asked = time.monotonic()
+    # Two signals before Python handles the first would count as one.
+    err = read_to(process.stderr, "SIGINT: saving")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 128 + signal.SIGINT and time.monotonic() - asked < 15
-    assert "stopped at once" in err and "Traceback" not in err
+    _, rest = process.communicate(timeout=TIMEOUT)  # it would wait for its batch for ever
+    assert process.returncode == 128 + signal.SIGINT
+    assert "stopped at once" in rest and "Traceback" not in err + rest
     assert not list((tmp_path / "twice" / "checkpoints").iterdir())

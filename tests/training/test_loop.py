@@ -201,15 +201,19 @@ def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standi
     )
 
 
-@pytest.mark.parametrize(("bad", "value"), [(8, np.nan), (7, np.inf), (11, np.nan)])
+@pytest.mark.parametrize(("bad", "value"), [(8, np.nan), (7, np.inf), (11, np.nan), (8, 1.0), (10, 1.0)])
 def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, bad, value):
-    """Also where the bad step is one at which a checkpoint is due (10 would be saved two steps after 8)."""
+    """Also where the bad step is one at which a checkpoint is due (10 would be saved two steps after 8).
+
+    With the value 1, only the gradient is not finite.
+    """
     config = standin.make_config(checkpoint_every=2 if bad == 8 else 5)
 
     class Poisonable(standin.StandIn):
         def __call__(self, images, *rest, **options):
             output, white = super().__call__(images, *rest, **options), (images > 2.2).all()
-            return output.replace(logits=output.logits * jnp.where(white, value, 1.0))
+            root = jnp.sqrt(0 * output.logits + jnp.where(white, 0.0, 1.0))  # its gradient at 0 is infinite
+            return output.replace(logits=output.logits * jnp.where(white, value, 1.0) + root)
 
     parts = standin.make_parts(config, Poisonable(dropout_rate=0.5))
 
@@ -220,8 +224,9 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
     with pytest.raises(UserError) as caught:
         run(config, tmp_path, replace(parts, batches=poisoned), MESH)
     message = str(caught.value)
-    good = {8: 6, 7: 5, 11: 10}[bad]
+    good = {8: 6, 7: 5, 11: 10, 10: 5}[bad]
     assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is kept" in message
+    assert ("the loss is nan" in message or "the loss is inf" in message) == (value != 1.0)
     assert "learning_rate" in message and "\n" not in message
     assert max(kept_steps(tmp_path)) == good
     for leaf in jax.tree.leaves(saved(standin, config, tmp_path).state):

@@ -8,7 +8,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.parallel.mesh import make_mesh, put_batch
 from s2rm_jax.training.losses import no_target_loss, segmentation_loss
-from s2rm_jax.training.state import plan_state
+from s2rm_jax.training.state import initial_params, plan_state
 from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -220,3 +220,10 @@ def test_the_seed_decides_the_parameters(standin):
     jax.tree.map(np.testing.assert_array_equal, first.params, same.params)
     assert not np.array_equal(first.params["head"]["kernel"], other.params["head"]["kernel"])
     assert not np.array_equal(first.rng, other.rng)
+
+
+def test_the_key_of_the_run_is_not_the_one_that_draws_the_parameters(standin):
+    config = standin.make_config()
+    state = plan_state(standin.StandIn(), config, MESH).create()
+    drawn = initial_params(standin.StandIn(), config, jax.random.wrap_key_data(state.rng))
+    assert not np.array_equal(drawn["head"]["kernel"], state.params["head"]["kernel"])
