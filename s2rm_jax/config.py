@@ -17,6 +17,7 @@ VOCAB_FILE = "vocab.txt"
 # Values that fields may take; `default_config` has the fields, and the modules named there what the values do.
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dense", "blocks")
+ON_BAD_EXAMPLES = ("stop", "skip")
 SAMPLINGS = ("image", "sentence", "referent")
 LANGUAGES = ("words", "sentence")
 SIMPLER_FUSIONS = ("sum", "product", "concat", "attention")
@@ -49,6 +50,7 @@ def default_config() -> ConfigDict:
     config.input.image_size = (480, 480)  # height, width in pixels
     config.input.expressions_per_image = 4  # K
     config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
+    config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES; see docs/own_data.md
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
     config.input.augment = ConfigDict()  # of training images, off by default; see input/augment.py
@@ -152,6 +154,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "loss.kind": LOSSES,
     "optimizer.schedule": SCHEDULES,
     "input.sampling": SAMPLINGS,
+    "input.on_bad_example": ON_BAD_EXAMPLES,
     "mesh.step": STEP_FORMS,
 }
 _SUBSETS: dict[str, Sequence[Any]] = {

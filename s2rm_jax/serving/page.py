@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_image
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.serving.api import visitor_of
 from s2rm_jax.serving.service import Service
@@ -58,7 +57,7 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     for number in range(min(count, len(source))):
         try:
             example = source[number * len(source) // min(count, len(source))]
-            image = Image.fromarray(load_image(example.image))
+            image = Image.fromarray(example.load_image())
         except (UserError, OSError):  # skip an image that cannot be read
             continue
         path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"

@@ -42,7 +42,7 @@ from s2rm_jax.training.state import parameter_shapes
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
     *("compilation_cache", "tensorboard", "wandb_project", "eval.expressions_per_image", "mesh.fsdp", "mesh.step"),
-    *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
+    *("input.workers", "input.on_bad_example", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only; see resolve_config
 )
 _ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
