@@ -190,8 +190,10 @@ def encoded(kind: str) -> bytes:
         (encoded("PNG")[:5000], "is damaged"),
         (encoded("TIFF")[:5000], "is damaged"),
         (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
-        (b"", "is not an image in a supported format"),
-        (b"<html>not found</html>", "is not an image in a supported format"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"\n<html>not found</html>", "is a web page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>\n<title>404</title>", "is a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image in a supported format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not an image in a supported format"),
     ],
 )
@@ -224,7 +226,7 @@ def test_a_file_cut_anywhere_is_damaged_or_no_image(tmp_path, kind, options):
     assert len(found) > len(whole) - 40  # whole without its last few bytes, which hold no pixels
     for message in found:
         assert str(path) in message
-        assert "is damaged" in message or "is not an image" in message
+        assert "is damaged" in message or "is not an image" in message or "is empty" in message
         assert "\n" not in message
 
 

@@ -108,7 +108,7 @@ LINE_MISTAKES = [
     ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its image of 64 x 48 pixels"),
     ({"split": 3}, r"line 1: 'split' must be a string, got 3"),
     ({"image": "images/9.png"}, r"line 1: image .*images/9\.png not found"),
-    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl cannot be read as an image \(cannot identify"),
+    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl is not an image in a supported format"),
 ]
 RLE_MISTAKES = [
     ({"rle": "7b"}, r"line 4: 'rle' must have a size and counts"),
@@ -118,7 +118,7 @@ RLE_MISTAKES = [
     ({"rle": {"size": [HEIGHT, WIDTH], "counts": [5, 6]}}, r"line 4: an RLE covers 11 pixels, its size has 3072"),
     (
         {"rle": rle_of(mask_of(1, "left")) | {"size": [WIDTH, HEIGHT]}},
-        r"line 4: an RLE has size \[64, 48\], .*\[48, 64\]",
+        r"line 4: the RLE of a mask has size \[64, 48\], its image is 48 x 64",
     ),
 ]
 
@@ -203,7 +203,7 @@ def change_image(**fields: Any):
         (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty expression"),
         (change(1, segmentation=[[1, 2, 3]]), r"annotation 1: a polygon has an odd number of coordinates \(3\)"),
         (change(1, segmentation=7), "annotation 1: a mask must be a list of polygons or an RLE, got 7"),
-        (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: an RLE has size \[2, 2\]"),
+        (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: the RLE of a mask has size \[2, 2\]"),
         (change(1, split=None), "annotation 1: 'split' must be a string, got None"),
         (change(2, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
         (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),

@@ -271,10 +271,6 @@ def no_text(refs, instances):
     refs[-1]["sentences"][0]["raw"] = None
 
 
-def no_list(refs, instances):
-    instances["annotations"][0]["segmentation"] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-
 def several_objects(refs, instances):
     refs[-1]["ann_id"] = [1000, 1001]
 
@@ -297,7 +293,6 @@ def no_referents(refs, instances):
         (no_raw, "a referent or an expression has no 'raw'"),
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
         (no_text, "None instead of a text as 'raw' of the expression with sent_id 0"),
-        (no_list, r"annotation 1000 in .*must be a list of numbers"),
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
         (twice, "2 expressions with the sent_id 0"),
         (no_referents, "split 'train' not found in .*; available: none"),
