@@ -271,7 +271,7 @@ def test_processes_share_an_evaluation(count):
     straight = [item for one in eval_batches(source, tokenizer, config) for item in one.items]
     parts = [list(eval_batches(source, tokenizer, config, 8, (index, count))) for index in range(count)]
     assert [len(part) for part in parts] == [-(-len(straight) // 8)] * count
-    assert all(batch.images.shape[0] == 8 // count for part in parts for batch, _ in part)
+    assert all(batch.images.shape[0] == 8 // count for part in parts for batch, _, _ in part)
     together = [item for shares in zip(*parts, strict=True) for one in shares for item in one.items]
     assert [(i.example.id, i.first, i.number) for i in together] == [
         (i.example.id, i.first, i.number) for i in straight
