@@ -54,9 +54,9 @@ def test_training_stops_at_a_bad_example_unless_it_is_told_to_skip_it():
 def test_the_next_image_takes_the_place_of_a_bad_one_and_each_is_logged_once(caplog):
     left_out = LeftOut()
     with caplog.at_level(logging.WARNING):
-        rows = [int(image[0, 0, 0]) for one in batches(14, skipping(), left_out=left_out) for image in one.images]
-    assert all(one.images.shape == (4, 8, 12, 3) for one in batches(3, skipping()))
-    counts = Counter(rows)
+        found = batches(14, skipping(), left_out=left_out)
+    assert all(one.images.shape == (4, 8, 12, 3) for one in found)
+    counts = Counter(int(image[0, 0, 0]) for one in found for image in one.images)
     assert counts[1] == counts[2] == counts[5] == 8  # 56 rows: 8 epochs
     assert (counts[3], counts[4]) == (0, 16)
     assert counts[6] < 8 < counts[0] and counts[6] + counts[0] == 16  # 6 where its damaged expression is not drawn

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import decode_plain_jpeg, load_image
+from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, list_images, load_image, read_header
 
 HEIGHT, WIDTH = 12, 16
 
@@ -271,3 +271,23 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, at twice which it raises by itself
     with pytest.raises(UserError, match=r"huge\.png has more than 191 pixels"):
         load_image(path, max_pixels=WIDTH * HEIGHT - 1)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_images_of_phones_are_read_where_a_decoder_is_installed(tmp_path, kind):
+    if kind not in FORMATS:
+        pytest.skip(f"no decoder of {kind}")
+    flat = Image.new("RGB", (WIDTH, HEIGHT), (200, 40, 40))
+    flat.save(tmp_path / f"photo.{kind.lower()}", kind)
+    found = load_image(tmp_path / f"photo.{kind.lower()}")
+    assert found.shape == (HEIGHT, WIDTH, 3) and np.abs(found.astype(int) - (200, 40, 40)).max() < 12
+    assert [path.name for path in list_images(str(tmp_path))] == [f"photo.{kind.lower()}"]
+    header = read_header(tmp_path / f"photo.{kind.lower()}")
+    assert (header.height, header.width, header.problem) == (HEIGHT, WIDTH, "")
+
+
+def test_a_photograph_without_a_decoder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2rm_jax.input.images.FORMATS", ("JPEG", "PNG"))
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(UserError, match=r"a\.heic is a HEIC image; install its decoder"):
+        load_image(tmp_path / "a.heic")

@@ -273,9 +273,7 @@ def test_processes_share_an_evaluation(count):
     assert [len(part) for part in parts] == [-(-len(straight) // 8)] * count
     assert all(batch.images.shape[0] == 8 // count for part in parts for batch, _, _ in part)
     together = [item for shares in zip(*parts, strict=True) for one in shares for item in one.items]
-    assert [(i.example.id, i.first, i.number) for i in together] == [
-        (i.example.id, i.first, i.number) for i in straight
-    ]
+    assert [(i.example.id, i.positions) for i in together] == [(i.example.id, i.positions) for i in straight]
     for part in parts:
         for batch, items, _ in part:
             assert batch.valid.sum(1).tolist()[: len(items)] == [len(item.positions) for item in items]
