@@ -15,7 +15,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, default_config
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import fill
@@ -128,6 +128,10 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
         config.text.vocab = str(vocab)
+    try:
+        check_types(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return config.lock()
 
 
