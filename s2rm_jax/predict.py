@@ -215,7 +215,7 @@ def _held_out_example() -> Example:
 
     config = load_config(str(WORKDIR.value))
     try:
-        return build_source(config.input.source, config.eval.split)[0]
+        return build_source(config.input.source, config.eval.split, on_bad_example=config.input.on_bad_example)[0]
     except UserError as error:
         raise UserError(f"--image is missing, and the run's own data cannot be used instead: {error}") from error
 

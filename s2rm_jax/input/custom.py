@@ -224,7 +224,8 @@ def _line_problems(entry: Any) -> list[str]:
 
 
 def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str, Any]]:
-    images, by_name = {}, {}
+    images: dict[Any, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}  # 7 and "7" would give examples of one name
     for position, entry in enumerate(entries):
         fields = {"id": int | str, "file_name": str, "height": int, "width": int}
         wrong = [

@@ -82,7 +82,8 @@ class MixtureSource:
 
     def image_problems(self, count: int) -> list[str]:
         """Return the problems of the images of the first `count` items; see ReferSource."""
-        problems, first = [], 0
+        problems: list[str] = []
+        first = 0
         for part, end in zip(self._parts, self._ends, strict=True):
             find = getattr(part, "image_problems", None)
             problems += find(min(count, end) - first) if find and count > first else []

@@ -101,16 +101,15 @@ class ReferSource(StoredSource):
 
     def image_problems(self, count: int) -> list[str]:
         """Return the problems that the headers of the first `count` images show: missing, damaged, of another size."""
-        examples = self._examples[:count]
-        headers = map_files(read_header, (example.image for example in examples))
+        examples = {Path(str(example.image)): example for example in self._examples[:count]}
         problems = []
-        for example in examples:
-            header = headers[example.image]
+        for path, header in map_files(read_header, examples).items():
+            example = examples[path]
             if header.problem:
                 problems.append(header.problem)
             elif (header.height, header.width) != (example.height, example.width):
                 problems.append(
-                    f"{example.image} has {header.width} x {header.height} pixels, its annotation says "
+                    f"{path} has {header.width} x {header.height} pixels, its annotation says "
                     f"{example.width} x {example.height}"
                 )
         return problems

@@ -50,7 +50,9 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
     """
     try:
-        source = build_source(config.input.source, split or config.eval.split)
+        source = build_source(
+            config.input.source, split or config.eval.split, on_bad_example=config.input.on_bad_example
+        )
     except UserError:
         return []
     cases = []
