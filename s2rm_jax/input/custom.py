@@ -354,32 +354,31 @@ def _check_against_images(
     for record in records:
         header = headers[record.image]
         size = (header.height, header.width)
+        hint = "; EXIF rotates the image: set apply_exif=True in config.input.source" if header.orientation > 1 else ""
         if header.problem:
             mistakes.add(record.where, header.problem)
         elif record.size and record.size != size:
             problem = f"{record.image} has {_sides(size)} pixels, its entry says {_sides(record.size)}"
-            if header.orientation >= 5 and record.size == size[::-1]:
-                problem += "; EXIF rotates it: set apply_exif=True in config.input.source"
-            mistakes.add(record.where, problem)
+            mistakes.add(record.where, problem + hint)
         elif isinstance(record.segmentation, dict) and "png" in record.segmentation:
-            mask_files[record.where] = (record.segmentation["png"], *size)
+            mask_files[record.where] = (record.segmentation["png"], *size), hint
         elif record.segmentation:
             segmentation, problems, is_empty = usable_parts(record.segmentation, *size)
             if is_empty and all(_lies_outside(part, *size) for part in segmentation):
-                shown = f"{segmentation[0]!r:.40}"
-                mistakes.add(record.where, f"a polygon lies outside of its image of {_sides(size)} pixels: {shown}")
+                problem = f"a polygon lies outside of its image of {_sides(size)} pixels: {segmentation[0]!r:.40}"
+                mistakes.add(record.where, problem + hint)
             elif is_empty:
                 empty.append(record.where)
             elif not segmentation:
-                mistakes.add(record.where, problems[0])
+                mistakes.add(record.where, problems[0] + hint)
             else:
                 bad_parts += [f"{record.where}: {problem}" for problem in problems]
                 kept.append(replace(record, segmentation=segmentation))
             continue
         kept.append(record)
-    file_problems = map_files(lambda job: mask_file_problem(*job), mask_files.values())
-    for where, job in mask_files.items():
-        mistakes.add(where, file_problems[job])
+    file_problems = map_files(lambda job: mask_file_problem(*job), (job for job, _ in mask_files.values()))
+    for where, (job, hint) in mask_files.items():
+        mistakes.add(where, file_problems[job] and file_problems[job] + hint)
     _warn(mistakes.path, "referents left out because their polygons cover no pixel", empty)
     _warn(mistakes.path, "parts of masks left out, beside good ones", bad_parts)
     return kept

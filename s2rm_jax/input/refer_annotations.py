@@ -192,7 +192,7 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
             if first != annotation:
                 names = " and ".join(_image_name(images, one.image_id) for one in (first, annotation))
                 raise UserError(f"{path} has two annotations with the id {entry['id']}, of {names}; give each its own")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not in COCO's format ({error!r}): it needs images with id, file_name, height and width, and "
             "annotations with id and segmentation"

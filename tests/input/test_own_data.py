@@ -367,6 +367,19 @@ def test_backslashes_separate_folders_where_no_file_has_such_a_name(tmp_path):
     assert json_lines_source("val", root=root)[0].image == root / "images\\2.png"
 
 
+@pytest.mark.parametrize("number", [0, 3, 6], ids=["polygon", "rle", "mask file"])
+def test_masks_of_the_upright_image_are_refused_with_the_option_for_them(tmp_path, number):
+    root = write_json_lines(tmp_path, lambda entries: entries[0].update(polygon=[[50, 2, 60, 2, 60, 9]]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = root / f"images/{number // 3}.png"
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    split = "train" if number < 6 else "val"
+    with pytest.raises(UserError, match=rf"line {number + 1}: .*; EXIF rotates the image: set apply_exif=True"):
+        json_lines_source(split, root=root)
+    json_lines_source(split, root=root, apply_exif=True)
+
+
 @pytest.mark.parametrize("orientation", [2, 3, 5, 6, 7, 8])
 def test_annotations_of_a_rotated_photograph_may_be_upright(tmp_path, orientation, caplog):
     """As Label Studio and CVAT write them; the stored image is that which viewers turn into the upright one."""
@@ -381,7 +394,7 @@ def test_annotations_of_a_rotated_photograph_may_be_upright(tmp_path, orientatio
     exif[0x0112] = orientation
     stored.save(root / "images/0.png", exif=exif)
     if orientation >= 5:
-        with pytest.raises(UserError, match=r"has 48 x 64 pixels, its entry says 64 x 48; .*set apply_exif=True"):
+        with pytest.raises(UserError, match=r"has 48 x 64 pixels, its entry says 64 x 48; EXIF .*set apply_exif=True"):
             coco_json_source("train", root=root)
     with caplog.at_level(logging.WARNING):
         source = coco_json_source("train", root=root, apply_exif=True)
