@@ -158,7 +158,8 @@ def usable_parts(segmentation: Any, height: int, width: int) -> Usable:
     for part in [segmentation] if isinstance(segmentation, dict) else segmentation:
         try:
             problem, covers = part_problem(part), False
-            covers = not problem and _part_has_pixels(part, height, width)
+            if not problem and (is_empty or isinstance(part, dict)):  # of polygons, one with a pixel is enough
+                covers = _part_has_pixels(part, height, width)
         except UserError as error:
             problem = str(error)
         if problem:
@@ -247,16 +248,20 @@ def _from_part(part: Any, height: int, width: int, grid: Grid | None) -> np.ndar
 
 
 def _part_has_pixels(part: Any, height: int, width: int) -> bool:
-    if isinstance(part, dict) and ("covered_once" in part or "png" in part):
+    if not isinstance(part, dict):
+        return _has_area(part) and bool(coco_mask.area(_encode_polygon(part, height, width)))
+    if "covered_once" in part or "png" in part:
         return bool(_from_part(part, height, width, None).any())
-    return bool(_runs(part, height, width)[1::2].any())
+    return bool(_runs_of_rle(part, height, width)[1::2].any())
 
 
 def _runs(part: Any, height: int, width: int) -> Int[np.ndarray, " runs"]:
     """Return the run lengths of a polygon or an RLE in column order, the background's first."""
     if isinstance(part, dict):
         return _runs_of_rle(part, height, width)
-    return _runs_of_polygon(part, height, width) if _has_area(part) else np.array([height * width])
+    if not _has_area(part):
+        return np.array([height * width])
+    return _runs_of_rle(_encode_polygon(part, height, width), height, width)
 
 
 def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -267,7 +272,8 @@ def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return mask != 0
 
 
-def _runs_of_polygon(corners: Any, height: int, width: int) -> Int[np.ndarray, " runs"]:
+def _encode_polygon(corners: Any, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of a polygon."""
     try:
         polygon = np.asarray(corners, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -276,7 +282,7 @@ def _runs_of_polygon(corners: Any, height: int, width: int) -> Int[np.ndarray, "
         raise UserError(
             f"a mask's polygon must be pairs of finite pixel coordinates x0, y0, x1, y1, ..., got {corners!r:.60}"
         )
-    return _runs_of_rle(coco_mask.frPyObjects([polygon.tolist()], height, width)[0], height, width)
+    return coco_mask.frPyObjects([polygon.tolist()], height, width)[0]
 
 
 _MAX_DIGITS = 7  # characters of 5 bits; more, in a damaged code, would overflow
