@@ -388,3 +388,11 @@ def test_the_real_sample_passes():
     result = examine(root, quiet=True)
     assert result.ok and result.datasets[0].images_checked == 90
     assert result.datasets[0].counts["train"] == SplitSize(44, 148, 300)
+
+
+def test_the_report_counts_the_images_that_were_really_read(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path)
+    image(root, 0).unlink()
+    make_empty(image(root, 3))
+    assert "8 images checked, 6 of them decoded" in format_report(examine(root, quiet=True))
+    assert "8 images checked, 6 of them by their headers only" in format_report(examine(root, quiet=True, quick=True))
