@@ -17,6 +17,7 @@ VOCAB_FILE = "vocab.txt"
 # Values that fields may take; `default_config` has the fields, and the modules named there what the values do.
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dense", "blocks")
+ON_BAD_EXAMPLES = ("stop", "skip")
 SAMPLINGS = ("image", "sentence", "referent")
 LANGUAGES = ("words", "sentence")
 SIMPLER_FUSIONS = ("sum", "product", "concat", "attention")
@@ -49,6 +50,7 @@ def default_config() -> ConfigDict:
     config.input.image_size = (480, 480)  # height, width in pixels
     config.input.expressions_per_image = 4  # K
     config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
+    config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES; see docs/own_data.md
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
     config.input.augment = ConfigDict()  # of training images, off by default; see input/augment.py
@@ -152,6 +154,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "loss.kind": LOSSES,
     "optimizer.schedule": SCHEDULES,
     "input.sampling": SAMPLINGS,
+    "input.on_bad_example": ON_BAD_EXAMPLES,
     "mesh.step": STEP_FORMS,
 }
 _SUBSETS: dict[str, Sequence[Any]] = {
@@ -171,12 +174,45 @@ _AT_LEAST_ZERO = (
 _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
 
+def check_types(config: ConfigDict) -> None:
+    """Check that every field has a value of the type of its default; those of config.input.source are not checked.
+
+    Raises:
+        UserError: a value has another type, as in a config.json that was edited by hand.
+    """
+    _check_types(config, default_config(), "")
+
+
+def _check_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
+    for name, default in defaults.items():
+        value, field = config[name], f"{prefix}{name}"
+        if field == "input.source":
+            continue
+        if isinstance(default, ConfigDict) and isinstance(value, ConfigDict):
+            _check_types(value, default, f"{field}.")
+            continue
+        allowed, kind = _TYPES[type(default)]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise UserError(f"config.{field} is {value!r}; it must be {kind}.")
+
+
+_TYPES: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a text"),
+    tuple: (list | tuple, "a list"),
+    ConfigDict: (ConfigDict, "a section with fields of its own"),
+}
+
+
 def check_config(config: ConfigDict) -> None:
     """Check the values of a configuration and that they are consistent with each other.
 
     Raises:
         UserError: a field has a value that it must not have.
     """
+    check_types(config)
     for field, choices in _CHOICES.items():
         _require(_get(config, field) in choices, config, field, f"one of: {', '.join(map(str, choices))}")
     for field, choices in _SUBSETS.items():

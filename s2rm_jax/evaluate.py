@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 from absl import flags
 
 from s2rm_jax import command_line
+from s2rm_jax.config import ON_BAD_EXAMPLES
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
@@ -45,6 +46,13 @@ DATA = flags.DEFINE_multi_string(
     "a mixture parts.NAME.root=DIR",
     flag_values=FLAGS,
 )
+ON_BAD_EXAMPLE = flags.DEFINE_enum(
+    "on_bad_example",
+    None,
+    ON_BAD_EXAMPLES,
+    "stop at an example that cannot be read, or skip it; by default as in training",
+    flag_values=FLAGS,
+)
 join_others = distributed.define_flags(FLAGS)
 OUT = flags.DEFINE_string(
     "out",
@@ -62,6 +70,7 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
     from s2rm_jax.evaluation.published import benchmark_of
     from s2rm_jax.evaluation.report import as_screen_text, write_report
+    from s2rm_jax.input.pipeline import require_images
     from s2rm_jax.input.sources import build_source, with_folders
     from s2rm_jax.io import make_output_folder, workdir_path, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
@@ -80,7 +89,10 @@ def main() -> dict[str, Any] | None:
     if DATA.value:
         config.input.source = with_folders(config.input.source, DATA.value)
     split = SPLIT.value or config.eval.split
-    source = build_source(config.input.source, split)
+    if ON_BAD_EXAMPLE.value:
+        config.input.on_bad_example = ON_BAD_EXAMPLE.value
+    source = build_source(config.input.source, split, on_bad_example=config.input.on_bad_example)
+    require_images(source, config, config.eval.limit)
     mesh = make_mesh()
     run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest
     suffix = "" if protocol.name == "original" else f"-{protocol.name}"

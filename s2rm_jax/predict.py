@@ -172,7 +172,7 @@ def _predict_image(out: Path) -> dict[str, Any]:
         image, expressions = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
     else:
         example = _held_out_example()
-        image = load_image(example.image)
+        image = example.load_image()
         expressions = TEXT.value or [expression.text for expression in example.expressions]
     figures = figure_paths(EXPLAIN.value, len(expressions)) if EXPLAIN.value else []
     if EXPLAIN.value and Path(EXPLAIN.value).parent.resolve() == out.resolve():
@@ -215,7 +215,7 @@ def _held_out_example() -> Example:
 
     config = load_config(str(WORKDIR.value))
     try:
-        return build_source(config.input.source, config.eval.split)[0]
+        return build_source(config.input.source, config.eval.split, on_bad_example=config.input.on_bad_example)[0]
     except UserError as error:
         raise UserError(f"--image is missing, and the run's own data cannot be used instead: {error}") from error
 

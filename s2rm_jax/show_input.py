@@ -64,7 +64,9 @@ def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
 
-    source = build_source(config.input.source, config.input.train_split, training=True)
+    source = build_source(
+        config.input.source, config.input.train_split, training=True, on_bad_example=config.input.on_bad_example
+    )
     tokenizer = build_tokenizer(config, source)
     strips = [
         strip(label, first_batch(one, source, tokenizer, number), tokenizer, side) for label, one in kinds_of(config)

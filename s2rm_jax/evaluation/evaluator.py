@@ -20,7 +20,7 @@ from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts, count_pixel
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, predicted_mask, true_mask
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
-from s2rm_jax.input.masks import means_nothing, rasterize
+from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_batch
@@ -42,6 +42,7 @@ class Report:
 
     expressions: tuple[ExpressionScore, ...]
     protocol: Protocol = ORIGINAL
+    left_out: int = 0  # expressions that could not be read
 
     @cached_property
     def total(self) -> MaskCounts:
@@ -95,6 +96,7 @@ class Evaluator:
         self._protocol = protocol
         self._mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
         self._process = distributed.process() if self._mesh.is_multi_process else (0, 1)
+        self._left_out = pipeline.LeftOut()  # over all calls, so that each is logged once
 
         def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Outputs:
             output: Any = network.apply({"params": params}, images, tokens, token_mask)
@@ -122,26 +124,33 @@ class Evaluator:
             UserError: the source has no expressions.
         """
         mine: list[list[ExpressionScore]] = []  # batch by batch
-        for predictions in self._batches(params, source, progress):
+        problems: list[str] = []
+        for predictions in self._batches(params, source, progress, problems):
             mine.append([])
             for prediction in predictions:
                 mine[-1].append(prediction.score)
                 if observe is not None:
                     observe(prediction)
-        all_shares = distributed.gather(mine) if self._mesh.is_multi_process else [mine]
+        share = mine, len(problems)
+        all_shares, left_out = zip(
+            *(distributed.gather(share) if self._mesh.is_multi_process else [share]), strict=True
+        )
         scores = [score for batch in zip(*all_shares, strict=True) for share in batch for score in share]
         if not scores:
             raise UserError("the split has no expressions to evaluate; check the split's name and its files")
-        return Report(tuple(scores), self._protocol)
+        return Report(tuple(scores), self._protocol, sum(left_out))
 
     def _batches(
-        self, params: Any, source: Source, progress: Callable[[int, int], None] | None
+        self, params: Any, source: Source, progress: Callable[[int, int], None] | None, problems: list[str]
     ) -> Iterator[Iterator[Prediction]]:
-        """Yield the predictions of each batch, to be consumed before the next batch is requested."""
+        """Yield the predictions of each batch, to be consumed before the next batch is requested.
+
+        Append the reason for each expression that is left out to `problems`.
+        """
         devices, config = self._mesh.size, self._config
         size = -(-config.eval.batch_size // devices) * devices
         batches = pipeline.eval_batches(source, self._tokenizer, config, size, self._process)
-        for done, (items, outputs) in enumerate(self._outputs(params, batches), start=1):
+        for done, (items, outputs) in enumerate(self._outputs(params, batches, problems), start=1):
             yield self._predictions(items, outputs)
             if progress is not None:
                 progress(done, len(batches))
@@ -153,11 +162,13 @@ class Evaluator:
             yield from _predictions_of_item(self._protocol, item, logits[row], no_target)
 
     def _outputs(
-        self, params: Any, batches: pipeline.EvalBatches
+        self, params: Any, batches: pipeline.EvalBatches, problems: list[str]
     ) -> Iterator[tuple[list[pipeline.EvalItem], _Outputs]]:
         """Dispatch each batch before the previous one is yielded, so that device and host work in parallel."""
         previous = None
-        for batch, items in batches:
+        for batch, items, reasons in batches:
+            self._left_out.add(reasons)
+            problems += reasons
             inputs = put_batch((batch.images, batch.tokens, batch.token_mask), self._mesh)
             outputs = self._forward(params, *inputs)
             if previous is not None:
@@ -181,16 +192,15 @@ def _predictions_of_item(
     no_target_logits: Float[np.ndarray, " k"] | None,
 ) -> Iterator[Prediction]:
     example = item.example
-    for row in range(item.number):  # the remaining rows are padding
-        expression = example.expressions[item.first + row]
+    for row, position in enumerate(item.positions):  # the remaining rows are padding
+        expression = example.expressions[position]
         original = rasterize(expression.segmentation, example.height, example.width)
         true = true_mask(protocol, expression.segmentation, original)
         predicted = predicted_mask(protocol, logits[row], example.height, example.width)
         rejected = no_target_logits is not None and bool(no_target_logits[row] > 0)
         if rejected and protocol.no_target != "head":  # the mask that a user gets; ReLA's rules keep the network's
             predicted = np.zeros_like(predicted)
-        # Decided by the annotation, not by the mask: an object smaller than a pixel is still a target.
-        targeted = expression.has_target and not means_nothing(expression.segmentation, original)
+        targeted = bool(original.any())
         answered = bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
             answered = not rejected

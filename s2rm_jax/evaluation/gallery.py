@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -30,7 +30,6 @@ from s2rm_jax.evaluation.overlay import (
     mask_layer,
     wrap,
 )
-from s2rm_jax.input.images import load_image
 from s2rm_jax.io import remove_earlier, slug
 
 SECTIONS = {"random": "Cases at random", "worst": "Worst cases", "best": "Best cases"}  # in the order of the page
@@ -58,7 +57,8 @@ class Cases:
     def __call__(self, prediction: Prediction) -> None:
         """Keep the prediction in each section to which it belongs."""
         score = prediction.score
-        order = zlib.crc32(score.id.encode())
+        # Not a CRC, which gives ids that differ in a digit neighbouring values.
+        order = int.from_bytes(hashlib.blake2b(score.id.encode(), digest_size=8).digest(), "big")
         self._offer("random", (0.0, order), prediction)
         if score.iou is not None:
             self._offer("worst", (score.iou, order), prediction)
@@ -138,7 +138,7 @@ def write_explained_cases(
     paths = []
     for section, predictions in sections.items():
         for name, case in _named(section, predictions):
-            image, expression = load_image(case.example.image), case.score.expression
+            image, expression = case.example.load_image(), case.score.expression
             explanation, line = explain(image, expression), outcome(case)
             figure = explain_figure(image, expression, line, case.predicted, explanation, true=case.true)
             paths.append(directory / f"{name}_how.png")
@@ -153,7 +153,7 @@ def _named(section: str, predictions: Sequence[Prediction]) -> Iterator[tuple[st
 
 def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: int = SHEET_PANEL) -> Image.Image:
     """Return one tile per prediction: the expression, and below it the true and the predicted mask."""
-    tiles = [_tile(load_image(p.example.image), p, panel) for p in predictions]
+    tiles = [_tile(p.example.load_image(), p, panel) for p in predictions]
     sheet = _grid(tiles, min(columns, len(tiles)))
     head = Image.new("RGB", (sheet.width, line_height(_SMALL) + _GAP), PAPER)
     y = _key(head, (2 * _GAP, _GAP), TRUE_COLOUR, "true mask, on the left") - line_height(_SMALL)
@@ -255,7 +255,7 @@ def _image_rule(number: int, prediction: Prediction) -> str:
     """Return the CSS rule with the image of an example, so that its expressions share one copy."""
     example = prediction.example
     size = fit_size(example.height, example.width, _EMBEDDED)
-    image = fit_image(load_image(example.image), size)
+    image = fit_image(example.load_image(), size)
     url = _data_url(image, "JPEG", quality=88)
     ratio = f"{example.width}/{example.height}"
     return f".p{number}{{aspect-ratio:{ratio};width:min(100%,26rem*{ratio});background-image:url({url})}}\n"

@@ -93,6 +93,8 @@ def remarks(report: Report) -> list[str]:
     """Return what a reader must know about these numbers beyond the protocol's definition."""
     found = []
     total, protocol = report.total, report.protocol
+    if report.left_out:
+        found.append(f"Expressions left out because they could not be read (on_bad_example): {report.left_out:,}.")
     excluded = total.expressions - total.averaged
     if excluded:
         found.append(
@@ -256,6 +258,7 @@ def _numbers(report: Report) -> dict[str, object]:
         "protocol": report.protocol.name,
         "definitions": " ".join(report.protocol.definition),
         "remarks": remarks(report),
+        "left_out": report.left_out,
         "all": _summary(report, report.total) | {"interval_95": report.intervals},
         "by_kind": {kind: _summary(report, counts) for kind, counts in report.by_kind.items()},
     }

@@ -10,7 +10,8 @@ JSON lines have one referent per line:
 In COCO's format, annotations have the additional fields "expressions" and, optionally, "split".
 
 Everything that the text of a file and the headers of its images show is checked when the file is read; otherwise a
-mistake would stop a training run after hours. Only the pixels are read later.
+mistake would stop a training run after hours. Only the pixels are read later. What happens to bad examples is described
+in docs/own_data.md.
 """
 
 from __future__ import annotations
@@ -20,47 +21,64 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Segmentation, StoredSource, consecutive_groups
-from s2rm_jax.input.images import Header, map_files, read_header
-from s2rm_jax.input.masks import MAX_COORDINATE, mask_file_problem
+from s2rm_jax.input.images import Header, map_files, path_in, read_header
+from s2rm_jax.input.masks import mask_file_problem, part_problem, usable_parts
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5  # mistakes listed in an error message
 _MASK_KINDS = ("mask", "polygon", "rle")
 
 
-def json_lines_source(split: str, *, root: str | Path, file: str = "data.jsonl") -> StoredSource:
+def json_lines_source(
+    split: str,
+    *,
+    root: str | Path,
+    file: str = "data.jsonl",
+    apply_exif: bool = False,
+    on_bad_example: str = "stop",
+) -> StoredSource:
     """Read one split of a JSON-lines file; the lines of one image become one example, each line a referent.
 
     Args:
       split: lines with this value of "split" are used; a line without it is in "train".
       root: folder of the file.
       file: name of the file. With "{split}" in it there is one file per split, whose lines need no "split".
+      apply_exif: the masks are those of the image as viewers show it, rotated by its EXIF orientation.
+      on_bad_example: config.input.on_bad_example; "skip" leaves lines with mistakes out, with a warning.
 
     Raises:
       UserError: the file or the split was not found, or lines have mistakes; names the lines.
     """
     path, default_split = find_file(root, file, split)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); write it again") from error
-    mistakes = _Mistakes(path)
+    if text.lstrip().startswith("["):
+        raise UserError(f"{path} holds a JSON array; write one object on each line (jq -c '.[]' FILE does it)")
+    mistakes = _Mistakes(path, on_bad_example == "skip")
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             record = _line_record(line, number, path.parent, default_split, mistakes)
             records += [record] if record else []
-    return _make_source(path.name, records, split, mistakes)
+    return _make_source(path.name, records, split, mistakes, apply_exif)
 
 
 def coco_json_source(
-    split: str, *, root: str | Path, file: str = "annotations.json", image_root: str | Path = ""
+    split: str,
+    *,
+    root: str | Path,
+    file: str = "annotations.json",
+    image_root: str | Path = "",
+    apply_exif: bool = False,
+    on_bad_example: str = "stop",
 ) -> StoredSource:
     """Read one split of a file in COCO's format; annotations without "expressions" are skipped.
 
@@ -69,6 +87,8 @@ def coco_json_source(
       root: folder of the file.
       file: name of the file. With "{split}" in it there is one file per split, whose annotations need no "split".
       image_root: folder to which each "file_name" is relative if it is not `root`.
+      apply_exif: see `json_lines_source`.
+      on_bad_example: see `json_lines_source`.
 
     Raises:
       UserError: the file or the split was not found, or annotations have mistakes; names the annotations.
@@ -81,7 +101,7 @@ def coco_json_source(
     lists = ("images", "annotations")
     if not (isinstance(content, dict) and all(isinstance(content.get(name), list) for name in lists)):
         raise UserError(f"{path} is not in COCO's format: it needs the lists 'images' and 'annotations'")
-    mistakes = _Mistakes(path)
+    mistakes = _Mistakes(path, on_bad_example == "skip")
     folder = Path(image_root).expanduser() if str(image_root) else path.parent
     images = _coco_images(content["images"], mistakes)
     records: list[_Record] = []
@@ -92,15 +112,14 @@ def coco_json_source(
             mistakes.add(where, f"must be an object {{...}}, got {entry!r:.40}")
         elif "expressions" in entry:
             problems = list(filter(None, _coco_problems(entry, images)))
+            problems += ["another annotation has this id"] if not problems and str(entry["id"]) in ids else []
             mistakes.add(where, *problems)
             if not problems:
-                record = _coco_record(where, entry, images[entry["image_id"]], folder, default_split)
-                mistakes.add(where, "another annotation has this id" if record.id in ids else "")
-                ids.add(record.id)
-                records.append(record)
+                ids.add(str(entry["id"]))
+                records.append(_coco_record(where, entry, images[entry["image_id"]], folder, default_split))
     if not records and not mistakes.found:
         raise UserError(f"{path} has no annotation with 'expressions'; add the field to the referents (own_data.md)")
-    return _make_source(path.name, records, split, mistakes)
+    return _make_source(path.name, records, split, mistakes, apply_exif)
 
 
 def find_file(root: str | Path, file: str, split: str) -> tuple[Path, str]:
@@ -132,21 +151,25 @@ class _Record:
 
 @dataclass
 class _Mistakes:
-    """The mistakes in a file, collected to report them together."""
+    """The mistakes in a file, collected to report them together; with `skip` in a warning."""
 
     path: Path
+    skip: bool
     found: list[str] = field(default_factory=list)
 
     def add(self, where: str, *problems: str) -> None:
         """Add the problems at a place; empty strings are ignored."""
         self.found += [f"{where}: {problem}" for problem in problems if problem]
 
-    def raise_if_any(self) -> None:
-        """Raise a UserError of one line if there are mistakes."""
+    def settle(self) -> None:
+        """Raise a UserError of one line if there are mistakes, or with `skip` warn of them and forget them."""
         if self.found:
-            more = f"; and {len(self.found) - _SHOWN} more" if len(self.found) > _SHOWN else ""
             count = "a mistake" if len(self.found) == 1 else f"{len(self.found)} mistakes"
-            raise UserError(f"{self.path} has {count}: {'; '.join(self.found[:_SHOWN])}{more} (docs/own_data.md)")
+            message = f"{self.path} has {count}: {_first(self.found)} (docs/own_data.md)"
+            if not self.skip:
+                raise UserError(message)
+            _LOG.warning("%s; left out, as config.input.on_bad_example is skip", message)
+            self.found.clear()
 
 
 def _line_record(line: str, number: int, folder: Path, default_split: str, mistakes: _Mistakes) -> _Record | None:
@@ -201,7 +224,8 @@ def _line_problems(entry: Any) -> list[str]:
 
 
 def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str, Any]]:
-    images = {}
+    images: dict[Any, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}  # 7 and "7" would give examples of one name
     for position, entry in enumerate(entries):
         fields = {"id": int | str, "file_name": str, "height": int, "width": int}
         wrong = [
@@ -210,8 +234,15 @@ def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str,
         if wrong:
             names = ", ".join(map(repr, wrong))
             mistakes.add(f"image {_coco_name(entry, position)}", f"{names} missing or of the wrong type")
-        else:
+            continue
+        first = by_name.setdefault(str(entry["id"]), entry)
+        if first["file_name"] == entry["file_name"]:
             images[entry["id"]] = entry
+        else:
+            both = f"{first['file_name']} and {entry['file_name']}"
+            mistakes.add(f"image {entry['id']}", f"two images have this id: {both}")
+            if mistakes.skip:
+                images.pop(first["id"], None)  # it is unknown to which of them the annotations belong
     return images
 
 
@@ -248,7 +279,7 @@ def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]]) -> 
 
 def _resolve(folder: Path, name: str) -> Path:
     """Return the normalised path of a file named absolutely or relative to `folder`."""
-    return Path(os.path.normpath(folder / name))
+    return Path(os.path.normpath(path_in(folder, name)))
 
 
 def _expressions_problem(value: Any) -> str:
@@ -259,37 +290,17 @@ def _expressions_problem(value: Any) -> str:
 
 
 def _segmentation_problem(value: Any) -> str:
-    """Return what is wrong with a COCO segmentation (polygons, an RLE, or a list of RLEs), or ""."""
+    """Return why no part of a COCO segmentation (polygons, an RLE, or a list of RLEs) can be a mask, or ""."""
     parts = [value] if isinstance(value, dict) else value
     if not isinstance(parts, list):
         return f"a mask must be a list of polygons or an RLE, got {value!r:.40}"
-    problems = (_rle_problem(part) if isinstance(part, dict) else _polygon_problem(part) for part in parts)
-    return next(filter(None, problems), "")
+    problems = [part_problem(part) for part in parts]
+    return problems[0] if all(problems) and problems else ""
 
 
-def _polygon_problem(value: Any) -> str:
-    if not isinstance(value, list):
-        return f"a polygon must be a list [x0, y0, x1, y1, ...] in a list of polygons, got {value!r:.40}"
-    if not all(isinstance(number, int | float) and abs(number) < MAX_COORDINATE for number in value):  # refuses NaN
-        return f"a polygon has an invalid pixel coordinate: {value!r:.40}"
-    if len(value) % 2:
-        return f"a polygon has an odd number of coordinates ({len(value)})"
-    return "" if len(value) >= 6 else f"a polygon has {len(value) // 2} corners; it needs at least 3"
-
-
-def _rle_problem(value: dict[str, Any]) -> str:
-    size, counts = value.get("size"), value.get("counts")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-        return f"an RLE needs a size [height, width], got {size!r:.40}"
-    if isinstance(counts, str) and counts:
-        return ""
-    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
-        return f"an RLE needs counts, as a string or a list of run lengths, got {counts!r:.40}"
-    covered, pixels = sum(counts), size[0] * size[1]
-    return "" if covered == pixels else f"an RLE covers {covered} pixels, its size has {pixels}"
-
-
-def _make_source(name: str, records: Sequence[_Record], split: str, mistakes: _Mistakes) -> StoredSource:
+def _make_source(
+    name: str, records: Sequence[_Record], split: str, mistakes: _Mistakes, apply_exif: bool
+) -> StoredSource:
     """Return the source of one split: one example for each image, in the order of the file.
 
     Args:
@@ -297,11 +308,12 @@ def _make_source(name: str, records: Sequence[_Record], split: str, mistakes: _M
       records: records of all splits.
       split: the split to return.
       mistakes: mistakes found so far; those of the images are added.
+      apply_exif: the masks are those of the images rotated by their EXIF orientation.
 
     Raises:
       UserError: there are mistakes, or no record is in the split.
     """
-    mistakes.raise_if_any()
+    mistakes.settle()
     chosen = [record for record in records if record.split == split]
     if not chosen:
         counts = Counter(record.split for record in records)
@@ -309,51 +321,82 @@ def _make_source(name: str, records: Sequence[_Record], split: str, mistakes: _M
         raise UserError(f"split {split!r} not found in {mistakes.path}; available: {available or 'none'}")
     _warn_of_shared_images(records, mistakes.path)
     headers = map_files(read_header, (record.image for record in chosen))
-    _check_against_images(chosen, headers, mistakes)
-    mistakes.raise_if_any()
-    turned = [path.name for path, header in headers.items() if header.is_turned]
+    if apply_exif:
+        headers = {path: header.upright() for path, header in headers.items()}
+    chosen = _check_against_images(chosen, headers, mistakes)
+    mistakes.settle()
+    turned = [path.name for path, header in headers.items() if header.orientation != 1]
     if turned:
         _LOG.warning(
-            "%s: images with an EXIF orientation: %d, such as %s; they are used as stored, so their masks must be "
-            "drawn on the stored image",
+            "%s: images with an EXIF orientation: %d, such as %s; they are used as stored: if their masks were drawn "
+            "on the upright image, set apply_exif=True in config.input.source",
             *(mistakes.path, len(turned), turned[0]),
         )
+    if not chosen:
+        raise UserError(f"no referent of split {split!r} in {mistakes.path} has a mask (docs/own_data.md)")
     by_image: defaultdict[Path, list[_Record]] = defaultdict(list)
     for record in chosen:
         by_image[record.image].append(record)
-    examples = [_example(group, headers[image]) for image, group in by_image.items()]
+    examples = [_example(group, headers[image], apply_exif) for image, group in by_image.items()]
     groups = [consecutive_groups([len(record.expressions) for record in group]) for group in by_image.values()]
     return StoredSource(f"{name} {split}", examples, groups)
 
 
-def _check_against_images(records: Iterable[_Record], headers: dict[Path, Header], mistakes: _Mistakes) -> None:
-    mask_files = {}
+def _check_against_images(
+    records: Iterable[_Record], headers: dict[Path, Header], mistakes: _Mistakes
+) -> list[_Record]:
+    """Add the mistakes that the headers of images and mask files show, and decode the masks.
+
+    Returns:
+      The records that have a mask, without its bad parts; also those whose files are at fault, which are not read here.
+    """
+    kept, mask_files, empty, bad_parts = [], {}, [], []
     for record in records:
         header = headers[record.image]
         size = (header.height, header.width)
+        hint = "; EXIF rotates the image: set apply_exif=True in config.input.source" if header.orientation > 1 else ""
         if header.problem:
             mistakes.add(record.where, header.problem)
         elif record.size and record.size != size:
-            mistakes.add(
-                record.where, f"{record.image} has {_sides(size)} pixels, its entry says {_sides(record.size)}"
-            )
+            problem = f"{record.image} has {_sides(size)} pixels, its entry says {_sides(record.size)}"
+            mistakes.add(record.where, problem + hint)
         elif isinstance(record.segmentation, dict) and "png" in record.segmentation:
-            mask_files[record.where] = (record.segmentation["png"], *size)
-        else:
-            mistakes.add(record.where, _misfit(record.segmentation, *size))
-    problems = map_files(lambda job: mask_file_problem(*job), mask_files.values())
-    for where, job in mask_files.items():
-        mistakes.add(where, problems[job])
+            mask_files[record.where] = (record.segmentation["png"], *size), hint
+        elif record.segmentation:
+            segmentation, problems, is_empty = usable_parts(record.segmentation, *size)
+            if is_empty and all(_lies_outside(part, *size) for part in segmentation):
+                problem = f"a polygon lies outside of its image of {_sides(size)} pixels: {segmentation[0]!r:.40}"
+                mistakes.add(record.where, problem + hint)
+            elif is_empty:
+                empty.append(record.where)
+            elif not segmentation:
+                mistakes.add(record.where, problems[0] + hint)
+            else:
+                bad_parts += [f"{record.where}: {problem}" for problem in problems]
+                kept.append(replace(record, segmentation=segmentation))
+            continue
+        kept.append(record)
+    file_problems = map_files(lambda job: mask_file_problem(*job), (job for job, _ in mask_files.values()))
+    for where, (job, hint) in mask_files.items():
+        mistakes.add(where, file_problems[job] and file_problems[job] + hint)
+    _warn(mistakes.path, "referents left out because their polygons cover no pixel", empty)
+    _warn(mistakes.path, "parts of masks left out, beside good ones", bad_parts)
+    return kept
 
 
-def _misfit(segmentation: Any, height: int, width: int) -> str:
-    for part in [segmentation] if isinstance(segmentation, dict) else segmentation:
-        if isinstance(part, dict):
-            if part["size"] != [height, width]:
-                return f"an RLE has size {part['size']}, its image {[height, width]}"
-        elif min(part[::2]) >= width or min(part[1::2]) >= height or max(part[::2]) <= 0 or max(part[1::2]) <= 0:
-            return f"a polygon lies outside of its image of {_sides((height, width))} pixels: {part!r:.40}"
-    return ""
+def _lies_outside(polygon: list[int | float], height: int, width: int) -> bool:
+    xs, ys = polygon[::2], polygon[1::2]
+    return min(xs) >= width or min(ys) >= height or max(xs) <= 0 or max(ys) <= 0
+
+
+def _warn(path: Path, what: str, cases: list[str]) -> None:
+    if cases:
+        _LOG.warning("%s: %s: %d (%s)", path, what, len(cases), _first(cases))
+
+
+def _first(cases: list[str]) -> str:
+    more = f"; and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
+    return "; ".join(cases[:_SHOWN]) + more
 
 
 def _sides(size: tuple[int, int]) -> str:
@@ -372,10 +415,10 @@ def _warn_of_shared_images(records: Sequence[_Record], path: Path) -> None:
         )
 
 
-def _example(records: Sequence[_Record], header: Header) -> Example:
+def _example(records: Sequence[_Record], header: Header, apply_exif: bool) -> Example:
     expressions = tuple(
         Expression(text, record.segmentation, id=f"{record.id}-{number}")
         for record in records
         for number, text in enumerate(record.expressions)
     )
-    return Example(records[0].image_name, records[0].image, header.height, header.width, expressions)
+    return Example(records[0].image_name, records[0].image, header.height, header.width, expressions, apply_exif)

@@ -17,8 +17,8 @@ from jaxtyping import Bool, UInt8
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Batch, Example, Segmentation
-from s2rm_jax.input.images import load_image, resize_image
-from s2rm_jax.input.masks import Grid, is_mask_file, rasterize
+from s2rm_jax.input.images import resize_image
+from s2rm_jax.input.masks import Grid, has_pixels, rasterize
 from s2rm_jax.input.tokens import Tokenizer
 
 MEAN_COLOUR = (124, 116, 104)  # RGB; the ImageNet mean, which the network normalizes to almost zero
@@ -84,7 +84,7 @@ def view_of(example: Example, chosen: list[int]) -> View:
         UserError: the image or a mask file is damaged or of the wrong size; names the example.
     """
     try:
-        image = load_image(example.image)
+        image = example.load_image()
     except UserError as error:
         raise (UserError(f"example {example.id}: {error}") if isinstance(example.image, bytes) else error) from error
     height, width = image.shape[:2]
@@ -101,15 +101,15 @@ def view_of(example: Example, chosen: list[int]) -> View:
     for name, expression in zip(names, expressions, strict=True):
         key = id(expression.segmentation)
         if expression.has_target and key not in numbers:
-            segmentation, nothing = expression.segmentation, False
-            if is_mask_file(segmentation):  # read completely, to find out whether it is black
-                try:
+            segmentation = expression.segmentation
+            try:
+                if isinstance(segmentation, dict) and "png" in segmentation:  # read the file once
                     segmentation = rasterize(segmentation, height, width)
-                except UserError as error:
-                    raise UserError(f"{name}: {error}") from error
-                nothing = not segmentation.any()
-            numbers[key] = None if nothing else len(segmentations)
-            segmentations += [] if nothing else [segmentation]
+                targeted = has_pixels(segmentation, height, width)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            numbers[key] = len(segmentations) if targeted else None
+            segmentations += [segmentation] if targeted else []
         referents.append(numbers[key] if expression.has_target else None)
     texts = tuple(expression.text for expression in expressions)
     return View(image, texts, tuple(segmentations), tuple(referents), names, Grid.whole(height, width))
@@ -124,6 +124,18 @@ class Encoder:
     expressions: int  # K
     resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_image
 
+    def empty(self) -> Batch:
+        """Return the arrays of padding: a black image without expressions."""
+        shape = (self.expressions, self.tokenizer.max_tokens)
+        return Batch(
+            images=np.zeros((*self.image_size, 3), np.uint8),
+            tokens=np.zeros(shape, np.int32),
+            token_mask=np.zeros(shape, bool),
+            targets=np.zeros((self.expressions, *packed_shape(*self.image_size)), np.uint8),
+            valid=np.zeros(self.expressions, bool),
+            has_target=np.zeros(self.expressions, bool),
+        )
+
     def __call__(self, example: Example, chosen: list[int]) -> Batch:
         """Encode at most K chosen expressions, padded to K with invalid ones."""
         return self.arrays(view_of(example, chosen))
@@ -134,10 +146,7 @@ class Encoder:
         Raises:
             UserError: an expression has no words or a damaged mask; names the expression.
         """
-        shape = (self.expressions, self.tokenizer.max_tokens)
-        tokens, token_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        targets = np.zeros((self.expressions, *packed_shape(*self.image_size)), np.uint8)
-        has_target = np.zeros(self.expressions, bool)
+        _, tokens, token_mask, targets, valid, has_target = self.empty()
         masks = [pack_mask(mask) for mask in view.masks(self.image_size)]
         for row, (expression, referent) in enumerate(zip(view.texts, view.referents, strict=True)):
             try:
@@ -146,9 +155,8 @@ class Encoder:
                 raise UserError(f"{view.names[row]}: {error}") from error
             if referent is not None:
                 targets[row], has_target[row] = masks[referent], True
-        pixels = self.resize(view.image, self.image_size)
-        valid = np.arange(self.expressions) < len(view.texts)
-        return Batch(pixels, tokens, token_mask, targets, valid, has_target)
+        valid[: len(view.texts)] = True
+        return Batch(self.resize(view.image, self.image_size), tokens, token_mask, targets, valid, has_target)
 
 
 def _name(example: Example) -> str:

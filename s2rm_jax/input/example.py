@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.images import load_image
 
 # A mask in any of the forms that datasets use: a boolean array [H, W], a list of COCO polygons
 # [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
@@ -41,7 +43,8 @@ class Example:
     """One image with all its expressions.
 
     `image` is uint8 [H, W, 3], or the path or the bytes of an image file. `height` and `width` are the original size
-    in pixels; segmentations are in its coordinates.
+    in pixels; segmentations are in its coordinates. With `apply_exif` they are those of the image as viewers show it,
+    rotated by its EXIF orientation.
     """
 
     id: str
@@ -49,6 +52,11 @@ class Example:
     height: int
     width: int
     expressions: tuple[Expression, ...]
+    apply_exif: bool = False
+
+    def load_image(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the pixels in RGB; raise a UserError if the file is missing or damaged."""
+        return load_image(self.image, apply_exif=self.apply_exif)
 
 
 @runtime_checkable  # for the type checks of the tests

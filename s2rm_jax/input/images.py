@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import io
+import logging
 import os
 import queue
 import re
@@ -11,8 +11,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from fnmatch import fnmatch
 from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
@@ -21,9 +23,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from s2rm_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 try:
     import cykooz_resizer as fast
@@ -35,12 +39,22 @@ except ImportError:  # no wheel for Linux on ARM
 MOST_EXIF = 1 << 16
 _EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps EXIF
 MAX_PIXELS = 80_000_000  # 240 MB; a small file can unpack to an enormous image
-# The formats that Pillow decodes itself. Its other readers are rare, and the one for EPS starts an external program.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # Pillow imports its readers when the first image is opened. Threads that open their first images at the same time
 # interfere (KeyError: 'MPO'), so import all readers here; this takes 50 ms.
 Image.init()
+with suppress(ImportError):  # the extra "heif"
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+# The formats that Pillow decodes itself, and those of phones where a decoder is installed. Pillow's other readers are
+# rare, and the one for EPS starts an external program.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"),
+    *(("AVIF",) if features.check("avif") else ()),
+    *(("HEIF",) if "HEIF" in Image.OPEN else ()),
+)
 
 # glibc returns idle memory to the system, which must clear it before reuse, as soon as it exceeds twice the largest
 # block freed so far (of up to 32 MB). With only small blocks freed, this would take a tenth of the time of a batch of
@@ -86,7 +100,7 @@ def load_image(
     except IsADirectoryError as error:
         raise UserError(f"{name} is a folder; give the path of an image in it") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} is not an image in a supported format ({', '.join(FORMATS)}); convert it") from error
+        raise UserError(f"{name} {describe_unknown(source)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from error
     except OSError as error:
@@ -99,6 +113,24 @@ def load_image(
         raise _damaged(name, error) from error
 
 
+def describe_unknown(source: str | Path | bytes) -> str:
+    """Return what the file or the bytes are in which Pillow found no image of FORMATS, and what to do."""
+    if isinstance(source, bytes):
+        start = source[:_SNIFFED]
+    else:
+        with open(source, "rb") as file:
+            start = file.read(_SNIFFED)
+    if not start:
+        return "is empty (0 bytes); get it again"
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", start, re.IGNORECASE):
+        return "is a web page (HTML) and not an image; give the address of the image itself"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        return "is a HEIC image; install its decoder (pip install pillow-heif) or convert it to JPEG"
+    return f"is not an image in a supported format ({', '.join(FORMATS)}); convert it"
+
+
+_SNIFFED = 256  # bytes
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _JPEG_START = b"\xff\xd8"
 _JPEG_COLOURS = ("YCbCr", "Gray")  # Pillow interprets inverted and four-colour files
 
@@ -321,24 +353,50 @@ def resize_fast(
 def list_images(pattern: str) -> list[Path]:
     """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
 
-    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognised by their suffix. The
-    name of an existing file is never read as a pattern.
+    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognised by their suffix; those
+    that cannot be read (another format, a broken link) are counted in a warning. Hidden files are passed over unless
+    the pattern names them, and `**` follows no links to folders, which may form loops. The name of an existing file is
+    never read as a pattern.
 
     Raises:
         UserError: there are none.
     """
     folder = Path(pattern).expanduser()
     if folder.is_dir():
-        suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
-        problem = f"the folder {pattern} has no images ({', '.join(FORMATS)}); give another folder, or a pattern"
-    else:
-        found = [str(folder)] if folder.is_file() else glob.glob(str(folder), recursive=True)
-        paths = [path for path in map(Path, found) if path.is_file()]
-        problem = f"no file matches {pattern}; check the pattern, and put it into quotes"
+        visible = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural_order)
+        found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and not path.is_dir()]
+        paths = [path for path in found if path.suffix.lower() in _SUFFIXES and path.exists()]
+        unread = [path for path in found if path not in paths]
+        names = ", ".join(path.name for path in unread[:_SHOWN]) + (", ..." if len(unread) > _SHOWN else "")
+        if not paths:
+            passed_over = f"; {len(unread)} that cannot be read: {names}" if unread else ""
+            raise UserError(
+                f"the folder {pattern} has no images ({', '.join(FORMATS)}){passed_over}; give another folder, or a "
+                "pattern"
+            )
+        if unread:
+            _LOG.warning("%s: left out, as another format or a broken link: %d (%s)", pattern, len(unread), names)
+        return paths
+    paths = [folder] if folder.is_file() else [path for path in _matches(folder) if path.is_file()]
     if not paths:
-        raise UserError(problem)
+        raise UserError(f"no file matches {pattern}; check the pattern, and put it into quotes")
     return sorted(set(paths), key=_natural_order)  # a pattern with two ** finds a file more than once
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Yield the paths that match a pattern. Unlike glob.glob, pathlib does not follow links below `**`."""
+    base = Path(pattern.anchor)
+    parts = pattern.parts[bool(pattern.anchor) :]
+    if parts and parts[-1] == "**":
+        parts += ("*",)  # before Python 3.13, ** at the end matches folders only
+    named = [part for part in parts if part.startswith(".")]
+    try:
+        for path in base.glob(str(Path(*parts))):
+            hidden = (part for part in path.parts if part.startswith("."))
+            if all(any(fnmatch(part, name) for name in named) for part in hidden):
+                yield path
+    except (ValueError, IndexError, NotImplementedError) as error:
+        raise UserError(f"{pattern} is not a pattern of file names ({error}); ** stands for folders alone") from error
 
 
 def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
@@ -360,6 +418,10 @@ def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     return numbered, str(path)
 
 
+_SHOWN = 5  # files named in a warning
+_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+# Of images that are not read, or only with a decoder that is not installed. Files with other suffixes are no images.
+_OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".dng", ".cr2", ".nef", ".arw", ".psd"}
 _THREADS = 8  # to wait for disks and networks; reading itself takes 0.1 ms per file
 _RUN = 64  # files per task of a thread; one by one, the overhead would equal the reading time
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -368,24 +430,40 @@ _Value = TypeVar("_Value")
 
 
 class Header(NamedTuple):
-    """The stored height and width in pixels and whether EXIF has an orientation; or the problem of the file."""
+    """The stored height and width in pixels and the EXIF orientation (1: upright); or the problem of the file."""
 
     height: int = 0
     width: int = 0
-    is_turned: bool = False
+    orientation: int = 1
     problem: str = ""
+
+    def upright(self) -> Header:
+        """Return the header of the image as viewers show it, rotated by its orientation."""
+        height, width = (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+        return Header(height, width, 1, self.problem)
 
 
 def read_header(path: Path) -> Header:
     """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
-            return Header(image.height, image.width, turned)
+            orientation = image.getexif().get(_ORIENTATION, 1) if {"exif", "xmp"} & image.info.keys() else 1
+            return Header(image.height, image.width, orientation)
     except FileNotFoundError:
         return Header(problem=f"image {path} not found")
+    except Image.UnidentifiedImageError:
+        return Header(problem=f"{path} {describe_unknown(path)}")
     except Exception as error:  # decoders raise nearly any exception on damaged data
         return Header(problem=f"{path} cannot be read as an image ({' '.join(str(error).split())})")
+
+
+def path_in(folder: Path, name: str) -> Path:
+    """Return the path of a file that an annotation names, absolutely or relative to `folder`.
+
+    Annotations from Windows may separate folders by a backslash, which elsewhere is an ordinary character.
+    """
+    path = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
 
 def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:

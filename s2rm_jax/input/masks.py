@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64
@@ -116,11 +116,86 @@ def rasterize(segmentation: Segmentation, height: int, width: int, grid: Grid | 
     if isinstance(segmentation, np.ndarray):
         return _select(_from_array(segmentation, height, width), grid)
     if isinstance(segmentation, list) and not segmentation:
-        return _empty(height, width, grid)
-    if not has_mask(segmentation):
-        raise UserError("the annotation has no mask: its segmentation is empty; remove the annotation or add a mask")
-    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
-    return reduce(np.logical_or, [_from_part(part, height, width, grid) for part in parts])
+        return np.zeros((height, width) if grid is None else (len(grid.rows), len(grid.columns)), bool)
+    return reduce(np.logical_or, [_from_part(part, height, width, grid) for part in _parts(segmentation)])
+
+
+def has_pixels(segmentation: Segmentation, height: int, width: int) -> bool:
+    """Return whether a mask has a pixel in its image; without one its expressions refer to nothing.
+
+    Args:
+      segmentation: as for `rasterize`, whose whole mask this does not build.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+
+    Raises:
+      UserError: as `rasterize`.
+    """
+    if isinstance(segmentation, np.ndarray):
+        return bool(_from_array(segmentation, height, width).any())
+    if isinstance(segmentation, list) and not segmentation:
+        return False
+    return any(_part_has_pixels(part, height, width) for part in _parts(segmentation))
+
+
+class Usable(NamedTuple):
+    """What can be decoded of a stored segmentation.
+
+    segmentation  the polygons and RLEs that can be decoded; [] if none can
+    problems      of the others, one each
+    is_empty      whether polygons are all there is and none covers a pixel; that is no mask, while an RLE or a file
+                  without a pixel means that nothing is referred to
+    """
+
+    segmentation: Any
+    problems: list[str]
+    is_empty: bool
+
+
+def usable_parts(segmentation: Any, height: int, width: int) -> Usable:
+    """Separate the parts of a segmentation, polygons or RLEs, into those that can be decoded and the others."""
+    good, problems, is_empty = [], [], True
+    for part in [segmentation] if isinstance(segmentation, dict) else segmentation:
+        try:
+            problem, covers = part_problem(part), False
+            if not problem and (is_empty or isinstance(part, dict)):  # of polygons, one with a pixel is enough
+                covers = _part_has_pixels(part, height, width)
+        except UserError as error:
+            problem = str(error)
+        if problem:
+            problems.append(problem)
+        else:
+            good.append(part)
+            is_empty = is_empty and not covers and not isinstance(part, dict)
+    whole = segmentation if isinstance(segmentation, dict) and good else good
+    return Usable(whole, problems, is_empty and bool(good))
+
+
+def part_problem(part: Any) -> str:
+    """Return why a polygon or an RLE cannot be decoded, as far as its fields show it, or ""."""
+    return _rle_problem(part) if isinstance(part, dict) else _polygon_problem(part)
+
+
+def _polygon_problem(value: Any) -> str:
+    if not isinstance(value, list):
+        return f"a polygon must be a list [x0, y0, x1, y1, ...] in a list of polygons, got {value!r:.40}"
+    if not all(isinstance(number, int | float) and abs(number) < MAX_COORDINATE for number in value):  # refuses NaN
+        return f"a polygon has an invalid pixel coordinate: {value!r:.40}"
+    if len(value) % 2:
+        return f"a polygon has an odd number of coordinates ({len(value)})"
+    return "" if len(value) >= 6 else f"a polygon has {len(value) // 2} corners; it needs at least 3"
+
+
+def _rle_problem(value: dict[str, Any]) -> str:
+    size, counts = value.get("size"), value.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+        return f"an RLE needs a size [height, width], got {size!r:.40}"
+    if isinstance(counts, str | bytes) and counts:
+        return ""
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        return f"an RLE needs counts, as a string or a list of run lengths, got {counts!r:.40}"
+    covered, pixels = sum(counts), size[0] * size[1]
+    return "" if covered == pixels else f"an RLE covers {covered} pixels, its size has {pixels}"
 
 
 def has_mask(segmentation: object) -> bool:
@@ -134,19 +209,6 @@ def has_mask(segmentation: object) -> bool:
     return False
 
 
-def is_mask_file(segmentation: Segmentation) -> bool:
-    """Return whether the mask is a separate image file."""
-    return isinstance(segmentation, dict) and "png" in segmentation
-
-
-def means_nothing(segmentation: Segmentation, mask: Bool[np.ndarray, "height width"]) -> bool:
-    """Return whether a mask is a completely black file, which means that the expression refers to nothing.
-
-    In other forms only the empty list means this: a polygon, however small, is a referent.
-    """
-    return is_mask_file(segmentation) and not mask.any()
-
-
 def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "new_h new_w"]:
     """Resize to (height, width) by the nearest pixel centre; see `Grid.resized`."""
     return Grid.whole(*mask.shape).resized(size).of(mask)
@@ -156,8 +218,10 @@ def _select(mask: Bool[np.ndarray, "height width"], grid: Grid | None) -> Bool[n
     return mask if grid is None else grid.of(mask)
 
 
-def _empty(height: int, width: int, grid: Grid | None) -> Bool[np.ndarray, "_ _"]:
-    return np.zeros((height, width) if grid is None else (len(grid.rows), len(grid.columns)), bool)
+def _parts(segmentation: Any) -> list[Any]:
+    if not has_mask(segmentation):
+        raise UserError("the annotation has no mask: its segmentation is empty; remove the annotation or add a mask")
+    return [segmentation] if isinstance(segmentation, dict) else segmentation
 
 
 def _dict_has_mask(part: dict[str, Any]) -> bool:
@@ -174,14 +238,30 @@ def _has_area(polygon: object) -> bool:
 
 
 def _from_part(part: Any, height: int, width: int, grid: Grid | None) -> np.ndarray:
-    if not isinstance(part, dict):
-        return _from_polygon(part, height, width, grid) if _has_area(part) else _empty(height, width, grid)
-    if "covered_once" in part:
+    if isinstance(part, dict) and "covered_once" in part:
         layers = [_from_part(layer, height, width, grid) for layer in part["covered_once"]]
         return np.sum(layers, axis=0) == 1
-    if "png" in part:
+    if isinstance(part, dict) and "png" in part:
         return _select(read_mask(part["png"], height, width), grid)
-    return decode_rle(part, height, width, grid)
+    runs = _runs(part, height, width)
+    return fill_runs(runs, height, width) if grid is None else grid.of_runs(runs)
+
+
+def _part_has_pixels(part: Any, height: int, width: int) -> bool:
+    if not isinstance(part, dict):
+        return _has_area(part) and bool(coco_mask.area(_encode_polygon(part, height, width)))
+    if "covered_once" in part or "png" in part:
+        return bool(_from_part(part, height, width, None).any())
+    return bool(_runs_of_rle(part, height, width)[1::2].any())
+
+
+def _runs(part: Any, height: int, width: int) -> Int[np.ndarray, " runs"]:
+    """Return the run lengths of a polygon or an RLE in column order, the background's first."""
+    if isinstance(part, dict):
+        return _runs_of_rle(part, height, width)
+    if not _has_area(part):
+        return np.array([height * width])
+    return _runs_of_rle(_encode_polygon(part, height, width), height, width)
 
 
 def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -192,7 +272,8 @@ def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return mask != 0
 
 
-def _from_polygon(corners: Any, height: int, width: int, grid: Grid | None) -> np.ndarray:
+def _encode_polygon(corners: Any, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of a polygon."""
     try:
         polygon = np.asarray(corners, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -201,24 +282,27 @@ def _from_polygon(corners: Any, height: int, width: int, grid: Grid | None) -> n
         raise UserError(
             f"a mask's polygon must be pairs of finite pixel coordinates x0, y0, x1, y1, ..., got {corners!r:.60}"
         )
-    return decode_rle(coco_mask.frPyObjects([polygon.tolist()], height, width)[0], height, width, grid)
+    return coco_mask.frPyObjects([polygon.tolist()], height, width)[0]
 
 
 _MAX_DIGITS = 7  # characters of 5 bits; more, in a damaged code, would overflow
 
 
-def decode_rle(rle: dict[str, Any], height: int, width: int, grid: Grid | None = None) -> Bool[np.ndarray, "_ _"]:
+def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Decode {"size": [H, W], "counts": ...}: run lengths in column order, beginning with the background.
 
     Args:
       rle: its counts are a list of run lengths, or their compressed form as text or bytes.
       height: height of the image in pixels.
       width: width of the image in pixels.
-      grid: the pixels to compute; None for all.
 
     Raises:
       UserError: the size is not the image's, or the counts are damaged.
     """
+    return fill_runs(_runs_of_rle(rle, height, width), height, width)
+
+
+def _runs_of_rle(rle: dict[str, Any], height: int, width: int) -> Int[np.ndarray, " runs"]:
     size = list(rle.get("size", ()))
     if size != [height, width]:
         raise UserError(f"the RLE of a mask has size {size}, its image is {height} x {width} pixels (height x width)")
@@ -228,7 +312,7 @@ def decode_rle(rle: dict[str, Any], height: int, width: int, grid: Grid | None =
         raise UserError(f"the RLE of a mask is damaged: its counts are no run lengths: {counts!r:.60}")
     if runs.sum() != height * width:
         raise UserError(f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the image has {height * width}")
-    return fill_runs(runs, height, width) if grid is None else grid.of_runs(runs)
+    return runs
 
 
 def _to_runs(counts: object) -> Int64[np.ndarray, " runs"] | None:
@@ -264,8 +348,10 @@ def _decompress(counts: str | bytes) -> Int64[np.ndarray, " runs"] | None:
 
 
 # One value per pixel (for a palette the index, as in PASCAL VOC), or colours, of which any but black is the mask.
-# Transparency is refused, as either the transparent or the black part may be the background.
-_MASK_MODES = ("1", "L", "P", "I", "I;16", "RGB")
+# Transparency is refused unless every pixel is opaque, as either the transparent or the black part may be the
+# background.
+_MASK_MODES = ("1", "L", "P", "I", "I;16", "RGB", "LA", "RGBA")
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
 
 
 def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "height width"]:
@@ -283,11 +369,13 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
     if values is None:
         raise UserError(f"the mask {path} {problem}")
     layers = values.reshape(height, width, -1)
+    if layers.shape[-1] in (2, 4):  # the last one is the opacity
+        layers = layers[..., :-1]
     return (layers != 0).any(axis=-1)
 
 
 def mask_file_problem(path: str | Path, height: int, width: int) -> str:
-    """Return why a file cannot be the mask of an image of this size, or ""; read only its header."""
+    """Return why a file cannot be the mask of an image of this size, or ""; read its header, of RGBA the pixels too."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             problem = _mask_problem(image, height, width)
@@ -299,9 +387,10 @@ def mask_file_problem(path: str | Path, height: int, width: int) -> str:
 def _mask_problem(image: Image.Image, height: int, width: int) -> str:
     if image.size != (width, height):
         return f"has {image.height} x {image.width} pixels, its image {height} x {width} (height x width)"
-    if image.format in ("JPEG", "WEBP"):
+    if image.format in _LOSSY:
         return f"is a {image.format}, which blurs masks; save it as PNG"
-    if image.mode not in _MASK_MODES or image.has_transparency_data:
+    opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+    if image.mode not in _MASK_MODES or not opaque:
         return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"
     return ""
 

@@ -80,6 +80,16 @@ class MixtureSource:
         number, position = self._locate(index)
         return self._parts[number].referents(position)
 
+    def image_problems(self, count: int) -> list[str]:
+        """Return the problems of the images of the first `count` items; see ReferSource."""
+        problems: list[str] = []
+        first = 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            find = getattr(part, "image_problems", None)
+            problems += find(min(count, end) - first) if find and count > first else []
+            first = end
+        return problems
+
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the number of a part and the position in it; the items of a part are consecutive."""
         if not 0 <= index < len(self):

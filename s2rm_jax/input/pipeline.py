@@ -7,9 +7,10 @@ position is a pure function of (seed, position), so a run resumes exactly by sta
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import grain
@@ -22,11 +23,52 @@ from s2rm_jax.input.augment import Augmentation, build_augmentation
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
 from s2rm_jax.input.images import resize_fast
-from s2rm_jax.input.sampling import Row, rows_of
+from s2rm_jax.input.sampling import Row, Rows, rows_of
 from s2rm_jax.input.tokens import Tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 READ_THREADS = 2
 READ_AHEAD = 4  # batches per process
+_MOST_BAD = 100  # bad examples in a row, after which the data as a whole is at fault
+_SHOWN = 5  # problems listed in an error message
+
+
+@dataclass
+class LeftOut:
+    """The bad examples that were left out because config.input.on_bad_example is "skip"; each is logged once."""
+
+    problems: set[str] = field(default_factory=set)
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Note the problems of examples that were left out."""
+        for problem in problems:
+            if problem not in self.problems:
+                self.problems.add(problem)
+                _LOG.warning("left out: %s", problem)
+
+
+def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
+    """Check that the images of a source are there and of the annotated size, by their headers.
+
+    The sources of one's own data check this while they are read. Nothing is checked if bad examples are skipped.
+
+    Args:
+      source: a split.
+      config: the configuration.
+      limit: number of images to check; 0 for all.
+
+    Raises:
+      UserError: images cannot be used; names the first of them.
+    """
+    find = getattr(source, "image_problems", None)
+    problems = find(limit or len(source)) if find and config.input.on_bad_example == "stop" else []
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise UserError(
+            f"images that cannot be used: {len(problems)}: {'; '.join(problems[:_SHOWN])}{more}. Correct them, or set "
+            "config.input.on_bad_example=skip to leave them out"
+        )
 
 
 def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
@@ -46,18 +88,49 @@ def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
     return tokenizer
 
 
-@dataclass(frozen=True)
-class _DrawAndEncode(grain.transforms.RandomMap):
-    """Draw expressions of a row, augment the view, and encode it."""
+class _Read(NamedTuple):
+    """Arrays, and the problems of the examples that were left out in reading them."""
 
+    batch: Batch
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _ReadRow(grain.transforms.RandomMap):
+    """Read the row at a position, draw expressions of it, augment the view, and encode it.
+
+    With `skip`, the next good row takes the place of a bad one, so the result stays a function of the position.
+    """
+
+    rows: Rows
     encoder: Encoder
     augmentation: Augmentation
+    skip: bool
 
-    def random_map(self, element: Row, rng: np.random.Generator) -> Batch:
+    def random_map(self, element: int, rng: np.random.Generator) -> _Read:
         """Return the encoded draw."""
-        chosen = element.draw(self.encoder.expressions, rng)
-        view = self.augmentation.move(view_of(element.example, chosen), element.example, rng)
+        problems: list[str] = []
+        for position in range(element, element + _MOST_BAD):
+            try:
+                return _Read(self._draw(self.rows[position % len(self.rows)], rng), tuple(problems))
+            except UserError as error:
+                if not self.skip:
+                    raise
+                problems.append(str(error))
+        raise UserError(f"{_MOST_BAD} examples in a row cannot be used, the last one because: {problems[-1]}")
+
+    def _draw(self, row: Row, rng: np.random.Generator) -> Batch:
+        chosen = row.draw(self.encoder.expressions, rng)
+        view = self.augmentation.move(view_of(row.example, chosen), row.example, rng)
         return self.augmentation.hide(self.encoder.arrays(view), rng)
+
+
+def _stack(rows: list[_Read]) -> _Read:
+    return _Read(_stack_batch([row.batch for row in rows]), tuple(problem for row in rows for problem in row.problems))
+
+
+def _stack_batch(rows: list[Batch]) -> Batch:
+    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def build_encoder(tokenizer: Tokenizer, config: ConfigDict, expressions: int = 0) -> Encoder:
@@ -72,6 +145,8 @@ def train_batches(
     config: ConfigDict,
     start: int = 0,
     process: tuple[int, int] = (0, 1),
+    *,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Batch]:
     """Yield shuffled batches without end; an epoch consists of the rows of `sampling.rows_of`.
 
@@ -82,15 +157,17 @@ def train_batches(
       start: number of rows (images) already seen by all processes together.
       process: (index, count). Each process gets consecutive rows of every global batch, so that concatenated they are
         the batch that a single process would read.
+      left_out: receives the bad examples that are left out, when their batch is yielded.
     """
     index, count = process
     if config.batch_size % count:
         raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {count} processes.")
-    dataset = grain.MapDataset.source(rows_of(source, config)).seed(config.seed).shuffle().repeat()
+    rows = rows_of(source, config)
+    dataset = grain.MapDataset.range(len(rows)).seed(config.seed).shuffle().repeat()
     augmentation = build_augmentation(config.input.augment, tokenizer)
     encoder = replace(build_encoder(tokenizer, config), resize=resize_fast)
-    dataset = dataset.random_map(_DrawAndEncode(encoder, augmentation))
-    dataset = dataset[start:].batch(config.batch_size // count, drop_remainder=True)[index::count]
+    dataset = dataset.random_map(_ReadRow(rows, encoder, augmentation, config.input.on_bad_example == "skip"))
+    dataset = dataset[start:].batch(config.batch_size // count, drop_remainder=True, batch_fn=_stack)[index::count]
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     stream = dataset.to_iter_dataset(options)
     if config.input.workers:
@@ -98,7 +175,13 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=config.input.workers)
         stream = stream.mp_prefetch(options, worker_init_fn=_ignore_ctrl_c)
-    return iter(stream)
+    return _batches(iter(stream), left_out or LeftOut())
+
+
+def _batches(stream: Iterator[_Read], left_out: LeftOut) -> Iterator[Batch]:
+    for batch, problems in stream:
+        left_out.add(problems)
+        yield batch
 
 
 def _ignore_ctrl_c(_: int, __: int) -> None:
@@ -107,18 +190,29 @@ def _ignore_ctrl_c(_: int, __: int) -> None:
 
 
 class EvalItem(NamedTuple):
-    """The expressions first ... first + number - 1 of an example, which fill one image of a batch; 0 for padding."""
+    """The expressions at some positions of an example, which fill one image of a batch."""
 
     example: Example
-    first: int
-    number: int
+    positions: list[int]
 
 
 class EvalBatch(NamedTuple):
-    """A batch and the origin of its images; `items` is shorter than the batch if that was padded."""
+    """A batch and the origin of its images; `items` is shorter than the batch if that was padded.
+
+    `problems` has the reason for each expression that was left out.
+    """
 
     batch: Batch
     items: list[EvalItem]
+    problems: list[str]
+
+
+class _EvalRow(NamedTuple):
+    """The arrays of an image, their origin (None for padding), and the reason for each expression left out."""
+
+    batch: Batch
+    item: EvalItem | None
+    problems: list[str]
 
 
 @dataclass(frozen=True)
@@ -128,29 +222,53 @@ class _EvalItems:
     source: Source
     encoder: Encoder
     spans: tuple[tuple[int, int, int], ...]
+    skip: bool
 
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __getitem__(self, position: int) -> tuple[Batch, EvalItem]:
+    def __getitem__(self, position: int) -> _EvalRow:
         index, first, count = self.spans[position]
-        example = self.source[index]
-        return self.encoder(example, list(range(first, first + count))), EvalItem(example, first, count)
+        positions = list(range(first, first + count))
+        try:
+            example = self.source[index]
+        except UserError as error:
+            if not self.skip:
+                raise
+            return _EvalRow(self.encoder.empty(), None, [str(error)] * count)
+        try:
+            row = self.encoder(example, positions)
+            return _EvalRow(row, EvalItem(example, positions) if positions else None, [])
+        except UserError:
+            if not self.skip:
+                raise
+        return self._without_bad(example, positions)
+
+    def _without_bad(self, example: Example, positions: list[int]) -> _EvalRow:
+        good, problems = [], []
+        for position in positions:
+            try:
+                self.encoder(example, [position])
+                good.append(position)
+            except UserError as error:
+                problems.append(str(error))
+        if not good:
+            return _EvalRow(self.encoder.empty(), None, problems)
+        return _EvalRow(self.encoder(example, good), EvalItem(example, good), problems)
 
 
 @dataclass(frozen=True)
 class _CollateFilled:
-    """Stack items into a batch of fixed size, padded with invalid copies."""
+    """Stack rows into a batch of fixed size, with padding at the end."""
 
     batch_size: int
+    padding: Batch
 
-    def __call__(self, pairs: list[tuple[Batch, EvalItem]]) -> EvalBatch:
-        rows = [row for row, _ in pairs]
-        nothing = np.zeros_like(rows[0].valid)
-        filler = rows[0]._replace(valid=nothing, has_target=nothing)
-        rows += [filler] * (self.batch_size - len(rows))
-        items = [item for _, item in pairs if item.number]
-        return EvalBatch(Batch(*(np.stack(column) for column in zip(*rows, strict=True))), items)
+    def __call__(self, rows: list[_EvalRow]) -> EvalBatch:
+        batches = [row.batch for row in rows if row.item]
+        batches += [self.padding] * (self.batch_size - len(batches))
+        items = [row.item for row in rows if row.item]
+        return EvalBatch(_stack_batch(batches), items, [problem for row in rows for problem in row.problems])
 
 
 @dataclass(frozen=True)
@@ -176,7 +294,8 @@ def eval_batches(
 ) -> EvalBatches:
     """Return the batches of an evaluation of `source`, or of its first config.eval.limit images.
 
-    An image with more than K expressions is split into several items, so that every expression is scored once.
+    An image with more than K expressions is split into several items, so that every expression is scored once. If
+    config.input.on_bad_example is "skip", the expressions that cannot be read are left out and named in the batches.
 
     Args:
       source: the split to evaluate.
@@ -201,5 +320,6 @@ def eval_batches(
     share = batch_size // count
     while count > 1 and spans and -(-len(spans) // share) % count:
         spans.append((spans[0][0], 0, 0))  # the last batch needs rows for every process
-    items = grain.MapDataset.source(_EvalItems(source, encoder, tuple(spans)))
-    return EvalBatches(items.batch(share, drop_remainder=False, batch_fn=_CollateFilled(share))[index::count])
+    items = grain.MapDataset.source(_EvalItems(source, encoder, tuple(spans), config.input.on_bad_example == "skip"))
+    collate = _CollateFilled(share, encoder.empty())
+    return EvalBatches(items.batch(share, drop_remainder=False, batch_fn=collate)[index::count])

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Expression, Segmentation
-from s2rm_jax.input.masks import has_mask
+from s2rm_jax.input.images import path_in
+from s2rm_jax.input.masks import has_pixels, usable_parts
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class ImageFolder:
 
     def path_of(self, file_name: str) -> Path:
         """Return the path of the image that has this `file_name` in `instances.json`."""
-        return self.path / (_bare(file_name) if self.bare_names else file_name)
+        return path_in(self.path, _bare(file_name) if self.bare_names else file_name)
 
 
 def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Path, Path]:
@@ -152,6 +153,7 @@ class Annotation(NamedTuple):
 
     segmentation: Any
     is_crowd: bool
+    image_id: Any
 
 
 def read_json(path: Path) -> Any:
@@ -168,24 +170,38 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
     """Return the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or is not in COCO's format.
+      UserError: the file cannot be read, is damaged, or is not in COCO's format; or two images or annotations have one
+        id.
     """
     content = read_json(path)
+    images: dict[int, Image] = {}
+    annotations: dict[int, Annotation] = {}
     try:
-        images = {
-            entry["id"]: Image(entry["id"], entry["file_name"], entry["height"], entry["width"])
-            for entry in content["images"]
-        }
-        annotations = {
-            entry["id"]: Annotation(entry.get("segmentation"), bool(entry.get("iscrowd")))
-            for entry in content["annotations"]
-        }
-    except (KeyError, TypeError) as error:
+        for entry in content["images"]:
+            image = Image(entry["id"], entry["file_name"], int(entry["height"]), int(entry["width"]))
+            other = images.setdefault(image.id, image)
+            if other != image:
+                raise UserError(
+                    f"{path} has two images with the id {image.id}: {other.file_name} and {image.file_name}; give each "
+                    "its own"
+                )
+        for entry in content["annotations"]:
+            segmentation, is_crowd = entry.get("segmentation"), bool(entry.get("iscrowd"))
+            annotation = Annotation(segmentation, is_crowd, entry.get("image_id"))
+            first = annotations.setdefault(entry["id"], annotation)
+            if first != annotation:
+                names = " and ".join(_image_name(images, one.image_id) for one in (first, annotation))
+                raise UserError(f"{path} has two annotations with the id {entry['id']}, of {names}; give each its own")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not in COCO's format ({error!r}): it needs images with id, file_name, height and width, and "
             "annotations with id and segmentation"
         ) from error
     return images, annotations
+
+
+def _image_name(images: dict[int, Image], id: Any) -> str:
+    return images[id].file_name if id in images else f"image {id}"
 
 
 # Python 2 wrote byte strings. Non-ASCII ones are UTF-8 in newer files and Latin-1 (which never fails) in older ones.
@@ -278,9 +294,10 @@ def read_referents(
 ) -> list[Referent]:
     """Return the referents of a split, ordered by the image's id, then as in the file.
 
-    Referents without a mask and expressions without words are left out; each of the two is counted in a warning. In
-    gRefCOCO (`grefs(...)`) a referent has a list of annotations, and its mask is their union: annotations of crowds are
-    skipped, as in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
+    Referents without a mask and expressions without words are left out, and so are the parts of a mask that cannot be
+    decoded; each of the three is counted in a warning. Polygons that cover no pixel are no mask. In gRefCOCO
+    (`grefs(...)`) a referent has a list of annotations, and its mask is their union: annotations of crowds are skipped,
+    as in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
 
     Args:
       refs_path: `refs(SPLIT_BY).p` or `.json`, or `grefs(SPLIT_BY)` likewise.
@@ -302,10 +319,12 @@ def read_referents(
         raise UserError(f"split {split!r} not found in {refs_path}; available: {available or 'none'}")
 
     generalised = is_generalised(refs_path)
+    masks = _Masks(annotations, overlap, refs_path)
     segmentation_of = _union if generalised else _single
     referents, without_mask, without_words = [], [], []
     for ref in refs:
-        segmentation = segmentation_of(ref, annotations, overlap, refs_path)
+        image = _image(ref, images, refs_path)
+        segmentation = segmentation_of(ref, image, masks)
         if segmentation is None:
             without_mask.append(ref["ann_id"])
             continue
@@ -315,9 +334,10 @@ def read_referents(
         expressions = tuple(Expression(text, segmentation, id=id) for id, text in texts if text.strip())
         without_words += [id for id, text in texts if not text.strip()]
         if expressions:
-            referents.append(Referent(_image(ref, images, refs_path), expressions))
+            referents.append(Referent(image, expressions))
 
     _warn(f"{refs_path}: referents left out because their annotation has no mask", "ann_id", without_mask)
+    _warn(f"{refs_path}: annotations of which parts cannot be decoded, and were left out", "ann_id", masks.bad)
     _warn(f"{refs_path}: expressions left out because they have no words", "sent_id", without_words)
     if not referents:
         raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression")
@@ -336,48 +356,65 @@ def _in_split(value: str, split: str) -> bool:
     return "test" in value if split == "test" else value == split
 
 
-def _single(ref: dict[str, Any], annotations: dict[int, Annotation], overlap: str, path: Path) -> Segmentation | None:
+def _single(ref: dict[str, Any], image: Image, masks: _Masks) -> Segmentation | None:
     """Return the segmentation of a referent that is one object, or None if it has no mask."""
-    ann_id = _field(ref, "ann_id", path)
+    ann_id = _field(ref, "ann_id", masks.path)
     if isinstance(ann_id, list):
         raise UserError(
-            f"{path} has a list of annotations for referent {ref.get('ref_id')}, which only gRefCOCO's format has; "
-            f"files in that format are named g{path.name}"
+            f"{masks.path} has a list of annotations for referent {ref.get('ref_id')}, which only gRefCOCO's format "
+            f"has; files in that format are named g{masks.path.name}"
         )
-    return _find_annotation(ann_id, ref, annotations, overlap, path).segmentation
+    return masks.find(ann_id, ref, image)
 
 
-def _union(ref: dict[str, Any], annotations: dict[int, Annotation], overlap: str, path: Path) -> Segmentation | None:
+def _union(ref: dict[str, Any], image: Image, masks: _Masks) -> Segmentation | None:
     """Return the parts of a referent of gRefCOCO, [] if it refers to nothing, None if no part has a mask."""
-    ann_ids = _field(ref, "ann_id", path)
+    ann_ids = _field(ref, "ann_id", masks.path)
     ann_ids = ann_ids if isinstance(ann_ids, list) else [ann_ids]
     if ann_ids == [-1]:
         return []
     parts: list[Any] = []
     for ann_id in ann_ids:
-        segmentation, is_crowd = _find_annotation(ann_id, ref, annotations, overlap, path)
-        if segmentation is not None and not is_crowd:
+        segmentation = masks.find(ann_id, ref, image)
+        if segmentation is not None and not masks.annotations[ann_id].is_crowd:
             parts += segmentation if isinstance(segmentation, list) else [segmentation]
     return parts or None
 
 
-def _find_annotation(
-    ann_id: Any, ref: dict[str, Any], annotations: dict[int, Annotation], overlap: str, path: Path
-) -> Annotation:
-    """Return an annotation; its segmentation is None if it has no mask, and treats overlaps as `overlap` says."""
-    if ann_id not in annotations:
-        raise UserError(
-            f"{path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which is not in the instances.json "
-            "beside it; take both files from the same archive"
-        )
-    annotation = annotations[ann_id]
-    try:
-        segmentation = annotation.segmentation if has_mask(annotation.segmentation) else None
-    except UserError as error:
-        raise UserError(f"annotation {ann_id} in the instances.json beside {path}: {error}") from error
-    if overlap == "drop" and isinstance(segmentation, list) and len(segmentation) > 1:
-        segmentation = {"covered_once": segmentation}
-    return annotation._replace(segmentation=segmentation)
+class _Masks:
+    """The usable masks of annotations, which treat overlaps as `overlap` says."""
+
+    def __init__(self, annotations: dict[int, Annotation], overlap: str, path: Path):
+        self.annotations = annotations
+        self.path = path
+        self.bad: list[Any] = []  # ids of annotations with parts that cannot be decoded
+        self._overlap = overlap
+        self._usable: dict[Any, Segmentation | None] = {}
+
+    def find(self, ann_id: Any, ref: dict[str, Any], image: Image) -> Segmentation | None:
+        """Return the mask of an annotation, None if it has none; raise a UserError if there is no such annotation."""
+        if ann_id not in self.annotations:
+            raise UserError(
+                f"{self.path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which is not in the "
+                "instances.json beside it; take both files from the same archive"
+            )
+        if ann_id not in self._usable:
+            self._usable[ann_id] = self._find(ann_id, image)
+        return self._usable[ann_id]
+
+    def _find(self, ann_id: Any, image: Image) -> Segmentation | None:
+        stored = self.annotations[ann_id].segmentation
+        if not isinstance(stored, list | dict) or not stored:
+            return None
+        segmentation, problems, is_empty = usable_parts(stored, image.height, image.width)
+        if problems:
+            self.bad.append(ann_id)
+        if not segmentation or is_empty:
+            return None
+        if self._overlap == "drop" and isinstance(segmentation, list) and len(segmentation) > 1:
+            once = {"covered_once": segmentation}
+            return once if has_pixels(once, image.height, image.width) else None
+        return segmentation
 
 
 def _image(ref: dict[str, Any], images: dict[int, Image], path: Path) -> Image:

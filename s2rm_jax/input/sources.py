@@ -19,23 +19,27 @@ from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.input.tfds import TfdsSource, newest_version
 
 
-def mixture_source(split: str, *, parts: Any, training: bool = False) -> Source:
+def mixture_source(split: str, *, parts: Any, training: bool = False, on_bad_example: str = "stop") -> Source:
     """Build the sources in `parts` and mix them.
 
     Args:
       split: the split of every part. "NAME:SPLIT" selects that split of the part NAME alone, without a mixture.
       parts: a ConfigDict of names, each with the settings of a source and its "weight" (default 1).
       training: mix by the weights; otherwise each image of each part occurs once.
+      on_bad_example: config.input.on_bad_example.
 
     Raises:
       UserError: as the parts and MixtureSource.
     """
+
+    def build(name: str) -> Source:
+        return build_source(_without_weight(parts[name]), split, training=training, on_bad_example=on_bad_example)
+
     part, split = parse_split(split, parts)
     if part:
-        return build_source(_without_weight(parts[part]), split, training=training)
+        return build(part)
     weights = {name: parts[name].get("weight", 1.0) for name in sorted(parts)}
-    built = {name: build_source(_without_weight(parts[name]), split, training=training) for name in weights}
-    return MixtureSource(built, weights if training else None)
+    return MixtureSource({name: build(name) for name in weights}, weights if training else None)
 
 
 SOURCES: dict[str, Any] = {
@@ -49,16 +53,16 @@ SOURCES: dict[str, Any] = {
 }
 
 
-def build_source(config: ConfigDict, split: str, *, training: bool = False) -> Source:
+def build_source(config: ConfigDict, split: str, *, training: bool = False, on_bad_example: str = "stop") -> Source:
     """Build one split of the source `config.name`; the other fields are the arguments of that source.
 
     With `training` the length is an epoch of training, in which a mixture repeats images. Otherwise each image occurs
-    once, whatever the split.
+    once, whatever the split. `on_bad_example` is config.input.on_bad_example.
 
     Raises:
       UserError: unknown name or field, or an error of the source itself.
     """
-    name, arguments = _arguments(config, split, training)
+    name, arguments = _arguments(config, split, training=training, on_bad_example=on_bad_example)
     return SOURCES[name](*arguments.args, **arguments.kwargs)
 
 
@@ -96,21 +100,25 @@ _FINDERS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-def _arguments(config: ConfigDict, split: str, training: bool) -> tuple[str, inspect.BoundArguments]:
-    """Return the name of the source and its arguments; raise a UserError if they do not match its signature."""
+def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, inspect.BoundArguments]:
+    """Return the name of the source and its arguments; raise a UserError if they do not match its signature.
+
+    The `common` ones are added for the sources that take them.
+    """
     fields = dict(config)
     name = fields.pop("name", "")
     if name not in SOURCES:
         raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}.")
     if name == "mixture":
-        fields["training"] = training
         parts = fields.get("parts")
         if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
             raise UserError(
                 "the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}"
             )
+    signature = inspect.signature(SOURCES[name])
+    fields |= {field: value for field, value in common.items() if field in signature.parameters}
     try:
-        return name, inspect.signature(SOURCES[name]).bind(split, **fields)
+        return name, signature.bind(split, **fields)
     except TypeError as error:
         raise UserError(f"config.input.source does not fit the source {name!r}: {error}") from error
 

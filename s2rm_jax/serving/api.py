@@ -38,6 +38,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_TEXT_BYTES = 200_000  # of a request body, without the image
 _IMAGE = re.compile(rb'"image"\s*:\s*"[^"]*"')
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 _CHUNK = 1 << 18  # base64 characters that are decoded at once; a multiple of 4
 
 # 8 x 8 pixels, the left half red: the example of the schema, short but a valid image.
@@ -52,7 +53,7 @@ class SegmentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str = Field(
-        description="the image file (JPEG, PNG or WebP), encoded in base64",
+        description="the image file (JPEG, PNG or WebP), encoded in base64, plain or as a data URI",
         examples=[EXAMPLE_IMAGE],
     )
     expressions: list[str] = Field(min_length=1, examples=[["the red half"]])
@@ -270,6 +271,10 @@ def _read_json(body: bytes) -> tuple[SegmentRequest, bytes]:
         )
     request = SegmentRequest.model_validate_json(body)
     text = request.image
+    if prefix := _DATA_URI.match(text):
+        text = text[prefix.end() :]
+    if "\n" in text:  # MIME breaks lines, and many tools end the text with one
+        text = "".join(text.split())
     if "=" in text[:-2]:  # padding is valid at the end only; b64decode would accept it at the end of any chunk
         raise binascii.Error
     chunks = (text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK))

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_image
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.serving.api import visitor_of
 from s2rm_jax.serving.service import Service
@@ -51,14 +50,16 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
     """
     try:
-        source = build_source(config.input.source, split or config.eval.split)
+        source = build_source(
+            config.input.source, split or config.eval.split, on_bad_example=config.input.on_bad_example
+        )
     except UserError:
         return []
     cases = []
     for number in range(min(count, len(source))):
         try:
             example = source[number * len(source) // min(count, len(source))]
-            image = Image.fromarray(load_image(example.image))
+            image = Image.fromarray(example.load_image())
         except (UserError, OSError):  # skip an image that cannot be read
             continue
         path = folder / f"example_{number + 1}.{'jpg' if isinstance(example.image, Path) else 'png'}"

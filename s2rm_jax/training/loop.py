@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -70,6 +70,7 @@ class Parts:
     evaluate    returns the metrics of parameters and calls a function after each batch; None: no evaluation
     save_vocab  writes the vocabulary to a path
     epoch       size of an epoch of the training split, None if the data is generated without end
+    left_out    the problems of the bad examples that `batches` left out
     """
 
     network: nn.Module
@@ -77,6 +78,7 @@ class Parts:
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[epath.Path], None]
     epoch: EpochSize | None = None
+    left_out: Set[str] = frozenset()
 
 
 class _EvaluationStopped(Exception):
@@ -155,27 +157,32 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
     from s2rm_jax.input import pipeline, sampling, sources
     from s2rm_jax.models.network import build_network
 
-    source = sources.build_source(config.input.source, config.input.train_split, training=True)
+    on_bad = config.input.on_bad_example
+    source = sources.build_source(config.input.source, config.input.train_split, training=True, on_bad_example=on_bad)
     if len(source) == 0:
         raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another.")
+    pipeline.require_images(source, config)
     tokenizer = pipeline.build_tokenizer(config, source)
     network = build_network(config)
     evaluate = None
     if config.eval.every:
-        held_out = sources.build_source(config.input.source, config.eval.split)
+        held_out = sources.build_source(config.input.source, config.eval.split, on_bad_example=on_bad)
+        pipeline.require_images(held_out, config, config.eval.limit)
         evaluator = Evaluator(network, tokenizer, config, protocol_named(config.eval.protocol), mesh)
 
         def evaluate(params: Any, progress: BatchProgress) -> dict[str, float]:
             return evaluator(params, held_out, progress=progress).metrics
 
+    left_out = pipeline.LeftOut()
     return Parts(
         network,
         lambda examples_seen: pipeline.train_batches(
-            source, tokenizer, config, start=examples_seen, process=distributed.process()
+            source, tokenizer, config, start=examples_seen, process=distributed.process(), left_out=left_out
         ),
         evaluate,
         tokenizer.save,
         sampling.epoch_size(source, config),
+        left_out.problems,
     )
 
 
@@ -368,10 +375,13 @@ class _Loop:
 
     def _log_finished(self, evaluation: dict[str, float] | None, seconds: float, steps: int) -> None:
         result = ""
+        if self.config.input.on_bad_example == "skip":
+            left_out = set().union(*distributed.gather(set(self.parts.left_out)))
+            result = f" Left out, as they cannot be read: {counted(len(left_out), 'example')} (since this start)."
         if evaluation and self.checkpoints.best:
             metric, split = self.config.eval.metric, self.config.eval.split
             best_step, best = self.checkpoints.best
-            result = f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
+            result += f" {metric} on {split}: {evaluation[metric]:.2f}, best {best:.2f} at step {best_step}."
         log(
             f"Trained {counted(steps, 'step')} in {hours_minutes_seconds(seconds)}, {self.config.steps} in all."
             f"{result} Checkpoints, {CONFIG_FILE} and {METRICS_FILE} are in {self.workdir}. "

@@ -15,7 +15,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, default_config
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import fill
@@ -42,7 +42,7 @@ from s2rm_jax.training.state import parameter_shapes
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
     *("compilation_cache", "tensorboard", "wandb_project", "eval.expressions_per_image", "mesh.fsdp", "mesh.step"),
-    *("input.workers", "text.vocab", "input.source.root", "input.source.image_root"),
+    *("input.workers", "input.on_bad_example", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only; see resolve_config
 )
 _ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
@@ -128,6 +128,10 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
         config.text.vocab = str(vocab)
+    try:
+        check_types(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return config.lock()
 
 

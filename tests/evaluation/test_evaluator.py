@@ -1,6 +1,6 @@
 """The evaluator on a network whose answers are known: what is counted, how often, and at which resolution."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.evaluator import Evaluator
@@ -170,15 +171,23 @@ def test_a_network_predicts_that_an_expression_refers_to_nothing(colour_world, f
     assert report.metrics["overall_iou"] == pytest.approx(100 / 3)
 
 
-def test_an_object_smaller_than_a_pixel_is_still_a_target(colour_world, make_example, source_of):
-    # A triangle of a fiftieth of a pixel: its mask is empty, but "nothing" is no right answer, nor is it asked for.
+NO_PIXEL: dict[str, Any] = {
+    "a polygon": [[1.0, 1.0, 1.2, 1.0, 1.0, 1.2]],
+    "a list of run lengths": {"size": [8, 8], "counts": [64]},
+    "compressed run lengths": {"size": [8, 8], "counts": coco_mask.encode(np.zeros((8, 8), np.uint8, "F"))["counts"]},
+    "an array": np.zeros((8, 8), bool),
+}
+
+
+@pytest.mark.parametrize("form", NO_PIXEL)
+def test_a_mask_without_a_pixel_means_nothing(colour_world, make_example, source_of, form):
     example = make_example("p", ["red"], height=8, width=8)
-    speck = (Expression("green", [[1.0, 1.0, 1.2, 1.0, 1.0, 1.2]], "", "p-0"),)
-    source = source_of([Example("p", example.image, 8, 8, speck)])
+    expressions = (Expression("green", NO_PIXEL[form], "", "p-0"),)
+    source = source_of([Example("p", example.image, 8, 8, expressions)])
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config, PROTOCOLS["rela_gref"])({}, source)
     (score,) = report.expressions
-    assert (score.targeted, score.answered, score.area, score.centre, score.iou) == (True, False, 0.0, None, 0)
-    assert (report.total.targeted, report.total.no_target) == (1, 0)
+    assert (score.targeted, score.answered, score.area, score.centre) == (False, False, 0.0, None)
+    assert (report.total.targeted, report.total.no_target) == (0, 1)
 
 
 def test_a_mask_file_that_is_black_means_nothing(colour_world, make_example, source_of, tmp_path):

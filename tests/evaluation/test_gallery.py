@@ -172,3 +172,16 @@ def test_expressions_without_an_iou_are_neither_best_nor_worst(make_example):
 
 def test_a_count_of_zero_keeps_no_cases(make_example):
     assert chosen_of(make_example, 0, [1], [2]) == {}
+
+
+def test_random_cases_are_not_the_first_ones(make_example):
+    predictions = [predictions_of(make_example(f"image {number}", ["red"]))[0] for number in range(40)]
+    orders = []
+    for given in (predictions, predictions[::-1]):
+        cases = Cases(8)
+        for prediction in given:
+            cases(prediction)
+        orders.append([prediction.example.id for prediction in cases.sections()["random"]])
+    assert orders[0] == orders[1]  # whatever the order of the evaluation
+    numbers = [int(name.split()[1]) for name in orders[0]]
+    assert numbers != sorted(numbers) and min(numbers) < 20 <= max(numbers)

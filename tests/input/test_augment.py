@@ -15,7 +15,7 @@ from s2rm_jax.input.augment import (
     hide_patches,
     hide_words,
 )
-from s2rm_jax.input.encode import view_of
+from s2rm_jax.input.encode import MEAN_COLOUR, Encoder, view_of
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import normalize
@@ -142,3 +142,20 @@ def test_nothing_is_changed_by_default_and_no_chance_is_used():
     view = view_of(example, [0])
     assert augmentation.move(view, example, rng) is view
     assert rng.random() == np.random.default_rng(0).random()
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop"])
+def test_views_are_moved_with_the_given_probability(kind):
+    example, rng = make_example("red dog"), np.random.default_rng(0)
+    view = view_of(example, [0])
+    augmentation = Augmentation(**{kind: 0.25})
+    moved = sum(augmentation.move(view, example, rng) is not view for _ in range(400))
+    assert 70 < moved < 130  # 100 +- 3.5 standard deviations
+
+
+def test_the_share_of_hidden_patches_is_drawn_between_none_and_the_largest():
+    arrays = Encoder(Tokenizer(WORDS, 9), (64, 64), 1)(make_example("red dog"), [0])
+    augmentation, rng = Augmentation(hide_patches=0.6, patch=4), np.random.default_rng(0)
+    shares = [(augmentation.hide(arrays, rng).images == MEAN_COLOUR).all(-1).mean() for _ in range(100)]
+    assert min(shares) < 0.1 and 0.5 < max(shares) < 0.75
+    assert 0.25 < np.mean(shares) < 0.35

@@ -94,6 +94,14 @@ def mask_of_two_corners(refs, instances):
     instances["annotations"][0]["segmentation"] = [[1.0, 2.0, 3.0, 4.0]]
 
 
+def speck(refs, instances):
+    instances["annotations"][0]["segmentation"] = [[29.65, 38.33, 29.65, 38.33, 30.68, 38.33, 30.68, 38.33]]
+
+
+def two_images(refs, instances):
+    instances["images"].insert(0, {**instances["images"][0], "file_name": "b.jpg"})
+
+
 def no_words(refs, instances):
     refs[-1]["sentences"][0]["raw"] = "  "
 
@@ -183,7 +191,13 @@ def fewer_referents(refs, instances):
     [
         (no_mask, "annotations without a mask", "annotation 1000"),
         (mask_of_two_corners, "annotations without a mask", "annotation 1000"),
-        (empty_rle, "annotations without a mask", "annotation 1000"),
+        (empty_rle, "RLEs without a pixel", "annotation 1000"),
+        (speck, "annotations without a mask", "annotation 1000: its polygons cover no pixel"),
+        (
+            two_images,
+            "ids that occur twice in instances.json",
+            "image 100 (2 times: b.jpg, COCO_train2014_000000000100.jpg)",
+        ),
         (no_words, "expressions without words", "sent_id 0 of ref_id 0"),
         (no_cleaned_words, "expressions without words", "sent_id 1 of ref_id 0"),
         (no_text, "expressions without words", "sent_id 1 of ref_id 0"),
@@ -202,8 +216,8 @@ def fewer_referents(refs, instances):
         (box_elsewhere, "masks that do not fit", "annotation 1000: mask and box differ by 6 pixels"),
         (box_of_words, "masks that do not fit", "annotation 1000: the bbox is 'here', not x, y, width, height"),
         (mask_outside, "masks that do not fit", "annotation 1000: the mask ends 6 pixels outside the image of 64 x"),
-        (no_numbers, "masks that do not fit", "annotation 1000: a polygon is not pairs of numbers"),
-        (odd_numbers, "masks that do not fit", "annotation 1000: a polygon is not pairs of numbers"),
+        (no_numbers, "masks that do not fit", "annotation 1000: a polygon has an invalid pixel coordinate"),
+        (odd_numbers, "masks that do not fit", "annotation 1000: a polygon has an odd number of coordinates (7)"),
         (rle_of_another_size, "masks that do not fit", "annotation 1000: the RLE of a mask has size [4, 4]"),
         (damaged_rle, "masks that do not fit", "annotation 1000: the RLE of a mask is damaged"),
     ],
@@ -276,8 +290,8 @@ def resize(path):
         (remove, "missing images", "COCO_train2014_000000000103.jpg", True),
         (cut_in_the_middle, "damaged images", "truncated", False),
         (cut_in_the_header, "damaged images", "COCO_train2014_000000000103.jpg (", True),
-        (make_empty, "damaged images", "(an empty file)", True),
-        (put_a_page_there, "damaged images", "(not an image)", True),
+        (make_empty, "damaged images", "(empty (0 bytes))", True),
+        (put_a_page_there, "damaged images", "(a web page (HTML) and not an image)", True),
         (resize, "images of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
     ],
 )
@@ -292,8 +306,9 @@ def test_every_fault_of_images_is_found_and_nothing_else(tmp_path, damage, kind,
 def test_images_elsewhere_or_nowhere(tmp_path):
     root = refer_fixture.write_refer_layout(tmp_path / "data", image_folder="../coco/train2014")
     assert kinds(root, image_root=tmp_path / "coco") == {}
-    ((kind, (case,)),) = kinds(root).items()
-    assert kind == "no images found" and "none of these folders exists" in case
+    (problem,) = examine(root, quiet=True).datasets[0].problems
+    assert (problem.kind, len(problem.cases)) == ("missing images", 8)
+    assert "none of these folders exists" in problem.remedy
 
 
 def test_the_first_image_may_be_the_missing_one(tmp_path):
@@ -373,3 +388,11 @@ def test_the_real_sample_passes():
     result = examine(root, quiet=True)
     assert result.ok and result.datasets[0].images_checked == 90
     assert result.datasets[0].counts["train"] == SplitSize(44, 148, 300)
+
+
+def test_the_report_counts_the_images_that_were_really_read(tmp_path):
+    root = refer_fixture.write_refer_layout(tmp_path)
+    image(root, 0).unlink()
+    make_empty(image(root, 3))
+    assert "8 images checked, 6 of them decoded" in format_report(examine(root, quiet=True))
+    assert "8 images checked, 6 of them by their headers only" in format_report(examine(root, quiet=True, quick=True))

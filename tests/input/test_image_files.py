@@ -1,5 +1,6 @@
 """The images of a folder or a pattern, and their order."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,43 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
 def test_every_image_has_a_folder_of_its_own(images, folders):
     found = result_folders([Path(name) for name in images], taken="result.json")
     assert [path.as_posix() for path in found] == folders
+
+
+def test_hidden_files_are_passed_over_unless_they_are_named(frames):
+    for name in ("._frame9.jpg", ".cache/frame1.jpg"):
+        (frames / name).parent.mkdir(exist_ok=True)
+        (frames / name).touch()
+    names = [[path.name for path in list_images(f"{frames}{given}")] for given in ("", "/*.jpg", "/**/*.jpg")]
+    assert names == [["Frame2.JPG", "frame9.jpg", "frame10.jpg"], *[["frame9.jpg", "frame10.jpg"]] * 2]
+    assert list_images(f"{frames}/.*/*.jpg") == [frames / ".cache/frame1.jpg"]
+
+
+def test_images_of_a_folder_that_are_not_read_are_counted_and_named(frames, caplog):
+    for name in ("a.JP2", "b.tga", "c.dng", "d.txt"):
+        (frames / name).touch()
+    (frames / "e.png").symlink_to(frames / "nowhere.png")
+    with caplog.at_level(logging.WARNING):
+        assert len(list_images(str(frames))) == 3
+    (message,) = caplog.messages
+    assert message.endswith("left out, as another format or a broken link: 4 (a.JP2, b.tga, c.dng, e.png)")
+    for path in list_images(str(frames)):
+        path.unlink()
+    with pytest.raises(UserError, match=r"has no images .*; 4 that cannot be read: a\.JP2, b\.tga, c\.dng, e\.png"):
+        list_images(str(frames))
+
+
+def test_links_that_form_loops_end(frames):
+    for name in "ab":
+        (frames / name).mkdir()
+    for folder in (frames, frames / "a", frames / "b"):
+        for name in ("up", "over"):
+            (folder / name).symlink_to(frames)
+    assert [path.name for path in list_images(f"{frames}/**")] == ["Frame2.JPG", "frame9.jpg", *_REST]
+
+
+_REST = ["frame10.jpg", "frame1.png", "notes.txt"]
+
+
+def test_what_is_no_pattern_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a\*\*b is not a pattern"):
+        list_images(f"{tmp_path}/a**b")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import decode_plain_jpeg, load_image
+from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, list_images, load_image, read_header
 
 HEIGHT, WIDTH = 12, 16
 
@@ -190,8 +190,10 @@ def encoded(kind: str) -> bytes:
         (encoded("PNG")[:5000], "is damaged"),
         (encoded("TIFF")[:5000], "is damaged"),
         (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
-        (b"", "is not an image in a supported format"),
-        (b"<html>not found</html>", "is not an image in a supported format"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"\n<html>not found</html>", "is a web page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>\n<title>404</title>", "is a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image in a supported format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is not an image in a supported format"),
     ],
 )
@@ -224,7 +226,7 @@ def test_a_file_cut_anywhere_is_damaged_or_no_image(tmp_path, kind, options):
     assert len(found) > len(whole) - 40  # whole without its last few bytes, which hold no pixels
     for message in found:
         assert str(path) in message
-        assert "is damaged" in message or "is not an image" in message
+        assert "is damaged" in message or "is not an image" in message or "is empty" in message
         assert "\n" not in message
 
 
@@ -269,3 +271,23 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, at twice which it raises by itself
     with pytest.raises(UserError, match=r"huge\.png has more than 191 pixels"):
         load_image(path, max_pixels=WIDTH * HEIGHT - 1)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_images_of_phones_are_read_where_a_decoder_is_installed(tmp_path, kind):
+    if kind not in FORMATS:
+        pytest.skip(f"no decoder of {kind}")
+    flat = Image.new("RGB", (WIDTH, HEIGHT), (200, 40, 40))
+    flat.save(tmp_path / f"photo.{kind.lower()}", kind)
+    found = load_image(tmp_path / f"photo.{kind.lower()}")
+    assert found.shape == (HEIGHT, WIDTH, 3) and np.abs(found.astype(int) - (200, 40, 40)).max() < 12
+    assert [path.name for path in list_images(str(tmp_path))] == [f"photo.{kind.lower()}"]
+    header = read_header(tmp_path / f"photo.{kind.lower()}")
+    assert (header.height, header.width, header.problem) == (HEIGHT, WIDTH, "")
+
+
+def test_a_photograph_without_a_decoder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2rm_jax.input.images.FORMATS", ("JPEG", "PNG"))
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(UserError, match=r"a\.heic is a HEIC image; install its decoder"):
+        load_image(tmp_path / "a.heic")

@@ -26,12 +26,21 @@ def palette() -> Image.Image:
     return image
 
 
+def transparent() -> Image.Image:
+    """White where the object is, transparent elsewhere."""
+    image = Image.new("RGBA", (WIDTH, HEIGHT), "white")
+    image.putalpha(Image.fromarray(MASK.astype(np.uint8) * 255))
+    return image
+
+
 KINDS = {
     "255": Image.fromarray(MASK.astype(np.uint8) * 255),
     "1": Image.fromarray(MASK.astype(np.uint8)),
     "1 bit": Image.fromarray(MASK),
     "16 bits": Image.fromarray(MASK.astype(np.uint16) * 300),
     "palette": palette(),
+    "opaque RGBA": Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGBA"),
+    "opaque grey and alpha": Image.fromarray(MASK.astype(np.uint8) * 255).convert("LA"),
     "colour": Image.fromarray(np.stack([MASK * 0, MASK * 40, MASK * 0], axis=-1).astype(np.uint8)),
 }
 
@@ -83,7 +92,7 @@ def text_file(path: Path) -> Path:
         (lambda folder: text_file(folder / "text.png"), r"text\.png cannot be read \(cannot identify"),
         (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its image 6 x 9"),
         (lambda folder: saved(folder, KINDS["255"], "mask.jpg"), "is a JPEG, which blurs masks; save it as PNG"),
-        (lambda folder: saved(folder, KINDS["255"].convert("RGBA")), "transparent pixels"),
+        (lambda folder: saved(folder, transparent()), "transparent pixels"),
         (lambda folder: saved(folder, Image.new("F", (WIDTH, HEIGHT)), "mask.tiff"), "values of an unknown kind"),
     ],
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.masks import has_mask, rasterize, resize_mask
+from s2rm_jax.input.masks import has_mask, has_pixels, rasterize, resize_mask, usable_parts
 
 HEIGHT, WIDTH = 20, 30
 
@@ -143,3 +145,59 @@ def test_resizing_agrees_with_the_nearest_neighbour_of_pillow(size):
     expected = Image.fromarray(mask.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
     for order in "CF":  # in which the pixels lie in memory
         np.testing.assert_array_equal(resize_mask(np.asarray(mask, order=order), size), np.asarray(expected) != 0)
+
+
+def test_pixels_under_three_parts_are_not_covered_once():
+    third = np.zeros((40, 40), bool)
+    third[12:18, 12:18] = True  # within the 10 x 10 pixels that both squares cover
+    once = rasterize({"covered_once": [*SQUARES, polygon(12, 12, 18, 18)]}, 40, 40)
+    assert once.sum() == 600 and not once[third].any()
+
+
+# Of the issues of COCO's tools: a box without height, which pycocotools draws as nothing.
+SPECK = [29.65, 38.33, 29.65, 38.33, 30.68, 38.33, 30.68, 38.33]
+TWICE = [10, 10, 20, 10, 20, 20, 10, 20] * 2  # even-odd filling: what is enclosed twice is outside
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        ([SPECK], False),
+        ([TWICE], False),
+        ([SPECK, polygon(*A)], True),
+        ([[50, 50, 60, 50, 60, 60]], False),  # outside
+        (np.zeros((HEIGHT, WIDTH), bool), False),
+        (uncompressed(box(*A) & False), False),
+        (text_counts(compressed(box(*A) & False)), False),
+        ([compressed(box(*A) & False), compressed(box(*A))], True),
+        ({"covered_once": [polygon(*A), polygon(*A)]}, False),
+        ([], False),
+        (uncompressed(box(*A)), True),
+    ],
+)
+def test_whether_a_mask_has_a_pixel_agrees_with_the_decoded_mask(segmentation, expected):
+    assert has_pixels(segmentation, HEIGHT, WIDTH) == rasterize(segmentation, HEIGHT, WIDTH).any() == expected
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], "a polygon has 2 corners"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], "odd number of coordinates"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, float("nan")], "invalid pixel coordinate"),
+        ({"size": [2, 2], "counts": [4]}, r"has size \[2, 2\]"),
+        ({"size": [HEIGHT, WIDTH], "counts": "0"}, "is damaged"),
+        ({"size": [HEIGHT, WIDTH], "counts": "~"}, "is damaged"),
+        (7, "must be a list"),
+    ],
+)
+def test_a_bad_part_is_left_out_beside_a_good_one(bad, problem):
+    good, problems, is_empty = usable_parts([bad, polygon(*A)], HEIGHT, WIDTH)
+    assert good == [polygon(*A)] and len(problems) == 1 and not is_empty
+    assert re.search(problem, problems[0])
+    assert usable_parts([bad], HEIGHT, WIDTH)[0] == []
+
+
+def test_polygons_without_a_pixel_are_no_mask_and_run_lengths_without_one_are():
+    assert usable_parts([SPECK], HEIGHT, WIDTH).is_empty
+    assert not usable_parts(uncompressed(box(*A) & False), HEIGHT, WIDTH).is_empty

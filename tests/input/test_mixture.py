@@ -169,10 +169,10 @@ def test_evaluation_scores_every_expression_of_every_part_once():
     config = pipeline_config()
     source = MixtureSource({"a": Numbers(3), "b": Numbers(5)})
     seen = [
-        item.example.expressions[item.first + k].id
-        for _, items in eval_batches(source, build_tokenizer(config, source), config)
-        for item in items
-        for k in range(item.number)
+        item.example.expressions[position].id
+        for one in eval_batches(source, build_tokenizer(config, source), config)
+        for item in one.items
+        for position in item.positions
     ]
     assert len(seen) == len(set(seen)) == 6 + 9
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.custom import coco_json_source, json_lines_source
+from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.sources import build_source
 from tests.input.own_data_fixture import mask_of, polygons_of, rle_of, write_coco_json, write_json_lines
-from tests.input.refer_fixture import HEIGHT, WIDTH, refer_mini
+from tests.input.refer_fixture import HEIGHT, WIDTH, draw_image, refer_mini
 
 FORMS = {"json_lines": write_json_lines, "coco_json": write_coco_json}
 
@@ -108,7 +110,7 @@ LINE_MISTAKES = [
     ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its image of 64 x 48 pixels"),
     ({"split": 3}, r"line 1: 'split' must be a string, got 3"),
     ({"image": "images/9.png"}, r"line 1: image .*images/9\.png not found"),
-    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl cannot be read as an image \(cannot identify"),
+    ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl is not an image in a supported format"),
 ]
 RLE_MISTAKES = [
     ({"rle": "7b"}, r"line 4: 'rle' must have a size and counts"),
@@ -118,7 +120,7 @@ RLE_MISTAKES = [
     ({"rle": {"size": [HEIGHT, WIDTH], "counts": [5, 6]}}, r"line 4: an RLE covers 11 pixels, its size has 3072"),
     (
         {"rle": rle_of(mask_of(1, "left")) | {"size": [WIDTH, HEIGHT]}},
-        r"line 4: an RLE has size \[64, 48\], .*\[48, 64\]",
+        r"line 4: the RLE of a mask has size \[64, 48\], its image is 48 x 64",
     ),
 ]
 
@@ -203,7 +205,7 @@ def change_image(**fields: Any):
         (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty expression"),
         (change(1, segmentation=[[1, 2, 3]]), r"annotation 1: a polygon has an odd number of coordinates \(3\)"),
         (change(1, segmentation=7), "annotation 1: a mask must be a list of polygons or an RLE, got 7"),
-        (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: an RLE has size \[2, 2\]"),
+        (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: the RLE of a mask has size \[2, 2\]"),
         (change(1, split=None), "annotation 1: 'split' must be a string, got None"),
         (change(2, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
         (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),
@@ -305,3 +307,99 @@ def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, n
             (one.text, one.segmentation) for one in meant.expressions
         ]
         assert source.referents(index) == original.referents(index)
+
+
+def test_a_bad_part_beside_good_ones_is_left_out_with_a_warning(tmp_path, caplog):
+    def edit(content):
+        content["annotations"][1]["segmentation"] += [[1, 2, 3, 4], [64, 2, 90, 2, 90, 9]]
+
+    with caplog.at_level(logging.WARNING):
+        source = coco_json_source("train", root=write_coco_json(tmp_path, edit))
+    (message,) = caplog.messages
+    assert "parts of masks left out, beside good ones: 1 (annotation 1: a polygon has 2 corners" in message
+    right = source[0].expressions[2]
+    np.testing.assert_array_equal(rasterize(right.segmentation, HEIGHT, WIDTH), mask_of(0, "right"))
+
+
+def test_polygons_without_a_pixel_are_left_out_and_run_lengths_of_zeros_refer_to_nothing(tmp_path, caplog):
+    def edit(entries):
+        entries[0]["polygon"] = [[29.65, 38.33, 29.65, 38.33, 30.68, 38.33, 30.68, 38.33]]
+        entries[3]["rle"] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+
+    with caplog.at_level(logging.WARNING):
+        source = json_lines_source("train", root=write_json_lines(tmp_path, edit))
+    assert "left out because their polygons cover no pixel: 1 (line 1)" in caplog.text
+    assert [one.text for one in source[0].expressions] == ["the right one", "the dog"]
+    assert view_of(source[1], [0, 1, 2, 3]).referents == (None, None, 0, None)
+
+
+def test_two_images_with_one_id_are_a_mistake_that_names_both_files(tmp_path, caplog):
+    def edit(content):
+        content["images"][1]["id"] = 0
+
+    root = write_coco_json(tmp_path, edit)
+    with pytest.raises(UserError, match=r"image 0: two images have this id: images/0\.png and images/1\.png"):
+        coco_json_source("val", root=root)
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="split 'train' not found"):
+        coco_json_source("train", root=root, on_bad_example="skip")  # it is unknown which image is meant
+    assert "two images have this id" in caplog.text
+
+
+def test_a_json_array_is_called_one(tmp_path):
+    path = write_json_lines(tmp_path) / "data.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    for text in (json.dumps(entries), "\n" + json.dumps(entries, indent=2)):
+        path.write_text(text)
+        with pytest.raises(UserError, match="holds a JSON array; write one object on each line"):
+            json_lines_source("train", root=tmp_path)
+
+
+def test_backslashes_separate_folders_where_no_file_has_such_a_name(tmp_path):
+    def edit(entries):
+        for entry in entries:
+            entry["image"] = entry["image"].replace("/", "\\")
+            if "mask" in entry:
+                entry["mask"] = entry["mask"].replace("/", "\\")
+
+    root = write_json_lines(tmp_path, edit)
+    assert json_lines_source("val", root=root)[0].image == root / "images/2.png"
+    Image.open(root / "images/2.png").save(root / "images\\2.png")
+    assert json_lines_source("val", root=root)[0].image == root / "images\\2.png"
+
+
+@pytest.mark.parametrize("number", [0, 3, 6], ids=["polygon", "rle", "mask file"])
+def test_masks_of_the_upright_image_are_refused_with_the_option_for_them(tmp_path, number):
+    root = write_json_lines(tmp_path, lambda entries: entries[0].update(polygon=[[50, 2, 60, 2, 60, 9]]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = root / f"images/{number // 3}.png"
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    split = "train" if number < 6 else "val"
+    with pytest.raises(UserError, match=rf"line {number + 1}: .*; EXIF rotates the image: set apply_exif=True"):
+        json_lines_source(split, root=root)
+    json_lines_source(split, root=root, apply_exif=True)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 5, 6, 7, 8])
+def test_annotations_of_a_rotated_photograph_may_be_upright(tmp_path, orientation, caplog):
+    """As Label Studio and CVAT write them; the stored image is that which viewers turn into the upright one."""
+    undo = {2: 2, 3: 3, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    upright = draw_image(0)
+    exif = Image.Exif()
+    exif[0x0112] = undo
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG", exif=exif)
+    stored = ImageOps.exif_transpose(Image.open(buffer))
+    root = write_coco_json(tmp_path)
+    exif[0x0112] = orientation
+    stored.save(root / "images/0.png", exif=exif)
+    if orientation >= 5:
+        with pytest.raises(UserError, match=r"has 48 x 64 pixels, its entry says 64 x 48; EXIF .*set apply_exif=True"):
+            coco_json_source("train", root=root)
+    with caplog.at_level(logging.WARNING):
+        source = coco_json_source("train", root=root, apply_exif=True)
+    assert not caplog.messages
+    np.testing.assert_array_equal(source[0].load_image(), np.asarray(upright))
+    view = view_of(source[0], [0])
+    np.testing.assert_array_equal(view.image, np.asarray(upright))
+    np.testing.assert_array_equal(view.masks()[0], mask_of(0, "left"))

@@ -152,14 +152,14 @@ def test_evaluation_scores_every_expression_once(limit):
     batches = eval_batches(source, build_tokenizer(config, source), config)
     seen = []
     assert len(list(batches)) == len(batches)
-    for batch, items in batches:
+    for batch, items, _ in batches:
         assert batch.images.shape[0] == 4
-        assert batch.valid.sum() == sum(item.number for item in items)
+        assert batch.valid.sum() == sum(len(item.positions) for item in items)
         assert not batch.valid[len(items) :].any()
         for row, item in enumerate(items):
-            assert batch.valid[row].tolist() == [k < item.number for k in range(2)]
-            for k in range(item.number):
-                expression = item.example.expressions[item.first + k]
+            assert batch.valid[row].tolist() == [k < len(item.positions) for k in range(2)]
+            for k, position in enumerate(item.positions):
+                expression = item.example.expressions[position]
                 np.testing.assert_array_equal(unpack_masks(batch.targets[row, k], 8), expression.segmentation)
                 seen.append(expression.id)
     images = [source[i] for i in range(limit or 7)]
@@ -202,10 +202,10 @@ def test_an_expression_that_refers_to_nothing_has_an_empty_mask():
             return replace(example, expressions=(first, *example.expressions[1:]))
 
     config, source = small_config(), Empty()
-    for batch, items in eval_batches(source, build_tokenizer(config, source), config):
+    for batch, items, _ in eval_batches(source, build_tokenizer(config, source), config):
         for row, item in enumerate(items):
-            expected = [item.first + k > 0 for k in range(item.number)]
-            assert batch.has_target[row].tolist() == expected + [False] * (2 - item.number)
+            expected = [position > 0 for position in item.positions]
+            assert batch.has_target[row].tolist() == expected + [False] * (2 - len(item.positions))
             assert batch.targets[row].any((1, 2)).tolist() == batch.has_target[row].tolist()
         assert not batch.has_target[len(items) :].any()
 
@@ -214,8 +214,8 @@ def test_an_evaluation_may_take_more_expressions_at_a_time_than_the_training():
     config, source = small_config(), Images()
     config.eval.expressions_per_image = 4
     batches = list(eval_batches(source, build_tokenizer(config, source), config))
-    assert [batch.valid.shape for batch, _ in batches] == [(4, 4)] * 2
-    assert sum(len(items) for _, items in batches) == len(source)
+    assert [one.batch.valid.shape for one in batches] == [(4, 4)] * 2
+    assert sum(len(one.items) for one in batches) == len(source)
 
 
 def test_evaluation_makes_every_example_once():
@@ -268,17 +268,15 @@ def test_processes_share_an_evaluation(count):
     """10 parts of images in batches of 8: whatever the number of processes, each part once, and as many batches."""
     config, source = small_config(), Images()
     tokenizer = build_tokenizer(config, source)
-    straight = [item for _, items in eval_batches(source, tokenizer, config) for item in items]
+    straight = [item for one in eval_batches(source, tokenizer, config) for item in one.items]
     parts = [list(eval_batches(source, tokenizer, config, 8, (index, count))) for index in range(count)]
     assert [len(part) for part in parts] == [-(-len(straight) // 8)] * count
-    assert all(batch.images.shape[0] == 8 // count for part in parts for batch, _ in part)
-    together = [item for shares in zip(*parts, strict=True) for _, items in shares for item in items]
-    assert [(i.example.id, i.first, i.number) for i in together] == [
-        (i.example.id, i.first, i.number) for i in straight
-    ]
+    assert all(batch.images.shape[0] == 8 // count for part in parts for batch, _, _ in part)
+    together = [item for shares in zip(*parts, strict=True) for one in shares for item in one.items]
+    assert [(i.example.id, i.positions) for i in together] == [(i.example.id, i.positions) for i in straight]
     for part in parts:
-        for batch, items in part:
-            assert batch.valid.sum(1).tolist()[: len(items)] == [item.number for item in items]
+        for batch, items, _ in part:
+            assert batch.valid.sum(1).tolist()[: len(items)] == [len(item.positions) for item in items]
             assert not batch.valid[len(items) :].any()
 
 

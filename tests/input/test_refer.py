@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.refer import ReferSource
@@ -271,10 +272,6 @@ def no_text(refs, instances):
     refs[-1]["sentences"][0]["raw"] = None
 
 
-def no_list(refs, instances):
-    instances["annotations"][0]["segmentation"] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-
 def several_objects(refs, instances):
     refs[-1]["ann_id"] = [1000, 1001]
 
@@ -297,7 +294,6 @@ def no_referents(refs, instances):
         (no_raw, "a referent or an expression has no 'raw'"),
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
         (no_text, "None instead of a text as 'raw' of the expression with sent_id 0"),
-        (no_list, r"annotation 1000 in .*must be a list of numbers"),
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
         (twice, "2 expressions with the sent_id 0"),
         (no_referents, "split 'train' not found in .*; available: none"),
@@ -406,3 +402,56 @@ def test_the_real_referents_have_one_mask_each_which_dropping_overlaps_only_shri
             several += len(polygons) > 1
     assert sum(len(joined.referents(index)) for index in range(len(joined))) == joined.num_referents == 148
     assert several >= 10, "the sample has annotations of several polygons"
+
+
+def test_polygons_without_a_pixel_and_bad_parts_are_left_out_and_counted(tmp_path, caplog):
+    def edit(refs, instances):
+        instances["annotations"][0]["segmentation"] = [[29.65, 38.33, 29.65, 38.33, 30.68, 38.33, 30.68, 38.33]]
+        instances["annotations"][1]["segmentation"].append([1.0, 2.0, 3.0, 4.0])
+        instances["annotations"][2]["segmentation"] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # no list of lists
+        instances["annotations"][3]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+
+    with caplog.at_level(logging.WARNING):
+        source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+    no_mask, bad = caplog.messages
+    assert no_mask.endswith("no mask: 2 (ann_id 1002, 1000)")
+    assert bad.endswith("parts cannot be decoded, and were left out: 2 (ann_id 1002, 1001)")
+    assert [view_of(example, [0]).referents for example in source] == [(0,), (None,)]
+
+
+def same_image_id(refs, instances):
+    instances["images"][1]["id"] = 100
+
+
+def same_annotation_id(refs, instances):
+    instances["annotations"][2]["id"] = 1000
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (same_image_id, r"two images with the id 100: COCO_\w+100\.jpg and COCO_\w+101\.jpg"),
+        (same_annotation_id, r"two annotations with the id 1000, of COCO_\w+100\.jpg and COCO_\w+101\.jpg"),
+    ],
+)
+def test_ids_that_occur_twice_are_refused_with_both_files(tmp_path, edit, message):
+    with pytest.raises(UserError, match=message):
+        ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+
+
+def test_the_same_entry_twice_does_no_harm(tmp_path):
+    def edit(refs, instances):
+        instances["images"].append(instances["images"][0])
+        instances["annotations"].append(instances["annotations"][0])
+
+    assert len(ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))) == 2
+
+
+def test_file_names_of_windows_are_found(tmp_path):
+    def edit(refs, instances):
+        for image in instances["images"]:
+            image["file_name"] = f"train2014\\{image['file_name']}"
+
+    root = write_refer_layout(tmp_path, edit=edit)
+    source = ReferSource("train", root=root, image_root=root / "images/mscoco/images")
+    assert source[0].load_image().shape == (HEIGHT, WIDTH, 3)

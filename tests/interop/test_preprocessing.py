@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.interop import exported_segment as standalone
 from s2rm_jax.interop.torch_folder import write_preprocessing
@@ -134,6 +135,14 @@ def test_floating_point_images_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(ValueError, match=r"f\.tiff has floating-point values"):
         standalone.load_image(tmp_path / "f.tiff")
+
+
+def test_values_of_more_than_16_bits_are_refused_as_by_the_segmenter(tmp_path):
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "i.tiff")
+    with pytest.raises(ValueError, match=r"i\.tiff has 32-bit values"):
+        standalone.load_image(tmp_path / "i.tiff")
+    with pytest.raises(UserError, match=r"i\.tiff has 32-bit values"):
+        load_image(tmp_path / "i.tiff")
 
 
 @pytest.mark.parametrize("can_say_nothing", [False, True])

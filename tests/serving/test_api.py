@@ -199,3 +199,15 @@ def test_large_images_are_decoded_in_chunks():
     for wrong in (first + "QQ==", encoded(content)[:-1]):
         with pytest.raises(binascii.Error):
             api._read_json(body(wrong))
+
+
+def test_base64_may_be_a_data_uri_and_have_the_line_breaks_of_mime(call_api, striped_file):
+    image = striped_file(3, 16, 24)
+    plain = encoded(image)
+    forms = [plain + "\n", base64.encodebytes(image).decode(), plain.replace("A", "A\r\n", 1)]
+    forms += [f"data:image/png;base64,{form}" for form in (plain, *forms)]
+    expected = call_api(json={"image": plain, "expressions": ["red"]}).json()["results"]
+    for form in forms:
+        answer = call_api(json={"image": form, "expressions": ["red"]})
+        assert (answer.status_code, answer.json().get("results")) == (200, expected)
+    assert call_api(json={"image": f"data:text/html,{plain}", "expressions": ["red"]}).status_code == 422

@@ -281,3 +281,10 @@ def test_mistakes_in_the_configuration_are_found_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=message):
         train_and_evaluate(standin.make_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_examples_that_were_left_out_is_logged_at_the_end(tmp_path, standin, capsys):
+    config = standin.make_config(input__on_bad_example="skip")
+    parts = replace(standin.make_parts(config), left_out={"a.jpg is damaged", "b.jpg is missing"})
+    run(config, tmp_path, parts, MESH)
+    assert "Left out, as they cannot be read: 2 examples" in capsys.readouterr().out.splitlines()[-1]

@@ -28,8 +28,8 @@ from s2rm_jax.input.check.report import (
     where_annotations,
     where_images,
 )
-from s2rm_jax.input.images import FORMATS
-from s2rm_jax.input.masks import decode_rle, has_mask
+from s2rm_jax.input.images import FORMATS, describe_unknown
+from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     ImageFolder,
     find_image_folder,
@@ -86,8 +86,10 @@ def examine(
         new = [file for file in dict.fromkeys(files) if file not in checked]
         bar = tqdm(new, f"{item.dataset}: images", disable=quiet or None, leave=False)
         checked.update(zip(bar, _check_images(new, quick, threads), strict=True))
+        results = [checked[file] for file in files]
         report.images_checked = len(files)
-        _add_image_problems(report, [checked[file] for file in files])
+        report.images_read = sum(kind not in (_MISSING, _DAMAGED) for kind, _ in results)
+        _add_image_problems(report, results)
     names = {item.dataset for item in found}
     absent = () if dataset else tuple(name for name in KNOWN if name not in names)
     return Report(str(root), quick, tuple(reports), absent)
@@ -192,8 +194,15 @@ def _usable(entries: Any, name: str, required: dict[str, type]) -> tuple[list[di
 
 
 def _duplicates(entries: list[dict[str, Any]], name: str) -> list[str]:
-    counts = Counter(entry["id"] for entry in entries)
-    return [f"{name} {id} ({count} times)" for id, count in counts.items() if count > 1]
+    alike = defaultdict(list)
+    for entry in entries:
+        alike[entry["id"]].append(str(entry.get("file_name", "")))
+    cases = []
+    for id, files in alike.items():
+        if len(files) > 1:
+            named = f": {', '.join(files)}" if len(set(files)) > 1 else ""
+            cases.append(f"{name} {id} ({len(files)} times{named})")
+    return cases
 
 
 def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Instances, quiet: bool) -> list[Any]:
@@ -304,33 +313,42 @@ Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Instances, quiet: bool) -> None:
-    without, misfits = [], []
+    without, empty, misfits = [], [], []
     for id, image_id in tqdm(used.items(), f"{report.dataset}: masks", disable=quiet or None, leave=False):
         annotation, image = instances.annotations[id], instances.images[image_id]
         height, width = image["height"], image["width"]
+        stored = annotation.get("segmentation")
         try:
-            extent = extent_of(annotation.get("segmentation"), height, width)
-            reason = "" if extent is None else misfit(extent, annotation.get("bbox"), height, width)
+            if not has_mask(stored):
+                without.append(f"annotation {id}")
+                continue
         except UserError as error:
             misfits.append(f"annotation {id}: {error}")
             continue
-        if extent is None:
-            without.append(f"annotation {id}")
-        elif reason:
-            misfits.append(f"annotation {id}: {reason}")
+        parts, problems, is_empty = usable_parts(stored, height, width)
+        extent = extent_of(parts, height, width)
+        if extent is not None:
+            problems.append(misfit(extent, annotation.get("bbox"), height, width))
+        elif parts:
+            empty.append(f"annotation {id}")
+        if is_empty:
+            without.append(f"annotation {id}: its polygons cover no pixel")
+        misfits += [f"annotation {id}: {problem}" for problem in problems if problem][:1]
     harmless = "harmless if few: their referents are left out of training and evaluation"
     report.add("annotations without a mask", without, harmless)
-    report.add("masks that do not fit", misfits, f"more than {TOLERANCE:g} pixels off or damaged; {_SAME_ARCHIVE}")
+    report.add(
+        "RLEs without a pixel", empty, "right if their expressions refer to nothing: so they are trained and scored"
+    )
+    report.add(
+        "masks that do not fit",
+        misfits,
+        f"more than {TOLERANCE:g} pixels off, or damaged; damaged parts are left out of training and evaluation; "
+        f"{_SAME_ARCHIVE}",
+    )
 
 
 def extent_of(segmentation: Any, height: int, width: int) -> Extent | None:
-    """Return the extent of polygons (from their corners, without rasterizing them) or of RLEs; None without a mask.
-
-    Raises:
-      UserError: a polygon or an RLE is damaged, or the RLE has another size than the image.
-    """
-    if not has_mask(segmentation):
-        return None
+    """Return the extent of intact polygons (from their corners) or RLEs; None without a part or a pixel."""
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     extents = [
         _extent_of_rle(part, height, width) if isinstance(part, dict) else _extent_of_polygon(part) for part in parts
@@ -360,15 +378,8 @@ def misfit(extent: Extent, box: Any, height: int, width: int) -> str:
     return f"mask and box differ by {off:.0f} pixels" if off > TOLERANCE else ""
 
 
-def _extent_of_polygon(polygon: Any) -> Extent | None:
-    if len(polygon) < 6:
-        return None
-    try:
-        corners = np.asarray(polygon, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"a polygon is not pairs of numbers: {polygon!r:.40}") from error
-    if not np.isfinite(corners).all():
-        raise UserError(f"a polygon has coordinates that are not finite: {polygon!r:.40}")
+def _extent_of_polygon(polygon: list[int | float]) -> Extent:
+    corners = np.asarray(polygon, np.float64).reshape(-1, 2)
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     return float(left), float(top), float(right), float(bottom)
 
@@ -378,6 +389,9 @@ def _extent_of_rle(rle: dict[str, Any], height: int, width: int) -> Extent | Non
     if not len(rows):
         return None
     return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
+
+
+_MISSING, _DAMAGED = "missing images", "damaged images"
 
 
 class ImageFile(NamedTuple):
@@ -403,13 +417,13 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
                 file.draft(file.mode, (size[0] // 8, size[1] // 8))
                 file.load()
     except FileNotFoundError:
-        return "missing images", path.name
+        return _MISSING, path.name
     except UnidentifiedImageError:
-        reason = "not an image" if path.stat().st_size else "an empty file"
-        return "damaged images", f"{path.name} ({reason})"
+        reason, _, _ = describe_unknown(path).removeprefix("is ").partition(";")
+        return _DAMAGED, f"{path.name} ({reason})"
     except Exception as error:  # Pillow raises nearly any exception on damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
-        return "damaged images", f"{path.name} ({reason})"
+        return _DAMAGED, f"{path.name} ({reason})"
     if size != (width, height):
         found = f"{size[0]} x {size[1]} instead of {width} x {height}"
         return "images of another size than annotated", f"{path.name} ({found})"
@@ -437,7 +451,7 @@ def _find_folder(
         report.images = str(folder.path)
         return folder
     if problem:
-        report.add("no images found", [problem], f"get {where_images(report.dataset)}")
+        report.add(_MISSING, file_names, f"none was found: {problem}; get {where_images(report.dataset)}")
     return None
 
 
@@ -446,10 +460,10 @@ def _add_image_problems(report: DatasetReport, results: list[tuple[str, str]]) -
     for kind, case in results:
         if kind:
             cases.setdefault(kind, []).append(case)
-    missing = cases.get("missing images", [])
+    missing = cases.get(_MISSING, [])
     lost = [name for name in missing if may_be_missing(report.dataset, name)]
     if lost:
         report.notes.append(f"missing in every known copy: {', '.join(lost)}")
-        cases["missing images"] = [name for name in missing if name not in lost]
+        cases[_MISSING] = [name for name in missing if name not in lost]
     for kind, names in cases.items():
         report.add(kind, names, f"unpack the archive of the images again, or get {where_images(report.dataset)}")

@@ -121,6 +121,7 @@ class DatasetReport:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     images_checked: int = 0
+    images_read: int = 0  # of which the header, or unless quick all pixels, could be read
 
     @property
     def key(self) -> tuple[str, str]:
@@ -216,7 +217,8 @@ def _format_dataset(report: DatasetReport, quick: bool) -> Iterator[str]:
     yield f"    images       {report.images or 'not found'}"
     yield from _format_counts(report)
     if report.images_checked:
-        how = "headers only (--quick)" if quick else "all decoded"
+        read = "all" if report.images_read == report.images_checked else f"{report.images_read:,} of them"
+        how = f"{read} by their headers only (--quick)" if quick else f"{read} decoded"
         yield f"    {_number(report.images_checked, 'image')} checked, {how}"
     for note in report.notes:
         yield from _wrap(note, "    note: ")

@@ -1,0 +1,170 @@
+"""config.input.on_bad_example: examples that cannot be read stop the run, or are left out and counted."""
+
+import itertools
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.evaluator import Evaluator
+from s2rm_jax.evaluation.report import remarks
+from s2rm_jax.input.custom import json_lines_source
+from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.mixture import MixtureSource
+from s2rm_jax.input.pipeline import LeftOut, build_tokenizer, eval_batches, require_images, train_batches
+from s2rm_jax.input.refer import ReferSource
+from tests.input.own_data_fixture import write_json_lines
+from tests.input.refer_fixture import COCO_NAME, FOLDER, write_refer_layout
+from tests.input.test_pipeline import Images, assert_same, small_config
+
+
+class Damaged(Images):
+    """Example 3 of 7 cannot be read, and of example 6 the second of three expressions has a damaged mask."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise UserError("the image 3.jpg is damaged")
+        example = super().__getitem__(index)
+        if index != 6:
+            return example
+        first, second, third = example.expressions
+        damaged = Expression(second.text, {"size": [8, 12], "counts": [1]}, id=second.id)
+        return Example(example.id, example.image, 8, 12, (first, damaged, third))
+
+
+def skipping(**changes):
+    config = small_config(**changes)
+    config.input.on_bad_example = "skip"
+    return config
+
+
+def batches(count, config, source=None, **arguments):
+    source = source or Damaged()
+    return list(itertools.islice(train_batches(source, build_tokenizer(config, source), config, **arguments), count))
+
+
+def test_training_stops_at_a_bad_example_unless_it_is_told_to_skip_it():
+    with pytest.raises(UserError, match="is damaged"):
+        batches(4, small_config())
+
+
+def test_the_next_image_takes_the_place_of_a_bad_one_and_each_is_logged_once(caplog):
+    left_out = LeftOut()
+    with caplog.at_level(logging.WARNING):
+        found = batches(14, skipping(), left_out=left_out)
+    assert all(one.images.shape == (4, 8, 12, 3) for one in found)
+    counts = Counter(int(image[0, 0, 0]) for one in found for image in one.images)
+    assert counts[1] == counts[2] == counts[5] == 8  # 56 rows: 8 epochs
+    assert (counts[3], counts[4]) == (0, 16)
+    assert counts[6] < 8 < counts[0] and counts[6] + counts[0] == 16  # 6 where its damaged expression is not drawn
+    assert "the image 3.jpg is damaged" in left_out.problems
+    assert sorted(caplog.messages) == sorted(f"left out: {problem}" for problem in left_out.problems)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_with_bad_examples_resumes_exactly(workers):
+    config, left_out = skipping(), LeftOut()
+    config.input.augment.flip = config.input.augment.crop = 0.5
+    straight = batches(8, config)
+    config.input.workers = workers
+    assert_same(straight[3:], batches(5, config, start=12, left_out=left_out))
+    assert left_out.problems
+
+
+def test_processes_share_batches_with_bad_examples():
+    together = batches(5, skipping())
+    parts = [batches(5, skipping(), process=(index, 2)) for index in range(2)]
+    for whole, *shares in zip(together, *parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([share.images for share in shares]), whole.images)
+
+
+def test_data_without_a_good_example_ends_the_run():
+    class Nothing(Images):
+        def __getitem__(self, index):
+            raise UserError(f"no image {index}")
+
+    with pytest.raises(UserError, match=r"100 examples in a row cannot be used, the last one because: no image"):
+        batches(1, skipping(), Nothing())
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_leaves_out_exactly_the_bad_expressions(k, processes):
+    config, source = skipping(), Damaged()
+    config.eval.expressions_per_image = k
+    parts = [
+        one
+        for index in range(processes)
+        for one in eval_batches(source, build_tokenizer(config, source), config, process=(index, processes))
+    ]
+    scored = [item.example.expressions[place].id for one in parts for item in one.items for place in item.positions]
+    everything = [f"{i}-{j}" for i in range(7) for j in range(i % 4 + 1)]
+    assert sorted(scored) == [id for id in everything if not id.startswith("3-") and id != "6-1"]
+    problems = Counter(problem for one in parts for problem in one.problems)
+    assert problems.pop("the image 3.jpg is damaged") == 4 and list(problems.values()) == [1]
+    for one in parts:
+        assert one.batch.valid.sum(1).tolist()[: len(one.items)] == [len(item.positions) for item in one.items]
+        assert not one.batch.valid[len(one.items) :].any()
+
+
+def test_the_report_says_how_many_expressions_were_left_out(colour_world, make_example, source_of, caplog):
+    network, _, params, tokenizer, config = colour_world
+    config.input.on_bad_example = "skip"
+    good = make_example("good", ["red", "blue"], height=12, width=24)
+    bad = Example("bad", b"no image", 12, 24, good.expressions)
+    evaluator = Evaluator(network, tokenizer, config)
+    report = evaluator(params, source_of([bad, good]))
+    evaluator(params, source_of([bad, good]))
+    assert (len(report.expressions), report.left_out) == (2, 2)
+    assert any("left out because they could not be read" in line and "2" in line for line in remarks(report))
+    assert len([line for line in caplog.messages if "left out: example bad" in line]) == 1
+    config.input.on_bad_example = "stop"
+    with pytest.raises(UserError, match="example bad"):
+        Evaluator(network, tokenizer, config)(params, source_of([bad, good]))
+
+
+def spoil(root):
+    """Make image 100 one row higher than annotated, and cut image 101 off within its header."""
+    folder = root / FOLDER
+    Image.new("RGB", (64, 49)).save(folder / COCO_NAME.format(100))
+    (folder / COCO_NAME.format(101)).write_bytes(b"\xff\xd8\xff\xe0")
+
+
+def test_images_of_another_size_are_found_before_training_begins(tmp_path):
+    config = small_config()
+    source = ReferSource("train", root=write_refer_layout(tmp_path))
+    require_images(source, config)
+    spoil(tmp_path)
+    expected = r"cannot be used: 2: .*100\.jpg has 64 x 49 pixels, its annotation says 64 x 48; .*101\.jpg .*=skip"
+    with pytest.raises(UserError, match=expected) as raised:
+        require_images(source, config)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"cannot be used: 1: "):
+        require_images(source, config, limit=1)
+    require_images(source, skipping())
+    mixed = MixtureSource({"a": Images(), "b": source})
+    require_images(mixed, config, limit=7)
+    with pytest.raises(UserError, match="cannot be used: 1: "):
+        require_images(mixed, config, limit=8)
+
+
+def test_bad_files_of_own_data_are_left_out_with_their_lines(tmp_path, caplog):
+    def edit(entries):
+        entries[1]["polygon"] = [[1, 2, 3, 4]]
+        entries[4]["image"] = "images/absent.png"
+
+    root = write_json_lines(tmp_path, edit)
+    with caplog.at_level(logging.WARNING):
+        source = json_lines_source("train", root=root, on_bad_example="skip")
+    assert "line 2: a polygon has 2 corners" in caplog.messages[0] and "line 5: image" in caplog.messages[1]
+    assert [example.image.name for example in source._examples] == ["0.png", "1.png", "absent.png"]
+    config = skipping()
+    config.input.image_size = (48, 64)
+    source.vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "left", "one", "box", "on", "right", "dog")
+    left_out = LeftOut()
+    found = batches(6, config, source, left_out=left_out)
+    assert len(found) == 6 and any("absent.png" in problem for problem in left_out.problems)
