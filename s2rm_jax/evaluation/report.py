@@ -104,7 +104,7 @@ def remarks(report: Report) -> list[str]:
             f"Expressions that refer to nothing: {total.no_target:,}. {protocol.name} does not support them: an empty "
             "prediction gains nothing; see --protocol rela_gref."
         )
-    if not total.no_target and protocol.no_target:
+    if not total.no_target and protocol.no_target == "head":
         found.append("Every expression refers to something, so N-acc and T-acc are not defined.")
     return found
 
@@ -265,7 +265,7 @@ def _summary(report: Report, counts: MaskCounts) -> dict[str, object]:
     """Return the protocol's metrics (null if undefined) and the counts from which they are computed."""
     values = counts.metrics(report.protocol)
     names = ["expressions", "intersection", "union"]
-    if report.protocol.no_target:
+    if report.protocol.no_target == "head":
         names += ["no_target", "rejected", "targeted", "answered"]
     metrics: dict[str, object] = {name: values.get(name) for name in report.protocol.columns}
     return metrics | {name: getattr(counts, name) for name in names}
