@@ -7,6 +7,7 @@ from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import (
+    _SIZES,
     BENCHMARKS,
     COMBINED,
     PUBLISHED,
@@ -16,13 +17,13 @@ from s2rm_jax.evaluation.published import (
     published_on,
 )
 from s2rm_jax.evaluation.report import comparison
+from s2rm_jax.input.sources import describe
 
 NOT_OFFERED = {"polygons, 512", "big_vision", "own (original size)", "own (code not read)"}
 METRICS = {"overall_iou", "mean_iou", "no_target_accuracy", *(f"precision@0.{tenths}" for tenths in (5, 6, 7, 8, 9))}
 
 
-def source(**fields):
-    return ConfigDict({"name": "refer", "root": "somewhere"} | fields)
+PARTS = {"a": {"name": "refer", "root": "somewhere", "weight": 2.0}}
 
 
 @pytest.mark.parametrize(
@@ -38,9 +39,7 @@ def source(**fields):
         ({"dataset": "refcoco", "split_by": "google"}, "val", None),
         ({"split_by": "mini"}, "val", None),
         ({"dataset": "mine"}, "val", None),
-        ({"limit_referents": 10}, "val", None),
-        ({"limit_referents": 0}, "val", Benchmark("refcoco", "unc", "val")),
-        ({"name": "synthetic"}, "val", None),
+        ({"name": "json_lines"}, "val", None),
         ({"name": "tfds"}, "testA", Benchmark("refcoco", "unc", "testA")),  # the same data in other files
         ({"name": "tfds", "dataset": "ref_coco", "split_by": "refcoco_unc"}, "testA", None),
         ({"name": "combined"}, "refcoco+:testA", Benchmark("refcoco+", "unc", "testA")),
@@ -50,17 +49,42 @@ def source(**fields):
             "refcocog:val",
             Benchmark("refcocog", "google", "val"),
         ),
-        ({"name": "combined", "limit_referents": 5}, "refcoco:val", None),
-        ({"name": "mixture", "parts": {"a": {"name": "refer"}}}, "a:testB", Benchmark("refcoco", "unc", "testB")),
-        ({"name": "mixture", "parts": {"a": {"name": "refer"}}}, "testB", None),
+        ({"name": "mixture", "parts": PARTS}, "a:testB", Benchmark("refcoco", "unc", "testB")),
+        ({"name": "mixture", "parts": PARTS}, "testB", None),
     ],
 )
 def test_which_benchmark_it_is(fields, split, expected):
-    assert benchmark_of(source(**fields), split) == expected
+    source = ConfigDict({"name": "refer"} | ({} if "parts" in fields else {"root": "somewhere"}) | fields)
+    assert benchmark_of(describe(source, split)) == expected
 
 
-def test_a_part_of_a_split_is_no_benchmark():
-    assert benchmark_of(source(), "val", limit=100) is None
+def test_a_benchmark_is_known_by_its_size():
+    # RefCOCO (unc): images by TFDS's catalogue, expressions by FlagEval's documentation.
+    test_a = Benchmark("refcoco", "unc", "testA")
+    assert test_a.difference(750, 5657) == ""
+    assert test_a.difference(2, 7) == (
+        "refcoco (unc) testA has 750 images and 5,657 expressions, evaluated were 2 images and 7 expressions"
+    )
+    assert test_a.difference(750, 5656)
+    assert Benchmark("refcoco", "unc", "val").difference(1500, 10834) == ""
+    # What is not known is not compared.
+    assert Benchmark("grefcoco", "unc", "testB").difference(750, 1) == ""
+    assert Benchmark("grefcoco", "unc", "val").difference(2, 7) == (
+        "grefcoco (unc) val has 1,500 images, evaluated were 2 images"
+    )
+    assert Benchmark("refclef", "berkeley", "test").difference(1, 60103) == ""
+
+
+def test_the_sizes_add_up_to_those_of_the_datasets():
+    # With the training splits: 142,210, 141,564, and 95,010 expressions twice.
+    expressions = {}
+    for benchmark, (_, count) in _SIZES.items():
+        expressions[benchmark.dataset, benchmark.split_by] = expressions.get(
+            (benchmark.dataset, benchmark.split_by), 0
+        ) + (count or 0)
+    assert expressions["refcoco", "unc"] + 120624 == 142210
+    assert expressions["refcoco+", "unc"] + 120191 == 141564
+    assert expressions["refcocog", "umd"] + 80512 == expressions["refcocog", "google"] + 85474 == 95010
 
 
 def test_rows_stand_beside_each_other_with_their_own_metric():
