@@ -188,7 +188,7 @@ def checkpoint_step(workdir: epath.PathLike, metric: str, which: Literal["best",
         return _chosen_step(manager, _scores(manager, metric), which)
 
 
-def _chosen_step(manager: ocp.CheckpointManager, scores: dict[int, float], which: str) -> int | None:
+def _chosen_step(manager: ocp.CheckpointManager, scores: dict[int, float], which: str) -> int:
     return max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
 
 
