@@ -60,7 +60,7 @@ def _folder_name(split: str, protocol: str) -> str:
     """Return the name of the report's folder, which differs for what must not replace the report on the whole split."""
     parts = ["eval", split, *([protocol] if protocol != "original" else [])]
     parts += [f"first-{LIMIT.value}"] if LIMIT.value else []
-    parts += [re.sub(r"[^\w+.]+", "_", Path(one.rpartition("=")[2]).name) for one in DATA.value or ()]
+    parts += [re.sub(r"[^\w+.]+", "_", Path(one.rpartition("=")[2]).resolve().name) for one in DATA.value or ()]
     return "-".join(parts)
 
 

@@ -3,7 +3,8 @@
 Exchanging the words is the easy part. The hard parts are to recognise uses of "left" and "right" that are not sides
 ("the truck right behind", "the last slice left"), and other things that a mirror changes: writing, numbers, clock
 positions, and an order that is counted from the left without saying so ("the third giraffe"). Anything uncertain is
-refused, since a refused expression costs a mirrored view, while a wrong one teaches the opposite.
+refused, since a refused expression costs a mirrored view, while a wrong one teaches the opposite. The rules are for
+English; an expression with letters of another script, or with accents, is refused.
 
 The rules were made by reading real expressions, in which no mirrored side was found wrong: 14,156 of RefCOCOg (umd
 test, google val) and RefCOCO (testA), and 10,834 of RefCOCO (unc val). The counts are in docs/training.md.
@@ -122,7 +123,7 @@ _ODD_INSIDE = re.compile(rf"({'|'.join(sorted(_ODD))})")
 
 def mirror_expression(expression: str) -> str | None:
     """Return the expression with left and right exchanged, or None if it might be false for the mirrored image."""
-    if _NEVER.search(expression):
+    if _NEVER.search(expression) or any(character.isalpha() and not character.isascii() for character in expression):
         return None
     found = list(_TOKEN.finditer(expression))
     words = [match.group().lower() for match in found]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -67,7 +68,8 @@ def build_source(config: ConfigDict, split: str, *, training: bool = False) -> S
 def describe(config: ConfigDict, split: str) -> dict[str, Any]:
     """Return the settings that `build_source` uses, defaults included, as JSON; its name is under "source".
 
-    A split "PART:SPLIT" of a mixture or of combined datasets gives the settings of that part.
+    Folders on a disk are absolute. A split "PART:SPLIT" of a mixture or of combined datasets gives the settings of that
+    part.
 
     Raises:
       UserError: as `build_source`, for errors that show without reading files.
@@ -76,6 +78,9 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
     arguments.apply_defaults()
     settings = {"source": name} | arguments.arguments
     settings.pop("training", None)
+    for field in ("root", "image_root"):
+        if settings.get(field) and "://" not in str(settings[field]):
+            settings[field] = Path(settings[field]).expanduser().absolute()
     if name == "mixture":
         part, part_split = parse_split(split, settings["parts"])
         if part:

@@ -109,6 +109,11 @@ def test_sides_are_exchanged(expression, mirrored):
         "A golden colored dog sitting on the passenger side.",
         "the dog in the driver ' s side window",
         "An L-shaped couch",
+        # another language or script
+        "左边的人",
+        "человек слева",
+        "l'homme à gauche",
+        "the ｌｅｆｔ man",
         # counted from the left, without saying so
         "the third elephant in a group of four",
     ],

@@ -1,5 +1,7 @@
 """Sources whose data moved after training."""
 
+from pathlib import Path
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -43,9 +45,17 @@ def test_the_dataset_and_its_splits_can_be_named():
 
 def test_the_settings_of_a_source_include_its_defaults():
     assert describe(ConfigDict(ONE), "testA") == {
-        "source": "refer", "split": "testA", "root": "old", "dataset": "refcoco", "split_by": "unc", "overlap": "union",
-        "sentence_field": "raw", "limit_referents": 0, "image_root": "", "leave_out": [],
-    }  # fmt: skip
+        "source": "refer",
+        "dataset": "refcoco",
+        "split_by": "unc",
+        "split": "testA",
+        "root": str(Path("old").absolute()),
+        "image_root": "",
+        "overlap": "union",
+        "sentence_field": "raw",
+        "limit_referents": 0,
+        "leave_out": [],
+    }
     both = ConfigDict(
         {"name": "combined", "root": "old", "datasets": ("refcoco/unc", "refcocog/umd"), "overlap": "drop"}
     )
@@ -53,6 +63,7 @@ def test_the_settings_of_a_source_include_its_defaults():
     assert {part[name] for name in ("source", "dataset", "split_by", "split", "overlap")} == {
         "refer", "refcocog", "umd", "val", "drop",
     }  # fmt: skip
+    assert describe(ConfigDict(ONE | {"root": "gs://bucket/data"}), "val")["root"] == "gs://bucket/data"
     assert describe(both, "val")["datasets"] == ["refcoco/unc", "refcocog/umd"]
     assert describe(ConfigDict(TWO), "a:val")["source"] == "refer"
     assert describe(ConfigDict(TWO | {"parts": PARTS}), "val")["parts"] == PARTS
