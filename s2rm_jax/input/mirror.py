@@ -85,8 +85,8 @@ _ALMOST = _words("l r lt rt lh rh lhs rhs rgt rht ght rit igt rihg rite lite")
 _ORDINARY = _words(
     "bright brighter brightest eight fighter light lighter lightest lift lifter loft might night sight tight tighter"
 )
-# Written without a space before a misspelt side: "onrihgt".
-_JOINED_BEFORE = tuple(_words("the onthe on to at in of far top bottom upper lower front back middle"))
+# Words that begin or end as a misspelt side would without a space beside it: "onrihgt", "laftman".
+_ORDINARY_LONGER = _words("leather leathery lettuce straight overnight freight fighting starlight")
 # Counted from the left unless a side is named.
 _ORDINALS = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth last 1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"
@@ -116,6 +116,12 @@ def _shortened_and_swapped(word: str) -> set[str]:
 
 _WRITTEN = frozenset(side + ending for side in _SIDES for ending in _ENDINGS)
 _MISSPELT = frozenset().union(*map(_edits, _WRITTEN)) - _WRITTEN - _ORDINARY
+# Without the short forms with which many words begin or end: "flight", "tallest", "excellent", "outlet", "collect".
+_GLUED = tuple(
+    form
+    for form in frozenset().union(*map(_edits, _SIDES)) - _WRITTEN - _ORDINARY - {"ight", "lest", "lent", "lect"}
+    if len(form) > 3
+)
 # Long and odd enough to be recognised inside a word and across a space: "plelft", "rihg tpurple".
 _ODD = {form for side in _SIDES for form in _shortened_and_swapped(side)} - {"let", "ight", "eft", "lef", "righ"}
 _ODD_INSIDE = re.compile(rf"({'|'.join(sorted(_ODD))})")
@@ -165,11 +171,11 @@ def _has_misspelt_side(words: list[str]) -> bool:
 
 
 def _is_misspelt(word: str) -> bool:
-    return (
-        word in _MISSPELT
-        or _ODD_INSIDE.search(word) is not None
-        or any(word.startswith(glued) and word[len(glued) :] in _MISSPELT for glued in _JOINED_BEFORE)
-    )
+    if word in _MISSPELT or _ODD_INSIDE.search(word):
+        return True
+    if len(word) < 6 or "left" in word or "right" in word or word in _ORDINARY or word in _ORDINARY_LONGER:
+        return False
+    return word.startswith(_GLUED) or word.endswith(_GLUED)
 
 
 def _is_a_side(words: list[str], i: int) -> bool:

@@ -129,6 +129,7 @@ def test_what_is_not_certain_is_refused(expression):
         "man in the front ight with all white", "rihg tpurple", "very le t elephant", "le t guy", "lefft guy sitting",
         "the phone to the righ", "far fight bottom fridge", "chair bottom let", "smiroff to plelft", "onrihgt",
         "leftmots zebra", "rigthmost cow", "lefthnd side", "RGIHT MAN", "ri-ght dog", "man on the lef t", "farlefy cow",
+        "laftman", "manruight",
         "woman on the left, dog on the rigth",
     ],
 )  # fmt: skip
