@@ -15,9 +15,13 @@ The data, the network and the input size are those of the run's configuration; d
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
 
 from s2rm_jax import command_line
 from s2rm_jax.config import ON_BAD_EXAMPLES
@@ -42,8 +46,8 @@ LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bou
 DATA = flags.DEFINE_multi_string(
     "data",
     None,
-    "the folder of the data, if it was moved; for several folders, once for each, as FIELD=DIR: image_root=DIR, or in "
-    "a mixture parts.NAME.root=DIR",
+    "other data: DIR, the folder of the data; for several folders, once for each, as FIELD=DIR: image_root=DIR, or in "
+    "a mixture parts.NAME.root=DIR; also dataset=NAME and split_by=NAME",
     flag_values=FLAGS,
 )
 ON_BAD_EXAMPLE = flags.DEFINE_enum(
@@ -57,10 +61,18 @@ join_others = distributed.define_flags(FLAGS)
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "the folder for the report; by default WORKDIR/eval-SPLIT, followed by the protocol unless it is original, and by "
-    "--limit",
+    "the folder for the report; by default WORKDIR/eval-SPLIT, followed by the protocol unless it is original, by "
+    "--limit, and by the names in --data",
     flag_values=FLAGS,
 )
+
+
+def _folder_name(split: str, protocol: str) -> str:
+    """Return the name of the report's folder, which differs for what must not replace the report on the whole split."""
+    parts = ["eval", split, *([protocol] if protocol != "original" else [])]
+    parts += [f"first-{LIMIT.value}"] if LIMIT.value else []
+    parts += [re.sub(r"[^\w+.]+", "_", Path(one.rpartition("=")[2]).resolve().name) for one in DATA.value or ()]
+    return "-".join(parts)
 
 
 @command_line.returns_result(FLAGS)
@@ -69,38 +81,35 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
     from s2rm_jax.evaluation.published import benchmark_of
-    from s2rm_jax.evaluation.report import as_screen_text, write_report
+    from s2rm_jax.evaluation.report import as_screen_text, require_same_data, write_report
     from s2rm_jax.input.pipeline import require_images
-    from s2rm_jax.input.sources import build_source, with_folders
+    from s2rm_jax.input.sources import build_source, describe
     from s2rm_jax.io import make_output_folder, workdir_path, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import counted, log, report_evaluation
-    from s2rm_jax.training.run import load_config, load_run
+    from s2rm_jax.training.run import load_run
 
     keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
     workdir = workdir_path(WORKDIR.value)
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
-    config = load_config(workdir)
-    protocol = protocol_named(PROTOCOL.value or config.eval.protocol)
-    config.eval.limit = LIMIT.value
-    if DATA.value:
-        config.input.source = with_folders(config.input.source, DATA.value)
-    split = SPLIT.value or config.eval.split
-    if ON_BAD_EXAMPLE.value:
-        config.input.on_bad_example = ON_BAD_EXAMPLE.value
+    config = _load_config(workdir)
+    protocol, split = protocol_named(config.eval.protocol), config.eval.split
+    data = describe(config.input.source, split)
+    benchmark = benchmark_of(data)
     source = build_source(config.input.source, split, on_bad_example=config.input.on_bad_example)
     require_images(source, config, config.eval.limit)
+    out = OUT.value or workdir / _folder_name(split, protocol.name)
+    require_same_data(Path(out), data | {"split": split})
     mesh = make_mesh()
     run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest
-    suffix = "" if protocol.name == "original" else f"-{protocol.name}"
-    suffix += f"-first-{LIMIT.value}" if LIMIT.value else ""  # does not replace the report on the full split
-    out = make_output_folder(OUT.value or workdir / f"eval-{split}{suffix}")
-
-    images = min(len(source), LIMIT.value or len(source))
-    log(f"evaluating the {which} checkpoint of {workdir} on {counted(images, 'image')} of {split}")
+    out = make_output_folder(out)
+    log(
+        f"evaluating the {which} checkpoint of {workdir} on "
+        f"{counted(min(len(source), LIMIT.value or len(source)), 'image')} of {split}"
+    )
     cases = Cases(GALLERY.value)
     evaluator = Evaluator(run.network, run.tokenizer, config, protocol, mesh)
     report = evaluator(run.params, source, progress=report_evaluation(split), observe=cases)
@@ -108,8 +117,12 @@ def main() -> dict[str, Any] | None:
     if not distributed.is_first():
         return None
 
-    benchmark = benchmark_of(config.input.source, split, LIMIT.value)
-    log(as_screen_text(report, benchmark))
+    about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
+    about |= {"checkpoint": which, "step": run.step, "workdir": str(workdir)}
+    if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
+        about["published_figures"] = f"none, because {difference}"
+        benchmark = None
+    log(as_screen_text(report, benchmark, about))
     with writing(out):
         page = write_report(
             out,
@@ -117,9 +130,7 @@ def main() -> dict[str, Any] | None:
             sections,
             title=f"{workdir.resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
             benchmark=benchmark,
-            split=split,
-            checkpoint=which,
-            images=images,
+            **about,
         )
     if EXPLAIN.value and GALLERY.value:
         log("drawing how the network came to the cases of the gallery")
@@ -130,6 +141,22 @@ def main() -> dict[str, Any] | None:
     expressions = counted(report.total.expressions, "expression")
     log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _load_config(workdir: epath.Path) -> ConfigDict:
+    """Return the configuration of the run with the changes that the flags make."""
+    from s2rm_jax.input.sources import with_data
+    from s2rm_jax.training.run import load_config
+
+    config = load_config(workdir)
+    config.eval.protocol = PROTOCOL.value or config.eval.protocol
+    config.eval.split = SPLIT.value or config.eval.split
+    config.eval.limit = LIMIT.value
+    if DATA.value:
+        config.input.source = with_data(config.input.source, DATA.value)
+    if ON_BAD_EXAMPLE.value:
+        config.input.on_bad_example = ON_BAD_EXAMPLE.value
+    return config
 
 
 if __name__ == "__main__":

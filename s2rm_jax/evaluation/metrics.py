@@ -10,7 +10,7 @@ from operator import add
 import numpy as np
 from jaxtyping import Bool
 
-from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol
+from s2rm_jax.evaluation.protocols import ARANGE_EPSILON, ARANGE_THRESHOLDS, ORIGINAL, Protocol
 
 # Precision is counted at IoU 0.5, 0.6, ... 0.9; protocols report some of them. Tenths are integers, so that ties
 # (3 of 5 pixels at 0.6) are decided exactly.
@@ -157,5 +157,6 @@ def by_kind(scores: Iterable[ExpressionScore], protocol: Protocol = ORIGINAL) ->
 
 
 def _reaches(score: ExpressionScore, tenths: int, protocol: Protocol) -> bool:
-    margin = 10 * score.intersection - tenths * score.union
-    return score.union > 0 and (margin > 0 or (margin == 0 and protocol.ties_count))
+    if protocol.reaches == "> arange":
+        return score.intersection / (score.union + ARANGE_EPSILON) > ARANGE_THRESHOLDS[tenths]
+    return score.union > 0 and 10 * score.intersection >= tenths * score.union

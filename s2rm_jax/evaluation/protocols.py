@@ -20,7 +20,11 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Segmentation
 from s2rm_jax.input.masks import rasterize, resize_mask
 
-Resampling = Literal["bilinear", "bicubic", "bicubic, corners aligned", "nearest"]
+Resampling = Literal["bilinear", "bilinear, two taps", "bicubic", "bicubic, corners aligned", "nearest"]
+
+# CRIS and CGFormer compare I / (U + 1e-6) with the float32 numbers of torch.arange(0.5, 1, 0.1).
+ARANGE_THRESHOLDS = {tenths: float(np.float32(tenths / 10)) for tenths in (5, 6, 7, 8, 9)}
+ARANGE_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,39 +34,43 @@ class Protocol:
     name             the value of config.eval.protocol and --protocol
     follows          whose evaluation code it follows
     size             (height, width) at which masks are compared, whatever the network's input; None: the image's own
-    redraw_polygons  whether true masks are drawn from scaled polygons or resized to `size` by nearest pixel
+    redraw_polygons  whether true masks are drawn from scaled polygons or resized to `size` by Pillow's nearest pixel
+    drops_overlaps   whether that code drops the pixels that several polygons of an annotation cover; here the source
+                     does, if its field `overlap` is "drop"
     resampled        what is resized to that resolution: the network's logits or its probabilities
-    resampling       the method; "bicubic" has half-pixel centres, "nearest" takes the pixel at floor(i * old / new)
+    resampling       the method, see `resample`
     threshold        a pixel is predicted where its probability exceeds this
     empty_union      the IoU if both masks are empty; None excludes the expression from the mean
     precision_at     the IoUs at which precision is reported, in tenths
-    ties_count       whether an IoU equal to the threshold counts (>=) or not (>)
+    reaches          when an IoU reaches a threshold x: I / U >= x exactly, or as in ARANGE_THRESHOLDS
     overall_name     the usual name of sum of intersections / sum of unions; None: it is not reported
     mean_name        the usual name of the mean IoU of the expressions
-    no_target        how an expression is predicted to refer to nothing: by the network's own output ("head", or an
-                     empty mask if the network has no such output) or by an empty mask; None: not supported
+    no_target        how expressions that refer to nothing are scored: by ReLA's rules and the network's own output
+                     ("head"; an empty mask if the network has no such output), or as all others ("masks"; then two
+                     empty masks must have an IoU); None: not supported
     """
 
     name: str
     follows: str
     size: tuple[int, int] | None = None
     redraw_polygons: bool = False
+    drops_overlaps: bool = False
     resampled: Literal["logits", "probabilities"] = "logits"
     resampling: Resampling = "bilinear"
     threshold: float = 0.5
     empty_union: float | None = 0.0
     precision_at: tuple[int, ...] = (5, 6, 7, 8, 9)
-    ties_count: bool = True
+    reaches: Literal[">=", "> arange"] = ">="
     overall_name: str | None = "oIoU"
     mean_name: str = "mIoU"
-    no_target: Literal["head", "empty mask"] | None = None
+    no_target: Literal["head", "masks"] | None = None
 
     @property
     def columns(self) -> dict[str, str]:
         """The protocol's metrics in the order of a table: {name of the metric: title}."""
         titles = {"overall_iou": self.overall_name} if self.overall_name else {}
         titles |= {"mean_iou": self.mean_name} | {f"precision@0.{t}": f"P@0.{t}" for t in self.precision_at}
-        if self.no_target:
+        if self.no_target == "head":
             titles |= {"no_target_accuracy": "N-acc", "target_accuracy": "T-acc"}
         return titles
 
@@ -77,18 +85,22 @@ class Protocol:
         if self.size:
             resized = "drawn from scaled polygons" if self.redraw_polygons else "resized by nearest pixel"
             where = f"{self.size[0]} x {self.size[1]} pixels, true masks {resized}"
+        dropped = " The original code drops pixels that several polygons of an annotation cover (overlap = drop)."
         decided = "logit exceeds 0" if self.threshold == 0.5 else f"probability exceeds {self.threshold}"
         return (
             f"Every expression counts once. Masks are compared at {where}; {self.resampled} are resized "
-            f"({self.resampling}); a pixel is predicted where its {decided}."
+            f"({self.resampling}); a pixel is predicted where its {decided}.{dropped if self.drops_overlaps else ''}"
         )
 
     @property
     def _numbers(self) -> str:
         overall = f"{self.overall_name}: sum of intersections / sum of unions. " if self.overall_name else ""
         over = " of the expressions that refer to something" if self.no_target else ""
-        sign = ">=" if self.ties_count else ">"
-        precision = f" P@x: share{over} with IoU {sign} x." if self.precision_at else ""
+        reached = "IoU >= x"
+        if self.reaches == "> arange":
+            thresholds = ", ".join(f"{ARANGE_THRESHOLDS[tenths]:.8f}" for tenths in self.precision_at)
+            reached = f"I / (U + 1e-6) > x, where x is a float32 number: {thresholds}"
+        precision = f" P@x: share{over} with {reached}." if self.precision_at else ""
         empty = "left out of the mean" if self.empty_union is None else f"IoU {self.empty_union:.0f}"
         return f"In percent. {overall}{self.mean_name}: mean IoU.{precision} Empty union: {empty}."
 
@@ -96,16 +108,13 @@ class Protocol:
     def _no_target(self) -> tuple[str, ...]:
         if not self.no_target:
             return ()
-        how = "the network predicts no target, or, if it has no such output, its mask is empty"
-        scored = (
-            "If it refers to nothing: IoU 1, nothing is added to the sums. If not: IoU 0, the union is that of both "
-            "masks. An expression that refers to nothing and is answered with a mask: IoU 0, the mask is added to the "
-            "unions."
-        )
-        if self.no_target == "empty mask":
-            how, scored = "its mask is empty", "IoU, intersection and union are those of the masks."
+        if self.no_target == "masks":
+            return ("An expression that refers to nothing is scored as any other.",)
         return (
-            f"An expression is answered with 'nothing' if {how}. {scored}",
+            "An expression is answered with 'nothing' if the network predicts no target, or, if it has no such output, "
+            "its mask is empty. If it refers to nothing: IoU 1, nothing is added to the sums. If not: IoU 0, the union "
+            "is that of both masks. An expression that refers to nothing and is answered with a mask: IoU 0, the mask "
+            "is added to the unions.",
             "N-acc: share of the expressions that refer to nothing which are answered with 'nothing'; T-acc: share of "
             "the other expressions which are answered with a mask.",
         )
@@ -117,25 +126,33 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         ORIGINAL,
-        Protocol("lavt480", "LAVT's test.py", size=(480, 480)),
-        Protocol("caris448", "CARIS's eval.py", size=(448, 448), empty_union=None, precision_at=(5, 7, 9)),
+        Protocol("lavt480", "LAVT's test.py", size=(480, 480), drops_overlaps=True),
+        Protocol(
+            "caris448",
+            "CARIS's eval.py",
+            size=(448, 448),
+            drops_overlaps=True,
+            empty_union=None,
+            precision_at=(5, 7, 9),
+        ),
         Protocol(
             "cris",
             "CRIS's inference; its mean IoU is the number that CRIS prints as IoU",
             resampled="probabilities",
             resampling="bicubic",
             threshold=0.35,
-            ties_count=False,
+            reaches="> arange",
             overall_name=None,
         ),
         Protocol(
             "cgformer",
             "CGFormer's inference",
+            drops_overlaps=True,
             resampled="probabilities",
             resampling="bicubic, corners aligned",
-            ties_count=False,
+            reaches="> arange",
         ),
-        Protocol("remamber", "ReMamber's evaluate", resampling="nearest", precision_at=()),
+        Protocol("remamber", "ReMamber's evaluate", drops_overlaps=True, resampling="nearest", precision_at=()),
         Protocol(
             "rela_gref",
             "ReLA's ReferEvaluator, for gRefCOCO and for RefCOCO",
@@ -149,11 +166,13 @@ PROTOCOLS = {
         Protocol(
             "lisa",
             "LISA's validate, also used by EVF-SAM",
+            drops_overlaps=True,
+            resampling="bilinear, two taps",
             empty_union=1.0,
             precision_at=(),
             overall_name="cIoU",
             mean_name="gIoU",
-            no_target="empty mask",
+            no_target="masks",
         ),
     )
 }
@@ -184,38 +203,49 @@ _CUBIC_A = -0.75  # of the cubic kernel in OpenCV and PyTorch (Pillow has -0.5)
 
 
 def resample(values: Float[np.ndarray, "h w"], height: int, width: int, how: Resampling) -> np.ndarray:
-    """Resize to `height` x `width`; return `values` unchanged if they have that size."""
+    """Resize to `height` x `width`; return `values` unchanged if they have that size.
+
+    "bilinear" is `resize_logits`. The others are those of torch.nn.functional.interpolate, which never widens its
+    filter: "bilinear, two taps" and "bicubic" with half-pixel centres, "bicubic, corners aligned", and "nearest", which
+    takes the pixel at floor(i * (old / new)) in float32.
+    """
     if values.shape == (height, width):
         return values
     if how == "bilinear":
         return resize_logits(values, height, width)
+    return _resample_rows(_resample_rows(values, height, how).T, width, how).T
+
+
+def _resample_rows(values: Float[np.ndarray, "old w"], new: int, how: Resampling) -> Float[np.ndarray, "new w"]:
+    """Resize the first axis; border values are repeated beyond the border."""
     if how == "nearest":
-        rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), values.shape, strict=True))
-        return values[rows[:, None], columns]
-    aligned = how == "bicubic, corners aligned"
-    return _cubic_rows(_cubic_rows(values, height, aligned).T, width, aligned).T
+        return values[_nearest(len(values), new)]
+    weights, indices = _taps(len(values), new, how)
+    return sum(weights[:, tap, None] * values[indices[:, tap]] for tap in range(weights.shape[1]))
 
 
-def _cubic_rows(values: Float[np.ndarray, "old w"], new: int, corners_aligned: bool) -> Float[np.ndarray, "new w"]:
-    """Resize the first axis by cubic convolution (Keys 1981) with repeated border values."""
-    weights, indices = _cubic_taps(len(values), new, corners_aligned)
-    return sum(weights[:, tap, None] * values[indices[:, tap]] for tap in range(4))
+def _nearest(old: int, new: int) -> Int[np.ndarray, " new"]:
+    step = np.float32(old) / np.float32(new)
+    return np.minimum((np.arange(new, dtype=np.float32) * step).astype(int), old - 1)
 
 
 @lru_cache(maxsize=64)
-def _cubic_taps(
-    old: int, new: int, corners_aligned: bool
-) -> tuple[Float[np.ndarray, "new 4"], Int[np.ndarray, "new 4"]]:
-    """Return the weights and the indices of the four samples from which each new sample is computed."""
-    if corners_aligned:
+def _taps(old: int, new: int, how: Resampling) -> tuple[Float[np.ndarray, "new taps"], Int[np.ndarray, "new taps"]]:
+    """Return the weights and the indices of the samples from which each new sample is computed."""
+    if how == "bicubic, corners aligned":
         at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
     else:
         at = (np.arange(new) + 0.5) * old / new - 0.5
-    indices = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
+    taps = np.arange(2) if how == "bilinear, two taps" else np.arange(-1, 3)
+    indices = np.floor(at).astype(int)[:, None] + taps
     x = np.abs(at[:, None] - indices)
-    near = ((_CUBIC_A + 2) * x - (_CUBIC_A + 3)) * x * x + 1
-    far = ((_CUBIC_A * x - 5 * _CUBIC_A) * x + 8 * _CUBIC_A) * x - 4 * _CUBIC_A
-    return np.where(x <= 1, near, far).astype(np.float32), np.clip(indices, 0, old - 1)
+    if how == "bilinear, two taps":
+        weights = 1 - x
+    else:  # cubic convolution (Keys 1981)
+        near = ((_CUBIC_A + 2) * x - (_CUBIC_A + 3)) * x * x + 1
+        far = ((_CUBIC_A * x - 5 * _CUBIC_A) * x + 8 * _CUBIC_A) * x - 4 * _CUBIC_A
+        weights = np.where(x <= 1, near, far)
+    return weights.astype(np.float32), np.clip(indices, 0, old - 1)
 
 
 def true_mask(

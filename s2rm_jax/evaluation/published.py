@@ -9,11 +9,9 @@ ReMamber (two sources give different figures). No figure of S2RM's own paper is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from ml_collections import ConfigDict
-
-from s2rm_jax.input.mixture import DATASETS
+from typing import Any
 
 SINGLE = "this benchmark"
 COMBINED = "RefCOCO/+/g or more"
@@ -26,6 +24,18 @@ class Benchmark:
     dataset: str
     split_by: str
     split: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset} ({self.split_by}) {self.split}"
+
+    def difference(self, images: int, expressions: int) -> str:
+        """Return how an evaluation of so many images and expressions differs from the whole split, or ""."""
+        found = {"images": images, "expressions": expressions}
+        known = {name: count for name, count in zip(found, _SIZES[self], strict=True) if count is not None}
+        if all(found[name] == count for name, count in known.items()):
+            return ""
+        whole, here = (" and ".join(f"{counts[name]:,} {name}" for name in known) for counts in (known, found))
+        return f"{self} has {whole}, evaluated were {here}"
 
 
 @dataclass(frozen=True)
@@ -48,19 +58,27 @@ class Published:
     source: str
 
 
-_REFCOCO = tuple(
-    Benchmark(dataset, split_by, split)
-    for dataset, split_by, splits in (
-        ("refcoco", "unc", ("val", "testA", "testB")),
-        ("refcoco+", "unc", ("val", "testA", "testB")),
-        ("refcocog", "umd", ("val", "test")),
-        ("refcocog", "google", ("val",)),
-    )
-    for split in splits
-)
-_GREFCOCO = tuple(Benchmark("grefcoco", "unc", split) for split in ("val", "testA", "testB"))
-_REFERIT = (Benchmark("refclef", "berkeley", "test"),)
-BENCHMARKS = (*_REFCOCO, *_GREFCOCO, *_REFERIT)  # the splits on which papers report; some have no figure below
+# The images and expressions of each split. Images are those of the TFDS catalogue's page ref_coco. Expressions of
+# RefCOCO are those in FlagEval's documentation; those of RefCOCO+ and RefCOCOg add up, with the training split, to the
+# published totals of 141,564 (unc), 95,010 (umd) and 95,010 (google). gRefCOCO has RefCOCO's 19,994 images. ReferIt's
+# test queries are those of the split by Berkeley. None: not known.
+_SIZES: dict[Benchmark, tuple[int | None, int | None]] = {
+    Benchmark("refcoco", "unc", "val"): (1500, 10834),
+    Benchmark("refcoco", "unc", "testA"): (750, 5657),
+    Benchmark("refcoco", "unc", "testB"): (750, 5095),
+    Benchmark("refcoco+", "unc", "val"): (1500, 10758),
+    Benchmark("refcoco+", "unc", "testA"): (750, 5726),
+    Benchmark("refcoco+", "unc", "testB"): (750, 4889),
+    Benchmark("refcocog", "umd", "val"): (1300, 4896),
+    Benchmark("refcocog", "umd", "test"): (2600, 9602),
+    Benchmark("refcocog", "google", "val"): (4650, 9536),
+    Benchmark("grefcoco", "unc", "val"): (1500, None),
+    Benchmark("grefcoco", "unc", "testA"): (750, None),
+    Benchmark("grefcoco", "unc", "testB"): (750, None),
+    Benchmark("refclef", "berkeley", "test"): (None, 60103),
+}
+BENCHMARKS = tuple(_SIZES)  # the splits on which papers report; some have no figure below
+_REFCOCO, _GREFCOCO, _REFERIT = BENCHMARKS[:9], BENCHMARKS[9:12], BENCHMARKS[12:]
 
 _LAVT = "LAVT-RIS README"
 _CRIS = "CRIS.pytorch README"
@@ -189,28 +207,12 @@ def published_on(benchmark: Benchmark) -> list[Published]:
     return [figure for figure in PUBLISHED if figure.benchmark == benchmark]
 
 
-_SOURCE_DEFAULTS = {"dataset": "refcoco", "split_by": "unc"}  # of the sources "refer" and "tfds"
+def benchmark_of(settings: Mapping[str, Any]) -> Benchmark | None:
+    """Return the published benchmark of which `settings` (`input.sources.describe`) select a split or a part, or None.
 
-
-def benchmark_of(source: ConfigDict, split: str, limit: int = 0) -> Benchmark | None:
-    """Return the published benchmark that corresponds to a source and a split, or None.
-
-    Args:
-        source: config.input.source. In a mixture, a split "NAME:SPLIT" belongs to one of its datasets.
-        split: the split's name in that source.
-        limit: the number of images that are evaluated; a part of a split (also by `limit_referents` of the source) is
-            not a benchmark. 0: all.
+    Whether it is the whole split shows in its size, see `Benchmark.difference`.
     """
-    fields = dict(source)
-    name, colon, part_split = split.partition(":")
-    if fields.get("name") == "mixture" and colon and name in fields["parts"]:
-        return benchmark_of(fields["parts"][name], part_split, limit)
-    if fields.get("name") == "combined" and colon:
-        split_by = dict(entry.split("/", 1) for entry in fields.get("datasets", DATASETS))
-        fields |= {"name": "refer", "dataset": name, "split_by": split_by.get(name, "")}
-        split = part_split
-    if fields.get("name") not in ("refer", "tfds") or limit or fields.get("limit_referents"):
+    if settings["source"] not in ("refer", "tfds"):
         return None
-    fields = _SOURCE_DEFAULTS | fields
-    benchmark = Benchmark(str(fields["dataset"]), str(fields["split_by"]), split)
-    return benchmark if benchmark in BENCHMARKS else None
+    benchmark = Benchmark(settings["dataset"], settings["split_by"], settings["split"])
+    return benchmark if benchmark in _SIZES else None

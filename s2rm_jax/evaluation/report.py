@@ -10,6 +10,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, gallery, plots
 from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.metrics import MaskCounts
@@ -53,9 +54,8 @@ def comparison(report: Report, benchmark: Benchmark) -> Table:
     values = [f"{ours[metric]:.2f}" if metric in ours else NOTHING for metric in columns]
     rules += [len(rows)] if rows else []
     rows.append(("this run", "see its config.json", report.protocol.name, "measured here", *values))
-    split = f"{benchmark.dataset} ({benchmark.split_by}) {benchmark.split}"
     return Table(
-        f"{split}: published figures and this run; only rows with the same protocol are comparable",
+        f"{benchmark}: published figures and this run; only rows with the same protocol are comparable",
         ("method", "trained on", "protocol", "source", *columns.values()),
         tuple(rows),
         tuple(rules),
@@ -77,9 +77,11 @@ def _comparison_rows(figures: Sequence[Published], metrics: Sequence[str]) -> li
     return rows
 
 
-def notes(report: Report) -> list[str]:
-    """Return what the metrics mean: the bootstrap intervals, the protocol's definition, and remarks on the data."""
-    return [_interval_line(report), *report.protocol.definition, *remarks(report)]
+def notes(report: Report, about: Mapping[str, object] | None = None) -> list[str]:
+    """Return what was evaluated, the bootstrap intervals, the protocol's definition, and remarks on the data."""
+    evaluated = ", ".join(f"{name} {value}" for name, value in (about or {}).items() if value not in (None, "", []))
+    first = [f"Evaluated: {evaluated}."] if evaluated else []
+    return [*first, _interval_line(report), *report.protocol.definition, *remarks(report)]
 
 
 def _interval_line(report: Report) -> str:
@@ -106,14 +108,17 @@ def remarks(report: Report) -> list[str]:
             f"Expressions that refer to nothing: {total.no_target:,}. {protocol.name} does not support them: an empty "
             "prediction gains nothing; see --protocol rela_gref."
         )
-    if not total.no_target and protocol.no_target:
+    if not total.no_target and protocol.no_target == "head":
         found.append("Every expression refers to something, so N-acc and T-acc are not defined.")
     return found
 
 
-def as_screen_text(report: Report, benchmark: Benchmark | None = None) -> str:
+def as_screen_text(
+    report: Report, benchmark: Benchmark | None = None, about: Mapping[str, object] | None = None
+) -> str:
     """Return the metrics, the notes on them and the published figures on `benchmark` as plain text."""
-    parts = [as_text(metrics_table(report)), *(textwrap.fill(note, _SCREEN_WIDTH) for note in notes(report))]
+    texts = (textwrap.fill(note, _SCREEN_WIDTH) for note in notes(report, about))
+    parts = [as_text(metrics_table(report)), *texts]
     if benchmark:
         table = comparison(report, benchmark)
         parts += ["", table.caption, as_text(without(table, "source")), ""]
@@ -125,7 +130,8 @@ def write_csv(report: Report, path: Path) -> None:
 
     The columns are id, example, kind and expression; intersection and union in pixels, and IoU in [0, 1], as the
     protocol counts them (empty: excluded); whether the expression refers to something (targeted) and was answered with
-    a mask; the area of the true mask and its centroid as fractions of the image.
+    a mask; the area of the true mask and its centroid as fractions of the image. A text that begins like a formula of a
+    spreadsheet (= + - @) has an apostrophe before it, with which spreadsheets show it as text.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -133,8 +139,14 @@ def write_csv(report: Report, path: Path) -> None:
         for s in report.expressions:
             iou = "" if s.iou is None else f"{s.iou:.6f}"
             x, y = ("", "") if s.centre is None else (f"{fraction:.4f}" for fraction in s.centre)
-            row = (s.id, s.example_id, s.kind, s.expression, s.intersection, s.union, iou)
-            writer.writerow((*row, int(s.targeted), int(s.answered), f"{s.area:.6f}", x, y))
+            texts = map(_as_text, (s.id, s.example_id, s.kind, s.expression))
+            writer.writerow(
+                (*texts, s.intersection, s.union, iou, int(s.targeted), int(s.answered), f"{s.area:.6f}", x, y)
+            )
+
+
+def _as_text(cell: str) -> str:
+    return f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else cell
 
 
 _STYLE = """
@@ -163,9 +175,9 @@ p.note { color: var(--muted); font-size: .85rem; margin: .35rem 0; max-width: 62
 
 def report_page(
     title: str,
-    report: Report,
     tables: Sequence[Table],
     plots: Mapping[str, str],
+    notes: Sequence[str],
     sections: Mapping[str, Sequence[Prediction]],
 ) -> str:
     """Return the HTML page; `plots` are SVG figures by name, and without `sections` there is no gallery."""
@@ -182,7 +194,7 @@ def report_page(
 <body>
 <h1>{escape(title)}</h1>
 {as_html(first)}
-{"".join(f'<p class="note">{escape(note)}</p>' for note in notes(report))}
+{"".join(f'<p class="note">{escape(note)}</p>' for note in notes)}
 {"".join(f"<h2>Published figures</h2>{as_html(table)}" for table in others)}
 <h2>Breakdown</h2>
 <div class="plots">{"".join(plots.values())}</div>
@@ -216,7 +228,7 @@ def write_report(
         sections: the predictions to show, by section; see `gallery.Cases`.
         title: the title of the page.
         benchmark: adds the published figures on it.
-        about: what was evaluated (split, checkpoint, ...); copied into metrics.json.
+        about: what was evaluated (split, checkpoint, ...); part of metrics.json and of all texts.
     """
     tables = [metrics_table(report)]
     if benchmark:
@@ -234,6 +246,7 @@ def write_report(
         "iou_by_place": plots.places_plot("By position of the referent", groups["place"]),
     }
     captioned = [metrics_table(report, title), *tables[1:]]
+    texts = notes(report, about)
 
     write_csv(report, folder / "expressions.csv")
     by = {name: [asdict(group) for group in members] for name, members in groups.items()}
@@ -241,16 +254,38 @@ def write_report(
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     _write(folder / "metrics.json", json.dumps(content, indent=2))
-    _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *notes(report)]))
-    comments = "\n".join(f"% {note}" for note in notes(report))
+    _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *texts]))
+    comments = "\n".join(f"% {' '.join(note.split())}" for note in texts)
     _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
     if sections:
         gallery.write_gallery(folder / "gallery", sections)
-    _write(folder / "index.html", report_page(title, report, tables, figures, sections))
+    _write(folder / "index.html", report_page(title, tables, figures, texts, sections))
     return folder / "index.html"
+
+
+def require_same_data(folder: Path, settings: Mapping[str, object]) -> None:
+    """Check that `folder` has no report on other data.
+
+    Args:
+        folder: of a report, which need not exist.
+        settings: of the data (`input.sources.describe`), as in the report's `about`.
+
+    Raises:
+        UserError: a setting differs from that in the folder's metrics.json.
+    """
+    try:
+        earlier = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for name, value in settings.items():
+        if isinstance(earlier, dict) and earlier.get(name, value) != value:
+            raise UserError(
+                f"--out: {folder} has a report on other data ({name} was {earlier[name]!r}, now {value!r}); give "
+                "another --out, or delete that report"
+            )
 
 
 def _numbers(report: Report) -> dict[str, object]:
@@ -268,7 +303,7 @@ def _summary(report: Report, counts: MaskCounts) -> dict[str, object]:
     """Return the protocol's metrics (null if undefined) and the counts from which they are computed."""
     values = counts.metrics(report.protocol)
     names = ["expressions", "intersection", "union"]
-    if report.protocol.no_target:
+    if report.protocol.no_target == "head":
         names += ["no_target", "rejected", "targeted", "answered"]
     metrics: dict[str, object] = {name: values.get(name) for name in report.protocol.columns}
     return metrics | {name: getattr(counts, name) for name in names}

@@ -22,6 +22,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Segmentation
 from s2rm_jax.input.images import FORMATS
 
+_NEAREST = Image.Resampling.NEAREST
 MAX_COORDINATE = 1e5  # pixels; pycocotools' polygon code takes time and memory in proportion to an edge's length
 
 
@@ -44,11 +45,11 @@ class Grid:
     def resized(self, size: tuple[int, int]) -> Grid:
         """Return the grid of (height, width) pixels, each the pixel of this grid nearest to its centre.
 
-        The data pipelines of LAVT, CARIS and CRIS do the same. Nearest keeps the area of a mask on average, and treats
-        thin parts like thick ones.
+        Pillow chooses the pixels, as in LAVT and CARIS, so that ties are decided as there: of 640 columns reduced to
+        480, 99 depend on it. Nearest keeps the area of a mask on average, and treats thin parts like thick ones.
         """
         rows, columns = (
-            old[(2 * np.arange(new) + 1) * len(old) // (2 * new)]
+            old[np.asarray(Image.fromarray(np.arange(len(old), dtype=np.int32)[None]).resize((new, 1), _NEAREST))[0]]
             for old, new in zip((self.rows, self.columns), size, strict=True)
         )
         return Grid(self.size, rows, columns)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -64,6 +67,62 @@ def build_source(config: ConfigDict, split: str, *, training: bool = False, on_b
     """
     name, arguments = _arguments(config, split, training=training, on_bad_example=on_bad_example)
     return SOURCES[name](*arguments.args, **arguments.kwargs)
+
+
+def describe(config: ConfigDict, split: str) -> dict[str, Any]:
+    """Return the settings that `build_source` uses, defaults included, as JSON; its name is under "source".
+
+    Folders on a disk are absolute. A split "PART:SPLIT" of a mixture or of combined datasets gives the settings of that
+    part.
+
+    Raises:
+      UserError: as `build_source`, for errors that show without reading files.
+    """
+    name, arguments = _arguments(config, split, training=False)
+    arguments.apply_defaults()
+    settings = {"source": name} | arguments.arguments
+    for field in ("training", "on_bad_example"):  # the same data
+        settings.pop(field, None)
+    for field in ("root", "image_root"):
+        if settings.get(field) and "://" not in str(settings[field]):
+            settings[field] = Path(settings[field]).expanduser().absolute()
+    if name == "mixture":
+        part, part_split = parse_split(split, settings["parts"])
+        if part:
+            return describe(_without_weight(settings["parts"][part]), part_split)
+        settings["parts"] = settings["parts"].to_dict()
+    if name == "combined":
+        split_by = dict(map(parse_dataset, settings["datasets"]))
+        part, part_split = parse_split(split, split_by)
+        if part:
+            del settings["datasets"], settings["held_out"]
+            settings |= {"source": "refer", "dataset": part, "split_by": split_by[part], "split": part_split}
+    return json.loads(json.dumps(settings, default=str))
+
+
+_NAMED = re.compile(r"(?:[\w+-]+\.)*(?:dataset|split_by)=.*")
+
+
+def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
+    """Return the settings of a source for other data.
+
+    Args:
+        source: the section config.input.source.
+        given: each a folder as in `with_folders`, or dataset=NAME or split_by=NAME, in a mixture after parts.PART.
+
+    Raises:
+        UserError: as `with_folders`; or the source has no such field.
+    """
+    fields = source.to_dict()
+    named = [one for one in given if _NAMED.fullmatch(one)]
+    for one in named:
+        path, _, value = one.partition("=")
+        *sections, field = path.split(".")
+        section: Any = reduce(lambda tree, key: tree.get(key, {}), sections, fields)
+        if field not in inspect.signature(SOURCES.get(section.get("name"), object)).parameters:
+            raise UserError(f"--data {one}: the source {source.name!r} of this run has no field {path!r}")
+        section[field] = value
+    return with_folders(ConfigDict(fields), [one for one in given if one not in named])
 
 
 def find_source(config: ConfigDict, split: str) -> None:

@@ -68,7 +68,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Copy this process's part of a batch (a tree of NumPy arrays, batch axis first) to the devices of the mesh."""
     sharding = batch_sharding(mesh)
     with jax.transfer_guard_host_to_device("allow"):  # with several processes, JAX counts this as an implicit transfer
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        arrays = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    # On a CPU, a program whose inputs are still being copied runs in another thread (see `keep_freed_memory`).
+    return jax.block_until_ready(arrays) if jax.default_backend() == "cpu" else arrays
 
 
 def take_batch(batch: Any) -> Any:

@@ -177,6 +177,21 @@ def has_checkpoint(workdir: epath.PathLike) -> bool:
     )
 
 
+def checkpoint_step(workdir: epath.PathLike, metric: str, which: Literal["best", "latest"] = "best") -> int | None:
+    """Return the step of the checkpoint that `restore_params` reads, or None if there is none."""
+    if not has_checkpoint(workdir):
+        return None
+    handlers = _handlers(ocp.PyTreeCheckpointHandler())
+    with ocp.CheckpointManager(
+        _absolute(workdir_path(workdir) / CHECKPOINT_DIRECTORY), item_handlers=handlers
+    ) as manager:
+        return _chosen_step(manager, _scores(manager, metric), which)
+
+
+def _chosen_step(manager: ocp.CheckpointManager, scores: dict[int, float], which: str) -> int:
+    return max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
+
+
 def restore_params(
     workdir: epath.PathLike,
     metric: str,
@@ -206,8 +221,7 @@ def restore_params(
         )
     handlers = _handlers(ocp.PyTreeCheckpointHandler())  # unlike the standard handler, it reads a part of a tree
     with ocp.CheckpointManager(_absolute(directory), item_handlers=handlers) as manager:
-        scores = _scores(manager, metric)
-        step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
+        step = _chosen_step(manager, _scores(manager, metric), which)
         with _reading(manager, step, directory):
             tree = _saved_tree(manager, step)
             name = "params" if tree.get("ema_params") is None else "ema_params"

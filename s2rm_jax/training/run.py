@@ -24,7 +24,13 @@ from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
-from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoints, has_checkpoint, restore_params
+from s2rm_jax.training.checkpoint import (
+    CHECKPOINT_DIRECTORY,
+    Checkpoints,
+    checkpoint_step,
+    has_checkpoint,
+    restore_params,
+)
 from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY
 from s2rm_jax.training.logging import (
     LOG_DIRECTORY,
@@ -56,12 +62,16 @@ _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network with its parameters, its tokenizer and its configuration."""
+    """A trained network with its parameters, its tokenizer and its configuration.
+
+    `step` is that of its checkpoint, None for a folder of weights.
+    """
 
     network: nn.Module
     params: Any
     tokenizer: Tokenizer
     config: ConfigDict
+    step: int | None = None
 
 
 def load_run(
@@ -90,13 +100,14 @@ def load_run(
     network = build_network(config)
     shapes = parameter_shapes(network, config)
     weights = Path(workdir) / SAFETENSORS
-    if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
+    step = checkpoint_step(workdir, config.eval.metric, which)
+    if not on_bucket(workdir) and weights.is_file() and step is None:
         params = fill(network_layout(shapes), read_weights(weights), shapes, str(weights)).params
     else:
         params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
     if sharding is not None:
         params = jax.device_put(params, sharding)
-    return LoadedRun(network, params, tokenizer, config)
+    return LoadedRun(network, params, tokenizer, config, step)
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:

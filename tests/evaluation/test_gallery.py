@@ -99,7 +99,7 @@ def test_the_page_is_self_contained_and_escapes_text(make_example):
     predictions = predictions_of(make_example(NASTY, [NASTY, "red"], kind=NASTY))
     report = Report(tuple(p.score for p in predictions))
     sections = {"random": predictions, "worst": predictions[:1]}
-    page = report_page(NASTY, report, [metrics_table(report)], {"plot": "<svg></svg>"}, sections)
+    page = report_page(NASTY, [metrics_table(report)], {"plot": "<svg></svg>"}, [NASTY], sections)
     reader = Reader(page)
     tags = [tag for tag, _ in reader.tags]
     assert tags.count("script") == 1
@@ -110,7 +110,7 @@ def test_the_page_is_self_contained_and_escapes_text(make_example):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert len(re.findall(r"url\(data:", page)) == 1  # one image for all of its expressions
     assert set(re.findall(r"url\((.{5})", page)) == {"data:"}
-    assert "".join(reader.text).count(NASTY) >= 4  # title, heading, kind, expression: readable as they were written
+    assert "".join(reader.text).count(NASTY) >= 5  # title, heading, note, kind, expression: as they were written
     cards = [attributes for tag, attributes in reader.tags if tag == "article"]
     assert cards[0]["data-kind"] == NASTY
     assert cards[0]["data-iou"] == "0.750000"

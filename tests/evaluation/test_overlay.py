@@ -52,9 +52,16 @@ def test_the_image_stays_bright_and_overlapping_masks_all_show():
     assert DISTINCT_COLOURS[1] in {tuple(colour) for colour in overlay[250, left : left + 280]}  # within the others
 
 
-def test_more_masks_than_colours():
-    masks = np.zeros((len(DISTINCT_COLOURS) + 1, 10, 10), bool)
-    overlay_with_legend(np.zeros((10, 10, 3), np.uint8), masks, [str(i) for i in range(len(masks))])
+def test_more_masks_than_colours_begin_again_with_the_first():
+    count = len(DISTINCT_COLOURS) + 1
+    masks = np.zeros((count, 480, 480), bool)
+    for i in range(count):
+        masks[i, 10:470, 50 * i + 10 : 50 * i + 40] = True
+    overlay = overlay_with_legend(np.zeros((480, 480, 3), np.uint8), masks, [str(i) for i in range(count)])
+    left = overlay.width // 2 - 240
+    for i in range(count):
+        expected = [round(0.3 * channel) for channel in DISTINCT_COLOURS[i % len(DISTINCT_COLOURS)]]
+        assert overlay.getpixel((left + 50 * i + 25, 240)) == pytest.approx(expected, abs=2)
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 2, 5, 12])

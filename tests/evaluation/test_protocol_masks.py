@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from s2rm_jax.evaluation.metrics import count_pixels
 from s2rm_jax.evaluation.protocols import PROTOCOLS, predicted_mask, resample, true_mask
@@ -103,10 +104,56 @@ def test_extreme_logits_do_not_overflow():
         assert predicted_mask(protocol, extreme, 1, 2).any()
 
 
-def test_nearest_takes_the_pixel_at_the_floor():
+@pytest.mark.parametrize("name", ["lavt480", "caris448", "rela_gref"])
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (427, 640), (375, 500), (640, 359)])
+def test_true_masks_are_resized_as_pillow_does(name, height, width):
+    mask = np.random.default_rng(0).random((height, width)) < 0.4
+    size = PROTOCOLS[name].size
+    expected = Image.fromarray(mask.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(true_mask(PROTOCOLS[name], mask, mask), np.asarray(expected) == 1)
+
+
+def test_a_tie_goes_to_the_lower_column():
+    # Centres of 640 -> 480 columns: (i + 1/2) * 4/3 = 6 for i = 4, between columns 5 and 6. Pillow takes column 5.
+    for column, found in ((4, [3]), (5, [4]), (6, []), (7, [5])):
+        mask = np.zeros((480, 640), bool)
+        mask[:, column] = True
+        resized = true_mask(PROTOCOLS["lavt480"], mask, mask)
+        assert np.flatnonzero(resized[0]).tolist() == found
+        assert resized.sum() == 480 * len(found)
+
+
+def test_nearest_takes_the_pixel_at_the_floor_in_float32():
     # floor(i * 3 / 2) = 0, 1 and floor(i * 2 / 3) = 0, 0, 1.
     assert resample(np.array([[1.0, 2, 3]]), 1, 2, "nearest").tolist() == [[1, 2]]
     assert resample(np.array([[1.0, 2]]), 1, 3, "nearest").tolist() == [[1, 1, 2]]
+    # 160 / 92 is 1.7391304 in float32: 69 * 1.7391304 < 120 = 69 * 160 / 92.
+    assert resample(np.arange(160.0)[None], 1, 92, "nearest")[0, 68:71].tolist() == [118, 119, 121]
+
+
+def test_bilinear_with_two_taps_does_not_average_a_reduced_image():
+    # Four samples become two, at 1/2 and 5/2, or one, at 3/2; two become four at -1/4, 1/4, 3/4, 5/4.
+    row = np.array([[1, 2, 4, 9]], np.float32)
+    assert resample(row, 1, 2, "bilinear, two taps").tolist() == [[1.5, 6.5]]
+    assert resample(row.T, 1, 1, "bilinear, two taps").tolist() == [[3]]
+    assert resample(row[:, 1:3], 1, 4, "bilinear, two taps").tolist() == [[2, 2.5, 3.5, 4]]
+
+
+@pytest.mark.parametrize("size", [(92, 427), (375, 160), (33, 31), (1, 200), (640, 480)])
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("nearest", {}),
+        ("bilinear, two taps", {"mode": "bilinear", "align_corners": False}),
+        ("bicubic", {"mode": "bicubic", "align_corners": False}),
+        ("bicubic, corners aligned", {"mode": "bicubic", "align_corners": True}),
+    ],
+)
+def test_resampling_is_that_of_torch(how, options, size):
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).normal(size=(160, 120)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], size, **options)[0, 0].numpy()
+    np.testing.assert_allclose(resample(values, *size, how), expected, atol=0 if how == "nearest" else 2e-4)
 
 
 def test_cubic_weights():

@@ -5,7 +5,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import ExpressionScore, count_pixels, score_masks, total
-from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS, protocol_named
+from s2rm_jax.evaluation.protocols import ARANGE_THRESHOLDS, ORIGINAL, PROTOCOLS, protocol_named
 
 
 def scores_under(protocol, *cases):
@@ -53,10 +53,40 @@ def test_cris_does_not_count_ties_and_has_no_overall_iou():
     assert [found[f"precision@0.{t}"] for t in range(5, 10)] == pytest.approx([200 / 3, *[100 / 3] * 4])
 
 
-def test_cgformer_does_not_count_ties_and_has_both():
+def test_cgformer_does_not_count_small_ties_and_has_both():
     found = numbers("cgformer", *PLAIN)
     assert found["overall_iou"] == pytest.approx(900 / 19)
     assert (found["precision@0.5"], found["precision@0.6"]) == pytest.approx((200 / 3, 100 / 3))
+
+
+@pytest.mark.parametrize(
+    ("tenths", "intersection", "union", "reached"),
+    [
+        # x is float32: 0.5, 0.60000002384, 0.69999998808, 0.80000001192, 0.89999997616.
+        (5, 500, 1000, False),  # 0.4999999995
+        (5, 501, 1000, True),
+        (6, 600, 1000, False),
+        (6, 601, 1000, True),
+        (7, 700, 1000, True),  # 0.6999999993 > 0.69999998808
+        (7, 7, 10, False),  # 0.69999993
+        (7, 699, 1000, False),
+        (8, 800, 1000, False),
+        (9, 900, 1000, True),
+        (9, 9, 10, False),  # 0.89999991
+        (9, 0, 0, False),
+    ],
+)
+def test_cris_and_cgformer_compare_with_float32_thresholds(tenths, intersection, union, reached):
+    score = ExpressionScore("s", "e", "", "w", intersection, union)
+    for name in ("cris", "cgformer"):
+        assert total([score], PROTOCOLS[name]).metrics(PROTOCOLS[name])[f"precision@0.{tenths}"] == 100 * reached
+    exactly = 10 * intersection >= tenths * union > 0
+    assert total([score]).metrics()[f"precision@0.{tenths}"] == 100 * exactly
+
+
+def test_the_thresholds_are_those_of_torch_arange():
+    torch = pytest.importorskip("torch")
+    assert list(ARANGE_THRESHOLDS.values()) == [float(x) for x in torch.arange(0.5, 1.0, 0.1)]
 
 
 def test_caris_leaves_empty_unions_out_of_the_mean_only():
@@ -121,26 +151,18 @@ def test_rela_says_something_and_shows_nothing():
     assert (found["no_target_accuracy"], found["target_accuracy"]) == (0, 100)
 
 
-def test_lisa_scores_the_masks_themselves():
+def test_lisa_scores_the_masks_themselves_and_has_no_accuracies():
     # Two empty masks: IoU 1. Three pixels for nothing: IoU 0, U = 3. I = 4, U = 7. An empty mask for six: I = 0, U = 6.
-    # gIoU (1 + 0 + 4/7 + 0) / 4, cIoU 4 / 16; of two that refer to nothing one is answered so, of the others one not.
+    # gIoU (1 + 0 + 4/7 + 0) / 4, cIoU 4 / 16.
     found = numbers("lisa", (set(), set()), (set(), {0, 1, 2}), (FIRST, {0, 1, 2, 3, 6}), (FIRST, set()))
-    assert found == pytest.approx(
-        {
-            "overall_iou": 25,
-            "mean_iou": 100 * (1 + 4 / 7) / 4,
-            "no_target_accuracy": 50,
-            "target_accuracy": 50,
-        }
-    )
+    assert found == pytest.approx({"overall_iou": 25, "mean_iou": 100 * (1 + 4 / 7) / 4})
 
 
-@pytest.mark.parametrize("name", ["rela_gref", "lisa"])
-def test_no_accuracy_where_every_expression_refers_to_something(name):
-    found = numbers(name, (FIRST, FIRST))
+def test_no_accuracy_where_every_expression_refers_to_something():
+    found = numbers("rela_gref", (FIRST, FIRST))
     assert "no_target_accuracy" not in found
     assert "target_accuracy" not in found
-    assert "no_target_accuracy" in PROTOCOLS[name].columns
+    assert "no_target_accuracy" in PROTOCOLS["rela_gref"].columns
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -160,8 +182,10 @@ def test_the_definition_says_what_is_done(name):
     assert text.startswith(f"Protocol {name}: ")
     assert ("original resolution" in text) == (protocol.size is None)
     assert ("0.35" in text) == (name == "cris")
-    assert ("IoU > x" in text) == (name in ("cris", "cgformer"))
-    assert ("N-acc" in text) == (name in ("rela_gref", "lisa"))
+    float32 = "I / (U + 1e-6) > x, where x is a float32 number: 0.50000000, 0.60000002, 0.69999999, 0.80000001"
+    assert (float32 in text) == (name in ("cris", "cgformer"))
+    assert ("N-acc" in text) == (name == "rela_gref")
+    assert ("overlap = drop" in text) == (name not in ("original", "cris", "rela_gref"))
     assert ("480 x 480" in text) == (name in ("lavt480", "rela_gref"))
     assert ("left out" in text) == (name == "caris448")
 

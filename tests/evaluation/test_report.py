@@ -3,6 +3,8 @@
 import csv
 from dataclasses import replace
 
+import pytest
+
 from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
@@ -61,6 +63,22 @@ def test_csv_round_trip_keeps_every_character(tmp_path):
         "centre_y": "0.1250",
     }
     assert (rows[1]["centre_x"], rows[1]["centre_y"]) == ("", "")
+
+
+@pytest.mark.parametrize("text", ["=1+2", "+left", "-left", "@SUM(A1)", " =1+2", "\t=1+2", "\r\n-1", "＝1"])
+def test_no_cell_is_a_formula_of_a_spreadsheet(text, tmp_path):
+    write_csv(Report((ExpressionScore(text, text, text, text, 1, 2),)), tmp_path / "expressions.csv")
+    with (tmp_path / "expressions.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [row[name] for name in ("id", "example", "kind", "expression")] == ["'" + text] * 4
+
+
+@pytest.mark.parametrize("text", ["left - right", "a=b", "", "'quoted'", "1-2"])
+def test_other_cells_are_not_changed(text, tmp_path):
+    write_csv(Report((ExpressionScore("0", "0", text, text, 1, 2),)), tmp_path / "expressions.csv")
+    with (tmp_path / "expressions.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["kind"], row["expression"]) == (text, text)
 
 
 def test_expressions_without_an_iou_have_an_empty_cell(tmp_path):

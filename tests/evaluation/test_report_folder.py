@@ -1,15 +1,17 @@
 """The files of a report."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
-from s2rm_jax.evaluation.report import write_report
+from s2rm_jax.evaluation.report import require_same_data, write_report
 
 SCORES = (
     ExpressionScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
@@ -77,6 +79,37 @@ def test_published_figures_are_in_all_forms(tmp_path):
         text = path.read_text(encoding="utf-8")
         assert "75.82" in text
         assert "this run" in text
+
+
+def test_what_was_evaluated_is_in_all_forms(tmp_path):
+    about = {
+        "source": "refer", "dataset": "refcoco", "split_by": "unc", "split": "testA", "root": "/data/a_b",
+        "image_root": "", "overlap": "drop", "checkpoint": "best", "step": 1200, "limit": None,
+    }  # fmt: skip
+    page = write_report(tmp_path, Report(SCORES), {}, title="A run", **about)
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert {name: content[name] for name in about} == about
+    line = (
+        "Evaluated: source refer, dataset refcoco, split_by unc, split testA, root /data/a_b, overlap drop, checkpoint "
+        "best, step 1200."
+    )
+    for path in (page, tmp_path / "table.md", tmp_path / "table.tex"):
+        assert line in path.read_text(encoding="utf-8")
+
+
+def test_a_report_on_other_data_is_not_replaced(tmp_path):
+    settings = {"dataset": "refcoco", "root": "/data", "split": "testA"}
+    require_same_data(tmp_path / "new", settings)
+    write_report(tmp_path, Report(SCORES), {}, title="A run", **settings, step=12)
+    require_same_data(tmp_path, settings | {"overlap": "union"})  # reports of earlier versions lack some settings
+    for other in ({"root": "/other"}, {"dataset": "refcoco+"}, {"split": "testB"}):
+        ((name, value),) = other.items()
+        with pytest.raises(UserError, match=rf"other data \({name} was '{settings[name]}', now '{re.escape(value)}'\)"):
+            require_same_data(tmp_path, settings | other)
+    (tmp_path / "metrics.json").write_text("[1]")
+    require_same_data(tmp_path, settings)
+    (tmp_path / "metrics.json").write_text("{")
+    require_same_data(tmp_path, settings)
 
 
 def test_an_empty_split_of_everything(tmp_path):

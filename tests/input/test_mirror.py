@@ -1,5 +1,10 @@
 """Mirroring of real expressions (RefCOCO, RefCOCOg, CC BY 4.0)."""
 
+import json
+import re
+from itertools import product
+from pathlib import Path
+
 import pytest
 
 from s2rm_jax.input.mirror import mirror_expression
@@ -36,6 +41,18 @@ from s2rm_jax.input.mirror import mirror_expression
             "an elephant with its right and left eye visible",
             "an elephant with its left and right eye visible",
         ),
+        # short phrases of RefCOCO (unc val), whose last word is the side
+        ("man at left", "man at right"),
+        ("bottle on right", "bottle on left"),
+        ("bear left", "bear right"),
+        ("black laptop right .", "black laptop left ."),
+        ("bright blue cab left", "bright blue cab right"),
+        ("person right of umbrella", "person left of umbrella"),
+        ("first left bus", "first right bus"),
+        ("leftest kid", "rightest kid"),
+        ("woman in black in left lower picture", "woman in black in right lower picture"),
+        ("bed all the way right", "bed all the way left"),
+        ("a man to the right of the tight rope at night", "a man to the left of the tight rope at night"),
     ],
 )
 def test_sides_are_exchanged(expression, mirrored):
@@ -60,13 +77,23 @@ def test_sides_are_exchanged(expression, mirrored):
         "the last slice that's left",
         "on the same side as the right side up pepsi cup",
         "the car going the right way",
+        "right-of-way sign",
+        "the right person for the job",
+        "giraffe looking right back at us",
+        "the left luggage office",
+        # what remains, and what is correct
+        "two slices left",
+        "pizza with cheese left",
+        "the one that just left",
+        "some water and a little left",
+        "one third left",
+        "so close you were right",
         # not certainly a side: nothing before or after it says so
-        "bear left",
+        "man right in dark gray jacket",
+        "truck left behind guys",
         "yellow piece of food onthe right",
         "2nd to theleft brown horse drinking",
-        # misspelt or abbreviated
-        "lefft guy sitting",
-        "the phone to the righ",
+        # abbreviated
         "man on l",
         "rt side",
         # writing and numbers, which a mirror makes unreadable
@@ -82,9 +109,81 @@ def test_sides_are_exchanged(expression, mirrored):
         "A golden colored dog sitting on the passenger side.",
         "the dog in the driver ' s side window",
         "An L-shaped couch",
+        # another language or script
+        "左边的人",
+        "человек слева",
+        "l'homme à gauche",
+        "the ｌｅｆｔ man",
         # counted from the left, without saying so
         "the third elephant in a group of four",
     ],
 )
 def test_what_is_not_certain_is_refused(expression):
     assert mirror_expression(expression) is None
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "laft sand", "head of guy on lefy", "riht", "irght one", "sandwich piece on ruight", "girl on rgiht", "ght guy",
+        "man in the front ight with all white", "rihg tpurple", "very le t elephant", "le t guy", "lefft guy sitting",
+        "the phone to the righ", "far fight bottom fridge", "chair bottom let", "smiroff to plelft", "onrihgt",
+        "leftmots zebra", "rigthmost cow", "lefthnd side", "RGIHT MAN", "ri-ght dog", "man on the lef t", "farlefy cow",
+        "laftman", "manruight",
+        "woman on the left, dog on the rigth",
+    ],
+)  # fmt: skip
+def test_a_misspelt_side_is_refused(expression):
+    assert mirror_expression(expression) is None
+
+
+def test_words_within_one_edit_of_a_side_that_are_something_else():
+    for word in (
+        "bright",
+        "brighter",
+        "eight",
+        "fighter",
+        "lift",
+        "light",
+        "lighter",
+        "loft",
+        "might",
+        "night",
+        "tight",
+    ):
+        assert mirror_expression(f"{word} on left") == f"{word} on right"
+
+
+def edits(a, b):
+    """The optimal string alignment distance, by its recurrence."""
+    far = len(a) + len(b)
+    table = [[max(i, j) if 0 in (i, j) else far for j in range(len(b) + 1)] for i in range(len(a) + 1)]
+    for i, j in product(range(1, len(a) + 1), range(1, len(b) + 1)):
+        table[i][j] = min(
+            table[i - 1][j] + 1,
+            table[i][j - 1] + 1,
+            table[i - 1][j - 1] + (a[i - 1] != b[j - 1]),
+            table[i - 2][j - 2] + 1 if i > 1 and j > 1 and a[i - 2 : i] == b[j - 2 : j][::-1] else far,
+        )
+    return table[-1][-1]
+
+
+def test_of_an_english_word_list_only_the_ordinary_words_near_a_side_are_not_refused():
+    word_list = Path("/usr/share/dict/words")
+    if not word_list.is_file():
+        pytest.skip(f"{word_list} is missing; it is in Debian's package wamerican")
+    words = {word for word in word_list.read_text(encoding="utf-8").split() if re.fullmatch("[a-z]{3,6}", word)}
+    near = {word for word in words if min(edits(word, "left"), edits(word, "right")) == 1}
+    accepted = {word for word in near if mirror_expression(word) is not None}
+    assert accepted == {"bright", "eight", "lift", "light", "loft", "might", "night", "sight", "tight"}
+    assert {"fight", "lent", "let", "wight"} <= near - accepted
+
+
+def test_most_real_expressions_that_name_a_side_are_mirrored():
+    path = Path(__file__).parents[3] / "shared/data/expressions/refcoco_unc_val.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    texts = [json.loads(line)["sentence"] for line in path.read_text(encoding="utf-8").splitlines()]
+    naming = [text for text in texts if re.search("left|right", text)]
+    refused = [text for text in naming if mirror_expression(text) is None]
+    assert (len(naming), len(refused)) == (5144, 204)

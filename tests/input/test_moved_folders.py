@@ -1,10 +1,12 @@
 """Sources whose data moved after training."""
 
+from pathlib import Path
+
 import pytest
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.sources import with_folders
+from s2rm_jax.input.sources import describe, with_data
 
 ONE = {"name": "refer", "root": "old", "dataset": "refcoco"}
 PARTS = {"a": {"name": "refer", "root": "old", "weight": 1.0}, "shapes": {"name": "synthetic", "weight": 1.0}}
@@ -14,7 +16,7 @@ TWO = {"name": "mixture", "parts": {**PARTS, "mine": {"name": "json_lines", "roo
 def moved(source, *moves):
     config = ConfigDict({"source": source})
     config.lock()
-    config.source = with_folders(config.source, moves)
+    config.source = with_data(config.source, moves)
     assert config.source.name == source["name"]
     return config.source.to_dict()
 
@@ -33,9 +35,47 @@ def test_folders_can_be_named():
     assert parts["mine"] == {"name": "json_lines", "root": "new"}
 
 
+def test_the_dataset_and_its_splits_can_be_named():
+    assert moved(ONE, "new", "dataset=refcoco+", "split_by=umd") == (
+        ONE | {"root": "new", "dataset": "refcoco+", "split_by": "umd"}
+    )
+    parts = moved(TWO, "parts.a.split_by=google")["parts"]
+    assert parts["a"] == PARTS["a"] | {"split_by": "google"}
+
+
+def test_the_settings_of_a_source_include_its_defaults():
+    assert describe(ConfigDict(ONE), "testA") == {
+        "source": "refer",
+        "dataset": "refcoco",
+        "split_by": "unc",
+        "split": "testA",
+        "root": str(Path("old").absolute()),
+        "image_root": "",
+        "overlap": "union",
+        "sentence_field": "raw",
+        "limit_referents": 0,
+        "leave_out": [],
+    }
+    both = ConfigDict(
+        {"name": "combined", "root": "old", "datasets": ("refcoco/unc", "refcocog/umd"), "overlap": "drop"}
+    )
+    part = describe(both, "refcocog:val")
+    assert {part[name] for name in ("source", "dataset", "split_by", "split", "overlap")} == {
+        "refer", "refcocog", "umd", "val", "drop",
+    }  # fmt: skip
+    assert describe(ConfigDict(ONE | {"root": "gs://bucket/data"}), "val")["root"] == "gs://bucket/data"
+    assert describe(both, "val")["datasets"] == ["refcoco/unc", "refcocog/umd"]
+    assert describe(ConfigDict(TWO), "a:val")["source"] == "refer"
+    assert describe(ConfigDict(TWO | {"parts": PARTS}), "val")["parts"] == PARTS
+
+
 @pytest.mark.parametrize(
     ("source", "move", "message"),
     [
+        ({"name": "synthetic"}, "dataset=refcoco", "the source 'synthetic' of this run has no field 'dataset'"),
+        (TWO, "dataset=refcoco", "the source 'mixture' of this run has no field 'dataset'"),
+        (TWO, "parts.yours.dataset=refcoco", "has no field 'parts.yours.dataset'"),
+        (TWO, "parts.mine.split_by=unc", "has no field 'parts.mine.split_by'"),
         (
             TWO,
             "new",

@@ -166,6 +166,7 @@ def test_evaluation_scores_every_expression_once(limit):
     assert seen == [expression.id for image in images for expression in image.expressions]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
 @pytest.mark.parametrize("sampling", ["sentence", "referent"])
 @pytest.mark.parametrize("k", [1, 2])
 def test_every_rule_streams_the_same_over_processes_workers_and_restarts(sampling, k):
@@ -173,6 +174,9 @@ def test_every_rule_streams_the_same_over_processes_workers_and_restarts(samplin
     config.input.update(sampling=sampling, expressions_per_image=k)
     straight = first_batches(6, config=config)
     assert_same(straight[2:], first_batches(4, config=config, start=8))
+    with_workers = small_config()
+    with_workers.input.update(sampling=sampling, expressions_per_image=k, workers=2)
+    assert_same(straight[2:], first_batches(4, config=with_workers, start=8))
     parts = [first_batches(6, config=config, process=(index, 4)) for index in range(4)]
     for whole, *shares in zip(straight, *parts, strict=True):
         for x, *xs in zip(whole, *shares, strict=True):

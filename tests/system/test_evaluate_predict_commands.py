@@ -30,6 +30,7 @@ from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training import compile
 from s2rm_jax.training import run as training_run
 from tests.command import run_command, run_process
+from tests.input import refer_fixture
 
 
 def command(name, *arguments):
@@ -230,6 +231,44 @@ def test_evaluate_reads_a_folder_of_weights_as_a_run(tiny_workdir, tmp_path):
         assert status == 0, errors
         found.append((out / "expressions.csv").read_text())
     assert found[0] == found[1] and found[0].count("\n") == 1 + 6
+
+
+def test_evaluate_on_other_data_writes_elsewhere_and_says_what_it_evaluated(tiny_workdir, tmp_path):
+    first, second = (refer_fixture.write_refer_layout(tmp_path / name) for name in ("first", "second"))
+    refer_fixture.write_refer_layout(first, "refcoco+")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    content = json.loads((tiny_workdir / "config.json").read_text())
+    content["input"]["source"] = {"name": "refer", "root": str(first)}
+    (workdir / "config.json").write_text(json.dumps(content))
+    for name in ("checkpoints", "vocab.txt"):
+        (workdir / name).symlink_to(tiny_workdir / name)
+
+    def evaluate(*flags):
+        status, _, errors = command("evaluate", f"--workdir={workdir}", "--split=testA", "--gallery=0", *flags)
+        return status, errors
+
+    assert evaluate() == (0, "")
+    assert evaluate(f"--data={second}") == (0, "")
+    assert evaluate("--data=dataset=refcoco+", "--data=split_by=unc") == (0, "")
+    found = {}
+    for path in workdir.glob("eval-*/metrics.json"):
+        metrics = json.loads(path.read_text())
+        fields = ("dataset", "split_by", "split", "root", "overlap", "checkpoint", "step", "limit", "images")
+        found[path.parent.name] = tuple(metrics[field] for field in fields)
+        assert "published" not in metrics and " testA has 750 images and 5," in metrics["published_figures"]
+        for name in ("index.html", "table.md", "table.tex"):
+            text = (path.parent / name).read_text()
+            assert f"root {metrics['root']}, " in text and "overlap union, " in text and "step 2, " in text
+            assert "Published figures" not in text and "LAVT-RIS" not in text
+    same = ("union", "best", 2, None, 2)
+    assert found == {
+        "eval-testA": ("refcoco", "unc", "testA", str(first), *same),
+        "eval-testA-second": ("refcoco", "unc", "testA", str(second), *same),
+        "eval-testA-refcoco+-unc": ("refcoco+", "unc", "testA", str(first), *same),
+    }
+    status, errors = evaluate(f"--data={second}", f"--out={workdir / 'eval-testA'}")
+    assert status == 2 and f"eval-testA has a report on other data (root was '{first}', now '{second}')" in errors
 
 
 def test_evaluate_transfers_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
+from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, checkpoint_step, restore_params
 from s2rm_jax.training.run import load_run, save_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
 
@@ -74,6 +74,9 @@ def test_the_latest_two_and_the_best_are_kept_and_a_restart_takes_the_latest(tmp
         assert restored is not None and restored.step == 50 and restored.metrics is None
     assert_equal(restore_params(tmp_path, "mean_iou", "best"), state_after(20).ema_params)
     assert_equal(restore_params(tmp_path, "mean_iou", "latest"), state_after(50).ema_params)
+    assert checkpoint_step(tmp_path, "mean_iou", "best") == 20
+    assert checkpoint_step(tmp_path, "mean_iou", "latest") == 50
+    assert checkpoint_step(tmp_path / "elsewhere", "mean_iou") is None
 
 
 def test_a_checkpoint_can_be_saved_again_with_its_evaluation(tmp_path, run_of):

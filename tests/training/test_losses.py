@@ -151,6 +151,19 @@ def test_a_expression_that_refers_to_nothing_has_cross_entropy_and_no_dice():
     assert same[0] == same[1]
 
 
+def test_coarse_masks_of_an_expression_that_refers_to_nothing_have_no_dice():
+    logits, targets, valid = random_case(8)
+    has_target = valid.at[0, 1].set(False)
+    targets = targets.at[0, 1].set(False)
+    coarse = logits[..., ::2, ::4]
+    plain, _ = segmentation_loss(output(logits, coarse), targets, valid, has_target, loss_config())
+    both, _ = segmentation_loss(output(logits, coarse), targets, valid, has_target, loss_config(coarse_weight=0.25))
+    soft = np.asarray(targets, float).reshape(B, K, 3, 2, 2, 4).mean((3, 5))
+    expected = sum(reference_bce_dice(coarse[i], soft[i]) for i in zip(*np.nonzero(has_target), strict=True))
+    expected += np.log1p(np.exp(coarse[0, 1].astype(np.float64))).mean()  # cross-entropy towards nothing
+    np.testing.assert_allclose(both - plain, 0.25 * expected, rtol=1e-5)
+
+
 def test_the_loss_of_no_target_is_the_cross_entropy_of_valid_expressions():
     logits = jnp.array([[2.0, -1.0], [0.5, jnp.nan], [jnp.inf, 3.0]])
     valid = jnp.array([[True, True], [True, False], [False, True]])

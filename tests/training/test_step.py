@@ -135,6 +135,24 @@ def test_the_loss_of_no_target_is_the_mean_over_valid_expressions_however_split(
     np.testing.assert_allclose(metrics["no_target_accuracy"], 100 * right[batch.valid].mean(), rtol=1e-6)
 
 
+def test_the_mask_of_an_expression_that_the_head_rejects_is_empty(standin):
+    """Its IoU is 0, or 1 if the expression refers to nothing."""
+    network, config = standin.StandIn(judges=True), standin.make_config(batch_size=8, loss__kind="weighted_ce")
+    params = plan_state(network, config, MESH).create().params
+    batch = standin.make_batch(0, 8)
+    output = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
+    rejected = np.asarray(output.no_target_logits) > 0
+    has_target = np.arange(rejected.size).reshape(rejected.shape) % 2 == 0
+    assert (rejected & has_target).any() and (rejected & ~has_target).any()
+    targets = np.broadcast_to(np.arange(standin.SIZE) < 5, output.logits.shape) & has_target[..., None, None]
+    batch = batch._replace(targets=standin.pack(targets), valid=np.ones_like(has_target), has_target=has_target)
+    found = (np.asarray(output.logits) > 0) & ~rejected[..., None, None]
+    unions = (found | targets).sum((2, 3))
+    ious = np.where(has_target, (found & targets).sum((2, 3)) / np.maximum(unions, 1), unions == 0)
+    _, (metrics,) = take_steps(standin, config, [batch], network)
+    np.testing.assert_allclose(metrics["mean_iou"], 100 * ious.mean(), rtol=1e-5)
+
+
 def test_the_average_follows_its_recurrence(standin):
     config = standin.make_config(optimizer__ema_decay=0.75)
     batches = [standin.make_batch(i) for i in range(3)]
