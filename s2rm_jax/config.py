@@ -70,7 +70,8 @@ def default_config() -> ConfigDict:
 
     config.text = ConfigDict()  # BERT; see models/bert.py
     config.text.pretrained = ""  # as config.vision.pretrained
-    config.text.vocab = ""  # a BERT vocab.txt; empty: the one beside the pretrained weights, or that of the source
+    config.text.vocab = ""  # a vocab.txt or tokenizer.json; empty: beside the pretrained weights, or of the source
+    config.text.lower_case = True  # False for cased models
     config.text.max_tokens = 20  # L, including [CLS] and [SEP]
     config.text.vocab_size = 30_522
     config.text.hidden_size = 768

@@ -8,7 +8,7 @@ position is a pure function of (seed, position), so a run resumes exactly by sta
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -29,15 +29,23 @@ READ_THREADS = 2
 READ_AHEAD = 4  # batches per process
 
 
-def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    """Build the tokenizer from config.text.vocab, or from the vocabulary of the source."""
-    vocabulary = config.text.vocab or getattr(source, "vocabulary", None)
+def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str] | None = None) -> Tokenizer:
+    """Build the tokenizer from config.text.vocab, or from the vocabulary of the pretrained text weights or the source.
+
+    Args:
+        config: the configuration.
+        source: its own vocabulary is not used for pretrained weights, whose embeddings belong to other words.
+        pretrained: the vocabulary beside the pretrained text weights, None if there is none.
+    """
+    own = None if config.text.pretrained else getattr(source, "vocabulary", None)
+    vocabulary = config.text.vocab or pretrained or own
     if vocabulary is None:
+        why = "config.text.pretrained is set" if config.text.pretrained else "this source has no vocabulary"
         raise UserError(
-            "config.text.vocab is empty and this source has no vocabulary: "
+            f"config.text.vocab is empty and {why}: "
             "give the path of a BERT vocab.txt (https://huggingface.co/google-bert/bert-base-uncased has one)."
         )
-    tokenizer = Tokenizer(vocabulary, config.text.max_tokens)
+    tokenizer = Tokenizer(vocabulary, config.text.max_tokens, config.text.lower_case)
     if tokenizer.size > config.text.vocab_size:
         raise UserError(
             f"the vocabulary has {tokenizer.size} words but config.text.vocab_size is {config.text.vocab_size}: "
