@@ -144,7 +144,11 @@ def words_and_case(engine: Any, name: str) -> tuple[tuple[str, ...], bool]:
     Raises:
       UserError: it is not the WordPiece of BERT.
     """
-    ids = engine.get_vocab()
+    # transformers adds special tokens that the vocabulary lacks, of which the weights know nothing.
+    ids = engine.get_vocab(with_added_tokens=False)
+    added = [token.content for token in engine.get_added_tokens_decoder().values() if not token.special]
+    if other := sorted(set(added) - ids.keys()):
+        raise UserError(f"{name} adds tokens to the vocabulary, such as {other[0]!r}: give a tokenizer without them")
     words = tuple(sorted(ids, key=ids.__getitem__))
     if [ids[word] for word in words] != list(range(len(words))):
         raise UserError(f"{name} has {len(words)} words whose ids are not 0 to {len(words) - 1}: save it again")

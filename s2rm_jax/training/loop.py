@@ -55,7 +55,7 @@ class Pretrained(Protocol):
         """Return the files by part ("vision", "text"); raise UserError if one is missing."""
 
     def find_vocabulary(self, config: ConfigDict) -> Sequence[str] | None:
-        """Return the vocabulary beside the weights of config.text.pretrained, or None; raise UserError if it misfits."""
+        """Return the vocabulary beside the weights of config.text.pretrained, or None; raise UserError if none is."""
 
     def load_pretrained(self, config: ConfigDict, shapes: Any) -> Mapping[str, Any]:
         """Return the weights by part, each with `params` and a `report` for the log; raise UserError if they misfit."""

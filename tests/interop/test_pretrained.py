@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import BertTokenizer
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
@@ -337,6 +338,34 @@ def test_a_tokenizer_with_other_rules_is_refused(tmp_path, text_config, settings
     write_json(tmp_path, tokenizer_config=settings)
     with pytest.raises(UserError, match="is not the WordPiece of BERT"):
         find_vocabulary(text_config)
+
+
+def test_a_vocabulary_without_special_tokens_of_transformers(tmp_path, text_config):
+    """transformers would add [MASK] behind the last word."""
+    words = [word for word in WORDS if word != "[MASK]"]
+    Tokenizer(words).save(tmp_path / "vocab.txt")
+    assert find_vocabulary(text_config) == tuple(words)
+
+
+def test_added_tokens_outside_the_vocabulary_are_refused(tmp_path, text_config):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    reference = BertTokenizer.from_pretrained(tmp_path)
+    reference.add_tokens(["giraffe"])
+    reference.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="adds tokens to the vocabulary, such as 'giraffe'"):
+        find_vocabulary(text_config)
+
+
+def test_files_that_transformers_saves(tmp_path, text_config):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    BertTokenizer.from_pretrained(tmp_path, do_lower_case=False).save_pretrained(tmp_path / "cased")
+    (tmp_path / "vocab.txt").unlink()
+    assert find_vocabulary(text_config) == WORDS
+    for file in (tmp_path / "cased").iterdir():
+        file.rename(tmp_path / file.name)
+    text_config.text.lower_case = False
+    assert find_vocabulary(text_config) == WORDS
 
 
 def test_a_damaged_tokenizer(tmp_path, text_config):

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.synthetic.language import VOCABULARY
-from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.input.pipeline import build_tokenizer
 from s2rm_jax.input.sources import build_source
+from s2rm_jax.input.synthetic.language import VOCABULARY
+from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop import pretrained as pretrained_weights
 from s2rm_jax.interop.layout import export_arrays
