@@ -77,7 +77,7 @@ def _has_glyph(face: ImageFont.FreeTypeFont, character: str) -> bool:
     return character.isspace() or _glyph(face, character) != _glyph(face, "\uffff")
 
 
-def _glyph(face: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[float, ...], bytes]:
+def _glyph(face: ImageFont.FreeTypeFont, character: str) -> tuple[object, bytes]:
     mask = face.getmask(character)
     return face.getbbox(character), bytes(mask)
 
