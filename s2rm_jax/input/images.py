@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -41,6 +42,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Pillow imports its readers when the first image is opened. Threads that open their first images at the same time
 # interfere (KeyError: 'MPO'), so import all readers here; this takes 50 ms.
 Image.init()
+# Pillow warns of images with more pixels than `load_image` takes. Filters of the user come first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 # glibc returns idle memory to the system, which must clear it before reuse, as soon as it exceeds twice the largest
 # block freed so far (of up to 32 MB). With only small blocks freed, this would take a tenth of the time of a batch of

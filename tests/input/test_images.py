@@ -269,3 +269,14 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, at twice which it raises by itself
     with pytest.raises(UserError, match=r"huge\.png has more than 191 pixels"):
         load_image(path, max_pixels=WIDTH * HEIGHT - 1)
+
+
+def test_an_enormous_image_is_refused_without_a_warning_of_pillow(tmp_path):
+    Image.new("1", (12_000, 10_000)).save(tmp_path / "large.png")
+    code = "import sys; from s2rm_jax.input.images import load_image; load_image(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.splitlines()[-1].endswith(
+        "large.png has 12000 x 10000 pixels, more than 80,000,000; scale it down"
+    )
+    assert "DecompressionBombWarning" not in done.stderr
