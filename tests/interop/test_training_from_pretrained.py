@@ -1,6 +1,7 @@
 """A run begins from its pretrained parts and reads them only once."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def pretrained(tmp_path):
     return config, params
 
 
-def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
+def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys, monkeypatch):
     config, params = pretrained
     train_and_evaluate(config, tmp_path / "run")
     found = load_run(tmp_path / "run", "latest").params
@@ -59,6 +60,7 @@ def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
 
     # What they were read from may go: a run that continues does not read them.
     (tmp_path / "swin.safetensors").unlink()
+    monkeypatch.setitem(sys.modules, "transformers", None)  # any import of it fails
     config.steps, config.text.pretrained = 2, "another/bert"
     train_and_evaluate(config, tmp_path / "run")
     out = capsys.readouterr().out
@@ -80,7 +82,7 @@ def test_the_vocabulary_of_pretrained_text_is_copied_to_the_workdir(pretrained, 
     assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
 
 
-def test_a_vocabulary_in_a_tokenizer_json_is_copied_too(pretrained, tmp_path):
+def test_a_vocabulary_in_a_tokenizer_json_is_copied_too(pretrained, tmp_path, monkeypatch):
     """What later commands need is in the workdir, for a cased model too."""
     config, _ = pretrained
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "Red", "circle")
@@ -90,6 +92,7 @@ def test_a_vocabulary_in_a_tokenizer_json_is_copied_too(pretrained, tmp_path):
     config.text.lower_case = False
     train_and_evaluate(config, tmp_path / "run")
     (tmp_path / "bert" / "tokenizer.json").unlink()
+    monkeypatch.setitem(sys.modules, "transformers", None)  # any import of it fails
     run = load_run(tmp_path / "run", "latest")
     assert run.tokenizer.vocabulary == words
     assert run.tokenizer.words(run.tokenizer.encode("the Red circle")[0]) == ["[CLS]", "the", "Red", "circle", "[SEP]"]
