@@ -40,6 +40,8 @@ from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
+_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # that parsing raises
+
 
 def run(
     main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()
@@ -205,19 +207,43 @@ def _outcome_of_error(error: BaseException) -> tuple[int, str]:
 
 def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
     arguments = _with_config_found(sys.argv) if "config" in flag_values else sys.argv
+    rest: list[str] = []
+    problems = []
     try:
         rest = flag_values(arguments)
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read the global flags
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
+    except _FLAG_ERRORS as error:
+        problems = [" ".join(str(error).split()), *_more_mistakes(flag_values, arguments)]
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{_a_flag(flag_values)}=...; "
             "quote a value that contains spaces or *"
         )
-    for name in required:
-        if flag_values[name].value is None:
-            raise UserError(f"--{name} is missing: {flag_values[name].help} (see --help)")
+    given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
+    missing = [name for name in required if flag_values[name].value is None and name not in given]
+    problems += [f"--{name} is missing: {flag_values[name].help}" for name in missing]
+    if problems:
+        raise UserError(f"{'; '.join(dict.fromkeys(problems))} (see --help)")
+
+
+def _more_mistakes(flag_values: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+    """Return what is wrong with each flag alone, because absl ends at the first mistake."""
+    groups: list[list[str]] = []
+    for argument in arguments[1:]:
+        if argument.startswith("-"):
+            groups.append([argument])
+        elif groups:
+            groups[-1].append(argument)
+    mistakes = []
+    for group in groups:
+        name = group[0].lstrip("-").partition("=")[0]
+        if name == "config" or (name.startswith("config.") and name not in flag_values):
+            continue  # the flags of fields exist once --config is parsed, which is done only once
+        try:
+            flag_values([arguments[0], *group])
+        except _FLAG_ERRORS as error:
+            mistakes.append(" ".join(str(error).split()))
+    return mistakes
 
 
 def _with_config_found(arguments: Sequence[str]) -> list[str]:
@@ -244,10 +270,10 @@ def _check_config(given: str, arguments: Sequence[str]) -> None:
         raise
     except Exception as error:  # the file is the user's own code and may raise anything
         raise UserError(f"--config: {path} cannot be loaded: {_where(error, path)}") from error
-    for argument in arguments:
-        name = argument.lstrip("-").split("=", 1)[0]
-        if argument.startswith("-") and name.startswith("config."):
-            _require_field(name.removeprefix("config."), fields)
+    names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments if argument.startswith("-")]
+    unknown = [_explain_field(name[7:], fields) for name in names if name.startswith("config.")]
+    if any(unknown):
+        raise UserError("; ".join(filter(None, unknown)))
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -260,16 +286,17 @@ def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def _require_field(name: str, fields: Sequence[str]) -> None:
+def _explain_field(name: str, fields: Sequence[str]) -> str:
+    """Return what to do about a field that does not exist, "" for one that does."""
     if name in fields or name.split("[", 1)[0] in fields:
-        return
+        return ""
     leaf = name.rsplit(".", 1)[-1]
     near = [field for field in fields if field.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
     near += [field for field in difflib.get_close_matches(name, fields, n=3, cutoff=0.6) if field not in near]
     hint = (
-        f"did you mean {' or '.join(f'--config.{field}' for field in near[:3])}?" if near else "see s2rm_jax/config.py."
+        f"did you mean {' or '.join(f'--config.{field}' for field in near[:3])}?" if near else "see s2rm_jax/config.py"
     )
-    raise UserError(f"--config.{name}: no such field in the configuration; {hint}")
+    return f"--config.{name}: no such field in the configuration; {hint}"
 
 
 def _where(error: Exception, path: Path) -> str:

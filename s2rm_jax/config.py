@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ def default_config() -> ConfigDict:
 
     config.text = ConfigDict()  # BERT; see models/bert.py
     config.text.pretrained = ""  # as config.vision.pretrained
-    config.text.vocab = ""  # a BERT vocab.txt; empty: the one beside the pretrained weights, or that of the source
+    config.text.vocab = ""  # a vocab.txt or tokenizer.json; empty: beside the pretrained weights, or of the source
+    config.text.lower_case = True  # False for cased models
     config.text.max_tokens = 20  # L, including [CLS] and [SEP]
     config.text.vocab_size = 30_522
     config.text.hidden_size = 768
@@ -210,41 +211,50 @@ def check_config(config: ConfigDict) -> None:
     """Check the values of a configuration and that they are consistent with each other.
 
     Raises:
-        UserError: a field has a value that it must not have.
+        UserError: fields have values that they must not have; all are named.
     """
     check_types(config)
+    if problems := list(_problems(config)):
+        raise UserError(" ".join(problems))
+
+
+def _problems(config: ConfigDict) -> Iterator[str]:
     for field, choices in _CHOICES.items():
-        _require(_get(config, field) in choices, config, field, f"one of: {', '.join(map(str, choices))}")
+        yield from _unless(_get(config, field) in choices, config, field, f"one of: {', '.join(map(str, choices))}")
     for field, choices in _SUBSETS.items():
         chosen = _get(config, field)
         fits = len(chosen) > 0 and set(chosen) <= set(choices) and len(set(chosen)) == len(chosen)
-        _require(fits, config, field, f"one or more of: {', '.join(map(str, choices))}")
+        yield from _unless(fits, config, field, f"one or more of: {', '.join(map(str, choices))}")
     for field in _AT_LEAST_ONE:
-        _require(_get(config, field) >= 1, config, field, "at least 1")
+        yield from _unless(_get(config, field) >= 1, config, field, "at least 1")
     if config.steps == 0 and config.epochs == 0:
-        raise UserError("config.steps and config.epochs are both 0: set one of them.")
+        yield "config.steps and config.epochs are both 0: set one of them."
     for field in _AT_LEAST_ZERO:
-        _require(_get(config, field) >= 0, config, field, "at least 0")
+        yield from _unless(_get(config, field) >= 0, config, field, "at least 0")
     for field in _SHARES:
-        _require(0 <= _get(config, field) <= 1, config, field, "from 0 to 1")
+        yield from _unless(0 <= _get(config, field) <= 1, config, field, "from 0 to 1")
 
     size = config.input.image_size
     sides_fit = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    _require(sides_fit and min(size) >= 8, config, "input.image_size", "(height, width) in pixels, each at least 8")
+    yield from _unless(
+        sides_fit and min(size) >= 8, config, "input.image_size", "(height, width) in pixels, each at least 8"
+    )
     depths = config.vision.depths
-    _require(len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block")
+    yield from _unless(
+        len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block"
+    )
     for field in ("vision.num_heads", "decoder.widths"):
         expected = f"{len(depths)} numbers, one per stage of config.vision.depths={tuple(depths)}"
-        _require(len(_get(config, field)) == len(depths), config, field, expected)
+        yield from _unless(len(_get(config, field)) == len(depths), config, field, expected)
     for stage, heads in enumerate(config.vision.num_heads):
-        _require_heads(config, "vision.num_heads", heads, config.vision.embed_dim * 2**stage)
-    _require_heads(config, "text.num_heads", config.text.num_heads, config.text.hidden_size)
-    _require_heads(config, "fusion.num_heads", config.fusion.num_heads, config.fusion.width)
+        yield from _unless_heads(config, "vision.num_heads", heads, config.vision.embed_dim * 2**stage)
+    yield from _unless_heads(config, "text.num_heads", config.text.num_heads, config.text.hidden_size)
+    yield from _unless_heads(config, "fusion.num_heads", config.fusion.num_heads, config.fusion.width)
     longest = config.text.max_positions
     length_fits = 3 <= config.text.max_tokens <= longest
-    _require(length_fits, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
+    yield from _unless(length_fits, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
     for field in ("optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
-        _require(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
+        yield from _unless(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
 
 
 def _get(config: ConfigDict, field: str) -> Any:
@@ -253,13 +263,15 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config
 
 
-def _require(condition: bool, config: ConfigDict, field: str, expected: str) -> None:
+def _unless(condition: bool, config: ConfigDict, field: str, expected: str) -> Iterator[str]:
     if not condition:
-        raise UserError(f"config.{field} is {_get(config, field)!r}; it must be {expected}.")
+        yield f"config.{field} is {_get(config, field)!r}; it must be {expected}."
 
 
-def _require_heads(config: ConfigDict, field: str, heads: int, width: int) -> None:
-    _require(heads >= 1 and width % heads == 0, config, field, f"such that {width} channels divide by {heads} heads")
+def _unless_heads(config: ConfigDict, field: str, heads: int, width: int) -> Iterator[str]:
+    yield from _unless(
+        heads >= 1 and width % heads == 0, config, field, f"such that {width} channels divide by {heads} heads"
+    )
 
 
 def shipped_configs() -> Path:

@@ -104,7 +104,8 @@ def test_help_shows_the_docstring_and_the_flags(call):
     ("arguments", "message"),
     [
         (["--config=FILE"], "--workdir is missing: the directory of the run"),
-        (["--workdir=w"], "--config is missing: a configuration"),
+        (["--workdir=w"], "--config is missing: a configuration (see --help)\n"),
+        ([], "--config is missing: a configuration; --workdir is missing: the directory of the run (see --help)\n"),
         (["--config=DIR/nope.py", "--workdir=w"], "nope.py does not exist; available: DIR/tiny.py"),
         (["--config=DIR/none/x.py", "--workdir=w"], "none/x.py does not exist; available: combined, grefcoco"),
         (["--config=nope", "--workdir=w"], "nope does not exist; available: combined, grefcoco, refclef"),
@@ -126,6 +127,23 @@ def test_help_shows_the_docstring_and_the_flags(call):
         (["--config=FILE", "--workdir=w", "--config.steps=many"], "--config.steps=many"),
         (["--config=FILE", "--workdir=w", "--config.steps=1.5"], "--config.steps=1.5"),
         (["--config=FILE", "--workdir=w", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (
+            ["--config=FILE", "--workdir=w", "--verbos", "--wrkdir=x", "--quick=1"],
+            "error: Unknown command line flag 'verbos'. Did you mean: verbose ?; "
+            "Unknown command line flag 'wrkdir'. Did you mean: workdir ?; Unknown command line flag 'quick' (see",
+        ),
+        (
+            ["--config=FILE", "--config.steps=many", "--config.batch_size", "few", "--workdir=w", "--verbose=maybe"],
+            "error: flag --config.steps=many: invalid literal for int() with base 10: 'many'; "
+            "flag --config.batch_size=few: invalid literal for int() with base 10: 'few'; "
+            "flag --verbose=maybe: ('Non-boolean argument to boolean flag', 'maybe') (see --help)\n",
+        ),
+        (
+            ["--config=FILE", "--workdir=w", "--config.xyzzy=1", "--config.step=1"],
+            "--config.xyzzy: no such field in the configuration; see s2rm_jax/config.py; "
+            "--config.step: no such field in the configuration; did you mean --config.mesh.step or --config.steps?",
+        ),
+        (["--config=FILE", "--wrkdir=x"], "Did you mean: workdir ?; --workdir is missing: the directory of the run ("),
         (["--config=FILE", "--workdir=w", "stray"], "unexpected argument 'stray'"),
         (["--config=FILE:huge", "--workdir=w"], "tiny.py cannot be loaded: line 6: KeyError: 'huge'"),
         (["--config.steps=1", "--config=FILE", "--workdir=w"], "before a value for --config"),

@@ -75,3 +75,14 @@ def test_a_mistake_is_named(field, value, message):
         holder[name] = value
     with pytest.raises(UserError, match=rf"config\.{field} is .*; it must be .*{message}"):
         check_config(config)
+
+
+def test_all_mistakes_are_named_at_once():
+    config = default_config()
+    config.batch_size, config.steps, config.epochs, config.dtype = 0, 0, 0.0, "int8"
+    config.vision.depths = (2, 2)
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    for field in ("dtype", "batch_size", "steps", "vision.num_heads", "decoder.widths"):
+        assert f"config.{field} " in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ def run(*command, **given):
 def test_the_wheel_holds_exactly_the_package_and_its_configurations(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    files = (*ROOT.glob("s2rm_jax/**/*.py"), *ROOT.glob("s2rm_jax/default_network/[!_]*"))
+    data = ("s2rm_jax/default_network/[!_]*", "s2rm_jax/evaluation/fonts/*")
+    files = (*ROOT.glob("s2rm_jax/**/*.py"), *chain(*map(ROOT.glob, data)))
     package = {path.relative_to(ROOT).as_posix() for path in files}
     configs = {f"s2rm_jax/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("configs/*.py")}
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == package | configs | {"s2rm_jax/py.typed"}
-    assert {name.split("/", 1)[1] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+    licenses = {"licenses/LICENSE", "licenses/s2rm_jax/evaluation/fonts/LICENSE.txt"}
+    assert {name.split("/", 1)[1] for name in about} >= {"METADATA", "entry_points.txt", *licenses}
 
 
 def test_the_wheel_works_from_any_folder(installed, tmp_path):

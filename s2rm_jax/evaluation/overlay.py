@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -36,10 +38,48 @@ _LOWEST_OPACITY, _HIGHEST_OPACITY = 0.35, 0.85
 _SUPERSAMPLING = 2  # outlines are drawn at this scale and reduced, which smooths their edges
 
 
+_FONT = str(Path(__file__).with_name("fonts") / "DejaVuSans.ttf")  # has Latin, Greek and Cyrillic
+# For other scripts; Pillow finds these by name where operating systems keep fonts.
+_SYSTEM_FONTS = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "wqy-zenhei.ttc"),
+    *("wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "ipag.ttf", "NanumGothic.ttf"),  # Linux
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc", "Arial Unicode.ttf"),  # macOS
+    *("msyh.ttc", "msgothic.ttc", "malgun.ttf", "arial.ttf"),  # Windows
+    *("NotoSans-Regular.ttf", "DejaVuSans.ttf", "FreeSans.ttf", "unifont.otf"),
+)
+
+
+def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Return a font of `size` pixels for `text`: the bundled one, or one of the system if only that has all characters.
+
+    Where no font has them, the bundled one draws boxes.
+    """
+    for name in (_FONT, *_SYSTEM_FONTS):
+        face = _load_font(name, size)
+        if face is not None and all(_has_glyph(face, character) for character in set(text)):
+            return face
+    face = _load_font(_FONT, size)
+    assert face is not None  # it is part of the package
+    return face
+
+
 @lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's built-in font at `size` pixels, so that no font file is needed."""
-    return ImageFont.load_default(size=size)
+def _load_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(face: ImageFont.FreeTypeFont, character: str) -> bool:
+    """Return whether a font draws a character other than U+FFFF, which no font has."""
+    return character.isspace() or _glyph(face, character) != _glyph(face, "\uffff")
+
+
+def _glyph(face: ImageFont.FreeTypeFont, character: str) -> tuple[object, bytes]:
+    mask = face.getmask(character)
+    return face.getbbox(character), bytes(mask)
 
 
 def fit_size(height: int, width: int, box: int) -> tuple[int, int]:
@@ -95,17 +135,19 @@ def wrap(text: str, width: int, size: int, max_lines: int = 4) -> list[str]:
 
     Lines are broken at spaces, and inside a word only if the word alone is wider than a line.
     """
+    text = unicodedata.normalize("NFC", text)  # an accent of its own would be drawn beside its letter
+    face = font(size, text)
     lines = [""]
     for word in re.findall(r"\S+", text):
-        for piece in _pieces(word, width, size):
+        for piece in _pieces(word, width, face):
             joined = f"{lines[-1]} {piece}".strip()
-            if font(size).getlength(joined) <= width:
+            if face.getlength(joined) <= width:
                 lines[-1] = joined
             else:
                 lines.append(piece)
     if len(lines) > max_lines:
         last = lines[max_lines - 1]
-        while last and font(size).getlength(last + "...") > width:
+        while last and face.getlength(last + "...") > width:
             last = last[:-1]
         lines = [*lines[: max_lines - 1], last.rstrip() + "..."]
     return lines
@@ -118,9 +160,9 @@ def line_height(size: int) -> int:
 
 def draw_lines(canvas: Image.Image, lines: Sequence[str], at: tuple[int, int], size: int, colour: Colour = INK) -> int:
     """Draw `lines` below each other from the top left corner `at`; return the y below the last one."""
-    pen, y = ImageDraw.Draw(canvas), at[1]
+    pen, y, face = ImageDraw.Draw(canvas), at[1], font(size, "".join(lines))
     for line in lines:
-        pen.text((at[0], y), line, fill=colour, font=font(size))
+        pen.text((at[0], y), line, fill=colour, font=face)
         y += line_height(size)
     return y
 
@@ -155,10 +197,10 @@ def overlay_with_legend(
     return page
 
 
-def _pieces(word: str, width: int, size: int) -> list[str]:
+def _pieces(word: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
     pieces = [""]
     for letter in word:
-        if pieces[-1] and font(size).getlength(pieces[-1] + letter) > width:
+        if pieces[-1] and face.getlength(pieces[-1] + letter) > width:
             pieces.append("")
         pieces[-1] += letter
     return pieces

@@ -11,12 +11,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatch
 from http.client import HTTPException
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -55,6 +56,8 @@ FORMATS = (
     *(("AVIF",) if features.check("avif") else ()),
     *(("HEIF",) if "HEIF" in Image.OPEN else ()),
 )
+# Pillow warns of images with more pixels than `load_image` takes. Filters of the user come first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 # glibc returns idle memory to the system, which must clear it before reuse, as soon as it exceeds twice the largest
 # block freed so far (of up to 32 MB). With only small blocks freed, this would take a tenth of the time of a batch of
@@ -93,7 +96,7 @@ def load_image(
         pixels = None if apply_exif else decode_plain_jpeg(source, max_pixels)
         if pixels is not None:
             return pixels
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with _open(source, name) as image:
             return np.array(_decode(image, name, apply_exif, max_pixels))
     except FileNotFoundError as error:
         raise UserError(f"image {name} not found; check the path") from error
@@ -132,6 +135,9 @@ def describe_unknown(source: str | Path | bytes) -> str:
 _SNIFFED = 256  # bytes
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _JPEG_START = b"\xff\xd8"
+JPEG_SCAN, _JPEG_EXIF = b"\xff\xda", b"Exif\0\0"
+# Markers that are followed by the length of their segment. 0xC8 is reserved and has none.
+_WITH_LENGTH = {*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xF0), 0xFE}
 _JPEG_COLOURS = ("YCbCr", "Gray")  # Pillow interprets inverted and four-colour files
 
 
@@ -157,6 +163,32 @@ def decode_plain_jpeg(source: str | Path | bytes, max_pixels: int) -> UInt8[np.n
         return simplejpeg.decode_jpeg(data)  # strict: a warning of the decoder is an error
     except ValueError:
         return None  # Pillow reports the error, or can read the file
+
+
+def _open(source: str | Path | bytes, name: str) -> Image.Image:
+    if problem := slow_jpeg(source if isinstance(source, bytes) else _read_if_jpeg(source)):
+        raise UserError(f"{name} has {problem}; save it again without")
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def slow_jpeg(content: bytes, most_segments: int = 10_000) -> str:
+    """Return why Pillow would take minutes to open a JPEG: "more than ... segments", ...; "" if it would not."""
+    segments = list(islice(_jpeg_segments(content), most_segments + 1)) if content.startswith(_JPEG_START) else []
+    if len(segments) > most_segments:
+        return f"more than {most_segments:,} segments"
+    exif = sum(len(segment) for segment in segments if segment.startswith(_JPEG_EXIF, 4))
+    return "too much EXIF data" if exif > MOST_EXIF else ""
+
+
+def _jpeg_segments(content: bytes) -> Iterator[bytes]:
+    """Yield the segments of a JPEG before its first scan as Pillow finds them; each byte between them counts as one."""
+    place = len(_JPEG_START)
+    while place + 4 <= len(content) and not content.startswith(JPEG_SCAN, place):
+        length = 1
+        if content[place] == 0xFF and content[place + 1] in _WITH_LENGTH:
+            length = 2 + max(2, int.from_bytes(content[place + 2 : place + 4]))
+        yield content[place : place + length]
+        place += length
 
 
 def _read_if_jpeg(path: str | Path) -> bytes:

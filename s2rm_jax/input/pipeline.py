@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -71,15 +71,23 @@ def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
         )
 
 
-def build_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    """Build the tokenizer from config.text.vocab, or from the vocabulary of the source."""
-    vocabulary = config.text.vocab or getattr(source, "vocabulary", None)
+def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str] | None = None) -> Tokenizer:
+    """Build the tokenizer from config.text.vocab, or from the vocabulary of the pretrained text weights or the source.
+
+    Args:
+        config: the configuration.
+        source: its own vocabulary is not used for pretrained weights, whose embeddings belong to other words.
+        pretrained: the vocabulary beside the pretrained text weights, None if there is none.
+    """
+    own = None if config.text.pretrained else getattr(source, "vocabulary", None)
+    vocabulary = config.text.vocab or pretrained or own
     if vocabulary is None:
+        why = "config.text.pretrained is set" if config.text.pretrained else "this source has no vocabulary"
         raise UserError(
-            "config.text.vocab is empty and this source has no vocabulary: "
+            f"config.text.vocab is empty and {why}: "
             "give the path of a BERT vocab.txt (https://huggingface.co/google-bert/bert-base-uncased has one)."
         )
-    tokenizer = Tokenizer(vocabulary, config.text.max_tokens)
+    tokenizer = Tokenizer(vocabulary, config.text.max_tokens, config.text.lower_case)
     if tokenizer.size > config.text.vocab_size:
         raise UserError(
             f"the vocabulary has {tokenizer.size} words but config.text.vocab_size is {config.text.vocab_size}: "

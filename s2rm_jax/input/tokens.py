@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -18,20 +20,31 @@ _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 class Tokenizer:
-    """Tokenizer of BERT's uncased models: lower-case text, cut into the pieces of a vocabulary.
+    """Tokenizer of BERT: text, in lower case for uncased models, cut into the pieces of a vocabulary.
 
     It uses the `tokenizers` library, the engine of transformers' fast BERT tokenizer, which imports in 10 ms in every
     worker process; transformers takes a second. Objects can be pickled.
     """
 
-    def __init__(self, vocabulary: str | os.PathLike[str] | Sequence[str], max_tokens: int = 20):
-        """Args: the vocabulary, as a file with one word per line or as the words; L, including [CLS] and [SEP].
+    def __init__(
+        self, vocabulary: str | os.PathLike[str] | Sequence[str], max_tokens: int = 20, lower_case: bool = True
+    ):
+        """Build a tokenizer.
+
+        Args:
+          vocabulary: a file with one word per line (vocab.txt), a tokenizer.json, or the words in the order of their
+            ids.
+          max_tokens: L, including [CLS] and [SEP].
+          lower_case: as the model was trained; also strips accents, as uncased models expect.
 
         Raises:
           UserError: the file was not found or is no BERT vocabulary, or `max_tokens` is less than three.
         """
+        self.lower_case = lower_case
         self.vocabulary = (
-            _read(epath.Path(vocabulary)) if isinstance(vocabulary, str | os.PathLike) else tuple(vocabulary)
+            _read(epath.Path(vocabulary), lower_case)
+            if isinstance(vocabulary, str | os.PathLike)
+            else tuple(vocabulary)
         )
         self.max_tokens = max_tokens
         self.truncated = 0  # truncated expressions so far, in this process
@@ -39,7 +52,7 @@ class Tokenizer:
         if max_tokens < 3:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
-        self._pieces = _word_pieces(self._ids)
+        self._pieces = _word_pieces(self._ids, lower_case)
 
     @property
     def size(self) -> int:
@@ -86,7 +99,7 @@ class Tokenizer:
         """Write the complete tokenizer as `tokenizer.json`, for the tokenizers library in any language."""
         from tokenizers.processors import TemplateProcessing
 
-        engine = _word_pieces(self._ids)
+        engine = _word_pieces(self._ids, self.lower_case)
         special = [(word, self._ids[word]) for word in (_START, _END)]
         engine.post_processor = TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=special)
         engine.enable_truncation(self.max_tokens)
@@ -95,7 +108,7 @@ class Tokenizer:
         Path(path).write_text(engine.to_str(pretty=True), encoding="utf-8")
 
     def __reduce__(self):
-        return Tokenizer, (self.vocabulary, self.max_tokens)
+        return Tokenizer, (self.vocabulary, self.max_tokens, self.lower_case)
 
     def _note_truncation(self, expression: str, length: int) -> None:
         self.truncated += 1
@@ -109,19 +122,62 @@ class Tokenizer:
             )
 
 
-def _word_pieces(ids: dict[str, int]):
+def _word_pieces(ids: dict[str, int], lower_case: bool):
     from tokenizers import Tokenizer as Engine
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
     engine = Engine(WordPiece(ids, unk_token=_UNKNOWN))
-    engine.normalizer = BertNormalizer(lowercase=True)  # also strips accents, as the uncased models expect
+    engine.normalizer = BertNormalizer(lowercase=lower_case)  # strips accents if it lower-cases
     engine.pre_tokenizer = BertPreTokenizer()
     return engine
 
 
-def _read(path: epath.Path) -> tuple[str, ...]:
+def words_and_case(engine: Any, name: str) -> tuple[tuple[str, ...], bool]:
+    """Return the vocabulary and `lower_case` with which `Tokenizer` gives the ids of a `tokenizers.Tokenizer`.
+
+    Args:
+      engine: the object of the `tokenizers` library.
+      name: of its file or folder, for the error.
+
+    Raises:
+      UserError: it is not the WordPiece of BERT.
+    """
+    # transformers adds special tokens that the vocabulary lacks, of which the weights know nothing.
+    ids = engine.get_vocab(with_added_tokens=False)
+    added = [token.content for token in engine.get_added_tokens_decoder().values() if not token.special]
+    if other := sorted(set(added) - ids.keys()):
+        raise UserError(f"{name} adds tokens to the vocabulary, such as {other[0]!r}: give a tokenizer without them")
+    words = tuple(sorted(ids, key=ids.__getitem__))
+    if [ids[word] for word in words] != list(range(len(words))):
+        raise UserError(f"{name} has {len(words)} words whose ids are not 0 to {len(words) - 1}: save it again")
+    rules = _rules(engine)
+    for lower_case in (True, False):
+        if rules == _rules(_word_pieces({_UNKNOWN: 0}, lower_case)):
+            return words, lower_case
+    raise UserError(f"the tokenizer of {name} is not the WordPiece of BERT: give the weights of a BERT")
+
+
+def require_case(found: bool, lower_case: bool, name: str) -> None:
+    """Raise UserError if config.text.lower_case is not that of the tokenizer of a file or folder."""
+    if found != lower_case:
+        raise UserError(
+            f"config.text.lower_case is {lower_case}, but the tokenizer of {name} is of "
+            f"{'an uncased' if found else 'a cased'} model: set --config.text.lower_case={found}"
+        )
+
+
+def _rules(engine: Any) -> dict[str, Any]:
+    """Return all that determines the pieces of a text besides the vocabulary."""
+    state = json.loads(engine.to_str())
+    normalizer = state["normalizer"] or {}
+    if normalizer.get("strip_accents") is None:
+        normalizer["strip_accents"] = normalizer.get("lowercase")
+    return {**state["model"], "vocab": None, "normalizer": normalizer, "pre_tokenizer": state["pre_tokenizer"]}
+
+
+def _read(path: epath.Path, lower_case: bool) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -133,7 +189,21 @@ def _read(path: epath.Path) -> tuple[str, ...]:
         raise UserError(f"cannot read the vocabulary {path}: {error.strerror}; give the path of a vocab.txt") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text; give the path of a vocab.txt") from error
+    if text.startswith("{"):
+        words, found = words_and_case(_parse_engine(text, path), str(path))
+        require_case(found, lower_case, str(path))
+        return words
     return tuple(text.removesuffix("\n").split("\n"))  # not splitlines: ids count "\n" only
+
+
+def _parse_engine(text: str, path: epath.Path) -> Any:
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        return Engine.from_str(text)
+    except Exception as error:  # the library raises Exception itself
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a tokenizer.json ({reason}); give a vocab.txt or tokenizer.json") from error
 
 
 def _check(vocabulary: tuple[str, ...], name: str) -> None:
@@ -142,6 +212,8 @@ def _check(vocabulary: tuple[str, ...], name: str) -> None:
         raise UserError(f"{name} is not a BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of BERT")
     if vocabulary[0] != _PAD:
         raise UserError(f"{name} must begin with {_PAD}, whose id is 0; it begins with {vocabulary[0]!r}")
+    if broken := next((word for word in vocabulary if "\n" in word or "\r" in word), None):
+        raise UserError(f"{name} has a line break in {broken!r}, which a vocab.txt cannot hold; remove it")
     if len(set(vocabulary)) != len(vocabulary):
         twice = next(word for index, word in enumerate(vocabulary) if word in vocabulary[:index])
         raise UserError(f"{name} has {twice!r} twice; every entry of a vocabulary must be unique")

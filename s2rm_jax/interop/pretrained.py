@@ -5,10 +5,11 @@ The format of a checkpoint is detected from the names of its parameters.
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.layout import Arrays, Entry, Filled, WeightsMismatch, fill
 from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights
 
 SHOWN = 10  # kinds of unused arrays in the log
+
+_LOG = logging.getLogger(__name__)
+_TOKENIZER_CONFIG, _TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+# Hugging Face's names of the models whose weights and computation are those of models/swin.py and models/bert.py.
+_MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("bert",)}
 
 
 def locate(path_or_name: str, field: str) -> Path:
@@ -45,10 +52,92 @@ def locate(path_or_name: str, field: str) -> Path:
     return _fetch(path_or_name, field)
 
 
-def find_vocabulary(path_or_name: str) -> Path | None:
-    """Return the vocab.txt next to the weights, or None if there is none; see `locate` for the argument."""
-    beside = locate(path_or_name, "text.pretrained").parent / VOCAB_FILE
-    return beside if beside.is_file() else None
+def find_vocabulary(config: ConfigDict) -> tuple[str, ...] | None:
+    """Return the vocabulary beside the weights of config.text.pretrained; None if config.text.vocab names another.
+
+    transformers reads it, from a vocab.txt or a tokenizer.json.
+
+    Raises:
+        UserError: the weights or the vocabulary are not found, or the tokenizer is not that of a BERT or of the other
+            case than config.text.lower_case.
+    """
+    text = config.text
+    if not text.pretrained:
+        return None
+    weights = locate(text.pretrained, "text.pretrained")
+    folder, described = weights.parent, _model_config(weights, "text")
+    as_json = folder / _TOKENIZER_FILE
+    has_words = as_json.is_file() or (folder / VOCAB_FILE).is_file()
+    if not (has_words or text.vocab):
+        raise UserError(
+            f"config.text.pretrained: {folder} has weights but no vocabulary: put their {VOCAB_FILE} or "
+            f"{_TOKENIZER_FILE} there, or set config.text.vocab"
+        )
+    if not (has_words or (folder / _TOKENIZER_CONFIG).is_file()):
+        return None
+    from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
+
+    kind = described or BertConfig()  # without a config.json, the names of the weights will tell
+    try:
+        found = [AutoTokenizer.from_pretrained(folder, config=kind, local_files_only=True, trust_remote_code=False)]
+        if as_json.is_file():
+            found.append(PreTrainedTokenizerFast(tokenizer_file=str(as_json)))
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise _unreadable(folder, "tokenizer", error) from error
+    (words, lower_case), *other = (words_and_case(one.backend_tokenizer, str(folder)) for one in found)
+    if any(case != lower_case for _, case in other):  # the first takes only the words from tokenizer.json
+        raise UserError(
+            f"{as_json} {'is cased' if lower_case else 'lower-cases'}, but {_TOKENIZER_CONFIG} beside it does not say "
+            f'so: set "do_lower_case": {str(not lower_case).lower()} there'
+        )
+    require_case(lower_case, text.lower_case, str(folder))
+    if not text.vocab:
+        return words
+    if has_words and Tokenizer(text.vocab, text.max_tokens, text.lower_case).vocabulary != words:
+        _LOG.warning("config.text.vocab=%s is not the vocabulary beside the weights in %s", text.vocab, folder)
+    return None
+
+
+def _model_config(weights: Path, part: str) -> Any:
+    """Return what transformers reads of the Swin or BERT in the config.json next to its weights, None without one.
+
+    Raises:
+        UserError: the file is damaged, or describes another kind of model.
+    """
+    file = weights.with_name(CONFIG_FILE)
+    if not file.is_file():
+        return None
+    from transformers import AutoConfig, PreTrainedConfig
+
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(weights.parent, local_files_only=True)
+        if part == "text" and "num_attention_heads" in content:
+            content.setdefault("model_type", "bert")  # files of 2019 lack it
+        if "model_type" not in content:
+            return None  # of another program, such as timm or this package
+        model = AutoConfig.for_model(**content)
+    except Exception as error:
+        raise _unreadable(file, "configuration", error) from error
+    known = _MODEL_TYPES[part]
+    parts = [model, *(value for value in vars(model).values() if isinstance(value, PreTrainedConfig))]
+    found = next((one for one in parts if one.model_type in known), None)
+    if found is None:
+        raise UserError(
+            f"{file} describes a model of type {model.model_type!r}: config.{part}.pretrained takes weights of type "
+            f"{' or '.join(known)}"
+        )
+    activation, positions = found.hidden_act, getattr(found, "position_embedding_type", "absolute")
+    if activation != "gelu" or positions != "absolute":
+        raise UserError(
+            f"{file} describes a model with activation {activation!r} and {positions} positions: "
+            f"config.{part}.pretrained takes weights with 'gelu' and absolute positions"
+        )
+    return found
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> UserError:
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return UserError(f"transformers cannot read the {what} in {path} ({reason}); download it again, or remove it")
 
 
 def _is_hub_name(name: str) -> bool:
@@ -62,7 +151,7 @@ def _fetch(name: str, field: str) -> Path:
     from huggingface_hub.utils import logging
 
     def fetch(file: str) -> Path | None:
-        """Return the file in the cache, or None if the repository does not have it."""
+        """Download a file once; return its path, or None if the repository does not have it."""
         try:
             return Path(hf_hub_download(name, file))
         except LocalEntryNotFoundError:  # the Hub cannot be reached; a subclass of the error below
@@ -74,15 +163,17 @@ def _fetch(name: str, field: str) -> Path:
     try:
         weights = fetch(SAFETENSORS) or fetch(TORCH)
         if weights is not None:
-            fetch(VOCAB_FILE)  # for `find_vocabulary`; only text has one
+            for beside in (CONFIG_FILE, _TOKENIZER_CONFIG, _TOKENIZER_FILE, VOCAB_FILE):  # only text has the last three
+                with suppress(LocalEntryNotFoundError):  # offline; an older version has downloaded the weights alone
+                    fetch(beside)
             return weights
         reason = f"it has neither {SAFETENSORS} nor {TORCH}"
     except Exception as error:  # no network, unknown repository, no access: the library raises many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(
         f"config.{field}={name} is not a path and cannot be downloaded from the Hugging Face Hub ({reason}): put "
-        f"{SAFETENSORS} or {TORCH} (and, for text, {VOCAB_FILE}) from https://huggingface.co/{name}/tree/main into a "
-        f"folder and set config.{field}=FOLDER"
+        f"{SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "
+        f"{_TOKENIZER_FILE} from https://huggingface.co/{name}/tree/main into a folder and set config.{field}=FOLDER"
     )
 
 
@@ -125,6 +216,7 @@ def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
 
 def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     """Make the parameters of a Swin from a Hugging Face, Microsoft or timm checkpoint; see `load_pretrained`."""
+    _model_config(path, "vision")
     arrays = read_weights(path)
     prefix, names = _the_one(parameter_names.find_swin(arrays), arrays, path, "Swin")
     part = _part(arrays, prefix, lambda name: parameter_names.published_swin_name(name, names), f"{path}, the Swin")
@@ -142,10 +234,18 @@ def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
 
 def load_bert(path: Path, text: ConfigDict, shapes: Any) -> Pretrained:
     """Make the parameters of a BERT from a Hugging Face checkpoint; see `load_pretrained`."""
+    described = _model_config(path, "text")
     arrays = read_weights(path)
     prefix = _the_one(parameter_names.find_bert(arrays), arrays, path, "BERT")
     part = _part(arrays, prefix, parameter_names.published_bert_name, f"{path}, the BERT")
-    architecture = parameter_names.bert_architecture(part) | _number_of_heads(path)
+    types = part.get("embeddings.token_type_embeddings.weight")
+    if types is not None and len(types) == 1:
+        raise UserError(
+            f"{path} has one type of token, as a RoBERTa has: config.text.pretrained takes weights of a BERT"
+        )
+    architecture = parameter_names.bert_architecture(part)
+    if described is not None:
+        architecture["num_heads"] = described.num_attention_heads  # the shapes do not depend on it
     _require_architecture(architecture, text, "text", path)
     filled, unused = _fill(parameter_names.bert_layout(text["num_layers"]), part, parameter_names.UNUSED, shapes, path)
     return _pretrained("text", path, "a BERT", filled, _unused_note(unused, arrays, prefix))
@@ -185,15 +285,6 @@ def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: s
         ours = ", ".join(f"{field}={configured(field)}" for field in wrong)
         flags = " ".join(f"--config.{name}.{field}={str(value).replace(' ', '')}" for field, value in wrong.items())
         raise UserError(f"{path} has another size than config.{name} ({ours}): give other weights, or set {flags}")
-
-
-def _number_of_heads(path: Path) -> dict[str, int]:
-    """Return the number of heads from the config.json next to the weights; their shapes do not depend on it."""
-    try:
-        heads = json.loads(path.with_name(CONFIG_FILE).read_text(encoding="utf-8"))["num_attention_heads"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return {"num_heads": heads} if isinstance(heads, int) else {}
 
 
 def _fill(

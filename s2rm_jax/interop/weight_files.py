@@ -22,8 +22,22 @@ SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 # The first of these that exists is read; safetensors are preferred, because they cannot hold code.
 NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json", TORCH, f"{TORCH}.index.json")
 
+# What training programs store beside parameters: settings, and scores as scalars of NumPy. Nothing reads their values.
+_HARMLESS = ("argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
 # Training programs store the parameters under one of these keys, next to the state of the optimizer.
 _INNER = ("model", "state_dict", "model_state_dict", "net", "module")
+
+
+class _Ignored:
+    """Stand-in for a harmless object in a pickle, so that not even its own code runs."""
+
+    def __new__(cls, *_: Any) -> _Ignored:
+        """Ignore the arguments."""
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        """Ignore the state."""
 
 
 def find_weights(path: Path) -> Path:
@@ -115,7 +129,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         # weights_only: torch's restricted unpickler, because a pickle from the network can run any code. A file object
         # is given, because torch detects the format of a path from its suffix. Warnings concern unusual pickles.
-        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+        harmless = torch.serialization.safe_globals([(_Ignored, name) for name in _HARMLESS])
+        with warnings.catch_warnings(action="ignore"), harmless, path.open("rb") as file:
             _require_uncompressed(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of exceptions

@@ -114,7 +114,7 @@ def build_network(config: ConfigDict) -> ReferringNetwork:
     """Build the network described by config.vision, text, fusion, decoder, dtype and remat."""
     dtype = jnp.dtype(config["dtype"])
     remat = config.get("remat", "none")  # absent from runs of older versions
-    not_of_the_module = {"vocab", "max_tokens", "pretrained", "no_target_width"}
+    not_of_the_module = {"vocab", "lower_case", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:
         return {name: value for name, value in dict(config[section]).items() if name not in not_of_the_module}

@@ -15,15 +15,12 @@ from itertools import islice
 
 from PIL import Image
 
-from s2rm_jax.input.images import MOST_EXIF
+from s2rm_jax.input.images import JPEG_SCAN, slow_jpeg
 from s2rm_jax.serving.limits import Limits, RequestError, check_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-_SCAN, _EXIF = b"\xff\xda", b"Exif\0\0"
-# Markers that are followed by the length of their segment. 0xC8 is reserved and has none.
-_WITH_LENGTH = {*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xF0), 0xFE}
 _MAX_SEGMENTS = 300  # before the first scan of a JPEG; phones that store depth in XMP write about 100
 _MAX_SCANS = 100  # a progressive JPEG has about 10
 _MAX_CHUNKS = 20_000  # of a PNG: 20 MB in chunks of 1 kB
@@ -37,12 +34,11 @@ def check_image(content: bytes, limits: Limits) -> int:
     """
     check_bytes(len(content), limits)
     if content.startswith(_JPEG):
-        segments = _take_at_most(_MAX_SEGMENTS, _segments(content), "segments")
-        if sum(map(len, filter(lambda segment: segment.startswith(_EXIF, 4), segments))) > MOST_EXIF:
-            raise _error("the image has too much EXIF data; remove it")
-        _take_at_most(_MAX_SCANS, _scans(content), "scans")
+        if problem := slow_jpeg(content, _MAX_SEGMENTS):
+            raise _error(f"the image has {problem}; save it again without")
+        _require_at_most(_MAX_SCANS, _scans(content), "scans")
     elif content.startswith(_PNG):
-        _take_at_most(_MAX_CHUNKS, _chunks(content), "chunks")
+        _require_at_most(_MAX_CHUNKS, _chunks(content), "chunks")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height
@@ -61,30 +57,17 @@ def _error(message: str) -> RequestError:
     return RequestError(message, HTTPStatus.BAD_REQUEST)
 
 
-def _take_at_most(limit: int, parts: Iterator[bytes], name: str) -> list[bytes]:
-    first = list(islice(parts, limit + 1))
-    if len(first) > limit:
+def _require_at_most(limit: int, parts: Iterator[bytes], name: str) -> None:
+    if len(list(islice(parts, limit + 1))) > limit:
         raise _error(f"the image has more than {limit:,} {name}; save it again")
-    return first
-
-
-def _segments(content: bytes) -> Iterator[bytes]:
-    """Yield the segments of a JPEG before its first scan as Pillow finds them; each byte between them counts as one."""
-    place = len(_JPEG)
-    while place + 4 <= len(content) and not content.startswith(_SCAN, place):
-        length = 1
-        if content[place] == 0xFF and content[place + 1] in _WITH_LENGTH:
-            length = 2 + max(2, int.from_bytes(content[place + 2 : place + 4]))
-        yield content[place : place + length]
-        place += length
 
 
 def _scans(content: bytes) -> Iterator[bytes]:
     """Yield the start marker of each scan of a JPEG, including the scans of an embedded thumbnail."""
-    place = content.find(_SCAN)
+    place = content.find(JPEG_SCAN)
     while place >= 0:
-        yield _SCAN
-        place = content.find(_SCAN, place + 1)
+        yield JPEG_SCAN
+        place = content.find(JPEG_SCAN, place + 1)
 
 
 def _chunks(content: bytes) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -54,8 +54,8 @@ class Pretrained(Protocol):
     def find_pretrained(self, config: ConfigDict) -> Mapping[str, Path]:
         """Return the files by part ("vision", "text"); raise UserError if one is missing."""
 
-    def find_vocabulary(self, path_or_name: str) -> Path | None:
-        """Return the vocabulary beside the weights of config.text.pretrained, or None."""
+    def find_vocabulary(self, config: ConfigDict) -> Sequence[str] | None:
+        """Return the vocabulary beside the weights of config.text.pretrained, or None; raise UserError if none is."""
 
     def load_pretrained(self, config: ConfigDict, shapes: Any) -> Mapping[str, Any]:
         """Return the weights by part, each with `params` and a `report` for the log; raise UserError if they misfit."""
@@ -124,8 +124,8 @@ def train_and_evaluate(
             raise UserError("config names pretrained weights: call train_and_evaluate with `pretrained` to load them.")
         else:
             pretrained.find_pretrained(config)  # fails early, before the data is read
-        config = resolve_config(config, began, pretrained.find_vocabulary if pretrained else lambda _: None)
-        parts = assemble(config, mesh)
+        config = resolve_config(config, began)
+        parts = assemble(config, mesh, pretrained.find_vocabulary(config) if pretrained else None)
         if config.steps == 0:
             config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
         return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log)
@@ -147,8 +147,13 @@ def check_before_start(config: ConfigDict) -> None:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(metrics)}.")
 
 
-def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
+def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = None) -> Parts:
     """Build the network and its input as `config` says; the evaluation runs on the devices of `mesh`.
+
+    Args:
+        config: the configuration.
+        mesh: all devices.
+        vocabulary: of the pretrained text weights; see `build_tokenizer`.
 
     Raises:
         UserError: the data is missing, or does not fit the configuration.
@@ -162,7 +167,7 @@ def assemble(config: ConfigDict, mesh: Mesh) -> Parts:
     if len(source) == 0:
         raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another.")
     pipeline.require_images(source, config)
-    tokenizer = pipeline.build_tokenizer(config, source)
+    tokenizer = pipeline.build_tokenizer(config, source, vocabulary)
     network = build_network(config)
     evaluate = None
     if config.eval.every:

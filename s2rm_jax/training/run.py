@@ -96,7 +96,7 @@ def load_run(
             not fit its parameters.
     """
     config = load_config(workdir) if config is None else config
-    tokenizer = Tokenizer(epath.Path(workdir) / VOCAB_FILE, config.text.max_tokens)
+    tokenizer = Tokenizer(epath.Path(workdir) / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
     network = build_network(config)
     shapes = parameter_shapes(network, config)
     weights = Path(workdir) / SAFETENSORS
@@ -160,18 +160,15 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def resolve_config(
-    config: ConfigDict, began: ConfigDict | None, find_vocabulary: Callable[[str], Path | None]
-) -> ConfigDict:
+def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
     """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
 
     A run that continues keeps the pretrained weights that it began with, and its vocabulary unless config.text.vocab
-    names another. A new run uses config.text.vocab, or else the vocabulary beside its pretrained text weights.
+    names another.
 
     Args:
         config: the configuration that was given.
         began: the configuration of the run that is continued, None for a new run.
-        find_vocabulary: returns the vocabulary beside the weights that config.text.pretrained names.
     """
     config = copy.deepcopy(config)
     if began is not None:
@@ -181,8 +178,6 @@ def resolve_config(
             if given not in ("", kept):
                 log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
         config.text.vocab = config.text.vocab or began.text.vocab
-    elif config.text.pretrained and not config.text.vocab:
-        config.text.vocab = str(find_vocabulary(config.text.pretrained) or "")
     return config
 
 

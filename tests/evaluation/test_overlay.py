@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageFont
 
-from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, _grow, font, mask_layer, overlay_with_legend, wrap
+from s2rm_jax.evaluation import overlay as module
+from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, _grow, draw_lines, font, mask_layer, overlay_with_legend, wrap
 
 
 def test_the_layer_shades_outside_and_tints_inside():
@@ -77,7 +78,42 @@ def test_growing_is_as_many_passes_of_a_maximum(pixels):
 def test_wrapped_lines_fit(text):
     lines = wrap(text, 200, 17, max_lines=3)
     assert 1 <= len(lines) <= 3
-    assert all(font(17).getlength(line) <= 200 for line in lines)
+    assert all(font(17, text).getlength(line) <= 200 for line in lines)
     shown = "".join(lines).removesuffix("...").replace(" ", "")
     assert text.replace(" ", "").startswith(shown)
     assert (lines[-1].endswith("...")) == (len(shown) < len(text.replace(" ", "")))
+
+
+def drawn(text):
+    canvas = Image.new("RGB", (60, 40), "white")
+    draw_lines(canvas, wrap(text, 60, 20), (5, 5), 20)
+    return canvas.tobytes()
+
+
+@pytest.mark.parametrize(
+    "letters", ["é è e", "ñ n", "– - —", '“ ” "', "ß œ Ł ő", "Ж Ш Я ё е", "α λ Ω ά", "× ° ½ €", "ệ ế", "Ї І Ґ"]
+)
+def test_letters_of_latin_greek_and_cyrillic_are_no_boxes(letters):
+    """A box would look like that of any other missing character."""
+    pages = [drawn(letter) for letter in [*letters.split(), "\uffff"]]
+    assert len(set(pages)) == len(pages)
+
+
+def test_an_accent_of_its_own_is_drawn_on_its_letter():
+    assert drawn("cafe\u0301") == drawn("café")
+
+
+def test_a_font_of_the_system_is_taken_for_other_scripts(tmp_path, monkeypatch):
+    (tmp_path / "ascii.ttf").write_bytes(ImageFont.load_default(20).font_bytes)
+    bundled = module._FONT
+    monkeypatch.setattr(module, "_FONT", str(tmp_path / "ascii.ttf"))
+    monkeypatch.setattr(module, "_SYSTEM_FONTS", (str(tmp_path / "missing.ttf"), bundled))
+    assert font(20, "the man").path == str(tmp_path / "ascii.ttf")
+    assert font(20, "the man: мужчина").path == bundled
+    assert font(20, "人").path == str(tmp_path / "ascii.ttf")  # no font has it
+
+
+@pytest.mark.parametrize("text", ["\udce9 caf", "x\0y\x07", "🙂", "\u200b"])
+def test_characters_without_a_glyph_are_drawn_as_something(text):
+    page = overlay_with_legend(np.zeros((4, 4, 3), np.uint8), np.ones((1, 4, 4), bool), [text])
+    assert page.height > 480

@@ -291,3 +291,14 @@ def test_a_photograph_without_a_decoder_is_called_so(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
     with pytest.raises(UserError, match=r"a\.heic is a HEIC image; install its decoder"):
         load_image(tmp_path / "a.heic")
+
+
+def test_an_enormous_image_is_refused_without_a_warning_of_pillow(tmp_path):
+    Image.new("1", (12_000, 10_000)).save(tmp_path / "large.png")
+    code = "import sys; from s2rm_jax.input.images import load_image; load_image(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.splitlines()[-1].endswith(
+        "large.png has 12000 x 10000 pixels, more than 80,000,000; scale it down"
+    )
+    assert "DecompressionBombWarning" not in done.stderr

@@ -8,6 +8,8 @@ import pickle
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Engine
+from tokenizers.models import BPE, WordPiece
 from transformers import BertTokenizer
 
 from s2rm_jax.errors import UserError
@@ -82,6 +84,39 @@ def test_line_ends_of_windows_are_no_part_of_the_words(tmp_path):
     assert Tokenizer(tmp_path / "vocab.txt").vocabulary == WORDS
 
 
+def test_a_cased_tokenizer_keeps_case_and_accents():
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "Red", "café", "cafe")
+    cased, uncased = Tokenizer(words, 6, lower_case=False), Tokenizer(words, 6)
+    for tokenizer, pieces in ((cased, ["Red", "café"]), (uncased, ["red", "cafe"])):
+        assert tokenizer.words(tokenizer.encode("Red café")[0])[1:-1] == pieces
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        assert copy.words(copy.encode("Red café")[0])[1:-1] == pieces
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_a_tokenizer_json_is_a_vocabulary(tmp_path, lower_case):
+    Tokenizer(WORDS, 8, lower_case).save_engine(tmp_path / "tokenizer.json")
+    assert Tokenizer(tmp_path / "tokenizer.json", 8, lower_case).vocabulary == WORDS
+    with pytest.raises(UserError, match=f"set --config.text.lower_case={lower_case}"):
+        Tokenizer(tmp_path / "tokenizer.json", 8, not lower_case)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("{}", r"is not a tokenizer\.json \("),
+        (Engine(BPE({"[PAD]": 0}, [])).to_str(), "is not the WordPiece of BERT"),
+        (Engine(WordPiece({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]")).to_str(), "is not the WordPiece of BERT"),
+        (Engine(WordPiece({"[PAD]": 0, "[UNK]": 2}, unk_token="[UNK]")).to_str(), "2 words whose ids are not 0 to 1"),
+    ],
+    ids=["nothing", "another model", "another normalizer", "a hole"],
+)
+def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path, engine, message):
+    (tmp_path / "tokenizer.json").write_text(engine)
+    with pytest.raises(UserError, match=message):
+        Tokenizer(tmp_path / "tokenizer.json")
+
+
 def test_a_worker_process_gets_the_same_tokenizer(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.vocabulary == WORDS
@@ -95,6 +130,7 @@ def test_a_worker_process_gets_the_same_tokenizer(tokenizer):
         ((*WORDS[:3], "the"), 8, r"it lacks \[SEP\]"),
         (("the", *WORDS[:4]), 8, r"must begin with \[PAD\].*begins with 'the'"),
         ((*WORDS, "star"), 8, "'star' twice"),
+        ((*WORDS, "a\nb"), 8, r"line break in 'a\\nb'"),
         (WORDS, 2, "at least 3"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.pretrained import find_vocabulary, locate
+from s2rm_jax.interop.pretrained import locate
 
 
 def test_paths(tmp_path):
@@ -12,9 +12,6 @@ def test_paths(tmp_path):
     weights = tmp_path / "bert" / "model.safetensors"
     weights.touch()
     assert locate(str(weights), "text.pretrained") == locate(str(tmp_path / "bert"), "text.pretrained") == weights
-    assert find_vocabulary(str(weights)) is None
-    (tmp_path / "bert" / "vocab.txt").touch()
-    assert find_vocabulary(str(tmp_path / "bert")) == tmp_path / "bert" / "vocab.txt"
 
 
 @pytest.mark.parametrize("path", ["nowhere/swin.pth", "swin_base.pth", "./weights", "/data/bert", "../bert", "~/bert"])
@@ -50,11 +47,12 @@ class Response:
 
 
 def test_names_of_the_hub(hub, tmp_path):
-    hub.update({"pytorch_model.bin": "old", "vocab.txt": "words"})
+    hub.update({"pytorch_model.bin": "old", "vocab.txt": "words", "config.json": "{}", "tokenizer_config.json": None})
     assert locate("google-bert/bert-base-uncased", "text.pretrained").read_text() == "old"
     hub["model.safetensors"] = "new"
-    assert locate("bert-base-uncased", "text.pretrained").read_text() == "new"
-    assert find_vocabulary("bert-base-uncased").read_text() == "words"
+    weights = locate("bert-base-uncased", "text.pretrained")
+    assert weights.read_text() == "new"
+    assert {path.name for path in weights.parent.iterdir()} == {"model.safetensors", "vocab.txt", "config.json"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +68,8 @@ def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
         locate("google-bert/bert-base-uncased", "text.pretrained")
     assert str(caught.value) == (
         f"config.text.pretrained=google-bert/bert-base-uncased is not a path and cannot be downloaded from the Hugging "
-        f"Face Hub ({reason}): put model.safetensors or pytorch_model.bin (and, for text, vocab.txt) from "
+        f"Face Hub ({reason}): put model.safetensors or pytorch_model.bin, config.json and, for text, "
+        "tokenizer_config.json and vocab.txt or tokenizer.json from "
         "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
         "config.text.pretrained=FOLDER"
     )

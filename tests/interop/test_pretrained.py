@@ -1,17 +1,20 @@
 """Pretrained Swin and BERT: detected by names, loaded completely or refused."""
 
+import json
 import re
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import BertTokenizer
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import WeightsMismatch, export_arrays
 from s2rm_jax.interop.parameter_names import HUGGING_FACE, MICROSOFT, TIMM, bert_layout, swin_layout
-from s2rm_jax.interop.pretrained import load_bert, load_pretrained, load_swin
+from s2rm_jax.interop.pretrained import find_vocabulary, load_bert, load_pretrained, load_swin
 from s2rm_jax.interop.weight_files import read_weights
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import parameter_shapes
@@ -134,7 +137,7 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path, config, shapes, params)
     def spoil(arrays):
         del arrays["encoder.layer.1.output.dense.bias"]
         arrays["encoder.layer.0.adapter.weight"] = np.ones((2, 2), np.float32)
-        arrays["embeddings.token_type_embeddings.weight"] = np.ones((1, 16), np.float32)
+        arrays["embeddings.token_type_embeddings.weight"] = np.ones((3, 16), np.float32)
         arrays["encoder.layer.0.output.dense.weight"] = np.ones((16, 32), np.int8)
         arrays["encoder.layer.0.output.dense.bias"] = np.full(16, np.nan, np.float32)
 
@@ -144,7 +147,7 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path, config, shapes, params)
         "unused arrays": ("encoder.layer.0.adapter.weight",),
         "parameters left unfilled": ("layer1/output/bias (no encoder.layer.1.output.dense.bias)",),
         "wrong arrays": (
-            "embeddings.token_type_embeddings.weight (1, 16) cannot fill type_embeddings/embedding (2, 16)",
+            "embeddings.token_type_embeddings.weight (3, 16) cannot fill type_embeddings/embedding (2, 16)",
             "encoder.layer.0.output.dense.weight holds int8, not floating-point numbers",
             "encoder.layer.0.output.dense.bias holds NaN or infinity",
         ),
@@ -174,11 +177,202 @@ def test_another_size_names_the_fields_to_set(tmp_path, config, shapes, params):
 
 def test_the_number_of_heads_comes_from_config_json(tmp_path, config, shapes, params):
     file = bert_file(tmp_path, params, lambda arrays: None)
-    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 4}')
     with pytest.raises(UserError, match=r"\(num_heads=2\): give other weights, or set --config\.text\.num_heads=4"):
         load_bert(file, config.text, shapes["text"])
-    (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 2}')
     assert_equal(load_bert(file, config.text, shapes["text"]).params, params["text"])
+
+
+def write_json(folder, **files):
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"model_type": "roberta"},
+            "describes a model of type 'roberta': config.text.pretrained takes weights of type bert",
+        ),
+        ({"model_type": "xlm-roberta"}, "describes a model of type 'xlm-roberta'"),
+        ({"model_type": "swin"}, "describes a model of type 'swin'"),
+        ({"model_type": "no-such-model"}, "transformers cannot read the configuration"),
+        ({"model_type": "bert", "hidden_act": "relu"}, "with activation 'relu' and absolute positions"),
+        (
+            {"model_type": "bert", "position_embedding_type": "relative_key"},
+            "with activation 'gelu' and relative_key positions",
+        ),
+        ({"num_attention_heads": 4}, "set --config.text.num_heads=4"),
+        ({"model_type": "bert"}, "set --config.text.num_heads=12"),  # the default of transformers
+        (
+            {"model_type": "grounding-dino", "text_config": {"model_type": "bert", "num_attention_heads": 4}},
+            "set --config.text.num_heads=4",
+        ),
+    ],
+)
+def test_what_the_config_json_beside_a_bert_says(tmp_path, config, shapes, params, settings, message):
+    file = bert_file(tmp_path, params, lambda arrays: None)
+    write_json(tmp_path, config=settings)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_bert(file, config.text, shapes["text"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000])
+def test_a_damaged_config_json_beside_weights(tmp_path, config, shapes, params, content):
+    file = bert_file(tmp_path, params, lambda arrays: None)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"transformers cannot read the configuration in .*config\.json \("):
+        load_bert(file, config.text, shapes["text"])
+
+
+@pytest.mark.parametrize("settings", [{}, [1], {"architecture": "swin_tiny"}, {"text": {"num_heads": 3}}])
+def test_the_config_json_of_another_program_is_not_read(tmp_path, config, shapes, params, settings):
+    file = bert_file(tmp_path, params, lambda arrays: None)
+    write_json(tmp_path, config=settings)
+    assert_equal(load_bert(file, config.text, shapes["text"]).params, params["text"])
+    save_file(swin_arrays(params, TIMM), tmp_path / "swin")
+    load_swin(tmp_path / "swin", config.vision, shapes["vision"])
+
+
+def test_a_swin_of_another_version(tmp_path, config, shapes, params):
+    save_file(swin_arrays(params, HUGGING_FACE), tmp_path / "model.safetensors")
+    write_json(tmp_path, config={"model_type": "swinv2"})
+    with pytest.raises(UserError, match=r"of type 'swinv2': config\.vision\.pretrained takes weights of type swin or"):
+        load_swin(tmp_path / "model.safetensors", config.vision, shapes["vision"])
+    write_json(tmp_path, config={"model_type": "swin"})
+    load_swin(tmp_path / "model.safetensors", config.vision, shapes["vision"])
+
+
+def test_a_roberta_without_its_config_json(tmp_path, config, shapes, params):
+    def spoil(arrays):
+        arrays["embeddings.token_type_embeddings.weight"] = np.ones((1, 16), np.float32)
+
+    with pytest.raises(UserError, match="has one type of token, as a RoBERTa has"):
+        load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
+
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "Red", "café", "cafe")
+
+
+@pytest.fixture
+def text_config(tmp_path, params):
+    """A configuration whose pretrained text weights are in `tmp_path`, without a vocabulary."""
+    bert_file(tmp_path, params, lambda arrays: None).rename(tmp_path / "model.safetensors")
+    config = default_config()
+    config.text.pretrained = str(tmp_path)
+    return config
+
+
+def write_tokenizer_json(path, lower_case=True):
+    words = Tokenizer(WORDS, lower_case=lower_case)
+    words.save_engine(path)
+
+
+@pytest.mark.parametrize("files", ["vocab.txt", "tokenizer.json", "both"])
+def test_the_vocabulary_beside_the_weights(tmp_path, text_config, files):
+    if files != "tokenizer.json":
+        Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    if files != "vocab.txt":
+        write_tokenizer_json(tmp_path / "tokenizer.json")
+    assert find_vocabulary(text_config) == WORDS
+    text_config.text.pretrained = str(tmp_path / "model.safetensors")
+    assert find_vocabulary(text_config) == WORDS
+    text_config.text.pretrained = ""
+    assert find_vocabulary(text_config) is None
+
+
+def test_weights_without_a_vocabulary(tmp_path, text_config):
+    with pytest.raises(
+        UserError, match=r"has weights but no vocabulary: put their vocab\.txt or tokenizer\.json there"
+    ):
+        find_vocabulary(text_config)
+    text_config.text.vocab = str(tmp_path / "mine.txt")
+    assert find_vocabulary(text_config) is None
+
+
+def test_another_vocabulary_than_that_of_the_weights_is_noted(tmp_path, text_config, caplog):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    Tokenizer(WORDS).save(tmp_path / "same.txt")
+    text_config.text.vocab = str(tmp_path / "same.txt")
+    assert find_vocabulary(text_config) is None and caplog.text == ""
+    Tokenizer((*WORDS[:-2], WORDS[-1], WORDS[-2])).save(tmp_path / "mine.txt")
+    text_config.text.vocab = str(tmp_path / "mine.txt")
+    assert find_vocabulary(text_config) is None
+    assert f"mine.txt is not the vocabulary beside the weights in {tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("vocabulary", ["beside", "named", "in json"])
+def test_a_cased_model_needs_its_case(tmp_path, text_config, vocabulary):
+    write_json(tmp_path, tokenizer_config={"do_lower_case": False})
+    if vocabulary == "in json":
+        write_tokenizer_json(tmp_path / "tokenizer.json", lower_case=False)
+    else:
+        Tokenizer(WORDS).save(tmp_path / ("vocab.txt" if vocabulary == "beside" else "mine.txt"))
+    if vocabulary == "named":
+        text_config.text.vocab = str(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match=r"is of a cased model: set --config\.text\.lower_case=False"):
+        find_vocabulary(text_config)
+    text_config.text.lower_case = False
+    assert find_vocabulary(text_config) == (None if vocabulary == "named" else WORDS)
+
+
+def test_an_uncased_model_needs_its_case(tmp_path, text_config):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    text_config.text.lower_case = False
+    with pytest.raises(UserError, match=r"is of an uncased model: set --config\.text\.lower_case=True"):
+        find_vocabulary(text_config)
+
+
+def test_files_that_disagree_on_the_case(tmp_path, text_config):
+    write_tokenizer_json(tmp_path / "tokenizer.json", lower_case=False)
+    with pytest.raises(UserError, match=r'tokenizer\.json is cased, but .*: set "do_lower_case": false there'):
+        find_vocabulary(text_config)
+
+
+@pytest.mark.parametrize("settings", [{"tokenize_chinese_chars": False}, {"strip_accents": False}])
+def test_a_tokenizer_with_other_rules_is_refused(tmp_path, text_config, settings):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    write_json(tmp_path, tokenizer_config=settings)
+    with pytest.raises(UserError, match="is not the WordPiece of BERT"):
+        find_vocabulary(text_config)
+
+
+def test_a_vocabulary_without_special_tokens_of_transformers(tmp_path, text_config):
+    """transformers would add [MASK] behind the last word."""
+    words = [word for word in WORDS if word != "[MASK]"]
+    Tokenizer(words).save(tmp_path / "vocab.txt")
+    assert find_vocabulary(text_config) == tuple(words)
+
+
+def test_added_tokens_outside_the_vocabulary_are_refused(tmp_path, text_config):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    reference = BertTokenizer.from_pretrained(tmp_path)
+    reference.add_tokens(["giraffe"])
+    reference.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="adds tokens to the vocabulary, such as 'giraffe'"):
+        find_vocabulary(text_config)
+
+
+def test_files_that_transformers_saves(tmp_path, text_config):
+    Tokenizer(WORDS).save(tmp_path / "vocab.txt")
+    BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    BertTokenizer.from_pretrained(tmp_path, do_lower_case=False).save_pretrained(tmp_path / "cased")
+    (tmp_path / "vocab.txt").unlink()
+    assert find_vocabulary(text_config) == WORDS
+    for file in (tmp_path / "cased").iterdir():
+        file.rename(tmp_path / file.name)
+    text_config.text.lower_case = False
+    assert find_vocabulary(text_config) == WORDS
+
+
+def test_a_damaged_tokenizer(tmp_path, text_config):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="transformers cannot read the tokenizer in") as caught:
+        find_vocabulary(text_config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_network_of_another_kind(tmp_path, config, shapes, params):

@@ -1,5 +1,8 @@
 """A run begins from its pretrained parts and reads them only once."""
 
+import json
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +10,15 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.pipeline import build_tokenizer
+from s2rm_jax.input.sources import build_source
+from s2rm_jax.input.synthetic.language import VOCABULARY
+from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop import pretrained as pretrained_weights
 from s2rm_jax.interop.layout import export_arrays
 from s2rm_jax.interop.parameter_names import MICROSOFT, bert_layout, swin_layout
+from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training import loop
 from s2rm_jax.training.run import load_config, load_run
@@ -36,12 +45,13 @@ def pretrained(tmp_path):
     )
     (tmp_path / "bert").mkdir()
     save_file(export_arrays(bert_layout(1), params["text"]), tmp_path / "bert" / "model.safetensors")
+    Tokenizer(VOCABULARY).save(tmp_path / "bert" / "vocab.txt")
     config.vision.pretrained = str(tmp_path / "swin.safetensors")
     config.text.pretrained = str(tmp_path / "bert")
     return config, params
 
 
-def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
+def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys, monkeypatch):
     config, params = pretrained
     train_and_evaluate(config, tmp_path / "run")
     found = load_run(tmp_path / "run", "latest").params
@@ -52,6 +62,7 @@ def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys):
 
     # What they were read from may go: a run that continues does not read them.
     (tmp_path / "swin.safetensors").unlink()
+    monkeypatch.setitem(sys.modules, "transformers", None)  # any import of it fails
     config.steps, config.text.pretrained = 2, "another/bert"
     train_and_evaluate(config, tmp_path / "run")
     out = capsys.readouterr().out
@@ -71,6 +82,42 @@ def test_the_vocabulary_of_pretrained_text_is_copied_to_the_workdir(pretrained, 
     config.steps = 2
     train_and_evaluate(config, tmp_path / "run")  # goes on with its own copy
     assert (tmp_path / "run" / "vocab.txt").read_text().split() == words
+
+
+def test_a_vocabulary_in_a_tokenizer_json_is_copied_too(pretrained, tmp_path, monkeypatch):
+    """What later commands need is in the workdir, for a cased model too."""
+    config, _ = pretrained
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "Red", "circle")
+    (tmp_path / "bert" / "vocab.txt").unlink()
+    Tokenizer(words, lower_case=False).save_engine(tmp_path / "bert" / "tokenizer.json")
+    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    config.text.lower_case = False
+    train_and_evaluate(config, tmp_path / "run")
+    (tmp_path / "bert" / "tokenizer.json").unlink()
+    monkeypatch.setitem(sys.modules, "transformers", None)  # any import of it fails
+    run = load_run(tmp_path / "run", "latest")
+    assert run.tokenizer.vocabulary == words
+    assert run.tokenizer.words(run.tokenizer.encode("the Red circle")[0]) == ["[CLS]", "the", "Red", "circle", "[SEP]"]
+
+    (tmp_path / "folder").mkdir()
+    write_pytorch(run, tmp_path / "run" / "config.json", tmp_path / "folder")
+    text = json.loads((tmp_path / "folder" / "preprocessing.json").read_text())["text"]
+    assert (text["lower_case"], text["strip_accents"]) == (False, False)
+    engine = exported_segment.Tokenizer.from_file(str(tmp_path / "folder" / "tokenizer.json"))
+    (tokens,), _ = exported_segment.prepare_expressions(["the Red circle"], engine)
+    np.testing.assert_array_equal(tokens, run.tokenizer.encode("the Red circle")[0])
+
+
+def test_the_vocabulary_of_the_source_does_not_stand_in(pretrained, tmp_path):
+    config, _ = pretrained
+    (tmp_path / "bert" / "vocab.txt").unlink()
+    with pytest.raises(
+        UserError, match=r"has weights but no vocabulary: put their vocab\.txt or tokenizer\.json there"
+    ):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"config\.text\.vocab is empty and config\.text\.pretrained is set"):
+        build_tokenizer(config, build_source(config.input.source, config.input.train_split))
 
 
 def test_a_vocabulary_without_a_checkpoint_is_not_used(pretrained, tmp_path):

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -173,12 +174,58 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch, write,
     assert not (tmp_path / "pwned").exists()
 
 
-def test_settings_in_a_pickle_are_refused_and_named(tmp_path):
-    torch.save({"model": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
-    with pytest.raises(
-        UserError, match=r"contains more than arrays \(argparse\.Namespace\).*save their state_dict alone"
-    ):
+@pytest.mark.parametrize("write", [torch.save, legacy])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        argparse.Namespace(lr=1, betas=(0.9, 0.95), nested=argparse.Namespace(name="swin")),
+        np.float64(0.73),
+        np.float32(0.73),
+        np.int64(12),
+        np.bool_(True),
+        {"epoch": np.int64(3), "args": argparse.Namespace(best=np.float32(0.5))},
+    ],
+    ids=["namespace", "float64", "float32", "int64", "bool", "all"],
+)
+def test_settings_and_scalars_beside_weights_are_harmless(tmp_path, write, beside):
+    write({"model": TENSORS, "beside": beside}, tmp_path / "w.pth")
+    found = read_weights(tmp_path / "w.pth")
+    assert found.keys() == ARRAYS.keys()
+    np.testing.assert_array_equal(found["a.weight"], ARRAYS["a.weight"])
+
+
+def test_scalars_of_the_first_numpy_are_harmless(tmp_path):
+    """NumPy 1 names its module numpy.core."""
+    torch.save({"model": TENSORS, "best": np.float64(0.73)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for part in new.namelist():
+            old.writestr(part, new.read(part).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert b"cnumpy.core.multiarray\nscalar\n" in (tmp_path / "old.pth").read_bytes()
+    assert read_weights(tmp_path / "old.pth").keys() == ARRAYS.keys()
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        (PurePosixPath("a"), "pathlib.PurePosixPath"),
+        (argparse.Namespace(out=PurePosixPath("a")), "pathlib.PurePosixPath"),
+        (argparse.ArgumentParser, "argparse.ArgumentParser"),
+        (np.ones(3), "numpy._core.multiarray._reconstruct"),
+        (torch.nn.ReLU(), "torch.nn.modules.activation.ReLU"),
+    ],
+)
+def test_other_objects_beside_weights_are_refused_and_named(tmp_path, beside, named):
+    torch.save({"model": TENSORS, "args": beside}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"contains more than arrays \({named}\).*save their state_dict alone"):
         read_weights(tmp_path / "w.pth")
+
+
+def test_code_in_settings_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": TENSORS, "args": argparse.Namespace(lr=RunsCode())}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="contains more than arrays"):
+        read_weights(tmp_path / "w.pth")
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize(

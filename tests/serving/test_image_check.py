@@ -97,6 +97,24 @@ def test_limits_of_bytes_and_pixels(enormous_image):
         check_image(enormous_image, Limits())
 
 
+@pytest.mark.parametrize("apply_exif", [True, False])
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        # Pillow joins the segments, and expands what they point to when it opens the file.
+        ([exif(1 << 20)[place : place + 65_000] for place in range(0, 1 << 20, 65_000)], "too much EXIF data"),
+        ([b""] * 10_001, "more than 10,000 segments"),
+    ],
+)
+def test_a_jpeg_that_takes_minutes_to_open_is_refused_as_a_file_too(tmp_path, parts, message, apply_exif):
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", 8 + len(part)) + b"Exif\0\0" + part for part in parts)
+    content = inserted(saved("JPEG", Image.new("CMYK", (12, 10))), 2, segments)
+    (tmp_path / "slow.jpg").write_bytes(content)
+    for source in (content, tmp_path / "slow.jpg"):
+        with pytest.raises(UserError, match=message):
+            load_image(source, apply_exif=apply_exif)
+
+
 @pytest.mark.parametrize("place", [33, -12])
 def test_exif_data_that_needs_too_much_memory(place):
     """Pillow would expand this megabyte to 60 GB, at either position in a PNG."""

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -112,26 +111,13 @@ def test_another_programs_config_is_not_taken_for_a_run(tmp_path, content):
         load_config(tmp_path)
 
 
-def no_vocabulary(path_or_name):
-    raise AssertionError("a run that continues has its own vocabulary")
-
-
 def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(capsys):
     began = changed(default_config(), vision__pretrained="swin.pth", text__vocab="run/vocab.txt")
     for given in (began, changed(began, vision__pretrained="", text__vocab="")):
-        assert resolve_config(given, began, no_vocabulary).to_dict() == began.to_dict()
+        assert resolve_config(given, began).to_dict() == began.to_dict()
     assert capsys.readouterr().out == ""
     other = changed(began, vision__pretrained="other.pth", text__pretrained="bert")
-    assert resolve_config(other, began, no_vocabulary).to_dict() == began.to_dict()
+    assert resolve_config(other, began).to_dict() == began.to_dict()
     vision, text = capsys.readouterr().out.splitlines()
     assert vision.startswith("ignored: config.vision.pretrained=other.pth, because the run continues")
     assert text.startswith("ignored: config.text.pretrained=bert, because the run continues")
-
-
-def test_a_new_run_takes_the_vocabulary_beside_its_weights_unless_another_is_given():
-    given = changed(default_config(), text__pretrained="bert")
-    assert resolve_config(given, None, lambda name: Path(name, "vocab.txt")).text.vocab == "bert/vocab.txt"
-    assert resolve_config(given, None, lambda name: None).text.vocab == ""
-    assert given.text.vocab == ""
-    given.text.vocab = "mine.txt"
-    assert resolve_config(given, None, no_vocabulary).text.vocab == "mine.txt"
