@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, default_config
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import fill
 from s2rm_jax.interop.parameter_names import network_layout
@@ -24,8 +24,15 @@ from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
-from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoints, has_checkpoint, restore_params
+from s2rm_jax.training.checkpoint import (
+    CHECKPOINT_DIRECTORY,
+    Checkpoints,
+    explaining_storage_errors,
+    has_checkpoint,
+    restore_params,
+)
 from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY
+from s2rm_jax.training.lock import HOLDER_FILE
 from s2rm_jax.training.logging import (
     LOG_DIRECTORY,
     METRICS_FILE,
@@ -48,7 +55,16 @@ MAY_CHANGE = (
 _ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
 
 _RUN_FILES = {
-    *(CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
+    *(
+        CONFIG_FILE,
+        "config.tmp",
+        HOLDER_FILE,
+        "lock.tmp",
+        VOCAB_FILE,
+        CHECKPOINT_DIRECTORY,
+        METRICS_FILE,
+        TENSORBOARD_DIRECTORY,
+    ),
     *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE, "wandb_run.tmp"),
 }
 _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
@@ -124,11 +140,47 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):
         raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a training run.")
+    _require_types(content, defaults, path)
     config = ConfigDict(_with_tuples(_with_defaults(content, defaults)))
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
         config.text.vocab = str(vocab)
     return config.lock()
+
+
+def _require_types(content: dict[str, Any], defaults: dict[str, Any], path: epath.Path, prefix: str = "") -> None:
+    """Check that the fields have the types of their defaults.
+
+    Raises:
+        UserError: a field has another type.
+    """
+    for name in content.keys() & defaults.keys():
+        value, default = content[name], defaults[name]
+        if not _is_like(value, default):
+            expected = next(text for kind, text in _TYPES.items() if isinstance(default, kind))
+            raise UserError(
+                f"{path}: {prefix}{name} is {value!r:.60}; it must be {expected}: restore the file, or train into "
+                "another --workdir."
+            )
+        if isinstance(default, dict):
+            _require_types(value, default, path, f"{prefix}{name}.")
+
+
+_TYPES = {  # bool before int, of which it is a subclass
+    **{dict: "a section", bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    tuple: "a list as in s2rm_jax/config.py",
+}
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Return whether a value of a JSON file fits a field with the given default."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(_is_like(item, default[0]) for item in value if default)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, str) and value is None:  # ml_collections allows it
+        return True
+    return type(value) is type(default)
 
 
 def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -150,13 +202,16 @@ def resolve_config(
 ) -> ConfigDict:
     """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
 
-    A run that continues keeps the pretrained weights that it began with, and its vocabulary unless config.text.vocab
-    names another. A new run uses config.text.vocab, or else the vocabulary beside its pretrained text weights.
+    A run that continues keeps the pretrained weights and the vocabulary that it began with. A new run uses
+    config.text.vocab, or else the vocabulary beside its pretrained text weights.
 
     Args:
         config: the configuration that was given.
         began: the configuration of the run that is continued, None for a new run.
         find_vocabulary: returns the vocabulary beside the weights that config.text.pretrained names.
+
+    Raises:
+        UserError: config.text.vocab has other words than the vocabulary of the run that is continued.
     """
     config = copy.deepcopy(config)
     if began is not None:
@@ -165,10 +220,21 @@ def resolve_config(
             config[part].pretrained = kept
             if given not in ("", kept):
                 log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
-        config.text.vocab = config.text.vocab or began.text.vocab
+        config.text.vocab = _same_vocabulary(config.text.vocab, began.text.vocab)
     elif config.text.pretrained and not config.text.vocab:
         config.text.vocab = str(find_vocabulary(config.text.pretrained) or "")
     return config
+
+
+def _same_vocabulary(given: str, kept: str) -> str:
+    if not (given and kept) or given == kept:
+        return kept or given
+    if Tokenizer(given).vocabulary != Tokenizer(kept).vocabulary:
+        raise UserError(
+            f"config.text.vocab: {given} has other words, or the same in another order, than {kept}, the vocabulary of "
+            "the run: leave the field empty, or give another --workdir."
+        )
+    return kept
 
 
 def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: ConfigDict) -> None:
@@ -211,8 +277,8 @@ def require_workdir(workdir: epath.PathLike) -> None:
     try:
         exists = workdir.exists()
     except Exception as error:  # clients of buckets raise many kinds: no credentials, no such bucket, no network
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--workdir {workdir} cannot be reached: {reason}") from error
+        what = f"--workdir {workdir} cannot be reached"
+        raise storage_error(what, error) or UserError(f"{what}: {reason_of(error)}") from error
     if exists and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued.")
     if not workdir.is_dir() or has_checkpoint(workdir):
@@ -235,20 +301,22 @@ def open_workdir(
 ) -> Checkpoints:
     """Open the checkpoints of a new run or of one that began with `began`, and write config.json and vocab.txt.
 
+    The caller holds the lock of the workdir (`lock.lock_workdir`).
+
     Raises:
         UserError: the workdir cannot be used, or the run in it began with another configuration.
     """
     writes = distributed.is_first()
-    try:
-        if writes:
-            workdir.mkdir(parents=True, exist_ok=True)
-        shared = "must be one folder that all processes share"
-        # Buckets have no empty folders, and are shared by their nature.
-        distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
-        checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
-        step = checkpoints.latest_step
-        if distributed.gather(step) != [step] * distributed.process()[1]:
-            raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there.")
+    shared = "must be one folder that all processes share"
+    # Buckets have no empty folders, and are shared by their nature.
+    distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
+    checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
+    step = checkpoints.latest_step
+    if distributed.gather(step) != [step] * distributed.process()[1]:
+        raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there.")
+    if (began is None) != (step is None):
+        raise UserError(f"--workdir {workdir} has changed since this command was started: run it again.")
+    with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
         if began is not None and step is not None:
             require_same_config(workdir, began, config)
             if began.steps != config.steps and step < config.steps:
@@ -260,6 +328,4 @@ def open_workdir(
             save_vocab(workdir / VOCAB_FILE)
         if writes:
             save_config(workdir, config)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
     return checkpoints
