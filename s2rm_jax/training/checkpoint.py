@@ -124,9 +124,12 @@ class Checkpoints:
             self._scores[step] = metrics[self._metric]
 
     def _write(self, action: Callable[[], None]) -> None:
-        what = f"a checkpoint cannot be written to {self._directory}"
-        with explaining_storage_errors(what, self._directory):
-            _patiently(action, what)
+        with explaining_storage_errors(self._not_written, self._directory):
+            _patiently(action, self._not_written)
+
+    @property
+    def _not_written(self) -> str:
+        return f"a checkpoint cannot be written to {self._directory}"
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -178,8 +181,11 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A process that fails must not wait here for the others, which may be waiting for it elsewhere. Where all
         # processes stop together, they have called `wait` before.
-        if kind is None or distributed.is_alone():
+        if kind is None:
             self.close()
+        elif distributed.is_alone():
+            with explaining_storage_errors(self._not_written, self._directory):
+                self._manager.close()
 
 
 def has_checkpoint(workdir: epath.PathLike) -> bool:
@@ -225,8 +231,8 @@ def restore_params(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
     handlers = _handlers(ocp.PyTreeCheckpointHandler())  # unlike the standard handler, it reads a part of a tree
+    scores = _scores(directory, metric)
     with ocp.CheckpointManager(_absolute(directory), item_handlers=handlers) as manager:
-        scores = _scores(directory, metric)
         step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
 
         def read() -> Any:
@@ -249,11 +255,14 @@ def _patiently(action: Callable[[], T], what: str) -> T:
 
     Several processes do not try again, because they would have to do so together.
     """
+    again = False
     for wait in _WAITS if distributed.is_alone() else ():
         try:
             return action()
         except Exception as error:  # Orbax, TensorStore and the clients of buckets raise many kinds
-            if not is_temporary(error):
+            # A second attempt may meet files that threads of the first one still write.
+            again = is_temporary(error) or (again and isinstance(error, OSError))
+            if not again:
                 raise
             log(f"{what} ({reason_of(error)}); trying again in {wait:.0f} s")
         time.sleep(wait)
