@@ -171,7 +171,7 @@ def _port(job: str) -> int:
 def _require_no_others(environment: Mapping[str, str]) -> None:
     """Raise UserError if a variable counts processes but the others that describe them are missing."""
     for name, launcher in (("WORLD_SIZE", "torchrun"), ("PMI_SIZE", "mpiexec or srun")):
-        if environment.get(name, "1") != "1":
+        if _number(environment, name, 1) != 1:
             raise UserError(
                 f"{name} is {environment[name]}, but other variables of {launcher} are not set: start by {launcher}, "
                 f"give --coordinator_address, --num_processes and --process_id, {_ALONE}."
@@ -227,7 +227,7 @@ def _given(flag: int | None, environment: Mapping[str, str], name: str) -> int |
 
 def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
     text = environment.get(name)
-    if text is None:
+    if not text:
         return default
     try:
         return int(text)
