@@ -45,13 +45,14 @@ _ERRNOS: dict[Fault, tuple[int, ...]] = {
     ),
 }
 # TensorStore and the clients of buckets put the cause into the text: a status of Abseil, or the error of the system.
-_TEXTS: dict[Fault, re.Pattern[str]] = {
+_WORDS: dict[Fault, tuple[str, ...]] = {
+    "full": (),
+    "denied": (r"\bPERMISSION_DENIED\b", r"\bUNAUTHENTICATED\b"),
+    "temporary": (r"\bUNAVAILABLE\b", r"\bDEADLINE_EXCEEDED\b", r"\bABORTED\b", r"[Tt]imed out"),
+}
+_TEXTS = {
     fault: re.compile("|".join([*words, *(re.escape(os.strerror(number)) for number in _ERRNOS[fault])]))
-    for fault, words in {
-        "full": [],
-        "denied": [r"\bPERMISSION_DENIED\b", r"\bUNAUTHENTICATED\b"],
-        "temporary": [r"\bUNAVAILABLE\b", r"\bDEADLINE_EXCEEDED\b", r"\bABORTED\b", r"[Tt]imed out"],
-    }.items()
+    for fault, words in _WORDS.items()
 }
 # Parts of the names of exceptions that clients of buckets raise, some without a common base class.
 _TEMPORARY_NAMES = re.compile(r"Timeout|Connection|Disconnected|TransportError|gaierror")
