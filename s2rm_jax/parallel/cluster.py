@@ -62,6 +62,11 @@ def find_cluster(
     )
     if found is None:
         _require_no_others(environment)
+    elif found.processes and not 0 <= (found.index or 0) < found.processes:
+        raise UserError(
+            f"the variables of {found.found_in} describe process {found.index} of {found.processes}: processes are "
+            f"numbered from 0; correct them, {_ALONE}."
+        )
     if address:
         if found is None:
             raise UserError(
@@ -102,7 +107,8 @@ def _torchrun(environment: Mapping[str, str], device_files: Path) -> Cluster | N
         port = _port(f"{environment.get('TORCHELASTIC_RUN_ID')} {port}")
     rank, here = _number(environment, "RANK"), _number(environment, "LOCAL_WORLD_SIZE", 1)
     devices = _share_of_devices(environment, _number(environment, "LOCAL_RANK", 0), here, device_files)
-    return Cluster("torchrun", f"{environment['MASTER_ADDR']}:{port}", size, rank, devices)
+    host = environment["MASTER_ADDR"]
+    return Cluster("torchrun", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", size, rank, devices)
 
 
 def _slurm(environment: Mapping[str, str], device_files: Path) -> Cluster | None:

@@ -190,7 +190,9 @@ class Checkpoints:
 
 def has_checkpoint(workdir: epath.PathLike) -> bool:
     """Return whether the run in `workdir` has a complete checkpoint."""
-    return bool(_complete_steps(epath.Path(workdir) / CHECKPOINT_DIRECTORY))
+    directory = epath.Path(workdir) / CHECKPOINT_DIRECTORY
+    with explaining_storage_errors(f"{directory} cannot be read", directory):
+        return bool(_complete_steps(directory))
 
 
 def _complete_steps(directory: epath.Path) -> list[int]:
@@ -231,8 +233,10 @@ def restore_params(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
     handlers = _handlers(ocp.PyTreeCheckpointHandler())  # unlike the standard handler, it reads a part of a tree
-    scores = _scores(directory, metric)
-    with ocp.CheckpointManager(_absolute(directory), item_handlers=handlers) as manager:
+    with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
+        scores = _scores(directory, metric)
+        opened = ocp.CheckpointManager(_absolute(directory), item_handlers=handlers)
+    with opened as manager:
         step = max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
 
         def read() -> Any:

@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, default_config
-from s2rm_jax.errors import UserError, reason_of, storage_error
+from s2rm_jax.errors import UserError, find_fault, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import fill
 from s2rm_jax.interop.parameter_names import network_layout
@@ -134,8 +134,13 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
+    except Exception as error:  # clients of buckets raise many kinds
+        explained = None if find_fault(error) == "other" else storage_error(f"{path} cannot be read", error)
+        if explained is None and isinstance(error, OSError | ValueError | RecursionError):
+            explained = UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.")
+        if explained is None:
+            raise
+        raise explained from error
     defaults = default_config().to_dict()
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):

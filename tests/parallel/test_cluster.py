@@ -122,6 +122,8 @@ def test_torchrun(tmp_path):
         assert found is not None and found.coordinator is not None
         ports.add(int(found.coordinator.removeprefix("node7:")))
     assert len(ports) == 2 and min(ports) >= 61440  # where torchrun does not listen; one for all processes of a run
+    found = find_cluster(TORCHRUN | {"MASTER_ADDR": "::1"}, device_files=tmp_path)
+    assert found is not None and found.coordinator == "[::1]:29500"
     assert find_cluster(TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}, device_files=tmp_path) is None
 
 
@@ -194,6 +196,7 @@ def test_clusters_that_jax_detects_itself(tmp_path, installed):
         (HYDRA | {"PMI_SIZE": "4"}, (), "MPICH does not give the host"),
         (without(HYDRA, "MPI_LOCALNRANKS"), (), "PMI_SIZE is 2, but other variables of mpiexec or srun are not set"),
         (without(TORCHRUN, "RANK"), (), "WORLD_SIZE is 4, but other variables of torchrun are not set"),
+        (TORCHRUN | {"RANK": "4"}, (), "the variables of torchrun describe process 4 of 4"),
         (TORCHRUN | {"RANK": "first"}, (), "RANK=first in the environment: it must be an integer"),
         (POD, (), "package kubernetes, which is not installed"),
     ],

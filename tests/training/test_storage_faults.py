@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import jax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from s2rm_jax.errors import TemporaryFailure, UserError, find_fault
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import checkpoint as module
-from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
+from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, has_checkpoint, restore_params
+from s2rm_jax.training.run import load_config
 from s2rm_jax.training.state import plan_state
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -230,7 +232,6 @@ def test_several_processes_do_not_try_again_alone(run_of, monkeypatch):
     [
         ("state/_METADATA", "{"),
         ("state/_METADATA", None),
-        ("state/manifest.ocdbt", ""),
         ("data/metadata", "[" * 100_000),
         ("data/metadata", None),
     ],
@@ -290,3 +291,24 @@ def test_metrics_of_another_protocol_are_no_score(run_of):
     with run_of.open() as checkpoints:
         assert checkpoints.best is None
     assert run_of.restore_params() is not None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_no_reader_takes_a_passing_fault_for_a_mistake(run_of, tmp_path, monkeypatch, number):
+    run_of.save(5)
+    (tmp_path / "config.json").write_text("{}")
+
+    def fail(*_, **__):
+        raise os_error(number)
+
+    for name, read in {
+        "read_text": lambda: load_config(tmp_path),
+        "iterdir": lambda: has_checkpoint(tmp_path),
+        "is_dir": run_of.restore_params,
+    }.items():
+        with monkeypatch.context() as outage:
+            outage.setattr(type(epath.Path(tmp_path)), name, fail)
+            with pytest.raises(
+                TemporaryFailure, match=rf"cannot be read \({os.strerror(number)}\): the storage cannot"
+            ):
+                read()
