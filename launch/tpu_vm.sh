@@ -59,7 +59,7 @@ wheel=$(echo "$built"/*.whl)
 for ((try = 1; try <= tries; try++)); do
   status=0
   make_slice && install && train || status=$?
-  case $status in 0 | 2) exit "$status" ;; esac # done, or a user error, which a restart does not correct
+  case $status in 0 | 2) exit "$status" ;; esac # done, or a user error, which a restart does not correct; all else may pass
   echo "try $try of $tries ended with an error; the next starts in a minute" >&2
   sleep "${PAUSE:-60}"
 done

@@ -9,6 +9,7 @@ Exit status (also in docs/command_line.md):
   2    an error that the user can correct (UserError)
   3    another process of the same run was lost
   4    some of many items failed (PartlyDone)
+  75   an error that may pass, such as a bucket that cannot be reached now (TemporaryFailure): start the command again
   130  stopped at once by a second Ctrl-C
   141  the reader of the output, such as `head`, has ended
 In all cases but 0 and 141, the last line on stderr states the reason.
@@ -35,12 +36,13 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax.config import find_config
-from s2rm_jax.errors import PartlyDone, UserError, find_full_disk
+from s2rm_jax.errors import PartlyDone, TemporaryFailure, UserError, find_full_disk
 from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # that parsing raises
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def run(
@@ -181,13 +183,19 @@ def _reader_has_gone() -> bool:
 def _outcome_of_error(error: BaseException) -> tuple[int, str]:
     """Return the exit status and the last message for the exception that ended a command."""
     if isinstance(error, UserError):
-        status, message = 4 if isinstance(error, PartlyDone) else 2, str(error)
+        status, message = 2, str(error)
+        if isinstance(error, PartlyDone):
+            status = 4
+        elif isinstance(error, TemporaryFailure):
+            status = _TRY_AGAIN
     elif isinstance(error, Interrupted):
         return 0, str(error)
     elif isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "stopped at once; everything saved so far remains"
     elif isinstance(error, BrokenPipeError) and _reader_has_gone():
         return 128 + signal.SIGPIPE, ""
+    elif device_message := _explain_device(error):
+        status, message = 2, device_message
     elif distributed.is_peer_failure(error):
         status = 3
         message = (
@@ -203,6 +211,22 @@ def _outcome_of_error(error: BaseException) -> tuple[int, str]:
     trace = "".join(traceback.format_exception(error)) if status == 1 else ""
     which = "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
     return status, f"{trace}error{which}: {message}"
+
+
+def _explain_device(error: BaseException) -> str | None:
+    """Return a message if JAX cannot use a device or the memory of the device is too small, else None."""
+    frames = traceback.extract_tb(error.__traceback__)
+    reason = (str(error).splitlines() or [""])[0]
+    if frames and frames[-1].filename.endswith(os.path.join("jax", "_src", "xla_bridge.py")):
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        found = f" ({reason})" if reason else ""
+        return (
+            f"JAX_PLATFORMS={platforms}: JAX finds no such device{found}; install JAX for it (pip install "
+            "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the devices that there are."
+        )
+    if "RESOURCE_EXHAUSTED: Out of memory" in reason:
+        return f"the memory of the device is too small ({reason[:200]}): use a smaller batch or another device."
+    return None
 
 
 def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:

@@ -187,23 +187,26 @@ def check_types(config: ConfigDict) -> None:
 def _check_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
     for name, default in defaults.items():
         value, field = config[name], f"{prefix}{name}"
-        if field == "input.source":
-            continue
-        if isinstance(default, ConfigDict) and isinstance(value, ConfigDict):
+        if not _is_like(value, default):
+            raise UserError(f"config.{field} is {value!r:.60}; it must be {_TYPES[type(default)]}.")
+        if isinstance(default, ConfigDict) and field != "input.source":
             _check_types(value, default, f"{field}.")
-            continue
-        allowed, kind = _TYPES[type(default)]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
-            raise UserError(f"config.{field} is {value!r}; it must be {kind}.")
 
 
-_TYPES: dict[type, tuple[Any, str]] = {
-    bool: (bool, "true or false"),
-    int: (int, "a whole number"),
-    float: (int | float, "a number"),
-    str: (str, "a text"),
-    tuple: (list | tuple, "a list"),
-    ConfigDict: (ConfigDict, "a section with fields of its own"),
+def _is_like(value: Any, default: Any) -> bool:
+    """Return whether a value fits a field with the given default."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(_is_like(item, default[0]) for item in value if default)
+    if isinstance(default, str) and value is None:  # ml_collections allows it
+        return True
+    if isinstance(value, bool) or isinstance(default, bool):
+        return type(value) is type(default)
+    return isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
+
+
+_TYPES = {
+    **{bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list"},
+    ConfigDict: "a section",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from s2rm_jax.errors import UserError, find_full_disk
+from s2rm_jax.errors import UserError, find_full_disk, is_temporary
 
 REWRITE_EVERY = 60.0  # seconds between rewrites of a growing file on a bucket, which cannot append
 
@@ -97,10 +97,8 @@ class JsonLines:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path, self._clock, self._written = path, clock, clock()
-        text = path.read_text() if path.exists() else ""
-        # A killed run may have left an incomplete line.
-        complete = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-        self._lines = [line + "\n" for line in complete if keep(json.loads(line))]
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        self._lines = [line + "\n" for line in text.split("\n") if (values := _json_object(line)) and keep(values)]
         self._stream: Any = None
         if not on_bucket(path):
             if "".join(self._lines) != text:
@@ -116,7 +114,9 @@ class JsonLines:
             return
         self._lines.append(line)
         if self._clock() - self._written >= REWRITE_EVERY:
-            self._rewrite()
+            self._written = self._clock()
+            with ignoring_temporary():  # the lines are kept, and written the next time
+                self._rewrite()
 
     def close(self) -> None:
         """Write what is not written yet, and close the file."""
@@ -127,7 +127,25 @@ class JsonLines:
 
     def _rewrite(self) -> None:
         write_atomically(self._path, "".join(self._lines))
-        self._written = self._clock()
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    """Return the object of a line, or None for an incomplete line, as a killed run may leave it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+@contextmanager
+def ignoring_temporary() -> Iterator[None]:
+    """Ignore an error that may pass, for example of a bucket that cannot be reached now."""
+    try:
+        yield
+    except Exception as error:
+        if not is_temporary(error):
+            raise
 
 
 @contextmanager

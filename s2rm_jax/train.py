@@ -7,8 +7,8 @@ The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and th
 log/ and compilation_cache/; it may be on a bucket (gs://...). See docs/running_at_scale.md.
 The same command on the same workdir continues a stopped run, and gives the same result as an uninterrupted one.
 Ctrl-C and SIGTERM save a checkpoint and exit with status 0; a second Ctrl-C stops at once.
-Several processes train together on a shared workdir if a TPU pod, SLURM, Open MPI, Kubernetes or these flags define
-them: --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
+Several processes train together on a shared workdir if a TPU pod, SLURM, torchrun, Open MPI, MPICH, Kubernetes or these
+flags define them: --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 Any field of the configuration (s2rm_jax/config.py) can be set with --config.FIELD=VALUE.
 """
 

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax.errors import PartlyDone, TemporaryFailure, UserError
 from s2rm_jax.training.interrupt import Interrupted
 from tests.command import ROOT, run_function
 
@@ -192,6 +192,39 @@ def test_a_stopped_run_prints_a_message_and_exits_with_status_0(call, config_fil
 
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
     assert (status, err) == (0, "Stopped after step 3.\n")
+
+
+def test_what_may_pass_has_a_status_of_its_own(call, config_file):
+    def main():
+        raise TemporaryFailure("gs://bucket cannot be reached now: run the same command again later.")
+
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    assert (status, err) == (75, "error: gs://bucket cannot be reached now: run the same command again later.\n")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "nonsense"])
+def test_a_device_that_is_missing_is_told_in_one_line(platform):
+    """In a process of its own, because JAX keeps the devices that it found first."""
+    program = (
+        "import jax; from absl import flags; from s2rm_jax import command_line; "
+        "command_line.run(jax.devices, flags.FlagValues(), '')"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (
+        last.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such device") and "unset JAX_PLATFORMS" in last
+    )
+
+
+def test_a_device_with_too_little_memory_is_no_defect(call, config_file):
+    def main():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.\nBuffers: ...")
+
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith("error: the memory of the device is too small (RESOURCE_EXHAUSTED: Out of memory while")
 
 
 def test_a_defect_prints_its_traceback_and_then_one_line(call, config_file):

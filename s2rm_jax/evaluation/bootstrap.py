@@ -1,7 +1,8 @@
 """Bootstrap intervals over images (Efron 1979), and the IoU by length of the expression, size and position of the mask.
 
-The expressions of an image are not independent, so images are drawn with replacement, each with all its expressions.
-The intervals do not cover the variation between seeds or training runs.
+The expressions of an image are not independent, so images are drawn with replacement, each with all its expressions. An
+image that several datasets of a mixture contain is one image. The intervals do not cover the variation between seeds or
+training runs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HISTOGRAM_BINS = 20
 def intervals(scores: Sequence[ExpressionScore]) -> dict[str, tuple[float, float]]:
     """Return the intervals of `overall_iou` and `mean_iou` over the images of `scores`, in percent."""
     columns = [(s.intersection, s.union, s.iou or 0.0, s.iou is not None) for s in scores]
-    sums = resampled_sums(np.array(columns, np.float64), [s.example_id for s in scores])
+    sums = resampled_sums(np.array(columns, np.float64), [s.image_identity for s in scores])
     return {
         "overall_iou": interval(sums[:, 0], sums[:, 1]),
         "mean_iou": interval(sums[:, 2], sums[:, 3]),
@@ -131,7 +132,7 @@ def _grouped(
     for row, (score, index) in enumerate(placed):
         values[row, :, index] = score.iou, 1
     sums, counts = values.sum(0)
-    resampled = resampled_sums(values.reshape(len(placed), -1), [score.example_id for score, _ in placed])
+    resampled = resampled_sums(values.reshape(len(placed), -1), [score.image_identity for score, _ in placed])
     resampled_ious, resampled_counts = np.split(resampled, 2, axis=1)
     return [
         ScoreGroup(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -69,7 +71,7 @@ class Report:
     @property
     def images(self) -> int:
         """The number of images."""
-        return len({score.example_id for score in self.expressions})
+        return len({score.image_identity for score in self.expressions})
 
 
 class Evaluator:
@@ -214,8 +216,16 @@ def _predictions_of_item(
             answered=answered,
             area=float(original.mean()),
             centre=_centroid(original) if original.any() else None,
+            image=_identity(example),
         )
         yield Prediction(example, true, predicted, score)
+
+
+def _identity(example: Example) -> str:
+    """Return what identifies the image of an example among all datasets: its file, or the content of that."""
+    if isinstance(example.image, Path):
+        return str(example.image)
+    return hashlib.sha256(example.image).hexdigest() if isinstance(example.image, bytes) else example.id
 
 
 def _centroid(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ class ExpressionScore:
     answered             whether the network predicts that it does
     area                 of the true mask, as a fraction of the image
     centre               (x, y) of the true mask's centroid as fractions of width and height, or None if it is empty
+    image                the file or the content of the image, which several examples of a mixture may show, if known
     """
 
     id: str
@@ -44,6 +45,12 @@ class ExpressionScore:
     answered: bool = True
     area: float = 0.0
     centre: tuple[float, float] | None = None
+    image: str = ""
+
+    @property
+    def image_identity(self) -> str:
+        """What identifies the image among all datasets."""
+        return self.image or self.example_id
 
     @property
     def iou(self) -> float | None:

@@ -6,11 +6,10 @@ Each run has its own workdir. A process holds the lock of a workdir while it tra
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from s2rm_jax.measure.ablation_suites import Variant, apply_variant
 from s2rm_jax.models.cost import network_cost
 from s2rm_jax.training.checkpoint import has_checkpoint
 from s2rm_jax.training.compile import compilation_cache
+from s2rm_jax.training.lock import lock_file
 from s2rm_jax.training.logging import hours_minutes_seconds, log
 from s2rm_jax.training.loop import check_before_start
 from s2rm_jax.training.run import load_config, require_same_config
@@ -257,19 +257,16 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """
     path = folder.with_name(folder.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            stack.enter_context(lock_file(path, wait))
         except BlockingIOError:
             raise
         except OSError as error:
             raise UserError(
                 f"--out: {path} cannot be locked ({error}); give a folder on another filesystem."
             ) from error
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a child process has inherited the file
+        yield
 
 
 class RemainingTime:

@@ -1,8 +1,9 @@
-"""The processes of a run, found from flags and environment: SLURM, Open MPI, Kubernetes, TPU pods."""
+"""The processes of a run, found from flags and environment: torchrun, Open MPI, MPICH, SLURM, Kubernetes, TPU pods."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -50,8 +51,22 @@ def find_cluster(
     index = _given(process_id, environment, "S2RM_PROCESS_ID")
     if number is not None or index is not None:
         return _explicit(address, number, index)
-    found = _tpu(environment, device_files) or _slurm(environment)
-    found = found or _open_mpi(environment, address) or _kubernetes(environment)
+    found = (
+        _tpu(environment, device_files)
+        # The innermost launcher first: torchrun and mpirun are often started within a job of SLURM.
+        or _torchrun(environment, device_files)
+        or _open_mpi(environment, address, device_files)
+        or _mpich(environment, address, device_files)
+        or _slurm(environment, device_files)
+        or _kubernetes(environment)
+    )
+    if found is None:
+        _require_no_others(environment)
+    elif found.processes and not 0 <= (found.index or 0) < found.processes:
+        raise UserError(
+            f"the variables of {found.found_in} describe process {found.index} of {found.processes}: processes are "
+            f"numbered from 0; correct them, {_ALONE}."
+        )
     if address:
         if found is None:
             raise UserError(
@@ -83,44 +98,90 @@ def _tpu(environment: Mapping[str, str], device_files: Path) -> Cluster | None:
     return Cluster("this TPU VM") if enabled and chips and importlib.util.find_spec("libtpu") else None
 
 
-def _slurm(environment: Mapping[str, str]) -> Cluster | None:
-    tasks = int(environment.get("SLURM_NTASKS", 1))
+def _torchrun(environment: Mapping[str, str], device_files: Path) -> Cluster | None:
+    size = _number(environment, "WORLD_SIZE", 1)
+    if size == 1 or any(name not in environment for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
+        return None
+    port = _number(environment, "MASTER_PORT")
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens at MASTER_PORT
+        port = _port(f"{environment.get('TORCHELASTIC_RUN_ID')} {port}")
+    rank, here = _number(environment, "RANK"), _number(environment, "LOCAL_WORLD_SIZE", 1)
+    devices = _share_of_devices(environment, _number(environment, "LOCAL_RANK", 0), here, device_files)
+    host = environment["MASTER_ADDR"]
+    return Cluster("torchrun", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", size, rank, devices)
+
+
+def _slurm(environment: Mapping[str, str], device_files: Path) -> Cluster | None:
+    tasks = _number(environment, "SLURM_NTASKS", 1)
     if "SLURM_JOB_ID" not in environment or tasks == 1:
         return None
     # A shell in an allocation has SLURM_NTASKS too. It may even be a step, with SLURM_PROCID, but a step of one task.
     needed = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     missing = [name for name in needed if name not in environment]
-    if missing or int(environment.get("SLURM_STEP_NUM_TASKS", tasks)) != tasks:
+    if missing or _number(environment, "SLURM_STEP_NUM_TASKS", tasks) != tasks:
         reason = f"{missing[0]} is not set" if missing else "this step has another number of tasks"
         raise UserError(f"SLURM gave this job {tasks} tasks, but {reason}: start it by srun, {_ALONE}.")
     first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", environment["SLURM_STEP_NODELIST"])
     assert first is not None
-    port = _FIRST_PORT + (int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))) % _PORTS
-    tasks_here = -(-tasks // int(environment.get("SLURM_STEP_NUM_NODES", 1)))
-    devices = _share_of_devices(environment, int(environment["SLURM_LOCALID"]), tasks_here)
+    port = _FIRST_PORT + (_number(environment, "SLURM_JOB_ID") + _number(environment, "SLURM_STEP_ID", 0)) % _PORTS
+    tasks_here = -(-tasks // _number(environment, "SLURM_STEP_NUM_NODES", 1))
+    devices = _share_of_devices(environment, _number(environment, "SLURM_LOCALID"), tasks_here, device_files)
     host = "".join(part or "" for part in first.groups())
-    return Cluster("SLURM", f"{host}:{port}", tasks, int(environment["SLURM_PROCID"]), devices)
+    return Cluster("SLURM", f"{host}:{port}", tasks, _number(environment, "SLURM_PROCID"), devices)
 
 
-def _open_mpi(environment: Mapping[str, str], address: str | None) -> Cluster | None:
-    size = int(environment.get("OMPI_COMM_WORLD_SIZE", 1))
+def _open_mpi(environment: Mapping[str, str], address: str | None, device_files: Path) -> Cluster | None:
+    size = _number(environment, "OMPI_COMM_WORLD_SIZE", 1)
     if size == 1:
         return None
     needed = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
     missing = [name for name in needed if name not in environment]
     if missing:
         raise UserError(f"OMPI_COMM_WORLD_SIZE is {size} but {missing[0]} is not set: start by mpirun, {_ALONE}.")
-    rank, local_rank, here = (int(environment[name]) for name in needed)
+    rank, local_rank, here = (_number(environment, name) for name in needed)
     launcher = environment.get("OMPI_MCA_orte_hnp_uri", "")  # "1531.0;tcp://10.96.0.1,10.148.0.1:34911", Open MPI 4
-    port = _FIRST_PORT + zlib.crc32((launcher or environment.get("PMIX_NAMESPACE", "")).encode()) % _PORTS
     host = re.search(r"tcp://([^,:]+)", launcher)
-    if here < size and not host and not address:
+    first = host[1] if host else None
+    job = launcher or environment.get("PMIX_NAMESPACE", "")
+    coordinator = _coordinator_of_mpi("Open MPI", here == size, first, job, address)
+    return Cluster("Open MPI", coordinator, size, rank, _share_of_devices(environment, local_rank, here, device_files))
+
+
+def _mpich(environment: Mapping[str, str], address: str | None, device_files: Path) -> Cluster | None:
+    """Return the cluster of MPICH's launcher Hydra, which Intel MPI uses too."""
+    size = _number(environment, "PMI_SIZE", 1)
+    if size == 1 or "PMI_RANK" not in environment or "MPI_LOCALNRANKS" not in environment:
+        return None
+    rank, here = _number(environment, "PMI_RANK"), _number(environment, "MPI_LOCALNRANKS")
+    local_rank = _number(environment, "MPI_LOCALRANKID", rank % here)
+    # All processes of a host have the same parent, and no variable names the job.
+    coordinator = _coordinator_of_mpi("MPICH", here == size, None, str(os.getppid()), address)
+    return Cluster("MPICH", coordinator, size, rank, _share_of_devices(environment, local_rank, here, device_files))
+
+
+def _coordinator_of_mpi(name: str, one_host: bool, first: str | None, job: str, address: str | None) -> str:
+    """Return an address for the coordinator: of this host if there is no other, else of the host `first`."""
+    if not (one_host or first or address):
         raise UserError(
-            "Open MPI does not give the host of its first process: give --coordinator_address=HOST:PORT of that host, "
+            f"{name} does not give the host of its first process: give --coordinator_address=HOST:PORT of that host, "
             f"the same for all processes, {_ALONE}."
         )
-    name = "127.0.0.1" if here == size or not host else host[1]
-    return Cluster("Open MPI", f"{name}:{port}", size, rank, _share_of_devices(environment, local_rank, here))
+    return f"{'127.0.0.1' if one_host or not first else first}:{_port(job)}"
+
+
+def _port(job: str) -> int:
+    """Return a port that is the same for all processes of a job, and different for most other jobs."""
+    return _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
+
+
+def _require_no_others(environment: Mapping[str, str]) -> None:
+    """Raise UserError if a variable counts processes but the others that describe them are missing."""
+    for name, launcher in (("WORLD_SIZE", "torchrun"), ("PMI_SIZE", "mpiexec or srun")):
+        if _number(environment, name, 1) != 1:
+            raise UserError(
+                f"{name} is {environment[name]}, but other variables of {launcher} are not set: start by {launcher}, "
+                f"give --coordinator_address, --num_processes and --process_id, {_ALONE}."
+            )
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Cluster | None:
@@ -135,31 +196,49 @@ def _kubernetes(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster("Kubernetes")
 
 
-def _share_of_devices(environment: Mapping[str, str], index: int, processes: int) -> tuple[int, ...] | None:
+def _share_of_devices(
+    environment: Mapping[str, str], index: int, processes: int, device_files: Path
+) -> tuple[int, ...] | None:
     """Return which of the visible accelerators belong to process `index` of the `processes` on this host.
 
     None (all of them) if it is the only process or sees only its own accelerator; else an equal share.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
-    visible = len(listed.split(",")) if listed else processes
+    visible = len(listed.split(",")) if listed else _count_gpus(environment, device_files) or processes
     if processes == 1 or (listed and visible == 1):
         return None
     if visible % processes:
         raise UserError(
             f"{processes} processes on this host cannot share {visible} accelerators evenly: "
-            "start as many as there are accelerators, or one per host."
+            "start as many as there are accelerators, or one per host; JAX_PLATFORMS=cpu uses none."
         )
     each = visible // processes
     return tuple(range(index * each, (index + 1) * each))
 
 
+def _count_gpus(environment: Mapping[str, str], device_files: Path) -> int:
+    """Return the number of GPUs of this host that JAX may use, 0 if it is unknown."""
+    platforms = environment.get("JAX_PLATFORMS") or "cuda,rocm"
+    hidden = "" in (environment.get("CUDA_VISIBLE_DEVICES"), environment.get("ROCR_VISIBLE_DEVICES"))
+    if hidden or not any(name in platforms for name in ("cuda", "rocm", "gpu")):
+        return 0
+    nvidia = [path for path in device_files.glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
+    amd = list(device_files.glob("dri/renderD*")) if (device_files / "kfd").exists() else []
+    return len(nvidia) or len(amd)
+
+
 def _given(flag: int | None, environment: Mapping[str, str], name: str) -> int | None:
-    if flag is not None or not environment.get(name):
-        return flag
+    return flag if flag is not None or not environment.get(name) else _number(environment, name)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
+    text = environment.get(name)
+    if not text:
+        return default
     try:
-        return int(environment[name])
+        return int(text)
     except ValueError:
-        raise UserError(f"{name}={environment[name]} in the environment: it must be an integer.") from None
+        raise UserError(f"{name}={text} in the environment: it must be an integer.") from None
 
 
 def _checked(address: str) -> str:

@@ -34,8 +34,9 @@ _PEER_ERRORS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "coordina
 def define_flags(flag_values: flags.FlagValues) -> Callable[[], None]:
     """Define the flags for joining other processes; return a function that joins them."""
     mode = flags.DEFINE_enum(
-        "distributed", "auto", ["auto", "on", "off"], "auto: join other processes if flags, a TPU pod, SLURM, Open "
-        "MPI or Kubernetes describe them; on: fail if there are none; off: run alone", flag_values=flag_values,
+        "distributed", "auto", ["auto", "on", "off"], "auto: join other processes if flags, a TPU pod, SLURM, "
+        "torchrun, Open MPI, MPICH or Kubernetes describe them; on: fail if there are none; off: run alone",
+        flag_values=flag_values,
     )  # fmt: skip
     address = flags.DEFINE_string(
         "coordinator_address", None, "HOST:PORT at which process 0 listens", flag_values=flag_values
@@ -76,7 +77,7 @@ def initialize(
         if mode == "on":
             raise UserError(
                 "--distributed=on, but no other processes are described: give --coordinator_address, "
-                "--num_processes and --process_id, or start by srun, by mpirun, in a JobSet or on a TPU pod."
+                "--num_processes and --process_id, or start by srun, torchrun or mpirun, in a JobSet or on a TPU pod."
             )
         return
     _join(cluster, timeout, required=mode == "on")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,14 +16,18 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from s2rm_jax.config import CONFIG_FILE
-from s2rm_jax.errors import UserError
-from s2rm_jax.io import on_bucket, workdir_path
+from s2rm_jax.errors import TemporaryFailure, UserError, find_fault, is_temporary, reason_of, storage_error
+from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.parallel import distributed
+from s2rm_jax.training.logging import log
 from s2rm_jax.training.state import TrainState
 
 CHECKPOINT_DIRECTORY = "checkpoints"
-_REPLACED = ".replaced"  # suffix of a checkpoint that is being deleted
 _COMMITTED = "commit_success.txt"  # Orbax marks complete checkpoints with it on buckets, which cannot rename atomically
+_METRICS = "metrics"  # the item and the file in which Orbax keeps the metrics
+_WAITS = (1.0, 4.0, 15.0, 60.0)  # seconds before the attempts after the first, if a failure may pass
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,12 @@ class Checkpoints:
             ),
             best_fn=score,  # without it Orbax does not write the metrics
         )
-        self._manager = ocp.CheckpointManager(
-            _absolute(self._directory), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
-        )
-        self._scores = _scores(self._manager, metric)
-        if distributed.is_first():
-            self._clear_replaced()  # left by a process that was killed while deleting
+        with explaining_storage_errors(f"the checkpoints in {self._directory} cannot be read", self._directory):
+            self._scores = _scores(self._directory, metric)
+            self._manager = ocp.CheckpointManager(
+                _absolute(self._directory), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
+            )
+        self._unwritten: Checkpoint | None = None
 
     @property
     def latest_step(self) -> int | None:
@@ -83,48 +89,47 @@ class Checkpoints:
         return step > 0 and self._manager.should_save(step)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Save a checkpoint, replacing an earlier one of the same step.
+        """Save a checkpoint, or add the metrics to the one of the same step, whose state is the same.
 
-        Return once the state is copied; writing continues in the background until the next save or `close`.
+        Return once the state is copied; writing continues in the background until the next save or `close`. A failure
+        that may pass is tried again with this checkpoint, also if it was that of the one before.
 
         Raises:
-            UserError: this checkpoint, or the one before it, cannot be written.
+            UserError: this checkpoint, or the one before it, cannot be written. Earlier ones remain.
         """
-        with _writing(self._directory):
-            if checkpoint.step in self._manager.all_steps():
-                self._manager.wait_until_finished()
-                self._delete(checkpoint.step)
-            if checkpoint.metrics:
-                self._scores[checkpoint.step] = checkpoint.metrics[self._metric]
+        self._write(lambda: self._save(checkpoint))
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        self._manager.wait_until_finished()
+        step, metrics = checkpoint.step, checkpoint.metrics
+        if step not in self._manager.all_steps():
             self._manager.save(
-                checkpoint.step,
+                step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(checkpoint.state),
                     data=ocp.args.JsonSave({"examples_seen": checkpoint.examples_seen}),
                 ),
-                metrics=checkpoint.metrics or {},
+                metrics=metrics or {},
                 force=True,  # also at steps that are not `due`: the last, an evaluation, a stop
             )
+            self._unwritten = checkpoint
+        elif metrics:
+            if distributed.is_first():
+                path = self._directory / str(step) / _METRICS / _METRICS
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, json.dumps(metrics))
+            distributed.gather(None)
+            self._manager.reload()
+        if metrics:
+            self._scores[step] = metrics[self._metric]
 
-    def _delete(self, step: int) -> None:
-        """Delete a checkpoint so that a partly deleted one never counts as complete."""
-        if distributed.is_first():
-            path = self._directory / str(step)
-            if on_bucket(path):
-                (path / _COMMITTED).unlink(missing_ok=True)
-                path.rmtree()
-            else:
-                path.rename(self._directory / f"{step}{_REPLACED}")
-                self._clear_replaced()
-        distributed.gather(None)
-        self._manager.reload()
+    def _write(self, action: Callable[[], None]) -> None:
+        with explaining_storage_errors(self._not_written, self._directory):
+            _patiently(action, self._not_written)
 
-    def _clear_replaced(self) -> None:
-        if on_bucket(self._directory):
-            return  # there, `_delete` renames nothing
-        for path in self._directory.iterdir():
-            if path.name.endswith(_REPLACED):
-                path.rmtree()
+    @property
+    def _not_written(self) -> str:
+        return f"a checkpoint cannot be written to {self._directory}"
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -140,22 +145,35 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             return None
-        with _reading(self._manager, step, self._directory):
+
+        def read() -> Any:
             saved = _saved_tree(self._manager, step)["params"]
             _require_same_parameters(saved, abstract.params, self._directory / str(step))
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-            items = self._manager.restore(step, args=args)
+            return self._manager.restore(step, args=args)
+
+        items = _read(read, self._directory, step)
         return Checkpoint(step, items.state, items.data["examples_seen"], self._manager.metrics(step) or None)
 
     def wait(self) -> None:
-        """Wait until everything is written."""
-        with _writing(self._directory):
-            self._manager.wait_until_finished()
+        """Wait until everything is written.
+
+        Raises:
+            UserError: the last checkpoint cannot be written.
+        """
+        self._write(self._finish)
+
+    def _finish(self) -> None:
+        last = self._unwritten
+        if last is not None and last.step not in self._manager.all_steps() and not _is_deleted(last.state):
+            self._save(last)  # writing it failed
+        self._manager.wait_until_finished()
+        self._unwritten = None
 
     def close(self) -> None:
         """Wait until everything is written, and close the directory."""
-        with _writing(self._directory):
-            self._manager.close()
+        self.wait()
+        self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -163,17 +181,27 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A process that fails must not wait here for the others, which may be waiting for it elsewhere. Where all
         # processes stop together, they have called `wait` before.
-        if kind is None or distributed.is_alone():
+        if kind is None:
             self.close()
+        elif distributed.is_alone():
+            with explaining_storage_errors(self._not_written, self._directory):
+                self._manager.close()
 
 
 def has_checkpoint(workdir: epath.PathLike) -> bool:
     """Return whether the run in `workdir` has a complete checkpoint."""
     directory = epath.Path(workdir) / CHECKPOINT_DIRECTORY
+    with explaining_storage_errors(f"{directory} cannot be read", directory):
+        return bool(_complete_steps(directory))
+
+
+def _complete_steps(directory: epath.Path) -> list[int]:
     if not directory.is_dir():
-        return False
-    return any(
-        path.name.isdigit() and (not on_bucket(path) or (path / _COMMITTED).exists()) for path in directory.iterdir()
+        return []
+    return sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        if path.name.isdigit() and (not on_bucket(path) or (path / _COMMITTED).exists())
     )
 
 
@@ -181,15 +209,13 @@ def checkpoint_step(workdir: epath.PathLike, metric: str, which: Literal["best",
     """Return the step of the checkpoint that `restore_params` reads, or None if there is none."""
     if not has_checkpoint(workdir):
         return None
-    handlers = _handlers(ocp.PyTreeCheckpointHandler())
-    with ocp.CheckpointManager(
-        _absolute(workdir_path(workdir) / CHECKPOINT_DIRECTORY), item_handlers=handlers
-    ) as manager:
-        return _chosen_step(manager, _scores(manager, metric), which)
+    directory = workdir_path(workdir) / CHECKPOINT_DIRECTORY
+    with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
+        return _chosen_step(directory, _scores(directory, metric), which)
 
 
-def _chosen_step(manager: ocp.CheckpointManager, scores: dict[int, float], which: str) -> int:
-    return max(scores, key=scores.__getitem__) if scores and which == "best" else manager.latest_step()
+def _chosen_step(directory: epath.Path, scores: dict[int, float], which: str) -> int:
+    return max(scores, key=scores.__getitem__) if scores and which == "best" else max(_complete_steps(directory))
 
 
 def restore_params(
@@ -220,9 +246,13 @@ def restore_params(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
     handlers = _handlers(ocp.PyTreeCheckpointHandler())  # unlike the standard handler, it reads a part of a tree
-    with ocp.CheckpointManager(_absolute(directory), item_handlers=handlers) as manager:
-        step = _chosen_step(manager, _scores(manager, metric), which)
-        with _reading(manager, step, directory):
+    with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
+        scores = _scores(directory, metric)
+        opened = ocp.CheckpointManager(_absolute(directory), item_handlers=handlers)
+    with opened as manager:
+        step = _chosen_step(directory, scores, which)
+
+        def read() -> Any:
             tree = _saved_tree(manager, step)
             name = "params" if tree.get("ema_params") is None else "ema_params"
             if expected is not None:
@@ -234,36 +264,102 @@ def restore_params(
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
             return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
 
+        return _read(read, directory, step)
+
+
+def _patiently(action: Callable[[], T], what: str) -> T:
+    """Return `action()`; after a failure that may pass, log `what` and try again, each time after a longer wait.
+
+    Several processes do not try again, because they would have to do so together.
+    """
+    again = False
+    for wait in _WAITS if distributed.is_alone() else ():
+        try:
+            return action()
+        except Exception as error:  # Orbax, TensorStore and the clients of buckets raise many kinds
+            # A second attempt may meet files that threads of the first one still write.
+            again = is_temporary(error) or (again and isinstance(error, OSError))
+            if not again:
+                raise
+            log(f"{what} ({reason_of(error)}); trying again in {wait:.0f} s")
+        time.sleep(wait)
+    return action()
+
 
 @contextmanager
-def _writing(directory: epath.Path) -> Iterator[None]:
-    """Raise UserError if a checkpoint cannot be written (no space, no permission); earlier ones remain."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:  # of the system, TensorStore, and Orbax's threads
-        if distributed.is_peer_failure(error):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"a checkpoint cannot be written to {directory} ({reason}): make room there and run the command again."
-        ) from error
-
-
-@contextmanager
-def _reading(manager: ocp.CheckpointManager, step: int, directory: epath.Path) -> Iterator[None]:
-    """Raise UserError naming the damaged checkpoint if reading it fails."""
+def explaining_storage_errors(what: str, directory: epath.Path) -> Iterator[None]:
+    """Raise UserError if a disk or bucket is the cause of an error inside; `what` says what cannot be done."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        if distributed.is_peer_failure(error):
+    except Exception as error:
+        explained = None if _is_of_peer(error, directory) else storage_error(what, error)
+        if explained is None:
             raise
-        others = sorted(set(manager.all_steps()) - {step})
-        advice = f"delete it to continue from step {others[-1]}" if others else "there is no other, train again"
-        raise UserError(
-            f"the checkpoint {directory / str(step)} cannot be read ({type(error).__name__}): {advice}."
-        ) from error
+        raise explained from error
+
+
+def _is_of_peer(error: Exception, directory: epath.Path) -> bool:
+    return distributed.is_peer_failure(error) and str(directory) not in str(error)
+
+
+def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
+    """Return `action()`, which reads a checkpoint.
+
+    Raises:
+        TemporaryFailure: the checkpoint cannot be reached now, or was removed meanwhile.
+        UserError: it must not be read, or it is damaged, as reading it part by part has shown.
+    """
+    path = directory / str(step)
+    what = f"the checkpoint {path} cannot be read"
+    try:
+        return _patiently(action, what)
+    except UserError:
+        raise
+    except Exception as error:
+        if _is_of_peer(error, directory):
+            raise
+        explained = None if find_fault(error) == "other" else storage_error(what, error)
+        if explained is not None:
+            raise explained from error
+        if not path.exists():
+            raise TemporaryFailure(
+                f"the checkpoint {path} was removed while it was read; a run that trains there keeps the latest two "
+                "and the best: run the command again."
+            ) from error
+        damage = _find_damage(path)
+        if damage is None:
+            raise
+        others = [other for other in _complete_steps(directory) if other != step]
+        advice = (
+            f"rename it to {step}.damaged to use that of step {others[-1]}"
+            if others
+            else "there is no other; copy it back from a backup, or train in another --workdir"
+        )
+        raise UserError(f"the checkpoint {path} is damaged ({damage}): {advice}.") from error
+
+
+def _find_damage(path: epath.Path) -> str | None:
+    """Read a checkpoint part by part; return the first part that cannot be read and why, or None."""
+    part, handler = "data", ocp.PyTreeCheckpointHandler()
+    with explaining_storage_errors(f"the checkpoint {path} cannot be read", path):
+        try:
+            ocp.JsonCheckpointHandler().restore(path / part)
+            part = "state"
+            tree = handler.metadata(path / part).tree
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(arrays)
+            for keys, _ in jax.tree_util.tree_leaves_with_path(arrays):
+                part = jax.tree_util.keystr(keys, simple=True, separator="/")
+                one = jax.tree_util.tree_map_with_path(lambda k, leaf, keys=keys: leaf if k == keys else ..., arrays)
+                handler.restore(path / "state", args=ocp.args.PyTreeRestore(one, restore_args=restore_args))
+        except Exception as error:
+            if find_fault(error) != "other":
+                raise
+            return f"{part}: {reason_of(error)}"
+    return None
 
 
 def _absolute(directory: epath.Path) -> epath.Path:
@@ -274,10 +370,27 @@ def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
     return {"state": state, "data": ocp.JsonCheckpointHandler()}
 
 
-def _scores(manager: ocp.CheckpointManager, metric: str) -> dict[int, float]:
-    """Return the score of every evaluated checkpoint, by step."""
-    found = ((step, manager.metrics(step)) for step in manager.all_steps())
-    return {step: metrics[metric] for step, metrics in found if metrics}
+def _scores(directory: epath.Path, metric: str) -> dict[int, float]:
+    """Return the score of every evaluated checkpoint, by step.
+
+    Raises:
+        UserError: the metrics of a checkpoint are damaged.
+    """
+    found = ((step, _read_metrics(directory / str(step) / _METRICS)) for step in _complete_steps(directory))
+    return {step: metrics[metric] for step, metrics in found if metric in metrics}
+
+
+def _read_metrics(path: epath.Path) -> dict[str, float]:
+    try:
+        metrics = json.loads((path / _METRICS).read_text())
+        return {name: float(value) for name, value in metrics.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path / _METRICS} is damaged ({reason_of(error)}): rename the folder {path}; the checkpoint itself "
+            "remains and counts as not evaluated."
+        ) from error
 
 
 def _saved_tree(manager: ocp.CheckpointManager, step: int) -> Any:
@@ -306,3 +419,8 @@ def _require_same_parameters(saved: Any, expected: Any, where: epath.Path) -> No
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape) for keys, leaf in leaves}
+
+
+def _is_deleted(state: Any) -> bool:
+    """Return whether a state was donated to the step after it."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))

@@ -180,9 +180,10 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]
         values = {
             "jax_compilation_cache_dir": str(folder if on_bucket(folder) else folder.absolute()),
             "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
+            # XLA's own caches do not support buckets, and their paths are in the keys of JAX's cache, which a workdir
+            # that was moved would not find again.
+            "jax_persistent_cache_enable_xla_caches": "none",
         }
-        if on_bucket(folder):  # XLA's own caches, unlike JAX's, do not support buckets
-            values["jax_persistent_cache_enable_xla_caches"] = "none"
     before = {name: jax.config.values[name] for name in values}
     _update_cache_settings(values)
     try:

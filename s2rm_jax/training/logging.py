@@ -25,7 +25,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.io import REWRITE_EVERY, JsonLines, copy_files, on_bucket, write_atomically
+from s2rm_jax.io import REWRITE_EVERY, JsonLines, copy_files, ignoring_temporary, on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
@@ -278,7 +278,7 @@ class MetricsWriter:
         if not self._writes:
             return
         workdir = epath.Path(workdir)
-        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: line["step"] <= step)
+        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: _is_up_to(line.get("step"), step))
         self._others: list[TensorBoardFiles | WandbRun] = []
         with contextlib.ExitStack() as opened:
             opened.callback(self.close, failed=True)
@@ -315,6 +315,10 @@ class MetricsWriter:
         self.close(failed=kind is not None and not issubclass(kind, Interrupted))
 
 
+def _is_up_to(value: object, step: int) -> bool:
+    return isinstance(value, int) and value <= step
+
+
 class TensorBoardFiles:
     """Write values to <workdir>/tensorboard; values of earlier files at steps after `step` become void."""
 
@@ -333,8 +337,9 @@ class TensorBoardFiles:
             self._writer.add_scalar(name, value, step)
         if self._local and time.monotonic() - self._copied >= REWRITE_EVERY:
             self._writer.flush()
-            copy_files(Path(self._local.name), self._folder)
             self._copied = time.monotonic()
+            with ignoring_temporary():  # the next copy has these values too
+                copy_files(Path(self._local.name), self._folder)
 
     def close(self, failed: bool) -> None:
         """Close the files."""

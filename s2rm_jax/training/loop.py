@@ -27,6 +27,7 @@ from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.compile import CompiledStep, Profile, compilation_cache, compile_step
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
+from s2rm_jax.training.lock import lock_workdir
 from s2rm_jax.training.logging import (
     METRICS_FILE,
     Averages,
@@ -218,6 +219,7 @@ def _run(
     loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}
     with (
         naming_full_workdir(workdir),
+        lock_workdir(workdir),
         open_workdir(workdir, config, began, parts.save_vocab) as checkpoints,
         compilation_cache(config, workdir),
         listen_for_stop() as stop,

@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, find_fault, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import fill
 from s2rm_jax.interop.parameter_names import network_layout
@@ -28,10 +28,12 @@ from s2rm_jax.training.checkpoint import (
     CHECKPOINT_DIRECTORY,
     Checkpoints,
     checkpoint_step,
+    explaining_storage_errors,
     has_checkpoint,
     restore_params,
 )
 from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY
+from s2rm_jax.training.lock import HOLDER_FILE
 from s2rm_jax.training.logging import (
     LOG_DIRECTORY,
     METRICS_FILE,
@@ -54,7 +56,16 @@ MAY_CHANGE = (
 _ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
 
 _RUN_FILES = {
-    *(CONFIG_FILE, "config.tmp", VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
+    *(
+        CONFIG_FILE,
+        "config.tmp",
+        HOLDER_FILE,
+        "lock.tmp",
+        VOCAB_FILE,
+        CHECKPOINT_DIRECTORY,
+        METRICS_FILE,
+        TENSORBOARD_DIRECTORY,
+    ),
     *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE, "wandb_run.tmp"),
 }
 _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
@@ -129,8 +140,13 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.") from error
+    except Exception as error:  # clients of buckets raise many kinds
+        explained = None if find_fault(error) == "other" else storage_error(f"{path} cannot be read", error)
+        if explained is None and isinstance(error, OSError | ValueError | RecursionError):
+            explained = UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.")
+        if explained is None:
+            raise
+        raise explained from error
     defaults = default_config().to_dict()
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):
@@ -142,7 +158,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     try:
         check_types(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error} Restore the file, or train into another --workdir.") from None
     return config.lock()
 
 
@@ -163,12 +179,14 @@ def _with_tuples(value: Any) -> Any:
 def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
     """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
 
-    A run that continues keeps the pretrained weights that it began with, and its vocabulary unless config.text.vocab
-    names another.
+    A run that continues keeps the pretrained weights and the vocabulary that it began with.
 
     Args:
         config: the configuration that was given.
         began: the configuration of the run that is continued, None for a new run.
+
+    Raises:
+        UserError: config.text.vocab has other words than the vocabulary of the run that is continued.
     """
     config = copy.deepcopy(config)
     if began is not None:
@@ -177,8 +195,19 @@ def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
             config[part].pretrained = kept
             if given not in ("", kept):
                 log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
-        config.text.vocab = config.text.vocab or began.text.vocab
+        config.text.vocab = _same_vocabulary(config.text.vocab, began.text.vocab)
     return config
+
+
+def _same_vocabulary(given: str, kept: str) -> str:
+    if not (given and kept) or given == kept:
+        return kept or given
+    if Tokenizer(given).vocabulary != Tokenizer(kept).vocabulary:
+        raise UserError(
+            f"config.text.vocab: {given} has other words, or the same in another order, than {kept}, the vocabulary of "
+            "the run: leave the field empty, or give another --workdir."
+        )
+    return kept
 
 
 def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: ConfigDict) -> None:
@@ -221,8 +250,8 @@ def require_workdir(workdir: epath.PathLike) -> None:
     try:
         exists = workdir.exists()
     except Exception as error:  # clients of buckets raise many kinds: no credentials, no such bucket, no network
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--workdir {workdir} cannot be reached: {reason}") from error
+        what = f"--workdir {workdir} cannot be reached"
+        raise storage_error(what, error) or UserError(f"{what}: {reason_of(error)}") from error
     if exists and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued.")
     if not workdir.is_dir() or has_checkpoint(workdir):
@@ -245,20 +274,22 @@ def open_workdir(
 ) -> Checkpoints:
     """Open the checkpoints of a new run or of one that began with `began`, and write config.json and vocab.txt.
 
+    The caller holds the lock of the workdir (`lock.lock_workdir`).
+
     Raises:
         UserError: the workdir cannot be used, or the run in it began with another configuration.
     """
     writes = distributed.is_first()
-    try:
-        if writes:
-            workdir.mkdir(parents=True, exist_ok=True)
-        shared = "must be one folder that all processes share"
-        # Buckets have no empty folders, and are shared by their nature.
-        distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
-        checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
-        step = checkpoints.latest_step
-        if distributed.gather(step) != [step] * distributed.process()[1]:
-            raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there.")
+    shared = "must be one folder that all processes share"
+    # Buckets have no empty folders, and are shared by their nature.
+    distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
+    checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
+    step = checkpoints.latest_step
+    if distributed.gather(step) != [step] * distributed.process()[1]:
+        raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there.")
+    if (began is None) != (step is None):
+        raise UserError(f"--workdir {workdir} has changed since this command was started: run it again.")
+    with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
         if began is not None and step is not None:
             require_same_config(workdir, began, config)
             if began.steps != config.steps and step < config.steps:
@@ -270,6 +301,4 @@ def open_workdir(
             save_vocab(workdir / VOCAB_FILE)
         if writes:
             save_config(workdir, config)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be used: {error}.") from error
     return checkpoints

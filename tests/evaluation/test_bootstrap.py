@@ -8,8 +8,8 @@ from s2rm_jax.evaluation.bootstrap import interval, intervals, resampled_sums
 from s2rm_jax.evaluation.metrics import ExpressionScore
 
 
-def score(image, intersection, union, **more):
-    return ExpressionScore("s", image, "", "w", intersection, union, **more)
+def score(example, intersection, union, **more):
+    return ExpressionScore("s", example, "", "w", intersection, union, **more)
 
 
 def test_one_image_never_scatters():
@@ -25,6 +25,18 @@ def test_expressions_of_an_image_stay_together():
     # Expressions drawn one by one would scatter by 1.96 * 50 / sqrt(200) = 7 around 50.
     scores = [score(image, right, 1) for image, right in (("a", 1), ("b", 0)) for _ in range(100)]
     assert intervals(scores)["mean_iou"] == (0, 100)
+
+
+def test_an_image_of_several_datasets_is_drawn_as_one():
+    # As above, but the examples of an image come from three datasets.
+    scores = [
+        score(f"{dataset}/{image}", right, 1, image=f"{image}.jpg")
+        for image, right in (("a", 1), ("b", 0))
+        for dataset in ("refcoco", "refcoco+", "refcocog")
+    ]
+    assert intervals(scores)["mean_iou"] == (0, 100)
+    [group] = [group for group in bootstrap.by_length(scores) if group.expressions]
+    assert group.interval == (0, 100)
 
 
 def test_width_for_many_images():

@@ -1,5 +1,6 @@
 """The evaluator on a network whose answers are known: what is counted, how often, and at which resolution."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -50,6 +51,23 @@ def test_images_of_different_sizes_in_one_batch(colour_world, make_example, sour
     )
     report = Evaluator(network, tokenizer, config)(params, source)
     assert [(s.intersection, s.union) for s in report.expressions] == [(12, 16), (48, 64), (150, 200)]
+
+
+def test_examples_of_one_file_or_of_equal_bytes_show_one_image(colour_world, make_example, source_of, tmp_path):
+    network, _, params, tokenizer, config = colour_world
+    examples = [make_example(f"{dataset}/{name}", ["red"]) for dataset in ("refcoco", "refcocog") for name in "ab"]
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, value in zip(files, (0, 1), strict=True):
+        pixels = examples[0].image.copy()
+        pixels[0, 0] = value
+        Image.fromarray(pixels).save(path)
+    evaluator = Evaluator(network, tokenizer, config)
+    assert evaluator(params, source_of(examples)).images == 4  # arrays of unknown origin
+    for images in (files * 2, [path.read_bytes() for path in files] * 2):
+        shown = [replace(example, image=image) for example, image in zip(examples, images, strict=True)]
+        report = evaluator(params, source_of(shown))
+        assert report.images == 2
+        assert report.expressions[0].image == report.expressions[2].image != report.expressions[1].image
 
 
 def test_limit_counts_images(colour_world, make_example, source_of):

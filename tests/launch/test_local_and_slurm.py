@@ -1,5 +1,6 @@
 """Two processes of launch/local.sh or SLURM train as one does; a SLURM job stops, is requeued and continues."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -64,6 +65,22 @@ def test_two_processes_of_one_machine_train_as_one(train_here, one_process, read
     assert read_trace(tmp_path) == pytest.approx(read_trace(one_process), rel=1e-5)
     assert len(read_trace(tmp_path)) == 12
     assert any(line.startswith("[0] Trained 12 steps") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"), [(75, None, True), (75, "9", True), (75, "10", False), (2, None, False)]
+)
+def test_a_run_whose_storage_was_out_of_reach_is_put_back_a_few_times(
+    make_executable, tmp_path, status, restarts, requeued
+):
+    make_executable(tmp_path / "srun", f"#!/bin/sh\nexit {status}\n")
+    make_executable(tmp_path / "scontrol", "#!/bin/sh\necho scontrol $*\n")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    environment |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    ended = subprocess.run(
+        ["bash", "launch/slurm.sbatch"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == ((0, "scontrol requeue 7\n") if requeued else (status, ""))
 
 
 def test_slurm_accepts_the_options_in_the_file(cluster):

@@ -103,7 +103,7 @@ def test_a_preempted_slice_is_recreated(cloud):
     assert calls[:3] == ["describe", "delete", "create"]
 
 
-@pytest.mark.parametrize(("status", "expected", "starts"), [(2, 2, 1), (1, 1, 3)])
+@pytest.mark.parametrize(("status", "expected", "starts"), [(2, 2, 1), (1, 1, 3), (75, 1, 3)])
 def test_it_gives_up_after_all_tries_and_at_once_on_a_mistake(cloud, status, expected, starts):
     ended, _ = run(cloud, [status] * 6, TRIES="3")
     assert ended.returncode == expected

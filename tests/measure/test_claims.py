@@ -10,6 +10,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.measure import ablation_runs
 from s2rm_jax.measure.ablation_runs import Run, claim_runs, lock
 from s2rm_jax.measure.ablation_suites import FULL
+from s2rm_jax.training import lock as lock_module
 
 HOLD = """
 import fcntl, sys, time
@@ -72,10 +73,10 @@ def test_a_run_that_fails_is_released(runs):
 
 
 def test_a_folder_without_locks_is_named(runs, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(ablation_runs.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock_module.FileLock, "acquire", refuse)
     with pytest.raises(UserError, match=r"--out: .*full-seed-0\.lock cannot be locked .*another filesystem"):
         next(claim_runs(runs))
 

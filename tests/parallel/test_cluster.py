@@ -23,6 +23,15 @@ MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
 }
+HYDRA = {"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}
+TORCHRUN = {
+    "WORLD_SIZE": "4",
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node7",
+    "MASTER_PORT": "29500",
+}
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 
 
@@ -40,7 +49,10 @@ def installed(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, {"SLURM_JOB_ID": "1"}])
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"WORLD_SIZE": ""}, {"PMI_SIZE": "1"}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, {"SLURM_JOB_ID": "1"}],
+)
 def test_a_single_process(environment, tmp_path):
     assert find_cluster(environment, device_files=tmp_path) is None
     assert find_cluster(environment, "localhost:1", 1, 0, tmp_path) is None
@@ -94,6 +106,70 @@ def test_open_mpi(tmp_path):
     assert found is not None and found.coordinator is not None and found.coordinator.startswith("127.0.0.1:")
 
 
+def test_mpich(tmp_path):
+    found = find_cluster(HYDRA, device_files=tmp_path)
+    assert found is not None and (found.found_in, found.processes, found.index) == ("MPICH", 2, 1)
+    assert found.coordinator is not None and found.coordinator.startswith("127.0.0.1:") and found.devices == (1,)
+    several_hosts = HYDRA | {"PMI_SIZE": "4", "PMI_RANK": "3"}
+    found = find_cluster(several_hosts, "node1:5", device_files=tmp_path)
+    assert found is not None and (found.coordinator, found.processes, found.index) == ("node1:5", 4, 3)
+
+
+def test_torchrun(tmp_path):
+    assert find_cluster(TORCHRUN, device_files=tmp_path) == Cluster("torchrun", "node7:29500", 4, 3, (1,))
+    agent = TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+    ports = set()
+    for more in ({}, {"RANK": "0", "LOCAL_RANK": "0"}, {"MASTER_PORT": "29501"}):
+        found = find_cluster(agent | more, device_files=tmp_path)
+        assert found is not None and found.coordinator is not None
+        ports.add(int(found.coordinator.removeprefix("node7:")))
+    assert len(ports) == 2 and min(ports) >= 61440  # where torchrun does not listen; one for all processes of a run
+    found = find_cluster(TORCHRUN | {"MASTER_ADDR": "::1"}, device_files=tmp_path)
+    assert found is not None and found.coordinator == "[::1]:29500"
+    assert find_cluster(TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}, device_files=tmp_path) is None
+
+
+@pytest.mark.parametrize(("inner", "name"), [(TORCHRUN, "torchrun"), (MPI, "Open MPI"), (HYDRA, "MPICH")])
+def test_a_launcher_within_a_job_of_slurm_counts(inner, name, tmp_path):
+    one_task_per_node = SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    found = find_cluster(one_task_per_node | inner, device_files=tmp_path)
+    assert found is not None and found.found_in == name
+
+
+def test_srun_with_pmi_is_slurm(tmp_path):
+    found = find_cluster(SLURM | {"PMI_SIZE": "4", "PMI_RANK": "3"}, device_files=tmp_path)
+    assert found is not None and found.found_in == "SLURM"
+
+
+def devices_of(environment, index, folder):
+    local = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
+    found = find_cluster(MPI | local | environment, device_files=folder)
+    assert found is not None
+    return found.devices
+
+
+def test_the_gpus_of_a_host_are_shared_where_no_variable_lists_them(tmp_path):
+    for name in (*(f"nvidia{index}" for index in range(8)), "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    assert [devices_of({}, index, tmp_path) for index in range(2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert devices_of({"JAX_PLATFORMS": "cuda"}, 1, tmp_path) == (4, 5, 6, 7)
+    assert devices_of({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, tmp_path) == (1,)
+    assert devices_of({"JAX_PLATFORMS": "cpu"}, 1, tmp_path) == (1,)  # ignored on CPUs
+    assert devices_of({"CUDA_VISIBLE_DEVICES": ""}, 1, tmp_path) == (1,)
+    (tmp_path / "nvidia7").unlink()
+    with pytest.raises(UserError, match=r"2 processes on this host cannot share 7 accelerators evenly: .*=cpu"):
+        devices_of({}, 0, tmp_path)
+
+
+def test_amd_gpus_are_counted_too(tmp_path):
+    (tmp_path / "dri").mkdir()
+    for index in range(4):
+        (tmp_path / "dri" / f"renderD{128 + index}").touch()
+    assert devices_of({}, 1, tmp_path) == (1,)  # of another maker
+    (tmp_path / "kfd").touch()
+    assert devices_of({}, 1, tmp_path) == (2, 3)
+
+
 def test_clusters_that_jax_detects_itself(tmp_path, installed):
     installed("kubernetes")
     assert find_cluster(POD, device_files=tmp_path) == Cluster("Kubernetes")
@@ -119,6 +195,11 @@ def test_clusters_that_jax_detects_itself(tmp_path, installed):
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, (), "2 processes on this host cannot share 3 accelerators"),
         (without(MPI, "OMPI_COMM_WORLD_RANK"), (), "OMPI_COMM_WORLD_RANK is not set: start by mpirun"),
         (without(MPI, "OMPI_MCA_orte_hnp_uri"), (), "Open MPI does not give the host"),
+        (HYDRA | {"PMI_SIZE": "4"}, (), "MPICH does not give the host"),
+        (without(HYDRA, "MPI_LOCALNRANKS"), (), "PMI_SIZE is 2, but other variables of mpiexec or srun are not set"),
+        (without(TORCHRUN, "RANK"), (), "WORLD_SIZE is 4, but other variables of torchrun are not set"),
+        (TORCHRUN | {"RANK": "4"}, (), "the variables of torchrun describe process 4 of 4"),
+        (TORCHRUN | {"RANK": "first"}, (), "RANK=first in the environment: it must be an integer"),
         (POD, (), "package kubernetes, which is not installed"),
     ],
 )

@@ -15,6 +15,7 @@ from s2rm_jax import io
 from s2rm_jax.errors import UserError
 from s2rm_jax.io import JsonLines
 from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training import lock
 from s2rm_jax.training.checkpoint import has_checkpoint, restore_params
 from s2rm_jax.training.loop import run
 from s2rm_jax.training.run import load_config, require_workdir
@@ -54,6 +55,7 @@ def bucket(server, fake_bucket, monkeypatch):
     # Orbax asks this by google-cloud-storage, which is not there.
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     monkeypatch.setattr(io, "REWRITE_EVERY", 0.0)
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
     server.objects.clear()
     return server
 
@@ -83,6 +85,9 @@ def test_a_run_begins_goes_on_and_is_read_there(bucket, tmp_path, standin, monke
     written = bucket.objects["bucket/runs/one/metrics.jsonl"].decode().splitlines()
     assert [json.loads(line)["step"] for line in written] == [4, 8, 12]
     assert "Trained 4 steps" in bucket.objects["bucket/runs/one/log/process_0.jsonl"].decode().splitlines()[-1]
+    assert "lock.json" not in names
+    with lock.lock_workdir(epath.Path(workdir)):
+        assert "bucket/runs/one/lock.json" in bucket.objects
     assert sum(name.startswith("tensorboard/events") for name in names) == 2
     assert sum(name.endswith(".xplane.pb") for name in names) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]  # nothing took gs: for a folder
@@ -103,6 +108,18 @@ def test_lines_are_written_now_and_then_and_at_the_end(bucket, monkeypatch):
     again.write({"step": 2})
     again.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_bucket_out_of_reach_for_a_moment_loses_no_line(bucket, monkeypatch):
+    path = epath.Path("gs://bucket/lines.jsonl")
+    lines = JsonLines(path)
+    lines.write({"step": 1})
+    with monkeypatch.context() as outage:
+        outage.setattr(bucket, "put", lambda *_: (_ for _ in ()).throw(TimeoutError("timed out")))
+        lines.write({"step": 2})
+    lines.write({"step": 3})
+    assert path.read_text().count("\n") == 3
+    lines.close()
 
 
 def test_a_checkpoint_without_its_mark_does_not_count(bucket):

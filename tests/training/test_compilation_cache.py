@@ -28,8 +28,10 @@ def no_folder_given(monkeypatch):
     jax_cache.reset_cache()
 
 
-def kept(folder):
-    return {path.name.split("-")[0] for path in folder.iterdir() if path.name.endswith("-cache")}
+def kept(folder, whole=False):
+    """Return the names of the cached programs, or with `whole` those of their files."""
+    names = {path.name for path in folder.iterdir() if path.name.endswith("-cache")}
+    return names if whole else {name.split("-")[0] for name in names}
 
 
 def test_the_second_start_of_a_run_takes_its_step_from_the_workdir(tmp_path, standin, caplog):
@@ -41,6 +43,19 @@ def test_the_second_start_of_a_run_takes_its_step_from_the_workdir(tmp_path, sta
         assert run(longer, tmp_path / "other", standin.make_parts(longer), MESH) == first
     assert "Persistent compilation cache hit for 'jit_train_step'" in caplog.text
     assert not (tmp_path / "other" / "compilation_cache").exists()
+
+
+def test_a_workdir_that_was_moved_compiles_nothing_again(tmp_path, standin, caplog):
+    config = standin.make_config(steps=2)
+    run(config, tmp_path / "here", standin.make_parts(config), MESH)
+    (tmp_path / "here").rename(tmp_path / "there")
+    before = kept(tmp_path / "there" / "compilation_cache", whole=True)
+    longer = standin.make_config(steps=2)
+    (tmp_path / "there" / "checkpoints").rename(tmp_path / "checkpoints")  # so that there is a step to compile
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        run(longer, tmp_path / "there", standin.make_parts(longer), MESH)
+    assert "Persistent compilation cache hit for 'jit_train_step'" in caplog.text
+    assert kept(tmp_path / "there" / "compilation_cache", whole=True) == before
 
 
 def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):

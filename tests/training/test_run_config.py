@@ -111,6 +111,59 @@ def test_another_programs_config_is_not_taken_for_a_run(tmp_path, content):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("steps", "many", "an integer"),
+        ("steps", True, "an integer"),
+        ("batch_size", 4.0, "an integer"),
+        ("tensorboard", 1, "true or false"),
+        ("optimizer.learning_rate", "5e-5", "a number"),
+        ("input.image_size", 480, "a list"),
+        ("vision.depths", [2, "2"], "a list"),
+        ("fusion.mode", 3, "a text"),
+        ("input.source.name", ["refer"], "a text"),
+        ("input.augment", 0.5, "a section"),
+        ("input.workers", {"number": 2}, "an integer"),
+    ],
+)
+def test_a_field_of_another_type_is_named(tmp_path, field, value, expected):
+    content = default_config().to_dict()
+    *sections, name = field.split(".")
+    section = content
+    for part in sections:
+        section = section[part]
+    section[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"config.json: {field} is .*; it must be {expected}") as told:
+        load_config(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_fields_that_ml_collections_allows_are_read(tmp_path):
+    content = default_config().to_dict() | {"epochs": 5, "wandb_project": None}
+    content["input"]["source"] = {"name": "refer", "root": 3, "parts": {"name": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_config(tmp_path).input.source.root == 3
+
+
+def vocabulary(path, *words):
+    path.write_text("".join(f"{word}\n" for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *words)))
+    return str(path)
+
+
+def test_a_run_continues_with_its_own_vocabulary_or_one_of_equal_content(tmp_path):
+    began = changed(default_config(), text__vocab=vocabulary(tmp_path / "vocab.txt", "red", "dog"))
+    same = changed(began, text__vocab=vocabulary(tmp_path / "same.txt", "red", "dog"))
+    assert resolve_config(same, began).text.vocab == began.text.vocab
+    for words in (("dog", "red"), ("red", "cat"), ("red", "dog", "cat")):
+        other = changed(began, text__vocab=vocabulary(tmp_path / "other.txt", *words))
+        with pytest.raises(UserError, match=r"^config.text.vocab: .*other.txt has other words, .*vocab.txt, .* leave"):
+            resolve_config(other, began)
+    with pytest.raises(UserError, match=r"vocabulary .*nowhere.txt not found"):
+        resolve_config(changed(began, text__vocab=str(tmp_path / "nowhere.txt")), began)
+
+
 def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(capsys):
     began = changed(default_config(), vision__pretrained="swin.pth", text__vocab="run/vocab.txt")
     for given in (began, changed(began, vision__pretrained="", text__vocab="")):

@@ -9,6 +9,7 @@ from etils import epath
 from s2rm_jax import io
 from s2rm_jax.errors import UserError
 from s2rm_jax.io import JsonLines, workdir_path, write_atomically
+from s2rm_jax.training.logging import MetricsWriter
 
 
 def test_lines_are_there_at_once_and_go_on_behind_those_that_are_kept(tmp_path):
@@ -24,6 +25,35 @@ def test_lines_are_there_at_once_and_go_on_behind_those_that_are_kept(tmp_path):
     again.write({"step": 5})
     again.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b'{"step": 2, "eval": {"iou": 1}',  # cut behind a brace
+        b'{"step": 2, "name": "}',
+        b"{}}",
+        b"[2]",
+        b"\x00\x00\x00",
+        b'{"step": 2, "name": "caf\xc3',
+        b'{"step": ' + b"[" * 100_000 + b"}",
+    ],
+)
+def test_an_incomplete_line_of_a_killed_run_is_dropped(tmp_path, left):
+    path = epath.Path(tmp_path / "lines.jsonl")
+    path.write_bytes(b'{"step": 1, "text": "caf\xc3\xa9\\u2028"}\n' + left)
+    lines = JsonLines(path)
+    lines.write({"step": 3})
+    lines.close()
+    assert [json.loads(line)["step"] for line in path.read_text().split("\n")[:-1]] == [1, 3]
+
+
+def test_metrics_without_a_step_do_not_end_a_resumed_run(tmp_path, standin):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"loss": 2.0}\n{"step": "2"}\n{"step": 9}\n')
+    with MetricsWriter(tmp_path, standin.make_config(tensorboard=False), step=5) as writer:
+        writer.write(6, "train", {"loss": 1.0})
+    assert path.read_text() == '{"step": 1}\n{"step": 6, "train/loss": 1.0}\n'
 
 
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypatch):

@@ -1,0 +1,185 @@
+"""Locks: of the workdir, in which one run trains at a time, and of any file.
+
+On a disk, the lock of a workdir is a lock of the operating system on WORKDIR/.lock, which ends with the process that
+holds it. On a bucket, and on file systems without locks, it is a lease: WORKDIR/lock.json, which its holder renews and
+which lapses if it does not. On a disk, lock.json only says who the holder is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from filelock import FileLock, Timeout
+
+from s2rm_jax.errors import UserError, storage_error
+from s2rm_jax.io import ignoring_temporary, on_bucket, write_atomically
+from s2rm_jax.parallel import distributed
+from s2rm_jax.training.logging import log
+
+LOCK_FILE, HOLDER_FILE = ".lock", "lock.json"
+LEASE = 60.0  # seconds after which a lease that was not renewed has lapsed
+RENEW_EVERY = 15.0  # seconds
+SETTLE = 3.0  # seconds in which the last of several processes that took a lease at once has written its own
+
+_POLL = 1.0  # seconds between looks at a lease
+
+
+@contextmanager
+def lock_workdir(workdir: epath.Path) -> Iterator[None]:
+    """Hold the lock of a workdir, which is created if missing. Every process of a run must call this.
+
+    Raises:
+        UserError: another run holds it, or the workdir cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        problem: UserError | None = None
+        if distributed.is_first():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lease(workdir) if on_bucket(workdir) else _lock_on_disk(workdir))
+            except UserError as error:
+                problem = error
+            except Exception as error:  # clients of buckets raise many kinds
+                problem = storage_error(f"--workdir {workdir} cannot be used", error)
+                if problem is None:
+                    raise
+        problem = distributed.gather(problem)[0]  # so that all processes end with it
+        if problem is not None:
+            raise problem
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is created if missing; it is released however the process ends.
+
+    Raises:
+        BlockingIOError: another process holds the lock and `wait` is False.
+        OSError: the file system does not support locks, or the file cannot be created.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        raise BlockingIOError(f"{path} is locked by another process") from None
+    except NotImplementedError as error:  # of some versions of filelock
+        raise OSError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _lock_on_disk(workdir: epath.Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(Path(workdir) / LOCK_FILE, wait=False))
+        except BlockingIOError:
+            raise _in_use(workdir, _read(workdir / HOLDER_FILE)) from None
+        except PermissionError:
+            raise
+        except OSError:  # no locks here
+            stack.enter_context(_lease(workdir))
+        else:
+            stack.callback((workdir / HOLDER_FILE).unlink, missing_ok=True)
+            _write(workdir / HOLDER_FILE, _own_record())
+        yield
+
+
+@contextmanager
+def _lease(workdir: epath.Path) -> Iterator[None]:
+    path, own = workdir / HOLDER_FILE, _own_record()
+    _require_lapsed(workdir, path)
+    _write(path, own)
+    time.sleep(SETTLE)
+    holder = _read(path)
+    if holder.get("id") != own["id"]:
+        raise _in_use(workdir, holder)
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(path, own, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(Exception):  # clients of buckets raise many kinds; the lease lapses all the same
+            if _read(path).get("id") == own["id"]:
+                path.unlink()
+
+
+def _require_lapsed(workdir: epath.Path, path: epath.Path) -> None:
+    """Wait until a lease has lapsed, as that of a killed process does; raise UserError if it is renewed meanwhile."""
+    found = _read(path)
+    if not found:
+        return
+    lapses = time.monotonic() + min(LEASE, LEASE - (time.time() - found["renewed"]))
+    if time.monotonic() < lapses:
+        log(f"--workdir {workdir} was in use {_by(found)}: waiting up to {LEASE:.0f} s to see whether it still is")
+    while time.monotonic() < lapses:
+        time.sleep(_POLL)
+        now = _read(path)
+        if now and now != found:
+            raise _in_use(workdir, now)
+        if not now:
+            return
+
+
+def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(RENEW_EVERY):
+        with ignoring_temporary():
+            holder = _read(path)
+            if holder and holder["id"] != own["id"]:  # this process was stopped for longer than a lease
+                log(f"--workdir {path.parent} was taken {_by(holder)}: stop one of the two runs")
+                return
+            _write(path, {**own, "renewed": time.time()})
+
+
+def _own_record() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "since": datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+        "renewed": time.time(),
+        "id": secrets.token_hex(8),
+    }
+
+
+def _write(path: epath.Path, record: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(record) + "\n")
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    """Return the record of the holder, or {} if there is none."""
+    try:
+        record = json.loads(path.read_text())
+        return {name: record[name] for name in ("host", "process", "since", "id")} | {
+            "renewed": float(record["renewed"])
+        }
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _in_use(workdir: epath.Path, holder: Mapping[str, Any]) -> UserError:
+    return UserError(
+        f"--workdir {workdir} is in use {_by(holder)}: wait until that run ends, or give another --workdir."
+    )
+
+
+def _by(holder: Mapping[str, Any]) -> str:
+    if not holder:
+        return "by another process"
+    return f"by process {holder['process']} on host {holder['host']} since {holder['since']}"

@@ -1,0 +1,159 @@
+"""One run at a time trains in a workdir, on disks and on storage without locks."""
+
+import errno
+import json
+import os
+import re
+import socket
+import threading
+
+import jax
+import pytest
+from etils import epath
+
+from s2rm_jax.errors import TemporaryFailure, UserError
+from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training import lock as module
+from s2rm_jax.training.lock import lock_file, lock_workdir
+from s2rm_jax.training.loop import run
+
+ME = rf"by process {os.getpid()} on host {re.escape(socket.gethostname())} since \d{{4}}-"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return epath.Path(tmp_path / "run")
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """The file system has no locks; leases are short."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module.FileLock, "acquire", refuse)
+    for name, seconds in {"LEASE": 0.3, "RENEW_EVERY": 0.05, "SETTLE": 0.01, "_POLL": 0.02}.items():
+        monkeypatch.setattr(module, name, seconds)
+
+
+def refused(workdir):
+    with pytest.raises(UserError) as told, lock_workdir(workdir):
+        pass
+    message = str(told.value)
+    assert "\n" not in message and message.endswith("wait until that run ends, or give another --workdir.")
+    return message
+
+
+def test_a_second_run_is_refused_before_it_changes_anything(workdir, standin):
+    config = standin.make_config(steps=1)
+    with lock_workdir(workdir), pytest.raises(UserError, match=rf"^--workdir {workdir} is in use {ME}"):
+        run(config, workdir, standin.make_parts(config), make_mesh(devices=jax.devices()[:1]))
+    assert [path.name for path in workdir.iterdir()] == [".lock"]
+    run(config, workdir, standin.make_parts(config), make_mesh(devices=jax.devices()[:1]))
+    assert not (workdir / "lock.json").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "[" * 100_000, "[1]", '{"host": 3}'])
+def test_a_holder_that_cannot_be_named_holds_it_all_the_same(workdir, content):
+    with lock_workdir(workdir):
+        path = workdir / "lock.json"
+        path.unlink() if content is None else path.write_text(content)
+        assert "is in use by another process: wait" in refused(workdir)
+
+
+def test_what_a_killed_run_left_does_not_lock(workdir):
+    with lock_workdir(workdir):
+        left = (workdir / "lock.json").read_text()
+    (workdir / "lock.json").write_text(left)
+    with lock_workdir(workdir):
+        assert json.loads((workdir / "lock.json").read_text())["process"] == os.getpid()
+
+
+def test_a_lease_is_renewed_while_the_run_lasts(workdir, without_locks):
+    with lock_workdir(workdir):
+        assert re.search(ME, refused(workdir))
+        assert re.search(ME, refused(workdir))
+    assert list(workdir.iterdir()) == []
+    with lock_workdir(workdir):
+        pass
+
+
+def test_a_lease_of_a_killed_run_lapses(workdir, without_locks, capsys):
+    with lock_workdir(workdir):
+        left = (workdir / "lock.json").read_text()
+    (workdir / "lock.json").write_text(left)
+    with lock_workdir(workdir):
+        pass
+    assert re.search(rf"was in use {ME}.*: waiting up to 0 s", capsys.readouterr().out)
+
+
+def test_of_two_that_take_a_lease_at_once_one_gets_it(workdir, without_locks, monkeypatch):
+    monkeypatch.setattr(module, "SETTLE", 0.2)
+    both, outcomes = threading.Barrier(2), []
+
+    def start():
+        both.wait()
+        try:
+            with lock_workdir(workdir):
+                outcomes.append("holds")
+                both.wait(5)
+        except UserError as error:
+            outcomes.append("in use" if "is in use" in str(error) else str(error))
+            both.wait(5)
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["holds", "in use"]
+
+
+def test_a_run_that_was_stopped_for_longer_than_its_lease_tells_it(workdir, without_locks, monkeypatch):
+    said, lines = threading.Event(), []
+    monkeypatch.setattr(module, "log", lambda line: (lines.append(line), said.set()))
+    with lock_workdir(workdir):
+        other = json.loads((workdir / "lock.json").read_text()) | {"id": "another", "host": "h2"}
+        (workdir / "lock.json").write_text(json.dumps(other))
+        assert said.wait(10)
+    assert "on host h2" in lines[0] and lines[0].endswith("stop one of the two runs")
+    assert json.loads((workdir / "lock.json").read_text())["host"] == "h2"  # not ours to remove
+
+
+def test_a_lease_that_cannot_be_renewed_for_a_moment_is_renewed_later(workdir, without_locks, monkeypatch):
+    write, failed = module._write, []
+
+    def unreachable(path, record):
+        if len(failed) < 2:
+            failed.append(record)
+            raise TimeoutError("timed out")
+        write(path, record)
+
+    with lock_workdir(workdir):
+        monkeypatch.setattr(module, "_write", unreachable)
+        assert re.search(ME, refused(workdir))
+    assert len(failed) == 2
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EROFS, UserError), (errno.EHOSTUNREACH, TemporaryFailure)])
+def test_a_workdir_that_cannot_be_written_is_told_in_one_line(workdir, monkeypatch, number, kind):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, "_write", fail)
+    message = rf"--workdir {workdir} cannot be used \({os.strerror(number)}\)"
+    with pytest.raises(UserError, match=message) as told, lock_workdir(workdir):
+        pass
+    assert type(told.value) is kind
+
+
+def test_a_lock_works_without_fcntl(tmp_path, monkeypatch):
+    """As on systems where filelock has neither fcntl nor the locks of Windows."""
+    from filelock import SoftFileLock
+
+    monkeypatch.setattr(module, "FileLock", SoftFileLock)
+    with lock_file(tmp_path / "lock"), pytest.raises(BlockingIOError), lock_file(tmp_path / "lock", wait=False):
+        pass
+    with lock_file(tmp_path / "lock", wait=False):
+        pass
