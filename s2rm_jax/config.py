@@ -176,7 +176,9 @@ _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_sma
 
 
 def check_types(config: ConfigDict) -> None:
-    """Check that every field has a value of the type of its default; those of config.input.source are not checked.
+    """Check that every field has a value of the type of its default.
+
+    The arguments of config.input.source are checked by the source.
 
     Raises:
         UserError: a value has another type, as in a config.json that was edited by hand.
@@ -186,10 +188,12 @@ def check_types(config: ConfigDict) -> None:
 
 def _check_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
     for name, default in defaults.items():
-        value, field = config[name], f"{prefix}{name}"
+        value, field = config.get(name, default), f"{prefix}{name}"
         if not _is_like(value, default):
-            raise UserError(f"config.{field} is {value!r:.60}; it must be {_TYPES[type(default)]}.")
-        if isinstance(default, ConfigDict) and field != "input.source":
+            shown = value.to_dict() if isinstance(value, ConfigDict) else value
+            example = f" such as {default}" if default and isinstance(default, tuple) else ""
+            raise UserError(f"config.{field} is {shown!r:.60}; it must be {_TYPES[type(default)]}{example}.")
+        if isinstance(default, ConfigDict):
             _check_types(value, default, f"{field}.")
 
 

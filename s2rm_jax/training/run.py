@@ -164,10 +164,15 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
 
 def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     filled = {
-        name: _with_defaults(value, defaults.get(name, {})) if isinstance(value, dict) else value
+        name: _with_defaults(value, _section(defaults, name)) if isinstance(value, dict) else value
         for name, value in content.items()
     }
     return defaults | filled
+
+
+def _section(defaults: dict[str, Any], name: str) -> dict[str, Any]:
+    section = defaults.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _with_tuples(value: Any) -> Any:

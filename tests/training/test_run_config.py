@@ -135,7 +135,7 @@ def test_a_field_of_another_type_is_named(tmp_path, field, value, expected):
         section = section[part]
     section[name] = value
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"config.json: {field} is .*; it must be {expected}") as told:
+    with pytest.raises(UserError, match=rf"config.json: config.{field} is .*; it must be {expected}") as told:
         load_config(tmp_path)
     assert "\n" not in str(told.value)
 
