@@ -11,20 +11,21 @@ Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files at the start; the log's first line has the number.
 Recipe: s2rm_jax/recipes.py.
+`configs/combined.py:ours` is a recipe of ours, `configs/combined.py:one_gpu` the same for a GPU of 24 GB.
 `configs/combined.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import lavt_recipe, read_variant
+from s2rm_jax.recipes import SIZES, read_variant, recipe
 
-VARIANTS = ("", "small")
+VARIANTS = ("", *SIZES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, small = read_variant(argument, "combined.py")
-    config = lavt_recipe({"name": "combined", "datasets": ("refcoco/unc", "refcoco+/unc", "refcocog/umd")}, small)
-    if not small:
+    _, size = read_variant(argument, "combined.py")
+    config = recipe({"name": "combined", "datasets": ("refcoco/unc", "refcoco+/unc", "refcocog/umd")}, size)
+    if size != "small":
         config.eval.every = 4000
     return config

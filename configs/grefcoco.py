@@ -12,25 +12,27 @@ at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 225,000 of 32 expressions, as many expressions as in ReLA's 150,000 steps of 48; every expression once per epoch,
 as in ReLA.
 Everything else is LAVT's recipe: s2rm_jax/recipes.py.
+`configs/grefcoco.py:ours` is a recipe of ours, `configs/grefcoco.py:one_gpu` the same for a GPU of 24 GB.
 `configs/grefcoco.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import lavt_recipe, read_variant
+from s2rm_jax.recipes import SIZES, read_variant, recipe
 
-VARIANTS = ("", "small")
+VARIANTS = ("", *SIZES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, small = read_variant(argument, "grefcoco.py")
-    config = lavt_recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, small)
-    config.input.sampling = "sentence"
-    config.decoder.no_target_width = 64 if small else 256
+    _, size = read_variant(argument, "grefcoco.py")
+    config = recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, size)
+    if size in ("", "small"):
+        config.input.sampling = "sentence"
+    config.decoder.no_target_width = 64 if size == "small" else 256
     config.loss.no_target_weight = 0.1
     config.eval.protocol = "rela_gref"
-    if not small:
+    if not size:
         config.steps = 225_000
         config.eval.every = 5000
     return config

@@ -14,11 +14,11 @@ Result and training time: not measured yet.
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import lavt_recipe, read_variant
+from s2rm_jax.recipes import SIZES, read_variant, recipe
 
-VARIANTS = ("berkeley", "unc", "small")
+VARIANTS = ("berkeley", "unc", *SIZES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    split_by, small = read_variant(argument, "refclef.py", ("berkeley", "unc"))
-    return lavt_recipe({"name": "refer", "dataset": "refclef", "split_by": split_by}, small)
+    split_by, size = read_variant(argument, "refclef.py", ("berkeley", "unc"))
+    return recipe({"name": "refer", "dataset": "refclef", "split_by": split_by}, size)

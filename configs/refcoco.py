@@ -8,17 +8,18 @@ Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(42,404 referents / 32) = 40 x 1,325 = 53,000, counted from the files at the start of training.
 Recipe: s2rm_jax/recipes.py.
+`configs/refcoco.py:ours` is a recipe of ours, `configs/refcoco.py:one_gpu` the same for a GPU of 24 GB.
 `configs/refcoco.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import lavt_recipe, read_variant
+from s2rm_jax.recipes import SIZES, read_variant, recipe
 
-VARIANTS = ("", "small")
+VARIANTS = ("", *SIZES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, small = read_variant(argument, "refcoco.py")
-    return lavt_recipe({"name": "refer", "dataset": "refcoco", "split_by": "unc"}, small)
+    _, size = read_variant(argument, "refcoco.py")
+    return recipe({"name": "refer", "dataset": "refcoco", "split_by": "unc"}, size)

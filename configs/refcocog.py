@@ -9,17 +9,18 @@ at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files: umd 40 x 1,319 = 52,760 (42,226 referents), google 40
 x 1,400 = 56,000 (44,822 referents). Google's splits share images between train and val.
 Recipe: s2rm_jax/recipes.py.
+`configs/refcocog.py:ours` is a recipe of ours, `configs/refcocog.py:one_gpu` the same for a GPU of 24 GB.
 `configs/refcocog.py:google,small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import lavt_recipe, read_variant
+from s2rm_jax.recipes import SIZES, read_variant, recipe
 
-VARIANTS = ("umd", "google", "small")
+VARIANTS = ("umd", "google", *SIZES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    split_by, small = read_variant(argument, "refcocog.py", ("umd", "google"))
-    return lavt_recipe({"name": "refer", "dataset": "refcocog", "split_by": split_by}, small)
+    split_by, size = read_variant(argument, "refcocog.py", ("umd", "google"))
+    return recipe({"name": "refer", "dataset": "refcocog", "split_by": split_by}, size)

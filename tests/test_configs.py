@@ -12,6 +12,7 @@ from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.models.network import build_network
 from s2rm_jax.recipes import read_variant
+from s2rm_jax.training.optimizer import parameter_groups
 
 
 def load(path):
@@ -45,7 +46,8 @@ def test_config_builds(path, variant):
     assert f"python -m s2rm_jax.train --config configs/{path.name}" in module.__doc__
 
     k, length = config.input.expressions_per_image, config.text.max_tokens
-    output, _ = trace(build_network(config), tuple(config.input.image_size), k, length)
+    output, variables = trace(build_network(config), tuple(config.input.image_size), k, length)
+    parameter_groups(config, variables["params"])  # raises if a pattern matches no parameter
     assert output.logits.shape == (1, k, *config.input.image_size)
     assert (output.no_target_logits is None) == (config.decoder.no_target_width == 0)
 
@@ -70,9 +72,11 @@ def test_data_folders_come_from_the_environment(monkeypatch):
 
 
 def test_an_unknown_variant_is_named():
-    assert read_variant("", "x.py") == ("", False)
-    assert read_variant("small", "x.py", ("umd", "google")) == ("umd", True)
-    assert read_variant("google,small", "x.py", ("umd", "google")) == ("google", True)
-    for wrong in ("uni", "umd,google", "small,small"):
-        with pytest.raises(UserError, match=rf"configs/x.py has no variant '{wrong}'.*'umd', 'google', 'small'"):
+    assert read_variant("", "x.py") == ("", "")
+    assert read_variant("small", "x.py", ("umd", "google")) == ("umd", "small")
+    assert read_variant("google,small", "x.py", ("umd", "google")) == ("google", "small")
+    for wrong in ("uni", "umd,google", "small,small", "ours,one_gpu"):
+        with pytest.raises(
+            UserError, match=rf"configs/x.py has no variant '{wrong}'.*'umd', 'google', 'small', 'ours'"
+        ):
             read_variant(wrong, "x.py", ("umd", "google"))
