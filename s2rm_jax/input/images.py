@@ -388,6 +388,16 @@ def read_header(path: Path) -> Header:
         return Header(problem=f"{path} cannot be read as an image ({' '.join(str(error).split())})")
 
 
+def read_size(image: bytes, name: str) -> tuple[int, int]:
+    """Return (width, height) from the header of an image file, which `name` names in the UserError if it is damaged."""
+    try:
+        return Image.open(io.BytesIO(image), formats=FORMATS).size
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name} is not an image in a supported format; get the dataset again") from error
+    except Exception as error:  # decoders raise nearly any exception on damaged data
+        raise UserError(f"{name} is damaged ({' '.join(str(error).split())}); get the dataset again") from error
+
+
 def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:
     """Call a function that reads files for each different key, in several threads."""
     different = list(dict.fromkeys(keys))
