@@ -60,6 +60,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COCO_ID = re.compile(r"\d{12}")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
+_IMAGE_BYTES = "image.bytes"  # the Hub stores an image as the struct of its bytes and path
 _CACHED_BYTES = 512 << 20  # of images, in each process
 _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
 
@@ -273,25 +274,25 @@ class _RowGroups:
     def of(self, path: Path, group: int) -> pa.Array:
         """Return the image files of a row group."""
         with self._lock:
-            images = self._groups.pop((path, group), None)
-            if images is None:
-                images = _read_images(path, group)
-            self._groups[path, group] = images
-            while len(self._groups) > 1 and sum(one.nbytes for one in self._groups.values()) > self._limit:
-                self._groups.popitem(last=False)
-            return images
+            if (path, group) in self._groups:
+                self._groups.move_to_end((path, group))
+            else:
+                self._groups[path, group] = _read_images(path, group)
+                while len(self._groups) > 1 and sum(one.nbytes for one in self._groups.values()) > self._limit:
+                    self._groups.popitem(last=False)
+            return self._groups[path, group]
 
 
 _images = _RowGroups(_CACHED_BYTES)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     try:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"reading {path} needs pyarrow; install it with: pip install 's2rm-jax[hf]'") from error
     with _reading(path):
-        return parquet.ParquetFile(path, memory_map=True)
+        return parquet.ParquetFile(path, memory_map=True, read_dictionary=list(read_dictionary))
 
 
 @contextmanager
@@ -305,11 +306,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read_images(path: Path, group: int) -> pa.Array:
+    """Return the image files of a row group. As a dictionary, an image in several rows takes memory and time once."""
     with _reading(path):
-        column = (
-            _open(path).read_row_group(group, columns=["image"], use_threads=False).column("image").combine_chunks()
-        )
-        return column.field("bytes") if hasattr(column, "field") else column
+        file = _open(path, [_IMAGE_BYTES])
+        column = file.read_row_group(group, columns=[_IMAGE_BYTES], use_threads=False).column("image")
+        return (column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()).field("bytes")
 
 
 @dataclass(frozen=True)
