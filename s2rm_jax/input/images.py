@@ -239,7 +239,7 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
     # Some servers, such as Wikimedia's, refuse programs without a User-Agent.
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
-        with _opener().open(request, timeout=timeout) as response:
+        with web_opener().open(request, timeout=timeout) as response:
             content = bytearray()
             while chunk := response.read1(_CHUNK):  # returns what has arrived, so that the deadline is checked
                 content += chunk
@@ -266,7 +266,7 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
     return bytes(content)
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def web_opener() -> urllib.request.OpenerDirector:
     """Return an opener for web addresses only; Python's default opener would follow a redirection to ftp://."""
     opener = urllib.request.OpenerDirector()
     for handler in (

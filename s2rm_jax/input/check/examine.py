@@ -21,6 +21,7 @@ from tqdm import tqdm
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.check.report import (
     KNOWN,
+    NO_IMAGES,
     NOTES,
     DatasetReport,
     Report,
@@ -437,7 +438,7 @@ def _find_folder(
         report.images = str(folder.path)
         return folder
     if problem:
-        report.add("no images found", [problem], f"get {where_images(report.dataset)}")
+        report.add(NO_IMAGES, [problem], f"get {where_images(report.dataset)}")
     return None
 
 
