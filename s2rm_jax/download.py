@@ -40,7 +40,8 @@ from tqdm import tqdm
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, find_full_disk
-from s2rm_jax.input.images import web_opener
+from s2rm_jax.input.images import is_url, web_opener
+from s2rm_jax.input.refer_annotations import read_json
 from s2rm_jax.io import require_space, write_atomically
 
 FLAGS = flags.FlagValues()
@@ -165,6 +166,9 @@ class _Interrupted(Exception):
 def main(name: str) -> None:
     """Download the files of SOURCES[name] and check the data."""
     assert ROOT.value is not None  # required
+    for base in MIRROR.value or ():
+        if not is_url(base):
+            raise UserError(f"--mirror: {base} is no address of the web; it must begin with http:// or https://")
     root = Path(ROOT.value).expanduser()
     is_new = not root.exists()
     try:
@@ -384,10 +388,20 @@ def _verify(part: Path, source: Source) -> dict[str, Any]:
         problem = f"has another {kind} ({found}) than the known one ({expected})"
     elif source.is_zip and not zipfile.is_zipfile(part):
         problem = "is not a zip archive"
+    elif not source.is_zip:
+        problem = _json_problem(part)
     if problem:
         _remove(part)
         raise _Failed(problem)
     return {"size": size, "sha256": digests["sha256"].hexdigest()}
+
+
+def _json_problem(part: Path) -> str:
+    try:
+        read_json(part)
+    except UserError:
+        return "is not JSON"
+    return ""
 
 
 def _move(part: Path, source: Source, root: Path) -> list[str]:

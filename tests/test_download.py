@@ -335,6 +335,14 @@ def test_annotations_without_images_name_the_next_step(server, tmp_path):
     assert done.returncode in (0, 1) and "Download the images next" in done.stdout
 
 
+def test_a_page_is_not_taken_for_json(server, tmp_path):
+    source = Source("instances.json", (), "grefcoco")
+    with pytest.raises(UserError, match="is not JSON"):
+        fetch(server, tmp_path, "", source=source, content=b"<html>moved</html>")
+    fetch(server, tmp_path, "", source=source, content=b"{}")
+    assert (tmp_path / "grefcoco/instances.json").read_bytes() == b"{}"
+
+
 def test_the_command_reports_in_one_line(server, tmp_path):
     done = run_command("download", "refcoco", "--root", tmp_path / "data", "--mirror", f"{server.url}/0")
     assert done.returncode == 2 and not (tmp_path / "data").exists()
@@ -344,6 +352,8 @@ def test_the_command_reports_in_one_line(server, tmp_path):
     )
     done = run_command("download", "refcocos", "--root", tmp_path)
     assert (done.returncode, done.stderr[:42]) == (2, "error: unknown command 'refcocos'; availab")
+    done = run_command("download", "refcoco", "--root", tmp_path / "data", "--mirror", tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: --mirror: ") and not (tmp_path / "data").exists()
     (tmp_path / "file").touch()
     done = run_command("download", "refcoco", "--root", tmp_path / "file")
     assert done.returncode == 2 and done.stderr.startswith("error: --root: ") and done.stderr.count("\n") == 1

@@ -60,7 +60,6 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COCO_ID = re.compile(r"\d{12}")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
-_IMAGE_BYTES = "image.bytes"  # the Hub stores an image as the struct of its bytes and path
 _CACHED_BYTES = 512 << 20  # of images, in each process
 _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
 
@@ -300,6 +299,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise a UserError if pyarrow cannot read a file; most of its errors are of kinds of its own."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as Parquet ({reason}); get it again") from error
@@ -308,9 +309,11 @@ def _reading(path: Path) -> Iterator[None]:
 def _read_images(path: Path, group: int) -> pa.Array:
     """Return the image files of a row group. As a dictionary, an image in several rows takes memory and time once."""
     with _reading(path):
-        file = _open(path, [_IMAGE_BYTES])
-        column = file.read_row_group(group, columns=[_IMAGE_BYTES], use_threads=False).column("image")
-        return (column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()).field("bytes")
+        is_struct = _open(path).schema_arrow.field("image").type.num_fields > 0
+        name = "image.bytes" if is_struct else "image"  # the Hub stores a struct of bytes and path
+        column = _open(path, [name]).read_row_group(group, columns=[name], use_threads=False).column("image")
+        images = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        return images.field("bytes") if is_struct else images
 
 
 @dataclass(frozen=True)
@@ -349,18 +352,16 @@ def _refer_records(files: _Files) -> _Records:
     for place, row in files.rows(_REFER_COLUMNS):
         try:
             image, annotation = json.loads(row["raw_image_info"]), json.loads(row["raw_anns"])
-            records.images.setdefault(
-                row["image_id"], Image(row["image_id"], image["file_name"], image["height"], image["width"])
-            )
-            records.annotations[row["ann_id"]] = Annotation(
-                annotation.get("segmentation"), bool(annotation.get("iscrowd"))
-            )
+            id, ann_id = int(row["image_id"]), int(row["ann_id"])
+            records.images.setdefault(id, Image(id, image["file_name"], image["height"], image["width"]))
+            records.annotations[ann_id] = Annotation(annotation.get("segmentation"), bool(annotation.get("iscrowd")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{files.describe(place)}: raw_anns and raw_image_info must be JSON objects of COCO ({error!r})"
+                f"{files.describe(place)}: raw_anns and raw_image_info must be JSON objects of COCO, and ids numbers "
+                f"({error!r})"
             ) from error
         records.refs.append({**row, "sentences": row["sentences"] or []})
-        records.places.setdefault(row["image_id"], place)
+        records.places.setdefault(id, place)
     return records
 
 
@@ -370,7 +371,9 @@ def _answer_records(files: _Files, split: str, where: Path) -> _Records:
     partial = []
     columns = [*_ANSWER_COLUMNS[1:], *(name for name in _OPTIONAL_COLUMNS if name in files.columns)]
     for number, (place, row) in enumerate(files.rows(columns)):
-        name = str(row["file_name"])
+        name = row["file_name"]
+        if not name:
+            raise UserError(f"{files.describe(place)} has no file_name, which says which rows have the same image")
         coco_id = _COCO_ID.search(name)
         image_id = int(coco_id[0]) if coco_id else _NO_COCO_ID + names.setdefault(name, len(names))
         polygons = _polygons(row["segmentation"])

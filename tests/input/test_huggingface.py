@@ -299,15 +299,33 @@ def test_a_file_that_is_not_parquet(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "null", "{}", "[1]", None])
-def test_annotations_that_are_not_cocos(refer, tmp_path, text):
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("raw_image_info", text) for text in ("", "null", "{}", "[1]", None)] + [("image_id", None), ("raw_anns", "3")],
+)
+def test_annotations_that_are_not_cocos(refer, tmp_path, column, value):
     def edit(name, rows):
-        rows[0]["raw_image_info"] = text
+        rows[0][column] = value
 
     with pytest.raises(
         UserError, match=r"row 0 of row group 0 of .*: raw_anns and raw_image_info must be JSON objects"
     ):
         HuggingFaceSource("val", path=write_jxu(refer, tmp_path, edit=edit), root=refer)
+
+
+def test_a_row_without_the_name_of_its_image(refer, tmp_path):
+    def edit(name, rows):
+        rows[1]["file_name"] = None
+
+    with pytest.raises(UserError, match=r"row 1 of row group 0 of .* has no file_name"):
+        HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+
+
+def test_images_that_are_plain_bytes(refer, lmms, tmp_path):
+    rows = pq.read_table(lmms / "data/val-00000-of-00001.parquet").to_pylist()
+    rows = [{**row, "image": row["image"]["bytes"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
+    assert_same(HuggingFaceSource("val", path=tmp_path), ReferSource("val", root=refer))
 
 
 def test_a_folder_without_parquet_files(tmp_path):
