@@ -28,6 +28,7 @@ import numpy as np
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
+from s2rm_jax.input.masks import MAX_COORDINATE
 from s2rm_jax.input.refer import group_by_image
 from s2rm_jax.input.refer_annotations import (
     OVERLAPS,
@@ -377,7 +378,9 @@ def _answer_records(files: _Files, split: str, where: Path) -> _Records:
         coco_id = _COCO_ID.search(name)
         image_id = int(coco_id[0]) if coco_id else _NO_COCO_ID + names.setdefault(name, len(names))
         polygons = _polygons(row["segmentation"])
-        records.images.setdefault(image_id, Image(image_id, name, 0, 0))
+        height, width = _extent(polygons)
+        image = records.images.get(image_id, Image(image_id, name, 0, 0))
+        records.images[image_id] = replace(image, height=max(image.height, height), width=max(image.width, width))
         records.annotations[number] = Annotation(None if row.get("iscrowd") else polygons, False)
         texts = [row["answer"]] if isinstance(row["answer"], str) else row["answer"] or []
         sentences = [{"sent_id": f"{number}-{position}", "raw": text} for position, text in enumerate(texts)]
@@ -398,6 +401,13 @@ def _polygons(segmentation: list[Any] | None) -> list[list[float]] | None:
     if not segmentation:
         return None
     return [_decimal(polygon) for polygon in (segmentation if isinstance(segmentation[0], list) else [segmentation])]
+
+
+def _extent(polygons: list[list[float]] | None) -> tuple[int, int]:
+    """Return the height and width that hold polygons, in place of the image's, which only the image itself tells."""
+    ends = [max((value for polygon in polygons or () for value in polygon[axis::2]), default=0.0) for axis in (1, 0)]
+    height, width = (int(np.clip(np.nan_to_num(end), 0, MAX_COORDINATE)) + 1 for end in ends)
+    return height, width
 
 
 def _decimal(values: list[float]) -> list[float]:

@@ -328,6 +328,11 @@ def test_images_that_are_plain_bytes(refer, lmms, tmp_path):
     assert_same(HuggingFaceSource("val", path=tmp_path), ReferSource("val", root=refer))
 
 
+def test_sizes_are_those_of_the_images(lmms, refer):
+    source = HuggingFaceSource("val", path=lmms)
+    assert {(example.height, example.width) for example in source} == {(48, 64)}
+
+
 def test_a_folder_without_parquet_files(tmp_path):
     with pytest.raises(UserError, match="has no Parquet file"):
         HuggingFaceSource("val", path=tmp_path)
