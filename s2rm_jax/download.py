@@ -213,7 +213,8 @@ def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
     """Download a file and unpack it, unless that was done before.
 
     Raises:
-      UserError: no mirror has the file; gives the reason for each.
+      UserError: no mirror has the file; gives the reason for each. Or the folder has files from elsewhere, which are
+        not replaced.
       OSError: the disk is full or cannot be written.
     """
     key = f"{source.folder}/{source.file}"
@@ -221,6 +222,13 @@ def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
     if key in record and (root / source.folder).is_dir():
         print(f"{source.file}: already downloaded ({RECORD}); remove {root / source.folder} to download it again")
         return
+    wanted = source.wanted if source.is_zip else re.escape(source.file)
+    there = next((path for path in (root / source.folder).glob("*") if re.fullmatch(wanted, path.name)), None)
+    if there:
+        raise UserError(
+            f"--root: {there} exists, but {RECORD} does not list {source.file}; check it with data/check.py, or remove "
+            f"{there.parent} to download it again"
+        )
     reasons = []
     for url in mirrors:
         part = root / f".{source.file}.part"

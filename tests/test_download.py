@@ -335,6 +335,20 @@ def test_annotations_without_images_name_the_next_step(server, tmp_path):
     assert done.returncode in (0, 1) and "Download the images next" in done.stdout
 
 
+def test_files_from_elsewhere_are_not_replaced(server, tmp_path):
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco/notes.txt").touch()
+    (tmp_path / "refcoco/refs(mine).p").write_bytes(b"mine")
+    with pytest.raises(
+        UserError, match=r"--root: .*refs\(mine\)\.p exists, but downloads\.json does not list refcoco\.zip"
+    ):
+        fetch(server, tmp_path, "")
+    assert not server.requests
+    (tmp_path / "refcoco/refs(mine).p").unlink()
+    fetch(server, tmp_path, "")
+    assert (tmp_path / "refcoco/notes.txt").exists() and (tmp_path / "refcoco/instances.json").exists()
+
+
 def test_a_page_is_not_taken_for_json(server, tmp_path):
     source = Source("instances.json", (), "grefcoco")
     with pytest.raises(UserError, match="is not JSON"):
