@@ -10,7 +10,7 @@ from pathlib import Path
 # The modules of this package that are commands, the most used first.
 COMMANDS = (
     *("train", "evaluate", "predict", "demo", "show_input", "describe"),
-    *("convert", "compile_for", "benchmark", "ablate"),
+    *("download", "convert", "compile_for", "benchmark", "ablate"),
 )
 
 

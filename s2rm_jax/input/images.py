@@ -303,7 +303,7 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
     # Some servers, such as Wikimedia's, refuse programs without a User-Agent.
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
-        with _opener().open(request, timeout=timeout) as response:
+        with web_opener().open(request, timeout=timeout) as response:
             content = bytearray()
             while chunk := response.read1(_CHUNK):  # returns what has arrived, so that the deadline is checked
                 content += chunk
@@ -330,7 +330,7 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
     return bytes(content)
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def web_opener() -> urllib.request.OpenerDirector:
     """Return an opener for web addresses only; Python's default opener would follow a redirection to ftp://."""
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -496,6 +496,16 @@ def path_in(folder: Path, name: str) -> Path:
     """
     path = folder / name
     return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
+
+
+def read_size(image: bytes, name: str) -> tuple[int, int]:
+    """Return (width, height) from the header of an image file, which `name` names in the UserError if it is damaged."""
+    try:
+        return Image.open(io.BytesIO(image), formats=FORMATS).size
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name} is not an image in a supported format; get the dataset again") from error
+    except Exception as error:  # decoders raise nearly any exception on damaged data
+        raise UserError(f"{name} is damaged ({' '.join(str(error).split())}); get the dataset again") from error
 
 
 def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:

@@ -83,20 +83,8 @@ class ReferSource(StoredSource):
         if limit_referents:
             referents = referents[:limit_referents]
         self.num_referents = len(referents)
-        by_image = [(image, list(group)) for image, group in groupby(referents, key=lambda referent: referent.image)]
-        examples = [
-            Example(
-                id=str(image.id),
-                image=folder.path_of(image.file_name),
-                height=image.height,
-                width=image.width,
-                expressions=tuple(expression for referent in group for expression in referent.expressions),
-            )
-            for image, group in by_image
-        ]
         # In gRefCOCO each expression is a referent of its own, as ReLA samples.
-        single = is_generalised(refs_path)
-        groups = [_groups(group, single) for _, group in by_image]
+        examples, groups = group_by_image(referents, folder, single=is_generalised(refs_path))
         super().__init__(f"{dataset} {split}", examples, groups)
 
     def image_problems(self, count: int) -> list[str]:
@@ -113,6 +101,30 @@ class ReferSource(StoredSource):
                     f"{example.width} x {example.height}"
                 )
         return problems
+
+
+def group_by_image(
+    referents: list[Referent], folder: ImageFolder | None, *, single: bool = False
+) -> tuple[list[Example], list[Groups]]:
+    """Return one example for each image and the groups of its expressions by referent.
+
+    Args:
+      referents: ordered by image.
+      folder: the folder of the images; without it, the examples have no images (empty bytes).
+      single: make each expression a group of its own.
+    """
+    by_image = [(image, list(group)) for image, group in groupby(referents, key=lambda referent: referent.image)]
+    examples = [
+        Example(
+            id=str(image.id),
+            image=folder.path_of(image.file_name) if folder else b"",
+            height=image.height,
+            width=image.width,
+            expressions=tuple(expression for referent in group for expression in referent.expressions),
+        )
+        for image, group in by_image
+    ]
+    return examples, [_groups(group, single) for _, group in by_image]
 
 
 def _without_lost_images(referents: list[Referent], dataset: str, folder: ImageFolder) -> list[Referent]:

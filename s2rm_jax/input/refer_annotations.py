@@ -292,6 +292,35 @@ def collector_paused() -> Iterator[None]:
 def read_referents(
     refs_path: Path, instances_path: Path, split: str, sentence_field: str, overlap: str = "union"
 ) -> list[Referent]:
+    """Read two files of the REFER layout and return the referents of a split; see `select_referents`.
+
+    Args:
+      refs_path: `refs(SPLIT_BY).p` or `.json`, or `grefs(SPLIT_BY)` likewise.
+      instances_path: `instances.json`.
+      split: the split.
+      sentence_field: "raw" or "sent".
+      overlap: "union" or "drop".
+
+    Raises:
+      UserError: a file is damaged, or as `select_referents`.
+    """
+    all_refs = load_refs(refs_path)
+    images, annotations = read_instances(instances_path)
+    return select_referents(
+        all_refs, images, annotations, refs_path, split=split, sentence_field=sentence_field, overlap=overlap
+    )
+
+
+def select_referents(
+    all_refs: list[dict[str, Any]],
+    images: dict[int, Image],
+    annotations: dict[int, Annotation],
+    refs_path: Path,
+    *,
+    split: str,
+    sentence_field: str,
+    overlap: str,
+) -> list[Referent]:
     """Return the referents of a split, ordered by the image's id, then as in the file.
 
     Referents without a mask and expressions without words are left out, and so are the parts of a mask that cannot be
@@ -300,18 +329,18 @@ def read_referents(
     as in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
 
     Args:
-      refs_path: `refs(SPLIT_BY).p` or `.json`, or `grefs(SPLIT_BY)` likewise.
-      instances_path: `instances.json`.
+      all_refs: the records of the referents of all splits.
+      images: the images by id.
+      annotations: the masks by id.
+      refs_path: the file of the referents, for error messages; its name says whether it is gRefCOCO's.
       split: "train" and "val" match exactly; "testA", "testB" and "testC" match every split with that letter (refclef
         has "testAB"), "test" every split with that word.
       sentence_field: "raw" or "sent".
       overlap: treatment of pixels in several polygons of one annotation: "union" or "drop", see ReferSource.
 
     Raises:
-      UserError: a file is damaged, the two do not fit together, or the split is empty.
+      UserError: the records do not fit together, or the split is empty.
     """
-    all_refs = load_refs(refs_path)
-    images, annotations = read_instances(instances_path)
     refs = [ref for ref in all_refs if _in_split(split_of(ref, refs_path), split)]
     if not refs:
         counts = Counter(str(ref["split"]) for ref in all_refs)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.custom import coco_json_source, find_file, json_lines_source
 from s2rm_jax.input.example import Source
+from s2rm_jax.input.huggingface import HuggingFaceSource, find_dataset
 from s2rm_jax.input.mixture import MixtureSource, combined_source, parse_dataset, parse_split
 from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.refer_annotations import find_annotations
@@ -52,6 +53,7 @@ SOURCES: dict[str, Any] = {
     "combined": combined_source,
     "coco_json": coco_json_source,
     "json_lines": json_lines_source,
+    "hf": HuggingFaceSource,
     "mixture": mixture_source,
 }
 
@@ -155,6 +157,7 @@ _FINDERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "combined": _find_combined,
     "coco_json": lambda fields: find_file(fields["root"], fields["file"], fields["split"]),
     "json_lines": lambda fields: find_file(fields["root"], fields["file"], fields["split"]),
+    "hf": lambda fields: find_dataset(fields["path"]),
     "mixture": _find_mixture,
 }
 
@@ -186,7 +189,7 @@ def _without_weight(part: ConfigDict) -> ConfigDict:
     return ConfigDict({field: value for field, value in part.items() if field != "weight"})
 
 
-_FIELD_AND_FOLDER = re.compile(r"((?:[\w+-]+\.)*(?:image_)?root)=(.*)")
+_FIELD_AND_FOLDER = re.compile(r"((?:[\w+-]+\.)*(?:(?:image_)?root|path))=(.*)")
 
 
 def with_folders(source: ConfigDict, moves: Sequence[str]) -> ConfigDict:
@@ -194,34 +197,34 @@ def with_folders(source: ConfigDict, moves: Sequence[str]) -> ConfigDict:
 
     Args:
         source: the section config.input.source.
-        moves: each DIR, the new root of a source that has one, or FIELD=DIR, where FIELD is root, image_root or, in a
-            mixture, one of them after the name of the part, such as parts.mine.root.
+        moves: each DIR, the new root of a source that has one, or FIELD=DIR, where FIELD is root, image_root,
+            path or, in a mixture, one of them after the name of the part, such as parts.mine.root.
 
     Raises:
         UserError: there is no such folder, or DIR is ambiguous; names the available folders.
     """
     fields = source.to_dict()
-    roots = _sections_with_root(fields)
+    folders = _folder_fields(fields)
+    main = [name for name in folders if not name.endswith("image_root")]
     for move in moves:
         match = _FIELD_AND_FOLDER.fullmatch(move)
         name, folder = match.groups() if match else ("root", move)
-        if not match and "root" not in roots and len(roots) == 1:
-            (name,) = roots
-        section, _, field = name.rpartition(".")
-        if f"{section}.root".lstrip(".") not in roots:
-            available = [
-                f"--data {root.removesuffix('root')}{kind}=DIR" for root in roots for kind in ("root", "image_root")
-            ]
-            advice = f"use one of: {', '.join(available)}" if available else "it reads no files"
+        if not match and "root" not in folders and len(main) == 1:
+            (name,) = main
+        if name not in folders:
+            available = ", ".join(f"--data {field}=DIR" for field in folders)
+            advice = f"use one of: {available}" if available else "it reads no files"
             raise UserError(f"--data {move}: the source {source.name!r} of this run has no folder {name!r}; {advice}")
-        roots[f"{section}.root".lstrip(".")][field] = folder
+        folders[name][name.rpartition(".")[2]] = folder
     return ConfigDict(fields)
 
 
-def _sections_with_root(fields: dict, prefix: str = "") -> dict[str, dict]:
-    """Return the sections that have a root, by the dotted name of the root."""
-    found = {f"{prefix}root": fields} if "root" in fields else {}
+def _folder_fields(fields: dict, prefix: str = "") -> dict[str, dict]:
+    """Return the sections that have folders, by the dotted name of each field for a folder."""
+    names = [name for name in ("path", "root") if name in fields]
+    names += ["image_root"] if names == ["root"] else []
+    found = {f"{prefix}{name}": fields for name in names}
     for name, value in fields.items():
         if isinstance(value, dict):
-            found |= _sections_with_root(value, f"{prefix}{name}.")
+            found |= _folder_fields(value, f"{prefix}{name}.")
     return found

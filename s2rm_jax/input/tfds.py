@@ -18,7 +18,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Groups, Segmentation, consecutive_groups
-from s2rm_jax.input.images import FORMATS
+from s2rm_jax.input.images import read_size
 from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS
 
 
@@ -104,7 +104,7 @@ def decode_ref_coco(record: bytes) -> Example:
     image_id = str(_ints(features, "image/id")[0])
     masks = [_mask(png, image_id) for png in _bytes(features, "objects/mask")]
     image = _bytes(features, "image")[0]
-    width, height = _size(image, image_id)
+    width, height = read_size(image, f"the image of record {image_id}")
     ids, texts = _ints(features, _REFEXP_IDS), _bytes(features, "objects/refexp/raw/ragged_flat_values")
     expressions = [
         Expression(texts[position].decode(), mask, id=str(ids[position]))
@@ -135,14 +135,6 @@ def _bytes(features: Any, name: str) -> Sequence[bytes]:
 
 def _ints(features: Any, name: str) -> Sequence[int]:
     return features[name].int64_list.value if name in features else ()
-
-
-def _size(image: bytes, id: str) -> tuple[int, int]:
-    """Return (width, height) from the header of an image; its pixels are decoded later."""
-    try:
-        return Image.open(io.BytesIO(image), formats=FORMATS).size
-    except Exception as error:  # decoders raise nearly any exception on damaged data
-        raise UserError(f"the image of record {id} is damaged ({error}); prepare the dataset again") from error
 
 
 def _mask(png: bytes, id: str) -> np.ndarray:

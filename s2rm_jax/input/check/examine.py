@@ -21,6 +21,7 @@ from tqdm import tqdm
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.check.report import (
     KNOWN,
+    MISSING_IMAGES,
     NOTES,
     DatasetReport,
     Report,
@@ -88,7 +89,7 @@ def examine(
         checked.update(zip(bar, _check_images(new, quick, threads), strict=True))
         results = [checked[file] for file in files]
         report.images_checked = len(files)
-        report.images_read = sum(kind not in (_MISSING, _DAMAGED) for kind, _ in results)
+        report.images_read = sum(kind not in (MISSING_IMAGES, _DAMAGED) for kind, _ in results)
         _add_image_problems(report, results)
     names = {item.dataset for item in found}
     absent = () if dataset else tuple(name for name in KNOWN if name not in names)
@@ -391,7 +392,7 @@ def _extent_of_rle(rle: dict[str, Any], height: int, width: int) -> Extent | Non
     return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
 
 
-_MISSING, _DAMAGED = "missing images", "damaged images"
+_DAMAGED = "damaged images"
 
 
 class ImageFile(NamedTuple):
@@ -417,7 +418,7 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
                 file.draft(file.mode, (size[0] // 8, size[1] // 8))
                 file.load()
     except FileNotFoundError:
-        return _MISSING, path.name
+        return MISSING_IMAGES, path.name
     except UnidentifiedImageError:
         reason, _, _ = describe_unknown(path).removeprefix("is ").partition(";")
         return _DAMAGED, f"{path.name} ({reason})"
@@ -451,7 +452,7 @@ def _find_folder(
         report.images = str(folder.path)
         return folder
     if problem:
-        report.add(_MISSING, file_names, f"none was found: {problem}; get {where_images(report.dataset)}")
+        report.add(MISSING_IMAGES, file_names, f"none was found: {problem}; get {where_images(report.dataset)}")
     return None
 
 
@@ -460,10 +461,10 @@ def _add_image_problems(report: DatasetReport, results: list[tuple[str, str]]) -
     for kind, case in results:
         if kind:
             cases.setdefault(kind, []).append(case)
-    missing = cases.get(_MISSING, [])
+    missing = cases.get(MISSING_IMAGES, [])
     lost = [name for name in missing if may_be_missing(report.dataset, name)]
     if lost:
         report.notes.append(f"missing in every known copy: {', '.join(lost)}")
-        cases[_MISSING] = [name for name in missing if name not in lost]
+        cases[MISSING_IMAGES] = [name for name in missing if name not in lost]
     for kind, names in cases.items():
         report.add(kind, names, f"unpack the archive of the images again, or get {where_images(report.dataset)}")

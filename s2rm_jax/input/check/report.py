@@ -78,6 +78,7 @@ _STAMPS = {
 _WORKING = "reported working in December 2025 in https://github.com/lichengunc/refer/issues/26"
 
 WRONG_COUNTS = "counts that differ from the published ones"
+MISSING_IMAGES = "missing images"
 
 
 def where_annotations(dataset: str) -> str:

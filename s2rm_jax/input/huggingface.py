@@ -1,0 +1,429 @@
+"""Datasets of the Hugging Face Hub as a Source: local Parquet files, or a dataset by its name on the Hub.
+
+Two layouts are read; the columns of a file decide which it is. One row is one referent in both.
+
+- ref_id, ann_id, image_id, split, sentences, raw_anns, raw_image_info, as in jxu124/refcoco, jxu124/refcocoplus and
+  jxu124/refcocog; the images are in a folder of COCO's images (or in a column image).
+- image, answer, segmentation, file_name, as in lmms-lab/RefCOCO, lmms-lab/RefCOCOplus and lmms-lab/RefCOCOg.
+
+Rows become records of the REFER layout, so that referents, expressions, masks and splits are those of ReferSource.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.example import Example, StoredSource
+from s2rm_jax.input.images import read_size
+from s2rm_jax.input.masks import MAX_COORDINATE
+from s2rm_jax.input.refer import group_by_image
+from s2rm_jax.input.refer_annotations import (
+    OVERLAPS,
+    TEXT_FIELDS,
+    Annotation,
+    Image,
+    ImageFolder,
+    collector_paused,
+    find_image_folder,
+    select_referents,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_LOG = logging.getLogger(__name__)
+
+_REFER_COLUMNS = ("ref_id", "ann_id", "image_id", "split", "sentences", "raw_anns", "raw_image_info")
+_ANSWER_COLUMNS = ("image", "answer", "segmentation", "file_name")
+_OPTIONAL_COLUMNS = ("bbox", "iscrowd")
+# What the files of a split may be called, the first that exist. Files that are called otherwise than the split need the
+# column "split": in jxu124/refcoco the file of testA is called test.
+_FILE_NAMES = {
+    "val": (("val", "validation"),),
+    "testA": (("testA",), ("test",)),
+    "test": (("test", "testA", "testB", "testC"),),
+}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COCO_ID = re.compile(r"\d{12}")
+_NO_COCO_ID = 10**12  # the first id of images that are not from COCO
+_CACHED_BYTES = 512 << 20  # of images, in each process
+_BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
+
+
+class HuggingFaceSource(StoredSource):
+    """The images of one split, each with all expressions of the split that refer to it, in the order of their ids.
+
+    Images in rows are read when an example is accessed. The row groups read last are kept in memory, by each process
+    for itself.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        path: str | Path,
+        revision: str = "",
+        sentence_field: str = "raw",
+        overlap: str = "union",
+        root: str | Path = "",
+    ):
+        """Read the annotations, after downloading the files of the split if `path` is a name on the Hub.
+
+        Args:
+          split: "train", "val", "test", "testA", "testB" or another name. Rows are selected by the column "split" as in
+            ReferSource; without that column, by the names of the files.
+          path: a Parquet file, a folder with Parquet files, or USER/NAME on the Hub. Downloaded files are kept in the
+            cache of huggingface_hub, whose environment variables (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, ...) are obeyed.
+          revision: branch, tag or commit on the Hub; by default the newest.
+          sentence_field: "raw" or "sent", see ReferSource; where images are in the rows there is only "raw".
+          overlap: "union" or "drop", see ReferSource.
+          root: folder of COCO's images, or a folder above it in one of the layouts of data/README.md; not needed where
+            images are in the rows.
+
+        Raises:
+          UserError: pyarrow is not installed; the files cannot be found, downloaded or read; a column is missing; or
+            the split has no usable expression.
+        """
+        for name, value, choices in (("sentence_field", sentence_field, TEXT_FIELDS), ("overlap", overlap, OVERLAPS)):
+            if value not in choices:
+                raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+        where = Path(str(path))
+        files = _Files(find_files(path, split, revision))
+        with collector_paused():
+            if _layout_of(files, where) is _REFER_COLUMNS:
+                records = _refer_records(files)
+            else:
+                if sentence_field != "raw":
+                    raise UserError(f"sentence_field is {sentence_field!r}; {where} has only 'raw' expressions")
+                files = _Files(_named_files(files.paths, split, where))
+                records = _answer_records(files, split, where)
+            referents = select_referents(
+                records.refs,
+                records.images,
+                records.annotations,
+                where,
+                split=split,
+                sentence_field=sentence_field,
+                overlap=overlap,
+            )
+        self.num_referents = len(referents)
+        folder = None
+        if not files.have_images:
+            folder = _image_folder(root, where, referents[0].image.file_name)
+        examples, groups = group_by_image(referents, folder)
+        super().__init__(f"{where} {split}", examples, groups)
+        self._files = files
+        self._places = [records.places[image] for image in dict.fromkeys(one.image.id for one in referents)]
+
+    def __getitem__(self, index: int) -> Example:
+        """Return an example; raise a UserError if its image is missing or the header of the image is damaged."""
+        example = super().__getitem__(index)
+        if not self._files.have_images:
+            return example
+        place = self._places[index]
+        image = self._files.image(place)
+        width, height = read_size(image, f"the image in {self._files.describe(place)}")
+        return replace(example, image=image, height=height, width=width)
+
+
+def _image_folder(root: str | Path, where: Path, file_name: str) -> ImageFolder:
+    if not str(root):
+        raise UserError(f"the source's root is empty; {where} has no images: set it to the folder of COCO's train2014")
+    return find_image_folder(Path(root).expanduser(), "refcoco", Path(root).expanduser(), file_name)
+
+
+def find_files(path: str | Path, split: str, revision: str = "") -> list[Path]:
+    """Return the Parquet files that may hold a split, in order; download them if `path` is a name on the Hub.
+
+    Raises:
+      UserError: there are none, or they cannot be downloaded.
+    """
+    folder = find_dataset(path)
+    if folder is None:
+        return _download(str(path), split, revision)
+    files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else [folder]
+    if not files:
+        raise UserError(f"{folder} has no Parquet file; give a folder with *.parquet, or USER/NAME on the Hub")
+    return _of_split(files, split) or files
+
+
+def find_dataset(path: str | Path) -> Path | None:
+    """Return the local file or folder, or None for a name on the Hub; raise a UserError if `path` is neither."""
+    if not str(path):
+        raise UserError("the source's path is empty; set it to Parquet files, or to USER/NAME on the Hugging Face Hub")
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if _HUB_NAME.fullmatch(str(path)) and local.suffix != ".parquet":
+        return None
+    raise UserError(f"the source's path {path} does not exist and is no name on the Hub (USER/NAME); check it")
+
+
+def _names(split: str) -> tuple[tuple[str, ...], ...]:
+    return _FILE_NAMES.get(split, ((split,),))
+
+
+def _split_name(file: Path) -> str:
+    """Return the split of a file by its name: data/val-00000-of-00004.parquet, val.parquet or val/0000.parquet."""
+    stem = _SHARD.sub("", file.stem)
+    return file.parent.name if stem.isdigit() else stem
+
+
+def _of_split(files: Sequence[Path], split: str) -> list[Path]:
+    found = ([file for file in files if _split_name(file) in names] for names in _names(split))
+    return next(filter(None, found), [])
+
+
+def _download(name: str, split: str, revision: str) -> list[Path]:
+    """Return the files of a split in the cache, after downloading those that are not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
+    for names in _names(split):
+        forms = [form.format(one) for one in names for form in ("{}-*.parquet", "{}.parquet", "{}/*.parquet")]
+        patterns = [*forms, *(f"*/{form}" for form in forms)]
+        try:
+            folder = Path(
+                snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
+            )
+        except Exception as error:  # no network, unknown repository or revision, no access: many kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(
+                f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub "
+                f"({reason}): check the name, the revision and the network, or download its Parquet files from "
+                f"https://huggingface.co/datasets/{name} and give their folder"
+            ) from error
+        files = [file for file in sorted(folder.rglob("*.parquet")) if _split_name(file) in names]
+        if files:
+            return files
+    raise UserError(
+        f"{name} on the Hugging Face Hub has no Parquet file of the split {split!r}, or it is not in the cache while "
+        f"the Hub cannot be reached; see https://huggingface.co/datasets/{name}/tree/main"
+    )
+
+
+class _Row(NamedTuple):
+    """The place of a row: the number of the file, of the row group in it, and of the row in that."""
+
+    file: int
+    group: int
+    row: int
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Parquet files with the same columns. None stays open, so that processes and threads can share this."""
+
+    paths: list[Path]
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns that all files have."""
+        return frozenset.intersection(*(frozenset(_open(path).schema_arrow.names) for path in self.paths))
+
+    @property
+    def have_images(self) -> bool:
+        """Whether the images are in the rows."""
+        return "image" in self.columns
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[_Row, dict[str, Any]]]:
+        """Yield some columns of every row, with its place."""
+        for number, path in enumerate(self.paths):
+            file = _open(path)
+            for group in range(file.num_row_groups):
+                with _reading(path):
+                    values = file.read_row_group(group, columns=list(names)).to_pylist()
+                yield from ((_Row(number, group, row), value) for row, value in enumerate(values))
+
+    def image(self, place: _Row) -> bytes:
+        """Return the file of an image, byte for byte."""
+        image = _images.of(self.paths[place.file], place.group)[place.row].as_py()
+        if not image:
+            raise UserError(f"{self.describe(place)} has no image; only images that are stored in the rows are read")
+        return image
+
+    def describe(self, place: _Row) -> str:
+        """Return the place of a row as text."""
+        return f"row {place.row} of row group {place.group} of {self.paths[place.file]}"
+
+
+class _RowGroups:
+    """The images of the row groups read last: to read one image, Parquet decompresses all of its row group."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, path: Path, group: int) -> pa.Array:
+        """Return the image files of a row group."""
+        with self._lock:
+            if (path, group) in self._groups:
+                self._groups.move_to_end((path, group))
+            else:
+                self._groups[path, group] = _read_images(path, group)
+                while len(self._groups) > 1 and sum(one.nbytes for one in self._groups.values()) > self._limit:
+                    self._groups.popitem(last=False)
+            return self._groups[path, group]
+
+
+_images = _RowGroups(_CACHED_BYTES)
+
+
+def _open(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"reading {path} needs pyarrow; install it with: pip install 's2rm-jax[hf]'") from error
+    with _reading(path):
+        return parquet.ParquetFile(path, memory_map=True, read_dictionary=list(read_dictionary))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise a UserError if pyarrow cannot read a file; most of its errors are of kinds of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as Parquet ({reason}); get it again") from error
+
+
+def _read_images(path: Path, group: int) -> pa.Array:
+    """Return the image files of a row group. As a dictionary, an image in several rows takes memory and time once."""
+    with _reading(path):
+        is_struct = _open(path).schema_arrow.field("image").type.num_fields > 0
+        name = "image.bytes" if is_struct else "image"  # the Hub stores a struct of bytes and path
+        column = _open(path, [name]).read_row_group(group, columns=[name], use_threads=False).column("image")
+        images = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        return images.field("bytes") if is_struct else images
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Rows as records of the REFER layout; `places` has the first row of each image, by id."""
+
+    refs: list[dict[str, Any]]
+    images: dict[int, Image]
+    annotations: dict[int, Annotation]
+    places: dict[int, _Row]
+
+
+def _layout_of(files: _Files, where: Path) -> tuple[str, ...]:
+    """Return the columns to read; raise a UserError that names the missing ones."""
+    layout = _ANSWER_COLUMNS if "answer" in files.columns else _REFER_COLUMNS
+    missing = [name for name in layout if name not in files.columns]
+    if missing:
+        raise UserError(
+            f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(sorted(files.columns))}; rows with "
+            f"{', '.join(_REFER_COLUMNS)}, or with {', '.join(_ANSWER_COLUMNS)}, are read"
+        )
+    return layout
+
+
+def _named_files(paths: list[Path], split: str, where: Path) -> list[Path]:
+    """Return the files of a split by their names alone; "test" joins testA and testB where no file has that name."""
+    named = [path for path in paths if _split_name(path) in _names(split)[0]]
+    if not named:
+        available = ", ".join(sorted({_split_name(path) for path in paths}))
+        raise UserError(f"split {split!r} not found in {where}, by the names of its files; available: {available}")
+    return [path for path in named if _split_name(path) == split] or named
+
+
+def _refer_records(files: _Files) -> _Records:
+    records = _Records([], {}, {}, {})
+    for place, row in files.rows(_REFER_COLUMNS):
+        try:
+            image, annotation = json.loads(row["raw_image_info"]), json.loads(row["raw_anns"])
+            id, ann_id = int(row["image_id"]), int(row["ann_id"])
+            records.images.setdefault(id, Image(id, image["file_name"], image["height"], image["width"]))
+            is_crowd = bool(annotation.get("iscrowd"))
+            records.annotations[ann_id] = Annotation(annotation.get("segmentation"), is_crowd, id)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{files.describe(place)}: raw_anns and raw_image_info must be JSON objects of COCO, and ids numbers "
+                f"({error!r})"
+            ) from error
+        records.refs.append({**row, "sentences": row["sentences"] or []})
+        records.places.setdefault(id, place)
+    return records
+
+
+def _answer_records(files: _Files, split: str, where: Path) -> _Records:
+    records = _Records([], {}, {}, {})
+    names: dict[str, int] = {}
+    partial = []
+    columns = [*_ANSWER_COLUMNS[1:], *(name for name in _OPTIONAL_COLUMNS if name in files.columns)]
+    for number, (place, row) in enumerate(files.rows(columns)):
+        name = row["file_name"]
+        if not name:
+            raise UserError(f"{files.describe(place)} has no file_name, which says which rows have the same image")
+        coco_id = _COCO_ID.search(name)
+        image_id = int(coco_id[0]) if coco_id else _NO_COCO_ID + names.setdefault(name, len(names))
+        polygons = _polygons(row["segmentation"])
+        height, width = _extent(polygons)
+        image = records.images.get(image_id, Image(image_id, name, 0, 0))
+        records.images[image_id] = replace(image, height=max(image.height, height), width=max(image.width, width))
+        records.annotations[number] = Annotation(None if row.get("iscrowd") else polygons, False, image_id)
+        texts = [row["answer"]] if isinstance(row["answer"], str) else row["answer"] or []
+        sentences = [{"sent_id": f"{number}-{position}", "raw": text} for position, text in enumerate(texts)]
+        records.refs.append({"ann_id": number, "image_id": image_id, "split": split, "sentences": sentences})
+        records.places.setdefault(image_id, place)
+        partial += [number] if _is_partial(polygons, row.get("bbox")) else []
+    if partial:
+        _LOG.warning(
+            "%s %s: masks that do not fill their boxes: %d of %d (row %d first): this layout has one polygon for each "
+            "object and loses the others of an object in several parts, so scores are not those on the REFER files",
+            *(where, split, len(partial), len(records.refs), partial[0]),
+        )
+    return records
+
+
+def _polygons(segmentation: list[Any] | None) -> list[list[float]] | None:
+    """Return a column that holds one polygon, or a list of them, as a list of polygons; None for none."""
+    if not segmentation:
+        return None
+    return [_decimal(polygon) for polygon in (segmentation if isinstance(segmentation[0], list) else [segmentation])]
+
+
+def _extent(polygons: list[list[float]] | None) -> tuple[int, int]:
+    """Return the height and width that hold polygons, in place of the image's, which only the image itself tells."""
+    ends = [max((value for polygon in polygons or () for value in polygon[axis::2]), default=0.0) for axis in (1, 0)]
+    height, width = (int(np.clip(np.nan_to_num(end), 0, MAX_COORDINATE)) + 1 for end in ends)
+    return height, width
+
+
+def _decimal(values: list[float]) -> list[float]:
+    """Return float32 values as the decimal numbers that they were, so that masks are the same to the pixel."""
+    single = np.asarray(values, np.float32)
+    return [float(str(value)) for value in single] if np.array_equal(single, values) else values
+
+
+def _is_partial(polygons: list[list[float]] | None, box: list[float] | None) -> bool:
+    """Return whether polygons leave out a part of their box (x, y, width, height)."""
+    if not polygons or not box or len(box) != 4:
+        return False
+    xs, ys = ([value for polygon in polygons for value in polygon[axis::2]] for axis in (0, 1))
+    x, y, width, height = box
+    return (
+        max(min(xs) - x, min(ys) - y) > _BOX_TOLERANCE
+        or max(x + width - max(xs), y + height - max(ys)) > _BOX_TOLERANCE
+    )

@@ -1,0 +1,384 @@
+"""Datasets of the Hugging Face Hub: they equal the REFER files, wherever the images are; what is wrong is named."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.encode import view_of
+from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.pipeline import train_batches
+from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.sources import build_source, find_source, with_folders
+from s2rm_jax.input.tokens import Tokenizer
+from tests.input.refer_fixture import refer_mini, write_refer_layout
+
+pytest.importorskip("pyarrow", reason="the extra [hf] is not installed")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2rm_jax.input import huggingface
+from s2rm_jax.input.huggingface import HuggingFaceSource
+from tests.input.hub_server import serve_hub, use_hub
+from tests.input.huggingface_fixture import write_jxu, write_lmms
+
+SPLITS = ("train", "val", "testA", "testB", "test")
+
+
+def one_polygon(refs, instances):
+    """Leave each object its first polygon, which is all that the layout with images has."""
+    for annotation in instances["annotations"]:
+        (x0, y0, _, _, x1, y1, _, _), *_ = annotation["segmentation"]
+        annotation |= {"segmentation": annotation["segmentation"][:1], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+
+
+@pytest.fixture(scope="module")
+def refer(tmp_path_factory):
+    return write_refer_layout(tmp_path_factory.mktemp("refer"), edit=one_polygon)
+
+
+@pytest.fixture(scope="module")
+def jxu(refer, tmp_path_factory):
+    return write_jxu(refer, tmp_path_factory.mktemp("jxu"))
+
+
+@pytest.fixture(scope="module")
+def lmms(refer, tmp_path_factory):
+    return write_lmms(refer, tmp_path_factory.mktemp("lmms"))
+
+
+def assert_same(source, refer):
+    """Image by image the same pixels, expressions, masks and groups."""
+    assert len(source) == len(refer) > 0
+    for index, (ours, theirs) in enumerate(zip(source, refer, strict=True)):
+        assert source.referents(index) == refer.referents(index)
+        assert (ours.id, ours.height, ours.width) == (theirs.id, theirs.height, theirs.width)
+        image = theirs.image if isinstance(ours.image, Path) else theirs.image.read_bytes()
+        assert ours.image == image
+        assert [one.text for one in ours.expressions] == [one.text for one in theirs.expressions]
+        for one, other in zip(ours.expressions, theirs.expressions, strict=True):
+            masks = (rasterize(each.segmentation, theirs.height, theirs.width) for each in (one, other))
+            np.testing.assert_array_equal(*masks)
+        ids = {one.id for one in ours.expressions}
+        assert len(ids) == len(ours.expressions)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("choice", [{}, {"sentence_field": "sent"}, {"overlap": "drop"}], ids=str)
+def test_annotations_in_rows_equal_the_files(tmp_path, split, choice):
+    root = write_refer_layout(tmp_path / "refer")
+    source = HuggingFaceSource(split, path=write_jxu(root, tmp_path / "jxu"), root=root, **choice)
+    theirs = ReferSource(split, root=root, **choice)
+    assert_same(source, theirs)
+    assert list(source) == list(theirs)  # the ids too
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_images_in_rows_equal_the_files(refer, lmms, split):
+    assert_same(HuggingFaceSource(split, path=lmms), ReferSource(split, root=refer))
+
+
+def test_rows_with_annotations_may_have_images_too(refer, tmp_path):
+    def edit(name, rows):
+        for row in rows:
+            row["image"] = {
+                "bytes": (refer / "images/mscoco/images/train2014" / Path(row["image_path"]).name).read_bytes()
+            }
+
+    assert_same(
+        HuggingFaceSource("testA", path=write_jxu(refer, tmp_path, edit=edit)), ReferSource("testA", root=refer)
+    )
+
+
+@pytest.mark.skipif(refer_mini() is None, reason="the sample of real photographs is not here")
+@pytest.mark.parametrize("split", ["testA", "testB"])
+def test_real_photographs(tmp_path, split):
+    root = refer_mini()
+    theirs = ReferSource(split, root=root, split_by="mini")
+    jxu = HuggingFaceSource(split, path=write_jxu(root, tmp_path / "jxu", split_by="mini"), root=root)
+    assert list(jxu) == list(theirs)
+    lmms = HuggingFaceSource(split, path=write_lmms(root, tmp_path / "lmms", split_by="mini", shards=2))
+    assert len(lmms) == len(theirs)
+    for ours, refer in zip(lmms, theirs, strict=True):
+        assert ours.image == refer.image.read_bytes()
+        for one, other in zip(ours.expressions, refer.expressions, strict=True):
+            first = other.segmentation[:1]  # the layout has one polygon for each object
+            masks = (rasterize(each, refer.height, refer.width) for each in (one.segmentation, first))
+            np.testing.assert_array_equal(*masks)
+
+
+def test_masks_that_lost_polygons_are_counted(tmp_path, caplog):
+    def boxes(refs, instances):
+        for annotation in instances["annotations"]:
+            polygons = annotation["segmentation"]
+            xs, ys = ([value for polygon in polygons for value in polygon[axis::2]] for axis in (0, 1))
+            annotation["bbox"] = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+    root = write_refer_layout(tmp_path / "refer", edit=boxes)
+    HuggingFaceSource("val", path=write_lmms(root, tmp_path / "lmms"))
+    assert "val: masks that do not fill their boxes: 2 of 4 (row 0 first)" in caplog.text
+
+
+def test_a_crowd_and_an_empty_polygon_are_left_out(refer, tmp_path, caplog):
+    def edit(name, rows):
+        rows[0]["iscrowd"], rows[1]["segmentation"] = 1, []
+
+    source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert source.num_referents == 2
+    assert "referents left out because their annotation has no mask: 2" in caplog.text
+
+
+def test_other_images_than_cocos_are_told_apart_by_their_names(refer, tmp_path):
+    def edit(name, rows):
+        for row in rows:
+            row["file_name"] = f"photo {row['file_name'][24:27]}.jpg"
+
+    source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert [len(example.expressions) for example in source] == [4, 4]
+
+
+def test_one_expression_a_row_and_several_polygons(refer, tmp_path):
+    square = [[4.0, 4.0, 8.0, 4.0, 8.0, 8.0, 4.0, 8.0], [2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]]
+    rows = pq.read_table(write_lmms(refer, tmp_path) / "data/val-00000-of-00001.parquet").to_pylist()
+    rows = [{**row, "answer": row["answer"][0], "segmentation": square} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
+    for overlap, pixels in (("union", 28), ("drop", 24)):
+        source = HuggingFaceSource("val", path=tmp_path / "val.parquet", overlap=overlap)
+        assert source.expression_count(0) == 2
+        assert rasterize(source[0].expressions[0].segmentation, 48, 64).sum() == pixels
+
+
+def test_batches_resume_and_do_not_depend_on_workers(lmms):
+    source = HuggingFaceSource("train", path=lmms)
+    config = default_config()
+    config.batch_size, config.input.image_size = 2, (32, 32)
+    tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "left", "right", "one"], 8)
+
+    def images(start, count):
+        stream = train_batches(source, tokenizer, config, start)
+        return [next(stream).images for _ in range(count)]
+
+    whole = images(0, 4)
+    np.testing.assert_array_equal(whole[2:], images(4, 2))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    config.input.workers = 1
+    np.testing.assert_array_equal(whole, images(0, 4))
+
+
+def test_a_copy_in_another_process_opens_the_files_itself(lmms, monkeypatch):
+    source = HuggingFaceSource("val", path=lmms)
+    before = list(source)
+    copy = pickle.loads(pickle.dumps(source))
+    monkeypatch.setattr(huggingface, "_images", huggingface._RowGroups(0))  # as in a new process
+    assert list(copy) == before
+
+
+def test_row_groups_are_read_once_while_they_fit(lmms, monkeypatch):
+    read, reads = huggingface._read_images, []
+    monkeypatch.setattr(huggingface, "_read_images", lambda *place: reads.append(place) or read(*place))
+    for limit, expected in ((1 << 20, 2), (0, 4)):
+        monkeypatch.setattr(huggingface, "_images", huggingface._RowGroups(limit))
+        reads.clear()
+        a, b = (HuggingFaceSource(split, path=lmms) for split in ("val", "testA"))
+        for source in (a, b, a, b):
+            assert source[0].image == source[1].image or len(source) == 2
+        assert len(reads) == expected
+
+
+def test_moved_folders():
+    fields = {"name": "hf", "path": "old", "root": "old"}
+    assert with_folders(ConfigDict(fields), ["new", "path=there"]).to_dict() == {
+        **fields,
+        "root": "new",
+        "path": "there",
+    }
+    assert with_folders(ConfigDict({"name": "hf", "path": "old"}), ["new"]).to_dict() == {"name": "hf", "path": "new"}
+    with pytest.raises(UserError, match="use one of: --data path=DIR, --data root=DIR"):
+        with_folders(ConfigDict(fields), ["image_root=x"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": ""}, "the source's path is empty"),
+        ({"path": "/nowhere"}, "the source's path /nowhere does not exist and is no name on the Hub"),
+        ({"path": "nowhere/data.parquet"}, "path nowhere/data.parquet does not exist"),
+        ({"root": "/nowhere"}, "the image COCO_train2014_.* was not found"),
+        ({"root": ""}, "the source's root is empty; .* has no images: set it to the folder of COCO's train2014"),
+        ({"overlap": "sum"}, "overlap is 'sum'"),
+        ({"sentence_field": "text"}, "sentence_field is 'text'"),
+        ({"rev": "main"}, "does not fit the source 'hf'"),
+    ],
+)
+def test_wrong_settings(refer, jxu, change, message):
+    fields = {"name": "hf", "path": str(jxu), "root": str(refer)} | change
+    with pytest.raises(UserError, match=message) as caught:
+        find_source(ConfigDict(fields), "val")
+        build_source(ConfigDict(fields), "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_that_is_not_there(refer, jxu, lmms):
+    with pytest.raises(
+        UserError, match=r"split 'test2' not found in .*; available: testA \(4 referents\), testB .*val"
+    ):
+        HuggingFaceSource("test2", path=jxu, root=refer)
+    with pytest.raises(
+        UserError, match=r"split 'test2' not found in .*, by the names of its files; available: testA, "
+    ):
+        HuggingFaceSource("test2", path=lmms)
+
+
+def test_a_file_called_test_is_testa_only_where_a_column_says_so(lmms, tmp_path):
+    (tmp_path / "test.parquet").write_bytes((lmms / "data/testA-00000-of-00001.parquet").read_bytes())
+    assert len(HuggingFaceSource("test", path=tmp_path)) == 2
+    with pytest.raises(UserError, match=r"split 'testA' not found in .*; available: test"):
+        HuggingFaceSource("testA", path=tmp_path)
+
+
+def test_only_raw_expressions_where_images_are_in_the_rows(lmms):
+    with pytest.raises(UserError, match=r"sentence_field is 'sent'; .* has only 'raw' expressions"):
+        HuggingFaceSource("val", path=lmms, sentence_field="sent")
+
+
+@pytest.mark.parametrize("column", ["raw_anns", "sentences", "split", "image_id"])
+def test_a_missing_column_is_named(refer, jxu, tmp_path, column):
+    table = pq.read_table(jxu / "data/validation-00000-of-00001.parquet").drop_columns([column])
+    pq.write_table(table, tmp_path / "val.parquet")
+    with pytest.raises(UserError, match=rf"lacks the columns {column}; it has ann_id, anns_id, ") as caught:
+        HuggingFaceSource("val", path=tmp_path, root=refer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["image", "segmentation", "file_name"])
+def test_a_missing_column_beside_images_is_named(lmms, tmp_path, column):
+    table = pq.read_table(lmms / "data/val-00000-of-00001.parquet").drop_columns([column])
+    pq.write_table(table, tmp_path / "val.parquet")
+    with pytest.raises(UserError, match=rf"lacks the columns {column}; it has answer, "):
+        HuggingFaceSource("val", path=tmp_path)
+
+
+def _image(content):
+    def edit(name, rows):
+        for row in rows:
+            row["image"]["bytes"] = content(row["image"]["bytes"])
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda image: None, r"row 2 of row group 0 of .*val-00000-of-00001.parquet has no image"),
+        (lambda image: b"", "has no image"),
+        (lambda image: b"no image", r"the image in row 2 of row group 0 of .* is not an image"),
+        (lambda image: image[: len(image) // 2], "example 102: the image is damaged"),
+    ],
+)
+def test_an_image_that_does_not_decode(refer, tmp_path, content, message):
+    source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=_image(content)))
+    with pytest.raises(UserError, match=message) as caught:
+        view_of(source[0], [0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no Parquet PAR1", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_that_is_not_parquet(tmp_path, content):
+    (tmp_path / "val.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"val\.parquet cannot be read as Parquet \(.*\); get it again") as caught:
+        HuggingFaceSource("val", path=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("raw_image_info", text) for text in ("", "null", "{}", "[1]", None)] + [("image_id", None), ("raw_anns", "3")],
+)
+def test_annotations_that_are_not_cocos(refer, tmp_path, column, value):
+    def edit(name, rows):
+        rows[0][column] = value
+
+    with pytest.raises(
+        UserError, match=r"row 0 of row group 0 of .*: raw_anns and raw_image_info must be JSON objects"
+    ):
+        HuggingFaceSource("val", path=write_jxu(refer, tmp_path, edit=edit), root=refer)
+
+
+def test_a_row_without_the_name_of_its_image(refer, tmp_path):
+    def edit(name, rows):
+        rows[1]["file_name"] = None
+
+    with pytest.raises(UserError, match=r"row 1 of row group 0 of .* has no file_name"):
+        HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+
+
+def test_images_that_are_plain_bytes(refer, lmms, tmp_path):
+    rows = pq.read_table(lmms / "data/val-00000-of-00001.parquet").to_pylist()
+    rows = [{**row, "image": row["image"]["bytes"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
+    assert_same(HuggingFaceSource("val", path=tmp_path), ReferSource("val", root=refer))
+
+
+def test_sizes_are_those_of_the_images(lmms, refer):
+    source = HuggingFaceSource("val", path=lmms)
+    assert {(example.height, example.width) for example in source} == {(48, 64)}
+
+
+def test_a_folder_without_parquet_files(tmp_path):
+    with pytest.raises(UserError, match="has no Parquet file"):
+        HuggingFaceSource("val", path=tmp_path)
+
+
+def test_a_name_on_the_hub(refer, jxu, lmms, tmp_path):
+    with serve_hub({"jxu124/refcoco": jxu, "lmms-lab/RefCOCO": lmms}, tmp_path) as sent:
+        for split in ("testA", "test"):
+            theirs = ReferSource(split, root=refer)
+            assert list(HuggingFaceSource(split, path="jxu124/refcoco", root=refer)) == list(theirs)
+        assert_same(
+            HuggingFaceSource("testA", path="lmms-lab/RefCOCO", revision="v1"), ReferSource("testA", root=refer)
+        )
+        expected = ["test-00000-of-00001.parquet", "testB-00000-of-00001.parquet", "testA-00000-of-00001.parquet"]
+        assert sent == [f"data/{name}" for name in expected]  # each file once, and no other
+    with use_hub("http://127.0.0.1:9", tmp_path, offline=True):
+        HuggingFaceSource("testA", path="lmms-lab/RefCOCO", revision="v1")
+        with pytest.raises(UserError, match="cannot be downloaded from the Hugging Face Hub"):
+            HuggingFaceSource("testB", path="lmms-lab/RefCOCO", revision="v1")
+    with use_hub("http://127.0.0.1:9", tmp_path):  # nobody listens there
+        assert len(HuggingFaceSource("testA", path="jxu124/refcoco", root=refer)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": "nobody/nothing"}, r"path nobody/nothing is not a local path and cannot be downloaded .*404"),
+        (
+            {"revision": "v2"},
+            r"cannot be downloaded from the Hugging Face Hub \(.*404.*\): check the name, the revision",
+        ),
+        ({"split": "test2"}, "has no Parquet file of the split 'test2'"),
+    ],
+)
+def test_what_the_hub_does_not_have(lmms, tmp_path, fields, message):
+    with serve_hub({"lmms-lab/RefCOCO": lmms}, tmp_path), pytest.raises(UserError, match=message) as caught:
+        HuggingFaceSource(**{"split": "val", "path": "lmms-lab/RefCOCO"} | fields)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_no_network(tmp_path):
+    with (
+        use_hub("http://127.0.0.1:9", tmp_path),
+        pytest.raises(UserError, match=r"cannot be downloaded .*network") as e,
+    ):
+        HuggingFaceSource("val", path="lmms-lab/RefCOCO")
+    assert "\n" not in str(e.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
