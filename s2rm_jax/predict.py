@@ -81,7 +81,11 @@ SHARD = flags.DEFINE_string(
     "shard", None, "I/N: this process segments share I of N of --images, such as 0/4", flag_values=FLAGS
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "images that the device processes together", lower_bound=1, flag_values=FLAGS
+    "batch_size",
+    None,
+    "images of --images that the device processes together; by default 1 on a CPU, else 8",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 
@@ -116,7 +120,7 @@ def _predict_images(out: Path, options: Options) -> dict[str, Any]:
     segmenter = _segmenter()
     _warn(segmenter, expressions)
     quiet = bool(FLAGS["quiet"].value)
-    part = run_job(segmenter, items, share, out, options, batch_size=int(BATCH_SIZE.value), quiet=quiet)
+    part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet)
 
     written, asked = part.path, part.count + len(part.failed)
     content: dict[str, Any] = {"part": str(written), "images": part.count, "failed": part.failed}

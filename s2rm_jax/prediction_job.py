@@ -128,7 +128,7 @@ def run_job(
     out: Path,
     options: Options,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     quiet: bool = False,
 ) -> Part:
     """Segment this process's share of the images and write their files and records; continue an unfinished job.
@@ -143,7 +143,8 @@ def run_job(
         share: the result of `find_share`.
         out: the folder for all results.
         options: which files to write.
-        batch_size: the number of images that the device processes together.
+        batch_size: the number of images that the device processes together; by default 1 on a CPU, which gains little
+            from more, and 8 on other devices.
         quiet: whether to hide the progress bar.
 
     Returns:
@@ -152,7 +153,10 @@ def run_job(
     Raises:
         UserError: `out` belongs to another job, or a file cannot be written.
     """
+    import jax
+
     index, number = share
+    batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
     with open_part(out, share, _settings(segmenter, items, options)) as part:
         left = [item for item in items[index::number] if item.image not in part.done]
         try:
@@ -197,7 +201,10 @@ def _records(
 
     def segment(batch: list[tuple[Item, Any]]) -> list[tuple[Item, Any, Result | None]]:
         good = [(item, image) for item, image in batch if not isinstance(image, UserError)]
-        images, expressions = [image for _, image in good], [item.expressions for item, _ in good]
+        full = good
+        if len(items) > batch_size and not options.explain:  # no program for the last images alone
+            full = good + good[:1] * (batch_size - len(good))
+        images, expressions = [image for _, image in full], [item.expressions for item, _ in full]
         results = iter(segmenter.segment(images, expressions, explain=bool(options.explain)))
         return [(item, image, None if isinstance(image, UserError) else next(results)) for item, image in batch]
 
