@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,14 +68,20 @@ def list_items(images: str, expressions: Sequence[str]) -> list[Item]:
     Raises:
         UserError: there are no images, the list has a mistake, or an image has no expressions.
     """
+    images = os.path.expanduser(images)
+    if is_url(images):
+        raise UserError(f"--images: {images} is an address; give a folder, a pattern or a list, or use --image")
     read = _LISTS.get(os.path.splitext(images)[1].lower())
     found: dict[str, dict[str, None]] = {}  # ordered sets
-    if read is None or not epath.Path(images).is_file():
+    if read is None or not (on_bucket(images) or os.path.isfile(images)):
         found = {os.fspath(path): {} for path in (_list_bucket(images) if on_bucket(images) else list_images(images))}
     else:
         folder = os.path.dirname(images)
-        for image, own in read(epath.Path(images)):
-            name = image if is_url(image) or on_bucket(image) else os.path.join(folder, image)
+        with _reading(images):
+            listed = list(read(epath.Path(images)))
+        for image, own in listed:
+            name = image if on_bucket(image) else os.path.join(folder, image)
+            name = name if on_bucket(name) else os.path.normpath(name)
             found.setdefault(name, {}).update(dict.fromkeys(own))
     if not found:
         raise UserError(f"--images: {images} lists no image")
@@ -153,10 +159,11 @@ def run_job(
     Raises:
         UserError: `out` belongs to another job, or a file cannot be written.
     """
-    import jax
-
     index, number = share
-    batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    if batch_size is None:
+        import jax
+
+        batch_size = 1 if jax.default_backend() == "cpu" else 8
     with open_part(out, share, _settings(segmenter, items, options)) as part:
         left = [item for item in items[index::number] if item.image not in part.done]
         try:
@@ -229,10 +236,25 @@ def _records(
 def _load(image: str) -> np.ndarray:
     if is_url(image) or not on_bucket(image):
         return load_image(image, apply_exif=True)
+    with _reading(image):
+        content = epath.Path(image).read_bytes()
     try:
-        return load_image(epath.Path(image).read_bytes(), apply_exif=True)
-    except (OSError, UserError) as error:
+        return load_image(content, apply_exif=True)
+    except UserError as error:
         raise UserError(f"{image}: {error}") from error
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Raise UserError if a file or folder cannot be read in the block; clients of buckets raise nearly any exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be read ({' '.join(str(error).split())}); check it and its permissions"
+        ) from error
 
 
 def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Options) -> dict[str, Any]:
@@ -264,8 +286,9 @@ def _list_bucket(pattern: str) -> list[epath.Path]:
     """Return the images in a folder of a bucket, or those that match a pattern, in order of their names."""
     root, _, name = pattern.rpartition("/")
     suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
-    found = epath.Path(root).glob(name) if "*" in name else epath.Path(pattern).iterdir()
-    paths = sorted(path for path in found if path.suffix.lower() in suffixes)
+    with _reading(pattern):
+        found = epath.Path(root).glob(name) if "*" in name else epath.Path(pattern).iterdir()
+        paths = sorted(path for path in found if path.suffix.lower() in suffixes)
     if not paths:
         raise UserError(f"--images: {pattern} has no images; check it")
     return paths
