@@ -246,7 +246,7 @@ def _load(image: str) -> np.ndarray:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Raise UserError if a file or folder cannot be read in the block; clients of buckets raise nearly any exception."""
+    """Raise UserError if a file or folder cannot be read in the block; clients of buckets raise any exception."""
     try:
         yield
     except UserError:

@@ -1,6 +1,7 @@
 """A job on many images that is killed at any moment continues: every image is done once."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tests.command import ROOT
 
-PROGRAM = Path(__file__).with_name("job_of_images.py")
+PROGRAM = Path(__file__).with_name("predict_with_standin.py")
 COUNT = 60
 
 
@@ -31,8 +32,17 @@ def start(images):
     """Starts the job, and returns the process when it has begun."""
 
     def start(out, share):
-        command = [sys.executable, str(PROGRAM), str(images), str(out), share]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)})
+        flags = [
+            f"--images={images}",
+            f"--out={out}",
+            f"--shard={share}",
+            "--text=the bright part",
+            "--text=it",
+            "--quiet",
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "READY": "1"}
+        command = [sys.executable, str(PROGRAM), *flags]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=environment)
         assert process.stdout.readline() == b"ready\n"
         return process
 

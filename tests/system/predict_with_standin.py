@@ -1,17 +1,21 @@
-"""A job with a stand-in for the network: `job_of_images.py IMAGES OUT SHARE`; it prints "ready" when it begins."""
+"""The command predict with a stand-in for the network; with READY set, it prints "ready" when it begins."""
 
+import os
 import sys
-from pathlib import Path
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 
-from s2rm_jax.prediction_files import Options
-from s2rm_jax.prediction_job import find_share, list_items, run_job
+from s2rm_jax import command_line, predict
 
 
 class Segmenter:
     """Finds the pixels above the mean of the image."""
+
+    def __init__(self):
+        if "READY" in os.environ:
+            print("ready", file=sys.__stdout__, flush=True)
 
     def fingerprint(self):
         return "stand-in"
@@ -34,7 +38,6 @@ class Segmenter:
 
 
 if __name__ == "__main__":
-    images, out, share = sys.argv[1:]
-    items = list_items(images, ["the bright part", "the other"])
-    print("ready", flush=True)
-    run_job(Segmenter(), items, find_share(share), Path(out), Options(), batch_size=4, quiet=True)
+    predict._segmenter, predict._compilation_cache = Segmenter, nullcontext
+    sys.argv.append("--batch_size=4")
+    command_line.run(predict.main, predict.FLAGS, predict.__doc__, required=("out",))
