@@ -73,7 +73,7 @@ OUT = flags.DEFINE_string("out", None, "the folder for masks and overlay", flag_
 EXPLAIN = flags.DEFINE_string(
     "explain", None, "a PNG for the figure of words, directions and stages, one per expression", flag_values=FLAGS
 )
-OVERLAY = flags.DEFINE_bool("overlay", True, "write overlay.png", flag_values=FLAGS)
+OVERLAY = flags.DEFINE_enum("overlay", "on", ["on", "off"], "whether to write overlay.png", flag_values=FLAGS)
 MASKS = flags.DEFINE_enum(
     "masks", "png", ["png", "rle"], "write masks as PNG files, or as COCO's RLE in the results", flag_values=FLAGS
 )
@@ -102,41 +102,35 @@ def main() -> dict[str, Any]:
     # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
-    options = Options(bool(OVERLAY.value), str(MASKS.value), EXPLAIN.value or "")
+    options = Options(OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "")
     with _compilation_cache():
         predict = _predict_images if IMAGES.value else _predict_image
         return predict(Path(OUT.value), options)
 
 
 def _predict_images(out: Path, options: Options) -> dict[str, Any]:
-    expressions = TEXT.value or []
-    if options.explain and (
-        Path(options.explain).name != options.explain or not options.explain.lower().endswith(".png")
-    ):
-        raise UserError(f"--explain: {options.explain} must be a file name ending in .png, used in each image's folder")
-    require_free_name(Path(options.explain))
+    name = Path(options.explain)
+    if options.explain and (name.name != options.explain or name.suffix.lower() != ".png"):
+        raise UserError(f"--explain: {name} must be a file name ending in .png, used in each image's folder")
+    require_free_name(name)
     index, number = share = find_share(SHARD.value)
-    items = list_items(str(IMAGES.value), expressions)
+    items = list_items(str(IMAGES.value), TEXT.value or [])
     segmenter = _segmenter()
-    _warn(segmenter, expressions)
-    quiet = bool(FLAGS["quiet"].value)
+    _warn(segmenter, TEXT.value or [])
+    quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)
     part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet)
 
-    written, asked = part.path, part.count + len(part.failed)
-    content: dict[str, Any] = {"part": str(written), "images": part.count, "failed": part.failed}
-    if number == 1:
-        written = out / RESULT_FILE
-        content = json.loads(written.read_text(encoding="utf-8")) if FLAGS["json"].value else {}
-    if part.failed and not part.count:
-        raise UserError(f"none of {counted(asked, 'image')} could be read; see the warnings above")
-    if part.failed:
-        raise PartlyDone(
-            f"{len(part.failed)} of {counted(asked, 'image')} could not be read; they are listed above and in "
-            f"{written}, and all others are done",
-            content,
-        )
-    share_of = f", share {index} of {number} of {counted(len(items), 'image')}" if number > 1 else ""
-    print(f"{counted(asked, 'image')} done{share_of}; the results are in {out}, listed in {written.name}")
+    content: dict[str, Any] = {"part": str(part.path), "images": part.count, "failed": part.failed}
+    if number == 1:  # read only where it is printed: it may list a million images
+        content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8")) if as_json else {}
+    listed, failed, total = part.path if number > 1 else out / RESULT_FILE, len(part.failed), len(items[index::number])
+    if failed and not part.count:
+        raise UserError(f"none of {counted(total, 'image')} could be read; see the warnings above")
+    if failed:
+        message = f"{failed} of {counted(total, 'image')} could not be read; they are listed above and in {listed}"
+        raise PartlyDone(f"{message}, and all others are done", content)
+    share_of = f" (share {index} of {number} of {counted(len(items), 'image')})" if number > 1 else ""
+    print(f"{counted(total, 'image')} done{share_of}; the results are in {out}, listed in {listed.name}")
     return content
 
 

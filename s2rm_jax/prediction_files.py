@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -265,8 +266,8 @@ def remove_job(part: Part, out: Path) -> None:
 
 
 def _write_json(path: Path, parts: Iterable[str]) -> None:
-    """Write a file atomically."""
-    temporary = path.with_suffix(".tmp")
+    """Write a file atomically, also if several processes write it at the same time."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with writing(path):
             # Bytes of file names that are no UTF-8 are surrogates in Python; they become escapes of JSON.

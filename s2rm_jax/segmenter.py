@@ -238,9 +238,7 @@ class Segmenter:
     def _in_threads(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(self._threads.map(function, items)) if len(items) > 1 else [function(item) for item in items]
 
-    def explain(
-        self, image: EncodedImage | str | Path | bytes | np.ndarray | Image.Image, expression: str
-    ) -> Explanation:
+    def explain(self, image: EncodedImage | ImageSource, expression: str) -> Explanation:
         """Return the explanation of the mask of one expression; arguments and errors are those of `segment`."""
         result = self.segment(image, expression, explain=True)
         assert result.explanations is not None
@@ -259,7 +257,7 @@ class Segmenter:
         """Return a checksum of the parameters, to tell networks apart."""
         checksum = 0
         for leaf in jax.tree.leaves(self._params):
-            checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8), checksum)
         return f"{checksum:08x}"
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from s2rm_jax import prediction_job
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import decode_rle
-from s2rm_jax.prediction_files import Options
+from s2rm_jax.prediction_files import Options, open_part
 from s2rm_jax.prediction_job import list_items, run_job
 
 EVERYTHING = Options()
@@ -178,6 +179,16 @@ def test_processes_do_not_mix_jobs(run, paths, tmp_path):
     run(paths, "red", out=tmp_path / "earlier")
     with pytest.raises(UserError, match="earlier has an earlier prediction; give another --out"):
         run(paths, "red", share=(0, 2), out=tmp_path / "earlier")
+
+
+def test_processes_may_start_at_the_same_time(tmp_path):
+    def start(index):
+        with open_part(tmp_path / "out", (index, 16), {"network": "a" * 100_000}) as part:
+            return part.count
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(start, range(16))) == [0] * 16
+    assert len(files(tmp_path / "out")) == 17
 
 
 def test_two_processes_cannot_have_the_same_share(run, paths, tmp_path, segmenter, monkeypatch):
