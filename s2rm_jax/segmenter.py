@@ -257,7 +257,7 @@ class Segmenter:
         """Return a checksum of the parameters, to tell networks apart."""
         checksum = 0
         for leaf in jax.tree.leaves(self._params):
-            checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data, checksum)
         return f"{checksum:08x}"
 
 

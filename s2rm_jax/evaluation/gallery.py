@@ -58,7 +58,7 @@ class Cases:
     def __call__(self, prediction: Prediction) -> None:
         """Keep the prediction in each section to which it belongs."""
         score = prediction.score
-        order = zlib.crc32(score.id.encode())
+        order = zlib.crc32(score.id.encode(errors="backslashreplace"))
         self._offer("random", (0.0, order), prediction)
         if score.iou is not None:
             self._offer("worst", (score.iou, order), prediction)
