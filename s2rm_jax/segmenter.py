@@ -149,11 +149,11 @@ class Segmenter:
         Raises:
             UserError: an image cannot be read or downloaded.
         """
-        if not isinstance(image, list):
-            return jax.block_until_ready(self._encode_batch([image])[0])
-        batches = range(0, len(image), MOST_IMAGES)
-        encoded = [one for start in batches for one in self._encode_batch(image[start : start + MOST_IMAGES])]
-        return jax.block_until_ready(encoded)
+        images = image if isinstance(image, list) else [image]
+        batches = range(0, len(images), MOST_IMAGES)
+        encoded = [one for start in batches for one in self._encode_batch(images[start : start + MOST_IMAGES])]
+        jax.block_until_ready([one.features for one in encoded])
+        return encoded if isinstance(image, list) else encoded[0]
 
     @overload
     def segment(

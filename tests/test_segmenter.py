@@ -161,6 +161,18 @@ def test_any_number_of_images_and_expressions_takes_few_programs(segmenter, colo
     assert colour_world.traced.count("encode_image") == 5 and len(colour_world.traced) == 25
 
 
+def test_encode_waits_for_the_device(segmenter, image, monkeypatch):
+    waited = []
+
+    class Features:
+        def block_until_ready(self):
+            waited.append(self)
+
+    monkeypatch.setattr(segmenter, "_encode", lambda params, pixels: [(Features(),) for _ in pixels])
+    one, several = segmenter.encode(image), segmenter.encode([image] * 3)
+    assert waited == [*one.features, *(encoded.features[0] for encoded in several)]
+
+
 def test_threads_do_not_compile_a_program_twice(segmenter, colour_world, image):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: segmenter.segment([image] * 2, "red"), range(8)))
