@@ -114,7 +114,7 @@ def _predict_images(out: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"--explain: {name} must be a file name ending in .png, used in each image's folder")
     require_free_name(name)
     index, number = share = find_share(SHARD.value)
-    items = list_items(str(IMAGES.value), TEXT.value or [])
+    items = list_items(str(IMAGES.value), TEXT.value or [], out)
     segmenter = _segmenter()
     _warn(segmenter, TEXT.value or [])
     quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)

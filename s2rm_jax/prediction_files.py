@@ -115,6 +115,11 @@ def remove_earlier_prediction(out: Path) -> None:
         _remove_listed(out, content.get("images", [content]) if isinstance(content, dict) else [])
 
 
+def is_result(path: Path, out: Path) -> bool:
+    """Return whether a file under `out` has the name of a mask or overlay."""
+    return bool(re.fullmatch(_OURS, path.name)) and out.absolute() in path.absolute().parents
+
+
 def outcomes(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Return a line for each expression: its number, its text and its outcome."""
     return [f"{number}. {entry['expression']} ({outcome(entry)})" for number, entry in enumerate(entries, start=1)]

@@ -32,6 +32,7 @@ from s2rm_jax.prediction_files import (
     RESULT_FILE,
     Options,
     Part,
+    is_result,
     open_part,
     remove_job,
     write_prediction,
@@ -54,16 +55,18 @@ class Item:
     folder: str
 
 
-def list_items(images: str, expressions: Sequence[str]) -> list[Item]:
+def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]:
     """Return the images of a job with their expressions.
 
-    An image that is listed several times is segmented once, with the expressions of all its entries.
+    An image that is listed several times is segmented once, with the expressions of all its entries. Masks and overlays
+    under `out` are not images of a pattern: a job that continues would find its own results.
 
     Args:
         images: a folder; a pattern; or a list: a text file (.txt) with an image per line, JSON lines (.jsonl) with
             "image" and optionally "expressions", or a Parquet file (.parquet) with such columns. Paths in a list are
             relative to its folder. All may be on a bucket.
         expressions: those of images without expressions in the list.
+        out: the folder of the results.
 
     Raises:
         UserError: there are no images, the list has a mistake, or an image has no expressions.
@@ -73,8 +76,10 @@ def list_items(images: str, expressions: Sequence[str]) -> list[Item]:
         raise UserError(f"--images: {images} is an address; give a folder, a pattern or a list, or use --image")
     read = _LISTS.get(os.path.splitext(images)[1].lower())
     found: dict[str, dict[str, None]] = {}  # ordered sets
-    if read is None or not (on_bucket(images) or os.path.isfile(images)):
-        found = {os.fspath(path): {} for path in (_list_bucket(images) if on_bucket(images) else list_images(images))}
+    if read is None and on_bucket(images):
+        found = {os.fspath(path): {} for path in _list_bucket(images)}
+    elif read is None or not (on_bucket(images) or os.path.isfile(images)):
+        found = {os.fspath(path): {} for path in list_images(images) if not is_result(path, out)}
     else:
         folder = os.path.dirname(images)
         with _reading(images):

@@ -1,15 +1,15 @@
 """The images of a job: folders, patterns and lists; and the share of a process."""
 
+import importlib
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import pyarrow
 import pytest
 from etils.epath import backend
 from PIL import Image
-from pyarrow import parquet
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.prediction_files import Options
@@ -18,6 +18,7 @@ from tests.training.fake_bucket import BucketFileSystem
 
 RED = {"image": "red.png", "expressions": ["the red part", "red"]}
 BLUE = {"image": "more/blue.png"}
+OUT = Path("/nowhere")
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def folder(tmp_path):
 
 
 def found(images, *expressions):
-    return [(item.image, item.expressions, item.folder) for item in list_items(str(images), expressions)]
+    return [(item.image, item.expressions, item.folder) for item in list_items(str(images), expressions, OUT)]
 
 
 def write_text(path):
@@ -41,6 +42,8 @@ def write_json_lines(path):
 
 
 def write_parquet(path):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    parquet = importlib.import_module("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([RED, BLUE | {"expressions": None}]), path)
 
 
@@ -56,13 +59,24 @@ def test_a_list_of_images(folder, name, write, own):
     assert found(folder / name, "a dog") == [(red, expressions, "red"), (blue, ("a dog",), "more/blue")]
     missing = blue if own else red
     with pytest.raises(UserError, match=rf"^--text is missing, and {missing} has no expressions of its own"):
-        list_items(str(folder / name), [])
+        list_items(str(folder / name), [], OUT)
+
+
+def test_results_of_the_job_are_not_images_of_its_pattern(folder):
+    for name in ("more/blue/overlay.png", "more/blue/mask_1_a_dog.png", "more/blue/mine.png", "overlay.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    items = list_items(f"{folder}/**/*.png", ["red"], folder / "more")
+    names = ["more/blue/mine.png", "more/blue.png", "overlay.png", "red.png"]
+    assert sorted(item.image for item in items) == sorted(str(folder / name) for name in names)
+    (folder / "list.txt").write_text("overlay.png\n")
+    assert len(list_items(str(folder / "list.txt"), ["red"], folder)) == 1
 
 
 def test_entries_of_the_same_image_are_joined(folder):
     entries = [RED, BLUE | {"expressions": ["blue"]}, {"image": "red.png", "expressions": ["red", "a dog"]}]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
-    assert [item.expressions for item in list_items(str(folder / "list.jsonl"), ())] == [
+    assert [item.expressions for item in list_items(str(folder / "list.jsonl"), (), OUT)] == [
         ("the red part", "red", "a dog"),
         ("blue",),
     ]
@@ -70,10 +84,10 @@ def test_entries_of_the_same_image_are_joined(folder):
 
 def test_absolute_paths_addresses_and_paths_that_lead_up(folder):
     (folder / "more/list.txt").write_text(f"../red.png\n{folder}/more/blue.png\n../more/../red.png\n")
-    items = list_items(str(folder / "more/list.txt"), ["red"])
+    items = list_items(str(folder / "more/list.txt"), ["red"], OUT)
     assert [item.folder for item in items] == ["red", "more/blue"]
     (folder / "list.txt").write_text("https://example.org/a/b.jpg\ngs://bucket/c.png\n")
-    assert [item.image for item in list_items(str(folder / "list.txt"), ["red"])] == [
+    assert [item.image for item in list_items(str(folder / "list.txt"), ["red"], OUT)] == [
         "https://example.org/a/b.jpg",
         "gs://bucket/c.png",
     ]
@@ -92,10 +106,12 @@ def test_absolute_paths_addresses_and_paths_that_lead_up(folder):
     ],
 )
 def test_a_list_with_mistakes(tmp_path, name, content, message):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        list_items(str(tmp_path / name), ["red"])
+        list_items(str(tmp_path / name), ["red"], OUT)
 
 
 def test_lists_and_images_on_a_bucket(folder, segmenter, monkeypatch, tmp_path):
@@ -109,15 +125,15 @@ def test_lists_and_images_on_a_bucket(folder, segmenter, monkeypatch, tmp_path):
     monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda *_: system)
     assert found("gs://bucket/data/list.jsonl") == [("gs://bucket/data/red.png", tuple(RED["expressions"]), "red")]
     assert [image for image, *_ in found("gs://bucket/data/r*.png", "red")] == ["gs://bucket/data/red.png"]
-    part = run_job(segmenter, list_items("gs://bucket/data", ["red"]), (0, 1), tmp_path / "out", Options())
+    part = run_job(segmenter, list_items("gs://bucket/data", ["red"], OUT), (0, 1), tmp_path / "out", Options())
     assert part.count == 1 and part.failed[0]["error"].startswith("gs://bucket/data/damaged.png: the image is not an ")
     with pytest.raises(UserError, match="gs://bucket/more has no images"):
-        list_items("gs://bucket/more", ["red"])
+        list_items("gs://bucket/more", ["red"], OUT)
     for missing in ("gs://bucket/none", "gs://bucket/none.jsonl", "none://bucket/list.txt"):
         with pytest.raises(UserError, match=f"{missing} cannot be read"):
-            list_items(missing, ["red"])
+            list_items(missing, ["red"], OUT)
     with pytest.raises(UserError, match="is an address; give a folder"):
-        list_items("https://example.org/list.txt", ["red"])
+        list_items("https://example.org/list.txt", ["red"], OUT)
 
 
 @pytest.mark.parametrize("given", ["1", "1/1", "-1/2", "a/2", "0/0", "1/2/3", ""])

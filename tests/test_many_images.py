@@ -34,7 +34,7 @@ def run(segmenter, tmp_path):
     def run(paths, *expressions, share=(0, 1), options=EVERYTHING, out=tmp_path / "out", **named):
         listed = tmp_path / "listed.txt"
         listed.write_bytes(b"".join(os.fsencode(path) + b"\n" for path in paths))
-        return run_job(segmenter, list_items(str(listed), expressions), share, out, options, **named)
+        return run_job(segmenter, list_items(str(listed), expressions, out), share, out, options, **named)
 
     return run
 
