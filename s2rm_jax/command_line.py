@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import io
 import json
 import os
 import select
@@ -60,6 +61,9 @@ def run(
         required: names of flags that must be given.
     """
     define_verbose(flag_values)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # escape what the encoding lacks, such as bytes of file names
+            stream.reconfigure(errors="backslashreplace")
     with LibraryOutput() as others:
         status, message = _outcome(main, flag_values, doc, required, others)
         _flush_stdout()
@@ -115,7 +119,7 @@ def _redirected_stdout(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
     """Discard stdout if `quiet`, else send it to stderr if `to_stderr`."""
     with contextlib.ExitStack() as stack:
         if quiet:
-            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
             stack.enter_context(contextlib.redirect_stdout(null))
         elif to_stderr:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))

@@ -97,7 +97,7 @@ def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
     images = f"{config.batch_size} images with {config.input.expressions_per_image} expression(s) each"
     rows = [
         f"Training: {step_flops / 1e12:.3g} TFLOPs a step of {images}; {steps:,} steps: {total:.2e} FLOPs.",
-        f"Estimated hours at {100 * mfu:.0f} % of the peak: "
+        f"Estimated hours in bfloat16 (config.dtype) at {100 * mfu:.0f} % of the peak: "
         + ", ".join(f"{name} {total / (peak * mfu) / 3600:.3g}" for name, peak in PEAK_FLOPS.items())
         + ".",
     ]

@@ -13,38 +13,41 @@ earlier prediction in that folder are removed. Without --image, the first image 
 and also written, as image.png; its own expressions are used unless --text is given. With --explain there is one figure
 per expression: how.png, or how_1.png, how_2.png and so on for several.
 
---images takes a folder or a quoted pattern, and segments every expression in every image; frame9 comes before frame10.
-Each image has its own folder in --out, for which --explain is a file name, and result.json lists all images. An image
-that cannot be read is reported and skipped; the exit status is then 4. docs/command_line.md covers videos, --json and
---quiet.
+--images takes a folder, a quoted pattern, or a list of images, which may have expressions of its own. Each image has
+its own folder in --out, for which --explain is a file name, and result.json lists all images. An image that cannot be
+read is reported and skipped; the exit status is then 4. The same command continues a job that was stopped. Several
+processes share the images with --shard, or started by SLURM and others; each then writes a part file instead of
+result.json. docs/command_line.md covers lists, jobs, videos, --json and --quiet.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
 from PIL import Image
-from tqdm import tqdm
 
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
-from s2rm_jax.input.images import list_images, load_image, result_folders
+from s2rm_jax.input.images import load_image
 from s2rm_jax.io import figure_paths, make_output_folder, save_image, workdir_path
 from s2rm_jax.prediction_files import (
     RESULT_FILE,
     SAMPLE_FILE,
+    Options,
     outcomes,
     remove_earlier_prediction,
     require_free_name,
     write_prediction,
     write_result,
 )
+from s2rm_jax.prediction_job import find_share, list_items, run_job
 from s2rm_jax.training.logging import counted
 
 if TYPE_CHECKING:
@@ -60,12 +63,29 @@ WORKDIR = flags.DEFINE_string(
 )
 IMAGE = flags.DEFINE_string("image", None, "the image; by default a held-out one of the run's data", flag_values=FLAGS)
 IMAGES = flags.DEFINE_string(
-    "images", None, "many images: a folder, or a pattern in quotes such as 'frames/*.jpg'", flag_values=FLAGS
+    "images",
+    None,
+    "many images: a folder, a pattern in quotes such as 'frames/*.jpg', or a list (.txt, .jsonl or .parquet)",
+    flag_values=FLAGS,
 )
 TEXT = flags.DEFINE_multi_string("text", None, "an expression; give the flag once per expression", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "the folder for masks and overlay", flag_values=FLAGS)
 EXPLAIN = flags.DEFINE_string(
     "explain", None, "a PNG for the figure of words, directions and stages, one per expression", flag_values=FLAGS
+)
+OVERLAY = flags.DEFINE_enum("overlay", "on", ["on", "off"], "whether to write overlay.png", flag_values=FLAGS)
+MASKS = flags.DEFINE_enum(
+    "masks", "png", ["png", "rle"], "write masks as PNG files, or as COCO's RLE in the results", flag_values=FLAGS
+)
+SHARD = flags.DEFINE_string(
+    "shard", None, "I/N: this process segments share I of N of --images, such as 0/4", flag_values=FLAGS
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "images of --images that the device processes together; by default 1 on a CPU, else 8",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 
@@ -75,99 +95,46 @@ def main() -> dict[str, Any]:
     """Segment one image or many; return the content of result.json."""
     if IMAGE.value and IMAGES.value:
         raise UserError("--image and --images are both given; use --image for one image, --images for many")
-    if (IMAGE.value or IMAGES.value) and not TEXT.value:
+    if IMAGE.value and not TEXT.value:
         raise UserError("--text is missing; give it once per expression (see --help)")
+    if SHARD.value and not IMAGES.value:
+        raise UserError("--shard is given without --images; only many images are shared")
     # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
+    options = Options(OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "")
     with _compilation_cache():
-        return _predict_images(IMAGES.value, Path(OUT.value)) if IMAGES.value else _predict_image(Path(OUT.value))
+        predict = _predict_images if IMAGES.value else _predict_image
+        return predict(Path(OUT.value), options)
 
 
-def segment_images(
-    segmenter: Segmenter,
-    paths: Sequence[Path],
-    expressions: Sequence[str],
-    out: Path,
-    *,
-    explain: str = "",
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Segment the expressions in each image and write the results.
-
-    Each image has a folder in `out` with the files of `write_prediction`. An image that cannot be read is reported on
-    stderr and skipped. result.json is written even if the work is interrupted.
-
-    Args:
-        segmenter: the network.
-        paths: the images.
-        expressions: the expressions, the same for all images.
-        out: the folder for all results.
-        explain: the file name of the figures in each image's folder; "" draws none.
-        quiet: whether to hide the progress bar.
-
-    Returns:
-        The content of result.json: {"images": [{"image", "folder", "width", "height", "results"}, ...], "failed":
-        [{"image", "error"}, ...]}.
-
-    Raises:
-        PartlyDone: some images could not be read; the others are done.
-        UserError: no image could be read, or `out` cannot be written to.
-    """
-    remove_earlier_prediction(make_output_folder(out))
-    # Labels without scores: a legend that changes from frame to frame would change the size of the overlay.
-    labels = [f"{number}. {expression}" for number, expression in enumerate(expressions, start=1)]
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    content: dict[str, Any] = {"images": done, "failed": failed}
-    pairs = list(zip(paths, result_folders(paths, taken=RESULT_FILE), strict=True))
-    try:
-        for path, folder in tqdm(pairs, "segmenting images", disable=quiet or None, leave=False):
-            try:
-                encoded = segmenter.encode(path)
-            except UserError as error:
-                failed.append({"image": str(path), "error": str(error)})
-                tqdm.write(f"warning: skipped: {error}", file=sys.stderr)
-                continue
-            result = segmenter.segment(encoded, expressions, explain=bool(explain))
-            image_folder = make_output_folder(out / folder)
-            figures = figure_paths(image_folder / explain, len(expressions)) if explain else []
-            entries = write_prediction(image_folder, encoded.image, result, figures, labels)
-            height, width = encoded.image.shape[:2]
-            entry = {"image": str(path), "folder": folder.as_posix(), "width": width, "height": height}
-            done.append(entry | {"results": entries})
-    except BaseException:
-        with suppress(UserError):  # a full disk fails twice, and the first error counts
-            write_result(out, content)
-        raise
-    write_result(out, content)
-    if not done:
-        raise UserError(f"none of {counted(len(paths), 'image')} could be read; see the warnings above")
-    if failed:
-        raise PartlyDone(
-            f"{len(failed)} of {counted(len(paths), 'image')} could not be read; they are listed above and under "
-            f'"failed" in {out / RESULT_FILE}, and all others are done',
-            content,
-        )
-    return content
-
-
-def _predict_images(images: str, out: Path) -> dict[str, Any]:
-    expressions, explain = TEXT.value or [], EXPLAIN.value or ""
-    if explain and (Path(explain).name != explain or Path(explain).suffix.lower() != ".png"):
-        raise UserError(f"--explain: {explain} must be a file name ending in .png, used in each image's folder")
-    require_free_name(Path(explain))
-    paths = list_images(images)
+def _predict_images(out: Path, options: Options) -> dict[str, Any]:
+    name = Path(options.explain)
+    if options.explain and (name.name != options.explain or name.suffix.lower() != ".png"):
+        raise UserError(f"--explain: {name} must be a file name ending in .png, used in each image's folder")
+    require_free_name(name)
+    index, number = share = find_share(SHARD.value)
+    items = list_items(str(IMAGES.value), TEXT.value or [], out)
     segmenter = _segmenter()
-    _warn(segmenter, expressions)
-    quiet = bool(FLAGS["quiet"].value)
-    content = segment_images(segmenter, paths, expressions, out, explain=explain, quiet=quiet)
-    total, masks = counted(len(content["images"]), "image"), counted(len(expressions), "mask")
-    print(f"{total} with {masks} each; result.json and a folder for each image are in {out}")
+    _warn(segmenter, TEXT.value or [])
+    quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)
+    part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet)
+
+    content: dict[str, Any] = {"part": str(part.path), "images": part.count, "failed": part.failed}
+    if number == 1:  # read only where it is printed: it may list a million images
+        content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8")) if as_json else {}
+    listed, failed, total = part.path if number > 1 else out / RESULT_FILE, len(part.failed), len(items[index::number])
+    if failed and not part.count:
+        raise UserError(f"none of {counted(total, 'image')} could be read; see the warnings above")
+    if failed:
+        message = f"{failed} of {counted(total, 'image')} could not be read; they are listed above and in {listed}"
+        raise PartlyDone(f"{message}, and all others are done", content)
+    share_of = f" (share {index} of {number} of {counted(len(items), 'image')})" if number > 1 else ""
+    print(f"{counted(total, 'image')} done{share_of}; the results are in {out}, listed in {listed.name}")
     return content
 
 
-def _predict_image(out: Path) -> dict[str, Any]:
+def _predict_image(out: Path, options: Options) -> dict[str, Any]:
     if IMAGE.value:
         image, expressions = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
     else:
@@ -183,7 +150,7 @@ def _predict_image(out: Path) -> dict[str, Any]:
 
     make_output_folder(out)  # not earlier, so that an error leaves no empty folder
     remove_earlier_prediction(out)
-    entries = write_prediction(out, image, result, figures)
+    entries = write_prediction(out, image, result, options, figures=figures)
     if not IMAGE.value:
         save_image(Image.fromarray(image), out / SAMPLE_FILE)
     height, width = image.shape[:2]
@@ -192,7 +159,8 @@ def _predict_image(out: Path) -> dict[str, Any]:
     print("\n".join(outcomes(entries)))
     if figures:
         print(f"how the network came to them: {', '.join(map(str, figures))}")
-    print(f"{counted(len(entries), 'mask')} of {width} x {height} pixels, overlay.png and result.json are in {out}")
+    files = "overlay.png and result.json" if options.overlay else "result.json"
+    print(f"{counted(len(entries), 'mask')} of {width} x {height} pixels and {files} are in {out}")
     return content
 
 

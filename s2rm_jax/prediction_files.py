@@ -1,20 +1,25 @@
-"""The files of a prediction in its folder: a mask per expression, an overlay, figures, and result.json."""
+"""The files of predictions: those of one image, the records of many images, and result.json."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.io import save_image, slug, writing
+from s2rm_jax.io import make_output_folder, save_image, slug, writing
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -22,6 +27,23 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 OVERLAY_FILE = "overlay.png"
 SAMPLE_FILE = "image.png"  # the image itself, if it comes from the run's data
+JOB_FILE = "job.json"
+_OURS = rf"mask_\d+_[a-z0-9_]+\.png|{re.escape(OVERLAY_FILE)}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is written for an image.
+
+    Attributes:
+        overlay: whether to write overlay.png.
+        masks: "png", a file per mask; or "rle", COCO's compressed RLE in the entries of the results.
+        explain: the file name of the figures in the folder of each of many images; "" draws none.
+    """
+
+    overlay: bool = True
+    masks: str = "png"
+    explain: str = ""
 
 
 def require_free_name(explain: Path) -> None:
@@ -38,6 +60,8 @@ def write_prediction(
     folder: Path,
     image: UInt8[np.ndarray, "height width 3"],
     result: Result,
+    options: Options = Options(),
+    *,
     figures: Sequence[Path] = (),
     labels: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -47,14 +71,15 @@ def write_prediction(
         folder: receives mask_1_the_man_in_red.png and so on, and overlay.png.
         image: the image that was segmented.
         result: its masks.
+        options: which files to write.
         figures: the PNG of the explanation of each expression; empty: none are drawn.
         labels: the labels of the overlay's legend; by default the expressions with their scores.
 
     Returns:
         The entry of each expression in result.json: `expression`; `score`, the mean probability of foreground over the
         mask; `area`, the mask's pixels; `box`, [left, top, right, bottom] in pixels, right and bottom exclusive, or
-        null for an empty mask; `file`, the mask's name in `folder`; and, if the network has that output, `no_target`,
-        the probability that the expression refers to nothing.
+        null for an empty mask; `file`, the mask's name in `folder`, or `mask`, the mask as RLE; and, if the network has
+        that output, `no_target`, the probability that the expression refers to nothing.
 
     Raises:
         UserError: a file cannot be written.
@@ -62,9 +87,10 @@ def write_prediction(
     from s2rm_jax.evaluation.explain import explain_figure
     from s2rm_jax.evaluation.overlay import overlay_with_legend
 
-    entries = [_write_mask(folder, result, row) for row in range(len(result.expressions))]
-    overlay = overlay_with_legend(image, result.masks, labels or outcomes(entries))
-    save_image(overlay, folder / OVERLAY_FILE)
+    entries = [_entry(folder, result, row, options) for row in range(len(result.expressions))]
+    if options.overlay:
+        overlay = overlay_with_legend(image, result.masks, labels or outcomes(entries))
+        save_image(overlay, folder / OVERLAY_FILE)
     for row, path in enumerate(figures):
         assert result.explanations is not None
         explanation, line = result.explanations[row], outcome(entries[row])
@@ -75,8 +101,7 @@ def write_prediction(
 
 def write_result(out: Path, content: dict[str, Any]) -> None:
     """Write result.json; raise UserError if that is not possible."""
-    with writing(out / RESULT_FILE):
-        (out / RESULT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(out / RESULT_FILE, [json.dumps(content, indent=2, ensure_ascii=False), "\n"])
 
 
 def remove_earlier_prediction(out: Path) -> None:
@@ -85,17 +110,14 @@ def remove_earlier_prediction(out: Path) -> None:
     If it lists several images, their overlays and their empty folders are removed too, so that a video made of the
     overlays has the frames of one prediction only. All other files are kept.
     """
-    try:
+    with suppress(OSError, ValueError, RecursionError):  # missing, or written by another program
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
-        listed = list(_listed(content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # missing, or written by another program
-    for path in listed:
-        inside = not path.is_absolute() and ".." not in path.parts
-        if inside and re.fullmatch(rf"mask_\d+_[a-z0-9_]+\.png|{OVERLAY_FILE}", path.name):
-            with suppress(OSError):
-                (out / path).unlink()
-                (out / path).parent.rmdir()  # fails unless it is empty
+        _remove_listed(out, content.get("images", [content]) if isinstance(content, dict) else [])
+
+
+def is_result(path: Path, out: Path) -> bool:
+    """Return whether a file under `out` has the name of a mask or overlay."""
+    return bool(re.fullmatch(_OURS, path.name)) and out.absolute() in path.absolute().parents
 
 
 def outcomes(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -108,27 +130,203 @@ def outcome(entry: dict[str, Any]) -> str:
     return f"score {entry['score']:.2f}" if entry["area"] else "nothing found"
 
 
-def _write_mask(folder: Path, result: Result, row: int) -> dict[str, Any]:
+class Part:
+    """The records of one process of a job on many images: JSON lines, one per image.
+
+    A record is written when all files of its image are; so after a kill, an image without a record is segmented again.
+    Records of images that failed have an "error" and are written last: a new process drops them and tries again.
+
+    Attributes:
+        path: the file; one process at a time can open it.
+        done: the images of the records that an earlier process wrote.
+        count: the number of records of images that did not fail.
+        failed: the records of those that did.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.failed = path, list[dict[str, Any]]()
+        with writing(path):
+            self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"--out: another process writes {path}; wait for its end, or give another --out") from error
+        end, self.done = 0, set[str]()
+        for line, record in self._complete_lines():
+            if "error" in record:
+                break
+            self.done.add(record["image"])
+            end += len(line)
+        self.count = len(self.done)
+        self._file.truncate(end)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append the record of an image, or keep it until `finish` if it has an "error".
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if "error" in record:
+            self.failed.append(record)
+        else:
+            self._append(record)
+            self.count += 1
+
+    def finish(self) -> None:
+        """Append the records of images that failed."""
+        for record in self.failed:
+            self._append(record)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield all records of the file."""
+        return (record for _, record in self._complete_lines())
+
+    def clear(self) -> None:
+        """Remove all records."""
+        self._file.truncate(0)
+        self.done, self.count = set(), 0
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with writing(self.path):
+            self._file.write(json.dumps(record).encode() + b"\n")  # ASCII; bytes of names that are no UTF-8 escaped
+            self._file.flush()
+
+    def _complete_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Yield lines with their records, up to one that a killed process left incomplete."""
+        self._file.seek(0)
+        for line in self._file:
+            try:
+                record = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                return
+            if not isinstance(record, dict) or "image" not in record:
+                return
+            yield line, record
+
+
+def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Part:
+    """Open the part of a process, whose records are those of an unfinished job with the same settings or none.
+
+    The only process of a job removes an earlier prediction with other settings. Several processes do not, because
+    others may be at work.
+
+    Args:
+        out: the folder of the job; it is created.
+        share: the index of the process and the number of processes.
+        settings: all that the results depend on, as plain values; job.json keeps them.
+
+    Raises:
+        UserError: the folder belongs to another job of several processes, or another process has the same share.
+    """
+    index, number = share
+    settings = {**settings, "processes": number}
+    earlier = _read_job(make_output_folder(out))
+    if earlier is None and number > 1 and (out / RESULT_FILE).exists():
+        raise UserError(f"--out: {out} has an earlier prediction; give another --out, or remove it")
+    if earlier not in (None, settings) and number * earlier.get("processes", 1) > 1:
+        different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
+        raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
+    part = Part(out / f"part-{index}-of-{number}.jsonl")
+    if earlier != settings:
+        if number == 1:
+            _remove_listed(out, part.records())
+            part.clear()
+            remove_earlier_prediction(out)
+            with suppress(OSError):
+                (out / RESULT_FILE).unlink()
+        _write_json(out / JOB_FILE, [json.dumps(settings, indent=2), "\n"])
+    return part
+
+
+def write_result_of(part: Part, out: Path) -> None:
+    """Write result.json from the records of the only process of a job, without holding them in memory.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def items(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+        separator = "\n    "
+        for record in records:
+            yield separator + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n    ")
+            separator = ",\n    "
+        yield "\n  ]" if separator[0] == "," else "]"
+
+    done = (record for record in part.records() if "error" not in record)
+    text = chain(['{\n  "images": ['], items(done), [',\n  "failed": ['], items(part.failed), ["\n}\n"])
+    _write_json(out / RESULT_FILE, text)
+
+
+def remove_job(part: Part, out: Path) -> None:
+    """Remove the files of a job of one process, whose records are in result.json."""
+    for path in (out / JOB_FILE, part.path):
+        path.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, parts: Iterable[str]) -> None:
+    """Write a file atomically, also if several processes write it at the same time."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with writing(path):
+            # Bytes of file names that are no UTF-8 are surrogates in Python; they become escapes of JSON.
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(parts)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_job(out: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((out / JOB_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    return content if isinstance(content, dict) else {}
+
+
+def _entry(folder: Path, result: Result, row: int, options: Options) -> dict[str, Any]:
+    """Return the entry of an expression, and write its mask."""
     expression, mask = result.expressions[row], result.masks[row]
-    name = f"mask_{row + 1}_{slug(expression)}.png"
     image = Image.fromarray(mask.astype(np.uint8) * 255)
-    save_image(image, folder / name)
-    entry = {
+    entry: dict[str, Any] = {
         "expression": expression,
         "score": round(float(result.scores[row]), 4),
         "area": int(np.count_nonzero(mask)),
         "box": image.getbbox(),
-        "file": name,
     }
+    if options.masks == "rle":
+        entry["mask"] = _rle(mask)
+    else:
+        entry["file"] = f"mask_{row + 1}_{slug(expression)}.png"
+        save_image(image, folder / entry["file"])
     if result.no_target is not None:
         entry["no_target"] = round(float(result.no_target[row]), 4)
     return entry
 
 
-def _listed(content: dict[str, Any]) -> Iterator[PurePath]:
-    """Yield the files of an earlier prediction that may be removed."""
-    for image in content.get("images", [content]):
-        folder = PurePath(image.get("folder", ""))
-        yield from [folder / entry["file"] for entry in image["results"]]
-        if "folder" in image:
-            yield folder / OVERLAY_FILE
+def _rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+
+
+def _remove_listed(out: Path, images: Iterable[Any]) -> None:
+    """Remove the files that records of an earlier prediction list, and the folders that become empty."""
+    with suppress(KeyError, TypeError, AttributeError):  # written by another program
+        for image in images:
+            folder = PurePath(image.get("folder", ""))
+            names = [entry["file"] for entry in image.get("results", ()) if "file" in entry]
+            for path in [folder / name for name in (*names, *([OVERLAY_FILE] if "folder" in image else []))]:
+                inside = not path.is_absolute() and ".." not in path.parts
+                if inside and re.fullmatch(_OURS, path.name):
+                    with suppress(OSError):
+                        (out / path).unlink()
+                        (out / path).parent.rmdir()  # fails unless it is empty

@@ -6,17 +6,24 @@ result.masks[0]  # boolean [H, W], of the size of street.jpg
 
 street = segmenter.encode("https://example.org/street.jpg")  # once per image, the larger part of the work
 segmenter.segment(street, "the tree on the left")  # any number of times
+
+first, second = segmenter.segment(["one.jpg", "two.jpg"], "the man in red")  # images in batches
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
@@ -30,9 +37,13 @@ from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.training.run import load_run
 
-# The number of expressions is padded to one of these, so that at most this many programs are compiled. More expressions
-# than the largest are processed in several rounds on the same encoded image, which bounds the memory.
+# The numbers of images and of expressions per image are padded to one of these, so that few programs are compiled: at
+# most 5 that encode images and 20 that segment. A round has at most MOST_IMAGES images and BUCKETS[-1] pairs of image
+# and expression, which bounds the memory; more are processed in several rounds.
 BUCKETS = (1, 2, 4, 8, 16, 32)
+MOST_IMAGES = 16
+
+ImageSource = str | Path | bytes | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,9 @@ class EncodedImage:
 
     image: UInt8[np.ndarray, "height width 3"]
     features: tuple[Any, ...]
+
+
+Source = TypeVar("Source", bound=EncodedImage | ImageSource)
 
 
 @dataclass(frozen=True)
@@ -89,14 +103,18 @@ class Segmenter:
         self._params = jax.device_put(params)  # once: NumPy arrays would be transferred again at every call
         size = tuple(config.input.image_size)
 
-        def encode(params: Any, image: jax.Array) -> Any:
-            return network.apply({"params": params}, image, method="encode_image")
+        def encode(params: Any, images: jax.Array) -> list[Any]:
+            maps = network.apply({"params": params}, images, method="encode_image")
+            return [jax.tree.map(lambda batch, i=i: batch[i : i + 1], maps) for i in range(len(images))]
 
-        def ground(params: Any, features: Any, tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
-            output: Any = network.apply({"params": params}, features, tokens, token_mask, size, method="ground")
+        def ground(params: Any, features: list[Any], tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
+            batch = jax.tree.map(lambda *maps: jnp.concatenate(maps), *features)
+            output: Any = network.apply({"params": params}, batch, tokens, token_mask, size, method="ground")
             return output.logits, output.no_target_logits, reduce(output) if explain else None
 
         self._encode, self._ground = jax.jit(encode), jax.jit(ground, static_argnames="explain")
+        self._tracing = threading.Lock()  # two threads with the same new shape would compile the program twice
+        self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
 
     @classmethod
     def from_checkpoint(
@@ -116,89 +134,167 @@ class Segmenter:
         run = load_run(workdir, which)
         return cls(run.network, run.params, run.tokenizer, run.config)
 
-    def encode(self, image: str | Path | bytes | np.ndarray | Image.Image) -> EncodedImage:
+    @overload
+    def encode(self, image: ImageSource) -> EncodedImage: ...
+    @overload
+    def encode(self, image: list[Source]) -> list[EncodedImage]: ...
+    def encode(self, image: Any) -> Any:
         """Encode an image for any number of calls of `segment`; return when the device has finished.
 
         Args:
             image: a file, a URL (http:// or https://), the bytes of a file, an array [H, W, 3] of uint8, or a PIL
-                image; it is turned upright according to its EXIF orientation.
+                image; it is turned upright according to its EXIF orientation. Or a list of these, which are read in
+                threads and encoded in batches.
 
         Raises:
-            UserError: the image cannot be read or downloaded.
+            UserError: an image cannot be read or downloaded.
         """
-        original = load_image(image, apply_exif=True)
-        pixels = resize_image(original, tuple(self.config.input.image_size))
-        features = self._encode(self._params, jax.device_put(pixels[None]))
-        return EncodedImage(original, jax.block_until_ready(features))
+        images = image if isinstance(image, list) else [image]
+        batches = range(0, len(images), MOST_IMAGES)
+        encoded = [one for start in batches for one in self._encode_batch(images[start : start + MOST_IMAGES])]
+        jax.block_until_ready([one.features for one in encoded])
+        return encoded if isinstance(image, list) else encoded[0]
 
+    @overload
     def segment(
-        self,
-        image: EncodedImage | str | Path | bytes | np.ndarray | Image.Image,
-        expressions: str | Sequence[str],
-        *,
-        explain: bool = False,
-    ) -> Result:
+        self, image: EncodedImage | ImageSource, expressions: str | Sequence[str], *, explain: bool = False
+    ) -> Result: ...
+    @overload
+    def segment(
+        self, image: list[Source], expressions: str | Sequence[str] | Sequence[Sequence[str]], *, explain: bool = False
+    ) -> list[Result]: ...
+    def segment(self, image: Any, expressions: Any, *, explain: bool = False) -> Any:
         """Segment what each expression refers to; the image is encoded once for all expressions.
 
         Args:
-            image: the result of `encode`, or any image that it accepts.
-            expressions: one or more expressions; the mask of each does not depend on the others.
-            explain: whether to return explanations of the masks.
+            image: the result of `encode`, or any image that it accepts; or a list of these, which are processed in
+                batches, with the results that they have one by one.
+            expressions: one or more expressions; the mask of each does not depend on the others. For a list of images:
+                those for every image, or one sequence of expressions per image.
+            explain: whether to return explanations of the masks; the images are then processed one by one.
 
         Raises:
-            UserError: the image cannot be read, `expressions` is empty, or an expression has no words.
+            UserError: an image cannot be read, `expressions` is empty or not one per image, or an expression has no
+                words.
         """
-        expressions = (expressions,) if isinstance(expressions, str) else tuple(expressions)
-        if not expressions:
-            raise UserError("expressions is empty; give at least one expression to segment")
-        tokenized = [self._tokenizer.encode(expression) for expression in expressions]
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        images = image if isinstance(image, list) else [image]
+        asked = _per_image(expressions, len(images))
+        tokenized = [[self._tokenizer.encode(expression) for expression in texts] for texts in asked]
+        most = min(BUCKETS[-1], max(map(len, asked), default=1))
+        size = 1 if explain else min(MOST_IMAGES, BUCKETS[-1] // _bucket(most))
+        results: list[Result] = []
+        for start in range(0, len(images), size):
+            batch = slice(start, start + size)
+            results += self._segment_batch(images[batch], asked[batch], tokenized[batch], explain)
+        return results if isinstance(image, list) else results[0]
 
-        height, width = encoded.image.shape[:2]
-        masks, scores = np.empty((len(expressions), height, width), bool), np.empty(len(expressions))
-        no_target: list[float] = []
+    def _encode_batch(self, images: Sequence[Any]) -> list[EncodedImage]:
+        """Encode at most MOST_IMAGES images with one program; do not wait for the device."""
+        if not images:
+            return []
+        originals = self._in_threads(partial(load_image, apply_exif=True), images)
+        size = tuple(self.config.input.image_size)
+        pixels = _pad(self._in_threads(partial(resize_image, size=size), originals), _bucket(len(images)))
+        with self._tracing:
+            features = self._encode(self._params, jax.device_put(np.stack(pixels)))
+        return [EncodedImage(original, maps) for original, maps in zip(originals, features, strict=False)]
+
+    def _segment_batch(
+        self,
+        images: Sequence[Any],
+        asked: Sequence[tuple[str, ...]],
+        tokenized: Sequence[list[tuple[np.ndarray, np.ndarray]]],
+        explain: bool,
+    ) -> list[Result]:
+        """Segment with one program per round of BUCKETS[-1] expressions."""
+        new = iter(self._encode_batch([image for image in images if not isinstance(image, EncodedImage)]))
+        encoded = [image if isinstance(image, EncodedImage) else next(new) for image in images]
+        features = _pad([image.features for image in encoded], _bucket(len(images)))
+        logits: list[list[np.ndarray]] = [[] for _ in images]
+        no_target: list[list[float]] = [[] for _ in images]
         explained: list[Explanation] = []
-        for start in range(0, len(tokenized), BUCKETS[-1]):
-            rows = tokenized[start : start + BUCKETS[-1]]
-            bucket = next(size for size in BUCKETS if size >= len(rows))
-            padded = rows + rows[:1] * (bucket - len(rows))
-            tokens, token_mask = (jax.device_put(np.stack(column)[None]) for column in zip(*padded, strict=True))
-            outputs = self._ground(self._params, encoded.features, tokens, token_mask, explain=explain)
-            logits, no_target_logits, reduced = jax.device_get(outputs)
-            for row in range(len(rows)):
-                resized = resize_logits(logits[0, row], height, width)
+        for start in range(0, max(map(len, asked)), BUCKETS[-1]):
+            rows = [row[start : start + BUCKETS[-1]] for row in tokenized]
+            bucket = _bucket(max(map(len, rows)))
+            padded = _pad(
+                [_pad(row or whole[:1], bucket) for row, whole in zip(rows, tokenized, strict=True)], len(features)
+            )
+            tokens, token_mask = (
+                jax.device_put(np.array([[pair[part] for pair in row] for row in padded])) for part in (0, 1)
+            )
+            with self._tracing:
+                outputs = self._ground(self._params, features, tokens, token_mask, explain=explain)
+            maps, no_target_logits, reduced = jax.device_get(outputs)
+            for index, row in enumerate(rows):
+                logits[index] += list(maps[index, : len(row)])
                 if no_target_logits is not None:
-                    no_target.append(_sigmoid(no_target_logits[0, row]))
-                    resized = np.full_like(resized, -np.inf) if no_target[-1] > 0.5 else resized
-                masks[start + row] = resized > 0
-                scores[start + row] = _score(resized)
+                    no_target[index] += list(_sigmoid(no_target_logits[index, : len(row)]))
             if explain:
-                ids = [pieces for pieces, _ in rows]
+                ids = [pieces for pieces, _ in rows[0]]
                 explained += explanations(reduced, ids, self._tokenizer, self.config.fusion.rotations)
-        return Result(
-            expressions,
-            masks,
-            scores,
-            np.array(no_target) if no_target else None,
-            tuple(explained) if explain else None,
-        )
+        results = self._in_threads(_result, list(zip(encoded, asked, logits, no_target, strict=True)))
+        return [replace(result, explanations=tuple(explained)) for result in results] if explain else results
 
-    def explain(
-        self, image: EncodedImage | str | Path | bytes | np.ndarray | Image.Image, expression: str
-    ) -> Explanation:
+    def _in_threads(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return list(self._threads.map(function, items)) if len(items) > 1 else [function(item) for item in items]
+
+    def explain(self, image: EncodedImage | ImageSource, expression: str) -> Explanation:
         """Return the explanation of the mask of one expression; arguments and errors are those of `segment`."""
         result = self.segment(image, expression, explain=True)
         assert result.explanations is not None
         return result.explanations[0]
 
     def remarks(self, expression: str) -> list[str]:
-        """Return remarks on how an expression is tokenized: words that are cut off or not in the vocabulary."""
+        """Return remarks on how an expression is tokenized: words that are cut off or not in the vocabulary.
+
+        Raises:
+            UserError: the expression has no words.
+        """
+        self._tokenizer.encode(expression)
         return remarks(self._tokenizer, expression)
 
+    def fingerprint(self) -> str:
+        """Return a checksum of the parameters, to tell networks apart."""
+        checksum = 0
+        for leaf in jax.tree.leaves(self._params):
+            checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data, checksum)
+        return f"{checksum:08x}"
 
-def _score(logits: Float[np.ndarray, "height width"]) -> float:
-    foreground = logits[logits > 0]
-    return float(np.mean(_sigmoid(foreground))) if foreground.size else 0.0
+
+def _per_image(expressions: Any, count: int) -> list[tuple[str, ...]]:
+    """Return the expressions of each of `count` images; raise UserError if an image has none."""
+    if isinstance(expressions, str) or all(isinstance(one, str) for one in expressions):
+        asked = [(expressions,) if isinstance(expressions, str) else tuple(expressions)] * count
+    else:
+        asked = [(one,) if isinstance(one, str) else tuple(one) for one in expressions]
+    if len(asked) != count:
+        raise UserError(f"expressions has {len(asked)} sequences for {count} images; give one per image")
+    if not all(asked):
+        raise UserError("expressions is empty; give at least one expression to segment")
+    return asked
+
+
+def _bucket(count: int) -> int:
+    return next(size for size in BUCKETS if size >= count)
+
+
+def _pad(items: list[Any], count: int) -> list[Any]:
+    return items + items[:1] * (count - len(items))
+
+
+def _result(of: tuple[EncodedImage, tuple[str, ...], list[np.ndarray], list[float]]) -> Result:
+    """Return the masks and scores of an image from its logits, without explanations."""
+    encoded, expressions, logits, no_target = of
+    height, width = encoded.image.shape[:2]
+    masks, scores = np.empty((len(logits), height, width), bool), np.empty(len(logits))
+    for row, low in enumerate(logits):
+        resized = resize_logits(low, height, width)
+        masks[row] = resized > 0
+        if no_target and no_target[row] > 0.5:
+            masks[row] = False
+        foreground = resized[masks[row]]
+        scores[row] = np.mean(_sigmoid(foreground)) if foreground.size else 0.0
+    return Result(expressions, masks, scores, np.array(no_target) if no_target else None)
 
 
 def _sigmoid(logits: Any) -> Any:

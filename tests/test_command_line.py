@@ -310,3 +310,31 @@ def test_json_of_partial_stopped_and_failed_commands(call_for_result):
     status, out, _ = call_for_result("--json", raised=Interrupted("stopped after step 3", signal.SIGTERM))
     assert (status, json.loads(out)) == (0, {"stopped": "stopped after step 3"})
     assert call_for_result("--json", "--quiet", raised=UserError("no such file")) == (2, "", "error: no such file\n")
+
+
+def test_what_the_encoding_of_the_output_lacks_is_escaped():
+    """Such as an expression in a terminal of ASCII, or bytes of a file's name anywhere."""
+
+    def program(encoding):
+        sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+        command_line.run(lambda: print("人 caf\udce9"), flags.FlagValues(), "")
+
+    done = run_function(lambda: program("ascii"))
+    assert (done.returncode, done.stdout) == (0, "\\u4eba caf\\udce9\n")
+    done = run_function(lambda: program("utf-8"))
+    assert (done.returncode, done.stdout) == (0, "人 caf\\udce9\n")
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--json"])
+def test_output_that_is_redirected_may_hold_any_text(flag):
+    values = flags.FlagValues()
+
+    @command_line.returns_result(values)
+    def main():
+        print("caf\udce9")
+        return {"name": "caf\udce9"}
+
+    done = run_function(lambda: command_line.run(main, values, ""), flag)
+    assert done.returncode == 0, done.stderr
+    if flag == "--json":
+        assert json.loads(done.stdout) == {"name": "caf\udce9"}

@@ -1,14 +1,22 @@
 """predict --images: results are kept, whatever happens to the other images."""
 
 import json
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
-from s2rm_jax import predict
-from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax import prediction_job
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
-from s2rm_jax.predict import segment_images
+from s2rm_jax.input.masks import decode_rle
+from s2rm_jax.prediction_files import Options, open_part
+from s2rm_jax.prediction_job import list_items, run_job
+
+EVERYTHING = Options()
 
 
 @pytest.fixture
@@ -19,42 +27,198 @@ def paths(tmp_path):
     return [tmp_path / f"{number}.png" for number in (1, 2, 3, 4)]
 
 
-def test_every_expression_is_segmented_in_every_image(segmenter, paths, tmp_path, capsys):
-    content = segment_images(segmenter, paths[:3], ["red", "blue"], tmp_path / "out")
-    assert json.loads((tmp_path / "out/result.json").read_text()) == json.loads(json.dumps(content))
-    areas = [[entry["area"] for entry in image["results"]] for image in content["images"]]
-    assert areas == [[24, 0], [0, 24], [24, 0]]
+@pytest.fixture
+def run(segmenter, tmp_path):
+    """Segments images in the folder "out"; returns the part."""
+
+    def run(paths, *expressions, share=(0, 1), options=EVERYTHING, out=tmp_path / "out", **named):
+        listed = tmp_path / "listed.txt"
+        listed.write_bytes(b"".join(os.fsencode(path) + b"\n" for path in paths))
+        return run_job(segmenter, list_items(str(listed), expressions, out), share, out, options, **named)
+
+    return run
+
+
+@pytest.fixture
+def count_segmented(segmenter, monkeypatch):
+    """Lists the number of images of each call of the segmenter."""
+    counts, segment = [], segmenter.segment
+    monkeypatch.setattr(segmenter, "segment", lambda *a, **k: counts.append(len(a[0])) or segment(*a, **k))
+    return counts
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def files(out):
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 8])
+def test_every_expression_is_segmented_in_every_image(run, paths, tmp_path, capsys, batch_size):
+    part = run(paths[:3], "red", "blue", batch_size=batch_size)
+    assert (part.count, part.failed) == (3, [])
+    images = result(tmp_path / "out")["images"]
+    assert [image["folder"] for image in images] == ["1", "2", "3"]
+    assert [[entry["area"] for entry in image["results"]] for image in images] == [[24, 0], [0, 24], [24, 0]]
     sizes = {load_image(tmp_path / f"out/{number}/overlay.png").shape for number in (1, 2, 3)}
     assert len(sizes) == 1  # although not the same is found everywhere
+    assert len(files(tmp_path / "out")) == 1 + 3 * 3
     assert capsys.readouterr().err == ""
 
 
-def test_a_bad_image_is_reported_and_skipped(segmenter, paths, tmp_path, capsys):
-    with pytest.raises(PartlyDone, match=r"1 of 4 images could not be read") as partly:
-        segment_images(segmenter, paths, ["red"], tmp_path / "out")
-    assert len(partly.value.result["images"]) == 3
-    assert "4.png is not an image" in partly.value.result["failed"][0]["error"]
+def test_the_last_images_need_no_program_of_their_own(run, paths, colour_world, count_segmented):
+    run(paths[:3], "red", batch_size=2)
+    assert count_segmented == [2, 2] and colour_world.traced_methods == ["encode_image", "ground 1"]
+
+
+def test_a_bad_image_is_reported_and_skipped(run, paths, tmp_path, capsys):
+    part = run(paths, "red")
+    assert (part.count, len(part.failed)) == (3, 1)
+    content = result(tmp_path / "out")
+    assert len(content["images"]) == 3
+    assert "4.png is not an image" in content["failed"][0]["error"]
     assert capsys.readouterr().err.startswith("warning: skipped: ")
-    with pytest.raises(UserError, match="none of 1 image could be read") as none:
-        segment_images(segmenter, paths[3:], ["red"], tmp_path / "out")
-    assert not isinstance(none.value, PartlyDone)
-    assert not (tmp_path / "out/1").exists()  # what the prediction before had written
+    assert run(paths[3:], "red").count == 0
+    assert files(tmp_path / "out") == ["result.json"]  # what the prediction before had written is gone
 
 
-def test_the_first_error_of_writing_is_reported(segmenter, paths, tmp_path):
+def test_the_first_error_of_writing_is_reported(run, paths, tmp_path):
     for name in ("result.json", "1/mask_1_red.png"):
         (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=r"^--out: .*mask_1_red\.png cannot be written \(Is a directory\)"):
-        segment_images(segmenter, paths, ["red"], tmp_path / "out")
+        run(paths, "red")
 
 
-def test_an_interrupted_prediction_lists_its_results(segmenter, paths, tmp_path, monkeypatch):
-    def interrupt(items, *_, **__):
-        yield next(iter(items))
-        raise KeyboardInterrupt
+def interrupt_after(monkeypatch, count):
+    """Let the job end by Ctrl-C after so many records."""
 
-    monkeypatch.setattr(predict, "tqdm", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        segment_images(segmenter, paths, ["red"], tmp_path / "out")
-    (image,) = json.loads((tmp_path / "out/result.json").read_text())["images"]
+    def interrupted(records, *_, **__):
+        for number, record in enumerate(records, start=1):
+            yield record
+            if number == count:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction_job, "tqdm", interrupted)
+
+
+def test_an_interrupted_job_lists_what_is_done_and_continues(run, paths, tmp_path, monkeypatch, count_segmented):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        run(paths, "red")
+    (image,) = result(tmp_path / "out")["images"]
     assert image["folder"] == "1"
+    count_segmented.clear()
+    assert run(paths, "red").count == 3
+    assert sum(count_segmented) == 2
+    assert [image["folder"] for image in result(tmp_path / "out")["images"]] == ["1", "2", "3"]
+
+
+def test_another_job_in_the_same_folder_starts_anew(run, paths, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 2)
+        run(paths[:3], "red")
+    assert run(paths[2:3], "blue").count == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["3", "result.json"]
+    assert len(result(tmp_path / "out")["images"]) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 20, -1])
+def test_an_incomplete_record_is_dropped(run, paths, tmp_path, monkeypatch, cut):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 2)
+        run(paths[:3], "red", options=Options(overlay=False, masks="rle"))
+    part = tmp_path / "out/part-0-of-1.jsonl"
+    first, second = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(first + second[:cut])
+    run(paths[:3], "red", options=Options(overlay=False, masks="rle"))
+    assert [image["image"][-5:] for image in result(tmp_path / "out")["images"]] == ["1.png", "2.png", "3.png"]
+
+
+def test_masks_as_rle_need_no_files(run, paths, tmp_path):
+    run(paths[:2], "red", options=Options(overlay=False, masks="rle"))
+    assert files(tmp_path / "out") == ["result.json"]
+    first, second = (image["results"][0]["mask"] for image in result(tmp_path / "out")["images"])
+    assert decode_rle(first, 4, 6).all() and not decode_rle(second, 4, 6).any()
+
+
+def test_shares_are_even_and_cover_every_image_once(run, tmp_path):
+    for number in range(11):
+        Image.new("RGB", (6, 4), "red").save(tmp_path / f"{number}.png")
+    paths = [tmp_path / f"{number}.png" for number in range(11)]
+    counts = [run(paths, "red", share=(index, 4)).count for index in (2, 0, 3, 1)]
+    assert sorted(counts) == [2, 3, 3, 3]
+    lines = [line for part in (tmp_path / "out").glob("part-*-of-4.jsonl") for line in part.read_text().splitlines()]
+    assert sorted(json.loads(line)["image"] for line in lines) == sorted(map(str, paths))
+    assert not (tmp_path / "out/result.json").exists()
+
+
+def test_a_share_that_is_done_stays_and_its_failures_are_tried_again(run, paths, tmp_path, count_segmented):
+    assert len(run(paths, "red", share=(1, 2)).failed) == 1  # 2.png and 4.png
+    before = (tmp_path / "out/part-1-of-2.jsonl").read_text()
+    assert len(run(paths, "red", share=(1, 2)).failed) == 1
+    assert (tmp_path / "out/part-1-of-2.jsonl").read_text() == before
+    assert sum(count_segmented) == 1
+    Image.new("RGB", (6, 4), "blue").save(paths[3])
+    part = run(paths, "red", share=(1, 2))
+    assert (part.count, part.failed, sum(count_segmented)) == (2, [], 2)
+
+
+def test_more_processes_than_images(run, paths):
+    assert [run(paths[:1], "red", share=(index, 3)).count for index in range(3)] == [1, 0, 0]
+
+
+def test_processes_do_not_mix_jobs(run, paths, tmp_path):
+    run(paths, "red", share=(0, 2))
+    for other in ({"share": (0, 3)}, {"share": (0, 1)}, {"share": (1, 2), "options": Options(overlay=False)}):
+        with pytest.raises(UserError, match=r"out has the results of another job .*; give another --out, or remove it"):
+            run(paths, "red", **other)
+    with pytest.raises(UserError, match=r"another job \(images\)"):
+        run(paths, "blue", share=(1, 2))
+    run(paths, "red", out=tmp_path / "earlier")
+    with pytest.raises(UserError, match="earlier has an earlier prediction; give another --out"):
+        run(paths, "red", share=(0, 2), out=tmp_path / "earlier")
+
+
+def test_processes_may_start_at_the_same_time(tmp_path):
+    def start(index):
+        with open_part(tmp_path / "out", (index, 16), {"network": "a" * 100_000}) as part:
+            return part.count
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(start, range(16))) == [0] * 16
+    assert len(files(tmp_path / "out")) == 17
+
+
+def test_two_processes_cannot_have_the_same_share(run, paths, tmp_path, segmenter, monkeypatch):
+    at_work, go_on, segment = threading.Event(), threading.Event(), segmenter.segment
+
+    def waiting(*arguments, **named):
+        at_work.set()
+        go_on.wait()
+        return segment(*arguments, **named)
+
+    monkeypatch.setattr(segmenter, "segment", waiting)
+    first = threading.Thread(target=run, args=(paths, "red"))
+    first.start()
+    at_work.wait()
+    with pytest.raises(UserError, match=r"another process writes .*part-0-of-1\.jsonl; wait for its end"):
+        run(paths, "red")
+    go_on.set()
+    first.join()
+    assert len(result(tmp_path / "out")["images"]) == 3
+
+
+def test_names_that_are_not_unicode_survive(run, tmp_path):
+    names = [os.fsencode(tmp_path) + name for name in (b"/caf\xe9.png", "/日本.png".encode(), b"/\xff\xfe \x85.png")]
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "red.png")
+    for name in names:
+        shutil.copy(tmp_path / "red.png", name)
+    run([os.fsdecode(name) for name in names], "red")
+    images = result(tmp_path / "out")["images"]
+    assert [os.fsencode(image["image"]) for image in images] == names
+    assert all((tmp_path / "out" / image["folder"] / "mask_1_red.png").exists() for image in images)
+    assert "日本" in (tmp_path / "out/result.json").read_text()
+    run(paths := [os.fsdecode(names[0])], "red", share=(0, 2), out=tmp_path / "shared")
+    assert run(paths, "red", share=(0, 2), out=tmp_path / "shared").count == 1

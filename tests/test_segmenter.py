@@ -1,5 +1,7 @@
 """The Segmenter: sizes, scores, one encoding for all expressions, and errors for bad input."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -111,6 +113,80 @@ def test_an_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
     np.testing.assert_array_equal(segmenter.encode(path.read_bytes()).image, image)
 
 
+def test_a_list_of_images_gives_the_results_of_one_by_one(tiny_workdir, tmp_path):
+    segmenter = Segmenter.from_checkpoint(tiny_workdir, "latest")
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (40 + 3 * i, 56 - i, 3), dtype=np.uint8) for i in range(7)]
+    Image.fromarray(arrays[1]).save(tmp_path / "image.png")
+    images = [arrays[0], tmp_path / "image.png", Image.fromarray(arrays[2]), segmenter.encode(arrays[3]), *arrays[4:]]
+    asked = [["the star", "the red circle", "the leftmost square"][: 1 + i % 3] for i in range(7)]
+    together = segmenter.segment(images, asked)
+    assert [result.expressions for result in together] == [tuple(texts) for texts in asked]
+    for image, texts, result in zip(arrays, asked, together, strict=True):
+        alone = segmenter.segment(image, texts)
+        np.testing.assert_array_equal(result.masks, alone.masks)
+        np.testing.assert_allclose(result.scores, alone.scores, atol=1e-5)
+    for image, encoded in zip(arrays, segmenter.encode(arrays), strict=True):
+        for several, one in zip(encoded.features, segmenter.encode(image).features, strict=True):
+            np.testing.assert_allclose(several, one, atol=1e-5)
+
+
+def test_expressions_are_the_same_for_all_images_or_one_sequence_for_each(segmenter, image):
+    same = segmenter.segment([image, image[:, ::-1]], ["red", "blue"])
+    assert [result.expressions for result in same] == [("red", "blue")] * 2
+    assert [result.masks[:, 0, 0].tolist() for result in same] == [[True, False], [False, True]]
+    assert [result.expressions for result in segmenter.segment([image] * 2, "red")] == [("red",)] * 2
+    each = segmenter.segment([image] * 2, [["red", "blue", "green"], "blue"])
+    assert [result.masks[:, 0, 0].tolist() for result in each] == [[True, False, False], [False]]
+    assert segmenter.segment([], "red") == segmenter.encode([]) == []
+    with pytest.raises(UserError, match="expressions has 1 sequences for 2 images; give one per image"):
+        segmenter.segment([image] * 2, [["red"]])
+    with pytest.raises(UserError, match="expressions is empty"):
+        segmenter.segment([image] * 2, [["red"], []])
+
+
+def test_any_number_of_images_and_expressions_takes_few_programs(segmenter, colour_world, image, monkeypatch):
+    rows, ground = [], segmenter._ground
+
+    def counted(params, features, tokens, *rest, **named):
+        rows.append(tokens.shape[0] * tokens.shape[1])
+        return ground(params, features, tokens, *rest, **named)
+
+    monkeypatch.setattr(segmenter, "_ground", counted)
+    for images in (*range(1, 12), 16, 17, 40):
+        for expressions in (1, 2, 3, 5, 8, 9, 17, 33):
+            results = segmenter.segment([image] * images, ["red"] * expressions)
+            assert [len(result.masks) for result in results] == [expressions] * images
+    assert max(rows) == BUCKETS[-1]  # which bounds the memory
+    assert colour_world.traced_methods.count("encode_image") == 5 and len(colour_world.traced_methods) == 25
+
+
+def test_encode_waits_for_the_device(segmenter, image, monkeypatch):
+    waited = []
+
+    class Features:
+        def block_until_ready(self):
+            waited.append(self)
+
+    monkeypatch.setattr(segmenter, "_encode", lambda params, pixels: [(Features(),) for _ in pixels])
+    one, several = segmenter.encode(image), segmenter.encode([image] * 3)
+    assert waited == [*one.features, *(encoded.features[0] for encoded in several)]
+
+
+def test_threads_do_not_compile_a_program_twice(segmenter, colour_world, image):
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: segmenter.segment([image] * 2, "red"), range(8)))
+    assert all(result.masks[0, 0, 0] for pair in results for result in pair)
+    assert colour_world.traced_methods == ["encode_image", "ground 1"]
+
+
+def test_each_network_has_its_own_fingerprint(colour_world, segmenter):
+    network, _, params, tokenizer, config = colour_world
+    other = Segmenter(network, {"sharpness": params["sharpness"] + 1}, tokenizer, config)
+    again = Segmenter(network, dict(params), tokenizer, config)
+    assert segmenter.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
 @pytest.mark.parametrize("expressions", [[], ()])
 def test_no_expression(segmenter, image, expressions):
     with pytest.raises(UserError, match="expressions is empty"):
@@ -121,6 +197,13 @@ def test_no_expression(segmenter, image, expressions):
 def test_empty_expression(segmenter, image, expressions):
     with pytest.raises(UserError, match="no words"):
         segmenter.segment(image, expressions)
+
+
+@pytest.mark.parametrize("expression", ["caf\udce9", "\ud83d", "人 \udfff"])
+def test_an_expression_that_is_not_unicode(segmenter, image, expression):
+    for use in (segmenter.remarks, lambda text: segmenter.segment(image, text)):
+        with pytest.raises(UserError, match="is not valid Unicode; write it in UTF-8"):
+            use(expression)
 
 
 def test_missing_image(segmenter, tmp_path):
@@ -160,13 +243,13 @@ def test_explaining_changes_no_mask_and_names_every_part(tiny_workdir):
     ]
     for explanation in explained.explanations:
         assert explanation.directions == ("downwards", "leftwards", "upwards", "rightwards")
-        assert explanation.word_attention.shape == (len(explanation.words), 1, 1)  # 32 pixels at stride 32
+        assert explanation.word_attention.shape == (len(explanation.words), 4, 4)  # 32 pixels at stride 8
         np.testing.assert_allclose(explanation.word_attention.sum(0), 1, atol=1e-6)
         for pair in ("language_parses_vision", "vision_parses_language"):
-            assert explanation.group_maps[pair].shape == (4, 1, 1)
+            assert explanation.group_maps[pair].shape == (4, 4, 4)
             assert (explanation.group_maps[pair] > 0).all()
             np.testing.assert_allclose(explanation.balance_weights[pair].sum(0), 1, atol=1e-6)
-        assert [stage.shape for stage in explanation.stages] == [(1, 1), (2, 2), (4, 4), (32, 32)]
+        assert [stage.shape for stage in explanation.stages] == [(4, 4), (8, 8), (32, 32)]
         assert all(((stage >= 0) & (stage <= 1)).all() for stage in explanation.stages)
 
 

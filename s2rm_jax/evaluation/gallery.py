@@ -58,7 +58,9 @@ class Cases:
         """Keep the prediction in each section to which it belongs."""
         score = prediction.score
         # Not a CRC, which gives ids that differ in a digit neighbouring values.
-        order = int.from_bytes(hashlib.blake2b(score.id.encode(), digest_size=8).digest(), "big")
+        order = int.from_bytes(
+            hashlib.blake2b(score.id.encode(errors="backslashreplace"), digest_size=8).digest(), "big"
+        )
         self._offer("random", (0.0, order), prediction)
         if score.iou is not None:
             self._offer("worst", (score.iou, order), prediction)

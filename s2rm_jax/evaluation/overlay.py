@@ -107,20 +107,23 @@ def mask_layer(
     drawn as rings around each other. The area outside all masks is darkened with the opacity `shade`. The defaults
     highlight a single mask and hardly change the colours of the image, to which expressions refer.
     """
-    large = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
+    # Masks of the layer's own size need no smoothing: supersampled twice, each pixel would be a block of equal pixels.
+    scale = 1 if all(mask.shape == size[::-1] for mask in masks) else _SUPERSAMPLING
+    large = (size[0] * scale, size[1] * scale)
     shapes = [_at_size(mask, large) for mask in masks]
-    outside = Image.new("L", large, 255)
-    for shape in shapes:
-        outside = ImageChops.subtract(outside, shape)
     layer = Image.new("RGBA", size, (0, 0, 0, 0))
-    layer.putalpha(outside.resize(size, Image.Resampling.BOX).point(lambda v: round(v * shade)))
-    stroke = _SUPERSAMPLING * max(2, round(max(size) / 150))
+    if shade:
+        outside = Image.new("L", large, 255)
+        for shape in shapes:
+            outside = ImageChops.subtract(outside, shape)
+        layer.putalpha(_reduce(outside, size, shade))
+    stroke = scale * max(2, round(max(size) / 150))
     rings = [1 + sum(_nearly_identical(mask, later) for later in masks[i + 1 :]) for i, mask in enumerate(masks)]
     edges = [ImageChops.subtract(_grow(shape, ring * stroke), shape) for shape, ring in zip(shapes, rings, strict=True)]
     for opacity, areas in ((fill, shapes), (1.0, edges)):
         for area, colour in zip(areas, colours, strict=True):
             tint = Image.new("RGBA", size, (*colour, 255))
-            tint.putalpha(area.resize(size, Image.Resampling.BOX).point(lambda v, o=opacity: round(v * o)))
+            tint.putalpha(_reduce(area, size, opacity))
             layer = Image.alpha_composite(layer, tint)
     return layer
 
@@ -198,6 +201,8 @@ def overlay_with_legend(
 
 
 def _pieces(word: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
+    if face.getlength(word) <= width:
+        return [word]
     pieces = [""]
     for letter in word:
         if pieces[-1] and face.getlength(pieces[-1] + letter) > width:
@@ -210,6 +215,10 @@ def _at_size(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Image.Imag
     """Return the mask as 0 or 255, with a smooth outline if it is enlarged."""
     soft = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     return soft.point(lambda v: 255 if v >= 128 else 0)
+
+
+def _reduce(area: Image.Image, size: tuple[int, int], opacity: float) -> Image.Image:
+    return area.resize(size, Image.Resampling.BOX).point([round(value * opacity) for value in range(256)])
 
 
 def _nearly_identical(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> bool:

@@ -133,7 +133,7 @@ def write_csv(report: Report, path: Path) -> None:
     a mask; the area of the true mask and its centroid as fractions of the image. A text that begins like a formula of a
     spreadsheet (= + - @) has an apostrophe before it, with which spreadsheets show it as text.
     """
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # ids may be names of files
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_CSV_FIELDS)
         for s in report.expressions:
@@ -310,4 +310,4 @@ def _summary(report: Report, counts: MaskCounts) -> dict[str, object]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")

@@ -436,7 +436,7 @@ def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
 
     Suffixes are removed if all paths still differ, differ from the file name `taken`, and no name becomes "..".
     """
-    absolute = [path.absolute() for path in paths]
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the results
     common = os.path.commonpath([path.parent for path in absolute])
     relative = [path.relative_to(common) for path in absolute]
     bare = [path.with_suffix("") for path in relative]

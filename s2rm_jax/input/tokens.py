@@ -74,8 +74,10 @@ class Tokenizer:
           mask: true for tokens, including [CLS] and [SEP].
 
         Raises:
-          UserError: the expression has no words.
+          UserError: the expression has no words or is not valid Unicode.
         """
+        if not expression.isascii() and any("\ud800" <= letter <= "\udfff" for letter in expression):
+            raise UserError(f"the expression {expression!r} is not valid Unicode; write it in UTF-8")
         pieces = self._pieces.encode(expression).ids
         if not pieces:
             raise UserError(f"the expression {expression!r} has no words; describe what to find")

@@ -74,6 +74,39 @@ def test_growing_is_as_many_passes_of_a_maximum(pixels):
     np.testing.assert_array_equal(np.asarray(_grow(shape, pixels)), np.asarray(passes))
 
 
+def ring(mask, pixels):
+    """The pixels outside a mask with a pixel of it at most so far away in both directions, one by one."""
+    ys, xs = np.nonzero(mask)
+    found = np.zeros_like(mask)
+    for y, x in np.ndindex(mask.shape):
+        found[y, x] = not mask[y, x] and (np.maximum(abs(ys - y), abs(xs - x)) <= pixels).any()
+    return found
+
+
+def test_an_outline_is_what_lies_near_a_mask():
+    """Of masks with ragged edges at the borders and inside, of which one is there twice."""
+    mask = np.zeros((24, 30), bool)
+    mask[:9, 3:12] = mask[15:, 20:] = mask[12, 2] = True
+    other = np.zeros_like(mask)
+    other[10:13, 14:17] = True
+    colours = [(1, 2, 3), (9, 8, 7), (5, 5, 5)]
+    layer = np.asarray(mask_layer([mask, other, mask], colours, (30, 24), fill=0.0, shade=0.0))
+    inner, outer, apart = ring(mask, 2), ring(mask, 4), ring(other, 2)
+    for colour, expected in zip(colours, (outer & ~inner & ~apart, apart & ~inner, inner), strict=True):
+        np.testing.assert_array_equal((layer == (*colour, 255)).all(-1), expected)
+    assert (layer[~(outer | apart)] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(60, 48), (90, 72), (15, 12)])
+def test_a_straight_outline_on_a_layer_of_another_size(size):
+    band = np.zeros((24, 30), bool)
+    band[:, 10:20] = True
+    layer = np.asarray(mask_layer([band], [(1, 2, 3)], size, fill=0.0, shade=0.0))
+    columns = np.arange(size[0]) * 30 // size[0]
+    expected = ring(np.broadcast_to((columns >= 10) & (columns < 20), size[::-1]), 2)
+    np.testing.assert_array_equal((layer == (1, 2, 3, 255)).all(-1), expected)
+
+
 @pytest.mark.parametrize("text", ["a word or two", "the " * 80, "x" * 300, "", "人" * 40])
 def test_wrapped_lines_fit(text):
     lines = wrap(text, 200, 17, max_lines=3)

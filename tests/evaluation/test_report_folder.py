@@ -4,10 +4,12 @@ import json
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.evaluator import Report
+from s2rm_jax.evaluation.evaluator import Prediction, Report
+from s2rm_jax.evaluation.gallery import Cases
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
@@ -119,3 +121,13 @@ def test_an_empty_split_of_everything(tmp_path):
     content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert content["all"]["mean_iou"] == 0
     assert len(content["remarks"]) == 2
+
+
+def test_ids_that_are_file_names_may_be_any_bytes(tmp_path, make_example):
+    score = ExpressionScore("caf\udce9.jpg", "caf\udce9.jpg", "relation", "one", 1, 3)
+    write_report(tmp_path, Report((score,)), {}, title="caf\udce9", split="val")
+    assert "\\udce9.jpg,caf\\udce9.jpg,relation" in (tmp_path / "expressions.csv").read_text(encoding="utf-8")
+    mask = np.zeros((4, 8), bool)
+    cases, prediction = Cases(1), Prediction(make_example(score.id, ["one"]), mask, mask, score)
+    cases(prediction)
+    assert cases.sections()["random"] == [prediction]

@@ -30,7 +30,7 @@ def lint(tool, *arguments):
 
 
 def test_shellcheck_finds_nothing():
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     # SC2329: it does not see that traps call functions. SC2016: what stands in single quotes is for another shell.
     lint("shellcheck", "--exclude=SC2329,SC2016", *SCRIPTS)
 
@@ -60,6 +60,18 @@ def check(manifest):
 
 def test_the_manifest_fits_its_schemas(manifest):
     check(manifest)
+
+
+def test_the_job_of_predictions_fits_its_schema_and_shares_the_images():
+    job = yaml.safe_load((LAUNCH / "gke" / "predict.yaml").read_text())
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert f"--shard=$(JOB_COMPLETION_INDEX)/{job['spec']['completions']}" in container["args"]
+    [codes] = [
+        rule["onExitCodes"]["values"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+    ]
+    assert codes == [2, 4]  # a new start of the same command does not help
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Two processes of launch/local.sh or SLURM train as one does; a SLURM job stops, is requeued and continues."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("slurm_on_one_machine.sh")
@@ -107,6 +110,30 @@ def test_two_slurm_tasks_train_as_one_and_continue_after_a_requeue(
     assert "Restarts=1" in cluster("scontrol", "show", "job", job), output
     assert "0: Continuing in" in output and "Trained" in output and "Traceback" not in output
     assert read_trace(tmp_path / "run") == pytest.approx(read_trace(one_process), rel=1e-5)
+
+
+@pytest.mark.long
+def test_an_array_of_slurm_segments_each_image_once(cluster, make_executable, tmp_path):
+    """A task that gets the signal before its time limit is put back."""
+    program = f"exec {sys.executable} {ROOT / 'tests' / 'system' / 'predict_with_standin.py'}"
+    python = make_executable(tmp_path / "python", f'#!/bin/sh\nshift 2\n{program} "$@"\n')
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.new("RGB", (60, 40), (50 * number, 0, 0)).save(tmp_path / f"images/{number}.png")
+    os.rename(tmp_path / "images/5.png", tmp_path / "later.png")
+    os.mkfifo(tmp_path / "images/5.png")  # holds up the second task
+    array = ["--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/log-%a"]
+    predicting = ["launch/predict.sbatch", f"--images={tmp_path}/list.txt", "--text=it", f"--out={tmp_path / 'out'}"]
+    (tmp_path / "list.txt").write_text("".join(f"images/{number}.png\n" for number in range(6)))
+    job = cluster("sbatch", "--parsable", *array, *predicting, PYTHON=str(python)).strip()
+    parts = [tmp_path / f"out/part-{index}-of-2.jsonl" for index in (0, 1)]
+    wait_until(lambda: all(part.exists() for part in parts) and parts[0].read_text().count("\n") == 3)
+    os.replace(tmp_path / "later.png", tmp_path / "images/5.png")
+    cluster("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    wait_until(lambda: "COMPLETED" in cluster("scontrol", "show", "job", f"{job}_1"))
+    assert "Restarts=1" in cluster("scontrol", "show", "job", f"{job}_1"), (tmp_path / "log-1").read_text()
+    done = [json.loads(line)["image"] for part in parts for line in part.read_text().splitlines()]
+    assert sorted(done) == [str(tmp_path / f"images/{number}.png") for number in range(6)]
 
 
 def wait_until(holds):

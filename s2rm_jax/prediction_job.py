@@ -1,0 +1,341 @@
+"""Segment many images: the list of images, the share of a process, and the threads that read and write.
+
+A job writes the files of `prediction_files` for each image. Several processes share the list; each has a part file of
+its own and needs no connection to the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.images import FORMATS, is_url, list_images, load_image, result_folders
+from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
+from s2rm_jax.parallel.cluster import find_cluster
+from s2rm_jax.prediction_files import (
+    RESULT_FILE,
+    Options,
+    Part,
+    is_result,
+    open_part,
+    remove_job,
+    write_prediction,
+    write_result_of,
+)
+
+if TYPE_CHECKING:
+    from s2rm_jax.segmenter import Result, Segmenter
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a job: its file or address, its expressions, and the folder of its results below that of the job."""
+
+    image: str
+    expressions: tuple[str, ...]
+    folder: str
+
+
+def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]:
+    """Return the images of a job with their expressions.
+
+    An image that is listed several times is segmented once, with the expressions of all its entries. Masks and overlays
+    under `out` are not images of a pattern: a job that continues would find its own results.
+
+    Args:
+        images: a folder; a pattern; or a list: a text file (.txt) with an image per line, JSON lines (.jsonl) with
+            "image" and optionally "expressions", or a Parquet file (.parquet) with such columns. Paths in a list are
+            relative to its folder. All may be on a bucket.
+        expressions: those of images without expressions in the list.
+        out: the folder of the results.
+
+    Raises:
+        UserError: there are no images, the list has a mistake, or an image has no expressions.
+    """
+    images = os.path.expanduser(images)
+    if is_url(images):
+        raise UserError(f"--images: {images} is an address; give a folder, a pattern or a list, or use --image")
+    read = _LISTS.get(os.path.splitext(images)[1].lower())
+    found: dict[str, dict[str, None]] = {}  # ordered sets
+    if read is None and on_bucket(images):
+        found = {os.fspath(path): {} for path in _list_bucket(images)}
+    elif read is None or not (on_bucket(images) or os.path.isfile(images)):
+        found = {os.fspath(path): {} for path in list_images(images) if not is_result(path, out)}
+    else:
+        folder = os.path.dirname(images)
+        with _reading(images):
+            listed = list(read(epath.Path(images)))
+        for image, own in listed:
+            name = image if on_bucket(image) else os.path.join(folder, image)
+            name = name if on_bucket(name) else os.path.normpath(name)
+            found.setdefault(name, {}).update(dict.fromkeys(own))
+    if not found:
+        raise UserError(f"--images: {images} lists no image")
+    if not expressions and (missing := next((name for name, own in found.items() if not own), None)):
+        raise UserError(f"--text is missing, and {missing} has no expressions of its own; give --text (see --help)")
+    folders = result_folders([Path(name) for name in found], taken=RESULT_FILE)
+    return [
+        Item(name, tuple(own or expressions), folder.as_posix())
+        for (name, own), folder in zip(found.items(), folders, strict=True)
+    ]
+
+
+def find_share(given: str | None) -> tuple[int, int]:
+    """Return the index of this process and the number of processes, which share the images.
+
+    Args:
+        given: "I/N", or None to take them from the environment, as `train` does; then this process also sees only its
+            share of the accelerators of its host.
+
+    Raises:
+        UserError: `given` is not of that form, or the environment describes other processes incompletely.
+    """
+    if given is not None:
+        index, slash, number = given.partition("/")
+        if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+            raise UserError(f"--shard: {given} is not I/N with I from 0 to N - 1, such as 0/4")
+        return int(index), int(number)
+    if "JOB_COMPLETION_INDEX" in os.environ:  # the number of its processes is not in the environment
+        raise UserError("--shard is missing: in an indexed job, give --shard=$(JOB_COMPLETION_INDEX)/N")
+    try:
+        cluster = find_cluster(os.environ)
+    except UserError as error:
+        raise UserError(f"--shard is missing; give I/N, or 0/1 for this process alone ({error})") from error
+    if cluster is None:
+        return 0, 1
+    import jax
+
+    if cluster.devices is not None:
+        for platform in ("cuda", "rocm"):
+            jax.config.update(f"jax_{platform}_visible_devices", ",".join(map(str, cluster.devices)))
+    if cluster.index is None or cluster.processes is None:
+        return jax.process_index(), jax.process_count()  # a TPU knows its place in the pod
+    return cluster.index, cluster.processes
+
+
+def run_job(
+    segmenter: Segmenter,
+    items: Sequence[Item],
+    share: tuple[int, int],
+    out: Path,
+    options: Options,
+    *,
+    batch_size: int | None = None,
+    quiet: bool = False,
+) -> Part:
+    """Segment this process's share of the images and write their files and records; continue an unfinished job.
+
+    Threads read images and write results while the device works. An image that cannot be read is reported on stderr;
+    its record has an "error". The only process of a job writes result.json, also if it is interrupted, and removes its
+    part file when it is done. Part files of several processes stay.
+
+    Args:
+        segmenter: the network.
+        items: the images of all processes.
+        share: the result of `find_share`.
+        out: the folder for all results.
+        options: which files to write.
+        batch_size: the number of images that the device processes together; by default 1 on a CPU, which gains little
+            from more, and 8 on other devices.
+        quiet: whether to hide the progress bar.
+
+    Returns:
+        The records of this process; the file is closed.
+
+    Raises:
+        UserError: `out` belongs to another job, or a file cannot be written.
+    """
+    index, number = share
+    if batch_size is None:
+        import jax
+
+        batch_size = 1 if jax.default_backend() == "cpu" else 8
+    with open_part(out, share, _settings(segmenter, items, options)) as part:
+        left = [item for item in items[index::number] if item.image not in part.done]
+        try:
+            records = _records(segmenter, left, out, options, batch_size)
+            for record in tqdm(records, "segmenting images", len(left), disable=quiet or None, leave=False):
+                part.write(record)
+                if "error" in record:
+                    tqdm.write(f"warning: skipped: {record['error']}", file=sys.stderr)
+        except BaseException:
+            with suppress(UserError):  # a full disk fails twice, and the first error counts
+                part.finish()
+                if number == 1:
+                    write_result_of(part, out)
+            raise
+        part.finish()
+        if number == 1:
+            write_result_of(part, out)
+            remove_job(part, out)
+    return part
+
+
+def _settings(segmenter: Segmenter, items: Sequence[Item], options: Options) -> dict[str, Any]:
+    """Return all that the results of a job depend on, as plain values, to tell jobs apart."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps([item.image, item.expressions]).encode())
+    return {"network": segmenter.fingerprint(), "images": [len(items), digest.hexdigest()], **asdict(options)}
+
+
+def _records(
+    segmenter: Segmenter, items: Sequence[Item], out: Path, options: Options, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Segment images and write their files; yield their records, in order."""
+
+    def read(item: Item) -> tuple[Item, np.ndarray | UserError]:
+        try:
+            for expression in item.expressions:
+                segmenter.remarks(expression)
+            return item, _load(item.image)
+        except UserError as error:
+            return item, error
+
+    def segment(batch: list[tuple[Item, Any]]) -> list[tuple[Item, Any, Result | None]]:
+        good = [(item, image) for item, image in batch if not isinstance(image, UserError)]
+        full = good
+        if len(items) > batch_size and not options.explain:  # no program for the last images alone
+            full = good + good[:1] * (batch_size - len(good))
+        images, expressions = [image for _, image in full], [item.expressions for item, _ in full]
+        results = iter(segmenter.segment(images, expressions, explain=bool(options.explain)))
+        return [(item, image, None if isinstance(image, UserError) else next(results)) for item, image in batch]
+
+    def write(done: tuple[Item, Any, Result | None]) -> dict[str, Any]:
+        item, image, result = done
+        if result is None:
+            return {"image": item.image, "error": str(image)}
+        return _write(item, image, result, out, options)
+
+    workers = (os.cpu_count() or 1) + 1
+    hosts, devices = ThreadPoolExecutor(workers), ThreadPoolExecutor(2)  # two: the device works on one batch meanwhile
+    try:
+        images = _ahead(hosts, read, items, batch_size + workers)
+        batches = iter(lambda: list(islice(images, batch_size)), [])
+        results = (one for batch in _ahead(devices, segment, batches, 1) for one in batch)
+        yield from _ahead(hosts, write, results, workers)
+    finally:
+        for pool in (hosts, devices):
+            pool.shutdown(cancel_futures=True)
+
+
+def _load(image: str) -> np.ndarray:
+    if is_url(image) or not on_bucket(image):
+        return load_image(image, apply_exif=True)
+    with _reading(image):
+        content = epath.Path(image).read_bytes()
+    try:
+        return load_image(content, apply_exif=True)
+    except UserError as error:
+        raise UserError(f"{image}: {error}") from error
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Raise UserError if a file or folder cannot be read in the block; clients of buckets raise any exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be read ({' '.join(str(error).split())}); check it and its permissions"
+        ) from error
+
+
+def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Options) -> dict[str, Any]:
+    """Write the files of an image and return its record."""
+    height, width = image.shape[:2]
+    record: dict[str, Any] = {"image": item.image, "width": width, "height": height}
+    folder = out / item.folder
+    if options.overlay or options.explain or options.masks == "png":
+        make_output_folder(folder)
+        record["folder"] = item.folder
+    figures = figure_paths(folder / options.explain, len(item.expressions)) if options.explain else []
+    # Labels without scores: a legend that changes from frame to frame would change the size of the overlay.
+    labels = [f"{number}. {expression}" for number, expression in enumerate(item.expressions, start=1)]
+    return record | {"results": write_prediction(folder, image, result, options, figures=figures, labels=labels)}
+
+
+def _ahead(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], count: int) -> Iterator[_R]:
+    """Yield the function of each item, in order, computed by threads at most `count` items ahead."""
+    waiting: deque[Future[_R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _list_bucket(pattern: str) -> list[epath.Path]:
+    """Return the images in a folder of a bucket, or those that match a pattern, in order of their names."""
+    root, _, name = pattern.rpartition("/")
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
+    with _reading(pattern):
+        found = epath.Path(root).glob(name) if "*" in name else epath.Path(pattern).iterdir()
+        paths = sorted(path for path in found if path.suffix.lower() in suffixes)
+    if not paths:
+        raise UserError(f"--images: {pattern} has no images; check it")
+    return paths
+
+
+def _read_text(path: epath.Path) -> Iterator[tuple[str, list[str]]]:
+    for line in path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n"):
+        if line.strip():
+            yield line.rstrip("\r"), []
+
+
+def _read_json_lines(path: epath.Path) -> Iterator[tuple[str, list[str]]]:
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n"), start=1):
+        if line.strip():
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not JSON ({error}); write one object per line") from error
+            yield _checked(entry, f"{path}: line {number}")
+
+
+def _read_parquet(path: epath.Path) -> Iterator[tuple[str, list[str]]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"{path}: pyarrow is not installed: pip install -e '.[parquet]'") from error
+    with path.open("rb") as file:
+        table = parquet.ParquetFile(file)
+        columns = [name for name in ("image", "expressions") if name in table.schema_arrow.names]
+        rows = (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield _checked(row, f"{path}: row {number}")
+
+
+def _checked(entry: Any, where: str) -> tuple[str, list[str]]:
+    """Return the image and the expressions of an entry of a list; raise UserError if it has mistakes."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+        raise UserError(f"{where} needs 'image', the path or address of an image")
+    own = entry.get("expressions") or []
+    if not isinstance(own, list) or not all(isinstance(expression, str) for expression in own):
+        raise UserError(f"{where}: 'expressions' must be a list of strings")
+    return entry["image"], own
+
+
+_LISTS = {".txt": _read_text, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
