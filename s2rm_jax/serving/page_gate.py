@@ -16,8 +16,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from s2rm_jax.serving.api import MAX_TEXT_BYTES, Message, Receive, Send, visitor_of
+from s2rm_jax.serving.api import MAX_TEXT_BYTES
 from s2rm_jax.serving.limits import RequestError, Visitors
+from s2rm_jax.serving.observe import Message, Receive, Send, visitor_of
 from s2rm_jax.serving.uploads import Uploads
 
 _QUEUE = "/gradio_api/queue/"
@@ -28,14 +29,14 @@ _ALLOWED_ROUTES = re.compile(
 
 
 class PageGate:
-    """An ASGI application that filters the requests to Gradio's application, which is mounted at `path`.
+    """An ASGI application that filters the requests to Gradio's application; it is mounted in another application.
 
     Events count as requests of their visitor. Each file in an event must be in `uploads`.
     """
 
-    def __init__(self, gradio: Any, path: str, uploads: Uploads, visitors: Visitors):
+    def __init__(self, gradio: Any, uploads: Uploads, visitors: Visitors):
         self.gradio = gradio
-        self._path, self._uploads, self._visitors = path, uploads, visitors
+        self._uploads, self._visitors = uploads, visitors
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Reject a request or pass it to Gradio."""
@@ -55,9 +56,10 @@ class PageGate:
             RequestError: the page does not use this route, the visitor has sent too many requests, or the event
                 refers to a file that is not an upload.
         """
-        route = request.url.path.removeprefix(self._path)
+        mount = request.scope["root_path"]
+        route = request.scope["path"].removeprefix(mount)
         if not _ALLOWED_ROUTES.fullmatch(route):
-            raise RequestError(f"address not found; open {self._path}", HTTPStatus.NOT_FOUND)
+            raise RequestError(f"address not found; open {mount}", HTTPStatus.NOT_FOUND)
         if route.startswith(_QUEUE):
             self._visitors.count(visitor_of(request))
         if request.method != "POST":
