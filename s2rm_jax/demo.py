@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,14 +122,17 @@ def main() -> None:
         log("compiling the network for its first images")
         address = _address(listening) + root_path
         message = f"open {address} in a browser; programs send POST /segment there. Ctrl-C stops the server."
-        warm_up = threading.Thread(target=service.warm_up, args=(partial(log, message),))
-        warm_up.start()
-        try:
-            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after it has finished the open requests
-                build_server(app).run(sockets=[listening])
-        finally:
-            service.close()
-            warm_up.join()
+        server = build_server(app)
+
+        def stop_on_failure(warm_up: Future[None]) -> None:
+            server.should_exit = server.should_exit or warm_up.exception() is not None
+
+        warming = stack.enter_context(ThreadPoolExecutor(1)).submit(service.warm_up, partial(log, message))
+        warming.add_done_callback(stop_on_failure)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after it has finished the open requests
+            server.run(sockets=[listening])
+        service.close()
+        warming.result()
 
 
 def _listen(host: str, port: int) -> socket.socket:
