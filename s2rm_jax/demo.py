@@ -116,7 +116,9 @@ def main() -> None:
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
             name = "that of the package, trained on generated shapes"
-        access_log = stack.enter_context(_open_log(ACCESS_LOG.value)) if ACCESS_LOG.value else None
+        access_log = None
+        if ACCESS_LOG.value:
+            access_log = partial(print, file=stack.enter_context(_open_log(ACCESS_LOG.value)), flush=True)
         app = build_app(service, folder, cases, name, root_path=root_path, access_log=access_log)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the folder is removed
         log("compiling the network for its first images")

@@ -8,9 +8,9 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 # Must be set before Gradio is imported: it would send usage reports and check for updates.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -44,8 +44,9 @@ def build_app(
     folder: Path,
     cases: Sequence[Case] = (),
     name: str = "",
+    *,
     root_path: str = "",
-    access_log: TextIO | None = None,
+    access_log: Callable[[str], object] | None = None,
 ) -> FastAPI:
     """Return the application; the limits of a visitor apply to the page and the API together.
 
@@ -57,7 +58,7 @@ def build_app(
         name: the name of the network that the page displays.
         root_path: where a proxy has the application, such as "/s2rm". The proxy may remove it from the paths of
             requests or not.
-        access_log: where one JSON object is written for each request.
+        access_log: is called with a line for each request, which is a JSON object.
     """
     uploads = Uploads(folder)
     # Gradio reads files from this folder and copies others to it; its default is shared by all users of a machine.

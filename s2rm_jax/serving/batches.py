@@ -25,8 +25,8 @@ from s2rm_jax.input.images import resize_image
 from s2rm_jax.segmenter import BUCKETS, EncodedImage, Result, Segmenter, _score, _sigmoid
 from s2rm_jax.serving.limits import RequestError
 
-# The number of images in a call is one of these. Each of them and each of the numbers of expressions is a program, whose
-# compilation takes seconds; five images take two calls, as padding them to eight would take longer on a CPU.
+# The number of images in a call is one of these. With each number of expressions it makes a program, whose compilation
+# takes seconds. Five images take two calls: on a CPU, padding them to eight would take longer.
 IMAGES = (1, 4)
 # Requests with more expressions are not joined. They are rare, and their calls are long enough to use a device well.
 EXPRESSIONS = tuple(size for size in BUCKETS if size <= 4)

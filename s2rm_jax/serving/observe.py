@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, ip_address, ip_network
-from typing import Any, TextIO
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -96,10 +96,10 @@ class Observer:
         metrics: where requests are counted.
         routes: the paths that are named in metrics and log; the first one that is a prefix of the path of a request
             names it, and others are "other", so that no path of an upload appears and the number of names is bounded.
-        log: where the access log is written; None writes none.
+        log: is called with each line of the access log; None if there is none.
     """
 
-    def __init__(self, app: Any, metrics: Metrics, routes: Collection[str], log: TextIO | None = None):
+    def __init__(self, app: Any, metrics: Metrics, routes: Collection[str], log: Callable[[str], object] | None = None):
         self._app, self._metrics, self._routes, self._log = app, metrics, routes, log
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -139,4 +139,4 @@ class Observer:
                     "bytes_sent": sent,
                     **details,
                 }
-                print(json.dumps(line), file=self._log, flush=True)
+                self._log(json.dumps(line))
