@@ -82,7 +82,8 @@ def main(folder: Path) -> None:
 
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     addresses = [f"http://127.0.0.1:{listening.getsockname()[1]}" for listening in sockets]
-    print(json.dumps(dict(zip(("address", "limited", "under"), addresses)) | {"uploads": str(folder)}), flush=True)
+    named = dict(zip(("address", "limited", "under"), addresses, strict=True))
+    print(json.dumps(named | {"uploads": str(folder)}), flush=True)
     for other, listening in zip((limited, under), sockets[1:], strict=True):
         threading.Thread(target=build_server(other).run, kwargs={"sockets": [listening]}, daemon=True).start()
     build_server(app).run(sockets=sockets[:1])

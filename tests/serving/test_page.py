@@ -27,6 +27,14 @@ def limited(server):
     visitor.http.close()
 
 
+@pytest.fixture
+def under(server):
+    """A visitor of a page that a proxy has under /sub/path."""
+    visitor = Visitor(server.under)
+    yield visitor
+    visitor.http.close()
+
+
 def test_the_root_redirects_to_a_page_without_foreign_fonts(visitor):
     answer = visitor.http.get("/", follow_redirects=True)
     assert answer.status_code == 200
@@ -36,15 +44,15 @@ def test_the_root_redirects_to_a_page_without_foreign_fonts(visitor):
 
 
 @pytest.mark.parametrize("prefix", ["/sub/path", ""], ids=["the proxy leaves the path", "the proxy removes the path"])
-def test_the_page_under_a_path_of_a_proxy(server, prefix):
+def test_the_page_under_a_path_of_a_proxy(server, under, prefix):
     """What the page links to and calls begins with the path that the proxy has it under."""
-    visitor = Visitor(server.under)
+    visitor = under
     root = "/sub/path/demo"
     answer = visitor.http.get(f"{prefix}/")
     assert (answer.status_code, answer.headers["location"]) == (307, f"{root}/")
     text = visitor.http.get(f"{prefix}/demo/").text
     assert f'"root":"{server.under}{root}"' in text.replace('"root": ', '"root":')
-    links = set(re.findall(r'(?:href|src)="([^"#]*\.(?:js|css)[^"]*)"', text))
+    links = set(re.findall(r'(?:href|src)="([^"#]*\.(?:js|css)(?:\?[^"]*)?)"', text))
     assert links
     for link in links:
         path = urljoin(f"{root}/", link.removeprefix(server.under))
@@ -62,7 +70,6 @@ def test_the_page_under_a_path_of_a_proxy(server, prefix):
     assert visitor.http.get(f"{prefix}/healthz").status_code == 200
     assert visitor.http.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/sub/path"}]
     assert visitor.http.get("/sub/pathology/healthz").status_code == 404
-    visitor.http.close()
 
 
 def test_tracebacks_are_not_returned(visitor):
