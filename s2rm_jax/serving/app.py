@@ -35,7 +35,7 @@ PAGE = "/demo"
 _ROUTES = (PAGE, "/segment", "/healthz", "/health", "/readyz", "/metrics", "/openapi.json")
 # The longest time from the first byte to the last of the head and of the body of a request, and for the client to
 # read what was sent, in seconds. Connections of clients that take longer are closed, since their number is limited.
-_SECONDS_OF = {"head": 10, "body": 120, "answer": 120}
+_SECONDS_OF = {"head": 10, "body": 120, "answer": 300}
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}  # of the example images
 
 
@@ -107,6 +107,7 @@ def build_app(
         ssr_mode=False,
         footer_links=[],
         show_error=False,
+        root_path=f"{root_path}{PAGE}",  # else Gradio takes the root of a proxy that sets X-Forwarded-Host
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)

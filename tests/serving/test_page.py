@@ -59,11 +59,17 @@ def test_the_page_under_a_path_of_a_proxy(server, under, prefix):
         assert path.startswith(root), link
         assert visitor.http.get(prefix + path.removeprefix("/sub/path")).status_code == 200, link
     assert visitor.http.get(f"{prefix}/demo/config").json()["root"] == f"{server.under}{root}"
+    headers = {"X-Forwarded-Host": "example.org", "X-Forwarded-Proto": "https"}
+    assert visitor.http.get(f"{prefix}/demo/config", headers=headers).json()["root"] == f"https://example.org{root}"
 
     page = f"{prefix}/demo"
     path = visitor.http.post(f"{page}/gradio_api/upload", files={"files": striped(3, 8, 8)}).json()[0]
     answer = visitor.send(visitor.find, [as_file(path), "red"], page=page)
     assert "1 expression segmented" in str(answer)
+    example = next(event for event in visitor.events if not event["inputs"])
+    chosen = visitor.send(example, [], {"index": 0, "value": ""}, page=page)["output"]["data"][0]
+    assert chosen["url"].startswith(f"{server.under}{root}/gradio_api/file=")
+    assert visitor.http.get(chosen["url"]).status_code == 200
     assert visitor.http.get(f"{page}/gradio_api/file={path}").content == striped(3, 8, 8)
     assert visitor.http.get(f"{page}/gradio_api/startup-events").status_code == 200
     assert visitor.http.get(f"{page}/monitoring/summary").status_code == 404
