@@ -80,12 +80,12 @@ class Load:
             "requests": len(self.latencies),
             "errors": len(self.errors),
             "per second": self.per_second,
-            "p50": self.percentile(50),
-            "p99": self.percentile(99),
+            "p50": self.percentile(50.0),
+            "p99": self.percentile(99.0),
         }
 
 
-def questions(host: str, count: int = _IMAGES) -> list[Question]:
+def questions(host: str) -> list[Question]:
     """Return different requests for POST /segment as forms: generated scenes as JPEG, each with its expressions."""
     from PIL import Image
 
@@ -95,7 +95,7 @@ def questions(host: str, count: int = _IMAGES) -> list[Question]:
 
     source = build_source(load_config(default_network.FOLDER).input.source, "test")
     found = []
-    for number in range(count):
+    for number in range(_IMAGES):
         example = source[number]
         file = io.BytesIO()
         Image.fromarray(np.asarray(example.image)).resize(_SIZE).save(file, "JPEG", quality=90)
@@ -229,8 +229,8 @@ def serving(subject: Subject, rounds: int) -> list[Section]:
             [
                 count,
                 median(each.per_second for each in some),
-                median(each.percentile(50) for each in some),
-                median(each.percentile(99) for each in some),
+                median(each.percentile(50.0) for each in some),
+                median(each.percentile(99.0) for each in some),
                 sum(len(each.errors) for each in some),
             ]
         )
