@@ -107,7 +107,7 @@ def build_app(
         ssr_mode=False,
         footer_links=[],
         show_error=False,
-        root_path=f"{root_path}{PAGE}",  # else Gradio takes the root of a proxy that sets X-Forwarded-Host
+        root_path=f"{root_path}{PAGE}" if root_path else None,
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)

@@ -174,8 +174,9 @@ def encode_together(segmenter: Segmenter, images: Sequence[UInt8[np.ndarray, "_ 
     while rest := images[len(encoded) :]:
         part = rest[: joined(len(rest))]
         pixels = np.stack([resize_image(image, size) for image in part])
-        features = _split(segmenter._encode(segmenter._params, jax.device_put(pixels)))
-        encoded += [EncodedImage(image, row) for image, row in zip(part, jax.block_until_ready(features), strict=True)]
+        features = segmenter._encode(segmenter._params, jax.device_put(pixels))
+        rows = jax.block_until_ready(_split(features) if len(part) > 1 else (features,))
+        encoded += [EncodedImage(image, row) for image, row in zip(part, rows, strict=True)]
     return encoded
 
 
@@ -189,7 +190,7 @@ def ground_together(segmenter: Segmenter, images: Sequence[EncodedImage], jobs: 
     assert group is not None
     rows = [(*job.tokens, *job.tokens[:1] * (group - len(job.tokens))) for job in jobs]
     tokens, token_mask = (jax.device_put(np.array([[pair[part] for pair in row] for row in rows])) for part in (0, 1))
-    features = _join([image.features for image in images])
+    features = _join([image.features for image in images]) if len(images) > 1 else images[0].features
     outputs = segmenter._ground(segmenter._params, features, tokens, token_mask, explain=False)
     logits, no_target, _ = jax.device_get(outputs)
     counts = [len(job.tokens) for job in jobs]
