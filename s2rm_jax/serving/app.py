@@ -26,9 +26,8 @@ from s2rm_jax.serving.api import build_api, uploaded_file
 from s2rm_jax.serving.limits import check_bytes
 from s2rm_jax.serving.observe import Message, Observer, Receive, Send, visitor_at, visitor_of
 from s2rm_jax.serving.page import Case, build_page
-from s2rm_jax.serving.page_gate import PageGate
+from s2rm_jax.serving.page_gate import PageGate, Uploads
 from s2rm_jax.serving.service import Service
-from s2rm_jax.serving.uploads import Uploads
 from s2rm_jax.serving.viewer import SCRIPT, STYLE
 
 PAGE = "/demo"
@@ -133,7 +132,7 @@ class RootPath:
             path = scope["path"]
             if not f"{path}/".startswith(f"{self._root_path}/"):
                 path = self._root_path + path
-            scope = scope | {"root_path": self._root_path, "path": path}
+            scope = {**scope, "root_path": self._root_path, "path": path}
         await self._app(scope, receive, send)
 
 
@@ -173,7 +172,8 @@ class _Server(uvicorn.Server):
         before, self._phases = self._phases, {}
         visitors: Counter[str] = Counter()
         # The oldest connections of a visitor come first, so that the newest are too many.
-        for connection in sorted(self.server_state.connections, key=lambda each: before.get(each, ((), now))[1]):
+        connections: list[Any] = sorted(self.server_state.connections, key=lambda each: before.get(each, ((), now))[1])
+        for connection in connections:
             phase = _phase(connection)
             then, since = before.get(connection, (phase, now))
             self._phases[connection] = phase, since if phase == then else now

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
@@ -40,7 +40,7 @@ class Metrics:
         joined: the numbers of requests that a call of the network can have.
     """
 
-    def __init__(self, waiting: Callable[[], int], joined: Collection[int]):
+    def __init__(self, waiting: Callable[[], int], joined: Sequence[int]):
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         name = "s2rm_{}".format

@@ -24,8 +24,8 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.serving.observe import visitor_of
+from s2rm_jax.serving.page_gate import Uploads
 from s2rm_jax.serving.service import Answer, ClientLeft, Service, answer_of
-from s2rm_jax.serving.uploads import Uploads
 from s2rm_jax.serving.viewer import answer_html, image_html
 
 _LOG = logging.getLogger(__name__)

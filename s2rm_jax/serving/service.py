@@ -258,6 +258,7 @@ class Service:
 
     def _results(self, jobs: Sequence[Job], images: Sequence[EncodedImage]) -> Iterator[tuple[Job, Result]]:
         """Yield the result of each job; those of a group are segmented in one call of the network."""
+        results: Iterator[Result]
         with self._timed("segment"):
             if jobs[0].group is not None:
                 outputs = ground_together(self.segmenter, images, jobs)
