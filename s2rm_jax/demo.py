@@ -84,7 +84,7 @@ SPLIT = flags.DEFINE_string(
 
 def main() -> None:
     """Serve until the process is interrupted."""
-    missing = [name for name in ("gradio", "fastapi", "uvicorn") if find_spec(name) is None]
+    missing = [name for name in ("gradio", "fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
 
