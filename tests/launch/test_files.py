@@ -131,7 +131,7 @@ def test_the_serving_manifest_and_image_start_the_demo(serving):
     assert serving[1]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
 
 
-def test_the_serving_manifest_asks_for_routes_that_exist(serving):
+def test_the_serving_manifest_asks_for_routes_that_exist(serving, segmenter):
     pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
     from s2rm_jax.serving.api import build_api
     from s2rm_jax.serving.service import Service
@@ -140,7 +140,7 @@ def test_the_serving_manifest_asks_for_routes_that_exist(serving):
     [container] = pod["spec"]["containers"]
     asked = {container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
     asked.add(pod["metadata"]["annotations"]["prometheus.io/path"])
-    assert asked <= {route.path for route in build_api(Service(None)).routes if hasattr(route, "path")}
+    assert asked <= {route.path for route in build_api(Service(segmenter)).routes if hasattr(route, "path")}
 
 
 def test_the_image_gets_all_that_it_copies_and_no_more():
