@@ -51,12 +51,13 @@ SUITES = {
     "expressions": Suite("many_expressions.many_expressions", 65),
     "fusion": Suite("fusion_share.fusion_share", 60),
     "growth": Suite("growth.growth", 220),
-    "serving": Suite("many_expressions.serving_programs", 80),
+    "programs": Suite("many_expressions.serving_programs", 80),
+    "serving": Suite("serving_load.serving", 150),
     "startup": Suite("startup.startup", 200),
     "train": Suite("training_speed.training_speed", 200),
     "torch": Suite("against_torch.against_torch", 280),
 }
-DEFAULT_SUITES = ("parts", "expressions", "fusion", "serving")  # a few minutes, no optional dependencies
+DEFAULT_SUITES = ("parts", "expressions", "fusion", "programs")  # a few minutes, no optional dependencies
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(

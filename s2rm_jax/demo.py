@@ -11,20 +11,21 @@ interface. By default only this machine can reach it. Needs pip install -e '.[de
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
+import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, TextIO, cast
 
 from absl import flags
 
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from s2rm_jax.serving.service import Service
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -35,10 +36,19 @@ WORKDIR = flags.DEFINE_string(
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "the address to listen on; 0.0.0.0 admits other machines", flag_values=FLAGS
+    "host",
+    "127.0.0.1",
+    "the address to listen on; 0.0.0.0 admits other machines, and :: those with IPv6 too",
+    flag_values=FLAGS,
 )
 PORT = flags.DEFINE_integer(
     "port", 7860, "the port; 0 chooses a free one", lower_bound=0, upper_bound=65_535, flag_values=FLAGS
+)
+ROOT_PATH = flags.DEFINE_string(
+    "root_path", "", "where a proxy has the page, such as /s2rm; empty if at the root", flag_values=FLAGS
+)
+ACCESS_LOG = flags.DEFINE_string(
+    "access_log", None, "a file to which one JSON object is appended per request; - for stdout", flag_values=FLAGS
 )
 MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "limit of an image file", lower_bound=0.01, flag_values=FLAGS)
 MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "limit of an image", lower_bound=0.01, flag_values=FLAGS)
@@ -52,6 +62,19 @@ WORK_PER_MINUTE = flags.DEFINE_integer(
     lower_bound=4,
     flag_values=FLAGS,
 )
+MAX_SECONDS = flags.DEFINE_float(
+    "max_seconds", 60, "limit from a complete request to its answer", lower_bound=0.1, flag_values=FLAGS
+)
+WAITING = flags.DEFINE_integer(
+    "waiting", 100, "limit of waiting requests of all visitors", lower_bound=1, flag_values=FLAGS
+)
+CONNECTIONS_PER_VISITOR = flags.DEFINE_integer(
+    "connections_per_visitor",
+    100,
+    "limit of connections per visitor; all visitors together can have 200",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 SPLIT = flags.DEFINE_string(
     "split",
     None,
@@ -62,7 +85,7 @@ SPLIT = flags.DEFINE_string(
 
 def main() -> None:
     """Serve until the process is interrupted."""
-    missing = [name for name in ("gradio", "fastapi", "uvicorn") if find_spec(name) is None]
+    missing = [name for name in ("gradio", "fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
 
@@ -75,6 +98,7 @@ def main() -> None:
 
     assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
+    root_path = f"/{ROOT_PATH.value.strip('/')}" if ROOT_PATH.value.strip("/") else ""
     listening = _listen(HOST.value, PORT.value)  # first: a port that is in use is reported before the network is loaded
     segmenter = Segmenter.from_checkpoint(WORKDIR.value, which)
     limits = Limits(
@@ -82,41 +106,59 @@ def main() -> None:
         pixels=round(1e6 * MAX_MEGAPIXELS.value),
         per_minute=PER_MINUTE.value,
         work_per_minute=WORK_PER_MINUTE.value,
+        waiting=WAITING.value,
+        seconds=MAX_SECONDS.value,
+        connections_per_visitor=CONNECTIONS_PER_VISITOR.value,
     )
     service = Service(segmenter, limits)
-    log("compiling the network for its first images")
-    _warm_up(service)
-    with tempfile.TemporaryDirectory(prefix="s2rm_demo_") as folder:
-        cases = example_cases(segmenter.config, Path(folder), split=SPLIT.value)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2rm_demo_")))
+        cases = example_cases(segmenter.config, folder, split=SPLIT.value)
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
             name = "that of the package, trained on generated shapes"
-        app = build_app(service, Path(folder), cases, name)
-        host, port = listening.getsockname()[:2]
-        log(f"open http://{host}:{port} in a browser; programs send POST /segment there. Ctrl-C stops the server.")
+        access_log = None
+        if ACCESS_LOG.value:
+            access_log = partial(print, file=stack.enter_context(_open_log(ACCESS_LOG.value)), flush=True)
+        app = build_app(service, folder, cases, name, root_path=root_path, access_log=access_log)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the folder is removed
+        log("compiling the network for its first images")
+        address = _address(listening) + root_path
+        message = f"open {address} in a browser; programs send POST /segment there. Ctrl-C stops the server."
+        server = build_server(app)
+
+        def warmed_up(warm_up: Future[None]) -> None:
+            server.should_exit = server.should_exit or warm_up.exception() is not None
+            gc.freeze()  # a million objects that stay; each collection would go through them, for a tenth of a second
+
+        warming = stack.enter_context(ThreadPoolExecutor(1)).submit(service.warm_up, partial(log, message))
+        warming.add_done_callback(warmed_up)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after it has finished the open requests
-            build_server(app).run(sockets=[listening])
+            server.run(sockets=[listening])
+        service.close()
+        warming.result()
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port))
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise UserError(f"cannot listen at {host}:{port} ({reason}); give another --host or --port") from error
 
 
-def _warm_up(service: Service) -> None:
-    """Segment with up to four expressions, so that the first visitor does not wait for compilation."""
-    import io
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
 
-    from PIL import Image
 
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(file, "PNG")
-    for count in (1, 2, 4):
-        service.segment(file.getvalue(), ["the image"] * count, explain=True)
+def _open_log(path: str) -> contextlib.AbstractContextManager[TextIO]:
+    try:
+        return contextlib.nullcontext(sys.stdout) if path == "-" else open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--access_log: cannot write to {path} ({error.strerror}); name another file") from error
 
 
 if __name__ == "__main__":

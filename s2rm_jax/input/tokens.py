@@ -63,6 +63,10 @@ class Tokenizer:
         """Return the number of tokens of the complete expression, including [CLS] and [SEP]."""
         return len(self._pieces.encode(expression).ids) + 2
 
+    def has_unknown(self, text: str) -> bool:
+        """Return whether a text has words that are not in the vocabulary."""
+        return _UNKNOWN in self._pieces.encode(text).tokens
+
     def encode(self, expression: str) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
         """Encode an expression as [CLS] pieces [SEP], padded with zeros to `max_tokens`.
 
@@ -227,11 +231,7 @@ def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
     length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:
         found.append(f"{expression!r} takes {length} tokens and is truncated to the first {limit} (text.max_tokens)")
-    unknown = [
-        word
-        for word in expression.split()
-        if tokenizer.length(word) > 2 and _UNKNOWN in tokenizer.words(tokenizer.encode(word)[0])
-    ]
-    if unknown:
+    if tokenizer.has_unknown(expression):
+        unknown = [word for word in expression.split() if tokenizer.has_unknown(word)]
         found.append(f"not in the vocabulary, so ignored or misread: {', '.join(map(repr, unknown))}")
     return found

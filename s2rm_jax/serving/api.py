@@ -11,13 +11,13 @@ import binascii
 import io
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from jaxtyping import Bool
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -29,16 +29,15 @@ from starlette.exceptions import HTTPException
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.masks import outlines
 from s2rm_jax.serving.limits import Limits, RequestError
-from s2rm_jax.serving.service import Answer, Service
+from s2rm_jax.serving.observe import DETAILS, Message, Receive, Send, visitor_of
+from s2rm_jax.serving.service import Answer, ClientLeft, Service, answer_of
 
 Format = Literal["rle", "png", "polygons"]
-Message = MutableMapping[str, Any]  # of ASGI
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 MAX_TEXT_BYTES = 200_000  # of a request body, without the image
 _IMAGE = re.compile(rb'"image"\s*:\s*"[^"]*"')
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+_SMALL = 1 << 18  # bytes that are processed at once; other requests do not wait noticeably for so few
 _CHUNK = 1 << 18  # base64 characters that are decoded at once; a multiple of 4
 
 # 8 x 8 pixels, the left half red: the example of the schema, short but a valid image.
@@ -219,17 +218,42 @@ def build_api(service: Service) -> FastAPI:
     app = FastAPI(title="s2rm_jax", docs_url=None, redoc_url=None)
 
     @app.get("/health")
-    async def health() -> Health:  # async: must not wait for a thread, which may all be held by queued requests
-        """Return the status of the server."""
+    @app.get("/healthz")
+    async def health() -> Health:
+        """Return the status of the process."""
         return Health()
 
-    @app.post("/segment", responses=_PROBLEMS, openapi_extra={"requestBody": request_body(service.limits)})
-    async def segment(request: Request) -> SegmentAnswer:
+    @app.get("/readyz", responses={503: {"model": Problem}})
+    async def ready() -> Health:
+        """Return whether the common programs are compiled, so that requests are answered without delay."""
+        if not service.is_ready:
+            raise RequestError("the network is being compiled; retry in 5 s", HTTPStatus.SERVICE_UNAVAILABLE, wait=5)
+        return Health()
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        content, media_type = service.metrics.exposition()
+        return Response(content, media_type=media_type)
+
+    @app.post(
+        "/segment",
+        response_model=SegmentAnswer,
+        responses=_PROBLEMS,
+        openapi_extra={"requestBody": request_body(service.limits)},
+    )
+    async def segment(request: Request) -> Response:
         """Segment the referent of each expression in the image."""
         visitor = visitor_of(request)
         service.visitors.count(visitor)
         body, content = await _read(request)
-        return await run_in_threadpool(_segment, service, body, content, visitor)
+        convert = partial(_answer_json, formats=body.formats, details=request.scope.get(DETAILS, {}))
+        submit = partial(service.submit, content, body.expressions, convert, visitor=visitor)
+        future = submit() if len(content) < _SMALL else await run_in_threadpool(submit)
+        try:
+            answer = await answer_of(future, service.limits.seconds, _leaves(request.receive))
+        except ClientLeft:
+            return Response(status_code=499)  # for the access log
+        return Response(answer, media_type="application/json")
 
     app.add_middleware(BodyLimit, limit=service.limits.bytes * 4 // 3 + MAX_TEXT_BYTES)
     app.add_exception_handler(UserError, _user_error_response)
@@ -241,7 +265,8 @@ async def _read(request: Request) -> tuple[SegmentRequest, bytes]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            return await run_in_threadpool(_read_json, await request.body())
+            content = await request.body()
+            return _read_json(content) if len(content) < _SMALL else await run_in_threadpool(_read_json, content)
         if kind == "multipart/form-data":
             return await _read_form(request)
     except ValidationError as error:
@@ -300,22 +325,29 @@ def uploaded_file(form: FormData, field: str) -> UploadFile:
     return file
 
 
-def visitor_of(request: Any) -> str:
-    """Return the client address of a Starlette or Gradio request; limits apply per address."""
-    return request.client.host if request.client else ""
+async def _leaves(receive: Receive) -> None:
+    """Return when the client has left; its request must be complete."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
-def _segment(service: Service, request: SegmentRequest, content: bytes, visitor: str) -> SegmentAnswer:
-    with service.reserve_device():
-        answer = service.segment(content, request.expressions, visitor=visitor)
-        height, width = answer.encoding.image.image.shape[:2]
-        results = [_expression_result(answer, row, request.formats) for row in range(len(answer.result.expressions))]
+def _answer_json(answer: Answer, formats: list[Format], details: dict[str, Any]) -> bytes:
+    """Return the answer as JSON; add what the access log says of it to `details`."""
+    height, width = answer.encoding.image.image.shape[:2]
+    results = [_expression_result(answer, row, formats) for row in range(len(answer.result.expressions))]
     times = Times(
         encode_seconds=answer.encoding.seconds,
         image_was_known=answer.encoding.was_cached,
         ask_seconds=answer.seconds,
     )
-    return SegmentAnswer(width=width, height=height, results=results, times=times)
+    details |= {
+        "expressions": len(results),
+        "pixels": height * width,
+        "image_was_known": answer.encoding.was_cached,
+        "queue_seconds": round(answer.waited, 6),
+        "joined": answer.joined,
+    }
+    return SegmentAnswer(width=width, height=height, results=results, times=times).model_dump_json().encode()
 
 
 def _expression_result(answer: Answer, row: int, formats: list[Format]) -> ExpressionResult:

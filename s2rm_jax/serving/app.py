@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,31 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Mount
 
-from s2rm_jax.serving.api import build_api, uploaded_file, visitor_of
+from s2rm_jax.serving.api import build_api, uploaded_file
 from s2rm_jax.serving.limits import check_bytes
+from s2rm_jax.serving.observe import Message, Observer, Receive, Send, visitor_at, visitor_of
 from s2rm_jax.serving.page import Case, build_page
-from s2rm_jax.serving.page_gate import PageGate
+from s2rm_jax.serving.page_gate import PageGate, Uploads
 from s2rm_jax.serving.service import Service
-from s2rm_jax.serving.uploads import Uploads
 from s2rm_jax.serving.viewer import SCRIPT, STYLE
 
 PAGE = "/demo"
-# Further connections get status 503 at once, which bounds the number of request bodies in memory.
-_MAX_CONNECTIONS = 200
-_SHUTDOWN_SECONDS = 10  # to finish open requests
+_ROUTES = (PAGE, "/segment", "/healthz", "/health", "/readyz", "/metrics", "/openapi.json")
+# The longest time from the first byte to the last of the head and of the body of a request, and for the client to
+# read what was sent, in seconds. Connections of clients that take longer are closed, since their number is limited.
+_SECONDS_OF = {"head": 10, "body": 120, "answer": 300}
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}  # of the example images
 
 
-def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: str = "") -> FastAPI:
+def build_app(
+    service: Service,
+    folder: Path,
+    cases: Sequence[Case] = (),
+    name: str = "",
+    *,
+    root_path: str = "",
+    access_log: Callable[[str], object] | None = None,
+) -> FastAPI:
     """Return the application; the limits of a visitor apply to the page and the API together.
 
     Args:
@@ -43,6 +55,9 @@ def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: 
             serves any file in it to anyone who knows its path. A process can have only one such application.
         cases: the examples on the page.
         name: the name of the network that the page displays.
+        root_path: where a proxy has the application, such as "/s2rm". The proxy may remove it from the paths of
+            requests or not.
+        access_log: is called with a line for each request, which is a JSON object.
     """
     uploads = Uploads(folder)
     # Gradio reads files from this folder and copies others to it; its default is shared by all users of a machine.
@@ -52,7 +67,7 @@ def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: 
 
     @app.get("/", include_in_schema=False)
     def index() -> RedirectResponse:
-        return RedirectResponse(PAGE)
+        return RedirectResponse(f"{root_path}{PAGE}/")
 
     @app.post(f"{PAGE}/gradio_api/upload", include_in_schema=False)
     async def upload(request: Request) -> list[str]:
@@ -91,35 +106,92 @@ def build_app(service: Service, folder: Path, cases: Sequence[Case] = (), name: 
         ssr_mode=False,
         footer_links=[],
         show_error=False,
+        root_path=f"{root_path}{PAGE}" if root_path else None,
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
     gradio: Any = mounted.app
-    mounted.app = PageGate(gradio, PAGE, uploads, service.visitors)
+    mounted.app = PageGate(gradio, uploads, service.visitors)
     app.state.closing = gradio.stop_event
+    app.state.service = service
+    app.add_middleware(Observer, metrics=service.metrics, routes=_ROUTES, log=access_log)
+    if root_path:
+        app.add_middleware(RootPath, root_path=root_path)
     return app
+
+
+class RootPath:
+    """ASGI middleware that puts `root_path` before the path of a request, unless the proxy has left it there."""
+
+    def __init__(self, app: Any, root_path: str):
+        self._app, self._root_path = app, root_path
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on as ASGI wants it: its path begins with the root path."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if not f"{path}/".startswith(f"{self._root_path}/"):
+                path = self._root_path + path
+            scope = {**scope, "root_path": self._root_path, "path": path}
+        await self._app(scope, receive, send)
 
 
 def build_server(app: FastAPI) -> uvicorn.Server:
     """Return the server of an application; its `run(sockets=[...])` serves until the process is interrupted."""
+    limits = app.state.service.limits
     config = uvicorn.Config(
         app,
         log_level="warning",
-        limit_concurrency=_MAX_CONNECTIONS,
+        limit_concurrency=limits.connections,
+        ws="none",  # the page needs none, and they would not be counted as connections
         proxy_headers=False,  # a client could set these headers to get around the limits of a visitor
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
-    return _Server(config, app.state.closing)
+    return _Server(config, app.state.closing, limits.connections_per_visitor)
 
 
 class _Server(uvicorn.Server):
-    """A server that sets an event at shutdown, which ends the streams of open pages; uvicorn would wait for them."""
+    """A server that closes the connections of slow clients, and ends the streams of open pages at shutdown.
 
-    def __init__(self, config: uvicorn.Config, closing: asyncio.Event):
+    uvicorn would wait for both without limit.
+    """
+
+    def __init__(self, config: uvicorn.Config, closing: asyncio.Event, connections_per_visitor: int):
         super().__init__(config)
         self._closing = closing
+        self._most = connections_per_visitor
+        self._phases: dict[Any, tuple[tuple[str, object], float]] = {}  # by connection; and since when it is in it
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close the connections of slow clients once a second."""
+        if counter % 10 == 0:
+            self._close_slow(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _close_slow(self, now: float) -> None:
+        before, self._phases = self._phases, {}
+        visitors: Counter[str] = Counter()
+        # The oldest connections of a visitor come first, so that the newest are too many.
+        connections: list[Any] = sorted(self.server_state.connections, key=lambda each: before.get(each, ((), now))[1])
+        for connection in connections:
+            phase = _phase(connection)
+            then, since = before.get(connection, (phase, now))
+            self._phases[connection] = phase, since if phase == then else now
+            visitors[visitor := visitor_at(connection.client[0] if connection.client else "")] += 1
+            if (now - since > _SECONDS_OF.get(phase[0], math.inf) and phase == then) or visitors[visitor] > self._most:
+                connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, finish the open requests and stop."""
         self._closing.set()
         await super().shutdown(sockets)
+
+
+def _phase(connection: Any) -> tuple[str, object]:
+    """Return what a connection is waiting for, and an object that is another for each request."""
+    cycle = connection.cycle
+    if connection.transport.get_write_buffer_size():
+        return "answer", cycle
+    if cycle is None or cycle.response_complete:
+        return "head", cycle
+    return "body" if cycle.more_body else "work", cycle

@@ -28,7 +28,10 @@ class Limits:
     characters: int = 500  # per expression
     per_minute: int = 240  # requests per visitor
     work_per_minute: int = 800  # per visitor: megapixels of the image (at least 4) times expressions
-    waiting: int = 100  # requests of all visitors in the queue for the device
+    waiting: int = 100  # requests of all visitors in the queue
+    seconds: float = 60.0  # from a complete request to its answer
+    connections: int = 200  # of all visitors; further ones get status 503 at once
+    connections_per_visitor: int = 100  # further ones are closed
 
 
 class RequestError(UserError):

@@ -6,12 +6,15 @@ that the run was trained on.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
 from ml_collections import ConfigDict
@@ -19,9 +22,9 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.sources import build_source
-from s2rm_jax.serving.api import visitor_of
-from s2rm_jax.serving.service import Service
-from s2rm_jax.serving.uploads import Uploads
+from s2rm_jax.serving.observe import visitor_of
+from s2rm_jax.serving.page_gate import Uploads
+from s2rm_jax.serving.service import Answer, ClientLeft, Service, answer_of
 from s2rm_jax.serving.viewer import answer_html, image_html
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ _EXAMPLE_EXPRESSIONS = 3  # per example image
 _JPEG_QUALITY = 92
 _HOUR = 3600  # seconds
 _SESSIONS = 16
+_CHECK_SECONDS = 0.25  # between checks whether a visitor has closed the page
 _INTRODUCTION = """# Referring image segmentation
 Drop an image and write one expression per line to see what each expression refers to. Images stay on the machine that
 serves this page and are removed within two hours.
@@ -72,39 +76,59 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
 def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: str) -> gr.Blocks:
     """Return the page; `uploads` holds the files of visitors, and `name` is the displayed name of the network."""
 
-    def render(draw: Callable[[], str]) -> tuple[str, object]:
+    turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by session
+
+    async def render(
+        path: str, lines: list[str] | None, convert: Callable[[Answer], str], request: gr.Request
+    ) -> tuple[str, object]:
         """Return the contents of the error line and of the viewer."""
         try:
-            with service.reserve_device():
-                return "", draw()
+            # In the order of the clicks: expressions are never processed before their image.
+            async with turns.setdefault(session := str(request.session_hash), asyncio.Lock()):
+                future = await asyncio.to_thread(submit, path, lines, convert, request)
+                return "", await answer_of(future, service.limits.seconds, leaves(session))
+        except ClientLeft:
+            return "", gr.skip()
         except UserError as error:
             return _problem(str(error)), gr.skip()
         except Exception:
             _LOG.exception("a request of the page failed")
             return _problem("internal server error; see the log of the server"), gr.skip()
 
-    def read(path: str) -> bytes:
-        return uploads.read(path, service.limits.bytes + 1)
+    def submit(
+        path: str, lines: list[str] | None, convert: Callable[[Answer], str], request: gr.Request
+    ) -> Future[str]:
+        content = uploads.read(path, service.limits.bytes + 1)
+        return service.submit(content, lines, convert, visitor=visitor_of(request), explain=lines is not None)
 
-    def show_image(path: str | None, request: gr.Request) -> tuple[str, object]:
+    async def leaves(session: str) -> None:
+        """Return when the visitor has closed the page."""
+        while any(
+            event.alive for job in page._queue.active_jobs for event in job or () if event.session_hash == session
+        ):
+            await asyncio.sleep(_CHECK_SECONDS)
+
+    async def show_image(path: str | None, request: gr.Request) -> tuple[str, object]:
         if path is None:
             return "", _PLACEHOLDER
-        problem, view = render(lambda: image_html(service.encode(read(path), visitor=visitor_of(request))))
+        problem, view = await render(path, None, lambda answer: image_html(answer.encoding), request)
         return problem, _PLACEHOLDER if problem else view
 
-    def segment(path: str | None, text: str, request: gr.Request) -> tuple[str, object]:
+    async def segment(path: str | None, text: str, request: gr.Request) -> tuple[str, object]:
         if path is None:
             return _problem("no image yet; drop one or click an example"), gr.skip()
-        lines = [line for line in text.splitlines() if line.strip()]
-        visitor = visitor_of(request)
-        return render(lambda: answer_html(service.segment(read(path), lines, visitor=visitor, explain=True)))
+        return await render(path, [line for line in text.splitlines() if line.strip()], answer_html, request)
 
-    def load_example(event: gr.SelectData) -> tuple[str, str]:
-        case = cases[event.index]
+    def load_example(selected: gr.SelectData) -> tuple[str, str]:
+        case = cases[selected.index]
         return str(case.path), "\n".join(case.expressions)
 
-    # One event at a time, in the order of the clicks: expressions are never processed before their image.
-    in_order: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
+    # Gradio passes on as many events as the queue of the service, which is fair between visitors, has room for.
+    event: dict[str, Any] = {
+        "concurrency_limit": service.limits.waiting,
+        "concurrency_id": "service",
+        "api_visibility": "private",
+    }
     with gr.Blocks(title=f"s2rm_jax: {name}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
@@ -137,12 +161,12 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
                 gr.Markdown(f"Network: {escape(name)}")
             with gr.Column(scale=3, min_width=420):
                 viewer = gr.HTML(_PLACEHOLDER, elem_id="viewer")
-        out, in_order["show_progress_on"] = [problem, viewer], viewer
-        file.upload(show_image, file, out, **in_order)
-        file.clear(show_image, file, out, **in_order)
-        gr.on([find.click, text.submit], segment, [file, text], out, **in_order)
-        selected = gallery.select(load_example, None, [file, text], api_visibility="private")
-        selected.then(segment, [file, text], out, **in_order)
+        out, event["show_progress_on"] = [problem, viewer], viewer
+        file.upload(show_image, file, out, **event)
+        file.clear(show_image, file, out, **event)
+        gr.on([find.click, text.submit], segment, [file, text], out, **event)
+        loaded = gallery.select(load_example, None, [file, text], api_visibility="private")
+        loaded.then(segment, [file, text], out, **event)
     page.queue(max_size=service.limits.waiting, api_open=False)
     # By default Gradio keeps the last result, several megabytes, of each of 10,000 sessions, and unfetched results of
     # 2,000. The page does not use the former; the number of the latter must exceed that of waiting requests.

@@ -1,4 +1,4 @@
-"""Pass only those requests to Gradio that the page needs, and only paths of uploaded files.
+"""Store uploads under names that cannot be guessed, and pass only requests to Gradio that the page needs.
 
 Gradio has many more routes than the page uses: it fetches addresses for visitors, converts videos and saves links. It
 also looks for files in every value of every event, including text. How it treats a path depends on the way it was
@@ -8,17 +8,23 @@ started and on its version. Therefore routes and paths are checked before a requ
 from __future__ import annotations
 
 import json
+import os
 import re
+import secrets
+import stat
+import threading
+from collections import deque
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from s2rm_jax.serving.api import MAX_TEXT_BYTES, Message, Receive, Send, visitor_of
+from s2rm_jax.serving.api import MAX_TEXT_BYTES
 from s2rm_jax.serving.limits import RequestError, Visitors
-from s2rm_jax.serving.uploads import Uploads
+from s2rm_jax.serving.observe import Message, Receive, Send, visitor_of
 
 _QUEUE = "/gradio_api/queue/"
 _ALLOWED_ROUTES = re.compile(
@@ -27,15 +33,75 @@ _ALLOWED_ROUTES = re.compile(
 )
 
 
+class Uploads:
+    """A folder of uploaded images. Anyone who knows the path of a file can read it; only its uploader gets the path.
+
+    Args:
+        folder: a folder that belongs to this process alone; it may also hold the example images.
+        max_files: the number of uploads to keep; beyond it the oldest are removed, which bounds the use of the disk.
+    """
+
+    def __init__(self, folder: Path, max_files: int = 100):
+        self._folder = folder.resolve()
+        self._max_files = max_files
+        self._added: deque[Path] = deque()  # oldest first
+        self._lock = threading.Lock()
+
+    @property
+    def folder(self) -> Path:
+        """The folder, with symbolic links resolved."""
+        return self._folder
+
+    def add(self, content: bytes) -> Path:
+        """Write an uploaded file and return its path."""
+        path = self._folder / secrets.token_hex(16)
+        with path.open("xb") as file:
+            file.write(content)
+        with self._lock:
+            self._added.append(path)
+            oldest = self._added.popleft() if len(self._added) > self._max_files else None
+        if oldest is not None:
+            oldest.unlink(missing_ok=True)
+        return path
+
+    def contains(self, path: str) -> bool:
+        """Return whether a path, with symbolic links resolved, is inside the folder; the file need not exist."""
+        return self._resolved(path) is not None
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return the first `limit` bytes of a file in the folder.
+
+        Raises:
+            RequestError: the file does not exist or is outside the folder.
+        """
+        real = self._resolved(path)
+        try:
+            if real is not None and stat.S_ISREG((expected := real.lstat()).st_mode):
+                with real.open("rb") as file:
+                    # The files differ if a link has replaced the file since its path was resolved.
+                    if os.path.samestat(os.fstat(file.fileno()), expected):
+                        return file.read(limit)
+        except OSError:
+            pass  # the file does not exist, or was removed meanwhile
+        raise RequestError("image not found on this server; upload it again", HTTPStatus.NOT_FOUND)
+
+    def _resolved(self, path: str) -> Path | None:
+        try:
+            real = Path(os.path.realpath(path))
+        except (OSError, ValueError):  # the path is too long or has a null byte
+            return None
+        return real if real.is_relative_to(self._folder) and real != self._folder else None
+
+
 class PageGate:
-    """An ASGI application that filters the requests to Gradio's application, which is mounted at `path`.
+    """An ASGI application that filters the requests to Gradio's application; it is mounted in another application.
 
     Events count as requests of their visitor. Each file in an event must be in `uploads`.
     """
 
-    def __init__(self, gradio: Any, path: str, uploads: Uploads, visitors: Visitors):
+    def __init__(self, gradio: Any, uploads: Uploads, visitors: Visitors):
         self.gradio = gradio
-        self._path, self._uploads, self._visitors = path, uploads, visitors
+        self._uploads, self._visitors = uploads, visitors
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Reject a request or pass it to Gradio."""
@@ -55,9 +121,10 @@ class PageGate:
             RequestError: the page does not use this route, the visitor has sent too many requests, or the event
                 refers to a file that is not an upload.
         """
-        route = request.url.path.removeprefix(self._path)
+        mount = request.scope["root_path"]
+        route = request.scope["path"].removeprefix(mount)
         if not _ALLOWED_ROUTES.fullmatch(route):
-            raise RequestError(f"address not found; open {self._path}", HTTPStatus.NOT_FOUND)
+            raise RequestError(f"address not found; open {mount}", HTTPStatus.NOT_FOUND)
         if route.startswith(_QUEUE):
             self._visitors.count(visitor_of(request))
         if request.method != "POST":

@@ -1,4 +1,4 @@
-"""Share one network between many visitors: requests run one at a time, each with its own image.
+"""Share one network between many visitors: waiting requests are taken in turn, and joined where they can be.
 
 No data of a visitor is stored. The most recent encoded images are cached by the hash of their bytes, so that further
 expressions on an image are fast for every visitor.
@@ -6,24 +6,54 @@ expressions on an image are fast for every visitor.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from s2rm_jax.input.images import load_image
 from s2rm_jax.segmenter import EncodedImage, Result, Segmenter
+from s2rm_jax.serving.batches import (
+    EXPRESSIONS,
+    IMAGES,
+    FairQueue,
+    Job,
+    encode_together,
+    ground_together,
+    group_of,
+    joined,
+    result_of,
+)
 from s2rm_jax.serving.image_check import check_image
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions
+from s2rm_jax.serving.observe import Metrics
+
+T = TypeVar("T")
+
+# Two threads process requests: while one waits for the device, the other decodes images and encodes masks.
+_LANES = 2
+_PATIENCE = 0.003  # seconds that a request waits for others to join it, if others are in progress
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoded image; `seconds` is the time of decoding and encoding, 0 if the image `was_cached`."""
+    """An encoded image; `seconds` is the time of decoding and encoding, 0 if the image `was_cached`.
+
+    Images of joined requests are encoded together and have the time of all.
+    """
 
     image: EncodedImage
     seconds: float
@@ -32,16 +62,22 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result for the expressions, the `seconds` it took, and remarks on the words of each expression."""
+    """The result for the expressions, the `seconds` it took, and remarks on the words of each expression.
+
+    Joined requests have the time of all. `waited` is the time in the queue, and `joined` the number of requests that
+    were processed together.
+    """
 
     encoding: Encoding
     result: Result
     remarks: tuple[tuple[str, ...], ...]
     seconds: float
+    waited: float
+    joined: int
 
 
 class Service:
-    """Segments images for any number of threads; the device processes one request at a time."""
+    """Segments images for any number of threads and asyncio tasks."""
 
     def __init__(
         self,
@@ -53,90 +89,232 @@ class Service:
         self.limits = limits or Limits()
         self.visitors = Visitors(self.limits, clock)
         self.segmenter = segmenter
+        self.is_ready = False  # whether the common programs are compiled
+        self._is_closing = False
+        self._joinable: set[int] = set()  # the groups whose programs for several images are compiled
         self._cached_images = cached_images
         self._cache: OrderedDict[bytes, EncodedImage] = OrderedDict()  # by hash, the most recently used last
-        self._device = threading.Lock()
-        self._holder: int | None = None  # the thread that holds the device
-        self._waiting_lock = threading.Lock()
-        self._waiting = 0
+        self._cache_lock = threading.Lock()
+        self._queue = FairQueue(self.limits.waiting)
+        self._lanes = ThreadPoolExecutor(_LANES, "lane")
+        self._running: dict[int, int] = {}  # how many requests each thread processes
+        self._pace = 0.0  # seconds per request
+        self.metrics = Metrics(lambda: len(self._queue), IMAGES)
 
-    @contextmanager
-    def reserve_device(self) -> Iterator[None]:
-        """Wait until the device is free and hold it; return at once if the thread holds it already.
+    def submit(
+        self,
+        content: bytes,
+        expressions: Sequence[str] | None,
+        convert: Callable[[Answer], T],
+        *,
+        visitor: str | None = None,
+        explain: bool = False,
+    ) -> Future[T]:
+        """Check a request and add it to the queue; return the future of its converted answer.
 
-        `encode` and `segment` reserve the device themselves. Hold it also while large results are converted to small
-        ones, which keeps the large results of only one request in memory.
-
-        Raises:
-            RequestError: too many requests are waiting already.
-        """
-        if self._holder == threading.get_ident():
-            yield
-            return
-        with self._waiting_lock:
-            if self._waiting >= self.limits.waiting:
-                raise RequestError(
-                    "too many requests are waiting; retry in 5 s", HTTPStatus.SERVICE_UNAVAILABLE, wait=5
-                )
-            self._waiting += 1
-        try:
-            with self._device:
-                self._holder = threading.get_ident()
-                try:
-                    yield
-                finally:
-                    self._holder = None
-        finally:
-            with self._waiting_lock:
-                self._waiting -= 1
-
-    def encode(self, content: bytes, *, visitor: str | None = None) -> Encoding:
-        """Encode an image from the bytes of its file, or return it from the cache.
-
-        The visitor is charged the work of one expression; without a visitor the work is not limited.
+        Args:
+            content: the bytes of an image file.
+            expressions: what to segment; None if the image is only to be encoded.
+            convert: converts the answer to a small result, in the thread that processes the request. Only the masks of
+                the requests that are processed at the moment are in memory.
+            visitor: who is charged for the work, which is that of one expression if the image is only encoded; without
+                a visitor the work is not limited.
+            explain: whether to explain the masks.
 
         Raises:
-            UserError: the image cannot be read.
-            RequestError: the image is too large or of an unsupported format, or a limit of the visitor is exceeded.
+            UserError: an expression has no words.
+            RequestError: the image or an expression is too large, the format of the image is not supported, a limit of
+                the visitor is exceeded, or too many requests are waiting.
         """
-        with self.reserve_device():
-            self._check(content, visitor, 1)
-            return self._encode(content)
-
-    def _encode(self, content: bytes) -> Encoding:
-        start = time.perf_counter()
-        key = hashlib.sha256(content).digest()
-        image = self._cache.pop(key, None)
-        was_cached = image is not None
-        if image is None:
-            image = self.segmenter.encode(load_image(content, apply_exif=True, max_pixels=self.limits.pixels))
-        self._cache[key] = image
-        if len(self._cache) > self._cached_images:
-            self._cache.popitem(last=False)
-        return Encoding(image, 0.0 if was_cached else time.perf_counter() - start, was_cached)
-
-    def _check(self, content: bytes, visitor: str | None, expressions: int) -> None:
+        checked = () if expressions is None else check_expressions(expressions, self.limits)
+        tokens = tuple(self.segmenter._tokenizer.encode(expression) for expression in checked)
         pixels = check_image(content, self.limits)
         if visitor is not None:
-            self.visitors.charge(visitor, pixels, expressions)
+            self.visitors.charge(visitor, pixels, max(1, len(checked)))
+        group = group_of(pixels, len(checked), explain)
+        job = Job(visitor or "", content, checked, tokens, explain, convert, group)
+        self._queue.add(job, max(1, math.ceil(len(self._queue) * self._pace)))
+        job.future.add_done_callback(lambda _: self._queue.discard(job))
+        self._lanes.submit(self._work)
+        return job.future
+
+    def encode(self, content: bytes, *, visitor: str | None = None) -> Encoding:
+        """Encode an image from the bytes of its file, or return it from the cache; see `submit`.
+
+        Raises:
+            UserError: the image cannot be read, or `submit` raises it.
+        """
+        return self.submit(content, None, lambda answer: answer.encoding, visitor=visitor).result()
 
     def segment(
         self, content: bytes, expressions: Sequence[str], *, visitor: str | None = None, explain: bool = False
     ) -> Answer:
-        """Segment the referents of expressions in an image, given as the bytes of its file.
-
-        The visitor is charged for the work; without a visitor the work is not limited.
+        """Segment the referents of expressions in an image, given as the bytes of its file; see `submit`.
 
         Raises:
-            UserError: the image cannot be read, or an expression has no words.
-            RequestError: the image or an expression is too large, or a limit of the visitor is exceeded.
+            UserError: the image cannot be read, or `submit` raises it.
         """
-        expressions = check_expressions(expressions, self.limits)
-        with self.reserve_device():
-            self._check(content, visitor, len(expressions))
-            encoding = self._encode(content)
-            start = time.perf_counter()
-            result = self.segmenter.segment(encoding.image, expressions, explain=explain)
-            seconds = time.perf_counter() - start
-            remarks = tuple(tuple(self.segmenter.remarks(expression)) for expression in expressions)
-        return Answer(encoding, result, remarks, seconds)
+        return self.submit(content, expressions, lambda answer: answer, visitor=visitor, explain=explain).result()
+
+    def warm_up(self, opened: Callable[[], None] = lambda: None) -> None:
+        """Compile the programs of common requests, so that no visitor waits for them, and become ready.
+
+        Requests are answered meanwhile. `opened` is called when only programs for joined requests are missing; requests
+        are joined as soon as these are compiled.
+        """
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(file, "PNG")
+        for count in EXPRESSIONS:
+            for explain in (True, False):
+                if not self._is_closing:
+                    self.segment(file.getvalue(), ["the image"] * count, explain=explain)
+        if not self._is_closing:
+            opened()
+        for count in EXPRESSIONS:
+            if not self._is_closing:
+                self._call_together(IMAGES[-1], count)
+                self._joinable.add(count)
+        self.is_ready = not self._is_closing
+
+    def close(self) -> None:
+        """Stop the warm-up after the program that it is compiling, and be no longer ready."""
+        self._is_closing, self.is_ready = True, False
+
+    def _call_together(self, images: int, expressions: int) -> None:
+        """Encode and segment a black image as several requests that were joined."""
+        tokens = (self.segmenter._tokenizer.encode("the image"),) * expressions
+        job = Job("", b"", (), tokens, False, lambda answer: answer, expressions)
+        encoded = encode_together(self.segmenter, [np.zeros((64, 64, 3), np.uint8)] * images)
+        ground_together(self.segmenter, encoded, [job] * images)
+
+    def _most_joined(self, group: int) -> int:
+        return IMAGES[-1] if group in self._joinable else 1
+
+    def _work(self) -> None:
+        """Process the next requests; this runs once for each request, and finds none if they were joined to others."""
+        jobs = self._queue.take(self._most_joined, _PATIENCE, lambda: sum(self._running.copy().values()))
+        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        start = time.perf_counter()
+        self.metrics.batch.observe(len(jobs))
+        self._running[threading.get_ident()] = len(jobs)
+        try:
+            self._process(jobs, start)
+        except BaseException as error:
+            for job in jobs:
+                if not job.future.done():
+                    job.future.set_exception(error)
+        finally:
+            del self._running[threading.get_ident()]
+        self._pace += 0.1 * ((time.perf_counter() - start) / len(jobs) - self._pace)
+
+    def _process(self, jobs: Sequence[Job], start: float) -> None:
+        encodings = self._encode(jobs)
+        rest = [job for job in jobs if job in encodings]
+        while rest:
+            part, rest = rest[: joined(len(rest))], rest[joined(len(rest)) :]
+            begin = time.perf_counter()
+            for job, result in self._results(part, [encodings[job].image for job in part]):
+                remarks = tuple(tuple(self.segmenter.remarks(expression)) for expression in job.expressions)
+                seconds = time.perf_counter() - begin
+                self.metrics.queue_seconds.observe(start - job.arrived)
+                answer = Answer(encodings[job], result, remarks, seconds, start - job.arrived, len(jobs))
+                with _failure_to(job):
+                    job.future.set_result(job.convert(answer))
+
+    def _encode(self, jobs: Sequence[Job]) -> dict[Job, Encoding]:
+        """Encode the images of jobs that are not cached, together; jobs whose image cannot be read fail."""
+        start = time.perf_counter()
+        keys = {job: hashlib.sha256(job.content).digest() for job in jobs}
+        known = {key: image for key in keys.values() if (image := self._cached(key)) is not None}
+        new: dict[bytes, UInt8[np.ndarray, "_ _ 3"]] = {}
+        for job, key in keys.items():
+            if key not in known and key not in new:
+                with _failure_to(job):
+                    new[key] = load_image(job.content, apply_exif=True, max_pixels=self.limits.pixels)
+        with self._timed("encode"):
+            encoded = dict(zip(new, encode_together(self.segmenter, list(new.values())), strict=True))
+        seconds = time.perf_counter() - start
+        encodings = {}
+        for job, key in keys.items():
+            if (image := encoded.get(key) or known.get(key)) is not None:
+                was_cached = key not in encoded
+                self.metrics.images.labels(was_cached).inc()
+                self._store(key, image)
+                encodings[job] = Encoding(image, 0.0 if was_cached else seconds, was_cached)
+        return encodings
+
+    def _cached(self, key: bytes) -> EncodedImage | None:
+        with self._cache_lock:
+            return self._cache.get(key)
+
+    def _store(self, key: bytes, image: EncodedImage) -> None:
+        with self._cache_lock:
+            self._cache.pop(key, None)
+            self._cache[key] = image
+            if len(self._cache) > self._cached_images:
+                self._cache.popitem(last=False)
+
+    def _results(self, jobs: Sequence[Job], images: Sequence[EncodedImage]) -> Iterator[tuple[Job, Result]]:
+        """Yield the result of each job; those of a group are segmented in one call of the network."""
+        results: Iterator[Result]
+        with self._timed("segment"):
+            if jobs[0].group is not None:
+                outputs = ground_together(self.segmenter, images, jobs)
+                results = (result_of(*each) for each in zip(jobs, images, outputs, strict=True))
+            elif jobs[0].expressions:
+                results = iter([self.segmenter.segment(images[0], jobs[0].expressions, explain=jobs[0].explain)])
+            else:
+                results = iter([Result((), np.empty((0, *images[0].image.shape[:2]), bool), np.empty(0))])
+        yield from zip(jobs, results, strict=True)
+
+    @contextmanager
+    def _timed(self, call: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.metrics.device_seconds.labels(call).inc(time.perf_counter() - start)
+
+
+@contextmanager
+def _failure_to(job: Job) -> Iterator[None]:
+    """Make an error inside that of a job, so that others joined to it do not fail."""
+    try:
+        yield
+    except Exception as error:
+        job.future.set_exception(error)
+
+
+class ClientLeft(Exception):
+    """The client has closed its connection before the answer."""
+
+
+async def answer_of(future: Future[T], seconds: float, leaves: Awaitable[object] | None = None) -> T:
+    """Return the result of a submitted request; if this does not return it, a request that waits is not computed.
+
+    Args:
+        future: the result of `Service.submit`.
+        seconds: the longest time to wait.
+        leaves: ends when the client leaves.
+
+    Raises:
+        RequestError: the answer takes longer than `seconds`.
+        ClientLeft: the client has left.
+    """
+    waiting: set[asyncio.Future[Any]] = {answer := asyncio.wrap_future(future)}
+    if leaves is not None:
+        waiting.add(asyncio.ensure_future(leaves))
+    try:
+        done, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if answer in done:
+            return answer.result()
+    finally:
+        for each in waiting:
+            each.cancel()
+    if done:
+        raise ClientLeft
+    raise RequestError(
+        f"the answer takes longer than {seconds:g} s; retry later", HTTPStatus.SERVICE_UNAVAILABLE, wait=10
+    )

@@ -114,6 +114,47 @@ def test_the_command_of_the_manifest_exists_and_runs(manifest, monkeypatch):
     assert seen == [128]
 
 
+@pytest.fixture
+def serving():
+    """The deployment and the service of the manifest that serves the demo."""
+    return list(yaml.safe_load_all((LAUNCH / "kubernetes" / "serve.yaml").read_text()))
+
+
+def test_the_serving_manifest_fits_its_schemas(serving):
+    for manifest in serving:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_serving_manifest_and_image_start_the_demo(serving):
+    from s2rm_jax import demo
+
+    pod = serving[0]["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "s2rm_jax.demo"]
+    [of_image] = re.findall(r"^CMD (.*s2rm_jax\.demo.*)$", (LAUNCH / "Containerfile").read_text(), re.M)
+    assert json.loads(of_image)[:3] == container["command"]
+    for arguments in (json.loads(of_image)[3:], container["args"]):
+        demo.FLAGS(["demo", *arguments])
+    pause, longest = container["lifecycle"]["preStop"]["sleep"]["seconds"], demo.MAX_SECONDS.value
+    assert pod["spec"]["terminationGracePeriodSeconds"] > pause + longest
+    demo.FLAGS.unparse_flags()
+    [port] = container["ports"]
+    assert port["containerPort"] == demo.PORT.default == serving[1]["spec"]["ports"][0]["port"]
+    assert serving[1]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_the_serving_manifest_asks_for_routes_that_exist(serving, segmenter):
+    pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
+    from s2rm_jax.serving.api import build_api
+    from s2rm_jax.serving.service import Service
+
+    pod = serving[0]["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    asked = {container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    asked.add(pod["metadata"]["annotations"]["prometheus.io/path"])
+    assert asked <= {route.path for route in build_api(Service(segmenter)).routes if hasattr(route, "path")}
+
+
 def test_the_build_context_holds_exactly_what_the_image_copies():
     copied = re.findall(r"^COPY (?:--chown=\S+ )?((?!--)\S.*) \S+$", (LAUNCH / "Containerfile").read_text(), re.M)
     sources = {source for line in copied for source in line.split()}

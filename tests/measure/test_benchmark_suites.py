@@ -155,7 +155,7 @@ def quick(subject, parts, segmenter, monkeypatch):
 
 
 def test_the_command_writes_a_report(quick, tmp_path):
-    asked = [f"--suite={name}" for name in ("parts", "expressions", "serving", "parts")]
+    asked = [f"--suite={name}" for name in ("parts", "expressions", "programs", "parts")]
     done = run_command("benchmark", "--rounds=1", f"--out={tmp_path / 'out'}", *asked)
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "out" / "benchmark.md").read_text()
@@ -163,7 +163,7 @@ def test_the_command_writes_a_report(quick, tmp_path):
     for said in ("processor:", "load average", "jax 0.", "Floor", "Parts and their floors", "7.2 single calls"):
         assert said in report
     assert "LAVT" not in report, "which was timed with other sizes"
-    assert "[3/3] serving" in done.stderr
+    assert "[3/3] programs" in done.stderr
     sections = json.loads((tmp_path / "out" / "benchmark.json").read_text())["sections"]
     (programs,) = [s["figures"]["programs"] for s in sections if "programs" in s["figures"]]
     assert programs <= 5  # for images, and for 1, 2, 4 and 8 expressions
@@ -174,7 +174,7 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
         raise UserError("not here")
 
     monkeypatch.setattr(many_expressions, "serving_programs", fail)
-    done = run_command("benchmark", "--suite=parts", "--suite=serving", "--rounds=1", "--out=")
+    done = run_command("benchmark", "--suite=parts", "--suite=programs", "--rounds=1", "--out=")
     assert done.returncode == 2
     assert "## Parts and their floors" in done.stdout and done.stderr.endswith("error: not here\n")
 

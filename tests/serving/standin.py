@@ -1,7 +1,8 @@
 """A Segmenter whose network returns fixed explanations, and a program that serves it until it is terminated.
 
-`python -m tests.serving.standin FOLDER` prints, as JSON, the folder of uploads and the addresses of two servers: one
-with high limits and one with low limits. On the first, /bare is Gradio's application without the page gate.
+`python -m tests.serving.standin FOLDER` prints, as JSON, the folder of uploads and the addresses of three servers: one
+with high limits, one with low limits, and one whose page a proxy has under /sub/path. On the first, /bare is Gradio's
+application without the page gate.
 """
 
 from __future__ import annotations
@@ -71,17 +72,20 @@ def main(folder: Path) -> None:
     (folder / "example.png").write_bytes(striped(36, 48, 96))
     cases = [Case(folder / "example.png", ("blue", "red"))]
     segmenter = explaining_segmenter_of(make_colour_world())
-    app = build_app(
-        Service(segmenter, Limits(per_minute=1_000_000, work_per_minute=10**9)), folder, cases, "a stand-in"
+    high, low = Limits(per_minute=1_000_000, work_per_minute=10**9), Limits(per_minute=12, work_per_minute=24)
+    app, limited, under = (
+        build_app(Service(segmenter, limits), folder, cases, "a stand-in", root_path=path)
+        for limits, path in ((high, ""), (low, ""), (high, "/sub/path"))
     )
     gate = next(route.app for route in app.routes if route.path == PAGE)
     app.mount("/bare", gate.gradio)
-    limited = build_app(Service(segmenter, Limits(per_minute=12, work_per_minute=24)), folder, cases, "a stand-in")
 
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     addresses = [f"http://127.0.0.1:{listening.getsockname()[1]}" for listening in sockets]
-    print(json.dumps({"address": addresses[0], "limited": addresses[1], "uploads": str(folder)}), flush=True)
-    threading.Thread(target=build_server(limited).run, kwargs={"sockets": sockets[1:]}, daemon=True).start()
+    named = dict(zip(("address", "limited", "under"), addresses, strict=True))
+    print(json.dumps(named | {"uploads": str(folder)}), flush=True)
+    for other, listening in zip((limited, under), sockets[1:], strict=True):
+        threading.Thread(target=build_server(other).run, kwargs={"sockets": [listening]}, daemon=True).start()
     build_server(app).run(sockets=sockets[:1])
 
 

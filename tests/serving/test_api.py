@@ -5,10 +5,12 @@ import base64
 import binascii
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families as parse
 
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.serving.limits import Limits
@@ -182,8 +184,116 @@ def test_fifty_concurrent_requests_get_their_own_results(service, striped_file):
         assert blue["area"] == mask.size - red["area"]
 
 
-def test_health(call_api):
-    assert call_api("GET", "/health").json() == {"status": "ok"}
+@pytest.mark.parametrize("path", ["/health", "/healthz"])
+def test_health(call_api, path):
+    assert call_api("GET", path).json() == {"status": "ok"}
+
+
+def test_ready_from_the_end_of_the_warm_up_to_the_shutdown(explaining_service):
+    from s2rm_jax.serving.api import build_api
+
+    api = build_api(explaining_service)
+
+    async def status():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            answer = await client.get("/readyz")
+            return answer.status_code, answer.headers.get("retry-after")
+
+    assert asyncio.run(status()) == (503, "5")
+    opened = []
+    explaining_service.warm_up(lambda: opened.append(asyncio.run(status())))
+    assert opened == [(503, "5")]
+    assert asyncio.run(status()) == (200, None)
+    explaining_service.close()
+    assert asyncio.run(status()) == (503, "5")
+
+
+def samples(text):
+    """The value of each series of the metrics."""
+    return {sample.name + str(sample.labels): sample.value for family in parse(text) for sample in family.samples}
+
+
+def test_metrics_and_access_log_have_numbers_and_no_contents(service, striped_file):
+    from s2rm_jax.serving.api import build_api
+    from s2rm_jax.serving.observe import Observer
+
+    log = []
+    observed = Observer(build_api(service), service.metrics, ("/segment", "/metrics"), log.append)
+    secret = {"json": {"image": encoded(striped_file()), "expressions": ["the secret part", "red"]}}
+
+    async def use():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(observed), base_url="http://test") as client:
+            await client.post("/segment?token=secret", **secret)
+            await client.post("/segment", **secret)
+            await client.post("/segment", json={"image": "secret"})
+            await client.get("/secret")
+            return (await client.get("/metrics")).text
+
+    values = samples(asyncio.run(use()))
+    assert values["s2rm_requests_total{'route': '/segment', 'status': '200'}"] == 2
+    assert values["s2rm_requests_total{'route': '/segment', 'status': '422'}"] == 1
+    assert values["s2rm_requests_total{'route': 'other', 'status': '404'}"] == 1
+    assert values["s2rm_images_total{'cached': 'True'}"] == values["s2rm_images_total{'cached': 'False'}"] == 1
+    assert values["s2rm_request_seconds_count{'route': '/segment'}"] == 3
+    assert values["s2rm_batch_requests_sum{}"] == values["s2rm_queue_seconds_count{}"] == 2
+    assert values["s2rm_waiting_requests{}"] == 0
+    assert values["s2rm_device_seconds_total{'call': 'encode'}"] > 0
+    assert values["s2rm_device_seconds_total{'call': 'segment'}"] > 0
+
+    lines = [json.loads(line) for line in log]
+    assert [(line["route"], line["status"]) for line in lines[:4]] == [
+        ("/segment", 200), ("/segment", 200), ("/segment", 422), ("other", 404)
+    ]  # fmt: skip
+    first = lines[0]
+    assert (first["visitor"], first["method"], first["expressions"], first["pixels"]) == ("127.0.0.1", "POST", 2, 64)
+    assert (first["joined"], first["image_was_known"], lines[1]["image_was_known"]) == (1, False, True)
+    assert 0 <= first["queue_seconds"] < first["seconds"]
+    assert "secret" not in str(log) + str(values)
+
+
+def test_a_client_that_leaves_is_not_waited_for(service, striped_file):
+    """The request waits for both threads of the service, which are held."""
+    from s2rm_jax.serving.api import build_api
+    from s2rm_jax.serving.observe import Observer
+
+    log = []
+    observed = Observer(build_api(service), service.metrics, ("/segment",), log.append)
+    leave = threading.Event()
+    holding = [service.submit(striped_file(), ["red"] * 5, lambda _: leave.wait(10)) for _ in range(2)]
+    body = json.dumps({"image": encoded(striped_file()), "expressions": ["red"]}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/segment", "root_path": "", "query_string": b""}
+    scope["headers"] = [(b"content-type", b"application/json")]
+    messages = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        pass
+
+    asyncio.run(observed(scope, receive, send))
+    assert json.loads(log[0])["status"] == 499
+    assert samples(service.metrics.exposition()[0].decode())["s2rm_waiting_requests{}"] == 0
+    leave.set()
+    assert all(future.result(10) for future in holding)
+
+
+@pytest.mark.parametrize(
+    ("host", "visitor"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_limits_apply_to_a_network_of_ipv6(host, visitor):
+    from s2rm_jax.serving.observe import visitor_at
+
+    assert visitor_at(host) == visitor
 
 
 def test_large_images_are_decoded_in_chunks():

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -26,12 +27,55 @@ def limited(server):
     visitor.http.close()
 
 
+@pytest.fixture
+def under(server):
+    """A visitor of a page that a proxy has under /sub/path."""
+    visitor = Visitor(server.under)
+    yield visitor
+    visitor.http.close()
+
+
 def test_the_root_redirects_to_a_page_without_foreign_fonts(visitor):
     answer = visitor.http.get("/", follow_redirects=True)
     assert answer.status_code == 200
     assert answer.url.path.startswith("/demo")
     assert "fonts.googleapis.com" not in answer.text
     assert ".s2rm .layer" in answer.text  # the script of the viewer
+
+
+@pytest.mark.parametrize("prefix", ["/sub/path", ""], ids=["the proxy leaves the path", "the proxy removes the path"])
+def test_the_page_under_a_path_of_a_proxy(server, under, prefix):
+    """What the page links to and calls begins with the path that the proxy has it under."""
+    visitor = under
+    root = "/sub/path/demo"
+    answer = visitor.http.get(f"{prefix}/")
+    assert (answer.status_code, answer.headers["location"]) == (307, f"{root}/")
+    text = visitor.http.get(f"{prefix}/demo/").text
+    assert f'"root":"{server.under}{root}"' in text.replace('"root": ', '"root":')
+    links = set(re.findall(r'(?:href|src)="([^"#]*\.(?:js|css)(?:\?[^"]*)?)"', text))
+    assert links
+    for link in links:
+        path = urljoin(f"{root}/", link.removeprefix(server.under))
+        assert path.startswith(root), link
+        assert visitor.http.get(prefix + path.removeprefix("/sub/path")).status_code == 200, link
+    assert visitor.http.get(f"{prefix}/demo/config").json()["root"] == f"{server.under}{root}"
+    headers = {"X-Forwarded-Host": "example.org", "X-Forwarded-Proto": "https"}
+    assert visitor.http.get(f"{prefix}/demo/config", headers=headers).json()["root"] == f"https://example.org{root}"
+
+    page = f"{prefix}/demo"
+    path = visitor.http.post(f"{page}/gradio_api/upload", files={"files": striped(3, 8, 8)}).json()[0]
+    answer = visitor.send(visitor.find, [as_file(path), "red"], page=page)
+    assert "1 expression segmented" in str(answer)
+    example = next(event for event in visitor.events if not event["inputs"])
+    chosen = visitor.send(example, [], {"index": 0, "value": ""}, page=page)["output"]["data"][0]
+    assert chosen["url"].startswith(f"{server.under}{root}/gradio_api/file=")
+    assert visitor.http.get(chosen["url"]).status_code == 200
+    assert visitor.http.get(f"{page}/gradio_api/file={path}").content == striped(3, 8, 8)
+    assert visitor.http.get(f"{page}/gradio_api/startup-events").status_code == 200
+    assert visitor.http.get(f"{page}/monitoring/summary").status_code == 404
+    assert visitor.http.get(f"{prefix}/healthz").status_code == 200
+    assert visitor.http.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/sub/path"}]
+    assert visitor.http.get("/sub/pathology/healthz").status_code == 404
 
 
 def test_tracebacks_are_not_returned(visitor):

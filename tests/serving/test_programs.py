@@ -10,6 +10,7 @@ from PIL import Image
 
 from s2rm_jax.measure.many_expressions import record_compilations
 from s2rm_jax.segmenter import BUCKETS, Segmenter
+from s2rm_jax.serving.batches import EXPRESSIONS
 from s2rm_jax.serving.limits import Limits
 from s2rm_jax.serving.service import Service
 
@@ -62,3 +63,21 @@ def test_http(segmenter):
     with record_compilations() as compilations:
         asyncio.run(send_all())
     assert 1 < len(compilations) <= 1 + sum(size <= limits.expressions for size in BUCKETS)
+
+
+def test_joined_requests(explaining_segmenter):
+    """After the warm-up nothing is compiled for joined requests with up to four expressions."""
+    service = Service(explaining_segmenter)
+    service.warm_up()
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+
+    def submit():
+        buffer.seek(0)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, "PNG")
+        expressions = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, EXPRESSIONS[-1] + 1))]
+        return service.submit(buffer.getvalue(), expressions, lambda answer: answer.joined)
+
+    with record_compilations() as compilations:
+        joined = [future.result(60) for future in [submit() for _ in range(60)]]
+    assert set(joined) == {1, 4} and compilations == []

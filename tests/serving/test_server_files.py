@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from s2rm_jax.serving.limits import RequestError
-from s2rm_jax.serving.uploads import Uploads
+from s2rm_jax.serving.page_gate import Uploads
 from tests.serving.standin import striped
 from tests.serving.visitor import as_file
 

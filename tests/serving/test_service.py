@@ -1,5 +1,6 @@
-"""The service: cached images, one request at a time, and limits."""
+"""The service: cached images, joined requests, turns, and limits."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.serving import service as service_module
+from s2rm_jax.serving.batches import FairQueue, Job
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors
-from s2rm_jax.serving.service import Service
+from s2rm_jax.serving.service import Service, answer_of
 
 
 def red_columns(answer):
@@ -41,47 +44,159 @@ def test_fifty_threads_get_their_own_results(service, striped_file):
     assert [red_columns(answer) for answer in answers] == [i % 7 + 1 for i in range(50)]
 
 
-def test_the_device_processes_one_request_at_a_time(service, segmenter, striped_file, monkeypatch):
-    at_once, most = 0, 0
-    segment = segmenter.segment
-
-    def counted(*arguments, **more):
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        result = segment(*arguments, **more)
-        at_once -= 1
-        return result
-
-    monkeypatch.setattr(segmenter, "segment", counted)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: service.segment(striped_file(), ["red"]), range(16)))
-    assert most == 1
+@pytest.fixture
+def ready(explaining_segmenter):
+    """A service that joins requests."""
+    service = Service(explaining_segmenter)
+    service.warm_up()
+    assert service.is_ready
+    return service
 
 
-def test_requests_are_rejected_when_the_queue_is_full(segmenter, striped_file):
-    service = Service(segmenter, Limits(waiting=2))
-    inside, leave = threading.Event(), threading.Event()
+@pytest.fixture
+def hold(striped_file):
+    """A function that occupies both threads of a service until the event that it returns is set."""
+    leave = threading.Event()
 
-    def hold():
-        with service.reserve_device():
-            inside.set()
+    def occupy(service):
+        inside = threading.Barrier(3)
+
+        def stay(_):
+            inside.wait(10)
             leave.wait(10)
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert inside.wait(10)
-    waiting = threading.Thread(target=lambda: service.encode(striped_file()))
-    waiting.start()
-    while service._waiting < 2:
-        pass
-    with pytest.raises(RequestError, match="too many requests are waiting") as refused:
-        service.encode(striped_file())
-    assert refused.value.status == 503
+        for _ in range(2):
+            service.submit(striped_file(), ["red"] * 5, stay)  # too many expressions to be joined
+        inside.wait(10)
+        return leave
+
+    yield occupy
     leave.set()
-    holder.join()
-    waiting.join()
-    assert service.encode(striped_file()).was_cached
+
+
+def test_waiting_requests_are_joined_and_equal_single_ones(ready, hold, striped_file):
+    leave = hold(ready)
+    images = [striped_file(red, 40 + red, 64) for red in (8, 16, 24, 32)]
+    together = [ready.submit(image, ["red", "the blue part"], lambda answer: answer) for image in images]
+    leave.set()
+    for red, image, future in zip((8, 16, 24, 32), images, together, strict=True):
+        answer, alone = future.result(10), ready.segment(image, ["red", "the blue part"])
+        assert (answer.joined, alone.joined, red_columns(answer)) == (4, 1, red)
+        np.testing.assert_array_equal(answer.result.masks, alone.result.masks)
+        np.testing.assert_allclose(answer.result.scores, alone.result.scores, rtol=1e-5)
+
+
+def test_requests_of_another_kind_are_not_joined(ready, hold, striped_file):
+    """Only small images with as many expressions are joined, where three count as four."""
+    leave = hold(ready)
+    large = striped_file(3, 2000, 1001)
+    kinds = [(striped_file(), 1), (striped_file(), 3), (large, 1), (striped_file(), 5)]
+    waiting = [
+        ready.submit(image, ["red"] * count, lambda answer: answer.joined) for image, count in kinds for _ in range(2)
+    ]
+    waiting += [ready.submit(striped_file(), ["red"] * 4, lambda answer: answer.joined) for _ in range(2)]
+    leave.set()
+    assert [future.result(10) for future in waiting] == [1, 1, 4, 4, 1, 1, 1, 1, 4, 4]
+
+
+def test_a_damaged_image_fails_alone(ready, hold, striped_file):
+    leave = hold(ready)
+    damaged = striped_file(3, 400, 400)[:-40]
+    futures = [ready.submit(image, ["red"], red_columns) for image in (damaged, *map(striped_file, (1, 2, 3)))]
+    leave.set()
+    with pytest.raises(UserError, match="damaged"):
+        futures[0].result(10)
+    assert [future.result(10) for future in futures[1:]] == [1, 2, 3]
+
+
+def test_an_answer_that_cannot_be_converted_fails_alone(ready, hold, striped_file):
+    leave = hold(ready)
+    futures = [ready.submit(striped_file(), ["red"], convert) for convert in (lambda _: 1 / 0, *[red_columns] * 3)]
+    leave.set()
+    with pytest.raises(ZeroDivisionError):
+        futures[0].result(10)
+    assert [future.result(10) for future in futures[1:]] == [3, 3, 3]
+
+
+def test_equal_images_that_are_joined_are_encoded_once(ready, hold, striped_file, monkeypatch):
+    encoded = []
+    encode = service_module.encode_together
+    monkeypatch.setattr(
+        service_module,
+        "encode_together",
+        lambda segmenter, images: encoded.append(len(images)) or encode(segmenter, images),
+    )
+    leave = hold(ready)
+    futures = [ready.submit(striped_file(7), ["red"], red_columns) for _ in range(4)]
+    leave.set()
+    assert [future.result(10) for future in futures] == [7] * 4
+    assert sum(encoded) == 2  # the image of `hold`, and this one
+
+
+def test_visitors_are_served_in_turn():
+    queue = FairQueue(10)
+    for number, (visitor, group) in enumerate(zip("aaaaabbc", (1, 2, 1, 1, 1, 1, 1, 1), strict=True)):
+        queue.add(Job(visitor, str(number).encode(), (), (), False, str, group), 1)
+
+    def take(most):
+        return [int(job.content) for job in queue.take(lambda group: most, 0.0, lambda: 0)]
+
+    assert [take(1), take(1)] == [[0], [5]]
+    assert take(4) == [7, 6, 2, 3]  # of c, b and a, whose next is of another group and remains
+    assert [take(4), take(4), take(4), len(queue)] == [[1], [4], [], 0]
+
+
+def test_a_request_waits_for_others_only_if_enough_are_in_progress():
+    queue = FairQueue(10)
+    for visitor in "ab":
+        queue.add(Job(visitor, b"", (), (), False, str, 1), 1)
+    assert len(queue.take(lambda group: 4, 1000.0, lambda: 1)) == 1  # three in all cannot make up four
+    queue.add(Job("c", b"", (), (), False, str, 1), 1)
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(queue.take, lambda group: 4, 1000.0, lambda: 2)
+        for visitor in "de":
+            queue.add(Job(visitor, b"", (), (), False, str, 1), 1)
+        assert len(joined.result(10)) == 4
+
+
+def test_requests_are_rejected_when_the_queue_is_full(segmenter, striped_file, hold):
+    """A visitor with many waiting requests has to give way to others, but not to one with as many."""
+    service = Service(segmenter, Limits(waiting=4))
+    leave = hold(service)
+
+    def submit(visitor):
+        return service.submit(striped_file(), ["red"], red_columns, visitor=visitor)
+
+    waiting = [submit(visitor) for visitor in "aaab"]
+    with pytest.raises(RequestError, match="too many requests are waiting; retry in 1 s") as refused:
+        submit("a")
+    assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
+    waiting.append(submit("c"))  # in place of the last of a
+    with pytest.raises(RequestError, match="too many requests are waiting"):
+        waiting.pop(2).result(10)
+    with pytest.raises(RequestError, match="too many requests are waiting"):
+        submit("b")
+    leave.set()
+    assert [future.result(10) for future in waiting] == [3] * 4
+
+
+def test_the_request_of_a_client_that_has_left_is_not_computed(service, hold, striped_file):
+    leave = hold(service)
+    computed = []
+    futures = [service.submit(striped_file(), ["red"], lambda _, n=n: computed.append(n)) for n in range(3)]
+    assert futures[1].cancel()
+    assert "s2rm_waiting_requests 2.0" in service.metrics.exposition()[0].decode()
+    leave.set()
+    futures[0].result(10), futures[2].result(10)
+    assert sorted(computed) == [0, 2]
+
+
+def test_an_answer_that_takes_too_long_is_not_waited_for(service, hold, striped_file):
+    hold(service)
+    future = service.submit(striped_file(), ["red"], red_columns)
+    with pytest.raises(RequestError, match=r"the answer takes longer than 0\.01 s; retry later") as late:
+        asyncio.run(answer_of(future, 0.01))
+    assert (late.value.status, future.cancelled()) == (503, True)
 
 
 @pytest.mark.parametrize(
