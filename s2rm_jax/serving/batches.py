@@ -1,4 +1,4 @@
-"""Join waiting requests: a bounded queue that is fair between visitors, and one call of the network for several images.
+"""Join waiting requests: which can be processed together, and a bounded queue that is fair between visitors.
 
 A call of a small network on a small image is dominated by its fixed costs, and a GPU is mostly idle with one image. So
 requests that wait at the same time are processed together if their numbers of expressions share a program.
@@ -9,20 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import islice, zip_longest
 from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Bool, Float, Int32, UInt8
-
-from s2rm_jax.evaluation.protocols import resize_logits
-from s2rm_jax.input.images import resize_image
-from s2rm_jax.segmenter import BUCKETS, EncodedImage, Result, Segmenter, _score, _sigmoid
+from s2rm_jax.segmenter import BUCKETS
 from s2rm_jax.serving.limits import RequestError
 
 # The number of images in a call is one of these. With each number of expressions it makes a program, whose compilation
@@ -33,8 +27,6 @@ EXPRESSIONS = tuple(size for size in BUCKETS if size <= 4)
 # Larger images are not joined: their decoding takes longer than the call, and several would take much memory.
 _MOST_PIXELS = 2_000_000
 
-Tokens = tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]
-
 
 @dataclass(eq=False)
 class Job:
@@ -44,7 +36,7 @@ class Job:
         visitor: requests of different visitors are taken in turn.
         content: the bytes of the image file.
         expressions: without leading and trailing whitespace; none if the image is only to be encoded.
-        tokens: the tokens of each expression.
+        remarks: on the words of each expression.
         explain: whether explanations are wanted.
         convert: converts the answer to a small result, so that the masks of few requests are in memory at a time.
         group: the padded number of expressions; jobs with the same one can be joined. None if the job runs alone.
@@ -55,7 +47,7 @@ class Job:
     visitor: str
     content: bytes
     expressions: tuple[str, ...]
-    tokens: tuple[Tokens, ...]
+    remarks: tuple[tuple[str, ...], ...]
     explain: bool
     convert: Callable[[Any], Any]
     group: int | None
@@ -154,61 +146,3 @@ class FairQueue:
         if not jobs:
             del self._waiting[job.visitor]
         self._count -= 1
-
-
-@jax.jit
-def _split(features: Any) -> tuple[Any, ...]:
-    count = jax.tree.leaves(features)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], features) for row in range(count))
-
-
-@jax.jit
-def _join(features: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *features)
-
-
-def encode_together(segmenter: Segmenter, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[EncodedImage]:
-    """Encode several images in as few calls of the network as the numbers in `IMAGES` allow."""
-    size = tuple(segmenter.config.input.image_size)
-    encoded: list[EncodedImage] = []
-    while rest := images[len(encoded) :]:
-        part = rest[: joined(len(rest))]
-        pixels = np.stack([resize_image(image, size) for image in part])
-        features = segmenter._encode(segmenter._params, jax.device_put(pixels))
-        rows = jax.block_until_ready(_split(features) if len(part) > 1 else (features,))
-        encoded += [EncodedImage(image, row) for image, row in zip(part, rows, strict=True)]
-    return encoded
-
-
-# The logits of k masks, and those of "no target", which are None if the network has no such output.
-Logits = tuple[Float[np.ndarray, "k h w"], Float[np.ndarray, " k"] | None]
-
-
-def ground_together(segmenter: Segmenter, images: Sequence[EncodedImage], jobs: Sequence[Job]) -> list[Logits]:
-    """Segment the expressions of jobs of one group, each in its own image, in one call of the network."""
-    group = jobs[0].group
-    assert group is not None
-    rows = [(*job.tokens, *job.tokens[:1] * (group - len(job.tokens))) for job in jobs]
-    tokens, token_mask = (jax.device_put(np.array([[pair[part] for pair in row] for row in rows])) for part in (0, 1))
-    features = _join([image.features for image in images]) if len(images) > 1 else images[0].features
-    outputs = segmenter._ground(segmenter._params, features, tokens, token_mask, explain=False)
-    logits, no_target, _ = jax.device_get(outputs)
-    counts = [len(job.tokens) for job in jobs]
-    return [
-        (logits[row, :count], None if no_target is None else no_target[row, :count]) for row, count in enumerate(counts)
-    ]
-
-
-def result_of(job: Job, image: EncodedImage, outputs: Logits) -> Result:
-    """Return the masks of a job in the size of its image."""
-    logits, no_target_logits = outputs
-    count, (height, width) = len(logits), image.image.shape[:2]
-    masks, scores = np.empty((count, height, width), bool), np.empty(count)
-    no_target = None if no_target_logits is None else _sigmoid(no_target_logits)
-    for row in range(count):
-        resized = resize_logits(logits[row], height, width)
-        if no_target is not None and no_target[row] > 0.5:
-            resized = np.full_like(resized, -np.inf)
-        masks[row] = resized > 0
-        scores[row] = _score(resized)
-    return Result(job.expressions, masks, scores, no_target)

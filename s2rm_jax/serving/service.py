@@ -26,19 +26,8 @@ from PIL import Image
 
 from s2rm_jax.input.images import load_image
 from s2rm_jax.segmenter import EncodedImage, Result, Segmenter
-from s2rm_jax.serving.batches import (
-    EXPRESSIONS,
-    IMAGES,
-    FairQueue,
-    Job,
-    encode_together,
-    ground_together,
-    group_of,
-    joined,
-    result_of,
-)
-from s2rm_jax.serving.image_check import check_image
-from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions
+from s2rm_jax.serving.batches import EXPRESSIONS, IMAGES, FairQueue, Job, group_of, joined
+from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions, check_image
 from s2rm_jax.serving.observe import Metrics
 
 T = TypeVar("T")
@@ -127,12 +116,12 @@ class Service:
                 the visitor is exceeded, or too many requests are waiting.
         """
         checked = () if expressions is None else check_expressions(expressions, self.limits)
-        tokens = tuple(self.segmenter._tokenizer.encode(expression) for expression in checked)
+        remarks = tuple(tuple(self.segmenter.remarks(expression)) for expression in checked)
         pixels = check_image(content, self.limits)
         if visitor is not None:
             self.visitors.charge(visitor, pixels, max(1, len(checked)))
         group = group_of(pixels, len(checked), explain)
-        job = Job(visitor or "", content, checked, tokens, explain, convert, group)
+        job = Job(visitor or "", content, checked, remarks, explain, convert, group)
         self._queue.add(job, max(1, math.ceil(len(self._queue) * self._pace)))
         job.future.add_done_callback(lambda _: self._queue.discard(job))
         self._lanes.submit(self._work)
@@ -182,10 +171,8 @@ class Service:
 
     def _call_together(self, images: int, expressions: int) -> None:
         """Encode and segment a black image as several requests that were joined."""
-        tokens = (self.segmenter._tokenizer.encode("the image"),) * expressions
-        job = Job("", b"", (), tokens, False, lambda answer: answer, expressions)
-        encoded = encode_together(self.segmenter, [np.zeros((64, 64, 3), np.uint8)] * images)
-        ground_together(self.segmenter, encoded, [job] * images)
+        encoded = self.segmenter.encode([np.zeros((64, 64, 3), np.uint8)] * images)
+        self.segmenter.segment(encoded, ["the image"] * expressions)
 
     def _most_joined(self, group: int) -> int:
         return IMAGES[-1] if group in self._joinable else 1
@@ -216,10 +203,9 @@ class Service:
             part, rest = rest[: joined(len(rest))], rest[joined(len(rest)) :]
             begin = time.perf_counter()
             for job, result in self._results(part, [encodings[job].image for job in part]):
-                remarks = tuple(tuple(self.segmenter.remarks(expression)) for expression in job.expressions)
                 seconds = time.perf_counter() - begin
                 self.metrics.queue_seconds.observe(start - job.arrived)
-                answer = Answer(encodings[job], result, remarks, seconds, start - job.arrived, len(jobs))
+                answer = Answer(encodings[job], result, job.remarks, seconds, start - job.arrived, len(jobs))
                 with _failure_to(job):
                     job.future.set_result(job.convert(answer))
 
@@ -234,7 +220,7 @@ class Service:
                 with _failure_to(job):
                     new[key] = load_image(job.content, apply_exif=True, max_pixels=self.limits.pixels)
         with self._timed("encode"):
-            encoded = dict(zip(new, encode_together(self.segmenter, list(new.values())), strict=True))
+            encoded = dict(zip(new, self._encode_together(list(new.values())), strict=True))
         seconds = time.perf_counter() - start
         encodings = {}
         for job, key in keys.items():
@@ -244,6 +230,13 @@ class Service:
                 self._store(key, image)
                 encodings[job] = Encoding(image, 0.0 if was_cached else seconds, was_cached)
         return encodings
+
+    def _encode_together(self, images: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[EncodedImage]:
+        """Encode images in as few calls as the numbers in `IMAGES` allow."""
+        encoded: list[EncodedImage] = []
+        while rest := images[len(encoded) :]:
+            encoded += self.segmenter.encode(rest[: joined(len(rest))])
+        return encoded
 
     def _cached(self, key: bytes) -> EncodedImage | None:
         with self._cache_lock:
@@ -256,17 +249,14 @@ class Service:
             if len(self._cache) > self._cached_images:
                 self._cache.popitem(last=False)
 
-    def _results(self, jobs: Sequence[Job], images: Sequence[EncodedImage]) -> Iterator[tuple[Job, Result]]:
+    def _results(self, jobs: Sequence[Job], images: list[EncodedImage]) -> Iterator[tuple[Job, Result]]:
         """Yield the result of each job; those of a group are segmented in one call of the network."""
-        results: Iterator[Result]
-        with self._timed("segment"):
-            if jobs[0].group is not None:
-                outputs = ground_together(self.segmenter, images, jobs)
-                results = (result_of(*each) for each in zip(jobs, images, outputs, strict=True))
-            elif jobs[0].expressions:
-                results = iter([self.segmenter.segment(images[0], jobs[0].expressions, explain=jobs[0].explain)])
-            else:
-                results = iter([Result((), np.empty((0, *images[0].image.shape[:2]), bool), np.empty(0))])
+        if jobs[0].expressions:
+            with self._timed("segment"):
+                asked = [job.expressions for job in jobs]
+                results = self.segmenter.segment(images, asked, explain=jobs[0].explain)
+        else:
+            results = [Result((), np.empty((0, *images[0].image.shape[:2]), bool), np.empty(0))]
         yield from zip(jobs, results, strict=True)
 
     @contextmanager

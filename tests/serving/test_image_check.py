@@ -10,8 +10,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
-from s2rm_jax.serving.image_check import check_image
-from s2rm_jax.serving.limits import Limits, RequestError
+from s2rm_jax.serving.limits import Limits, RequestError, check_image
 
 
 def saved(kind, image=None, **options):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.serving import service as service_module
 from s2rm_jax.serving.batches import FairQueue, Job
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors
 from s2rm_jax.serving.service import Service, answer_of
@@ -119,18 +118,13 @@ def test_an_answer_that_cannot_be_converted_fails_alone(ready, hold, striped_fil
 
 
 def test_equal_images_that_are_joined_are_encoded_once(ready, hold, striped_file, monkeypatch):
-    encoded = []
-    encode = service_module.encode_together
-    monkeypatch.setattr(
-        service_module,
-        "encode_together",
-        lambda segmenter, images: encoded.append(len(images)) or encode(segmenter, images),
-    )
     leave = hold(ready)
+    encoded, encode = [], ready.segmenter.encode
+    monkeypatch.setattr(ready.segmenter, "encode", lambda images: encoded.append(len(images)) or encode(images))
     futures = [ready.submit(striped_file(7), ["red"], red_columns) for _ in range(4)]
     leave.set()
     assert [future.result(10) for future in futures] == [7] * 4
-    assert sum(encoded) == 2  # the image of `hold`, and this one
+    assert encoded == [1]
 
 
 def test_visitors_are_served_in_turn():
