@@ -11,7 +11,7 @@ from s2rm_jax.interop.weight_files import read_weights
 from s2rm_jax.prediction_files import RESULT_FILE, remove_earlier_prediction
 from s2rm_jax.training.run import CONFIG_FILE, load_config
 
-DEEP = "[" * 100_000
+DEEP = '{"a": ' * 100_000
 
 
 @pytest.mark.parametrize(

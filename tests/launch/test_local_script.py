@@ -93,9 +93,13 @@ def test_sigterm_is_forwarded_once_and_all_processes_are_waited_for(environment)
     assert running.returncode == 3
 
 
+# Starts a command that Ctrl-C reaches, also where the tests run in the background of a shell, which ignores it there.
+WITH_CTRL_C = "import os, pty, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+
+
 def test_ctrl_c_reaches_each_process_once(environment):
     # A separate process opens the terminal, because JAX forbids this one to fork.
-    spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    spawn = WITH_CTRL_C + "sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
     command = [sys.executable, "-c", spawn, LAUNCH / "local.sh", "2", "wait"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         output = b""
@@ -111,7 +115,8 @@ def test_a_signal_before_the_processes_start_ends_them(environment, make_executa
     stand_in = Path(environment["PYTHON"])
     interrupt = 'if sys.argv[1] == "-c":\n    os.kill(os.getsid(0), signal.SIGINT)\n'
     make_executable(stand_in, PROCESS.replace('if sys.argv[1] == "-c":\n', interrupt))
-    command = [LAUNCH / "local.sh", "2", "wait"]
+    command = [sys.executable, "-c", WITH_CTRL_C + "os.execv(sys.argv[1], sys.argv[1:])"]
+    command += [LAUNCH / "local.sh", "2", "wait"]
     ended = subprocess.run(
         command, env=environment, capture_output=True, timeout=30, check=False, start_new_session=True
     )
