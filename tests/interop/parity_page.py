@@ -80,9 +80,9 @@ def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Seq
         arguments=shlex.join(arguments),
         day=date.today().isoformat(),
         versions=", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers")),
-        outputs=_figures([max(error for row in rows for error in row.errors.outputs)]),
-        inputs=_figures([max(error for row in rows for error in row.errors.inputs)]),
-        parameters=_figures([max(error for row in rows for error in row.errors.parameters.values())]),
+        outputs=_largest(error for row in rows for error in row.errors.outputs),
+        inputs=_largest(error for row in rows for error in row.errors.inputs),
+        parameters=_largest(error for row in rows for error in row.errors.parameters.values()),
         stream=STREAM,
         rows=_table(head, map(_cells, rows)),
         mistakes=_table(
@@ -100,6 +100,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _figures(errors: Iterable[float]) -> str:
     return ", ".join(f"{error:.1e}" for error in errors)
+
+
+def _largest(errors: Iterable[float]) -> str:
+    return _figures([max(errors, default=0.0)])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
