@@ -113,7 +113,7 @@ class MaskHead(nn.Module):
     """Mask logits of a stage: a 1 x 1 convolution, plus a kernel computed from the semantics if `guided` **[ours]**.
 
     The second term is the agreement of each position with the semantics. Without it, the network takes far longer to
-    learn which word names which appearance (docs/results/synthetic.md).
+    learn which word names which appearance (docs/results/optimization_notes.md).
     """
 
     guided: bool

@@ -1,8 +1,8 @@
 """Layers and helpers that the parts of the network share.
 
 `Dense`, `Conv3x3`, `gelu` and `broadcast` compute what their Flax or JAX namesakes compute, with gradients that are
-fast on CPUs too (measured in docs/results/speed.md). `rematerialize` and `repeat` change what a block keeps for the
-backward pass and how often it is compiled.
+fast on CPUs too (measured in docs/results/optimization_notes.md). `rematerialize` and `repeat` change what a block
+keeps for the backward pass and how often it is compiled.
 """
 
 from __future__ import annotations

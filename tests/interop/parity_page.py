@@ -34,31 +34,42 @@ class Mistake(NamedTuple):
 
 PAGE = """# Parity with PyTorch
 
+This page compares Swin and BERT of this package with those of transformers, forward and backward, for users who load
+published weights and want to know how exactly they are reproduced.
+
     python -m pytest {arguments}
 
-{day}, CPU, float32; {versions}. This command writes this page, provided that all is within the tolerances.
+{day}, CPU, float32; {versions}. This command writes this page if all errors are within the tolerances.
 
-Our Swin and BERT beside those of transformers, with the same parameters, inputs and loss (the sum of all outputs under
-fixed random weights). Nothing is pretrained: parameters are drawn with a fixed seed, and so that mistakes would show.
-Attention logits, bias tables and activations are of order 1, norms have scales and biases of their own, what residual
-branches are added to is of order {stream}, so that the epsilon of the norms matters, and GELU works where its usual
-approximation is worst.
+**The largest relative errors** are {outputs} in outputs, {inputs} in gradients of inputs and {parameters} in
+gradients of parameters. [Deliberate mistakes](#deliberate-mistakes) cause at least ten times the tolerance.
 
-Every figure is the norm of a difference over the norm of the reference. "Outputs" are those of the stages where there
-are several; "inputs" is the gradient with respect to images or states; "parameters" is the worst of the gradients with
-respect to each parameter, which is named. The bias of attention's keys has no gradient, because softmax does not see
-what is added to all logits of a query; what rounding leaves there is measured against that of the queries' bias.
+Both sides have the same parameters, inputs and loss (the sum of all outputs with fixed random weights). Parameters
+are random with a fixed seed, not pretrained, and scaled so that mistakes show: attention logits, bias tables and
+activations are of order 1, norms have scales and biases of their own, the input of residual branches is of order
+{stream} so that the epsilon of the norms matters, and GELU works where its usual approximation is worst.
+
+An error is the norm of a difference, divided by the norm of the reference. "Outputs" are those of the stages where
+there are several; "inputs" is the gradient with respect to images or states; "parameters" is the largest of the
+gradients with respect to each parameter, which is named. The bias of attention's keys has no gradient, because
+softmax ignores what is added to all logits of a query; its rounding error is measured against the gradient of the
+queries' bias.
 
 {rows}
 
-Images: "odd" ones fit neither patches nor windows nor merging in any stage, "square" ones are those of the published
+"Odd" images fit neither patches nor windows nor merging in any stage. "Square" images are those of the published
 training, where the last stage is one window and is not shifted.
 
-## Would it notice?
+## Deliberate mistakes
 
-The error of the outputs when something is wrong on purpose, in small networks: at least ten times the tolerance.
+The error of the outputs of small networks with one mistake each.
 
 {mistakes}
+
+## See also
+
+- [Weights in and out](../weights.md): which checkpoints are read, and `mask_padding=False`, which the comparisons use
+- [Trained network in PyTorch](pytorch.md): the whole network, exported
 """
 
 
@@ -69,6 +80,9 @@ def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Seq
         arguments=shlex.join(arguments),
         day=date.today().isoformat(),
         versions=", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers")),
+        outputs=_largest(error for row in rows for error in row.errors.outputs),
+        inputs=_largest(error for row in rows for error in row.errors.inputs),
+        parameters=_largest(error for row in rows for error in row.errors.parameters.values()),
         stream=STREAM,
         rows=_table(head, map(_cells, rows)),
         mistakes=_table(
@@ -86,6 +100,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _figures(errors: Iterable[float]) -> str:
     return ", ".join(f"{error:.1e}" for error in errors)
+
+
+def _largest(errors: Iterable[float]) -> str:
+    return _figures([max(errors, default=0.0)])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
