@@ -22,8 +22,8 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-# Once: JAX keys a program by the whole of XLA_FLAGS. Splitting a program for parallel code generation costs more than it
-# gains where as many workers as cores compile.
+# Once each: JAX keys a program by the whole of XLA_FLAGS. Splitting a program for parallel code generation costs more
+# than it gains where as many workers as cores compile.
 for _flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
