@@ -1,0 +1,25 @@
+"""Every relative link in a Markdown file of the repository leads to a file that exists.
+
+`mkdocs build --strict` also checks the anchors, of the files that are pages of the site.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(
+    path for pattern in ("*.md", "docs/**/*.md", "data/**/*.md", "s2rm_jax/**/*.md") for path in ROOT.glob(pattern)
+)
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(file):
+    from docs.reference_pages import pages
+
+    text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    generated = {ROOT / "docs" / page for page in pages()} if "reference/" in text else set()
+    targets = {target: (file.parent / target).resolve() for target in LINK.findall(text)}
+    assert not [target for target, path in targets.items() if not path.exists() and path not in generated]
