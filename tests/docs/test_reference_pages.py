@@ -38,12 +38,13 @@ def fields(section, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def test_every_field_has_a_row_with_its_default(configuration):
+def test_every_field_has_a_row_with_its_default_and_meaning(configuration):
     expected = dict(fields(default_config()))
     assert set(configuration) == set(expected)
     for field, default in expected.items():
         if not isinstance(default, ConfigDict):
             assert ast.literal_eval(configuration[field][1].strip("`")) == default, field
+        assert configuration[field][-1], f"config.{field} has no comment in s2rm_jax/config.py"
 
 
 @pytest.mark.parametrize(
