@@ -29,7 +29,7 @@ _FREE_SECTIONS = ("input.source",)  # their fields depend on a value in them
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "text", tuple: "list", ConfigDict: "section"}
 _FLAG_TYPES = {
     **{"bool": "boolean", "int": "integer", "float": "number", "string enum": "choice", "string": "text"},
-    "config object": "file",
+    **{"comma separated list of strings": "list", "config object": "file"},
 }
 # A value that the checks of a field reject, if it is checked; their message states the allowed values.
 _PROBES: dict[type, Any] = {int: -1, float: -1.0, str: "?", tuple: ()}
