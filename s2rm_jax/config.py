@@ -37,7 +37,7 @@ STEP_FORMS = ("jit", "shard_map")
 def default_config() -> ConfigDict:
     """Return every field with its default: Swin-Base and BERT-base at 480 px, with the recipe of the LAVT family."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of the initial parameters, the order of the data, and dropout
     config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
     config.epochs = 0.0  # read only if config.steps is 0; config.input.sampling defines an epoch
     config.batch_size = 32  # images per step, over all devices
@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
 
     config.input = ConfigDict()
     config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and its arguments
-    config.input.train_split = "train"
+    config.input.train_split = "train"  # the split that is trained on
     config.input.image_size = (480, 480)  # height, width in pixels
     config.input.expressions_per_image = 4  # K
     config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
@@ -62,11 +62,11 @@ def default_config() -> ConfigDict:
     config.input.augment.hide_words = 0.0  # share of the words replaced by [MASK]
 
     config.vision = ConfigDict()  # Swin; see models/swin.py
-    config.vision.embed_dim = 128
-    config.vision.depths = (2, 2, 18, 2)
-    config.vision.num_heads = (4, 8, 16, 32)
-    config.vision.window_size = 12
-    config.vision.drop_path_rate = 0.3
+    config.vision.embed_dim = 128  # channels of the first stage; each later stage has twice as many
+    config.vision.depths = (2, 2, 18, 2)  # blocks of each stage
+    config.vision.num_heads = (4, 8, 16, 32)  # attention heads of each stage
+    config.vision.window_size = 12  # positions, side of a window
+    config.vision.drop_path_rate = 0.3  # of the last block; it rises linearly from 0 at the first
     config.vision.mask_padding = True  # False: attend to the padding of windows, as published code does
     config.vision.pretrained = ""  # initial weights: a file, a folder or a name on the Hugging Face Hub
 
@@ -75,24 +75,24 @@ def default_config() -> ConfigDict:
     config.text.vocab = ""  # a vocab.txt or tokenizer.json; empty: beside the pretrained weights, or of the source
     config.text.lower_case = True  # False for cased models
     config.text.max_tokens = 20  # L, including [CLS] and [SEP]
-    config.text.vocab_size = 30_522
-    config.text.hidden_size = 768
-    config.text.num_layers = 12
-    config.text.num_heads = 12
-    config.text.intermediate_size = 3072
-    config.text.max_positions = 512
-    config.text.dropout_rate = 0.1
+    config.text.vocab_size = 30_522  # tokens
+    config.text.hidden_size = 768  # channels
+    config.text.num_layers = 12  # layers
+    config.text.num_heads = 12  # attention heads of each layer
+    config.text.intermediate_size = 3072  # channels inside the MLP of each layer
+    config.text.max_positions = 512  # tokens, the most that the position embeddings admit
+    config.text.dropout_rate = 0.1  # of embeddings and layers
 
     config.fusion = ConfigDict()  # S2RM; see models/s2rm.py
-    config.fusion.width = 512
-    config.fusion.recurrent_width = 256
-    config.fusion.num_heads = 8
+    config.fusion.width = 512  # channels of the fused map
+    config.fusion.recurrent_width = 256  # channels of the state of the recurrence
+    config.fusion.num_heads = 8  # heads of the attention from positions to words
     config.fusion.language = "words"  # one of LANGUAGES; sentence: the same feature at every position
     config.fusion.mode = "s2rm"  # one of FUSIONS; see models/fusion_baselines.py for those other than s2rm
-    config.fusion.recurrence = "gated"  # one of RECURRENCES
+    config.fusion.recurrence = "gated"  # of the scan, one of RECURRENCES
     config.fusion.rotations = ROTATIONS  # the scanning directions, one or more of them
     config.fusion.pairs = PAIRS  # one or both
-    config.fusion.balance = "position"  # one of BALANCES
+    config.fusion.balance = "position"  # what the directions are weighted by, one of BALANCES
     config.fusion.residual = "both"  # one of RESIDUALS: what is added to the parsed maps
 
     config.decoder = ConfigDict()  # CASG; see models/casg.py
@@ -107,23 +107,24 @@ def default_config() -> ConfigDict:
     config.loss.no_target_weight = 0.1  # weight of the loss of the head that detects absent referents
 
     config.optimizer = ConfigDict()  # AdamW
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 0.01
+    config.optimizer.learning_rate = 5e-5  # after the warm-up
+    config.optimizer.b1 = 0.9  # decay of the first moment
+    config.optimizer.b2 = 0.999  # decay of the second moment
+    config.optimizer.weight_decay = 0.01  # times the learning rate
     config.optimizer.clip_norm = 0.0  # global norm; 0: no clipping
-    config.optimizer.schedule = "polynomial"  # one of SCHEDULES
+    config.optimizer.schedule = "polynomial"  # of the learning rate after the warm-up, one of SCHEDULES
     config.optimizer.power = 0.9  # of the polynomial
-    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_steps = 0  # steps in which the learning rate rises linearly
     config.optimizer.accumulate = 1  # microbatches per step; must divide batch_size
     config.optimizer.ema_decay = 0.0  # 0: no average; otherwise evaluation uses the averaged parameters
     # Groups are regular expressions searched in a parameter path such as "vision/stage3_block0/attention/qkv/kernel".
     config.optimizer.multipliers = ()  # ((pattern, factor), ...) on the learning rate; the first match applies
+    # Parameters without weight decay.
     config.optimizer.no_decay = ("bias$", "norm", "scale$", "relative_position_bias_table", "embeddings")
     config.optimizer.frozen = ()  # parameters that are not trained
 
     config.eval = ConfigDict()
-    config.eval.split = "val"
+    config.eval.split = "val"  # the split of evaluations during training
     config.eval.every = 2000  # steps; 0: no evaluation during training
     config.eval.batch_size = 16  # images
     config.eval.expressions_per_image = 0  # K of an evaluation; 0: as in training

@@ -184,6 +184,7 @@ def programs_kept(tmp_path, monkeypatch):
 def test_the_first_command_of_each_kind_runs_as_shown(tiny_workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
+    Path("s2rm_jax").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(noise).save("street.jpg")
     Path("frames").mkdir()
@@ -199,7 +200,9 @@ def test_the_first_command_of_each_kind_runs_as_shown(tiny_workdir, tmp_path, mo
             if name not in RUN_HERE or kind in run or skip:
                 continue
             run.add(kind)
-            for workdir in (argument for argument in arguments if re.fullmatch(r"runs/\w+", argument)):
+            for workdir in (
+                argument for argument in arguments if re.fullmatch(r"runs/\w+|\w+/default_network", argument)
+            ):
                 if not Path(workdir).exists():
                     Path(workdir).symlink_to(tiny_workdir)
             done = run_command(name, *arguments, *SMALLER.get(name, []), cwd=tmp_path)

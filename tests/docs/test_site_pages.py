@@ -28,3 +28,17 @@ def test_links_are_rewritten_between_pages(source, link, expected):
 @pytest.mark.parametrize("source", ["README.md", "docs/network.md", "data/README.md", "CONTRIBUTING.md"])
 def test_page_of_and_source_of_are_inverse(source):
     assert source_of(page_of(source)) == source
+
+
+@pytest.mark.parametrize("link", ["docs/nothing.md", "s2rm_jax/nothing.py", "data/refcoco/nothing.png"])
+def test_a_link_to_a_missing_file_is_a_warning(link, caplog):
+    assert relink(f"[shown]({link})", "README.md", PAGES) == "shown"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"README.md has a link to {link}, which does not exist"
+    ]
+    assert caplog.records[0].name.startswith("mkdocs.")  # which `mkdocs build --strict` counts
+
+
+def test_a_link_to_a_file_without_a_page_is_no_warning(caplog):
+    assert relink("[code](s2rm_jax/config.py) [folder](docs/results/)", "README.md", PAGES) == "code folder"
+    assert not caplog.records
