@@ -116,6 +116,40 @@ def storage_error(what: str, error: BaseException) -> UserError | None:
     return UserError(f"{what}: check the path.") if isinstance(error, OSError) else None
 
 
+def hub_error(what: str, error: Exception) -> UserError:
+    """Return the UserError for a failed access to the Hugging Face Hub by huggingface_hub.
+
+    Args:
+        what: what cannot be done, such as "user/name cannot be downloaded from the Hugging Face Hub".
+        error: the exception.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    status = getattr(getattr(cause, "response", None), "status_code", 0)
+    if full := find_full_disk(error):
+        return UserError(
+            f"{what}: {full.filename or 'its cache'} cannot be written ({full.strerror}); make room there."
+        )
+    if isinstance(cause, OfflineModeIsEnabled):
+        return UserError(f"{what}: it is not in the cache, and HF_HUB_OFFLINE is set; unset it.")
+    if isinstance(cause, RevisionNotFoundError):
+        return UserError(f"{what}: there is no such revision; give a branch, a tag or a commit after @.")
+    if isinstance(cause, GatedRepoError) or status == 403:
+        return UserError(f"{what}: access is refused; ask for it on the page there, and log in with `hf auth login`.")
+    if isinstance(cause, RepositoryNotFoundError) or status in (401, 404):
+        return UserError(f"{what}: no such repository is visible; check the name, or log in with `hf auth login`.")
+    if find_fault(cause) == "temporary" or status == 429 or status >= 500:
+        return TemporaryFailure(f"{what} ({reason_of(cause)}): run the same command again later.")
+    return UserError(f"{what} ({reason_of(cause)}).")
+
+
 def reason_of(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
