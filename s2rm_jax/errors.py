@@ -133,21 +133,22 @@ def hub_error(what: str, error: Exception) -> UserError:
 
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     status = getattr(getattr(cause, "response", None), "status_code", 0)
-    if full := find_full_disk(error):
-        return UserError(
-            f"{what}: {full.filename or 'its cache'} cannot be written ({full.strerror}); make room there."
-        )
-    if isinstance(cause, OfflineModeIsEnabled):
-        return UserError(f"{what}: it is not in the cache, and HF_HUB_OFFLINE is set; unset it.")
-    if isinstance(cause, RevisionNotFoundError):
-        return UserError(f"{what}: there is no such revision; give a branch, a tag or a commit after @.")
-    if isinstance(cause, GatedRepoError) or status == 403:
-        return UserError(f"{what}: access is refused; ask for it on the page there, and log in with `hf auth login`.")
-    if isinstance(cause, RepositoryNotFoundError) or status in (401, 404):
-        return UserError(f"{what}: no such repository is visible; check the name, or log in with `hf auth login`.")
-    if find_fault(cause) == "temporary" or status == 429 or status >= 500:
+    offline = isinstance(cause, OfflineModeIsEnabled)  # a subclass of ConnectionError
+    if not offline and (find_fault(cause) == "temporary" or status == 429 or status >= 500):
         return TemporaryFailure(f"{what} ({reason_of(cause)}): run the same command again later.")
-    return UserError(f"{what} ({reason_of(cause)}).")
+    if isinstance(cause, OSError) and cause.errno:
+        advice = f"its cache cannot be written ({cause.strerror}); make room there, or set HF_HOME to another folder"
+    elif offline:
+        advice = "it is not in the cache, and HF_HUB_OFFLINE is set; unset it"
+    elif isinstance(cause, RevisionNotFoundError):
+        advice = "there is no such revision; give a branch, a tag or a commit after @"
+    elif isinstance(cause, GatedRepoError) or status == 403:
+        advice = "access is refused; ask for it on the page of the repository, and log in with `hf auth login`"
+    elif isinstance(cause, RepositoryNotFoundError) or status in (401, 404):
+        advice = "no such repository is visible; check the name, or log in with `hf auth login`"
+    else:
+        advice = reason_of(cause)
+    return UserError(f"{what}: {advice}.")
 
 
 def reason_of(error: BaseException) -> str:

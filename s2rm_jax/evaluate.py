@@ -89,16 +89,12 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import counted, log, report_evaluation
-    from s2rm_jax.training.run import find_run, load_run, on_hub
+    from s2rm_jax.training.run import load_run
 
     keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
-    from_hub = on_hub(WORKDIR.value)
-    if from_hub and OUT.value is None:
-        raise UserError(f"--out is missing: {WORKDIR.value} is on the Hugging Face Hub; give a folder for the report")
-    workdir = find_run(WORKDIR.value)
-    name = WORKDIR.value if from_hub else str(workdir)
+    workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
     protocol, split = protocol_named(config.eval.protocol), config.eval.split
@@ -112,7 +108,7 @@ def main() -> dict[str, Any] | None:
     run = load_run(WORKDIR.value, which, replicated(mesh), config=config)  # last: restoring takes longest
     out = make_output_folder(out)
     log(
-        f"evaluating the {which} checkpoint of {name} on "
+        f"evaluating the {which} checkpoint of {WORKDIR.value} on "
         f"{counted(min(len(source), LIMIT.value or len(source)), 'image')} of {split}"
     )
     cases = Cases(GALLERY.value)
@@ -123,7 +119,7 @@ def main() -> dict[str, Any] | None:
         return None
 
     about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
-    about |= {"checkpoint": which, "step": run.step, "workdir": name}
+    about |= {"checkpoint": which, "step": run.step, "workdir": WORKDIR.value}
     if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
         about["published_figures"] = f"none, because {difference}"
         benchmark = None
@@ -133,7 +129,7 @@ def main() -> dict[str, Any] | None:
             out,
             report,
             sections,
-            title=f"{name if from_hub else workdir.resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
+            title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
             benchmark=benchmark,
             **about,
         )
@@ -146,6 +142,17 @@ def main() -> dict[str, Any] | None:
     expressions = counted(report.total.expressions, "expression")
     log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _find_run() -> epath.Path:
+    """Return the folder of the run; the cache of the Hub is no place for the report."""
+    from s2rm_jax.training.run import find_run, on_hub
+
+    assert WORKDIR.value is not None  # required
+    workdir = find_run(WORKDIR.value)
+    if OUT.value is None and on_hub(WORKDIR.value):
+        raise UserError(f"--out is missing: {WORKDIR.value} is on the Hugging Face Hub; give a folder for the report")
+    return workdir
 
 
 def _load_config(workdir: epath.Path) -> ConfigDict:

@@ -168,15 +168,26 @@ def on_hub(workdir: epath.PathLike) -> bool:
     return given.startswith(_HUB) or (_HUB_NAME.fullmatch(given) is not None and not os.path.exists(given))
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a text can be the name of a repository on the Hugging Face Hub: user/name."""
+    return "@" not in name and _HUB_NAME.fullmatch(name) is not None
+
+
 def _download(given: str, name: str, revision: str | None) -> Path:
     """Return the folder of a network in the cache of huggingface_hub, after downloading what is missing there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging, tqdm
+
+    class Progress(tqdm):
+        """A progress bar on terminals only, which leaves nothing behind."""
+
+        def __init__(self, *arguments: Any, **named: Any):
+            super().__init__(*arguments, **named | {"disable": None, "leave": False})
 
     logging.set_verbosity_error()  # it warns at every attempt; the error is enough
     files = [CONFIG_FILE, VOCAB_FILE, SAFETENSORS]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=Progress))
     except Exception as error:  # the library raises many kinds
         here = "" if given.startswith(_HUB) else ": there is no such folder, and it"
         raise hub_error(f"{given}{here} cannot be downloaded from the Hugging Face Hub", error) from error
