@@ -52,7 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        for name, value in ({"Content-Length": str(len(body))} | named | ({"X-Error-Code": code} if code else {})).items():
+        for name, value in (
+            {"Content-Length": str(len(body))} | named | ({"X-Error-Code": code} if code else {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,7 +55,9 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(network, folder):
     assert load_run("anna/net").config.batch_size == 2
     for revision in ("refs/pr/1", commit):
         assert load_run(f"anna/net@{revision}").config.batch_size == 7
-    with pytest.raises(UserError, match=r"^anna/net@v9: .*: there is no such revision; give a branch, a tag or a commit"):
+    with pytest.raises(
+        UserError, match=r"^anna/net@v9: .*: there is no such revision; give a branch, a tag or a commit"
+    ):
         load_run("anna/net@v9")
 
 
@@ -87,7 +90,9 @@ def test_without_the_hub_the_cache_is_used(network, folder, monkeypatch, why):
     }
     with pytest.raises(UserError) as caught:
         load_run("anna/net")
-    assert str(caught.value).startswith("anna/net: there is no such folder, and it cannot be downloaded from the Hugging")
+    assert str(caught.value).startswith(
+        "anna/net: there is no such folder, and it cannot be downloaded from the Hugging"
+    )
     assert str(caught.value).endswith(message[why]) and "\n" not in str(caught.value)
     assert isinstance(caught.value, TemporaryFailure) == (why != "offline")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "another")
@@ -116,7 +121,9 @@ def test_wrong_names(network, name, message):
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_gated_network(network, tmp_path, status):
     network.refused["anna/net"] = status
-    with pytest.raises(UserError, match=r"access is refused; ask for it on the page of the repository, and log in with"):
+    with pytest.raises(
+        UserError, match=r"access is refused; ask for it on the page of the repository, and log in with"
+    ):
         load_run("hf://anna/net")
     assert not list(tmp_path.glob("cache/**/snapshots/*/*"))
 
@@ -157,16 +164,18 @@ def test_commands_take_names(network, tiny_workdir):
     assert (done.returncode, done.stderr) == (0, "")
     local = run_command("predict", "--workdir", tiny_workdir, "--out", "local", cwd=".")
     assert local.returncode == 0
-    results = [json.loads(open(f"{out}/result.json").read())["results"] for out in ("masks", "local")]
+    results = [json.loads(Path(out, "result.json").read_text())["results"] for out in ("masks", "local")]
     assert results[0] == results[1]
 
     done = run_command("evaluate", "--workdir", "anna/net", cwd=".")
-    assert done.returncode == 2 and done.stderr.startswith("error: --out is missing: anna/net is on the Hugging Face Hub")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: --out is missing: anna/net is on the Hugging Face Hub"
+    )
     done = run_command(
         "evaluate", "--workdir", "hf://anna/net@main", "--out", "report", "--limit", 2, "--gallery", 0, cwd="."
     )
     assert (done.returncode, done.stderr) == (0, "")
-    content = json.loads(open("report/metrics.json").read())
+    content = json.loads(Path("report/metrics.json").read_text())
     assert (content["workdir"], content["step"]) == ("hf://anna/net@main", None)
 
     done = run_command("convert", "from-pytorch", "--weights", "anna/net", "--workdir", "back", cwd=".")
