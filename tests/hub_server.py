@@ -65,7 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(self.hub.status)
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         about = parts[:2] == ["api", "models"]
-        user, repo, kind, revision, *path = parts[2 if about else 0 :]
+        parts = parts[2:] if about else parts
+        user, repo, kind, revision, *path = parts if parts[2:] else [*parts, "revision", "main"]
         name = f"{user}/{repo}"
         if name not in self.hub.repositories:
             return self.answer(401)  # so that nobody learns the names of private repositories
