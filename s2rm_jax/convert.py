@@ -216,7 +216,7 @@ model = S2RMModel.from_pretrained("{name}")
 ## Training
 
 - Data: {data}
-- Steps: {trained}, {config.batch_size} images each with {config.input.expressions_per_image} expressions
+- Steps: {trained}; a step has {config.batch_size} images with {config.input.expressions_per_image} expressions each
 - Pretrained weights: {began}
 - All settings: `config.json`
 

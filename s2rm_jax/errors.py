@@ -147,7 +147,7 @@ def hub_error(what: str, error: Exception) -> UserError:
     elif isinstance(cause, RepositoryNotFoundError) or status in (401, 404):
         advice = "no such repository is visible; check the name, or log in with `hf auth login`"
     else:
-        advice = reason_of(cause)
+        advice = " ".join(str(cause).split())[:200].rstrip(".") or type(cause).__name__  # details are on further lines
     return UserError(f"{what}: {advice}.")
 
 

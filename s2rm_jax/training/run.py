@@ -208,7 +208,8 @@ def _explaining_damage(given: epath.PathLike, folder: epath.Path) -> Iterator[No
     except UserError as error:
         if not on_hub(given):
             raise
-        raise UserError(f"{given}: {error} To download it again, delete {folder.parent.parent}.") from error
+        message = str(error).rstrip(".")
+        raise UserError(f"{given}: {message}. To download it again, delete {folder.parent.parent}.") from error
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:

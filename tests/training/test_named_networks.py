@@ -128,6 +128,13 @@ def test_a_gated_network(network, tmp_path, status):
     assert not list(tmp_path.glob("cache/**/snapshots/*/*"))
 
 
+def test_a_cache_that_cannot_be_written(network, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"its cache cannot be written \(Not a directory\); make room there"):
+        load_run("hf://anna/net")
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "vocab.txt"])
 def test_a_missing_file(network, file):
     del network.repositories["anna/net"]["main"][file]
