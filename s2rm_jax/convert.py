@@ -1,22 +1,25 @@
-"""Convert a trained network to PyTorch and back, or export it to other runtimes.
+"""Convert a trained network to PyTorch and back, export it to other runtimes, or share it by a name.
 
     python -m s2rm_jax.convert to-pytorch   --workdir runs/mine --out mine_torch
     python -m s2rm_jax.convert from-pytorch --weights mine_torch --workdir runs/back
     python -m s2rm_jax.convert to-stablehlo --workdir runs/mine --out mine_stablehlo
     python -m s2rm_jax.convert to-onnx      --workdir runs/mine --out mine_onnx
+    python -m s2rm_jax.convert to-hub       --workdir runs/mine --out mine --repo user/mine
 
 Each command writes a new folder, completely or not at all. The folders of to-... contain a program, segment.py, that
-uses the network without this package. to-pytorch and from-pytorch do not need torch; to-onnx needs
+uses the network without this package. The folder of to-hub is that of to-pytorch with a model card; with --repo it is
+also uploaded to the Hugging Face Hub, see docs/hub.md. to-pytorch and from-pytorch do not need torch; to-onnx needs
 pip install "s2rm-jax[onnx]". Pretrained Swin and BERT are not converted but loaded at the start of training:
 --config.vision.pretrained=PATH_OR_NAME --config.text.pretrained=PATH_OR_NAME. See docs/weights.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
 from etils import epath
@@ -24,7 +27,9 @@ from etils import epath
 from s2rm_jax import command_line
 
 if TYPE_CHECKING:
-    from s2rm_jax.interop.torch_folder import TrainedNetwork
+    from s2rm_jax.training.run import LoadedRun
+
+CARD_FILE = "README.md"  # the Hub shows it
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -32,6 +37,13 @@ WORKDIR = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "the folder to create", flag_values=FLAGS)
 WEIGHTS = flags.DEFINE_string("weights", None, "a folder that to-pytorch wrote", flag_values=FLAGS)
+REPO = flags.DEFINE_string(
+    "repo", None, "with to-hub, the repository USER/NAME to upload to; created if it does not exist", flag_values=FLAGS
+)
+PRIVATE = flags.DEFINE_bool("private", False, "with to-hub, create a private repository", flag_values=FLAGS)
+LICENSE = flags.DEFINE_string(
+    "license", None, "with to-hub, the licence of the weights by its name on the Hub: apache-2.0", flag_values=FLAGS
+)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 
 
@@ -49,10 +61,11 @@ def to_pytorch() -> None:
 def from_pytorch() -> None:
     """Write a folder that PyTorch reads as the workdir of a run."""
     from s2rm_jax.io import atomic_folder
+    from s2rm_jax.training.run import find_run
 
     assert WEIGHTS.value is not None and WORKDIR.value is not None  # required
     with atomic_folder(WORKDIR.value, "--workdir") as folder:
-        write_workdir(Path(WEIGHTS.value), folder)
+        write_workdir(Path(find_run(WEIGHTS.value)), folder)
     print(
         f"{WORKDIR.value} holds the network at step 0. Next: python -m s2rm_jax.predict --workdir {WORKDIR.value} ..."
     )
@@ -75,6 +88,177 @@ def to_onnx() -> None:
         error = write_onnx(trained, folder)
     print(f"ONNX Runtime's logits differ from JAX's by {error:.1e} of their norm")
     print(_usage("ONNX", "numpy onnxruntime pillow tokenizers"))
+
+
+def to_hub() -> None:
+    """Write the network of a run as a folder for the Hugging Face Hub, and upload it if --repo is given."""
+    from s2rm_jax.errors import UserError, hub_error
+    from s2rm_jax.interop.torch_folder import write_pytorch
+    from s2rm_jax.training.run import CONFIG_FILE, is_hub_name
+
+    assert OUT.value is not None  # required
+    if REPO.value and not is_hub_name(REPO.value):
+        raise UserError(f"--repo: {REPO.value} is not the name of a repository; give USER/NAME")
+    name = REPO.value or f"USER/{Path(OUT.value).absolute().name}"
+    with _export() as (run, workdir, folder):
+        write_pytorch(run, workdir / CONFIG_FILE, folder)
+        settings = _without_folders(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        card = model_card(name, run, _reports(workdir, run.step), LICENSE.value)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    if not REPO.value:
+        print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: hf upload {name} {OUT.value}")
+        return
+    try:
+        url = _upload(Path(OUT.value).expanduser(), REPO.value)
+    except Exception as error:  # huggingface_hub raises many kinds
+        what = f"--repo: {OUT.value} is complete, but cannot be uploaded to {REPO.value} on the Hugging Face Hub"
+        raise hub_error(what, error) from error
+    print(f"{url} holds the network of {OUT.value}. From Python: Segmenter.from_checkpoint({REPO.value!r})")
+
+
+def _upload(folder: Path, repo: str) -> str:
+    """Upload a folder in one commit, so that the repository never holds a part of it; return its address."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    hub = HfApi()
+    url = hub.create_repo(repo, private=PRIVATE.value or None, exist_ok=True)
+    files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    hub.create_commit(repo, files, commit_message="Upload a network of s2rm_jax")
+    return str(url)
+
+
+def _without_folders(settings: Any) -> Any:
+    """Return a configuration without the folders of this machine: of absolute paths only the last part is kept."""
+    if isinstance(settings, dict):
+        return {name: _without_folders(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [_without_folders(value) for value in settings]
+    is_path = isinstance(settings, str) and settings.startswith(("/", "~"))
+    return Path(settings).name if is_path else settings
+
+
+def _reports(workdir: epath.Path, step: int | None) -> list[dict[str, Any]]:
+    """Return metrics.json of the reports of `evaluate` in a workdir on the checkpoint of this step."""
+    contents = []
+    for file in sorted(workdir.glob("eval-*/metrics.json")):
+        try:
+            contents.append(json.loads(file.read_text()))
+        except ValueError:
+            continue
+    needed = {"all", "definitions", "images", "limit", "protocol", "remarks", "source", "split", "step"}
+    return [one for one in contents if isinstance(one, dict) and needed <= one.keys() and one["step"] == step]
+
+
+def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], licence: str | None) -> str:
+    """Return the model card of a network on the Hugging Face Hub, in Markdown.
+
+    Args:
+        name: the repository, USER/NAME.
+        run: the network.
+        reports: the contents of metrics.json of reports on it.
+        licence: the licence of the weights by its name on the Hub, None if it is not known.
+    """
+    import jax
+
+    import s2rm_jax
+
+    config = run.config
+    height, width = config.input.image_size
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params)) / 1e6
+    folder = name.split("/")[1]
+    about = {
+        "library_name": "s2rm_jax",
+        "pipeline_tag": "image-segmentation",
+        "language": "en",
+        "tags": ["referring-image-segmentation", "s2rm", "jax", "pytorch"],
+    } | ({"license": licence} if licence else {})
+    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in about.items())
+    source = _without_folders(json.loads(json.dumps(config.input.source.to_dict())))
+    data = ", ".join(f"{key} {value}" for key, value in source.items() if value not in (None, "", []))
+    pretrained = {part: _without_folders(config[part].pretrained) for part in ("vision", "text")}
+    began = ", ".join(f"{part} from {one}" for part, one in pretrained.items() if one) or "none"
+    trained = f"step {run.step:,} of {config.steps:,}" if run.step else "unknown"
+    return f"""---
+{front}
+---
+
+# {folder}
+
+Segments in an image what an English expression refers to. S2RM (arXiv 2405.09006), written by s2rm_jax
+{s2rm_jax.__version__}: {parameters:.1f} M parameters, images of {width} x {height} pixels, expressions of up to
+{config.text.max_tokens} word pieces.
+
+## Use
+
+In JAX (`pip install s2rm-jax`):
+
+```python
+from s2rm_jax import Segmenter
+
+result = Segmenter.from_checkpoint("{name}").segment("street.jpg", "the man in red")
+result.masks  # bool [1, height, width]
+```
+
+In PyTorch, without s2rm_jax (`pip install huggingface_hub numpy pillow safetensors tokenizers torch`):
+
+    hf download {name} --local-dir {folder}
+    python {folder}/segment.py street.jpg "the man in red" --out masks
+
+```python
+from torch_model import S2RMModel  # torch_model.py of this repository
+
+model = S2RMModel.from_pretrained("{name}")
+```
+
+`preprocessing.json` describes how images and expressions are prepared.
+
+## Training
+
+- Data: {data}
+- Steps: {trained}; a step has {config.batch_size} images with {config.input.expressions_per_image} expressions each
+- Pretrained weights: {began}
+- All settings: `config.json`
+
+## Results
+
+{_results(reports)}
+
+## Limits
+
+English only. A mask is a guess, and its errors on other data than those above are not measured. Do not use it to decide
+anything about a person.
+
+## Licence
+
+Weights: {licence or "not stated by the author"}. The data of the training has licences of its own.
+"""
+
+
+def _results(reports: Sequence[dict[str, Any]]) -> str:
+    """Return a table of the metrics of several reports, and where they come from, in Markdown."""
+    from s2rm_jax.evaluation.protocols import PROTOCOLS
+    from s2rm_jax.evaluation.tables import Table, as_markdown
+
+    rows: list[tuple[str, ...]] = []
+    notes: dict[str, None] = {}  # a set in the order of insertion
+    for report in reports:
+        known = PROTOCOLS.get(report["protocol"])
+        titles, numbers = known.columns if known else {}, report["all"]
+        data = " ".join(str(report[key]) for key in ("dataset", "split_by") if report.get(key)) or report["source"]
+        images = f"{report['images']:,}" + (" (a part of the split)" if report["limit"] else "")
+        for metric, title in titles.items():
+            if (value := numbers.get(metric)) is not None:
+                low, high = numbers.get("interval_95", {}).get(metric, (None, None))
+                interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+                rows.append((data, report["split"], report["protocol"], title, f"{value:.2f}", interval, images))
+        notes |= dict.fromkeys([report["definitions"], *report["remarks"]])
+    if not rows:
+        return "Not measured."
+    columns = ("data", "split", "protocol", "metric", "value", "95 % interval", "images")
+    table = as_markdown(Table("Metrics of these weights", columns, tuple(rows), text_columns=4))
+    made = "Measured by `python -m s2rm_jax.evaluate --workdir RUN --split SPLIT --protocol PROTOCOL` on these weights."
+    return "\n".join([table.strip(), "", made, *(f"\n{note}" for note in notes)])
 
 
 def write_workdir(weights: Path, workdir: Path) -> None:
@@ -116,15 +300,15 @@ def write_workdir(weights: Path, workdir: Path) -> None:
 
 
 @contextmanager
-def _export() -> Iterator[tuple[TrainedNetwork, epath.Path, Path]]:
+def _export() -> Iterator[tuple[LoadedRun, epath.Path, Path]]:
     """Load the network of --workdir and give it, its workdir, and the folder that becomes --out."""
-    from s2rm_jax.io import atomic_folder, workdir_path
-    from s2rm_jax.training.run import load_run
+    from s2rm_jax.io import atomic_folder
+    from s2rm_jax.training.run import find_run, load_run
 
     assert WORKDIR.value is not None and OUT.value is not None  # required
     with atomic_folder(OUT.value, "--out") as folder:
-        workdir = workdir_path(WORKDIR.value)
-        yield load_run(workdir, cast(Literal["best", "latest"], CHECKPOINT.value)), workdir, folder
+        run = load_run(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
+        yield run, find_run(WORKDIR.value), folder
 
 
 def _usage(form: str, packages: str) -> str:
@@ -139,6 +323,7 @@ COMMANDS = {
     "from-pytorch": command_line.Command(from_pytorch, required=("weights", "workdir")),
     "to-stablehlo": command_line.Command(to_stablehlo, required=("workdir", "out")),
     "to-onnx": command_line.Command(to_onnx, required=("workdir", "out")),
+    "to-hub": command_line.Command(to_hub, required=("workdir", "out")),
 }
 
 if __name__ == "__main__":

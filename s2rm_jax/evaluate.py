@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax import command_line
 from s2rm_jax.config import ON_BAD_EXAMPLES
+from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
@@ -84,7 +85,7 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.evaluation.report import as_screen_text, require_same_data, write_report
     from s2rm_jax.input.pipeline import require_images
     from s2rm_jax.input.sources import build_source, describe
-    from s2rm_jax.io import make_output_folder, workdir_path, writing
+    from s2rm_jax.io import make_output_folder, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import counted, log, report_evaluation
@@ -93,7 +94,7 @@ def main() -> dict[str, Any] | None:
     keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
-    workdir = workdir_path(WORKDIR.value)
+    workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
     protocol, split = protocol_named(config.eval.protocol), config.eval.split
@@ -104,10 +105,10 @@ def main() -> dict[str, Any] | None:
     out = OUT.value or workdir / _folder_name(split, protocol.name)
     require_same_data(Path(out), data | {"split": split})
     mesh = make_mesh()
-    run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest
+    run = load_run(WORKDIR.value, which, replicated(mesh), config=config)  # last: restoring takes longest
     out = make_output_folder(out)
     log(
-        f"evaluating the {which} checkpoint of {workdir} on "
+        f"evaluating the {which} checkpoint of {WORKDIR.value} on "
         f"{counted(min(len(source), LIMIT.value or len(source)), 'image')} of {split}"
     )
     cases = Cases(GALLERY.value)
@@ -118,7 +119,7 @@ def main() -> dict[str, Any] | None:
         return None
 
     about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
-    about |= {"checkpoint": which, "step": run.step, "workdir": str(workdir)}
+    about |= {"checkpoint": which, "step": run.step, "workdir": WORKDIR.value}
     if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
         about["published_figures"] = f"none, because {difference}"
         benchmark = None
@@ -128,7 +129,7 @@ def main() -> dict[str, Any] | None:
             out,
             report,
             sections,
-            title=f"{workdir.resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
+            title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
             benchmark=benchmark,
             **about,
         )
@@ -141,6 +142,17 @@ def main() -> dict[str, Any] | None:
     expressions = counted(report.total.expressions, "expression")
     log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _find_run() -> epath.Path:
+    """Return the folder of the run; the cache of the Hub is no place for the report."""
+    from s2rm_jax.training.run import find_run, on_hub
+
+    assert WORKDIR.value is not None  # required
+    workdir = find_run(WORKDIR.value)
+    if OUT.value is None and on_hub(WORKDIR.value):
+        raise UserError(f"--out is missing: {WORKDIR.value} is on the Hugging Face Hub; give a folder for the report")
+    return workdir
 
 
 def _load_config(workdir: epath.Path) -> ConfigDict:

@@ -36,7 +36,7 @@ from PIL import Image
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.input.images import load_image
-from s2rm_jax.io import figure_paths, make_output_folder, save_image, workdir_path
+from s2rm_jax.io import figure_paths, make_output_folder, save_image
 from s2rm_jax.prediction_files import (
     RESULT_FILE,
     SAMPLE_FILE,
@@ -179,9 +179,9 @@ def _warn(segmenter: Segmenter, expressions: Sequence[str]) -> None:
 def _held_out_example() -> Example:
     """Return the first example of the split on which the run is evaluated."""
     from s2rm_jax.input.sources import build_source
-    from s2rm_jax.training.run import load_config
+    from s2rm_jax.training.run import find_run, load_config
 
-    config = load_config(str(WORKDIR.value))
+    config = load_config(find_run(str(WORKDIR.value)))
     try:
         return build_source(config.input.source, config.eval.split, on_bad_example=config.input.on_bad_example)[0]
     except UserError as error:
@@ -195,9 +195,9 @@ def _compilation_cache() -> AbstractContextManager[None]:
     """
     from s2rm_jax.training.checkpoint import has_checkpoint
     from s2rm_jax.training.compile import OFF, compilation_cache
-    from s2rm_jax.training.run import load_config
+    from s2rm_jax.training.run import find_run, load_config
 
-    workdir = workdir_path(str(WORKDIR.value))
+    workdir = find_run(str(WORKDIR.value))
     if not has_checkpoint(workdir):
         return nullcontext()
     config = load_config(workdir).unlock()

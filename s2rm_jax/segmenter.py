@@ -123,13 +123,15 @@ class Segmenter:
         """Load a checkpoint of a training run, with its configuration and vocabulary.
 
         Args:
-            workdir: the workdir of a run, or a folder that `convert to-pytorch` wrote. The default is the network that
-                comes with the package, which is trained on generated shapes only.
+            workdir: the workdir of a run, a folder that `convert to-pytorch` wrote, or a network on the Hugging Face
+                Hub: "user/name", "user/name@revision" or "hf://user/name"; a local folder of that name comes first, but
+                for "hf://". The default is the network that comes with the package, which is trained on generated
+                shapes only.
             which: the checkpoint to load.
 
         Raises:
-            UserError: the folder has no training run or no checkpoint, its vocabulary is missing, or its configuration
-                does not fit the checkpoint.
+            UserError: the folder has no training run or no checkpoint, its vocabulary is missing, its configuration
+                does not fit the checkpoint, or the network cannot be downloaded.
         """
         run = load_run(workdir, which)
         return cls(run.network, run.params, run.tokenizer, run.config)

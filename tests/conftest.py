@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,7 @@ from s2rm_jax.config import default_config
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter
+from tests.hub_server import Hub, serve_hub
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -203,3 +204,19 @@ def tiny_config() -> ConfigDict:
     config.eval.update({"every": 2, "limit": 4, "batch_size": 4})
     config.checkpoint_every = 2
     return config
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in of the Hugging Face Hub, with an empty cache on this side."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    with serve_hub() as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield served
+        close_session()

@@ -1,6 +1,7 @@
 """The whole network in PyTorch, in one file to be copied that imports nothing but torch and safetensors.
 
     model = S2RMModel.from_pretrained("directory")  # with a config.json and a model.safetensors
+    model = S2RMModel.from_pretrained("user/name")  # of the Hugging Face Hub; this needs huggingface_hub
     output = model(images, tokens, token_mask)  # [B, 3, H, W], int64 [B, K, L], bool [B, K, L]
     masks = output.logits > 0  # [B, K, H, W]
 
@@ -14,6 +15,7 @@ on the last axis; only convolutions and resizing transpose it. Parameters are fl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +52,23 @@ class Output(NamedTuple):
     word_attention: Tensor  # [B, K, heads, h, w, L], the attention of each position over the words
     balance_weights: dict[str, Tensor]  # {pair: [r, B, K, h, w, 1] or [r, B, K, 1, 1, c]}, the weights of r directions
     no_target_logits: Tensor | None  # [B, K], positive for no referent; None without that head
+
+
+def find_directory(name: str) -> Path:
+    """Return a directory as it is, or that of a repository of the Hugging Face Hub in the cache of huggingface_hub."""
+    named = re.fullmatch(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", name)
+    if named is None or Path(name).exists():
+        return Path(name)
+    try:
+        from huggingface_hub import snapshot_download
+
+        files = ["config.json", "model.safetensors"]
+        return Path(snapshot_download(named[1], revision=named[2], allow_patterns=files))
+    except Exception as error:  # the library raises many kinds
+        reason = (str(error).split("\n") or [""])[0] or type(error).__name__
+        raise LoadError(
+            f"{name} is neither a directory nor can it be downloaded from the Hugging Face Hub ({reason})."
+        ) from error
 
 
 def group(**modules: nn.Module) -> Any:
@@ -539,14 +558,19 @@ class S2RMModel(nn.Module):
     def from_pretrained(cls, directory: str | Path) -> S2RMModel:
         """Return the network of directory/config.json with the weights of directory/model.safetensors, in eval mode.
 
+        Args:
+            directory: the directory, or a repository of the Hugging Face Hub, which is downloaded once: "user/name" or
+                "user/name@revision". A local directory of that name comes first, except after "hf://".
+
         Raises:
             LoadError: a file is missing or damaged, or weights are missing, unexpected or of another shape; the error
-                lists all of them.
+                lists all of them. Or the Hub cannot be reached, or does not have the repository.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        config_file, weights_file = Path(directory) / "config.json", Path(directory) / "model.safetensors"
+        directory = find_directory(str(directory))
+        config_file, weights_file = directory / "config.json", directory / "model.safetensors"
         absent = [path.name for path in (config_file, weights_file) if not path.is_file()]
         if absent:
             raise LoadError(f"{directory} lacks {' and '.join(absent)}; export the network into it again.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
-from s2rm_jax.errors import UserError, find_fault, reason_of, storage_error
+from s2rm_jax.errors import UserError, find_fault, hub_error, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.layout import fill
 from s2rm_jax.interop.parameter_names import network_layout
@@ -70,6 +72,9 @@ _RUN_FILES = {
 }
 _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
 
+_HUB = "hf://"
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")  # user/name, user/name@revision
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -94,20 +99,31 @@ def load_run(
 ) -> LoadedRun:
     """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
 
-    A folder of weights, as `convert to-pytorch` writes it, is loaded too.
+    A folder of weights, as `convert to-pytorch` writes it, is loaded too, and a network on the Hugging Face Hub.
 
     Args:
-        workdir: the folder.
+        workdir: the folder, or a name on the Hub; see `find_run`.
         which: "best" by config.eval.metric of the run, or "latest".
         sharding: of the parameters; by default each is on one device of this process.
-        config: the result of `load_config(workdir)`, if the caller has it already.
+        config: the result of `load_config(find_run(workdir))`, if the caller has it already.
 
     Raises:
         UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
-            not fit its parameters.
+            not fit its parameters; or as `find_run`.
     """
+    folder = find_run(workdir)
+    with _explaining_damage(workdir, folder):
+        return _load_folder(folder, which, sharding, config)
+
+
+def _load_folder(
+    workdir: epath.Path,
+    which: Literal["best", "latest"],
+    sharding: jax.sharding.Sharding | None,
+    config: ConfigDict | None,
+) -> LoadedRun:
     config = load_config(workdir) if config is None else config
-    tokenizer = Tokenizer(epath.Path(workdir) / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
+    tokenizer = Tokenizer(workdir / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
     network = build_network(config)
     shapes = parameter_shapes(network, config)
     weights = Path(workdir) / SAFETENSORS
@@ -119,6 +135,84 @@ def load_run(
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step)
+
+
+def find_run(workdir: epath.PathLike) -> epath.Path:
+    """Return the folder of a trained network, which is downloaded if it is on the Hugging Face Hub.
+
+    Only the files that are needed are downloaded, once, into the cache of huggingface_hub.
+
+    Args:
+        workdir: the workdir of a run, on a disk or a bucket, or a folder of weights. "user/name" is a network on the
+            Hub if there is no such path here, and "hf://user/name" is one always. Either may end with "@REVISION": a
+            branch, a tag or a commit.
+
+    Raises:
+        UserError: the Hub does not have the network or refuses it; as `workdir_path`.
+        TemporaryFailure: the Hub cannot be reached, and the network is not in the cache.
+    """
+    if not on_hub(workdir):
+        return workdir_path(workdir)
+    given = os.fspath(workdir)
+    named = _HUB_NAME.fullmatch(given.removeprefix(_HUB))
+    if named is None:
+        raise UserError(
+            f"{given} is not a name on the Hugging Face Hub: give hf://USER/NAME or hf://USER/NAME@REVISION"
+        )
+    return epath.Path(_download(given, *named.groups()))
+
+
+def on_hub(workdir: epath.PathLike) -> bool:
+    """Return whether `find_run` looks for a workdir on the Hugging Face Hub."""
+    given = os.fspath(workdir)
+    return given.startswith(_HUB) or (_HUB_NAME.fullmatch(given) is not None and not os.path.exists(given))
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a text can be the name of a repository on the Hugging Face Hub: user/name."""
+    return "@" not in name and _HUB_NAME.fullmatch(name) is not None
+
+
+def _download(given: str, name: str, revision: str | None) -> Path:
+    """Return the folder of a network in the cache of huggingface_hub, after downloading what is missing there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging, tqdm
+
+    class Progress(tqdm):
+        """A progress bar on terminals only, which leaves nothing behind."""
+
+        def __init__(self, *arguments: Any, **named: Any):
+            super().__init__(*arguments, **named | {"disable": None, "leave": False})
+
+    logging.set_verbosity_error()  # it warns at every attempt; the error is enough
+    files = [CONFIG_FILE, VOCAB_FILE, SAFETENSORS]
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=Progress))
+    except Exception as error:  # the library raises many kinds
+        if given.startswith(_HUB):
+            raise hub_error(f"{given} cannot be downloaded from the Hugging Face Hub", error) from error
+        # Most likely a mistyped folder, which launchers must not try again, so never a TemporaryFailure.
+        what = f"{given}: there is no such folder, and it cannot be downloaded from the Hugging Face Hub"
+        raise UserError(str(hub_error(what, error))) from error
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise UserError(
+            f"{given}: the repository on the Hugging Face Hub has no {' and no '.join(missing)}; give one that "
+            "convert to-hub has written"
+        )
+    return folder
+
+
+@contextmanager
+def _explaining_damage(given: epath.PathLike, folder: epath.Path) -> Iterator[None]:
+    """Add how to download a network of the Hub again to errors of its files, because their cache hides them."""
+    try:
+        yield
+    except UserError as error:
+        if not on_hub(given):
+            raise
+        message = str(error).rstrip(".")
+        raise UserError(f"{given}: {message}. To download it again, delete {folder.parent.parent}.") from error
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:

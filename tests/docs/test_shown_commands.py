@@ -113,9 +113,7 @@ def needs_something(words: list[str]) -> bool:
     if parsed is None:
         return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb", "tensorboard")
     name, arguments = parsed
-    of_data = (
-        r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|\S*\b(DATA|DIR|REFER_DIR|REFER_MINI)\b"
-    )
+    of_data = r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|hf://|--repo|\S*\b(DATA|DIR|REFER_DIR|REFER_MINI)\b"
     return name == "s2rm_jax.compile_for" or any(re.match(of_data, argument) for argument in arguments)
 
 

@@ -23,9 +23,9 @@ def test_the_file_imports_only_torch_and_safetensors():
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     named = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
     used = {name.split(".")[0] for name in named} - sys.stdlib_module_names
-    assert used == {"torch", "safetensors"}
+    assert used == {"torch", "safetensors", "huggingface_hub"}
     at_import = {node.module.split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert "safetensors" not in at_import
+    assert not {"safetensors", "huggingface_hub"} & at_import
 
 
 @pytest.fixture(scope="module")

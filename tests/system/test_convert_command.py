@@ -1,12 +1,15 @@
 """The command convert, with a trained tiny run."""
 
+import importlib.util
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from s2rm_jax.convert import write_workdir
@@ -126,6 +129,111 @@ def test_a_full_disk_is_reported_before_anything_is_written(exported, tmp_path, 
     ):
         write_workdir(exported, folder)
     assert os.listdir(tmp_path) == []
+
+
+REPORT = {
+    "source": "refer",
+    "dataset": "refcoco",
+    "split_by": "unc",
+    "root": "/home/anna/data",
+    "split": "testA",
+    "protocol": "lavt480",
+    "images": 750,
+    "limit": None,
+    "step": 2,
+    "definitions": "Protocol lavt480: as LAVT.",
+    "remarks": [],
+    "all": {"overall_iou": 72.345, "mean_iou": 74.0, "interval_95": {"overall_iou": [71.0, 73.5]}},
+}
+
+
+@pytest.fixture
+def reported(tiny_workdir, tmp_path):
+    """A copy of the run with reports on its checkpoint, on another one, and a damaged one."""
+    workdir = tmp_path / "reported"
+    shutil.copytree(tiny_workdir, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["text"]["pretrained"] = "/home/anna/weights/bert.safetensors"
+    (workdir / "config.json").write_text(json.dumps(config))
+    reports = {"eval-testA": REPORT, "eval-testB": REPORT | {"split": "testB", "step": 1}, "eval-val": ["damaged"]}
+    for name, content in reports.items():
+        (workdir / name).mkdir(exist_ok=True)
+        (workdir / name / "metrics.json").write_text(json.dumps(content))
+    return workdir
+
+
+def test_a_folder_for_the_hub_and_its_model_card(reported, exported, tmp_path):
+    out = tmp_path / "net"
+    done = convert("to-hub", "--workdir", reported, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"Next: hf upload USER/net {out}\n")
+    assert {path.name for path in out.iterdir()} == {path.name for path in exported.iterdir()} | {"README.md"}
+    for name in ("model.safetensors", "vocab.txt", "preprocessing.json", "torch_model.py"):
+        assert (out / name).read_bytes() == (exported / name).read_bytes()
+    for name in ("README.md", "config.json"):
+        assert "anna" not in (out / name).read_text()
+    assert json.loads((out / "config.json").read_text())["text"]["pretrained"] == "bert.safetensors"
+    jax.tree.map(np.testing.assert_array_equal, load_run(out).params, load_run(reported).params)
+
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["pipeline_tag"] == "image-segmentation" and "license" not in front
+    assert "| refcoco unc | testA | lavt480 | oIoU | 72.34 | 71.00 to 73.50 | 750 |" in card.replace("\\_", "_")
+    assert "| mIoU | 74.00 |" in card and "testB" not in card and "Protocol lavt480: as LAVT." in card
+    for part in ('Segmenter.from_checkpoint("USER/net")', 'S2RMModel.from_pretrained("USER/net")', "step 2 of 2"):
+        assert part in card
+    assert "text from bert.safetensors" in card and "Weights: not stated by the author." in card
+
+
+def test_a_network_is_uploaded_and_loaded_by_its_name(hub, tiny_workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    flags = ("--workdir", tiny_workdir, "--repo", "anna/net")
+    done = convert("to-hub", *flags, "--out", tmp_path / "out", "--license", "apache-2.0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{hub.url}/anna/net holds the network")
+    uploaded = hub.repositories["anna/net"]["main"]
+    assert uploaded == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    card = uploaded["README.md"].decode()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0" and "\nNot measured.\n" in card
+    jax.tree.map(np.testing.assert_array_equal, load_run("hf://anna/net").params, load_run(tiny_workdir).params)
+
+    torch = pytest.importorskip("torch")
+    name = "torch_model_of_the_folder"
+    specification = importlib.util.spec_from_file_location(name, tmp_path / "out" / "torch_model.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    for name in ("anna/net", "hf://anna/net@main"):
+        found = module.S2RMModel.from_pretrained(name).state_dict()
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[key], torch.from_numpy(value)) for key, value in weights.items())
+    for name in ("anna/nothing", "hf://anna/net@v9"):
+        with pytest.raises(module.LoadError, match=rf"^{name} is neither a directory nor can it be downloaded .*\)\.$"):
+            module.S2RMModel.from_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "status", "message", "code"),
+    [
+        ("net", "hf_token", 0, "--repo: net is not the name of a repository; give USER/NAME", 2),
+        ("anna/net@main", "hf_token", 0, "--repo: anna/net@main is not the name of a repository", 2),
+        ("anna/net", "", 0, "no such repository is visible; check the name, or log in with `hf auth login`.", 2),
+        ("anna/net", "hf_token", 403, "access is refused", 2),
+        ("anna/net", "hf_token", 500, "run the same command again later.", 75),
+    ],
+)
+def test_an_upload_that_fails(hub, tiny_workdir, tmp_path, monkeypatch, repo, token, status, message, code):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.status = status
+    done = convert("to-hub", "--workdir", tiny_workdir, "--out", tmp_path / "out", "--repo", repo)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+    assert done.stderr.startswith("error: --repo: ") and message in done.stderr
+    assert not hub.repositories
+    if "is not the name" not in message:
+        assert f"{tmp_path / 'out'} is complete, but cannot be uploaded to {repo}" in done.stderr
+        assert (tmp_path / "out" / "README.md").is_file()
 
 
 def test_help():
