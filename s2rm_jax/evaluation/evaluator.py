@@ -228,7 +228,7 @@ def _predictions_of_item(
         rejected = no_target_logits is not None and bool(no_target_logits[row] > 0)
         if rejected and protocol.no_target != "head":  # the mask that a user gets; ReLA's rules keep the network's
             predicted = np.zeros_like(predicted)
-        area = np.count_nonzero(original)
+        area = int(np.count_nonzero(original))
         targeted = area > 0
         answered = bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:

@@ -10,7 +10,7 @@ from s2rm_jax.measure import against_torch, fusion_share, training_speed
 from s2rm_jax.measure.floors import Floor
 from s2rm_jax.measure.gpu import Part, Sizes, _parts, gpu, measure_part
 
-SMALLEST = Sizes((2,), ((2, "none"),), ((4, "none"),), 1, (1,), (1,), 2)
+SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2)
 
 
 def part_of(seconds=0, **cases):
@@ -54,8 +54,10 @@ def test_a_case_begins_only_if_it_can_be_expected_to_end_in_time(monkeypatch):
 
 
 @pytest.fixture
-def known(parts, segmenter, monkeypatch):
+def known(parts, segmenter, training, monkeypatch):
     """Use programs compiled for other tests, and a rate that is not measured."""
+    for module in (against_torch, training_speed):
+        monkeypatch.setattr(module, "training_step", lambda _: training)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"bfloat16": 1e9}, 1e9))
     monkeypatch.setattr(fusion_share, "network_parts", lambda *_: parts)
     monkeypatch.setattr("s2rm_jax.measure.subject.Subject.segmenter", lambda _: segmenter)
