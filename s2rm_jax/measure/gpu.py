@@ -281,20 +281,18 @@ def _predict(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
 
 
 def _scoring(subject: Subject, images: int, expressions: int = 3) -> Sequence[Cell]:
-    """Score smooth logits, positive in a few blobs, against masks of 40 corners that cover a tenth of the image."""
+    """Score logits that are positive on an ellipse over half the height and width, against polygons of 40 corners."""
     height, width = 480, 640
+    rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in subject.config.input.image_size)
+    logits = np.broadcast_to(0.3 - rows[:, None] ** 2 - columns**2, (images, expressions, len(rows), len(columns)))
     rng = np.random.default_rng(6)
-    shape = (images, expressions, *subject.config.input.image_size)
-    waves = rng.uniform(0.01, 0.03, (*shape[:2], 2)).astype(np.float32)
-    rows, columns = (np.cos(waves[..., axis, None] * np.arange(shape[2 + axis])) for axis in (0, 1))
-    logits = (rows[..., :, None] * columns[..., None, :] - 0.5).astype(np.float32)
     angles = np.arange(40) * np.pi / 20
     corners = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     items = []
     for number in range(images):
         polygons = [
             ([width / 2, height / 2] + radii[:, None] * corners).ravel().tolist()
-            for radii in rng.uniform(80, 120, (expressions, len(corners)))
+            for radii in rng.uniform(100, 160, (expressions, len(corners)))
         ]
         drawn = tuple(Expression("thing", [polygon]) for polygon in polygons)
         example = Example(str(number), np.empty((height, width, 3), np.uint8), height, width, drawn)
