@@ -144,7 +144,7 @@ def _lavt_network(checkout: str | None, config: ConfigDict) -> Callable[[], Any]
     # All that the network takes from timm, mmcv and mmsegmentation, whose old versions cannot be installed any more.
     # Stochastic depth is off in inference, and no weights are loaded.
     stand_ins = {name: ModuleType(name) for name in ("timm", "timm.models", "mmseg")}
-    for name, content in {
+    contents: dict[str, dict[str, Any]] = {
         "timm.models.layers": {
             "DropPath": lambda rate: torch.nn.Identity(),
             "to_2tuple": lambda number: (number, number),
@@ -152,7 +152,8 @@ def _lavt_network(checkout: str | None, config: ConfigDict) -> Callable[[], Any]
         },
         "mmseg.utils": {"get_root_logger": None},
         "lib.mmcv_custom": {"load_checkpoint": None},
-    }.items():
+    }
+    for name, content in contents.items():
         stand_ins[name] = ModuleType(name)
         vars(stand_ins[name]).update(content)
     sys.modules.update(stand_ins)
