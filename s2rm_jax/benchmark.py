@@ -3,9 +3,12 @@
     python -m s2rm_jax.benchmark --out speed                         # Swin-Base and BERT-base at 480 px, random weights
     python -m s2rm_jax.benchmark --suite torch --suite train --rounds 9
     python -m s2rm_jax.benchmark --config configs/synthetic.py --config.dtype=bfloat16
+    python -m s2rm_jax.benchmark --suite gpu --minutes 8 --out gpu    # needs a GPU
+    python -m s2rm_jax.benchmark --suite lavt --lavt DIR --rounds 5   # DIR: a checkout of github.com/yz93/LAVT-RIS
 
 No data and no weights are needed. Times are medians. Alternatives are timed in turn, round by round, and a ratio is
-taken within each round. The report is printed and, with --out, written as benchmark.md and benchmark.json with plots.
+taken within each round. Each table is printed as soon as it is measured and, with --out, written to benchmark.md and
+benchmark.json, with plots.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,19 +31,20 @@ from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
     from s2rm_jax.measure.harness import Section
-    from s2rm_jax.measure.subject import Subject
 
 
 class Suite(NamedTuple):
     """A function "MODULE.FUNCTION" of s2rm_jax.measure, imported only if the suite runs.
 
     `seconds` is its duration with the default network and 5 rounds on two idle cores, for the estimate of the rest.
+    `flags` are the flags whose values the function takes by name.
     """
 
     path: str
     seconds: int
+    flags: tuple[str, ...] = ()
 
-    def load(self) -> Callable[[Subject, int], list[Section]]:
+    def load(self) -> Callable[..., Iterable[Section]]:
         """Return the function, which takes the subject and the number of rounds."""
         module, function = self.path.split(".")
         return getattr(importlib.import_module(f"s2rm_jax.measure.{module}"), function)
@@ -50,7 +54,9 @@ SUITES = {
     "parts": Suite("floors.part_floors", 50),
     "expressions": Suite("many_expressions.many_expressions", 65),
     "fusion": Suite("fusion_share.fusion_share", 60),
+    "gpu": Suite("gpu.gpu", 480, ("minutes",)),
     "growth": Suite("growth.growth", 220),
+    "lavt": Suite("many_expressions.against_lavt", 120, ("lavt",)),
     "programs": Suite("many_expressions.serving_programs", 80),
     "serving": Suite("serving_load.serving", 150),
     "startup": Suite("startup.startup", 200),
@@ -74,6 +80,8 @@ BATCH_SIZE = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+MINUTES = flags.DEFINE_float("minutes", 8.0, "time for --suite=gpu", lower_bound=0.0, flag_values=FLAGS)
+LAVT = flags.DEFINE_string("lavt", None, "a checkout of LAVT's code, for --suite=lavt", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "a folder to write the report to", flag_values=FLAGS)
 
 
@@ -94,22 +102,22 @@ def main() -> None:
     names = list(dict.fromkeys(SUITE.value))
     expected = sum(SUITES[name].seconds for name in names)
     start, done = time.monotonic(), 0
-    try:
-        for number, name in enumerate(names, start=1):
-            passed = time.monotonic() - start
-            left = (expected - done) * (passed / done if done else 1)
-            progress = f"[{number}/{len(names)}] {name}; {passed / 60:.1f} min elapsed, about {left / 60:.1f} min left"
-            print(progress, file=sys.stderr, flush=True)
-            sections += SUITES[name].load()(subject, ROUNDS.value)
-            done += SUITES[name].seconds
+    print(report_markdown(machine, sections))
+    for number, name in enumerate(names, start=1):
+        passed = time.monotonic() - start
+        left = (expected - done) * (passed / done if done else 1)
+        progress = f"[{number}/{len(names)}] {name}; {passed / 60:.1f} min elapsed, about {left / 60:.1f} min left"
+        print(progress, file=sys.stderr, flush=True)
+        suite = SUITES[name]
+        for section in suite.load()(subject, ROUNDS.value, **{flag: FLAGS[flag].value for flag in suite.flags}):
+            print(section.markdown(), flush=True)
+            sections.append(section)
             if OUT.value:
                 try:
                     write_report(Path(OUT.value), machine, sections)
                 except OSError as error:
                     raise UserError(f"--out: cannot write to {OUT.value} ({error}); name another folder.") from error
-    finally:  # keep the results of earlier suites if a later one fails
-        if sections:
-            print(report_markdown(machine, sections))
+        done += suite.seconds
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,9 +162,7 @@ class Evaluator:
 
     def _predictions(self, items: list[pipeline.EvalItem], outputs: _Outputs) -> Iterator[Prediction]:
         logits, no_target_logits = take_batch(outputs)
-        for row, item in enumerate(items):  # the remaining rows are padding
-            no_target = None if no_target_logits is None else no_target_logits[row]
-            yield from _predictions_of_item(self._protocol, item, logits[row], no_target)
+        return score_items(self._protocol, items, logits, no_target_logits)
 
     def _outputs(
         self, params: Any, batches: pipeline.EvalBatches, problems: list[str]
@@ -187,6 +188,31 @@ class _Outputs(NamedTuple):
     no_target_logits: Any
 
 
+_THREADS = min(8, os.cpu_count() or 1)  # resizing and most of NumPy run without Python's lock
+
+
+def score_items(
+    protocol: Protocol,
+    items: list[pipeline.EvalItem],
+    logits: Float[np.ndarray, "b k h w"],
+    no_target_logits: Float[np.ndarray, "b k"] | None = None,
+) -> Iterator[Prediction]:
+    """Yield the predictions of the items of a batch in their order, scored in threads; other rows are padding."""
+
+    def score(row: int) -> list[Prediction]:
+        no_target = None if no_target_logits is None else no_target_logits[row]
+        return list(_predictions_of_item(protocol, items[row], logits[row], no_target))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        coming: deque[Future[list[Prediction]]] = deque()
+        for row in range(len(items)):
+            coming.append(pool.submit(score, row))
+            if len(coming) > 2 * _THREADS:  # of large images, the masks of a whole batch would take gigabytes
+                yield from coming.popleft().result()
+        for future in coming:
+            yield from future.result()
+
+
 def _predictions_of_item(
     protocol: Protocol,
     item: pipeline.EvalItem,
@@ -202,7 +228,8 @@ def _predictions_of_item(
         rejected = no_target_logits is not None and bool(no_target_logits[row] > 0)
         if rejected and protocol.no_target != "head":  # the mask that a user gets; ReLA's rules keep the network's
             predicted = np.zeros_like(predicted)
-        targeted = bool(original.any())
+        area = int(np.count_nonzero(original))
+        targeted = area > 0
         answered = bool(predicted.any())
         if protocol.no_target == "head" and no_target_logits is not None:
             answered = not rejected
@@ -214,8 +241,8 @@ def _predictions_of_item(
             *score_masks(protocol, *count_pixels(true, predicted), targeted, answered),
             targeted=targeted,
             answered=answered,
-            area=float(original.mean()),
-            centre=_centroid(original) if original.any() else None,
+            area=area / original.size,
+            centre=_centroid(original, area) if targeted else None,
             image=_identity(example),
         )
         yield Prediction(example, true, predicted, score)
@@ -228,9 +255,9 @@ def _identity(example: Example) -> str:
     return hashlib.sha256(example.image).hexdigest() if isinstance(example.image, bytes) else example.id
 
 
-def _centroid(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
-    """Return the mean position (x, y) of a mask's pixels as fractions of its width and height."""
-    (height, width), area = mask.shape, np.count_nonzero(mask)
-    x = (np.arange(width) + 0.5) @ np.count_nonzero(mask, axis=0) / (area * width)
-    y = (np.arange(height) + 0.5) @ np.count_nonzero(mask, axis=1) / (area * height)
+def _centroid(mask: Bool[np.ndarray, "h w"], area: int) -> tuple[float, float]:
+    """Return the mean position (x, y) of the `area` pixels of a mask as fractions of its width and height."""
+    (height, width), ones = mask.shape, mask.view(np.uint8)  # four times as fast as np.count_nonzero along an axis
+    x = (np.arange(width) + 0.5) @ ones.sum(axis=0, dtype=np.uint32) / (area * width)
+    y = (np.arange(height) + 0.5) @ ones.sum(axis=1, dtype=np.uint32) / (area * height)
     return float(x), float(y)

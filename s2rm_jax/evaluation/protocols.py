@@ -272,4 +272,19 @@ def predicted_mask(
     values, level = np.asarray(logits, np.float32), math.log(protocol.threshold / (1 - protocol.threshold))
     if protocol.resampled == "probabilities":
         values, level = 0.5 + 0.5 * np.tanh(0.5 * values), protocol.threshold  # a sigmoid that does not overflow
-    return resample(values, *(protocol.size or (height, width)), protocol.resampling) > level
+    size = protocol.size or (height, width)
+    if protocol.resampling != "bilinear" or level != 0:
+        return resample(values, *size, protocol.resampling) > level
+    # Along an axis that keeps its size, as the rows of most COCO images at 480 pixels, what is nowhere positive stays
+    # so: only the rest is resized, exactly as in the whole.
+    part = tuple(_positive(values, axis) if values.shape[axis] == size[axis] else slice(None) for axis in (0, 1))
+    mask = np.zeros(size, bool)
+    if values[part].size:
+        mask[part] = resize_logits(np.ascontiguousarray(values[part]), *mask[part].shape) > 0
+    return mask
+
+
+def _positive(values: Float[np.ndarray, "h w"], axis: int) -> slice:
+    """Return the range of rows (axis 0) or columns (axis 1) outside which no value is positive."""
+    found = np.flatnonzero((values > 0).any(axis=1 - axis))
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0)

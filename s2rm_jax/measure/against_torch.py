@@ -172,10 +172,10 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
             figures[f"{name}: jax / {other}"] = ratio.median
 
     for count in batches:
-        add(f"inference {count}", f"inference, batch {count}", _inference(subject, twin, count, rounds))
+        add(f"inference {count}", f"inference, batch {count}", inference_timings(subject, twin, count, rounds))
     images, expressions = subject.config.batch_size, subject.config.input.expressions_per_image
     label = f"training step, batch {images}, {expressions} expressions per image"
-    add("training", label, _training(subject, twin, rounds))
+    add("training", label, training_timings(subject, twin, rounds))
     for name, part in network_parts(subject, 1, expressions).items():
         if name not in _PARTS:
             continue
@@ -193,7 +193,8 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
     return [Section("Comparison with PyTorch", text, ["", "JAX, s", "PyTorch, s", "JAX / PyTorch"], rows, figures)]
 
 
-def _inference(subject: Subject, twin: TorchTwin, count: int, rounds: int) -> Timings:
+def inference_timings(subject: Subject, twin: TorchTwin, count: int, rounds: int) -> Timings:
+    """Time "jax", "eager" and, on a GPU, "torch.compile" on `count` images with one expression each."""
     images, (tokens, mask) = subject.images(count), subject.tokens(count, 1)
     alternatives = {
         "jax": jitted(*subject.forward(count, 1)),
@@ -204,7 +205,8 @@ def _inference(subject: Subject, twin: TorchTwin, count: int, rounds: int) -> Ti
     return time_alternately(alternatives, rounds, warm_up=2)
 
 
-def _training(subject: Subject, twin: TorchTwin, rounds: int) -> Timings:
+def training_timings(subject: Subject, twin: TorchTwin, rounds: int) -> Timings:
+    """Time a training step of config.batch_size images in the same alternatives."""
     batch, rate = subject.batch(), subject.config.optimizer.learning_rate
     alternatives = {"jax": training_step(subject).take, "eager": twin.training_step(batch, rate)}
     if twin.on_gpu:

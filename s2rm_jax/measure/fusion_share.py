@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from s2rm_jax.config import PAIRS
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure.harness import Row, Section, gradient, jitted, time_alternately
+from s2rm_jax.measure.harness import Row, Section, Timings, gradient, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.models.s2rm import gated_recurrence, linear_recurrence
 from s2rm_jax.training.logging import counted
@@ -128,13 +128,17 @@ def draw_recurrence(subject: Subject, expressions: int) -> tuple[dict[str, jax.A
     return {pair: gates(pair) for pair in config.fusion.pairs}, weights("update_reset"), weights("candidate")
 
 
+def share_timings(subject: Subject, rounds: int, count: int) -> Timings:
+    """Time "fusion" alone beside the "whole" network, on one image with `count` expressions."""
+    part = network_parts(subject, 1, count)["fusion"]
+    return time_alternately({"fusion": jitted(*part.forward()), "whole": jitted(*subject.forward(1, count))}, rounds)
+
+
 def _share(subject: Subject, rounds: int, expressions: Sequence[int]) -> Section:
     rows: list[Row] = []
     figures: dict[str, float] = {}
     for count in expressions:
-        part = network_parts(subject, 1, count)["fusion"]
-        whole = jitted(*subject.forward(1, count))
-        timings = time_alternately({"fusion": jitted(*part.forward()), "whole": whole}, rounds)
+        timings = share_timings(subject, rounds, count)
         ratio = timings.ratio("fusion", "whole")
         label = counted(count, "expression")
         rows.append([label, timings.median("fusion"), timings.median("whole"), str(ratio)])

@@ -5,6 +5,7 @@ Everything is made from the configuration alone: the speed of a network depends 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,15 @@ class Subject:
 
         params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
         return cls(config, network, params)
+
+    def changed(self, **values: Any) -> Subject:
+        """Return the subject with other values of the configuration; its parameters must stay the same.
+
+        Fields inside others have `__` in place of the dot: input__expressions_per_image.
+        """
+        config = copy.deepcopy(self.config).unlock()
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
+        return Subject(config, build_network(config), self.params)
 
     def forward(self, count: int, expressions: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the whole forward pass as an uncompiled function and its arguments."""

@@ -12,9 +12,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.evaluator import Evaluator
-from s2rm_jax.evaluation.protocols import PROTOCOLS
+from s2rm_jax.evaluation import evaluator
+from s2rm_jax.evaluation.evaluator import Evaluator, score_items
+from s2rm_jax.evaluation.protocols import PROTOCOLS, predicted_mask
 from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.pipeline import EvalItem
 
 
 def test_counts_at_the_original_size_of_a_non_square_image(colour_world, make_example, source_of):
@@ -252,3 +254,19 @@ def test_a_protocol_without_support_for_no_target_scores_the_masks(colour_world,
     report = Evaluator(WithHead(), colour_world.tokenizer, colour_world.config)({}, four_answers)
     assert [s.iou for s in report.expressions] == [1, 0, 0, 0]  # the two that name green are emptied
     assert "no_target_accuracy" not in report.metrics
+
+
+def test_predictions_come_in_order_from_threads_and_a_damaged_mask_is_named(make_example, monkeypatch):
+    monkeypatch.setattr(evaluator, "_THREADS", 2)
+    examples = [make_example(f"e{i}", ["red", "blue"], height=4 + i % 3, width=8) for i in range(20)]
+    items = [EvalItem(example, [0, 1]) for example in examples]
+    logits = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)  # the last rows are padding
+    predictions = list(score_items(PROTOCOLS["original"], items, logits))
+    assert [p.score.id for p in predictions] == [e.id for example in examples for e in example.expressions]
+    for number, prediction in enumerate(predictions):
+        alone = predicted_mask(PROTOCOLS["original"], logits[number // 2, number % 2], *prediction.true.shape)
+        np.testing.assert_array_equal(prediction.predicted, alone)
+    damaged = replace(examples[3], expressions=(Expression("red", {"size": [1, 1], "counts": [1]}, id="damaged"),))
+    items[3] = EvalItem(damaged, [0])
+    with pytest.raises(UserError, match="size"):
+        list(score_items(PROTOCOLS["original"], items, logits))

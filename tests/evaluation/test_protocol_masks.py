@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.evaluation.metrics import count_pixels
-from s2rm_jax.evaluation.protocols import PROTOCOLS, predicted_mask, resample, true_mask
+from s2rm_jax.evaluation.protocols import PROTOCOLS, predicted_mask, resample, resize_logits, true_mask
 from s2rm_jax.input.masks import decode_rle, rasterize
 
 
@@ -170,3 +170,16 @@ def test_cubic_weights():
     np.testing.assert_allclose(centred[0, 1:6], [w[3], w[1], w[1], w[3], w[5]], atol=1e-6)
     upright = resample(np.array([[0, 1, 0, 0]], np.float32).T, 8, 1, "bicubic")
     np.testing.assert_allclose(upright, centred.T)
+
+
+@pytest.mark.parametrize("size", [(16, 21), (21, 16), (16, 16), (21, 23), (16, 9), (9, 9)])
+def test_leaving_out_what_is_nowhere_positive_changes_no_pixel(size):
+    rng = np.random.default_rng(0)
+    for shift in (0.0, -1.5, -2.5, -9.0):
+        for _ in range(20):
+            logits = (rng.normal(size=(16, 16)) + shift).astype(np.float32)
+            found = predicted_mask(PROTOCOLS["original"], logits, *size)
+            np.testing.assert_array_equal(found, resize_logits(logits, *size) > 0)
+    logits[3, 4:6] = np.nan, 5
+    found = predicted_mask(PROTOCOLS["original"], logits, *size)
+    np.testing.assert_array_equal(found, resize_logits(logits, *size) > 0)

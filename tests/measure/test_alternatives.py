@@ -10,8 +10,8 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import fusion_share
 from s2rm_jax.measure.fusion_share import draw_recurrence
+from s2rm_jax.measure.gpu import draw_windows, einsum_attention, fused_attention
 from s2rm_jax.measure.harness import jitted
-from s2rm_jax.measure.training_speed import draw_windows, einsum_attention, fused_attention
 from s2rm_jax.models.s2rm import gated_recurrence
 from s2rm_jax.training.losses import segmentation_loss
 

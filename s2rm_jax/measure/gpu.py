@@ -1,0 +1,306 @@
+"""What to learn from a GPU that is there for a few minutes: the most valuable measurements first.
+
+Each part is a table with one row per case. A case that fails or runs out of memory is a row that says so, and so is one
+for which no time is left. A case that has begun is not interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.evaluator import score_items
+from s2rm_jax.evaluation.protocols import ORIGINAL
+from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.pipeline import EvalItem
+from s2rm_jax.measure.against_torch import TorchTwin, inference_timings, training_timings
+from s2rm_jax.measure.fusion_share import share_timings
+from s2rm_jax.measure.harness import Cell, Row, Section, Timings, gradient, jitted, time_alternately
+from s2rm_jax.measure.subject import Subject
+from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes, measure_step
+from s2rm_jax.models.cost import count_flops
+from s2rm_jax.models.swin import attend
+from s2rm_jax.parallel.devices import read_memory
+from s2rm_jax.training.logging import counted
+
+RECIPE_IMAGES = 53_000 * 32  # of the 40 epochs of configs/refcoco.py
+ASSUMED_MFU = 0.4  # as in `describe`
+Case = Callable[[], Sequence[Cell]]
+
+
+class Part(NamedTuple):
+    """One table: `cases` by the label of their row, and the heads of the other columns.
+
+    `seconds` is a guess of the time that one case needs with the default network, compilation included.
+    """
+
+    title: str
+    text: str
+    head: Sequence[str]
+    seconds: int
+    cases: Mapping[str, Case]
+
+
+class Sizes(NamedTuple):
+    """What is measured. The first training steps come early, the others last; each is (images, config.remat)."""
+
+    forward: Sequence[int] = (1, 32, 128)
+    first_steps: Sequence[tuple[int, str]] = ((32, "dense"), (32, "none"))
+    more_steps: Sequence[tuple[int, str]] = ((64, "dense"), (64, "none"), (32, "blocks"), (128, "dense"), (8, "none"))
+    attention: int = 8  # images
+    torch: Sequence[int] = (1, 8)  # images of a forward pass; the last also of a training step
+    expressions: Sequence[int] = (1, 8)
+    scored: int = 64  # images
+
+
+def gpu(subject: Subject, rounds: int, minutes: float, sizes: Sizes | None = None) -> Iterator[Section]:
+    """Measure the network in bfloat16, part by part, while time is left; yield each part as soon as it is measured."""
+    end = time.monotonic() + 60 * minutes
+    # One expression per image, as in the recipe.
+    bfloat16 = subject.changed(dtype="bfloat16", input__expressions_per_image=1)
+    for part in _parts(bfloat16, rounds, sizes or Sizes()):
+        yield measure_part(part, end)
+
+
+def measure_part(part: Part, end: float) -> Section:
+    """Measure each case that can be expected to be done at `end`, in seconds of time.monotonic."""
+    rows: list[Row] = []
+    figures: dict[str, int | float] = {}
+    longest: float = part.seconds
+    for label, case in part.cases.items():
+        start = time.monotonic()
+        cells: Sequence[Cell] = ["not measured: no time left"]
+        if end - start >= longest:
+            try:
+                cells = case()
+            except Exception as error:  # the next case may work
+                cells = [_reason(error)]
+            longest = max(longest, time.monotonic() - start)
+        rows.append([label, *cells, *[""] * (len(part.head) - len(cells))])
+        figures |= {
+            f"{label}: {name}": cell for name, cell in zip(part.head, cells, strict=False) if not isinstance(cell, str)
+        }
+        print(f"  {part.title}: {label}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return Section(part.title, part.text, ["", *part.head], rows, figures)
+
+
+def _reason(error: Exception) -> str:
+    message = (str(error).splitlines() or [""])[0].replace("|", "/")
+    if "RESOURCE_EXHAUSTED" in message or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory"
+    return message if isinstance(error, UserError) else f"failed: {type(error).__name__}: {message:.150}"
+
+
+def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
+    rate, rate_name = device_rate("bfloat16", rounds)
+    image_flops = count_flops(*_flat(subject.forward(1, 1)))
+
+    def forward(images: int) -> Sequence[Cell]:
+        return _forward(subject, rounds, images, rate)
+
+    def step(images: int, remat: str) -> Sequence[Cell]:
+        measured = measure_step(subject.changed(batch_size=images, remat=remat), rounds)
+        return [*measured.cells(images, rate), _recipe_hours(images / measured.seconds)]
+
+    def steps(title: str, settings: Sequence[tuple[int, str]]) -> Part:
+        expected = ASSUMED_MFU * rate * jax.device_count() / (3 * image_flops)
+        text = (
+            f"A step as `train` runs it, with one expression per image. Utilisation is that of {rate_name}; "
+            f"recomputation does not count. The recipe is configs/refcoco.py: {RECIPE_IMAGES:,} images, without "
+            f"evaluation and waiting for data. Expected at {ASSUMED_MFU:.0%}: {expected:,.0f} images/s and "
+            f"{_recipe_hours(expected):.1f} h."
+        )
+        cases = {
+            f"{images} images, remat {remat}": functools.partial(step, images, remat) for images, remat in settings
+        }
+        return Part(title, text, (*STEP_COLUMNS, "recipe, h"), 90, cases)
+
+    yield Part(
+        "Forward pass",
+        f"One expression per image, in bfloat16. Utilisation is that of {rate_name}. {image_flops / 1e9:,.1f} GFLOP "
+        f"per image; expected at {ASSUMED_MFU:.0%}: {ASSUMED_MFU * rate / image_flops:,.0f} images/s.",
+        ("s", "images/s", "utilisation, %", "compiled, GB", "compile, s"),
+        45,
+        {counted(images, "image"): functools.partial(forward, images) for images in sizes.forward},
+    )
+    yield steps("Training step", sizes.first_steps)
+    yield Part(
+        "Window attention: einsum and cuDNN",
+        f"Windows of the first stage of {counted(sizes.attention, 'image')}, bfloat16. Below 1, cuDNN is faster.",
+        ("einsum, ms", "cuDNN, ms", "cuDNN / einsum"),
+        15,
+        {
+            label: functools.partial(_attention, subject, rounds, sizes.attention, backward)
+            for label, backward in (("forward", False), ("forward and backward", True))
+        },
+    )
+    yield _torch(subject, rounds, sizes.torch)
+    yield Part(
+        "S2RM's share of the forward pass",
+        "Fusion alone and the whole network, on one image. Target: at most 0.05 with one expression.",
+        ("fusion, s", "whole, s", "share"),
+        60,
+        {
+            counted(count, "expression"): functools.partial(_share, subject, rounds, count)
+            for count in sizes.expressions
+        },
+    )
+    yield Part(
+        "Throughput of predict",
+        "`Segmenter.segment` on images of 480 x 640, one after another, with masks of their size, beside the compiled "
+        "forward pass alone. Target: at least 0.85 of its throughput.",
+        ("s/image", "images/s", "of the forward pass"),
+        60,
+        {
+            counted(count, "expression"): functools.partial(_predict, subject, rounds, count)
+            for count in sizes.expressions
+        },
+    )
+    yield Part(
+        "Scoring on the host",
+        "The evaluator's work without the network: masks of 640 x 480 pixels drawn from polygons, logits resized to "
+        "them, and pixels counted, 3 expressions per image. It bounds the speed of an evaluation. Target: 400 images/s "
+        "on two cores, 5 ms of processor time.",
+        ("CPU ms/image", "images/s"),
+        10,
+        {counted(sizes.scored, "image"): functools.partial(_scoring, subject, sizes.scored)},
+    )
+    yield steps("Training step, other batches", sizes.more_steps)
+
+
+def _flat(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+    function, arguments = call
+    return function, *arguments
+
+
+def _recipe_hours(images_per_second: float) -> float:
+    return RECIPE_IMAGES / images_per_second / 3600
+
+
+def _forward(subject: Subject, rounds: int, images: int, rate: float) -> Sequence[Cell]:
+    function, arguments = subject.forward(images, 1)
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+    seconds = time_alternately({"forward": lambda: compiled(*arguments)}, rounds).median("forward")
+    utilisation = count_flops(function, *arguments) / seconds / rate
+    memory = read_memory(compiled)
+    held = gigabytes(memory.total if memory else None)
+    return [seconds, images / seconds, 100 * utilisation, held, compile_seconds]
+
+
+def einsum_attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+    """Attend inside windows as models/swin.py does.
+
+    q, k, v: [n, t, heads, d]; bias: [1, heads, t, t]. Returns [n, t, heads, d].
+    """
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(attend(q, k, v, bias), 1, 2)
+
+
+def fused_attention(implementation: Any) -> Callable[..., jax.Array]:
+    """Return the same function by `jax.nn.dot_product_attention`."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, bias.astype(q.dtype), implementation=implementation)
+
+    return attend
+
+
+def draw_windows(subject: Subject, images: int, dtype: Any) -> tuple[jax.Array, ...]:
+    """Draw queries, keys and values of the windows of the first stage, and a position bias."""
+    vision, (height, width) = subject.config.vision, subject.config.input.image_size
+    window, heads = vision.window_size, vision.num_heads[0]
+    windows = images * -(-height // (4 * window)) * -(-width // (4 * window))
+    shape = (windows, window * window, heads, vision.embed_dim // heads)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (jax.random.normal(key, shape, dtype) for key in keys[:3])
+    return q, k, v, jax.random.normal(keys[3], (1, heads, window**2, window**2), jnp.float32)
+
+
+def _attention(subject: Subject, rounds: int, images: int, backward: bool) -> Sequence[Cell]:
+    if jax.default_backend() != "gpu":
+        raise UserError("unavailable: cuDNN needs an NVIDIA GPU")
+    arguments = draw_windows(subject, images, jnp.bfloat16)
+    ways = {"einsum": einsum_attention, "cuDNN": fused_attention("cudnn")}
+    calls = {name: gradient(way, (0, 1, 2, 3)) if backward else way for name, way in ways.items()}
+    timings = time_alternately({name: jitted(call, arguments) for name, call in calls.items()}, rounds)
+    milliseconds = [1e3 * timings.median(name) for name in ways]
+    return [*milliseconds, str(timings.ratio("cuDNN", "einsum"))]
+
+
+def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
+    training = subject.changed(batch_size=counts[-1])
+
+    @functools.cache
+    def twin() -> TorchTwin:
+        made = TorchTwin(training)
+        if jax.default_backend() == "gpu" and not made.on_gpu:
+            raise UserError("unavailable: this PyTorch has no CUDA")
+        return made
+
+    def cells(timings: Timings) -> Sequence[Cell]:
+        others = [name if name in timings.seconds else None for name in ("eager", "torch.compile")]
+        seconds = [timings.median(name) if name else "needs a GPU" for name in ("jax", *others)]
+        return [*seconds, *(str(timings.ratio("jax", name)) if name else "" for name in others)]
+
+    cases: dict[str, Case] = {
+        f"training step, {counted(counts[-1], 'image')}": lambda: cells(training_timings(training, twin(), rounds))
+    }
+    for count in counts:
+        cases[f"forward, {counted(count, 'image')}"] = lambda count=count: cells(  # type: ignore[misc]
+            inference_timings(subject, twin(), count, rounds)
+        )
+    text = "The same network with the same parameters, in bfloat16 (PyTorch: autocast). Below 1, JAX is faster."
+    head = ("JAX, s", "eager, s", "torch.compile, s", "JAX / eager", "JAX / torch.compile")
+    return Part("PyTorch and torch.compile", text, head, 90, cases)
+
+
+def _share(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
+    timings = share_timings(subject, rounds, count)
+    return [timings.median("fusion"), timings.median("whole"), str(timings.ratio("fusion", "whole"))]
+
+
+def _predict(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
+    segmenter, image, texts = subject.segmenter(), subject.image(480, 640), subject.expressions(count)
+    actions: dict[str, Callable[[], object]] = {
+        "segment": lambda: segmenter.segment(image, texts),
+        "forward": jitted(*subject.forward(1, count)),
+    }
+    timings = time_alternately(actions, rounds)
+    seconds = timings.median("segment")
+    return [seconds, 1 / seconds, str(timings.ratio("forward", "segment"))]
+
+
+def _scoring(subject: Subject, images: int, expressions: int = 3) -> Sequence[Cell]:
+    """Score logits that are positive on an ellipse over half the height and width, against polygons of 40 corners."""
+    height, width = 480, 640
+    rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in subject.config.input.image_size)
+    logits = np.broadcast_to(0.3 - rows[:, None] ** 2 - columns**2, (images, expressions, len(rows), len(columns)))
+    rng = np.random.default_rng(6)
+    angles = np.arange(40) * np.pi / 20
+    corners = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    items = []
+    for number in range(images):
+        polygons = [
+            ([width / 2, height / 2] + radii[:, None] * corners).ravel().tolist()
+            for radii in rng.uniform(100, 160, (expressions, len(corners)))
+        ]
+        drawn = tuple(Expression("thing", [polygon]) for polygon in polygons)
+        example = Example(str(number), np.empty((height, width, 3), np.uint8), height, width, drawn)
+        items.append(EvalItem(example, list(range(expressions))))
+    for _ in score_items(ORIGINAL, items[:1], logits[:1]):  # warm up
+        pass
+    start, busy = time.perf_counter(), time.process_time()
+    scored = sum(prediction.score.targeted for prediction in score_items(ORIGINAL, items, logits))
+    assert scored == images * expressions
+    busy, seconds = time.process_time() - busy, time.perf_counter() - start
+    return [1e3 * busy / images, images / seconds]
