@@ -51,11 +51,11 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "parts": Suite("floors.part_floors", 50),
+    "parts": Suite("parts.part_floors", 50),
     "expressions": Suite("many_expressions.many_expressions", 65),
     "fusion": Suite("fusion_share.fusion_share", 60),
     "gpu": Suite("gpu.gpu", 480, ("minutes",)),
-    "growth": Suite("growth.growth", 220),
+    "growth": Suite("parts.growth", 220),
     "lavt": Suite("many_expressions.against_lavt", 120, ("lavt",)),
     "programs": Suite("many_expressions.serving_programs", 80),
     "serving": Suite("serving_load.serving", 150),

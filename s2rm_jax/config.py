@@ -88,7 +88,7 @@ def default_config() -> ConfigDict:
     config.fusion.recurrent_width = 256  # channels of the state of the recurrence
     config.fusion.num_heads = 8  # heads of the attention from positions to words
     config.fusion.language = "words"  # one of LANGUAGES; sentence: the same feature at every position
-    config.fusion.mode = "s2rm"  # one of FUSIONS; see models/fusion_baselines.py for those other than s2rm
+    config.fusion.mode = "s2rm"  # one of FUSIONS; see models/s2rm.py
     config.fusion.recurrence = "gated"  # of the scan, one of RECURRENCES
     config.fusion.rotations = ROTATIONS  # the scanning directions, one or more of them
     config.fusion.pairs = PAIRS  # one or both

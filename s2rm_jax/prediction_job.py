@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import FORMATS, is_url, list_images, load_image, result_folders
+from s2rm_jax.input.images import FORMATS, is_url, list_images, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
 from s2rm_jax.prediction_files import (
@@ -339,3 +339,16 @@ def _checked(entry: Any, where: str) -> tuple[str, list[str]]:
 
 
 _LISTS = {".txt": _read_text, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
+
+
+def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
+    """Return a relative path for the results of each image: its path below the folder that contains all of them.
+
+    Suffixes are removed if all paths still differ, differ from the file name `taken`, and no name becomes "..".
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the results
+    common = os.path.commonpath([path.parent for path in absolute])
+    relative = [path.relative_to(common) for path in absolute]
+    bare = [path.with_suffix("") for path in relative]
+    named = all(path.stem.strip(".") for path in relative)  # the stem of "...png" is ".."
+    return bare if named and len({*bare, Path(taken)}) == len(bare) + 1 else relative

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import queue
 import re
 import threading
@@ -12,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -118,11 +117,8 @@ def load_image(
 
 def describe_unknown(source: str | Path | bytes) -> str:
     """Return what the file or the bytes are in which Pillow found no image of FORMATS, and what to do."""
-    if isinstance(source, bytes):
-        start = source[:_SNIFFED]
-    else:
-        with open(source, "rb") as file:
-            start = file.read(_SNIFFED)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        start = file.read(256)
     if not start:
         return "is empty (0 bytes); get it again"
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", start, re.IGNORECASE):
@@ -132,7 +128,6 @@ def describe_unknown(source: str | Path | bytes) -> str:
     return f"is not an image in a supported format ({', '.join(FORMATS)}); convert it"
 
 
-_SNIFFED = 256  # bytes
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _JPEG_START = b"\xff\xd8"
 JPEG_SCAN, _JPEG_EXIF = b"\xff\xda", b"Exif\0\0"
@@ -257,7 +252,6 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 MAX_BYTES = 50_000_000
 TIMEOUT = 20.0  # seconds, for the whole download
-_CHUNK = 1 << 16
 
 
 def is_url(source: object) -> bool:
@@ -305,7 +299,7 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
         with web_opener().open(request, timeout=timeout) as response:
             content = bytearray()
-            while chunk := response.read1(_CHUNK):  # returns what has arrived, so that the deadline is checked
+            while chunk := response.read1(1 << 16):  # returns what has arrived, so that the deadline is checked
                 content += chunk
                 if len(content) > max_bytes:
                     raise UserError(f"{url} is larger than {max_bytes:,} bytes; download it and scale it down")
@@ -429,19 +423,6 @@ def _matches(pattern: Path) -> Iterator[Path]:
                 yield path
     except (ValueError, IndexError, NotImplementedError) as error:
         raise UserError(f"{pattern} is not a pattern of file names ({error}); ** stands for folders alone") from error
-
-
-def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
-    """Return a relative path for the results of each image: its path below the folder that contains all of them.
-
-    Suffixes are removed if all paths still differ, differ from the file name `taken`, and no name becomes "..".
-    """
-    absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the results
-    common = os.path.commonpath([path.parent for path in absolute])
-    relative = [path.relative_to(common) for path in absolute]
-    bare = [path.with_suffix("") for path in relative]
-    named = all(path.stem.strip(".") for path in relative)  # the stem of "...png" is ".."
-    return bare if named and len({*bare, Path(taken)}) == len(bare) + 1 else relative
 
 
 def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.exported_segment import load_onnx
-from s2rm_jax.interop.layout import export_arrays
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.interop.torch_folder import TrainedNetwork, write_preprocessing
 from s2rm_jax.models.network import build_network
 

@@ -22,7 +22,7 @@ from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
-from s2rm_jax.interop.layout import Arrays, Entry, Filled, WeightsMismatch, fill
+from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
 from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights
 
 SHOWN = 10  # kinds of unused arrays in the log

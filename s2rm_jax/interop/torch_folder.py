@@ -20,8 +20,7 @@ import s2rm_jax
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import exported_segment
-from s2rm_jax.interop.layout import export_arrays, fill
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import unpack_masks
-from s2rm_jax.interop.layout import export_arrays
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
 from s2rm_jax.measure.subject import Part, Subject, network_parts
 from s2rm_jax.measure.training_speed import training_step

@@ -11,8 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import REMAT_POLICIES
-from s2rm_jax.measure.floors import measure_floor
 from s2rm_jax.measure.harness import Cell, Row, Section, time_alternately
+from s2rm_jax.measure.parts import measure_floor
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.parallel.devices import matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import build_mesh, put_batch

@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError, find_fault, hub_error, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.interop.layout import fill
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from s2rm_jax.interop.layout import Entry, fill
+from s2rm_jax.interop.parameter_names import Entry, fill
 
 torch = pytest.importorskip("torch")  # skips the tests that import this module
 

@@ -11,8 +11,7 @@ import torch
 from flax import linen as nn
 from transformers import BertModel, SwinBackbone
 
-from s2rm_jax.interop.layout import Entry
-from s2rm_jax.interop.parameter_names import HUGGING_FACE, bert_layout, swin_layout
+from s2rm_jax.interop.parameter_names import HUGGING_FACE, Entry, bert_layout, swin_layout
 from s2rm_jax.models.bert import Bert, BertLayer
 from s2rm_jax.models.swin import PatchMerging, Swin, SwinBlock
 from tests.interop.comparison import Pair

@@ -12,8 +12,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from transformers import BertForMaskedLM
 
-from s2rm_jax.interop.layout import WeightsMismatch
-from s2rm_jax.interop.parameter_names import bert_architecture, find_bert
+from s2rm_jax.interop.parameter_names import WeightsMismatch, bert_architecture, find_bert
 from s2rm_jax.interop.pretrained import load_bert
 from s2rm_jax.interop.weight_files import find_weights, write_safetensors
 from s2rm_jax.models.bert import Bert

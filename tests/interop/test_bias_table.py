@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from s2rm_jax.interop.layout import resize_bias_table
+from s2rm_jax.interop.parameter_names import resize_bias_table
 
 
 def rows(window):

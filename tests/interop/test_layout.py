@@ -8,8 +8,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.layout import Entry, WeightsMismatch, export_arrays, fill, prefixed, resize_bias_table
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import (
+    Entry,
+    WeightsMismatch,
+    export_arrays,
+    fill,
+    network_layout,
+    prefixed,
+    resize_bias_table,
+)
 from s2rm_jax.models.network import build_network
 from tests.models.small import small_config, small_inputs
 

@@ -12,8 +12,15 @@ from transformers import BertTokenizer
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.interop.layout import WeightsMismatch, export_arrays
-from s2rm_jax.interop.parameter_names import HUGGING_FACE, MICROSOFT, TIMM, bert_layout, swin_layout
+from s2rm_jax.interop.parameter_names import (
+    HUGGING_FACE,
+    MICROSOFT,
+    TIMM,
+    WeightsMismatch,
+    bert_layout,
+    export_arrays,
+    swin_layout,
+)
 from s2rm_jax.interop.pretrained import find_vocabulary, load_bert, load_pretrained, load_swin
 from s2rm_jax.interop.weight_files import read_weights
 from s2rm_jax.models.network import build_network

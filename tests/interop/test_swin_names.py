@@ -13,8 +13,14 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
-from s2rm_jax.interop.layout import WeightsMismatch
-from s2rm_jax.interop.parameter_names import HUGGING_FACE, MICROSOFT, TIMM, find_swin, swin_architecture
+from s2rm_jax.interop.parameter_names import (
+    HUGGING_FACE,
+    MICROSOFT,
+    TIMM,
+    WeightsMismatch,
+    find_swin,
+    swin_architecture,
+)
 from s2rm_jax.interop.pretrained import load_swin
 from s2rm_jax.interop.weight_files import find_weights, write_safetensors
 from s2rm_jax.models.swin import Swin

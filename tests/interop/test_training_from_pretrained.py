@@ -16,8 +16,7 @@ from s2rm_jax.input.synthetic.language import VOCABULARY
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop import pretrained as pretrained_weights
-from s2rm_jax.interop.layout import export_arrays
-from s2rm_jax.interop.parameter_names import MICROSOFT, bert_layout, swin_layout
+from s2rm_jax.interop.parameter_names import MICROSOFT, bert_layout, export_arrays, swin_layout
 from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training import loop

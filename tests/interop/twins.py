@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import torch
 
-from s2rm_jax.interop.layout import export_arrays
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.interop.torch_model import S2RMModel
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import parameter_shapes

@@ -11,11 +11,11 @@ import pytest
 
 from s2rm_jax import benchmark, config
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure import floors, fusion_share, growth, many_expressions, startup, training_speed
-from s2rm_jax.measure.floors import Floor
-from s2rm_jax.measure.growth import growth_plot
+from s2rm_jax.measure import fusion_share, many_expressions, startup, training_speed
+from s2rm_jax.measure import parts as parts_module
 from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_cell, write_report
 from s2rm_jax.measure.many_expressions import _per_image
+from s2rm_jax.measure.parts import Floor, growth_plot
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.training.run import load_run
 from tests.command import run_command
@@ -55,19 +55,19 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
 
     forward = (lambda: 1), ()  # whose compilation takes the longest
     monkeypatch.setattr(Subject, "forward", lambda *_: forward)
-    monkeypatch.setattr(growth, "_seconds", smallest_only)
-    (section,) = growth.growth(subject, 1, growth.Sizes((1, 2), (32, 64), (6, 12), (1, 2)))
+    monkeypatch.setattr(parts_module, "_seconds", smallest_only)
+    (section,) = parts_module.growth(subject, 1, parts_module.Sizes((1, 2), (32, 64), (6, 12), (1, 2)))
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
     assert list(section.plots) == [f"growth_{name}.svg" for name in ("expressions", "image", "tokens", "batch")]
 
 
 def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
     for name in ("_ground_call", "_text_call"):
-        monkeypatch.setattr(growth, name, lambda *_: lambda: 1)
+        monkeypatch.setattr(parts_module, name, lambda *_: lambda: 1)
     monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
     longest = subject.config.text.max_positions
     for tokens, measured in (((2, longest, longest + 1), 4), ((longest, longest + 1), 3)):
-        (section,) = growth.growth(subject, 1, growth.Sizes((1, 2), (32, 64), tokens, (1, 2)))
+        (section,) = parts_module.growth(subject, 1, parts_module.Sizes((1, 2), (32, 64), tokens, (1, 2)))
         assert len(section.rows) == measured
         assert not any(f"{longest + 1}: " in row[1] for row in section.rows)
 
@@ -147,9 +147,9 @@ def test_a_run_that_was_never_trained_can_be_loaded(subject, tmp_path):
 @pytest.fixture
 def quick(subject, parts, segmenter, monkeypatch):
     """Use the programs compiled for other tests, and a Segmenter with a network that compiles quickly."""
-    for module in (floors, fusion_share):
+    for module in (parts_module, fusion_share):
         monkeypatch.setattr(module, "network_parts", lambda *_: parts)
-    monkeypatch.setattr(floors, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
+    monkeypatch.setattr(parts_module, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     monkeypatch.setattr(config, "default_config", subject.config.copy_and_resolve_references)
     monkeypatch.setattr(Subject, "segmenter", lambda _: segmenter)
 
@@ -184,7 +184,7 @@ def test_what_was_measured_is_printed_where_a_later_suite_fails(quick, monkeypat
 )
 def test_the_batch_is_that_of_the_configuration_unless_a_flag_says_otherwise(tmp_path, monkeypatch, flags, images):
     measured = []
-    monkeypatch.setattr(floors, "part_floors", lambda subject, rounds: measured.append(subject) or [])
+    monkeypatch.setattr(parts_module, "part_floors", lambda subject, rounds: measured.append(subject) or [])
     monkeypatch.setattr(Subject, "from_config", lambda config: config)
     path = tmp_path / "three.py"
     path.write_text(

@@ -7,8 +7,8 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import against_torch, fusion_share, training_speed
-from s2rm_jax.measure.floors import Floor
 from s2rm_jax.measure.gpu import Part, Sizes, _parts, gpu, measure_part
+from s2rm_jax.measure.parts import Floor
 
 SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2)
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.config import SIMPLER_FUSIONS
-from s2rm_jax.models.fusion_baselines import inner_width, places
-from s2rm_jax.models.s2rm import S2RM, SimplerFusion
+from s2rm_jax.models.s2rm import S2RM, SimplerFusion, inner_width, places
 
 
 def normal(*shape, seed=0):

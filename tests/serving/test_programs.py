@@ -10,9 +10,8 @@ from PIL import Image
 
 from s2rm_jax.measure.many_expressions import record_compilations
 from s2rm_jax.segmenter import BUCKETS, Segmenter
-from s2rm_jax.serving.batches import EXPRESSIONS
 from s2rm_jax.serving.limits import Limits
-from s2rm_jax.serving.service import Service
+from s2rm_jax.serving.service import EXPRESSIONS, Service
 
 WORDS = ("red", "the green part", "blue", "the red part the blue part", "part")
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.serving.batches import FairQueue, Job
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors
-from s2rm_jax.serving.service import Service, answer_of
+from s2rm_jax.serving.service import FairQueue, Job, Service, answer_of
 
 
 def red_columns(answer):

@@ -24,8 +24,7 @@ from safetensors.numpy import save_file
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.synthetic import SyntheticSource
-from s2rm_jax.interop.layout import export_arrays
-from s2rm_jax.interop.parameter_names import network_layout
+from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training import compile
 from s2rm_jax.training import run as training_run
