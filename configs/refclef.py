@@ -8,6 +8,7 @@ Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files at the start; the log's first line has the number.
 Recipe: s2rm_jax/recipes.py.
+`configs/refclef.py:ours` is a recipe of ours, `configs/refclef.py:one_gpu` the same for a GPU of 24 GB.
 `configs/refclef.py:unc,small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """

@@ -221,9 +221,9 @@ def _explain_device(error: BaseException) -> str | None:
     """Return a message if JAX cannot use a device or the memory of the device is too small, else None."""
     frames = traceback.extract_tb(error.__traceback__)
     reason = (str(error).splitlines() or [""])[0]
-    if frames and frames[-1].filename.endswith(os.path.join("jax", "_src", "xla_bridge.py")):
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        found = f" ({reason})" if reason else ""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and frames and frames[-1].filename.endswith(os.path.join("jax", "_src", "xla_bridge.py")):
+        found = f" ({reason[:200]})" if reason else ""
         return (
             f"JAX_PLATFORMS={platforms}: JAX finds no such device{found}; install JAX for it (pip install "
             "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the devices that there are."

@@ -182,20 +182,21 @@ def check_types(config: ConfigDict) -> None:
     The arguments of config.input.source are checked by the source.
 
     Raises:
-        UserError: a value has another type, as in a config.json that was edited by hand.
+        UserError: values have other types, as in a config.json that was edited by hand; all are named.
     """
-    _check_types(config, default_config(), "")
+    if problems := list(_wrong_types(config, default_config(), "")):
+        raise UserError(" ".join(problems))
 
 
-def _check_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
+def _wrong_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> Iterator[str]:
     for name, default in defaults.items():
         value, field = config.get(name, default), f"{prefix}{name}"
         if not _is_like(value, default):
             shown = value.to_dict() if isinstance(value, ConfigDict) else value
             example = f" such as {default}" if default and isinstance(default, tuple) else ""
-            raise UserError(f"config.{field} is {shown!r:.60}; it must be {_TYPES[type(default)]}{example}.")
-        if isinstance(default, ConfigDict):
-            _check_types(value, default, f"{field}.")
+            yield f"config.{field} is {shown!r:.60}; it must be {_TYPES[type(default)]}{example}."
+        elif isinstance(default, ConfigDict):
+            yield from _wrong_types(value, default, f"{field}.")
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -243,10 +244,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield from _unless(0 <= _get(config, field) <= 1, config, field, "from 0 to 1")
 
     size = config.input.image_size
-    sides_fit = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    yield from _unless(
-        sides_fit and min(size) >= 8, config, "input.image_size", "(height, width) in pixels, each at least 8"
-    )
+    sides_fit = len(size) == 2 and min(size) >= 8
+    yield from _unless(sides_fit, config, "input.image_size", "(height, width) in pixels, each at least 8")
     depths = config.vision.depths
     yield from _unless(
         len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block"

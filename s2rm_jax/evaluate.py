@@ -104,9 +104,9 @@ def main() -> dict[str, Any] | None:
     require_images(source, config, config.eval.limit)
     out = OUT.value or workdir / _folder_name(split, protocol.name)
     require_same_data(Path(out), data | {"split": split})
+    out = make_output_folder(out)
     mesh = make_mesh()
     run = load_run(WORKDIR.value, which, replicated(mesh), config=config)  # last: restoring takes longest
-    out = make_output_folder(out)
     log(
         f"evaluating the {which} checkpoint of {WORKDIR.value} on "
         f"{counted(min(len(source), LIMIT.value or len(source)), 'image')} of {split}"

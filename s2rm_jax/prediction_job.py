@@ -89,7 +89,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]
             name = name if on_bucket(name) else os.path.normpath(name)
             found.setdefault(name, {}).update(dict.fromkeys(own))
     if not found:
-        raise UserError(f"--images: {images} lists no image")
+        raise UserError(f"--images: {images} lists no image; write one image per line")
     if not expressions and (missing := next((name for name, own in found.items() if not own), None)):
         raise UserError(f"--text is missing, and {missing} has no expressions of its own; give --text (see --help)")
     folders = result_folders([Path(name) for name in found], taken=RESULT_FILE)
@@ -117,9 +117,12 @@ def find_share(given: str | None) -> tuple[int, int]:
     if "JOB_COMPLETION_INDEX" in os.environ:  # the number of its processes is not in the environment
         raise UserError("--shard is missing: in an indexed job, give --shard=$(JOB_COMPLETION_INDEX)/N")
     try:
-        cluster = find_cluster(os.environ)
+        cluster = find_cluster(os.environ, coordinated=False)
     except UserError as error:
-        raise UserError(f"--shard is missing; give I/N, or 0/1 for this process alone ({error})") from error
+        raise UserError(
+            "--shard is missing, and the variables of the launcher do not describe all processes: give --shard=I/N, or "
+            "--shard=0/1 for this process alone"
+        ) from error
     if cluster is None:
         return 0, 1
     import jax

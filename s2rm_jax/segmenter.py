@@ -113,7 +113,8 @@ class Segmenter:
             return output.logits, output.no_target_logits, reduce(output) if explain else None
 
         self._encode, self._ground = jax.jit(encode), jax.jit(ground, static_argnames="explain")
-        self._tracing = threading.Lock()  # two threads with the same new shape would compile the program twice
+        # A lock for each program; two threads with the same new shapes would compile it twice.
+        self._tracing: dict[tuple[int | bool, ...], threading.Lock] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
 
     @classmethod
@@ -197,7 +198,7 @@ class Segmenter:
         originals = self._in_threads(partial(load_image, apply_exif=True), images)
         size = tuple(self.config.input.image_size)
         pixels = _pad(self._in_threads(partial(resize_image, size=size), originals), _bucket(len(images)))
-        with self._tracing:
+        with self._compiling(len(pixels)):
             features = self._encode(self._params, jax.device_put(np.stack(pixels)))
         return [EncodedImage(original, maps) for original, maps in zip(originals, features, strict=False)]
 
@@ -224,7 +225,7 @@ class Segmenter:
             tokens, token_mask = (
                 jax.device_put(np.array([[pair[part] for pair in row] for row in padded])) for part in (0, 1)
             )
-            with self._tracing:
+            with self._compiling(len(features), bucket, explain):
                 outputs = self._ground(self._params, features, tokens, token_mask, explain=explain)
             maps, no_target_logits, reduced = jax.device_get(outputs)
             for index, row in enumerate(rows):
@@ -236,6 +237,9 @@ class Segmenter:
                 explained += explanations(reduced, ids, self._tokenizer, self.config.fusion.rotations)
         results = self._in_threads(_result, list(zip(encoded, asked, logits, no_target, strict=True)))
         return [replace(result, explanations=tuple(explained)) for result in results] if explain else results
+
+    def _compiling(self, *program: int | bool) -> threading.Lock:
+        return self._tracing.setdefault(program, threading.Lock())
 
     def _in_threads(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(self._threads.map(function, items)) if len(items) > 1 else [function(item) for item in items]

@@ -208,7 +208,7 @@ def tiny_config() -> ConfigDict:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in of the Hugging Face Hub, with an empty cache on this side."""
+    """A stand-in for the Hugging Face Hub, with an empty local cache."""
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 

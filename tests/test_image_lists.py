@@ -158,7 +158,9 @@ def test_the_share_comes_from_the_flag_or_the_environment(monkeypatch):
         assert find_share(None) == (2, 4)
         assert ("jax_cuda_visible_devices", "2") in devices
         patch.delenv("SLURM_PROCID")
-        with pytest.raises(UserError, match=r"^--shard is missing; give I/N, or 0/1 for this process alone"):
+        with pytest.raises(
+            UserError, match=r"^--shard is missing, and .*: give --shard=I/N, or --shard=0/1 for this process alone"
+        ):
             find_share(None)
         assert find_share("0/1") == (0, 1)
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")

@@ -220,6 +220,7 @@ def _predictions_of_item(
     no_target_logits: Float[np.ndarray, " k"] | None,
 ) -> Iterator[Prediction]:
     example = item.example
+    identity = _identity(example)
     for row, position in enumerate(item.positions):  # the remaining rows are padding
         expression = example.expressions[position]
         original = rasterize(expression.segmentation, example.height, example.width)
@@ -243,7 +244,7 @@ def _predictions_of_item(
             answered=answered,
             area=area / original.size,
             centre=_centroid(original, area) if targeted else None,
-            image=_identity(example),
+            image=identity,
         )
         yield Prediction(example, true, predicted, score)
 

@@ -49,7 +49,8 @@ _BEFORE_THE = _words("on to at in from toward towards facing")
 # one of these comes before it: "what is left", "two slices left", "you are right".
 _FEW = 4
 _REMAINING = _words(
-    "is are was were be been isn isnt has have had having got s that thats which who what whats where there theres with"
+    "all nobody anyone is are was were be been isn isnt has have had having got s that thats which who what whats"
+    " where there theres with"
     " just only still almost no not never none nothing few more most many much some any one two three four five six"
     " seven eight nine ten half bit rest lot remaining last you i we he she they it im ive me if so"
 )
@@ -64,7 +65,7 @@ _ADVERB_AFTER = _words(
 # Words that never follow a side: leftovers, and "right" as correct or immediate.
 _NEVER_AFTER = _words(
     "over overs way ways angle angles size sized kind type amount direction thing time place spot height position"
-    " moment now away turn turns angled triangle answer choice luggage"
+    " tool moment now away turn turns angled triangle answer choice luggage"
 )
 
 # Writing is mirrored too, and so are rotations and compass directions.

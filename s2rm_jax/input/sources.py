@@ -85,14 +85,14 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
     settings = {"source": name} | arguments.arguments
     for field in ("training", "on_bad_example"):  # the same data
         settings.pop(field, None)
-    for field in ("root", "image_root"):
-        if settings.get(field) and "://" not in str(settings[field]):
-            settings[field] = Path(settings[field]).expanduser().absolute()
+    _make_absolute(settings)
     if name == "mixture":
         part, part_split = parse_split(split, settings["parts"])
         if part:
             return describe(_without_weight(settings["parts"][part]), part_split)
         settings["parts"] = settings["parts"].to_dict()
+        for one in settings["parts"].values():
+            _make_absolute(one)
     if name == "combined":
         split_by = dict(map(parse_dataset, settings["datasets"]))
         part, part_split = parse_split(split, split_by)
@@ -100,6 +100,14 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
             del settings["datasets"], settings["held_out"]
             settings |= {"source": "refer", "dataset": part, "split_by": split_by[part], "split": part_split}
     return json.loads(json.dumps(settings, default=str))
+
+
+def _make_absolute(settings: dict[str, Any]) -> None:
+    for field in ("root", "image_root", "path"):
+        value = str(settings.get(field) or "")
+        is_name = field == "path" and not Path(value).expanduser().exists()  # of a dataset on the Hub
+        if value and "://" not in value and not is_name:
+            settings[field] = str(Path(value).expanduser().absolute())
 
 
 _NAMED = re.compile(r"(?:[\w+-]+\.)*(?:dataset|split_by)=.*")
@@ -120,9 +128,13 @@ def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
     for one in named:
         path, _, value = one.partition("=")
         *sections, field = path.split(".")
-        section: Any = reduce(lambda tree, key: tree.get(key, {}), sections, fields)
-        if field not in inspect.signature(SOURCES.get(section.get("name"), object)).parameters:
-            raise UserError(f"--data {one}: the source {source.name!r} of this run has no field {path!r}")
+        section: Any = reduce(lambda tree, key: tree.get(key) if isinstance(tree, dict) else None, sections, fields)
+        name = section.get("name") if isinstance(section, dict) else None
+        if field not in inspect.signature(SOURCES.get(name, object)).parameters:
+            raise UserError(
+                f"--data {one}: the source {source.name!r} of this run has no field {path!r}; leave it out, or "
+                "give the folder of other data"
+            )
         section[field] = value
     return with_folders(ConfigDict(fields), [one for one in given if one not in named])
 

@@ -90,7 +90,8 @@ def find_vocabulary(config: ConfigDict) -> tuple[str, ...] | None:
             f"{as_json} {'is cased' if lower_case else 'lower-cases'}, but {_TOKENIZER_CONFIG} beside it does not say "
             f'so: set "do_lower_case": {str(not lower_case).lower()} there'
         )
-    require_case(lower_case, text.lower_case, str(folder))
+    if as_json.is_file() or (folder / _TOKENIZER_CONFIG).is_file():  # a vocab.txt alone does not tell the case
+        require_case(lower_case, text.lower_case, str(folder))
     if not text.vocab:
         return words
     if has_words and Tokenizer(text.vocab, text.max_tokens, text.lower_case).vocabulary != words:

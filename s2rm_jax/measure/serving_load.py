@@ -1,11 +1,5 @@
 """The service under load: requests per second, latencies and errors with 1, 8, 32 and 64 clients.
 
-As a program, `python -m s2rm_jax.measure.serving_load ADDRESS [CLIENTS [SECONDS]]` loads a running demo, such as
-http://127.0.0.1:7860, with numbers of clients such as 1,32, and prints the results as JSON. Start the demo with high
-limits per visitor, as all clients have one address:
-
-    python -m s2rm_jax.demo --per_minute 1000000000 --work_per_minute 1000000000
-
 Each client sends a request, waits for the answer and sends the next. Every answer is compared with that to the same
 request sent alone: an answer that was lost, cut off or meant for another request is counted as an error.
 """
@@ -259,6 +253,8 @@ def _demo() -> Iterator[str]:
             if address is None:
                 raise UserError("--suite=serving: the demo has not started; see its error above")
             while not _is_ready(address):
+                if server.poll() is not None:
+                    raise UserError("--suite=serving: the demo has ended; see its error above")
                 time.sleep(0.5)
             yield address
         finally:
@@ -267,9 +263,9 @@ def _demo() -> Iterator[str]:
 
 def _is_ready(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/readyz") as answer:
+        with urllib.request.urlopen(f"{address}/readyz", timeout=60) as answer:
             return answer.status == HTTPStatus.OK
-    except urllib.error.HTTPError:
+    except OSError:  # status 503, or no connection
         return False
 
 
@@ -278,13 +274,3 @@ def _scrape(address: str) -> dict[str, float]:
     with urllib.request.urlopen(f"{address}/metrics") as answer:
         lines = (line.split() for line in answer.read().decode().splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines if "{" not in name}
-
-
-def main(address: str, clients: str = "", seconds: str = "") -> None:
-    """Load a running demo and print the numbers as JSON."""
-    counts = [int(count) for count in clients.split(",")] if clients else CLIENTS
-    print(json.dumps([each.summary() for each in measure(address, counts, float(seconds or _SECONDS))], indent=2))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -40,8 +40,12 @@ def find_cluster(
     num_processes: int | None = None,
     process_id: int | None = None,
     device_files: Path = Path("/dev"),
+    *,
+    coordinated: bool = True,
 ) -> Cluster | None:
     """Return the cluster that the arguments, or else the environment, describe; None if there is none.
+
+    Unless `coordinated`, the processes do not connect to each other, and no address of a coordinator is needed.
 
     Raises:
         UserError: the description is incomplete or wrong.
@@ -51,12 +55,13 @@ def find_cluster(
     index = _given(process_id, environment, "S2RM_PROCESS_ID")
     if number is not None or index is not None:
         return _explicit(address, number, index)
+    mpi_address = address if coordinated else "localhost:0"
     found = (
         _tpu(environment, device_files)
         # The innermost launcher first: torchrun and mpirun are often started within a job of SLURM.
         or _torchrun(environment, device_files)
-        or _open_mpi(environment, address, device_files)
-        or _mpich(environment, address, device_files)
+        or _open_mpi(environment, mpi_address, device_files)
+        or _mpich(environment, mpi_address, device_files)
         or _slurm(environment, device_files)
         or _kubernetes(environment)
     )

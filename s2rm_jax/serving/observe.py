@@ -108,6 +108,8 @@ class Observer:
             await self._app(scope, receive, send)
             return
         start, status, sent = time.perf_counter(), 0, 0
+        path = scope["path"].removeprefix(scope["root_path"])  # mounted applications change root_path
+        route = next((route for route in self._routes if path.startswith(route)), "other")
         details: dict[str, Any] = {}
         scope[DETAILS] = details
 
@@ -124,8 +126,6 @@ class Observer:
             raise
         finally:
             seconds = time.perf_counter() - start
-            path = scope["path"].removeprefix(scope["root_path"])
-            route = next((route for route in self._routes if path.startswith(route)), "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             if self._log is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import math
 import threading
 import time
@@ -23,13 +22,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from s2rm_jax.input.images import load_image
 from s2rm_jax.segmenter import BUCKETS, EncodedImage, Result, Segmenter
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions, check_image
 from s2rm_jax.serving.observe import Metrics
 
+T = TypeVar("T")
+
+# Two threads process requests: while one waits for the device, the other decodes images and encodes masks.
+_LANES = 2
+_PATIENCE = 0.003  # seconds that a request waits for others to join it, if others are in progress
 # The number of images in a call is one of these. With each number of expressions it makes a program, whose compilation
 # takes seconds. Five images take two calls: on a CPU, padding them to eight would take longer.
 IMAGES = (1, 4)
@@ -159,13 +162,6 @@ class FairQueue:
         self._count -= 1
 
 
-T = TypeVar("T")
-
-# Two threads process requests: while one waits for the device, the other decodes images and encodes masks.
-_LANES = 2
-_PATIENCE = 0.003  # seconds that a request waits for others to join it, if others are in progress
-
-
 @dataclass(frozen=True)
 class Encoding:
     """An encoded image; `seconds` is the time of decoding and encoding, 0 if the image `was_cached`.
@@ -280,17 +276,15 @@ class Service:
         Requests are answered meanwhile. `opened` is called when only programs for joined requests are missing; requests
         are joined as soon as these are compiled.
         """
-        file = io.BytesIO()
-        Image.new("RGB", (64, 64)).save(file, "PNG")
         for count in EXPRESSIONS:
             for explain in (True, False):
                 if not self._is_closing:
-                    self.segment(file.getvalue(), ["the image"] * count, explain=explain)
+                    self._compile(1, count, explain)
         if not self._is_closing:
             opened()
         for count in EXPRESSIONS:
             if not self._is_closing:
-                self._call_together(IMAGES[-1], count)
+                self._compile(IMAGES[-1], count)
                 self._joinable.add(count)
         self.is_ready = not self._is_closing
 
@@ -298,10 +292,10 @@ class Service:
         """Stop the warm-up after the program that it is compiling, and be no longer ready."""
         self._is_closing, self.is_ready = True, False
 
-    def _call_together(self, images: int, expressions: int) -> None:
-        """Encode and segment a black image as several requests that were joined."""
+    def _compile(self, images: int, expressions: int, explain: bool = False) -> None:
+        """Encode and segment black images, so that the programs for these numbers are compiled."""
         encoded = self.segmenter.encode([np.zeros((64, 64, 3), np.uint8)] * images)
-        self.segmenter.segment(encoded, ["the image"] * expressions)
+        self.segmenter.segment(encoded, ["the image"] * expressions, explain=explain)
 
     def _most_joined(self, group: int) -> int:
         return IMAGES[-1] if group in self._joinable else 1

@@ -384,7 +384,8 @@ class _Loop:
         result = ""
         if self.config.input.on_bad_example == "skip":
             left_out = set().union(*distributed.gather(set(self.parts.left_out)))
-            result = f" Left out, as they cannot be read: {counted(len(left_out), 'example')} (since this start)."
+            if left_out:
+                result = f" Since this start, {counted(len(left_out), 'example')} could not be read and were skipped."
         if evaluation and self.checkpoints.best:
             metric, split = self.config.eval.metric, self.config.eval.split
             best_step, best = self.checkpoints.best

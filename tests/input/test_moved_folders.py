@@ -66,7 +66,8 @@ def test_the_settings_of_a_source_include_its_defaults():
     assert describe(ConfigDict(ONE | {"root": "gs://bucket/data"}), "val")["root"] == "gs://bucket/data"
     assert describe(both, "val")["datasets"] == ["refcoco/unc", "refcocog/umd"]
     assert describe(ConfigDict(TWO), "a:val")["source"] == "refer"
-    assert describe(ConfigDict(TWO | {"parts": PARTS}), "val")["parts"] == PARTS
+    absolute = {**PARTS, "a": PARTS["a"] | {"root": str(Path("old").absolute())}}
+    assert describe(ConfigDict(TWO | {"parts": PARTS}), "val")["parts"] == absolute
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,8 @@ def test_the_settings_of_a_source_include_its_defaults():
 def test_what_cannot_have_moved_is_reported(source, move, message):
     with pytest.raises(UserError, match=f"--data {move}: .*{message}"):
         moved(source, move)
+
+
+def test_a_path_through_a_plain_field_is_refused():
+    with pytest.raises(UserError, match=r"--data name\.dataset=x: .* has no field 'name\.dataset'; leave it out"):
+        with_data(ConfigDict({"name": "refer", "root": "a"}), ["name.dataset=x"])

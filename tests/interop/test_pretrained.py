@@ -329,6 +329,8 @@ def test_a_cased_model_needs_its_case(tmp_path, text_config, vocabulary):
 def test_an_uncased_model_needs_its_case(tmp_path, text_config):
     Tokenizer(WORDS).save(tmp_path / "vocab.txt")
     text_config.text.lower_case = False
+    assert find_vocabulary(text_config) == WORDS  # a vocab.txt alone does not tell the case
+    write_json(tmp_path, tokenizer_config={"do_lower_case": True})
     with pytest.raises(UserError, match=r"is of an uncased model: set --config\.text\.lower_case=True"):
         find_vocabulary(text_config)
 

@@ -86,6 +86,22 @@ def test_a_run_whose_storage_was_out_of_reach_is_put_back_a_few_times(
     assert (ended.returncode, ended.stdout) == ((0, "scontrol requeue 7\n") if requeued else (status, ""))
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "count", "variables", "status"),
+    [(0, 7, 8, {}, 0), (1, 8, 8, {}, 2), (0, 6, 4, {}, 2), (3, 3, 1, {"SHARDS": "8"}, 0)],
+)
+def test_an_array_that_leaves_out_shares_is_refused(make_executable, tmp_path, first, last, count, variables, status):
+    make_executable(tmp_path / "srun", "#!/bin/sh\necho srun $*\n")
+    array = {"ID": first, "MAX": last, "COUNT": count}
+    environment = os.environ | {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in array.items()}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"} | variables
+    ended = subprocess.run(
+        ["bash", "launch/predict.sbatch"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == status
+    assert f"--shard={first}/8" in ended.stdout if status == 0 else "--array must be 0-N" in ended.stderr
+
+
 def test_slurm_accepts_the_options_in_the_file(cluster):
     assert "to start at" in cluster("sbatch", "--test-only", "launch/slurm.sbatch")
 

@@ -287,4 +287,6 @@ def test_the_number_of_examples_that_were_left_out_is_logged_at_the_end(tmp_path
     config = standin.make_config(input__on_bad_example="skip")
     parts = replace(standin.make_parts(config), left_out={"a.jpg is damaged", "b.jpg is missing"})
     run(config, tmp_path, parts, MESH)
-    assert "Left out, as they cannot be read: 2 examples" in capsys.readouterr().out.splitlines()[-1]
+    assert (
+        "Since this start, 2 examples could not be read and were skipped." in capsys.readouterr().out.splitlines()[-1]
+    )
