@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import FORMATS, is_url, list_images, load_image
+from s2rm_jax.input.images import FORMATS, is_url, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
 from s2rm_jax.prediction_files import (
@@ -42,8 +45,11 @@ from s2rm_jax.prediction_files import (
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter
 
+_LOG = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+_Path = TypeVar("_Path", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -290,16 +296,80 @@ def _ahead(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], co
         yield waiting.popleft().result()
 
 
-def _list_bucket(pattern: str) -> list[epath.Path]:
-    """Return the images in a folder of a bucket, or those that match a pattern, in order of their names."""
-    root, _, name = pattern.rpartition("/")
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
-    with _reading(pattern):
-        found = epath.Path(root).glob(name) if "*" in name else epath.Path(pattern).iterdir()
-        paths = sorted(path for path in found if path.suffix.lower() in suffixes)
+def list_images(pattern: str) -> list[Path]:
+    """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
+
+    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognised by their suffix; those
+    that cannot be read (another format, a broken link) are counted in a warning. Hidden files are passed over unless
+    the pattern names them, and `**` follows no links to folders, which may form loops. The name of an existing file is
+    never read as a pattern.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        return choose_images(pattern, folder.iterdir())
+    paths = [folder] if folder.is_file() else [path for path in _matches(folder) if path.is_file()]
     if not paths:
-        raise UserError(f"--images: {pattern} has no images; check it")
+        raise UserError(f"no file matches {pattern}; check the pattern, and put it into quotes")
+    return sorted(set(paths), key=_natural_order)  # a pattern with two ** finds a file more than once
+
+
+def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
+    """Return the images among the files of a folder on a disk or a bucket, as `list_images` does; `folder` names it."""
+    visible = sorted((path for path in files if not path.name.startswith(".")), key=_natural_order)
+    found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and not os.path.isdir(path)]
+    paths = [path for path in found if path.suffix.lower() in _SUFFIXES and not _is_broken_link(path)]
+    unread = [path for path in found if path not in paths]
+    names = ", ".join(path.name for path in unread[:_SHOWN]) + (", ..." if len(unread) > _SHOWN else "")
+    if not paths:
+        passed_over = f"; {len(unread)} that cannot be read: {names}" if unread else ""
+        raise UserError(
+            f"the folder {folder} has no images ({', '.join(FORMATS)}){passed_over}; give another folder, or a pattern"
+        )
+    if unread:
+        _LOG.warning("%s: left out, as another format or a broken link: %d (%s)", folder, len(unread), names)
     return paths
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Yield the paths that match a pattern. Unlike glob.glob, pathlib does not follow links below `**`."""
+    base = Path(pattern.anchor)
+    parts = pattern.parts[bool(pattern.anchor) :]
+    if parts and parts[-1] == "**":
+        parts += ("*",)  # before Python 3.13, ** at the end matches folders only
+    named = [part for part in parts if part.startswith(".")]
+    try:
+        for path in base.glob(str(Path(*parts))):
+            hidden = (part for part in path.parts if part.startswith("."))
+            if all(any(fnmatch(part, name) for name in named) for part in hidden):
+                yield path
+    except (ValueError, IndexError, NotImplementedError) as error:
+        raise UserError(f"{pattern} is not a pattern of file names ({error}); ** stands for folders alone") from error
+
+
+def _natural_order(path: PurePath) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"(\d+)", str(path).lower())
+    numbered = [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
+    return numbered, str(path)
+
+
+def _is_broken_link(path: PurePath) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+_SHOWN = 5  # files named in a warning
+_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+# Of images that are not read, or only with a decoder that is not installed. Files with other suffixes are no images.
+_OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".dng", ".cr2", ".nef", ".arw", ".psd"}
+
+
+def _list_bucket(pattern: str) -> list[epath.Path]:
+    """Return the images in a folder of a bucket, or those that match a pattern, in natural order."""
+    root, _, name = pattern.rpartition("/")
+    with _reading(pattern):
+        return choose_images(pattern, epath.Path(root).glob(name) if "*" in name else epath.Path(pattern).iterdir())
 
 
 def _read_text(path: epath.Path) -> Iterator[tuple[str, list[str]]]:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from fnmatch import fnmatch
 from http.client import HTTPException
 from itertools import chain, islice
 from pathlib import Path
@@ -376,65 +375,6 @@ def resize_fast(
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(new_height, new_width, 3)
 
 
-def list_images(pattern: str) -> list[Path]:
-    """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
-
-    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognised by their suffix; those
-    that cannot be read (another format, a broken link) are counted in a warning. Hidden files are passed over unless
-    the pattern names them, and `**` follows no links to folders, which may form loops. The name of an existing file is
-    never read as a pattern.
-
-    Raises:
-        UserError: there are none.
-    """
-    folder = Path(pattern).expanduser()
-    if folder.is_dir():
-        visible = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural_order)
-        found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and not path.is_dir()]
-        paths = [path for path in found if path.suffix.lower() in _SUFFIXES and path.exists()]
-        unread = [path for path in found if path not in paths]
-        names = ", ".join(path.name for path in unread[:_SHOWN]) + (", ..." if len(unread) > _SHOWN else "")
-        if not paths:
-            passed_over = f"; {len(unread)} that cannot be read: {names}" if unread else ""
-            raise UserError(
-                f"the folder {pattern} has no images ({', '.join(FORMATS)}){passed_over}; give another folder, or a "
-                "pattern"
-            )
-        if unread:
-            _LOG.warning("%s: left out, as another format or a broken link: %d (%s)", pattern, len(unread), names)
-        return paths
-    paths = [folder] if folder.is_file() else [path for path in _matches(folder) if path.is_file()]
-    if not paths:
-        raise UserError(f"no file matches {pattern}; check the pattern, and put it into quotes")
-    return sorted(set(paths), key=_natural_order)  # a pattern with two ** finds a file more than once
-
-
-def _matches(pattern: Path) -> Iterator[Path]:
-    """Yield the paths that match a pattern. Unlike glob.glob, pathlib does not follow links below `**`."""
-    base = Path(pattern.anchor)
-    parts = pattern.parts[bool(pattern.anchor) :]
-    if parts and parts[-1] == "**":
-        parts += ("*",)  # before Python 3.13, ** at the end matches folders only
-    named = [part for part in parts if part.startswith(".")]
-    try:
-        for path in base.glob(str(Path(*parts))):
-            hidden = (part for part in path.parts if part.startswith("."))
-            if all(any(fnmatch(part, name) for name in named) for part in hidden):
-                yield path
-    except (ValueError, IndexError, NotImplementedError) as error:
-        raise UserError(f"{pattern} is not a pattern of file names ({error}); ** stands for folders alone") from error
-
-
-def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
-    parts = re.split(r"(\d+)", str(path).lower())
-    numbered = [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
-    return numbered, str(path)
-
-
-_SHOWN = 5  # files named in a warning
-_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
-# Of images that are not read, or only with a decoder that is not installed. Files with other suffixes are no images.
-_OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".dng", ".cr2", ".nef", ".arw", ".psd"}
 _THREADS = 8  # to wait for disks and networks; reading itself takes 0.1 ms per file
 _RUN = 64  # files per task of a thread; one by one, the overhead would equal the reading time
 _ORIENTATION = 0x0112  # the EXIF tag

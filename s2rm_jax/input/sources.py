@@ -129,7 +129,7 @@ def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
         path, _, value = one.partition("=")
         *sections, field = path.split(".")
         section: Any = reduce(lambda tree, key: tree.get(key) if isinstance(tree, dict) else None, sections, fields)
-        name = section.get("name") if isinstance(section, dict) else None
+        name = str(section.get("name")) if isinstance(section, dict) else ""
         if field not in inspect.signature(SOURCES.get(name, object)).parameters:
             raise UserError(
                 f"--data {one}: the source {source.name!r} of this run has no field {path!r}; leave it out, or "

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, list_images, load_image, read_header
+from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, load_image, read_header
+from s2rm_jax.prediction_job import list_images
 
 HEIGHT, WIDTH = 12, 16
 
