@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_image
+from s2rm_jax.input.images import load_image, map_files, read_header
 
 # A mask in any of the forms that datasets use: a boolean array [H, W], a list of COCO polygons
 # [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
@@ -135,6 +135,25 @@ class StoredSource:
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    def image_problems(self, count: int) -> list[str]:
+        """Return the problems that the headers of the first `count` images show: missing, damaged, of another size.
+
+        Images that are not files of their own are not checked.
+        """
+        examples = [(one.image, one) for one in self._examples[:count] if isinstance(one.image, Path)]
+        headers = map_files(read_header, (path for path, _ in examples))
+        problems = []
+        for path, example in examples:
+            header = headers[path].upright() if example.apply_exif else headers[path]
+            if header.problem:
+                problems.append(header.problem)
+            elif (header.height, header.width) != (example.height, example.width):
+                problems.append(
+                    f"{path} has {header.width} x {header.height} pixels, its annotation says "
+                    f"{example.width} x {example.height}"
+                )
+        return problems
 
     def expression_count(self, index: int) -> int:
         """Return the number of expressions of an example."""
