@@ -340,7 +340,7 @@ def _make_source(
         by_image[record.image, record.size or (header.height, header.width)].append(record)
     examples = [_example(group, size, apply_exif) for (_, size), group in by_image.items()]
     groups = [consecutive_groups([len(record.expressions) for record in group]) for group in by_image.values()]
-    return StoredSource(f"{name} {split}", examples, groups)
+    return StoredSource(f"{name} {split}", examples, groups, images_checked=True)
 
 
 def _check_against_images(

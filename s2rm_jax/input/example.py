@@ -111,11 +111,21 @@ def consecutive_groups(sizes: Sequence[int]) -> Groups:
 class StoredSource:
     """A source with its annotations in memory and its images on disk."""
 
-    def __init__(self, name: str, examples: Sequence[Example], referents: Sequence[Groups]):
-        """Args: a name for error messages; the examples; the groups of expressions of each example by referent."""
+    def __init__(
+        self, name: str, examples: Sequence[Example], referents: Sequence[Groups], *, images_checked: bool = False
+    ):
+        """Keep the examples.
+
+        Args:
+          name: for error messages.
+          examples: with all their expressions.
+          referents: the groups of expressions of each example by referent.
+          images_checked: the headers of the images were compared with the examples already.
+        """
         self._name = name
         self._examples = tuple(examples)
         self._referents = tuple(referents)
+        self._images_checked = images_checked
         assert len(self._examples) == len(self._referents)
 
     @property
@@ -139,13 +149,14 @@ class StoredSource:
     def image_problems(self, count: int) -> list[str]:
         """Return the problems that the headers of the first `count` images show: missing, damaged, of another size.
 
-        Images that are not files of their own are not checked.
+        Images that are not files of their own are not checked, and none if that was done before.
         """
+        count = 0 if self._images_checked else count
         examples = [(one.image, one) for one in self._examples[:count] if isinstance(one.image, Path)]
         headers = map_files(read_header, (path for path, _ in examples))
         problems = []
         for path, example in examples:
-            header = headers[path].upright() if example.apply_exif else headers[path]
+            header = headers[path]
             if header.problem:
                 problems.append(header.problem)
             elif (header.height, header.width) != (example.height, example.width):
