@@ -196,22 +196,24 @@ def check(name: str, root: Path) -> None:
     from s2rm_jax.input.check.report import MISSING_IMAGES, format_report
 
     try:
-        found = discover(root, "" if name == "images" else name)
+        discover(root, "" if name == "images" else name)
     except UserError:
+        if name != "images":
+            raise
         print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco --root {root}")
         return
     report = examine(root, "" if name == "images" else name, quick=bool(QUICK.value))
     print(format_report(report))
     kinds = {problem.kind for dataset in report.datasets for problem in dataset.problems}
     without_images = not any(dataset.images for dataset in report.datasets)
-    if kinds == {MISSING_IMAGES} and without_images and name != "images" and found:
+    if kinds == {MISSING_IMAGES} and without_images and name != "images":
         print(f"The annotations of {name} are complete. Download the images next: s2rm download images --root {root}")
     elif kinds:
         raise SystemExit(1)
 
 
 def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
-    """Download a file and unpack it, unless that was done before.
+    """Download a file and unpack it, unless that was done before and all of its files are still there.
 
     Raises:
       UserError: no mirror has the file; gives the reason for each. Or the folder has files from elsewhere, which are
@@ -220,15 +222,15 @@ def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
     """
     key = f"{source.folder}/{source.file}"
     record = _read_record(root)
-    if key in record and (root / source.folder).is_dir():
+    wanted = source.wanted if source.is_zip else re.escape(source.file)
+    there = [path for path in (root / source.folder).glob("*") if re.fullmatch(wanted, path.name)]
+    if key in record and len(there) >= record[key]["files"]:
         print(f"{source.file}: already downloaded ({RECORD}); remove {root / source.folder} to download it again")
         return
-    wanted = source.wanted if source.is_zip else re.escape(source.file)
-    there = next((path for path in (root / source.folder).glob("*") if re.fullmatch(wanted, path.name)), None)
-    if there:
+    if there and key not in record:
         raise UserError(
-            f"--root: {there} exists, but {RECORD} does not list {source.file}; check it with data/check.py, or remove "
-            f"{there.parent} to download it again"
+            f"--root: {there[0]} exists, but {RECORD} does not list {source.file}; check it with data/check.py, or "
+            f"remove {there[0].parent} to download it again"
         )
     reasons = []
     for url in mirrors:

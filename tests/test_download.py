@@ -239,6 +239,29 @@ def test_what_is_complete_is_not_downloaded_again(server, tmp_path, monkeypatch,
     assert "already downloaded" in capsys.readouterr().out
 
 
+def test_a_removed_file_is_downloaded_again(server, tmp_path):
+    fetch(server, tmp_path, "")
+    (tmp_path / "refcoco/instances.json").unlink()
+    fetch(server, tmp_path, "")
+    assert_complete(tmp_path)
+
+
+def test_a_removed_folder_of_two_files_is_complete_again(server, tmp_path):
+    sources = [Source(name, (), "grefcoco") for name in ("grefs(unc).json", "instances.json")]
+    for _ in range(2):
+        for source in sources:
+            fetch(server, tmp_path, "", source=source, content=b"{}")
+        assert len(list((tmp_path / "grefcoco").iterdir())) == 2
+        shutil.rmtree(tmp_path / "grefcoco")
+
+
+def test_only_images_may_be_without_annotations(tmp_path, capsys):
+    with pytest.raises(UserError, match="has no folder with a file refs"):
+        download.check("refcoco", tmp_path)
+    download.check("images", tmp_path)
+    assert "has no annotations yet" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

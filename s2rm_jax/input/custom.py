@@ -334,12 +334,13 @@ def _make_source(
         )
     if not chosen:
         raise UserError(f"no referent of split {split!r} in {mistakes.path} has a mask (docs/own_data.md)")
-    by_image: defaultdict[Path, list[_Record]] = defaultdict(list)
-    for record in chosen:
-        by_image[record.image].append(record)
-    examples = [_example(group, headers[image], apply_exif) for image, group in by_image.items()]
+    by_image: defaultdict[tuple[Path, tuple[int, int]], list[_Record]] = defaultdict(list)
+    for record in chosen:  # with the annotated size, so that reading an image of another size fails
+        header = headers[record.image]
+        by_image[record.image, record.size or (header.height, header.width)].append(record)
+    examples = [_example(group, size, apply_exif) for (_, size), group in by_image.items()]
     groups = [consecutive_groups([len(record.expressions) for record in group]) for group in by_image.values()]
-    return StoredSource(f"{name} {split}", examples, groups)
+    return StoredSource(f"{name} {split}", examples, groups, images_checked=True)
 
 
 def _check_against_images(
@@ -415,10 +416,10 @@ def _warn_of_shared_images(records: Sequence[_Record], path: Path) -> None:
         )
 
 
-def _example(records: Sequence[_Record], header: Header, apply_exif: bool) -> Example:
+def _example(records: Sequence[_Record], size: tuple[int, int], apply_exif: bool) -> Example:
     expressions = tuple(
         Expression(text, record.segmentation, id=f"{record.id}-{number}")
         for record in records
         for number, text in enumerate(record.expressions)
     )
-    return Example(records[0].image_name, records[0].image, header.height, header.width, expressions, apply_exif)
+    return Example(records[0].image_name, records[0].image, *size, expressions, apply_exif)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_image
+from s2rm_jax.input.images import load_image, map_files, read_header
 
 # A mask in any of the forms that datasets use: a boolean array [H, W], a list of COCO polygons
 # [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
@@ -111,11 +111,21 @@ def consecutive_groups(sizes: Sequence[int]) -> Groups:
 class StoredSource:
     """A source with its annotations in memory and its images on disk."""
 
-    def __init__(self, name: str, examples: Sequence[Example], referents: Sequence[Groups]):
-        """Args: a name for error messages; the examples; the groups of expressions of each example by referent."""
+    def __init__(
+        self, name: str, examples: Sequence[Example], referents: Sequence[Groups], *, images_checked: bool = False
+    ):
+        """Keep the examples.
+
+        Args:
+          name: for error messages.
+          examples: with all their expressions.
+          referents: the groups of expressions of each example by referent.
+          images_checked: the headers of the images were compared with the examples already.
+        """
         self._name = name
         self._examples = tuple(examples)
         self._referents = tuple(referents)
+        self._images_checked = images_checked
         assert len(self._examples) == len(self._referents)
 
     @property
@@ -135,6 +145,26 @@ class StoredSource:
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    def image_problems(self, count: int) -> list[str]:
+        """Return the problems that the headers of the first `count` images show: missing, damaged, of another size.
+
+        Images that are not files of their own are not checked, and none if that was done before.
+        """
+        count = 0 if self._images_checked else count
+        examples = [(one.image, one) for one in self._examples[:count] if isinstance(one.image, Path)]
+        headers = map_files(read_header, (path for path, _ in examples))
+        problems = []
+        for path, example in examples:
+            header = headers[path]
+            if header.problem:
+                problems.append(header.problem)
+            elif (header.height, header.width) != (example.height, example.width):
+                problems.append(
+                    f"{path} has {header.width} x {header.height} pixels, its annotation says "
+                    f"{example.width} x {example.height}"
+                )
+        return problems
 
     def expression_count(self, index: int) -> int:
         """Return the number of expressions of an example."""

@@ -105,7 +105,8 @@ class HuggingFaceSource(StoredSource):
         where = Path(str(path))
         files = _Files(find_files(path, split, revision))
         with collector_paused():
-            if _layout_of(files, where) is _REFER_COLUMNS:
+            has_sizes = _layout_of(files, where) is _REFER_COLUMNS
+            if has_sizes:
                 records = _refer_records(files)
             else:
                 if sentence_field != "raw":
@@ -128,6 +129,7 @@ class HuggingFaceSource(StoredSource):
         examples, groups = group_by_image(referents, folder)
         super().__init__(f"{where} {split}", examples, groups)
         self._files = files
+        self._has_sizes = has_sizes
         self._places = [records.places[image] for image in dict.fromkeys(one.image.id for one in referents)]
 
     def __getitem__(self, index: int) -> Example:
@@ -137,6 +139,8 @@ class HuggingFaceSource(StoredSource):
             return example
         place = self._places[index]
         image = self._files.image(place)
+        if self._has_sizes:
+            return replace(example, image=image)
         width, height = read_size(image, f"the image in {self._files.describe(place)}")
         return replace(example, image=image, height=height, width=width)
 
@@ -362,7 +366,7 @@ def _refer_records(files: _Files) -> _Records:
                 f"{files.describe(place)}: raw_anns and raw_image_info must be JSON objects of COCO, and ids numbers "
                 f"({error!r})"
             ) from error
-        records.refs.append({**row, "sentences": row["sentences"] or []})
+        records.refs.append({**row, "image_id": id, "ann_id": ann_id, "sentences": row["sentences"] or []})
         records.places.setdefault(id, place)
     return records
 

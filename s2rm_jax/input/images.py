@@ -401,7 +401,7 @@ def read_header(path: Path) -> Header:
     try:
         with Image.open(path, formats=FORMATS) as image:
             orientation = image.getexif().get(_ORIENTATION, 1) if {"exif", "xmp"} & image.info.keys() else 1
-            return Header(image.height, image.width, orientation)
+            return Header(image.height, image.width, orientation if orientation in range(2, 9) else 1)
     except FileNotFoundError:
         return Header(problem=f"image {path} not found")
     except Image.UnidentifiedImageError:

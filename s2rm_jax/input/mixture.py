@@ -81,7 +81,7 @@ class MixtureSource:
         return self._parts[number].referents(position)
 
     def image_problems(self, count: int) -> list[str]:
-        """Return the problems of the images of the first `count` items; see ReferSource."""
+        """Return the problems of the images of the first `count` items; see StoredSource."""
         problems: list[str] = []
         first = 0
         for part, end in zip(self._parts, self._ends, strict=True):

@@ -51,7 +51,8 @@ class LeftOut:
 def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
     """Check that the images of a source are there and of the annotated size, by their headers.
 
-    The sources of one's own data check this while they are read. Nothing is checked if bad examples are skipped.
+    The sources of one's own data check this while they are read; images in rows or records of other files are not
+    checked. Nothing is checked if bad examples are skipped.
 
     Args:
       source: a split.

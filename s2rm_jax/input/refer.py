@@ -9,7 +9,6 @@ from pathlib import Path
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Groups, StoredSource, consecutive_groups
-from s2rm_jax.input.images import map_files, read_header
 from s2rm_jax.input.refer_annotations import (
     OVERLAPS,
     TEXT_FIELDS,
@@ -86,21 +85,6 @@ class ReferSource(StoredSource):
         # In gRefCOCO each expression is a referent of its own, as ReLA samples.
         examples, groups = group_by_image(referents, folder, single=is_generalised(refs_path))
         super().__init__(f"{dataset} {split}", examples, groups)
-
-    def image_problems(self, count: int) -> list[str]:
-        """Return the problems that the headers of the first `count` images show: missing, damaged, of another size."""
-        examples = {Path(str(example.image)): example for example in self._examples[:count]}
-        problems = []
-        for path, header in map_files(read_header, examples).items():
-            example = examples[path]
-            if header.problem:
-                problems.append(header.problem)
-            elif (header.height, header.width) != (example.height, example.width):
-                problems.append(
-                    f"{path} has {header.width} x {header.height} pixels, its annotation says "
-                    f"{example.width} x {example.height}"
-                )
-        return problems
 
 
 def group_by_image(

@@ -366,7 +366,9 @@ def select_referents(
             referents.append(Referent(image, expressions))
 
     _warn(f"{refs_path}: referents left out because their annotation has no mask", "ann_id", without_mask)
-    _warn(f"{refs_path}: annotations of which parts cannot be decoded, and were left out", "ann_id", masks.bad)
+    left_out = set(map(str, without_mask))
+    bad = [id for id in masks.bad if str(id) not in left_out]
+    _warn(f"{refs_path}: annotations with parts that cannot be decoded; those parts were left out", "ann_id", bad)
     _warn(f"{refs_path}: expressions left out because they have no words", "sent_id", without_words)
     if not referents:
         raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression")

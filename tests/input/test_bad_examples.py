@@ -11,13 +11,14 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.evaluator import Evaluator
 from s2rm_jax.evaluation.report import remarks
-from s2rm_jax.input.custom import json_lines_source
+from s2rm_jax.input.custom import coco_json_source, json_lines_source
+from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import LeftOut, build_tokenizer, eval_batches, require_images, train_batches
 from s2rm_jax.input.refer import ReferSource
-from tests.input.own_data_fixture import write_json_lines
-from tests.input.refer_fixture import COCO_NAME, FOLDER, write_refer_layout
+from tests.input.own_data_fixture import write_coco_json, write_json_lines
+from tests.input.refer_fixture import COCO_NAME, FOLDER, HEIGHT, write_refer_layout
 from tests.input.test_pipeline import Images, assert_same, small_config
 
 
@@ -150,6 +151,47 @@ def test_images_of_another_size_are_found_before_training_begins(tmp_path):
     require_images(mixed, config, limit=7)
     with pytest.raises(UserError, match="cannot be used: 1: "):
         require_images(mixed, config, limit=8)
+
+
+def test_own_data_of_another_size_than_its_entry_is_not_used(tmp_path):
+    def edit(content):
+        content["images"].append({**content["images"][0], "id": 9, "height": HEIGHT - 1})  # the same file
+        content["annotations"][1]["image_id"] = 9
+
+    source = coco_json_source("train", root=write_coco_json(tmp_path, edit), on_bad_example="skip")
+    good = [example.id for example in source if not _problem(example)]
+    bad = {example.id: _problem(example) for example in source if _problem(example)}
+    assert good == ["0", "1"] and list(bad) == ["9"]
+    assert "is 64 x 48 pixels, but its annotation says 64 x 47" in bad["9"]
+
+
+def _problem(example):
+    try:
+        view_of(example, [0])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_images_of_hub_datasets_are_checked_too(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra [hf] is not installed")
+    from s2rm_jax.input.huggingface import HuggingFaceSource
+    from tests.input.huggingface_fixture import write_jxu
+
+    root = write_refer_layout(tmp_path / "refer")
+    source = HuggingFaceSource("train", path=write_jxu(root, tmp_path / "jxu"), root=root)
+    require_images(source, small_config())
+    spoil(root)
+    with pytest.raises(UserError, match="cannot be used: 2: "):
+        require_images(source, small_config())
+
+
+def test_rotated_images_of_own_data_pass_the_check(tmp_path):
+    root = write_json_lines(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(root / "images/0.png").rotate(90, expand=True).save(root / "images/0.png", exif=exif)
+    require_images(json_lines_source("train", root=root, apply_exif=True), small_config())
 
 
 def test_bad_files_of_own_data_are_left_out_with_their_lines(tmp_path, caplog):

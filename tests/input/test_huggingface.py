@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
@@ -96,6 +98,30 @@ def test_rows_with_annotations_may_have_images_too(refer, tmp_path):
     assert_same(
         HuggingFaceSource("testA", path=write_jxu(refer, tmp_path, edit=edit)), ReferSource("testA", root=refer)
     )
+
+
+def test_an_image_in_a_row_has_the_annotated_size(refer, tmp_path):
+    other = (refer / "images/mscoco/images/train2014").glob("*.jpg")
+
+    def edit(name, rows):
+        with Image.open(next(other)) as image:
+            buffer = io.BytesIO()
+            image.resize((64, 49)).save(buffer, "PNG")
+        for row in rows:
+            row["image"] = {"bytes": buffer.getvalue()}
+
+    source = HuggingFaceSource("testA", path=write_jxu(refer, tmp_path, edit=edit))
+    with pytest.raises(UserError, match="is 64 x 49 pixels, but its annotation says 64 x 48"):
+        view_of(source[0], [0])
+
+
+def test_ids_may_be_text(refer, tmp_path):
+    def edit(name, rows):
+        for row in rows:
+            row |= {"image_id": str(row["image_id"]), "ann_id": str(row["ann_id"])}
+
+    source = HuggingFaceSource("testA", path=write_jxu(refer, tmp_path, edit=edit), root=refer)
+    assert_same(source, ReferSource("testA", root=refer))
 
 
 @pytest.mark.skipif(refer_mini() is None, reason="the sample of real photographs is not here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,17 @@ def test_the_exif_orientation_counts_only_where_asked(tmp_path):
     np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
     with Image.open(path) as image:
         np.testing.assert_array_equal(load_image(image, apply_exif=True), np.rot90(colours(), -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(3, b"\0\0\0\0"), (3, b"\0\x09\0\0"), (2, b"6\0\0\0")], ids=["0", "9", "text"]
+)
+def test_an_exif_orientation_that_does_not_exist_is_no_rotation(tmp_path, kind, value):
+    count = 2 if kind == 2 else 1
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHI4sI", 8, 1, 0x0112, kind, count, value, 0)
+    path = saved(Image.fromarray(colours()), tmp_path, "phone.png", exif=exif)
+    assert read_header(path).orientation == 1
+    np.testing.assert_array_equal(load_image(path, apply_exif=True), colours())
 
 
 def test_arrays_and_pil_images_are_taken_as_they_are():

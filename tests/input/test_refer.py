@@ -415,7 +415,7 @@ def test_polygons_without_a_pixel_and_bad_parts_are_left_out_and_counted(tmp_pat
         source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
     no_mask, bad = caplog.messages
     assert no_mask.endswith("no mask: 2 (ann_id 1002, 1000)")
-    assert bad.endswith("parts cannot be decoded, and were left out: 2 (ann_id 1002, 1001)")
+    assert bad.endswith("parts that cannot be decoded; those parts were left out: 1 (ann_id 1001)")
     assert [view_of(example, [0]).referents for example in source] == [(0,), (None,)]
 
 
