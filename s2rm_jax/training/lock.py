@@ -69,13 +69,11 @@ def lock_file(path: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another process holds the lock and `wait` is False.
         OSError: the file system does not support locks, or the file cannot be created.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # the file of a soft lock would remain after a kill
     try:
         lock.acquire(blocking=wait)
     except Timeout:
         raise BlockingIOError(f"{path} is locked by another process") from None
-    except NotImplementedError as error:  # of some versions of filelock
-        raise OSError(str(error)) from error
     try:
         yield
     finally:
