@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import make_output_folder, save_image, slug, writing
 
 if TYPE_CHECKING:
@@ -316,18 +316,13 @@ def _entry(folder: Path, result: Result, row: int, options: Options) -> dict[str
         "box": image.getbbox(),
     }
     if options.masks == "rle":
-        entry["mask"] = _rle(mask)
+        entry["mask"] = encode_rle(mask)
     else:
         entry["file"] = f"mask_{row + 1}_{slug(expression)}.png"
         save_image(image, folder / entry["file"])
     if result.no_target is not None:
         entry["no_target"] = round(float(result.no_target[row]), 4)
     return entry
-
-
-def _rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
 def _remove_listed(out: Path, images: Iterable[Any]) -> None:
