@@ -16,7 +16,15 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from s2rm_jax.config import CONFIG_FILE
-from s2rm_jax.errors import TemporaryFailure, UserError, find_fault, is_temporary, reason_of, storage_error
+from s2rm_jax.errors import (
+    TemporaryFailure,
+    UserError,
+    find_fault,
+    is_temporary,
+    known_storage_error,
+    reason_of,
+    storage_error,
+)
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
@@ -320,7 +328,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
     except Exception as error:
         if _is_of_peer(error, directory):
             raise
-        explained = None if find_fault(error) == "other" else storage_error(what, error)
+        explained = known_storage_error(what, error)
         if explained is not None:
             raise explained from error
         if not path.exists():

@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
-from s2rm_jax.errors import UserError, find_fault, hub_error, reason_of, storage_error
+from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.parameter_names import fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
@@ -234,7 +234,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
     except Exception as error:  # clients of buckets raise many kinds
-        explained = None if find_fault(error) == "other" else storage_error(f"{path} cannot be read", error)
+        explained = known_storage_error(f"{path} cannot be read", error)
         if explained is None and isinstance(error, OSError | ValueError | RecursionError):
             explained = UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.")
         if explained is None:
