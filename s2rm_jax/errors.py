@@ -112,7 +112,7 @@ def storage_error(what: str, error: BaseException) -> UserError | None:
 
 
 def known_storage_error(what: str, error: BaseException) -> UserError | None:
-    """Return the same as `storage_error`, but None for a fault that `find_fault` does not know, as of a missing file."""
+    """Return the same as `storage_error`, but None for what `find_fault` does not know, such as a missing file."""
     fault = find_fault(error)
     what = f"{what} ({reason_of(error)})"
     if fault == "full":

@@ -213,15 +213,6 @@ def _complete_steps(directory: epath.Path) -> list[int]:
     )
 
 
-def checkpoint_step(workdir: epath.PathLike, metric: str, which: Literal["best", "latest"] = "best") -> int | None:
-    """Return the step of the checkpoint that `restore_params` reads, or None if there is none."""
-    if not has_checkpoint(workdir):
-        return None
-    directory = workdir_path(workdir) / CHECKPOINT_DIRECTORY
-    with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
-        return _chosen_step(directory, _scores(directory, metric), which)
-
-
 def _chosen_step(directory: epath.Path, scores: dict[int, float], which: str) -> int:
     return max(scores, key=scores.__getitem__) if scores and which == "best" else max(_complete_steps(directory))
 
@@ -232,8 +223,8 @@ def restore_params(
     which: Literal["best", "latest"] = "best",
     expected: Any | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> Any:
-    """Return the parameters of a run for evaluation and prediction: the averaged ones if the run keeps an average.
+) -> tuple[int, Any]:
+    """Return the step of a checkpoint and its parameters for evaluation: the averaged ones if the run keeps an average.
 
     Only the parameters are read, not the rest of the state.
 
@@ -272,7 +263,7 @@ def restore_params(
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
             return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
 
-        return _read(read, directory, step)
+        return step, _read(read, directory, step)
 
 
 def _patiently(action: Callable[[], T], what: str) -> T:

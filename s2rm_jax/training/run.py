@@ -28,7 +28,6 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.training.checkpoint import (
     CHECKPOINT_DIRECTORY,
     Checkpoints,
-    checkpoint_step,
     explaining_storage_errors,
     has_checkpoint,
     restore_params,
@@ -126,11 +125,11 @@ def _load_folder(
     network = build_network(config)
     shapes = parameter_shapes(network, config)
     weights = Path(workdir) / SAFETENSORS
-    step = checkpoint_step(workdir, config.eval.metric, which)
-    if not on_bucket(workdir) and weights.is_file() and step is None:
+    step: int | None = None
+    if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
         params = fill(network_layout(shapes), read_weights(weights), shapes, str(weights)).params
     else:
-        params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
+        step, params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step)

@@ -80,7 +80,7 @@ def test_a_run_begins_goes_on_and_is_read_there(bucket, tmp_path, standin, monke
     assert load_config(workdir).vision == config.vision
     assert load_config(workdir).text.vocab == "gs://bucket/runs/one/vocab.txt"
     for a, b in zip(
-        *(jax.tree.leaves(restore_params(w, "mean_iou")) for w in (workdir, tmp_path / "disk")), strict=True
+        *(jax.tree.leaves(restore_params(w, "mean_iou")[1]) for w in (workdir, tmp_path / "disk")), strict=True
     ):
         assert (a == b).all()
     names = [name.removeprefix("bucket/runs/one/") for name in bucket.objects]
