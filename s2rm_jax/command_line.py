@@ -37,7 +37,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax.config import find_config
-from s2rm_jax.errors import PartlyDone, TemporaryFailure, UserError, find_full_disk
+from s2rm_jax.errors import PartlyDone, TemporaryFailure, UserError, find_full_disk, is_temporary, reason_of
 from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
@@ -209,6 +209,8 @@ def _outcome_of_error(error: BaseException) -> tuple[int, str]:
     elif full := find_full_disk(error):
         status = 2
         message = f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry."
+    elif is_temporary(error):
+        status, message = _TRY_AGAIN, f"{reason_of(error)}: this may pass; run the same command again later."
     else:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         status, message = 1, f"a defect in this program ({what}); please report it with the traceback above."

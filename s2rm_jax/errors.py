@@ -105,6 +105,14 @@ def storage_error(what: str, error: BaseException) -> UserError | None:
         what: what cannot be done and where, such as "a checkpoint cannot be written to DIR".
         error: the exception.
     """
+    explained = known_storage_error(what, error)
+    if explained is None and isinstance(error, OSError):
+        explained = UserError(f"{what} ({reason_of(error)}): check the path.")
+    return explained
+
+
+def known_storage_error(what: str, error: BaseException) -> UserError | None:
+    """Return the same as `storage_error`, but None for what `find_fault` does not know, such as a missing file."""
     fault = find_fault(error)
     what = f"{what} ({reason_of(error)})"
     if fault == "full":
@@ -113,7 +121,7 @@ def storage_error(what: str, error: BaseException) -> UserError | None:
         return UserError(f"{what}: correct the permissions and run the command again.")
     if fault == "temporary":
         return TemporaryFailure(f"{what}: the storage cannot be reached now; run the same command again later.")
-    return UserError(f"{what}: check the path.") if isinstance(error, OSError) else None
+    return None
 
 
 def hub_error(what: str, error: Exception) -> UserError:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import make_output_folder, save_image, slug, writing
 
 if TYPE_CHECKING:
@@ -145,21 +145,30 @@ class Part:
 
     def __init__(self, path: Path):
         self.path, self.failed = path, list[dict[str, Any]]()
-        with writing(path):
-            self._file = path.open("a+b")
+        with writing(path), ExitStack() as stack:
+            self._file = stack.enter_context(path.open("a+b"))
+            self._lock()
+            end, self.done = 0, set[str]()
+            for line, record in self._complete_lines():
+                if "error" in record:
+                    break
+                self.done.add(record["image"])
+                end += len(line)
+            self.count = len(self.done)
+            self._file.truncate(end)
+            stack.pop_all()  # nothing failed, and `__exit__` closes the file
+
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._file.close()
-            raise UserError(f"--out: another process writes {path}; wait for its end, or give another --out") from error
-        end, self.done = 0, set[str]()
-        for line, record in self._complete_lines():
-            if "error" in record:
-                break
-            self.done.add(record["image"])
-            end += len(line)
-        self.count = len(self.done)
-        self._file.truncate(end)
+            raise UserError(
+                f"--out: another process writes {self.path}; wait for its end, or give another --out"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"--out: {self.path} cannot be locked ({error.strerror}); give a folder on another file system"
+            ) from error
 
     def __enter__(self) -> Part:
         return self
@@ -190,7 +199,8 @@ class Part:
 
     def clear(self) -> None:
         """Remove all records."""
-        self._file.truncate(0)
+        with writing(self.path):
+            self._file.truncate(0)
         self.done, self.count = set(), 0
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -233,15 +243,17 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
     if earlier not in (None, settings) and number * earlier.get("processes", 1) > 1:
         different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
         raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
-    part = Part(out / f"part-{index}-of-{number}.jsonl")
-    if earlier != settings:
-        if number == 1:
-            _remove_listed(out, part.records())
-            part.clear()
-            remove_earlier_prediction(out)
-            with suppress(OSError):
-                (out / RESULT_FILE).unlink()
-        _write_json(out / JOB_FILE, [json.dumps(settings, indent=2), "\n"])
+    with ExitStack() as stack:
+        part = stack.enter_context(Part(out / f"part-{index}-of-{number}.jsonl"))
+        if earlier != settings:
+            if number == 1:
+                _remove_listed(out, part.records())
+                part.clear()
+                remove_earlier_prediction(out)
+                with suppress(OSError):
+                    (out / RESULT_FILE).unlink()
+            _write_json(out / JOB_FILE, [json.dumps(settings, indent=2), "\n"])
+        stack.pop_all()  # nothing failed, and the caller closes the part
     return part
 
 
@@ -304,18 +316,13 @@ def _entry(folder: Path, result: Result, row: int, options: Options) -> dict[str
         "box": image.getbbox(),
     }
     if options.masks == "rle":
-        entry["mask"] = _rle(mask)
+        entry["mask"] = encode_rle(mask)
     else:
         entry["file"] = f"mask_{row + 1}_{slug(expression)}.png"
         save_image(image, folder / entry["file"])
     if result.no_target is not None:
         entry["no_target"] = round(float(result.no_target[row]), 4)
     return entry
-
-
-def _rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
 def _remove_listed(out: Path, images: Iterable[Any]) -> None:

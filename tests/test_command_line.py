@@ -202,6 +202,15 @@ def test_what_may_pass_has_a_status_of_its_own(call, config_file):
     assert (status, err) == (75, "error: gs://bucket cannot be reached now: run the same command again later.\n")
 
 
+def test_a_raw_error_of_a_network_may_pass_too(call, config_file):
+    def main():
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
+    expected = "error: Connection reset by peer: this may pass; run the same command again later.\n"
+    assert (status, err) == (75, expected)
+
+
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "nonsense"])
 def test_a_device_that_is_missing_is_told_in_one_line(platform):
     """In a process of its own, because JAX keeps the devices that it found first."""

@@ -1,12 +1,17 @@
 """The files that a prediction writes, and the files of an earlier one that it removes."""
 
+import errno
+import fcntl
+import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.prediction_files import remove_earlier_prediction, write_prediction, write_result
+from s2rm_jax.prediction_files import Part, open_part, remove_earlier_prediction, write_prediction, write_result
 from s2rm_jax.segmenter import Result
 
 
@@ -63,3 +68,57 @@ def test_a_result_file_of_another_program_is_ignored(tmp_path, content):
     (tmp_path / "mask_1_mine.png").write_text("")
     remove_earlier_prediction(tmp_path)
     assert (tmp_path / "mask_1_mine.png").exists()
+
+
+class FailingFile(io.BufferedRandom):
+    """A file whose method named `fails` fails, as on a full or broken disk."""
+
+    fails = ""
+
+    def truncate(self, size=None):
+        if self.fails == "truncate":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().truncate(size)
+
+    def seek(self, offset, whence=0):
+        if self.fails == "seek":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().seek(offset, whence)
+
+
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("flock", r"cannot be locked \(No locks available\); give a folder on another file system$"),
+        ("seek", r"cannot be written \(Input/output error\); give another --out$"),
+        ("truncate", r"cannot be written \(No space left on device\); give another --out$"),
+    ],
+)
+def test_a_part_that_cannot_be_opened_is_told_in_one_line_and_closed(tmp_path, monkeypatch, fails, message):
+    opened = []
+
+    def open_failing(path, mode):
+        file = FailingFile(io.FileIO(path, mode))
+        file.fails = fails
+        opened.append(file)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_failing)
+        if fails == "flock":
+            patch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(UserError, match=rf"^--out: {tmp_path}/part {message}"):
+            Part(tmp_path / "part")
+    assert [file.closed for file in opened] == [True]
+
+
+def test_a_part_is_unlocked_when_the_job_cannot_be_written(tmp_path):
+    (tmp_path / "job.json").mkdir()
+    with pytest.raises(UserError, match=r"job.json cannot be written \(Is a directory\)"):
+        open_part(tmp_path, (0, 1), {})
+    (tmp_path / "job.json").rmdir()
+    open_part(tmp_path, (0, 1), {}).__exit__()

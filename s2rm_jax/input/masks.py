@@ -289,6 +289,12 @@ def _encode_polygon(corners: Any, height: int, width: int) -> dict[str, Any]:
 _MAX_DIGITS = 7  # characters of 5 bits; more, in a damaged code, would overflow
 
 
+def encode_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
+    """Return a mask in COCO's compressed run-length encoding: {"size": [height, width], "counts": text}."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+
+
 def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Decode {"size": [H, W], "counts": ...}: run lengths in column order, beginning with the background.
 

@@ -20,14 +20,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from jaxtyping import Bool
 from PIL import Image
-from pycocotools import mask as coco_mask
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.masks import outlines
+from s2rm_jax.input.masks import encode_rle, outlines
 from s2rm_jax.serving.limits import Limits, RequestError
 from s2rm_jax.serving.observe import DETAILS, Message, Receive, Send, visitor_of
 from s2rm_jax.serving.service import Answer, ClientLeft, Service, answer_of
@@ -182,12 +181,6 @@ def as_png(mask: Bool[np.ndarray, "h w"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def as_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """Return the mask in COCO's compressed run-length encoding: {"size": [height, width], "counts": text}."""
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
 
 def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
@@ -359,7 +352,7 @@ def _expression_result(answer: Answer, row: int, formats: list[Format]) -> Expre
         no_target=None if result.no_target is None else float(result.no_target[row]),
         area=int(np.count_nonzero(mask)),
         box=Image.fromarray(mask).getbbox(),
-        rle=Rle(**as_rle(mask)) if "rle" in formats else None,
+        rle=Rle(**encode_rle(mask)) if "rle" in formats else None,
         png=base64.b64encode(as_png(mask)).decode() if "png" in formats else None,
         polygons=Polygons(**as_polygons(mask)) if "polygons" in formats else None,
         remarks=list(answer.remarks[row]),

@@ -16,8 +16,9 @@ from PIL import Image
 
 from s2rm_jax.evaluation.explain import Explanation
 from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, fit_image, fit_size, heat_image, mask_layer, span
+from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import slug
-from s2rm_jax.serving.api import as_png, as_polygons, as_rle
+from s2rm_jax.serving.api import as_png, as_polygons
 from s2rm_jax.serving.service import Answer, Encoding
 
 _MAX_SIZE = 960  # pixels, the longer side of the displayed image
@@ -91,7 +92,7 @@ def _downloads(mask: np.ndarray, name: str) -> str:
     files = (
         ("PNG", f"{name}.png", "image/png", as_png(mask)),
         ("polygons", f"{name}_polygons.json", "application/json", json.dumps(as_polygons(mask)).encode()),
-        ("COCO RLE", f"{name}_rle.json", "application/json", json.dumps(as_rle(mask)).encode()),
+        ("COCO RLE", f"{name}_rle.json", "application/json", json.dumps(encode_rle(mask)).encode()),
     )
     links = "".join(
         f'<a download="{file}" href="data:{kind};base64,{base64.b64encode(content).decode()}">{label}</a>'

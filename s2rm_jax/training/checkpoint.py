@@ -16,7 +16,15 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from s2rm_jax.config import CONFIG_FILE
-from s2rm_jax.errors import TemporaryFailure, UserError, find_fault, is_temporary, reason_of, storage_error
+from s2rm_jax.errors import (
+    TemporaryFailure,
+    UserError,
+    find_fault,
+    is_temporary,
+    known_storage_error,
+    reason_of,
+    storage_error,
+)
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
@@ -205,15 +213,6 @@ def _complete_steps(directory: epath.Path) -> list[int]:
     )
 
 
-def checkpoint_step(workdir: epath.PathLike, metric: str, which: Literal["best", "latest"] = "best") -> int | None:
-    """Return the step of the checkpoint that `restore_params` reads, or None if there is none."""
-    if not has_checkpoint(workdir):
-        return None
-    directory = workdir_path(workdir) / CHECKPOINT_DIRECTORY
-    with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
-        return _chosen_step(directory, _scores(directory, metric), which)
-
-
 def _chosen_step(directory: epath.Path, scores: dict[int, float], which: str) -> int:
     return max(scores, key=scores.__getitem__) if scores and which == "best" else max(_complete_steps(directory))
 
@@ -224,8 +223,8 @@ def restore_params(
     which: Literal["best", "latest"] = "best",
     expected: Any | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> Any:
-    """Return the parameters of a run for evaluation and prediction: the averaged ones if the run keeps an average.
+) -> tuple[int, Any]:
+    """Return the step of a checkpoint and its parameters for evaluation: the averaged ones if the run keeps an average.
 
     Only the parameters are read, not the rest of the state.
 
@@ -264,7 +263,7 @@ def restore_params(
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
             return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
 
-        return _read(read, directory, step)
+        return step, _read(read, directory, step)
 
 
 def _patiently(action: Callable[[], T], what: str) -> T:
@@ -320,7 +319,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
     except Exception as error:
         if _is_of_peer(error, directory):
             raise
-        explained = None if find_fault(error) == "other" else storage_error(what, error)
+        explained = known_storage_error(what, error)
         if explained is not None:
             raise explained from error
         if not path.exists():

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -23,8 +25,8 @@ from typing import Any
 from etils import epath
 from filelock import FileLock, Timeout
 
-from s2rm_jax.errors import UserError, storage_error
-from s2rm_jax.io import ignoring_temporary, on_bucket, write_atomically
+from s2rm_jax.errors import UserError, reason_of, storage_error
+from s2rm_jax.io import on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
 
@@ -33,6 +35,7 @@ LEASE = 60.0  # seconds after which a lease that was not renewed has lapsed
 RENEW_EVERY = 15.0  # seconds
 SETTLE = 3.0  # seconds in which the last of several processes that took a lease at once has written its own
 
+_LOGGER = logging.getLogger(__name__)
 _POLL = 1.0  # seconds between looks at a lease
 
 
@@ -69,13 +72,11 @@ def lock_file(path: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another process holds the lock and `wait` is False.
         OSError: the file system does not support locks, or the file cannot be created.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # the file of a soft lock would remain after a kill
     try:
         lock.acquire(blocking=wait)
     except Timeout:
         raise BlockingIOError(f"{path} is locked by another process") from None
-    except NotImplementedError as error:  # of some versions of filelock
-        raise OSError(str(error)) from error
     try:
         yield
     finally:
@@ -139,13 +140,23 @@ def _require_lapsed(workdir: epath.Path, path: epath.Path) -> None:
 
 
 def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> None:
+    told = ""
     while not ended.wait(RENEW_EVERY):
-        with ignoring_temporary():
+        try:
             holder = _read(path)
-            if holder and holder["id"] != own["id"]:  # this process was stopped for longer than a lease
-                log(f"--workdir {path.parent} was taken {_by(holder)}: stop one of the two runs")
-                return
-            _write(path, {**own, "renewed": time.time()})
+            if not holder or holder["id"] == own["id"]:
+                _write(path, {**own, "renewed": time.time()})
+                continue
+            # This process was stopped for longer than a lease.
+            _LOGGER.error("--workdir %s was taken %s: this run stops", path.parent, _by(holder))
+        except Exception as error:  # clients of buckets raise many kinds; what fails now may succeed the next time
+            if reason_of(error) != told:
+                told = reason_of(error)
+                _LOGGER.warning("the lease of --workdir %s cannot be renewed (%s); trying again", path.parent, told)
+            continue
+        if callable(signal.getsignal(signal.SIGTERM)):  # `listen_for_stop` ends the run after its step
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def _own_record() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.io import REWRITE_EVERY, JsonLines, copy_files, ignoring_temporary, on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
@@ -101,13 +101,24 @@ class RunLog(logging.Handler):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         _LOGGER.removeHandler(self)
-        if kind is not None:  # only into the file; the command prints the error
-            with contextlib.suppress(OSError):  # a full disk may be that error
+        with _closing_after(error, "the log"), contextlib.ExitStack() as stack:
+            if self._lines:
+                stack.callback(self._lines.close)
+            if kind is not None:  # only into the file; the command prints the error
                 self.handle(
                     _LOGGER.makeRecord("s2rm_jax", logging.INFO, "", 0, f"ended by {kind.__name__}: {error}", (), None)
                 )
-        if self._lines:
-            self._lines.close()
+
+
+@contextmanager
+def _closing_after(error: BaseException | None, what: str) -> Iterator[None]:
+    """Only warn of an error of the block if `error` is being raised already, because the status depends on `error`."""
+    try:
+        yield
+    except Exception as later:  # clients of buckets raise many kinds
+        if error is None:
+            raise
+        _LOGGER.warning("the end of %s cannot be written (%s)", what, reason_of(later))
 
 
 def counted(number: int, thing: str) -> str:
@@ -281,7 +292,7 @@ class MetricsWriter:
         self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: _is_up_to(line.get("step"), step))
         self._others: list[TensorBoardFiles | WandbRun] = []
         with contextlib.ExitStack() as opened:
-            opened.callback(self.close, failed=True)
+            opened.push(self.__exit__)
             if config.tensorboard:
                 self._others.append(TensorBoardFiles(workdir, step))
             if config.wandb_project:
@@ -312,7 +323,8 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(failed=kind is not None and not issubclass(kind, Interrupted))
+        with _closing_after(error, "the metrics"):
+            self.close(failed=kind is not None and not issubclass(kind, Interrupted))
 
 
 def _is_up_to(value: object, step: int) -> bool:

@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
-from s2rm_jax.errors import UserError, find_fault, hub_error, reason_of, storage_error
+from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.parameter_names import fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
@@ -28,7 +28,6 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.training.checkpoint import (
     CHECKPOINT_DIRECTORY,
     Checkpoints,
-    checkpoint_step,
     explaining_storage_errors,
     has_checkpoint,
     restore_params,
@@ -126,11 +125,11 @@ def _load_folder(
     network = build_network(config)
     shapes = parameter_shapes(network, config)
     weights = Path(workdir) / SAFETENSORS
-    step = checkpoint_step(workdir, config.eval.metric, which)
-    if not on_bucket(workdir) and weights.is_file() and step is None:
+    step: int | None = None
+    if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
         params = fill(network_layout(shapes), read_weights(weights), shapes, str(weights)).params
     else:
-        params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
+        step, params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step)
@@ -234,7 +233,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
     except Exception as error:  # clients of buckets raise many kinds
-        explained = None if find_fault(error) == "other" else storage_error(f"{path} cannot be read", error)
+        explained = known_storage_error(f"{path} cannot be read", error)
         if explained is None and isinstance(error, OSError | ValueError | RecursionError):
             explained = UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.")
         if explained is None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax.input.masks import rasterize
-from s2rm_jax.serving.api import as_png, as_polygons, as_rle
+from s2rm_jax.input.masks import encode_rle, rasterize
+from s2rm_jax.serving.api import as_png, as_polygons
 
 
 @pytest.mark.parametrize("density", [0, 0.4, 1])
@@ -16,7 +16,7 @@ def test_formats_are_lossless(density):
     with Image.open(io.BytesIO(as_png(mask))) as image:
         assert (image.mode, image.size) == ("L", (21, 13))
         np.testing.assert_array_equal(np.asarray(image), mask * 255)
-    np.testing.assert_array_equal(rasterize(as_rle(mask), 13, 21), mask)
+    np.testing.assert_array_equal(rasterize(encode_rle(mask), 13, 21), mask)
     outline = as_polygons(mask)
     assert outline["size"] == [13, 21]
     covered = np.zeros_like(mask)

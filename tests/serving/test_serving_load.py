@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.measure import serving_load
-from s2rm_jax.serving.api import as_rle
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_the_suite_measures_a_server(server, short, monkeypatch):
 
 
 def answer(masks, expressions=("a", "b")):
-    return [{"expression": e, "rle": as_rle(mask)} for e, mask in zip(expressions, masks, strict=True)]
+    return [{"expression": e, "rle": encode_rle(mask)} for e, mask in zip(expressions, masks, strict=True)]
 
 
 def test_answers_that_are_not_those_to_the_request_are_errors():

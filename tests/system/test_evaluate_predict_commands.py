@@ -272,7 +272,12 @@ def test_evaluate_on_other_data_writes_elsewhere_and_says_what_it_evaluated(tiny
 
 def test_evaluate_transfers_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):
     restore = training_run.restore_params
-    monkeypatch.setattr(training_run, "restore_params", lambda *given: jax.device_get(restore(*given)))
+
+    def restore_to_host(*given):
+        step, params = restore(*given)
+        return step, jax.device_get(params)
+
+    monkeypatch.setattr(training_run, "restore_params", restore_to_host)
     with jax.transfer_guard("disallow"):
         status, _, errors = command(
             "evaluate", f"--workdir={tiny_workdir}", "--limit=5", "--gallery=1", "--explain", f"--out={tmp_path}"

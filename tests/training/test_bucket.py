@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from etils.epath import backend
 from orbax.checkpoint._src.path import gcs_utils
 
 from s2rm_jax import io
-from s2rm_jax.errors import UserError
+from s2rm_jax.config import default_config
+from s2rm_jax.errors import TemporaryFailure, UserError
 from s2rm_jax.io import JsonLines
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import lock
 from s2rm_jax.training.checkpoint import has_checkpoint, restore_params
+from s2rm_jax.training.interrupt import Interrupted
+from s2rm_jax.training.logging import MetricsWriter, RunLog
 from s2rm_jax.training.loop import run
 from s2rm_jax.training.run import load_config, require_workdir
 
@@ -76,7 +80,7 @@ def test_a_run_begins_goes_on_and_is_read_there(bucket, tmp_path, standin, monke
     assert load_config(workdir).vision == config.vision
     assert load_config(workdir).text.vocab == "gs://bucket/runs/one/vocab.txt"
     for a, b in zip(
-        *(jax.tree.leaves(restore_params(w, "mean_iou")) for w in (workdir, tmp_path / "disk")), strict=True
+        *(jax.tree.leaves(restore_params(w, "mean_iou")[1]) for w in (workdir, tmp_path / "disk")), strict=True
     ):
         assert (a == b).all()
     names = [name.removeprefix("bucket/runs/one/") for name in bucket.objects]
@@ -120,6 +124,21 @@ def test_a_bucket_out_of_reach_for_a_moment_loses_no_line(bucket, monkeypatch):
     lines.write({"step": 3})
     assert path.read_text().count("\n") == 3
     lines.close()
+
+
+@pytest.mark.parametrize("ended", [TemporaryFailure("later"), Interrupted("Stopped.", signal.SIGINT), None])
+def test_closing_on_a_bucket_out_of_reach_keeps_the_error_that_ended_the_run(bucket, monkeypatch, capsys, ended):
+    unreachable = TimeoutError("timed out")
+    workdir = epath.Path("gs://bucket/run")
+    with pytest.raises(type(ended or unreachable)) as raised, RunLog() as run_log:
+        run_log.open(workdir)
+        with MetricsWriter(workdir, default_config()) as writer:
+            writer.write(1, "train", {"loss": 1.0})
+            monkeypatch.setattr(bucket, "put", lambda *_: (_ for _ in ()).throw(unreachable))
+            if ended:
+                raise ended
+    assert raised.value is (ended or unreachable)
+    assert "the end of the log cannot be written (timed out)" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_its_mark_does_not_count(bucket):
