@@ -60,7 +60,6 @@ _RUN_FILES = {
         CONFIG_FILE,
         "config.tmp",
         HOLDER_FILE,
-        "lock.tmp",
         VOCAB_FILE,
         CHECKPOINT_DIRECTORY,
         METRICS_FILE,

@@ -94,6 +94,9 @@ def test_without_the_hub_the_cache_is_used(network, folder, monkeypatch, why):
         "anna/net: there is no such folder, and it cannot be downloaded from the Hugging"
     )
     assert str(caught.value).endswith(message[why]) and "\n" not in str(caught.value)
+    assert not isinstance(caught.value, TemporaryFailure)  # most likely a mistyped folder
+    with pytest.raises(UserError) as caught:
+        load_run("hf://anna/net")
     assert isinstance(caught.value, TemporaryFailure) == (why != "offline")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "another")
     assert is_same(load_run("hf://anna/net"), folder)
