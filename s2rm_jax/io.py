@@ -12,10 +12,11 @@ import shutil
 import time
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from etils import epath
 from PIL import Image
@@ -44,14 +45,26 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
     return epath.Path(workdir)
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a file atomically: at any moment it has its old or its new content. Writes to buckets are atomic."""
+def write_atomically(path: epath.Path | Path, text: str | Iterable[str], errors: str = "strict") -> None:
+    """Write a file atomically, also if several processes write it at the same time.
+
+    At any moment the file has its old or its new content. Writes to buckets are atomic.
+
+    Args:
+        path: the file.
+        text: its content, or the parts of it.
+        errors: what to do with text that is not valid Unicode; see `open`.
+    """
     if on_bucket(path):
-        path.write_text(text)
+        path.write_text("".join(text))
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors=errors) as file:
+            file.writelines([text] if isinstance(text, str) else text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

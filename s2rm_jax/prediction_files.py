@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,7 +18,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.masks import encode_rle
-from s2rm_jax.io import make_output_folder, save_image, slug, writing
+from s2rm_jax.io import make_output_folder, save_image, slug, write_atomically, writing
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -283,16 +282,9 @@ def remove_job(part: Part, out: Path) -> None:
 
 
 def _write_json(path: Path, parts: Iterable[str]) -> None:
-    """Write a file atomically, also if several processes write it at the same time."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with writing(path):
-            # Bytes of file names that are no UTF-8 are surrogates in Python; they become escapes of JSON.
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(parts)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        # Bytes of file names that are no UTF-8 are surrogates in Python; they become escapes of JSON.
+        write_atomically(path, parts, errors="backslashreplace")
 
 
 def _read_job(out: Path) -> dict[str, Any] | None:

@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         user, repo, kind, revision, *path = parts if parts[2:] else [*parts, "revision", "main"]
         name = f"{user}/{repo}"
         if name not in self.hub.repositories:
-            return self.answer(401)  # so that nobody learns the names of private repositories
+            return self.answer(401)  # as for a private repository, whose name stays hidden
         found = self.hub.find(name, "/".join([revision, *path]) if kind == "revision" else revision)
         if found is None:
             return self.answer(404, code="RevisionNotFound")

@@ -26,7 +26,7 @@ from etils import epath
 from filelock import FileLock, Timeout
 
 from s2rm_jax.errors import UserError, reason_of, storage_error
-from s2rm_jax.io import on_bucket
+from s2rm_jax.io import on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
 
@@ -170,13 +170,7 @@ def _own_record() -> dict[str, Any]:
 
 
 def _write(path: epath.Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record) + "\n"
-    if on_bucket(path):
-        path.write_text(text)
-        return
-    temporary = path.with_name(f".{path.name}.{record['id']}")  # another process may write at the same time
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_atomically(path, json.dumps(record) + "\n")
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
