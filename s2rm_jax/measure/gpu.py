@@ -123,6 +123,12 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
         }
         return Part(title, text, (*STEP_COLUMNS, "recipe, h"), 90, cases)
 
+    def by_expressions(measure: Callable[[Subject, int, int], Sequence[Cell]]) -> Mapping[str, Case]:
+        return {
+            counted(count, "expression"): functools.partial(measure, subject, rounds, count)
+            for count in sizes.expressions
+        }
+
     yield Part(
         "Forward pass",
         f"One expression per image, in bfloat16. Utilisation is that of {rate_name}. {image_flops / 1e9:,.1f} GFLOP "
@@ -148,10 +154,7 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
         "Fusion alone and the whole network, on one image. Target: at most 0.05 with one expression.",
         ("fusion, s", "whole, s", "share"),
         60,
-        {
-            counted(count, "expression"): functools.partial(_share, subject, rounds, count)
-            for count in sizes.expressions
-        },
+        by_expressions(_share),
     )
     yield Part(
         "Throughput of predict",
@@ -159,10 +162,7 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
         "forward pass alone. Target: at least 0.85 of its throughput.",
         ("s/image", "images/s", "of the forward pass"),
         60,
-        {
-            counted(count, "expression"): functools.partial(_predict, subject, rounds, count)
-            for count in sizes.expressions
-        },
+        by_expressions(_predict),
     )
     yield Part(
         "Scoring on the host",
