@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from itertools import islice
@@ -27,7 +27,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, explaining, one_line
 from s2rm_jax.input.images import FORMATS, is_url, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
@@ -258,17 +258,9 @@ def _load(image: str) -> np.ndarray:
         raise UserError(f"{image}: {error}") from error
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _reading(name: str) -> AbstractContextManager[None]:
     """Raise UserError if a file or folder cannot be read in the block; clients of buckets raise any exception."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot be read ({' '.join(str(error).split())}); check it and its permissions"
-        ) from error
+    return explaining(lambda error: f"{name} cannot be read ({one_line(error)}); check it and its permissions")
 
 
 def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Options) -> dict[str, Any]:
