@@ -308,7 +308,7 @@ def find_config(given: str) -> str:
 
 
 def _explain_missing(path: Path) -> str:
-    """Return why `path` is no configuration, and the configurations in its folder or else those of the package."""
+    """Return why `path` is not a configuration, and the configurations in its folder or else of the package."""
     problem = "is not a Python file" if path.is_file() else "does not exist"
     folder, problem = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, problem)
     others = [] if folder == Path() else [str(other) for other in folder.glob("*.py")]
