@@ -200,7 +200,6 @@ def _wrong_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> Itera
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Return whether a value fits a field with the given default."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(_is_like(item, default[0]) for item in value if default)
     if isinstance(default, str) and value is None:  # ml_collections allows it

@@ -229,7 +229,6 @@ Weights: {licence or "not stated by the author"}. The data of the training has l
 
 
 def _results(reports: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the metrics of several reports, and where they come from, in Markdown."""
     from s2rm_jax.evaluation.protocols import PROTOCOLS
     from s2rm_jax.evaluation.tables import Table, as_markdown
 

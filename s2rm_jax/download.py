@@ -265,7 +265,6 @@ def _download(url: str, part: Path, source: Download) -> None:
 
 
 def _receive(url: str, part: Path, source: Download) -> None:
-    """Receive the rest of a file in one request."""
     start, headers = _resume(url, part, source)
     try:
         response = web_opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)

@@ -66,7 +66,6 @@ def comparison(report: Report, benchmark: Benchmark) -> Table:
 
 
 def _comparison_rows(figures: Sequence[Published], metrics: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return one row per method, with one column per metric."""
     methods: dict[tuple[str, str, str], list[Published]] = {}
     for figure in figures:
         methods.setdefault((figure.method, figure.trained, figure.protocol), []).append(figure)

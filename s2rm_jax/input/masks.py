@@ -261,7 +261,6 @@ def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _encode_polygon(corners: Any, height: int, width: int) -> dict[str, Any]:
-    """Return the compressed RLE of a polygon."""
     try:
         polygon = np.asarray(corners, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:

@@ -101,7 +101,6 @@ def parse_split(split: str, names: Collection[str]) -> tuple[str, str]:
 
 
 def _counts(parts: Mapping[str, Source], weights: Mapping[str, int | float]) -> tuple[int, ...]:
-    """Return the number of items of each part."""
     for name in parts:
         if not (weights.get(name, 0) > 0 and math.isfinite(weights[name])):
             raise UserError(f"part {name!r} of the mixture has the weight {weights.get(name)}; it must be above 0")

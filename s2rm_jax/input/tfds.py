@@ -250,7 +250,6 @@ def _open(folder: Path, split: str) -> Any:
 
 
 def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Groups]:
-    """Return the groups of expressions of each record, from the sizes of the groups in the metadata."""
     path = folder / METADATA
     try:
         sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]

@@ -76,7 +76,6 @@ class SyntheticSource(Source):
         return self._length
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Return scene `index` with its image, expressions and masks."""
         index = operator.index(index)
         composed = self.composition(index)
         height, width = self._config.image_size
