@@ -27,7 +27,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from s2rm_jax.errors import UserError, explaining, one_line
+from s2rm_jax.errors import UserError, explaining, first_of, one_line
 from s2rm_jax.input.images import FORMATS, is_url, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
@@ -314,7 +314,7 @@ def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
     found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and not os.path.isdir(path)]
     paths = [path for path in found if path.suffix.lower() in _SUFFIXES and not _is_broken_link(path)]
     unread = [path for path in found if path not in paths]
-    names = ", ".join(path.name for path in unread[:_SHOWN]) + (", ..." if len(unread) > _SHOWN else "")
+    names = first_of([path.name for path in unread], ", ")
     if not paths:
         passed_over = f"; {len(unread)} that cannot be read: {names}" if unread else ""
         raise UserError(
@@ -351,7 +351,6 @@ def _is_broken_link(path: PurePath) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
 
 
-_SHOWN = 5  # files named in a warning
 _SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
 # Of images that are not read, or only with a decoder that is not installed. Files with other suffixes are no images.
 _OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".dng", ".cr2", ".nef", ".arw", ".psd"}
