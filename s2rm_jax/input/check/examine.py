@@ -66,7 +66,7 @@ def examine(
       split_by: the only set of splits to examine, such as "unc"; "" for all.
       image_root: folder of the images if they are not under `root`.
       quick: read only the headers of images. This finds missing images and wrong sizes, but no truncated ones.
-      threads: that decode images; 0 for one per core.
+      threads: number of threads that decode images; 0 for one per core.
       quiet: show no progress bar.
 
     Raises:
@@ -333,7 +333,7 @@ def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Inst
             without.append(f"annotation {id}: its polygons cover no pixel")
         misfits += [f"annotation {id}: {problem}" for problem in problems if problem][:1]
     harmless = "harmless if few: their referents are left out of training and evaluation"
-    trained = "correct if their expressions refer to nothing; they are trained and scored so"
+    trained = "correct if their expressions refer to nothing; they are trained and scored that way"
     damaged = "damaged; damaged parts are left out of training and evaluation"
     report.add("annotations without a mask", without, harmless)
     report.add("RLEs without a pixel", empty, trained)
