@@ -137,7 +137,7 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
                 file = gr.File(label="Image", file_types=suffixes, height=130, elem_id="image")
                 # Gradio's own method creates an empty file at every event and never removes it. It is replaced on the
                 # instance, because Gradio writes an interface file beside the source of every subclass.
-                file.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+                file.preprocess = _path_of  # type: ignore[method-assign]
                 text = gr.Textbox(
                     label="Expressions, one per line (Shift + Enter to run)",
                     placeholder="the man in red\nthe car behind him",
@@ -175,6 +175,10 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
     # Gradio checks that a visitor's file is an upload only if this is set, and mounting does not set it.
     page.has_launched = True
     return page
+
+
+def _path_of(payload: Any) -> Any:
+    return payload and payload.path
 
 
 def _problem(message: str) -> str:
