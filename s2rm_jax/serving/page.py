@@ -51,7 +51,7 @@ class Case:
 def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str | None = None) -> list[Case]:
     """Write up to `count` images of the run's split to `folder`; return no cases if the data is not available.
 
-    The images are evenly spaced over the split, whose order is often not random.
+    Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
     """
     try:
         source = build_source(
