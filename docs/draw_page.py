@@ -78,12 +78,11 @@ def _type_expressions(page: Page) -> Iterator[Frame]:
 
     def frame(kind: str) -> Frame:
         page.mouse.move(0, 0)
-        left, top = page.locator("#image"), page.locator("#viewer")
-        box, view = left.bounding_box(), top.bounding_box()
+        box, view = page.locator("#image").bounding_box(), page.locator("#viewer").bounding_box()
         assert box and view
         width = view["x"] + view["width"] - box["x"] + 24
-        clip = {"x": box["x"] - 12, "y": view["y"] - 12, "width": width, "height": HEIGHT}
-        return Frame(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"), PAUSES[kind])
+        shown = page.screenshot(clip={"x": box["x"] - 12, "y": view["y"] - 12, "width": width, "height": HEIGHT})
+        return Frame(Image.open(io.BytesIO(shown)).convert("RGB"), PAUSES[kind])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scene.png"
