@@ -61,6 +61,7 @@ lint: $(VENV)/.installed-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(VENV)/bin/lint-imports --no-cache >/dev/null || { $(VENV)/bin/lint-imports --no-cache; exit 1; }
+	@$(RUN) -m docs.check_links
 	@PATH="$(abspath $(VENV))/bin:$$PATH" actionlint
 	@$(VENV)/bin/uv lock --check --offline >/dev/null 2>&1 || { echo "uv.lock is out of date. Run: make lock"; exit 1; }
 

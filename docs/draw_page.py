@@ -2,23 +2,38 @@
 
     python -m docs.draw_page   # needs pip install -e '.[demo,test]' and Chromium
 
-Writes docs/images/demo_page.png, demo_word.png and demo_refused.png.
+Writes docs/images/demo_page.png, demo_word.png, demo_refused.png and the animation demo_page.gif.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+
+from s2rm_jax import default_network
+from s2rm_jax.input.sources import build_source
+from s2rm_jax.training.run import load_config
 
 IMAGES = Path(__file__).parent / "images"
 EXAMPLE = 0  # of the examples of the page, the one that is shown
+
+# The animation: a scene of the test split, drawn larger than the network was trained on, so that outlines are smooth.
+# It is a scene in which all four expressions of the split are segmented well.
+SCENE, SIDE = 21, 384
+TYPED = ("the red triangle", "the large blue circle that is below the green triangle")
+WIDTH, HEIGHT = 760, 710  # pixels: of the animation, and of the page that it shows
+PAUSES = {"type": 70, "image": 900, "ready": 500, "found": 2500}  # milliseconds
 
 
 def main() -> None:
@@ -39,6 +54,9 @@ def main() -> None:
         page.locator("#find").click()
         page.locator(".s2rm-problem").wait_for()
         _save(page, "demo_refused.png", full_page=False)
+        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page.goto(address)
+        _save_animation(list(_type_expressions(page)), "demo_page.gif")
         browser.close()
 
 
@@ -46,6 +64,58 @@ def _save(page: Page, name: str, full_page: bool = True) -> None:
     page.evaluate("window.scrollTo(0, 0)")
     page.mouse.move(0, 0)
     page.screenshot(path=IMAGES / name, full_page=full_page)
+
+
+class Frame(NamedTuple):
+    """A screenshot and for how many milliseconds it is shown."""
+
+    image: Image.Image
+    duration: int
+
+
+def _type_expressions(page: Page) -> Iterator[Frame]:
+    """Upload the scene and type one expression after the other; yield what the page shows."""
+
+    def frame(kind: str) -> Frame:
+        page.mouse.move(0, 0)
+        box, view = page.locator("#image").bounding_box(), page.locator("#viewer").bounding_box()
+        assert box and view
+        width = view["x"] + view["width"] - box["x"] + 24
+        shown = page.screenshot(clip={"x": box["x"] - 12, "y": view["y"] - 12, "width": width, "height": HEIGHT})
+        return Frame(Image.open(io.BytesIO(shown)).convert("RGB"), PAUSES[kind])
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.png"
+        _scene().save(path)
+        page.locator("#image input[type=file]").set_input_files(path)
+        page.locator("#viewer .stage").wait_for()
+        yield frame("image")
+        box = page.locator("#expressions textarea")
+        for expression in TYPED:
+            box.fill("")
+            for letter in expression:
+                box.press_sequentially(letter)
+                yield frame("type")
+            yield frame("ready")
+            page.locator("#find").click()
+            page.locator(".found li", has_text=expression).wait_for()
+            yield frame("found")
+
+
+def _scene() -> Image.Image:
+    source = load_config(default_network.FOLDER).input.source
+    source.image_size = (SIDE, SIDE)
+    return Image.fromarray(build_source(source, "test")[SCENE].load_image())
+
+
+def _save_animation(frames: Sequence[Frame], name: str) -> None:
+    """Save frames as a GIF with one palette, so that frames differ only where the page does."""
+    height = round(frames[0].image.height * WIDTH / frames[0].image.width)
+    resized = [frame.image.resize((WIDTH, height), Image.Resampling.LANCZOS) for frame in frames]
+    palette = resized[-1].quantize(method=Image.Quantize.FASTOCTREE)
+    drawn = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in resized]
+    durations = [frame.duration for frame in frames]
+    drawn[0].save(IMAGES / name, save_all=True, append_images=drawn[1:], duration=durations, loop=0, optimize=False)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ Prints the protocol's metrics, by kind of expression if the source has kinds, wi
 splits that papers report, the published figures beside them. Writes a report (index.html) with plots and a gallery of
 random, worst and best cases, and the same as metrics.json, table.md, table.tex, expressions.csv, plots/ and gallery/.
 Several processes share the work if flags or the environment configure them, as in training; the first one writes.
-The data, the network and the input size are those of the run's configuration; docs/evaluation.md covers the protocols.
+The data, the network and the input size are those of the run's configuration; docs/protocols.md defines the protocols.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """The Segmenter: segment what expressions refer to, from Python.
 
-segmenter = Segmenter.from_checkpoint("runs/synthetic")
-result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
-result.masks[0]  # boolean [H, W], of the size of street.jpg
+Images are encoded once, for any number of expressions:
 
-street = segmenter.encode("https://example.org/street.jpg")  # once per image, the larger part of the work
-segmenter.segment(street, "the tree on the left")  # any number of times
+    segmenter = Segmenter.from_checkpoint("runs/synthetic")
+    result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
+    result.masks[0]  # boolean [H, W], of the size of street.jpg
 
-first, second = segmenter.segment(["one.jpg", "two.jpg"], "the man in red")  # images in batches
+    street = segmenter.encode("https://example.org/street.jpg")  # the larger part of the work
+    segmenter.segment(street, "the tree on the left")  # any number of times
+
+    first, second = segmenter.segment(["one.jpg", "two.jpg"], "the man in red")  # images in batches
 """
 
 from __future__ import annotations

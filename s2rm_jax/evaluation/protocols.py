@@ -1,7 +1,7 @@
 """Named evaluation protocols, so that a number can be compared with numbers that were measured in the same way.
 
 A protocol defines the resolution at which masks are compared, which pixels count as predicted, the IoU of an empty
-union, and the metrics that are reported. Each follows the evaluation code of one published project; docs/evaluation.md
+union, and the metrics that are reported. Each follows the evaluation code of one published project; docs/protocols.md
 lists what each reproduces and what it cannot.
 """
 

@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in <workdir>/checkpoints/<step>/{state, data}.
+    """The checkpoints of one run, in `checkpoints` of its workdir: a folder per step with `state` and `data`.
 
     A checkpoint appears atomically: one that was being written when the process died is ignored. Every process must
     call every method, and writes the part of the state on its devices. Any number of processes and devices can restore

@@ -100,7 +100,7 @@ def train_and_evaluate(
     Args:
         config: the configuration.
         workdir: the folder of the run, on disk or in a bucket; created if missing.
-        profile_steps: steps to trace into <workdir>/profile.
+        profile_steps: steps to trace into the folder `profile` of the workdir.
         pretrained: the module `s2rm_jax.interop.pretrained`, required if the configuration names pretrained weights.
 
     Returns:

@@ -213,7 +213,7 @@ def _explaining_damage(given: epath.PathLike, folder: epath.Path) -> Iterator[No
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
-    """Write the resolved configuration to <workdir>/config.json atomically."""
+    """Write the resolved configuration to `config.json` of the workdir, atomically."""
     write_atomically(epath.Path(workdir) / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 

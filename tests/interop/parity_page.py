@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
+from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -44,16 +45,12 @@ published weights and want to know how exactly they are reproduced.
 **The largest relative errors** are {outputs} in outputs, {inputs} in gradients of inputs and {parameters} in
 gradients of parameters. [Deliberate mistakes](#deliberate-mistakes) cause at least ten times the tolerance.
 
-Both sides have the same parameters, inputs and loss (the sum of all outputs with fixed random weights). Parameters
-are random with a fixed seed, not pretrained, and scaled so that mistakes show: attention logits, bias tables and
-activations are of order 1, norms have scales and biases of their own, the input of residual branches is of order
-{stream} so that the epsilon of the norms matters, and GELU works where its usual approximation is worst.
-
-An error is the norm of a difference, divided by the norm of the reference. "Outputs" are those of the stages where
-there are several; "inputs" is the gradient with respect to images or states; "parameters" is the largest of the
-gradients with respect to each parameter, which is named. The bias of attention's keys has no gradient, because
-softmax ignores what is added to all logits of a query; its rounding error is measured against the gradient of the
-queries' bias.
+Both sides have the same random parameters, inputs and loss (the sum of all outputs with fixed random weights),
+scaled so that mistakes show: attention logits, bias tables and activations are of order 1, norms have scales and
+biases of their own, the input of residual branches is of order {stream}, and GELU works where its usual approximation
+is worst. An error is the norm of a difference, divided by the norm of the reference; a row has the largest over its
+inputs and outputs, and names the parameter with the largest error. The bias of attention's keys has no gradient, so
+its rounding error is measured against the gradient of the queries' bias.
 
 {rows}
 
@@ -66,9 +63,9 @@ The error of the outputs of small networks with one mistake each.
 
 {mistakes}
 
-## See also
+## Next
 
-- [Weights in and out](../weights.md): which checkpoints are read, and `mask_padding=False`, which the comparisons use
+- [Weights](../weights.md): which checkpoints are read, and `mask_padding=False`, which the comparisons use
 - [Trained network in PyTorch](pytorch.md): the whole network, exported
 """
 
@@ -76,6 +73,7 @@ The error of the outputs of small networks with one mistake each.
 def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Sequence[str]) -> str:
     """Return the page in Markdown; `arguments` are those of pytest."""
     head = ("part", "size", "on", "outputs", "inputs", "parameters", "", "tolerance")
+    parts = [list(group) for _, group in groupby(rows, key=lambda row: (row.what, row.size, row.tolerance))]
     return PAGE.format(
         arguments=shlex.join(arguments),
         day=date.today().isoformat(),
@@ -84,7 +82,7 @@ def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Seq
         inputs=_largest(error for row in rows for error in row.errors.inputs),
         parameters=_largest(error for row in rows for error in row.errors.parameters.values()),
         stream=STREAM,
-        rows=_table(head, map(_cells, rows)),
+        rows=_table(head, map(_cells, parts)),
         mistakes=_table(
             ("part", "what is wrong", "error", "tolerance"),
             ((m.where, m.what, _figures([m.error]), f"{m.tolerance:.0e}") for m in mistakes),
@@ -92,10 +90,19 @@ def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Seq
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    worst, error = max(row.errors.parameters.items(), key=itemgetter(1))
-    figures = (_figures(row.errors.outputs), _figures(row.errors.inputs), _figures([error]))
-    return (row.what, row.size, row.inputs, *figures, f"`{worst}`", f"{row.tolerance:.0e}")
+def _cells(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return one line for the comparisons of a part, with the largest errors."""
+    outputs, inputs = ([error for row in rows for error in getattr(row.errors, name)] for name in ("outputs", "inputs"))
+    worst, error = max((pair for row in rows for pair in row.errors.parameters.items()), key=itemgetter(1))
+    figures = (_largest(outputs), _largest(inputs) if inputs else "", _figures([error]))
+    return (
+        rows[0].what,
+        rows[0].size,
+        "; ".join(row.inputs for row in rows),
+        *figures,
+        f"`{worst}`",
+        f"{rows[0].tolerance:.0e}",
+    )
 
 
 def _figures(errors: Iterable[float]) -> str:
