@@ -22,8 +22,8 @@ from s2rm_jax.evaluation.protocols import ORIGINAL
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.pipeline import EvalItem
 from s2rm_jax.measure.against_torch import TorchTwin, inference_timings, training_timings
-from s2rm_jax.measure.fusion_share import share_timings
 from s2rm_jax.measure.harness import Cell, Row, Section, Timings, gradient, jitted, time_alternately
+from s2rm_jax.measure.parts import share_timings
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes, measure_step
 from s2rm_jax.models.cost import count_flops
@@ -101,7 +101,8 @@ def _reason(error: Exception) -> str:
 
 def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
     rate, rate_name = device_rate("bfloat16", rounds)
-    image_flops = count_flops(*_flat(subject.forward(1, 1)))
+    network, arguments = subject.forward(1, 1)
+    image_flops = count_flops(network, *arguments)
 
     def forward(images: int) -> Sequence[Cell]:
         return _forward(subject, rounds, images, rate)
@@ -174,11 +175,6 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
         {counted(sizes.scored, "image"): functools.partial(_scoring, subject, sizes.scored)},
     )
     yield steps("Training step, other batches", sizes.more_steps)
-
-
-def _flat(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[Any, ...]:
-    function, arguments = call
-    return function, *arguments
 
 
 def _recipe_hours(images_per_second: float) -> float:

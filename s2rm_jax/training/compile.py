@@ -82,16 +82,18 @@ class CompiledStep:
 def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledStep:
     """Compile the step that training with `config` runs on the devices of `mesh`, which need not be present.
 
-    If config.steps is 0 (it depends on the data), any number is used: it is a constant of the schedule.
-
     Raises:
         UserError: as `compile_step`.
     """
-    config = copy.deepcopy(config)
-    if config.steps == 0:
-        config.steps = config.optimizer.warmup_steps + 1
-    network = build_network(config)
+    config, network = with_steps(config), build_network(config)
     return compile_step(network, plan_state(network, config, mesh), config, mesh)
+
+
+def with_steps(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with any number of steps if it leaves them to the data; speed does not depend on it."""
+    config = copy.deepcopy(config)
+    config.steps = config.steps or config.optimizer.warmup_steps + 1000
+    return config
 
 
 def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> CompiledStep:
