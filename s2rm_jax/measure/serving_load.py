@@ -17,10 +17,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -41,19 +40,16 @@ _BOUNDARY = "boundary-of-s2rm"
 _MOST_DIFFERENT = 0.001  # share of the pixels
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One request: its bytes, and the expressions that the answer must have."""
 
     request: bytes
     expressions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Load:
-    """What a number of clients saw: the seconds of each answered request, the errors, and the duration of all."""
+class Load(NamedTuple):
+    """What some clients saw: the seconds of each answered request, the errors, and the duration of all."""
 
-    clients: int
     latencies: tuple[float, ...]
     errors: tuple[str, ...]
     seconds: float
@@ -66,17 +62,6 @@ class Load:
     def percentile(self, percent: float) -> float:
         """Return a percentile of the latencies, in seconds."""
         return float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
-
-    def summary(self) -> dict[str, Any]:
-        """Return the numbers of a report."""
-        return {
-            "clients": self.clients,
-            "requests": len(self.latencies),
-            "errors": len(self.errors),
-            "per second": self.per_second,
-            "p50": self.percentile(50.0),
-            "p99": self.percentile(99.0),
-        }
 
 
 def questions(host: str) -> list[Question]:
@@ -113,14 +98,15 @@ def _form(host: str, image: bytes, expressions: Sequence[str]) -> bytes:
 class Client:
     """A connection that is kept open. It is minimal, because it shares the processors with the server."""
 
-    def __init__(self, host: str, port: int):
-        self._address = host, port
+    def __init__(self, address: str):
+        parts = urlsplit(address)
+        self._host, self._port = parts.hostname, parts.port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, request: bytes) -> tuple[int, bytes]:
         """Send a request and return the status and the body of the answer."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._address)
+            self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
@@ -137,7 +123,7 @@ class Client:
 
 async def reference(address: str, asked: Sequence[Question]) -> list[Any]:
     """Return the results of requests that are sent one after another."""
-    client = _client(address)
+    client = Client(address)
     answers = [await client.send(question.request) for question in asked]
     client.close()
     wrong = [body.decode() for status, body in answers if status != 200]
@@ -154,7 +140,7 @@ async def load(address: str, asked: Sequence[Question], expected: Sequence[Any],
     start = time.perf_counter()
 
     async def work() -> None:
-        client = _client(address)
+        client = Client(address)
         while time.perf_counter() - start < seconds:
             number = next(numbers) % len(asked)
             sent = time.perf_counter()
@@ -173,7 +159,7 @@ async def load(address: str, asked: Sequence[Question], expected: Sequence[Any],
         client.close()
 
     await asyncio.gather(*(work() for _ in range(clients)))
-    return Load(clients, tuple(latencies), tuple(errors), time.perf_counter() - start)
+    return Load(tuple(latencies), tuple(errors), time.perf_counter() - start)
 
 
 def _difference(body: bytes, question: Question, expected: Any) -> str:
@@ -195,39 +181,29 @@ def _difference(body: bytes, question: Question, expected: Any) -> str:
     return ""
 
 
-def _client(address: str) -> Client:
-    parts = urlsplit(address)
-    assert parts.hostname is not None and parts.port is not None
-    return Client(parts.hostname, parts.port)
-
-
-def measure(address: str, clients: Sequence[int], seconds: float, rounds: int = 1) -> list[Load]:
-    """Load a running demo with each number of clients in turn, round by round."""
-    asked = questions(urlsplit(address).netloc)
-    expected = asyncio.run(reference(address, asked))
-    return [asyncio.run(load(address, asked, expected, count, seconds)) for _ in range(rounds) for count in clients]
-
-
 def serving(subject: Subject, rounds: int) -> list[Section]:
     """Measure the demo with the network of the package, whatever the subject, in a process of its own."""
     from s2rm_jax.measure.harness import Section
 
     del subject
+    loads: dict[int, list[Load]] = {count: [] for count in CLIENTS}
     with _demo() as address:
-        loads = measure(address, CLIENTS, _SECONDS, rounds)
+        asked = questions(urlsplit(address).netloc)
+        expected = asyncio.run(reference(address, asked))
+        for _ in range(rounds):
+            for count, found in loads.items():
+                found.append(asyncio.run(load(address, asked, expected, count, _SECONDS)))
         figures = _scrape(address)
-    rows: list[Row] = []
-    for count in CLIENTS:
-        some = [each for each in loads if each.clients == count]
-        rows.append(
-            [
-                count,
-                median(each.per_second for each in some),
-                median(each.percentile(50.0) for each in some),
-                median(each.percentile(99.0) for each in some),
-                sum(len(each.errors) for each in some),
-            ]
-        )
+    rows: list[Row] = [
+        [
+            count,
+            median(each.per_second for each in found),
+            median(each.percentile(50.0) for each in found),
+            median(each.percentile(99.0) for each in found),
+            sum(len(each.errors) for each in found),
+        ]
+        for count, found in loads.items()
+    ]
     answered, batches = figures["s2rm_batch_requests_sum"], figures["s2rm_batch_requests_count"]
     text = (
         f"The demo with the network of the package, {_IMAGES} different images of {_SIZE[0]} x {_SIZE[1]} as JPEG, "

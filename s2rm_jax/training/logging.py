@@ -289,7 +289,8 @@ class MetricsWriter:
         if not self._writes:
             return
         workdir = epath.Path(workdir)
-        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: _is_up_to(line.get("step"), step))
+        earlier = range(step + 1)
+        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: line.get("step") in earlier)
         self._others: list[TensorBoardFiles | WandbRun] = []
         with contextlib.ExitStack() as opened:
             opened.push(self.__exit__)
@@ -325,10 +326,6 @@ class MetricsWriter:
     ) -> None:
         with _closing_after(error, "the metrics"):
             self.close(failed=kind is not None and not issubclass(kind, Interrupted))
-
-
-def _is_up_to(value: object, step: int) -> bool:
-    return isinstance(value, int) and value <= step
 
 
 class TensorBoardFiles:

@@ -81,7 +81,7 @@ def answering():
 def test_lost_and_refused_requests_are_errors(answering, reply, problem):
     load = answering(reply)
     assert set(load.errors) == {problem} and load.latencies == ()
-    assert load.summary()["per second"] == 0 and np.isnan(load.summary()["p99"])
+    assert load.per_second == 0 and np.isnan(load.percentile(99.0))
 
 
 def test_a_server_that_refuses_cannot_be_measured(server):
