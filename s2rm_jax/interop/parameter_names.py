@@ -44,16 +44,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Filled:
-    """Parameters made from a checkpoint.
+    """Parameters made from a checkpoint."""
 
-    params       nested, float32, without the targets in `left_out`
-    left_out     optional targets that the checkpoint does not have
-    resized      targets whose bias table was resized to another window
-    """
-
-    params: dict[str, Any]
-    left_out: tuple[str, ...]
-    resized: tuple[str, ...]
+    params: dict[str, Any]  # nested, float32, without the targets in `left_out`
+    left_out: tuple[str, ...]  # optional targets that the checkpoint does not have
+    resized: tuple[str, ...]  # targets whose bias table was resized to another window
 
 
 class WeightsMismatch(UserError):

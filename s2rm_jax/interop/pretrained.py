@@ -180,14 +180,10 @@ def _fetch(name: str, field: str) -> Path:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained part of the network.
+    """A pretrained part of the network."""
 
-    params   nested, float32 arrays, without those that the checkpoint lacks
-    report   lines for the log: source, kind, resized and unused arrays
-    """
-
-    params: dict[str, Any]
-    report: str
+    params: dict[str, Any]  # nested, float32 arrays, without those that the checkpoint lacks
+    report: str  # lines for the log: source, kind, resized and unused arrays
 
 
 def find_pretrained(config: ConfigDict) -> dict[str, Path]:

@@ -59,22 +59,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a finished run.
-
-    parameters   of the whole network
-    gflops       of a forward pass of one image with its expressions
-    scores       {split: Score} of the parameters after the last step (their moving average if the run keeps one)
-    curve        ((step, mean IoU of the evaluations during training), ...)
-    curve_split  the split of those evaluations
-    """
+    """The result of a finished run."""
 
     variant: str
     seed: int
-    parameters: int
-    gflops: float
-    scores: Mapping[str, Score]
-    curve: Sequence[tuple[int, float]]
-    curve_split: str
+    parameters: int  # of the whole network
+    gflops: float  # of a forward pass of one image with its expressions
+    scores: Mapping[str, Score]  # by split, of the parameters after the last step (of their average if there is one)
+    curve: Sequence[tuple[int, float]]  # (step, mean IoU) of the evaluations during training
+    curve_split: str  # the split of those evaluations
 
 
 def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -> list[Run]:

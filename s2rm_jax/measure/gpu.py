@@ -266,11 +266,8 @@ def _share(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
 
 
 def _predict(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
-    segmenter, image, texts = subject.segmenter(), subject.image(480, 640), subject.expressions(count)
-    actions: dict[str, Callable[[], object]] = {
-        "segment": lambda: segmenter.segment(image, texts),
-        "forward": jitted(*subject.forward(1, count)),
-    }
+    segment = functools.partial(subject.segmenter().segment, subject.image(480, 640), subject.expressions(count))
+    actions: dict[str, Callable[[], object]] = {"segment": segment, "forward": jitted(*subject.forward(1, count))}
     timings = time_alternately(actions, rounds)
     seconds = timings.median("segment")
     return [seconds, 1 / seconds, str(timings.ratio("forward", "segment"))]

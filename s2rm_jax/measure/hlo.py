@@ -261,20 +261,13 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective operation.
+    """One collective operation."""
 
-    kind    one of KINDS
-    arrays  the whole arrays: the results of a gather, the operands of a scatter
-    group   number of devices that exchange with each other
-    times   number of executions (more than one inside a loop)
-    place   module path of its origin
-    """
-
-    kind: str
-    arrays: tuple[ArrayType, ...]
-    group: int
-    times: int
-    place: str
+    kind: str  # one of KINDS
+    arrays: tuple[ArrayType, ...]  # the whole arrays: the results of a gather, the operands of a scatter
+    group: int  # number of devices that exchange with each other
+    times: int  # number of executions (more than one inside a loop)
+    place: str  # module path of its origin
 
     @property
     def bytes(self) -> int:

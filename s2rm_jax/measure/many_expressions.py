@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -32,30 +32,18 @@ _COUNTS = (1, 2, 4, 7, 8)
 
 def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     """Measure one `encode` and one `segment` for 7.2 expressions, and 7.2 calls of `segment` with one each."""
-    segmenter, image = subject.segmenter(), subject.image(480, 640)
     height, width = subject.config.input.image_size
-    encoded, texts = segmenter.encode(image), subject.expressions(max(_COUNTS))
-    actions: dict[str, Callable[[], object]] = {
-        f"segment {count}": partial(segmenter.segment, encoded, texts[:count]) for count in _COUNTS
-    }
-    actions |= {
-        "single": lambda: segmenter.segment(image, texts[0]),
-        "encode": lambda: segmenter.encode(image),
-    }
-    timings = time_alternately(actions, rounds)
+    timings = time_alternately(_calls(subject, _COUNTS), rounds)
     seconds = {count: timings.median(f"segment {count}") for count in _COUNTS}
     unpadded = [count for count in _COUNTS if count in BUCKETS]
     slope = float(np.polyfit(unpadded, [seconds[count] for count in unpadded], 1)[0])
     per_image = _per_image(timings)
     gain = per_image.ratio("single calls", "together").median
     together, single = per_image.median("together"), timings.median("single")
-    by_count: list[Row] = [
-        [f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS
-    ]
     rows: list[Row] = [
         ["one call with one expression", single, 1 / single],
         ["encoding alone", timings.median("encode"), ""],
-        *by_count,
+        *([f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS),
         [f"{EXPRESSIONS} expressions together", together, EXPRESSIONS / together],
         [f"{EXPRESSIONS} single calls", EXPRESSIONS * single, 1 / single],
     ]
@@ -74,6 +62,17 @@ def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     }
     head = ["", "seconds", "expressions per second"]
     return [Section("Many expressions on one image", text, head, rows, figures)]
+
+
+def _calls(subject: Subject, counts: Iterable[int]) -> dict[str, Callable[[], object]]:
+    """Return calls of the Segmenter: "segment COUNT" on an encoded image, "single" on an image, and "encode"."""
+    segmenter, image = subject.segmenter(), subject.image(480, 640)
+    encoded, texts = segmenter.encode(image), subject.expressions(8)
+    return {
+        **{f"segment {count}": partial(segmenter.segment, encoded, texts[:count]) for count in counts},
+        "single": partial(segmenter.segment, image, texts[0]),
+        "encode": partial(segmenter.encode, image),
+    }
 
 
 def _per_image(timings: Timings) -> Timings:
@@ -103,16 +102,7 @@ def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Sectio
     """
     if _sizes(subject.config) != _sizes(default_config()):
         raise UserError("--suite=lavt needs the encoders and the image size of the default configuration, as LAVT's.")
-    lavt_forward = _lavt_network(lavt, subject.config)
-    segmenter, image = subject.segmenter(), subject.image(480, 640)
-    encoded, texts = segmenter.encode(image), subject.expressions(8)
-    actions: dict[str, Callable[[], object]] = {
-        "LAVT": lavt_forward,
-        "encode": lambda: segmenter.encode(image),
-        "segment 7": partial(segmenter.segment, encoded, texts[:7]),
-        "segment 8": partial(segmenter.segment, encoded, texts),
-        "single": lambda: segmenter.segment(image, texts[0]),
-    }
+    actions = {"LAVT": _lavt_network(lavt, subject.config), **_calls(subject, (7, 8))}
     timings = time_alternately(actions, rounds)
     per_image = _per_image(timings)
     both = Timings({"LAVT": tuple(EXPRESSIONS * s for s in timings.seconds["LAVT"]), **per_image.seconds})

@@ -123,7 +123,7 @@ def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: 
     line = {end: middle[1] * (end / middle[0]) ** expected for end in (min(sizes), max(sizes))}
     low, high = min(*seconds, *line.values()) / 1.3, max(*seconds, *line.values()) * 1.3
 
-    def across(size: float) -> float:
+    def across(size: int) -> float:
         share = math.log(1.15 * size / min(sizes)) / math.log(1.15**2 * max(sizes) / min(sizes))
         return _LEFT + share * (WIDTH - _RIGHT - _LEFT)
 

@@ -82,9 +82,7 @@ class Checkpoints:
         )
         with explaining_storage_errors(f"the checkpoints in {self._directory} cannot be read", self._directory):
             self._scores = _scores(self._directory, metric)
-            self._manager = ocp.CheckpointManager(
-                _absolute(self._directory), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
-            )
+            self._manager = _open(self._directory, ocp.StandardCheckpointHandler(), options)
         self._unwritten: Checkpoint | None = None
 
     @property
@@ -213,10 +211,6 @@ def _complete_steps(directory: epath.Path) -> list[int]:
     )
 
 
-def _chosen_step(directory: epath.Path, scores: dict[int, float], which: str) -> int:
-    return max(scores, key=scores.__getitem__) if scores and which == "best" else max(_complete_steps(directory))
-
-
 def restore_params(
     workdir: epath.PathLike,
     metric: str,
@@ -244,21 +238,20 @@ def restore_params(
         raise UserError(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
-    handlers = _handlers(ocp.PyTreeCheckpointHandler())  # unlike the standard handler, it reads a part of a tree
     with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
         scores = _scores(directory, metric)
-        opened = ocp.CheckpointManager(_absolute(directory), item_handlers=handlers)
+        # Unlike the standard handler, this one reads a part of a tree.
+        opened = _open(directory, ocp.PyTreeCheckpointHandler())
     with opened as manager:
-        step = _chosen_step(directory, scores, which)
+        has_best = which == "best" and scores
+        step = max(scores, key=scores.__getitem__) if has_best else max(_complete_steps(directory))
 
         def read() -> Any:
             tree = _saved_tree(manager, step)
             name = "params" if tree.get("ema_params") is None else "ema_params"
             if expected is not None:
                 _require_same_parameters(tree[name], expected, directory / str(step))
-            # The devices of the training may not exist here.
-            here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
+            abstract = {name: _placed(tree[name], sharding)}
             restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
             return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
@@ -346,9 +339,7 @@ def _find_damage(path: epath.Path) -> str | None:
         try:
             ocp.JsonCheckpointHandler().restore(path / part)
             part = "state"
-            tree = handler.metadata(path / part).tree
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+            arrays = _placed(handler.metadata(path / part).tree)
             restore_args = ocp.checkpoint_utils.construct_restore_args(arrays)
             for keys, _ in jax.tree_util.tree_leaves_with_path(arrays):
                 part = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -361,12 +352,18 @@ def _find_damage(path: epath.Path) -> str | None:
     return None
 
 
-def _absolute(directory: epath.Path) -> epath.Path:
-    return directory if on_bucket(directory) else directory.absolute()
+def _open(
+    directory: epath.Path, state: ocp.CheckpointHandler, options: ocp.CheckpointManagerOptions | None = None
+) -> ocp.CheckpointManager:
+    absolute = directory if on_bucket(directory) else directory.absolute()
+    handlers = {"state": state, "data": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(absolute, options=options, item_handlers=handlers)
 
 
-def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
-    return {"state": state, "data": ocp.JsonCheckpointHandler()}
+def _placed(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Return the arrays of a checkpoint as ShapeDtypeStructs on devices of this process; those it had may not exist."""
+    here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
 
 
 def _scores(directory: epath.Path, metric: str) -> dict[int, float]:

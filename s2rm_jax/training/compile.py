@@ -41,18 +41,12 @@ WORTH_KEEPING = 2.0  # seconds of compiling from which a program is cached
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A compiled training step.
+    """A compiled training step."""
 
-    compiled     the executable, called with a state and a batch
-    flops        of its matrix products, over all devices
-    model_flops  of three forward passes: without what config.remat computes a second time, as MFU is usually defined
-    seconds      that compiling took
-    """
-
-    compiled: Any
-    flops: int
-    model_flops: int
-    seconds: float
+    compiled: Any  # the executable, called with a state and a batch
+    flops: int  # of its matrix products, over all devices
+    model_flops: int  # of three forward passes: without what config.remat computes again, as MFU is usually defined
+    seconds: float  # that compiling took
 
     def seconds_at_peak(self, mesh: Mesh) -> float | None:
         """Return the duration of a step of nothing but matrix products at the devices' published rate, if known."""
