@@ -34,11 +34,7 @@ _MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("b
 
 
 def locate(path_or_name: str, field: str) -> Path:
-    """Return the file of weights for a path, or for a name on the Hub, which is downloaded once.
-
-    Args:
-        path_or_name: a file, a folder, or a name on the Hub; existing paths come first.
-        field: the field of the configuration, for the error.
+    """Return the file of weights for a path, or for a name on the Hub, which is downloaded once; paths come first.
 
     Raises:
         UserError: the path does not exist, or the Hub cannot be reached or does not have the weights.
@@ -199,9 +195,7 @@ def find_pretrained(config: ConfigDict) -> dict[str, Path]:
 def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
     """Load the weights of config.vision.pretrained and config.text.pretrained by part ("vision", "text").
 
-    Args:
-        config: the whole configuration.
-        shapes: the parameters of the whole network, or their shapes.
+    `shapes` are the parameters of the whole network, or their shapes.
 
     Raises:
         UserError: weights are not found, damaged, of another architecture, or incomplete. The error lists everything

@@ -54,12 +54,7 @@ class LoadedRun:
 
 
 def write_pytorch(trained: LoadedRun, config_file: epath.PathLike, folder: Path) -> None:
-    """Write a network into an empty folder, with everything that PyTorch needs to use it.
-
-    Args:
-        trained: the network.
-        config_file: config.json of its run, copied as it is.
-        folder: an empty folder.
+    """Write a network and config.json of its run into an empty folder, with everything that PyTorch needs to use it.
 
     Raises:
         UserError: the network is a variant for ablations that PyTorch does not have.
@@ -80,9 +75,7 @@ def write_pytorch(trained: LoadedRun, config_file: epath.PathLike, folder: Path)
 def read_pytorch(folder: Path, shapes: Any) -> Any:
     """Return the nested parameters of a folder that `write_pytorch` wrote, perhaps trained further in PyTorch.
 
-    Args:
-        folder: the folder; its weights may also be a pytorch_model.bin, which needs torch.
-        shapes: the parameters of its network as ShapeDtypeStructs.
+    Its weights may also be a pytorch_model.bin, which needs torch. `shapes` are the parameters as ShapeDtypeStructs.
 
     Raises:
         UserError: there are no weights, or they are damaged or do not fit.

@@ -47,12 +47,7 @@ class Scaling:
     all_links: float  # communication over all links of the chip at once, the best case
 
     def efficiency(self, communication: float, overlapped: bool) -> float:
-        """Return the time of a step without communication divided by that with it.
-
-        Args:
-            communication: `ring` or `all_links`.
-            overlapped: whether all communication overlaps with computation, or none.
-        """
+        """Return the time of a step without communication divided by that with it, all of it overlapped or none."""
         return self.compute / (max(self.compute, communication) if overlapped else self.compute + communication)
 
 

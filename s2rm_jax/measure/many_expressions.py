@@ -92,10 +92,7 @@ def _sizes(config: ConfigDict) -> tuple[int, ...]:
 def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Section]:
     """Measure LAVT's own code in eager PyTorch beside the Segmenter, in the same process and rounds.
 
-    Args:
-        subject: our network, with encoders and images of the default sizes.
-        rounds: timed runs of each.
-        lavt: a checkout of github.com/yz93/LAVT-RIS.
+    `lavt` is a checkout of github.com/yz93/LAVT-RIS.
 
     Raises:
         UserError: there is no checkout, PyTorch is not installed, or the sizes differ.

@@ -179,18 +179,12 @@ class Coparse(nn.Module):
 
 @flax.struct.dataclass
 class Fused:
-    """The output of S2RM; all but `features` is for inspection. Leaves are arrays, or their shapes.
+    """The output of S2RM; all but `features` is for inspection. Leaves are arrays, or their shapes."""
 
-    features         [b, k, h, w, c], the vision map fused with the expression
-    word_attention   [b, k, heads, h, w, l], the attention of each position over the words
-    group_maps       {pair: [r, b, k, h, w, c]}, the parsed map of each direction
-    balance_weights  {pair: [r, b, k, h, w, 1]} (position), [r, b, k, 1, 1, c] (channel); sums to 1 over r
-    """
-
-    features: Any
-    word_attention: Any
-    group_maps: dict[str, Any]
-    balance_weights: dict[str, Any]
+    features: Any  # [b, k, h, w, c], the vision map fused with the expression
+    word_attention: Any  # [b, k, heads, h, w, l], the attention of each position over the words
+    group_maps: dict[str, Any]  # {pair: [r, b, k, h, w, c]}, the parsed map of each direction
+    balance_weights: dict[str, Any]  # {pair: [r, b, k, h, w, 1] (position), [r, b, k, 1, 1, c] (channel)}; 1 over all r
 
 
 class Distribute(nn.Module):

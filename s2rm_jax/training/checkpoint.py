@@ -40,17 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The items that are saved and restored together.
-
-    state          after `step` steps
-    examples_seen  position of the input, in images
-    metrics        of the evaluation of this state, or None
-    """
+    """The items that are saved and restored together."""
 
     step: int
-    state: TrainState
-    examples_seen: int
-    metrics: dict[str, float] | None
+    state: TrainState  # after `step` steps
+    examples_seen: int  # position of the input, in images
+    metrics: dict[str, float] | None  # of the evaluation of this state
 
 
 class Checkpoints:
@@ -223,7 +218,7 @@ def restore_params(
     Only the parameters are read, not the rest of the state.
 
     Args:
-        workdir: of the run.
+        workdir: the workdir of the run.
         metric: config.eval.metric of the run, by which a checkpoint is the best.
         which: "best" or "latest"; if no checkpoint was evaluated, the latest is the best.
         expected: the parameters of the network or their shapes (`state.parameter_shapes`), which are checked.

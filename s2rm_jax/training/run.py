@@ -231,11 +231,7 @@ def _completed(value: Any, default: Any = None) -> Any:
 def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
     """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
 
-    A run that continues keeps the pretrained weights and the vocabulary that it began with.
-
-    Args:
-        config: the configuration that was given.
-        began: the configuration of the run that is continued, None for a new run.
+    A run that continues keeps those that it began with, in the configuration `began`.
 
     Raises:
         UserError: config.text.vocab has other words than the vocabulary of the run that is continued.
