@@ -84,6 +84,11 @@ def read_pytorch(folder: Path, shapes: Any) -> Any:
     return fill(network_layout(shapes), read_weights(file), shapes, str(file)).params
 
 
+def ground_outputs(output: Any) -> tuple[Any, ...]:
+    """Return what an exported `ground` returns, from the output of the JAX or the PyTorch network."""
+    return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
+
+
 def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> None:
     """Write preprocessing.json, tokenizer.json, vocab.txt and segment.py, which uses them, into `folder`.
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from filelock import Timeout
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE
@@ -229,7 +230,7 @@ def claim_runs(runs: Sequence[Run]) -> Iterator[Run]:
                     waiting = False
                     yield run
                 break
-            except BlockingIOError:
+            except Timeout:
                 if (name := run.workdir.name) not in reported:
                     log(f"another process trains {name}; it is tried again after the others")
                     reported.add(name)
@@ -245,7 +246,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, the file FOLDER.lock beside it; it is released however the process ends.
 
     Raises:
-        BlockingIOError: another process holds the lock and `wait` is False.
+        Timeout: another process holds the lock and `wait` is False.
         UserError: the filesystem does not support locks.
     """
     path = folder.with_name(folder.name + ".lock")
@@ -253,7 +254,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_file(path, wait))
-        except BlockingIOError:
+        except Timeout:
             raise
         except OSError as error:
             raise UserError(

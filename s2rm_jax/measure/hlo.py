@@ -5,9 +5,10 @@ Only the text is read; nothing of JAX is needed.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -237,20 +238,13 @@ def buffers_at_peak(module: HloModule) -> list[Buffer]:
         for key, (first, array, instruction) in allocated.items()
         if key not in results and array.in_main_memory
     ]
-    peak = max(_live_bytes(lives), default=(0, 0))[1]
+    changes = [0] * (len(instructions) + 1)  # of the bytes that are alive, at each position
+    for first, last, buffer in lives:
+        changes[first] += buffer.bytes
+        changes[last + 1] -= buffer.bytes
+    alive = list(itertools.accumulate(changes))
+    peak = alive.index(max(alive))
     return sorted((buffer for first, last, buffer in lives if first <= peak <= last), key=lambda one: -one.bytes)
-
-
-def _live_bytes(lives: list[tuple[int, int, Buffer]]) -> Iterator[tuple[int, int]]:
-    """Yield (live bytes, position) at every position that allocates an array."""
-    ends = sorted((last, buffer.bytes) for _, last, buffer in lives)
-    alive, ended = 0, 0
-    for first, _, buffer in sorted(lives, key=lambda life: life[0]):
-        while ended < len(ends) and ends[ended][0] < first:
-            alive -= ends[ended][1]
-            ended += 1
-        alive += buffer.bytes
-        yield alive, first
 
 
 KINDS = (

@@ -104,8 +104,7 @@ class ReferringNetwork(nn.Module):
 
 def build_network(config: ConfigDict) -> ReferringNetwork:
     """Build the network described by config.vision, text, fusion, decoder, dtype and remat."""
-    dtype = jnp.dtype(config["dtype"])
-    remat = config.get("remat", "none")  # absent from runs of older versions
+    dtype, remat = jnp.dtype(config["dtype"]), config["remat"]
     not_of_the_module = {"vocab", "lower_case", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:
