@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -166,7 +166,7 @@ def _fetch(name: str, field: str) -> Path:
             return weights
         reason = f"it has neither {SAFETENSORS} nor {TORCH}"
     except Exception as error:  # no network, unknown repository, no access: the library raises many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
     raise UserError(
         f"config.{field}={name} is not a path and cannot be downloaded from the Hugging Face Hub ({reason}): put "
         f"{SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "

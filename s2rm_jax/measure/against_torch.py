@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -126,13 +127,9 @@ class TorchTwin:
         if name == "vision":
             return self.model.vision, (self.image_tensor(part.inputs[0]),), list(self.model.vision.parameters())
         inputs = jax.tree.map(self.tensor, part.inputs)
-        if name == "text":
-            inputs = tuple(x.flatten(0, 1) for x in inputs)
-            return self.model.text, inputs, list(self.model.text.parameters())
-        if name == "fusion":
-            return lambda *x: self.model.fusion(*x)[0], inputs, list(self.model.fusion.parameters())
-        assert name == "decoder", name
-        return lambda *x: self.model.decoder(*x)[-1], inputs, list(self.model.decoder.parameters())
+        module = self.model.get_submodule(name)
+        select = {"text": lambda x: x, "fusion": operator.itemgetter(0), "decoder": operator.itemgetter(-1)}[name]
+        return lambda *x: select(module(*x)), inputs, list(module.parameters())
 
     def _autocast(self) -> Any:
         return self.torch.autocast(self.device.type, self.torch.bfloat16, enabled=self.half)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import ORIGINAL
 from s2rm_jax.input.example import Example, Expression
@@ -93,7 +93,7 @@ def measure_part(part: Part, end: float) -> Section:
 
 
 def _reason(error: Exception) -> str:
-    message = (str(error).splitlines() or [""])[0].replace("|", "/")
+    message = reason_of(error).replace("|", "/")
     if "RESOURCE_EXHAUSTED" in message or type(error).__name__ == "OutOfMemoryError":
         return "out of memory"
     return message if isinstance(error, UserError) else f"failed: {type(error).__name__}: {message:.150}"

@@ -44,12 +44,9 @@ class ArrayType:
         if not tile or not self.shape:
             return self.bytes
         from_minor = [self.shape[int(axis)] for axis in self.layout.split(":")[0].split(",")]
-        tile_from_minor = [int(side) for side in tile.group(1).split(",")][::-1]
-        padded = [
-            size if place >= len(tile_from_minor) else math.ceil(size / tile_from_minor[place]) * tile_from_minor[place]
-            for place, size in enumerate(from_minor)
-        ]
-        return math.ceil(math.prod(padded) * _bits(self.dtype) / 8)
+        tiles = [int(side) for side in tile.group(1).split(",")][::-1] + [1] * len(from_minor)
+        padded = math.prod(-(-size // side) * side for size, side in zip(from_minor, tiles, strict=False))
+        return math.ceil(padded * _bits(self.dtype) / 8)
 
     @property
     def in_main_memory(self) -> bool:

@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.io import copy_files, on_bucket
@@ -257,7 +257,7 @@ class Profile:
                 with self._local as folder:
                     copy_files(Path(folder), self._directory)
         except (OSError, RuntimeError) as error:
-            log(f"the trace could not be written to {self._directory}: {str(error).splitlines()[0]}")
+            log(f"the trace could not be written to {self._directory}: {reason_of(error)}")
             return
         log(f"traced into {self._directory}; to look at it: pip install xprof; xprof --logdir {self._directory}")
 
