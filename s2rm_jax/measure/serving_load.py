@@ -40,10 +40,10 @@ _BOUNDARY = "boundary-of-s2rm"
 _MOST_DIFFERENT = 0.001  # share of the pixels
 
 
-class Question(NamedTuple):
+class Request(NamedTuple):
     """One request: its bytes, and the expressions that the answer must have."""
 
-    request: bytes
+    content: bytes
     expressions: tuple[str, ...]
 
 
@@ -64,7 +64,7 @@ class Load(NamedTuple):
         return float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
 
 
-def questions(host: str) -> list[Question]:
+def make_requests(host: str) -> list[Request]:
     """Return different requests for POST /segment as forms: generated scenes as JPEG, each with its expressions."""
     from PIL import Image
 
@@ -79,7 +79,7 @@ def questions(host: str) -> list[Question]:
         file = io.BytesIO()
         Image.fromarray(np.asarray(example.image)).resize(_SIZE).save(file, "JPEG", quality=90)
         expressions = tuple(expression.text for expression in example.expressions)[:_EXPRESSIONS]
-        found.append(Question(_form(host, file.getvalue(), expressions), expressions))
+        found.append(Request(_form(host, file.getvalue(), expressions), expressions))
     return found
 
 
@@ -121,10 +121,10 @@ class Client:
             self._streams = None
 
 
-async def reference(address: str, asked: Sequence[Question]) -> list[Any]:
+async def reference(address: str, requests: Sequence[Request]) -> list[Any]:
     """Return the results of requests that are sent one after another."""
     client = Client(address)
-    answers = [await client.send(question.request) for question in asked]
+    answers = [await client.send(request.content) for request in requests]
     client.close()
     wrong = [body.decode() for status, body in answers if status != 200]
     if wrong:
@@ -132,7 +132,9 @@ async def reference(address: str, asked: Sequence[Question]) -> list[Any]:
     return [json.loads(body)["results"] for _, body in answers]
 
 
-async def load(address: str, asked: Sequence[Question], expected: Sequence[Any], clients: int, seconds: float) -> Load:
+async def load(
+    address: str, requests: Sequence[Request], expected: Sequence[Any], clients: int, seconds: float
+) -> Load:
     """Let a number of clients send requests for some seconds, each the next as soon as it has an answer."""
     latencies: list[float] = []
     errors: list[str] = []
@@ -142,16 +144,16 @@ async def load(address: str, asked: Sequence[Question], expected: Sequence[Any],
     async def work() -> None:
         client = Client(address)
         while time.perf_counter() - start < seconds:
-            number = next(numbers) % len(asked)
+            number = next(numbers) % len(requests)
             sent = time.perf_counter()
             try:
-                status, body = await client.send(asked[number].request)
+                status, body = await client.send(requests[number].content)
             except (OSError, EOFError) as error:
                 errors.append(f"lost: {type(error).__name__}")
                 client.close()
                 continue
             latency = time.perf_counter() - sent
-            problem = f"status {status}" if status != 200 else _difference(body, asked[number], expected[number])
+            problem = f"status {status}" if status != 200 else _difference(body, requests[number], expected[number])
             if problem:
                 errors.append(problem)
             else:
@@ -162,12 +164,12 @@ async def load(address: str, asked: Sequence[Question], expected: Sequence[Any],
     return Load(tuple(latencies), tuple(errors), time.perf_counter() - start)
 
 
-def _difference(body: bytes, question: Question, expected: Any) -> str:
+def _difference(body: bytes, request: Request, expected: Any) -> str:
     """Return what is wrong with an answer, or nothing."""
     from s2rm_jax.input.masks import rasterize
 
     results = json.loads(body)["results"]
-    if tuple(result["expression"] for result in results) != question.expressions:
+    if tuple(result["expression"] for result in results) != request.expressions:
         return "other expressions"
     for result, alone in zip(results, expected, strict=True):
         if result["rle"] == alone["rle"]:
@@ -188,11 +190,11 @@ def serving(subject: Subject, rounds: int) -> list[Section]:
     del subject
     loads: dict[int, list[Load]] = {count: [] for count in CLIENTS}
     with _demo() as address:
-        asked = questions(urlsplit(address).netloc)
-        expected = asyncio.run(reference(address, asked))
+        requests = make_requests(urlsplit(address).netloc)
+        expected = asyncio.run(reference(address, requests))
         for _ in range(rounds):
             for count, found in loads.items():
-                found.append(asyncio.run(load(address, asked, expected, count, _SECONDS)))
+                found.append(asyncio.run(load(address, requests, expected, count, _SECONDS)))
         figures = _scrape(address)
     rows: list[Row] = [
         [

@@ -126,7 +126,7 @@ class Checkpoints:
 
     def _write(self, action: Callable[[], None]) -> None:
         with explaining_storage_errors(self._not_written, self._directory):
-            _patiently(action, self._not_written)
+            _with_retries(action, self._not_written)
 
     @property
     def _not_written(self) -> str:
@@ -254,7 +254,7 @@ def restore_params(
         return step, _read(read, directory, step)
 
 
-def _patiently(action: Callable[[], T], what: str) -> T:
+def _with_retries(action: Callable[[], T], what: str) -> T:
     """Return `action()`; after a failure that may pass, log `what` and try again, each time after a longer wait.
 
     Several processes do not try again, because they would have to do so together.
@@ -301,7 +301,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
     path = directory / str(step)
     what = f"the checkpoint {path} cannot be read"
     try:
-        return _patiently(action, what)
+        return _with_retries(action, what)
     except UserError:
         raise
     except Exception as error:

@@ -130,7 +130,7 @@ def _require_lapsed(workdir: epath.Path, path: epath.Path) -> None:
 
 
 def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> None:
-    told = ""
+    logged = ""
     while not ended.wait(RENEW_EVERY):
         try:
             holder = _read(path)
@@ -140,9 +140,9 @@ def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> 
             # This process was stopped for longer than a lease.
             _LOGGER.error("--workdir %s was taken %s: this run stops", path.parent, _by(holder))
         except Exception as error:  # clients of buckets raise many kinds; what fails now may succeed the next time
-            if reason_of(error) != told:
-                told = reason_of(error)
-                _LOGGER.warning("the lease of --workdir %s cannot be renewed (%s); trying again", path.parent, told)
+            if reason_of(error) != logged:
+                logged = reason_of(error)
+                _LOGGER.warning("the lease of --workdir %s cannot be renewed (%s); trying again", path.parent, logged)
             continue
         if callable(signal.getsignal(signal.SIGTERM)):  # `listen_for_stop` ends the run after its step
             os.kill(os.getpid(), signal.SIGTERM)
