@@ -139,7 +139,7 @@ def load_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
     return results
 
 
-def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
+def carry_out(run: Run) -> Result:
     """Train the rest of a run, evaluate it, and write the result to its workdir.
 
     Raises:
@@ -151,7 +151,7 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
 
     train_and_evaluate(run.config, run.workdir, pretrained=pretrained)
     with compilation_cache(run.config, epath.Path(run.workdir)):
-        scores = _scores(run, splits)
+        scores = _scores(run)
     costs = network_cost(run.config).values()
     expressions = run.config.input.expressions_per_image
     result = Result(
@@ -168,7 +168,7 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
     return result
 
 
-def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
+def _scores(run: Run) -> dict[str, Score]:
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.training.logging import report_evaluation
@@ -180,7 +180,7 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
     config.eval.limit = 0
     evaluator = Evaluator(trained.network, trained.tokenizer, config)
     scores = {}
-    for split in splits:
+    for split in SPLITS:
         source: Any = build_source(config.input.source, split)
         report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
         objects = {f"{split}-{index}": str(len(source.composition(index).masks)) for index in range(len(source))}

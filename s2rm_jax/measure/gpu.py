@@ -273,9 +273,9 @@ def _predict(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
     return [seconds, 1 / seconds, str(timings.ratio("forward", "segment"))]
 
 
-def _scoring(subject: Subject, images: int, expressions: int = 3) -> Sequence[Cell]:
+def _scoring(subject: Subject, images: int) -> Sequence[Cell]:
     """Score logits that are positive on an ellipse over half the height and width, against polygons of 40 corners."""
-    height, width = 480, 640
+    height, width, expressions = 480, 640, 3
     rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in subject.config.input.image_size)
     logits = np.broadcast_to(0.3 - rows[:, None] ** 2 - columns**2, (images, expressions, len(rows), len(columns)))
     rng = np.random.default_rng(6)

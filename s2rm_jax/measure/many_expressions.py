@@ -191,9 +191,9 @@ def record_compilations() -> Iterator[list[float]]:
         jax.monitoring.unregister_event_duration_listener(record)
 
 
-def serving_programs(subject: Subject, rounds: int, most: int = 8) -> list[Section]:
-    """Count the programs compiled for 6 x `rounds` images of random sizes, each with 1 to `most` expressions."""
-    segmenter, rng = subject.segmenter(), np.random.default_rng(5)
+def serving_programs(subject: Subject, rounds: int) -> list[Section]:
+    """Count the programs compiled for 6 x `rounds` images of random sizes, each with 1 to 8 expressions."""
+    segmenter, rng, most = subject.segmenter(), np.random.default_rng(5), 8
     seconds: list[float] = []
     with record_compilations() as compilations:
         for _ in range(6 * rounds):

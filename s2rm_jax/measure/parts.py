@@ -48,12 +48,12 @@ def measure_floor(rounds: int) -> Floor:
     return Floor(rates, 2 * array.nbytes / min(timings.seconds["copy"]))
 
 
-def part_floors(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
-    """Measure the floor, and every part on one image with each number of expressions."""
+def part_floors(subject: Subject, rounds: int) -> list[Section]:
+    """Measure the floor, and every part on one image with one and with eight expressions."""
     measured = measure_floor(max(rounds, 10))
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for count in expressions:
+    for count in (1, 8):
         parts = network_parts(subject, 1, count)
         calls = {name: part.forward() for name, part in parts.items()}
         timings = time_alternately({name: jitted(*call) for name, call in calls.items()}, rounds)
