@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -128,8 +127,10 @@ class TorchTwin:
             return self.model.vision, (self.image_tensor(part.inputs[0]),), list(self.model.vision.parameters())
         inputs = jax.tree.map(self.tensor, part.inputs)
         module = self.model.get_submodule(name)
-        select = {"text": lambda x: x, "fusion": operator.itemgetter(0), "decoder": operator.itemgetter(-1)}[name]
-        return lambda *x: select(module(*x)), inputs, list(module.parameters())
+        if name == "text":
+            return module, inputs, list(module.parameters())
+        output = {"fusion": 0, "decoder": -1}[name]
+        return lambda *x: module(*x)[output], inputs, list(module.parameters())
 
     def _autocast(self) -> Any:
         return self.torch.autocast(self.device.type, self.torch.bfloat16, enabled=self.half)

@@ -40,10 +40,13 @@ def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     per_image = _per_image(timings)
     gain = per_image.ratio("single calls", "together").median
     together, single = per_image.median("together"), timings.median("single")
+    by_count: list[Row] = [
+        [f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS
+    ]
     rows: list[Row] = [
         ["one call with one expression", single, 1 / single],
         ["encoding alone", timings.median("encode"), ""],
-        *([f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS),
+        *by_count,
         [f"{EXPRESSIONS} expressions together", together, EXPRESSIONS / together],
         [f"{EXPRESSIONS} single calls", EXPRESSIONS * single, 1 / single],
     ]
