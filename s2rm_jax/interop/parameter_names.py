@@ -1,4 +1,4 @@
-"""Names of parameters in PyTorch checkpoints, as tables for `layout.fill` and `layout.export_arrays`.
+"""Names of parameters in PyTorch checkpoints, as tables for `fill` and `export_arrays`.
 
 Three tables: Swin, whose checkpoints are published with the names of Hugging Face, Microsoft or timm; BERT with the
 names of Hugging Face; and the whole network with the names of `torch_model.S2RMModel`.

@@ -340,16 +340,12 @@ class SimplerFusion(nn.Module):
             return language * image
         image = broadcast(image[:, 0], language.shape[1:2], 1)
         if self.mode == "concat":
-            return self._convolve(jnp.concatenate([image, language], axis=-1))
+            conv = Conv3x3(image.shape[-1], dtype=self.dtype, name="conv")
+            y = conv(jnp.concatenate([image, language], axis=-1))
+            return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="conv_norm")(y))
         if self.mode == "attention":
             return self._attend(image, language)
         raise ValueError(f"mode must be one of {SIMPLER_FUSIONS}, not {self.mode!r}")
-
-    def _convolve(self, x: Float[Array, "b k h w c2"]) -> Float[Array, "b k h w _"]:
-        b, k, h, w, c = x.shape
-        conv = Conv3x3(c // 2, dtype=self.dtype, name="conv")
-        y = conv(x.reshape(b * k, h, w, c)).reshape(b, k, h, w, c // 2)
-        return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="conv_norm")(y))
 
     def _attend(
         self, image: Float[Array, "b k h w c"], language: Float[Array, "b k h w c"]
@@ -384,7 +380,7 @@ def inner_width(width: int, recurrent_width: int, scans: int) -> int:
     """Return the MLP width at which self-attention has as many parameters in its kernels as coparsing.
 
     `scans` is the number of directions times the number of pairs. Each has 5 width x recurrent_width
-    + 4 recurrent_width^2 parameters (models/s2rm.py), a block of attention has 4 width^2 + 2 width x inner.
+    + 4 recurrent_width^2 parameters, a block of attention has 4 width^2 + 2 width x inner.
     """
     coparsing = scans * (5 * width * recurrent_width + 4 * recurrent_width**2)
     return max(width, round((coparsing / _BLOCKS - 4 * width**2) / (2 * width)))
