@@ -52,7 +52,7 @@ _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions
 def main() -> None:
     """Compile the step and report the facts about it."""
     from s2rm_jax.config import check_config
-    from s2rm_jax.measure.compiled_report import StepFacts, as_json, as_markdown, as_text, read_program
+    from s2rm_jax.measure.compiled_report import StepFacts, as_json, as_markdown, read_program
     from s2rm_jax.parallel.devices import CHIPS
     from s2rm_jax.parallel.mesh import build_mesh
     from s2rm_jax.training.compile import compile_training_step
@@ -76,7 +76,7 @@ def main() -> None:
         model_flops=compiled_step.model_flops,
         compile_seconds=compiled_step.seconds,
     )
-    print(as_text(step))
+    print(as_markdown(step))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(as_json(step), indent=2) + "\n", encoding="utf-8")
     if MARKDOWN.value:

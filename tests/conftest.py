@@ -41,6 +41,14 @@ from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter
 from tests.hub_server import Hub, serve_hub
 
+# Fields of config.vision for the published sizes of Swin.
+SWIN_SIZES = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked long, and the long forms of others")

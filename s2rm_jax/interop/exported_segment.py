@@ -35,19 +35,14 @@ AT_ONCE = 32  # expressions per call of `ground`; more take several calls on the
 
 
 class Network(NamedTuple):
-    """An exported network: B images, K expressions of each, L tokens an expression.
+    """An exported network: B images, K expressions of each, L tokens an expression."""
 
-    encode_image  float32 [B, H, W, 3] -> features of the images
-    ground        features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0. A
-                  network with a no-target head also returns float32 [B, K], positive for an expression without referent
-    tokenizer     of the expressions, with padding to L tokens
-    settings      contents of preprocessing.json
-    """
-
-    encode_image: Callable[[np.ndarray], Any]
+    encode_image: Callable[[np.ndarray], Any]  # float32 [B, H, W, 3] -> features of the images
+    # features, int32 [B, K, L], bool [B, K, L] -> logits float32 [B, K, H, W]; the mask is logits > 0. A network with a
+    # no-target head also returns float32 [B, K], positive for an expression without referent.
     ground: Callable[[Any, np.ndarray, np.ndarray], Sequence[np.ndarray]]
-    tokenizer: Tokenizer
-    settings: dict[str, Any]
+    tokenizer: Tokenizer  # of the expressions, with padding to L tokens
+    settings: dict[str, Any]  # contents of preprocessing.json
 
 
 def load_network(folder: str | Path) -> Network:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.exported_segment import load_onnx
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
-from s2rm_jax.interop.torch_folder import TrainedNetwork, write_preprocessing
+from s2rm_jax.interop.torch_folder import LoadedRun, ground_outputs, write_preprocessing
 from s2rm_jax.models.network import build_network
 
 ENCODE_FILE, GROUND_FILE = "encode_image.onnx", "ground.onnx"
@@ -26,7 +26,7 @@ NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # relative: norm of the difference over the norm of the output of JAX
 
 
-def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
+def write_onnx(trained: LoadedRun, folder: Path) -> float:
     """Write a network into an empty folder: two graphs with their weights, and the files of `write_preprocessing`.
 
     encode_image.onnx  images -> features_1, features_2, ...
@@ -58,7 +58,7 @@ def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
     return error
 
 
-def export_graphs(trained: TrainedNetwork) -> tuple[Any, Any]:
+def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
     """Return the graphs of `encode_image` and `ground` as torch.onnx.ONNXProgram."""
     import torch
 
@@ -76,7 +76,7 @@ def export_graphs(trained: TrainedNetwork) -> tuple[Any, Any]:
 
     class Ground(EncodeImage):
         def forward(self, features: Any, tokens: Any, token_mask: Any) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-            return _outputs(self.model.ground(features, tokens.long(), token_mask, (height, width)))
+            return ground_outputs(self.model.ground(features, tokens.long(), token_mask, (height, width)))
 
     arrays = export_arrays(network_layout(trained.params), trained.params)
     model = S2RMModel(trained.config.to_dict()).requires_grad_(False)
@@ -102,7 +102,7 @@ def export_graphs(trained: TrainedNetwork) -> tuple[Any, Any]:
     return encoder, grounder
 
 
-def relative_error(trained: TrainedNetwork, folder: Path) -> float:
+def relative_error(trained: LoadedRun, folder: Path) -> float:
     """Return the relative error of the graphs in `folder` against JAX in float32, on random inputs.
 
     It is the larger error of two batches: two images with three expressions each, and one image with one expression.
@@ -114,15 +114,10 @@ def relative_error(trained: TrainedNetwork, folder: Path) -> float:
 
     def errors(b: int, k: int) -> list[float]:
         found = ground(encode_image(images[:b]), tokens[:b, :k], token_mask[:b, :k])
-        expected = [np.asarray(x)[:b, :k] for x in _outputs(outputs)]
+        expected = [np.asarray(x)[:b, :k] for x in ground_outputs(outputs)]
         return [float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(found, expected, strict=True)]
 
     return max(errors(2, 3) + errors(1, 1))
-
-
-def _outputs(output: Any) -> tuple[Any, ...]:
-    """Return the outputs of `ground` from the output of the JAX or the PyTorch network."""
-    return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
 
 def random_inputs(config: ConfigDict, count: int, expressions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Names of parameters in PyTorch checkpoints, as tables for `layout.fill` and `layout.export_arrays`.
+"""Names of parameters in PyTorch checkpoints, as tables for `fill` and `export_arrays`.
 
 Three tables: Swin, whose checkpoints are published with the names of Hugging Face, Microsoft or timm; BERT with the
 names of Hugging Face; and the whole network with the names of `torch_model.S2RMModel`.
@@ -27,33 +27,23 @@ SHOWN = 5  # items of each kind of mistake in a message; `WeightsMismatch.mistak
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter and the arrays that it is made from.
+    """One parameter and the arrays that it is made from."""
 
-    target    its path, such as "stage1_block0/attention/qkv/kernel"
-    sources   names in the checkpoint; several (query, key, value) are concatenated along the axis of the outputs
-    form      how the checkpoint stores it: "same"; "dense", [out, in] instead of [in, out]; "conv", [out, in, h, w]
-              instead of [h, w, in, out]; "bias_table", as "same" but for a window of any size
-    optional  whether the checkpoint may lack it; the parameter then keeps its initial value
-    """
-
-    target: str
-    sources: tuple[str, ...]
+    target: str  # its path, such as "stage1_block0/attention/qkv/kernel"
+    sources: tuple[str, ...]  # names in the checkpoint; several are concatenated along the axis of the outputs
+    # How the checkpoint stores it: "same"; "dense", [out, in] instead of [in, out]; "conv", [out, in, h, w] instead of
+    # [h, w, in, out]; "bias_table", as "same" but for a window of any size.
     form: Form = "same"
-    optional: bool = False
+    optional: bool = False  # whether the checkpoint may lack it; the parameter then keeps its initial value
 
 
 @dataclass(frozen=True)
 class Filled:
-    """Parameters made from a checkpoint.
+    """Parameters made from a checkpoint."""
 
-    params       nested, float32, without the targets in `left_out`
-    left_out     optional targets that the checkpoint does not have
-    resized      targets whose bias table was resized to another window
-    """
-
-    params: dict[str, Any]
-    left_out: tuple[str, ...]
-    resized: tuple[str, ...]
+    params: dict[str, Any]  # nested, float32, without the targets in `left_out`
+    left_out: tuple[str, ...]  # optional targets that the checkpoint does not have
+    resized: tuple[str, ...]  # targets whose bias table was resized to another window
 
 
 class WeightsMismatch(UserError):
@@ -65,13 +55,7 @@ class WeightsMismatch(UserError):
 
 
 def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Filled:
-    """Make the parameters described by `shapes` from the arrays of a checkpoint.
-
-    Args:
-        layout: the table.
-        source: the checkpoint, without the arrays that are known to be unused.
-        shapes: the nested parameters or their ShapeDtypeStructs.
-        where: the name of the checkpoint in the error.
+    """Make the parameters described by `shapes` from the arrays of a checkpoint, whose name in errors is `where`.
 
     Raises:
         WeightsMismatch: arrays are unused, used twice, of wrong shapes, or not finite floating-point numbers, or
@@ -195,12 +179,7 @@ def _summary(mistake: tuple[str, Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class SwinNames:
-    """The names of one library for the parameters of Swin; {i} is a stage, {j} a block, both counted from 0.
-
-    `merge` is the patch merging before stage i, i >= 1, and {previous} is i - 1. `output_norm` is the norm of each
-    stage's output, as in backbones for dense prediction; `last_norm` is that of the last stage in classifiers. `unused`
-    are regular expressions for other arrays of a checkpoint: index tables, masks and heads.
-    """
+    """The names of one library for the parameters of Swin; {i} is a stage, {j} a block, both counted from 0."""
 
     library: str
     patch_embed: str
@@ -211,11 +190,11 @@ class SwinNames:
     projection: str
     bias_table: str
     mlp: tuple[str, str]
-    merge: str
-    output_norm: str
+    merge: str  # patch merging before stage i, i >= 1; {previous} is i - 1
+    output_norm: str  # of each stage's output {n}, as in backbones for dense prediction
     first_output: int  # number of the first stage in `output_norm`
-    last_norm: str
-    unused: tuple[str, ...]
+    last_norm: str  # of the last stage in classifiers
+    unused: tuple[str, ...]  # regular expressions for other arrays of a checkpoint: index tables, masks and heads
 
 
 HUGGING_FACE = SwinNames(
@@ -296,13 +275,10 @@ def published_swin_name(name: str, names: SwinNames) -> str:
 
 
 def swin_layout(depths: Sequence[int], names: SwinNames, present: Collection[str] | None = None) -> list[Entry]:
-    """Return the table of a Swin.
+    """Return the table of a Swin with these numbers of blocks per stage.
 
-    Args:
-        depths: blocks per stage.
-        names: the names to use.
-        present: the names in the checkpoint. A classifier has a norm after its last stage only: it fills the norm of
-            the last output, and those of the other outputs are optional. Without `present`, every output has its own.
+    `present` are the names in the checkpoint. A classifier has a norm after its last stage only: it fills the norm of
+    the last output, and those of the other outputs are optional. Without `present`, every output has its own.
     """
     entries = [
         Entry("patch_embed/kernel", (f"{names.patch_embed}.weight",), "conv"),

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -34,11 +34,7 @@ _MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("b
 
 
 def locate(path_or_name: str, field: str) -> Path:
-    """Return the file of weights for a path, or for a name on the Hub, which is downloaded once.
-
-    Args:
-        path_or_name: a file, a folder, or a name on the Hub; existing paths come first.
-        field: the field of the configuration, for the error.
+    """Return the file of weights for a path, or for a name on the Hub, which is downloaded once; paths come first.
 
     Raises:
         UserError: the path does not exist, or the Hub cannot be reached or does not have the weights.
@@ -170,7 +166,7 @@ def _fetch(name: str, field: str) -> Path:
             return weights
         reason = f"it has neither {SAFETENSORS} nor {TORCH}"
     except Exception as error:  # no network, unknown repository, no access: the library raises many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
     raise UserError(
         f"config.{field}={name} is not a path and cannot be downloaded from the Hugging Face Hub ({reason}): put "
         f"{SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "
@@ -180,14 +176,10 @@ def _fetch(name: str, field: str) -> Path:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained part of the network.
+    """A pretrained part of the network."""
 
-    params   nested, float32 arrays, without those that the checkpoint lacks
-    report   lines for the log: source, kind, resized and unused arrays
-    """
-
-    params: dict[str, Any]
-    report: str
+    params: dict[str, Any]  # nested, float32 arrays, without those that the checkpoint lacks
+    report: str  # lines for the log: source, kind, resized and unused arrays
 
 
 def find_pretrained(config: ConfigDict) -> dict[str, Path]:
@@ -203,9 +195,7 @@ def find_pretrained(config: ConfigDict) -> dict[str, Path]:
 def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
     """Load the weights of config.vision.pretrained and config.text.pretrained by part ("vision", "text").
 
-    Args:
-        config: the whole configuration.
-        shapes: the parameters of the whole network, or their shapes.
+    `shapes` are the parameters of the whole network, or their shapes.
 
     Raises:
         UserError: weights are not found, damaged, of another architecture, or incomplete. The error lists everything

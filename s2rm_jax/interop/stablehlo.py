@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from s2rm_jax.interop.torch_folder import TrainedNetwork, write_preprocessing
+from s2rm_jax.interop.torch_folder import LoadedRun, ground_outputs, write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -20,7 +20,7 @@ ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
 Weights = dict[str, jax.Array]  # by path, such as "vision/patch_embed/kernel"
 
 
-def write_stablehlo(trained: TrainedNetwork, folder: Path) -> None:
+def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
     """Write a network into an empty folder: two programs, their weights, and the files of `write_preprocessing`.
 
     encode_image.stablehlo  (weights, images) -> features
@@ -41,7 +41,7 @@ def write_stablehlo(trained: TrainedNetwork, folder: Path) -> None:
     write_preprocessing(trained, "stablehlo", folder)
 
 
-def export_programs(trained: TrainedNetwork) -> tuple[export.Exported, export.Exported]:
+def export_programs(trained: LoadedRun) -> tuple[export.Exported, export.Exported]:
     """Export `encode_image` and `ground` for all PLATFORMS, any number b of images and k of expressions per image."""
     network, (height, width) = trained.network, trained.config.input.image_size
 
@@ -50,14 +50,10 @@ def export_programs(trained: TrainedNetwork) -> tuple[export.Exported, export.Ex
 
     def ground(weights: Weights, features: Any, tokens: jax.Array, token_mask: jax.Array) -> Any:
         size = (height, width)
-        output: Any = network.apply(_variables(weights), features, tokens, token_mask, size, method="ground")
-        return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
+        return ground_outputs(network.apply(_variables(weights), features, tokens, token_mask, size, method="ground"))
 
     b, k = export.symbolic_shape("b, k")
-    weights = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype)
-        for name, array in flatten_dict(trained.params, sep="/").items()
-    }
+    weights = jax.eval_shape(lambda: flatten_dict(trained.params, sep="/"))
     images = jax.ShapeDtypeStruct((b, height, width, 3), jnp.float32)
     expressions = (b, k, trained.config.text.max_tokens)
     tokens, token_mask = (jax.ShapeDtypeStruct(expressions, dtype) for dtype in (jnp.int32, jnp.bool_))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import flax.linen as nn
 from etils import epath
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 import s2rm_jax
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
@@ -40,34 +42,19 @@ _NOT_IN_PYTORCH = {
 }
 
 
-@runtime_checkable
-class TrainedNetwork(Protocol):
-    """A network that can be exported, as `training.run.load_run` returns it."""
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network with its parameters, its tokenizer and its configuration, as `load_run` returns it."""
 
-    @property
-    def network(self) -> nn.Module:
-        """The JAX network."""
-
-    @property
-    def params(self) -> Any:
-        """Its parameters, nested."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its `input.tokens.Tokenizer`."""
-
-    @property
-    def config(self) -> ConfigDict:
-        """The configuration of its run."""
+    network: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    config: ConfigDict
+    step: int | None = None  # of its checkpoint; None for a folder of weights
 
 
-def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: Path) -> None:
-    """Write a network into an empty folder, with everything that PyTorch needs to use it.
-
-    Args:
-        trained: the network.
-        config_file: config.json of its run, copied as it is.
-        folder: an empty folder.
+def write_pytorch(trained: LoadedRun, config_file: epath.PathLike, folder: Path) -> None:
+    """Write a network and config.json of its run into an empty folder, with everything that PyTorch needs to use it.
 
     Raises:
         UserError: the network is a variant for ablations that PyTorch does not have.
@@ -88,9 +75,7 @@ def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: 
 def read_pytorch(folder: Path, shapes: Any) -> Any:
     """Return the nested parameters of a folder that `write_pytorch` wrote, perhaps trained further in PyTorch.
 
-    Args:
-        folder: the folder; its weights may also be a pytorch_model.bin, which needs torch.
-        shapes: the parameters of its network as ShapeDtypeStructs.
+    Its weights may also be a pytorch_model.bin, which needs torch. `shapes` are the parameters as ShapeDtypeStructs.
 
     Raises:
         UserError: there are no weights, or they are damaged or do not fit.
@@ -99,7 +84,12 @@ def read_pytorch(folder: Path, shapes: Any) -> Any:
     return fill(network_layout(shapes), read_weights(file), shapes, str(file)).params
 
 
-def write_preprocessing(trained: TrainedNetwork, format: Format, folder: Path) -> None:
+def ground_outputs(output: Any) -> tuple[Any, ...]:
+    """Return what an exported `ground` returns, from the output of the JAX or the PyTorch network."""
+    return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
+
+
+def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> None:
     """Write preprocessing.json, tokenizer.json, vocab.txt and segment.py, which uses them, into `folder`.
 
     segment.py gives the masks of `Segmenter` and needs nothing of this package.
@@ -118,7 +108,7 @@ def write_preprocessing(trained: TrainedNetwork, format: Format, folder: Path) -
     shutil.copyfile(exported_segment.__file__, folder / SCRIPT_FILE)
 
 
-def settings(trained: TrainedNetwork, channels_first: bool = False) -> dict[str, Any]:
+def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]:
     """Return how images, expressions and logits are processed, in order."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from filelock import Timeout
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE
@@ -59,22 +60,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a finished run.
-
-    parameters   of the whole network
-    gflops       of a forward pass of one image with its expressions
-    scores       {split: Score} of the parameters after the last step (their moving average if the run keeps one)
-    curve        ((step, mean IoU of the evaluations during training), ...)
-    curve_split  the split of those evaluations
-    """
+    """The result of a finished run."""
 
     variant: str
     seed: int
-    parameters: int
-    gflops: float
-    scores: Mapping[str, Score]
-    curve: Sequence[tuple[int, float]]
-    curve_split: str
+    parameters: int  # of the whole network
+    gflops: float  # of a forward pass of one image with its expressions
+    scores: Mapping[str, Score]  # by split, of the parameters after the last step (of their average if there is one)
+    curve: Sequence[tuple[int, float]]  # (step, mean IoU) of the evaluations during training
+    curve_split: str  # the split of those evaluations
 
 
 def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -> list[Run]:
@@ -145,7 +139,7 @@ def load_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
     return results
 
 
-def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
+def carry_out(run: Run) -> Result:
     """Train the rest of a run, evaluate it, and write the result to its workdir.
 
     Raises:
@@ -157,7 +151,7 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
 
     train_and_evaluate(run.config, run.workdir, pretrained=pretrained)
     with compilation_cache(run.config, epath.Path(run.workdir)):
-        scores = _scores(run, splits)
+        scores = _scores(run)
     costs = network_cost(run.config).values()
     expressions = run.config.input.expressions_per_image
     result = Result(
@@ -174,7 +168,7 @@ def carry_out(run: Run, splits: Sequence[str] = SPLITS) -> Result:
     return result
 
 
-def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
+def _scores(run: Run) -> dict[str, Score]:
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.training.logging import report_evaluation
@@ -186,7 +180,7 @@ def _scores(run: Run, splits: Sequence[str]) -> dict[str, Score]:
     config.eval.limit = 0
     evaluator = Evaluator(trained.network, trained.tokenizer, config)
     scores = {}
-    for split in splits:
+    for split in SPLITS:
         source: Any = build_source(config.input.source, split)
         report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
         objects = {f"{split}-{index}": str(len(source.composition(index).masks)) for index in range(len(source))}
@@ -236,7 +230,7 @@ def claim_runs(runs: Sequence[Run]) -> Iterator[Run]:
                     waiting = False
                     yield run
                 break
-            except BlockingIOError:
+            except Timeout:
                 if (name := run.workdir.name) not in reported:
                     log(f"another process trains {name}; it is tried again after the others")
                     reported.add(name)
@@ -252,7 +246,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, the file FOLDER.lock beside it; it is released however the process ends.
 
     Raises:
-        BlockingIOError: another process holds the lock and `wait` is False.
+        Timeout: another process holds the lock and `wait` is False.
         UserError: the filesystem does not support locks.
     """
     path = folder.with_name(folder.name + ".lock")
@@ -260,7 +254,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_file(path, wait))
-        except BlockingIOError:
+        except Timeout:
             raise
         except OSError as error:
             raise UserError(

@@ -126,13 +126,11 @@ class TorchTwin:
         if name == "vision":
             return self.model.vision, (self.image_tensor(part.inputs[0]),), list(self.model.vision.parameters())
         inputs = jax.tree.map(self.tensor, part.inputs)
+        module = self.model.get_submodule(name)
         if name == "text":
-            inputs = tuple(x.flatten(0, 1) for x in inputs)
-            return self.model.text, inputs, list(self.model.text.parameters())
-        if name == "fusion":
-            return lambda *x: self.model.fusion(*x)[0], inputs, list(self.model.fusion.parameters())
-        assert name == "decoder", name
-        return lambda *x: self.model.decoder(*x)[-1], inputs, list(self.model.decoder.parameters())
+            return module, inputs, list(module.parameters())
+        output = {"fusion": 0, "decoder": -1}[name]
+        return lambda *x: module(*x)[output], inputs, list(module.parameters())
 
     def _autocast(self) -> Any:
         return self.torch.autocast(self.device.type, self.torch.bfloat16, enabled=self.half)
@@ -154,8 +152,8 @@ def _leaves(tensors: Any) -> Sequence[Any]:
 _PARTS = ("vision", "text", "fusion", "decoder")  # in PyTorch, the decoder includes `resize`
 
 
-def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)) -> list[Section]:
-    """Measure inference at each batch size, the training step of config.batch_size, and the parts.
+def against_torch(subject: Subject, rounds: int) -> list[Section]:
+    """Measure inference of one and four images, the training step of config.batch_size, and the parts.
 
     Raises:
         UserError: PyTorch is not installed.
@@ -170,7 +168,7 @@ def against_torch(subject: Subject, rounds: int, batches: Sequence[int] = (1, 4)
             rows.append([f"{label}, {other}", timings.median("jax"), timings.median(other), str(ratio)])
             figures[f"{name}: jax / {other}"] = ratio.median
 
-    for count in batches:
+    for count in (1, 4):
         add(f"inference {count}", f"inference, batch {count}", inference_timings(subject, twin, count, rounds))
     images, expressions = subject.config.batch_size, subject.config.input.expressions_per_image
     label = f"training step, batch {images}, {expressions} expressions per image"

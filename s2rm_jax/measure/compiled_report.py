@@ -1,4 +1,4 @@
-"""Facts about a training step compiled for a TPU slice, with predicted scaling: as text, Markdown and JSON."""
+"""Facts about a training step compiled for a TPU slice, with predicted scaling: as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ BUFFERS = 8  # largest temporary arrays that are listed
 
 @dataclass(frozen=True)
 class Program:
-    """Facts about a compiled program.
+    """Facts about a compiled program."""
 
-    memory       per device; None if the compiler reports none
-    xla_flops    per device, as XLA counts them: the body of a loop once, and not only matrix products
-    collectives  largest first
-    at_peak      temporary arrays that are alive at the peak of memory, largest first (an estimate)
-    """
-
-    memory: Memory | None
-    xla_flops: float
-    collectives: tuple[Collective, ...]
-    at_peak: tuple[Buffer, ...]
+    memory: Memory | None  # per device; None if the compiler reports none
+    xla_flops: float  # per device, as XLA counts them: the body of a loop once, and not only matrix products
+    collectives: tuple[Collective, ...]  # largest first
+    at_peak: tuple[Buffer, ...]  # temporary arrays alive at the peak of memory, largest first (an estimate)
 
 
 def read_program(compiled: Any) -> Program:
@@ -46,52 +40,37 @@ def read_program(compiled: Any) -> Program:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Predicted seconds of one step on each chip.
+    """Predicted seconds of one step on each chip."""
 
-    compute     FLOPs / (matrix rate x assumed utilisation)
-    ring        communication over one ring in both directions, the slowest case
-    all_links   communication over all links of the chip at once, the best case
-    """
-
-    compute: float
-    ring: float
-    all_links: float
+    compute: float  # FLOPs / (matrix rate x assumed utilisation)
+    ring: float  # communication over one ring in both directions, the slowest case
+    all_links: float  # communication over all links of the chip at once, the best case
 
     def efficiency(self, communication: float, overlapped: bool) -> float:
-        """Return the time of a step without communication divided by that with it.
-
-        Args:
-            communication: `ring` or `all_links`.
-            overlapped: whether all communication overlaps with computation, or none.
-        """
+        """Return the time of a step without communication divided by that with it, all of it overlapped or none."""
         return self.compute / (max(self.compute, communication) if overlapped else self.compute + communication)
 
 
-def predict_scaling(chip: Chip, flops: float, collectives: Sequence[Collective]) -> Scaling:
-    """Predict a step from the FLOPs and collectives of one chip, ignoring latencies."""
-    sent = sum(one.sent_bytes for one in collectives)
+def predict_scaling(chip: Chip, flops: float, sent_bytes: float) -> Scaling:
+    """Predict a step from the FLOPs of one chip and the bytes that it sends, ignoring latencies."""
     return Scaling(
         compute=flops / (chip.matrix_rate * ASSUMED_UTILISATION),
-        ring=sent / (RING_LINKS * chip.link_rate),
-        all_links=sent / (chip.links * chip.link_rate),
+        ring=sent_bytes / (RING_LINKS * chip.link_rate),
+        all_links=sent_bytes / (chip.links * chip.link_rate),
     )
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """A training step compiled for a slice of TPU chips.
-
-    flops        of the matrix products of one step on all chips, counted in the jaxpr, including recomputation
-    model_flops  the same without recomputation
-    """
+    """A training step compiled for a slice of TPU chips."""
 
     topology: str
     chip: Chip
     chips: int
     settings: dict[str, Any]
     program: Program
-    flops: int
-    model_flops: int
+    flops: int  # of the matrix products of one step on all chips, counted in the jaxpr, including recomputation
+    model_flops: int  # the same without recomputation
     compile_seconds: float
 
     @property
@@ -101,19 +80,50 @@ class StepFacts:
         return self.program.memory
 
     @property
+    def fits(self) -> bool:
+        """Whether a chip has enough memory."""
+        return self.memory.total <= self.chip.hbm * GIB
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that each chip sends in a step."""
+        return sum(one.sent_bytes for one in self.program.collectives)
+
+    @property
     def scaling(self) -> Scaling:
         """The predicted scaling."""
-        return predict_scaling(self.chip, self.flops / self.chips, self.program.collectives)
+        return predict_scaling(self.chip, self.flops / self.chips, self.sent_bytes)
+
+
+def as_markdown(step: StepFacts) -> str:
+    """Return the report as a section of a Markdown page."""
+    collectives = _collective_rows(step.program.collectives)
+    buffers = [
+        (f"{buffer.bytes / 2**20:,.1f} MiB", str(buffer.array), buffer.place)
+        for buffer in step.program.at_peak[:BUFFERS]
+    ]
+    lines = [f"## {step.topology}, {step.settings['config.batch_size']} images", ""]
+    lines += markdown_table(("", ""), _facts(step))
+    lines += ["", *markdown_table(("collective", "size", "largest array", "origin"), collectives)]
+    lines += ["", *markdown_table(("largest temporary arrays at the peak (an estimate)", "array", "origin"), buffers)]
+    return "\n".join(lines) + "\n"
 
 
 def _facts(step: StepFacts) -> list[tuple[str, str]]:
     """Return (name, value) in the order in which they are shown."""
-    memory, chip, scaling = step.memory, step.chip, step.scaling
-    fits = "fits" if memory.total <= chip.hbm * GIB else "DOES NOT FIT"
-    rows = [
+    memory, chip, scaling, flops = step.memory, step.chip, step.scaling, step.flops / step.chips
+
+    def efficiency(overlapped: bool) -> str:
+        ring, best = (100 * scaling.efficiency(seconds, overlapped) for seconds in (scaling.ring, scaling.all_links))
+        return f"{ring:.0f} % over a ring, {best:.0f} % over all links"
+
+    return [
         ("slice", f"{step.topology}: {step.chips} {chip.name} chips"),
         ("settings", ", ".join(f"{name} {value}" for name, value in step.settings.items())),
-        ("memory per chip", f"{memory.total / GIB:.2f} of {chip.hbm} GiB: **{fits}**"),
+        (
+            "memory per chip",
+            f"{memory.total / GIB:.2f} of {chip.hbm} GiB: **{'fits' if step.fits else 'DOES NOT FIT'}**",
+        ),
         (
             "memory by use",
             f"state and batch {memory.arguments / GIB:.2f}, temporary arrays {memory.temporaries / GIB:.2f}, "
@@ -121,21 +131,29 @@ def _facts(step: StepFacts) -> list[tuple[str, str]]:
         ),
         (
             "FLOPs per step",
-            f"{step.flops / 1e12:.1f} T on all chips, {step.flops / step.chips / 1e12:.2f} T per chip "
+            f"{step.flops / 1e12:.1f} T on all chips, {flops / 1e12:.2f} T per chip "
             f"({step.model_flops / step.chips / 1e12:.2f} T without recomputation; "
             f"XLA's count {step.program.xla_flops / 1e12:.2f} T)",
         ),
-    ]
-    for kind, (count, size) in total_by_kind(step.program.collectives).items():
-        rows.append((kind, f"{count} per step, {size / 1e6:,.2f} MB"))
-    rows += [
-        ("computation", _computation(step)),
-        ("communication", _communication(step)),
-        ("efficiency, no overlap", _efficiency(scaling, overlapped=False)),
-        ("efficiency, full overlap", _efficiency(scaling, overlapped=True)),
+        *(
+            (kind, f"{count} per step, {size / 1e6:,.2f} MB")
+            for kind, (count, size) in total_by_kind(step.program.collectives).items()
+        ),
+        (
+            "computation",
+            f"{flops / 1e12:.2f} TFLOP / ({chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_UTILISATION:.0%}, assumed) "
+            f"= {1e3 * scaling.compute:.1f} ms",
+        ),
+        (
+            "communication",
+            f"{step.sent_bytes / 1e9:.3f} GB per chip / ({RING_LINKS} links x {chip.link_rate / 1e9:.0f} GB/s, ring) = "
+            f"{1e3 * scaling.ring:.1f} ms; / (all {chip.links} links x {chip.link_rate / 1e9:.0f} GB/s) = "
+            f"{1e3 * scaling.all_links:.1f} ms",
+        ),
+        ("efficiency, no overlap", efficiency(overlapped=False)),
+        ("efficiency, full overlap", efficiency(overlapped=True)),
         ("compile time", f"{step.compile_seconds:.0f} s"),
     ]
-    return rows
 
 
 def _collective_rows(collectives: Sequence[Collective]) -> list[tuple[str, str, str, str]]:
@@ -161,35 +179,6 @@ def _megabytes(collectives: Sequence[Collective]) -> str:
     return f"{sum(one.bytes for one in collectives) / 1e6:,.2f} MB"
 
 
-def _buffer_rows(step: StepFacts) -> list[tuple[str, str, str]]:
-    """Return (bytes, array, place) of the largest temporary arrays at the peak of memory."""
-    return [
-        (f"{buffer.bytes / 2**20:,.1f} MiB", str(buffer.array), buffer.place)
-        for buffer in step.program.at_peak[:BUFFERS]
-    ]
-
-
-def as_text(step: StepFacts) -> str:
-    """Return the whole report as text for a terminal."""
-    rows = _facts(step)
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value.replace('**', '')}" for name, value in rows]
-    lines += ["", "collectives:"]
-    lines += ["  " + "  ".join(filter(None, row)) for row in _collective_rows(step.program.collectives)]
-    lines += ["", "largest temporary arrays at the peak of memory (an estimate):"]
-    lines += ["  " + "  ".join(row) for row in _buffer_rows(step)]
-    return "\n".join(lines)
-
-
-def as_markdown(step: StepFacts) -> str:
-    """Return the whole report as a section of a Markdown page."""
-    batch, collectives = step.settings["config.batch_size"], _collective_rows(step.program.collectives)
-    lines = [f"## {step.topology}, {batch} images", "", *markdown_table(("", ""), _facts(step))]
-    lines += ["", *markdown_table(("collective", "size", "largest array", "origin"), collectives)]
-    lines += ["", *markdown_table(("largest temporary arrays", "array", "origin"), _buffer_rows(step))]
-    return "\n".join(lines) + "\n"
-
-
 def as_json(step: StepFacts) -> dict[str, Any]:
     """Return the numbers in bytes, FLOPs and seconds."""
     memory, scaling = step.memory, step.scaling
@@ -199,7 +188,7 @@ def as_json(step: StepFacts) -> dict[str, Any]:
         "settings": step.settings,
         "hbm": step.chip.hbm * GIB,
         "memory": {**vars(memory), "total": memory.total},
-        "fits": memory.total <= step.chip.hbm * GIB,
+        "fits": step.fits,
         "flops": step.flops,
         "model_flops": step.model_flops,
         "xla_flops_of_a_chip": step.program.xla_flops,
@@ -220,26 +209,3 @@ def as_json(step: StepFacts) -> dict[str, Any]:
         "predicted": {"assumed_utilisation": ASSUMED_UTILISATION, **vars(scaling)},
         "compile_seconds": step.compile_seconds,
     }
-
-
-def _computation(step: StepFacts) -> str:
-    flops = step.flops / step.chips
-    return (
-        f"{flops / 1e12:.2f} TFLOP / ({step.chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_UTILISATION:.0%}, assumed) "
-        f"= {1e3 * step.scaling.compute:.1f} ms"
-    )
-
-
-def _communication(step: StepFacts) -> str:
-    sent = sum(one.sent_bytes for one in step.program.collectives)
-    rate, links = step.chip.link_rate / 1e9, step.chip.links
-    return (
-        f"{sent / 1e9:.3f} GB per chip / ({RING_LINKS} links x {rate:.0f} GB/s, ring) = "
-        f"{1e3 * step.scaling.ring:.1f} ms; / (all {links} links x {rate:.0f} GB/s) = "
-        f"{1e3 * step.scaling.all_links:.1f} ms"
-    )
-
-
-def _efficiency(scaling: Scaling, overlapped: bool) -> str:
-    ring, best = (100 * scaling.efficiency(seconds, overlapped) for seconds in (scaling.ring, scaling.all_links))
-    return f"{ring:.0f} % over a ring, {best:.0f} % over all links"

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import ORIGINAL
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.pipeline import EvalItem
 from s2rm_jax.measure.against_torch import TorchTwin, inference_timings, training_timings
-from s2rm_jax.measure.fusion_share import share_timings
 from s2rm_jax.measure.harness import Cell, Row, Section, Timings, gradient, jitted, time_alternately
+from s2rm_jax.measure.parts import share_timings
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes, measure_step
 from s2rm_jax.models.cost import count_flops
@@ -93,7 +93,7 @@ def measure_part(part: Part, end: float) -> Section:
 
 
 def _reason(error: Exception) -> str:
-    message = (str(error).splitlines() or [""])[0].replace("|", "/")
+    message = reason_of(error).replace("|", "/")
     if "RESOURCE_EXHAUSTED" in message or type(error).__name__ == "OutOfMemoryError":
         return "out of memory"
     return message if isinstance(error, UserError) else f"failed: {type(error).__name__}: {message:.150}"
@@ -101,7 +101,8 @@ def _reason(error: Exception) -> str:
 
 def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
     rate, rate_name = device_rate("bfloat16", rounds)
-    image_flops = count_flops(*_flat(subject.forward(1, 1)))
+    network, arguments = subject.forward(1, 1)
+    image_flops = count_flops(network, *arguments)
 
     def forward(images: int) -> Sequence[Cell]:
         return _forward(subject, rounds, images, rate)
@@ -174,11 +175,6 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
         {counted(sizes.scored, "image"): functools.partial(_scoring, subject, sizes.scored)},
     )
     yield steps("Training step, other batches", sizes.more_steps)
-
-
-def _flat(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[Any, ...]:
-    function, arguments = call
-    return function, *arguments
 
 
 def _recipe_hours(images_per_second: float) -> float:
@@ -270,19 +266,16 @@ def _share(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
 
 
 def _predict(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
-    segmenter, image, texts = subject.segmenter(), subject.image(480, 640), subject.expressions(count)
-    actions: dict[str, Callable[[], object]] = {
-        "segment": lambda: segmenter.segment(image, texts),
-        "forward": jitted(*subject.forward(1, count)),
-    }
+    segment = functools.partial(subject.segmenter().segment, subject.image(480, 640), subject.expressions(count))
+    actions: dict[str, Callable[[], object]] = {"segment": segment, "forward": jitted(*subject.forward(1, count))}
     timings = time_alternately(actions, rounds)
     seconds = timings.median("segment")
     return [seconds, 1 / seconds, str(timings.ratio("forward", "segment"))]
 
 
-def _scoring(subject: Subject, images: int, expressions: int = 3) -> Sequence[Cell]:
+def _scoring(subject: Subject, images: int) -> Sequence[Cell]:
     """Score logits that are positive on an ellipse over half the height and width, against polygons of 40 corners."""
-    height, width = 480, 640
+    height, width, expressions = 480, 640, 3
     rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in subject.config.input.image_size)
     logits = np.broadcast_to(0.3 - rows[:, None] ** 2 - columns**2, (images, expressions, len(rows), len(columns)))
     rng = np.random.default_rng(6)

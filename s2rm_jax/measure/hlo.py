@@ -5,9 +5,10 @@ Only the text is read; nothing of JAX is needed.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,12 +44,9 @@ class ArrayType:
         if not tile or not self.shape:
             return self.bytes
         from_minor = [self.shape[int(axis)] for axis in self.layout.split(":")[0].split(",")]
-        tile_from_minor = [int(side) for side in tile.group(1).split(",")][::-1]
-        padded = [
-            size if place >= len(tile_from_minor) else math.ceil(size / tile_from_minor[place]) * tile_from_minor[place]
-            for place, size in enumerate(from_minor)
-        ]
-        return math.ceil(math.prod(padded) * _bits(self.dtype) / 8)
+        tiles = [int(side) for side in tile.group(1).split(",")][::-1] + [1] * len(from_minor)
+        padded = math.prod(-(-size // side) * side for size, side in zip(from_minor, tiles, strict=False))
+        return math.ceil(padded * _bits(self.dtype) / 8)
 
     @property
     def in_main_memory(self) -> bool:
@@ -237,20 +235,13 @@ def buffers_at_peak(module: HloModule) -> list[Buffer]:
         for key, (first, array, instruction) in allocated.items()
         if key not in results and array.in_main_memory
     ]
-    peak = max(_live_bytes(lives), default=(0, 0))[1]
+    changes = [0] * (len(instructions) + 1)  # of the bytes that are alive, at each position
+    for first, last, buffer in lives:
+        changes[first] += buffer.bytes
+        changes[last + 1] -= buffer.bytes
+    alive = list(itertools.accumulate(changes))
+    peak = alive.index(max(alive))
     return sorted((buffer for first, last, buffer in lives if first <= peak <= last), key=lambda one: -one.bytes)
-
-
-def _live_bytes(lives: list[tuple[int, int, Buffer]]) -> Iterator[tuple[int, int]]:
-    """Yield (live bytes, position) at every position that allocates an array."""
-    ends = sorted((last, buffer.bytes) for _, last, buffer in lives)
-    alive, ended = 0, 0
-    for first, _, buffer in sorted(lives, key=lambda life: life[0]):
-        while ended < len(ends) and ends[ended][0] < first:
-            alive -= ends[ended][1]
-            ended += 1
-        alive += buffer.bytes
-        yield alive, first
 
 
 KINDS = (
@@ -261,20 +252,13 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective operation.
+    """One collective operation."""
 
-    kind    one of KINDS
-    arrays  the whole arrays: the results of a gather, the operands of a scatter
-    group   number of devices that exchange with each other
-    times   number of executions (more than one inside a loop)
-    place   module path of its origin
-    """
-
-    kind: str
-    arrays: tuple[ArrayType, ...]
-    group: int
-    times: int
-    place: str
+    kind: str  # one of KINDS
+    arrays: tuple[ArrayType, ...]  # the whole arrays: the results of a gather, the operands of a scatter
+    group: int  # number of devices that exchange with each other
+    times: int  # number of executions (more than one inside a loop)
+    place: str  # module path of its origin
 
     @property
     def bytes(self) -> int:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -32,17 +32,8 @@ _COUNTS = (1, 2, 4, 7, 8)
 
 def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     """Measure one `encode` and one `segment` for 7.2 expressions, and 7.2 calls of `segment` with one each."""
-    segmenter, image = subject.segmenter(), subject.image(480, 640)
     height, width = subject.config.input.image_size
-    encoded, texts = segmenter.encode(image), subject.expressions(max(_COUNTS))
-    actions: dict[str, Callable[[], object]] = {
-        f"segment {count}": partial(segmenter.segment, encoded, texts[:count]) for count in _COUNTS
-    }
-    actions |= {
-        "single": lambda: segmenter.segment(image, texts[0]),
-        "encode": lambda: segmenter.encode(image),
-    }
-    timings = time_alternately(actions, rounds)
+    timings = time_alternately(_calls(subject, _COUNTS), rounds)
     seconds = {count: timings.median(f"segment {count}") for count in _COUNTS}
     unpadded = [count for count in _COUNTS if count in BUCKETS]
     slope = float(np.polyfit(unpadded, [seconds[count] for count in unpadded], 1)[0])
@@ -76,6 +67,17 @@ def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     return [Section("Many expressions on one image", text, head, rows, figures)]
 
 
+def _calls(subject: Subject, counts: Iterable[int]) -> dict[str, Callable[[], object]]:
+    """Return calls of the Segmenter: "segment COUNT" on an encoded image, "single" on an image, and "encode"."""
+    segmenter, image = subject.segmenter(), subject.image(480, 640)
+    encoded, texts = segmenter.encode(image), subject.expressions(8)
+    return {
+        **{f"segment {count}": partial(segmenter.segment, encoded, texts[:count]) for count in counts},
+        "single": partial(segmenter.segment, image, texts[0]),
+        "encode": partial(segmenter.encode, image),
+    }
+
+
 def _per_image(timings: Timings) -> Timings:
     """Return the seconds per image with 7.2 expressions in each round, together and by single calls."""
     rounds = zip(*(timings.seconds[name] for name in ("encode", "segment 7", "segment 8")), strict=True)
@@ -93,26 +95,14 @@ def _sizes(config: ConfigDict) -> tuple[int, ...]:
 def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Section]:
     """Measure LAVT's own code in eager PyTorch beside the Segmenter, in the same process and rounds.
 
-    Args:
-        subject: our network, with encoders and images of the default sizes.
-        rounds: timed runs of each.
-        lavt: a checkout of github.com/yz93/LAVT-RIS.
+    `lavt` is a checkout of github.com/yz93/LAVT-RIS.
 
     Raises:
         UserError: there is no checkout, PyTorch is not installed, or the sizes differ.
     """
     if _sizes(subject.config) != _sizes(default_config()):
         raise UserError("--suite=lavt needs the encoders and the image size of the default configuration, as LAVT's.")
-    lavt_forward = _lavt_network(lavt, subject.config)
-    segmenter, image = subject.segmenter(), subject.image(480, 640)
-    encoded, texts = segmenter.encode(image), subject.expressions(8)
-    actions: dict[str, Callable[[], object]] = {
-        "LAVT": lavt_forward,
-        "encode": lambda: segmenter.encode(image),
-        "segment 7": partial(segmenter.segment, encoded, texts[:7]),
-        "segment 8": partial(segmenter.segment, encoded, texts),
-        "single": lambda: segmenter.segment(image, texts[0]),
-    }
+    actions = {"LAVT": _lavt_network(lavt, subject.config), **_calls(subject, (7, 8))}
     timings = time_alternately(actions, rounds)
     per_image = _per_image(timings)
     both = Timings({"LAVT": tuple(EXPRESSIONS * s for s in timings.seconds["LAVT"]), **per_image.seconds})
@@ -204,9 +194,9 @@ def record_compilations() -> Iterator[list[float]]:
         jax.monitoring.unregister_event_duration_listener(record)
 
 
-def serving_programs(subject: Subject, rounds: int, most: int = 8) -> list[Section]:
-    """Count the programs compiled for 6 x `rounds` images of random sizes, each with 1 to `most` expressions."""
-    segmenter, rng = subject.segmenter(), np.random.default_rng(5)
+def serving_programs(subject: Subject, rounds: int) -> list[Section]:
+    """Count the programs compiled for 6 x `rounds` images of random sizes, each with 1 to 8 expressions."""
+    segmenter, rng, most = subject.segmenter(), np.random.default_rng(5), 8
     seconds: list[float] = []
     with record_compilations() as compilations:
         for _ in range(6 * rounds):

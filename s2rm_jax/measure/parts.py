@@ -1,20 +1,18 @@
-"""The time of each part of the network beside its floor, and how time grows with the size of the input."""
+"""The time of each part of the network beside its floor, fusion's share of it, and how it grows with the input."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.evaluation.plots import BAR, HEIGHT, INK, LINE, MUTED, WIDTH, standalone, svg, text
-from s2rm_jax.measure.harness import Row, Section, jitted, time_alternately
+from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.models.cost import count_flops
 from s2rm_jax.training.logging import counted
@@ -50,12 +48,12 @@ def measure_floor(rounds: int) -> Floor:
     return Floor(rates, 2 * array.nbytes / min(timings.seconds["copy"]))
 
 
-def part_floors(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
-    """Measure the floor, and every part on one image with each number of expressions."""
+def part_floors(subject: Subject, rounds: int) -> list[Section]:
+    """Measure the floor, and every part on one image with one and with eight expressions."""
     measured = measure_floor(max(rounds, 10))
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for count in expressions:
+    for count in (1, 8):
         parts = network_parts(subject, 1, count)
         calls = {name: part.forward() for name, part in parts.items()}
         timings = time_alternately({name: jitted(*call) for name, call in calls.items()}, rounds)
@@ -96,55 +94,64 @@ def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in (*read, *outputs))
 
 
+def fusion_share(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
+    """Measure the share of fusion in the forward pass."""
+    rows: list[Row] = []
+    figures: dict[str, float] = {}
+    for count in expressions:
+        timings = share_timings(subject, rounds, count)
+        ratio, label = timings.ratio("fusion", "whole"), counted(count, "expression")
+        rows.append([label, timings.median("fusion"), timings.median("whole"), str(ratio)])
+        figures[label] = ratio.median
+    text = "S2RM alone and the whole network, on one image. Target: at most 0.05 of a forward pass with one expression."
+    return [Section("Share of fusion in the forward pass", text, ["", "fusion, s", "whole, s", "share"], rows, figures)]
+
+
+def share_timings(subject: Subject, rounds: int, count: int) -> Timings:
+    """Time "fusion" alone beside the "whole" network, on one image with `count` expressions."""
+    part = network_parts(subject, 1, count)["fusion"]
+    return time_alternately({"fusion": jitted(*part.forward()), "whole": jitted(*subject.forward(1, count))}, rounds)
+
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 56, 50  # margins around the axes
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A logarithmic map from values between `low` and `high` to pixels between `start` and `end`."""
-
-    low: float
-    high: float
-    start: int
-    end: int
-
-    def __call__(self, value: int | float) -> float:
-        share = math.log(value / self.low) / math.log(self.high / self.low)
-        return self.start + share * (self.end - self.start)
-
-
 def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: int, fitted: float) -> str:
-    """Draw seconds over sizes; the line of the expected exponent passes through the geometric mean of the points."""
+    """Draw seconds over sizes, both logarithmic, and a line of the expected exponent through their geometric mean."""
     sizes, seconds = list(measured), list(measured.values())
-    across = _Axis(min(sizes) / 1.15, max(sizes) * 1.15, _LEFT, WIDTH - _RIGHT)
     middle = [math.exp(sum(map(math.log, values)) / len(values)) for values in (sizes, seconds)]
-    line = [middle[1] * (end / middle[0]) ** expected for end in (min(sizes), max(sizes))]
-    low, high = min(*seconds, *line), max(*seconds, *line)
-    up = _Axis(low / 1.3, high * 1.3, HEIGHT - _BOTTOM, _TOP)
+    line = {end: middle[1] * (end / middle[0]) ** expected for end in (min(sizes), max(sizes))}
+    low, high = min(*seconds, *line.values()) / 1.3, max(*seconds, *line.values()) * 1.3
+
+    def across(size: int) -> float:
+        share = math.log(1.15 * size / min(sizes)) / math.log(1.15**2 * max(sizes) / min(sizes))
+        return _LEFT + share * (WIDTH - _RIGHT - _LEFT)
+
+    def up(time: float) -> float:
+        return HEIGHT - _BOTTOM - math.log(time / low) / math.log(high / low) * (HEIGHT - _BOTTOM - _TOP)
+
+    def path(points: Mapping[int, float], style: str) -> str:
+        corners = "L".join(f"{across(size):.1f} {up(time):.1f}" for size, time in points.items())
+        return f'<path d="M{corners}" style="fill:none;{style}"/>'
+
     body = [text((WIDTH / 2, 22), title, size=15, weight=600)]
     body.append(text((WIDTH / 2, 42), f"measured exponent {fitted:.2f}, expected {expected:g} (dashed)", MUTED))
-    for tick in _ticks(up.low, up.high):
-        body.append(f'<path d="M{_LEFT} {up(tick):.1f}H{WIDTH - _RIGHT}" style="stroke:{LINE};stroke-width:1"/>')
-        body.append(text((_LEFT - 7, up(tick) + 4), f"{tick:g}", MUTED, 11, anchor="end"))
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for tick in (step * 10.0**decade for decade in decades for step in (1, 2, 5)):
+        if low <= tick <= high:
+            body.append(f'<path d="M{_LEFT} {up(tick):.1f}H{WIDTH - _RIGHT}" style="stroke:{LINE};stroke-width:1"/>')
+            body.append(text((_LEFT - 7, up(tick) + 4), f"{tick:g}", MUTED, 11, anchor="end"))
     body += [text((across(size), HEIGHT - _BOTTOM + 17), f"{size:g}", MUTED, 11) for size in sizes]
-    ends = [f"{across(size):.1f} {up(value):.1f}" for size, value in zip((min(sizes), max(sizes)), line, strict=True)]
-    body.append(f'<path d="M{ends[0]}L{ends[1]}" style="stroke:{INK};stroke-width:1.2;stroke-dasharray:5 4"/>')
-    points = [f"{across(size):.1f} {up(value):.1f}" for size, value in zip(sizes, seconds, strict=True)]
-    body.append(f'<path d="M{"L".join(points)}" style="stroke:{BAR};stroke-width:2;fill:none"/>')
-    circles = (point.split() for point in points)
-    body += [f'<circle cx="{x}" cy="{y}" r="4" style="fill:{BAR}"/>' for x, y in circles]
+    body.append(path(line, f"stroke:{INK};stroke-width:1.2;stroke-dasharray:5 4"))
+    body.append(path(measured, f"stroke:{BAR};stroke-width:2"))
+    for size, time in measured.items():
+        body.append(f'<circle cx="{across(size):.1f}" cy="{up(time):.1f}" r="4" style="fill:{BAR}"/>')
     body.append(text(((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 8), axis, MUTED))
     body.append(text((14, (_TOP + HEIGHT - _BOTTOM) / 2), "seconds", MUTED, turn=True))
     return standalone(svg(title, body))
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [step * 10.0**decade for decade in decades for step in (1, 2, 5) if low <= step * 10.0**decade <= high]
-
-
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """The sizes at which each growth is measured; `pixels` are sides of a square image."""
 
     expressions: Sequence[int] = (1, 2, 4, 8, 16)
@@ -153,8 +160,7 @@ class Sizes:
     batch: Sequence[int] = (1, 2, 4)
 
 
-@dataclass(frozen=True)
-class Growth:
+class Growth(NamedTuple):
     """One quantity that grows: the label of its axis, the expected exponent, and the reason for it."""
 
     name: str
@@ -173,26 +179,24 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
     """Measure four kinds of growth and fit an exponent to each that has at least two sizes."""
     sizes = sizes or Sizes()
     tokens = [count for count in sizes.tokens if count <= subject.config.text.max_positions]
+    images = {side: subject.changed(input__image_size=(side, side)) for side in sizes.pixels}
     measured = {
         EXPRESSIONS: {count: _ground_call(subject, count) for count in sizes.expressions},
-        PIXELS: {
-            side: jitted(*_changed(subject, "input", image_size=(side, side)).forward(1, 1)) for side in sizes.pixels
-        },
+        PIXELS: {side: jitted(*changed.forward(1, 1)) for side, changed in images.items()},
         TOKENS: {count: _text_call(subject, count) for count in tokens},
         BATCH: {count: jitted(*subject.forward(count, 1)) for count in sizes.batch},
     }
     rows: list[Row] = []
     figures, plots = {}, {}
-    for quantity, actions in measured.items():
+    for (name, axis, expected, reason), actions in measured.items():
         if len(actions) < 2:  # such as a text encoder that only takes short expressions
             continue
         seconds = _seconds(actions, rounds)
-        exponent = fitted_exponent(list(seconds), list(seconds.values()))
+        exponent = float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
         times = ", ".join(f"{size}: {time:.3g}" for size, time in seconds.items())
-        rows.append([quantity.axis, times, exponent, quantity.expected, quantity.reason])
-        figures[f"{quantity.name}: exponent"] = exponent
-        plot = growth_plot(f"Time by {quantity.axis}", quantity.axis, seconds, quantity.expected, exponent)
-        plots[f"growth_{quantity.name}.svg"] = plot
+        rows.append([axis, times, exponent, expected, reason])
+        figures[f"{name}: exponent"] = exponent
+        plots[f"growth_{name}.svg"] = growth_plot(f"Time by {axis}", axis, seconds, expected, exponent)
     text = (
         "Medians in seconds, and the exponent e of time = a x size^e, fitted to the logarithms. The expected exponents "
         "hold for large sizes; constant costs (what is computed once per image, padding to whole windows) make the "
@@ -200,11 +204,6 @@ def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Se
     )
     head = ["size", "size: seconds", "exponent", "expected", "reason"]
     return [Section("Growth of time with size", text, head, rows, figures, plots)]
-
-
-def fitted_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """Return the slope of log seconds over log size, by least squares."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def _seconds(actions: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int, float]:
@@ -226,16 +225,9 @@ def _ground_call(subject: Subject, expressions: int) -> Callable[[], Any]:
 
 
 def _text_call(subject: Subject, tokens: int) -> Callable[[], Any]:
-    ids, mask = _changed(subject, "text", max_tokens=tokens).tokens(1, 1)
+    ids, mask = subject.changed(text__max_tokens=tokens).tokens(1, 1)
 
     def encode(params: Any, *inputs: Any) -> Any:
         return subject.network.text.apply({"params": params}, *inputs)
 
     return jitted(encode, (subject.on_device()["text"], ids[0], mask[0]))
-
-
-def _changed(subject: Subject, section: str, **values: Any) -> Subject:
-    """Return the subject with other values in a section of its configuration."""
-    config = copy.deepcopy(subject.config).unlock()
-    config[section].update(values)
-    return dataclasses.replace(subject, config=config)

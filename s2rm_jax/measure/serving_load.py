@@ -17,10 +17,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -41,19 +40,16 @@ _BOUNDARY = "boundary-of-s2rm"
 _MOST_DIFFERENT = 0.001  # share of the pixels
 
 
-@dataclass(frozen=True)
-class Question:
+class Request(NamedTuple):
     """One request: its bytes, and the expressions that the answer must have."""
 
-    request: bytes
+    content: bytes
     expressions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Load:
-    """What a number of clients saw: the seconds of each answered request, the errors, and the duration of all."""
+class Load(NamedTuple):
+    """What some clients saw: the seconds of each answered request, the errors, and the duration of all."""
 
-    clients: int
     latencies: tuple[float, ...]
     errors: tuple[str, ...]
     seconds: float
@@ -67,19 +63,8 @@ class Load:
         """Return a percentile of the latencies, in seconds."""
         return float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
 
-    def summary(self) -> dict[str, Any]:
-        """Return the numbers of a report."""
-        return {
-            "clients": self.clients,
-            "requests": len(self.latencies),
-            "errors": len(self.errors),
-            "per second": self.per_second,
-            "p50": self.percentile(50.0),
-            "p99": self.percentile(99.0),
-        }
 
-
-def questions(host: str) -> list[Question]:
+def make_requests(host: str) -> list[Request]:
     """Return different requests for POST /segment as forms: generated scenes as JPEG, each with its expressions."""
     from PIL import Image
 
@@ -94,7 +79,7 @@ def questions(host: str) -> list[Question]:
         file = io.BytesIO()
         Image.fromarray(np.asarray(example.image)).resize(_SIZE).save(file, "JPEG", quality=90)
         expressions = tuple(expression.text for expression in example.expressions)[:_EXPRESSIONS]
-        found.append(Question(_form(host, file.getvalue(), expressions), expressions))
+        found.append(Request(_form(host, file.getvalue(), expressions), expressions))
     return found
 
 
@@ -113,14 +98,15 @@ def _form(host: str, image: bytes, expressions: Sequence[str]) -> bytes:
 class Client:
     """A connection that is kept open. It is minimal, because it shares the processors with the server."""
 
-    def __init__(self, host: str, port: int):
-        self._address = host, port
+    def __init__(self, address: str):
+        parts = urlsplit(address)
+        self._host, self._port = parts.hostname, parts.port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, request: bytes) -> tuple[int, bytes]:
         """Send a request and return the status and the body of the answer."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._address)
+            self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
@@ -135,10 +121,10 @@ class Client:
             self._streams = None
 
 
-async def reference(address: str, asked: Sequence[Question]) -> list[Any]:
+async def reference(address: str, requests: Sequence[Request]) -> list[Any]:
     """Return the results of requests that are sent one after another."""
-    client = _client(address)
-    answers = [await client.send(question.request) for question in asked]
+    client = Client(address)
+    answers = [await client.send(request.content) for request in requests]
     client.close()
     wrong = [body.decode() for status, body in answers if status != 200]
     if wrong:
@@ -146,7 +132,9 @@ async def reference(address: str, asked: Sequence[Question]) -> list[Any]:
     return [json.loads(body)["results"] for _, body in answers]
 
 
-async def load(address: str, asked: Sequence[Question], expected: Sequence[Any], clients: int, seconds: float) -> Load:
+async def load(
+    address: str, requests: Sequence[Request], expected: Sequence[Any], clients: int, seconds: float
+) -> Load:
     """Let a number of clients send requests for some seconds, each the next as soon as it has an answer."""
     latencies: list[float] = []
     errors: list[str] = []
@@ -154,18 +142,18 @@ async def load(address: str, asked: Sequence[Question], expected: Sequence[Any],
     start = time.perf_counter()
 
     async def work() -> None:
-        client = _client(address)
+        client = Client(address)
         while time.perf_counter() - start < seconds:
-            number = next(numbers) % len(asked)
+            number = next(numbers) % len(requests)
             sent = time.perf_counter()
             try:
-                status, body = await client.send(asked[number].request)
+                status, body = await client.send(requests[number].content)
             except (OSError, EOFError) as error:
                 errors.append(f"lost: {type(error).__name__}")
                 client.close()
                 continue
             latency = time.perf_counter() - sent
-            problem = f"status {status}" if status != 200 else _difference(body, asked[number], expected[number])
+            problem = f"status {status}" if status != 200 else _difference(body, requests[number], expected[number])
             if problem:
                 errors.append(problem)
             else:
@@ -173,15 +161,15 @@ async def load(address: str, asked: Sequence[Question], expected: Sequence[Any],
         client.close()
 
     await asyncio.gather(*(work() for _ in range(clients)))
-    return Load(clients, tuple(latencies), tuple(errors), time.perf_counter() - start)
+    return Load(tuple(latencies), tuple(errors), time.perf_counter() - start)
 
 
-def _difference(body: bytes, question: Question, expected: Any) -> str:
+def _difference(body: bytes, request: Request, expected: Any) -> str:
     """Return what is wrong with an answer, or nothing."""
     from s2rm_jax.input.masks import rasterize
 
     results = json.loads(body)["results"]
-    if tuple(result["expression"] for result in results) != question.expressions:
+    if tuple(result["expression"] for result in results) != request.expressions:
         return "other expressions"
     for result, alone in zip(results, expected, strict=True):
         if result["rle"] == alone["rle"]:
@@ -195,39 +183,29 @@ def _difference(body: bytes, question: Question, expected: Any) -> str:
     return ""
 
 
-def _client(address: str) -> Client:
-    parts = urlsplit(address)
-    assert parts.hostname is not None and parts.port is not None
-    return Client(parts.hostname, parts.port)
-
-
-def measure(address: str, clients: Sequence[int], seconds: float, rounds: int = 1) -> list[Load]:
-    """Load a running demo with each number of clients in turn, round by round."""
-    asked = questions(urlsplit(address).netloc)
-    expected = asyncio.run(reference(address, asked))
-    return [asyncio.run(load(address, asked, expected, count, seconds)) for _ in range(rounds) for count in clients]
-
-
 def serving(subject: Subject, rounds: int) -> list[Section]:
     """Measure the demo with the network of the package, whatever the subject, in a process of its own."""
     from s2rm_jax.measure.harness import Section
 
     del subject
+    loads: dict[int, list[Load]] = {count: [] for count in CLIENTS}
     with _demo() as address:
-        loads = measure(address, CLIENTS, _SECONDS, rounds)
+        requests = make_requests(urlsplit(address).netloc)
+        expected = asyncio.run(reference(address, requests))
+        for _ in range(rounds):
+            for count, found in loads.items():
+                found.append(asyncio.run(load(address, requests, expected, count, _SECONDS)))
         figures = _scrape(address)
-    rows: list[Row] = []
-    for count in CLIENTS:
-        some = [each for each in loads if each.clients == count]
-        rows.append(
-            [
-                count,
-                median(each.per_second for each in some),
-                median(each.percentile(50.0) for each in some),
-                median(each.percentile(99.0) for each in some),
-                sum(len(each.errors) for each in some),
-            ]
-        )
+    rows: list[Row] = [
+        [
+            count,
+            median(each.per_second for each in found),
+            median(each.percentile(50.0) for each in found),
+            median(each.percentile(99.0) for each in found),
+            sum(len(each.errors) for each in found),
+        ]
+        for count, found in loads.items()
+    ]
     answered, batches = figures["s2rm_batch_requests_sum"], figures["s2rm_batch_requests_count"]
     text = (
         f"The demo with the network of the package, {_IMAGES} different images of {_SIZE[0]} x {_SIZE[1]} as JPEG, "

@@ -20,6 +20,7 @@ from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.measure.harness import gradient
+from s2rm_jax.models.cost import run_parts
 from s2rm_jax.models.network import ReferringNetwork, build_network
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
@@ -140,41 +141,27 @@ class Part:
         return gradient(self.function, argnums), (self.params, *self.inputs)
 
 
+# The inputs of the parts that other trained parts compute.
+_TRAINED_INPUTS = {"fusion": (0, 1), "decoder": (0, 1, 2), "no_target": (0, 1, 2, 3)}
+
+
 def network_parts(subject: Subject, count: int, expressions: int) -> dict[str, Part]:
-    """Split the network into vision, text, fusion, decoder and resize, for `expressions` on each of `count` images.
+    """Split the network into the parts of `run_parts` and resize, for `expressions` on each of `count` images.
 
-    The inputs of each part are the outputs of the parts before it. Outputs of fusion and decoder that only serve
-    explanations are left out, so that they are not computed under `jit`.
+    The inputs of each part are the outputs of the parts before it.
     """
-    network, images = subject.network, subject.images(count)
+    parts: dict[str, Part] = {}
+
+    def record(name: str, function: Callable[..., Any], params: Any, *inputs: Any) -> Any:
+        parts[name] = Part(function, params, inputs, _TRAINED_INPUTS.get(name, ()))
+        return jax.jit(function)(params, *inputs)
+
+    images = subject.images(count)
     tokens, mask = subject.tokens(count, expressions)
-    params = subject.on_device()
-    size = images.shape[1:3]
-
-    def vision(params: Any, images: jax.Array) -> Any:
-        return network.vision.apply({"params": params}, images)
-
-    def text(params: Any, tokens: jax.Array, mask: jax.Array) -> Any:
-        b, k, length = tokens.shape
-        words = network.text.apply({"params": params}, tokens.reshape(b * k, length), mask.reshape(b * k, length))
-        return words.reshape(b, k, length, -1)  # type: ignore[union-attr]
-
-    def fusion(params: Any, coarsest: jax.Array, words: jax.Array, mask: jax.Array) -> Any:
-        return network.fusion.apply({"params": params}, coarsest, words, mask).features  # type: ignore[union-attr]
-
-    def decoder(params: Any, fused: jax.Array, maps: Any, expression: jax.Array) -> Any:
-        return network.decoder.apply({"params": params}, fused, maps, expression)[-1]
+    logits = run_parts(subject.network, subject.on_device(), images, tokens, mask, run=record)
 
     def resize(params: Any, logits: jax.Array) -> Any:
-        return jax.image.resize(logits, (*logits.shape[:2], *size), "bilinear")
+        return jax.image.resize(logits, (*logits.shape[:2], *images.shape[1:3]), "bilinear")
 
-    parts = {"vision": Part(vision, params["vision"], (images,))}
-    maps = jax.jit(vision)(params["vision"], images)
-    parts["text"] = Part(text, params["text"], (tokens, mask))
-    words = jax.jit(text)(params["text"], tokens, mask)
-    parts["fusion"] = Part(fusion, params["fusion"], (maps[-1], words, mask), (0, 1))
-    fused = jax.jit(fusion)(params["fusion"], maps[-1], words, mask)
-    parts["decoder"] = Part(decoder, params["decoder"], (fused, maps, words[:, :, 0]), (0, 1, 2))
-    logits = jax.jit(decoder)(params["decoder"], fused, maps, words[:, :, 0])
     parts["resize"] = Part(resize, {}, (logits,), (0,))
     return parts

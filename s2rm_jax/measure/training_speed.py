@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from s2rm_jax.config import REMAT_POLICIES
 from s2rm_jax.measure.harness import Cell, Row, Section, time_alternately
@@ -16,7 +14,7 @@ from s2rm_jax.measure.parts import measure_floor
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.parallel.devices import matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
-from s2rm_jax.training.compile import CompiledStep, compile_step
+from s2rm_jax.training.compile import CompiledStep, compile_step, with_steps
 from s2rm_jax.training.state import plan_state
 
 
@@ -42,13 +40,6 @@ def training_step(subject: Subject) -> TrainingStep:
         return metrics
 
     return TrainingStep(compiled, take)
-
-
-def with_steps(config: ConfigDict) -> ConfigDict:
-    """Return the configuration with a fixed number of steps, since there is no data to derive it from."""
-    config = copy.deepcopy(config)
-    config.steps = config.steps or config.optimizer.warmup_steps + 1000
-    return config
 
 
 @dataclass(frozen=True)

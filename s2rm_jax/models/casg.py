@@ -41,9 +41,7 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b k h w c"]) -> Float[Array, "b k h w _"]:
         """Return [b, k, h, w, features]."""
-        b, k, h, w, c = x.shape
-        conv = Conv3x3(self.features, dtype=self.dtype, name="conv")
-        y = conv(x.reshape(b * k, h, w, c)).reshape(b, k, h, w, self.features)
+        y = Conv3x3(self.features, dtype=self.dtype, name="conv")(x)
         return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,19 +68,54 @@ def network_cost(config: ConfigDict) -> dict[str, PartCost]:
     The parts are vision, text, fusion and decoder, and no_target if config.decoder.no_target_width is not 0.
     """
     network = build_network(config)
-    height, width = config.input.image_size
-    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    costs = {k: _flops_by_part(network, image, k, config.text.max_tokens) for k in (1, 2)}
-    tokens, mask = _text_shapes(1, config.text.max_tokens)
-    params = jax.eval_shape(network.init, jax.random.key(0), image, tokens, mask)["params"]
+    image = jax.ShapeDtypeStruct((1, *config.input.image_size, 3), jnp.float32)
+
+    def inputs(expressions: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        shape = (1, expressions, config.text.max_tokens)
+        return image, jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool)
+
+    params: Any = jax.eval_shape(network.init, jax.random.key(0), *inputs(1))["params"]
+    first, both = (_flops_by_part(network, params, *inputs(count)) for count in (1, 2))
     return {
-        part: PartCost(
-            sum(leaf.size for leaf in jax.tree.leaves(params[part])),
-            costs[1][part],
-            costs[2][part] - costs[1][part],
-        )
-        for part in costs[1]
+        part: PartCost(sum(leaf.size for leaf in jax.tree.leaves(params[part])), flops, both[part] - flops)
+        for part, flops in first.items()
     }
+
+
+def _flops_by_part(network: ReferringNetwork, *arguments: Any) -> dict[str, int]:
+    flops = {}
+
+    def count(part: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        flops[part] = count_flops(function, *inputs)
+        return function(*inputs)
+
+    jax.eval_shape(lambda *arguments: run_parts(network, *arguments, run=count), *arguments)
+    return flops
+
+
+def run_parts(
+    network: ReferringNetwork, params: Any, images: Any, tokens: Any, mask: Any, *, run: Callable[..., Any]
+) -> jax.Array:
+    """Run the network part by part; return its finest mask logits [b, k, h, w], before they are resized.
+
+    run(part, function, params, *inputs) returns function(params, *inputs). The parts are vision, text, fusion, decoder
+    and, if the network has that head, no_target. Outputs that only serve explanations are left out.
+    """
+    b, k, length = tokens.shape
+
+    def apply(part: str, *inputs: Any, select: Callable[[Any], Any] = lambda output: output) -> Any:
+        module = getattr(network, part)
+        return run(part, lambda params, *x: select(module.apply({"params": params}, *x)), params[part], *inputs)
+
+    maps = apply("vision", images)
+    words = apply("text", tokens.reshape(b * k, length), mask.reshape(b * k, length)).reshape(b, k, length, -1)
+    sentence = words[:, :, 0]
+    fused = apply("fusion", maps[-1], words, mask, select=lambda output: output.features)
+    if network.no_target is None:
+        return apply("decoder", fused, maps, sentence, select=lambda logits: logits[-1])
+    coarsest, finest = apply("decoder", fused, maps, sentence, select=lambda logits: (logits[0], logits[-1]))
+    apply("no_target", sentence, fused, coarsest, finest)
+    return finest
 
 
 def training_step_flops(config: ConfigDict, costs: Mapping[str, PartCost]) -> int:
@@ -90,33 +126,3 @@ def training_step_flops(config: ConfigDict, costs: Mapping[str, PartCost]) -> in
     """
     expressions = config.input.expressions_per_image
     return 3 * config.batch_size * sum(cost.flops(expressions) for cost in costs.values())
-
-
-def _text_shapes(expressions: int, length: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    shape = (1, expressions, length)
-    return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool)
-
-
-def _flops_by_part(
-    network: ReferringNetwork, image: jax.ShapeDtypeStruct, expressions: int, length: int
-) -> dict[str, int]:
-    """Return the FLOPs of each part in a forward pass of one image with this number of expressions."""
-    tokens, mask = _text_shapes(expressions, length)
-
-    def init_and_apply(module: object, *args: object) -> tuple[int, object]:
-        variables = jax.eval_shape(module.init, jax.random.key(0), *args)  # type: ignore[attr-defined]
-        apply = module.apply  # type: ignore[attr-defined]
-        return count_flops(apply, variables, *args), jax.eval_shape(apply, variables, *args)
-
-    flat = (jax.ShapeDtypeStruct((expressions, length), x.dtype) for x in (tokens, mask))
-    vision, maps = init_and_apply(network.vision, image)
-    text, words = init_and_apply(network.text, *flat)
-    words = jax.ShapeDtypeStruct((1, expressions, length, words.shape[-1]), words.dtype)  # type: ignore[attr-defined]
-    fusion, fused = init_and_apply(network.fusion, maps[-1], words, mask)  # type: ignore[index]
-    sentence = jax.ShapeDtypeStruct((1, expressions, words.shape[-1]), words.dtype)
-    decoder, logits = init_and_apply(network.decoder, fused.features, maps, sentence)  # type: ignore[attr-defined]
-    flops = {"vision": vision, "text": text, "fusion": fusion, "decoder": decoder}
-    if network.no_target is not None:
-        head_inputs = (sentence, fused.features, logits[0], logits[-1])  # type: ignore[attr-defined,index]
-        flops["no_target"], _ = init_and_apply(network.no_target, *head_inputs)
-    return flops

@@ -33,22 +33,14 @@ def normalize(images: UInt8[Any, "*batch height width 3"]) -> Float32[Any, "*bat
 
 @flax.struct.dataclass
 class Output:
-    """The output of the network; what a jitted caller does not use costs nothing. Leaves are arrays, or their shapes.
+    """The output of the network; what a jitted caller ignores costs nothing. Leaves are arrays, or their shapes."""
 
-    logits           [b, k, H, W] float32 at the size of the input image; the mask is logits > 0
-    coarse_logits    tuple of [b, k, h_i, w_i] float32, from the coarsest stage to stride 8
-    word_attention   [b, k, heads, h, w, l], the attention of each position over the words
-    group_maps       {pair: [r, b, k, h, w, c]}, the parsed map of each direction
-    balance_weights  {pair: [r, b, k, ...]}, the weight of each direction
-    no_target_logits [b, k] float32, positive where an expression has no referent; None without the no-target head
-    """
-
-    logits: Any
-    coarse_logits: tuple[Any, ...]
-    word_attention: Any
-    group_maps: dict[str, Any]
-    balance_weights: dict[str, Any]
-    no_target_logits: Any = None
+    logits: Any  # [b, k, H, W] float32 at the size of the input image; the mask is logits > 0
+    coarse_logits: tuple[Any, ...]  # of [b, k, h_i, w_i] float32, from the coarsest stage to stride 8
+    word_attention: Any  # [b, k, heads, h, w, l], the attention of each position over the words
+    group_maps: dict[str, Any]  # {pair: [r, b, k, h, w, c]}, the parsed map of each direction
+    balance_weights: dict[str, Any]  # {pair: [r, b, k, ...]}, the weight of each direction
+    no_target_logits: Any = None  # [b, k] float32, positive where an expression has no referent; None without that head
 
 
 class ReferringNetwork(nn.Module):
@@ -112,8 +104,7 @@ class ReferringNetwork(nn.Module):
 
 def build_network(config: ConfigDict) -> ReferringNetwork:
     """Build the network described by config.vision, text, fusion, decoder, dtype and remat."""
-    dtype = jnp.dtype(config["dtype"])
-    remat = config.get("remat", "none")  # absent from runs of older versions
+    dtype, remat = jnp.dtype(config["dtype"]), config["remat"]
     not_of_the_module = {"vocab", "lower_case", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:

@@ -62,51 +62,27 @@ def real_positions(rotations: tuple[int, ...], height: int, width: int) -> Bool[
     return np.arange(lengths.max()) < lengths[:, None]
 
 
-def gated_recurrence(
-    gates: dict[str, jax.Array], update_reset: dict[str, jax.Array], candidate: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """Run the recurrence over the slices of all pairs and directions in one scan; arrays are given by name of pair.
+def gated_cell(
+    h: Float[Array, "r b k m d"], x: Float[Array, "r b k m d3"], w_zr: jax.Array, w_c: jax.Array
+) -> Float[Array, "r b k m d"]:
+    """Return the next state of a GRU whose reset gate is applied before the product with the candidate's kernel.
 
-    Args:
-        gates: contributions of the input to update gate, reset gate and candidate, [s, r, b, k, m, 3 R].
-        update_reset: kernels from the state to the two gates, [r, R, 2 R].
-        candidate: kernels from the reset state to the candidate, [r, R, R].
-
-    Returns:
-        The states [s, r, b, k, m, R].
+    x: contributions of the input to update gate, reset gate and candidate; w_zr: kernels from the state to the two
+    gates, [r, d, 2 d]; w_c: kernels from the reset state to the candidate, [r, d, d].
     """
-
-    def cell(h: jax.Array, x: jax.Array, w_zr: jax.Array, w_c: jax.Array) -> jax.Array:
-        width = h.shape[-1]
-        from_input, from_input_c = x[..., : 2 * width], x[..., 2 * width :]
-        gate = jax.nn.sigmoid(from_input + jnp.einsum("rbkmd,rde->rbkme", h, w_zr))
-        z, reset = jnp.split(gate, 2, axis=-1)
-        c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * h, w_c))
-        return (1 - z) * h + z * c
-
-    return _over_slices(cell, gates, _FROM_INPUT["gated"], update_reset, candidate)
+    width = h.shape[-1]
+    from_input, from_input_c = x[..., : 2 * width], x[..., 2 * width :]
+    gate = jax.nn.sigmoid(from_input + jnp.einsum("rbkmd,rde->rbkme", h, w_zr))
+    z, reset = jnp.split(gate, 2, axis=-1)
+    c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * h, w_c))
+    return (1 - z) * h + z * c
 
 
-def linear_recurrence(gates: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Run the recurrence whose gate and candidate depend on the input alone: [s, r, b, k, m, 2 R] -> [.., R]."""
-
-    def cell(h: jax.Array, x: jax.Array) -> jax.Array:
-        from_input, from_input_c = jnp.split(x, 2, axis=-1)
-        z = jax.nn.sigmoid(from_input)
-        return (1 - z) * h + z * jnp.tanh(from_input_c)
-
-    return _over_slices(cell, gates, _FROM_INPUT["linear"])
-
-
-def _over_slices(cell: Callable, gates: dict, parts: int, *weights: dict) -> dict[str, jax.Array]:
-    """Scan the states of all pairs over the slices, from zeros; gates are `parts` times as wide as states."""
-
-    def step(carry: dict, x: dict) -> tuple[dict, dict]:
-        carry = jax.tree.map(cell, carry, x, *weights)
-        return carry, carry
-
-    start = {pair: jnp.zeros_like(x[0, ..., : x.shape[-1] // parts]) for pair, x in gates.items()}
-    return jax.lax.scan(step, start, gates)[1]
+def linear_cell(h: Float[Array, "r b k m d"], x: Float[Array, "r b k m d2"]) -> Float[Array, "r b k m d"]:
+    """Return the next state of the recurrence whose gate and candidate depend on the input alone."""
+    from_input, from_input_c = jnp.split(x, 2, axis=-1)
+    z = jax.nn.sigmoid(from_input)
+    return (1 - z) * h + z * jnp.tanh(from_input_c)
 
 
 class Coparse(nn.Module):
@@ -154,12 +130,20 @@ class Coparse(nn.Module):
         """Run the recurrence over the slices: {pair: states [s, r, b, k, m, recurrent_width]}."""
         if self.recurrence == "none":
             return {pair: jnp.tanh(x) for pair, x in gates.items()}
-        if self.recurrence == "linear":
-            return linear_recurrence(gates)
         width = self.recurrent_width
-        update_reset = {pair: self._stacked(f"{pair}_update_reset", width, 2 * width) for pair in gates}
-        candidate = {pair: self._stacked(f"{pair}_candidate", width, width) for pair in gates}
-        return gated_recurrence(gates, update_reset, candidate)
+        cell: Callable[..., jax.Array] = linear_cell
+        weights: list[dict[str, jax.Array]] = []
+        if self.recurrence == "gated":
+            cell = gated_cell
+            weights.append({pair: self._stacked(f"{pair}_update_reset", width, 2 * width) for pair in gates})
+            weights.append({pair: self._stacked(f"{pair}_candidate", width, width) for pair in gates})
+
+        def step(carry: dict, x: dict) -> tuple[dict, dict]:
+            carry = jax.tree.map(cell, carry, x, *weights)
+            return carry, carry
+
+        start = {pair: jnp.zeros_like(x[0, ..., :width]) for pair, x in gates.items()}
+        return jax.lax.scan(step, start, gates)[1]
 
     def _parse(self, pair: str, states: jax.Array, parsed: jax.Array) -> jax.Array:
         """Attend from each slice of the parsed feature to the states of its slice: group maps [r, b, k, h, w, c]."""
@@ -179,18 +163,12 @@ class Coparse(nn.Module):
 
 @flax.struct.dataclass
 class Fused:
-    """The output of S2RM; all but `features` is for inspection. Leaves are arrays, or their shapes.
+    """The output of S2RM; all but `features` is for inspection. Leaves are arrays, or their shapes."""
 
-    features         [b, k, h, w, c], the vision map fused with the expression
-    word_attention   [b, k, heads, h, w, l], the attention of each position over the words
-    group_maps       {pair: [r, b, k, h, w, c]}, the parsed map of each direction
-    balance_weights  {pair: [r, b, k, h, w, 1]} (position), [r, b, k, 1, 1, c] (channel); sums to 1 over r
-    """
-
-    features: Any
-    word_attention: Any
-    group_maps: dict[str, Any]
-    balance_weights: dict[str, Any]
+    features: Any  # [b, k, h, w, c], the vision map fused with the expression
+    word_attention: Any  # [b, k, heads, h, w, l], the attention of each position over the words
+    group_maps: dict[str, Any]  # {pair: [r, b, k, h, w, c]}, the parsed map of each direction
+    balance_weights: dict[str, Any]  # {pair: [r, b, k, h, w, 1] (position), [r, b, k, 1, 1, c] (channel)}; 1 over all r
 
 
 class Distribute(nn.Module):
@@ -362,16 +340,12 @@ class SimplerFusion(nn.Module):
             return language * image
         image = broadcast(image[:, 0], language.shape[1:2], 1)
         if self.mode == "concat":
-            return self._convolve(jnp.concatenate([image, language], axis=-1))
+            conv = Conv3x3(image.shape[-1], dtype=self.dtype, name="conv")
+            y = conv(jnp.concatenate([image, language], axis=-1))
+            return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="conv_norm")(y))
         if self.mode == "attention":
             return self._attend(image, language)
         raise ValueError(f"mode must be one of {SIMPLER_FUSIONS}, not {self.mode!r}")
-
-    def _convolve(self, x: Float[Array, "b k h w c2"]) -> Float[Array, "b k h w _"]:
-        b, k, h, w, c = x.shape
-        conv = Conv3x3(c // 2, dtype=self.dtype, name="conv")
-        y = conv(x.reshape(b * k, h, w, c)).reshape(b, k, h, w, c // 2)
-        return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="conv_norm")(y))
 
     def _attend(
         self, image: Float[Array, "b k h w c"], language: Float[Array, "b k h w c"]
@@ -406,7 +380,7 @@ def inner_width(width: int, recurrent_width: int, scans: int) -> int:
     """Return the MLP width at which self-attention has as many parameters in its kernels as coparsing.
 
     `scans` is the number of directions times the number of pairs. Each has 5 width x recurrent_width
-    + 4 recurrent_width^2 parameters (models/s2rm.py), a block of attention has 4 width^2 + 2 width x inner.
+    + 4 recurrent_width^2 parameters, a block of attention has 4 width^2 + 2 width x inner.
     """
     coparsing = scans * (5 * width * recurrent_width + 4 * recurrent_width**2)
     return max(width, round((coparsing / _BLOCKS - 4 * width**2) / (2 * width)))

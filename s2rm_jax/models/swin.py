@@ -16,14 +16,6 @@ from jaxtyping import Array, Float
 
 from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialize, repeat
 
-# embed_dim, depths and num_heads of the published sizes.
-SWIN_SIZES: dict[str, dict] = {
-    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-}
-
 EPSILON = 1e-5  # of every LayerNorm, as in the published checkpoints
 HIDDEN = -1e9  # added to the logits of masked positions, whose weights are then exactly zero
 

@@ -18,20 +18,13 @@ _FIRST_PORT, _PORTS = 61440, 4096  # range of the coordinator's port if none is 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The coordinator of a run, its number of processes and the index of this one.
+    """The coordinator of a run, its number of processes and the index of this one; JAX detects what is None."""
 
-    found_in     the source of the description, for messages
-    coordinator  HOST:PORT, at which process 0 listens
-    devices      indices of the visible accelerators that belong to this process; None means all
-
-    If `coordinator`, `processes` and `index` are None, JAX detects them itself.
-    """
-
-    found_in: str
-    coordinator: str | None = None
+    found_in: str  # the source of the description, for messages
+    coordinator: str | None = None  # HOST:PORT, at which process 0 listens
     processes: int | None = None
     index: int | None = None
-    devices: tuple[int, ...] | None = None
+    devices: tuple[int, ...] | None = None  # indices of the accelerators that belong to this process; None: all
 
 
 def find_cluster(

@@ -37,20 +37,13 @@ def keep_freed_memory() -> None:
 
 @dataclass(frozen=True)
 class Chip:
-    """Published figures of one TPU chip.
+    """Published figures of one TPU chip."""
 
-    name          as in the name of a topology
-    hbm           main memory in GiB
-    matrix_rate   FLOP/s of bfloat16 matrix products
-    links         links to neighbouring chips
-    link_rate     bytes/s of one link in each direction
-    """
-
-    name: str
-    hbm: int
-    matrix_rate: float
-    links: int
-    link_rate: float
+    name: str  # as in the name of a topology
+    hbm: int  # main memory in GiB
+    matrix_rate: float  # FLOP/s of bfloat16 matrix products
+    links: int  # links to neighbouring chips
+    link_rate: float  # bytes/s of one link in each direction
 
 
 # By `device.device_kind`, from cloud.google.com/tpu/docs. The pages give the rate of all links of a chip together

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from absl import flags
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.parallel.cluster import Cluster, find_cluster
 
 JOIN_TIMEOUT = 300  # seconds
@@ -120,9 +120,9 @@ def _join(cluster: Cluster, timeout: int, required: bool) -> None:
     if isinstance(errors[0], ValueError) and not cluster.processes and not required:
         _joining = "no"  # JAX found no others: a lone TPU
         return
-    reason = str(errors[0]).strip().splitlines()[0]
     raise UserError(
-        f"{_describe(cluster)}: cannot join the others ({reason}); check that the address is correct and the port free."
+        f"{_describe(cluster)}: cannot join the others ({reason_of(errors[0])}); check that the address is correct and "
+        "the port free."
     ) from errors[0]
 
 

@@ -132,11 +132,8 @@ def per_device_key(key: jax.Array, position: jax.Array) -> jax.Array:
     """Return a key that draws, for an array of any shape, part number `position` of what `key` draws for all parts.
 
     Parts have equal sizes along the first axis. Keys that are split or folded from it do the same. A draw over all
-    parts may have up to 2^32 numbers; beyond, the numbers repeat.
-
-    Args:
-        key: a key of JAX's default kind (threefry, partitionable).
-        position: int scalar.
+    parts may have up to 2^32 numbers; beyond, the numbers repeat. `key` is of JAX's default kind (threefry,
+    partitionable), `position` an integer scalar.
     """
     data = jnp.append(jax.random.key_data(key), position.astype(jnp.uint32))
     return jax.random.wrap_key_data(data, impl=_LOCAL_THREEFRY)

@@ -40,17 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The items that are saved and restored together.
-
-    state          after `step` steps
-    examples_seen  position of the input, in images
-    metrics        of the evaluation of this state, or None
-    """
+    """The items that are saved and restored together."""
 
     step: int
-    state: TrainState
-    examples_seen: int
-    metrics: dict[str, float] | None
+    state: TrainState  # after `step` steps
+    examples_seen: int  # position of the input, in images
+    metrics: dict[str, float] | None  # of the evaluation of this state
 
 
 class Checkpoints:
@@ -82,9 +77,7 @@ class Checkpoints:
         )
         with explaining_storage_errors(f"the checkpoints in {self._directory} cannot be read", self._directory):
             self._scores = _scores(self._directory, metric)
-            self._manager = ocp.CheckpointManager(
-                _absolute(self._directory), options=options, item_handlers=_handlers(ocp.StandardCheckpointHandler())
-            )
+            self._manager = _open(self._directory, ocp.StandardCheckpointHandler(), options)
         self._unwritten: Checkpoint | None = None
 
     @property
@@ -133,7 +126,7 @@ class Checkpoints:
 
     def _write(self, action: Callable[[], None]) -> None:
         with explaining_storage_errors(self._not_written, self._directory):
-            _patiently(action, self._not_written)
+            _with_retries(action, self._not_written)
 
     @property
     def _not_written(self) -> str:
@@ -213,10 +206,6 @@ def _complete_steps(directory: epath.Path) -> list[int]:
     )
 
 
-def _chosen_step(directory: epath.Path, scores: dict[int, float], which: str) -> int:
-    return max(scores, key=scores.__getitem__) if scores and which == "best" else max(_complete_steps(directory))
-
-
 def restore_params(
     workdir: epath.PathLike,
     metric: str,
@@ -229,7 +218,7 @@ def restore_params(
     Only the parameters are read, not the rest of the state.
 
     Args:
-        workdir: of the run.
+        workdir: the workdir of the run.
         metric: config.eval.metric of the run, by which a checkpoint is the best.
         which: "best" or "latest"; if no checkpoint was evaluated, the latest is the best.
         expected: the parameters of the network or their shapes (`state.parameter_shapes`), which are checked.
@@ -244,21 +233,20 @@ def restore_params(
         raise UserError(
             f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
         )
-    handlers = _handlers(ocp.PyTreeCheckpointHandler())  # unlike the standard handler, it reads a part of a tree
     with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
         scores = _scores(directory, metric)
-        opened = ocp.CheckpointManager(_absolute(directory), item_handlers=handlers)
+        # Unlike the standard handler, this one reads a part of a tree.
+        opened = _open(directory, ocp.PyTreeCheckpointHandler())
     with opened as manager:
-        step = _chosen_step(directory, scores, which)
+        has_best = which == "best" and scores
+        step = max(scores, key=scores.__getitem__) if has_best else max(_complete_steps(directory))
 
         def read() -> Any:
             tree = _saved_tree(manager, step)
             name = "params" if tree.get("ema_params") is None else "ema_params"
             if expected is not None:
                 _require_same_parameters(tree[name], expected, directory / str(step))
-            # The devices of the training may not exist here.
-            here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            abstract = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree[name])}
+            abstract = {name: _placed(tree[name], sharding)}
             restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
             return manager.restore(step, args=ocp.args.Composite(state=args)).state[name]
@@ -266,7 +254,7 @@ def restore_params(
         return step, _read(read, directory, step)
 
 
-def _patiently(action: Callable[[], T], what: str) -> T:
+def _with_retries(action: Callable[[], T], what: str) -> T:
     """Return `action()`; after a failure that may pass, log `what` and try again, each time after a longer wait.
 
     Several processes do not try again, because they would have to do so together.
@@ -313,7 +301,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
     path = directory / str(step)
     what = f"the checkpoint {path} cannot be read"
     try:
-        return _patiently(action, what)
+        return _with_retries(action, what)
     except UserError:
         raise
     except Exception as error:
@@ -346,9 +334,7 @@ def _find_damage(path: epath.Path) -> str | None:
         try:
             ocp.JsonCheckpointHandler().restore(path / part)
             part = "state"
-            tree = handler.metadata(path / part).tree
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+            arrays = _placed(handler.metadata(path / part).tree)
             restore_args = ocp.checkpoint_utils.construct_restore_args(arrays)
             for keys, _ in jax.tree_util.tree_leaves_with_path(arrays):
                 part = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -361,12 +347,18 @@ def _find_damage(path: epath.Path) -> str | None:
     return None
 
 
-def _absolute(directory: epath.Path) -> epath.Path:
-    return directory if on_bucket(directory) else directory.absolute()
+def _open(
+    directory: epath.Path, state: ocp.CheckpointHandler, options: ocp.CheckpointManagerOptions | None = None
+) -> ocp.CheckpointManager:
+    absolute = directory if on_bucket(directory) else directory.absolute()
+    handlers = {"state": state, "data": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(absolute, options=options, item_handlers=handlers)
 
 
-def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
-    return {"state": state, "data": ocp.JsonCheckpointHandler()}
+def _placed(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Return the arrays of a checkpoint as ShapeDtypeStructs on devices of this process; those it had may not exist."""
+    here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
 
 
 def _scores(directory: epath.Path, metric: str) -> dict[int, float]:

@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.io import copy_files, on_bucket
@@ -41,18 +41,12 @@ WORTH_KEEPING = 2.0  # seconds of compiling from which a program is cached
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A compiled training step.
+    """A compiled training step."""
 
-    compiled     the executable, called with a state and a batch
-    flops        of its matrix products, over all devices
-    model_flops  of three forward passes: without what config.remat computes a second time, as MFU is usually defined
-    seconds      that compiling took
-    """
-
-    compiled: Any
-    flops: int
-    model_flops: int
-    seconds: float
+    compiled: Any  # the executable, called with a state and a batch
+    flops: int  # of its matrix products, over all devices
+    model_flops: int  # of three forward passes: without what config.remat computes again, as MFU is usually defined
+    seconds: float  # that compiling took
 
     def seconds_at_peak(self, mesh: Mesh) -> float | None:
         """Return the duration of a step of nothing but matrix products at the devices' published rate, if known."""
@@ -82,16 +76,18 @@ class CompiledStep:
 def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledStep:
     """Compile the step that training with `config` runs on the devices of `mesh`, which need not be present.
 
-    If config.steps is 0 (it depends on the data), any number is used: it is a constant of the schedule.
-
     Raises:
         UserError: as `compile_step`.
     """
-    config = copy.deepcopy(config)
-    if config.steps == 0:
-        config.steps = config.optimizer.warmup_steps + 1
-    network = build_network(config)
+    config, network = with_steps(config), build_network(config)
     return compile_step(network, plan_state(network, config, mesh), config, mesh)
+
+
+def with_steps(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with any number of steps if it leaves them to the data; speed does not depend on it."""
+    config = copy.deepcopy(config)
+    config.steps = config.steps or config.optimizer.warmup_steps + 1000
+    return config
 
 
 def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> CompiledStep:
@@ -261,7 +257,7 @@ class Profile:
                 with self._local as folder:
                     copy_files(Path(folder), self._directory)
         except (OSError, RuntimeError) as error:
-            log(f"the trace could not be written to {self._directory}: {str(error).splitlines()[0]}")
+            log(f"the trace could not be written to {self._directory}: {reason_of(error)}")
             return
         log(f"traced into {self._directory}; to look at it: pip install xprof; xprof --logdir {self._directory}")
 

@@ -24,38 +24,27 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """The signal that asks a run of one process to stop, or None."""
+    """The signal that asks a run to stop: of several processes, the greatest number that any of them received."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None  # by this process
+        self._agreed = 0
+        self._pending: distributed.Maximum | None = None
 
     @property
     def signum(self) -> signal.Signals | None:
-        """The signal that all processes have agreed on; it changes only in `exchange`, unless there is one process."""
-        return self.received
+        """The signal that all processes have agreed on; with several processes it changes only in `exchange`."""
+        if distributed.is_alone():
+            return self.received
+        return signal.Signals(self._agreed) if self._agreed else None
 
     def exchange(self, wait: bool = False) -> None:
         """Exchange the signals of all processes, each of which must call this equally often.
 
         Without `wait`, the result of the call before takes effect, so that no process waits for the exchange.
         """
-
-
-class SharedStopRequest(StopRequest):
-    """The signal that asks a run of several processes to stop: the greatest number that any of them received."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._agreed = 0
-        self._pending: distributed.Maximum | None = None
-
-    @property
-    def signum(self) -> signal.Signals | None:
-        """See StopRequest."""
-        return signal.Signals(self._agreed) if self._agreed else None
-
-    def exchange(self, wait: bool = False) -> None:
-        """See StopRequest."""
+        if distributed.is_alone():
+            return
         before, self._pending = self._pending, distributed.Maximum(self.received or 0)
         self._agreed = self._agreed or (before.value() if before else 0)
         if wait:
@@ -69,7 +58,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
     After that, SIGINT raises KeyboardInterrupt again. Python handles signals in the main thread only; in another thread
     nothing changes.
     """
-    request = StopRequest() if distributed.is_alone() else SharedStopRequest()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from s2rm_jax.errors import UserError, reason_of, storage_error
 from s2rm_jax.io import on_bucket, write_atomically
@@ -64,23 +64,13 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def lock_file(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is created if missing; it is released however the process ends.
+def lock_file(path: Path, wait: bool = True) -> BaseFileLock:
+    """Return a context manager that holds the lock of a file, which is released however the process ends.
 
-    Raises:
-        BlockingIOError: another process holds the lock and `wait` is False.
-        OSError: the file system does not support locks, or the file cannot be created.
+    Entering it raises Timeout if another process holds the lock and `wait` is False, and OSError if the file system
+    does not support locks or the file cannot be created.
     """
-    lock = FileLock(path, fallback_to_soft=False)  # the file of a soft lock would remain after a kill
-    try:
-        lock.acquire(blocking=wait)
-    except Timeout:
-        raise BlockingIOError(f"{path} is locked by another process") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return FileLock(path, blocking=wait, fallback_to_soft=False)  # the file of a soft lock would remain after a kill
 
 
 @contextmanager
@@ -88,7 +78,7 @@ def _lock_on_disk(workdir: epath.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock_file(Path(workdir) / LOCK_FILE, wait=False))
-        except BlockingIOError:
+        except Timeout:
             raise _in_use(workdir, _read(workdir / HOLDER_FILE)) from None
         except PermissionError:
             raise
@@ -140,7 +130,7 @@ def _require_lapsed(workdir: epath.Path, path: epath.Path) -> None:
 
 
 def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> None:
-    told = ""
+    logged = ""
     while not ended.wait(RENEW_EVERY):
         try:
             holder = _read(path)
@@ -150,9 +140,9 @@ def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> 
             # This process was stopped for longer than a lease.
             _LOGGER.error("--workdir %s was taken %s: this run stops", path.parent, _by(holder))
         except Exception as error:  # clients of buckets raise many kinds; what fails now may succeed the next time
-            if reason_of(error) != told:
-                told = reason_of(error)
-                _LOGGER.warning("the lease of --workdir %s cannot be renewed (%s); trying again", path.parent, told)
+            if reason_of(error) != logged:
+                logged = reason_of(error)
+                _LOGGER.warning("the lease of --workdir %s cannot be renewed (%s); trying again", path.parent, logged)
             continue
         if callable(signal.getsignal(signal.SIGTERM)):  # `listen_for_stop` ends the run after its step
             os.kill(os.getpid(), signal.SIGTERM)

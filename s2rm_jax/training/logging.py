@@ -276,7 +276,7 @@ class MetricsWriter:
     """Write metrics to <workdir>/metrics.jsonl, to TensorBoard files and to Weights & Biases, as the config says.
 
     A run that resumes at `step` first removes the metrics of later steps, so that no step is written twice. Use it as a
-    context manager, or call `close`. Of several processes, only the first writes.
+    context manager. Of several processes, only the first writes.
     """
 
     def __init__(self, workdir: epath.PathLike, config: ConfigDict, step: int = 0):
@@ -285,37 +285,29 @@ class MetricsWriter:
         Raises:
             UserError: Weights & Biases is configured and does not work.
         """
-        self._writes = distributed.is_first()
-        if not self._writes:
+        self._lines: JsonLines | None = None
+        self._others: list[TensorBoardFiles | WandbRun] = []
+        if not distributed.is_first():
             return
         workdir = epath.Path(workdir)
-        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: _is_up_to(line.get("step"), step))
-        self._others: list[TensorBoardFiles | WandbRun] = []
+        earlier = range(step + 1)
+        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: line.get("step") in earlier)
         with contextlib.ExitStack() as opened:
             opened.push(self.__exit__)
             if config.tensorboard:
                 self._others.append(TensorBoardFiles(workdir, step))
             if config.wandb_project:
                 self._others.append(WandbRun(workdir, config))
-            opened.pop_all()  # everything is open, and `close` closes it
+            opened.pop_all()  # everything is open, and `__exit__` closes it
 
     def write(self, step: int, part: str, metrics: Mapping[str, float]) -> None:
         """Write the metrics of `part` ("train", "val", ...) at `step`."""
-        if not self._writes:
+        if self._lines is None:
             return
         values = {f"{part}/{name}": float(value) for name, value in metrics.items()}
         self._lines.write({"step": step, **values})
         for other in self._others:
             other.write(step, values)
-
-    def close(self, failed: bool = False) -> None:
-        """Close everything, even if closing one part fails; `failed`: the run ended with an error."""
-        if not self._writes:
-            return
-        with contextlib.ExitStack() as closing:
-            for other in self._others:
-                closing.callback(other.close, failed)
-            closing.callback(self._lines.close)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -323,12 +315,12 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with _closing_after(error, "the metrics"):
-            self.close(failed=kind is not None and not issubclass(kind, Interrupted))
-
-
-def _is_up_to(value: object, step: int) -> bool:
-    return isinstance(value, int) and value <= step
+        failed = kind is not None and not issubclass(kind, Interrupted)
+        with _closing_after(error, "the metrics"), contextlib.ExitStack() as closing:  # even if closing one part fails
+            for other in self._others:
+                closing.callback(other.close, failed)
+            if self._lines is not None:
+                closing.callback(self._lines.close)
 
 
 class TensorBoardFiles:

@@ -64,22 +64,15 @@ class Pretrained(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that the loop works with.
-
-    network     the network
-    batches     returns the batches after the given number of images, without end
-    evaluate    returns the metrics of parameters and calls a function after each batch; None: no evaluation
-    save_vocab  writes the vocabulary to a path
-    epoch       size of an epoch of the training split, None if the data is generated without end
-    left_out    the problems of the bad examples that `batches` left out
-    """
+    """The parts that the loop works with."""
 
     network: nn.Module
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Iterator[Batch]]  # returns the batches after the given number of images, without end
+    # Returns the metrics of parameters and calls a function after each batch; None: no evaluation.
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[epath.Path], None]
-    epoch: EpochSize | None = None
-    left_out: Set[str] = frozenset()
+    epoch: EpochSize | None = None  # of the training split; None if the data is generated without end
+    left_out: Set[str] = frozenset()  # the problems of the bad examples that `batches` left out
 
 
 class _EvaluationStopped(Exception):
@@ -98,7 +91,7 @@ def train_and_evaluate(
     the workdir takes precedence over pretrained weights, so that a restarted job never starts over.
 
     Args:
-        config: the configuration.
+        config: see `config.default_config`.
         workdir: the folder of the run, on disk or in a bucket; created if missing.
         profile_steps: steps to trace into the folder `profile` of the workdir.
         pretrained: the module `s2rm_jax.interop.pretrained`, required if the configuration names pretrained weights.
@@ -151,10 +144,7 @@ def check_before_start(config: ConfigDict) -> None:
 def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = None) -> Parts:
     """Build the network and its input as `config` says; the evaluation runs on the devices of `mesh`.
 
-    Args:
-        config: the configuration.
-        mesh: all devices.
-        vocabulary: of the pretrained text weights; see `build_tokenizer`.
+    `vocabulary` is that of the pretrained text weights; see `build_tokenizer`.
 
     Raises:
         UserError: the data is missing, or does not fit the configuration.

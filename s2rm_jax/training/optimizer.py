@@ -32,10 +32,6 @@ def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransforma
     A gradient passes through these steps: clip by the global norm, Adam, decay (decoupled: learning rate x weight
     decay, as in PyTorch), factor of the group, learning rate. Frozen parameters have no moments, update or decay.
 
-    Args:
-        config: the whole configuration.
-        params: the parameters or their shapes.
-
     Raises:
         UserError: a pattern is malformed or (of multipliers and frozen) matches no parameter; nothing is left to train.
     """

@@ -8,20 +8,19 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.interop.parameter_names import fill, network_layout
-from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights
+from s2rm_jax.interop.torch_folder import LoadedRun, read_pytorch
+from s2rm_jax.interop.weight_files import SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
@@ -56,35 +55,13 @@ MAY_CHANGE = (
 _ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
 
 _RUN_FILES = {
-    *(
-        CONFIG_FILE,
-        "config.tmp",
-        HOLDER_FILE,
-        VOCAB_FILE,
-        CHECKPOINT_DIRECTORY,
-        METRICS_FILE,
-        TENSORBOARD_DIRECTORY,
-    ),
-    *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE, "wandb_run.tmp"),
+    *(CONFIG_FILE, HOLDER_FILE, VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
+    *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE),
 }
 _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
 
 _HUB = "hf://"
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")  # user/name, user/name@revision
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A trained network with its parameters, its tokenizer and its configuration.
-
-    `step` is that of its checkpoint, None for a folder of weights.
-    """
-
-    network: nn.Module
-    params: Any
-    tokenizer: Tokenizer
-    config: ConfigDict
-    step: int | None = None
 
 
 def load_run(
@@ -110,25 +87,15 @@ def load_run(
     """
     folder = find_run(workdir)
     with _explaining_damage(workdir, folder):
-        return _load_folder(folder, which, sharding, config)
-
-
-def _load_folder(
-    workdir: epath.Path,
-    which: Literal["best", "latest"],
-    sharding: jax.sharding.Sharding | None,
-    config: ConfigDict | None,
-) -> LoadedRun:
-    config = load_config(workdir) if config is None else config
-    tokenizer = Tokenizer(workdir / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
-    network = build_network(config)
-    shapes = parameter_shapes(network, config)
-    weights = Path(workdir) / SAFETENSORS
-    step: int | None = None
-    if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
-        params = fill(network_layout(shapes), read_weights(weights), shapes, str(weights)).params
-    else:
-        step, params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
+        config = load_config(folder) if config is None else config
+        tokenizer = Tokenizer(folder / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
+        network = build_network(config)
+        shapes = parameter_shapes(network, config)
+        step: int | None = None
+        if not on_bucket(folder) and (folder / SAFETENSORS).is_file() and not has_checkpoint(folder):
+            params = read_pytorch(Path(folder), shapes)
+        else:
+            step, params = restore_params(folder, config.eval.metric, which, shapes, sharding)
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step)
@@ -242,7 +209,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):
         raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a training run.")
-    config = ConfigDict(_with_tuples(_with_defaults(content, defaults)))
+    config = ConfigDict(_completed(content, defaults))
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
         config.text.vocab = str(vocab)
@@ -253,33 +220,18 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     return config.lock()
 
 
-def _with_defaults(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    filled = {
-        name: _with_defaults(value, _section(defaults, name)) if isinstance(value, dict) else value
-        for name, value in content.items()
-    }
-    return defaults | filled
-
-
-def _section(defaults: dict[str, Any], name: str) -> dict[str, Any]:
-    section = defaults.get(name)
-    return section if isinstance(section, dict) else {}
-
-
-def _with_tuples(value: Any) -> Any:
+def _completed(value: Any, default: Any = None) -> Any:
+    """Return a value of config.json with the defaults of missing fields, and with tuples for lists."""
     if isinstance(value, dict):
-        return {name: _with_tuples(item) for name, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+        defaults = default if isinstance(default, dict) else {}
+        return defaults | {name: _completed(item, defaults.get(name)) for name, item in value.items()}
+    return tuple(map(_completed, value)) if isinstance(value, list) else value
 
 
 def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
     """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
 
-    A run that continues keeps the pretrained weights and the vocabulary that it began with.
-
-    Args:
-        config: the configuration that was given.
-        began: the configuration of the run that is continued, None for a new run.
+    A run that continues keeps those that it began with, in the configuration `began`.
 
     Raises:
         UserError: config.text.vocab has other words than the vocabulary of the run that is continued.
@@ -326,14 +278,7 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
 
 def _flatten(config: ConfigDict) -> dict[str, Any]:
     """Return the fields by their dotted names, with the values that JSON gives them."""
-
-    def flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for name, value in tree.items():
-            flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return flat
-
-    return flatten(json.loads(json.dumps(config.to_dict())), "")
+    return flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
 
 
 def require_workdir(workdir: epath.PathLike) -> None:

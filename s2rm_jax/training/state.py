@@ -21,20 +21,13 @@ from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
 
 @flax.struct.dataclass
 class TrainState:
-    """The state that a training step reads and writes.
+    """The state that a training step reads and writes."""
 
-    step         int32 scalar, optimizer steps taken
-    params       the parameters, float32
-    opt_state    of the optimizer
-    ema_params   the averaged parameters, or None if config.optimizer.ema_decay is 0
-    rng          key data of the run's random key; it is constant, and every step folds its number into it
-    """
-
-    step: Any
-    params: Any
-    opt_state: Any
-    ema_params: Any
-    rng: Any
+    step: Any  # int32 scalar, optimizer steps taken
+    params: Any  # float32
+    opt_state: Any  # of the optimizer
+    ema_params: Any  # the averaged parameters, or None if config.optimizer.ema_decay is 0
+    rng: Any  # key data of the run's random key; it is constant, and every step folds its number into it
 
     @property
     def eval_params(self) -> Any:
@@ -44,19 +37,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StatePlan:
-    """The structure of a state before it is created.
-
-    optimizer  the optimizer
-    groups     the Group of every parameter
-    abstract   a TrainState of ShapeDtypeStructs with shardings, with which checkpoints are restored
-    create     create(given=None) returns the initial state with these shardings; parameters that are `given` (nested
-               NumPy arrays, some or all) are taken, the others drawn from the seed. No device ever holds more of an
-               array than its shard.
-    """
+    """The structure of a state before it is created."""
 
     optimizer: optax.GradientTransformation
-    groups: Any
-    abstract: TrainState
+    groups: Any  # the Group of every parameter
+    abstract: TrainState  # of ShapeDtypeStructs with shardings, with which checkpoints are restored
+    # create(given=None) returns the initial state with these shardings. Parameters that are `given` (nested NumPy
+    # arrays, some or all) are taken, the others drawn from the seed. No device holds more of an array than its shard.
     create: Callable[..., TrainState]
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from s2rm_jax.models.swin import SWIN_SIZES
+from tests.conftest import SWIN_SIZES
 from tests.interop.comparison import LAYER_TOLERANCE, WHOLE_TOLERANCE, compare
 from tests.interop.oracles import STREAM, draw_swin
 from tests.interop.pairs import swin_block, swin_merge, swin_patches, whole_swin

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure import fusion_share
-from s2rm_jax.measure.fusion_share import draw_recurrence
 from s2rm_jax.measure.gpu import draw_windows, einsum_attention, fused_attention
 from s2rm_jax.measure.harness import jitted
-from s2rm_jax.models.s2rm import gated_recurrence
 from s2rm_jax.training.losses import segmentation_loss
 
 
@@ -26,20 +23,6 @@ def larger(subject):
     config = subject.config.copy_and_resolve_references()
     config.input.image_size = (24, 32)
     return dataclasses.replace(subject, config=config)
-
-
-def test_recurrences(subject):
-    arguments = draw_recurrence(larger(subject), 2)
-    assert {pair: x.shape[:5] for pair, x in arguments[0].items()} == {
-        "language_parses_vision": (4, 2, 1, 2, 4),
-        "vision_parses_language": (4, 2, 1, 1, 4),
-    }
-    expected = jax.jit(gated_recurrence)(*arguments)
-    for way in (fusion_share.separate_scans, fusion_share.unrolled):
-        assert_close(jax.jit(way)(*arguments), expected)
-    linear = jax.jit(fusion_share.linear)(*arguments)
-    assert_close(linear, jax.jit(fusion_share.linear_by_scan)(*arguments))
-    assert jax.tree.map(jnp.shape, linear) == jax.tree.map(jnp.shape, expected)
 
 
 def test_window_attention(subject):

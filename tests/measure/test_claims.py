@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import Timeout
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
@@ -83,7 +84,7 @@ def test_a_folder_without_locks_is_named(runs, monkeypatch):
 
 def test_waiting_for_a_lock_ends_with_its_holder(runs, other_process):
     holder = other_process(runs[0])
-    with pytest.raises(BlockingIOError), lock(runs[0].workdir, wait=False):
+    with pytest.raises(Timeout), lock(runs[0].workdir, wait=False):
         pass
     holder.kill()
     with lock(runs[0].workdir):

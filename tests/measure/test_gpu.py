@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure import against_torch, fusion_share, training_speed
+from s2rm_jax.measure import against_torch, training_speed
+from s2rm_jax.measure import parts as parts_module
 from s2rm_jax.measure.gpu import Part, Sizes, _parts, gpu, measure_part
 from s2rm_jax.measure.parts import Floor
 
@@ -59,7 +60,7 @@ def known(parts, segmenter, training, monkeypatch):
     for module in (against_torch, training_speed):
         monkeypatch.setattr(module, "training_step", lambda _: training)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"bfloat16": 1e9}, 1e9))
-    monkeypatch.setattr(fusion_share, "network_parts", lambda *_: parts)
+    monkeypatch.setattr(parts_module, "network_parts", lambda *_: parts)
     monkeypatch.setattr("s2rm_jax.measure.subject.Subject.segmenter", lambda _: segmenter)
 
 

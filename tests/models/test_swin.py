@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from s2rm_jax.models import swin as swin_module
-from s2rm_jax.models.swin import SWIN_SIZES, PatchMerging, Swin, SwinBlock, WindowAttention, draw_survival
+from s2rm_jax.models.swin import PatchMerging, Swin, SwinBlock, WindowAttention, draw_survival
+from tests.conftest import SWIN_SIZES
 
 
 def attention_by_pixel_pairs(params, x, window, shift, heads):

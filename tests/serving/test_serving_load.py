@@ -32,7 +32,7 @@ def answer(masks, expressions=("a", "b")):
 
 
 def test_answers_that_are_not_those_to_the_request_are_errors():
-    question = serving_load.Question(b"", ("a", "b"))
+    request = serving_load.Request(b"", ("a", "b"))
     masks = np.zeros((2, 240, 320), bool)
     masks[:, 50:100, 50:100] = True
     nearly, other = masks.copy(), masks.copy()
@@ -42,10 +42,10 @@ def test_answers_that_are_not_those_to_the_request_are_errors():
     cases = {"": masks, "another mask": other, "a mask of another size": smaller}
     for problem, found in [*cases.items(), ("", nearly)]:
         body = json.dumps({"results": answer(found)}).encode()
-        assert serving_load._difference(body, question, answer(masks)) == problem
+        assert serving_load._difference(body, request, answer(masks)) == problem
     for expressions in ("ba", "ac"):
         body = json.dumps({"results": answer(masks, expressions)}).encode()
-        assert serving_load._difference(body, question, answer(masks)) == "other expressions"
+        assert serving_load._difference(body, request, answer(masks)) == "other expressions"
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def answering():
 
             async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
                 address = f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}"
-                question = serving_load.Question(b"GET / HTTP/1.1\r\n\r\n", ("a",))
-                return await serving_load.load(address, [question], [[]], 2, 0.1)
+                request = serving_load.Request(b"GET / HTTP/1.1\r\n\r\n", ("a",))
+                return await serving_load.load(address, [request], [[]], 2, 0.1)
 
         return asyncio.run(run())
 
@@ -81,10 +81,10 @@ def answering():
 def test_lost_and_refused_requests_are_errors(answering, reply, problem):
     load = answering(reply)
     assert set(load.errors) == {problem} and load.latencies == ()
-    assert load.summary()["per second"] == 0 and np.isnan(load.summary()["p99"])
+    assert load.per_second == 0 and np.isnan(load.percentile(99.0))
 
 
 def test_a_server_that_refuses_cannot_be_measured(server):
-    question = serving_load.Question(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n", ())
+    request = serving_load.Request(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n", ())
     with pytest.raises(UserError, match=r"cannot be measured: .*Not Found"):
-        asyncio.run(serving_load.reference(server.address, [question]))
+        asyncio.run(serving_load.reference(server.address, [request]))

@@ -166,10 +166,10 @@ def test_a_workdir_that_cannot_be_written_is_told_in_one_line(workdir, monkeypat
 
 def test_a_lock_works_without_fcntl(tmp_path, monkeypatch):
     """As on systems where filelock has neither fcntl nor the locks of Windows."""
-    from filelock import SoftFileLock
+    from filelock import SoftFileLock, Timeout
 
     monkeypatch.setattr(module, "FileLock", SoftFileLock)
-    with lock_file(tmp_path / "lock"), pytest.raises(BlockingIOError), lock_file(tmp_path / "lock", wait=False):
+    with lock_file(tmp_path / "lock"), pytest.raises(Timeout), lock_file(tmp_path / "lock", wait=False):
         pass
     with lock_file(tmp_path / "lock", wait=False):
         pass
