@@ -11,14 +11,25 @@ Fixed: the scenes of input.source, and a budget of 2,000 steps of 8 scenes, so t
 is used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py:
 5 to 7 objects of three shapes and three colours, half of them equal to another one in all attributes but one, and
 expressions of five kinds in equal shares, including ordinals and chains of two relations.
+
+    python -m s2rm_jax.train --config configs/synthetic_benchmark.py:far --workdir runs/far
+
+`far` is a second setting in which vision does not relate all objects by itself: 160 x 160 pixels, attention in windows
+of 3 x 3 and 10 x 10 positions in the last stage, 8 to 12 objects on a grid of 5 x 5 cells, and expressions with remote
+landmarks: "between", "nearest to", ordinals in a row or column, and chains of three relations.
 """
 
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
+from s2rm_jax.errors import UserError
+
+VARIANTS = ("", "far")
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; use synthetic_benchmark.py[:far].")
     config = default_config()
     config.steps = 2000
     config.batch_size = 8
@@ -62,4 +73,28 @@ def get_config() -> ConfigDict:
         learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
     )
     config.eval.update(split="val", every=500, batch_size=32, limit=128)
+    if variant == "far":
+        _set_far(config)
     return config
+
+
+def _set_far(config: ConfigDict) -> None:
+    config.batch_size = 4
+    config.input.source.update(
+        train_length=8_000,
+        image_size=(160, 160),
+        min_objects=8,
+        max_objects=12,
+        object_scale=0.46,
+        sizes=("large",),
+        shapes_per_scene=4,
+        colours_per_scene=4,
+        grid=5,
+        kinds=("attribute", "relation", "nearest", "three_step", "between", "in_line"),
+        expressions_per_scene=6,  # one of each kind
+    )
+    config.input.image_size = (160, 160)
+    config.input.expressions_per_image = 6
+    config.vision.update(embed_dim=32, num_heads=(2, 4, 8), window_size=3)
+    config.decoder.widths = (16, 32, 64)
+    config.text.update(vocab_size=72, max_tokens=32)  # the longest expression has 30 words

@@ -1,7 +1,7 @@
 """Print the size of the synthetic benchmark and the scores of trivial answers to its expressions.
 
-    python -m data.synthetic_baselines                                  # val, test and compositional; about 10 seconds
-    python -m data.synthetic_baselines --config configs/synthetic.py    # the scenes of another configuration
+    python -m data.synthetic_baselines  # val, test and compositional; about 10 seconds
+    python -m data.synthetic_baselines --config configs/synthetic_benchmark.py:far  # other scenes
 
 Prints Markdown; docs/synthetic_benchmark.md keeps it. The answers are not networks but expected scores of choosing at
 random among the true masks:
@@ -10,7 +10,7 @@ empty          nothing
 whole image    every pixel
 random object  one of the objects
 head noun      one of the objects that fit the first noun of the expression ("the second small ring from the left": one
-               of the small rings), without the landmark of a relation, as if it had been found. No method that ignores
+               of the small rings), without the landmarks, as if they had been found. No method that ignores
                relations, superlatives and ordinals has a higher mean IoU: if n objects fit equally well, no mask scores
                above 1 / n on average, as its pixels on one object add to the unions with the others.
 """
@@ -34,7 +34,7 @@ from s2rm_jax.evaluation.tables import Table, as_markdown
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.input.synthetic.grammar import Reference
-from s2rm_jax.input.synthetic.language import Noun, Related, evaluate
+from s2rm_jax.input.synthetic.language import Noun, evaluate, landmarks_of
 from s2rm_jax.input.synthetic.scene import Scene
 from s2rm_jax.input.synthetic.source import Composition
 
@@ -79,12 +79,11 @@ def answers(composition: Composition) -> Iterator[Answer]:
 
 
 def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
-    """Return the things that fit the first noun of an expression, except the landmark of a relation."""
+    """Return the things that fit the first noun of an expression, except its landmarks."""
     meaning = reference.meaning
     if isinstance(meaning, Noun):
         return evaluate(meaning, scene) or frozenset()
-    landmark = evaluate(meaning.landmark, scene) if isinstance(meaning, Related) else None
-    return (evaluate(meaning.noun, scene) or frozenset()) - (landmark or frozenset())
+    return (evaluate(meaning.noun, scene) or frozenset()) - set(landmarks_of(meaning, scene) or ())
 
 
 def baseline_table(compositions: Sequence[Composition], split: str) -> Table:

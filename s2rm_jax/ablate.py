@@ -4,11 +4,16 @@
     python -m s2rm_jax.ablate --suite casg --seeds 2 --steps 1000 --out runs/ablations_1000
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
-Suites: steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at equal cost), all.
-Runs train on the synthetic benchmark (docs/synthetic_benchmark.md) unless --config names another configuration.
+Suites: cumulative, fusion_by_decoder, steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at
+equal cost), far, all. Runs train on the synthetic benchmark (docs/synthetic_benchmark.md), those of far on its second
+setting, unless --config names another configuration.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
 it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/.
+
+With --collect FILE, the same command trains nothing and adds the results of the finished runs to a JSON file:
+
+    python -m s2rm_jax.ablate --suite far --out runs/far --collect docs/results/ablation_runs.json
 
 Several processes with the same --out share the runs: start one per core (`taskset -c 0`, `-c 1`, ...) or per GPU:
 
@@ -36,14 +41,18 @@ STEPS = flags.DEFINE_integer(
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a configuration with synthetic scenes; defaults to synthetic_benchmark", flag_values=FLAGS
 )
+COLLECT = flags.DEFINE_string(
+    "collect", None, "train nothing; add the results of the finished runs to this JSON file", flag_values=FLAGS
+)
 OUT = flags.DEFINE_string("out", None, "a folder for runs and reports", flag_values=FLAGS)
 
 
 def main() -> None:
     """Train the runs that are left and write the report after each."""
     keep_freed_memory()
+    from s2rm_jax.errors import UserError
     from s2rm_jax.io import make_output_folder
-    from s2rm_jax.measure.ablation_report import write_report
+    from s2rm_jax.measure.ablation_report import collect, write_report
     from s2rm_jax.measure.ablation_runs import (
         RemainingTime,
         carry_out,
@@ -53,16 +62,25 @@ def main() -> None:
         lock,
         plan,
     )
-    from s2rm_jax.measure.ablation_suites import variants_of, with_steps
+    from s2rm_jax.measure.ablation_suites import CONFIGS, variants_of, with_steps
     from s2rm_jax.training.logging import log
 
     suite = SUITE.value
     assert suite is not None and OUT.value is not None  # required
-    base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
+    benchmark = ":".join(("synthetic_benchmark", *([CONFIGS[suite]] if suite in CONFIGS else [])))
+    base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config(benchmark))
     base = with_steps(base, STEPS.value or base.steps)
     variants = variants_of(suite)
     out = make_output_folder(OUT.value)
     runs = plan(variants, SEEDS.value or 1, base, out)
+    if COLLECT.value:
+        if CONFIG.value:
+            raise UserError("--collect is for runs on the synthetic benchmark; leave out --config.")
+        results = load_results(runs)
+        if not results:
+            raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps.")
+        log(collect(Path(COLLECT.value), benchmark, base.steps, results))
+        return
     folder = make_output_folder(out / suite)
 
     left = [run for run in runs if load_result(run) is None]

@@ -41,13 +41,13 @@ def standalone(figure: str) -> str:
     return re.sub(r"var\(--\w+, (#\w+)\)", r"\1", figure.replace("</title>", f"</title>{ground}", 1)) + "\n"
 
 
-def axes(title: str, x_axis: str, y_axis: str, top: int, body: Sequence[str]) -> str:
-    """Return a figure with axes around `body`: the y axis goes from 0 to `top` and has five gridlines."""
+def axes(title: str, x_axis: str, y_axis: str, top: int, body: Sequence[str], *, bottom: int = 0) -> str:
+    """Return a figure with axes around `body`: the y axis goes from `bottom` to `top` and has five gridlines."""
     back = [text((WIDTH / 2, 22), title, size=15, weight=600)]
     for tick in range(6):
-        value = top * tick / 5
-        y = level(value, top)
-        colour = MUTED if tick == 0 else LINE
+        value = bottom + (top - bottom) * tick / 5
+        y = level(value, top, bottom)
+        colour = MUTED if value == 0 else LINE
         back.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" style="stroke:{colour};stroke-width:1"/>')
         back.append(text((LEFT - 7, y + 4), f"{value:g}", MUTED, 11, anchor="end"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
@@ -55,9 +55,9 @@ def axes(title: str, x_axis: str, y_axis: str, top: int, body: Sequence[str]) ->
     return svg(title, [*back, *body, text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), x_axis, MUTED)])
 
 
-def level(value: float, top: int) -> float:
-    """Return the y coordinate of a value on the axis from 0 to `top`."""
-    return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / top
+def level(value: float, top: int, bottom: int = 0) -> float:
+    """Return the y coordinate of a value on the axis from `bottom` to `top`."""
+    return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - bottom) / (top - bottom)
 
 
 def svg(title: str, body: Sequence[str]) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
+from s2rm_jax.io import write_atomically
 from s2rm_jax.measure.ablation_runs import Result
 from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
@@ -22,7 +25,13 @@ Points = Sequence[tuple[float, float]]  # (x, mean IoU in percent)
 Results = Mapping[str, Sequence[Result]]  # by the name of the variant
 Grouped = Mapping[str, Mapping[str, Sequence[float]]]  # {variant: {group: values over seeds}}
 
-GROUPINGS = {"by_kind": "kind of expression", "by_objects": "objects in the scene"}  # fields of a Score
+GROUPINGS = {  # fields of a Score
+    "by_kind": "kind of expression",
+    "by_objects": "objects in the scene",
+    "by_distance": "slices between referent and landmark",
+}
+
+_GAINS = "by_distance"  # the grouping of the plot of gains
 
 MARKDOWN_FILE, JSON_FILE, PLOTS = "ablations.md", "ablations.json", "plots"
 
@@ -37,15 +46,48 @@ def curves_plot(title: str, axis: str, series: Mapping[str, Points]) -> str:
 
 def groups_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
     """Draw a mark per variant above the name of each group."""
+    return _figure(title, axis, *_by_name(series), joined=False)
+
+
+def gains_plot(title: str, axis: str, gains: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
+    """Draw the gain over each variant above the name of each group.
+
+    The axis shows all means; an interval that is longer ends at its border.
+
+    Args:
+        title: of the figure.
+        axis: the title of the x axis.
+        gains: {variant: {group: (mean, low, high) in points of mean IoU}}.
+    """
+    means = [mean for of_variant in gains.values() for mean, _, _ in of_variant.values()]
+    step = next(step for step in (2, 5, 10, 20, 40, 80) if max(means) - min(0.0, *means) <= 3 * step)
+    bottom = -step * max(1, math.ceil(-min(means) / step))
+    return _figure(title, axis, *_by_name(gains), joined=False, scale=("gain in mean IoU", bottom, bottom + 5 * step))
+
+
+def _by_name(series: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, list[tuple[float, Any]]], dict[float, str]]:
+    """Return the points (number of the group, value) of each series, and the names of the groups by their numbers."""
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     points = {
         variant: [(float(names.index(name)), value) for name, value in values.items()]
         for variant, values in series.items()
     }
-    return _figure(title, axis, points, {float(index): name for index, name in enumerate(names)}, joined=False)
+    return points, {float(index): name for index, name in enumerate(names)}
 
 
-def _figure(title: str, axis: str, series: Mapping[str, Points], ticks: Mapping[float, str], joined: bool) -> str:
+_IOU_AXIS = ("mean IoU, %", 0, 100)
+
+
+def _figure(
+    title: str,
+    axis: str,
+    series: Mapping[str, Sequence[tuple[float, Any]]],
+    ticks: Mapping[float, str],
+    *,
+    joined: bool,
+    scale: tuple[str, int, int] = _IOU_AXIS,
+) -> str:
+    """Draw series of (x, y); y is a number or (mean, low, high); `scale` is (title, bottom, top) of the y axis."""
     low = min(0.0, *ticks) if joined else -0.5
     high = max(ticks) if joined else len(ticks) - 0.5
     across = WIDTH - LEFT - _LEGEND
@@ -53,11 +95,21 @@ def _figure(title: str, axis: str, series: Mapping[str, Points], ticks: Mapping[
     def place(x: float) -> float:
         return LEFT + across * (x - low) / ((high - low) or 1)
 
+    y_axis, bottom, top = scale
+
+    def height(y: float) -> float:
+        return level(min(max(y, bottom), top), top, bottom)
+
     body = [text((place(x), HEIGHT - BOTTOM + 17), label, INK, 11) for x, label in ticks.items()]
     for index, (name, points) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         shift = 0 if joined else (index - (len(series) - 1) / 2) * min(9.0, 0.8 * across / len(ticks) / len(series))
-        centres = [(place(x) + shift, level(y, 100)) for x, y in points]
+        spans = [(place(x) + shift, [height(one) for one in np.atleast_1d(y)]) for x, y in points]
+        centres = [(x, levels[0]) for x, levels in spans]
+        for x, (_, *ends) in spans:
+            if ends:
+                line = f"M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}"
+                body.append(f'<path d="{line}" style="stroke:{colour};stroke-width:1.2;fill:none"/>')
         if joined and centres:
             line = "L".join(f"{x:.1f} {y:.1f}" for x, y in centres)
             body.append(f'<path d="M{line}" style="stroke:{colour};stroke-width:1.6;fill:none"/>')
@@ -65,7 +117,7 @@ def _figure(title: str, axis: str, series: Mapping[str, Points], ticks: Mapping[
         y = TOP + 16 * index
         body.append(box((WIDTH - _LEGEND + 14, y - 8), (10, 10), colour))
         body.append(text((WIDTH - _LEGEND + 29, y + 1), name, MUTED, 11, anchor="start"))
-    return axes(title, axis, "mean IoU, %", 100, body)
+    return axes(title, axis, y_axis, top, body, bottom=bottom)
 
 
 def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Variant], results: Results) -> Path:
@@ -80,10 +132,10 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
     """
     shown = [variant for variant in variants if results.get(variant.name)]
     (folder / PLOTS).mkdir(exist_ok=True)
-    figures = _figures(shown, results)
+    references = _references(suite, shown)
+    figures = _figures(suite, shown, references, results)
     for name, figure in figures.items():
         (folder / PLOTS / f"{name}.svg").write_text(standalone(figure), encoding="utf-8")
-    references = _references(suite, shown)
     splits = list(results[shown[0].name][0].scores)
     first = splits[0]
     parts = [
@@ -91,8 +143,13 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         as_markdown(_overview(shown, references, results, splits)),
         " ".join(_conclusions(references, results, first)),
         *(
-            as_markdown(_by_group(f"Mean IoU by {title}, {first}", _grouped(field, shown, results, first)))
+            as_markdown(table)
             for field, title in GROUPINGS.items()
+            if (grouped := _grouped(field, shown, results, first))
+            for table in (
+                _by_group(f"Mean IoU by {title}, {first}", grouped),
+                *_differences_by_group(field, f"by {title}, {first}", references, results, first),
+            )
         ),
         *(f"![{name.replace('_', ' ')}]({PLOTS}/{name}.svg)" for name in figures),
     ]
@@ -112,6 +169,42 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
     }
     (folder / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder / MARKDOWN_FILE
+
+
+def collect(path: Path, benchmark: str, steps: int, results: Results) -> str:
+    """Add results to a JSON file, a list with one row per run, and return what was added.
+
+    A row of the same benchmark, steps, variant and seed is replaced.
+
+    Args:
+        path: of the file, which need not exist.
+        benchmark: the name of the configuration without its ending.
+        steps: the steps of each run.
+        results: of the finished runs.
+    """
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    new = [{"benchmark": benchmark, "steps": steps} | rounded(asdict(run)) for runs in results.values() for run in runs]
+
+    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("benchmark", "steps", "variant", "seed"))
+
+    by_key = {key(row): row for row in (*rows, *new)}
+    lines = ",\n".join(f" {json.dumps(by_key[one])}" for one in sorted(by_key))
+    write_atomically(epath.Path(path), f"[\n{lines}\n]\n")
+    return f"{path}: {len(by_key)} runs, {len(new)} of them from --out"
+
+
+def rounded(value: Any) -> Any:
+    """Return nested values with all floating-point numbers rounded to four digits after the point."""
+    match value:
+        case float():
+            return round(value, 4)
+        case dict():
+            return {name: rounded(one) for name, one in value.items()}
+        case list() | tuple():
+            return [rounded(one) for one in value]
+        case _:
+            return value
 
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> tuple[float, float, float] | None:
@@ -177,8 +270,7 @@ def _overview(variants: Sequence[Variant], references: _References, results: Res
         for split in splits:
             cells += [mean_and_deviation([r.scores[split].mean_iou for r in found])]
             cells += [mean_and_deviation([r.scores[split].overall_iou for r in found])]
-        compared = _compare(variant.name, references, results, splits[0])
-        cells.append(f"{compared[0]:+.2f} ({compared[1]:+.2f} to {compared[2]:+.2f})" if compared else NOTHING)
+        cells.append(_difference(_compare(variant.name, references, results, _mean_iou(splits[0]))))
         cells += [f"{found[0].parameters / 1e6:.2f}", f"{found[0].gflops:.2f}", str(len(found))]
         rows.append(tuple(cells))
     caption = (
@@ -189,17 +281,53 @@ def _overview(variants: Sequence[Variant], references: _References, results: Res
     return Table(caption, tuple(header), tuple(rows), text_columns=2)
 
 
-def _compare(name: str, references: _References, results: Results, split: str) -> tuple[float, float, float] | None:
+Difference = tuple[float, float, float] | None  # (mean, low, high), None for fewer than two common seeds
+
+
+def _compare(name: str, references: _References, results: Results, value: Callable[[Result], float]) -> Difference:
     if name not in references.names:
         return None
     sides = (results[one] for one in (name, references.names[name]))
-    values, reference = ({run.seed: run.scores[split].mean_iou for run in runs} for runs in sides)
+    values, reference = ({run.seed: value(run) for run in runs} for runs in sides)
     return paired_difference(values, reference)
+
+
+def _mean_iou(split: str) -> Callable[[Result], float]:
+    return lambda run: run.scores[split].mean_iou
+
+
+def _group_value(field: str, group: str, split: str) -> Callable[[Result], float]:
+    return lambda run: float(getattr(run.scores[split], field)[group])
+
+
+def _difference(compared: Difference) -> str:
+    return f"{compared[0]:+.2f} ({compared[1]:+.2f} to {compared[2]:+.2f})" if compared else NOTHING
+
+
+def _compare_groups(
+    name: str, field: str, references: _References, results: Results, split: str
+) -> dict[str, tuple[float, float, float]]:
+    """Return the differences of a variant from its reference by group, without groups that have none."""
+    groups = getattr(results[name][0].scores[split], field)
+    found = {group: _compare(name, references, results, _group_value(field, group, split)) for group in groups}
+    return {group: difference for group, difference in found.items() if difference}
+
+
+def _differences_by_group(field: str, title: str, references: _References, results: Results, split: str) -> list[Table]:
+    """Return a table of the paired differences, or none without two seeds."""
+    found = {name: _compare_groups(name, field, references, results, split) for name in references.names}
+    found = {name: differences for name, differences in found.items() if differences}
+    if not found:
+        return []
+    groups = list(next(iter(found.values())))
+    rows = [(name, *(_difference(differences.get(group)) for group in groups)) for name, differences in found.items()]
+    caption = f"Difference of mean IoU to {references.title} {title}, with 95 % intervals"
+    return [Table(caption, ("variant", *groups), tuple(rows))]
 
 
 def _conclusions(references: _References, results: Results, split: str) -> list[str]:
     """Return sentences on which differences of the mean IoU are significant."""
-    compared = {name: _compare(name, references, results, split) for name in references.names}
+    compared = {name: _compare(name, references, results, _mean_iou(split)) for name in references.names}
     intervals = {name: result[1:] for name, result in compared.items() if result}
     conclusions = []
     for label, names in (
@@ -220,6 +348,10 @@ def _conclusions(references: _References, results: Results, split: str) -> list[
 
 
 def _grouped(field: str, variants: Sequence[Variant], results: Results, split: str) -> Grouped:
+    """Return the values of each group, or nothing if a run was not scored by these groups."""
+    if not all(getattr(run.scores[split], field) for variant in variants for run in results[variant.name]):
+        return {}
+
     def values(runs: Sequence[Result]) -> dict[str, list[float]]:
         groups = [getattr(run.scores[split], field) for run in runs]
         return {name: [group[name] for group in groups] for name in groups[0]}
@@ -233,7 +365,7 @@ def _by_group(caption: str, grouped: Grouped) -> Table:
     return Table(caption, ("variant", *names), tuple(rows))
 
 
-def _figures(variants: Sequence[Variant], results: Results) -> dict[str, str]:
+def _figures(suite: str, variants: Sequence[Variant], references: _References, results: Results) -> dict[str, str]:
     split = next(iter(results[variants[0].name][0].scores))
     figures = {}
     for field, title in GROUPINGS.items():
@@ -241,7 +373,19 @@ def _figures(variants: Sequence[Variant], results: Results) -> dict[str, str]:
             variant: {name: float(np.mean(values)) for name, values in groups.items()}
             for variant, groups in _grouped(field, variants, results, split).items()
         }
-        figures[field] = groups_plot(f"By {title}, {split}", title, means)
+        if means:
+            figures[field] = groups_plot(f"By {title}, {split}", title, means)
+    if suite not in STEPWISE and _grouped(_GAINS, variants, results, split):
+        gains = {
+            name: {
+                group: (-mean, -high, -low)
+                for group, (mean, low, high) in _compare_groups(name, _GAINS, references, results, split).items()
+            }
+            for name in references.names
+        }
+        gains = {f"over {name}": of_variant for name, of_variant in gains.items() if of_variant}
+        if gains:
+            figures["gain_by_distance"] = gains_plot(f"Gain of {variants[0].name}, {split}", GROUPINGS[_GAINS], gains)
     learning = {variant.name: _mean_curve(results[variant.name]) for variant in variants}
     if all(learning.values()):
         curve_split = results[variants[0].name][0].curve_split

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Score:
-    """Scores of a run on a split, in percent; `by_kind` and `by_objects` are mean IoUs by group."""
+    """Scores of a run on a split, in percent; the fields that begin with `by_` are mean IoUs by group.
+
+    by_kind               kind of expression
+    by_objects            objects in the scene
+    by_distance           slices of the last stage between referent and landmark (`Composition.landmark_distance`), of
+                          the expressions with a landmark
+    by_kind_and_distance  both, as in "relation, 3"
+    """
 
     mean_iou: float
     overall_iou: float
     expressions: int
     by_kind: Mapping[str, float]
     by_objects: Mapping[str, float]
+    by_distance: Mapping[str, float] = field(default_factory=dict)  # results of earlier versions have none
+    by_kind_and_distance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,16 +192,40 @@ def _scores(run: Run) -> dict[str, Score]:
     for split in SPLITS:
         source: Any = build_source(config.input.source, split)
         report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
-        objects = {f"{split}-{index}": str(len(source.composition(index).masks)) for index in range(len(source))}
+        objects, distances = _groups(source, split, slices=-(-config.input.image_size[0] // _stride(config)))
         expressions = report.expressions
+        related = [score for score in expressions if score.id in distances]
         scores[split] = Score(
             report.metrics["mean_iou"],
             report.metrics["overall_iou"],
             len(expressions),
             mean_ious(expressions, [score.kind for score in expressions]),
             mean_ious(expressions, [objects[score.example_id] for score in expressions]),
+            mean_ious(related, [distances[score.id] for score in related]),
+            mean_ious(related, [f"{score.kind}, {distances[score.id]}" for score in related]),
         )
     return scores
+
+
+_REMOTE = 7  # slices from which on all distances are one group
+
+
+def _groups(source: Any, split: str, slices: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Return {example: objects in its scene} and, of expressions with a landmark, {expression: distance in slices}."""
+    objects, distances = {}, {}
+    for index in range(len(source)):
+        composed, name = source.composition(index), f"{split}-{index}"
+        objects[name] = str(len(composed.masks))
+        for number, reference in enumerate(composed.references):
+            distance = composed.landmark_distance(reference, slices)
+            if distance is not None:
+                distances[f"{name}-{number}"] = str(distance) if distance < _REMOTE else f"{_REMOTE}+"
+    return objects, distances
+
+
+def _stride(config: ConfigDict) -> int:
+    """Return the pixels between two slices of the last stage: 4 of a patch, doubled by each further stage."""
+    return 2 ** (1 + len(config.vision.depths))
 
 
 def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[str, float]:

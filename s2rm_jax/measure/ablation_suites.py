@@ -60,10 +60,12 @@ ATTENTION = Variant("attention", "self-attention with as many parameters, no cop
 GUIDED_MAPS = Variant("guided_maps", "semantics guide the feature maps, not the masks", {"decoder.guidance": "maps"})
 STAGES_ONLY = Variant("stages_only", "guided by the previous stages alone", {"decoder.semantics": ("stages",)})
 PLAIN_FPN = Variant("plain_fpn", "no guidance: a plain FPN", {"decoder.guidance": "none"})
+NO_RECURRENCE = Variant("no_recurrence", "slices are independent", {"fusion.recurrence": "none"})
 PLAIN_SUM = _plain("sum", "no coparsing", mode="sum")
 ONE_PAIR = ("language_parses_vision",)
 
 STEPWISE = ("cumulative",)
+CONFIGS = {"far": "far"}  # {suite: the variant of configs/synthetic_benchmark.py}; the other suites use the benchmark
 
 SUITES: dict[str, tuple[Variant, ...]] = {
     "cumulative": (  # each row removes one more part
@@ -92,7 +94,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
     ),
     "recurrence": (
         FULL,
-        Variant("no_recurrence", "slices are independent", {"fusion.recurrence": "none"}),
+        NO_RECURRENCE,
         Variant("linear", "gates do not depend on the state", {"fusion.recurrence": "linear"}),
         _scans("one_direction", "down only", 0),
         _scans("two_directions", "down and up", 0, 180),
@@ -113,6 +115,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         PLAIN_FPN,
     ),
     "width": (FULL, _width(64), _width(256)),
+    "far": (FULL, SUM, ATTENTION, NO_RECURRENCE),  # on the scenes of synthetic_benchmark.py:far
     "expressions": (
         FULL,
         Variant("two_expressions", "2 expressions per image, more images", expressions=2),

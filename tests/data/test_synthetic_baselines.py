@@ -7,9 +7,10 @@ import pytest
 
 from data import synthetic_baselines
 from data.synthetic_baselines import answers, baseline_table, checksum, fits_head
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.input.synthetic.grammar import Reference
-from s2rm_jax.input.synthetic.language import Extreme, Noun, Nth, Related
+from s2rm_jax.input.synthetic.language import Between, Extreme, InLine, Nearest, Noun, Nth, Related
 from s2rm_jax.input.synthetic.scene import Scene, Thing
 from s2rm_jax.input.synthetic.source import Composition
 from tests.test_configs import load
@@ -17,8 +18,10 @@ from tests.test_configs import load
 ROOT = Path(__file__).parents[2]
 CARD = (ROOT / "docs/synthetic_benchmark.md").read_text(encoding="utf-8")
 FIRST_32 = {
-    "test": "762cad4588d566d830df373f741cf0ddef40a025e3694ecb85d4e35ce1949899",
-    "compositional": "74829a2a6b1dce94071552cbb6482a4b62f17bcdaa74c964fef09daf1c51284c",
+    ("", "test"): "762cad4588d566d830df373f741cf0ddef40a025e3694ecb85d4e35ce1949899",
+    ("", "compositional"): "74829a2a6b1dce94071552cbb6482a4b62f17bcdaa74c964fef09daf1c51284c",
+    ("far", "test"): "568f92997c012969d672eefa0927e4bf2a5ce6e6868f47ada3b98f7d30168acb",
+    ("far", "compositional"): "2096e3dd3d96c82ed905d3ca9a9f2a3141fd4c711605f504b207bbae5ab3a140",
 }
 SCENE = Scene(
     100,
@@ -37,27 +40,44 @@ def reference(meaning, referent, kind="any"):
     return Reference("the words", kind, meaning, referent)
 
 
-@pytest.fixture(scope="module")
-def config():
-    return load(ROOT / "configs/synthetic_benchmark.py").get_config()
+def get_config(variant):
+    return load(ROOT / "configs/synthetic_benchmark.py").get_config(variant)
 
 
-@pytest.mark.parametrize("split", FIRST_32)
-def test_the_held_out_scenes_are_those_of_the_card(config, split):
-    source = build_source(config.input.source, split)
+@pytest.mark.parametrize(("variant", "split"), FIRST_32)
+def test_the_held_out_scenes_are_those_of_the_card(variant, split):
+    source = build_source(get_config(variant).input.source, split)
     assert len(source) == 512
-    assert checksum([source.composition(index) for index in range(32)]) == FIRST_32[split]
-    assert FIRST_32[split] in CARD
+    assert checksum([source.composition(index) for index in range(32)]) == FIRST_32[variant, split]
+    assert FIRST_32[variant, split] in CARD
 
 
-def test_a_training_set_has_as_many_scenes_as_the_budget_takes(config):
+@pytest.mark.parametrize("variant", ["", "far"])
+def test_a_training_set_has_as_many_scenes_as_the_budget_takes(variant):
+    config = get_config(variant)
     assert len(build_source(config.input.source, "train")) == config.steps * config.batch_size
 
 
-def test_the_longest_expression_is_not_cut(config):
-    noun, relation = "the little yellow triangle", "that is to the right of"
-    longest = f"{noun} {relation} {noun} {relation} {noun}"
-    assert len(longest.split()) + 2 <= config.text.max_tokens
+@pytest.mark.parametrize(
+    ("variant", "noun", "relations"), [("", "the little yellow triangle", 2), ("far", "the yellow triangle", 3)]
+)
+def test_the_longest_expression_is_not_cut(variant, noun, relations):
+    longest = " ".join([f"{noun} that is to the right of"] * relations + [noun])
+    assert len(longest.split()) + 2 <= get_config(variant).text.max_tokens
+
+
+def test_in_the_far_setting_the_last_stage_has_several_windows():
+    config = get_config("far")
+    slices = config.input.image_size[0] // 16
+    assert len(config.vision.depths) == 3 and slices == 10
+    assert slices > 3 * config.vision.window_size
+    vocabulary = build_source(config.input.source, "train").vocabulary
+    assert len(vocabulary) <= config.text.vocab_size
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(UserError, match=r"has no variant 'near'; use synthetic_benchmark\.py\[:far\]"):
+        get_config("near")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +88,9 @@ def test_the_longest_expression_is_not_cut(config):
         (Nth(2, "left", Noun(colour="red", size="small")), 1, {0, 1}),
         (Related(STAR, "left of", RING), 2, {0, 1, 2}),
         (Related(Noun(), "right of", Related(Noun(size="large"), "left of", RING)), 3, {0, 1, 3}),
+        (Between(Noun(), Noun(colour="red", size="large"), RING), 1, {0, 1}),
+        (Nearest(STAR, RING), 2, {0, 1, 2}),
+        (InLine(2, "left", Noun(), RING), 1, {0, 1, 2}),
     ],
 )
 def test_the_head_noun_leaves_these_things(meaning, referent, fitting):

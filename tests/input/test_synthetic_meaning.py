@@ -5,7 +5,18 @@ import pytest
 
 from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import is_economical
-from s2rm_jax.input.synthetic.language import SIDES, Extreme, Noun, Nth, Related, evaluate
+from s2rm_jax.input.synthetic.language import (
+    SIDES,
+    Between,
+    Extreme,
+    InLine,
+    Nearest,
+    Noun,
+    Nth,
+    Related,
+    evaluate,
+    landmarks_of,
+)
 from s2rm_jax.input.synthetic.scene import SHAPES, Scene, Thing, reach_towards
 
 
@@ -164,3 +175,91 @@ def test_economy_asks_that_no_part_can_be_left_out():
     assert not is_economical(Related(CIRCLE, "left of", Noun("circle", "blue")), blue)
     # The inner relation tells nothing: there is one star.
     assert not is_economical(Related(CIRCLE, "left of", Related(STAR, "above", SQUARE)), shown)
+
+
+@pytest.mark.parametrize(
+    "x, y, expected",
+    [
+        (50, 50, {2}),  # half-way
+        (30, 50, {2}),  # nearer to one of them
+        (50, 59, {2}),  # seen from its centre, the landmarks are 153 degrees apart
+        (50, 63, None),  # 141 degrees: a person could argue
+        (50, 69, None),  # 126 degrees
+        (50, 73, set()),  # 116 degrees
+        (5, 50, set()),  # in line with them, but not between them
+    ],
+)
+def test_between_two_landmarks_means_that_they_are_in_opposite_directions(x, y, expected):
+    shown = scene(thing(13, 50, "star"), thing(87, 50, "square"), thing(x, y))
+    assert evaluate(Between(CIRCLE, STAR, SQUARE), shown) == expected
+    assert evaluate(Between(CIRCLE, SQUARE, STAR), shown) == expected
+
+
+def test_between_needs_two_different_landmarks_and_never_means_them():
+    shown = scene(thing(10, 50, "star"), thing(90, 50, "square"), thing(50, 50, "star", "blue"), thing(50, 90))
+    assert evaluate(Between(STAR, Noun("star", "red"), SQUARE), shown) == {2}
+    assert evaluate(Between(CIRCLE, STAR, SQUARE), shown) is None, "there are two stars"
+    assert evaluate(Between(CIRCLE, SQUARE, Noun("square", "red")), shown) is None, "they are the same"
+    assert evaluate(Between(Noun(), SQUARE, CIRCLE), shown) == set()
+
+
+@pytest.mark.parametrize("x, expected", [(75, {0}), (73, None), (70, None), (68, None), (66, {1})])
+def test_the_nearest_needs_a_factor_of_1_2(x, expected):
+    shown = scene(thing(30, 50), thing(x, 50), thing(50, 50, "star"))  # the first circle is 20 from the star
+    assert evaluate(Nearest(CIRCLE, STAR), shown) == expected
+
+
+def test_the_nearest_is_not_the_landmark_itself():
+    shown = scene(thing(50, 50, colour="blue"), thing(30, 50), thing(90, 50), thing(50, 52, "star"))
+    assert evaluate(Nearest(CIRCLE, Noun("circle", "blue")), shown) == {1}
+    assert evaluate(Nearest(SQUARE, STAR), shown) == set()
+    assert evaluate(Nearest(STAR, CIRCLE), shown) is None, "there are three circles"
+
+
+@pytest.mark.parametrize(
+    "rank, side, expected",
+    [(1, "left", 3), (2, "left", 1), (3, "right", 3), (1, "top", 4), (2, "bottom", 4), (2, "top", 2)],
+)
+def test_an_ordinal_in_a_line_counts_in_the_row_or_column_of_the_landmark(rank, side, expected):
+    shown = scene(
+        *(thing(50, 50, "star"), thing(30, 54), thing(50, 90), thing(10, 50), thing(54, 10), thing(90, 46)),
+        thing(20, 90),  # in neither
+    )
+    assert evaluate(InLine(rank, side, CIRCLE, STAR), shown) == {expected}
+    assert evaluate(InLine(4, side, CIRCLE, STAR), shown) == set()
+
+
+def test_a_line_counts_its_landmark_where_the_noun_fits_it():
+    shown = scene(thing(50, 50, "star"), thing(20, 50), thing(80, 50), thing(50, 20))
+    assert evaluate(InLine(2, "left", Noun(), STAR), shown) == {0}
+    assert evaluate(InLine(3, "left", Noun(), STAR), shown) == {2}
+
+
+@pytest.mark.parametrize("y, expected", [(56, {1}), (57, None), (61, None), (62, {2})])
+def test_a_line_has_a_margin_of_6_to_12_percent_of_the_short_side(y, expected):
+    shown = scene(thing(50, 50, "star"), thing(20, y), thing(80, 50))
+    assert evaluate(InLine(1, "left", CIRCLE, STAR), shown) == expected
+
+
+def test_the_landmarks_are_those_that_the_referent_is_compared_with():
+    shown = scene(thing(20, 50), thing(50, 50, "star"), thing(80, 50, "square"), thing(50, 90, "square", "blue"))
+    red_square = Noun("square", "red")
+    assert landmarks_of(CIRCLE, shown) == landmarks_of(Extreme("left", SQUARE), shown) == ()
+    assert landmarks_of(Nearest(SQUARE, STAR), shown) == landmarks_of(InLine(1, "left", CIRCLE, STAR), shown) == (1,)
+    assert landmarks_of(Between(STAR, CIRCLE, red_square), shown) == (0, 2)
+    assert landmarks_of(Related(CIRCLE, "left of", Related(STAR, "left of", red_square)), shown) == (1,)
+    assert landmarks_of(Nearest(CIRCLE, SQUARE), shown) is None
+
+
+def test_economy_of_the_expressions_with_remote_landmarks():
+    shown = scene(thing(20, 50), thing(80, 50), thing(50, 50, "star"), thing(50, 90, "square"), thing(80, 90))
+    assert is_economical(Nearest(CIRCLE, SQUARE), shown)
+    assert not is_economical(Nearest(STAR, SQUARE), shown)
+    assert not is_economical(Between(STAR, SQUARE, Noun("square")), shown)
+    assert is_economical(Between(CIRCLE, STAR, SQUARE), shown)
+    assert is_economical(InLine(1, "left", CIRCLE, STAR), shown)
+    assert not is_economical(InLine(1, "left", CIRCLE, SQUARE), shown), "there is one circle in that row"
+    assert not is_economical(InLine(1, "left", Noun(), Noun("circle", "red")), shown), "no such landmark"
+    in_one_row = scene(*shown.things[:3])
+    assert not is_economical(InLine(1, "left", CIRCLE, STAR), in_one_row), "the row excludes no circle"
+    assert not is_economical(InLine(2, "left", Noun(), STAR), shown), "the landmark is the referent"

@@ -15,8 +15,14 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example
 from s2rm_jax.input.synthetic import SceneConfig, SyntheticSource
-from s2rm_jax.input.synthetic.scene import COLOURS, HELD_OUT_PAIRS, KINDS, SHAPES
-from s2rm_jax.input.synthetic.source import compose
+from s2rm_jax.input.synthetic.grammar import Reference
+from s2rm_jax.input.synthetic.language import Between, Nearest, Noun, Related
+from s2rm_jax.input.synthetic.scene import COLOURS, HELD_OUT_PAIRS, KINDS, SHAPES, Scene, Thing
+from s2rm_jax.input.synthetic.source import Composition, compose
+
+
+def thing_at(x, y, shape="circle"):
+    return Thing(shape, "red", "plain", "small", float(x), float(y), 8.0)
 
 
 def digest(example: Example) -> str:
@@ -124,6 +130,33 @@ def test_images_of_any_size(size):
     assert all(expression.segmentation.shape == size for expression in example.expressions)
 
 
+def test_a_grid_has_at_most_one_object_in_a_cell():
+    config = SceneConfig(
+        image_size=(160, 240), min_objects=9, max_objects=9, object_scale=0.6, grid=3, max_occlusion=0.6
+    )
+    for index in range(10):
+        things = compose(config, "train", 0, index).scene.things
+        assert {(int(thing.y * 3 // 160), int(thing.x * 3 // 240)) for thing in things} == {
+            (row, column) for row in range(3) for column in range(3)
+        }
+
+
+def test_distances_to_landmarks_are_counted_in_slices():
+    things = (thing_at(8, 8), thing_at(8, 24), thing_at(152, 40, "star"), thing_at(40, 100, "ring"))
+    composed = Composition(Scene(160, 160, things), (), np.zeros((160, 160, 3), np.uint8), [])
+
+    def distance(meaning, referent, slices=10):
+        return composed.landmark_distance(Reference("the words", "any", meaning, referent), slices)
+
+    circle, star, ring = Noun("circle"), Noun("star"), Noun("ring")
+    assert distance(ring, 3) is None
+    assert distance(Related(circle, "left of", star), 0) == 9
+    assert distance(Related(star, "right of", ring), 2) == 7  # 7 columns and 4 rows
+    assert distance(Related(star, "right of", ring), 2, slices=5) == 3  # columns 4 and 1, rows 1 and 3
+    assert distance(Between(circle, star, ring), 1) == 9  # of 9 and 6
+    assert distance(Nearest(circle, ring), 0) == 6  # 6 columns and 2 rows
+
+
 def test_difficulty_is_a_flat_mapping_of_plain_values():
     fields = {"min_objects": 6, "max_objects": 8, "kinds": list(KINDS), "expressions_per_scene": 5, "object_scale": 0.8}
     source = SyntheticSource("train", seed=3, **fields)
@@ -175,6 +208,7 @@ def test_palettes_and_distractors():
         ({"expressions_per_scene": 0}, "expressions_per_scene is 0"),
         ({"held_out_pairs": (("circle", "red"),)}, "a pair is (colour, shape)"),
         ({"colours": ("red",), "shapes": ("circle",)}, "leaves no pair of colour and shape for training"),
+        ({"grid": 2, "max_objects": 5}, "grid is 2: 4 cells for 5 objects"),
         ({"seed": -1}, "seed is -1"),
         ({"length": 0}, "length is 0"),
     ],

@@ -66,7 +66,17 @@ def small_programs(tmp_path_factory):
 def run(folder, *flags):
     config = folder / "tiny.py"
     config.write_text(TINY)
-    arguments = (f"--config={config}", "--suite=balance", "--seeds=2", f"--out={folder / 'out'}", *flags)
+    ablate_with(f"--config={config}", "--suite=balance", "--seeds=2", f"--out={folder / 'out'}", *flags)
+
+
+def run_without_config(*flags):
+    for name in ("config", "steps"):
+        ablate.FLAGS[name].unparse()
+    ablate_with(*flags)
+
+
+def ablate_with(*arguments):
+    ablate.FLAGS["collect"].unparse()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ablate", *arguments])  # in which ml_collections looks for --config.FIELD
         ablate.FLAGS(sys.argv)
@@ -174,6 +184,33 @@ def test_another_setting_is_refused(stopped_and_continued, flags, message):
     folder, _, _ = stopped_and_continued
     with pytest.raises(UserError, match=message):
         run(folder, *flags)
+
+
+def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp_path, monkeypatch):
+    """The runs of a suite on the benchmark, here of another configuration under its name."""
+    folder, _, _ = stopped_and_continued
+    monkeypatch.setattr(ablation_runs, "carry_out", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(ablate, "find_config", lambda name: {"synthetic_benchmark": str(folder / "tiny.py")}[name])
+    path = tmp_path / "runs.json"
+    flags = ("--steps=3", "--suite=balance", f"--collect={path}")
+    run_without_config(f"--out={folder / 'out'}", "--seeds=2", *flags)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        (name, seed) for name in sorted(VARIANTS) for seed in (0, 1)
+    ]
+    assert {(row["benchmark"], row["steps"]) for row in rows} == {("synthetic_benchmark", 3)}
+    with pytest.raises(UserError, match="has no finished run of suite balance with 3 steps"):
+        run_without_config(f"--out={tmp_path / 'new'}", *flags)
+    with pytest.raises(UserError, match="leave out --config"):
+        run(folder, "--steps=3", f"--collect={path}")
+
+
+def test_the_suite_far_is_about_the_far_setting(tmp_path, monkeypatch):
+    planned = []
+    monkeypatch.setattr(ablation_runs, "plan", lambda variants, seeds, base, out: planned.append(base) or [])
+    with pytest.raises(UserError, match="has no finished run of suite far with 2,000 steps"):
+        run_without_config("--suite=far", f"--out={tmp_path}", f"--collect={tmp_path / 'runs.json'}")
+    assert planned[0].input.source.grid == 5 and planned[0].input.image_size == (160, 160)
 
 
 def test_a_batch_that_does_not_split_among_the_devices_is_found_before_the_first_run(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
-from s2rm_jax.measure.ablation_report import mean_and_deviation, paired_difference, t_quantile, write_report
+from s2rm_jax.measure.ablation_report import collect, mean_and_deviation, paired_difference, t_quantile, write_report
 from s2rm_jax.measure.ablation_runs import Result, Score
 from s2rm_jax.measure.ablation_suites import FULL, Variant
 
@@ -97,3 +97,46 @@ def test_the_figures_have_a_mark_for_every_number(folder, name, marks):
     assert len(circles) == marks
     assert all(0 < float(c.get("cx")) < 520 - 130 and 0 < float(c.get("cy")) < 300 for c in circles)
     assert f"]({'plots'}/{name}.svg)" in (folder / "ablations.md").read_text(encoding="utf-8")
+
+
+def by_distance(name, seed, near, remote):
+    score = Score(50.0, 50.0, 8, {"relation": 50.0}, {"8": 50.0}, {"1": near, "7+": remote}, {"relation, 1": near})
+    return Result(name, seed, 1_000_000, 0.25, {"test": score}, (), "val")
+
+
+def test_gains_by_distance(tmp_path):
+    """Paired differences per group, and the gain of the first variant over each other with its interval."""
+    results = {
+        "full": [by_distance("full", seed, *values) for seed, values in enumerate(((50.0, 40.0), (52.0, 43.0)))],
+        "worse": [by_distance("worse", seed, *values) for seed, values in enumerate(((49.0, 30.0), (51.5, 34.0)))],
+    }
+    write_report(tmp_path, "far", 20, VARIANTS, results)
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    # -1 and -0.5: mean -0.75, standard deviation 0.354, 12.706 x 0.354 / sqrt(2) = 3.18
+    assert "**Difference of mean IoU to full by slices between referent and landmark, test" in text
+    assert "| worse | -0.75 (-3.93 to +2.43) | -9.50 (-15.85 to -3.15) |" in text
+    figure = ElementTree.parse(tmp_path / "plots/gain_by_distance.svg").getroot()
+    near, remote = (float(c.get("cy")) for c in figure.findall("{http://www.w3.org/2000/svg}circle"))
+    labels = {t.text: float(t.get("y")) for t in figure.iter("{http://www.w3.org/2000/svg}text")}
+    assert remote < near < labels["0"], "higher gains are drawn further up"
+    lines = [
+        p.get("d") for p in figure.iter("{http://www.w3.org/2000/svg}path") if "stroke-width:1.2" in p.get("style")
+    ]
+    assert len(lines) == 2
+
+
+def test_results_without_distances_have_no_plot_of_gains(folder):
+    assert not (folder / "plots/gain_by_distance.svg").exists()
+    assert "slices between" not in (folder / "ablations.md").read_text(encoding="utf-8")
+
+
+def test_collected_runs_replace_their_earlier_rows_and_keep_the_others(tmp_path):
+    path = tmp_path / "runs.json"
+    collect(path, "synthetic_benchmark", 20, {"full": RESULTS["full"][:2], "once": RESULTS["once"]})
+    collect(path, "synthetic_benchmark", 10, {"full": RESULTS["full"][:1]})
+    said = collect(path, "synthetic_benchmark", 20, {"full": [result("full", 1, 1 / 3)]})
+    assert said == f"{path}: 4 runs, 1 of them from --out"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    found = [(row["steps"], row["variant"], row["seed"], row["scores"]["test"]["mean_iou"]) for row in rows]
+    assert found == [(10, "full", 0, 60.0), (20, "full", 0, 60.0), (20, "full", 1, 0.3333), (20, "once", 0, 20.0)]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 6, "a row is a line"

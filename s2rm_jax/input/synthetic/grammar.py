@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,18 +18,25 @@ from s2rm_jax.input.synthetic.language import (
     MAX_RANK,
     RELATIONS,
     SIDES,
+    Between,
     Extreme,
+    InLine,
     Meaning,
+    Nearest,
     Noun,
     Nth,
     Related,
     evaluate,
     exceeds,
     holds,
+    is_between,
     is_further,
+    is_in_line,
+    is_nearer,
+    landmarks_of,
     to_words,
 )
-from s2rm_jax.input.synthetic.scene import KINDS, Scene, SceneConfig, shuffled
+from s2rm_jax.input.synthetic.scene import ALL_KINDS, Scene, SceneConfig, shuffled
 
 # How often an attribute is mentioned if that is optional: mostly the shape, less often the others.
 _MENTION = {"size": 0.35, "texture": 0.3, "colour": 0.5, "shape": 0.88}
@@ -43,6 +50,17 @@ class Described(NamedTuple):
     weight: float
 
 
+class Condition(NamedTuple):
+    """Bit masks: the things for which a condition clearly holds, those for which it is not clear, and its landmarks.
+
+    A landmark is in none of the others.
+    """
+
+    clear: int
+    unclear: int
+    landmarks: int
+
+
 class Neighbour(NamedTuple):
     """A relation to a landmark, the things for which it clearly holds, and those for which it is not clear."""
 
@@ -50,6 +68,11 @@ class Neighbour(NamedTuple):
     landmark: int
     clear: int
     unclear: int
+
+    @property
+    def condition(self) -> Condition:
+        """The relation as a condition for the referent."""
+        return Condition(self.clear, self.unclear, 1 << self.landmark)
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,7 @@ def refer(
     surveyed = survey(scene, config)
     found: dict[int, Reference] = {}
     # Rare kinds first, to reject unsuitable scenes early.
-    for place in sorted(range(len(kinds)), key=lambda place: KINDS.index(kinds[place]), reverse=True):
+    for place in sorted(range(len(kinds)), key=lambda place: ALL_KINDS.index(kinds[place]), reverse=True):
         taken = {reference.meaning for reference in found.values()}
         reference = _find(rng, surveyed, kinds[place], referents, taken)
         if reference is None:
@@ -150,7 +173,9 @@ def is_economical(meaning: Meaning, scene: Scene) -> bool:
     """Return whether every part of the expression is needed to identify the referent.
 
     A superlative selects among at least two things, an ordinal among at least three, and a relation (also one inside a
-    landmark) among at least two besides its landmark. So the attributes alone never identify the referent.
+    landmark), "between" and "nearest to" among at least two besides the landmarks. An ordinal in a line selects among
+    at least two in that line, with others outside, and not the landmark. So the attributes alone never identify the
+    referent.
     """
     match meaning:
         case Noun():
@@ -163,6 +188,12 @@ def is_economical(meaning: Meaning, scene: Scene) -> bool:
             landmark = evaluate(meaning.landmark, scene) or frozenset()
             rivals = (evaluate(meaning.noun, scene) or frozenset()) - landmark
             return len(rivals) >= 2 and is_economical(meaning.landmark, scene)
+        case Between() | Nearest() | InLine():
+            candidates, landmarks = evaluate(meaning.noun, scene) or frozenset(), landmarks_of(meaning, scene)
+            if not isinstance(meaning, InLine) or landmarks is None:
+                return landmarks is not None and len(candidates - set(landmarks)) >= 2
+            inside = [one for one in candidates if is_in_line(one, landmarks[0], meaning.side, scene)]
+            return 2 <= len(inside) < len(candidates) and evaluate(meaning, scene) != set(landmarks)
 
 
 def _count(noun: Noun, scene: Scene) -> int:
@@ -222,7 +253,7 @@ def _propose_ordinal(rng: np.random.Generator, surveyed: Survey, referent: int) 
 
 def _propose_relation(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Related]:
     for neighbour in shuffled(rng, surveyed.neighbours[referent]):
-        noun = _pick_head(rng, surveyed, referent, neighbour)
+        noun = _pick_head(rng, surveyed.nouns[referent], referent, neighbour.condition)
         landmark = _pick_name(rng, surveyed, neighbour.landmark) if noun is not None else None
         if noun is not None and landmark is not None:
             yield Related(noun, neighbour.relation, landmark)
@@ -230,10 +261,89 @@ def _propose_relation(rng: np.random.Generator, surveyed: Survey, referent: int)
 
 def _propose_two_step(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Related]:
     for neighbour in shuffled(rng, surveyed.neighbours[referent]):
-        noun = _pick_head(rng, surveyed, referent, neighbour)
+        noun = _pick_head(rng, surveyed.nouns[referent], referent, neighbour.condition)
         landmark = next(_propose_relation(rng, surveyed, neighbour.landmark), None) if noun is not None else None
         if noun is not None and landmark is not None:
             yield Related(noun, neighbour.relation, landmark)
+
+
+def _propose_three_step(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Related]:
+    for neighbour in shuffled(rng, surveyed.neighbours[referent]):
+        noun = _pick_head(rng, surveyed.nouns[referent], referent, neighbour.condition)
+        landmark = next(_propose_two_step(rng, surveyed, neighbour.landmark), None) if noun is not None else None
+        if noun is None or landmark is None:
+            continue
+        if len({referent} | _chain(landmark, surveyed.scene)) == 4:  # no thing is named twice
+            yield Related(noun, neighbour.relation, landmark)
+
+
+def _chain(meaning: Noun | Related, scene: Scene) -> set[int]:
+    """Return the thing that a chain of relations means, its landmark, the landmark of that, and so on."""
+    things = set(evaluate(meaning, scene) or ())
+    return things | _chain(meaning.landmark, scene) if isinstance(meaning, Related) else things
+
+
+def _propose_between(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
+    scene = surveyed.scene
+    indices = range(len(scene.things))
+    others = [index for index in indices if index != referent]
+    for first, second in shuffled(rng, list(itertools.permutations(others, 2))):
+        if not is_between(referent, first, second, scene):
+            continue
+        names = _pick_name(rng, surveyed, first), _pick_name(rng, surveyed, second)
+        answers = {i: is_between(i, first, second, scene) for i in indices if i not in (first, second)}
+        condition = _condition(answers, first, second)
+        noun = _pick_head(rng, surveyed.nouns[referent], referent, condition)
+        if noun is not None and names[0] is not None and names[1] is not None:
+            yield Between(noun, names[0], names[1])
+
+
+def _propose_nearest(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
+    scene = surveyed.scene
+    others = [index for index in range(len(scene.things)) if index != referent]
+    for landmark in shuffled(rng, others):
+        name = _pick_name(rng, surveyed, landmark)
+        # Any other thing that is not clearly further away may not fit the noun.
+        answers = {i: not is_nearer(referent, i, landmark, scene) for i in others if i != landmark}
+        noun = _pick_head(rng, surveyed.nouns[referent], referent, _condition(answers | {referent: True}, landmark))
+        if name is not None and noun is not None:
+            yield Nearest(noun, name)
+
+
+def _condition(answers: Mapping[int, bool | None], *landmarks: int) -> Condition:
+    """Return the condition with these answers for all things but the landmarks."""
+    clear = mask_of(index for index, answer in answers.items() if answer)
+    unclear = mask_of(index for index, answer in answers.items() if answer is None)
+    return Condition(clear, unclear, mask_of(landmarks))
+
+
+def _propose_in_line(rng: np.random.Generator, surveyed: Survey, referent: int) -> Iterator[Meaning]:
+    scene = surveyed.scene
+    indices = range(len(scene.things))
+    for landmark in shuffled(rng, [index for index in indices if index != referent]):
+        name = _pick_name(rng, surveyed, landmark)
+        if name is None:
+            continue
+        for side in shuffled(rng, tuple(SIDES)):
+            inside = {index: is_in_line(index, landmark, side, scene) for index in indices}
+            if not inside[referent]:
+                continue
+            line, unclear, _ = _condition(inside)
+            thing = scene.things[referent]
+            before = mask_of(i for i in indices if is_further(scene.things[i], thing, side, scene)) & line
+            after = mask_of(i for i in indices if is_further(thing, scene.things[i], side, scene)) & line
+            candidates = [
+                described
+                for described in surveyed.nouns[referent]
+                if described.extension & line & ~(before | after) == 1 << referent
+                and not described.extension & unclear
+                and (described.extension & line).bit_count() >= 2
+                and described.extension & ~line
+                and (described.extension & before).bit_count() < MAX_RANK
+            ]
+            picked = pick_described(rng, candidates)
+            if picked is not None:
+                yield InLine(1 + (picked.extension & before).bit_count(), side, picked.noun, name)
 
 
 def _pick_name(rng: np.random.Generator, surveyed: Survey, index: int) -> Noun | None:
@@ -242,15 +352,19 @@ def _pick_name(rng: np.random.Generator, surveyed: Survey, index: int) -> Noun |
     return picked.noun if picked else None
 
 
-def _pick_head(rng: np.random.Generator, surveyed: Survey, referent: int, neighbour: Neighbour) -> Noun | None:
-    """Draw a noun that fits the referent and others besides the landmark; the relation holds for the referent alone."""
-    others = ~(1 << neighbour.landmark)
+def _pick_head(
+    rng: np.random.Generator, described: Sequence[Described], referent: int, where: Condition
+) -> Noun | None:
+    """Draw a noun that fits the referent and others besides the landmarks.
+
+    Of the things that it fits, the condition clearly holds for the referent alone and clearly not for the others.
+    """
     candidates = [
-        described
-        for described in surveyed.nouns[referent]
-        if described.extension & neighbour.clear == 1 << referent
-        and not described.extension & neighbour.unclear
-        and (described.extension & others).bit_count() >= 2
+        one
+        for one in described
+        if one.extension & where.clear == 1 << referent
+        and not one.extension & where.unclear
+        and (one.extension & ~where.landmarks).bit_count() >= 2
     ]
     picked = pick_described(rng, candidates)
     return picked.noun if picked else None
@@ -262,4 +376,8 @@ _PROPOSALS: dict[str, Callable[[np.random.Generator, Survey, int], Iterator[Mean
     "relation": _propose_relation,
     "two_step": _propose_two_step,
     "ordinal": _propose_ordinal,
+    "nearest": _propose_nearest,
+    "three_step": _propose_three_step,
+    "between": _propose_between,
+    "in_line": _propose_in_line,
 }

@@ -7,12 +7,19 @@ left), the meaning is None, "not clear", and no expression is generated. With u 
   (including hidden parts);
 - A left of B: A is further left as above, and at most 1.25 times as far up or down as it is left. A is not left of B:
   its centre is less than 0.02 u to the left. Everything between is not clear;
-- largest: the radius by a factor of at least 1.2, the area by 1.44.
+- largest: the radius by a factor of at least 1.2, the area by 1.44;
+- nearest to A: the distance between the centres; every other candidate is at least 1.2 times as far from A;
+- X between A and B: at the centre of X, the directions to A and B differ by at least 150 degrees. X is not between
+  them: by at most 120 degrees. Everything between is not clear;
+- in the row of A: the centre is at most 0.06 u above or below that of A. Not in its row: at least 0.12 u. Columns are
+  the same from side to side.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +34,9 @@ _MARGIN = 0.08  # shares of the short side
 _SLACK = 0.02
 _CONE = 1.25
 _SIZE_RATIO = 1.2
+_DISTANCE_RATIO = 1.2
+_BETWEEN, _NOT_BETWEEN = math.cos(math.radians(150)), math.cos(math.radians(120))  # of the angle towards the landmarks
+_IN_LINE, _NOT_IN_LINE = 0.06, 0.12  # shares of the short side
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,44 @@ class Related:
     landmark: Noun | Related
 
 
-Meaning = Noun | Extreme | Nth | Related
+@dataclass(frozen=True)
+class Between:
+    """The things of a noun that are between two landmarks."""
+
+    noun: Noun
+    first: Noun
+    second: Noun
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The thing of a noun that is nearest to the landmark, which is not meant itself."""
+
+    noun: Noun
+    landmark: Noun
+
+
+@dataclass(frozen=True)
+class InLine:
+    """The thing of a noun with rank - 1 others of that noun between itself and a side, in the line of the landmark.
+
+    The line is the row of the landmark for the sides left and right, its column for top and bottom. The landmark counts
+    where the noun fits it.
+    """
+
+    rank: int
+    side: str
+    noun: Noun
+    landmark: Noun
+
+
+Meaning = Noun | Extreme | Nth | Related | Between | Nearest | InLine
 
 
 def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
     """Return the indices of the things that the meaning refers to, or None if that is not clear.
 
-    A relation is not clear either if its landmark is not exactly one thing.
+    An expression with a landmark is not clear either if its landmark is not exactly one thing.
     """
     match meaning:
         case Noun():
@@ -82,6 +123,59 @@ def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
             return _evaluate_nth(meaning, scene)
         case Related():
             return _evaluate_related(meaning, scene)
+        case _:
+            return _evaluate_far(meaning, scene)
+
+
+def landmarks_of(meaning: Meaning, scene: Scene) -> tuple[int, ...] | None:
+    """Return the indices of the landmarks that the meaning compares its referent with, none for a noun or an extreme.
+
+    Of a chain of relations, that is the landmark of the outermost. None if a landmark is not exactly one thing, or if
+    two are the same.
+    """
+    match meaning:
+        case Noun() | Extreme() | Nth():
+            return ()
+        case Between():
+            described: tuple[Noun | Related, ...] = (meaning.first, meaning.second)
+        case Related() | Nearest() | InLine():
+            described = (meaning.landmark,)
+    found = [evaluate(landmark, scene) for landmark in described]
+    indices = [index for one in found if one is not None and len(one) == 1 for index in one]
+    return tuple(indices) if len(set(indices)) == len(described) else None
+
+
+def is_between(index: int, first: int, second: int, scene: Scene) -> bool | None:
+    """Return whether a thing is between two others, given by their indices; None if that is not clear."""
+    (x, y), (x1, y1), (x2, y2) = ((scene.things[i].x, scene.things[i].y) for i in (index, first, second))
+    lengths = math.hypot(x1 - x, y1 - y) * math.hypot(x2 - x, y2 - y)
+    product = (x1 - x) * (x2 - x) + (y1 - y) * (y2 - y)
+    if product <= _BETWEEN * lengths:
+        return True
+    return False if product >= _NOT_BETWEEN * lengths else None
+
+
+def is_nearer(first: int, second: int, landmark: int, scene: Scene) -> bool:
+    """Return whether the first thing is clearly nearer to the landmark than the second; all are given by indices."""
+    return distance(second, landmark, scene) >= _DISTANCE_RATIO * distance(first, landmark, scene)
+
+
+def distance(first: int, second: int, scene: Scene) -> float:
+    """Return the distance in pixels between the centres of two things, given by their indices."""
+    one, other = scene.things[first], scene.things[second]
+    return math.hypot(one.x - other.x, one.y - other.y)
+
+
+def is_in_line(index: int, landmark: int, side: str, scene: Scene) -> bool | None:
+    """Return whether a thing is in the landmark's row (left, right) or column (top, bottom); None if that is not clear.
+
+    A thing is in its own line.
+    """
+    one, other = scene.things[index], scene.things[landmark]
+    offset = abs(one.y - other.y if SIDES[side][0] else one.x - other.x) / min(scene.height, scene.width)
+    if offset <= _IN_LINE:
+        return True
+    return False if offset >= _NOT_IN_LINE else None
 
 
 def is_further(a: Thing, b: Thing, side: str, scene: Scene) -> bool:
@@ -144,17 +238,48 @@ def _evaluate_extreme(meaning: Extreme, scene: Scene) -> frozenset[int] | None:
 
 
 def _evaluate_nth(meaning: Nth, scene: Scene) -> frozenset[int] | None:
+    return _nth(evaluate(meaning.noun, scene) or frozenset(), meaning.rank, meaning.side, scene)
+
+
+def _nth(candidates: frozenset[int], rank: int, side: str, scene: Scene) -> frozenset[int] | None:
     things = scene.things
-    candidates = evaluate(meaning.noun, scene)
-    if candidates is None or len(candidates) < meaning.rank:
+    if len(candidates) < rank:
         return frozenset()
     for one in candidates:
         others = candidates - {one}
-        before = sum(is_further(things[other], things[one], meaning.side, scene) for other in others)
-        after = sum(is_further(things[one], things[other], meaning.side, scene) for other in others)
-        if before == meaning.rank - 1 and before + after == len(others):
+        before = sum(is_further(things[other], things[one], side, scene) for other in others)
+        after = sum(is_further(things[one], things[other], side, scene) for other in others)
+        if before == rank - 1 and before + after == len(others):
             return frozenset({one})
     return None
+
+
+def _nearest(candidates: frozenset[int], landmark: int, scene: Scene) -> frozenset[int] | None:
+    for one in candidates:
+        if all(is_nearer(one, other, landmark, scene) for other in candidates - {one}):
+            return frozenset({one})
+    return None if candidates else frozenset()
+
+
+def _evaluate_far(meaning: Between | Nearest | InLine, scene: Scene) -> frozenset[int] | None:
+    candidates, landmarks = evaluate(meaning.noun, scene) or frozenset(), landmarks_of(meaning, scene)
+    if landmarks is None:
+        return None
+    rivals = candidates - set(landmarks)
+    match meaning:
+        case Between():
+            return _holding(rivals, lambda i: is_between(i, landmarks[0], landmarks[1], scene))
+        case Nearest():
+            return _nearest(rivals, landmarks[0], scene)
+        case InLine():
+            inside = _holding(candidates, lambda i: is_in_line(i, landmarks[0], meaning.side, scene))
+            return None if inside is None else _nth(inside, meaning.rank, meaning.side, scene)
+
+
+def _holding(candidates: frozenset[int], holds_for: Callable[[int], bool | None]) -> frozenset[int] | None:
+    """Return the candidates for which a condition holds, or None if that is not clear for one of them."""
+    answers = {one: holds_for(one) for one in candidates}
+    return None if None in answers.values() else frozenset(one for one, answer in answers.items() if answer)
 
 
 def _evaluate_related(meaning: Related, scene: Scene) -> frozenset[int] | None:
@@ -163,10 +288,7 @@ def _evaluate_related(meaning: Related, scene: Scene) -> frozenset[int] | None:
     if landmarks is None or candidates is None or len(landmarks) != 1:
         return None
     landmark = scene.things[next(iter(landmarks))]
-    answers = {one: holds(meaning.relation, scene.things[one], landmark, scene) for one in candidates - landmarks}
-    if None in answers.values():
-        return None
-    return frozenset(one for one, answer in answers.items() if answer)
+    return _holding(candidates - landmarks, lambda i: holds(meaning.relation, scene.things[i], landmark, scene))
 
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -191,6 +313,9 @@ _EXTREME_PHRASES = {
 _RANKS = {2: "second", 3: "third", 4: "fourth"}
 _NTH_PHRASES = ("the {rank} {noun} from the {side}", "the {noun} that is {rank} from the {side}")
 _LINKS = ("", "that is ")
+_IN_LINE_RANKS = {1: "first"} | _RANKS
+_NEAREST_WORDS = ("nearest to", "closest to")
+_LINES = {"left": "row", "right": "row", "top": "column", "bottom": "column"}
 
 MAX_RANK = max(_RANKS)
 
@@ -206,6 +331,20 @@ def to_words(meaning: Meaning, rng: np.random.Generator) -> str:
             return pick(rng, _NTH_PHRASES).format(rank=_RANKS[rank], noun=_noun(noun, rng), side=side)
         case Related():
             return _related(meaning, rng, inner=False)
+        case _:
+            return _far(meaning, rng)
+
+
+def _far(meaning: Between | Nearest | InLine, rng: np.random.Generator) -> str:
+    noun = _noun(meaning.noun, rng)
+    match meaning:
+        case Between(_, first, second):
+            return f"the {noun} {pick(rng, _LINKS)}between {to_words(first, rng)} and {to_words(second, rng)}"
+        case Nearest(_, landmark):
+            return f"the {noun} {pick(rng, _LINKS)}{pick(rng, _NEAREST_WORDS)} {to_words(landmark, rng)}"
+        case InLine(rank, side, _, landmark):
+            words = pick(rng, _NTH_PHRASES).format(rank=_IN_LINE_RANKS[rank], noun=noun, side=side)
+            return f"{words} in the {_LINES[side]} of {to_words(landmark, rng)}"
 
 
 def _noun(noun: Noun, rng: np.random.Generator) -> str:
@@ -238,3 +377,5 @@ def _make_vocabulary() -> tuple[str, ...]:
 
 
 VOCABULARY = _make_vocabulary()  # the same for all scene configurations, so that a model can be used with any of them
+# For scenes with any of FAR_KINDS. Words are appended only, so that each word has the same token in both.
+FAR_VOCABULARY = (*VOCABULARY, "between", "and", "closest", "first", "in", "row", "column")

@@ -17,11 +17,13 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 KINDS = ("attribute", "superlative", "relation", "two_step", "ordinal")
+FAR_KINDS = ("nearest", "three_step", "between", "in_line")  # their words are not in the vocabulary of KINDS
+ALL_KINDS = (*KINDS, *FAR_KINDS)
 
 # Each colour and each shape is in one pair, so training covers every word of expressions about these pairs.
 HELD_OUT_PAIRS = tuple(zip(COLOURS, SHAPES, strict=True))
 
-_CHOICES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES, "sizes": SIZES, "kinds": KINDS}
+_CHOICES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES, "sizes": SIZES, "kinds": ALL_KINDS}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SceneConfig:
     shapes_per_scene       make attributes ambiguous, so that expressions need positions
     distractors            probability that an object equals an earlier one in all attributes but one
     max_occlusion          largest share of an object's area that others may hide
+    grid                   rows and columns of a grid with at most one object in each cell; 0 places objects freely
     kinds                  kinds of expressions, generated in turn
     expressions_per_scene  number of expressions per scene
     held_out_pairs         (colour, shape) pairs that only the compositional split shows
@@ -59,6 +62,7 @@ class SceneConfig:
     shapes_per_scene: int = 3
     distractors: float = 0.5
     max_occlusion: float = 0.25
+    grid: int = 0
     kinds: tuple[str, ...] = ("attribute", "superlative", "relation")
     expressions_per_scene: int = 4
     held_out_pairs: tuple[tuple[str, str], ...] = HELD_OUT_PAIRS
@@ -79,6 +83,10 @@ class SceneConfig:
         _require(0.3 <= self.object_scale <= 2.0, f"object_scale is {self.object_scale}; it must be in 0.3 ... 2.0")
         _require(0 <= self.distractors <= 1, f"distractors is {self.distractors}; it is a probability in 0 ... 1")
         _require(0 <= self.max_occlusion <= 0.6, f"max_occlusion is {self.max_occlusion}; it must be in 0 ... 0.6")
+        _require(
+            self.grid == 0 or self.grid**2 >= self.max_objects,
+            f"grid is {self.grid}: {self.grid**2} cells for {self.max_objects} objects; 0 places objects freely",
+        )
         for name in ("colours_per_scene", "shapes_per_scene", "expressions_per_scene"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for pair in self.held_out_pairs:
@@ -181,6 +189,9 @@ def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional
     height, width = config.image_size
     things: list[Thing] = []
     unplaced = _sample_attributes(rng, config, compositional)
+    if config.grid:
+        things = _place_on_grid(rng, unplaced, config)
+        return Scene(height, width, tuple(things)) if things else None
     for thing in sorted(unplaced, key=lambda thing: thing.size != "large"):  # place large things first
         placed = _place(rng, thing, things, config)
         if placed is None:
@@ -258,6 +269,28 @@ def _place(rng: np.random.Generator, thing: Thing, others: list[Thing], config: 
         if all(_apart(x, y, radius, other, config.max_occlusion) for other in others):
             return replace(thing, x=x, y=y, radius=radius, turn=turn)
     return None
+
+
+_JITTER = 1 / 12  # of a cell of the grid, to each side
+
+
+def _place_on_grid(rng: np.random.Generator, things: Sequence[Thing], config: SceneConfig) -> list[Thing]:
+    """Return the things in different cells of the grid, in a random order; an empty list if one is too large."""
+    height, width = config.image_size
+    cells = rng.permutation(config.grid**2)
+    placed = []
+    for thing, cell in zip(shuffled(rng, things), cells, strict=False):
+        low, high = RADII[thing.size]
+        radius = rng.uniform(low, high) * config.object_scale * min(height, width)
+        border = reach(thing.shape) * radius + 1.0
+        if 2 * border >= min(height, width):
+            return []
+        row, column = divmod(int(cell), config.grid)
+        y, x = (place + 0.5 + rng.uniform(-_JITTER, _JITTER) for place in (row, column))
+        y = min(max(y * height / config.grid, border), height - border)
+        x = min(max(x * width / config.grid, border), width - border)
+        placed.append(replace(thing, x=x, y=y, radius=radius, turn=rng.uniform(-0.2, 0.2)))
+    return placed
 
 
 def _apart(x: float, y: float, radius: float, other: Thing, max_occlusion: float) -> bool:

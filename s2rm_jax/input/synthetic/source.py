@@ -11,8 +11,8 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Groups, Source, consecutive_groups
 from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import Reference, refer
-from s2rm_jax.input.synthetic.language import VOCABULARY
-from s2rm_jax.input.synthetic.scene import Scene, SceneConfig, is_held_out, sample_scene
+from s2rm_jax.input.synthetic.language import FAR_VOCABULARY, VOCABULARY, landmarks_of
+from s2rm_jax.input.synthetic.scene import FAR_KINDS, Scene, SceneConfig, is_held_out, sample_scene
 
 # The length of each split. Its position here selects its stream of random numbers.
 SPLITS = {"train": 2**31 - 1, "val": 512, "test": 512, "compositional": 512}
@@ -27,6 +27,27 @@ class Composition(NamedTuple):
     references: tuple[Reference, ...]
     image: np.ndarray
     masks: list[np.ndarray]
+
+    def landmark_distance(self, reference: Reference, slices: int) -> int | None:
+        """Return the number of slices between the referent and its landmark, the farther one of two.
+
+        It is the larger one of the distances in rows and in columns.
+
+        Args:
+            reference: one of the references of this scene.
+            slices: the number of slices along the image's height and along its width.
+
+        Returns:
+            0 for the same slice, 1 for neighbours, and so on; None if the expression has no landmark.
+        """
+        scene = self.scene
+        places = np.array(
+            [(thing.y * slices // scene.height, thing.x * slices // scene.width) for thing in scene.things]
+        )
+        landmarks = landmarks_of(reference.meaning, scene)
+        if not landmarks:
+            return None
+        return int(abs(places[list(landmarks)] - places[reference.referent]).max())
 
 
 class SyntheticSource(Source):
@@ -69,8 +90,11 @@ class SyntheticSource(Source):
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """A BERT vocabulary with every word of every expression, [PAD] first."""
-        return VOCABULARY
+        """A BERT vocabulary with every word of every expression, [PAD] first.
+
+        The shorter one, for the kinds of KINDS, is the beginning of the other.
+        """
+        return FAR_VOCABULARY if set(self._config.kinds) & set(FAR_KINDS) else VOCABULARY
 
     def __len__(self) -> int:
         return self._length
