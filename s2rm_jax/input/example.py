@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -24,13 +24,14 @@ class Expression:
     """One expression and the mask of its referent; the segmentation [] means that it refers to nothing.
 
     `kind` is the kind of expression ("attribute", "relation", ...) if the source has kinds, else "". `id` is unique
-    within the source's split and stable between runs.
+    within the source's split and stable between runs. `referent` is the ref_id of the REFER layout; "" elsewhere.
     """
 
     text: str
     segmentation: Segmentation
     kind: str = ""
     id: str = ""
+    referent: str = field(default="", compare=False)
 
     @property
     def has_target(self) -> bool:
