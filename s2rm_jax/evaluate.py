@@ -168,8 +168,8 @@ def _evaluate(evaluate: Callable[..., Report], out: Path, cases: Cases, show: Ca
     """Evaluate, keep the cases of the gallery, and write the files for other programs."""
     from s2rm_jax.evaluation.result_files import EvaluationFiles
 
-    formats = {"coco": COCO.value, "label_studio": LABEL_STUDIO.value or "", "save_masks": SAVE_MASKS.value}
-    with EvaluationFiles(out, **formats) as files:
+    coco, label_studio, save_masks = bool(COCO.value), LABEL_STUDIO.value or "", bool(SAVE_MASKS.value)
+    with EvaluationFiles(out, coco=coco, label_studio=label_studio, save_masks=save_masks) as files:
 
         def observe(prediction: Prediction) -> None:
             cases(prediction)
@@ -179,7 +179,8 @@ def _evaluate(evaluate: Callable[..., Report], out: Path, cases: Cases, show: Ca
             files.end_batch()
             show(done, total)
 
-        report = evaluate(progress=progress, observe=observe, record=files.record if any(formats.values()) else None)
+        record = files.record if coco or label_studio or save_masks else None
+        report = evaluate(progress=progress, observe=observe, record=record)
         files.write()
     return report
 

@@ -15,7 +15,7 @@ from s2rm_jax.input.images import load_image, map_files, read_header
 
 # A mask in any of the forms that datasets use: a boolean array [H, W], a list of COCO polygons
 # [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
-Segmentation = np.ndarray | list | dict[str, Any]
+Segmentation = np.ndarray | list[Any] | dict[str, Any]
 Groups = tuple[tuple[int, ...], ...]  # positions of an example's expressions, grouped by referent
 
 
