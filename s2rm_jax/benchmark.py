@@ -26,7 +26,6 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -90,6 +89,7 @@ def main() -> None:
     keep_freed_memory()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
     from s2rm_jax.config import check_config, default_config
+    from s2rm_jax.io import writing
     from s2rm_jax.measure.harness import describe_machine, report_markdown, write_report
     from s2rm_jax.measure.subject import Subject
 
@@ -113,10 +113,8 @@ def main() -> None:
             print(section.markdown(), flush=True)
             sections.append(section)
             if OUT.value:
-                try:
+                with writing(Path(OUT.value)):
                     write_report(Path(OUT.value), machine, sections)
-                except OSError as error:
-                    raise UserError(f"--out: cannot write to {OUT.value} ({error}); name another folder.") from error
         done += suite.seconds
 
 

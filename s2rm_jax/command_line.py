@@ -37,7 +37,16 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax.config import find_config
-from s2rm_jax.errors import PartlyDone, TemporaryFailure, UserError, find_full_disk, is_temporary, reason_of
+from s2rm_jax.errors import (
+    PartlyDone,
+    TemporaryFailure,
+    UserError,
+    explaining,
+    find_full_disk,
+    is_temporary,
+    one_line,
+    reason_of,
+)
 from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
@@ -243,10 +252,10 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
         rest = flag_values(arguments)
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read the global flags
     except _FLAG_ERRORS as error:
-        problems = [" ".join(str(error).split()), *_more_mistakes(flag_values, arguments)]
+        problems = [one_line(error), *_more_mistakes(flag_values, arguments)]
     if rest[1:]:
         raise UserError(
-            f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{_a_flag(flag_values)}=...; "
+            f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{next(iter(flag_values))}=...; "
             "quote a value that contains spaces or *"
         )
     given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
@@ -272,7 +281,7 @@ def _more_mistakes(flag_values: flags.FlagValues, arguments: Sequence[str]) -> l
         try:
             flag_values([arguments[0], *group])
         except _FLAG_ERRORS as error:
-            mistakes.append(" ".join(str(error).split()))
+            mistakes.append(one_line(error))
     return mistakes
 
 
@@ -291,15 +300,12 @@ def _with_config_found(arguments: Sequence[str]) -> list[str]:
 def _check_config(given: str, arguments: Sequence[str]) -> None:
     """Load a configuration, to replace absl's error messages with readable ones."""
     path = Path(given.split(":", 1)[0])
-    try:
+    # The file is the user's own code and may raise anything.
+    with explaining(lambda error: f"--config: {path} cannot be loaded: {_where(error, path)}"):
         config = config_flags.ConfigFileFlagParser("config").parse(given)
         if getattr(config, "lock", None) is None:  # raises the OSError that the parser withheld
             raise TypeError(f"get_config() returns {type(config).__name__}, not a ConfigDict")
         fields = _fields(config)
-    except UserError:
-        raise
-    except Exception as error:  # the file is the user's own code and may raise anything
-        raise UserError(f"--config: {path} cannot be loaded: {_where(error, path)}") from error
     names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments if argument.startswith("-")]
     unknown = [_explain_field(name[7:], fields) for name in names if name.startswith("config.")]
     if any(unknown):
@@ -350,7 +356,3 @@ def _help(flag_values: flags.FlagValues, doc: str | None) -> str:
         text = flag_values[name].help.split(";\n")[0]  # absl appends how a flag is repeated
         lines += [f"  --{name}", f"      {text}{shown}"]
     return "\n".join(lines)
-
-
-def _a_flag(flag_values: flags.FlagValues) -> str:
-    return next(iter(flag_values), "help")

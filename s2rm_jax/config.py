@@ -200,7 +200,6 @@ def _wrong_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> Itera
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Return whether a value fits a field with the given default."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(_is_like(item, default[0]) for item in value if default)
     if isinstance(default, str) and value is None:  # ml_collections allows it
@@ -308,7 +307,7 @@ def find_config(given: str) -> str:
 
 
 def _explain_missing(path: Path) -> str:
-    """Return why `path` is no configuration, and the configurations in its folder or else those of the package."""
+    """Return why `path` is not a configuration, and the configurations in its folder or else of the package."""
     problem = "is not a Python file" if path.is_file() else "does not exist"
     folder, problem = (path, "is a folder; name a file in it") if path.is_dir() else (path.parent, problem)
     others = [] if folder == Path() else [str(other) for other in folder.glob("*.py")]

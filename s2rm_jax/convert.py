@@ -140,24 +140,17 @@ def _without_folders(settings: Any) -> Any:
 
 def _reports(workdir: epath.Path, step: int | None) -> list[dict[str, Any]]:
     """Return metrics.json of the reports of `evaluate` in a workdir on the checkpoint of this step."""
-    contents = []
-    for file in sorted(workdir.glob("eval-*/metrics.json")):
-        try:
-            contents.append(json.loads(file.read_text()))
-        except ValueError:
-            continue
+    from s2rm_jax.io import json_object
+
+    contents = [json_object(file.read_bytes()) for file in sorted(workdir.glob("eval-*/metrics.json"))]
     needed = {"all", "definitions", "images", "limit", "protocol", "remarks", "source", "split", "step"}
-    return [one for one in contents if isinstance(one, dict) and needed <= one.keys() and one["step"] == step]
+    return [one for one in contents if one and needed <= one.keys() and one["step"] == step]
 
 
 def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], licence: str | None) -> str:
     """Return the model card of a network on the Hugging Face Hub, in Markdown.
 
-    Args:
-        name: the repository, USER/NAME.
-        run: the network.
-        reports: the contents of metrics.json of reports on it.
-        licence: the licence of the weights by its name on the Hub, None if it is not known.
+    `name` is USER/NAME, `reports` are the contents of metrics.json of reports on the network.
     """
     import jax
 
@@ -236,7 +229,6 @@ Weights: {licence or "not stated by the author"}. The data of the training has l
 
 
 def _results(reports: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the metrics of several reports, and where they come from, in Markdown."""
     from s2rm_jax.evaluation.protocols import PROTOCOLS
     from s2rm_jax.evaluation.tables import Table, as_markdown
 
@@ -264,11 +256,8 @@ def _results(reports: Sequence[dict[str, Any]]) -> str:
 def write_workdir(weights: Path, workdir: Path) -> None:
     """Write a folder of `to-pytorch`, perhaps trained further in PyTorch, as the workdir of a run at step 0.
 
-    The run can be evaluated and used for prediction; training continues from its weights with a fresh optimizer.
-
-    Args:
-        weights: the folder; its weights may also be a pytorch_model.bin, which needs torch.
-        workdir: an empty folder.
+    The run can be evaluated and used for prediction; training continues from its weights with a fresh optimizer. The
+    weights may also be a pytorch_model.bin, which needs torch. `workdir` is an empty folder.
 
     Raises:
         UserError: a file is missing or damaged, or the weights do not fit the config.json next to them.

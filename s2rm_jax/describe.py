@@ -85,12 +85,9 @@ def format_cost(config: ConfigDict, costs: Mapping[str, PartCost]) -> str:
 
 
 def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
-    """Return the FLOPs of the training of `config`, and the hours on each of PEAK_FLOPS.
+    """Return the FLOPs of the training of `config`, and the hours on each of PEAK_FLOPS at the share `mfu` of it.
 
-    Args:
-        config: if its `steps` are 0, the hours are per 1,000 steps.
-        step_flops: the FLOPs of one step, from `training_step_flops`.
-        mfu: the share of the peak that training reaches, 0 to 1.
+    If `config.steps` is 0, the hours are per 1,000 steps.
     """
     steps = config.steps or 1000
     total = steps * step_flops

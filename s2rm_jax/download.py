@@ -39,10 +39,11 @@ from etils import epath
 from tqdm import tqdm
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import UserError, find_full_disk
+from s2rm_jax.errors import UserError, find_full_disk, one_line
+from s2rm_jax.input.check.report import MISSING_IMAGES, STAMPS, UNC, format_report
 from s2rm_jax.input.images import is_url, web_opener
 from s2rm_jax.input.refer_annotations import read_json
-from s2rm_jax.io import require_space, write_atomically
+from s2rm_jax.io import read_object, require_space, write_atomically
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", None, "folder of the data, see data/README.md", flag_values=FLAGS)
@@ -65,7 +66,7 @@ _ANNOTATIONS = r"g?refs\(\w+\)\.(p|json)|instances\.json"
 
 
 @dataclass(frozen=True)
-class Source:
+class Download:
     """A file to download: a zip archive, or a file that is stored as it is.
 
     file      its name
@@ -91,58 +92,44 @@ class Source:
         return self.file.endswith(".zip")
 
 
-def _unc(file: str, stamp: str, **arguments: Any) -> Source:
-    """Return a file of the server of REFER, which is often down, and its copy in the Internet Archive."""
-    address = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{file}"
-    name = PurePosixPath(file).name
-    folder = {"folder": name.removesuffix(".zip")} | arguments
-    return Source(name, (f"https://web.archive.org/web/{stamp}id_/{address}", address), **folder)
+def _unc(dataset: str, size: int = 0, checksum: str = "") -> Download:
+    """Return the annotations of a dataset on the server of REFER, and their copy in the Internet Archive."""
+    return Download(f"{dataset}.zip", _of_unc(f"{dataset}.zip", STAMPS[dataset]), dataset, size=size, checksum=checksum)
 
 
-def _grefcoco(file: str) -> Source:
+def _of_unc(file: str, stamp: str) -> tuple[str, str]:
+    return f"https://web.archive.org/web/{stamp}id_/{UNC}/{file}", f"{UNC}/{file}"
+
+
+def _grefcoco(file: str) -> Download:
     address = f"https://huggingface.co/datasets/FudanCVL/gRefCOCO/resolve/main/{urllib.parse.quote(file)}"
-    return Source(file, (address,), "grefcoco", expands=0.0)
+    return Download(file, (address,), "grefcoco", expands=0.0)
 
 
 # Sizes and checksums are those that several users of the files report independently of each other.
-SOURCES: dict[str, tuple[Source, ...]] = {
+SOURCES: dict[str, tuple[Download, ...]] = {
     "refcoco": (
-        _unc(
-            "refcoco.zip",
-            "20220413011718",
-            size=53_993_993,
-            checksum="sha256:7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0",
-        ),
+        _unc("refcoco", 53_993_993, "sha256:7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0"),
     ),
     "refcoco+": (
-        _unc(
-            "refcoco+.zip",
-            "20220413011656",
-            size=45_613_210,
-            checksum="sha256:5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45",
-        ),
+        _unc("refcoco+", 45_613_210, "sha256:5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45"),
     ),
     "refcocog": (
-        _unc(
-            "refcocog.zip",
-            "20220413012904",
-            size=56_712_951,
-            checksum="sha256:3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211",
-        ),
+        _unc("refcocog", 56_712_951, "sha256:3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211"),
     ),
     "refclef": (
-        _unc("refclef.zip", "20220413011817"),
-        _unc(
-            "images/saiapr_tc-12.zip",
-            "20220515000000",
-            folder="images/saiapr_tc-12",
+        _unc("refclef"),
+        Download(
+            "saiapr_tc-12.zip",
+            _of_unc("images/saiapr_tc-12.zip", "20220515000000"),
+            "images/saiapr_tc-12",
             wanted=r"[\w.-]+\.jpg",
             expands=1.1,
         ),
     ),
     "grefcoco": (_grefcoco("grefs(unc).json"), _grefcoco("instances.json")),
     "images": (
-        Source(
+        Download(
             "train2014.zip",
             ("http://images.cocodataset.org/zips/train2014.zip",),
             "images/mscoco/images/train2014",
@@ -168,7 +155,7 @@ def main(name: str) -> None:
     assert ROOT.value is not None  # required
     for base in MIRROR.value or ():
         if not is_url(base):
-            raise UserError(f"--mirror: {base} is no address of the web; it must begin with http:// or https://")
+            raise UserError(f"--mirror: {base} is not a web address; it must begin with http:// or https://")
     root = Path(ROOT.value).expanduser()
     is_new = not root.exists()
     try:
@@ -193,7 +180,6 @@ COMMANDS = {name: command_line.Command(partial(main, name), ("root",)) for name 
 def check(name: str, root: Path) -> None:
     """Run the data check for what was downloaded; raise SystemExit if it finds problems."""
     from s2rm_jax.input.check.examine import discover, examine
-    from s2rm_jax.input.check.report import MISSING_IMAGES, format_report
 
     try:
         discover(root, "" if name == "images" else name)
@@ -212,7 +198,7 @@ def check(name: str, root: Path) -> None:
         raise SystemExit(1)
 
 
-def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
+def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
     """Download a file and unpack it, unless that was done before and all of its files are still there.
 
     Raises:
@@ -221,7 +207,7 @@ def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
       OSError: the disk is full or cannot be written.
     """
     key = f"{source.folder}/{source.file}"
-    record = _read_record(root)
+    record = read_object(root / RECORD)
     wanted = source.wanted if source.is_zip else re.escape(source.file)
     there = [path for path in (root / source.folder).glob("*") if re.fullmatch(wanted, path.name)]
     if key in record and len(there) >= record[key]["files"]:
@@ -242,12 +228,8 @@ def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
         except _Failed as error:
             reasons.append(f"{url}: {error}")
             continue
-        record[key] = {
-            "url": url,
-            **sums,
-            "files": len(names),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record[key] = {"url": url, **sums, "files": len(names), "time": now}
         write_atomically(epath.Path(root) / RECORD, json.dumps(record, indent=2) + "\n")
         _remove(part)
         how = "as known" if source.checksum else f"recorded in {RECORD}"
@@ -259,16 +241,8 @@ def get(source: Source, root: Path, mirrors: Sequence[str]) -> None:
     )
 
 
-def _read_record(root: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        record = json.loads((root / RECORD).read_bytes())
-        if isinstance(record, dict):
-            return record
-    return {}
-
-
 def _state_of(part: Path) -> Path:
-    """Return the file that says where the beginning of a download is from."""
+    """Return the file that says where the beginning of a download is from: address, ETag or date, and total size."""
     return part.with_name(f"{part.name}.json")
 
 
@@ -277,10 +251,10 @@ def _remove(part: Path) -> None:
     _state_of(part).unlink(missing_ok=True)
 
 
-def _download(url: str, part: Path, source: Source) -> None:
+def _download(url: str, part: Path, source: Download) -> None:
     """Download a file completely, continuing after interruptions as long as there is progress."""
     tries, most = 0, _size(part)
-    while not part.exists() or _read_state(part).get("total") != _size(part):
+    while not part.exists() or read_object(_state_of(part)).get("total") != _size(part):
         try:
             return _receive(url, part, source)
         except _Interrupted as error:
@@ -290,8 +264,7 @@ def _download(url: str, part: Path, source: Source) -> None:
         time.sleep(_PAUSE * 2 ** (tries - 1))
 
 
-def _receive(url: str, part: Path, source: Source) -> None:
-    """Receive the rest of a file in one request."""
+def _receive(url: str, part: Path, source: Download) -> None:
     start, headers = _resume(url, part, source)
     try:
         response = web_opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
@@ -328,22 +301,13 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _read_state(part: Path) -> dict[str, Any]:
-    """Return where the beginning of a download is from: its address, its ETag or date, and the size of the whole."""
-    with suppress(OSError, ValueError):
-        state = json.loads(_state_of(part).read_bytes())
-        if isinstance(state, dict):
-            return state
-    return {}
-
-
-def _resume(url: str, part: Path, source: Source) -> tuple[int, dict[str, str]]:
+def _resume(url: str, part: Path, source: Download) -> tuple[int, dict[str, str]]:
     """Return the number of bytes that are there already, and the headers that ask for the rest.
 
     The file of a server may have changed meanwhile. The validator, or else the known checksum, shows it.
     """
     headers = {"User-Agent": "s2rm-jax", "Accept-Encoding": "identity"}
-    state, start = _read_state(part), _size(part)
+    state, start = read_object(_state_of(part)), _size(part)
     validator = str(state.get("validator") or "")
     if not start or state.get("url") != url or not (validator or source.checksum):
         return 0, headers
@@ -353,7 +317,7 @@ def _resume(url: str, part: Path, source: Source) -> tuple[int, dict[str, str]]:
     return start, headers
 
 
-def _span(response: Any, start: int, source: Source) -> tuple[int, int | None]:
+def _span(response: Any, start: int, source: Download) -> tuple[int, int | None]:
     """Return where the answer begins in the file and the size of the whole file, None if unknown."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
@@ -383,7 +347,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(reason).split()) or type(error).__name__
 
 
-def _verify(part: Path, source: Source) -> dict[str, Any]:
+def _verify(part: Path, source: Download) -> dict[str, Any]:
     """Return size and sha256 of a file; raise _Failed, and remove the file, if they are not the known ones."""
     kind, _, expected = (source.checksum or "sha256:").partition(":")
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in {kind, "sha256"}}
@@ -415,14 +379,14 @@ def _json_problem(part: Path) -> str:
     return ""
 
 
-def _move(part: Path, source: Source, root: Path) -> list[str]:
+def _move(part: Path, source: Download, root: Path) -> list[str]:
     folder = root / source.folder
     folder.mkdir(parents=True, exist_ok=True)
     part.replace(folder / source.file)
     return [source.file]
 
 
-def _unpack(part: Path, source: Source, root: Path) -> list[str]:
+def _unpack(part: Path, source: Download, root: Path) -> list[str]:
     """Unpack the wanted files of an archive into the source's folder and return their names.
 
     Only the last part of a member's path is used, so that no member is written elsewhere. All files are unpacked to a
@@ -449,7 +413,7 @@ def _unpack(part: Path, source: Source, root: Path) -> list[str]:
         return list(members)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         _remove(part)
-        raise _Failed(f"is a damaged archive ({' '.join(str(error).split())})") from error
+        raise _Failed(f"is a damaged archive ({one_line(error)})") from error
     except _Failed:
         _remove(part)
         raise
@@ -462,7 +426,7 @@ def _unpack(part: Path, source: Source, root: Path) -> list[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _members(archive: zipfile.ZipFile, source: Source, size: int) -> dict[str, zipfile.ZipInfo]:
+def _members(archive: zipfile.ZipFile, source: Download, size: int) -> dict[str, zipfile.ZipInfo]:
     """Return the members to unpack, by their names without folders."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():

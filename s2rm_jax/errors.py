@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 
@@ -15,6 +16,17 @@ class UserError(Exception):
     The message is one line that says what is wrong, where, and what to do. Commands print it without a traceback and
     exit with status 2.
     """
+
+
+@contextmanager
+def explaining(describe: Callable[[Exception], str]) -> Iterator[None]:
+    """Raise a UserError with the message that `describe` returns for any other exception in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(describe(error)) from error
 
 
 class PartlyDone(UserError):
@@ -99,7 +111,7 @@ def find_full_disk(error: BaseException | None) -> OSError | None:
 
 
 def storage_error(what: str, error: BaseException) -> UserError | None:
-    """Return the UserError for a failed access to a disk or a bucket, or None if `error` is no fault of the storage.
+    """Return the UserError for a failed access to a disk or a bucket, or None if the storage is not the cause.
 
     Args:
         what: what cannot be done and where, such as "a checkpoint cannot be written to DIR".
@@ -157,6 +169,17 @@ def hub_error(what: str, error: Exception) -> UserError:
     else:
         advice = " ".join(str(cause).split())[:200].rstrip(".") or type(cause).__name__  # details are on further lines
     return UserError(f"{what}: {advice}.")
+
+
+def first_of(cases: Sequence[object], separator: str = "; ", most: int = 5) -> str:
+    """Return the first cases of a list for a message, and how many more there are."""
+    more = [f"and {len(cases) - most:,} more"] if len(cases) > most else []
+    return separator.join([*map(str, cases[:most]), *more])
+
+
+def one_line(error: BaseException) -> str:
+    """Return the whole message of an error in one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def reason_of(error: BaseException) -> str:

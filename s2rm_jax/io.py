@@ -48,12 +48,8 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
 def write_atomically(path: epath.Path | Path, text: str | Iterable[str], errors: str = "strict") -> None:
     """Write a file atomically, also if several processes write it at the same time.
 
-    At any moment the file has its old or its new content. Writes to buckets are atomic.
-
-    Args:
-        path: the file.
-        text: its content, or the parts of it.
-        errors: what to do with text that is not valid Unicode; see `open`.
+    At any moment the file has its old or its new content; writes to buckets are atomic anyway. `text` is the content
+    or the parts of it, and `errors` what to do with text that is not valid Unicode, as for `open`.
     """
     if on_bucket(path):
         path.write_text("".join(text))
@@ -98,10 +94,7 @@ class JsonLines:
     On a disk each object is written at once. On a bucket the file is rewritten every REWRITE_EVERY seconds at most, and
     when it is closed; a killed run loses the objects added since then.
 
-    Args:
-        path: the file.
-        keep: which objects of an existing file are kept; by default all.
-        clock: returns seconds.
+    `keep` selects the objects of an existing file that are kept; by default all. `clock` returns seconds.
     """
 
     def __init__(
@@ -112,7 +105,7 @@ class JsonLines:
     ):
         self._path, self._clock, self._written = path, clock, clock()
         text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-        self._lines = [line + "\n" for line in text.split("\n") if (values := _json_object(line)) and keep(values)]
+        self._lines = [line + "\n" for line in text.split("\n") if (values := json_object(line)) and keep(values)]
         self._stream: Any = None
         if not on_bucket(path):
             if "".join(self._lines) != text:
@@ -143,13 +136,21 @@ class JsonLines:
         write_atomically(self._path, "".join(self._lines))
 
 
-def _json_object(line: str) -> dict[str, Any] | None:
-    """Return the object of a line, or None for an incomplete line, as a killed run may leave it."""
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """Return the object that is written as JSON; None for other text, such as what a killed process left incomplete."""
     try:
-        values = json.loads(line)
+        values = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if the file is missing, unreadable or damaged."""
+    try:
+        return json_object(path.read_bytes()) or {}
+    except OSError:
+        return {}
 
 
 @contextmanager
@@ -166,16 +167,12 @@ def ignoring_temporary() -> Iterator[None]:
 def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
     """Yield a temporary folder, which becomes `out` if the block succeeds and is removed if it fails.
 
-    Args:
-        out: the folder to create; it may exist if it is empty.
-        flag: the flag that names it, for error messages.
+    `out` may exist if it is empty; `flag` is the flag that names it.
 
     Raises:
         UserError: `out` exists and is not empty, or cannot be written (no space, no permission).
     """
-    if on_bucket(out):
-        raise UserError(f"{flag}: {out} is on a bucket; give a folder of this machine, and copy it from there")
-    out = Path(out).expanduser()
+    out = _on_disk(out, flag).expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{flag}: {out} already exists; give another {flag}, or remove it first")
     partial = out.absolute().parent / f".{out.name}.partial"
@@ -192,6 +189,12 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _on_disk(path: epath.PathLike, flag: str) -> Path:
+    if on_bucket(path):
+        raise UserError(f"{flag}: {path} is on a bucket; give a folder of this machine, and copy it from there")
+    return Path(path)
+
+
 def require_space(folder: Path, size: int) -> None:
     """Raise OSError unless `size` bytes are free on the disk of `folder`, before a long job starts."""
     free = shutil.disk_usage(folder).free
@@ -205,9 +208,7 @@ def make_output_folder(path: epath.PathLike) -> Path:
     Raises:
         UserError: there is a file at the path, or the folder cannot be created or written to.
     """
-    if on_bucket(path):
-        raise UserError(f"--out: {path} is on a bucket; give a folder of this machine, and copy it from there")
-    path = Path(path)
+    path = _on_disk(path, "--out")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -220,12 +221,7 @@ def make_output_folder(path: epath.PathLike) -> Path:
 
 
 def remove_earlier(folder: Path, name: str) -> None:
-    """Remove the results of an earlier run of a command, which would mix with new ones.
-
-    Args:
-        folder: the folder of the results.
-        name: a regular expression that matches the whole name of the files to remove.
-    """
+    """Remove the files whose whole name matches a regular expression: old results, which would mix with new ones."""
     for path in folder.iterdir():
         if re.fullmatch(name, path.name) and path.is_file():
             path.unlink()

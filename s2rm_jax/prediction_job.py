@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from itertools import islice
@@ -27,7 +27,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, explaining, first_of, one_line
 from s2rm_jax.evaluation.result_files import find_naming
 from s2rm_jax.input.images import FORMATS, is_url, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
@@ -267,17 +267,9 @@ def _load(image: str) -> np.ndarray:
         raise UserError(f"{image}: {error}") from error
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _reading(name: str) -> AbstractContextManager[None]:
     """Raise UserError if a file or folder cannot be read in the block; clients of buckets raise any exception."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot be read ({' '.join(str(error).split())}); check it and its permissions"
-        ) from error
+    return explaining(lambda error: f"{name} cannot be read ({one_line(error)}); check it and its permissions")
 
 
 def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Options) -> dict[str, Any]:
@@ -333,7 +325,7 @@ def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
     found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and not os.path.isdir(path)]
     paths = [path for path in found if path.suffix.lower() in _SUFFIXES and not _is_broken_link(path)]
     unread = [path for path in found if path not in paths]
-    names = ", ".join(path.name for path in unread[:_SHOWN]) + (", ..." if len(unread) > _SHOWN else "")
+    names = first_of([path.name for path in unread], ", ")
     if not paths:
         passed_over = f"; {len(unread)} that cannot be read: {names}" if unread else ""
         raise UserError(
@@ -370,7 +362,6 @@ def _is_broken_link(path: PurePath) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
 
 
-_SHOWN = 5  # files named in a warning
 _SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
 # Of images that are not read, or only with a decoder that is not installed. Files with other suffixes are no images.
 _OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".dng", ".cr2", ".nef", ".arw", ".psd"}

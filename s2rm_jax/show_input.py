@@ -22,7 +22,6 @@ from ml_collections.config_flags import config_flags
 from PIL import Image
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from s2rm_jax.input.example import Batch, Source
@@ -43,17 +42,14 @@ KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches",
 def main() -> dict[str, Any]:
     """Draw the images that the flags select."""
     from s2rm_jax.config import check_config
+    from s2rm_jax.io import writing
     from s2rm_jax.training.logging import counted
 
     assert CONFIG.value is not None and OUT.value is not None  # required
     check_config(CONFIG.value)
     page = draw(CONFIG.value, NUMBER.value, SIDE.value)
-    try:
-        page.save(Path(OUT.value), format="PNG")
-    except OSError as error:
-        raise UserError(
-            f"--out {OUT.value} cannot be written: {error.strerror}; give a file in an existing folder"
-        ) from error
+    with writing(Path(OUT.value)):
+        page.save(OUT.value, format="PNG")
     print(f"{OUT.value} shows {counted(NUMBER.value, 'image')} of {CONFIG.value.input.train_split}")
     rows = [label for label, _ in kinds_of(CONFIG.value)]
     return {"file": OUT.value, "images": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
@@ -61,6 +57,7 @@ def main() -> dict[str, Any]:
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
     """Return the page: one row per kind of augmentation, with `number` images of `side` pixels each."""
+    from s2rm_jax.evaluation.overlay import stack
     from s2rm_jax.input.pipeline import build_tokenizer
     from s2rm_jax.input.sources import build_source
 
@@ -71,12 +68,7 @@ def draw(config: ConfigDict, number: int, side: int) -> Image.Image:
     strips = [
         strip(label, first_batch(one, source, tokenizer, number), tokenizer, side) for label, one in kinds_of(config)
     ]
-    page = Image.new("RGB", (strips[0].width, sum(one.height for one in strips)), "white")
-    top = 0
-    for one in strips:
-        page.paste(one, (0, top))
-        top += one.height
-    return page
+    return stack(strips)
 
 
 def kinds_of(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from s2rm_jax import download
-from s2rm_jax.download import RECORD, SOURCES, Source, get
+from s2rm_jax.download import RECORD, SOURCES, Download, get
 from s2rm_jax.errors import UserError
 from tests.command import run_command
 from tests.input.refer_fixture import write_refclef_layout, write_refer_layout
@@ -120,11 +120,11 @@ def zipped(files, **attributes):
 
 
 CONTENT = zipped({"refcoco/": b"", "refcoco/instances.json": bytes(range(256)) * 40, "refcoco/refs(unc).p": b"p" * 999})
-SOURCE = Source("refcoco.zip", (), "refcoco")
+SOURCE = Download("refcoco.zip", (), "refcoco")
 
 
 def known(source=SOURCE, content=CONTENT):
-    return Source(
+    return Download(
         source.file,
         (),
         source.folder,
@@ -247,7 +247,7 @@ def test_a_removed_file_is_downloaded_again(server, tmp_path):
 
 
 def test_a_removed_folder_of_two_files_is_complete_again(server, tmp_path):
-    sources = [Source(name, (), "grefcoco") for name in ("grefs(unc).json", "instances.json")]
+    sources = [Download(name, (), "grefcoco") for name in ("grefs(unc).json", "instances.json")]
     for _ in range(2):
         for source in sources:
             fetch(server, tmp_path, "", source=source, content=b"{}")
@@ -265,8 +265,8 @@ def test_only_images_may_be_without_annotations(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (Source("refcoco.zip", (), "refcoco", size=5), r"has [\d,]+ bytes instead of 5"),
-        (Source("refcoco.zip", (), "refcoco", checksum="md5:0"), r"has another md5 \(\w+\) than the known one \(0\)"),
+        (Download("refcoco.zip", (), "refcoco", size=5), r"has [\d,]+ bytes instead of 5"),
+        (Download("refcoco.zip", (), "refcoco", checksum="md5:0"), r"has another md5 \(\w+\) than the known one \(0\)"),
     ],
 )
 def test_another_size_or_checksum_than_the_known(server, tmp_path, source, reason):
@@ -373,7 +373,7 @@ def test_files_from_elsewhere_are_not_replaced(server, tmp_path):
 
 
 def test_a_page_is_not_taken_for_json(server, tmp_path):
-    source = Source("instances.json", (), "grefcoco")
+    source = Download("instances.json", (), "grefcoco")
     with pytest.raises(UserError, match="is not JSON"):
         fetch(server, tmp_path, "", source=source, content=b"<html>moved</html>")
     fetch(server, tmp_path, "", source=source, content=b"{}")

@@ -7,7 +7,8 @@ training runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +22,7 @@ LEVEL = 95  # percent
 _SEED = 0
 _MAX_DRAWS = 2_000_000  # images drawn at a time, to bound the memory
 
-_LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 7), (8, 10), (11, 15), (16, 10**9))  # words, from - to
+_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 16)  # words, the least of each group
 _AREAS = (0, 1, 2, 5, 10, 20, 40, 100)  # percent of the image
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
 HISTOGRAM_BINS = 20
@@ -31,10 +32,7 @@ def intervals(scores: Sequence[ExpressionScore]) -> dict[str, tuple[float, float
     """Return the intervals of `overall_iou` and `mean_iou` over the images of `scores`, in percent."""
     columns = [(s.intersection, s.union, s.iou or 0.0, s.iou is not None) for s in scores]
     sums = resampled_sums(np.array(columns, np.float64), [s.image_identity for s in scores])
-    return {
-        "overall_iou": interval(sums[:, 0], sums[:, 1]),
-        "mean_iou": interval(sums[:, 2], sums[:, 3]),
-    }
+    return {"overall_iou": interval(sums[:, 0], sums[:, 1]), "mean_iou": interval(sums[:, 2], sums[:, 3])}
 
 
 def resampled_sums(
@@ -79,25 +77,17 @@ class ScoreGroup:
 
 def by_length(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
     """Group expressions by their number of words (separated by spaces); empty groups are dropped."""
-    labels = [str(low) if low == high else f"{low}-{high}" for low, high in _LENGTHS[:-1]] + [f"{_LENGTHS[-1][0]}+"]
-
-    def index_of(score: ExpressionScore) -> int:
-        words = max(1, len(score.expression.split()))
-        return next(index for index, (low, high) in enumerate(_LENGTHS) if low <= words <= high)
-
-    return [group for group in _grouped(scores, labels, index_of) if group.expressions]
+    labels = [str(low) if low + 1 == end else f"{low}-{end - 1}" for low, end in pairwise(_LENGTHS)]
+    words = [max(1, len(score.expression.split())) for score in scores]
+    indices = [bisect_right(_LENGTHS, count) - 1 for count in words]
+    return [group for group in _grouped(scores, [*labels, f"{_LENGTHS[-1]}+"], indices) if group.expressions]
 
 
 def by_area(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
     """Group the expressions that refer to something by the share of the image that the true mask covers."""
     labels = [f"{low}-{high}" for low, high in pairwise(_AREAS)]
-
-    def index_of(score: ExpressionScore) -> int | None:
-        if not score.targeted:
-            return None
-        return max(0, int(np.searchsorted(_AREAS, 100 * score.area, side="left")) - 1)
-
-    return [group for group in _grouped(scores, labels, index_of) if group.expressions]
+    indices = [max(0, bisect_left(_AREAS, 100 * one.area) - 1) if one.targeted else None for one in scores]
+    return [group for group in _grouped(scores, labels, indices) if group.expressions]
 
 
 def by_place(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
@@ -105,14 +95,11 @@ def by_place(scores: Sequence[ExpressionScore]) -> list[ScoreGroup]:
 
     Returns nine groups, row by row, as in `PLACES`.
     """
-
-    def index_of(score: ExpressionScore) -> int | None:
-        if score.centre is None:
-            return None
-        column, row = (min(2, int(3 * fraction)) for fraction in score.centre)
-        return 3 * row + column
-
-    return _grouped(scores, PLACES, index_of)
+    indices = []
+    for score in scores:
+        column, row = (min(2, int(3 * fraction)) for fraction in score.centre or (0, 0))
+        indices.append(3 * row + column if score.centre else None)
+    return _grouped(scores, PLACES, indices)
 
 
 def histogram(scores: Sequence[ExpressionScore]) -> list[int]:
@@ -122,10 +109,11 @@ def histogram(scores: Sequence[ExpressionScore]) -> list[int]:
 
 
 def _grouped(
-    scores: Sequence[ExpressionScore], labels: Sequence[str], index_of: Callable[[ExpressionScore], int | None]
+    scores: Sequence[ExpressionScore], labels: Sequence[str], indices: Sequence[int | None]
 ) -> list[ScoreGroup]:
-    """Return one group per label; `index_of` gives the index of an expression's label, or None to leave it out."""
-    placed = [(score, index) for score in scores if score.iou is not None and (index := index_of(score)) is not None]
+    """Return one group per label; `indices` has the index of each expression's label, or None to leave it out."""
+    both = zip(scores, indices, strict=True)
+    placed = [(score, index) for score, index in both if score.iou is not None and index is not None]
     if not placed:
         return [ScoreGroup(label, 0, 0.0, (0.0, 0.0)) for label in labels]
     values = np.zeros((len(placed), 2, len(labels)))
@@ -135,11 +123,8 @@ def _grouped(
     resampled = resampled_sums(values.reshape(len(placed), -1), [score.image_identity for score, _ in placed])
     resampled_ious, resampled_counts = np.split(resampled, 2, axis=1)
     return [
-        ScoreGroup(
-            label,
-            int(counts[i]),
-            100 * sums[i] / max(counts[i], 1),
-            interval(resampled_ious[:, i], resampled_counts[:, i]),
+        ScoreGroup(label, int(count), 100 * total / max(count, 1), interval(ious, drawn))
+        for label, total, count, ious, drawn in zip(
+            labels, sums, counts, resampled_ious.T, resampled_counts.T, strict=True
         )
-        for i, label in enumerate(labels)
     ]

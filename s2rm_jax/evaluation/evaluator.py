@@ -125,9 +125,9 @@ class Evaluator:
         self._process = distributed.process() if self._mesh.is_multi_process else (0, 1)
         self._left_out = pipeline.LeftOut()  # over all calls, so that each is logged once
 
-        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> _Outputs:
+        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> Any:
             output: Any = network.apply({"params": params}, images, tokens, token_mask)
-            return _Outputs(output.logits, output.no_target_logits)
+            return output.logits, output.no_target_logits
 
         self._forward = jax.jit(forward, out_shardings=batch_sharding(self._mesh))
 
@@ -182,42 +182,26 @@ class Evaluator:
 
         Append the reason for each expression that is left out to `problems`.
         """
+
+        def dispatch(batch: pipeline.EvalBatch) -> tuple[list[pipeline.EvalItem], Any]:
+            self._left_out.add(batch.problems)
+            problems.extend(batch.problems)
+            images, tokens, token_mask, *_ = batch.batch
+            return batch.items, self._forward(params, *put_batch((images, tokens, token_mask), self._mesh))
+
         devices, config = self._mesh.size, self._config
         size = -(-config.eval.batch_size // devices) * devices
         batches = pipeline.eval_batches(source, self._tokenizer, config, size, self._process)
-        for done, (items, outputs) in enumerate(self._outputs(params, batches, problems), start=1):
-            yield self._predictions(items, outputs, record)
+        dispatched = map(dispatch, batches)
+        current = next(dispatched, None)
+        for done in range(1, len(batches) + 1):
+            following = next(dispatched, None)  # first, so that device and host work in parallel
+            assert current is not None
+            items, outputs = current
+            yield score_items(self._protocol, items, *take_batch(outputs), record=record)
+            current = following
             if progress is not None:
                 progress(done, len(batches))
-
-    def _predictions(
-        self, items: list[pipeline.EvalItem], outputs: _Outputs, record: Record | None
-    ) -> Iterator[Prediction]:
-        logits, no_target_logits = take_batch(outputs)
-        return score_items(self._protocol, items, logits, no_target_logits, record)
-
-    def _outputs(
-        self, params: Any, batches: pipeline.EvalBatches, problems: list[str]
-    ) -> Iterator[tuple[list[pipeline.EvalItem], _Outputs]]:
-        """Dispatch each batch before the previous one is yielded, so that device and host work in parallel."""
-        previous = None
-        for batch, items, reasons in batches:
-            self._left_out.add(reasons)
-            problems += reasons
-            inputs = put_batch((batch.images, batch.tokens, batch.token_mask), self._mesh)
-            outputs = self._forward(params, *inputs)
-            if previous is not None:
-                yield previous
-            previous = (items, outputs)
-        if previous is not None:
-            yield previous
-
-
-class _Outputs(NamedTuple):
-    """The network's outputs used here: [b, k, h, w], and [b, k] (> 0: refers to nothing) or None."""
-
-    logits: Any
-    no_target_logits: Any
 
 
 _THREADS = min(8, os.cpu_count() or 1)  # resizing and most of NumPy run without Python's lock

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
 from s2rm_jax.evaluation.overlay import (
@@ -31,6 +31,7 @@ from s2rm_jax.evaluation.overlay import (
     line_height,
     mask_layer,
     span,
+    stack,
     wrap,
 )
 from s2rm_jax.input.tokens import Tokenizer
@@ -80,7 +81,8 @@ def reduce(output: Any) -> Reduced:
         for pair, maps in output.group_maps.items()
     }
     weights = {
-        pair: jnp.broadcast_to(_weights_by_position(balance), strengths[pair].shape)
+        # [r, b, k, h, w, c]; weights that differ by channel and not by position are averaged
+        pair: jnp.broadcast_to(jnp.moveaxis(balance[:, 0].mean(-1), 0, 1), strengths[pair].shape)
         for pair, balance in output.balance_weights.items()
     }
     masks = (*output.coarse_logits, output.logits)
@@ -91,13 +93,10 @@ def reduce(output: Any) -> Reduced:
 def explanations(
     reduced: Reduced, tokens: Sequence[np.ndarray], tokenizer: Tokenizer, rotations: Sequence[int]
 ) -> list[Explanation]:
-    """Return one explanation per expression.
+    """Return one explanation per expression, whose `tokens` are ids of the `tokenizer`.
 
-    Args:
-        reduced: arrays of NumPy; rows beyond the number of expressions are padding.
-        tokens: the token ids of each expression.
-        tokenizer: the tokenizer that made them.
-        rotations: config.fusion.rotations, in degrees.
+    The arrays of `reduced` are those of NumPy; rows beyond the number of expressions are padding. `rotations` is
+    config.fusion.rotations, in degrees.
     """
     directions = tuple(DIRECTIONS[degrees] for degrees in rotations)
     found = []
@@ -115,11 +114,6 @@ def explanations(
             )
         )
     return found
-
-
-def _weights_by_position(balance: Float[Array, "r b k h w c"]) -> Float[Array, "k r h w"]:
-    """Return the weights at each position; weights that differ by channel and not by position are averaged."""
-    return jnp.moveaxis(balance[:, 0].mean(-1), 0, 1)
 
 
 def _join_pieces(pieces: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
@@ -140,10 +134,6 @@ _TITLE, _HEADING, _TEXT = 40, 28, 26
 _GAP = 16
 _LARGE, _SMALL = 4, 8  # panels in a row
 _TALLEST = 1.3  # height of a panel by its width, at most
-_PAIRS = {
-    "language_parses_vision": "Language parses vision",
-    "vision_parses_language": "Vision parses language",
-}
 _UNIT = (0.0, 1.0)
 
 
@@ -163,23 +153,19 @@ def explain_figure(
 ) -> Image.Image:
     """Draw the explanation of the mask of one expression, legible at the width of a page.
 
-    Args:
-        image: the image, RGB.
-        expression: the text, the title of the figure.
-        outcome: a line below the title, such as the score or the IoU.
-        mask: the predicted mask; of any size, it covers the full image.
-        explanation: the explanation of the expression; see `Segmenter.segment`.
-        true: the true mask, if known.
+    The expression is the title; `outcome` is a line below it, such as the score or the IoU. The predicted mask and, if
+    known, the true one may have any size; they cover the full image.
     """
     large, small = (_panel_size(image, count) for count in (_LARGE, _SMALL))
     shown, reduced = fit_image(image, large), fit_image(image, small)
     first = [_Panel(shown, ["image"]), _Panel(_with(shown, mask, PREDICTED_COLOUR), ["predicted"])]
     if true is not None:
         first.append(_Panel(_with(shown, true, TRUE_COLOUR), ["true"]))
-    words = [
-        _Panel(heat_over(reduced, values, span(values)), [*wrap(word, small[0], _TEXT, 1), _range(span(values))])
-        for word, values in zip(explanation.words, explanation.word_attention, strict=True)
-    ]
+    words = []
+    for word, values in zip(explanation.words, explanation.word_attention, strict=True):
+        low, high = span(values)
+        caption = [*wrap(word, small[0], _TEXT, 1), f"{low:.2f} to {high:.2f}"]
+        words.append(_Panel(heat_over(reduced, values, (low, high)), caption))
     stages = [
         _Panel(heat_over(shown, values, _UNIT), [f"grid of {values.shape[1]} x {values.shape[0]}"])
         for values in explanation.stages
@@ -193,27 +179,22 @@ def explain_figure(
         ),
         _rows(words, _SMALL),
     ]
-    for pair, maps in explanation.group_maps.items():
+    for pair in explanation.group_maps:
+        name = pair.replace("_", " ").capitalize()
         parts += [
-            _heading(f"{_PAIRS[pair]}: what each direction parsed (strength), and its weight (0 to 1; mean below)"),
-            _row(_directions(explanation, pair, maps, reduced), 2 * len(maps), small[0]),
+            _heading(f"{name}: what each direction parsed (strength), and its weight (0 to 1; mean below)"),
+            _row(_directions(explanation, pair, reduced), 2 * len(explanation.directions)),
         ]
     parts += [_heading("The mask from coarse to fine (probability, 0 to 1)"), _rows(stages, _LARGE)]
-    return _stack(parts)
+    return stack(parts, _GAP // 2)
 
 
-def _directions(
-    explanation: Explanation, pair: str, maps: Float[np.ndarray, "r h w"], reduced: Image.Image
-) -> list[_Panel]:
-    weights = explanation.balance_weights[pair]
-    panels = [
-        _Panel(heat_over(reduced, one, span(maps)), [name])
-        for name, one in zip(explanation.directions, maps, strict=True)
-    ]
-    return panels + [
-        _Panel(heat_over(reduced, one, _UNIT), [name, f"{100 * one.mean():.0f} %"])
-        for name, one in zip(explanation.directions, weights, strict=True)
-    ]
+def _directions(explanation: Explanation, pair: str, reduced: Image.Image) -> list[_Panel]:
+    names, maps, weights = explanation.directions, explanation.group_maps[pair], explanation.balance_weights[pair]
+    panels = [_Panel(heat_over(reduced, one, span(maps)), [name]) for name, one in zip(names, maps, strict=True)]
+    for name, one in zip(names, weights, strict=True):
+        panels.append(_Panel(heat_over(reduced, one, _UNIT), [name, f"{100 * one.mean():.0f} %"]))
+    return panels
 
 
 def _panel_size(image: np.ndarray, count: int) -> tuple[int, int]:
@@ -226,10 +207,6 @@ def _panel_size(image: np.ndarray, count: int) -> tuple[int, int]:
 
 def _with(image: Image.Image, mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int]) -> Image.Image:
     return lay_over(image, mask_layer([mask], [colour], image.size, fill=0.3))
-
-
-def _range(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
 def _title(expression: str, outcome: str) -> Image.Image:
@@ -257,10 +234,10 @@ def _legend() -> Image.Image:
 
 
 def _rows(panels: Sequence[_Panel], count: int) -> Image.Image:
-    return _stack([_row(panels[start : start + count], count) for start in range(0, len(panels), count)], 0)
+    return stack([_row(panels[start : start + count], count) for start in range(0, len(panels), count)])
 
 
-def _row(panels: Sequence[_Panel], count: int, width: int | None = None) -> Image.Image:
+def _row(panels: Sequence[_Panel], count: int) -> Image.Image:
     """Return panels side by side with their captions below, in `count` columns."""
     step = (WIDTH - _GAP) // count
     lines = max(len(panel.caption) for panel in panels)
@@ -275,12 +252,3 @@ def _row(panels: Sequence[_Panel], count: int, width: int | None = None) -> Imag
 
 def _blank(height: int) -> Image.Image:
     return Image.new("RGB", (WIDTH, height), PAPER)
-
-
-def _stack(parts: Sequence[Image.Image], gap: int = _GAP // 2) -> Image.Image:
-    figure = _blank(sum(part.height + gap for part in parts) + gap)
-    y = gap
-    for part in parts:
-        figure.paste(part, (0, y))
-        y += part.height + gap
-    return figure

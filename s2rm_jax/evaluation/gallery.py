@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,12 +20,14 @@ from s2rm_jax.evaluation.overlay import (
     PREDICTED_COLOUR,
     TRUE_COLOUR,
     Colour,
+    data_url,
     draw_lines,
     fit_image,
     fit_size,
     lay_over,
     line_height,
     mask_layer,
+    stack,
     wrap,
 )
 from s2rm_jax.io import remove_earlier, slug
@@ -58,9 +58,7 @@ class Cases:
         """Keep the prediction in each section to which it belongs."""
         score = prediction.score
         # Not a CRC, which gives ids that differ in a digit neighbouring values.
-        order = int.from_bytes(
-            hashlib.blake2b(score.id.encode(errors="backslashreplace"), digest_size=8).digest(), "big"
-        )
+        order = int.from_bytes(hashlib.blake2b(score.id.encode(errors="backslashreplace"), digest_size=8).digest())
         self._offer("random", (0.0, order), prediction)
         if score.iou is not None:
             self._offer("worst", (score.iou, order), prediction)
@@ -130,13 +128,7 @@ Explain = Callable[[UInt8[np.ndarray, "height width 3"], str], Explanation]
 def write_explained_cases(
     directory: Path, sections: Mapping[str, Sequence[Prediction]], explain: Explain
 ) -> list[Path]:
-    """Write `SECTION_NNN_ID_how.png`, the figure of the explanation, for every case; return the paths.
-
-    Args:
-        directory: the folder of the gallery, which must exist.
-        sections: the cases of the gallery.
-        explain: returns the explanation of an expression in an image.
-    """
+    """Write `SECTION_NNN_ID_how.png`, the figure of the explanation, for each case of a gallery; return the paths."""
     paths = []
     for section, predictions in sections.items():
         for name, case in _named(section, predictions):
@@ -160,10 +152,7 @@ def contact_sheet(predictions: Sequence[Prediction], columns: int = 2, panel: in
     head = Image.new("RGB", (sheet.width, line_height(_SMALL) + _GAP), PAPER)
     y = _key(head, (2 * _GAP, _GAP), TRUE_COLOUR, "true mask, on the left") - line_height(_SMALL)
     _key(head, (2 * _GAP + panel + _GAP, y), PREDICTED_COLOUR, "predicted mask, on the right")
-    page = Image.new("RGB", (sheet.width, head.height + sheet.height), PAPER)
-    page.paste(head, (0, 0))
-    page.paste(sheet, (0, head.height))
-    return page
+    return stack([head, sheet])
 
 
 def _tile(image: np.ndarray, prediction: Prediction, panel: int) -> Image.Image:
@@ -257,8 +246,7 @@ def _image_rule(number: int, prediction: Prediction) -> str:
     """Return the CSS rule with the image of an example, so that its expressions share one copy."""
     example = prediction.example
     size = fit_size(example.height, example.width, _EMBEDDED)
-    image = fit_image(example.load_image(), size)
-    url = _data_url(image, "JPEG", quality=88)
+    url = data_url(fit_image(example.load_image(), size), "JPEG", quality=88)
     ratio = f"{example.width}/{example.height}"
     return f".p{number}{{aspect-ratio:{ratio};width:min(100%,26rem*{ratio});background-image:url({url})}}\n"
 
@@ -268,11 +256,9 @@ def _card(number: int, prediction: Prediction) -> str:
     size = fit_size(example.height, example.width, _EMBEDDED)
     percent = 100 * (score.iou or 0)
     panels = []
-    for name, mask, colour in (
-        ("true", prediction.true, TRUE_COLOUR),
-        ("predicted", prediction.predicted, PREDICTED_COLOUR),
-    ):
-        url = _data_url(mask_layer([mask], [colour], size), "PNG", optimize=True)
+    masks = {"true": (prediction.true, TRUE_COLOUR), "predicted": (prediction.predicted, PREDICTED_COLOUR)}
+    for name, (mask, colour) in masks.items():
+        url = data_url(mask_layer([mask], [colour], size), optimize=True)
         panels.append(f'<div class="image p{number}"><img src="{url}" alt="{name} mask"></div>')
     return f"""<article data-iou="{percent / 100:.6f}" data-kind="{escape(score.kind)}">
 <h3>{escape(score.expression)}</h3>
@@ -283,9 +269,3 @@ def _card(number: int, prediction: Prediction) -> str:
 <div class="pair">{"".join(panels)}</div>
 </article>
 """
-
-
-def _data_url(image: Image.Image, form: str, **options: int | bool) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

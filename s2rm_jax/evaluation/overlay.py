@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -78,8 +80,7 @@ def _has_glyph(face: ImageFont.FreeTypeFont, character: str) -> bool:
 
 
 def _glyph(face: ImageFont.FreeTypeFont, character: str) -> tuple[object, bytes]:
-    mask = face.getmask(character)
-    return face.getbbox(character), bytes(mask)
+    return face.getbbox(character), bytes(face.getmask(character))
 
 
 def fit_size(height: int, width: int, box: int) -> tuple[int, int]:
@@ -128,9 +129,27 @@ def mask_layer(
     return layer
 
 
+def data_url(image: Image.Image, form: str = "PNG", **options: int) -> str:
+    """Return an image as an address that HTML can embed; `options` are those of Pillow for the format."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def lay_over(image: Image.Image, layer: Image.Image) -> Image.Image:
     """Return the RGB image with an RGBA layer of the same size over it."""
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
+
+
+def stack(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Return the images below each other on white, with `gap` pixels before, between and after them."""
+    height = sum(image.height + gap for image in images) + gap
+    page = Image.new("RGB", (max(image.width for image in images), height), PAPER)
+    y = gap
+    for image in images:
+        page.paste(image, (0, y))
+        y += image.height + gap
+    return page
 
 
 def wrap(text: str, width: int, size: int, max_lines: int = 4) -> list[str]:

@@ -17,6 +17,7 @@ from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, published_on
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_markdown, as_text, without
+from s2rm_jax.io import read_object
 
 _SCREEN_WIDTH = 118  # columns
 _CSV_FIELDS = (
@@ -65,7 +66,6 @@ def comparison(report: Report, benchmark: Benchmark) -> Table:
 
 
 def _comparison_rows(figures: Sequence[Published], metrics: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return one row per method, with one column per metric."""
     methods: dict[tuple[str, str, str], list[Published]] = {}
     for figure in figures:
         methods.setdefault((figure.method, figure.trained, figure.protocol), []).append(figure)
@@ -81,14 +81,11 @@ def notes(report: Report, about: Mapping[str, object] | None = None) -> list[str
     """Return what was evaluated, the bootstrap intervals, the protocol's definition, and remarks on the data."""
     evaluated = ", ".join(f"{name} {value}" for name, value in (about or {}).items() if value not in (None, "", []))
     first = [f"Evaluated: {evaluated}."] if evaluated else []
-    return [*first, _interval_line(report), *report.protocol.definition, *remarks(report)]
-
-
-def _interval_line(report: Report) -> str:
     titles = report.protocol.columns
     parts = (f"{titles[name]} {low:.2f} to {high:.2f}" for name, (low, high) in report.intervals.items())
     drawn = f"images drawn with replacement: {report.images:,}, {bootstrap.RESAMPLES:,} times"
-    return f"{bootstrap.LEVEL} % bootstrap intervals ({drawn}): {', '.join(parts)}."
+    intervals = f"{bootstrap.LEVEL} % bootstrap intervals ({drawn}): {', '.join(parts)}."
+    return [*first, intervals, *report.protocol.definition, *remarks(report)]
 
 
 def remarks(report: Report) -> list[str]:
@@ -267,21 +264,14 @@ def write_report(
 
 
 def require_same_data(folder: Path, settings: Mapping[str, object]) -> None:
-    """Check that `folder` has no report on other data.
-
-    Args:
-        folder: of a report, which need not exist.
-        settings: of the data (`input.sources.describe`), as in the report's `about`.
+    """Check that `folder` has no report on other data than `settings` (of `input.sources.describe`) select.
 
     Raises:
         UserError: a setting differs from that in the folder's metrics.json.
     """
-    try:
-        earlier = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+    earlier = read_object(folder / "metrics.json")
     for name, value in settings.items():
-        if isinstance(earlier, dict) and earlier.get(name, value) != value:
+        if earlier.get(name, value) != value:
             raise UserError(
                 f"--out: {folder} has a report on other data ({name} was {earlier[name]!r}, now {value!r}); give "
                 "another --out, or delete that report"

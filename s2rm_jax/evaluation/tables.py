@@ -81,32 +81,26 @@ def as_latex(table: Table) -> str:
     for index, row in enumerate(table.rows):
         body += ["    \\midrule"] if index in table.rules else []
         body.append(line(row))
-    return "\n".join(
-        [
-            "\\begin{table}",
-            "  \\centering",
-            f"  \\caption{{{_latex(table.caption)}}}",
-            f"  \\begin{{tabular}}{{{columns}}}",
-            "    \\toprule",
-            line(table.header),
-            "    \\midrule",
-            *body,
-            "    \\bottomrule",
-            "  \\end{tabular}",
-            "\\end{table}",
-        ]
-    )
+    rows = "\n".join(body)
+    return rf"""\begin{{table}}
+  \centering
+  \caption{{{_latex(table.caption)}}}
+  \begin{{tabular}}{{{columns}}}
+    \toprule
+{line(table.header)}
+    \midrule
+{rows}
+    \bottomrule
+  \end{{tabular}}
+\end{{table}}"""
 
 
 def as_html(table: Table) -> str:
     """Return the table as an HTML figure; `strong` and `rules` are classes of its rows."""
 
     def cells(row: Sequence[str], tag: str) -> str:
-        marked = (
-            f"<{tag}{' class=text' if index < table.text_columns else ''}>{escape(cell)}</{tag}>"
-            for index, cell in enumerate(row)
-        )
-        return "".join(marked)
+        marks = [" class=text" if index < table.text_columns else "" for index in range(len(row))]
+        return "".join(f"<{tag}{mark}>{escape(cell)}</{tag}>" for mark, cell in zip(marks, row, strict=True))
 
     body = []
     for index, row in enumerate(table.rows):

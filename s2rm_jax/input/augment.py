@@ -110,7 +110,10 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
     """
     share = rng.uniform(smallest, 1)
     spans = []
-    kept = _extent(_referred_masks(example), example.height, example.width)
+    # Expressions of one referent share the segmentation object and the mask.
+    distinct = {id(e.segmentation): e.segmentation for e in example.expressions if e.has_target}
+    masks = [rasterize(segmentation, example.height, example.width) for segmentation in distinct.values()]
+    kept = _extent(masks, example.height, example.width)
     for size, (first, last) in zip((example.height, example.width), (kept[:2], kept[2:]), strict=True):
         length = max(round(share * size), last - first, 1)
         begin = int(rng.integers(max(0, last - length), min(first, size - length) + 1))
@@ -155,12 +158,6 @@ def hide_words(
     tokens = tokens.copy()
     tokens[1 : length - 1][hidden[word]] = mask_id
     return tokens
-
-
-def _referred_masks(example: Example) -> list[Bool[np.ndarray, "height width"]]:
-    """Return the masks of all expressions; expressions of one referent share the segmentation object and the mask."""
-    distinct = {id(e.segmentation): e.segmentation for e in example.expressions if e.has_target}
-    return [rasterize(segmentation, example.height, example.width) for segmentation in distinct.values()]
 
 
 def _extent(masks: Sequence[Bool[np.ndarray, "height width"]], height: int, width: int) -> Box:

@@ -19,19 +19,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, first_of
 from s2rm_jax.input.example import Example, Expression, Segmentation, StoredSource, consecutive_groups
 from s2rm_jax.input.images import Header, map_files, path_in, read_header
 from s2rm_jax.input.masks import mask_file_problem, part_problem, usable_parts
+from s2rm_jax.input.refer_annotations import split_error
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 5  # mistakes listed in an error message
 _MASK_KINDS = ("mask", "polygon", "rle")
 
 
@@ -65,9 +65,20 @@ def json_lines_source(
     mistakes = _Mistakes(path, on_bad_example == "skip")
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            record = _line_record(line, number, path.parent, default_split, mistakes)
-            records += [record] if record else []
+        where = f"line {number}"
+        try:
+            entry: Any = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            mistakes.add(where, f"not JSON ({error})")
+            continue
+        if line.strip() and mistakes.has_none(where, entry, _line_problems):
+            image = _resolve(path.parent, entry["image"])
+            if "mask" in entry:
+                segmentation: Segmentation = {"png": str(_resolve(path.parent, entry["mask"]))}
+            else:
+                segmentation = entry["polygon"] if "polygon" in entry else entry["rle"]
+            expressions, its_split = tuple(entry["expressions"]), entry.get("split", default_split)
+            records.append(_Record(where, str(number), entry["image"], image, expressions, segmentation, its_split))
     return _make_source(path.name, records, split, mistakes, apply_exif)
 
 
@@ -105,18 +116,26 @@ def coco_json_source(
     folder = Path(image_root).expanduser() if str(image_root) else path.parent
     images = _coco_images(content["images"], mistakes)
     records: list[_Record] = []
-    ids = set()
+    ids: set[str] = set()
     for position, entry in enumerate(content["annotations"]):
         where = f"annotation {_coco_name(entry, position)}"
-        if not isinstance(entry, dict):
-            mistakes.add(where, f"must be an object {{...}}, got {entry!r:.40}")
-        elif "expressions" in entry:
-            problems = list(filter(None, _coco_problems(entry, images)))
-            problems += ["another annotation has this id"] if not problems and str(entry["id"]) in ids else []
-            mistakes.add(where, *problems)
-            if not problems:
-                ids.add(str(entry["id"]))
-                records.append(_coco_record(where, entry, images[entry["image_id"]], folder, default_split))
+        if isinstance(entry, dict) and "expressions" not in entry:
+            continue
+        if mistakes.has_none(where, entry, lambda entry: _coco_problems(entry, images, ids)):
+            ids.add(str(entry["id"]))
+            image = images[entry["image_id"]]
+            records.append(
+                _Record(
+                    where,
+                    id=str(entry["id"]),
+                    image_name=str(image["id"]),
+                    image=_resolve(folder, image["file_name"]),
+                    expressions=tuple(entry["expressions"]),
+                    segmentation=entry["segmentation"],
+                    split=entry.get("split", default_split),
+                    size=(image["height"], image["width"]),
+                )
+            )
     if not records and not mistakes.found:
         raise UserError(f"{path} has no annotation with 'expressions'; add the field to the referents (own_data.md)")
     return _make_source(path.name, records, split, mistakes, apply_exif)
@@ -161,66 +180,46 @@ class _Mistakes:
         """Add the problems at a place; empty strings are ignored."""
         self.found += [f"{where}: {problem}" for problem in problems if problem]
 
+    def has_none(self, where: str, entry: Any, find_problems: Callable[[dict[str, Any]], list[str]]) -> bool:
+        """Return whether an entry of a file has no problems, and add those that it has."""
+        is_object = isinstance(entry, dict)
+        problems = find_problems(entry) if is_object else [f"must be an object {{...}}, got {entry!r:.40}"]
+        self.add(where, *problems)
+        return not any(problems)
+
     def settle(self) -> None:
         """Raise a UserError of one line if there are mistakes, or with `skip` warn of them and forget them."""
         if self.found:
             count = "a mistake" if len(self.found) == 1 else f"{len(self.found)} mistakes"
-            message = f"{self.path} has {count}: {_first(self.found)} (docs/own_data.md)"
+            message = f"{self.path} has {count}: {first_of(self.found)} (docs/own_data.md)"
             if not self.skip:
                 raise UserError(message)
             _LOG.warning("%s; left out, as config.input.on_bad_example is skip", message)
             self.found.clear()
 
 
-def _line_record(line: str, number: int, folder: Path, default_split: str, mistakes: _Mistakes) -> _Record | None:
-    """Return the record of a line, or None after adding its mistakes."""
-    where = f"line {number}"
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        mistakes.add(where, f"not JSON ({error})")
-        return None
-    problems = list(filter(None, _line_problems(entry)))
-    mistakes.add(where, *problems)
-    if problems:
-        return None
-    if "mask" in entry:
-        segmentation: Segmentation = {"png": str(_resolve(folder, entry["mask"]))}
-    else:
-        segmentation = entry["polygon"] if "polygon" in entry else entry["rle"]
-    return _Record(
-        where=where,
-        id=str(number),
-        image_name=entry["image"],
-        image=_resolve(folder, entry["image"]),
-        expressions=tuple(entry["expressions"]),
-        segmentation=segmentation,
-        split=entry.get("split", default_split),
-    )
-
-
-def _line_problems(entry: Any) -> list[str]:
-    if not isinstance(entry, dict):
-        return [f"must be an object {{...}}, got {entry!r:.40}"]
+def _line_problems(entry: dict[str, Any]) -> list[str]:
     kinds = [kind for kind in _MASK_KINDS if kind in entry]
-    problems = [f"{name!r} is missing" for name in ("image", "expressions") if name not in entry]
+    problems = _problems(entry, ("image", "expressions"), ("image", "mask", "split"))
     if len(kinds) != 1:
         found = " and ".join(map(repr, kinds)) if kinds else "none"
         problems.append(f"needs one of 'mask', 'polygon' and 'rle', has {found}")
+    for kind, type_, form in (("polygon", list, "be a list of lists"), ("rle", dict, "have a size and counts")):
+        if kind in entry:
+            right = isinstance(entry[kind], type_)
+            problems.append(_segmentation_problem(entry[kind]) if right else f"{kind!r} must {form}")
+    return problems
+
+
+def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[str]) -> list[str]:
+    """Return what is wrong with the fields that both formats have; "" is no problem."""
+    problems = [f"{name!r} is missing" for name in required if name not in entry]
     problems += [
         f"{name!r} must be a string, got {entry[name]!r:.40}"
-        for name in ("image", "mask", "split")
+        for name in strings
         if name in entry and not (isinstance(entry[name], str) and entry[name])
     ]
-    if "expressions" in entry:
-        problems.append(_expressions_problem(entry["expressions"]))
-    if "polygon" in entry:
-        is_list = isinstance(entry["polygon"], list)
-        problems.append(_segmentation_problem(entry["polygon"]) if is_list else "'polygon' must be a list of lists")
-    if "rle" in entry:
-        is_rle = isinstance(entry["rle"], dict)
-        problems.append(_segmentation_problem(entry["rle"]) if is_rle else "'rle' must have a size and counts")
-    return problems
+    return [*problems, _expressions_problem(entry["expressions"]) if "expressions" in entry else ""]
 
 
 def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str, Any]]:
@@ -250,30 +249,16 @@ def _coco_name(entry: Any, position: int) -> str:
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at position {position}"
 
 
-def _coco_record(where: str, entry: dict[str, Any], image: dict[str, Any], folder: Path, default_split: str) -> _Record:
-    return _Record(
-        where=where,
-        id=str(entry["id"]),
-        image_name=str(image["id"]),
-        image=_resolve(folder, image["file_name"]),
-        expressions=tuple(entry["expressions"]),
-        segmentation=entry["segmentation"],
-        split=entry.get("split", default_split),
-        size=(image["height"], image["width"]),
-    )
-
-
-def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]]) -> list[str]:
-    problems = [f"{name!r} is missing" for name in ("id", "image_id", "segmentation") if name not in entry]
-    problems.append(_expressions_problem(entry["expressions"]))
+def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]], ids: set[str]) -> list[str]:
+    problems = _problems(entry, ("id", "image_id", "segmentation"), ("split",))
     if "image_id" in entry and (not isinstance(entry["image_id"], int | str) or entry["image_id"] not in images):
         problems.append(f"no image has the id {entry['image_id']!r:.40}")
-    if "split" in entry and not (isinstance(entry["split"], str) and entry["split"]):
-        problems.append(f"'split' must be a string, got {entry['split']!r:.40}")
     if "segmentation" in entry:
         problems.append(_segmentation_problem(entry["segmentation"]))
         if entry["segmentation"] == [] and (entry.get("area") or any(entry.get("bbox") or ())):
             problems.append("has a box or an area but no mask; add a mask, or remove both if it refers to nothing")
+    if not any(problems) and str(entry["id"]) in ids:
+        problems.append("another annotation has this id")
     return problems
 
 
@@ -301,24 +286,15 @@ def _segmentation_problem(value: Any) -> str:
 def _make_source(
     name: str, records: Sequence[_Record], split: str, mistakes: _Mistakes, apply_exif: bool
 ) -> StoredSource:
-    """Return the source of one split: one example for each image, in the order of the file.
-
-    Args:
-      name: name for error messages.
-      records: records of all splits.
-      split: the split to return.
-      mistakes: mistakes found so far; those of the images are added.
-      apply_exif: the masks are those of the images rotated by their EXIF orientation.
+    """Return the source of one split of the records: one example for each image, in the order of the file.
 
     Raises:
-      UserError: there are mistakes, or no record is in the split.
+      UserError: there are mistakes, those of the images included, or no record is in the split.
     """
     mistakes.settle()
     chosen = [record for record in records if record.split == split]
     if not chosen:
-        counts = Counter(record.split for record in records)
-        available = ", ".join(f"{name} ({count} referents)" for name, count in sorted(counts.items()))
-        raise UserError(f"split {split!r} not found in {mistakes.path}; available: {available or 'none'}")
+        raise split_error(split, mistakes.path, (record.split for record in records))
     _warn_of_shared_images(records, mistakes.path)
     headers = map_files(read_header, (record.image for record in chosen))
     if apply_exif:
@@ -348,8 +324,7 @@ def _check_against_images(
 ) -> list[_Record]:
     """Add the mistakes that the headers of images and mask files show, and decode the masks.
 
-    Returns:
-      The records that have a mask, without its bad parts; also those whose files are at fault, which are not read here.
+    Return the records that have a mask, without its bad parts; also those whose files are at fault.
     """
     kept, mask_files, empty, bad_parts = [], {}, [], []
     for record in records:
@@ -392,12 +367,7 @@ def _lies_outside(polygon: list[int | float], height: int, width: int) -> bool:
 
 def _warn(path: Path, what: str, cases: list[str]) -> None:
     if cases:
-        _LOG.warning("%s: %s: %d (%s)", path, what, len(cases), _first(cases))
-
-
-def _first(cases: list[str]) -> str:
-    more = f"; and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-    return "; ".join(cases[:_SHOWN]) + more
+        _LOG.warning("%s: %s: %d (%s)", path, what, len(cases), first_of(cases))
 
 
 def _sides(size: tuple[int, int]) -> str:

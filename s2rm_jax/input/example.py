@@ -70,7 +70,7 @@ class Source(Protocol):
 
     def expression_count(self, index: int) -> int:
         """Return the number of expressions of example `index` without reading the example."""
-        ...
+        return sum(map(len, self.referents(index)))
 
     def referents(self, index: int) -> Groups:
         """Return the positions of the expressions of example `index`, grouped by referent.
@@ -109,25 +109,21 @@ def consecutive_groups(sizes: Sequence[int]) -> Groups:
     return tuple(groups)
 
 
-class StoredSource:
-    """A source with its annotations in memory and its images on disk."""
+class StoredSource(Source):
+    """A source with its annotations in memory and its images on disk.
+
+    Args:
+      name: for error messages.
+      examples: with all their expressions.
+      referents: the groups of expressions of each example by referent.
+      images_checked: the headers of the images were compared with the examples already.
+    """
 
     def __init__(
         self, name: str, examples: Sequence[Example], referents: Sequence[Groups], *, images_checked: bool = False
     ):
-        """Keep the examples.
-
-        Args:
-          name: for error messages.
-          examples: with all their expressions.
-          referents: the groups of expressions of each example by referent.
-          images_checked: the headers of the images were compared with the examples already.
-        """
-        self._name = name
-        self._examples = tuple(examples)
-        self._referents = tuple(referents)
-        self._images_checked = images_checked
-        assert len(self._examples) == len(self._referents)
+        self._name, self._images_checked = name, images_checked
+        self._examples, self._referents = tuple(examples), tuple(referents)
 
     @property
     def num_expressions(self) -> int:
@@ -152,7 +148,8 @@ class StoredSource:
 
         Images that are not files of their own are not checked, and none if that was done before.
         """
-        count = 0 if self._images_checked else count
+        if self._images_checked:
+            return []
         examples = [(one.image, one) for one in self._examples[:count] if isinstance(one.image, Path)]
         headers = map_files(read_header, (path for path, _ in examples))
         problems = []
@@ -166,10 +163,6 @@ class StoredSource:
                     f"{example.width} x {example.height}"
                 )
         return problems
-
-    def expression_count(self, index: int) -> int:
-        """Return the number of expressions of an example."""
-        return len(self._examples[index].expressions)
 
     def referents(self, index: int) -> Groups:
         """Return the positions of the example's expressions, grouped by referent."""

@@ -17,7 +17,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,17 +25,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, explaining, one_line, reason_of
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
 from s2rm_jax.input.masks import MAX_COORDINATE
 from s2rm_jax.input.refer import group_by_image
 from s2rm_jax.input.refer_annotations import (
-    OVERLAPS,
-    TEXT_FIELDS,
     Annotation,
     Image,
     ImageFolder,
+    check_choices,
     collector_paused,
     find_image_folder,
     select_referents,
@@ -68,8 +67,7 @@ _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
 class HuggingFaceSource(StoredSource):
     """The images of one split, each with all expressions of the split that refer to it, in the order of their ids.
 
-    Images in rows are read when an example is accessed. The row groups read last are kept in memory, by each process
-    for itself.
+    Images in rows are read when an example is accessed. Each process keeps the row groups that it read last.
     """
 
     def __init__(
@@ -99,38 +97,28 @@ class HuggingFaceSource(StoredSource):
           UserError: pyarrow is not installed; the files cannot be found, downloaded or read; a column is missing; or
             the split has no usable expression.
         """
-        for name, value, choices in (("sentence_field", sentence_field, TEXT_FIELDS), ("overlap", overlap, OVERLAPS)):
-            if value not in choices:
-                raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+        check_choices(sentence_field, overlap)
         where = Path(str(path))
         files = _Files(find_files(path, split, revision))
         with collector_paused():
             has_sizes = _layout_of(files, where) is _REFER_COLUMNS
-            if has_sizes:
-                records = _refer_records(files)
-            else:
+            if not has_sizes:
                 if sentence_field != "raw":
                     raise UserError(f"sentence_field is {sentence_field!r}; {where} has only 'raw' expressions")
                 files = _Files(_named_files(files.paths, split, where))
-                records = _answer_records(files, split, where)
+            refs, images, annotations, places = (
+                _refer_records(files) if has_sizes else _answer_records(files, split, where)
+            )
             referents = select_referents(
-                records.refs,
-                records.images,
-                records.annotations,
-                where,
-                split=split,
-                sentence_field=sentence_field,
-                overlap=overlap,
+                refs, images, annotations, where, split=split, sentence_field=sentence_field, overlap=overlap
             )
         self.num_referents = len(referents)
-        folder = None
-        if not files.have_images:
-            folder = _image_folder(root, where, referents[0].image.file_name)
+        folder = None if files.have_images else _image_folder(root, where, referents[0].image.file_name)
         examples, groups = group_by_image(referents, folder)
         super().__init__(f"{where} {split}", examples, groups)
         self._files = files
         self._has_sizes = has_sizes
-        self._places = [records.places[image] for image in dict.fromkeys(one.image.id for one in referents)]
+        self._places = [places[image] for image in dict.fromkeys(one.image.id for one in referents)]
 
     def __getitem__(self, index: int) -> Example:
         """Return an example; raise a UserError if its image is missing or the header of the image is damaged."""
@@ -163,7 +151,8 @@ def find_files(path: str | Path, split: str, revision: str = "") -> list[Path]:
     files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else [folder]
     if not files:
         raise UserError(f"{folder} has no Parquet file; give a folder with *.parquet, or USER/NAME on the Hub")
-    return _of_split(files, split) or files
+    of_split = ([file for file in files if _split_name(file) in names] for names in _names(split))
+    return next(filter(None, of_split), files)
 
 
 def find_dataset(path: str | Path) -> Path | None:
@@ -175,7 +164,7 @@ def find_dataset(path: str | Path) -> Path | None:
         return local
     if _HUB_NAME.fullmatch(str(path)) and local.suffix != ".parquet":
         return None
-    raise UserError(f"the source's path {path} does not exist and is no name on the Hub (USER/NAME); check it")
+    raise UserError(f"the source's path {path} does not exist and is not a name on the Hub (USER/NAME); check it")
 
 
 def _names(split: str) -> tuple[tuple[str, ...], ...]:
@@ -188,11 +177,6 @@ def _split_name(file: Path) -> str:
     return file.parent.name if stem.isdigit() else stem
 
 
-def _of_split(files: Sequence[Path], split: str) -> list[Path]:
-    found = ([file for file in files if _split_name(file) in names] for names in _names(split))
-    return next(filter(None, found), [])
-
-
 def _download(name: str, split: str, revision: str) -> list[Path]:
     """Return the files of a split in the cache, after downloading those that are not there yet."""
     from huggingface_hub import snapshot_download
@@ -203,17 +187,14 @@ def _download(name: str, split: str, revision: str) -> list[Path]:
         forms = [form.format(one) for one in names for form in ("{}-*.parquet", "{}.parquet", "{}/*.parquet")]
         patterns = [*forms, *(f"*/{form}" for form in forms)]
         try:
-            folder = Path(
-                snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
-            )
+            folder = snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
         except Exception as error:  # no network, unknown repository or revision, no access: many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(
                 f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub "
-                f"({reason}): check the name, the revision and the network, or download its Parquet files from "
-                f"https://huggingface.co/datasets/{name} and give their folder"
+                f"({reason_of(error).rstrip('.')}): check the name, the revision and the network, or download its "
+                f"Parquet files from https://huggingface.co/datasets/{name} and give their folder"
             ) from error
-        files = [file for file in sorted(folder.rglob("*.parquet")) if _split_name(file) in names]
+        files = [file for file in sorted(Path(folder).rglob("*.parquet")) if _split_name(file) in names]
         if files:
             return files
     raise UserError(
@@ -299,16 +280,9 @@ def _open(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
         return parquet.ParquetFile(path, memory_map=True, read_dictionary=list(read_dictionary))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> AbstractContextManager[None]:
     """Raise a UserError if pyarrow cannot read a file; most of its errors are of kinds of its own."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read as Parquet ({reason}); get it again") from error
+    return explaining(lambda error: f"{path} cannot be read as Parquet ({one_line(error)}); get it again")
 
 
 def _read_images(path: Path, group: int) -> pa.Array:
@@ -321,8 +295,7 @@ def _read_images(path: Path, group: int) -> pa.Array:
         return images.field("bytes") if is_struct else images
 
 
-@dataclass(frozen=True)
-class _Records:
+class _Records(NamedTuple):
     """Rows as records of the REFER layout; `places` has the first row of each image, by id."""
 
     refs: list[dict[str, Any]]

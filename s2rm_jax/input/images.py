@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import queue
 import re
 import threading
 import time
@@ -12,7 +11,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException
 from itertools import chain, islice
@@ -24,7 +23,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, features
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, explaining, one_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,33 +84,32 @@ def load_image(
     """
     if isinstance(source, np.ndarray):
         return np.array(_to_rgb(_image_from_array(source), "the array"))
-    if isinstance(source, Image.Image):
-        return np.array(_decode(source, "the image", apply_exif, max_pixels))
-    name = "the image" if isinstance(source, bytes) else str(source)
+    name = str(source) if isinstance(source, str | Path) else "the image"
     if isinstance(source, str) and is_url(source):
         source = fetch(source)
-    try:
+    with explaining(lambda error: _problem(source, name, error, max_pixels)):
+        if isinstance(source, Image.Image):
+            return np.array(_decode(source, name, apply_exif, max_pixels))
         pixels = None if apply_exif else decode_plain_jpeg(source, max_pixels)
         if pixels is not None:
             return pixels
         with _open(source, name) as image:
             return np.array(_decode(image, name, apply_exif, max_pixels))
-    except FileNotFoundError as error:
-        raise UserError(f"image {name} not found; check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{name} is a folder; give the path of an image in it") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} {describe_unknown(source)}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from error
-    except OSError as error:
-        if error.errno is None:  # raised by Pillow for a file that ends within its header
-            raise _damaged(name, error) from error
-        raise UserError(f"cannot read {name}: {error.strerror}; check the path and its permissions") from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise _damaged(name, error) from error
+
+
+def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_PIXELS) -> str:
+    """Return why an image cannot be read and what to do; on damaged data decoders raise nearly any exception."""
+    if isinstance(error, FileNotFoundError):
+        return f"image {name} not found; check the path"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder; give the path of an image in it"
+    if isinstance(error, Image.UnidentifiedImageError) and isinstance(source, str | Path | bytes):
+        return f"{name} {describe_unknown(source)}"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"{name} has more than {max_pixels:,} pixels; scale it down first"
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow raises OSError without it for damaged files
+        return f"cannot read {name}: {error.strerror}; check the path and its permissions"
+    return f"{name} is damaged or of an unsupported kind ({one_line(error)}); get it again or convert it"
 
 
 def describe_unknown(source: str | Path | bytes) -> str:
@@ -138,14 +136,8 @@ _JPEG_COLOURS = ("YCbCr", "Gray")  # Pillow interprets inverted and four-colour 
 def decode_plain_jpeg(source: str | Path | bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
     """Decode an intact JPEG of a common kind to RGB as stored, without EXIF orientation; return None for other files.
 
-    The pixels equal Pillow's, as both use libjpeg-turbo; Pillow takes a fifth longer.
-
-    Args:
-      source: a file, or the bytes of one.
-      max_pixels: larger images are not decoded.
-
-    Raises:
-      OSError: the file cannot be read.
+    The pixels equal Pillow's, as both use libjpeg-turbo; Pillow takes a fifth longer. Images with more than
+    `max_pixels` are not decoded. Raises OSError if the file cannot be read.
     """
     data = source if isinstance(source, bytes) else _read_if_jpeg(source)
     if not data.startswith(_JPEG_START):
@@ -195,23 +187,12 @@ def _read_if_jpeg(path: str | Path) -> bytes:
 def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down")
-    try:
-        image.load()
-        if apply_exif:
-            if any(len(image.info.get(key, "")) > MOST_EXIF for key in _EXIF):
-                raise UserError(f"{name} has too much EXIF data; save it without")
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image, name)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _damaged(name, error) from error
-
-
-def _damaged(name: str, error: Exception) -> UserError:
-    """Return the error for an image on which a decoder failed; on damaged data they raise nearly any exception."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{name} is damaged or of an unsupported kind ({reason}); get it again or convert it")
+    image.load()
+    if apply_exif:
+        if any(len(image.info.get(key, "")) > MOST_EXIF for key in _EXIF):
+            raise UserError(f"{name} has too much EXIF data; save it without")
+        image = ImageOps.exif_transpose(image)
+    return _to_rgb(image, name)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -262,33 +243,25 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> 
     """Download a file.
 
     Only for addresses that the local user gives. A server must not fetch addresses for its visitors, who could reach
-    its internal network that way.
-
-    Args:
-        url: begins with http:// or https://; redirections to such addresses are followed.
-        max_bytes: largest size.
-        timeout: seconds for the whole download.
+    its internal network that way. Redirections are followed to other web addresses only.
 
     Raises:
-        UserError: the download fails, is too large, or takes too long.
+        UserError: the download fails, has more than `max_bytes`, or takes more than `timeout` seconds.
     """
+    outcome: Future[bytes] = Future()
+
+    def download() -> None:
+        try:
+            outcome.set_result(_download(url, max_bytes, timeout))
+        except BaseException as error:
+            outcome.set_exception(error)
+
     # In a thread, because a server that sends its headers byte by byte would block the caller without limit.
-    outcome: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
-    threading.Thread(target=_download_into, args=(outcome, url, max_bytes, timeout), daemon=True).start()
+    threading.Thread(target=download, daemon=True).start()
     try:
-        content = outcome.get(timeout=timeout)
-    except queue.Empty:
+        return outcome.result(timeout)
+    except TimeoutError:
         raise _timeout_error(url, timeout) from None
-    if isinstance(content, BaseException):
-        raise content
-    return content
-
-
-def _download_into(outcome: queue.SimpleQueue[bytes | BaseException], url: str, max_bytes: int, timeout: float) -> None:
-    try:
-        outcome.put(_download(url, max_bytes, timeout))
-    except BaseException as error:  # the caller raises it
-        outcome.put(error)
 
 
 def _download(url: str, max_bytes: int, timeout: float) -> bytes:
@@ -316,8 +289,7 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
             raise _timeout_error(url, timeout) from error
         raise UserError(f"{url}: download failed ({error.reason}); check the address and the network") from error
     except (HTTPException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{url}: download failed ({reason}); check the address") from error
+        raise UserError(f"{url}: download failed ({one_line(error)}); check the address") from error
     if missing:
         raise UserError(f"{url}: download stopped after {len(content):,} bytes; try again")
     return bytes(content)
@@ -402,12 +374,8 @@ def read_header(path: Path) -> Header:
         with Image.open(path, formats=FORMATS) as image:
             orientation = image.getexif().get(_ORIENTATION, 1) if {"exif", "xmp"} & image.info.keys() else 1
             return Header(image.height, image.width, orientation if orientation in range(2, 9) else 1)
-    except FileNotFoundError:
-        return Header(problem=f"image {path} not found")
-    except Image.UnidentifiedImageError:
-        return Header(problem=f"{path} {describe_unknown(path)}")
-    except Exception as error:  # decoders raise nearly any exception on damaged data
-        return Header(problem=f"{path} cannot be read as an image ({' '.join(str(error).split())})")
+    except Exception as error:
+        return Header(problem=_problem(path, str(path), error))
 
 
 def path_in(folder: Path, name: str) -> Path:
@@ -421,12 +389,8 @@ def path_in(folder: Path, name: str) -> Path:
 
 def read_size(image: bytes, name: str) -> tuple[int, int]:
     """Return (width, height) from the header of an image file, which `name` names in the UserError if it is damaged."""
-    try:
+    with explaining(lambda error: _problem(image, name, error)):
         return Image.open(io.BytesIO(image), formats=FORMATS).size
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name} is not an image in a supported format; get the dataset again") from error
-    except Exception as error:  # decoders raise nearly any exception on damaged data
-        raise UserError(f"{name} is damaged ({' '.join(str(error).split())}); get the dataset again") from error
 
 
 def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Int64
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, one_line
 from s2rm_jax.input.example import Segmentation
 from s2rm_jax.input.images import FORMATS
 
@@ -124,13 +124,7 @@ def rasterize(segmentation: Segmentation, height: int, width: int, grid: Grid | 
 def has_pixels(segmentation: Segmentation, height: int, width: int) -> bool:
     """Return whether a mask has a pixel in its image; without one its expressions refer to nothing.
 
-    Args:
-      segmentation: as for `rasterize`, whose whole mask this does not build.
-      height: height of the image in pixels.
-      width: width of the image in pixels.
-
-    Raises:
-      UserError: as `rasterize`.
+    Arguments and errors are those of `rasterize`, whose whole mask this does not build.
     """
     if isinstance(segmentation, np.ndarray):
         return bool(_from_array(segmentation, height, width).any())
@@ -204,9 +198,10 @@ def has_mask(segmentation: object) -> bool:
     if isinstance(segmentation, np.ndarray):
         return segmentation.size > 0
     if isinstance(segmentation, dict):
-        return _dict_has_mask(segmentation)
+        filled = segmentation.get("counts") or segmentation.get("png")
+        return bool(filled) or has_mask(segmentation.get("covered_once"))
     if isinstance(segmentation, list):
-        return any(_dict_has_mask(part) if isinstance(part, dict) else _has_area(part) for part in segmentation)
+        return any(has_mask(part) if isinstance(part, dict) else _has_area(part) for part in segmentation)
     return False
 
 
@@ -225,10 +220,6 @@ def _parts(segmentation: Any) -> list[Any]:
     return [segmentation] if isinstance(segmentation, dict) else segmentation
 
 
-def _dict_has_mask(part: dict[str, Any]) -> bool:
-    return bool(part.get("counts") or part.get("png")) or has_mask(part.get("covered_once"))
-
-
 def _has_area(polygon: object) -> bool:
     if not isinstance(polygon, (list, tuple, np.ndarray)):
         raise UserError(
@@ -244,7 +235,12 @@ def _from_part(part: Any, height: int, width: int, grid: Grid | None) -> np.ndar
         return np.sum(layers, axis=0) == 1
     if isinstance(part, dict) and "png" in part:
         return _select(read_mask(part["png"], height, width), grid)
-    runs = _runs(part, height, width)
+    if isinstance(part, dict):
+        runs = _runs_of_rle(part, height, width)
+    elif _has_area(part):
+        runs = _runs_of_rle(_encode_polygon(part, height, width), height, width)
+    else:
+        runs = np.array([height * width])
     return fill_runs(runs, height, width) if grid is None else grid.of_runs(runs)
 
 
@@ -256,15 +252,6 @@ def _part_has_pixels(part: Any, height: int, width: int) -> bool:
     return bool(_runs_of_rle(part, height, width)[1::2].any())
 
 
-def _runs(part: Any, height: int, width: int) -> Int[np.ndarray, " runs"]:
-    """Return the run lengths of a polygon or an RLE in column order, the background's first."""
-    if isinstance(part, dict):
-        return _runs_of_rle(part, height, width)
-    if not _has_area(part):
-        return np.array([height * width])
-    return _runs_of_rle(_encode_polygon(part, height, width), height, width)
-
-
 def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if mask.shape != (height, width):
         raise UserError(f"the mask has shape {mask.shape}, its image is {height} x {width} pixels (height x width)")
@@ -274,7 +261,6 @@ def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _encode_polygon(corners: Any, height: int, width: int) -> dict[str, Any]:
-    """Return the compressed RLE of a polygon."""
     try:
         polygon = np.asarray(corners, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -303,10 +289,7 @@ def mask_box(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int
 def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Decode {"size": [H, W], "counts": ...}: run lengths in column order, beginning with the background.
 
-    Args:
-      rle: its counts are a list of run lengths, or their compressed form as text or bytes.
-      height: height of the image in pixels.
-      width: width of the image in pixels.
+    The counts are a list of run lengths, or their compressed form as text or bytes.
 
     Raises:
       UserError: the size is not the image's, or the counts are damaged.
@@ -318,19 +301,16 @@ def _runs_of_rle(rle: dict[str, Any], height: int, width: int) -> Int[np.ndarray
     size = list(rle.get("size", ()))
     if size != [height, width]:
         raise UserError(f"the RLE of a mask has size {size}, its image is {height} x {width} pixels (height x width)")
-    counts = rle.get("counts")
-    runs = _decompress(counts) if isinstance(counts, str | bytes) else _to_runs(counts)
+    counts, runs = rle.get("counts"), None
+    if isinstance(counts, str | bytes):
+        runs = _decompress(counts)
+    elif isinstance(counts, list) and all(isinstance(run, int) and abs(run) < 2**35 for run in counts):
+        runs = np.array(counts, np.int64)
     if runs is None or (runs < 0).any():
-        raise UserError(f"the RLE of a mask is damaged: its counts are no run lengths: {counts!r:.60}")
+        raise UserError(f"the RLE of a mask is damaged: its counts are not run lengths: {counts!r:.60}")
     if runs.sum() != height * width:
         raise UserError(f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the image has {height * width}")
     return runs
-
-
-def _to_runs(counts: object) -> Int64[np.ndarray, " runs"] | None:
-    if not isinstance(counts, list) or not all(isinstance(run, int) and abs(run) < 2**35 for run in counts):
-        return None
-    return np.array(counts, np.int64)
 
 
 def _decompress(counts: str | bytes) -> Int64[np.ndarray, " runs"] | None:
@@ -372,14 +352,9 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
     Raises:
       UserError: the file is missing, damaged, of another size than the image, or of an unsuitable kind.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            problem = _mask_problem(image, height, width)
-            values = None if problem else np.asarray(image)
-    except Exception as error:
-        raise UserError(_read_problem(path, error)) from error
+    values, problem = _open_mask(path, height, width, with_pixels=True)
     if values is None:
-        raise UserError(f"the mask {path} {problem}")
+        raise UserError(problem)
     layers = values.reshape(height, width, -1)
     if layers.shape[-1] in (2, 4):  # the last one is the opacity
         layers = layers[..., :-1]
@@ -388,12 +363,20 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
 
 def mask_file_problem(path: str | Path, height: int, width: int) -> str:
     """Return why a file cannot be the mask of an image of this size, or ""; read its header, of RGBA the pixels too."""
+    return _open_mask(path, height, width, with_pixels=False)[1]
+
+
+def _open_mask(path: str | Path, height: int, width: int, *, with_pixels: bool) -> tuple[np.ndarray | None, str]:
+    """Return the values of a mask file, or None and why it cannot be the mask of an image of this size."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             problem = _mask_problem(image, height, width)
-    except Exception as error:
-        return _read_problem(path, error)
-    return f"the mask {path} {problem}" if problem else ""
+            values = np.asarray(image) if with_pixels and not problem else None
+    except FileNotFoundError:
+        return None, f"mask {path} not found; check the path"
+    except Exception as error:  # on damaged data decoders raise nearly any exception
+        return None, f"the mask {path} cannot be read ({one_line(error)}); write it again"
+    return values, problem and f"the mask {path} {problem}"
 
 
 def _mask_problem(image: Image.Image, height: int, width: int) -> str:
@@ -405,13 +388,6 @@ def _mask_problem(image: Image.Image, height: int, width: int) -> str:
     if image.mode not in _MASK_MODES or not opaque:
         return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"
     return ""
-
-
-def _read_problem(path: str | Path, error: Exception) -> str:
-    """Describe the failure of a decoder; on damaged data they raise nearly any exception."""
-    if isinstance(error, FileNotFoundError):
-        return f"mask {path} not found; check the path"
-    return f"the mask {path} cannot be read ({' '.join(str(error).split())}); write it again"
 
 
 Corner = tuple[int, int]  # x, y; pixel (row 0, column 0) lies between the corners (0, 0) and (1, 1)

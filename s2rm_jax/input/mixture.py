@@ -22,7 +22,7 @@ from s2rm_jax.input.refer_annotations import collector_paused, find_annotations,
 _MAX_LENGTH = 2**31 - 1  # images that the pipeline can shuffle
 
 
-class MixtureSource:
+class MixtureSource(Source):
     """The images of several sources. Item i is a pure function of i; every id begins with the name of the part.
 
     With weights, part p has the share weight_p / sum(weights) of the items, to within one item. The source is just
@@ -34,11 +34,7 @@ class MixtureSource:
     """
 
     def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, int | float] | None = None):
-        """Args: the sources by name; their weights by name, of any sum.
-
-        Raises:
-          UserError: no parts, an empty part, a weight that is not positive, or too many items.
-        """
+        """Take sources and weights of any sum, both by name; raise a UserError if a part or a weight is unsuitable."""
         if not parts:
             raise UserError("a mixture has no parts; name at least one source")
         for name, source in parts.items():
@@ -67,13 +63,11 @@ class MixtureSource:
         """Return an example of a part, with the part's name before its id and those of its expressions."""
         number, position = self._locate(index)
         name, example = self._names[number], self._parts[number][position]
-        expressions = tuple(replace(one, id=f"{name}/{one.id}") for one in example.expressions)
+        expressions = tuple(
+            replace(one, id=f"{name}/{one.id}", referent=one.referent and f"{name}/{one.referent}")
+            for one in example.expressions
+        )
         return replace(example, id=f"{name}/{example.id}", expressions=expressions)
-
-    def expression_count(self, index: int) -> int:
-        """Return the number of expressions of an example."""
-        number, position = self._locate(index)
-        return self._parts[number].expression_count(position)
 
     def referents(self, index: int) -> Groups:
         """Return the positions of an example's expressions, grouped by referent."""
@@ -110,7 +104,6 @@ def parse_split(split: str, names: Collection[str]) -> tuple[str, str]:
 
 
 def _counts(parts: Mapping[str, Source], weights: Mapping[str, int | float]) -> tuple[int, ...]:
-    """Return the number of items of each part."""
     for name in parts:
         if not (weights.get(name, 0) > 0 and math.isfinite(weights[name])):
             raise UserError(f"part {name!r} of the mixture has the weight {weights.get(name)}; it must be above 0")
@@ -144,10 +137,7 @@ def combined_source(
       root: folder in the REFER layout, see ReferSource. TFDS datasets of data/build.py are not supported here.
       datasets: "DATASET/SPLIT_BY" of each; ids begin with "DATASET/".
       held_out: further datasets, in the same form, that are not trained on but whose evaluation images are left out.
-      image_root: see ReferSource; for all datasets, as the following arguments.
-      sentence_field: see ReferSource.
-      overlap: see ReferSource.
-      limit_referents: see ReferSource; for each dataset.
+      image_root: see ReferSource, also for the following arguments, which hold for each dataset.
 
     Raises:
       UserError: as ReferSource; or a dataset is malformed or occurs twice.

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, first_of
 from s2rm_jax.input.augment import Augmentation, build_augmentation
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
@@ -31,7 +31,6 @@ _LOG = logging.getLogger(__name__)
 READ_THREADS = 2
 READ_AHEAD = 4  # batches per process
 _MOST_BAD = 100  # bad examples in a row, after which the data as a whole is at fault
-_SHOWN = 5  # problems listed in an error message
 
 
 @dataclass
@@ -49,15 +48,10 @@ class LeftOut:
 
 
 def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
-    """Check that the images of a source are there and of the annotated size, by their headers.
+    """Check that the first `limit` images of a source (0: all) are there and of the annotated size, by their headers.
 
     The sources of one's own data check this while they are read; images in rows or records of other files are not
     checked. Nothing is checked if bad examples are skipped.
-
-    Args:
-      source: a split.
-      config: the configuration.
-      limit: number of images to check; 0 for all.
 
     Raises:
       UserError: images cannot be used; names the first of them.
@@ -65,20 +59,17 @@ def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
     find = getattr(source, "image_problems", None)
     problems = find(limit or len(source)) if find and config.input.on_bad_example == "stop" else []
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise UserError(
-            f"images that cannot be used: {len(problems)}: {'; '.join(problems[:_SHOWN])}{more}. Correct them, or set "
+            f"images that cannot be used: {len(problems)}: {first_of(problems)}. Correct them, or set "
             "config.input.on_bad_example=skip to leave them out"
         )
 
 
 def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str] | None = None) -> Tokenizer:
-    """Build the tokenizer from config.text.vocab, or from the vocabulary of the pretrained text weights or the source.
+    """Build the tokenizer from config.text.vocab, or from the vocabulary `pretrained` beside the text weights.
 
-    Args:
-        config: the configuration.
-        source: its own vocabulary is not used for pretrained weights, whose embeddings belong to other words.
-        pretrained: the vocabulary beside the pretrained text weights, None if there is none.
+    Without either, the source's own vocabulary is used, but not for pretrained weights: their embeddings belong to
+    other words.
     """
     own = None if config.text.pretrained else getattr(source, "vocabulary", None)
     vocabulary = config.text.vocab or pretrained or own
@@ -161,7 +152,7 @@ def train_batches(
 
     Args:
       source: the training split.
-      tokenizer: of the expressions.
+      tokenizer: see `build_tokenizer`.
       config: the configuration.
       start: number of rows (images) already seen by all processes together.
       process: (index, count). Each process gets consecutive rows of every global batch, so that concatenated they are
@@ -245,15 +236,18 @@ class _EvalItems:
             if not self.skip:
                 raise
             return _EvalRow(self.encoder.empty(), None, [str(error)] * count)
+        problems: list[str] = []
         try:
-            row = self.encoder(example, positions)
-            return _EvalRow(row, EvalItem(example, positions) if positions else None, [])
+            batch = self.encoder(example, positions)
         except UserError:
             if not self.skip:
                 raise
-        return self._without_bad(example, positions)
+            positions, problems = self._good(example, positions)
+            batch = self.encoder(example, positions) if positions else self.encoder.empty()
+        return _EvalRow(batch, EvalItem(example, positions) if positions else None, problems)
 
-    def _without_bad(self, example: Example, positions: list[int]) -> _EvalRow:
+    def _good(self, example: Example, positions: list[int]) -> tuple[list[int], list[str]]:
+        """Return the positions of the expressions that can be read, and the problems of the others."""
         good, problems = [], []
         for position in positions:
             try:
@@ -261,23 +255,7 @@ class _EvalItems:
                 good.append(position)
             except UserError as error:
                 problems.append(str(error))
-        if not good:
-            return _EvalRow(self.encoder.empty(), None, problems)
-        return _EvalRow(self.encoder(example, good), EvalItem(example, good), problems)
-
-
-@dataclass(frozen=True)
-class _CollateFilled:
-    """Stack rows into a batch of fixed size, with padding at the end."""
-
-    batch_size: int
-    padding: Batch
-
-    def __call__(self, rows: list[_EvalRow]) -> EvalBatch:
-        batches = [row.batch for row in rows if row.item]
-        batches += [self.padding] * (self.batch_size - len(batches))
-        items = [row.item for row in rows if row.item]
-        return EvalBatch(_stack_batch(batches), items, [problem for row in rows for problem in row.problems])
+        return good, problems
 
 
 @dataclass(frozen=True)
@@ -330,5 +308,12 @@ def eval_batches(
     while count > 1 and spans and -(-len(spans) // share) % count:
         spans.append((spans[0][0], 0, 0))  # the last batch needs rows for every process
     items = grain.MapDataset.source(_EvalItems(source, encoder, tuple(spans), config.input.on_bad_example == "skip"))
-    collate = _CollateFilled(share, encoder.empty())
+    padding = encoder.empty()
+
+    def collate(rows: list[_EvalRow]) -> EvalBatch:
+        filled = [row.batch for row in rows if row.item]
+        batch = _stack_batch(filled + [padding] * (share - len(filled)))
+        items = [row.item for row in rows if row.item]
+        return EvalBatch(batch, items, [problem for row in rows for problem in row.problems])
+
     return EvalBatches(items.batch(share, drop_remainder=False, batch_fn=collate)[index::count])

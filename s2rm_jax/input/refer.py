@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Groups, StoredSource, consecutive_groups
 from s2rm_jax.input.refer_annotations import (
-    OVERLAPS,
-    TEXT_FIELDS,
     ImageFolder,
     Referent,
+    check_choices,
+    collector_paused,
     find_annotations,
     find_image_folder,
     is_generalised,
+    load_refs,
     may_be_missing,
-    read_referents,
+    read_instances,
+    select_referents,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class ReferSource(StoredSource):
         """Read the annotations and find the folder of the images.
 
         Args:
-          split: a split of the file; "test" joins all test splits, see `read_referents`.
+          split: a split of the file; "test" joins all test splits, see `select_referents`.
           root: folder in the REFER layout, see refer_annotations.py.
           dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or one's own.
           split_by: name of the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
@@ -66,11 +68,13 @@ class ReferSource(StoredSource):
         """
         if limit_referents < 0:
             raise UserError(f"limit_referents is {limit_referents}; give a number of referents, or 0 for all")
-        for name, value, choices in (("sentence_field", sentence_field, TEXT_FIELDS), ("overlap", overlap, OVERLAPS)):
-            if value not in choices:
-                raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+        check_choices(sentence_field, overlap)
         refs_path, instances_path = find_annotations(root, dataset, split_by)
-        referents = read_referents(refs_path, instances_path, split, sentence_field, overlap)
+        with collector_paused():
+            refs, (images, annotations) = load_refs(refs_path), read_instances(instances_path)
+            referents = select_referents(
+                refs, images, annotations, refs_path, split=split, sentence_field=sentence_field, overlap=overlap
+            )
         referents = [referent for referent in referents if referent.image.id not in leave_out]
         if not referents:
             raise UserError(f"all images of split {split!r} in {refs_path} are left out, so nothing remains")
@@ -97,33 +101,21 @@ def group_by_image(
       folder: the folder of the images; without it, the examples have no images (empty bytes).
       single: make each expression a group of its own.
     """
-    by_image = [(image, list(group)) for image, group in groupby(referents, key=lambda referent: referent.image)]
-    examples = [
-        Example(
-            id=str(image.id),
-            image=folder.path_of(image.file_name) if folder else b"",
-            height=image.height,
-            width=image.width,
-            expressions=tuple(expression for referent in group for expression in referent.expressions),
-        )
-        for image, group in by_image
-    ]
-    return examples, [_groups(group, single) for _, group in by_image]
+    examples, groups = [], []
+    for image, group in groupby(referents, key=lambda referent: referent.image):
+        by_referent = [referent.expressions for referent in group]
+        expressions = tuple(chain.from_iterable(by_referent))
+        path = folder.path_of(image.file_name) if folder else b""
+        examples.append(Example(str(image.id), path, image.height, image.width, expressions))
+        groups.append(consecutive_groups([1] * len(expressions) if single else list(map(len, by_referent))))
+    return examples, groups
 
 
 def _without_lost_images(referents: list[Referent], dataset: str, folder: ImageFolder) -> list[Referent]:
-    lost = {
-        referent.image.file_name
-        for referent in referents
-        if may_be_missing(dataset, referent.image.file_name) and not folder.path_of(referent.image.file_name).is_file()
-    }
+    names = {referent.image.file_name for referent in referents}
+    lost = {name for name in names if may_be_missing(dataset, name) and not folder.path_of(name).is_file()}
     if lost:
         _LOG.warning(
             "%s: left out, with their referents, images that the archive lacks: %s", dataset, ", ".join(sorted(lost))
         )
     return [referent for referent in referents if referent.image.file_name not in lost]
-
-
-def _groups(referents: list[Referent], single: bool) -> Groups:
-    sizes = [len(referent.expressions) for referent in referents]
-    return consecutive_groups([1] * sum(sizes) if single else sizes)

@@ -15,21 +15,29 @@ import json
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, first_of
 from s2rm_jax.input.example import Expression, Segmentation
 from s2rm_jax.input.images import path_in
 from s2rm_jax.input.masks import has_pixels, usable_parts
 
 _LOG = logging.getLogger(__name__)
 
-OVERLAPS = ("union", "drop")
 TEXT_FIELDS = ("raw", "sent")
+OVERLAPS = ("union", "drop")
+
+
+def check_choices(sentence_field: str, overlap: str) -> None:
+    """Raise a UserError unless the two arguments, which several sources have, are one of their choices."""
+    for name, value, choices in (("sentence_field", sentence_field, TEXT_FIELDS), ("overlap", overlap, OVERLAPS)):
+        if value not in choices:
+            raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+
 
 _COCO_FOLDERS = (
     "images/mscoco/images/train2014",
@@ -101,11 +109,8 @@ def may_be_missing(dataset: str, file_name: str) -> bool:
 def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
     """Return the first of the usual folders that has the image `file_name`.
 
-    Args:
-      root: folder of the layout.
-      dataset: "refclef" has its own images, all others COCO's.
-      image_root: folder of the images if they are not under `root`, or a folder above it, as in the usual layouts.
-      file_name: file name of one image in `instances.json`.
+    They are under `root`, or under `image_root` if that is given, which may also be the folder itself. The dataset
+    "refclef" has images of its own, all others COCO's.
 
     Raises:
       UserError: no folder has the image; names the folders that were tried.
@@ -135,7 +140,7 @@ def _bare(file_name: str) -> str:
 
 def _listing(folder: Path, pattern: str) -> str:
     names = sorted(path.name for path in folder.glob(pattern))
-    return ", ".join(names[:8]) if names else f"nothing like {pattern}"
+    return first_of(names, ", ", 8) or f"nothing like {pattern}"
 
 
 @dataclass(frozen=True)
@@ -159,11 +164,16 @@ class Annotation(NamedTuple):
 def read_json(path: Path) -> Any:
     """Return the contents of a JSON file; raise a UserError if it cannot be read or is damaged."""
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        return json.loads(_read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]:
@@ -215,10 +225,7 @@ def load_refs(path: str | Path) -> list[dict[str, Any]]:
     a pickle that refers to anything else (a class, a function, an external object) is refused before it is called.
 
     Args:
-      path: `refs(SPLIT_BY).p`, or the same list as JSON.
-
-    Returns:
-      One dict for each referent.
+      path: `refs(SPLIT_BY).p`, or the same list as JSON, of one dict for each referent.
 
     Raises:
       UserError: the file is missing, damaged, refused, or not a list of dicts.
@@ -252,10 +259,7 @@ def _refusal(path: Path, what: str) -> str:
 
 
 def _read_pickle(path: Path) -> Any:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    data = _read_bytes(path)
     for encoding in _ENCODINGS:
         try:
             return _PlainUnpickler(data, path, encoding).load()
@@ -288,29 +292,6 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@collector_paused()
-def read_referents(
-    refs_path: Path, instances_path: Path, split: str, sentence_field: str, overlap: str = "union"
-) -> list[Referent]:
-    """Read two files of the REFER layout and return the referents of a split; see `select_referents`.
-
-    Args:
-      refs_path: `refs(SPLIT_BY).p` or `.json`, or `grefs(SPLIT_BY)` likewise.
-      instances_path: `instances.json`.
-      split: the split.
-      sentence_field: "raw" or "sent".
-      overlap: "union" or "drop".
-
-    Raises:
-      UserError: a file is damaged, or as `select_referents`.
-    """
-    all_refs = load_refs(refs_path)
-    images, annotations = read_instances(instances_path)
-    return select_referents(
-        all_refs, images, annotations, refs_path, split=split, sentence_field=sentence_field, overlap=overlap
-    )
-
-
 def select_referents(
     all_refs: list[dict[str, Any]],
     images: dict[int, Image],
@@ -330,8 +311,8 @@ def select_referents(
 
     Args:
       all_refs: the records of the referents of all splits.
-      images: the images by id.
-      annotations: the masks by id.
+      images: by id.
+      annotations: by id.
       refs_path: the file of the referents, for error messages; its name says whether it is gRefCOCO's.
       split: "train" and "val" match exactly; "testA", "testB" and "testC" match every split with that letter (refclef
         has "testAB"), "test" every split with that word.
@@ -343,16 +324,16 @@ def select_referents(
     """
     refs = [ref for ref in all_refs if _in_split(split_of(ref, refs_path), split)]
     if not refs:
-        counts = Counter(str(ref["split"]) for ref in all_refs)
-        available = ", ".join(f"{name} ({count} referents)" for name, count in sorted(counts.items()))
-        raise UserError(f"split {split!r} not found in {refs_path}; available: {available or 'none'}")
+        raise split_error(split, refs_path, (str(ref["split"]) for ref in all_refs))
 
     generalised = is_generalised(refs_path)
     masks = _Masks(annotations, overlap, refs_path)
     segmentation_of = _union if generalised else _single
     referents, without_mask, without_words = [], [], []
     for ref in refs:
-        image = _image(ref, images, refs_path)
+        image = images.get(image_id := _field(ref, "image_id", refs_path))
+        if image is None:
+            raise _unknown(f"image {image_id}", ref, refs_path)
         segmentation = segmentation_of(ref, image, masks)
         if segmentation is None:
             without_mask.append(ref["ann_id"])
@@ -382,6 +363,12 @@ def select_referents(
 def split_of(ref: dict[str, Any], path: Path) -> str:
     """Return the split of a record in a file of referents; raise a UserError if it has none."""
     return str(_field(ref, "split", path))
+
+
+def split_error(split: str, path: Path, found: Iterable[str]) -> UserError:
+    """Return the error for a split that no referent of a file is in, given the split of each."""
+    available = ", ".join(f"{name} ({count} referents)" for name, count in sorted(Counter(found).items()))
+    return UserError(f"split {split!r} not found in {path}; available: {available or 'none'}")
 
 
 def _in_split(value: str, split: str) -> bool:
@@ -428,10 +415,7 @@ class _Masks:
     def find(self, ann_id: Any, ref: dict[str, Any], image: Image) -> Segmentation | None:
         """Return the mask of an annotation, None if it has none; raise a UserError if there is no such annotation."""
         if ann_id not in self.annotations:
-            raise UserError(
-                f"{self.path} refers to annotation {ann_id} (referent {ref.get('ref_id')}), which is not in the "
-                "instances.json beside it; take both files from the same archive"
-            )
+            raise _unknown(f"annotation {ann_id}", ref, self.path)
         if ann_id not in self._usable:
             self._usable[ann_id] = self._find(ann_id, image)
         return self._usable[ann_id]
@@ -451,14 +435,11 @@ class _Masks:
         return segmentation
 
 
-def _image(ref: dict[str, Any], images: dict[int, Image], path: Path) -> Image:
-    id = _field(ref, "image_id", path)
-    if id not in images:
-        raise UserError(
-            f"{path} refers to image {id} (referent {ref.get('ref_id')}), which is not in the instances.json "
-            "beside it; take both files from the same archive"
-        )
-    return images[id]
+def _unknown(what: str, ref: dict[str, Any], path: Path) -> UserError:
+    return UserError(
+        f"{path} refers to {what} (referent {ref.get('ref_id')}), which is not in the instances.json beside it; take "
+        "both files from the same archive"
+    )
 
 
 def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
@@ -489,5 +470,4 @@ def _check_ids(referents: list[Referent], path: Path) -> None:
 
 def _warn(what: str, id_name: str, ids: list[Any]) -> None:
     if ids:
-        first = ", ".join(str(id) for id in ids[:5])
-        _LOG.warning("%s: %d (%s %s%s)", what, len(ids), id_name, first, ", ..." if len(ids) > 5 else "")
+        _LOG.warning("%s: %d (%s %s)", what, len(ids), id_name, first_of(ids, ", "))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,6 @@ def mixture_source(split: str, *, parts: Any, training: bool = False, on_bad_exa
       parts: a ConfigDict of names, each with the settings of a source and its "weight" (default 1).
       training: mix by the weights; otherwise each image of each part occurs once.
       on_bad_example: config.input.on_bad_example.
-
-    Raises:
-      UserError: as the parts and MixtureSource.
     """
 
     def build(name: str) -> Source:
@@ -103,40 +100,68 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
 
 
 def _make_absolute(settings: dict[str, Any]) -> None:
-    for field in ("root", "image_root", "path"):
+    for field in _FOLDERS:
         value = str(settings.get(field) or "")
         is_name = field == "path" and not Path(value).expanduser().exists()  # of a dataset on the Hub
         if value and "://" not in value and not is_name:
             settings[field] = str(Path(value).expanduser().absolute())
 
 
-_NAMED = re.compile(r"(?:[\w+-]+\.)*(?:dataset|split_by)=.*")
+_GIVEN = re.compile(r"((?:[\w+-]+\.)*(?:dataset|split_by|(?:image_)?root|path))=(.*)")
+_FOLDERS = ("root", "image_root", "path")
 
 
 def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
-    """Return the settings of a source for other data.
+    """Return the settings of a source for other data, or for data that moved after a run was trained.
 
     Args:
         source: the section config.input.source.
-        given: each a folder as in `with_folders`, or dataset=NAME or split_by=NAME, in a mixture after parts.PART.
+        given: each DIR, the new root of a source that has one, or FIELD=VALUE, where FIELD is root, image_root, path,
+            dataset, split_by or, in a mixture, one of them after the name of the part, such as parts.mine.root.
 
     Raises:
-        UserError: as `with_folders`; or the source has no such field.
+        UserError: there is no such field, or DIR is ambiguous; names the available folders.
     """
     fields = source.to_dict()
-    named = [one for one in given if _NAMED.fullmatch(one)]
-    for one in named:
-        path, _, value = one.partition("=")
-        *sections, field = path.split(".")
-        section: Any = reduce(lambda tree, key: tree.get(key) if isinstance(tree, dict) else None, sections, fields)
-        name = str(section.get("name")) if isinstance(section, dict) else ""
-        if field not in inspect.signature(SOURCES.get(name, object)).parameters:
+    folders = _folder_fields(fields)
+    main = [name for name in folders if not name.endswith("image_root")]
+    for one in given:
+        match = _GIVEN.fullmatch(one)
+        name, value = match.groups() if match else ("root", one)
+        if not match and "root" not in folders and len(main) == 1:
+            (name,) = main
+        field = name.rpartition(".")[2]
+        if field in _FOLDERS and name not in folders:
+            available = ", ".join(f"--data {folder}=DIR" for folder in folders)
+            advice = f"use one of: {available}" if available else "it reads no files"
+            raise UserError(f"--data {one}: the source {source.name!r} of this run has no folder {name!r}; {advice}")
+        section = folders[name] if field in _FOLDERS else _section(fields, name)
+        if section is None:
             raise UserError(
-                f"--data {one}: the source {source.name!r} of this run has no field {path!r}; leave it out, or "
+                f"--data {one}: the source {source.name!r} of this run has no field {name!r}; leave it out, or "
                 "give the folder of other data"
             )
         section[field] = value
-    return with_folders(ConfigDict(fields), [one for one in given if one not in named])
+    return ConfigDict(fields)
+
+
+def _section(fields: Any, name: str) -> dict[str, Any] | None:
+    """Return the settings of the source that has a field, given by its dotted name; None if there is none."""
+    *sections, field = name.split(".")
+    section = reduce(lambda tree, key: tree.get(key) if isinstance(tree, dict) else None, sections, fields)
+    kind = SOURCES.get(str(section.get("name"))) if isinstance(section, dict) else None
+    return section if kind and field in inspect.signature(kind).parameters else None
+
+
+def _folder_fields(fields: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Return the sections that have folders, by the dotted name of each field for a folder."""
+    names: list[str] = [name for name in ("path", "root") if name in fields]
+    names += ["image_root"] if names == ["root"] else []
+    found = {f"{prefix}{name}": fields for name in names}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found |= _folder_fields(value, f"{prefix}{name}.")
+    return found
 
 
 def find_source(config: ConfigDict, split: str) -> None:
@@ -147,31 +172,24 @@ def find_source(config: ConfigDict, split: str) -> None:
     """
     name, arguments = _arguments(config, split, training=True)
     arguments.apply_defaults()
-    if name in _FINDERS:
-        _FINDERS[name](arguments.arguments)
-
-
-def _find_mixture(fields: dict[str, Any]) -> None:
-    part, split = parse_split(fields["split"], fields["parts"])
-    for name, config in fields["parts"].items():
-        if part in ("", name):
-            find_source(_without_weight(config), split)
-
-
-def _find_combined(fields: dict[str, Any]) -> None:
-    for dataset in fields["datasets"]:
-        find_annotations(fields["root"], *parse_dataset(dataset))
-
-
-_FINDERS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "refer": lambda fields: find_annotations(fields["root"], fields["dataset"], fields["split_by"]),
-    "tfds": lambda fields: newest_version(fields["root"], fields["dataset"], fields["split_by"]),
-    "combined": _find_combined,
-    "coco_json": lambda fields: find_file(fields["root"], fields["file"], fields["split"]),
-    "json_lines": lambda fields: find_file(fields["root"], fields["file"], fields["split"]),
-    "hf": lambda fields: find_dataset(fields["path"]),
-    "mixture": _find_mixture,
-}
+    fields = arguments.arguments
+    match name:
+        case "refer":
+            find_annotations(fields["root"], fields["dataset"], fields["split_by"])
+        case "tfds":
+            newest_version(fields["root"], fields["dataset"], fields["split_by"])
+        case "combined":
+            for dataset in fields["datasets"]:
+                find_annotations(fields["root"], *parse_dataset(dataset))
+        case "coco_json" | "json_lines":
+            find_file(fields["root"], fields["file"], split)
+        case "hf":
+            find_dataset(fields["path"])
+        case "mixture":
+            part, split = parse_split(split, fields["parts"])
+            for one, settings in fields["parts"].items():
+                if part in ("", one):
+                    find_source(_without_weight(settings), split)
 
 
 def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, inspect.BoundArguments]:
@@ -199,44 +217,3 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
 
 def _without_weight(part: ConfigDict) -> ConfigDict:
     return ConfigDict({field: value for field, value in part.items() if field != "weight"})
-
-
-_FIELD_AND_FOLDER = re.compile(r"((?:[\w+-]+\.)*(?:(?:image_)?root|path))=(.*)")
-
-
-def with_folders(source: ConfigDict, moves: Sequence[str]) -> ConfigDict:
-    """Return the settings of a source with other folders, for data that moved after a run was trained.
-
-    Args:
-        source: the section config.input.source.
-        moves: each DIR, the new root of a source that has one, or FIELD=DIR, where FIELD is root, image_root,
-            path or, in a mixture, one of them after the name of the part, such as parts.mine.root.
-
-    Raises:
-        UserError: there is no such folder, or DIR is ambiguous; names the available folders.
-    """
-    fields = source.to_dict()
-    folders = _folder_fields(fields)
-    main = [name for name in folders if not name.endswith("image_root")]
-    for move in moves:
-        match = _FIELD_AND_FOLDER.fullmatch(move)
-        name, folder = match.groups() if match else ("root", move)
-        if not match and "root" not in folders and len(main) == 1:
-            (name,) = main
-        if name not in folders:
-            available = ", ".join(f"--data {field}=DIR" for field in folders)
-            advice = f"use one of: {available}" if available else "it reads no files"
-            raise UserError(f"--data {move}: the source {source.name!r} of this run has no folder {name!r}; {advice}")
-        folders[name][name.rpartition(".")[2]] = folder
-    return ConfigDict(fields)
-
-
-def _folder_fields(fields: dict, prefix: str = "") -> dict[str, dict]:
-    """Return the sections that have folders, by the dotted name of each field for a folder."""
-    names = [name for name in ("path", "root") if name in fields]
-    names += ["image_root"] if names == ["root"] else []
-    found = {f"{prefix}{name}": fields for name in names}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            found |= _folder_fields(value, f"{prefix}{name}.")
-    return found

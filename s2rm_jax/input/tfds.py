@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.errors import UserError
-from s2rm_jax.input.example import Example, Expression, Groups, Segmentation, consecutive_groups
+from s2rm_jax.errors import UserError, one_line
+from s2rm_jax.input.example import Example, Expression, Groups, Segmentation, Source, consecutive_groups
 from s2rm_jax.input.images import read_size
-from s2rm_jax.input.refer_annotations import OVERLAPS, TEXT_FIELDS
+from s2rm_jax.input.refer_annotations import check_choices
 
 
 def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str, Any]:
@@ -53,10 +53,7 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
 def decode(record: bytes, text_field: str, overlap: str) -> Example:
     """Return the example of a record of our own builders, with the image as the bytes of the file.
 
-    Args:
-      record: a record of a dataset of data/build.py.
-      text_field: "raw" or "sent"; expressions without this text are left out.
-      overlap: "union" or "drop", see ReferSource.
+    Expressions without a text in `text_field`, "raw" or "sent", are left out. For `overlap` see ReferSource.
     """
     features = _features(record)
     segmentations = [json.loads(text) for text in _bytes(features, "segmentations")]
@@ -72,12 +69,8 @@ def decode(record: bytes, text_field: str, overlap: str) -> Example:
         )
         if text
     )
-    (id,), (height,), (width,) = (
-        _bytes(features, "image/id"),
-        _ints(features, "image/height"),
-        _ints(features, "image/width"),
-    )
-    return Example(id.decode(), _bytes(features, "image")[0], height, width, expressions)
+    height, width = (_ints(features, f"image/{side}")[0] for side in ("height", "width"))
+    return Example(_bytes(features, "image/id")[0].decode(), _bytes(features, "image")[0], height, width, expressions)
 
 
 def with_overlaps(segmentation: Segmentation) -> Segmentation:
@@ -88,10 +81,7 @@ def with_overlaps(segmentation: Segmentation) -> Segmentation:
         return segmentation
     parts: list[Any] = []
     for part in segmentation:
-        if isinstance(part, dict) and "covered_once" in part:
-            parts += part["covered_once"]
-        else:
-            parts.append(part)
+        parts += part["covered_once"] if isinstance(part, dict) and "covered_once" in part else [part]
     return parts
 
 
@@ -149,7 +139,7 @@ STOCK = "ref_coco"
 METADATA = "metadata.json"
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """The images of one split with their expressions.
 
     The examples equal those of ReferSource, except that the image is the bytes of the file and not its path.
@@ -181,7 +171,11 @@ class TfdsSource:
           UserError: TFDS is not installed, the dataset or split was not found, or the dataset lacks a requested option.
         """
         self._stock = dataset == STOCK
-        _check(self._stock, sentence_field, overlap)
+        check_choices(sentence_field, overlap)
+        if self._stock and (sentence_field, overlap) != ("raw", "union"):
+            raise UserError(
+                f"sentence_field is {sentence_field!r}, overlap is {overlap!r}; {STOCK} of TFDS has only raw and union"
+            )
         folder = newest_version(root, dataset, split_by)
         self._name = f"{dataset} {split} at {folder}"
         self._field, self._overlap = sentence_field, overlap
@@ -203,13 +197,6 @@ class TfdsSource:
             return decode_ref_coco(record)
         return decode(record, self._field, self._overlap)
 
-    def __iter__(self) -> Iterator[Example]:
-        return (self[index] for index in range(len(self)))
-
-    def expression_count(self, index: int) -> int:
-        """Return the number of expressions of an example; for `ref_coco`, see `referents`."""
-        return sum(len(group) for group in self.referents(index))
-
     def referents(self, index: int) -> Groups:
         """Return the positions of the example's expressions, grouped by referent.
 
@@ -218,16 +205,6 @@ class TfdsSource:
         if self._groups is None:
             self._groups = [ref_coco_groups(self._records[position]) for position in self._positions]
         return self._groups[index]
-
-
-def _check(stock: bool, sentence_field: str, overlap: str) -> None:
-    for name, value, choices in (
-        ("sentence_field", sentence_field, ("raw",) if stock else TEXT_FIELDS),
-        ("overlap", overlap, ("union",) if stock else OVERLAPS),
-    ):
-        if value not in choices:
-            allowed = f"{STOCK} of TFDS has only" if stock else "it must be one of:"
-            raise UserError(f"{name} is {value!r}; {allowed} {', '.join(choices)}")
 
 
 def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
@@ -260,7 +237,7 @@ def _open(folder: Path, split: str) -> Any:
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises nearly any exception on damaged metadata
-        raise UserError(f"{folder} is not a dataset that TFDS can read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{folder} is not a dataset that TFDS can read ({one_line(error)})") from error
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         raise UserError(
@@ -273,7 +250,6 @@ def _open(folder: Path, split: str) -> Any:
 
 
 def _written_groups(folder: Path, split: str, sentence_field: str) -> list[Groups]:
-    """Return the groups of expressions of each record, from the sizes of the groups in the metadata."""
     path = folder / METADATA
     try:
         sizes = json.loads(path.read_bytes())["referents"][split][sentence_field]

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int, Int32
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, one_line
 
 _LOG = logging.getLogger(__name__)
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -43,17 +43,14 @@ class Tokenizer:
           lower_case: as the model was trained; also strips accents, as uncased models expect.
 
         Raises:
-          UserError: the file was not found or is no BERT vocabulary, or `max_tokens` is less than three.
+          UserError: the file was not found or is not a BERT vocabulary, or `max_tokens` is less than three.
         """
-        self.lower_case = lower_case
-        self.vocabulary = (
-            _read(epath.Path(vocabulary), lower_case)
-            if isinstance(vocabulary, str | os.PathLike)
-            else tuple(vocabulary)
-        )
-        self.max_tokens = max_tokens
+        name = "the list of words"
+        if isinstance(vocabulary, str | os.PathLike):
+            vocabulary, name = _read(epath.Path(vocabulary), lower_case), str(vocabulary)
+        self.vocabulary, self.max_tokens, self.lower_case = tuple(vocabulary), max_tokens, lower_case
         self.truncated = 0  # truncated expressions so far, in this process
-        _check(self.vocabulary, str(vocabulary) if isinstance(vocabulary, str | os.PathLike) else "the list of words")
+        _check(self.vocabulary, name)
         if max_tokens < 3:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
@@ -91,7 +88,13 @@ class Tokenizer:
         if not pieces:
             raise UserError(f"the expression {expression!r} has no words; describe what to find")
         if len(pieces) > self.max_tokens - 2:
-            self._note_truncation(expression, len(pieces) + 2)
+            self.truncated += 1
+            if self.truncated == 1:
+                _LOG.warning(
+                    "%r takes %d tokens and is truncated to %d; further ones are counted but not logged "
+                    "(text.max_tokens raises the limit)",
+                    *(expression, len(pieces) + 2, self.max_tokens),
+                )
             pieces = pieces[: self.max_tokens - 2]
         tokens = [self._ids[_START], *pieces, self._ids[_END]]
         ids = np.zeros(self.max_tokens, np.int32)
@@ -121,17 +124,6 @@ class Tokenizer:
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[tuple[str, ...], int, bool]]:
         return Tokenizer, (self.vocabulary, self.max_tokens, self.lower_case)
 
-    def _note_truncation(self, expression: str, length: int) -> None:
-        self.truncated += 1
-        if self.truncated == 1:
-            _LOG.warning(
-                "%r takes %d tokens and is truncated to %d; further ones are counted but not logged "
-                "(text.max_tokens raises the limit)",
-                expression,
-                length,
-                self.max_tokens,
-            )
-
 
 def _word_pieces(ids: dict[str, int], lower_case: bool) -> Any:
     from tokenizers import Tokenizer as Engine
@@ -148,12 +140,8 @@ def _word_pieces(ids: dict[str, int], lower_case: bool) -> Any:
 def words_and_case(engine: Any, name: str) -> tuple[tuple[str, ...], bool]:
     """Return the vocabulary and `lower_case` with which `Tokenizer` gives the ids of a `tokenizers.Tokenizer`.
 
-    Args:
-      engine: the object of the `tokenizers` library.
-      name: of its file or folder, for the error.
-
     Raises:
-      UserError: it is not the WordPiece of BERT.
+      UserError: it is not the WordPiece of BERT; `name` is that of its file or folder.
     """
     # transformers adds special tokens that the vocabulary lacks, of which the weights know nothing.
     ids = engine.get_vocab(with_added_tokens=False)
@@ -201,20 +189,17 @@ def _read(path: epath.Path, lower_case: bool) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text; give the path of a vocab.txt") from error
     if text.startswith("{"):
-        words, found = words_and_case(_parse_engine(text, path), str(path))
+        from tokenizers import Tokenizer as Engine
+
+        try:
+            engine = Engine.from_str(text)
+        except Exception as error:  # the library raises Exception itself
+            what = f"{path} is not a tokenizer.json ({one_line(error)})"
+            raise UserError(f"{what}; give a vocab.txt or tokenizer.json") from error
+        words, found = words_and_case(engine, str(path))
         require_case(found, lower_case, str(path))
         return words
     return tuple(text.removesuffix("\n").split("\n"))  # not splitlines: ids count "\n" only
-
-
-def _parse_engine(text: str, path: epath.Path) -> Any:
-    from tokenizers import Tokenizer as Engine
-
-    try:
-        return Engine.from_str(text)
-    except Exception as error:  # the library raises Exception itself
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a tokenizer.json ({reason}); give a vocab.txt or tokenizer.json") from error
 
 
 def _check(vocabulary: tuple[str, ...], name: str) -> None:

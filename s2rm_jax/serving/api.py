@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import re
 from functools import partial
 from http import HTTPStatus
@@ -167,13 +166,9 @@ class BodyLimit:
             await self._app(scope, receive_counted, send_recorded)
         except _TooLarge:
             if not started:
-                await self._send_error(send)
-
-    async def _send_error(self, send: Send) -> None:
-        body = json.dumps({"error": f"request body: more than {self._limit:,} bytes; send a smaller image"}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
-        await send({"type": "http.response.body", "body": body})
+                problem = f"request body: more than {self._limit:,} bytes; send a smaller image"
+                answer = JSONResponse({"error": problem}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"connection": "close"})
+                await answer(scope, receive, send)
 
 
 def as_png(mask: Bool[np.ndarray, "h w"]) -> bytes:
@@ -249,8 +244,8 @@ def build_api(service: Service) -> FastAPI:
         return Response(answer, media_type="application/json")
 
     app.add_middleware(BodyLimit, limit=service.limits.bytes * 4 // 3 + MAX_TEXT_BYTES)
-    app.add_exception_handler(UserError, _user_error_response)
-    app.add_exception_handler(HTTPException, _http_error_response)
+    app.add_exception_handler(UserError, _error_response)
+    app.add_exception_handler(HTTPException, _error_response)
     return app
 
 
@@ -359,12 +354,10 @@ def _expression_result(answer: Answer, row: int, formats: list[Format]) -> Expre
     )
 
 
-async def _user_error_response(_: Request, error: Exception) -> JSONResponse:
+async def _error_response(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    status, headers = HTTPStatus.BAD_REQUEST, None
     if isinstance(error, RequestError):
-        return JSONResponse({"error": str(error)}, error.status, error.headers)
-    return JSONResponse({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-
-
-async def _http_error_response(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        status, headers = error.status, error.headers
+    return JSONResponse({"error": str(error)}, status, headers)

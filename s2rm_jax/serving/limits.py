@@ -6,11 +6,10 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from io import BytesIO
-from itertools import islice
 
 from PIL import Image
 
@@ -173,9 +172,9 @@ def check_image(content: bytes, limits: Limits) -> int:
     if content.startswith(_JPEG):
         if problem := slow_jpeg(content, _MAX_SEGMENTS):
             raise _error(f"the image has {problem}; save it again without")
-        _require_at_most(_MAX_SCANS, _scans(content), "scans")
+        _require_at_most(_MAX_SCANS, content.count(JPEG_SCAN), "scans")  # also those of an embedded thumbnail
     elif content.startswith(_PNG):
-        _require_at_most(_MAX_CHUNKS, _chunks(content), "chunks")
+        _require_at_most(_MAX_CHUNKS, _count_chunks(content), "chunks")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height
@@ -194,22 +193,15 @@ def _error(message: str) -> RequestError:
     return RequestError(message, HTTPStatus.BAD_REQUEST)
 
 
-def _require_at_most(limit: int, parts: Iterator[bytes], name: str) -> None:
-    if len(list(islice(parts, limit + 1))) > limit:
+def _require_at_most(limit: int, count: int, name: str) -> None:
+    if count > limit:
         raise _error(f"the image has more than {limit:,} {name}; save it again")
 
 
-def _scans(content: bytes) -> Iterator[bytes]:
-    """Yield the start marker of each scan of a JPEG, including the scans of an embedded thumbnail."""
-    place = content.find(JPEG_SCAN)
-    while place >= 0:
-        yield JPEG_SCAN
-        place = content.find(JPEG_SCAN, place + 1)
-
-
-def _chunks(content: bytes) -> Iterator[bytes]:
-    """Yield the names of the chunks of a PNG."""
-    place = len(_PNG)
-    while place < len(content):
-        yield content[place + 4 : place + 8]
+def _count_chunks(content: bytes) -> int:
+    """Return the number of chunks of a PNG, or a larger number than is allowed if they are too many."""
+    place, count = len(_PNG), 0
+    while place < len(content) and count <= _MAX_CHUNKS:
         place += 12 + int.from_bytes(content[place : place + 4])
+        count += 1
+    return count

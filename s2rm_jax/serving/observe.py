@@ -33,39 +33,21 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The metrics of one service.
-
-    Args:
-        waiting: returns the number of waiting requests.
-        joined: the numbers of requests that a call of the network can have.
-    """
+    """The metrics of one service."""
 
     def __init__(self, waiting: Callable[[], int], joined: Sequence[int]):
+        """Take a function that counts the waiting requests, and the numbers of requests that a call can have."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        name = "s2rm_{}".format
-        labels = ("route", "status")
-        self.requests = Counter(name("requests"), "Answered requests", labels, registry=registry)
-        self.seconds = Histogram(
-            name("request_seconds"),
-            "From the first byte to the answer",
-            ("route",),
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        Gauge(name("waiting_requests"), "Requests in the queue", registry=registry).set_function(waiting)
-        self.queue_seconds = Histogram(
-            name("queue_seconds"), "Time of a request in the queue", registry=registry, buckets=_SECONDS
-        )
-        self.batch = Histogram(
-            name("batch_requests"), "Requests that were processed together", registry=registry, buckets=joined
-        )
-        self.device_seconds = Counter(
-            name("device_seconds"), "Time of calls of the network", ("call",), registry=registry
-        )
-        self.images = Counter(
-            name("images"), "Images of requests, by whether they were cached", ("cached",), registry=registry
-        )
+        shared: dict[str, Any] = {"namespace": "s2rm", "registry": registry}
+        timed: dict[str, Any] = {**shared, "buckets": _SECONDS}
+        self.requests = Counter("requests", "Answered requests", ("route", "status"), **shared)
+        self.seconds = Histogram("request_seconds", "From the first byte to the answer", ("route",), **timed)
+        Gauge("waiting_requests", "Requests in the queue", **shared).set_function(waiting)
+        self.queue_seconds = Histogram("queue_seconds", "Time of a request in the queue", **timed)
+        self.batch = Histogram("batch_requests", "Requests that were processed together", **shared, buckets=joined)
+        self.device_seconds = Counter("device_seconds", "Time of calls of the network", ("call",), **shared)
+        self.images = Counter("images", "Images of requests, by whether they were cached", ("cached",), **shared)
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the metrics in the text format of Prometheus, and its media type."""

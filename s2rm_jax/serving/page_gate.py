@@ -42,19 +42,14 @@ class Uploads:
     """
 
     def __init__(self, folder: Path, max_files: int = 100):
-        self._folder = folder.resolve()
+        self.folder = folder.resolve()
         self._max_files = max_files
         self._added: deque[Path] = deque()  # oldest first
         self._lock = threading.Lock()
 
-    @property
-    def folder(self) -> Path:
-        """The folder, with symbolic links resolved."""
-        return self._folder
-
     def add(self, content: bytes) -> Path:
         """Write an uploaded file and return its path."""
-        path = self._folder / secrets.token_hex(16)
+        path = self.folder / secrets.token_hex(16)
         with path.open("xb") as file:
             file.write(content)
         with self._lock:
@@ -90,7 +85,7 @@ class Uploads:
             real = Path(os.path.realpath(path))
         except (OSError, ValueError):  # the path is too long or has a null byte
             return None
-        return real if real.is_relative_to(self._folder) and real != self._folder else None
+        return real if real.is_relative_to(self.folder) and real != self.folder else None
 
 
 class PageGate:

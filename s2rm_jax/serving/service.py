@@ -44,27 +44,18 @@ _MOST_PIXELS = 2_000_000
 
 @dataclass(eq=False)
 class Job:
-    """A request in the queue.
+    """A request in the queue; `Service.submit` describes its first fields.
 
-    Attributes:
-        visitor: requests of different visitors are taken in turn.
-        content: the bytes of the image file.
-        expressions: without leading and trailing whitespace; none if the image is only to be encoded.
-        remarks: on the words of each expression.
-        explain: whether explanations are wanted.
-        convert: converts the answer to a small result, so that the masks of few requests are in memory at a time.
-        group: the padded number of expressions; jobs with the same one can be joined. None if the job runs alone.
-        future: receives the result. A job whose future is cancelled before it runs is not computed.
-        arrived: when the job was added, in seconds of `time.perf_counter`.
+    A job whose future is cancelled before it runs is not computed.
     """
 
     visitor: str
     content: bytes
-    expressions: tuple[str, ...]
-    remarks: tuple[tuple[str, ...], ...]
+    expressions: tuple[str, ...]  # none if the image is only to be encoded
+    remarks: tuple[tuple[str, ...], ...]  # on the words of each expression
     explain: bool
     convert: Callable[[Any], Any]
-    group: int | None
+    group: int | None  # see `group_of`; jobs of one group can be joined
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
 
@@ -79,6 +70,14 @@ def group_of(pixels: int, expressions: int, explain: bool) -> int | None:
 def joined(count: int) -> int:
     """Return how many of `count` images one call takes."""
     return max((size for size in IMAGES if size <= count), default=0)
+
+
+def calls(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Split items, one per image, into as few calls as the numbers in `IMAGES` allow."""
+    while items:
+        count = joined(len(items))
+        yield items[:count]
+        items = items[count:]
 
 
 class FairQueue:
@@ -252,24 +251,6 @@ class Service:
         self._lanes.submit(self._work)
         return job.future
 
-    def encode(self, content: bytes, *, visitor: str | None = None) -> Encoding:
-        """Encode an image from the bytes of its file, or return it from the cache; see `submit`.
-
-        Raises:
-            UserError: the image cannot be read, or `submit` raises it.
-        """
-        return self.submit(content, None, lambda answer: answer.encoding, visitor=visitor).result()
-
-    def segment(
-        self, content: bytes, expressions: Sequence[str], *, visitor: str | None = None, explain: bool = False
-    ) -> Answer:
-        """Segment the referents of expressions in an image, given as the bytes of its file; see `submit`.
-
-        Raises:
-            UserError: the image cannot be read, or `submit` raises it.
-        """
-        return self.submit(content, expressions, lambda answer: answer, visitor=visitor, explain=explain).result()
-
     def warm_up(self, opened: Callable[[], None] = lambda: None) -> None:
         """Compile the programs of common requests, so that no visitor waits for them, and become ready.
 
@@ -297,12 +278,13 @@ class Service:
         encoded = self.segmenter.encode([np.zeros((64, 64, 3), np.uint8)] * images)
         self.segmenter.segment(encoded, ["the image"] * expressions, explain=explain)
 
-    def _most_joined(self, group: int) -> int:
-        return IMAGES[-1] if group in self._joinable else 1
-
     def _work(self) -> None:
         """Process the next requests; this runs once for each request, and finds none if they were joined to others."""
-        jobs = self._queue.take(self._most_joined, _PATIENCE, lambda: sum(self._running.copy().values()))
+        jobs = self._queue.take(
+            lambda group: IMAGES[-1] if group in self._joinable else 1,
+            _PATIENCE,
+            lambda: sum(self._running.copy().values()),
+        )
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         if not jobs:
             return
@@ -321,9 +303,7 @@ class Service:
 
     def _process(self, jobs: Sequence[Job], start: float) -> None:
         encodings = self._encode(jobs)
-        rest = [job for job in jobs if job in encodings]
-        while rest:
-            part, rest = rest[: joined(len(rest))], rest[joined(len(rest)) :]
+        for part in calls([job for job in jobs if job in encodings]):
             begin = time.perf_counter()
             for job, result in self._results(part, [encodings[job].image for job in part]):
                 seconds = time.perf_counter() - begin
@@ -336,14 +316,16 @@ class Service:
         """Encode the images of jobs that are not cached, together; jobs whose image cannot be read fail."""
         start = time.perf_counter()
         keys = {job: hashlib.sha256(job.content).digest() for job in jobs}
-        known = {key: image for key in keys.values() if (image := self._cached(key)) is not None}
+        with self._cache_lock:
+            known = {key: self._cache[key] for key in keys.values() if key in self._cache}
         new: dict[bytes, UInt8[np.ndarray, "_ _ 3"]] = {}
         for job, key in keys.items():
             if key not in known and key not in new:
                 with _failure_to(job):
                     new[key] = load_image(job.content, apply_exif=True, max_pixels=self.limits.pixels)
         with self._timed("encode"):
-            encoded = dict(zip(new, self._encode_together(list(new.values())), strict=True))
+            images = [image for part in calls(list(new.values())) for image in self.segmenter.encode(list(part))]
+        encoded = dict(zip(new, images, strict=True))
         seconds = time.perf_counter() - start
         encodings = {}
         for job, key in keys.items():
@@ -353,17 +335,6 @@ class Service:
                 self._store(key, image)
                 encodings[job] = Encoding(image, 0.0 if was_cached else seconds, was_cached)
         return encodings
-
-    def _encode_together(self, images: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[EncodedImage]:
-        """Encode images in as few calls as the numbers in `IMAGES` allow."""
-        encoded: list[EncodedImage] = []
-        while rest := images[len(encoded) :]:
-            encoded += self.segmenter.encode(rest[: joined(len(rest))])
-        return encoded
-
-    def _cached(self, key: bytes) -> EncodedImage | None:
-        with self._cache_lock:
-            return self._cache.get(key)
 
     def _store(self, key: bytes, image: EncodedImage) -> None:
         with self._cache_lock:
@@ -407,14 +378,9 @@ class ClientLeft(Exception):
 async def answer_of(future: Future[T], seconds: float, leaves: Awaitable[object] | None = None) -> T:
     """Return the result of a submitted request; if this does not return it, a request that waits is not computed.
 
-    Args:
-        future: the result of `Service.submit`.
-        seconds: the longest time to wait.
-        leaves: ends when the client leaves.
-
     Raises:
         RequestError: the answer takes longer than `seconds`.
-        ClientLeft: the client has left.
+        ClientLeft: the client has left, which ends `leaves`.
     """
     waiting: set[asyncio.Future[Any]] = {answer := asyncio.wrap_future(future)}
     if leaves is not None:

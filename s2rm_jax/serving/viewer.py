@@ -7,7 +7,6 @@ once.
 from __future__ import annotations
 
 import base64
-import io
 import json
 from html import escape
 
@@ -15,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from s2rm_jax.evaluation.explain import Explanation
-from s2rm_jax.evaluation.overlay import DISTINCT_COLOURS, fit_image, fit_size, heat_image, mask_layer, span
+from s2rm_jax.evaluation.overlay import (
+    DISTINCT_COLOURS,
+    data_url,
+    fit_image,
+    fit_size,
+    heat_image,
+    mask_layer,
+    span,
+)
 from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import slug
 from s2rm_jax.serving.api import as_png, as_polygons
@@ -23,10 +30,6 @@ from s2rm_jax.serving.service import Answer, Encoding
 
 _MAX_SIZE = 960  # pixels, the longer side of the displayed image
 _MIN_MAP_SIZE = 120  # pixels, the longer side of an overlaid map
-_PAIRS = {
-    "language_parses_vision": "language parses vision",
-    "vision_parses_language": "vision parses language",
-}
 _ARROWS = {"downwards": "↓", "leftwards": "←", "upwards": "↑", "rightwards": "→"}
 
 
@@ -44,11 +47,10 @@ def answer_html(answer: Answer) -> str:
     for row, mask in enumerate(masks):
         colour = DISTINCT_COLOURS[row % len(DISTINCT_COLOURS)]
         layer = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
-        layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{_url(layer)}">')
+        layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{data_url(layer)}">')
         cards.append(_card(answer, row, colour))
-    summary = (
-        f"{len(masks)} {'expression' if len(masks) == 1 else 'expressions'} segmented in {_seconds(answer.seconds)}"
-    )
+    expressions = "expression" if len(masks) == 1 else "expressions"
+    summary = f"{len(masks)} {expressions} segmented in {_seconds(answer.seconds)}"
     return (
         f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, summary)}'
         f'<ol class="found">{"".join(cards)}</ol></div>'
@@ -60,7 +62,7 @@ def _stage(encoding: Encoding, layers: list[str]) -> str:
     shown = fit_image(encoding.image.image, _shown_size(height, width))
     return (
         f'<div class="stage" style="aspect-ratio:{width}/{height};max-width:calc(70vh*{width / height:.4f})">'
-        f'<img class="photo" alt="the image" src="{_url(shown, "JPEG", quality=90)}">{"".join(layers)}'
+        f'<img class="photo" alt="the image" src="{data_url(shown, "JPEG", quality=90)}">{"".join(layers)}'
         '<img class="heat" alt="" hidden></div><p class="legend" hidden></p>'
     )
 
@@ -111,7 +113,7 @@ def _explanation(explanation: Explanation) -> str:
             share = float(values.mean())
             label = f'<span class="arrow">{_ARROWS[name]}</span> {name} <i style="--share:{share:.3f}"></i>'
             bars.append(_layer(label, values, (0.0, 1.0), f"weight of the direction {name}", f" {100 * share:.0f} %"))
-        rows.append(_row(f"Weights of the directions, {_PAIRS[pair]}", "".join(bars), "bars"))
+        rows.append(_row(f"Weights of the directions, {pair.replace('_', ' ')}", "".join(bars), "bars"))
     stages = [
         _layer(f"{stage.shape[1]} × {stage.shape[0]}", stage, (0.0, 1.0), "mask at this stage")
         for stage in explanation.stages
@@ -133,12 +135,11 @@ def _layer(
     """Return a button that overlays a map on the image; `description` is given if the label is not a word."""
     text = escape(label) if description is None else label
     special = " special" if label in ("[CLS]", "[SEP]") else ""
-    legend = (
-        f"{escape(description or f'attention to “{label}”')}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
-    )
+    shown = escape(description or f"attention to “{label}”")
+    legend = f"{shown}, from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright)"
     return (
         f'<button type="button" class="layer{special}" aria-pressed="false" data-legend="{legend}" '
-        f'data-heat="{_url(_enlarged(heat_image(values, scale)))}">{text}{suffix}</button>'
+        f'data-heat="{data_url(_enlarged(heat_image(values, scale)))}">{text}{suffix}</button>'
     )
 
 
@@ -154,12 +155,6 @@ def _shown_size(height: int, width: int) -> tuple[int, int]:
 
 def _seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _url(image: Image.Image, form: str = "PNG", **options: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 STYLE = """

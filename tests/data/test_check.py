@@ -10,8 +10,8 @@ from s2rm_jax.input.check.examine import examine
 from s2rm_jax.input.check.report import (
     PUBLISHED,
     PUBLISHED_EXPRESSIONS,
+    CheckReport,
     DatasetReport,
-    Report,
     SplitSize,
     format_report,
 )
@@ -58,7 +58,7 @@ def test_the_screen_shows_counts_and_five_cases(monkeypatch):
     dataset = DatasetReport("refcoco", "unc", "refs", counts={"train": SplitSize(2, 3, 8)})
     dataset.add_wrong_counts("get it again")
     dataset.add("missing images", [f"{i}.jpg" for i in range(7)], "unpack")
-    text = format_report(Report("DIR", False, (dataset,), ("refclef",)))
+    text = format_report(CheckReport("DIR", False, (dataset,), ("refclef",)))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "train 2 ✓ 3 ✗ 4 8 ✓" in lines and "val 0 ✗ 2 0 ✗ 4 0 ✗ 8" in lines and "all 8 ✗ 16" in lines
     assert "✗ missing images: 7" in lines and "4.jpg" in lines and "5.jpg" not in lines

@@ -27,6 +27,7 @@ from s2rm_jax.evaluation.result_files import (
 )
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.masks import decode_rle
+from s2rm_jax.input.mixture import MixtureSource
 
 # COCOeval of pycocotools 2.0 uses names that NumPy 2 warns of, and makes integers of arrays.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -247,6 +248,16 @@ def test_masks_are_in_the_layout_of_cris(colour_world, make_example, source_of, 
     np.testing.assert_array_equal(found, 255 * (np.arange(8) < 3) * np.ones((4, 1)))
     assert not read(tmp_path / "vis/40-iou=0.00-green.png").any()
     assert read(tmp_path / "vis/12-img.jpg").shape == (4, 8, 3)
+
+
+def test_referents_of_two_datasets_are_not_mixed(colour_world, make_example, source_of, tmp_path):
+    examples = {}
+    for name, height in (("refcoco", 4), ("refcoco+", 8)):
+        example = make_example("7", ["red"], height, 8)
+        expressions = tuple(replace(one, referent="12") for one in example.expressions)
+        examples[name] = source_of([replace(example, expressions=expressions)])
+    evaluate(colour_world, MixtureSource(examples), tmp_path, save_masks=True)
+    assert sorted(read(path).shape for path in (tmp_path / "vis").glob("*-mask.png")) == [(4, 8), (8, 8)]
 
 
 def test_another_evaluation_in_the_same_folder_leaves_no_file_of_the_first(colour_world, varied, tmp_path):

@@ -18,7 +18,7 @@ from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.pipeline import train_batches
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.sources import build_source, find_source, with_folders
+from s2rm_jax.input.sources import build_source, find_source, with_data
 from s2rm_jax.input.tokens import Tokenizer
 from tests.input.refer_fixture import refer_mini, write_refer_layout
 
@@ -222,21 +222,21 @@ def test_row_groups_are_read_once_while_they_fit(lmms, monkeypatch):
 
 def test_moved_folders():
     fields = {"name": "hf", "path": "old", "root": "old"}
-    assert with_folders(ConfigDict(fields), ["new", "path=there"]).to_dict() == {
+    assert with_data(ConfigDict(fields), ["new", "path=there"]).to_dict() == {
         **fields,
         "root": "new",
         "path": "there",
     }
-    assert with_folders(ConfigDict({"name": "hf", "path": "old"}), ["new"]).to_dict() == {"name": "hf", "path": "new"}
+    assert with_data(ConfigDict({"name": "hf", "path": "old"}), ["new"]).to_dict() == {"name": "hf", "path": "new"}
     with pytest.raises(UserError, match="use one of: --data path=DIR, --data root=DIR"):
-        with_folders(ConfigDict(fields), ["image_root=x"])
+        with_data(ConfigDict(fields), ["image_root=x"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"path": ""}, "the source's path is empty"),
-        ({"path": "/nowhere"}, "the source's path /nowhere does not exist and is no name on the Hub"),
+        ({"path": "/nowhere"}, "the source's path /nowhere does not exist and is not a name on the Hub"),
         ({"path": "nowhere/data.parquet"}, "path nowhere/data.parquet does not exist"),
         ({"root": "/nowhere"}, "the image COCO_train2014_.* was not found"),
         ({"root": ""}, "the source's root is empty; .* has no images: set it to the folder of COCO's train2014"),

@@ -49,16 +49,16 @@ def test_run_lengths_go_down_the_columns():
         ({"size": [2, 3], "counts": [6]}, r"size \[2, 3\], its image is 3 x 2"),
         ({"counts": [6]}, r"size \[\]"),
         ({"size": [3, 2], "counts": [1, 3]}, "covers 4 pixels, the image has 6"),
-        ({"size": [3, 2], "counts": [10, -4]}, "no run lengths"),
-        ({"size": [3, 2], "counts": [2.5, 3.5]}, "no run lengths"),
-        ({"size": [3, 2], "counts": None}, "no run lengths"),
+        ({"size": [3, 2], "counts": [10, -4]}, "not run lengths"),
+        ({"size": [3, 2], "counts": [2.5, 3.5]}, "not run lengths"),
+        ({"size": [3, 2], "counts": None}, "not run lengths"),
         ({"size": [3, 2], "counts": "66"}, "covers 12 pixels"),
-        ({"size": [3, 2], "counts": "6~"}, "no run lengths"),
-        ({"size": [3, 2], "counts": b"\xff\x00"}, "no run lengths"),
+        ({"size": [3, 2], "counts": "6~"}, "not run lengths"),
+        ({"size": [3, 2], "counts": b"\xff\x00"}, "not run lengths"),
         ({"size": [3, 2], "counts": "oooo"}, "covers 0 pixels"),
-        ({"size": [3, 2], "counts": "ooooooooooooooooooooooo0"}, "no run lengths"),
-        ({"size": [3, 2], "counts": "0O"}, "no run lengths"),  # a negative number
-        ({"size": [3, 2], "counts": [2**64, 6]}, "no run lengths"),
+        ({"size": [3, 2], "counts": "ooooooooooooooooooooooo0"}, "not run lengths"),
+        ({"size": [3, 2], "counts": "0O"}, "not run lengths"),  # a negative number
+        ({"size": [3, 2], "counts": [2**64, 6]}, "not run lengths"),
     ],
 )
 def test_a_damaged_code_is_refused(rle, message):

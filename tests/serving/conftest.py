@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.serving.service import Service
 from tests.conftest import make_colour_world
-from tests.serving.standin import explaining_segmenter_of, striped
+from tests.serving.standin import WaitingService, explaining_segmenter_of, striped
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,13 +55,13 @@ def explaining_segmenter():
 
 @pytest.fixture
 def service(segmenter):
-    return Service(segmenter)
+    return WaitingService(segmenter)
 
 
 @pytest.fixture
 def explaining_service(explaining_segmenter):
     """A service whose network also returns attention, group maps and weights for explanations."""
-    return Service(explaining_segmenter)
+    return WaitingService(explaining_segmenter)
 
 
 @pytest.fixture

@@ -27,6 +27,16 @@ from s2rm_jax.serving.page import Case
 from s2rm_jax.serving.service import Service
 
 
+class WaitingService(Service):
+    """A Service whose `encode` and `segment` wait for the answer."""
+
+    def encode(self, content, **options):
+        return self.submit(content, None, lambda answer: answer.encoding, **options).result()
+
+    def segment(self, content, expressions, **options):
+        return self.submit(content, expressions, lambda answer: answer, **options).result()
+
+
 def striped(red: int = 3, height: int = 8, width: int = 8) -> bytes:
     """Return a PNG whose left columns are red and the others blue."""
     image = np.zeros((height, width, 3), np.uint8)

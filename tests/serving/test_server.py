@@ -11,7 +11,7 @@ import pytest
 
 from s2rm_jax.demo import _address, _listen
 from s2rm_jax.serving.limits import Limits
-from s2rm_jax.serving.service import Service
+from tests.serving.standin import WaitingService
 
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
@@ -25,7 +25,7 @@ def serve(segmenter):
     running = []
 
     def start(limits=None, host="127.0.0.1"):
-        service = Service(segmenter, limits)
+        service = WaitingService(segmenter, limits)
         api = build_api(service)
         api.state.service, api.state.closing = service, asyncio.Event()
         server, listening = build_server(api), _listen(host, 0)

@@ -9,7 +9,8 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors
-from s2rm_jax.serving.service import FairQueue, Job, Service, answer_of
+from s2rm_jax.serving.service import FairQueue, Job, answer_of
+from tests.serving.standin import WaitingService
 
 
 def red_columns(answer):
@@ -25,7 +26,7 @@ def test_an_image_is_encoded_once(service, striped_file):
 
 
 def test_only_the_latest_images_are_cached(segmenter, striped_file):
-    service = Service(segmenter, cached_images=2)
+    service = WaitingService(segmenter, cached_images=2)
     cached = [service.encode(striped_file(red)).was_cached for red in (1, 2, 1, 3, 1, 2)]
     assert cached == [False, False, True, False, True, False]
 
@@ -45,7 +46,7 @@ def test_fifty_threads_get_their_own_results(service, striped_file):
 @pytest.fixture
 def ready(explaining_segmenter):
     """A service that joins requests."""
-    service = Service(explaining_segmenter)
+    service = WaitingService(explaining_segmenter)
     service.warm_up()
     assert service.is_ready
     return service
@@ -154,7 +155,7 @@ def test_a_request_waits_for_others_only_if_enough_are_in_progress():
 
 def test_requests_are_rejected_when_the_queue_is_full(segmenter, striped_file, hold):
     """A visitor with many waiting requests has to give way to others, but not to one with as many."""
-    service = Service(segmenter, Limits(waiting=4))
+    service = WaitingService(segmenter, Limits(waiting=4))
     leave = hold(service)
 
     def submit(visitor):
@@ -208,7 +209,7 @@ def test_invalid_expressions(service, striped_file, expressions, message):
 
 
 def test_invalid_images(segmenter, striped_file, enormous_image):
-    service = Service(segmenter, Limits(bytes=60_000, pixels=100))
+    service = WaitingService(segmenter, Limits(bytes=60_000, pixels=100))
     for content, message in (
         (b"", "the image file is empty"),
         (b"not an image", "not a readable JPEG, PNG or WebP image"),
@@ -292,7 +293,7 @@ def test_work_above_the_limit_per_minute(visitors):
 
 def test_work_is_charged_before_it_is_done(segmenter, striped_file, now):
     """Encoding is charged as one expression, also for a cached image; an image that is too large is not charged."""
-    service = Service(segmenter, Limits(pixels=10_000, work_per_minute=40), clock=lambda: now[0])
+    service = WaitingService(segmenter, Limits(pixels=10_000, work_per_minute=40), clock=lambda: now[0])
     image = striped_file()
     service.encode(image, visitor="a")
     service.segment(image, ["red"] * 7, visitor="a")

@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, one_line
 from s2rm_jax.input.check.report import (
     KNOWN,
     MISSING_IMAGES,
     NOTES,
+    CheckReport,
     DatasetReport,
-    Report,
     SplitSize,
     where_annotations,
     where_images,
@@ -32,6 +32,7 @@ from s2rm_jax.input.check.report import (
 from s2rm_jax.input.images import FORMATS, describe_unknown
 from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
+    TEXT_FIELDS,
     ImageFolder,
     find_image_folder,
     is_generalised,
@@ -56,13 +57,13 @@ def examine(
     quick: bool = False,
     threads: int = 0,
     quiet: bool = False,
-) -> Report:
+) -> CheckReport:
     """Examine all datasets under `root`, or a selection of them.
 
     Args:
       root: folder in the REFER layout (data/README.md).
-      dataset: name of the only dataset to examine, such as "refcoco"; "" for all.
-      split_by: name of the only set of splits to examine, such as "unc"; "" for all.
+      dataset: the only dataset to examine, such as "refcoco"; "" for all.
+      split_by: the only set of splits to examine, such as "unc"; "" for all.
       image_root: folder of the images if they are not under `root`.
       quick: read only the headers of images. This finds missing images and wrong sizes, but no truncated ones.
       threads: number of threads that decode images; 0 for one per core.
@@ -93,7 +94,7 @@ def examine(
         _add_image_problems(report, results)
     names = {item.dataset for item in found}
     absent = () if dataset else tuple(name for name in KNOWN if name not in names)
-    return Report(str(root), quick, tuple(reports), absent)
+    return CheckReport(str(root), quick, tuple(reports), absent)
 
 
 class Found(NamedTuple):
@@ -212,7 +213,7 @@ def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Ins
     Annotations that no referent uses are not examined.
     """
     unusable = [f"{ref!s:.80}" for ref in refs if not _has_usable_ids(ref)]
-    report.add("unusable referents", unusable, "their ids are no ids; get the file of referents again")
+    report.add("unusable referents", unusable, "their ids are not usable; get the file of referents again")
     refs = [ref for ref in refs if _has_usable_ids(ref)]
     report.counts = _count_by_split(refs)
     report.add_wrong_counts(f"this is another version or part of a copy; {_SAME_ARCHIVE}, and get both again")
@@ -244,15 +245,12 @@ def _count_by_split(refs: list[Ref]) -> dict[str, SplitSize]:
 
 
 def _examine_ids(report: DatasetReport, refs: list[Ref]) -> None:
+    names = [f"ref_id {ref['ref_id']}" for ref in refs if ref.get("ref_id") is not None]
     generalised = is_generalised(Path(report.annotations))  # in gRefCOCO a sent_id is unique within its referent
-    referents = Counter(str(ref.get("ref_id")) for ref in refs)
-    cases = [f"ref_id {id} ({count} times)" for id, count in referents.items() if count > 1 and id != "None"]
-    expressions = Counter(
-        (str(ref.get("split")), str(ref.get("ref_id")) if generalised else "", str(entry.get("sent_id")))
-        for ref in refs
-        for entry in _expressions(ref)
-    )
-    cases += [f"sent_id {id} in {split} ({count} times)" for (split, _, id), count in expressions.items() if count > 1]
+    for ref in refs:
+        where = f"{ref.get('split')}, ref_id {ref.get('ref_id')}" if generalised else ref.get("split")
+        names += [f"sent_id {entry.get('sent_id')} in {where}" for entry in _expressions(ref)]
+    cases = [f"{name} ({count} times)" for name, count in Counter(names).items() if count > 1]
     report.add("ids that occur twice among the referents", cases, "get the file of referents again")
 
 
@@ -260,7 +258,7 @@ def _examine_expressions(report: DatasetReport, refs: list[Ref]) -> None:
     cases = [f"ref_id {ref.get('ref_id')} has none" for ref in refs if not _expressions(ref)]
     for ref in refs:
         for entry in _expressions(ref):
-            texts = [entry[field] for field in ("raw", "sent") if field in entry]
+            texts = [entry[field] for field in TEXT_FIELDS if field in entry]
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
                 cases.append(f"sent_id {entry.get('sent_id')} of ref_id {ref.get('ref_id')}")
     report.add("expressions without words", cases, "harmless if few: they are left out of training and evaluation")
@@ -269,8 +267,7 @@ def _examine_expressions(report: DatasetReport, refs: list[Ref]) -> None:
 def _examine_links(report: DatasetReport, refs: list[Ref], instances: _Instances) -> dict[Any, Any]:
     """Check that the images and annotations of referents exist and belong together.
 
-    Returns:
-      The image id of each annotation that is used and whose image exists.
+    Return the image id of each annotation that is used and whose image exists.
     """
     missing, elsewhere, used = [], [], {}
     for ref in refs:
@@ -336,29 +333,26 @@ def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Inst
             without.append(f"annotation {id}: its polygons cover no pixel")
         misfits += [f"annotation {id}: {problem}" for problem in problems if problem][:1]
     harmless = "harmless if few: their referents are left out of training and evaluation"
+    trained = "correct if their expressions refer to nothing; they are trained and scored that way"
+    damaged = "damaged; damaged parts are left out of training and evaluation"
     report.add("annotations without a mask", without, harmless)
-    report.add(
-        "RLEs without a pixel", empty, "right if their expressions refer to nothing: so they are trained and scored"
-    )
-    report.add(
-        "masks that do not fit",
-        misfits,
-        f"more than {TOLERANCE:g} pixels off, or damaged; damaged parts are left out of training and evaluation; "
-        f"{_SAME_ARCHIVE}",
-    )
+    report.add("RLEs without a pixel", empty, trained)
+    report.add("masks that do not fit", misfits, f"more than {TOLERANCE:g} pixels off, or {damaged}; {_SAME_ARCHIVE}")
 
 
 def extent_of(segmentation: Any, height: int, width: int) -> Extent | None:
     """Return the extent of intact polygons (from their corners) or RLEs; None without a part or a pixel."""
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
-    extents = [
-        _extent_of_rle(part, height, width) if isinstance(part, dict) else _extent_of_polygon(part) for part in parts
-    ]
-    found = [extent for extent in extents if extent is not None]
-    if not found:
+    corners = []  # of polygons and of the boxes of RLEs
+    for part in parts:
+        if not isinstance(part, dict):
+            corners.append(np.asarray(part, np.float64).reshape(-1, 2))
+        elif box := Image.fromarray(decode_rle(part, height, width)).getbbox():
+            corners.append(np.array(box, np.float64).reshape(2, 2))
+    if not corners:
         return None
-    lefts, tops, rights, bottoms = zip(*found, strict=True)
-    return min(lefts), min(tops), max(rights), max(bottoms)
+    (left, top), (right, bottom) = (f(np.concatenate(corners), axis=0).tolist() for f in (np.min, np.max))
+    return left, top, right, bottom
 
 
 def misfit(extent: Extent, box: Any, height: int, width: int) -> str:
@@ -377,19 +371,6 @@ def misfit(extent: Extent, box: Any, height: int, width: int) -> str:
         return f"the bbox is {box!r:.40}, not x, y, width, height"
     off = max(abs(a - b) for a, b in zip(extent, (left, top, left + wide, top + high), strict=True))
     return f"mask and box differ by {off:.0f} pixels" if off > TOLERANCE else ""
-
-
-def _extent_of_polygon(polygon: list[int | float]) -> Extent:
-    corners = np.asarray(polygon, np.float64).reshape(-1, 2)
-    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-    return float(left), float(top), float(right), float(bottom)
-
-
-def _extent_of_rle(rle: dict[str, Any], height: int, width: int) -> Extent | None:
-    rows, columns = np.nonzero(decode_rle(rle, height, width))
-    if not len(rows):
-        return None
-    return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
 
 
 _DAMAGED = "damaged images"
@@ -423,8 +404,7 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
         reason, _, _ = describe_unknown(path).removeprefix("is ").partition(";")
         return _DAMAGED, f"{path.name} ({reason})"
     except Exception as error:  # Pillow raises nearly any exception on damaged data
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return _DAMAGED, f"{path.name} ({reason})"
+        return _DAMAGED, f"{path.name} ({one_line(error)})"
     if size != (width, height):
         found = f"{size[0]} x {size[1]} instead of {width} x {height}"
         return "images of another size than annotated", f"{path.name} ({found})"
@@ -457,14 +437,14 @@ def _find_folder(
 
 
 def _add_image_problems(report: DatasetReport, results: list[tuple[str, str]]) -> None:
-    cases: dict[str, list[str]] = {}
+    cases = defaultdict(list)
+    lost = []
     for kind, case in results:
-        if kind:
-            cases.setdefault(kind, []).append(case)
-    missing = cases.get(MISSING_IMAGES, [])
-    lost = [name for name in missing if may_be_missing(report.dataset, name)]
+        if kind == MISSING_IMAGES and may_be_missing(report.dataset, case):
+            lost.append(case)
+        elif kind:
+            cases[kind].append(case)
     if lost:
         report.notes.append(f"missing in every known copy: {', '.join(lost)}")
-        cases[MISSING_IMAGES] = [name for name in missing if name not in lost]
     for kind, names in cases.items():
         report.add(kind, names, f"unpack the archive of the images again, or get {where_images(report.dataset)}")

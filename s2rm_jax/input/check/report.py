@@ -68,8 +68,9 @@ NOTES = {
     ),
 }
 
-_ARCHIVE = "https://web.archive.org/web/{stamp}/https://bvisionweb1.cs.unc.edu/licheng/referit/data/{file}"
-_STAMPS = {
+# The server of REFER, which is often down, and when the Internet Archive copied the annotations from it.
+UNC = "https://bvisionweb1.cs.unc.edu/licheng/referit/data"
+STAMPS = {
     "refcoco": "20220413011718",
     "refcoco+": "20220413011656",
     "refcocog": "20220413012904",
@@ -85,8 +86,9 @@ def where_annotations(dataset: str) -> str:
     """Return where others have found the annotations of a dataset. None of these sites is ours."""
     if dataset == "grefcoco":
         return "grefs(unc).json and instances.json: https://github.com/henghuiding/gRefCOCO"
-    if dataset in _STAMPS:
-        return f"{dataset}.zip: {_ARCHIVE.format(stamp=_STAMPS[dataset], file=f'{dataset}.zip')} ({_WORKING})"
+    if dataset in STAMPS:
+        archive = f"https://web.archive.org/web/{STAMPS[dataset]}/{UNC}/{dataset}.zip"
+        return f"{dataset}.zip: {archive} ({_WORKING})"
     return f"the files of {dataset} from their original source; it is not one of the published datasets"
 
 
@@ -159,7 +161,7 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """The result of the check for all datasets under a folder."""
 
     root: str
@@ -192,7 +194,7 @@ _COLUMN = 20
 _SHOWN = 5  # cases listed for each problem
 
 
-def format_report(report: Report) -> str:
+def format_report(report: CheckReport) -> str:
     """Return the report as text: for each dataset a table of counts and its problems, then the absent datasets."""
     lines = [f"{report.root}: {_number(len(report.datasets), 'dataset')}", ""]
     for dataset in report.datasets:
@@ -200,15 +202,9 @@ def format_report(report: Report) -> str:
     if report.absent:
         names = ", ".join(report.absent)
         lines += [*_wrap(f"{names} (--dataset NAME prints where to get them)", "Not found: "), ""]
-    total = sum(len(dataset.problems) for dataset in report.datasets)
-    affected = sum(bool(dataset.problems) for dataset in report.datasets)
-    summary = (
-        "no problems found"
-        if report.ok
-        else f"{_number(total, 'problem')} in {affected} of {_number(len(report.datasets), 'dataset')}"
-    )
-    lines.append(f"{'✓' if report.ok else '✗'} {summary}")
-    return "\n".join(lines)
+    problems = [len(dataset.problems) for dataset in report.datasets if dataset.problems]
+    found = f"{_number(sum(problems), 'problem')} in {len(problems)} of {_number(len(report.datasets), 'dataset')}"
+    return "\n".join([*lines, "✓ no problems found" if report.ok else f"✗ {found}"])
 
 
 def _format_dataset(report: DatasetReport, quick: bool) -> Iterator[str]:
@@ -262,14 +258,8 @@ def _format_problem(problem: Problem) -> Iterator[str]:
 
 
 def _wrap(text: str, first: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(_WIDTH, first, " " * len(first), break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
 
 
 def _number(count: int, noun: str) -> str:

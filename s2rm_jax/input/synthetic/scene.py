@@ -108,7 +108,6 @@ class SceneConfig:
 
 
 def _as_type_of(default: Any, value: Any, name: str) -> Any:
-    """Return the value, converted to the type of the field's default."""
     if isinstance(default, tuple):
         _require(isinstance(value, list | tuple), f"{name} is {value!r}; it must be a list")
         if not default or not value:

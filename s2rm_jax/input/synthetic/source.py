@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.example import Example, Expression, Groups, Source, consecutive_groups
 from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import Reference, refer
 from s2rm_jax.input.synthetic.language import VOCABULARY
@@ -29,7 +29,7 @@ class Composition(NamedTuple):
     masks: list[np.ndarray]
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """Scenes of coloured shapes with expressions; scene i is a pure function of (seed, split, i).
 
     Nothing is stored: every access generates the scene, so threads and processes share nothing.
@@ -76,7 +76,6 @@ class SyntheticSource:
         return self._length
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Return scene `index` with its image, expressions and masks."""
         index = operator.index(index)
         composed = self.composition(index)
         height, width = self._config.image_size
@@ -93,13 +92,9 @@ class SyntheticSource:
             raise IndexError(f"scene {index} of {self._length}")
         return compose(self._config, self._split, self._seed, index)
 
-    def expression_count(self, index: int) -> int:
-        """Return the number of expressions of a scene, which is the same for all."""
-        return self._config.expressions_per_scene
-
-    def referents(self, index: int) -> tuple[tuple[int, ...], ...]:
+    def referents(self, index: int) -> Groups:
         """Return the positions of a scene's expressions, each as a group of its own."""
-        return tuple((position,) for position in range(self._config.expressions_per_scene))
+        return consecutive_groups([1] * self._config.expressions_per_scene)
 
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
