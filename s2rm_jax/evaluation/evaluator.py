@@ -198,7 +198,8 @@ class Evaluator:
             following = next(dispatched, None)  # first, so that device and host work in parallel
             assert current is not None
             items, outputs = current
-            yield score_items(self._protocol, items, *take_batch(outputs), record=record)
+            logits, no_target_logits = take_batch(outputs)
+            yield score_items(self._protocol, items, logits, no_target_logits, record)
             current = following
             if progress is not None:
                 progress(done, len(batches))
