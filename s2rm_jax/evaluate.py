@@ -8,6 +8,7 @@
 Prints the protocol's metrics, by kind of expression if the source has kinds, with bootstrap intervals, and, on the
 splits that papers report, the published figures beside them. Writes a report (index.html) with plots and a gallery of
 random, worst and best cases, and the same as metrics.json, table.md, table.tex, expressions.csv, plots/ and gallery/.
+--coco, --label_studio and --save_masks add the predictions in the formats of other programs (docs/other_tools.md).
 Several processes share the work if flags or the environment configure them, as in training; the first one writes.
 The data, the network and the input size are those of the run's configuration; docs/protocols.md defines the protocols.
 """
@@ -16,8 +17,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
 from etils import epath
@@ -29,6 +32,10 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
+
+if TYPE_CHECKING:
+    from s2rm_jax.evaluation.evaluator import Prediction, Report
+    from s2rm_jax.evaluation.gallery import Cases
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the workdir of a training run", flag_values=FLAGS)
@@ -42,6 +49,19 @@ GALLERY = flags.DEFINE_integer(
 )
 EXPLAIN = flags.DEFINE_bool(
     "explain", False, "also draw, for each case of the gallery, how the network came to it", flag_values=FLAGS
+)
+COCO = flags.DEFINE_bool(
+    "coco", False, "also write COCO's results and true masks, coco_results.json and coco_truth.json", flag_values=FLAGS
+)
+LABEL_STUDIO = flags.DEFINE_string(
+    "label_studio",
+    None,
+    "also write tasks for Label Studio; the address under which it finds the folder of the images, such as "
+    "/data/local-files/?d=images",
+    flag_values=FLAGS,
+)
+SAVE_MASKS = flags.DEFINE_bool(
+    "save_masks", False, "also write every mask as a PNG, in the layout of CRIS's test, to vis/", flag_values=FLAGS
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bound=0, flag_values=FLAGS)
 DATA = flags.DEFINE_multi_string(
@@ -113,7 +133,7 @@ def main() -> dict[str, Any] | None:
     )
     cases = Cases(GALLERY.value)
     evaluator = Evaluator(run.network, run.tokenizer, config, protocol, mesh)
-    report = evaluator(run.params, source, progress=report_evaluation(split), observe=cases)
+    report = _evaluate(partial(evaluator, run.params, source), out, cases, report_evaluation(split))
     sections = Cases.merge(distributed.gather(cases)).sections()
     if not distributed.is_first():
         return None
@@ -144,11 +164,35 @@ def main() -> dict[str, Any] | None:
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
+def _evaluate(evaluate: Callable[..., Report], out: Path, cases: Cases, show: Callable[[int, int], None]) -> Report:
+    """Evaluate, keep the cases of the gallery, and write the files for other programs."""
+    from s2rm_jax.evaluation.result_files import EvaluationFiles
+
+    coco, label_studio, save_masks = bool(COCO.value), LABEL_STUDIO.value or "", bool(SAVE_MASKS.value)
+    with EvaluationFiles(out, coco=coco, label_studio=label_studio, save_masks=save_masks) as files:
+
+        def observe(prediction: Prediction) -> None:
+            cases(prediction)
+            files.add(prediction)
+
+        def progress(done: int, total: int) -> None:
+            files.end_batch()
+            show(done, total)
+
+        record = files.record if coco or label_studio or save_masks else None
+        report = evaluate(progress=progress, observe=observe, record=record)
+        files.write()
+    return report
+
+
 def _find_run() -> epath.Path:
-    """Return the folder of the run; the cache of the Hub is no place for the report."""
+    """Return the folder of the run, and check the flags; the cache of the Hub is no place for the report."""
+    from s2rm_jax.evaluation.result_files import check_address
     from s2rm_jax.training.run import find_run, on_hub
 
     assert WORKDIR.value is not None  # required
+    if LABEL_STUDIO.value is not None:
+        check_address(LABEL_STUDIO.value)
     workdir = find_run(WORKDIR.value)
     if OUT.value is None and on_hub(WORKDIR.value):
         raise UserError(f"--out is missing: {WORKDIR.value} is on the Hugging Face Hub; give a folder for the report")

@@ -18,6 +18,9 @@ its own folder in --out, for which --explain is a file name, and result.json lis
 read is reported and skipped; the exit status is then 4. The same command continues a job that was stopped. Several
 processes share the images with --shard, or started by SLURM and others; each then writes a part file instead of
 result.json. docs/command_line.md covers lists, jobs, videos, --json and --quiet.
+
+--coco also writes coco_results.json and coco_images.json, and --label_studio tasks with the masks as pre-annotations;
+docs/other_tools.md shows how pycocotools, FiftyOne and Label Studio read them.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from PIL import Image
 
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.input.images import load_image
 from s2rm_jax.io import figure_paths, make_output_folder, save_image
 from s2rm_jax.prediction_files import (
@@ -44,6 +48,7 @@ from s2rm_jax.prediction_files import (
     outcomes,
     remove_earlier_prediction,
     require_free_name,
+    write_exports,
     write_prediction,
     write_result,
 )
@@ -77,6 +82,14 @@ OVERLAY = flags.DEFINE_enum("overlay", "on", ["on", "off"], "whether to write ov
 MASKS = flags.DEFINE_enum(
     "masks", "png", ["png", "rle"], "write masks as PNG files, or as COCO's RLE in the results", flag_values=FLAGS
 )
+COCO = flags.DEFINE_bool("coco", False, "also write COCO's results, coco_results.json", flag_values=FLAGS)
+LABEL_STUDIO = flags.DEFINE_string(
+    "label_studio",
+    None,
+    "also write tasks for Label Studio; the address under which it finds the folder of the images, such as "
+    "/data/local-files/?d=images",
+    flag_values=FLAGS,
+)
 SHARD = flags.DEFINE_string(
     "shard", None, "I/N: this process segments share I of N of --images, such as 0/4", flag_values=FLAGS
 )
@@ -102,7 +115,11 @@ def main() -> dict[str, Any]:
     # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
-    options = Options(OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "")
+    if LABEL_STUDIO.value is not None:
+        check_address(LABEL_STUDIO.value)
+    options = Options(
+        OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "", bool(COCO.value), LABEL_STUDIO.value or ""
+    )
     with _compilation_cache():
         predict = _predict_images if IMAGES.value else _predict_image
         return predict(Path(OUT.value), options)
@@ -155,6 +172,7 @@ def _predict_image(out: Path, options: Options) -> dict[str, Any]:
         save_image(Image.fromarray(image), out / SAMPLE_FILE)
     height, width = image.shape[:2]
     content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": entries}
+    write_exports(out, content, options)
     write_result(out, content)
     print("\n".join(outcomes(entries)))
     if figures:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.result_files import Naming, find_naming, remove_result_files, write_coco, write_label_studio
 from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import make_output_folder, save_image, slug, write_atomically, writing
 
@@ -38,11 +39,20 @@ class Options:
         overlay: whether to write overlay.png.
         masks: "png", a file per mask; or "rle", COCO's compressed RLE in the entries of the results.
         explain: the file name of the figures in the folder of each of many images; "" draws none.
+        coco: whether to write COCO's results of all images.
+        label_studio: the address of the images for the tasks of Label Studio; "" writes none.
     """
 
     overlay: bool = True
     masks: str = "png"
     explain: str = ""
+    coco: bool = False
+    label_studio: str = ""
+
+    @property
+    def exports(self) -> bool:
+        """Whether files for other programs are written, which need the masks in the entries of the results."""
+        return self.coco or bool(self.label_studio)
 
 
 def require_free_name(explain: Path) -> None:
@@ -103,12 +113,23 @@ def write_result(out: Path, content: dict[str, Any]) -> None:
     _write_json(out / RESULT_FILE, [json.dumps(content, indent=2, ensure_ascii=False), "\n"])
 
 
+def write_exports(out: Path, content: dict[str, Any], options: Options) -> None:
+    """Write the files of one image for other programs; `content` is that of result.json."""
+    naming = find_naming([content])
+    if options.coco:
+        write_coco(out, lambda: [content], naming)
+    if options.label_studio:
+        write_label_studio(out, [content], naming, options.label_studio)
+
+
 def remove_earlier_prediction(out: Path) -> None:
-    """Remove the masks listed in the result.json of an earlier prediction.
+    """Remove the masks listed in the result.json of an earlier prediction, and its files for other programs.
 
     If it lists several images, their overlays and their empty folders are removed too, so that a video made of the
     overlays has the frames of one prediction only. All other files are kept.
     """
+    with suppress(OSError):
+        remove_result_files(out)
     with suppress(OSError, ValueError, RecursionError):  # missing, or written by another program
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
         _remove_listed(out, content.get("images", [content]) if isinstance(content, dict) else [])
@@ -148,7 +169,8 @@ class Part:
             self._file = stack.enter_context(path.open("a+b"))
             self._lock()
             end, self.done = 0, set[str]()
-            for line, record in self._complete_lines():
+            self._file.seek(0)
+            for line, record in _complete_lines(self._file):
                 if "error" in record:
                     break
                 self.done.add(record["image"])
@@ -194,7 +216,8 @@ class Part:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield all records of the file."""
-        return (record for _, record in self._complete_lines())
+        self._file.seek(0)
+        return (record for _, record in _complete_lines(self._file))
 
     def clear(self) -> None:
         """Remove all records."""
@@ -207,17 +230,17 @@ class Part:
             self._file.write(json.dumps(record).encode() + b"\n")  # ASCII; bytes of names that are no UTF-8 escaped
             self._file.flush()
 
-    def _complete_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Yield lines with their records, up to one that a killed process left incomplete."""
-        self._file.seek(0)
-        for line in self._file:
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except (ValueError, RecursionError):
-                return
-            if not isinstance(record, dict) or "image" not in record:
-                return
-            yield line, record
+
+def _complete_lines(file: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield lines with their records, up to one that a killed process left incomplete."""
+    for line in file:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(record, dict) or "image" not in record:
+            return
+        yield line, record
 
 
 def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Part:
@@ -243,7 +266,7 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
         different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
         raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
     with ExitStack() as stack:
-        part = stack.enter_context(Part(out / f"part-{index}-of-{number}.jsonl"))
+        part = stack.enter_context(Part(_part_path(out, index, number)))
         if earlier != settings:
             if number == 1:
                 _remove_listed(out, part.records())
@@ -270,9 +293,54 @@ def write_result_of(part: Part, out: Path) -> None:
             separator = ",\n    "
         yield "\n  ]" if separator[0] == "," else "]"
 
-    done = (record for record in part.records() if "error" not in record)
-    text = chain(['{\n  "images": ['], items(done), [',\n  "failed": ['], items(part.failed), ["\n}\n"])
+    text = chain(
+        ['{\n  "images": ['], items(_good(part.records())), [',\n  "failed": ['], items(part.failed), ["\n}\n"]
+    )
     _write_json(out / RESULT_FILE, text)
+
+
+def write_exports_of(
+    part: Part, out: Path, options: Options, *, share: tuple[int, int], images: int, naming: Naming
+) -> None:
+    """Write the files of a job for other programs.
+
+    Each process writes the tasks of its share for Label Studio. The process that ends last writes COCO's results.
+
+    Args:
+        part: the finished part of this process.
+        out: the folder of the job.
+        options: which files to write.
+        share: the index of the process and the number of processes.
+        images: the number of images of all processes.
+        naming: the names and ids of all images.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    index, number = share
+    if options.label_studio:
+        name = f"{index}-of-{number}" if number > 1 else ""
+        write_label_studio(out, _good(part.records()), naming, options.label_studio, name)
+    if not options.coco:
+        return
+    paths = [_part_path(out, one, number) for one in range(number)]
+    if number > 1 and sum(1 for _ in _records_of(paths)) < images:
+        return  # others are at work, or have not started
+    write_coco(out, lambda: _good(_records_of(paths)), naming)
+
+
+def _part_path(out: Path, index: int, number: int) -> Path:
+    return out / f"part-{index}-of-{number}.jsonl"
+
+
+def _records_of(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            yield from (record for _, record in _complete_lines(file))
+
+
+def _good(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (record for record in records if "error" not in record)
 
 
 def remove_job(part: Part, out: Path) -> None:
@@ -307,9 +375,9 @@ def _entry(folder: Path, result: Result, row: int, options: Options) -> dict[str
         "area": int(np.count_nonzero(mask)),
         "box": image.getbbox(),
     }
-    if options.masks == "rle":
+    if options.masks == "rle" or options.exports:
         entry["mask"] = encode_rle(mask)
-    else:
+    if options.masks != "rle":
         entry["file"] = f"mask_{row + 1}_{slug(expression)}.png"
         save_image(image, folder / entry["file"])
     if result.no_target is not None:

@@ -28,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from s2rm_jax.errors import UserError, explaining, first_of, one_line
+from s2rm_jax.evaluation.result_files import find_naming
 from s2rm_jax.input.images import FORMATS, is_url, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
@@ -38,6 +39,7 @@ from s2rm_jax.prediction_files import (
     is_result,
     open_part,
     remove_job,
+    write_exports_of,
     write_prediction,
     write_result_of,
 )
@@ -54,11 +56,15 @@ _Path = TypeVar("_Path", bound=PurePath)
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a job: its file or address, its expressions, and the folder of its results below that of the job."""
+    """An image of a job: its file or address, its expressions, and the folder of its results below that of the job.
+
+    `number` is its place in the list, from 1.
+    """
 
     image: str
     expressions: tuple[str, ...]
     folder: str
+    number: int = 1
 
 
 def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]:
@@ -100,8 +106,8 @@ def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]
         raise UserError(f"--text is missing, and {missing} has no expressions of its own; give --text (see --help)")
     folders = result_folders([Path(name) for name in found], taken=RESULT_FILE)
     return [
-        Item(name, tuple(own or expressions), folder.as_posix())
-        for (name, own), folder in zip(found.items(), folders, strict=True)
+        Item(name, tuple(own or expressions), folder.as_posix(), number)
+        for number, ((name, own), folder) in enumerate(zip(found.items(), folders, strict=True), start=1)
     ]
 
 
@@ -155,7 +161,7 @@ def run_job(
 
     Threads read images and write results while the device works. An image that cannot be read is reported on stderr;
     its record has an "error". The only process of a job writes result.json, also if it is interrupted, and removes its
-    part file when it is done. Part files of several processes stay.
+    part file when it is done. Part files of several processes stay. Files for other programs are written at the end.
 
     Args:
         segmenter: the network.
@@ -193,6 +199,9 @@ def run_job(
                     write_result_of(part, out)
             raise
         part.finish()
+        if options.exports:
+            naming = find_naming({"image": item.image} for item in items)
+            write_exports_of(part, out, options, share=share, images=len(items), naming=naming)
         if number == 1:
             write_result_of(part, out)
             remove_job(part, out)
@@ -267,6 +276,8 @@ def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Op
     """Write the files of an image and return its record."""
     height, width = image.shape[:2]
     record: dict[str, Any] = {"image": item.image, "width": width, "height": height}
+    if options.exports:
+        record["number"] = item.number
     folder = out / item.folder
     if options.overlay or options.explain or options.masks == "png":
         make_output_folder(folder)

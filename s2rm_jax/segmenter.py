@@ -34,7 +34,7 @@ from PIL import Image
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.explain import Explanation, explanations, reduce
-from s2rm_jax.evaluation.protocols import resize_logits
+from s2rm_jax.evaluation.protocols import mask_score, resize_logits
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.training.run import load_run
@@ -300,8 +300,7 @@ def _result(of: tuple[EncodedImage, tuple[str, ...], list[np.ndarray], list[floa
         masks[row] = resized > 0
         if no_target and no_target[row] > 0.5:
             masks[row] = False
-        foreground = resized[masks[row]]
-        scores[row] = np.mean(_sigmoid(foreground)) if foreground.size else 0.0
+        scores[row] = mask_score(resized, masks[row])
     return Result(expressions, masks, scores, np.array(no_target) if no_target else None)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from s2rm_jax import prediction_job
 from s2rm_jax.errors import UserError
@@ -222,3 +223,71 @@ def test_names_that_are_not_unicode_survive(run, tmp_path):
     assert "日本" in (tmp_path / "out/result.json").read_text()
     run(paths := [os.fsdecode(names[0])], "red", share=(0, 2), out=tmp_path / "shared")
     assert run(paths, "red", share=(0, 2), out=tmp_path / "shared").count == 1
+
+
+EXPORTS = Options(overlay=False, masks="rle", coco=True, label_studio="https://example.org/images")
+
+
+def coco_of(out):
+    """Return the images and the entries of COCO's results, as pycocotools loads them."""
+    images = COCO(out / "coco_images.json")
+    return images.imgs, list(images.loadRes(str(out / "coco_results.json")).anns.values())
+
+
+def test_results_for_other_programs(run, paths, tmp_path):
+    run(paths, "red", "blue", options=EXPORTS)
+    assert files(tmp_path / "out") == [
+        *("coco_images.json", "coco_results.json", "label_studio/config.xml", "label_studio/tasks-0001.json"),
+        "result.json",
+    ]
+    images, entries = coco_of(tmp_path / "out")
+    assert [(number, image["file_name"]) for number, image in images.items()] == [
+        (1, "1.png"),
+        (2, "2.png"),
+        (3, "3.png"),
+    ]
+    assert [(one["image_id"], one["expression"], one["bbox"]) for one in entries] == [
+        *((1, "red", [0, 0, 6, 4]), (1, "blue", [0, 0, 0, 0]), (2, "red", [0, 0, 0, 0])),
+        *((2, "blue", [0, 0, 6, 4]), (3, "red", [0, 0, 6, 4]), (3, "blue", [0, 0, 0, 0])),
+    ]
+    tasks = json.loads((tmp_path / "out/label_studio/tasks-0001.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"https://example.org/images/{n}.png" for n in (1, 2, 3)]
+
+    run(paths[:1], "red")  # another prediction
+    assert files(tmp_path / "out") == ["1/mask_1_red.png", "1/overlay.png", "result.json"]
+
+
+def test_the_last_of_several_processes_writes_the_results_of_all(run, paths, tmp_path):
+    one, shared = tmp_path / "one", tmp_path / "shared"
+    run(paths, "red", options=EXPORTS, out=one)
+    for index in (2, 0):
+        run(paths, "red", share=(index, 3), options=EXPORTS, out=shared)
+        assert not (shared / "coco_results.json").exists()
+    run(paths, "red", share=(1, 3), options=EXPORTS, out=shared)
+    (images, entries), (expected_images, expected) = coco_of(shared), coco_of(one)
+    assert images == expected_images
+
+    def by_image(entries):
+        return sorted(
+            (one["image_id"], one["expression"], one["segmentation"]["counts"], one["score"]) for one in entries
+        )
+
+    assert by_image(entries) == by_image(expected)
+    tasks = [json.loads(path.read_text()) for path in sorted((shared / "label_studio").glob("tasks-*-of-3-0001.json"))]
+    named = sorted(task["data"]["image"] for share in tasks for task in share)
+    assert named == [f"https://example.org/images/{number}.png" for number in (1, 2, 3)]
+
+    Image.new("RGB", (6, 4), "red").save(paths[3])  # the image that could not be read; its share is started again
+    run(paths, "red", share=(0, 3), options=EXPORTS, out=shared)
+    assert set(coco_of(shared)[0]) == {1, 2, 3, 4}
+
+
+def test_names_of_coco_give_its_ids_also_beside_masks_in_files(run, tmp_path):
+    names = ["COCO_train2014_000000000072.png", "COCO_train2014_000000000030.png"]
+    for name in names:
+        Image.new("RGB", (6, 4), "red").save(tmp_path / name)
+    run([tmp_path / name for name in names], "red", options=Options(overlay=False, coco=True))
+    images, _ = coco_of(tmp_path / "out")
+    assert {number: image["file_name"] for number, image in images.items()} == {72: names[0], 30: names[1]}
+    (entry,) = result(tmp_path / "out")["images"][0]["results"]
+    assert entry["file"] == "mask_1_red.png" and decode_rle(entry["mask"], 4, 6).all()

@@ -44,6 +44,14 @@ def test_public_names_are_imported_when_they_are_used():
     assert names <= set(dir(s2rm_jax))
 
 
+def test_the_types_of_the_public_names_are_checked_strictly():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    (strict,) = settings["overrides"]
+    modules = {getattr(s2rm_jax, name).__module__ for name in set(s2rm_jax.__all__) - {"__version__"}}
+    assert settings["disallow_untyped_defs"] and strict["disallow_any_generics"]
+    assert modules | {"s2rm_jax"} <= set(strict["module"])
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 's2rm_jax' has no attribute 'Segmentor'"):
         _ = s2rm_jax.Segmentor

@@ -7,10 +7,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, metrics
 from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts, count_pixels, score_masks
-from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, predicted_mask, true_mask
+from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, mask_score, predicted_mask, resize_logits, true_mask
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.masks import rasterize
@@ -31,14 +31,36 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_batch
 
 
+class Answer(NamedTuple):
+    """The masks of an expression at the size of the image, for the files that other programs read.
+
+    predicted  the mask that the protocol's threshold and resampling give; empty if the network predicts no target
+    true       the true mask
+    score      the mean probability of foreground over the predicted mask, as in `Segmenter.segment`
+    referent   the id of the referent in the dataset, or "" if it is not known
+    """
+
+    predicted: Bool[np.ndarray, "height width"]
+    true: Bool[np.ndarray, "height width"]
+    score: float
+    referent: str
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one expression; both masks have the size at which the protocol compares them."""
+    """The prediction for one expression; both masks have the size at which the protocol compares them.
+
+    `record` is what the argument `record` of the Evaluator returned.
+    """
 
     example: Example
     true: Bool[np.ndarray, "h w"]
     predicted: Bool[np.ndarray, "h w"]
     score: ExpressionScore
+    record: Any = None
+
+
+Record = Callable[[Prediction, Answer], Any]
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,7 @@ class Evaluator:
         *,
         progress: Callable[[int, int], None] | None = None,
         observe: Callable[[Prediction], None] | None = None,
+        record: Record | None = None,
     ) -> Report:
         """Score every expression of `source`, in its order; every process gets the report on all of them.
 
@@ -124,13 +147,15 @@ class Evaluator:
             source: the split to evaluate.
             progress: called with (batches done, batches in total) after each batch.
             observe: called with every prediction of this process.
+            record: called with every prediction of this process and its masks at the size of the image, in several
+                threads and before `observe`.
 
         Raises:
             UserError: the source has no expressions.
         """
         mine: list[list[ExpressionScore]] = []  # batch by batch
         problems: list[str] = []
-        for predictions in self._batches(params, source, progress, problems):
+        for predictions in self._batches(params, source, progress, problems, record):
             mine.append([])
             for prediction in predictions:
                 mine[-1].append(prediction.score)
@@ -146,7 +171,12 @@ class Evaluator:
         return Report(tuple(scores), self._protocol, sum(left_out))
 
     def _batches(
-        self, params: Any, source: Source, progress: Callable[[int, int], None] | None, problems: list[str]
+        self,
+        params: Any,
+        source: Source,
+        progress: Callable[[int, int], None] | None,
+        problems: list[str],
+        record: Record | None,
     ) -> Iterator[Iterator[Prediction]]:
         """Yield the predictions of each batch, to be consumed before the next batch is requested.
 
@@ -168,7 +198,8 @@ class Evaluator:
             following = next(dispatched, None)  # first, so that device and host work in parallel
             assert current is not None
             items, outputs = current
-            yield score_items(self._protocol, items, *take_batch(outputs))
+            logits, no_target_logits = take_batch(outputs)
+            yield score_items(self._protocol, items, logits, no_target_logits, record)
             current = following
             if progress is not None:
                 progress(done, len(batches))
@@ -182,12 +213,13 @@ def score_items(
     items: list[pipeline.EvalItem],
     logits: Float[np.ndarray, "b k h w"],
     no_target_logits: Float[np.ndarray, "b k"] | None = None,
+    record: Record | None = None,
 ) -> Iterator[Prediction]:
     """Yield the predictions of the items of a batch in their order, scored in threads; other rows are padding."""
 
     def score(row: int) -> list[Prediction]:
         no_target = None if no_target_logits is None else no_target_logits[row]
-        return list(_predictions_of_item(protocol, items[row], logits[row], no_target))
+        return list(_predictions_of_item(protocol, items[row], logits[row], no_target, record))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         coming: deque[Future[list[Prediction]]] = deque()
@@ -204,6 +236,7 @@ def _predictions_of_item(
     item: pipeline.EvalItem,
     logits: Float[np.ndarray, "k h w"],
     no_target_logits: Float[np.ndarray, " k"] | None,
+    record: Record | None,
 ) -> Iterator[Prediction]:
     example = item.example
     identity = _identity(example)
@@ -232,7 +265,28 @@ def _predictions_of_item(
             centre=_centroid(original, area) if targeted else None,
             image=identity,
         )
-        yield Prediction(example, true, predicted, score)
+        prediction = Prediction(example, true, predicted, score)
+        if record is not None:
+            mask, probability = _at_original_size(protocol, logits[row], rejected, predicted, original.shape)
+            answer = Answer(mask, original, probability, expression.referent)
+            prediction = replace(prediction, record=record(prediction, answer))
+        yield prediction
+
+
+def _at_original_size(
+    protocol: Protocol,
+    logits: Float[np.ndarray, "h w"],
+    rejected: bool,
+    predicted: Bool[np.ndarray, "_ _"],
+    size: tuple[int, ...],
+) -> tuple[Bool[np.ndarray, "height width"], float]:
+    """Return the mask of an Answer and its score, given the mask that the protocol compares."""
+    if rejected:
+        return np.zeros(size, bool), 0.0
+    height, width = size
+    if protocol.size is not None:
+        predicted = predicted_mask(replace(protocol, size=None), logits, height, width)
+    return predicted, mask_score(resize_logits(logits, height, width), predicted)
 
 
 def _identity(example: Example) -> str:

@@ -199,6 +199,12 @@ def resize_logits(logits: Float[np.ndarray, "h w"], height: int, width: int) -> 
     return np.asarray(resized)
 
 
+def mask_score(logits: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
+    """Return the mean probability of foreground over the pixels of a mask; 0 if it is empty."""
+    foreground = logits[mask]
+    return float(np.mean((1 + np.tanh(foreground.astype(np.float64) / 2)) / 2)) if foreground.size else 0.0
+
+
 _CUBIC_A = -0.75  # of the cubic kernel in OpenCV and PyTorch (Pillow has -0.5)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from s2rm_jax.input.images import load_image, map_files, read_header
 
 # A mask in any of the forms that datasets use: a boolean array [H, W], a list of COCO polygons
 # [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
-Segmentation = np.ndarray | list | dict[str, Any]
+Segmentation = np.ndarray | list[Any] | dict[str, Any]
 Groups = tuple[tuple[int, ...], ...]  # positions of an example's expressions, grouped by referent
 
 
@@ -24,13 +24,14 @@ class Expression:
     """One expression and the mask of its referent; the segmentation [] means that it refers to nothing.
 
     `kind` is the kind of expression ("attribute", "relation", ...) if the source has kinds, else "". `id` is unique
-    within the source's split and stable between runs.
+    within the source's split and stable between runs. `referent` is the ref_id of the REFER layout; "" elsewhere.
     """
 
     text: str
     segmentation: Segmentation
     kind: str = ""
     id: str = ""
+    referent: str = field(default="", compare=False)
 
     @property
     def has_target(self) -> bool:

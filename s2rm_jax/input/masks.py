@@ -281,6 +281,11 @@ def encode_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
 
+def mask_box(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int] | None:
+    """Return the (left, top, right, bottom) of a mask in pixels, right and bottom exclusive; None if it is empty."""
+    return Image.fromarray(mask.astype(np.uint8)).getbbox()
+
+
 def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Decode {"size": [H, W], "counts": ...}: run lengths in column order, beginning with the background.
 

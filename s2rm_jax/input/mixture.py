@@ -63,7 +63,10 @@ class MixtureSource(Source):
         """Return an example of a part, with the part's name before its id and those of its expressions."""
         number, position = self._locate(index)
         name, example = self._names[number], self._parts[number][position]
-        expressions = tuple(replace(one, id=f"{name}/{one.id}") for one in example.expressions)
+        expressions = tuple(
+            replace(one, id=f"{name}/{one.id}", referent=one.referent and f"{name}/{one.referent}")
+            for one in example.expressions
+        )
         return replace(example, id=f"{name}/{example.id}", expressions=expressions)
 
     def referents(self, index: int) -> Groups:

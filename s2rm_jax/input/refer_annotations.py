@@ -341,7 +341,10 @@ def select_referents(
         texts = _expressions(ref, sentence_field, refs_path)
         if generalised:  # its sent_id may not be unique by itself
             texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
-        expressions = tuple(Expression(text, segmentation, id=id) for id, text in texts if text.strip())
+        referent = str(ref.get("ref_id", ""))
+        expressions = tuple(
+            Expression(text, segmentation, id=id, referent=referent) for id, text in texts if text.strip()
+        )
         without_words += [id for id, text in texts if not text.strip()]
         if expressions:
             referents.append(Referent(image, expressions))

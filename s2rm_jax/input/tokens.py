@@ -26,6 +26,11 @@ class Tokenizer:
     worker process; transformers takes a second. Objects can be pickled.
     """
 
+    vocabulary: tuple[str, ...]
+    max_tokens: int
+    lower_case: bool
+    truncated: int
+
     def __init__(
         self, vocabulary: str | os.PathLike[str] | Sequence[str], max_tokens: int = 20, lower_case: bool = True
     ):
@@ -116,11 +121,11 @@ class Tokenizer:
         # The engine's own `save` raises an unspecific exception on a full disk.
         Path(path).write_text(engine.to_str(pretty=True), encoding="utf-8")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[tuple[str, ...], int, bool]]:
         return Tokenizer, (self.vocabulary, self.max_tokens, self.lower_case)
 
 
-def _word_pieces(ids: dict[str, int], lower_case: bool):
+def _word_pieces(ids: dict[str, int], lower_case: bool) -> Any:
     from tokenizers import Tokenizer as Engine
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer

@@ -601,7 +601,9 @@ class S2RMModel(nn.Module):
         """[B, 3, H, W] -> maps [B, h_i, w_i, c_i] from fine to coarse, for any number of calls of `ground`."""
         return self.vision(images)
 
-    def ground(self, features: tuple[Tensor, ...], tokens: Tensor, token_mask: Tensor, image_size: tuple[int, int]):
+    def ground(
+        self, features: tuple[Tensor, ...], tokens: Tensor, token_mask: Tensor, image_size: tuple[int, int]
+    ) -> Output:
         """Segment expressions on encoded images of image_size = (height, width) pixels and return `Output`."""
         words = self.text(tokens.flatten(0, 1), token_mask.flatten(0, 1)).unflatten(0, (-1, tokens.shape[1]))
         fused, attention, weights = self.fusion(features[-1], words, token_mask)

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and its saved output is up to date."""
+"""The notebooks run from their first cells to their last, and saved output is up to date."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-NOTEBOOK = Path(__file__).parents[2] / "docs" / "segment_your_image.ipynb"
+from tests.input import refer_fixture
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "docs" / "segment_your_image.ipynb"
+TRAINING = ROOT / "docs" / "train_refcoco.ipynb"
 
 
 def scores_shown(notebook):
@@ -40,3 +44,57 @@ def test_the_saved_output_is_small_and_complete():
     assert '"output_type": "error"' not in text and "Traceback" not in text
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         assert cell.cell_type != "code" or cell.execution_count, "run the notebook before saving it"
+
+
+TINY = """
+import os
+
+from ml_collections import ConfigDict
+
+from tests.conftest import tiny_config
+
+
+def get_config():
+    config = tiny_config()
+    source = {"name": "refer", "root": os.environ["S2RM_DATA"], "dataset": "refcoco", "split_by": "unc"}
+    config.input.source = ConfigDict(source)
+    config.text.vocab, config.text.vocab_size = os.environ["S2RM_BERT_VOCAB"], 9
+    return config
+"""
+
+
+def test_the_notebook_on_training_runs_all_its_steps(tmp_path, monkeypatch):
+    """On generated images in the layout of RefCOCO, with a tiny network."""
+    nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: pip install nbclient")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install nbclient")
+    (tmp_path / "tiny.py").write_text(TINY)
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "left", "right", "red", "green", "box")
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    data = refer_fixture.write_refer_layout(tmp_path / "data")
+    settings = {"S2RM_DATA": data, "S2RM_BERT_VOCAB": tmp_path / "vocab.txt", "CONFIG": tmp_path / "tiny.py"}
+    settings |= {"SPLITS": "val", "WORKDIR": tmp_path / "run", "PACKAGE": "", "PYTHONPATH": ROOT}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+    notebook = nbformat.read(TRAINING, as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [output.data for output in outputs if "data" in output]
+    assert sum("image/png" in data for data in shown) == 1
+    text = "".join(output.get("text", "") for output in outputs)
+    text += "".join(data.get("text/markdown", "") for data in shown)
+    for part in ("s2rm_jax.train ", "refcoco, split by unc", "Trained 2 steps", "over 8 expressions of val", "| all |"):
+        assert part in text
+    names = {path.name for folder in ("eval-val", "pytorch") for path in (tmp_path / "run" / folder).iterdir()}
+    assert names >= {"index.html", "model.safetensors"}
+
+
+def test_the_notebook_on_training_has_no_output_of_a_tiny_network():
+    nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: pip install nbclient")
+    cells = [cell for cell in nbformat.read(TRAINING, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    script = (ROOT / "launch" / "refcoco_on_one_gpu.sh").read_text(encoding="utf-8")
+    for command in re.findall(r"-m (s2rm_jax\.\w+)", script):  # the same steps
+        assert any(command in cell.source for cell in cells), command

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 from safetensors.numpy import save_file
 
 from s2rm_jax import default_network
@@ -407,3 +408,33 @@ def test_demo_with_a_taken_port_or_without_its_extra(tiny_workdir, monkeypatch):
     status, _, errors = command("demo", f"--workdir={tiny_workdir}")
     assert status == 2
     assert "pip install -e '.[demo]'" in errors
+
+
+def test_results_for_other_programs(tiny_workdir, tmp_path, image):
+    flags = ("--coco", "--label_studio=/data/local-files/?d=images")
+    status, _, errors = command(
+        "predict",
+        f"--workdir={tiny_workdir}",
+        f"--image={image}",
+        "--text=the star",
+        f"--out={tmp_path / 'one'}",
+        *flags,
+    )
+    assert status == 0, errors
+    evaluation = ("--gallery=0", "--limit=2", "--save_masks", f"--out={tmp_path / 'all'}", *flags)
+    status, _, errors = command("evaluate", f"--workdir={tiny_workdir}", *evaluation)
+    assert status == 0, errors
+    for folder, name, count in (("one", "coco_images.json", 1), ("all", "coco_truth.json", 6)):
+        images = COCO(tmp_path / folder / name)
+        assert len(images.loadRes(str(tmp_path / folder / "coco_results.json")).anns) == count
+        assert (tmp_path / folder / "label_studio/tasks-0001.json").exists()
+    assert len(list((tmp_path / "all/vis").glob("*-iou=*.png"))) == 6
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_mistyped_address_is_reported_before_anything_is_written(tiny_workdir, tmp_path, image, name):
+    asked = (f"--image={image}", "--text=the star") if name == "predict" else ()
+    flags = (f"--out={tmp_path / 'out'}", "--label_studio=images")
+    status, _, errors = command(name, f"--workdir={tiny_workdir}", *asked, *flags)
+    assert status == 2 and errors.startswith("error: --label_studio: images is not the beginning of the addresses of")
+    assert not (tmp_path / "out").exists()

@@ -128,7 +128,8 @@ def test_evaluation_by_several_processes_writes_the_files_of_one(start, straight
     outputs = []
     for count, devices in ((1, 1), (2, 2), *([(4, 1)] if long else [])):
         folder = tmp_path / str(count)
-        flags = (f"--out={folder}", "--limit=7", "--gallery=2", "--explain")
+        flags = (f"--out={folder}", "--limit=7", "--gallery=2", "--explain", "--coco", "--save_masks")
+        flags = (*flags, "--label_studio=/images")
         with start(straight, count, devices, command="evaluate", arguments=flags) as running:
             first, *others = running.succeed()
         assert "over 21 expressions of val" in first
@@ -138,13 +139,15 @@ def test_evaluation_by_several_processes_writes_the_files_of_one(start, straight
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
     assert {"gallery/explained.txt", "expressions.csv", "metrics.json"} <= set(names)
     assert len([name for name in names if "gallery" in name]) >= 5
+    assert len([name for name in names if name.startswith("vis/") and "-iou=" in name]) == 21
     rows = (one / "expressions.csv").read_text().splitlines()
     assert len(rows) == 1 + 21
     for other in several:
         assert sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()) == names
         assert (other / "expressions.csv").read_text().splitlines() == rows
         assert (other / "metrics.json").read_text() == (one / "metrics.json").read_text()
-        assert (other / "table.md").read_text() == (one / "table.md").read_text()
+        for name in ("table.md", "coco_results.json", "label_studio/tasks-0001.json"):
+            assert (other / name).read_text() == (one / name).read_text()
 
 
 @pytest.mark.parametrize(("count", "devices"), [(1, 1), long_case(4, 1)])

@@ -67,7 +67,7 @@ class SceneConfig:
     expressions_per_scene: int = 4
     held_out_pairs: tuple[tuple[str, str], ...] = HELD_OUT_PAIRS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             values, choices = getattr(self, name), ", ".join(known)
             unknown = [value for value in values if value not in known]
