@@ -32,7 +32,7 @@ from s2rm_jax.training.checkpoint import (
     has_checkpoint,
     restore_params,
 )
-from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY
+from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, ProgramStore, open_program_store
 from s2rm_jax.training.lock import HOLDER_FILE
 from s2rm_jax.training.logging import (
     LOG_DIRECTORY,
@@ -77,7 +77,7 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")  #
 class LoadedRun:
     """A trained network with its parameters, its tokenizer and its configuration.
 
-    `step` is that of its checkpoint, None for a folder of weights.
+    `step` is that of its checkpoint, None for a folder of weights. `programs` keeps its compiled programs, if asked for.
     """
 
     network: nn.Module
@@ -85,6 +85,7 @@ class LoadedRun:
     tokenizer: Tokenizer
     config: ConfigDict
     step: int | None = None
+    programs: ProgramStore | None = None
 
 
 def load_run(
@@ -93,6 +94,7 @@ def load_run(
     sharding: jax.sharding.Sharding | None = None,
     *,
     config: ConfigDict | None = None,
+    keep_programs: bool = False,
 ) -> LoadedRun:
     """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
 
@@ -103,6 +105,7 @@ def load_run(
         which: "best" by config.eval.metric of the run, or "latest".
         sharding: of the parameters; by default each is on one device of this process.
         config: the result of `load_config(find_run(workdir))`, if the caller has it already.
+        keep_programs: whether to keep compiled programs for the next process, if possible.
 
     Raises:
         UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
@@ -110,19 +113,20 @@ def load_run(
     """
     folder = find_run(workdir)
     with _explaining_damage(workdir, folder):
-        return _load_folder(folder, which, sharding, config)
+        return _load_folder(folder, which, sharding, load_config(folder) if config is None else config, keep_programs)
 
 
 def _load_folder(
     workdir: epath.Path,
     which: Literal["best", "latest"],
     sharding: jax.sharding.Sharding | None,
-    config: ConfigDict | None,
+    config: ConfigDict,
+    keep_programs: bool,
 ) -> LoadedRun:
-    config = load_config(workdir) if config is None else config
     tokenizer = Tokenizer(workdir / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
     network = build_network(config)
-    shapes = parameter_shapes(network, config)
+    programs = open_program_store(config) if keep_programs else None
+    shapes = parameter_shapes(network, config) if programs is None else programs.parameter_shapes(network)
     weights = Path(workdir) / SAFETENSORS
     step: int | None = None
     if not on_bucket(workdir) and weights.is_file() and not has_checkpoint(workdir):
@@ -131,7 +135,7 @@ def _load_folder(
         step, params = restore_params(workdir, config.eval.metric, which, shapes, sharding)
     if sharding is not None:
         params = jax.device_put(params, sharding)
-    return LoadedRun(network, params, tokenizer, config, step)
+    return LoadedRun(network, params, tokenizer, config, step, programs)
 
 
 def find_run(workdir: epath.PathLike) -> epath.Path:
