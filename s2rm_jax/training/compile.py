@@ -1,8 +1,8 @@
 """The compiled training step: compiling it ahead of time, caching compiled programs, and profiling steps.
 
-Compiled programs are cached in two ways. JAX's compilation cache (`compilation_cache`) saves compiling, but each process
-traces the program again to find it. A `ProgramStore` keeps whole executables, so not even the tracing is repeated; it
-is for prediction on CPUs, where starting takes longer than segmenting.
+Compiled programs are cached in two ways. JAX's compilation cache (`compilation_cache`) saves compiling, but a process
+traces its programs to find them there. A `ProgramStore` keeps whole executables, which saves tracing too; it is for
+prediction on CPUs, where starting takes longer than segmenting.
 """
 
 from __future__ import annotations
@@ -286,10 +286,8 @@ class ProgramStore:
                 program = _load(path, described, load)
                 if program is None:
                     program = function.lower(*arguments, **static).compile()
-                    try:
-                        _save(path, described, pickle.dumps(serialize(program)))
-                    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
-                        pass  # JAX cannot serialize this program
+                    with contextlib.suppress(ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+                        _save(path, described, pickle.dumps(serialize(program)))  # not all can be serialized
                 programs[key] = program
             return programs[key](*arguments)
 

@@ -77,7 +77,7 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")  #
 class LoadedRun:
     """A trained network with its parameters, its tokenizer and its configuration.
 
-    `step` is that of its checkpoint, None for a folder of weights. `programs` keeps its compiled programs, if asked for.
+    `step` is that of its checkpoint, None for a folder of weights. `programs` keeps compiled programs, if asked for.
     """
 
     network: nn.Module
