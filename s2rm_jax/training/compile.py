@@ -229,11 +229,11 @@ def open_program_store(config: ConfigDict) -> ProgramStore | None:
     disabled = config.compilation_cache == OFF or not settings["jax_enable_compilation_cache"]
     if disabled or settings["jax_compilation_cache_dir"] or jax.default_backend() != "cpu":
         return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2rm_jax" / "programs"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2rm_jax" / "programs"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter of a user without a home
         return None
     return ProgramStore(folder, config) if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 

@@ -152,6 +152,10 @@ def test_programs_are_kept_only_where_nobody_else_can_write(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     assert open_program_store(config) is None
+    with monkeypatch.context() as patched:
+        patched.delenv("XDG_CACHE_HOME")
+        patched.setattr(os.path, "expanduser", lambda path: path)  # a user without a home
+        assert open_program_store(config) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert open_program_store(config) is None
