@@ -57,6 +57,7 @@ SUITES = {
     "growth": Suite("parts.growth", 220),
     "lavt": Suite("many_expressions.against_lavt", 120, ("lavt",)),
     "programs": Suite("many_expressions.serving_programs", 80),
+    "scoring": Suite("training_speed.scoring", 60),
     "serving": Suite("serving_load.serving", 150),
     "startup": Suite("startup.startup", 200),
     "train": Suite("training_speed.training_speed", 200),

@@ -100,7 +100,7 @@ def main() -> None:
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     root_path = f"/{ROOT_PATH.value.strip('/')}" if ROOT_PATH.value.strip("/") else ""
     listening = _listen(HOST.value, PORT.value)  # first: a port that is in use is reported before the network is loaded
-    segmenter = Segmenter.from_checkpoint(WORKDIR.value, which)
+    segmenter = Segmenter.from_checkpoint(WORKDIR.value, which, keep_programs=True)
     limits = Limits(
         bytes=round(1e6 * MAX_MEGABYTES.value),
         pixels=round(1e6 * MAX_MEGAPIXELS.value),

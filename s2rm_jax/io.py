@@ -45,19 +45,25 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
     return epath.Path(workdir)
 
 
-def write_atomically(path: epath.Path | Path, text: str | Iterable[str], errors: str = "strict") -> None:
+def write_atomically(path: epath.Path | Path, text: str | bytes | Iterable[str], errors: str = "strict") -> None:
     """Write a file atomically, also if several processes write it at the same time.
 
     At any moment the file has its old or its new content; writes to buckets are atomic anyway. `text` is the content
     or the parts of it, and `errors` what to do with text that is not valid Unicode, as for `open`.
     """
     if on_bucket(path):
-        path.write_text("".join(text))
+        if isinstance(text, bytes):
+            path.write_bytes(text)
+        else:
+            path.write_text("".join(text))
         return
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with open(temporary, "w", encoding="utf-8", errors=errors) as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        if isinstance(text, bytes):
+            temporary.write_bytes(text)
+        else:
+            with open(temporary, "w", encoding="utf-8", errors=errors) as file:
+                file.writelines([text] if isinstance(text, str) else text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -185,7 +185,8 @@ def _predict_image(out: Path, options: Options) -> dict[str, Any]:
 def _segmenter() -> Segmenter:
     from s2rm_jax.segmenter import Segmenter
 
-    return Segmenter.from_checkpoint(str(WORKDIR.value), cast(Literal["best", "latest"], CHECKPOINT.value))
+    which = cast(Literal["best", "latest"], CHECKPOINT.value)
+    return Segmenter.from_checkpoint(str(WORKDIR.value), which, keep_programs=True)
 
 
 def _warn(segmenter: Segmenter, expressions: Sequence[str]) -> None:
@@ -207,16 +208,19 @@ def _held_out_example() -> Example:
 
 
 def _compilation_cache() -> AbstractContextManager[None]:
-    """Keep compiled programs in the workdir of a training run; not for a run without a cache or for weights alone.
+    """On accelerators, keep compiled programs in the workdir of a training run; on CPUs, the Segmenter keeps them.
 
-    The cache directory of the run is not used: it may belong to another machine.
+    Nothing is kept for a run without a cache, or beside weights alone. The cache directory of the run is not used: it
+    may belong to another machine.
     """
+    import jax
+
     from s2rm_jax.training.checkpoint import has_checkpoint
     from s2rm_jax.training.compile import OFF, compilation_cache
     from s2rm_jax.training.run import find_run, load_config
 
     workdir = find_run(str(WORKDIR.value))
-    if not has_checkpoint(workdir):
+    if jax.default_backend() == "cpu" or not has_checkpoint(workdir):
         return nullcontext()
     config = load_config(workdir).unlock()
     if config.get("compilation_cache") != OFF:

@@ -114,14 +114,19 @@ class Segmenter:
             output: Any = network.apply({"params": params}, batch, tokens, token_mask, size, method="ground")
             return output.logits, output.no_target_logits, reduce(output) if explain else None
 
-        self._encode, self._ground = jax.jit(encode), jax.jit(ground, static_argnames="explain")
+        self._encode: Callable[..., Any] = jax.jit(encode)
+        self._ground: Callable[..., Any] = jax.jit(ground, static_argnames="explain")
         # A lock for each program; two threads with the same new shapes would compile it twice.
         self._tracing: dict[tuple[int | bool, ...], threading.Lock] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
 
     @classmethod
     def from_checkpoint(
-        cls, workdir: str | Path = default_network.FOLDER, which: Literal["best", "latest"] = "best"
+        cls,
+        workdir: str | Path = default_network.FOLDER,
+        which: Literal["best", "latest"] = "best",
+        *,
+        keep_programs: bool = False,
     ) -> Segmenter:
         """Load a checkpoint of a training run, with its configuration and vocabulary.
 
@@ -131,13 +136,18 @@ class Segmenter:
                 for "hf://". The default is the network that comes with the package, which is trained on generated
                 shapes only.
             which: the checkpoint to load.
+            keep_programs: whether to keep compiled programs in the user's cache folder, where the next process finds
+                them (`training.compile.open_program_store`); only on CPUs.
 
         Raises:
             UserError: the folder has no training run or no checkpoint, its vocabulary is missing, its configuration
                 does not fit the checkpoint, or the network cannot be downloaded.
         """
-        run = load_run(workdir, which)
-        return cls(run.network, run.params, run.tokenizer, run.config)
+        run = load_run(workdir, which, keep_programs=keep_programs)
+        segmenter = cls(run.network, run.params, run.tokenizer, run.config)
+        if run.programs is not None:
+            segmenter._encode, segmenter._ground = map(run.programs.keep, (segmenter._encode, segmenter._ground))
+        return segmenter
 
     @overload
     def encode(self, image: ImageSource) -> EncodedImage: ...

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,8 +18,11 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.exported_segment import load_onnx
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
-from s2rm_jax.interop.torch_folder import LoadedRun, ground_outputs, write_preprocessing
+from s2rm_jax.interop.torch_folder import ground_outputs, write_preprocessing
 from s2rm_jax.models.network import build_network
+
+if TYPE_CHECKING:
+    from s2rm_jax.training.run import LoadedRun
 
 ENCODE_FILE, GROUND_FILE = "encode_image.onnx", "ground.onnx"
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")

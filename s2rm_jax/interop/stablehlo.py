@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from s2rm_jax.interop.torch_folder import LoadedRun, ground_outputs, write_preprocessing
+from s2rm_jax.interop.torch_folder import ground_outputs, write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
+
+if TYPE_CHECKING:
+    from s2rm_jax.training.run import LoadedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import flax.linen as nn
 from etils import epath
-from ml_collections import ConfigDict
 
 import s2rm_jax
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from s2rm_jax.training.run import LoadedRun
 
 Format = Literal["pytorch", "stablehlo", "onnx"]
 
@@ -40,17 +39,6 @@ _NOT_IN_PYTORCH = {
     ("fusion", "recurrence"): ("linear",),
     ("decoder", "semantics"): (("sentence",), ("stages",)),
 }
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A trained network with its parameters, its tokenizer and its configuration, as `load_run` returns it."""
-
-    network: nn.Module
-    params: Any
-    tokenizer: Tokenizer
-    config: ConfigDict
-    step: int | None = None  # of its checkpoint; None for a folder of weights
 
 
 def write_pytorch(trained: LoadedRun, config_file: epath.PathLike, folder: Path) -> None:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
-from etils import epath
-from orbax.checkpoint import checkpoint_managers
+from etils import epath, epy
 
 from s2rm_jax.config import CONFIG_FILE
 from s2rm_jax.errors import (
@@ -29,6 +27,10 @@ from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
 from s2rm_jax.training.state import TrainState
+
+with epy.lazy_imports():  # prediction with a folder of weights needs none of it
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers
 
 CHECKPOINT_DIRECTORY = "checkpoints"
 _COMMITTED = "commit_success.txt"  # Orbax marks complete checkpoints with it on buckets, which cannot rename atomically

@@ -1,42 +1,61 @@
-"""The compiled training step: compiling it ahead of time, caching compiled programs, and profiling steps."""
+"""The compiled training step: compiling it ahead of time, caching compiled programs, and profiling steps.
+
+Compiled programs are cached in two ways. JAX's compilation cache (`compilation_cache`) saves compiling, but a process
+traces its programs to find them there. A `ProgramStore` keeps whole executables, which saves tracing too; it is for
+prediction on CPUs, where starting takes longer than segmenting.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
+import json
+import logging
+import os
+import pickle
+import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxlib
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
-from s2rm_jax.io import copy_files, on_bucket
+from s2rm_jax.io import copy_files, on_bucket, write_atomically
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import GIB, matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import batch_sharding
 from s2rm_jax.training.logging import hours_minutes_seconds, log
-from s2rm_jax.training.state import StatePlan, plan_state
+from s2rm_jax.training.state import StatePlan, parameter_shapes, plan_state
 from s2rm_jax.training.step import make_train_step
 
 COMPILATION_CACHE_DIRECTORY = "compilation_cache"
 PROFILE_DIRECTORY = "profile"
 OFF = "off"  # value of config.compilation_cache
 WORTH_KEEPING = 2.0  # seconds of compiling from which a program is cached
+PROGRAMS_KEPT = 64  # files of a ProgramStore; those that were used last
+_DIGEST = hashlib.sha256().digest_size
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -192,6 +211,140 @@ def _update_cache_settings(values: dict[str, object]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
     jax_cache.reset_cache()  # otherwise JAX continues with the folder that it used first
+
+
+def open_program_store(config: ConfigDict) -> ProgramStore | None:
+    """Return the store of programs of the network that `config` describes, in ~/.cache or XDG_CACHE_HOME.
+
+    Return None on accelerators, if config.compilation_cache is off, and if there can be no folder that only this user
+    can write to: whoever can write to it can run code as its user. JAX's settings count too: there is no store if
+    JAX_ENABLE_COMPILATION_CACHE=false, or if JAX has a cache of its own (JAX_COMPILATION_CACHE_DIR), because a program
+    that comes from there cannot be saved again.
+    """
+    settings = jax.config.values
+    disabled = config.compilation_cache == OFF or not settings["jax_enable_compilation_cache"]
+    if disabled or settings["jax_compilation_cache_dir"] or jax.default_backend() != "cpu":
+        return None
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2rm_jax" / "programs"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError):  # the latter of a user without a home
+        return None
+    return ProgramStore(folder, config) if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
+
+
+class ProgramStore:
+    """Compiled programs for CPUs, for later processes of the same user.
+
+    A program is found again only if all that it depends on is the same: the code of this package, the versions of JAX
+    and Flax, the configuration, the shapes of its arguments, the settings of JAX and XLA, and the processor. Each file
+    has a checksum of these and of its content, so a file that is damaged, or has another name than it was written
+    with, is not used: the program is compiled again and replaces it, with a warning.
+
+    Args:
+        folder: of its files, which are executed.
+        config: the configuration from which the network of the programs is built.
+    """
+
+    def __init__(self, folder: Path, config: ConfigDict):
+        self._folder, self._config = folder, config
+        self._context = json.dumps([_describe_environment(), config.to_dict()], sort_keys=True, default=str)
+
+    def parameter_shapes(self, network: nn.Module) -> Any:
+        """Return `state.parameter_shapes` of the network, which are kept because they take a trace of all of it."""
+        path, described = self._file("parameter_shapes")
+        shapes = _load(path, described, pickle.loads)
+        if shapes is None:
+            shapes = parameter_shapes(network, self._config)
+            _save(path, described, pickle.dumps(shapes))
+        return shapes
+
+    def keep(self, function: Any) -> Callable[..., Any]:
+        """Return `function`, the result of `jax.jit`, as a function that loads and keeps its programs here.
+
+        Arguments that are given by name must be static. The first call with some shapes must return before the next.
+        """
+        programs: dict[Any, Any] = {}
+
+        def call(*arguments: Any, **static: Any) -> Any:
+            leaves, structure = jax.tree.flatten(arguments)
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+            key = structure, shapes, tuple(sorted(static.items()))
+            if key not in programs:
+                path, described = self._file(f"{function.__name__} {static} {structure} {shapes}")
+
+                def load(body: bytes) -> Any:
+                    program = deserialize_and_load(*pickle.loads(body))
+                    jax.block_until_ready(program(*arguments))  # some faults appear only when a program runs
+                    return program
+
+                program = _load(path, described, load)
+                if program is None:
+                    program = function.lower(*arguments, **static).compile()
+                    with contextlib.suppress(ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
+                        _save(path, described, pickle.dumps(serialize(program)))  # not all can be serialized
+                programs[key] = program
+            return programs[key](*arguments)
+
+        return call
+
+    def _file(self, what: str) -> tuple[Path, bytes]:
+        described = f"{self._context}\n{what}".encode()
+        return self._folder / hashlib.sha256(described).hexdigest(), described
+
+
+def _describe_environment() -> list[Any]:
+    """Return all that programs depend on besides their code's arguments, as plain values."""
+    package = Path(__file__).parents[1]
+    source = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        source.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    settings = {name: value for name, value in jax.config.values.items() if "_cache_" not in name}
+    flags = {name: value for name, value in os.environ.items() if "XLA" in name}
+    device = jax.devices()[0]
+    versions = jax.__version__, jaxlib.__version__, flax.__version__, platform.python_version()
+    devices = device.client.platform_version, device.device_kind, jax.device_count()
+    return [source.hexdigest(), versions, devices, settings, flags, _describe_processor()]
+
+
+def _describe_processor() -> list[Any]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = [f"model name: {platform.processor()} of {platform.node()}"]
+    kinds = ("model name", "flags", "Features", "CPU ")  # the latter two on ARM
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return [platform.platform(), sorted({line for line in lines if line.startswith(kinds)}), len(cores)]
+
+
+def _load(path: Path, described: bytes, decode: Callable[[bytes], Any]) -> Any:
+    """Return what a file of a ProgramStore holds; None if it does not exist and, with a warning, if it is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, body = content[:_DIGEST], content[_DIGEST:]
+    try:
+        if hashlib.sha256(described + body).digest() != digest:
+            raise ValueError("its checksum is wrong")
+        loaded = decode(body)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # see _save
+    except Exception as error:  # pickle and XLA raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _LOG.warning("warning: the compiled program %s is damaged (%s); compiling it again", path, reason)
+        return None
+    return loaded
+
+
+def _save(path: Path, described: bytes, body: bytes) -> None:
+    """Write a file of a ProgramStore, and remove those that were not used for longest; do nothing if that fails."""
+    with contextlib.suppress(OSError):  # such as a full disk
+        write_atomically(path, hashlib.sha256(described + body).digest() + body)
+        by_use = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
+        for file in by_use[PROGRAMS_KEPT:]:
+            file.unlink(missing_ok=True)
 
 
 def parse_profile_steps(text: str) -> range:

@@ -9,10 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
+
+with epy.lazy_imports():  # prediction never needs it
+    import optax
 
 Schedule = Callable[[Any], jax.Array]
 

@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
 from s2rm_jax.input.tokens import Tokenizer
-from s2rm_jax.interop.torch_folder import LoadedRun, read_pytorch
+from s2rm_jax.interop.torch_folder import read_pytorch
 from s2rm_jax.interop.weight_files import SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network
@@ -31,7 +33,7 @@ from s2rm_jax.training.checkpoint import (
     has_checkpoint,
     restore_params,
 )
-from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY
+from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, ProgramStore, open_program_store
 from s2rm_jax.training.lock import HOLDER_FILE
 from s2rm_jax.training.logging import (
     LOG_DIRECTORY,
@@ -64,12 +66,28 @@ _HUB = "hf://"
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")  # user/name, user/name@revision
 
 
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network with its parameters, its tokenizer and its configuration.
+
+    `step` is that of its checkpoint, None for a folder of weights. `programs` keeps compiled programs, if asked for.
+    """
+
+    network: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    config: ConfigDict
+    step: int | None = None
+    programs: ProgramStore | None = None
+
+
 def load_run(
     workdir: epath.PathLike,
     which: Literal["best", "latest"] = "best",
     sharding: jax.sharding.Sharding | None = None,
     *,
     config: ConfigDict | None = None,
+    keep_programs: bool = False,
 ) -> LoadedRun:
     """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
 
@@ -80,6 +98,7 @@ def load_run(
         which: "best" by config.eval.metric of the run, or "latest".
         sharding: of the parameters; by default each is on one device of this process.
         config: the result of `load_config(find_run(workdir))`, if the caller has it already.
+        keep_programs: whether to keep compiled programs for the next process, if possible.
 
     Raises:
         UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
@@ -90,7 +109,8 @@ def load_run(
         config = load_config(folder) if config is None else config
         tokenizer = Tokenizer(folder / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
         network = build_network(config)
-        shapes = parameter_shapes(network, config)
+        programs = open_program_store(config) if keep_programs else None
+        shapes = parameter_shapes(network, config) if programs is None else programs.parameter_shapes(network)
         step: int | None = None
         if not on_bucket(folder) and (folder / SAFETENSORS).is_file() and not has_checkpoint(folder):
             params = read_pytorch(Path(folder), shapes)
@@ -98,7 +118,7 @@ def load_run(
             step, params = restore_params(folder, config.eval.metric, which, shapes, sharding)
     if sharding is not None:
         params = jax.device_put(params, sharding)
-    return LoadedRun(network, params, tokenizer, config, step)
+    return LoadedRun(network, params, tokenizer, config, step, programs)
 
 
 def find_run(workdir: epath.PathLike) -> epath.Path:
@@ -278,7 +298,8 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
 
 def _flatten(config: ConfigDict) -> dict[str, Any]:
     """Return the fields by their dotted names, with the values that JSON gives them."""
-    return flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
+    fields: dict[str, Any] = flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
+    return fields
 
 
 def require_workdir(workdir: epath.PathLike) -> None:

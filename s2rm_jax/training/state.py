@@ -10,13 +10,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from s2rm_jax.parallel.mesh import put_shards, with_shardings
 from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
+
+with epy.lazy_imports():  # prediction never needs it
+    import optax
 
 
 @flax.struct.dataclass

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
@@ -32,6 +32,9 @@ from s2rm_jax.parallel.mesh import (
 from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_loss
 from s2rm_jax.training.optimizer import freeze, learning_rate_schedule
 from s2rm_jax.training.state import StatePlan, TrainState
+
+with epy.lazy_imports():  # prediction never needs it
+    import optax
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]  # the Any is a Batch on devices

@@ -11,6 +11,8 @@ import pytest
 
 from s2rm_jax import benchmark, config
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.evaluator import score_items
+from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.measure import many_expressions, startup, training_speed
 from s2rm_jax.measure import parts as parts_module
 from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_cell, write_report
@@ -97,6 +99,19 @@ def test_a_training_step_is_measured(subject, training, monkeypatch):
     (steps,) = training_speed.training_speed(subject, rounds=1)
     assert [row[:2] for row in steps.rows] == [[2, "none"], [2, "dense"], [2, "blocks"]]
     assert {len(row) for row in steps.rows} == {len(steps.head)}
+
+
+def test_scoring_is_measured_on_masks_that_overlap(subject, parts, monkeypatch):
+    monkeypatch.setattr(training_speed, "_SCORED_IMAGES", 2)
+    monkeypatch.setattr(training_speed, "network_parts", lambda *_: parts)
+    monkeypatch.setattr(training_speed, "PROTOCOLS", {name: PROTOCOLS[name] for name in ("original", "rela_gref")})
+    (section,) = training_speed.scoring(subject, 1)
+    assert [row[0] for row in section.rows] == ["original", "rela_gref"]
+    for _, processor, per_second, share in section.rows:
+        assert 0 < processor < 1000 and per_second > 1 and share > 0
+    items, logits = training_speed._scored_batch(120, 160)
+    ious = [prediction.score.iou for prediction in score_items(PROTOCOLS["original"], items, logits)]
+    assert len(ious) == 6 and min(ious) > 0.7
 
 
 def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):

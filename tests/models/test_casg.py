@@ -48,6 +48,27 @@ def test_upsampling_doubles_bilinearly_and_crops():
     np.testing.assert_allclose(up, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.01)])
+def test_upsampling_and_its_gradient_are_those_of_resize(dtype, tolerance):
+    x, weights = (np.random.default_rng(0).standard_normal(shape) for shape in ((2, 3, 5, 1, 4), (2, 3, 10, 2, 4)))
+    x = jnp.asarray(x, dtype)
+
+    def resized(x):
+        return jax.image.resize(x, weights.shape, "bilinear")
+
+    def ours(x):
+        return upsample(x, 10, 2)
+
+    def gradient(f):
+        return jax.grad(lambda x: (weights * f(x)).sum())(x)
+
+    assert ours(x).dtype == dtype
+    for found, expected in ((ours(x), resized(x)), (gradient(ours), gradient(resized))):
+        np.testing.assert_allclose(
+            *(np.asarray(y, np.float32) for y in (found, expected)), atol=tolerance, rtol=tolerance
+        )
+
+
 def test_foreground_mean_is_weighted_by_probability():
     x = jnp.asarray([[1.0, 2.0], [3.0, 40.0]]).reshape(1, 1, 2, 2, 1)
     certain = jnp.asarray([[50.0, 50.0], [-50.0, -50.0]]).reshape(1, 1, 2, 2)

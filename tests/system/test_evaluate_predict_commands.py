@@ -178,7 +178,7 @@ def test_a_figure_must_not_replace_a_file_of_the_result(tiny_workdir, tmp_path, 
         assert (status, "would replace a file of the result" in errors) == (2, True)
 
 
-def test_compiled_programs_are_cached_in_the_workdir_only(tiny_workdir, tmp_path, image, monkeypatch):
+def test_compiled_programs_for_accelerators_are_cached_in_the_workdir_only(tiny_workdir, tmp_path, image, monkeypatch):
     """Neither in a folder that the run had on another machine, nor beside weights that are not a run."""
     content = json.loads((tiny_workdir / "config.json").read_text())
     kept = []
@@ -187,10 +187,11 @@ def test_compiled_programs_are_cached_in_the_workdir_only(tiny_workdir, tmp_path
         kept.append((workdir.name, config.compilation_cache))
         return contextlib.nullcontext()
 
-    def load(workdir, which):
+    def load(workdir, which, *, keep_programs):
         raise UserError("the test ends here")
 
     monkeypatch.setattr(compile, "compilation_cache", cache)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # programs for CPUs have another place
     monkeypatch.setattr(Segmenter, "from_checkpoint", load)
     for name, setting in (("run", "/of/another/machine"), ("quiet", "off"), ("weights", "")):
         workdir = tmp_path / name
