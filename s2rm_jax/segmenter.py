@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -103,19 +103,7 @@ class Segmenter:
         self.config = config
         self._tokenizer = tokenizer
         self._params = jax.device_put(params)  # once: NumPy arrays would be transferred again at every call
-        size = tuple(config.input.image_size)
-
-        def encode(params: Any, images: jax.Array) -> list[Any]:
-            maps = network.apply({"params": params}, images, method="encode_image")
-            return [jax.tree.map(lambda batch, i=i: batch[i : i + 1], maps) for i in range(len(images))]
-
-        def ground(params: Any, features: list[Any], tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
-            batch = jax.tree.map(lambda *maps: jnp.concatenate(maps), *features)
-            output: Any = network.apply({"params": params}, batch, tokens, token_mask, size, method="ground")
-            return output.logits, output.no_target_logits, reduce(output) if explain else None
-
-        self._encode: Callable[..., Any] = jax.jit(encode)
-        self._ground: Callable[..., Any] = jax.jit(ground, static_argnames="explain")
+        self._encode, self._ground = _jitted(network, tuple(config.input.image_size))
         # A lock for each program; two threads with the same new shapes would compile it twice.
         self._tracing: dict[tuple[int | bool, ...], threading.Lock] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
@@ -290,6 +278,22 @@ def _per_image(expressions: Any, count: int) -> list[tuple[str, ...]]:
     if not all(asked):
         raise UserError("expressions is empty; give at least one expression to segment")
     return asked
+
+
+@lru_cache(maxsize=4)  # so that segmenters of equal networks trace and compile each program once
+def _jitted(network: nn.Module, size: tuple[int, int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the functions that encode images and ground expressions, for images of this input size."""
+
+    def encode(params: Any, images: jax.Array) -> list[Any]:
+        maps = network.apply({"params": params}, images, method="encode_image")
+        return [jax.tree.map(lambda batch, i=i: batch[i : i + 1], maps) for i in range(len(images))]
+
+    def ground(params: Any, features: list[Any], tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
+        batch = jax.tree.map(lambda *maps: jnp.concatenate(maps), *features)
+        output: Any = network.apply({"params": params}, batch, tokens, token_mask, size, method="ground")
+        return output.logits, output.no_target_logits, reduce(output) if explain else None
+
+    return jax.jit(encode), jax.jit(ground, static_argnames="explain")
 
 
 def _bucket(count: int) -> int:

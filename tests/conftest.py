@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filelock import FileLock
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
@@ -187,13 +188,23 @@ def make_example():
 
 
 @pytest.fixture(scope="session")
-def tiny_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a tiny run on synthetic scenes: two steps, one evaluation, one checkpoint."""
+def tiny_workdir(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The workdir of a tiny run on synthetic scenes: two steps, one evaluation, one checkpoint.
+
+    One worker trains it for all; each has its own copy, because commands write into a workdir.
+    """
     from s2rm_jax.training.loop import train_and_evaluate
 
     workdir = tmp_path_factory.mktemp("tiny_run")
-    train_and_evaluate(tiny_config(), workdir)
-    return workdir
+    if not hasattr(request.config, "workerinput"):
+        train_and_evaluate(tiny_config(), workdir)
+        return workdir
+    trained = tmp_path_factory.getbasetemp().parent / "tiny_run"
+    with FileLock(f"{trained}.lock"):
+        if not trained.exists():
+            train_and_evaluate(tiny_config(), workdir)
+            os.rename(workdir, trained)  # so it exists once it is complete
+    return shutil.copytree(trained, workdir, dirs_exist_ok=True)
 
 
 def tiny_config() -> ConfigDict:

@@ -19,11 +19,38 @@ MODULES = (
 )
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_import_pulls_in_no_other_framework(module):
-    code = f"import sys, {module}; print([m for m in ('torch', 'tensorflow', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+# Imports each module in turn, then writes TensorBoard files; prints which frameworks came with each.
+FRAMEWORKS = """
+import importlib, json, sys
+from etils import epath
+
+def imported():
+    return [name for name in ("torch", "tensorflow", "transformers") if name in sys.modules]
+
+found = {}
+for module in sys.argv[2:]:
+    importlib.import_module(module)
+    found[module] = imported()
+from s2rm_jax.training.logging import TensorBoardFiles
+files = TensorBoardFiles(epath.Path(sys.argv[1]), 0)
+files.write(1, {"loss": 1.0})
+files.close(failed=False)
+found["TensorBoard files"] = imported()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def frameworks(tmp_path_factory):
+    """The frameworks that were imported after each of the modules, in one process."""
+    command = [sys.executable, "-c", FRAMEWORKS, str(tmp_path_factory.mktemp("workdir")), *MODULES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", [*MODULES, "TensorBoard files"])
+def test_import_pulls_in_no_other_framework(frameworks, module):
+    assert frameworks[module] == []
 
 
 def test_import_is_fast_and_imports_no_framework():

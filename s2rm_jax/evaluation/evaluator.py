@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,12 +124,7 @@ class Evaluator:
         self._mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
         self._process = distributed.process() if self._mesh.is_multi_process else (0, 1)
         self._left_out = pipeline.LeftOut()  # over all calls, so that each is logged once
-
-        def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> Any:
-            output: Any = network.apply({"params": params}, images, tokens, token_mask)
-            return output.logits, output.no_target_logits
-
-        self._forward = jax.jit(forward, out_shardings=batch_sharding(self._mesh))
+        self._forward = _jitted(network, self._mesh)
 
     def __call__(
         self,
@@ -203,6 +198,17 @@ class Evaluator:
             current = following
             if progress is not None:
                 progress(done, len(batches))
+
+
+@lru_cache(maxsize=4)  # so that evaluators of equal networks trace and compile each program once
+def _jitted(network: nn.Module, mesh: Mesh) -> Callable[..., Any]:
+    """Return the forward pass of a network as a function of (params, images, tokens, token_mask)."""
+
+    def forward(params: Any, images: jax.Array, tokens: jax.Array, token_mask: jax.Array) -> Any:
+        output: Any = network.apply({"params": params}, images, tokens, token_mask)
+        return output.logits, output.no_target_logits
+
+    return jax.jit(forward, out_shardings=batch_sharding(mesh))
 
 
 _THREADS = min(8, os.cpu_count() or 1)  # resizing and most of NumPy run without Python's lock

@@ -327,7 +327,9 @@ class TensorBoardFiles:
     """Write values to <workdir>/tensorboard; values of earlier files at steps after `step` become void."""
 
     def __init__(self, workdir: epath.Path, step: int):
-        from tensorboardX import SummaryWriter
+        # It would import torch, for annotations only, which takes as long as all other imports together.
+        with _hidden("torch"):
+            from tensorboardX import SummaryWriter
 
         self._folder = workdir / TENSORBOARD_DIRECTORY
         # A bucket cannot append to files, so they are written on this machine and copied as they grow.
@@ -351,6 +353,19 @@ class TensorBoardFiles:
             self._writer.close()
             if self._local:
                 copy_files(Path(self._local.name), self._folder)
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Let imports of a module fail as if it were not installed, unless it has been imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # the documented way to make its import fail
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
 
 
 def require_wandb(config: ConfigDict) -> None:
