@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
@@ -52,15 +53,28 @@ class StatePlan:
 
 def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> Any:
     """Draw the parameters of `network` for images and expressions of the sizes in `config`."""
-    height, width = config.input.image_size
-    tokens = jnp.zeros((1, 1, config.text.max_tokens), jnp.int32)
-    images = jnp.zeros((1, height, width, 3))
-    return network.init({"params": key}, images, tokens, jnp.ones_like(tokens, bool), train=False)["params"]
+    return _initial_params(network, *_input_sizes(config), key)
 
 
 def parameter_shapes(network: nn.Module, config: ConfigDict) -> Any:
     """Return the parameters of `network` as ShapeDtypeStructs, without computing them."""
-    return jax.eval_shape(lambda: initial_params(network, config, jax.random.key(0)))
+    return jax.tree.map(lambda shape: shape, _parameter_shapes(network, *_input_sizes(config)))  # a copy
+
+
+def _input_sizes(config: ConfigDict) -> tuple[tuple[int, int], int]:
+    height, width = config.input.image_size
+    return (height, width), config.text.max_tokens
+
+
+def _initial_params(network: nn.Module, image_size: tuple[int, int], max_tokens: int, key: jax.Array) -> Any:
+    tokens = jnp.zeros((1, 1, max_tokens), jnp.int32)
+    images = jnp.zeros((1, *image_size, 3))
+    return network.init({"params": key}, images, tokens, jnp.ones_like(tokens, bool), train=False)["params"]
+
+
+@lru_cache(maxsize=16)  # tracing a network takes a second and more, and a command asks for its shapes several times
+def _parameter_shapes(network: nn.Module, image_size: tuple[int, int], max_tokens: int) -> Any:
+    return jax.eval_shape(lambda: _initial_params(network, image_size, max_tokens, jax.random.key(0)))
 
 
 def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
@@ -86,7 +100,7 @@ def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
             rng=jax.random.key_data(run_key),
         )
 
-    abstract = with_shardings(jax.eval_shape(initial_state), mesh)
+    abstract = with_shardings(jax.eval_shape(initial_state, shapes), mesh)  # given, so that nothing is traced again
     made_in_place = jax.jit(initial_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
 
     def create(given: Any = None) -> TrainState:

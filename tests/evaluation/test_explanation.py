@@ -34,7 +34,8 @@ def test_the_pieces_of_a_word_are_joined():
     ],
 )
 def test_other_configurations(changes, pairs):
-    network, inputs = build_network(small_config(**changes)), small_inputs(b=1, k=2)
+    config = small_config(vision__depths=(1, 1, 1), text__num_layers=1, **changes)
+    network, inputs = build_network(config), small_inputs(b=1, k=2)
     output = jax.eval_shape(lambda *given: reduce(network.init_with_output(jax.random.key(0), *given)[0]), *inputs)
     rotations = len(changes.get("fusion__rotations", (0, 90, 180, 270)))
     assert len(output.group_maps) == len(output.balance_weights) == pairs

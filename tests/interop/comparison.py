@@ -63,7 +63,8 @@ class _Pass(NamedTuple):
 
 def compare(pair: Pair, *inputs: np.ndarray) -> Errors:
     """Run both forward and backward."""
-    theirs, ours = _their_pass(pair, inputs), _our_pass(pair, inputs)
+    theirs = _their_pass(pair, inputs)
+    ours = _our_pass(pair, inputs, [y.shape for y in theirs.outputs])
     return Errors(
         [_relative(a, b) for a, b in zip(ours.outputs, theirs.outputs, strict=True)],
         [_relative(a, b) for a, b in zip(ours.inputs, theirs.inputs, strict=True)],
@@ -93,13 +94,14 @@ def _their_pass(pair: Pair, inputs: Sequence[np.ndarray]) -> _Pass:
     )
 
 
-def _our_pass(pair: Pair, inputs: Sequence[np.ndarray]) -> _Pass:
+def _our_pass(pair: Pair, inputs: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> _Pass:
     params = pair.as_ours(pair.module.state_dict())
-    weights = _loss_weights([y.shape for y in jax.eval_shape(pair.ours, params, *inputs)])
+    weights = _loss_weights(shapes)
     real = {i: x for i, x in enumerate(inputs) if x.dtype == np.float32}
 
     def loss(params: Any, real: dict[int, jax.Array], inputs: Sequence[jax.Array]) -> tuple[jax.Array, Any]:
         outputs = pair.ours(params, *(real.get(i, x) for i, x in enumerate(inputs)))
+        assert [y.shape for y in outputs] == list(shapes)
         return sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), outputs
 
     (by_params, by_inputs), outputs = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, real, inputs)

@@ -43,9 +43,14 @@ def test_layer(padding, hold):
     hold(Row("BERT layer", "768 wide", f"3 x 20 tokens, {padding}", errors, LAYER_TOLERANCE))
 
 
+@pytest.fixture(scope="module", params=["small", "base"])
+def whole(request):
+    """A size and its pair, drawn once because Base has 109 million parameters."""
+    return request.param, whole_bert(**{"small": SMALL, "base": BASE}[request.param])
+
+
 @pytest.mark.parametrize("padding", WORDS)
-@pytest.mark.parametrize("size", ["small", "base"])
-def test_whole_bert(size, padding, hold):
-    pair = whole_bert(**{"small": SMALL, "base": BASE}[size])
+def test_whole_bert(whole, padding, hold):
+    size, pair = whole
     errors = compare(pair, *expressions(padding, BASE["vocab_size"]))
     hold(Row("whole BERT", size.capitalize(), f"3 x 20 tokens, {padding}", errors, WHOLE_TOLERANCE))

@@ -25,10 +25,8 @@ from s2rm_jax.training.state import parameter_shapes
 
 
 @pytest.fixture(scope="module")
-def folder(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stablehlo")
-    write_stablehlo(trained, folder)
-    return folder
+def folder(trained, made_once):
+    return made_once("exported-stablehlo", lambda folder: write_stablehlo(trained, folder))
 
 
 def test_a_fresh_process_gives_the_masks_of_segmenter(trained, folder, question, tmp_path):
@@ -63,6 +61,7 @@ def test_the_weights_are_written_with_the_programs(trained, folder):
 def test_no_target_logits_are_exported(trained):
     config = ConfigDict(trained.config.to_dict())
     config.decoder.no_target_width = 8
+    config.fusion.mode, config.decoder.guidance = "sum", "none"  # quick to export
     network = build_network(config)
     judging = dataclasses.replace(trained, network=network, params=parameter_shapes(network, config), config=config)
     _, ground = export_programs(judging)

@@ -17,16 +17,23 @@ PART, WHOLE = 1e-5, 1e-4  # relative errors
 # What is compared: a part, changes of the small configuration, the image's size and K. Every switch of the
 # configuration is met, and so are sizes that divide by nothing, and a side that is shorter than a window.
 TWO_STAGES = {"vision__depths": (1, 2), "vision__num_heads": (1, 2), "decoder__widths": (8, 12)}
+SHALLOW = {"vision__depths": (1, 1, 1), "text__num_layers": 1}  # for parts that come behind vision and text
 CASES = {
     "vision": ("vision", TWO_STAGES, (40, 56), 1),
     "vision, published padding": ("vision", TWO_STAGES | {"vision__mask_padding": False}, (33, 47), 1),
     "vision, short side": ("vision", TWO_STAGES | {"vision__window_size": 6}, (72, 23), 1),
     "text": ("text", {}, (32, 32), 3),
-    "fusion": ("fusion", {}, (40, 56), 3),
-    "fusion, channel": ("fusion", {"fusion__balance": "channel", "fusion__rotations": (0, 90, 180)}, (56, 40), 1),
+    "fusion": ("fusion", SHALLOW, (40, 56), 3),
+    "fusion, channel": (
+        "fusion",
+        SHALLOW | {"fusion__balance": "channel", "fusion__rotations": (0, 90, 180)},
+        (56, 40),
+        1,
+    ),
     "fusion, no recurrence": (
         "fusion",
-        {
+        SHALLOW
+        | {
             "fusion__recurrence": "none",
             "fusion__rotations": (90, 270),
             "fusion__pairs": ("vision_parses_language",),
@@ -37,17 +44,17 @@ CASES = {
     ),
     "fusion, one direction": (
         "fusion",
-        {"fusion__rotations": (270,), "fusion__pairs": ("language_parses_vision",)},
+        SHALLOW | {"fusion__rotations": (270,), "fusion__pairs": ("language_parses_vision",)},
         (40, 56),
         2,
     ),
-    "fusion, vision residual": ("fusion", {"fusion__residual": "vision"}, (40, 56), 2),
-    "fusion, sum": ("fusion", {"fusion__mode": "sum"}, (40, 56), 2),
-    "fusion, product": ("fusion", {"fusion__mode": "product"}, (40, 56), 2),
-    "decoder": ("decoder", {}, (33, 56), 3),
-    "decoder, maps": ("decoder", TWO_STAGES | {"decoder__guidance": "maps"}, (40, 47), 1),
-    "decoder, none": ("decoder", TWO_STAGES | {"decoder__guidance": "none"}, (40, 47), 2),
-    "no target": ("no_target", {"decoder__no_target_width": 8}, (33, 56), 3),
+    "fusion, vision residual": ("fusion", SHALLOW | {"fusion__residual": "vision"}, (40, 56), 2),
+    "fusion, sum": ("fusion", SHALLOW | {"fusion__mode": "sum"}, (40, 56), 2),
+    "fusion, product": ("fusion", SHALLOW | {"fusion__mode": "product"}, (40, 56), 2),
+    "decoder": ("decoder", SHALLOW, (33, 56), 3),
+    "decoder, maps": ("decoder", TWO_STAGES | {"text__num_layers": 1, "decoder__guidance": "maps"}, (40, 47), 1),
+    "decoder, none": ("decoder", TWO_STAGES | {"text__num_layers": 1, "decoder__guidance": "none"}, (40, 47), 2),
+    "no target": ("no_target", SHALLOW | {"decoder__no_target_width": 8}, (33, 56), 3),
     "whole": ("whole", TWO_STAGES | {"text__num_layers": 1}, (33, 47), 3),
 }
 
@@ -81,10 +88,11 @@ TORCH = {
 }
 
 
-def inputs(part, config, network, params, size, k):
+def inputs(part, config, size, k):
     """Return the inputs of a part by name: arrays with channels last, tokens and their mask."""
     images, tokens, mask = small_inputs(2, k, *size)
-    maps = jax.eval_shape(lambda p, x: network.apply({"params": p}, x, method="encode_image"), params, images)
+    strides = [4 * 2**stage for stage in range(len(config.vision.depths))]
+    maps = [(2, *(-(-side // stride) for side in size), config.vision.embed_dim * stride // 4) for stride in strides]
     rng = np.random.default_rng(2)
 
     def normal(*shape):
@@ -94,12 +102,12 @@ def inputs(part, config, network, params, size, k):
         "images": np.array(images),
         "tokens": np.array(tokens, np.int64),
         "mask": np.array(mask),
-        "maps": tuple(normal(*one.shape) for one in maps),
+        "maps": tuple(normal(*one) for one in maps),
         "words": normal(2, k, tokens.shape[-1], config.text.hidden_size),
-        "fused": normal(2, k, *maps[-1].shape[1:3], config.fusion.width),
+        "fused": normal(2, k, *maps[-1][1:3], config.fusion.width),
         "sentence": normal(2, k, config.text.hidden_size),
-        "coarsest": normal(2, k, *maps[-1].shape[1:3]),
-        "finest": normal(2, k, *maps[0].shape[1:3]),
+        "coarsest": normal(2, k, *maps[-1][1:3]),
+        "finest": normal(2, k, *maps[0][1:3]),
     }
     read = {
         "vision": ("images",),
@@ -157,7 +165,7 @@ def test_outputs_and_gradients_match_jax(case):
     part, changes, size, k = CASES[case]
     config = small_config(**changes)
     network, params, model = twins.twins(config)
-    x = inputs(part, config, network, params, size, k)
+    x = inputs(part, config, size, k)
     outputs, of_params, of_inputs = in_torch(part, model, x)
     outputs_, of_params_, of_inputs_ = in_jax(part, network, params, x)
 
@@ -181,7 +189,7 @@ def test_outputs_and_gradients_match_jax(case):
 def test_the_no_target_head_matches_jax():
     config = small_config(**TWO_STAGES, decoder__no_target_width=8)
     network, params, model = twins.twins(config)
-    x = inputs("whole", config, network, params, (33, 47), 2)
+    x = inputs("whole", config, (33, 47), 2)
     expected = jax.jit(network.apply)({"params": params}, x["images"], x["tokens"], x["mask"]).no_target_logits
     with torch.no_grad():
         found = TORCH["whole"](model, jax.tree.map(torch.tensor, x))["no_target_logits"]

@@ -32,8 +32,12 @@ def train_and_evaluate(config, workdir):
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """A tiny configuration whose learning rate is 0, and the parameters in the files that it begins from."""
+    """A tiny configuration whose learning rate is 0, and the parameters in the files that it begins from.
+
+    What is not pretrained is as small as it can be, because every run traces and compiles it.
+    """
     config = tiny_config()
+    config.fusion.mode, config.decoder.guidance = "sum", "none"
     config.steps, config.checkpoint_every, config.eval.every = 1, 1, 0
     config.optimizer.update({"learning_rate": 0.0, "ema_decay": 0.9})
     shapes = parameter_shapes(build_network(config), config)

@@ -20,6 +20,8 @@ def named(params):
 def twins(config):
     """Return the JAX network, parameters for it that are far from symmetric, and the same network in PyTorch."""
     network = build_network(config)
+    plain = config.copy_and_resolve_references()  # dropout has no parameters: with it or without, one trace is enough
+    plain.vision.drop_path_rate = plain.text.dropout_rate = 0.0
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -29,7 +31,7 @@ def twins(config):
         inputs = leaf.shape[1] if "coparse" in name and len(leaf.shape) == 3 else inputs
         return (around + rng.normal(size=leaf.shape) * (0.2 if inputs == 1 else inputs**-0.5)).astype(np.float32)
 
-    params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(network, config))
+    params = jax.tree_util.tree_map_with_path(draw, parameter_shapes(build_network(plain), plain))
     model = S2RMModel(config.to_dict())
     model.load_state_dict({name: torch.from_numpy(array) for name, array in named(params).items()})
     return network, params, model.eval()

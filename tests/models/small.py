@@ -37,10 +37,14 @@ def small_inputs(b=2, k=3, height=40, width=56, length=6, seed=0):
 def small_network(**changes):
     """Return the network of `small_config`, parameters without the symmetry of initial ones, and its jitted apply."""
     network = build_network(small_config(**changes))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *small_inputs())["params"]
-    rng = np.random.default_rng(1)
-    params = jax.tree_util.tree_map_with_path(lambda path, p: draw_parameter(rng, path, p.shape), shapes)
+    params = draw_parameters(jax.eval_shape(network.init, jax.random.key(0), *small_inputs())["params"])
     return network, params, jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs))
+
+
+def draw_parameters(shapes):
+    """Draw nested parameters of these shapes by `draw_parameter`."""
+    rng = np.random.default_rng(1)
+    return jax.tree_util.tree_map_with_path(lambda path, p: draw_parameter(rng, path, p.shape), shapes)
 
 
 def draw_parameter(rng, path, shape):

@@ -105,13 +105,17 @@ def test_casg_computes_the_equations(grids, options):
 
 
 def test_the_network_joins_its_parts_as_the_page_says():
-    network = build_network(small_config(decoder__no_target_width=12))
+    config = small_config(vision__depths=(1, 1, 1), text__num_layers=1, decoder__no_target_width=12)
+    network = build_network(config)
     images, tokens, mask = small_inputs(B, K)
     params = draw_parameters(network, images, tokens, mask)
     output = jax.jit(network.apply)({"params": params}, images, tokens, mask)
-    bound = network.bind({"params": params})
-    vision = bound.encode_image(images)
-    words = bound.text(tokens.reshape(B * K, -1), mask.reshape(B * K, -1)).reshape(B, K, tokens.shape[-1], -1)
+
+    def encode(network):
+        return network.encode_image(images), network.text(tokens.reshape(B * K, -1), mask.reshape(B * K, -1))
+
+    vision, words = jax.jit(lambda params: network.apply({"params": params}, method=encode))(params)
+    words = words.reshape(B, K, tokens.shape[-1], -1)
     exact, vision, words = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, vision, words))
     mask = np.asarray(mask)
     for b, k in np.ndindex(B, K):

@@ -28,15 +28,16 @@ from .small import small_config, small_inputs
 def test_conv3x3_matches_nn_conv_values_and_gradients(shape):
     x = jax.random.normal(jax.random.key(0), shape)
     ours, plain = Conv3x3(4), nn.Conv(4, (3, 3), use_bias=False)
-    params = ours.init(jax.random.key(1), x)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, plain.init(jax.random.key(1), x))
+    params = jax.jit(ours.init)(jax.random.key(1), x)
+    plain_shapes = jax.eval_shape(plain.init, jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, plain_shapes)
 
     def loss(module, params, x):
         return jnp.sin(module.apply(params, x)).sum()
 
-    np.testing.assert_array_equal(ours.apply(params, x), plain.apply(params, x))
-    found = jax.grad(loss, argnums=(1, 2))(ours, params, x)
-    expected = jax.grad(loss, argnums=(1, 2))(plain, params, x)
+    np.testing.assert_array_equal(jax.jit(ours.apply)(params, x), jax.jit(plain.apply)(params, x))
+    gradients = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
+    found, expected = gradients(ours, params, x), gradients(plain, params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
@@ -45,7 +46,7 @@ def test_both_kernel_gradients_agree(dtype):
     """CPUs use the first and other devices the second, also in a program compiled for both."""
     x = jax.random.normal(jax.random.key(0), (2, 9, 6, 5)).astype(dtype)
     grad = jax.random.normal(jax.random.key(1), (2, 9, 6, 7)).astype(dtype)
-    rows, whole = _kernel_gradient_by_rows(x, grad), _kernel_gradient(x, grad)
+    rows, whole = jax.jit(_kernel_gradient_by_rows)(x, grad), jax.jit(_kernel_gradient)(x, grad)
     assert rows.dtype == whole.dtype == dtype and rows.shape == whole.shape == (3, 3, 5, 7)
     allowed = 1e-5 if dtype == jnp.float32 else 0.01  # bfloat16 has 8 bits
     np.testing.assert_allclose(rows.astype(jnp.float32), whole.astype(jnp.float32), rtol=allowed, atol=10 * allowed)
@@ -57,17 +58,21 @@ def test_both_kernel_gradients_agree(dtype):
 def test_broadcast_matches_jnp_values_and_gradients(sizes, axis, platform, monkeypatch):
     """Also with the gradient of GPUs and TPUs, which runs here in place of that of CPUs."""
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, **forms: forms[platform](*arrays))
-    x = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 4, 3), np.float32)
     kept = (*x.shape[:axis], *([1] * len(sizes)), *x.shape[axis:])
     shape = (*x.shape[:axis], *sizes, *x.shape[axis:])
-    weights = jax.random.normal(jax.random.key(1), shape)
+    weights = rng.standard_normal(shape, np.float32)
 
     def plain(x):
         return jnp.broadcast_to(x.reshape(kept), shape)
 
-    np.testing.assert_array_equal(broadcast(x, sizes, axis), plain(x))
-    found = jax.grad(lambda x: (weights * broadcast(x, sizes, axis) ** 2).sum())(x)
-    expected = jax.grad(lambda x: (weights * plain(x) ** 2).sum())(x)
+    def value_and_gradient(form):
+        return jax.jit(lambda x: (form(x), jax.grad(lambda x: (weights * form(x) ** 2).sum())(x)))(x)
+
+    found_value, found = value_and_gradient(lambda x: broadcast(x, sizes, axis))
+    expected_value, expected = value_and_gradient(plain)
+    np.testing.assert_array_equal(found_value, expected_value)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -94,6 +99,7 @@ def test_repeat_casts_kernels_only():
     assert repeat(block, jnp.float32(1), [operand] * 3, jnp.bfloat16) == ((1 * 2 + 5) * 2 + 5) * 2 + 5
 
 
+@cache
 def training_loss(policy):
     """Return shapes of parameters and a loss of parameters with drop path and dropout."""
     config = small_config(vision__drop_path_rate=0.3, text__dropout_rate=0.3, text__num_layers=1)

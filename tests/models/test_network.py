@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.models.network import build_network, normalize
-from tests.models.small import small_config, small_inputs, small_network
+from tests.models.small import draw_parameters, small_config, small_inputs, small_network
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,13 @@ def test_any_image_size(small, size):
     assert output.logits.shape == (1, 2, *size)
 
 
-def test_expressions_together_equal_one_by_one(small):
+def test_a_batch_equals_its_images_and_expressions_one_by_one(small):
     _, params, apply = small
     images, tokens, mask = small_inputs()
     together = apply(params, images, tokens, mask).logits
-    for k in range(3):
-        alone = apply(params, images, tokens[:, k : k + 1], mask[:, k : k + 1]).logits
-        np.testing.assert_allclose(together[:, k : k + 1], alone, atol=1e-5)
-
-
-def test_a_batch_equals_its_items(small):
-    _, params, apply = small
-    images, tokens, mask = small_inputs()
-    together = apply(params, images, tokens, mask).logits
-    for b in range(2):
-        alone = apply(params, images[b : b + 1], tokens[b : b + 1], mask[b : b + 1]).logits
-        np.testing.assert_allclose(together[b : b + 1], alone, atol=1e-5)
+    for b, k in np.ndindex(2, 3):
+        alone = apply(params, images[b : b + 1], tokens[b : b + 1, k : k + 1], mask[b : b + 1, k : k + 1]).logits
+        np.testing.assert_allclose(together[b : b + 1, k : k + 1], alone, atol=1e-5)
 
 
 def test_padding_tokens_change_nothing(small):
@@ -142,18 +133,19 @@ ABLATIONS = (  # changes that do not touch each other share a program
 @pytest.mark.parametrize("change", ABLATIONS, ids=str)
 def test_every_gradient_of_an_ablation_is_finite_and_none_is_zero_by_construction(change):
     """Vision is the same in every ablation, so its features are drawn and not computed."""
-    network, params, _ = small_network(**change)
+    network = build_network(small_config(text__num_layers=1, **change))
     images, tokens, mask = small_inputs(k=2)
-    shapes = jax.eval_shape(lambda x: network.apply({"params": params}, x, method="encode_image"), images)
     rng = np.random.default_rng(2)
-    features = tuple(jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in shapes)
-    vision = params.pop("vision")
+    grids = ((10, 14, 8), (5, 7, 16), (3, 4, 32))  # of the vision maps of these images
+    features = tuple(jnp.asarray(rng.normal(size=(2, *grid)), jnp.float32) for grid in grids)
+    inputs = features, tokens, mask
+    size = images.shape[1:3]
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs, size, method="ground"))["params"]
 
     def loss(p):
-        variables = {"params": p | {"vision": vision}}
-        return energy(network.apply(variables, features, tokens, mask, images.shape[1:3], method="ground"))
+        return energy(network.apply({"params": p}, *inputs, size, method="ground"))
 
-    require_gradients(jax.jit(jax.grad(loss))(params))
+    require_gradients(jax.jit(jax.grad(loss))(draw_parameters(shapes)))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +161,7 @@ def test_every_gradient_of_an_ablation_is_finite_and_none_is_zero_by_constructio
     ],
 )
 def test_an_unknown_choice_is_refused(change, message):
-    network = build_network(small_config(**change))
+    network = build_network(small_config(vision__depths=(1, 1, 1), text__num_layers=1, **change))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(network.init, jax.random.key(0), *small_inputs())
 

@@ -10,10 +10,12 @@ from s2rm_jax.models.network import build_network
 from s2rm_jax.training.losses import no_target_loss
 from tests.models.small import small_config, small_inputs, small_network
 
+SHALLOW = {"vision__depths": (1, 1, 1), "text__num_layers": 1}  # the head reads what comes out of both
+
 
 @pytest.fixture(scope="module")
 def small():
-    return small_network(decoder__no_target_width=12)
+    return small_network(**SHALLOW, decoder__no_target_width=12)
 
 
 def test_expressions_together_equal_one_by_one(small):
@@ -50,7 +52,7 @@ def test_gradients_reach_the_head_and_all_of_its_inputs(small):
 def test_the_head_changes_no_mask_and_is_optional(small):
     _, params, apply = small
     inputs = small_inputs()
-    plain = build_network(small_config())
+    plain = build_network(small_config(**SHALLOW))
     rest = {part: value for part, value in params.items() if part != "no_target"}
     shapes = jax.eval_shape(plain.init, jax.random.key(0), *inputs)["params"]
     assert jax.tree.structure(shapes) == jax.tree.structure(rest)
