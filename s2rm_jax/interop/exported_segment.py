@@ -157,6 +157,7 @@ def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tup
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize logits float32 [H, W] to the size of an image; the mask is logits > 0."""
+    # A copy of evaluation.protocols.resize_logits on purpose: this file must run without the package.
     return np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
 
 
