@@ -71,7 +71,7 @@ def main() -> None:
         chip=chip,
         chips=len(devices),
         settings=_settings(config),
-        program=read_program(compiled_step.compiled),
+        program=read_program(compiled_step.executable),
         flops=compiled_step.flops,
         model_flops=compiled_step.model_flops,
         compile_seconds=compiled_step.seconds,
@@ -129,4 +129,4 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("config", "topology"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("config", "topology"))

@@ -67,7 +67,7 @@ class Parts:
     """The parts that the loop works with."""
 
     network: nn.Module
-    batches: Callable[[int], Iterator[Batch]]  # returns the batches after the given number of images, without end
+    batches: Callable[[int], Iterator[Batch]]  # returns the batches after the given number of rows, without end
     # Returns the metrics of parameters and calls a function after each batch; None: no evaluation.
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[epath.Path], None]
@@ -122,7 +122,9 @@ def train_and_evaluate(
         parts = assemble(config, mesh, pretrained.find_vocabulary(config) if pretrained else None)
         if config.steps == 0:
             config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-        return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log)
+        return train_with_parts(
+            config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log
+        )
 
 
 def check_before_start(config: ConfigDict) -> None:
@@ -182,27 +184,29 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     )
 
 
-def run(
-    config: ConfigDict, workdir: epath.PathLike, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
-) -> dict[str, float]:
-    """Train as `train_and_evaluate` does, with the given parts on the given devices and without pretrained weights."""
-    workdir = workdir_path(workdir)
-    began = load_config(workdir) if has_checkpoint(workdir) else None
-    with RunLog() as run_log:
-        return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=None, run_log=run_log)
-
-
-def _run(
+def train_with_parts(
     config: ConfigDict,
     workdir: epath.Path,
     parts: Parts,
     mesh: Mesh,
     profile_steps: range,
     *,
-    began: ConfigDict | None,  # configuration of the run that is continued
+    began: ConfigDict | None,
     pretrained: Pretrained | None,
     run_log: RunLog,
 ) -> dict[str, float]:
+    """Compile the step, create or restore the state, and train; the rest of `train_and_evaluate`, which see.
+
+    Args:
+        config: resolved, with its number of steps.
+        workdir: the folder of the run.
+        parts: what `assemble` returns.
+        mesh: the devices.
+        profile_steps: steps to trace.
+        began: the configuration of the run that is continued, or None.
+        pretrained: access to the weights of a new run, or None.
+        run_log: opened in the workdir.
+    """
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
@@ -237,7 +241,7 @@ def _run(
         profile.begin(begin.step)
         with MetricsWriter(workdir, config, begin.step) as writer, profile:
             loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
-            return loop.run(begin, saved=restored)
+            return loop.train_from(begin, saved=restored)
 
 
 def _describe_devices(mesh: Mesh) -> str:
@@ -268,7 +272,7 @@ class _Loop:
     profile: Profile
     stop: StopRequest
 
-    def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
+    def train_from(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
         """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
         config, start = self.config, time.perf_counter()
         step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
@@ -306,7 +310,7 @@ class _Loop:
                 with progress.waiting_for_input():
                     batch = next(batches)
                 assert self.compiled is not None  # a step is left
-                state, metrics = self.compiled.compiled(state, put_batch(batch, self.mesh))
+                state, metrics = self.compiled.executable(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
                 step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
                 # Read the metrics one step late, so that the devices have work while the host waits.
