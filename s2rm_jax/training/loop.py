@@ -174,8 +174,8 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     left_out = pipeline.LeftOut()
     return Parts(
         network,
-        lambda examples_seen: pipeline.train_batches(
-            source, tokenizer, config, start=examples_seen, process=distributed.process(), left_out=left_out
+        lambda rows_seen: pipeline.train_batches(
+            source, tokenizer, config, start=rows_seen, process=distributed.process(), left_out=left_out
         ),
         evaluate,
         tokenizer.save,
@@ -225,7 +225,7 @@ def train_with_parts(
             for part in loaded.values():
                 log(part.report)
             state = plan.create({name: part.params for name, part in loaded.items()})
-            begin = Checkpoint(0, state, examples_seen=0, metrics=None)
+            begin = Checkpoint(0, state, rows_seen=0, metrics=None)
         del loaded  # the state has copies; these would occupy the memory of the host to the end
         has_steps = begin.step < config.steps
         log(
@@ -275,11 +275,11 @@ class _Loop:
     def train_from(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
         """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
         config, start = self.config, time.perf_counter()
-        step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
+        step, state, rows_seen, evaluation = begin.step, begin.state, begin.rows_seen, begin.metrics
         saved_step = step if saved else None
         at_peak = self.compiled.seconds_at_peak(self.mesh) if self.compiled else None
         progress, averages = Progress(config.steps, at_peak), Averages()
-        batches = self.parts.batches(examples_seen)
+        batches = self.parts.batches(rows_seen)
         running: tuple[int, Metrics] | None = None  # the step in progress on the devices
         train_metrics: dict[str, float] = {}
 
@@ -293,7 +293,7 @@ class _Loop:
                     if evaluation_due:
                         evaluation = self._evaluate(step, state.eval_params)
                     if step != saved_step or (evaluation_due and evaluation):
-                        self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation))
+                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
                         saved_step = step
                 if last and (evaluation or not evaluation_due):
                     self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
@@ -312,7 +312,7 @@ class _Loop:
                 assert self.compiled is not None  # a step is left
                 state, metrics = self.compiled.executable(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
-                step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
+                step, rows_seen, evaluation = step + 1, rows_seen + config.batch_size, None
                 # Read the metrics one step late, so that the devices have work while the host waits.
                 if running:
                     train_metrics = self._record(*running, progress, averages)

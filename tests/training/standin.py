@@ -117,12 +117,12 @@ def allow(gate, count=1000):
 def make_parts(config, network=None, evaluate=None, gate=None):
     """Batch i is a pure function of the number of images before it, as with the real pipeline."""
 
-    def batches(examples_seen):
+    def batches(rows_seen):
         for number in itertools.count(1):
             if gate:
                 wait_at(gate, number)
-            yield make_batch(1000 + examples_seen, config.batch_size)
-            examples_seen += config.batch_size
+            yield make_batch(1000 + rows_seen, config.batch_size)
+            rows_seen += config.batch_size
 
     return Parts(
         network=network or StandIn(dropout_rate=0.5),

@@ -60,7 +60,7 @@ def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_pa
     metrics = standin.train(config, tmp_path / "new" / "run", standin.make_parts(config), MESH)
     workdir = tmp_path / "new" / "run"
     assert metrics.keys() == {"loss", "grad_norm", "learning_rate", "expressions", "mean_iou"}
-    assert saved(standin, config, workdir).examples_seen == 48 and kept_steps(workdir) == [10, 12]
+    assert saved(standin, config, workdir).rows_seen == 48 and kept_steps(workdir) == [10, 12]
     assert [line["step"] for line in metric_lines(workdir)] == [4, 8, 12]
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last.keys() == OF_THE_CLOCK | {f"train/{name}" for name in metrics} | {"step"}
@@ -77,8 +77,8 @@ def test_a_run_in_two_parts_equals_one_bitwise(tmp_path, standin):
     config = standin.make_config(optimizer__ema_decay=0.9, optimizer__schedule="cosine")
     straight = standin.train(config, tmp_path / "straight", standin.make_parts(config), MESH)
 
-    def stop_in_the_middle(examples_seen):
-        for count, batch in enumerate(standin.make_parts(config).batches(examples_seen)):
+    def stop_in_the_middle(rows_seen):
+        for count, batch in enumerate(standin.make_parts(config).batches(rows_seen)):
             if count == 7:
                 raise KeyboardInterrupt
             yield batch
@@ -178,10 +178,10 @@ def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standi
     config = standin.make_config(optimizer__ema_decay=0.9)
     parts = standin.make_parts(config)
 
-    def signalling(examples_seen):
+    def signalling(rows_seen):
         if steps_before == 0:
             signal.raise_signal(signal.SIGINT)
-        return map(signal_at, enumerate(parts.batches(examples_seen), start=1))
+        return map(signal_at, enumerate(parts.batches(rows_seen), start=1))
 
     def signal_at(numbered):
         count, batch = numbered
@@ -218,8 +218,8 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
 
     parts = standin.make_parts(config, Poisonable(dropout_rate=0.5))
 
-    def poisoned(examples_seen):
-        for count, batch in enumerate(parts.batches(examples_seen), start=1):
+    def poisoned(rows_seen):
+        for count, batch in enumerate(parts.batches(rows_seen), start=1):
             yield batch._replace(images=np.full_like(batch.images, 255)) if count == bad else batch
 
     with pytest.raises(UserError) as caught:
@@ -246,7 +246,7 @@ def test_a_workdir_in_which_nothing_was_saved_may_change_its_configuration(tmp_p
     config = standin.make_config(steps=5)
     parts = standin.make_parts(config)
 
-    def killed(examples_seen):
+    def killed(rows_seen):
         raise KeyboardInterrupt
         yield
 

@@ -41,8 +41,8 @@ def test_a_trace_that_was_begun_is_written_when_the_run_breaks_off(tmp_path, sta
     class Broken(Exception):
         pass
 
-    def batches(examples_seen):
-        for count, batch in enumerate(standin.make_parts(config).batches(examples_seen), start=1):
+    def batches(rows_seen):
+        for count, batch in enumerate(standin.make_parts(config).batches(rows_seen), start=1):
             if count == 4:
                 raise Broken
             yield batch
