@@ -10,7 +10,7 @@ Topologies have the form v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 
 The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. For Swin-Base it takes half an hour of one
 core and 15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program
-that is less optimised than that of a real run.
+that is less optimized than that of a real run.
 """
 
 from __future__ import annotations

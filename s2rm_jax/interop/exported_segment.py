@@ -136,7 +136,7 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Resize, scale and normalise an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
+    """Resize, scale and normalize an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
     height, width = settings["image"]["size"]
     if image.shape[:2] != (height, width):
         image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

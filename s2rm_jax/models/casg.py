@@ -141,7 +141,7 @@ class MaskHead(nn.Module):
 
 
 class Guide(nn.Module):
-    """Emphasise the referent in a vision map by the abstract semantics, in space and in channels."""
+    """Emphasize the referent in a vision map by the abstract semantics, in space and in channels."""
 
     dtype: jnp.dtype = jnp.float32
 
