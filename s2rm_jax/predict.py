@@ -1,13 +1,13 @@
 """Segment what expressions refer to in an image, or in each of many images.
 
-    python -m s2rm_jax.predict --workdir runs/refcoco --image street.jpg --text "the man in red" --out result
-    python -m s2rm_jax.predict ... --text "the man in red" --text "the car behind him"
+    python -m s2rm_jax.predict --out scene   # a held-out image, scene/image.png, and its own expressions
+    python -m s2rm_jax.predict --image scene/image.png --text "the red star" --out result
+    python -m s2rm_jax.predict ... --text "the red star" --text "the leftmost shape"
     python -m s2rm_jax.predict ... --explain how.png   # also draws how the network came to the mask
-    python -m s2rm_jax.predict --workdir runs/refcoco --images 'frames/*.jpg' --text "the man in red" --out result
-    python -m s2rm_jax.predict --workdir runs/synthetic --out result   # a held-out image and its own expressions
-    python -m s2rm_jax.predict --out result   # the same with the network that comes with the package
+    python -m s2rm_jax.predict ... --workdir runs/synthetic   # another network than that of the package
+    python -m s2rm_jax.predict --images 'frames/*.jpg' --text "the red star" --out result
 
-Writes to --out: mask_1_the_man_in_red.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
+Writes to --out: mask_1_the_red_star.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
 upright as a viewer shows it); overlay.png, all masks on the image with a legend; and result.json. The masks of an
 earlier prediction in that folder are removed. Without --image, the first image on which the run is evaluated is taken
 and also written, as image.png; its own expressions are used unless --text is given. With --explain there is one figure
