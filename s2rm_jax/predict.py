@@ -122,7 +122,7 @@ def main() -> dict[str, Any]:
         OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "", bool(COCO.value), LABEL_STUDIO.value or ""
     )
     with _compilation_cache():
-        predict = _predict_many if IMAGES.value else _predict_one
+        predict = _predict_many if IMAGES.value else _predict_image
         return predict(Path(OUT.value), options)
 
 
@@ -152,7 +152,7 @@ def _predict_many(out: Path, options: Options) -> dict[str, Any]:
     return content
 
 
-def _predict_one(out: Path, options: Options) -> dict[str, Any]:
+def _predict_image(out: Path, options: Options) -> dict[str, Any]:
     if IMAGE.value:
         image, expressions = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
     else:
