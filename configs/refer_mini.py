@@ -1,6 +1,6 @@
 """A small network on a few real photographs in the REFER layout, from scratch on a CPU.
 
-It tests the complete path on real images; the data is far too small to generalise.
+It tests the complete path on real images; the data is far too small to generalize.
 
     python -m s2rm_jax.train --config configs/refer_mini.py --workdir runs/refer_mini
     python -m s2rm_jax.train --config configs/refer_mini.py:memorise --workdir runs/memorise

@@ -109,4 +109,4 @@ def _remove_empty(folder: Path, out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("dataset", "root", "out"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("dataset", "root", "out"))

@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("root",))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("root",))

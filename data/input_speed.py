@@ -212,4 +212,4 @@ def _write_vocabulary(source: ReferSource, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run_and_exit(main, FLAGS, __doc__)

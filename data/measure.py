@@ -157,4 +157,4 @@ def _outline(rng: np.random.Generator) -> list[float]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run_and_exit(main, FLAGS, __doc__)

@@ -133,4 +133,4 @@ def checksum(compositions: Sequence[Composition]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run_and_exit(main, FLAGS, __doc__)

@@ -227,7 +227,7 @@ def coarse_to_fine() -> str:
         x = places[stage]
         middle = x + wide / 2
         body.append(_card((x, rows["V"], wide, tall), f"Swin, stage {stage}: V{stage}", _by(sizes[f"V{stage}"]), BLUE))
-        body.append(_card((x, rows["D"], wide, tall), f"CASG: D{stage}", _by(sizes[f"D{stage}"]), ORANGE))
+        body.append(_card((x, rows["D"], wide, tall), f"CASG: X{stage}", _by(sizes[f"D{stage}"]), ORANGE))
         body.append(_card((x, rows["m"], wide, tall), f"mask logits m{stage}", _by(sizes[f"m{stage}"]), ORANGE))
         body.append(_arrow((middle, rows["D"] + tall), (middle, rows["m"]), colour=ORANGE))
         if stage < stages[-1]:

@@ -110,7 +110,7 @@ def _described(comment: str) -> str:
 
 
 class _Command(NamedTuple):
-    """What a command gives to `command_line.run` or `run_command`."""
+    """What a command gives to `command_line.run_and_exit` or `run_command`."""
 
     flag_values: flags.FlagValues
     doc: str
@@ -149,13 +149,13 @@ def read_command(path: Path) -> _Command:
     """Return the flags of a command, from what its file passes to `command_line` when it is run."""
     found: list[_Command] = []
 
-    def run(main: Any, flag_values: flags.FlagValues, doc: str, required: Sequence[str] = ()) -> None:
+    def run_and_exit(main: Any, flag_values: flags.FlagValues, doc: str, required: Sequence[str] = ()) -> None:
         found.append(_Command(flag_values, doc, {"": required}))
 
     def run_command(subcommands: Mapping[str, Any], flag_values: flags.FlagValues, doc: str) -> None:
         found.append(_Command(flag_values, doc, {name: one.required for name, one in subcommands.items()}))
 
-    with mock.patch.multiple(command_line, run=run, run_command=run_command):
+    with mock.patch.multiple(command_line, run_and_exit=run_and_exit, run_command=run_command):
         runpy.run_path(str(path), run_name="__main__")
     (command,) = found
     return command

@@ -104,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("suite", "out"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("suite", "out"))

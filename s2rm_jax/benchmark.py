@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run_and_exit(main, FLAGS, __doc__)

@@ -1,7 +1,7 @@
 """What all commands share: parse flags, run, and report errors in one line.
 
-A command defines its flags in an absl FlagValues of its own and ends with `command_line.run(main, FLAGS, __doc__)`. The
-main of a command with a result is decorated by `returns_result`, which defines --quiet and --json.
+A command defines its flags in an absl FlagValues of its own and ends with `command_line.run_and_exit(main, FLAGS,
+__doc__)`. The main of a command with a result is decorated by `returns_result`, which defines --quiet and --json.
 
 Exit status (also in docs/command_line.md):
   0    success, or stopped by Ctrl-C or SIGTERM with everything saved
@@ -55,7 +55,7 @@ _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  #
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
-def run(
+def run_and_exit(
     main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()
 ) -> NoReturn:
     """Read sys.argv into `flag_values`, run `main` and exit with the status that fits.
@@ -144,13 +144,13 @@ class Command:
 
 
 def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, doc: str | None) -> None:
-    """Run the subcommand that the first argument names; see `run`."""
+    """Run the subcommand that the first argument names; see `run_and_exit`."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in commands:
         del sys.argv[1]
-        run(commands[name].main, flag_values, doc, commands[name].required)
+        run_and_exit(commands[name].main, flag_values, doc, commands[name].required)
     if name.startswith("-h") or name.startswith("--h"):
-        run(lambda: None, flag_values, doc)
+        run_and_exit(lambda: None, flag_values, doc)
     problem = f"unknown command {name!r}" if name else "the command is missing"
     print(f"error: {problem}; available: {', '.join(commands)} (see --help)", file=sys.stderr)
     sys.exit(2)

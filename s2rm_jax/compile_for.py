@@ -10,7 +10,7 @@ Topologies have the form v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 
 The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. For Swin-Base it takes half an hour of one
 core and 15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program
-that is less optimised than that of a real run.
+that is less optimized than that of a real run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
         chip=chip,
         chips=len(devices),
         settings=_settings(config),
-        program=read_program(compiled_step.compiled),
+        program=read_program(compiled_step.executable),
         flops=compiled_step.flops,
         model_flops=compiled_step.model_flops,
         compile_seconds=compiled_step.seconds,
@@ -129,4 +129,4 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("config", "topology"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("config", "topology"))

@@ -48,7 +48,7 @@ def default_config() -> ConfigDict:
     config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and its arguments
     config.input.train_split = "train"  # the split that is trained on
     config.input.image_size = (480, 480)  # height, width in pixels
-    config.input.expressions_per_image = 4  # K
+    config.input.expressions_per_image = 4  # K, at most, of an image in a batch; LAVT's recipe sets 1
     config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
     config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES; see docs/own_data.md
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
@@ -106,7 +106,7 @@ def default_config() -> ConfigDict:
     config.loss.coarse_weight = 0.0  # weight of the same loss on each coarser mask
     config.loss.no_target_weight = 0.1  # weight of the loss of the head that detects absent referents
 
-    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer = ConfigDict()  # AdamW; see training/optimizer.py
     config.optimizer.learning_rate = 5e-5  # after the warm-up
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment

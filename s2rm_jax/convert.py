@@ -285,7 +285,7 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     for name in (CONFIG_FILE, VOCAB_FILE):
         (workdir / name).write_bytes((weights / name).read_bytes())
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
-        checkpoints.save(Checkpoint(0, plan.create(params), examples_seen=0, metrics=None))
+        checkpoints.save(Checkpoint(0, plan.create(params), rows_seen=0, metrics=None))
 
 
 @contextmanager

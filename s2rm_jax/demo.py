@@ -162,4 +162,4 @@ def _open_log(path: str) -> contextlib.AbstractContextManager[TextIO]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run_and_exit(main, FLAGS, __doc__)

@@ -104,4 +104,4 @@ def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run_and_exit(main, FLAGS, __doc__)

@@ -216,4 +216,4 @@ def _load_config(workdir: epath.Path) -> ConfigDict:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("workdir",))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("workdir",))

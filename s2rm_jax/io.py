@@ -11,7 +11,6 @@ import re
 import shutil
 import time
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 from uuid import uuid4
 
 from etils import epath
-from PIL import Image
 
 from s2rm_jax.errors import UserError, find_full_disk, is_temporary
 
@@ -253,15 +251,6 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{flag}: {path} cannot be written ({error.strerror or error}); give another {flag}") from error
-
-
-def save_image(image: Image.Image, path: Path, flag: str = "--out") -> None:
-    """Save an image, mask or figure as PNG; raise UserError if it cannot be written.
-
-    Matching runs only takes a quarter of the time of zlib's default. Masks are as small then, photographs 5 % larger.
-    """
-    with writing(path, flag):
-        image.save(path, compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def slug(text: str, limit: int = 40) -> str:

@@ -1,13 +1,13 @@
 """Segment what expressions refer to in an image, or in each of many images.
 
-    python -m s2rm_jax.predict --workdir runs/synthetic --image street.jpg --text "the man in red" --out result
-    python -m s2rm_jax.predict ... --text "the man in red" --text "the car behind him"
+    python -m s2rm_jax.predict --out scene   # a held-out image, scene/image.png, and its own expressions
+    python -m s2rm_jax.predict --image scene/image.png --text "the red star" --out result
+    python -m s2rm_jax.predict ... --text "the red star" --text "the leftmost shape"
     python -m s2rm_jax.predict ... --explain how.png   # also draws how the network came to the mask
-    python -m s2rm_jax.predict --workdir runs/synthetic --images 'frames/*.jpg' --text "the man in red" --out result
-    python -m s2rm_jax.predict --workdir runs/synthetic --out result   # a held-out image and its own expressions
-    python -m s2rm_jax.predict --out result   # the same with the network that comes with the package
+    python -m s2rm_jax.predict ... --workdir runs/synthetic   # another network than that of the package
+    python -m s2rm_jax.predict --images 'frames/*.jpg' --text "the red star" --out result
 
-Writes to --out: mask_1_the_man_in_red.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
+Writes to --out: mask_1_the_red_star.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
 upright as a viewer shows it); overlay.png, all masks on the image with a legend; and result.json. The masks of an
 earlier prediction in that folder are removed. Without --image, the first image on which the run is evaluated is taken
 and also written, as image.png; its own expressions are used unless --text is given. With --explain there is one figure
@@ -40,7 +40,7 @@ from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.input.images import load_image
-from s2rm_jax.io import figure_paths, make_output_folder, save_image
+from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.prediction_files import (
     RESULT_FILE,
     SAMPLE_FILE,
@@ -48,12 +48,13 @@ from s2rm_jax.prediction_files import (
     outcomes,
     remove_earlier_prediction,
     require_free_name,
+    save_image,
     write_exports,
     write_prediction,
     write_result,
 )
 from s2rm_jax.prediction_job import find_share, list_items, run_job
-from s2rm_jax.training.logging import counted
+from s2rm_jax.training.logging import counted, log
 
 if TYPE_CHECKING:
     from s2rm_jax.input.example import Example
@@ -121,11 +122,11 @@ def main() -> dict[str, Any]:
         OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "", bool(COCO.value), LABEL_STUDIO.value or ""
     )
     with _compilation_cache():
-        predict = _predict_images if IMAGES.value else _predict_image
+        predict = _predict_many if IMAGES.value else _predict_image
         return predict(Path(OUT.value), options)
 
 
-def _predict_images(out: Path, options: Options) -> dict[str, Any]:
+def _predict_many(out: Path, options: Options) -> dict[str, Any]:
     name = Path(options.explain)
     if options.explain and (name.name != options.explain or name.suffix.lower() != ".png"):
         raise UserError(f"--explain: {name} must be a file name ending in .png, used in each image's folder")
@@ -185,6 +186,8 @@ def _predict_image(out: Path, options: Options) -> dict[str, Any]:
 def _segmenter() -> Segmenter:
     from s2rm_jax.segmenter import Segmenter
 
+    if (IMAGE.value or IMAGES.value) and default_network.is_default_network(str(WORKDIR.value)):
+        log("the network of the package is trained on generated shapes only; for other images give --workdir")
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     return Segmenter.from_checkpoint(str(WORKDIR.value), which, keep_programs=True)
 
@@ -229,4 +232,4 @@ def _compilation_cache() -> AbstractContextManager[None]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("out",))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("out",))

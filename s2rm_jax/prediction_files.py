@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.result_files import Naming, find_naming, remove_result_files, write_coco, write_label_studio
 from s2rm_jax.input.masks import encode_rle
-from s2rm_jax.io import make_output_folder, save_image, slug, write_atomically, writing
+from s2rm_jax.io import make_output_folder, slug, write_atomically, writing
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -96,7 +97,9 @@ def write_prediction(
     from s2rm_jax.evaluation.explain import explain_figure
     from s2rm_jax.evaluation.overlay import overlay_with_legend
 
-    entries = [_entry(folder, result, row, options) for row in range(len(result.expressions))]
+    entries = []
+    for row in range(len(result.expressions)):
+        entries.append(_write_mask(folder, result, row, options))
     if options.overlay:
         overlay = overlay_with_legend(image, result.masks, labels or outcomes(entries))
         save_image(overlay, folder / OVERLAY_FILE)
@@ -106,6 +109,15 @@ def write_prediction(
         figure = explain_figure(image, result.expressions[row], line, result.masks[row], explanation)
         save_image(figure, path, "--explain")
     return entries
+
+
+def save_image(image: Image.Image, path: Path, flag: str = "--out") -> None:
+    """Save an image, mask or figure as PNG; raise UserError if it cannot be written.
+
+    Matching runs only takes a quarter of the time of zlib's default. Masks are as small then, photographs 5 % larger.
+    """
+    with writing(path, flag):
+        image.save(path, compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def write_result(out: Path, content: dict[str, Any]) -> None:
@@ -365,8 +377,8 @@ def _read_job(out: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
-def _entry(folder: Path, result: Result, row: int, options: Options) -> dict[str, Any]:
-    """Return the entry of an expression, and write its mask."""
+def _write_mask(folder: Path, result: Result, row: int, options: Options) -> dict[str, Any]:
+    """Write the mask of an expression, unless masks are RLE; return its entry in result.json."""
     expression, mask = result.expressions[row], result.masks[row]
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     entry: dict[str, Any] = {

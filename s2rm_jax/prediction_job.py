@@ -302,7 +302,7 @@ def _ahead(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], co
 def list_images(pattern: str) -> list[Path]:
     """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
 
-    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognised by their suffix; those
+    They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognized by their suffix; those
     that cannot be read (another format, a broken link) are counted in a warning. Hidden files are passed over unless
     the pattern names them, and `**` follows no links to folders, which may form loops. The name of an existing file is
     never read as a pattern.

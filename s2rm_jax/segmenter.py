@@ -2,7 +2,7 @@
 
 Images are encoded once, for any number of expressions:
 
-    segmenter = Segmenter.from_checkpoint("runs/synthetic")
+    segmenter = Segmenter.from_checkpoint("runs/refcoco")
     result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
     result.masks[0]  # boolean [H, W], of the size of street.jpg
 
@@ -34,9 +34,10 @@ from PIL import Image
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.explain import Explanation, explanations, reduce
-from s2rm_jax.evaluation.protocols import mask_score, resize_logits
+from s2rm_jax.evaluation.protocols import mask_and_score
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
+from s2rm_jax.training.compile import ProgramStore
 from s2rm_jax.training.run import load_run
 
 # The numbers of images and of expressions per image are padded to one of these, so that few programs are compiled: at
@@ -62,7 +63,7 @@ class EncodedImage:
     features: tuple[Any, ...]
 
 
-Source = TypeVar("Source", bound=EncodedImage | ImageSource)
+ImageT = TypeVar("ImageT", bound=EncodedImage | ImageSource)
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,22 @@ class Segmenter:
         params: its parameters.
         tokenizer: the tokenizer of the training run.
         config: the configuration of the training run.
+        programs: where compiled programs are kept for later processes; None: they are not.
     """
 
-    def __init__(self, network: nn.Module, params: Any, tokenizer: Tokenizer, config: ConfigDict):
+    def __init__(
+        self,
+        network: nn.Module,
+        params: Any,
+        tokenizer: Tokenizer,
+        config: ConfigDict,
+        programs: ProgramStore | None = None,
+    ):
         self.config = config
         self._tokenizer = tokenizer
         self._params = jax.device_put(params)  # once: NumPy arrays would be transferred again at every call
-        self._encode, self._ground = _jitted(network, tuple(config.input.image_size))
+        encode, ground = _jitted(network, tuple(config.input.image_size))
+        self._encode, self._ground = (encode, ground) if programs is None else map(programs.keep, (encode, ground))
         # A lock for each program; two threads with the same new shapes would compile it twice.
         self._tracing: dict[tuple[int | bool, ...], threading.Lock] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
@@ -132,15 +142,12 @@ class Segmenter:
                 does not fit the checkpoint, or the network cannot be downloaded.
         """
         run = load_run(workdir, which, keep_programs=keep_programs)
-        segmenter = cls(run.network, run.params, run.tokenizer, run.config)
-        if run.programs is not None:
-            segmenter._encode, segmenter._ground = map(run.programs.keep, (segmenter._encode, segmenter._ground))
-        return segmenter
+        return cls(run.network, run.params, run.tokenizer, run.config, run.programs)
 
     @overload
     def encode(self, image: ImageSource) -> EncodedImage: ...
     @overload
-    def encode(self, image: list[Source]) -> list[EncodedImage]: ...
+    def encode(self, image: list[ImageT]) -> list[EncodedImage]: ...
     def encode(self, image: Any) -> Any:
         """Encode an image for any number of calls of `segment`; return when the device has finished.
 
@@ -164,7 +171,7 @@ class Segmenter:
     ) -> Result: ...
     @overload
     def segment(
-        self, image: list[Source], expressions: str | Sequence[str] | Sequence[Sequence[str]], *, explain: bool = False
+        self, image: list[ImageT], expressions: str | Sequence[str] | Sequence[Sequence[str]], *, explain: bool = False
     ) -> list[Result]: ...
     def segment(self, image: Any, expressions: Any, *, explain: bool = False) -> Any:
         """Segment what each expression refers to; the image is encoded once for all expressions.
@@ -310,11 +317,8 @@ def _result(of: tuple[EncodedImage, tuple[str, ...], list[np.ndarray], list[floa
     height, width = encoded.image.shape[:2]
     masks, scores = np.empty((len(logits), height, width), bool), np.empty(len(logits))
     for row, low in enumerate(logits):
-        resized = resize_logits(low, height, width)
-        masks[row] = resized > 0
-        if no_target and no_target[row] > 0.5:
-            masks[row] = False
-        scores[row] = mask_score(resized, masks[row])
+        nothing = bool(no_target) and no_target[row] > 0.5
+        masks[row], scores[row] = (False, 0.0) if nothing else mask_and_score(low, height, width)
     return Result(expressions, masks, scores, np.array(no_target) if no_target else None)
 
 

@@ -130,4 +130,4 @@ def strip(label: str, batch: Batch, tokenizer: Tokenizer, side: int) -> Image.Im
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("config", "out"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("config", "out"))

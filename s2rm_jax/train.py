@@ -50,4 +50,4 @@ def main() -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, required=("config", "workdir"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("config", "workdir"))

@@ -43,7 +43,7 @@ def call(monkeypatch):
         flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values)
         seen = []
         done = run_function(
-            lambda: command_line.run(
+            lambda: command_line.run_and_exit(
                 main or (lambda: seen.append(config.value)),
                 values,
                 "Does things.\n\nWell.",
@@ -216,7 +216,7 @@ def test_a_device_that_is_missing_is_told_in_one_line(platform):
     """In a process of its own, because JAX keeps the devices that it found first."""
     program = (
         "import jax; from absl import flags; from s2rm_jax import command_line; "
-        "command_line.run(jax.devices, flags.FlagValues(), '')"
+        "command_line.run_and_exit(jax.devices, flags.FlagValues(), '')"
     )
     environment = os.environ | {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
@@ -278,7 +278,7 @@ def call_for_result():
                 raise raised
             return result
 
-        done = run_function(lambda: command_line.run(main, values, "Does things."), *arguments)
+        done = run_function(lambda: command_line.run_and_exit(main, values, "Does things."), *arguments)
         return done.returncode, done.stdout, done.stderr
 
     return call
@@ -302,7 +302,7 @@ from absl import flags
 from s2rm_jax import command_line
 values = flags.FlagValues()
 sys.argv[1:] = ["--json"]
-command_line.run(command_line.returns_result(values)(lambda: {"many": [0] * 200_000}), values, None)
+command_line.run_and_exit(command_line.returns_result(values)(lambda: {"many": [0] * 200_000}), values, None)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdout.readline() == b"{\n"
@@ -326,7 +326,7 @@ def test_what_the_encoding_of_the_output_lacks_is_escaped():
 
     def program(encoding):
         sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
-        command_line.run(lambda: print("人 caf\udce9"), flags.FlagValues(), "")
+        command_line.run_and_exit(lambda: print("人 caf\udce9"), flags.FlagValues(), "")
 
     done = run_function(lambda: program("ascii"))
     assert (done.returncode, done.stdout) == (0, "\\u4eba caf\\udce9\n")
@@ -343,7 +343,7 @@ def test_output_that_is_redirected_may_hold_any_text(flag):
         print("caf\udce9")
         return {"name": "caf\udce9"}
 
-    done = run_function(lambda: command_line.run(main, values, ""), flag)
+    done = run_function(lambda: command_line.run_and_exit(main, values, ""), flag)
     assert done.returncode == 0, done.stderr
     if flag == "--json":
         assert json.loads(done.stdout) == {"name": "caf\udce9"}

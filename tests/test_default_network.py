@@ -39,7 +39,8 @@ def test_it_was_trained_as_its_card_says():
 
 def test_predict_uses_it_by_default_and_finds_the_referents_of_its_scenes(tmp_path):
     out = tmp_path / "out"
-    assert run_command("predict", f"--out={out}").returncode == 0
+    done = run_command("predict", f"--out={out}")
+    assert done.returncode == 0 and "generated shapes only" not in done.stdout
     config = load_config(default_network.FOLDER)
     scene = build_source(config.input.source, config.eval.split)[0]
     found = json.loads((out / "result.json").read_text())["results"]
@@ -49,3 +50,11 @@ def test_predict_uses_it_by_default_and_finds_the_referents_of_its_scenes(tmp_pa
         mask = np.asarray(Image.open(out / entry["file"])) > 0
         ious.append((mask & expression.segmentation).sum() / (mask | expression.segmentation).sum())
     assert np.mean(ious) == pytest.approx(MEAN_IOU, abs=0.02)
+
+
+def test_predict_says_that_it_knows_generated_shapes_only_when_an_image_is_given(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "own.png")
+    asked = ("--text=a star", "--text=a ring", "--text=a square", "--text=a circle", f"--out={tmp_path / 'out'}")
+    for given in (f"--image={tmp_path / 'own.png'}", f"--images={tmp_path / '*.png'}"):
+        done = run_command("predict", given, *asked)
+        assert (done.returncode, done.stdout.count("trained on generated shapes only")) == (0, 1), done.stderr

@@ -58,7 +58,7 @@ SOURCES = ("a log", "a thread", "C++", "a destructor", "a warning")
 def run(main, *arguments):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the directory of the run", flag_values=values)
-    return run_function(lambda: command_line.run(main, values, "Does things."), *arguments)
+    return run_function(lambda: command_line.run_and_exit(main, values, "Does things."), *arguments)
 
 
 def fail():
@@ -135,7 +135,7 @@ def test_a_handler_of_a_library_is_silent_and_everything_is_restored_afterwards(
         logging.getLogger().addHandler(handler)
         seen.append(surroundings())
         try:
-            command_line.run(fail, flags.FlagValues(), "Does things.")
+            command_line.run_and_exit(fail, flags.FlagValues(), "Does things.")
         finally:
             seen.append(surroundings())
             logging.getLogger().removeHandler(handler)
@@ -172,7 +172,7 @@ def test_output_during_the_exit_is_hidden(tmp_path, arguments):
 
             handle = Handle()
             atexit.register(print, "noise of an exit handler", file=sys.stderr)
-            command_line.run(main, flags.FlagValues(), "Does things.")
+            command_line.run_and_exit(main, flags.FlagValues(), "Does things.")
         """)
     )
     done = run_process(program, *arguments)
@@ -194,7 +194,7 @@ def test_the_status_is_right_if_stdout_or_stderr_is_full(stream):
     def run_on_full():
         number = {"stdout": 1, "stderr": 2}[stream]
         os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-        command_line.run(main, flags.FlagValues(), "Does things.")
+        command_line.run_and_exit(main, flags.FlagValues(), "Does things.")
 
     done = run_function(run_on_full)
     assert done.returncode == 2

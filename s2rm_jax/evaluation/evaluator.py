@@ -292,7 +292,7 @@ def _at_original_size(
     height, width = size
     if protocol.size is not None:
         predicted = predicted_mask(replace(protocol, size=None), logits, height, width)
-    return predicted, mask_score(resize_logits(logits, height, width), predicted)
+    return predicted, mask_score(resize_logits(logits, height, width)[predicted])
 
 
 def _identity(example: Example) -> str:

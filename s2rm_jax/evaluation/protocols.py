@@ -185,7 +185,7 @@ def protocol_named(name: str) -> Protocol:
         UserError: there is no such protocol.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"protocol {name!r} not found; available: {', '.join(PROTOCOLS)} (docs/evaluation.md)")
+        raise UserError(f"protocol {name!r} not found; available: {', '.join(PROTOCOLS)} (docs/protocols.md)")
     return PROTOCOLS[name]
 
 
@@ -199,10 +199,44 @@ def resize_logits(logits: Float[np.ndarray, "h w"], height: int, width: int) -> 
     return np.asarray(resized)
 
 
-def mask_score(logits: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
-    """Return the mean probability of foreground over the pixels of a mask; 0 if it is empty."""
-    foreground = logits[mask]
+def mask_and_score(
+    logits: Float[np.ndarray, "h w"], height: int, width: int
+) -> tuple[Bool[np.ndarray, "height width"], float]:
+    """Return the mask that a user gets for an image of `height` x `width`, which is also that of `original`.
+
+    And its score: the mean probability of foreground over the mask, 0 if that is empty.
+    """
+    mask, foreground = _foreground(np.asarray(logits, np.float32), height, width)
+    return mask, mask_score(foreground)
+
+
+def mask_score(foreground: Float[np.ndarray, " pixels"]) -> float:
+    """Return the score of a mask, given the resized logits of its pixels."""
     return float(np.mean((1 + np.tanh(foreground.astype(np.float64) / 2)) / 2)) if foreground.size else 0.0
+
+
+def _foreground(
+    logits: Float[np.ndarray, "h w"], height: int, width: int
+) -> tuple[Bool[np.ndarray, "height width"], Float[np.ndarray, " pixels"]]:
+    """Return where the resized logits exceed 0, and the values there.
+
+    Along an axis that keeps its size, as the rows of most COCO images at 480 pixels, what is nowhere positive stays so:
+    only the rest is resized, exactly as in the whole.
+    """
+    size = height, width
+    part = tuple(_positive(logits, axis) if logits.shape[axis] == size[axis] else slice(None) for axis in (0, 1))
+    mask = np.zeros(size, bool)
+    if not logits[part].size:
+        return mask, np.empty(0, np.float32)
+    resized = resize_logits(np.ascontiguousarray(logits[part]), *mask[part].shape)
+    mask[part] = resized > 0
+    return mask, resized[mask[part]]
+
+
+def _positive(values: Float[np.ndarray, "h w"], axis: int) -> slice:
+    """Return the range of rows (axis 0) or columns (axis 1) outside which no value is positive."""
+    found = np.flatnonzero((values > 0).any(axis=1 - axis))
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0)
 
 
 _CUBIC_A = -0.75  # of the cubic kernel in OpenCV and PyTorch (Pillow has -0.5)
@@ -279,18 +313,6 @@ def predicted_mask(
     if protocol.resampled == "probabilities":
         values, level = 0.5 + 0.5 * np.tanh(0.5 * values), protocol.threshold  # a sigmoid that does not overflow
     size = protocol.size or (height, width)
-    if protocol.resampling != "bilinear" or level != 0:
-        return resample(values, *size, protocol.resampling) > level
-    # Along an axis that keeps its size, as the rows of most COCO images at 480 pixels, what is nowhere positive stays
-    # so: only the rest is resized, exactly as in the whole.
-    part = tuple(_positive(values, axis) if values.shape[axis] == size[axis] else slice(None) for axis in (0, 1))
-    mask = np.zeros(size, bool)
-    if values[part].size:
-        mask[part] = resize_logits(np.ascontiguousarray(values[part]), *mask[part].shape) > 0
-    return mask
-
-
-def _positive(values: Float[np.ndarray, "h w"], axis: int) -> slice:
-    """Return the range of rows (axis 0) or columns (axis 1) outside which no value is positive."""
-    found = np.flatnonzero((values > 0).any(axis=1 - axis))
-    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0)
+    if protocol.resampling == "bilinear" and level == 0:
+        return _foreground(values, *size)[0]
+    return resample(values, *size, protocol.resampling) > level

@@ -263,7 +263,7 @@ def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]], ids
 
 
 def _resolve(folder: Path, name: str) -> Path:
-    """Return the normalised path of a file named absolutely or relative to `folder`."""
+    """Return the normalized path of a file named absolutely or relative to `folder`."""
     return Path(os.path.normpath(path_in(folder, name)))
 
 

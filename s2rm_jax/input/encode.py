@@ -1,6 +1,6 @@
 """Encoding of chosen expressions of an example as the arrays of a Batch, and packing of masks.
 
-Images stay uint8 and masks take one bit per pixel: a fifth of the bytes of normalised floats and booleans, which
+Images stay uint8 and masks take one bit per pixel: a fifth of the bytes of normalized floats and booleans, which
 workers, host and device copy several times. The functions that undo this use operators only, so they accept NumPy and
 JAX arrays.
 """

@@ -1,6 +1,6 @@
 """Masks: conversion of all forms that datasets use to boolean arrays, resizing, and outlines.
 
-COCO's run-length encoding is decoded here and not by pycocotools, which returns uninitialised memory for damaged codes
+COCO's run-length encoding is decoded here and not by pycocotools, which returns uninitialized memory for damaged codes
 and warns on every call under NumPy 2.
 """
 

@@ -1,6 +1,6 @@
 """Mirrored expressions: left and right exchanged, or a refusal if the result might be false.
 
-Exchanging the words is the easy part. The hard parts are to recognise uses of "left" and "right" that are not sides
+Exchanging the words is the easy part. The hard parts are to recognize uses of "left" and "right" that are not sides
 ("the truck right behind", "the last slice left"), and other things that a mirror changes: writing, numbers, clock
 positions, and an order that is counted from the left without saying so ("the third giraffe"). Anything uncertain is
 refused, since a refused expression costs a mirrored view, while a wrong one teaches the opposite. The rules are for
@@ -123,7 +123,7 @@ _GLUED = tuple(
     for form in frozenset().union(*map(_edits, _SIDES)) - _WRITTEN - _ORDINARY - {"ight", "lest", "lent", "lect"}
     if len(form) > 3
 )
-# Long and odd enough to be recognised inside a word and across a space: "plelft", "rihg tpurple".
+# Long and odd enough to be recognized inside a word and across a space: "plelft", "rihg tpurple".
 _ODD = {form for side in _SIDES for form in _shortened_and_swapped(side)} - {"let", "ight", "eft", "lef", "righ"}
 _ODD_INSIDE = re.compile(rf"({'|'.join(sorted(_ODD))})")
 

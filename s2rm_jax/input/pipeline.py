@@ -154,7 +154,7 @@ def train_batches(
       source: the training split.
       tokenizer: see `build_tokenizer`.
       config: the configuration.
-      start: number of rows (images) already seen by all processes together.
+      start: number of rows already read by all processes together, `Checkpoint.rows_seen`.
       process: (index, count). Each process gets consecutive rows of every global batch, so that concatenated they are
         the batch that a single process would read.
       left_out: receives the bad examples that are left out, when their batch is yielded.

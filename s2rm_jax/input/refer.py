@@ -16,7 +16,7 @@ from s2rm_jax.input.refer_annotations import (
     collector_paused,
     find_annotations,
     find_image_folder,
-    is_generalised,
+    is_generalized,
     load_refs,
     may_be_missing,
     read_instances,
@@ -87,7 +87,7 @@ class ReferSource(StoredSource):
             referents = referents[:limit_referents]
         self.num_referents = len(referents)
         # In gRefCOCO each expression is a referent of its own, as ReLA samples.
-        examples, groups = group_by_image(referents, folder, single=is_generalised(refs_path))
+        examples, groups = group_by_image(referents, folder, single=is_generalized(refs_path))
         super().__init__(f"{dataset} {split}", examples, groups)
 
 

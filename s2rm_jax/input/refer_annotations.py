@@ -96,7 +96,7 @@ def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Pat
     return refs, instances
 
 
-def is_generalised(refs_path: Path) -> bool:
+def is_generalized(refs_path: Path) -> bool:
     """Return whether a file of referents is in gRefCOCO's format."""
     return refs_path.name.startswith("grefs(")
 
@@ -326,9 +326,9 @@ def select_referents(
     if not refs:
         raise split_error(split, refs_path, (str(ref["split"]) for ref in all_refs))
 
-    generalised = is_generalised(refs_path)
+    generalized = is_generalized(refs_path)
     masks = _Masks(annotations, overlap, refs_path)
-    segmentation_of = _union if generalised else _single
+    segmentation_of = _union if generalized else _single
     referents, without_mask, without_words = [], [], []
     for ref in refs:
         image = images.get(image_id := _field(ref, "image_id", refs_path))
@@ -339,7 +339,7 @@ def select_referents(
             without_mask.append(ref["ann_id"])
             continue
         texts = _expressions(ref, sentence_field, refs_path)
-        if generalised:  # its sent_id may not be unique by itself
+        if generalized:  # its sent_id may not be unique by itself
             texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
         referent = str(ref.get("ref_id", ""))
         expressions = tuple(

@@ -7,7 +7,8 @@ config.input.sampling is one of:
     referent   every referent once, with one of its expressions, drawn anew each time: the rule of LAVT, CARIS and CRIS
 
 The last two put up to K expressions of an image into a row, so that the image is encoded once for all of them; with
-K = 1 a row is one expression, as in other projects. Under every rule, seen examples are counted in expressions.
+K = 1 a row is one expression, as in other projects. Under every rule a row is one image of a batch: config.batch_size,
+epochs and the position of the input (`Checkpoint.rows_seen`) count rows.
 """
 
 from __future__ import annotations

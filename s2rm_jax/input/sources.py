@@ -190,6 +190,8 @@ def find_source(config: ConfigDict, split: str) -> None:
             for one, settings in fields["parts"].items():
                 if part in ("", one):
                     find_source(_without_weight(settings), split)
+        case _:
+            pass  # "synthetic" reads no files; without a case here, missing files are found later, by `build_source`
 
 
 def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, inspect.BoundArguments]:

@@ -136,7 +136,7 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Resize, scale and normalise an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
+    """Resize, scale and normalize an image: uint8 [height, width, 3] -> float32 [H, W, 3]."""
     height, width = settings["image"]["size"]
     if image.shape[:2] != (height, width):
         image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -157,6 +157,7 @@ def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tup
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize logits float32 [H, W] to the size of an image; the mask is logits > 0."""
+    # A copy of evaluation.protocols.resize_logits on purpose: this file must run without the package.
     return np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
 
 

@@ -124,7 +124,7 @@ def relative_error(trained: LoadedRun, folder: Path) -> float:
 
 
 def random_inputs(config: ConfigDict, count: int, expressions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw normalised images [b, H, W, 3], tokens [b, k, L] and their mask, with expressions of different lengths."""
+    """Draw normalized images [b, H, W, 3], tokens [b, k, L] and their mask, with expressions of different lengths."""
     rng = np.random.default_rng(0)
     shape = (count, expressions, config.text.max_tokens)
     images = rng.normal(size=(count, *config.input.image_size, 3)).astype(np.float32)

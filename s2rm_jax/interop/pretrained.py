@@ -216,7 +216,7 @@ def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     _require_architecture(architecture, vision, "vision", path)
     layout = parameter_names.swin_layout(tuple(vision["depths"]), names, part.keys())
     filled, unused = _fill(layout, part, names.unused, shapes, path)
-    notes = [f"not in the file, and so initialised: {', '.join(filled.left_out)}"] if filled.left_out else []
+    notes = [f"not in the file, and so initialized: {', '.join(filled.left_out)}"] if filled.left_out else []
     if filled.resized:
         notes.insert(0, f"{len(filled.resized)} bias tables resized from window {window} to {vision['window_size']}")
     notes += _unused_note(unused, arrays, prefix)

@@ -6,7 +6,7 @@
     masks = output.logits > 0  # [B, K, H, W]
 
 Outputs and gradients equal those of the JAX network up to rounding; the JAX modules give the source of each part. B
-images have K expressions of L tokens each, and each image is encoded once. Images are normalised and channels first
+images have K expressions of L tokens each, and each image is encoded once. Images are normalized and channels first
 (NCHW). Inside, every map is channels last, [B, h, w, c] or [B, K, h, w, c], because linear layers and LayerNorms work
 on the last axis; only convolutions and resizing transpose it. Parameters are float32; for half precision use
 `torch.autocast`.
@@ -173,7 +173,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalised and projected."""
+    """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalized and projected."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -436,7 +436,7 @@ class ConvBlock(nn.Module):
 
 
 class Guide(nn.Module):
-    """Emphasise the referent in a vision map by the abstract semantics, in space and in channels."""
+    """Emphasize the referent in a vision map by the abstract semantics, in space and in channels."""
 
     def __init__(self, semantics: int, channels: int):
         super().__init__()

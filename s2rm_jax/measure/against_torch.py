@@ -63,7 +63,7 @@ class TorchTwin:
         return self.tensor(np.moveaxis(np.asarray(images), -1, 1))
 
     def inference(self, images: Any, tokens: Any, mask: Any, compiled: bool = False) -> Callable[[], Any]:
-        """Return a forward pass on normalised images, through torch.compile if `compiled`."""
+        """Return a forward pass on normalized images, through torch.compile if `compiled`."""
         model = self.torch.compile(self.model) if compiled else self.model
         arguments = (self.image_tensor(images), self.tensor(tokens), self.tensor(mask))
 

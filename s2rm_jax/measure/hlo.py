@@ -1,4 +1,4 @@
-"""Optimised HLO modules: parsing their text, and reading memory use and collectives from it.
+"""Optimized HLO modules: parsing their text, and reading memory use and collectives from it.
 
 Only the text is read; nothing of JAX is needed.
 """

@@ -115,7 +115,7 @@ def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Sectio
     text = (
         "LAVT's code with random weights of Swin-Base and BERT-base, in eager PyTorch, float32, as its test.py runs "
         "it: BERT and then the whole network for each expression, from an image that is already resized and "
-        f"normalised. Ours, in {subject.config.dtype}, is `Segmenter` from an image of 480 x 640 to masks of its size. "
+        f"normalized. Ours, in {subject.config.dtype}, is `Segmenter` from an image of 480 x 640 to masks of its size. "
         f"Ratios are within rounds, with quartiles. Per expression at {EXPRESSIONS} expressions per image, ours is "
         f"**{ratio.median:.1f} times** as fast."
     )

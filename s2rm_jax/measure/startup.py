@@ -85,7 +85,7 @@ def save_untrained_run(subject: Subject, workdir: Path) -> None:
     subject.tokenizer().save(workdir / VOCAB_FILE)
     save_config(workdir, config)
     with Checkpoints(epath.Path(workdir), config.checkpoint_every, config.eval.metric) as checkpoints:
-        checkpoints.save(Checkpoint(0, plan.create(subject.params), examples_seen=0, metrics=None))
+        checkpoints.save(Checkpoint(0, plan.create(subject.params), rows_seen=0, metrics=None))
 
 
 def _seconds(arguments: Sequence[str]) -> float:

@@ -73,7 +73,7 @@ class Subject:
         return jax.device_put(self.params)
 
     def images(self, count: int) -> Float[Array, "b h w 3"]:
-        """Draw normalised images."""
+        """Draw normalized images."""
         rng = np.random.default_rng(1)
         return jnp.asarray(rng.standard_normal((count, *self.config.input.image_size, 3), np.float32))
 

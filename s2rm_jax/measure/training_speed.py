@@ -42,7 +42,7 @@ def training_step(subject: Subject) -> TrainingStep:
 
     def take() -> Any:
         nonlocal state
-        state, metrics = compiled.compiled(state, batch)
+        state, metrics = compiled.executable(state, batch)
         return metrics
 
     return TrainingStep(compiled, take)
@@ -116,7 +116,7 @@ def measure_step(subject: Subject, rounds: int) -> StepMeasurement:
     before = _peak_bytes()
     step = training_step(subject)
     timings = time_alternately({"step": step.take}, rounds)
-    memory, peak = read_memory(step.compiled.compiled), _peak_bytes()
+    memory, peak = read_memory(step.compiled.executable), _peak_bytes()
     return StepMeasurement(
         seconds=timings.median("step"),
         compile_seconds=step.compiled.seconds,

@@ -2,7 +2,7 @@
 
 Source: arXiv:2405.09006, abstract and Fig. 3 **[paper]**: at each stage the expression and the semantic features of
 the previous stages help the vision feature of that scale to add the details of the referent, with emphasis on the
-foreground and at low cost. The equations are our reading **[ours]**.
+foreground and at low cost. The equations are our choice **[ours]**.
 
 The no-target head is not part of S2RM **[ours]**. It serves data such as gRefCOCO, where an expression may refer to
 several objects or to none.
@@ -141,7 +141,7 @@ class MaskHead(nn.Module):
 
 
 class Guide(nn.Module):
-    """Emphasise the referent in a vision map by the abstract semantics, in space and in channels."""
+    """Emphasize the referent in a vision map by the abstract semantics, in space and in channels."""
 
     dtype: jnp.dtype = jnp.float32
 

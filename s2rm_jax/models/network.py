@@ -49,7 +49,7 @@ class ReferringNetwork(nn.Module):
     Each image is encoded once for all of its expressions: what depends on the image alone is computed per image, the
     rest per expression. Segmenting K expressions together gives the same masks as K separate calls.
 
-    Images are RGB, either uint8, which the network normalises (`normalize`), or float, taken as normalised already.
+    Images are RGB, either uint8, which the network normalizes (`normalize`), or float, taken as normalized already.
     """
 
     vision: Swin

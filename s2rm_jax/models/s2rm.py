@@ -1,6 +1,6 @@
 """S2RM, the fusion of language and vision in three steps: distribute, coparse, balance.
 
-Source: arXiv:2405.09006. The three steps are the paper's **[paper, Fig. 2]**. Their equations are our reading
+Source: arXiv:2405.09006. The three steps are the paper's **[paper, Fig. 2]**. Their equations are our choice
 **[ours]**, because only the paper's abstract, structure and captions are at hand.
 
 Spatial semantic recurrent coparsing, the second step, takes the rows (or, rotated, the columns) of a generator as
@@ -63,26 +63,26 @@ def real_positions(rotations: tuple[int, ...], height: int, width: int) -> Bool[
 
 
 def gated_cell(
-    h: Float[Array, "r b k m d"], x: Float[Array, "r b k m d3"], w_zr: jax.Array, w_c: jax.Array
+    state: Float[Array, "r b k m d"], x: Float[Array, "r b k m d3"], w_zr: jax.Array, w_c: jax.Array
 ) -> Float[Array, "r b k m d"]:
     """Return the next state of a GRU whose reset gate is applied before the product with the candidate's kernel.
 
     x: contributions of the input to update gate, reset gate and candidate; w_zr: kernels from the state to the two
     gates, [r, d, 2 d]; w_c: kernels from the reset state to the candidate, [r, d, d].
     """
-    width = h.shape[-1]
+    width = state.shape[-1]
     from_input, from_input_c = x[..., : 2 * width], x[..., 2 * width :]
-    gate = jax.nn.sigmoid(from_input + jnp.einsum("rbkmd,rde->rbkme", h, w_zr))
+    gate = jax.nn.sigmoid(from_input + jnp.einsum("rbkmd,rde->rbkme", state, w_zr))
     z, reset = jnp.split(gate, 2, axis=-1)
-    c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * h, w_c))
-    return (1 - z) * h + z * c
+    c = jnp.tanh(from_input_c + jnp.einsum("rbkmd,rde->rbkme", reset * state, w_c))
+    return (1 - z) * state + z * c
 
 
-def linear_cell(h: Float[Array, "r b k m d"], x: Float[Array, "r b k m d2"]) -> Float[Array, "r b k m d"]:
+def linear_cell(state: Float[Array, "r b k m d"], x: Float[Array, "r b k m d2"]) -> Float[Array, "r b k m d"]:
     """Return the next state of the recurrence whose gate and candidate depend on the input alone."""
     from_input, from_input_c = jnp.split(x, 2, axis=-1)
     z = jax.nn.sigmoid(from_input)
-    return (1 - z) * h + z * jnp.tanh(from_input_c)
+    return (1 - z) * state + z * jnp.tanh(from_input_c)
 
 
 class Coparse(nn.Module):
@@ -243,8 +243,9 @@ class Balance(nn.Module):
 class S2RM(nn.Module):
     """Fuse the coarsest vision map with the words of each expression.
 
-    F = LN(V + T_dist + W [F_TV; F_VT]), then a feed-forward layer with a residual. T_dist in the residual, instead of V
-    alone, is **[ours]**, measured in docs/results/ablations.md.
+    F' = LN(V + T_dist + dense([F_language_parses_vision; F_vision_parses_language])), where F_pair is the result of
+    `Balance`, then a feed-forward layer with a residual. T_dist in the residual, instead of V alone, is **[ours]**,
+    measured in docs/results/ablations.md.
 
     For ablations: `language` "sentence" distributes nothing; a `mode` other than "s2rm" joins vision and language
     without coparsing (see `SimplerFusion`); `recurrence` "none" parses each slice by itself, "linear" has no

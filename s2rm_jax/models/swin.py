@@ -1,4 +1,4 @@
-"""Swin Transformer, the vision backbone, with one normalised feature map per stage.
+"""Swin Transformer, the vision backbone, with one normalized feature map per stage.
 
 Source: Liu et al., "Swin Transformer", arXiv:2103.14030; parameters fit the published ImageNet checkpoints.
 """
@@ -157,7 +157,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalised and projected."""
+    """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalized and projected."""
 
     dtype: jnp.dtype = jnp.float32
 

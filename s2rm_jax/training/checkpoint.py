@@ -34,6 +34,7 @@ with epy.lazy_imports():  # prediction with a folder of weights needs none of it
 
 CHECKPOINT_DIRECTORY = "checkpoints"
 _COMMITTED = "commit_success.txt"  # Orbax marks complete checkpoints with it on buckets, which cannot rename atomically
+_POSITION = "examples_seen"  # the name of `rows_seen` in the files
 _METRICS = "metrics"  # the item and the file in which Orbax keeps the metrics
 _WAITS = (1.0, 4.0, 15.0, 60.0)  # seconds before the attempts after the first, if a failure may pass
 
@@ -46,7 +47,7 @@ class Checkpoint:
 
     step: int
     state: TrainState  # after `step` steps
-    examples_seen: int  # position of the input, in images
+    rows_seen: int  # position of the input: the rows (input/sampling.py) that all processes have read
     metrics: dict[str, float] | None  # of the evaluation of this state
 
 
@@ -110,7 +111,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(checkpoint.state),
-                    data=ocp.args.JsonSave({"examples_seen": checkpoint.examples_seen}),
+                    data=ocp.args.JsonSave({_POSITION: checkpoint.rows_seen}),
                 ),
                 metrics=metrics or {},
                 force=True,  # also at steps that are not `due`: the last, an evaluation, a stop
@@ -156,7 +157,7 @@ class Checkpoints:
             return self._manager.restore(step, args=args)
 
         items = _read(read, self._directory, step)
-        return Checkpoint(step, items.state, items.data["examples_seen"], self._manager.metrics(step) or None)
+        return Checkpoint(step, items.state, items.data[_POSITION], self._manager.metrics(step) or None)
 
     def wait(self) -> None:
         """Wait until everything is written.

@@ -62,7 +62,7 @@ _LOG = logging.getLogger(__name__)
 class CompiledStep:
     """A compiled training step."""
 
-    compiled: Any  # the executable, called with a state and a batch
+    executable: Any  # called with a state and a batch
     flops: int  # of its matrix products, over all devices
     model_flops: int  # of three forward passes: without what config.remat computes again, as MFU is usually defined
     seconds: float  # that compiling took
@@ -75,7 +75,7 @@ class CompiledStep:
     def describe(self, mesh: Mesh) -> str:
         """Return the memory that the step needs on each device and its FLOPs, for the log."""
         device = mesh.local_devices[0]
-        memory, limit = read_memory(self.compiled), (device.memory_stats() or {}).get("bytes_limit")
+        memory, limit = read_memory(self.executable), (device.memory_stats() or {}).get("bytes_limit")
         needs = ""
         if memory is not None:
             needs = (

@@ -67,7 +67,7 @@ class Parts:
     """The parts that the loop works with."""
 
     network: nn.Module
-    batches: Callable[[int], Iterator[Batch]]  # returns the batches after the given number of images, without end
+    batches: Callable[[int], Iterator[Batch]]  # returns the batches after the given number of rows, without end
     # Returns the metrics of parameters and calls a function after each batch; None: no evaluation.
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[epath.Path], None]
@@ -122,7 +122,9 @@ def train_and_evaluate(
         parts = assemble(config, mesh, pretrained.find_vocabulary(config) if pretrained else None)
         if config.steps == 0:
             config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-        return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log)
+        return train_with_parts(
+            config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log
+        )
 
 
 def check_before_start(config: ConfigDict) -> None:
@@ -172,8 +174,8 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     left_out = pipeline.LeftOut()
     return Parts(
         network,
-        lambda examples_seen: pipeline.train_batches(
-            source, tokenizer, config, start=examples_seen, process=distributed.process(), left_out=left_out
+        lambda rows_seen: pipeline.train_batches(
+            source, tokenizer, config, start=rows_seen, process=distributed.process(), left_out=left_out
         ),
         evaluate,
         tokenizer.save,
@@ -182,27 +184,29 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     )
 
 
-def run(
-    config: ConfigDict, workdir: epath.PathLike, parts: Parts, mesh: Mesh, profile_steps: range = range(0)
-) -> dict[str, float]:
-    """Train as `train_and_evaluate` does, with the given parts on the given devices and without pretrained weights."""
-    workdir = workdir_path(workdir)
-    began = load_config(workdir) if has_checkpoint(workdir) else None
-    with RunLog() as run_log:
-        return _run(config, workdir, parts, mesh, profile_steps, began=began, pretrained=None, run_log=run_log)
-
-
-def _run(
+def train_with_parts(
     config: ConfigDict,
     workdir: epath.Path,
     parts: Parts,
     mesh: Mesh,
     profile_steps: range,
     *,
-    began: ConfigDict | None,  # configuration of the run that is continued
+    began: ConfigDict | None,
     pretrained: Pretrained | None,
     run_log: RunLog,
 ) -> dict[str, float]:
+    """Compile the step, create or restore the state, and train; the rest of `train_and_evaluate`, which see.
+
+    Args:
+        config: resolved, with its number of steps.
+        workdir: the folder of the run.
+        parts: what `assemble` returns.
+        mesh: the devices.
+        profile_steps: steps to trace.
+        began: the configuration of the run that is continued, or None.
+        pretrained: access to the weights of a new run, or None.
+        run_log: opened in the workdir.
+    """
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
@@ -221,7 +225,7 @@ def _run(
             for part in loaded.values():
                 log(part.report)
             state = plan.create({name: part.params for name, part in loaded.items()})
-            begin = Checkpoint(0, state, examples_seen=0, metrics=None)
+            begin = Checkpoint(0, state, rows_seen=0, metrics=None)
         del loaded  # the state has copies; these would occupy the memory of the host to the end
         has_steps = begin.step < config.steps
         log(
@@ -237,7 +241,7 @@ def _run(
         profile.begin(begin.step)
         with MetricsWriter(workdir, config, begin.step) as writer, profile:
             loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
-            return loop.run(begin, saved=restored)
+            return loop.train_from(begin, saved=restored)
 
 
 def _describe_devices(mesh: Mesh) -> str:
@@ -268,14 +272,14 @@ class _Loop:
     profile: Profile
     stop: StopRequest
 
-    def run(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
+    def train_from(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
         """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
         config, start = self.config, time.perf_counter()
-        step, state, examples_seen, evaluation = begin.step, begin.state, begin.examples_seen, begin.metrics
+        step, state, rows_seen, evaluation = begin.step, begin.state, begin.rows_seen, begin.metrics
         saved_step = step if saved else None
         at_peak = self.compiled.seconds_at_peak(self.mesh) if self.compiled else None
         progress, averages = Progress(config.steps, at_peak), Averages()
-        batches = self.parts.batches(examples_seen)
+        batches = self.parts.batches(rows_seen)
         running: tuple[int, Metrics] | None = None  # the step in progress on the devices
         train_metrics: dict[str, float] = {}
 
@@ -289,7 +293,7 @@ class _Loop:
                     if evaluation_due:
                         evaluation = self._evaluate(step, state.eval_params)
                     if step != saved_step or (evaluation_due and evaluation):
-                        self.checkpoints.save(Checkpoint(step, state, examples_seen, evaluation))
+                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
                         saved_step = step
                 if last and (evaluation or not evaluation_due):
                     self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
@@ -306,9 +310,9 @@ class _Loop:
                 with progress.waiting_for_input():
                     batch = next(batches)
                 assert self.compiled is not None  # a step is left
-                state, metrics = self.compiled.compiled(state, put_batch(batch, self.mesh))
+                state, metrics = self.compiled.executable(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
-                step, examples_seen, evaluation = step + 1, examples_seen + config.batch_size, None
+                step, rows_seen, evaluation = step + 1, rows_seen + config.batch_size, None
                 # Read the metrics one step late, so that the devices have work while the host waits.
                 if running:
                     train_metrics = self._record(*running, progress, averages)

@@ -1,8 +1,15 @@
 """The training step: a pure function of the state and a batch, the same on any number of devices.
 
-`make_train_step` builds it around the gradient of a batch that is split over the devices. The gradient has two forms
-with the same result. "jit" is written as for one device, and the compiler inserts the communication. "shard_map" is
-written for what one device does, with explicit collectives.
+It consists of these functions, each called by the one above it:
+
+    train_step       optimizer step and metrics of a batch (`make_train_step`)
+    batch_gradient   of the whole batch, over devices and microbatches (`_jit_gradient`, `_shard_map_gradient`)
+    of_microbatch    calls backward with the random key of one microbatch
+    backward         sums and gradient of one microbatch: jax.value_and_grad of forward (`_make_backward`)
+    forward          network, loss and metrics of one microbatch
+
+`batch_gradient` has two forms with the same result (config.mesh.step). "jit" is written as for one device, and the
+compiler inserts the communication. "shard_map" is written for what one device does, with explicit collectives.
 """
 
 from __future__ import annotations
@@ -56,14 +63,14 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
         UserError: the batch cannot be split evenly over microbatches and devices.
     """
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
-    gradient_of = make_gradient(network, plan, config, mesh)
+    batch_gradient = _make_batch_gradient(network, plan, config, mesh)
     schedule = learning_rate_schedule(config)
     ema_decay = config.optimizer.ema_decay
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         batch = batch._replace(targets=unpack_masks(batch.targets, batch.images.shape[1]))
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        counts, sums, gradient = gradient_of(state.params, batch, step_key)
+        counts, sums, gradient = batch_gradient(state.params, batch, jax.random.key_data(step_key))
         updates, opt_state = plan.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay) if ema_decay else None
@@ -103,61 +110,61 @@ class Sums(NamedTuple):
     metrics: dict[str, Float[Array, ""]]
 
 
-# (parameters, batch with unpacked targets, key) -> (counts, sums, gradient), all of the whole batch
-Gradient = Callable[[Any, Any, jax.Array], tuple[ExpressionCounts, Sums, Any]]
-# (parameters, part of a batch, key, counts of the whole batch) -> (sums, gradient) of the part
-PartGradient = Callable[[Any, Any, jax.Array, ExpressionCounts], tuple[Sums, Any]]
+# (parameters, batch with unpacked targets, key data) -> (counts, sums, gradient), all of the whole batch
+BatchGradient = Callable[[Any, Any, jax.Array], tuple[ExpressionCounts, Sums, Any]]
+# (parameters, microbatch, key, counts of the whole batch) -> (sums, gradient) of the microbatch
+Backward = Callable[[Any, Any, jax.Array, ExpressionCounts], tuple[Sums, Any]]
 
 
-def make_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
-    """Return the gradient in the form of config.mesh.step, for use under jit.
+def _make_batch_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> BatchGradient:
+    """Return `batch_gradient` in the form of config.mesh.step, for use under jit.
 
     The batch is split over the mesh and processed in config.optimizer.accumulate microbatches. Sums are divided by the
     counts of the whole batch, so the gradient does not depend on how it is split. It is sharded as the parameters are.
     """
     form = {"jit": _jit_gradient, "shard_map": _shard_map_gradient}[config.mesh.step]
-    return form(_part_gradient(network, plan, config), plan, config, mesh)
+    return form(_make_backward(network, plan, config), plan, config, mesh)
 
 
-def _jit_gradient(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+def _jit_gradient(backward: Backward, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> BatchGradient:
     parts, shardings = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding, plan.abstract.params)
 
-    def gradient(params: Any, batch: Any, key: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
-        counts = count(batch, config)
+    def batch_gradient(params: Any, batch: Any, key_data: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
+        counts, key = count(batch, config), jax.random.wrap_key_data(key_data)
         # Parameters and gradients are replicated where they meet activations: their sharding must not propagate to
         # these, which are sharded by images.
         replicated_params = jax.lax.with_sharding_constraint(params, replicated(mesh))
 
-        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
-            sums, partial = part_gradient(replicated_params, part, jax.random.fold_in(key, index), counts)
+        def of_microbatch(part: Any, index: Any) -> tuple[Sums, Any]:
+            sums, partial = backward(replicated_params, part, jax.random.fold_in(key, index), counts)
             summed = jax.lax.with_sharding_constraint(partial, replicated(mesh))
             return sums, jax.lax.with_sharding_constraint(summed, shardings)
 
         if parts == 1:
-            return counts, *of_part(batch, 0)
+            return counts, *of_microbatch(batch, 0)
         microbatches = jax.lax.with_sharding_constraint(interleave(batch, parts), batch_sharding(mesh, axis=1))
-        return counts, *_accumulate(of_part, microbatches, parts, params)
+        return counts, *_accumulate(of_microbatch, microbatches, parts, params)
 
-    return gradient
+    return batch_gradient
 
 
-def _shard_map_gradient(part_gradient: PartGradient, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> Gradient:
+def _shard_map_gradient(backward: Backward, plan: StatePlan, config: ConfigDict, mesh: Mesh) -> BatchGradient:
     parts, specs = config.optimizer.accumulate, jax.tree.map(lambda x: x.sharding.spec, plan.abstract.params)
 
-    def gradient(params: Any, batch: Any, key_data: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
+    def batch_gradient(params: Any, batch: Any, key_data: jax.Array) -> tuple[ExpressionCounts, Sums, Any]:
         # Count over all devices before dividing: devices have different numbers of valid expressions, and the mean of
         # their means is not the mean.
         counts = jax.lax.psum(count(batch, config), BATCH_AXES)
         key = per_device_key(jax.random.wrap_key_data(key_data), jax.lax.axis_index(BATCH_AXES))
         gathered = jax.tree.map(_gather, params, specs)
 
-        def of_part(part: Any, index: Any) -> tuple[Sums, Any]:
-            return part_gradient(gathered, part, jax.random.fold_in(key, index), counts)
+        def of_microbatch(part: Any, index: Any) -> tuple[Sums, Any]:
+            return backward(gathered, part, jax.random.fold_in(key, index), counts)
 
         if parts == 1:
-            sums, partial = of_part(batch, 0)
+            sums, partial = of_microbatch(batch, 0)
         else:
-            sums, partial = _accumulate(of_part, interleave(batch, parts), parts, gathered)
+            sums, partial = _accumulate(of_microbatch, interleave(batch, parts), parts, gathered)
         reduced = jax.tree.map(
             lambda g, p, spec, group: jnp.zeros_like(p) if group.frozen else _reduce(g, spec),
             *(partial, params, specs, plan.groups),
@@ -167,8 +174,7 @@ def _shard_map_gradient(part_gradient: PartGradient, plan: StatePlan, config: Co
     # With check_vma, JAX verifies that the outputs declared as replicated are equal on all devices.
     same = PartitionSpec()
     in_specs, out_specs = (specs, PartitionSpec(BATCH_AXES), same), (same, same, specs)
-    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
-    return lambda params, batch, key: mapped(params, batch, jax.random.key_data(key))
+    return jax.shard_map(batch_gradient, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
 
 
 def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -193,12 +199,12 @@ def _reduce(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def _accumulate(
-    of_part: Callable[[Any, Any], tuple[Sums, Any]], microbatches: Any, parts: int, like: Any
+    of_microbatch: Callable[[Any, Any], tuple[Sums, Any]], microbatches: Any, parts: int, like: Any
 ) -> tuple[Sums, Any]:
     """Add up the sums and gradients of the microbatches; the gradient has the structure and sharding of `like`."""
 
     def add(so_far: Any, item: tuple[Any, jax.Array]) -> tuple[Any, Sums]:
-        sums, partial = of_part(*item)
+        sums, partial = of_microbatch(*item)
         return jax.tree.map(jnp.add, so_far, partial), sums
 
     gradient, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), (microbatches, jnp.arange(parts)))
@@ -224,8 +230,9 @@ def positive(number: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(number > 0, number, 1.0)
 
 
-def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> PartGradient:
-    def share_of_loss(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
+def _make_backward(network: nn.Module, plan: StatePlan, config: ConfigDict) -> Backward:
+    def forward(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
+        """Return the share of a microbatch in the loss of the whole batch, and its sums of the metrics."""
         output: Any = network.apply(
             {"params": freeze(params, plan.groups)},
             part.images,
@@ -247,13 +254,13 @@ def _part_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict) -> P
             "no_target_accuracy": (part.valid & ((no_target > 0) != part.has_target)).sum(dtype=jnp.float32),
         }
 
-    grad = jax.value_and_grad(share_of_loss, has_aux=True)
+    forward_and_gradient = jax.value_and_grad(forward, has_aux=True)
 
-    def part_gradient(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[Sums, Any]:
-        (loss, metrics), gradient = grad(params, part, key, counts)
+    def backward(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[Sums, Any]:
+        (loss, metrics), gradient = forward_and_gradient(params, part, key, counts)
         return Sums(loss, metrics), gradient
 
-    return part_gradient
+    return backward
 
 
 def iou_sum(

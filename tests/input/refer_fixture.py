@@ -98,7 +98,7 @@ def write_grefcoco_layout(root: Path, *, as_json: bool = True, edit: Edit | None
     half of the image and is to be skipped ("the crowded one").
     """
 
-    def generalise(refs: list[dict[str, Any]], instances: dict[str, Any]) -> None:
+    def generalize(refs: list[dict[str, Any]], instances: dict[str, Any]) -> None:
         for ref in refs:
             ref["ann_id"], ref["category_id"] = [ref["ann_id"]], [ref["category_id"]]
         crowd = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH // 2, HEIGHT * WIDTH // 2]}
@@ -117,7 +117,7 @@ def write_grefcoco_layout(root: Path, *, as_json: bool = True, edit: Edit | None
         if edit is not None:
             edit(refs, instances)
 
-    return write_refer_layout(root, "grefcoco", as_json=as_json, file_prefix="grefs", edit=generalise, **arguments)
+    return write_refer_layout(root, "grefcoco", as_json=as_json, file_prefix="grefs", edit=generalize, **arguments)
 
 
 def boxes(index: int, side: str) -> list[tuple[int, int, int, int]]:

@@ -99,7 +99,7 @@ def test_a_configuration_can_ask_for_it(root):
     assert {dataset for dataset, _ in images(build_source(config, "train"))} == {"refcoco", "refcocog"}
 
 
-def test_a_folder_of_tfds_is_recognised(tmp_path):
+def test_a_folder_of_tfds_is_recognized(tmp_path):
     (tmp_path / "refcoco/unc/1.0.0").mkdir(parents=True)
     (tmp_path / "refcoco/unc/1.0.0/dataset_info.json").write_text("{}")
     with pytest.raises(UserError, match=r"refcoco is a TFDS dataset of data/build\.py, which only the source 'tfds'"):

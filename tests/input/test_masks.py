@@ -113,7 +113,7 @@ def test_a_triangle_covers_half_of_its_box():
 
 
 @pytest.mark.parametrize("segmentation", [None, [], [[]], [[1.0, 2.0, 3.0, 4.0]], {}, {"size": [2, 2], "counts": ""}])
-def test_an_annotation_without_a_mask_is_recognised(segmentation):
+def test_an_annotation_without_a_mask_is_recognized(segmentation):
     assert not has_mask(segmentation)
 
 

@@ -98,7 +98,7 @@ def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config
     expected = {name: tree for name, tree in params["vision"].items() if name not in ("stage1_norm", "stage2_norm")}
     assert_equal(loaded.params, expected)
     left_out = "stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias"
-    assert f"not in the file, and so initialised: {left_out}" in loaded.report
+    assert f"not in the file, and so initialized: {left_out}" in loaded.report
     if names is MICROSOFT:
         assert "head.bias, head.weight" in loaded.report
 

@@ -136,7 +136,7 @@ def test_each_parameter_comes_from_the_right_array(published, shapes, load):
         np.testing.assert_array_equal(kernel[:, 24 * third : 24 * (third + 1)].T, published[f"{block}.{name}.weight"])
     patches = published["embeddings.patch_embeddings.projection.weight"]
     np.testing.assert_array_equal(params["patch_embed/kernel"][1, 2], patches[:, :, 1, 2].T)
-    assert "initialised" not in report
+    assert "initialized" not in report
 
 
 def test_files_of_transformers_are_read(backbone, published, shapes, load, tmp_path):
@@ -169,7 +169,7 @@ def _check_classifier(loaded, last_scale):
     norms = {name for name in loaded.params if re.fullmatch(r"stage\d_norm", name)}
     assert norms == {f"stage{STAGES}_norm"}
     np.testing.assert_array_equal(loaded.params[f"stage{STAGES}_norm"]["scale"], last_scale)
-    assert "initialised: stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias" in loaded.report
+    assert "initialized: stage1_norm/scale, stage1_norm/bias, stage2_norm/scale, stage2_norm/bias" in loaded.report
 
 
 @pytest.mark.parametrize("extra", ["absolute_pos_embed", "layers.0.blocks.0.attn.tau", "layers.2.downsample.norm.bias"])

@@ -31,9 +31,9 @@ def layer_norm(p, x):
     return p["scale"] * centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) + p["bias"]
 
 
-def place(rotation, j, m, h, w):
-    """Return the row and the column of position m of slice j."""
-    return {0: (j, m), 90: (m, w - 1 - j), 180: (h - 1 - j, w - 1 - m), 270: (h - 1 - m, j)}[rotation]
+def place(rotation, j, mu, h, w):
+    """Return the row and the column of position μ of slice j."""
+    return {0: (j, mu), 90: (mu, w - 1 - j), 180: (h - 1 - j, w - 1 - mu), 270: (h - 1 - mu, j)}[rotation]
 
 
 def distribute(p, vision, words, mask, heads, language="words"):
@@ -64,19 +64,20 @@ def group_map(p, generator, parsed, rotation, recurrence="gated"):
     state = np.zeros((positions, size))
     result = np.zeros((h, w, p["value"].shape[1]))
     for j in range(slices):
-        places = [place(rotation, j, m, h, w) for m in range(positions)]
-        for m, at in enumerate(places):
-            a = generator[at] @ p["gates_kernel"] + p["gates_bias"]
+        places = [place(rotation, j, mu, h, w) for mu in range(positions)]
+        for mu, at in enumerate(places):
+            input_part = generator[at] @ p["gates_kernel"] + p["gates_bias"]
             if recurrence == "none":
-                state[m] = np.tanh(a)
+                state[mu] = np.tanh(input_part)
             elif recurrence == "linear":
-                z = sigmoid(a[:size])
-                state[m] = (1 - z) * state[m] + z * np.tanh(a[size:])
+                z = sigmoid(input_part[:size])
+                state[mu] = (1 - z) * state[mu] + z * np.tanh(input_part[size:])
             else:
-                u = state[m] @ p["update_reset"]
-                z, reset = sigmoid(a[:size] + u[:size]), sigmoid(a[size : 2 * size] + u[size:])
-                candidate = np.tanh(a[2 * size :] + (reset * state[m]) @ p["candidate"])
-                state[m] = (1 - z) * state[m] + z * candidate
+                z_input, reset_input, c_input = np.split(input_part, 3)
+                z_state, reset_state = np.split(state[mu] @ p["update_reset"], 2)
+                z, reset = sigmoid(z_input + z_state), sigmoid(reset_input + reset_state)
+                candidate = np.tanh(c_input + (reset * state[mu]) @ p["candidate"])
+                state[mu] = (1 - z) * state[mu] + z * candidate
         keys, values = state @ p["key"], state @ p["value"]
         for at in places:
             result[at] = softmax(keys @ (parsed[at] @ p["query"]) / np.sqrt(size)) @ values

@@ -48,7 +48,7 @@ def draw_parameters(shapes):
 
 
 def draw_parameter(rng, path, shape):
-    """Draw a parameter on the host, because compiling the initialisers takes longer than the test.
+    """Draw a parameter on the host, because compiling the initializers takes longer than the test.
 
     Kernels keep the scale of their inputs, scales are near 1 and all else near 0, and no two values are equal.
     """

@@ -1,4 +1,4 @@
-"""The recurrent coparsing: causality, rotation, initialisation and a single scan. Its equations: test_equations.py."""
+"""The recurrent coparsing: causality, rotation, initialization and a single scan. Its equations: test_equations.py."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def inputs(b=1, k=1, h=3, w=4):
     return tuple(jnp.asarray(rng.normal(size=(b, k, h, w, CHANNELS)), jnp.float32) for _ in range(2))
 
 
-def initialised(pairs, recurrence="gated", rotations=ROTATIONS):
+def initialized(pairs, recurrence="gated", rotations=ROTATIONS):
     coparse = Coparse(WIDTH, rotations, recurrence)
     params = jax.jit(coparse.init)(jax.random.key(1), pairs)["params"]
     rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def slice_axis_index(rotation, size):
 @pytest.mark.parametrize("recurrence", ["gated", "linear", "none"])
 def test_a_slice_depends_on_earlier_slices_only(grid, recurrence):
     generator, parsed = inputs(1, 1, *grid)
-    coparse, params = initialised({"pair": (generator, parsed)}, recurrence)
+    coparse, params = initialized({"pair": (generator, parsed)}, recurrence)
 
     def group_maps(g):
         return coparse.apply({"params": params}, {"pair": (g, parsed)})["pair"][:, 0, 0]
@@ -54,7 +54,7 @@ def test_a_slice_depends_on_earlier_slices_only(grid, recurrence):
 
 def test_rotating_the_inputs_rotates_the_output():
     generator, parsed = inputs(1, 1, 4, 4)
-    coparse, params = initialised({"pair": (generator, parsed)})
+    coparse, params = initialized({"pair": (generator, parsed)})
     apply = jax.jit(coparse.apply)
     maps = apply({"params": params}, {"pair": (generator, parsed)})["pair"]
 
@@ -77,12 +77,12 @@ def test_from_slices_inverts_to_slices(rotations, grid):
 def test_all_pairs_and_directions_share_one_scan():
     generator, parsed = inputs()
     pairs = {"a": (generator, parsed), "b": (parsed, generator)}
-    coparse, params = initialised(pairs)
+    coparse, params = initialized(pairs)
     jaxpr = jax.make_jaxpr(lambda p: coparse.apply({"params": p}, pairs))(params)
     assert str(jaxpr).count("scan[") == 1
 
 
-def test_each_direction_is_initialised_for_its_own_fan_in():
+def test_each_direction_is_initialized_for_its_own_fan_in():
     x = jnp.zeros((1, 1, 2, 3, 64))
     params = jax.jit(Coparse(48).init)(jax.random.key(0), {"pair": (x, x)})["params"]
     for name, value in params.items():

@@ -23,7 +23,7 @@ def draw(rng, *shape, size=1.0):
 def draw_parameters(module, *inputs):
     """Draw parameters for which every term of the equations shows.
 
-    Normalisation scales are small, so that the ε of the next normalisation changes more than the tolerance. Other
+    Normalization scales are small, so that the ε of the next normalization changes more than the tolerance. Other
     parameters are large, so that gates, softmax and GELU leave their linear range.
     """
     rng = np.random.default_rng(1)

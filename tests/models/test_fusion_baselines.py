@@ -22,12 +22,12 @@ SEEN, LAID_OUT = normal(1, 1, 3, 4, 8), normal(1, 2, 3, 4, 8, seed=1)
 def joined():
     """Return the output of each mode as a function of both maps."""
 
-    def initialised(mode):
+    def initialized(mode):
         module = SimplerFusion(mode, num_heads=2, inner=16)
         variables = jax.jit(module.init)(jax.random.key(0), SEEN, LAID_OUT)
         return jax.jit(lambda *sides: module.apply(variables, *sides))
 
-    return {mode: initialised(mode) for mode in SIMPLER_FUSIONS}
+    return {mode: initialized(mode) for mode in SIMPLER_FUSIONS}
 
 
 def test_sum_and_product_match_their_formulas(joined):

@@ -40,4 +40,4 @@ class Segmenter:
 if __name__ == "__main__":
     predict._segmenter, predict._compilation_cache = Segmenter, nullcontext
     sys.argv.append("--batch_size=4")
-    command_line.run(predict.main, predict.FLAGS, predict.__doc__, required=("out",))
+    command_line.run_and_exit(predict.main, predict.FLAGS, predict.__doc__, required=("out",))

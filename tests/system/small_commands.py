@@ -45,4 +45,4 @@ if __name__ == "__main__":
     pipeline.train_batches = gated_batches
     gallery.write_explained_cases = note_explained
     command = importlib.import_module(f"s2rm_jax.{sys.argv.pop(1)}")
-    command_line.run(command.main, command.FLAGS, command.__doc__, required=("workdir",))
+    command_line.run_and_exit(command.main, command.FLAGS, command.__doc__, required=("workdir",))

@@ -33,7 +33,7 @@ def state_of(step):
 
 
 def require_whole(found):
-    assert found.examples_seen == 4 * found.step
+    assert found.rows_seen == 4 * found.step
     assert found.metrics in (None, {"mean_iou": float(found.step)}), found.metrics
     jax.tree.map(np.testing.assert_array_equal, found.state, state_of(found.step))
 

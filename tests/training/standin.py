@@ -19,9 +19,13 @@ import numpy as np
 from s2rm_jax.config import default_config
 from s2rm_jax.input.encode import pack_mask
 from s2rm_jax.input.example import Batch
+from s2rm_jax.io import workdir_path
 from s2rm_jax.models.network import normalize
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training.loop import Parts, run
+from s2rm_jax.training.checkpoint import has_checkpoint
+from s2rm_jax.training.logging import RunLog
+from s2rm_jax.training.loop import Parts, train_with_parts
+from s2rm_jax.training.run import load_config
 
 SIZE, WORDS, MAX_TOKENS, EXPRESSIONS = 8, 16, 5, 3
 
@@ -113,12 +117,12 @@ def allow(gate, count=1000):
 def make_parts(config, network=None, evaluate=None, gate=None):
     """Batch i is a pure function of the number of images before it, as with the real pipeline."""
 
-    def batches(examples_seen):
+    def batches(rows_seen):
         for number in itertools.count(1):
             if gate:
                 wait_at(gate, number)
-            yield make_batch(1000 + examples_seen, config.batch_size)
-            examples_seen += config.batch_size
+            yield make_batch(1000 + rows_seen, config.batch_size)
+            rows_seen += config.batch_size
 
     return Parts(
         network=network or StandIn(dropout_rate=0.5),
@@ -128,9 +132,19 @@ def make_parts(config, network=None, evaluate=None, gate=None):
     )
 
 
+def train(config, workdir, parts, mesh, profile_steps=range(0)):
+    """Train as `train_and_evaluate` does, with the given parts on the given devices and without pretrained weights."""
+    workdir = workdir_path(workdir)
+    began = load_config(workdir) if has_checkpoint(workdir) else None
+    with RunLog() as run_log:
+        return train_with_parts(
+            config, workdir, parts, mesh, profile_steps, began=began, pretrained=None, run_log=run_log
+        )
+
+
 def main(workdir, steps, gate=None):
     config = make_config(steps=int(steps), optimizer__ema_decay=0.9, optimizer__accumulate=2, log_every=1)
-    run(config, Path(workdir), make_parts(config, gate=gate and Path(gate)), make_mesh())
+    train(config, Path(workdir), make_parts(config, gate=gate and Path(gate)), make_mesh())
 
 
 if __name__ == "__main__":
@@ -140,4 +154,4 @@ if __name__ == "__main__":
 
     arguments = sys.argv[1:]
     sys.argv[1:] = []
-    command_line.run(lambda: main(*arguments), flags.FlagValues(), __doc__)
+    command_line.run_and_exit(lambda: main(*arguments), flags.FlagValues(), __doc__)

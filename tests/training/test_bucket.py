@@ -21,7 +21,6 @@ from s2rm_jax.training import lock
 from s2rm_jax.training.checkpoint import has_checkpoint, restore_params
 from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.logging import MetricsWriter, RunLog
-from s2rm_jax.training.loop import run
 from s2rm_jax.training.run import load_config, require_workdir
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -70,12 +69,12 @@ def test_a_run_begins_goes_on_and_is_read_there(bucket, tmp_path, standin, monke
     require_workdir(workdir)
     config = standin.make_config()
     first = standin.make_config(steps=8)
-    run(first, workdir, standin.make_parts(first), MESH, profile_steps=range(2, 3))
+    standin.train(first, workdir, standin.make_parts(first), MESH, profile_steps=range(2, 3))
     assert has_checkpoint(workdir)
     require_workdir(workdir)
-    on_bucket = run(config, workdir, standin.make_parts(config), MESH)
-    run(first, tmp_path / "disk", standin.make_parts(first), MESH)
-    on_disk = run(config, tmp_path / "disk", standin.make_parts(config), MESH)
+    on_bucket = standin.train(config, workdir, standin.make_parts(config), MESH)
+    standin.train(first, tmp_path / "disk", standin.make_parts(first), MESH)
+    on_disk = standin.train(config, tmp_path / "disk", standin.make_parts(config), MESH)
     assert on_bucket == on_disk
     assert load_config(workdir).vision == config.vision
     assert load_config(workdir).text.vocab == "gs://bucket/runs/one/vocab.txt"

@@ -56,7 +56,7 @@ def test_everything_comes_back_as_it_was(tmp_path, run_of):
     with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints:
         restored = checkpoints.restore_latest(plan.abstract)
     assert restored is not None
-    assert (restored.step, restored.examples_seen) == (10, 40)
+    assert (restored.step, restored.rows_seen) == (10, 40)
     assert restored.metrics == {"mean_iou": 30.0, "overall_iou": 0.0}
     assert jax.tree.structure(restored.state) == jax.tree.structure(plan.abstract)
     assert_equal(restored.state, state_after(10))
@@ -130,7 +130,7 @@ def test_items_that_are_no_longer_saved_do_not_matter(tmp_path, run_of):
     shutil.copytree(tmp_path / "checkpoints" / "10" / "data", tmp_path / "checkpoints" / "10" / "meta")
     with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints:
         restored = checkpoints.restore_latest(plan.abstract)
-    assert restored is not None and restored.examples_seen == 40
+    assert restored is not None and restored.rows_seen == 40
     assert_equal(restored.state, state_after(10))
     assert_equal(restore_params(tmp_path, "mean_iou")[1], state_after(10).ema_params)
 

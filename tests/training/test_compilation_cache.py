@@ -11,7 +11,6 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import compile
-from s2rm_jax.training.loop import run
 
 MESH = make_mesh(devices=jax.devices()[:1])
 
@@ -36,24 +35,24 @@ def kept(folder, whole=False):
 
 def test_the_second_start_of_a_run_takes_its_step_from_the_workdir(tmp_path, standin, caplog):
     config = standin.make_config(steps=2)
-    first = run(config, tmp_path / "run", standin.make_parts(config), MESH)
+    first = standin.train(config, tmp_path / "run", standin.make_parts(config), MESH)
     assert {"jit_train_step", "jit_initial_state"} <= kept(tmp_path / "run" / "compilation_cache")
     longer = standin.make_config(steps=2, compilation_cache=str(tmp_path / "run" / "compilation_cache"))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        assert run(longer, tmp_path / "other", standin.make_parts(longer), MESH) == first
+        assert standin.train(longer, tmp_path / "other", standin.make_parts(longer), MESH) == first
     assert "Persistent compilation cache hit for 'jit_train_step'" in caplog.text
     assert not (tmp_path / "other" / "compilation_cache").exists()
 
 
 def test_a_workdir_that_was_moved_compiles_nothing_again(tmp_path, standin, caplog):
     config = standin.make_config(steps=2)
-    run(config, tmp_path / "here", standin.make_parts(config), MESH)
+    standin.train(config, tmp_path / "here", standin.make_parts(config), MESH)
     (tmp_path / "here").rename(tmp_path / "there")
     before = kept(tmp_path / "there" / "compilation_cache", whole=True)
     longer = standin.make_config(steps=2)
     (tmp_path / "there" / "checkpoints").rename(tmp_path / "checkpoints")  # so that there is a step to compile
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        run(longer, tmp_path / "there", standin.make_parts(longer), MESH)
+        standin.train(longer, tmp_path / "there", standin.make_parts(longer), MESH)
     assert "Persistent compilation cache hit for 'jit_train_step'" in caplog.text
     assert kept(tmp_path / "there" / "compilation_cache", whole=True) == before
 
@@ -61,7 +60,7 @@ def test_a_workdir_that_was_moved_compiles_nothing_again(tmp_path, standin, capl
 def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):
     monkeypatch.setattr(compile, "WORTH_KEEPING", 60.0)
     config = standin.make_config(steps=1)
-    run(config, tmp_path, standin.make_parts(config), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config), MESH)
     assert kept(tmp_path / "compilation_cache") == set()
 
 
@@ -90,4 +89,4 @@ def test_a_folder_that_cannot_be_is_named(tmp_path, standin):
     (tmp_path / "file").write_text("")
     config = standin.make_config(compilation_cache=str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"config\.compilation_cache: .*file/cache cannot be used"):
-        run(config, tmp_path / "run", standin.make_parts(config), MESH)
+        standin.train(config, tmp_path / "run", standin.make_parts(config), MESH)

@@ -17,7 +17,6 @@ from s2rm_jax.errors import TemporaryFailure, UserError
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import lock as module
 from s2rm_jax.training.lock import lock_file, lock_workdir
-from s2rm_jax.training.loop import run
 
 ME = rf"by process {os.getpid()} on host {re.escape(socket.gethostname())} since \d{{4}}-"
 
@@ -50,9 +49,9 @@ def refused(workdir):
 def test_a_second_run_is_refused_before_it_changes_anything(workdir, standin):
     config = standin.make_config(steps=1)
     with lock_workdir(workdir), pytest.raises(UserError, match=rf"^--workdir {workdir} is in use {ME}"):
-        run(config, workdir, standin.make_parts(config), make_mesh(devices=jax.devices()[:1]))
+        standin.train(config, workdir, standin.make_parts(config), make_mesh(devices=jax.devices()[:1]))
     assert [path.name for path in workdir.iterdir()] == [".lock"]
-    run(config, workdir, standin.make_parts(config), make_mesh(devices=jax.devices()[:1]))
+    standin.train(config, workdir, standin.make_parts(config), make_mesh(devices=jax.devices()[:1]))
     assert not (workdir / "lock.json").exists()
 
 

@@ -12,7 +12,7 @@ from s2rm_jax.input.sampling import EpochSize
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.loop import run, train_and_evaluate
+from s2rm_jax.training.loop import train_and_evaluate
 from s2rm_jax.training.state import plan_state
 
 OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "images_per_second", "waiting_for_input")}
@@ -57,10 +57,10 @@ def scored(scores, seen=None):
 
 def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_path, standin, capsys):
     config = standin.make_config()
-    metrics = run(config, tmp_path / "new" / "run", standin.make_parts(config), MESH)
+    metrics = standin.train(config, tmp_path / "new" / "run", standin.make_parts(config), MESH)
     workdir = tmp_path / "new" / "run"
     assert metrics.keys() == {"loss", "grad_norm", "learning_rate", "expressions", "mean_iou"}
-    assert saved(standin, config, workdir).examples_seen == 48 and kept_steps(workdir) == [10, 12]
+    assert saved(standin, config, workdir).rows_seen == 48 and kept_steps(workdir) == [10, 12]
     assert [line["step"] for line in metric_lines(workdir)] == [4, 8, 12]
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last.keys() == OF_THE_CLOCK | {f"train/{name}" for name in metrics} | {"step"}
@@ -75,19 +75,19 @@ def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_pa
 
 def test_a_run_in_two_parts_equals_one_bitwise(tmp_path, standin):
     config = standin.make_config(optimizer__ema_decay=0.9, optimizer__schedule="cosine")
-    straight = run(config, tmp_path / "straight", standin.make_parts(config), MESH)
+    straight = standin.train(config, tmp_path / "straight", standin.make_parts(config), MESH)
 
-    def stop_in_the_middle(examples_seen):
-        for count, batch in enumerate(standin.make_parts(config).batches(examples_seen)):
+    def stop_in_the_middle(rows_seen):
+        for count, batch in enumerate(standin.make_parts(config).batches(rows_seen)):
             if count == 7:
                 raise KeyboardInterrupt
             yield batch
 
     parts = standin.make_parts(config)
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "broken", replace(parts, batches=stop_in_the_middle), MESH)
+        standin.train(config, tmp_path / "broken", replace(parts, batches=stop_in_the_middle), MESH)
     assert saved(standin, config, tmp_path / "broken").step == 5  # two steps are lost and taken again
-    resumed = run(config, tmp_path / "broken", parts, MESH)
+    resumed = standin.train(config, tmp_path / "broken", parts, MESH)
     assert resumed == straight
     assert_bitwise_equal(
         saved(standin, config, tmp_path / "broken").state, saved(standin, config, tmp_path / "straight").state
@@ -101,11 +101,11 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, standin
     config = standin.make_config(steps=6, log_every=3)
     every = standin.make_config(steps=6, log_every=1)
     parts = replace(standin.make_parts(config), epoch=EpochSize(rows=16, expressions=40))
-    run(config, tmp_path / "third", parts, MESH)
+    standin.train(config, tmp_path / "third", parts, MESH)
     out = capsys.readouterr().out
     assert "An epoch shows 40 expressions in 4.0 steps (sampling image)." in out
     assert "step 3/6 (50%) | epoch 0.75 |" in out and "step 6/6 (100%) | epoch 1.50 |" in out
-    run(every, tmp_path / "every", parts, MESH)
+    standin.train(every, tmp_path / "every", parts, MESH)
     singles, thirds = metric_lines(tmp_path / "every"), metric_lines(tmp_path / "third")
     weights = [line["train/expressions"] for line in singles[3:]]
     mean = np.average([line["train/loss"] for line in singles[3:]], weights=weights)
@@ -117,7 +117,7 @@ def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
     seen = []
     config = standin.make_config(steps=10, checkpoint_every=100, eval__every=3, optimizer__ema_decay=0.5)
     parts = standin.make_parts(config, evaluate=scored([10.0, 90.0, 30.0, 40.0], seen))
-    assert run(config, tmp_path, parts, MESH) == {"mean_iou": 40.0, "precision@0.5": 0.0}
+    assert standin.train(config, tmp_path, parts, MESH) == {"mean_iou": 40.0, "precision@0.5": 0.0}
     assert kept_steps(tmp_path) == [6, 9, 10]
     _, averaged = restore_params(tmp_path, "mean_iou", "best")
     assert_bitwise_equal(averaged, seen[1])  # as evaluated
@@ -133,22 +133,22 @@ def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
 
 def test_evaluating_changes_nothing_of_the_training(tmp_path, standin):
     config = standin.make_config()
-    run(config, tmp_path / "without", standin.make_parts(config), MESH)
+    standin.train(config, tmp_path / "without", standin.make_parts(config), MESH)
     evaluated = standin.make_config(eval__every=2)
-    run(evaluated, tmp_path / "with", standin.make_parts(evaluated, evaluate=scored([1.0] * 6)), MESH)
+    standin.train(evaluated, tmp_path / "with", standin.make_parts(evaluated, evaluate=scored([1.0] * 6)), MESH)
     states = [saved(standin, c, tmp_path / d).state for c, d in ((config, "without"), (evaluated, "with"))]
     assert_bitwise_equal(*states)
 
 
 def test_a_finished_run_has_nothing_to_do_and_can_be_prolonged(tmp_path, standin, capsys):
     config = standin.make_config(eval__every=4)
-    run(config, tmp_path, standin.make_parts(config, evaluate=scored([1.0, 2.0, 3.0])), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config, evaluate=scored([1.0, 2.0, 3.0])), MESH)
     capsys.readouterr()
-    assert run(config, tmp_path, standin.make_parts(config, evaluate=scored([])), MESH)["mean_iou"] == 3.0
+    assert standin.train(config, tmp_path, standin.make_parts(config, evaluate=scored([])), MESH)["mean_iou"] == 3.0
     out = capsys.readouterr().out
     assert "Trained 0 steps" in out and "compiled" not in out and "is now of" not in out
     longer = standin.make_config(steps=16, eval__every=4)
-    assert run(longer, tmp_path, standin.make_parts(longer, evaluate=scored([7.0])), MESH)["mean_iou"] == 7.0
+    assert standin.train(longer, tmp_path, standin.make_parts(longer, evaluate=scored([7.0])), MESH)["mean_iou"] == 7.0
     assert "was of 12 steps and is now of 16: from step 12 on the learning rate is that of a run of 16 steps" in (
         capsys.readouterr().out
     )
@@ -164,11 +164,11 @@ def test_a_stop_during_an_evaluation_breaks_it_off_and_saves_and_the_next_run_ma
         raise AssertionError("the evaluation went on")
 
     with pytest.raises(Interrupted) as caught:
-        run(config, tmp_path, standin.make_parts(config, evaluate=asked_to_stop), MESH)
+        standin.train(config, tmp_path, standin.make_parts(config, evaluate=asked_to_stop), MESH)
     assert caught.value.signum == signal.SIGTERM and "after step 6 of 12" in str(caught.value)
     assert saved(standin, config, tmp_path).step == 6 and saved(standin, config, tmp_path).metrics is None
     seen = []
-    run(config, tmp_path, standin.make_parts(config, evaluate=scored([80.0, 20.0], seen)), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config, evaluate=scored([80.0, 20.0], seen)), MESH)
     assert len(seen) == 2 and kept_steps(tmp_path) == [6, 10, 12]
     assert_bitwise_equal(restore_params(tmp_path, "mean_iou", "best")[1], seen[0])
 
@@ -178,10 +178,10 @@ def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standi
     config = standin.make_config(optimizer__ema_decay=0.9)
     parts = standin.make_parts(config)
 
-    def signalling(examples_seen):
+    def signalling(rows_seen):
         if steps_before == 0:
             signal.raise_signal(signal.SIGINT)
-        return map(signal_at, enumerate(parts.batches(examples_seen), start=1))
+        return map(signal_at, enumerate(parts.batches(rows_seen), start=1))
 
     def signal_at(numbered):
         count, batch = numbered
@@ -191,12 +191,12 @@ def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standi
 
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests were started in the background
     with pytest.raises(Interrupted) as caught:
-        run(config, tmp_path / "stopped", replace(parts, batches=signalling), MESH)
+        standin.train(config, tmp_path / "stopped", replace(parts, batches=signalling), MESH)
     assert caught.value.signum == signal.SIGINT
     assert kept_steps(tmp_path / "stopped") == [steps_before]
     assert signal.getsignal(signal.SIGINT) is before
-    run(config, tmp_path / "stopped", parts, MESH)
-    run(config, tmp_path / "straight", parts, MESH)
+    standin.train(config, tmp_path / "stopped", parts, MESH)
+    standin.train(config, tmp_path / "straight", parts, MESH)
     assert_bitwise_equal(
         saved(standin, config, tmp_path / "stopped").state, saved(standin, config, tmp_path / "straight").state
     )
@@ -218,12 +218,12 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
 
     parts = standin.make_parts(config, Poisonable(dropout_rate=0.5))
 
-    def poisoned(examples_seen):
-        for count, batch in enumerate(parts.batches(examples_seen), start=1):
+    def poisoned(rows_seen):
+        for count, batch in enumerate(parts.batches(rows_seen), start=1):
             yield batch._replace(images=np.full_like(batch.images, 255)) if count == bad else batch
 
     with pytest.raises(UserError) as caught:
-        run(config, tmp_path, replace(parts, batches=poisoned), MESH)
+        standin.train(config, tmp_path, replace(parts, batches=poisoned), MESH)
     message = str(caught.value)
     good = {8: 6, 7: 5, 11: 10, 10: 5}[bad]
     assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is kept" in message
@@ -236,24 +236,24 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
 
 def test_a_workdir_is_not_continued_with_another_configuration(tmp_path, standin):
     config = standin.make_config(steps=5)
-    run(config, tmp_path, standin.make_parts(config), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config), MESH)
     other = standin.make_config(steps=5, optimizer__learning_rate=0.5)
     with pytest.raises(UserError, match=r"optimizer.learning_rate \(was 0.01, now 0.5\)"):
-        run(other, tmp_path, standin.make_parts(other), MESH)
+        standin.train(other, tmp_path, standin.make_parts(other), MESH)
 
 
 def test_a_workdir_in_which_nothing_was_saved_may_change_its_configuration(tmp_path, standin):
     config = standin.make_config(steps=5)
     parts = standin.make_parts(config)
 
-    def killed(examples_seen):
+    def killed(rows_seen):
         raise KeyboardInterrupt
         yield
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path, replace(parts, batches=killed), MESH)
+        standin.train(config, tmp_path, replace(parts, batches=killed), MESH)
     other = standin.make_config(steps=5, optimizer__learning_rate=0.5)
-    run(other, tmp_path, standin.make_parts(other), MESH)
+    standin.train(other, tmp_path, standin.make_parts(other), MESH)
     assert saved(standin, other, tmp_path).step == 5
 
 
@@ -261,7 +261,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, standin):
     (tmp_path / "file").write_text("")
     config = standin.make_config()
     with pytest.raises(UserError, match=r"--workdir .*file/run cannot be used"):
-        run(config, tmp_path / "file" / "run", standin.make_parts(config), MESH)
+        standin.train(config, tmp_path / "file" / "run", standin.make_parts(config), MESH)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_mistakes_in_the_configuration_are_found_before_anything_is_written(tmp_
 def test_the_number_of_examples_that_were_left_out_is_logged_at_the_end(tmp_path, standin, capsys):
     config = standin.make_config(input__on_bad_example="skip")
     parts = replace(standin.make_parts(config), left_out={"a.jpg is damaged", "b.jpg is missing"})
-    run(config, tmp_path, parts, MESH)
+    standin.train(config, tmp_path, parts, MESH)
     assert (
         "Since this start, 2 examples could not be read and were skipped." in capsys.readouterr().out.splitlines()[-1]
     )

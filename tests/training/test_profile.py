@@ -8,7 +8,6 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.compile import parse_profile_steps
-from s2rm_jax.training.loop import run
 
 MESH = make_mesh(devices=jax.devices()[:1])
 
@@ -26,12 +25,12 @@ def steps_in(trace):
 
 def test_the_steps_asked_for_are_traced_and_no_others(tmp_path, standin, capsys):
     config = standin.make_config(steps=6)
-    run(config, tmp_path, standin.make_parts(config), MESH, profile_steps=range(3, 5))
+    standin.train(config, tmp_path, standin.make_parts(config), MESH, profile_steps=range(3, 5))
     (trace,) = traces(tmp_path)
     assert steps_in(trace) == {3, 4}
     assert f"traced into {tmp_path / 'profile'}" in capsys.readouterr().out
     longer = standin.make_config(steps=8)
-    run(longer, tmp_path, standin.make_parts(longer), MESH, profile_steps=range(3, 5))
+    standin.train(longer, tmp_path, standin.make_parts(longer), MESH, profile_steps=range(3, 5))
     assert "nothing to trace: --profile_steps ends at 4, and the run continues from step 6" in capsys.readouterr().out
     assert traces(tmp_path) == [trace]
 
@@ -42,22 +41,22 @@ def test_a_trace_that_was_begun_is_written_when_the_run_breaks_off(tmp_path, sta
     class Broken(Exception):
         pass
 
-    def batches(examples_seen):
-        for count, batch in enumerate(standin.make_parts(config).batches(examples_seen), start=1):
+    def batches(rows_seen):
+        for count, batch in enumerate(standin.make_parts(config).batches(rows_seen), start=1):
             if count == 4:
                 raise Broken
             yield batch
 
     parts = replace(standin.make_parts(config), batches=batches)
     with pytest.raises(Broken):
-        run(config, tmp_path, parts, MESH, profile_steps=range(3, 7))
+        standin.train(config, tmp_path, parts, MESH, profile_steps=range(3, 7))
     assert len(traces(tmp_path)) == 1
 
 
 def test_steps_that_the_run_does_not_have(tmp_path, standin):
     config = standin.make_config(steps=6)
     with pytest.raises(UserError, match="--profile_steps=5:7, but the run has 6 steps"):
-        run(config, tmp_path / "run", standin.make_parts(config), MESH, profile_steps=range(5, 8))
+        standin.train(config, tmp_path / "run", standin.make_parts(config), MESH, profile_steps=range(5, 8))
     assert not (tmp_path / "run").exists()
 
 

@@ -15,7 +15,6 @@ from s2rm_jax.io import JsonLines
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.logging import RunLog, log
-from s2rm_jax.training.loop import run
 
 MESH = make_mesh(devices=jax.devices()[:1])
 
@@ -27,13 +26,13 @@ def lines(workdir, process=0):
 
 def test_what_is_printed_is_kept_with_its_time_and_step(tmp_path, standin, capsys):
     config = standin.make_config(steps=8)
-    run(config, tmp_path, standin.make_parts(config), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config), MESH)
     kept = lines(tmp_path)
     assert "\n".join(line["message"] for line in kept) + "\n" == capsys.readouterr().out
     assert [line["step"] for line in kept if "step" in line] == [4, 8]
     assert all(line["process"] == 0 and re.match(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00$", line["time"]) for line in kept)
     longer = standin.make_config(steps=9)
-    run(longer, tmp_path, standin.make_parts(longer), MESH)
+    standin.train(longer, tmp_path, standin.make_parts(longer), MESH)
     assert lines(tmp_path)[: len(kept)] == kept and len(lines(tmp_path)) > len(kept)
 
 
@@ -76,4 +75,4 @@ def test_a_disk_that_is_full_is_named(tmp_path, standin, monkeypatch):
         rf"--workdir {tmp_path} cannot be written \(No space left on device\): make room there and run the command"
     )
     with pytest.raises(UserError, match=message):
-        run(config, tmp_path, standin.make_parts(config), MESH)
+        standin.train(config, tmp_path, standin.make_parts(config), MESH)

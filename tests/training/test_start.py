@@ -8,7 +8,6 @@ import pytest
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import compile
 from s2rm_jax.training.compile import compile_step
-from s2rm_jax.training.loop import run
 from s2rm_jax.training.state import plan_state
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -17,7 +16,7 @@ MESH = make_mesh(devices=jax.devices()[:1])
 def test_the_step_is_compiled_once_and_told_with_its_memory_and_flops(tmp_path, standin, capsys, caplog):
     config = standin.make_config(steps=3)
     with jax.log_compiles():
-        run(config, tmp_path, standin.make_parts(config), MESH)
+        standin.train(config, tmp_path, standin.make_parts(config), MESH)
     compiled = [record for record in caplog.records if "Finished XLA compilation of jit(train_step)" in record.message]
     assert len(compiled) == 1
     out = capsys.readouterr().out
@@ -28,16 +27,16 @@ def test_the_step_is_compiled_once_and_told_with_its_memory_and_flops(tmp_path, 
 
 def test_a_run_with_no_step_left_compiles_nothing(tmp_path, standin, capsys):
     config = standin.make_config(steps=3)
-    run(config, tmp_path, standin.make_parts(config), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config), MESH)
     capsys.readouterr()
-    run(config, tmp_path, standin.make_parts(config), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config), MESH)
     assert "Compiled" not in capsys.readouterr().out
 
 
 def test_the_utilisation_is_told_where_the_rate_of_the_device_is_known(tmp_path, standin, capsys, monkeypatch):
     monkeypatch.setattr(compile, "matrix_rate", lambda kind: 2e9)
     config = standin.make_config(steps=6, log_every=3)
-    run(config, tmp_path, standin.make_parts(config), MESH)
+    standin.train(config, tmp_path, standin.make_parts(config), MESH)
     out = capsys.readouterr().out
     assert "together; MFU is the share of 0 TFLOP/s a device." in out and "% | ETA" in out.splitlines()[-2]
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])

@@ -28,7 +28,7 @@ config.loss.coarse_weight = 0.2
 config.remat = "dense"
 mesh = build_mesh(config)
 assert mesh.size == 8
-program = read_program(compile_training_step(config, mesh).compiled)
+program = read_program(compile_training_step(config, mesh).executable)
 shapes = [leaf.shape for leaf in jax.tree.leaves(parameter_shapes(build_network(config), config))]
 exchanges = [[one.kind, one.times, one.group, [array.shape for array in one.arrays]] for one in program.collectives]
 assert not any({7, 56} & set(shape) for shape in shapes)

@@ -35,7 +35,7 @@ from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
     ImageFolder,
     find_image_folder,
-    is_generalised,
+    is_generalized,
     load_refs,
     may_be_missing,
     read_json,
@@ -246,9 +246,9 @@ def _count_by_split(refs: list[Ref]) -> dict[str, SplitSize]:
 
 def _examine_ids(report: DatasetReport, refs: list[Ref]) -> None:
     names = [f"ref_id {ref['ref_id']}" for ref in refs if ref.get("ref_id") is not None]
-    generalised = is_generalised(Path(report.annotations))  # in gRefCOCO a sent_id is unique within its referent
+    generalized = is_generalized(Path(report.annotations))  # in gRefCOCO a sent_id is unique within its referent
     for ref in refs:
-        where = f"{ref.get('split')}, ref_id {ref.get('ref_id')}" if generalised else ref.get("split")
+        where = f"{ref.get('split')}, ref_id {ref.get('ref_id')}" if generalized else ref.get("split")
         names += [f"sent_id {entry.get('sent_id')} in {where}" for entry in _expressions(ref)]
     cases = [f"{name} ({count} times)" for name, count in Counter(names).items() if count > 1]
     report.add("ids that occur twice among the referents", cases, "get the file of referents again")
