@@ -1,28 +1,53 @@
 #!/usr/bin/env bash
-# From nothing to a RefCOCO report on one machine: environment, data, data check, training, evaluation, export.
+# From nothing to a RefCOCO report on one machine: environment, data, training, evaluation, export.
 #
-#     launch/refcoco_on_one_gpu.sh                                        # needs one GPU of 24 GB and 50 GB of disk
-#     CONFIG=configs/refcoco.py:small launch/refcoco_on_one_gpu.sh        # tries all steps on a laptop
+#     launch/refcoco_on_one_gpu.sh      # needs one GPU of 24 GB and 50 GB of disk
 #
-# A step that is done is skipped, so start the script again after any failure. Arguments are passed to s2rm_jax.train.
+# To try all steps on a laptop, which needs the same download:
 #
-# Variables: DATA (data), WORKDIR (runs/refcoco), CONFIG (configs/refcoco.py:one_gpu), SPLITS (val testA testB),
-# VENV (.venv), JAX (jax[cuda12]; jax for a CPU), PYTHON (python3 >= 3.11, makes the environment).
+#     S2RM_BERT_VOCAB=vocab.txt JAX=jax CONFIG=configs/refcoco.py:small WORKDIR=runs/trial launch/refcoco_on_one_gpu.sh
+#
+# A step that is done is skipped: after a failure, start the script again. Arguments are passed to s2rm_jax.train.
+#
+# Variables: DATA (data/downloads), WORKDIR (runs/refcoco), CONFIG (configs/refcoco.py:one_gpu), SPLITS (val testA
+# testB), VENV (.venv), JAX (jax[cuda12]; jax for a CPU), PYTHON (python3 >= 3.11, makes the environment).
 # If S2RM_DATA is set, the data is there already and nothing is downloaded.
+# S2RM_BERT_VOCAB is the vocabulary of `:small`; the other recipes take that of BERT's weights.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 data=${DATA:-data/downloads} workdir=${WORKDIR:-runs/refcoco} config=${CONFIG:-configs/refcoco.py:one_gpu}
-venv=${VENV:-.venv}
-python=$venv/bin/python
+venv=${VENV:-.venv} jax=${JAX:-jax[cuda12]}
+python=$venv/bin/python installed=$venv/.installed-accelerator # holds what was installed; `make` has a marker of its own
 
 step() { printf '\n== %s\n' "$*"; }
 
-if [[ ! -e $venv/.installed ]]; then
+if [[ $(cat "$installed" 2>/dev/null) != "$jax" ]]; then
   step "environment $venv"
   [[ -x $python ]] || "${PYTHON:-python3}" -m venv "$venv"
-  "$python" -m pip install --quiet --editable . "${JAX:-jax[cuda12]}"
-  touch "$venv/.installed"
+  "$python" -m pip install --quiet --editable . "$jax"
+  echo "$jax" >"$installed"
+fi
+step "devices"
+"$python" -c 'import jax; print(*jax.devices())'
+
+if [[ ! -e $workdir/config.json ]]; then # a run that continues has both already
+  step "pretrained weights and vocabulary"
+  "$python" - --config "$config" --workdir "$workdir" "$@" <<'EOF'
+from s2rm_jax import command_line, train
+from s2rm_jax.input.pipeline import build_tokenizer
+from s2rm_jax.interop.pretrained import find_pretrained, find_vocabulary
+
+
+def main():
+    config = train.CONFIG.value
+    for part, path in find_pretrained(config).items():
+        print(f"{part}: {path}")
+    print(f"vocabulary: {build_tokenizer(config, None, find_vocabulary(config)).size} tokens")
+
+
+command_line.run(main, train.FLAGS, None, required=("config",))
+EOF
 fi
 
 if [[ -z ${S2RM_DATA-} ]]; then
@@ -37,9 +62,9 @@ step "training; workdir $workdir"
 "$python" -m s2rm_jax.train --config "$config" --workdir "$workdir" "$@" # continues, or ends at once if it is done
 
 for split in ${SPLITS:-val testA testB}; do
-  [[ -e $workdir/eval-$split/index.html ]] && continue
+  [[ -e $workdir/eval-$split-lavt480/index.html ]] && continue
   step "evaluation on $split"
-  "$python" -m s2rm_jax.evaluate --workdir "$workdir" --split "$split"
+  "$python" -m s2rm_jax.evaluate --workdir "$workdir" --split "$split" --protocol lavt480
 done
 
 if [[ ! -e $workdir/pytorch ]]; then
@@ -48,5 +73,5 @@ if [[ ! -e $workdir/pytorch ]]; then
 fi
 
 step "done"
-for split in ${SPLITS:-val testA testB}; do echo "$workdir/eval-$split/index.html"; done
+for split in ${SPLITS:-val testA testB}; do echo "$workdir/eval-$split-lavt480/index.html"; done
 echo "$workdir/pytorch"

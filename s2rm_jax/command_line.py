@@ -5,14 +5,15 @@ __doc__)`. The main of a command with a result is decorated by `returns_result`,
 
 Exit status (also in docs/command_line.md):
   0    success, or stopped by Ctrl-C or SIGTERM with everything saved
-  1    a defect in this program; a traceback is printed
+  1    a defect in this program, with a traceback; for data/check.py and download: the data has problems
   2    an error that the user can correct (UserError)
-  3    another process of the same run was lost
+  3    another process of the same run was lost; start the same command again on all processes
   4    some of many items failed (PartlyDone)
-  75   an error that may pass, such as a bucket that cannot be reached now (TemporaryFailure): start the command again
-  130  stopped at once by a second Ctrl-C
+  75   the storage could not be reached after several attempts (TemporaryFailure): the same command may work later
+  130  stopped at once by Ctrl-C (train: by a second one)
+  134  aborted by JAX, because process 0 of the run was lost
   141  the reader of the output, such as `head`, has ended
-In all cases but 0 and 141, the last line on stderr states the reason.
+If a command ends with 2, 3, 4, 75, 130 or a defect, the last line on stderr states the reason.
 """
 
 from __future__ import annotations

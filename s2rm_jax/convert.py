@@ -9,7 +9,7 @@
 Each command writes a new folder, completely or not at all. The folders of to-... contain a program, segment.py, that
 uses the network without this package. The folder of to-hub is that of to-pytorch with a model card; with --repo it is
 also uploaded to the Hugging Face Hub, see docs/hub.md. to-pytorch and from-pytorch do not need torch; to-onnx needs
-pip install "s2rm-jax[onnx]". Pretrained Swin and BERT are not converted but loaded at the start of training:
+pip install -e '.[onnx]'. Pretrained Swin and BERT are not converted but loaded at the start of training:
 --config.vision.pretrained=PATH_OR_NAME --config.text.pretrained=PATH_OR_NAME. See docs/weights.md.
 """
 
@@ -184,7 +184,7 @@ Segments in an image what an English expression refers to. S2RM (arXiv 2405.0900
 
 ## Use
 
-In JAX (`pip install s2rm-jax`):
+In JAX, with s2rm_jax installed:
 
 ```python
 from s2rm_jax import Segmenter

@@ -4,8 +4,9 @@
     python -m s2rm_jax.describe --config configs/synthetic.py --json
     python -m s2rm_jax.describe --config configs/refcoco.py --config.steps=53000   # needs no data
 
-The hours are FLOPs divided by the peak of the device and by --mfu, the share of the peak that training reaches. They
-are an estimate, not a measurement. They leave out evaluation, compilation and waiting for data.
+The hours are FLOPs divided by the peak of the device in bfloat16 and by --mfu, the share of the peak that training
+reaches. They are an estimate, not a measurement. They leave out evaluation, compilation, waiting for data and what
+config.remat computes twice.
 """
 
 from __future__ import annotations
@@ -94,10 +95,15 @@ def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
     images = f"{config.batch_size} images with {config.input.expressions_per_image} expression(s) each"
     rows = [
         f"Training: {step_flops / 1e12:.3g} TFLOPs a step of {images}; {steps:,} steps: {total:.2e} FLOPs.",
-        f"Estimated hours in bfloat16 (config.dtype) at {100 * mfu:.0f} % of the peak: "
+        f"Estimated hours at {100 * mfu:.0f} % of the peak in bfloat16: "
         + ", ".join(f"{name} {total / (peak * mfu) / 3600:.3g}" for name, peak in PEAK_FLOPS.items())
         + ".",
     ]
+    if config.dtype != "bfloat16":
+        rows.append(
+            f"This configuration computes in {config.dtype}, which takes longer; the hours are those with "
+            "--config.dtype=bfloat16."
+        )
     if not config.steps:
         rows.append("The number of steps depends on the data; give it with --config.steps=N.")
     return "\n".join(rows)

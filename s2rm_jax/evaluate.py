@@ -68,7 +68,7 @@ DATA = flags.DEFINE_multi_string(
     "data",
     None,
     "other data: DIR, the folder of the data; for several folders, once for each, as FIELD=DIR: image_root=DIR, or in "
-    "a mixture parts.NAME.root=DIR; also dataset=NAME and split_by=NAME",
+    "a mixture parts.NAME.root=DIR; also dataset=NAME, split_by=NAME, overlap=drop and sentence_field=sent",
     flag_values=FLAGS,
 )
 ON_BAD_EXAMPLE = flags.DEFINE_enum(

@@ -6,8 +6,7 @@ pretrained on ImageNet-22k at 384 pixels, BERT-base, 20 tokens, one random expre
 of 32, AdamW at 5e-5 for everything with weight decay 0.01, polynomial decay of power 0.9 without warm-up, two-class
 cross-entropy weighted 0.9 / 1.1, drop path 0.3 (yz93/LAVT-RIS args.py, train.py, lib/segmentation.py).
 
-Accidents of LAVT's code are not reproduced: here all layers of BERT are trained (LAVT leaves out the last two and the
-embeddings), BERT's dropout is on, a truncated expression keeps its [SEP], and no bias or norm has weight decay.
+docs/training.md lists the differences from LAVT's code.
 """
 
 from __future__ import annotations
@@ -36,6 +35,8 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
         S2RM_SWIN   weights of Swin: a path or a Hub name   --config.vision.pretrained
         S2RM_BERT   weights of BERT: a path or a Hub name   --config.text.pretrained
 
+    The source also has sentence_field ("raw" or "sent") and overlap ("union" or "drop"), see ReferSource.
+
     Args:
         source: the name and the arguments of the source, without the root.
         size: one of
@@ -49,7 +50,8 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
                      evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
     """
     config = default_config()
-    config.input.source = ConfigDict({"root": os.environ.get("S2RM_DATA", ""), **source})
+    defaults = {"root": os.environ.get("S2RM_DATA", ""), "sentence_field": "raw", "overlap": "union"}
+    config.input.source = ConfigDict(defaults | source)
     config.input.image_size = (480, 480)
     config.input.sampling = "referent"
     config.input.expressions_per_image = 1  # so that a batch of 32 images has 32 referents, as in peers

@@ -10,6 +10,7 @@ import pytest
 
 from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.sources import describe
 from s2rm_jax.models.network import build_network
 from s2rm_jax.recipes import read_variant
 from s2rm_jax.training.optimizer import parameter_groups
@@ -69,6 +70,15 @@ def test_data_folders_come_from_the_environment(monkeypatch):
     config = load(CONFIGS[0].with_name("refcocog.py")).get_config("google")
     assert (config.input.source.root, config.input.source.split_by) == ("/there", "google")
     assert config.vision.pretrained == "swin.pth"
+
+
+@pytest.mark.parametrize("name", ["refcoco", "combined", "grefcoco"])
+def test_expressions_and_overlaps_are_fields_that_the_source_reads(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("S2RM_DATA", str(tmp_path))
+    source = load(CONFIGS[0].with_name(f"{name}.py")).get_config().input.source
+    assert describe(source, "val")["overlap"] == "union" and source.sentence_field == "raw"
+    source.overlap, source.sentence_field = "drop", "sent"
+    assert {describe(source, "val")[field] for field in ("overlap", "sentence_field")} == {"drop", "sent"}
 
 
 def test_an_unknown_variant_is_named():

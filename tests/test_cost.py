@@ -56,6 +56,9 @@ def test_the_hours_of_training_follow_from_flops_steps_and_peak():
     shown = format_training(config, step, mfu=0.5)
     assert "3.3 TFLOPs a step" in shown and "36,000 steps: 1.19e+17 FLOPs" in shown
     assert "A100 0.212," in shown  # 1.188e17 / (312e12 x 0.5) = 761.5 s
+    assert "computes in float32, which takes longer; the hours are those with --config.dtype=bfloat16" in shown
+    config.dtype = "bfloat16"
+    assert "takes longer" not in format_training(config, step, mfu=0.5)
     config.steps = 0
     assert "1,000 steps: 3.30e+15" in format_training(config, step, mfu=0.5)
     assert "--config.steps=N" in format_training(config, step, mfu=0.5)

@@ -275,7 +275,7 @@ def _open(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"reading {path} needs pyarrow; install it with: pip install 's2rm-jax[hf]'") from error
+        raise UserError(f"reading {path} needs pyarrow; install it with: pip install -e '.[hf]'") from error
     with _reading(path):
         return parquet.ParquetFile(path, memory_map=True, read_dictionary=list(read_dictionary))
 

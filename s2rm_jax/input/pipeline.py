@@ -76,8 +76,8 @@ def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str
     if vocabulary is None:
         why = "config.text.pretrained is set" if config.text.pretrained else "this source has no vocabulary"
         raise UserError(
-            f"config.text.vocab is empty and {why}: "
-            "give the path of a BERT vocab.txt (https://huggingface.co/google-bert/bert-base-uncased has one)."
+            f"config.text.vocab is empty and {why}: give the path of a BERT vocab.txt there, or in S2RM_BERT_VOCAB for "
+            "a recipe that reads it: curl -LO https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
         )
     tokenizer = Tokenizer(vocabulary, config.text.max_tokens, config.text.lower_case)
     if tokenizer.size > config.text.vocab_size:

@@ -107,7 +107,7 @@ def _make_absolute(settings: dict[str, Any]) -> None:
             settings[field] = str(Path(value).expanduser().absolute())
 
 
-_GIVEN = re.compile(r"((?:[\w+-]+\.)*(?:dataset|split_by|(?:image_)?root|path))=(.*)")
+_GIVEN = re.compile(r"((?:[\w+-]+\.)*(?:dataset|split_by|sentence_field|overlap|(?:image_)?root|path))=(.*)")
 _FOLDERS = ("root", "image_root", "path")
 
 
@@ -117,7 +117,8 @@ def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
     Args:
         source: the section config.input.source.
         given: each DIR, the new root of a source that has one, or FIELD=VALUE, where FIELD is root, image_root, path,
-            dataset, split_by or, in a mixture, one of them after the name of the part, such as parts.mine.root.
+            dataset, split_by, sentence_field, overlap or, in a mixture, one of them after the name of the part, such as
+            parts.mine.root.
 
     Raises:
         UserError: there is no such field, or DIR is ambiguous; names the available folders.

@@ -231,9 +231,7 @@ def _open(folder: Path, split: str) -> Any:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.decode import DeserializeMethod
     except ImportError as error:
-        raise UserError(
-            f"reading {folder} needs TFDS ({error}); install it with: pip install 's2rm-jax[tfds]'"
-        ) from error
+        raise UserError(f"reading {folder} needs TFDS ({error}); install it with: pip install -e '.[tfds]'") from error
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises nearly any exception on damaged metadata

@@ -47,7 +47,7 @@ def write_onnx(trained: LoadedRun, folder: Path) -> float:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f'writing ONNX needs {", ".join(missing)}: pip install "s2rm-jax[onnx]"')
+        raise UserError(f"writing ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")
     encode_image, ground = export_graphs(trained)
     encode_image.save(folder / ENCODE_FILE)
     ground.save(folder / GROUND_FILE)

@@ -124,7 +124,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise UserError(
-            f'reading {path} needs PyTorch: pip install "s2rm-jax[torch]", or give the same weights as {SAFETENSORS}'
+            f"reading {path} needs PyTorch: pip install -e '.[torch]', or give the same weights as {SAFETENSORS}"
         ) from None
     try:
         # weights_only: torch's restricted unpickler, because a pickle from the network can run any code. A file object

@@ -16,7 +16,7 @@ COMMAND_MODULES = ("s2rm_jax/*.py", "configs/*.py", "data/*.py")
 
 # A block holds commands if its first line begins with one of these; other blocks show output.
 _PROGRAMS = re.compile(
-    r"(?:[A-Z_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|mkdir|curl|ffmpeg|tensorboard|wandb|docker|gcloud"
+    r"(?:[A-Z0-9_]+=\S+ )*(?:python3?|pip|s2rm|make|git|export|for|\.|mkdir|curl|ffmpeg|tensorboard|wandb|docker|gcloud"
     r"|kubectl|xpk|sbatch|srun|mpirun|(?:launch|tests)/\S+\.sh)(?: |$)"
 )
 

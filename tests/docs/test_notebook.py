@@ -87,7 +87,7 @@ def test_the_notebook_on_training_runs_all_its_steps(tmp_path, monkeypatch):
     text += "".join(data.get("text/markdown", "") for data in shown)
     for part in ("s2rm_jax.train ", "refcoco, split by unc", "Trained 2 steps", "over 8 expressions of val", "| all |"):
         assert part in text
-    names = {path.name for folder in ("eval-val", "pytorch") for path in (tmp_path / "run" / folder).iterdir()}
+    names = {path.name for folder in ("eval-val-lavt480", "pytorch") for path in (tmp_path / "run" / folder).iterdir()}
     assert names >= {"index.html", "model.safetensors"}
 
 

@@ -95,5 +95,5 @@ def test_no_path_of_this_machine_is_shown():
 
 
 def test_exit_statuses_are_those_of_the_module(commands):
-    assert set(reference_pages.exit_statuses()) == {0, 1, 2, 3, 4, command_line._TRY_AGAIN, 130, 141}
+    assert set(reference_pages.exit_statuses()) == {0, 1, 2, 3, 4, command_line._TRY_AGAIN, 130, 134, 141}
     assert commands["Exit status"]["2"] == ["an error that the user can correct (UserError)"]

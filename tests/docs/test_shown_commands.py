@@ -61,7 +61,7 @@ def parts_of(command: Command) -> list[list[str]]:
     text = re.sub(r"^for .*?; do (?:time )?(.*); done$", r"\1", command.text)
     parts = [Command(command.page, part, "").words() for part in re.split(r" && (?=\S)", text)]
     parts = [part[: part.index(">")] if ">" in part else part for part in parts if part]
-    return [[word for word in part if not re.match(r"[A-Z_]+=", word)] for part in parts]
+    return [[word for word in part if not re.match(r"[A-Z0-9_]+=", word)] for part in parts]
 
 
 def parse_command(words: list[str]) -> tuple[str, list[str]] | None:
@@ -168,6 +168,17 @@ def is_known(words: list[str]) -> bool:
 )
 def test_commands_with_requirements_are_marked(command):
     assert MARK.search(command.near), command.text
+
+
+def test_the_python_of_the_page_on_evaluation_runs(tiny_workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/mine").symlink_to(tiny_workdir)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code.replace("limit = 100", "limit = 4"), names)
+    report = names["report"]
+    assert report.images == 4 and set(report.metrics) >= {"overall_iou", "mean_iou"} and report.total.expressions >= 4
 
 
 @pytest.fixture

@@ -43,6 +43,12 @@ def test_the_dataset_and_its_splits_can_be_named():
     assert parts["a"] == PARTS["a"] | {"split_by": "google"}
 
 
+def test_the_field_of_the_expressions_and_the_rule_for_overlaps_can_be_given():
+    assert moved(ONE, "overlap=drop", "sentence_field=sent") == ONE | {"overlap": "drop", "sentence_field": "sent"}
+    assert moved(TWO, "parts.a.overlap=drop")["parts"]["a"] == PARTS["a"] | {"overlap": "drop"}
+    assert describe(with_data(ConfigDict(ONE), ["overlap=drop"]), "testA")["overlap"] == "drop"
+
+
 def test_the_settings_of_a_source_include_its_defaults():
     assert describe(ConfigDict(ONE), "testA") == {
         "source": "refer",
@@ -77,6 +83,7 @@ def test_the_settings_of_a_source_include_its_defaults():
         (TWO, "dataset=refcoco", "the source 'mixture' of this run has no field 'dataset'"),
         (TWO, "parts.yours.dataset=refcoco", "has no field 'parts.yours.dataset'"),
         (TWO, "parts.mine.split_by=unc", "has no field 'parts.mine.split_by'"),
+        (TWO, "parts.mine.overlap=drop", "has no field 'parts.mine.overlap'"),
         (
             TWO,
             "new",

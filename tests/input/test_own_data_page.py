@@ -54,12 +54,17 @@ def test_the_dozen_lines_mask_what_they_draw(folder):
 
 
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")  # of ml_collections
-def test_the_command_of_the_page_reads_batches_of_it(folder, monkeypatch):
+@pytest.mark.parametrize("recipe", ["configs.refer_mini", "configs.refcoco"])
+def test_the_commands_of_the_page_read_batches_of_it(folder, monkeypatch, recipe):
     monkeypatch.syspath_prepend(str(ROOT))  # where the page says to stand
     (folder / "configs").mkdir()
-    (folder / "configs/mine.py").write_text(blocks("python")[1])
+    file = blocks("python")[1]
+    assert file.count("configs.refer_mini") == 1
+    (folder / "configs/mine.py").write_text(file.replace("configs.refer_mini", recipe))
     (folder / "vocab.txt").write_text("\n".join(WORDS))
-    command = shlex.split(blocks("sh")[0].splitlines()[0])
+    pretrained = re.search(r"^    (python -m s2rm_jax.train .*?)  # needs a GPU", PAGE, re.DOTALL | re.MULTILINE)
+    shown = pretrained[1].replace("\\\n", "") if recipe == "configs.refcoco" else blocks("sh")[0].splitlines()[0]
+    command = shlex.split(shown)
     assert command[:3] == ["python", "-m", "s2rm_jax.train"]
     monkeypatch.setattr(sys, "argv", command[2:])  # where ml_collections looks for the fields that are set
     values = flags.FlagValues()
@@ -68,7 +73,9 @@ def test_the_command_of_the_page_reads_batches_of_it(folder, monkeypatch):
     assert values(sys.argv) == ["s2rm_jax.train"]
     config: ConfigDict = holder.value
     check_config(config)
-    assert config.steps == 100
+    assert (config.steps, config.eval.every) == ((500, 100) if recipe == "configs.refcoco" else (100, 100))
+    assert bool(config.vision.pretrained) == (recipe == "configs.refcoco")
+    config.input.workers = 0  # processes that would outlive the test
     source = build_source(config.input.source, config.input.train_split)
     batch = next(iter(train_batches(source, build_tokenizer(config, source), config)))
     assert batch.valid.sum() == config.batch_size

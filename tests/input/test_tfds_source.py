@@ -227,7 +227,7 @@ for call in (lambda: build("refcoco", sys.argv[1], sys.argv[2]), lambda: TfdsSou
     )
     first, second = done.stdout.splitlines()
     assert "building needs TFDS" in first and "pip install -e '.[tfds]'" in first
-    assert "needs TFDS" in second and "pip install 's2rm-jax[tfds]'" in second
+    assert "needs TFDS" in second and "pip install -e '.[tfds]'" in second
 
 
 def test_tensorflow_and_torch_stay_out(built):

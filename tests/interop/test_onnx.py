@@ -175,6 +175,6 @@ def test_a_full_disk_leaves_nothing(judging, folder, tmp_path, too_large):
 def test_missing_packages(trained, tmp_path, monkeypatch, packages):
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf'writing ONNX needs {", ".join(packages)}: pip install "s2rm-jax\[onnx\]"'):
+    with pytest.raises(UserError, match=rf"writing ONNX needs {', '.join(packages)}: pip install -e '\.\[onnx\]'"):
         write_onnx(trained, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -254,5 +254,5 @@ def test_without_torch_the_error_names_the_package(tmp_path, monkeypatch):
     save_file(ARRAYS, tmp_path / "w.safetensors")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     assert read_weights(tmp_path / "w.safetensors").keys() == ARRAYS.keys()
-    with pytest.raises(UserError, match=r"pip install \"s2rm-jax\[torch\]\", or give the same weights as model"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[torch\]', or give the same weights as model"):
         read_weights(tmp_path / "w.pth")
