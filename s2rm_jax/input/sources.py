@@ -99,6 +99,14 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
+def with_defaults(source: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a source and of the parts of a mixture, with the defaults of the fields left out."""
+    reader = SOURCES.get(str(source.get("name")))
+    parameters = inspect.signature(reader).parameters.values() if reader else ()
+    given = {name: with_defaults(value) if isinstance(value, dict) else value for name, value in source.items()}
+    return {one.name: one.default for one in parameters if one.default is not one.empty} | given
+
+
 def _make_absolute(settings: dict[str, Any]) -> None:
     for field in _FOLDERS:
         value = str(settings.get(field) or "")

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
+from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.torch_folder import read_pytorch
 from s2rm_jax.interop.weight_files import SAFETENSORS
@@ -297,9 +298,14 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
 
 
 def _flatten(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields by their dotted names, with the values that JSON gives them."""
-    fields: dict[str, Any] = flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
-    return fields
+    """Return the fields by their dotted names, with the values that JSON gives them.
+
+    A field of the source that was left out has its default, so a run continues when a recipe names one more field.
+    """
+    fields = config.to_dict()
+    fields["input"]["source"] = with_defaults(fields["input"]["source"])
+    flat: dict[str, Any] = flatten_dict(json.loads(json.dumps(fields, default=str)), sep=".")
+    return flat
 
 
 def require_workdir(workdir: epath.PathLike) -> None:

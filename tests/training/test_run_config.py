@@ -174,3 +174,15 @@ def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(c
     vision, text = capsys.readouterr().out.splitlines()
     assert vision.startswith("ignored: config.vision.pretrained=other.pth, because the run continues")
     assert text.startswith("ignored: config.text.pretrained=bert, because the run continues")
+
+
+def test_a_field_of_the_source_that_was_left_out_had_the_default_of_its_reader(tmp_path):
+    def of_refer(**fields):
+        config = default_config()
+        config.input.source = ConfigDict({"name": "refer", "dataset": "refcoco", "split_by": "unc", **fields})
+        return config
+
+    save_config(tmp_path, of_refer())
+    require_same_config(tmp_path, load_config(tmp_path), of_refer(overlap="union", sentence_field="raw"))
+    with pytest.raises(UserError, match=r"input\.source\.overlap \(was 'union', now 'drop'\)"):
+        require_same_config(tmp_path, load_config(tmp_path), of_refer(overlap="drop"))
