@@ -121,8 +121,10 @@ def run_parts(
     words = apply("text", tokens.reshape(b * k, length), mask.reshape(b * k, length)).reshape(b, k, length, -1)
     sentence = words[:, :, 0]
     fused = apply("fusion", maps[-1], words, mask, select=lambda output: output.features)
+    finest: jax.Array
     if network.no_target is None:
-        return apply("decoder", fused, maps, sentence, select=lambda logits: logits[-1])
+        finest = apply("decoder", fused, maps, sentence, select=lambda logits: logits[-1])
+        return finest
     coarsest, finest = apply("decoder", fused, maps, sentence, select=lambda logits: (logits[0], logits[-1]))
     apply("no_target", sentence, fused, coarsest, finest)
     return finest

@@ -309,7 +309,8 @@ class ProgramStore:
             path, described = self._file(what, settings)
 
             def load(body: bytes) -> tuple[Any, Any]:
-                program = deserialize_and_load(*pickle.loads(body), execution_devices=devices)
+                serialized, in_tree, out_tree = pickle.loads(body)
+                program = deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices)
                 return program, jax.block_until_ready(program(*arguments))  # some faults appear only in a run
 
             loaded = _load(path, described, load)
@@ -354,7 +355,8 @@ def _describe_network(config: ConfigDict) -> dict[str, Any]:
         section: {name: value for name, value in content[section].items() if name not in unused}
         for section in ("vision", "text", "fusion", "decoder")
     }
-    return network | {"dtype": content["dtype"], "remat": content["remat"], "image_size": content["input"]["image_size"]}
+    others = {"dtype": content["dtype"], "remat": content["remat"], "image_size": content["input"]["image_size"]}
+    return network | others
 
 
 def _describe_settings() -> str:

@@ -203,7 +203,7 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
     with pytest.raises(UserError, match="has no finished run of suite balance with 3 steps"):
         run_without_config(f"--out={tmp_path / 'new'}", *flags)
     mistyped = tmp_path / "mistyped"
-    with pytest.raises(UserError, match="--out: .*mistyped does not exist"):
+    with pytest.raises(UserError, match=r"--out: .*mistyped does not exist"):
         run_without_config(f"--out={mistyped}", *flags)
     monkeypatch.setattr(ablation_runs, "plan", lambda *_: pytest.fail("planned"))
     with pytest.raises(UserError, match="leave out --config"):
@@ -216,7 +216,7 @@ def test_the_suite_far_needs_an_out_of_its_own(stopped_and_continued, tmp_path, 
     other = tmp_path / "far.py"
     other.write_text(TINY.replace('"length": 3', '"length": 3, "grid": 5'))
     monkeypatch.setattr(ablate, "find_config", lambda name: {"synthetic_benchmark:far": str(other)}[name])
-    with pytest.raises(UserError, match="--out: the run in .*full-seed-0 has other scenes; .* The suite far"):
+    with pytest.raises(UserError, match=r"--out: the run in .*full-seed-0 has other scenes; .* The suite far"):
         run_without_config("--suite=far", "--steps=3", f"--out={folder / 'out'}")
 
 

@@ -170,6 +170,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     path = tmp_path / "runs.json"
     path.write_text("[]")
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(UserError, match="--collect: .*runs.json is read-only"):
+    with pytest.raises(UserError, match=r"--collect: .*runs.json is read-only"):
         collect(path, "synthetic_benchmark", 20, RESULTS)
     assert path.read_text() == "[]"
