@@ -10,7 +10,7 @@ from typing import Any
 
 import griffe
 
-_ITEM = re.compile(r"(?P<name>\S+) {2,}(?P<meaning>\S.*)")
+_ITEM = re.compile(r"(?P<name>\S+(?:, \S+)*) {2,}(?P<meaning>\S.*)")
 
 
 class DocstringLists(griffe.Extension):

@@ -29,4 +29,5 @@ def test_other_text_stays(docstring):
 
 def test_docstrings_of_the_package_are_converted():
     package = griffe.load("s2rm_jax", extensions=griffe.load_extensions("docs.docstring_lists"), submodules=True)
-    assert "- `step`: int32 scalar" in package["training.state.TrainState"].docstring.value
+    docstring = package["evaluation.metrics.ExpressionScore"].docstring.value
+    assert "- `id`: the expression, unique within its split" in docstring

@@ -91,22 +91,23 @@ def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, st
     workdir = tmp_path / "run"
     process = start(workdir, tmp_path / "first")
     standin.allow(tmp_path / "first", 7)
+    read_to(process.stdout, "waiting for batch 8")
     saved = workdir / "checkpoints" / "5"  # has its name once it is complete
-    # Metrics are written one step late: the step before the last batch.
-    wait_for(process, lambda: len(lines_in(workdir)) >= 6 and saved.exists())
+    wait_for(process, saved.exists)
+    assert len(lines_in(workdir)) == 6  # metrics are written one step late
     process.kill()
     assert process.wait(TIMEOUT) == -signal.SIGKILL
     process.communicate()
 
     process = start(workdir, tmp_path / "second")
     standin.allow(tmp_path / "second", 7)
-    wait_for(process, lambda: len(lines_in(workdir)) >= 11)
+    begin = read_to(process.stdout, "waiting for batch 8")  # before, a signal could stop it a step earlier
     process.send_signal(signal.SIGTERM)
     err = read_to(process.stderr, "SIGTERM: saving after this step")
     standin.allow(tmp_path / "second")
-    out, rest = process.communicate(timeout=TIMEOUT)
+    _, rest = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
-    assert "from step 5 of" in out and "Stopped after step 13 of" in rest and "The same command continues." in rest
+    assert "from step 5 of" in begin and "Stopped after step 13 of" in rest and "The same command continues." in rest
     assert "Traceback" not in err + rest
 
     assert "from step 13 of" in finish(start(workdir))  # nothing that was reached before the SIGTERM is lost
@@ -119,7 +120,7 @@ def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, st
 def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path, standin, start):
     process = start(tmp_path / "once", tmp_path / "gate")
     standin.allow(tmp_path / "gate", 3)
-    wait_for(process, lambda: len(lines_in(tmp_path / "once")) >= 2)
+    read_to(process.stdout, "waiting for batch 4")
     process.send_signal(signal.SIGINT)
     err = read_to(process.stderr, "SIGINT: saving")
     standin.allow(tmp_path / "gate")
