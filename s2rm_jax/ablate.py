@@ -5,8 +5,8 @@
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
 Suites: cumulative, fusion_by_decoder, steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at
-equal cost), far, all. Runs train on the synthetic benchmark (docs/synthetic_benchmark.md), those of far on its second
-setting, unless --config names another configuration.
+equal cost), far, all (every suite but far). Runs train on the synthetic benchmark (docs/synthetic_benchmark.md), those
+of `far` on the far setting, unless --config names another configuration; far needs its own --out.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
 it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/.
@@ -33,7 +33,9 @@ from s2rm_jax.measure.ablation_suites import SUITES
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 FLAGS = flags.FlagValues()
-SUITE = flags.DEFINE_enum("suite", None, [*SUITES, "all"], "the suite of variants", flag_values=FLAGS)
+SUITE = flags.DEFINE_enum(
+    "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far", flag_values=FLAGS
+)
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each variant", lower_bound=1, flag_values=FLAGS)
 STEPS = flags.DEFINE_integer(
     "steps", None, "steps of each run; defaults to config.steps", lower_bound=1, flag_values=FLAGS
@@ -67,6 +69,10 @@ def main() -> None:
 
     suite = SUITE.value
     assert suite is not None and OUT.value is not None  # required
+    if COLLECT.value and CONFIG.value:
+        raise UserError("--collect is for runs on the synthetic benchmark; leave out --config.")
+    if COLLECT.value and not Path(OUT.value).is_dir():
+        raise UserError(f"--out: {OUT.value} does not exist; give the folder of the finished runs.")
     benchmark = ":".join(("synthetic_benchmark", *([CONFIGS[suite]] if suite in CONFIGS else [])))
     base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config(benchmark))
     base = with_steps(base, STEPS.value or base.steps)
@@ -74,8 +80,6 @@ def main() -> None:
     out = make_output_folder(OUT.value)
     runs = plan(variants, SEEDS.value or 1, base, out)
     if COLLECT.value:
-        if CONFIG.value:
-            raise UserError("--collect is for runs on the synthetic benchmark; leave out --config.")
         results = load_results(runs)
         if not results:
             raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps.")

@@ -52,7 +52,7 @@ class Suite(NamedTuple):
 SUITES = {
     "parts": Suite("parts.part_floors", 50),
     "expressions": Suite("many_expressions.many_expressions", 65),
-    "fusion": Suite("parts.fusion_share", 60),
+    "fusion": Suite("parts.fusion_share", 50),
     "gpu": Suite("gpu.gpu", 480, ("minutes",)),
     "growth": Suite("parts.growth", 220),
     "lavt": Suite("many_expressions.against_lavt", 120, ("lavt",)),

@@ -136,7 +136,8 @@ def default_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices that share one copy of the training state; 1: every device holds a full copy
     config.mesh.step = "jit"  # one of STEP_FORMS; see training/step.py
 
-    config.compilation_cache = ""  # folder of compiled programs; empty: in the workdir; off: none
+    # Folder of compiled programs; empty: in the workdir; off: none; `predict` on CPUs: docs/command_line.md
+    config.compilation_cache = ""
     config.tensorboard = True  # also write metrics as TensorBoard files
     config.wandb_project = ""  # of Weights & Biases, to receive the metrics; empty: none
     config.checkpoint_every = 1000  # steps

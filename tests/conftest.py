@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +18,24 @@ from typing import NamedTuple
 # be set before JAX is imported.
 _CACHE = Path(__file__).parents[1] / ".cache" / f"test-programs-jaxlib-{version('jaxlib')}"
 _LARGEST_CACHE = 2_000_000_000  # bytes
+_CACHES_OF_USER = tempfile.mkdtemp(prefix="s2rm-jax-tests-")  # instead of ~/.cache, which tests must not touch
+atexit.register(shutil.rmtree, _CACHES_OF_USER, ignore_errors=True)
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "XDG_CACHE_HOME": _CACHES_OF_USER,
 }
 # Once each: JAX keys a program by the whole of XLA_FLAGS. Splitting a program for parallel code generation costs more
 # than it gains where as many workers as cores compile.
 for _flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+# Tracing allocates many objects that live long. With Python's default thresholds, looking for garbage among them takes
+# 2.4 CPU seconds of tests/models/test_layers.py; with these, 0.6.
+gc.set_threshold(100_000, 10, 10)
 
 import flax.linen as nn
 import jax
@@ -188,23 +197,36 @@ def make_example():
 
 
 @pytest.fixture(scope="session")
-def tiny_workdir(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Return the folder of a name, which the first worker of this session that asks for it fills."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, unfinished = shared / name, shared / f"{name}.unfinished"
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a worker that failed
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_workdir(
+    tmp_path_factory: pytest.TempPathFactory, made_once: Callable[[str, Callable[[Path], None]], Path]
+) -> Path:
     """The workdir of a tiny run on synthetic scenes: two steps, one evaluation, one checkpoint.
 
     One worker trains it for all; each has its own copy, because commands write into a workdir.
     """
     from s2rm_jax.training.loop import train_and_evaluate
 
-    workdir = tmp_path_factory.mktemp("tiny_run")
-    if not hasattr(request.config, "workerinput"):
-        train_and_evaluate(tiny_config(), workdir)
-        return workdir
-    trained = tmp_path_factory.getbasetemp().parent / "tiny_run"
-    with FileLock(f"{trained}.lock"):
-        if not trained.exists():
-            train_and_evaluate(tiny_config(), workdir)
-            os.rename(workdir, trained)  # so it exists once it is complete
-    return shutil.copytree(trained, workdir, dirs_exist_ok=True)
+    trained = made_once("tiny_run", lambda folder: train_and_evaluate(tiny_config(), folder))
+    return shutil.copytree(trained, tmp_path_factory.mktemp("tiny_run"), dirs_exist_ok=True)
 
 
 def tiny_config() -> ConfigDict:

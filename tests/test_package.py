@@ -12,45 +12,51 @@ import pytest
 import s2rm_jax
 
 ROOT = Path(__file__).parents[1]
-MODULES = (
-    *("s2rm_jax", "s2rm_jax.segmenter", "s2rm_jax.training.loop", "s2rm_jax.evaluation.evaluator"),
-    *("s2rm_jax.interop.pretrained", "s2rm_jax.interop.torch_folder", "s2rm_jax.interop.stablehlo"),
-    *("s2rm_jax.interop.onnx", "s2rm_jax.input.sources", "s2rm_jax.input.check.examine"),
+TENSORBOARD = "TensorBoard files"
+PROCESSES = (  # what each of several processes does, in order: import modules, or write TensorBoard files
+    ("s2rm_jax.segmenter",),
+    ("s2rm_jax.training.loop", TENSORBOARD),
+    (
+        *("s2rm_jax", "s2rm_jax.evaluation.evaluator", "s2rm_jax.interop.pretrained", "s2rm_jax.interop.torch_folder"),
+        *("s2rm_jax.interop.stablehlo", "s2rm_jax.interop.onnx", "s2rm_jax.input.sources"),
+        "s2rm_jax.input.check.examine",
+    ),
 )
 
 
-# Imports each module in turn, then writes TensorBoard files; prints which frameworks came with each.
+# Takes each step in turn; prints which frameworks were imported first in each.
 FRAMEWORKS = """
 import importlib, json, sys
 from etils import epath
 
-def imported():
-    return [name for name in ("torch", "tensorflow", "transformers") if name in sys.modules]
+def write_tensorboard_files():
+    from s2rm_jax.training.logging import TensorBoardFiles
+    files = TensorBoardFiles(epath.Path(sys.argv[1]), 0)
+    files.write(1, {"loss": 1.0})
+    files.close(failed=False)
 
 found = {}
-for module in sys.argv[2:]:
-    importlib.import_module(module)
-    found[module] = imported()
-from s2rm_jax.training.logging import TensorBoardFiles
-files = TensorBoardFiles(epath.Path(sys.argv[1]), 0)
-files.write(1, {"loss": 1.0})
-files.close(failed=False)
-found["TensorBoard files"] = imported()
+for step in sys.argv[2:]:
+    before = set(sys.modules)
+    write_tensorboard_files() if step == "TensorBoard files" else importlib.import_module(step)
+    found[step] = sorted({"torch", "tensorflow", "transformers"} & (set(sys.modules) - before))
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def frameworks(tmp_path_factory):
-    """The frameworks that were imported after each of the modules, in one process."""
-    command = [sys.executable, "-c", FRAMEWORKS, str(tmp_path_factory.mktemp("workdir")), *MODULES]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    """The frameworks that each step of PROCESSES imports and no earlier step of its process does."""
+    found = {}
+    for steps in PROCESSES:
+        command = [sys.executable, "-c", FRAMEWORKS, str(tmp_path_factory.mktemp("workdir")), *steps]
+        found |= json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
 
 
-@pytest.mark.parametrize("module", [*MODULES, "TensorBoard files"])
-def test_import_pulls_in_no_other_framework(frameworks, module):
-    assert frameworks[module] == []
+@pytest.mark.parametrize("step", [step for steps in PROCESSES for step in steps])
+def test_import_pulls_in_no_other_framework(frameworks, step):
+    assert frameworks[step] == []
 
 
 def test_import_is_fast_and_imports_no_framework():

@@ -34,7 +34,9 @@ _MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("b
 
 
 def locate(path_or_name: str, field: str) -> Path:
-    """Return the file of weights for a path, or for a name on the Hub, which is downloaded once; paths come first.
+    """Return the file of weights for a path, or for a name on the Hub; an existing path takes precedence.
+
+    Weights of the Hub are downloaded once.
 
     Raises:
         UserError: the path does not exist, or the Hub cannot be reached or does not have the weights.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from etils import epath
 
@@ -23,7 +23,10 @@ from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weight
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
-    from s2rm_jax.training.run import LoadedRun
+    import flax.linen as nn
+    from ml_collections import ConfigDict
+
+    from s2rm_jax.input.tokens import Tokenizer
 
 Format = Literal["pytorch", "stablehlo", "onnx"]
 
@@ -41,7 +44,28 @@ _NOT_IN_PYTORCH = {
 }
 
 
-def write_pytorch(trained: LoadedRun, config_file: epath.PathLike, folder: Path) -> None:
+@runtime_checkable  # types are checked while the tests run
+class TrainedNetwork(Protocol):
+    """What exporting needs of a trained network; `training.run.LoadedRun` has it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The module."""
+
+    @property
+    def params(self) -> Any:
+        """Its parameters."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the training run."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The configuration of the training run."""
+
+
+def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: Path) -> None:
     """Write a network and config.json of its run into an empty folder, with everything that PyTorch needs to use it.
 
     Raises:
@@ -77,7 +101,7 @@ def ground_outputs(output: Any) -> tuple[Any, ...]:
     return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
 
-def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> None:
+def write_preprocessing(trained: TrainedNetwork, format: Format, folder: Path) -> None:
     """Write preprocessing.json, tokenizer.json, vocab.txt and segment.py, which uses them, into `folder`.
 
     segment.py gives the masks of `Segmenter` and needs nothing of this package.
@@ -96,7 +120,7 @@ def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> Non
     shutil.copyfile(exported_segment.__file__, folder / SCRIPT_FILE)
 
 
-def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]:
+def settings(trained: TrainedNetwork, channels_first: bool = False) -> dict[str, Any]:
     """Return how images, expressions and logits are processed, in order."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
-from s2rm_jax.io import write_atomically
+from s2rm_jax.io import write_atomically, writing
 from s2rm_jax.measure.ablation_runs import Result
 from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
@@ -181,28 +183,52 @@ def collect(path: Path, benchmark: str, steps: int, results: Results) -> str:
         benchmark: the name of the configuration without its ending.
         steps: the steps of each run.
         results: of the finished runs.
+
+    Raises:
+        UserError: the file cannot be read or written, or is not one that this function has written.
     """
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    new = [{"benchmark": benchmark, "steps": steps} | rounded(asdict(run)) for runs in results.values() for run in runs]
-
-    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[name] for name in ("benchmark", "steps", "variant", "seed"))
-
-    by_key = {key(row): row for row in (*rows, *new)}
+    rows = _read_collected(path)
+    finished = [run for runs in results.values() for run in runs]
+    new = [{"benchmark": benchmark, "steps": steps} | _rounded(asdict(run)) for run in finished]
+    by_key = {tuple(row[name] for name in _KEY): row for row in (*rows, *new)}
     lines = ",\n".join(f" {json.dumps(by_key[one])}" for one in sorted(by_key))
-    write_atomically(epath.Path(path), f"[\n{lines}\n]\n")
+    with writing(path, "--collect"):
+        write_atomically(epath.Path(path), f"[\n{lines}\n]\n")
     return f"{path}: {len(by_key)} runs, {len(new)} of them from --out"
 
 
-def rounded(value: Any) -> Any:
+_KEY = {"benchmark": str, "steps": int, "variant": str, "seed": int}  # fields that identify a collected run
+
+
+def _read_collected(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that `collect` has written, none if it does not exist."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"--collect: {path} cannot be read ({reason_of(error)}); give another file.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--collect: {path} is damaged ({reason_of(error)}); give another file.") from error
+    valid = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _KEY.items()) for row in rows
+    )
+    if not valid:
+        raise UserError(f"--collect: {path} has something other than results of ablations; give another file.")
+    if not os.access(path, os.W_OK):  # it would be replaced nevertheless
+        raise UserError(f"--collect: {path} is read-only; make it writable, or give another file.")
+    return rows
+
+
+def _rounded(value: Any) -> Any:
     """Return nested values with all floating-point numbers rounded to four digits after the point."""
     match value:
         case float():
             return round(value, 4)
         case dict():
-            return {name: rounded(one) for name, one in value.items()}
+            return {name: _rounded(one) for name, one in value.items()}
         case list() | tuple():
-            return [rounded(one) for one in value]
+            return [_rounded(one) for one in value]
         case _:
             return value
 

@@ -112,7 +112,15 @@ def _require_unchanged(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).exists():
         return
     began = load_config(run.workdir)
-    require_same_config(run.workdir, began, run.config)  # which allows another number of steps
+    try:
+        require_same_config(run.workdir, began, run.config)  # which allows another number of steps
+    except UserError as error:
+        if began.input.source.to_dict() == run.config.input.source.to_dict():
+            raise
+        raise UserError(
+            f"--out: the run in {run.workdir} has other scenes; give another --out. The suite far has scenes of its "
+            "own, so it needs an --out of its own."
+        ) from error
     if began.steps != run.config.steps:
         raise UserError(
             f"--steps: the run in {run.workdir} has {began.steps} steps, not {run.config.steps}; give another --out, "

@@ -125,10 +125,11 @@ SUITES: dict[str, tuple[Variant, ...]] = {
 
 
 def variants_of(suite: str) -> tuple[Variant, ...]:
-    """Return the variants of a suite, or those of all suites for "all", each once."""
+    """Return the variants of a suite, or those of all suites but far for "all", each once."""
     if suite != "all":
         return SUITES[suite]
-    return tuple({variant.name: variant for variants in SUITES.values() for variant in variants}.values())
+    variants = (variant for name, of_suite in SUITES.items() if name not in CONFIGS for variant in of_suite)
+    return tuple({variant.name: variant for variant in variants}.values())
 
 
 def apply_variant(base: ConfigDict, variant: Variant) -> ConfigDict:

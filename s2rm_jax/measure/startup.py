@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def startup(subject: Subject, rounds: int) -> list[Section]:
-    """Measure fresh processes: `rounds` times with cached programs, once with an empty compilation cache."""
+    """Measure fresh processes: `rounds` times with cached programs, once without them."""
     from PIL import Image
 
     from s2rm_jax.measure.harness import Section
@@ -40,11 +40,12 @@ def startup(subject: Subject, rounds: int) -> list[Section]:
         step = ["s2rm_jax.measure.startup", "step", str(workdir)]
         predict = ["s2rm_jax.predict", f"--workdir={workdir}", f"--image={image}", "--text=thing"]
         predict.append(f"--out={folder}/out")
-        cold = json.loads(_run(step))
-        cached = [json.loads(_run(step)) for _ in range(rounds)]
-        imported = [json.loads(_run([step[0], "import"]))["import"] for _ in range(rounds)]
-        first = _seconds(predict)
-        later = [_seconds(predict) for _ in range(rounds)]
+        caches = Path(folder) / "caches"  # empty, and not those of the user
+        cold = json.loads(_run(step, caches))
+        cached = [json.loads(_run(step, caches)) for _ in range(rounds)]
+        imported = [json.loads(_run([step[0], "import"], caches))["import"] for _ in range(rounds)]
+        first = _seconds(predict, caches)
+        later = [_seconds(predict, caches) for _ in range(rounds)]
     import_seconds, predict_seconds = median(imported), median(later)
     cached_seconds = median(step["compile"] for step in cached)
     rows: list[Row] = [
@@ -52,17 +53,18 @@ def startup(subject: Subject, rounds: int) -> list[Section]:
         ["training step: tracing and lowering", median(step["trace"] + step["lower"] for step in cached), ""],
         ["training step: compilation", cold["compile"], "at most 30"],
         ["training step: loading from the cache", cached_seconds, "at most 5"],
-        ["`predict` in a fresh process, empty compilation cache", first, ""],
-        ["`predict` in a fresh process, cached programs", predict_seconds, "at most 10"],
+        ["`predict`: first process", first, ""],
+        ["`predict`: later process, with kept programs", predict_seconds, "at most 10"],
     ]
     text = (
         f"Fresh processes, random weights, a training step of batch size {subject.config.batch_size}. Medians over "
-        f"{rounds} rounds, except with an empty compilation cache, which was measured once."
+        f"{rounds} rounds, except of what comes first, with empty caches, which was measured once."
     )
     figures = {
         "import": import_seconds,
         "compile": cold["compile"],
         "compile, cached": cached_seconds,
+        "predict, first": first,
         "predict, cached": predict_seconds,
     }
     return [Section("Start-up", text, ["", "seconds", "target"], rows, figures)]
@@ -73,13 +75,13 @@ def save_untrained_run(subject: Subject, workdir: Path) -> None:
     from etils import epath
 
     from s2rm_jax.config import VOCAB_FILE
-    from s2rm_jax.measure.training_speed import with_steps
     from s2rm_jax.parallel.mesh import build_mesh
     from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
+    from s2rm_jax.training.compile import with_fixed_steps
     from s2rm_jax.training.run import save_config
     from s2rm_jax.training.state import plan_state
 
-    config = with_steps(subject.config)
+    config = with_fixed_steps(subject.config)
     plan = plan_state(subject.network, config, build_mesh(config))
     workdir.mkdir()
     subject.tokenizer().save(workdir / VOCAB_FILE)
@@ -88,17 +90,18 @@ def save_untrained_run(subject: Subject, workdir: Path) -> None:
         checkpoints.save(Checkpoint(0, plan.create(subject.params), rows_seen=0, metrics=None))
 
 
-def _seconds(arguments: Sequence[str]) -> float:
+def _seconds(arguments: Sequence[str], caches: Path) -> float:
     start = time.perf_counter()
-    _run(arguments)
+    _run(arguments, caches)
     return time.perf_counter() - start
 
 
-def _run(arguments: Sequence[str]) -> str:
-    """Run a module of this package in a fresh process and return what it prints."""
+def _run(arguments: Sequence[str], caches: Path) -> str:
+    """Run a module of this package in a fresh process, which caches in the folder `caches`; return what it prints."""
     from s2rm_jax.errors import UserError
 
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(caches)
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -20,8 +20,7 @@ from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.measure.harness import gradient
-from s2rm_jax.models.cost import run_parts
-from s2rm_jax.models.network import ReferringNetwork, build_network
+from s2rm_jax.models.network import ReferringNetwork, build_network, run_parts
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
 

@@ -1,4 +1,4 @@
-"""The training step by batch size and rematerialisation, and the scoring of evaluation, which is work of the host."""
+"""The training step by batch size and rematerialisation, and the scoring during evaluation, which runs on the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from s2rm_jax.measure.parts import measure_floor
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.parallel.devices import matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
-from s2rm_jax.training.compile import CompiledStep, compile_step, with_steps
+from s2rm_jax.training.compile import CompiledStep, compile_step, with_fixed_steps
 from s2rm_jax.training.state import plan_state
 
 
@@ -34,7 +34,7 @@ class TrainingStep:
 
 def training_step(subject: Subject) -> TrainingStep:
     """Compile the step of `train` for config.batch_size images, with a state and a batch of random values."""
-    config = with_steps(subject.config)
+    config = with_fixed_steps(subject.config)
     mesh = build_mesh(config)
     plan = plan_state(subject.network, config, mesh)
     compiled = compile_step(subject.network, plan, config, mesh)

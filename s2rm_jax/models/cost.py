@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 from ml_collections import ConfigDict
 
-from s2rm_jax.models.network import ReferringNetwork, build_network
+from s2rm_jax.models.network import ReferringNetwork, build_network, run_parts
 
 
 def count_flops(function: Callable, *args: object) -> int:
@@ -91,31 +91,6 @@ def _flops_by_part(network: ReferringNetwork, *arguments: Any) -> dict[str, int]
 
     jax.eval_shape(lambda *arguments: run_parts(network, *arguments, run=count), *arguments)
     return flops
-
-
-def run_parts(
-    network: ReferringNetwork, params: Any, images: Any, tokens: Any, mask: Any, *, run: Callable[..., Any]
-) -> jax.Array:
-    """Run the network part by part; return its finest mask logits [b, k, h, w], before they are resized.
-
-    run(part, function, params, *inputs) returns function(params, *inputs). The parts are vision, text, fusion, decoder
-    and, if the network has that head, no_target. Outputs that only serve explanations are left out.
-    """
-    b, k, length = tokens.shape
-
-    def apply(part: str, *inputs: Any, select: Callable[[Any], Any] = lambda output: output) -> Any:
-        module = getattr(network, part)
-        return run(part, lambda params, *x: select(module.apply({"params": params}, *x)), params[part], *inputs)
-
-    maps = apply("vision", images)
-    words = apply("text", tokens.reshape(b * k, length), mask.reshape(b * k, length)).reshape(b, k, length, -1)
-    sentence = words[:, :, 0]
-    fused = apply("fusion", maps[-1], words, mask, select=lambda output: output.features)
-    if network.no_target is None:
-        return apply("decoder", fused, maps, sentence, select=lambda logits: logits[-1])
-    coarsest, finest = apply("decoder", fused, maps, sentence, select=lambda logits: (logits[0], logits[-1]))
-    apply("no_target", sentence, fused, coarsest, finest)
-    return finest
 
 
 def training_step_flops(config: ConfigDict, costs: Mapping[str, PartCost]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -100,6 +101,33 @@ class ReferringNetwork(nn.Module):
         if self.no_target is not None:
             no_target = self.no_target(sentence, fused.features, logits[0], logits[-1])
         return Output(full, logits[:-1], fused.word_attention, fused.group_maps, fused.balance_weights, no_target)
+
+
+def run_parts(
+    network: ReferringNetwork, params: Any, images: Any, tokens: Any, mask: Any, *, run: Callable[..., Any]
+) -> jax.Array:
+    """Run the network part by part; return its finest mask logits [b, k, h, w], before they are resized.
+
+    run(part, function, params, *inputs) returns function(params, *inputs). The parts are vision, text, fusion, decoder
+    and, if the network has that head, no_target. Outputs that only serve explanations are left out.
+    """
+    b, k, length = tokens.shape
+
+    def apply(part: str, *inputs: Any, select: Callable[[Any], Any] = lambda output: output) -> Any:
+        module = getattr(network, part)
+        return run(part, lambda params, *x: select(module.apply({"params": params}, *x)), params[part], *inputs)
+
+    maps = apply("vision", images)
+    words = apply("text", tokens.reshape(b * k, length), mask.reshape(b * k, length)).reshape(b, k, length, -1)
+    sentence = words[:, :, 0]
+    fused = apply("fusion", maps[-1], words, mask, select=lambda output: output.features)
+    finest: jax.Array
+    if network.no_target is None:
+        finest = apply("decoder", fused, maps, sentence, select=lambda logits: logits[-1])
+        return finest
+    coarsest, finest = apply("decoder", fused, maps, sentence, select=lambda logits: (logits[0], logits[-1]))
+    apply("no_target", sentence, fused, coarsest, finest)
+    return finest
 
 
 def build_network(config: ConfigDict) -> ReferringNetwork:

@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,10 +36,10 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError, reason_of
+from s2rm_jax.errors import UserError, one_line, reason_of
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
-from s2rm_jax.io import copy_files, on_bucket, write_atomically
+from s2rm_jax.io import copy_files, on_bucket
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
@@ -52,8 +53,10 @@ COMPILATION_CACHE_DIRECTORY = "compilation_cache"
 PROFILE_DIRECTORY = "profile"
 OFF = "off"  # value of config.compilation_cache
 WORTH_KEEPING = 2.0  # seconds of compiling from which a program is cached
-PROGRAMS_KEPT = 64  # files of a ProgramStore; those that were used last
+PROGRAMS_KEPT = 64  # how many files a ProgramStore keeps, the most recently used
 _DIGEST = hashlib.sha256().digest_size
+_UNFINISHED = ".unfinished-"
+_OUR_FILES = re.compile(rf"[0-9a-f]{{{2 * _DIGEST}}}|{re.escape(_UNFINISHED)}.*")
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,12 +101,12 @@ def compile_training_step(config: ConfigDict, mesh: Mesh) -> CompiledStep:
     Raises:
         UserError: as `compile_step`.
     """
-    config, network = with_steps(config), build_network(config)
+    config, network = with_fixed_steps(config), build_network(config)
     return compile_step(network, plan_state(network, config, mesh), config, mesh)
 
 
-def with_steps(config: ConfigDict) -> ConfigDict:
-    """Return the configuration with any number of steps if it leaves them to the data; speed does not depend on it."""
+def with_fixed_steps(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with an arbitrary number of steps if config.steps is 0; speed does not depend on it."""
     config = copy.deepcopy(config)
     config.steps = config.steps or config.optimizer.warmup_steps + 1000
     return config
@@ -216,8 +219,8 @@ def _update_cache_settings(values: dict[str, object]) -> None:
 def open_program_store(config: ConfigDict) -> ProgramStore | None:
     """Return the store of programs of the network that `config` describes, in ~/.cache or XDG_CACHE_HOME.
 
-    Return None on accelerators, if config.compilation_cache is off, and if there can be no folder that only this user
-    can write to: whoever can write to it can run code as its user. JAX's settings count too: there is no store if
+    Return None on accelerators, if config.compilation_cache is off, and if no private folder can be created: whoever
+    can write to the folder can run code as this user. JAX's settings count too: there is no store if
     JAX_ENABLE_COMPILATION_CACHE=false, or if JAX has a cache of its own (JAX_COMPILATION_CACHE_DIR), because a program
     that comes from there cannot be saved again.
     """
@@ -226,34 +229,59 @@ def open_program_store(config: ConfigDict) -> ProgramStore | None:
     if disabled or settings["jax_compilation_cache_dir"] or jax.default_backend() != "cpu":
         return None
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2rm_jax" / "programs"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, RuntimeError):  # the latter of a user without a home
+        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not cache.is_absolute():  # such paths are to be ignored, says the XDG specification
+            cache = Path.home() / ".cache"
+        folder = _make_private(cache / "s2rm_jax" / "programs")
+    except (OSError, RuntimeError) as error:  # the latter of a user without a home
+        _LOG.debug("compiled programs are not kept: %s", one_line(error))
         return None
-    return ProgramStore(folder, config) if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
+    return ProgramStore(folder, config)
+
+
+def _make_private(folder: Path) -> Path:
+    """Create a folder that only this user can enter, and return it without symbolic links.
+
+    Raises:
+        PermissionError: it exists and is open to others, or others can replace it.
+        OSError: it cannot be created.
+    """
+    for place in (*reversed(folder.parents), folder):
+        place.mkdir(mode=0o700, exist_ok=True)
+    folder = folder.resolve()
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not private to this user")
+    for parent in folder.parents:
+        status = parent.stat()
+        # A group may write to a parent: on many systems every user has a group of its own. What others put in the place
+        # of the folder is not used anyway, because the files in it must belong to this user.
+        writable = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in (0, os.getuid()) or writable:
+            raise PermissionError(f"others can replace {folder}, because they can write to {parent}")
+    return folder
 
 
 class ProgramStore:
     """Compiled programs for CPUs, for later processes of the same user.
 
     A program is found again only if all that it depends on is the same: the code of this package, the versions of JAX
-    and Flax, the configuration, the shapes of its arguments, the settings of JAX and XLA, and the processor. Each file
-    has a checksum of these and of its content, so a file that is damaged, or has another name than it was written
-    with, is not used: the program is compiled again and replaces it, with a warning.
+    and Flax, the network, the shapes of its arguments and their device, the settings of JAX and XLA, and the processor.
+    Each file has a checksum of these and of its content, so a file that is damaged, or has another name than it was
+    written with, is not used: the program is compiled again and replaces it, with a warning.
 
     Args:
-        folder: of its files, which are executed.
+        folder: where the files are; their contents are executed.
         config: the configuration from which the network of the programs is built.
     """
 
     def __init__(self, folder: Path, config: ConfigDict):
         self._folder, self._config = folder, config
-        self._context = json.dumps([_describe_environment(), config.to_dict()], sort_keys=True, default=str)
+        self._context = json.dumps([_describe_environment(), _describe_network(config)], sort_keys=True)
 
     def parameter_shapes(self, network: nn.Module) -> Any:
         """Return `state.parameter_shapes` of the network, which are kept because they take a trace of all of it."""
-        path, described = self._file("parameter_shapes")
+        path, described = self._file("parameter_shapes", _describe_settings())
         shapes = _load(path, described, pickle.loads)
         if shapes is None:
             shapes = parameter_shapes(network, self._config)
@@ -263,49 +291,79 @@ class ProgramStore:
     def keep(self, function: Any) -> Callable[..., Any]:
         """Return `function`, the result of `jax.jit`, as a function that loads and keeps its programs here.
 
-        Arguments that are given by name must be static. The first call with some shapes must return before the next.
+        Arguments are arrays on one device; those that are given by name must be static. The first call with some shapes
+        must return before the next.
         """
         programs: dict[Any, Any] = {}
 
         def call(*arguments: Any, **static: Any) -> Any:
             leaves, structure = jax.tree.flatten(arguments)
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-            key = structure, shapes, tuple(sorted(static.items()))
-            if key not in programs:
-                path, described = self._file(f"{function.__name__} {static} {structure} {shapes}")
+            devices = sorted(leaves[0].devices(), key=lambda device: device.id)
+            numbers = tuple(device.id for device in devices)
+            settings = _describe_settings()
+            key = structure, shapes, numbers, settings, tuple(sorted(static.items()))
+            if key in programs:
+                return programs[key](*arguments)
+            what = f"{function.__name__} {static} {structure} {shapes} {numbers}"
+            path, described = self._file(what, settings)
 
-                def load(body: bytes) -> Any:
-                    program = deserialize_and_load(*pickle.loads(body))
-                    jax.block_until_ready(program(*arguments))  # some faults appear only when a program runs
-                    return program
+            def load(body: bytes) -> tuple[Any, Any]:
+                serialized, in_tree, out_tree = pickle.loads(body)
+                program = deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices)
+                return program, jax.block_until_ready(program(*arguments))  # some faults appear only in a run
 
-                program = _load(path, described, load)
-                if program is None:
-                    program = function.lower(*arguments, **static).compile()
-                    with contextlib.suppress(ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
-                        _save(path, described, pickle.dumps(serialize(program)))  # not all can be serialized
-                programs[key] = program
-            return programs[key](*arguments)
+            loaded = _load(path, described, load)
+            if loaded is not None:
+                programs[key], outputs = loaded
+                return outputs
+            programs[key] = program = function.lower(*arguments, **static).compile()
+            try:
+                _save(path, described, pickle.dumps(serialize(program)))
+            except _NOT_SERIALIZED as error:
+                _LOG.debug("a compiled program of %s is not kept: %s", function.__name__, one_line(error))
+            return program(*arguments)
 
         return call
 
-    def _file(self, what: str) -> tuple[Path, bytes]:
-        described = f"{self._context}\n{what}".encode()
+    def _file(self, what: str, settings: str) -> tuple[Path, bytes]:
+        described = f"{self._context}\n{settings}\n{what}".encode()
         return self._folder / hashlib.sha256(described).hexdigest(), described
 
 
+_NOT_SERIALIZED = (  # what JAX and pickle raise for programs that cannot be serialized
+    *(ValueError, TypeError, AttributeError, NotImplementedError, pickle.PicklingError, jax.errors.JaxRuntimeError),
+)
+
+
 def _describe_environment() -> list[Any]:
-    """Return all that programs depend on besides their code's arguments, as plain values."""
+    """Return what programs depend on and what stays the same in a process, as plain values."""
     package = Path(__file__).parents[1]
     source = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         source.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
-    settings = {name: value for name, value in jax.config.values.items() if "_cache_" not in name}
-    flags = {name: value for name, value in os.environ.items() if "XLA" in name}
     device = jax.devices()[0]
     versions = jax.__version__, jaxlib.__version__, flax.__version__, platform.python_version()
     devices = device.client.platform_version, device.device_kind, jax.device_count()
-    return [source.hexdigest(), versions, devices, settings, flags, _describe_processor()]
+    return [source.hexdigest(), versions, devices, _describe_processor()]
+
+
+def _describe_network(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields that the network and its programs depend on, without paths: a run may be moved."""
+    content, unused = config.to_dict(), ("pretrained", "vocab", "lower_case")
+    network: dict[str, Any] = {
+        section: {name: value for name, value in content[section].items() if name not in unused}
+        for section in ("vision", "text", "fusion", "decoder")
+    }
+    others = {"dtype": content["dtype"], "remat": content["remat"], "image_size": content["input"]["image_size"]}
+    return network | others
+
+
+def _describe_settings() -> str:
+    """Return the settings of JAX, some of which hold in a block only, and of XLA."""
+    settings = {name: value for name, value in jax.config.values.items() if "_cache_" not in name}
+    flags = {name: value for name, value in os.environ.items() if "XLA" in name}
+    return json.dumps([settings, flags], sort_keys=True, default=str)
 
 
 def _describe_processor() -> list[Any]:
@@ -319,32 +377,52 @@ def _describe_processor() -> list[Any]:
 
 
 def _load(path: Path, described: bytes, decode: Callable[[bytes], Any]) -> Any:
-    """Return what a file of a ProgramStore holds; None if it does not exist and, with a warning, if it is damaged."""
+    """Return what a file of a ProgramStore holds; None if it does not exist and, with a warning, if it is unusable."""
     try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, body = content[:_DIGEST], content[_DIGEST:]
-    try:
+        content = _read_own(path)
+        digest, body = content[:_DIGEST], content[_DIGEST:]
         if hashlib.sha256(described + body).digest() != digest:
-            raise ValueError("its checksum is wrong")
+            raise ValueError("it is damaged: its checksum is wrong")
         loaded = decode(body)
         with contextlib.suppress(OSError):
             os.utime(path)  # see _save
+    except FileNotFoundError:
+        return None
     except Exception as error:  # pickle and XLA raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        _LOG.warning("warning: the compiled program %s is damaged (%s); compiling it again", path, reason)
+        _LOG.warning("the compiled program %s cannot be used (%s); compiling it again", path, reason_of(error))
         return None
     return loaded
 
 
+def _read_own(path: Path) -> bytes:
+    """Return the content of a file of this user that nobody else can write to.
+
+    Raises:
+        PermissionError: it is not such a file.
+        OSError: it does not exist, is a symbolic link, or cannot be read.
+    """
+    # The checks are of the open file, which nobody can replace between them and the reading.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError("others can write to it")
+        return file.read()
+
+
 def _save(path: Path, described: bytes, body: bytes) -> None:
-    """Write a file of a ProgramStore, and remove those that were not used for longest; do nothing if that fails."""
+    """Write a file of a ProgramStore, and remove the least recently used ones; do nothing if that fails."""
     with contextlib.suppress(OSError):  # such as a full disk
-        write_atomically(path, hashlib.sha256(described + body).digest() + body)
-        by_use = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
-        for file in by_use[PROGRAMS_KEPT:]:
-            file.unlink(missing_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)  # for this user only
+        try:
+            with open(handle, "wb") as file:
+                file.write(hashlib.sha256(described + body).digest() + body)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        ours = [file for file in path.parent.iterdir() if _OUR_FILES.fullmatch(file.name)]
+        by_use = sorted(ours, key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in by_use[PROGRAMS_KEPT:]:
+            old.unlink(missing_ok=True)
 
 
 def parse_profile_steps(text: str) -> range:

@@ -357,7 +357,7 @@ class TensorBoardFiles:
 
 @contextmanager
 def _hidden(module: str) -> Iterator[None]:
-    """Let imports of a module fail as if it were not installed, unless it has been imported already."""
+    """Make importing a module fail as if it were not installed, unless it has been imported already."""
     if module in sys.modules:
         yield
         return

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from filelock import FileLock
 
 from s2rm_jax.training.run import LoadedRun, load_run
 from tests.interop.fresh_process import Question, make_question
@@ -66,25 +63,6 @@ def notice(request: pytest.FixtureRequest) -> Callable[[Mistake], None]:
         request.config.stash[MISTAKES].append(mistake)
 
     return check
-
-
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Return the folder of a name, which the first worker of this session that asks for it fills."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def folder_of(name: str, fill: Callable[[Path], None]) -> Path:
-        folder, unfinished = shared / name, shared / f"{name}.unfinished"
-        with FileLock(shared / f"{name}.lock"):
-            if not folder.exists():
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a worker that failed
-                unfinished.mkdir()
-                fill(unfinished)
-                unfinished.rename(folder)
-        return folder
-
-    return folder_of
 
 
 @pytest.fixture(scope="session")

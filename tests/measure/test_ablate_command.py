@@ -199,10 +199,25 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
         (name, seed) for name in sorted(VARIANTS) for seed in (0, 1)
     ]
     assert {(row["benchmark"], row["steps"]) for row in rows} == {("synthetic_benchmark", 3)}
+    (tmp_path / "new").mkdir()
     with pytest.raises(UserError, match="has no finished run of suite balance with 3 steps"):
         run_without_config(f"--out={tmp_path / 'new'}", *flags)
+    mistyped = tmp_path / "mistyped"
+    with pytest.raises(UserError, match=r"--out: .*mistyped does not exist"):
+        run_without_config(f"--out={mistyped}", *flags)
+    monkeypatch.setattr(ablation_runs, "plan", lambda *_: pytest.fail("planned"))
     with pytest.raises(UserError, match="leave out --config"):
-        run(folder, "--steps=3", f"--collect={path}")
+        run(folder, "--steps=3", f"--collect={path}", f"--out={mistyped}")
+    assert not mistyped.exists()
+
+
+def test_the_suite_far_needs_an_out_of_its_own(stopped_and_continued, tmp_path, monkeypatch):
+    folder, _, _ = stopped_and_continued
+    other = tmp_path / "far.py"
+    other.write_text(TINY.replace('"length": 3', '"length": 3, "grid": 5'))
+    monkeypatch.setattr(ablate, "find_config", lambda name: {"synthetic_benchmark:far": str(other)}[name])
+    with pytest.raises(UserError, match=r"--out: the run in .*full-seed-0 has other scenes; .* The suite far"):
+        run_without_config("--suite=far", "--steps=3", f"--out={folder / 'out'}")
 
 
 def test_the_suite_far_is_about_the_far_setting(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.measure.ablation_report import collect, mean_and_deviation, paired_difference, t_quantile, write_report
 from s2rm_jax.measure.ablation_runs import Result, Score
 from s2rm_jax.measure.ablation_suites import FULL, Variant
@@ -140,3 +141,35 @@ def test_collected_runs_replace_their_earlier_rows_and_keep_the_others(tmp_path)
     found = [(row["steps"], row["variant"], row["seed"], row["scores"]["test"]["mean_iou"]) for row in rows]
     assert found == [(10, "full", 0, 60.0), (20, "full", 0, 60.0), (20, "full", 1, 0.3333), (20, "once", 0, 20.0)]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 6, "a row is a line"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[", "is damaged"),
+        (b"\xff", "is damaged"),
+        (b"{}", "something other than results of ablations"),
+        (b'[{"benchmark": "a", "steps": 1}]', "something other than results of ablations"),
+        (b'[{"benchmark": "a", "steps": "1", "variant": "full", "seed": 0}]', "something other than results"),
+        (b"[3]", "something other than results of ablations"),
+    ],
+)
+def test_a_file_that_collect_has_not_written_stays_as_it_is(tmp_path, content, message):
+    path = tmp_path / "runs.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"--collect: .*runs.json .*{message}"):
+        collect(path, "synthetic_benchmark", 20, RESULTS)
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"--collect: .*missing/runs.json cannot be written \(No such file"):
+        collect(tmp_path / "missing" / "runs.json", "synthetic_benchmark", 20, RESULTS)
+    with pytest.raises(UserError, match=r"--collect: .* cannot be read \(Is a directory\)"):
+        collect(tmp_path, "synthetic_benchmark", 20, RESULTS)
+    path = tmp_path / "runs.json"
+    path.write_text("[]")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=r"--collect: .*runs.json is read-only"):
+        collect(path, "synthetic_benchmark", 20, RESULTS)
+    assert path.read_text() == "[]"

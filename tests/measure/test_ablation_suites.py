@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure.ablation_suites import FULL, PLAIN_SUM, SUITES, apply_variant, variants_of, with_steps
+from s2rm_jax.measure.ablation_suites import FULL, PLAIN_SUM, SUITES, Variant, apply_variant, variants_of, with_steps
 from s2rm_jax.models.cost import network_cost
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import initial_params
@@ -44,6 +44,14 @@ def test_a_variant_changes_what_it_names_and_nothing_else(variant):
         )
     rest = {name: value for name, value in config.to_dict().items() if name not in ("fusion", "decoder")}
     assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
+
+
+def test_all_is_every_suite_on_the_same_scenes(monkeypatch):
+    monkeypatch.setitem(SUITES, "far", (FULL, Variant("of_far", "")))
+    monkeypatch.setitem(SUITES, "width", (FULL, Variant("of_width", "")))
+    names = [variant.name for variant in variants_of("all")]
+    assert "of_width" in names and "of_far" not in names
+    assert len(names) == len(set(names))
 
 
 def test_fewer_expressions_per_image_cost_the_same():

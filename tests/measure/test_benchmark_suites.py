@@ -1,8 +1,10 @@
 """The suites on the smallest network, and the report of the command."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from xml.etree import ElementTree
 
 import jax
@@ -131,22 +133,31 @@ def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):
 
 
 def test_startup_runs_fresh_processes(subject, monkeypatch):
-    commands = []
+    commands, caches = [], set()
 
-    def answer(arguments):
-        commands.append(arguments[:2])
-        return json.dumps({"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(commands) == 1 else 4.0})
+    def answer(command, env, **_):
+        commands.append(command[2:4])
+        caches.add((env["XDG_CACHE_HOME"], env.get("JAX_COMPILATION_CACHE_DIR")))
+        seconds = {"import": 1.0, "trace": 2.0, "lower": 3.0, "compile": 40.0 if len(commands) == 1 else 4.0}
+        return subprocess.CompletedProcess(command, 0, json.dumps(seconds), "")
 
-    monkeypatch.setattr(startup, "_run", answer)
+    monkeypatch.setattr(startup.subprocess, "run", answer)
     monkeypatch.setattr(startup, "save_untrained_run", lambda *_: None)
     (section,) = startup.startup(subject, rounds=2)
     assert section.figures["import"] == 1.0
     assert (section.figures["compile"], section.figures["compile, cached"]) == (40.0, 4.0)
     assert [arguments[0] for arguments in commands] == ["s2rm_jax.measure.startup"] * 5 + ["s2rm_jax.predict"] * 3
+    assert [row[0] for row in section.rows[-2:]] == [
+        "`predict`: first process",
+        "`predict`: later process, with kept programs",
+    ]
+    ((cache, of_jax),) = caches
+    assert of_jax is None and cache != os.environ.get("XDG_CACHE_HOME")
+    assert tempfile.gettempdir() in cache and not os.path.exists(cache), "a temporary folder, which is removed"
 
 
-def test_a_fresh_process_measures_its_imports():
-    seconds = json.loads(startup._run(["s2rm_jax.measure.startup", "import"]))["import"]
+def test_a_fresh_process_measures_its_imports(tmp_path):
+    seconds = json.loads(startup._run(["s2rm_jax.measure.startup", "import"], tmp_path))["import"]
     assert 0 < seconds < 600
     imported = "import sys, s2rm_jax.measure.startup; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", imported], check=True)  # else there is nothing left to measure
