@@ -14,9 +14,9 @@ expressions of five kinds in equal shares, including ordinals and chains of two 
 
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py:far --workdir runs/far
 
-`far` is a second setting in which vision does not relate all objects by itself: 160 x 160 pixels, attention in windows
-of 3 x 3 and 10 x 10 positions in the last stage, 8 to 12 objects on a grid of 5 x 5 cells, and expressions with remote
-landmarks: "between", "nearest to", ordinals in a row or column, and chains of three relations.
+`far` is a second setting in which vision does not relate all objects by itself: 160 x 160 pixels, and attention in
+windows of 3 x 3; the last stage has 10 x 10 positions. It has 8 to 12 objects on a grid of 5 x 5 cells, and expressions
+with remote landmarks: "between", "nearest to", ordinals in a row or column, and chains of three relations.
 """
 
 from ml_collections import ConfigDict

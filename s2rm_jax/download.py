@@ -344,7 +344,7 @@ def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
         return f"no data for {_TIMEOUT:g} seconds"
-    return " ".join(str(reason).split()) or type(error).__name__
+    return one_line(reason or error)
 
 
 def _verify(part: Path, source: Download) -> dict[str, Any]:

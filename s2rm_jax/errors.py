@@ -167,7 +167,7 @@ def hub_error(what: str, error: Exception) -> UserError:
     elif isinstance(cause, RepositoryNotFoundError) or status in (401, 404):
         advice = "no such repository is visible; check the name, or log in with `hf auth login`"
     else:
-        advice = " ".join(str(cause).split())[:200].rstrip(".") or type(cause).__name__  # details are on further lines
+        advice = one_line(cause)[:200].rstrip(".")  # details are on further lines
     return UserError(f"{what}: {advice}.")
 
 
@@ -177,7 +177,7 @@ def first_of(cases: Sequence[object], separator: str = "; ", most: int = 5) -> s
     return separator.join([*map(str, cases[:most]), *more])
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """Return the whole message of an error in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -30,6 +30,7 @@ from s2rm_jax import command_line
 from s2rm_jax.config import ON_BAD_EXAMPLES
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
+from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
 
@@ -114,6 +115,7 @@ def main() -> dict[str, Any] | None:
     keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
+    check_address(LABEL_STUDIO.value)
     workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
@@ -126,7 +128,7 @@ def main() -> dict[str, Any] | None:
     require_same_data(Path(out), data | {"split": split})
     out = make_output_folder(out)
     mesh = make_mesh()
-    run = load_run(WORKDIR.value, which, replicated(mesh), config=config)  # last: restoring takes longest
+    run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest
     log(
         f"evaluating the {which} checkpoint of {WORKDIR.value} on "
         f"{counted(min(len(source), LIMIT.value or len(source)), 'image')} of {split}"
@@ -186,13 +188,10 @@ def _evaluate(evaluate: Callable[..., Report], out: Path, cases: Cases, show: Ca
 
 
 def _find_run() -> epath.Path:
-    """Return the folder of the run, and check the flags; the cache of the Hub is no place for the report."""
-    from s2rm_jax.evaluation.result_files import check_address
+    """Return the folder of the run; a run on the Hub needs --out."""
     from s2rm_jax.training.run import find_run, on_hub
 
     assert WORKDIR.value is not None  # required
-    if LABEL_STUDIO.value is not None:
-        check_address(LABEL_STUDIO.value)
     workdir = find_run(WORKDIR.value)
     if OUT.value is None and on_hub(WORKDIR.value):
         raise UserError(f"--out is missing: {WORKDIR.value} is on the Hugging Face Hub; give a folder for the report")

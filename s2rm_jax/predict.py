@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from absl import flags
+from etils import epath
 from PIL import Image
 
 from s2rm_jax import command_line, default_network
@@ -116,24 +117,34 @@ def main() -> dict[str, Any]:
     # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
-    if LABEL_STUDIO.value is not None:
-        check_address(LABEL_STUDIO.value)
+    check_address(LABEL_STUDIO.value)
     options = Options(
         OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "", bool(COCO.value), LABEL_STUDIO.value or ""
     )
-    with _compilation_cache():
-        predict = _predict_many if IMAGES.value else _predict_image
-        return predict(Path(OUT.value), options)
+    # First, because it decides which accelerators this process opens.
+    share = find_share(SHARD.value) if IMAGES.value else (0, 1)
+    workdir = _find_workdir()
+    with _compilation_cache(workdir):
+        if IMAGES.value:
+            return _predict_many(Path(OUT.value), options, workdir, share)
+        return _predict_image(Path(OUT.value), options, workdir)
 
 
-def _predict_many(out: Path, options: Options) -> dict[str, Any]:
+def _find_workdir() -> epath.Path:
+    """Return the folder of --workdir; a network on the Hugging Face Hub is looked up here only."""
+    from s2rm_jax.training.run import find_run
+
+    return find_run(str(WORKDIR.value))
+
+
+def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple[int, int]) -> dict[str, Any]:
     name = Path(options.explain)
     if options.explain and (name.name != options.explain or name.suffix.lower() != ".png"):
         raise UserError(f"--explain: {name} must be a file name ending in .png, used in each image's folder")
     require_free_name(name)
-    index, number = share = find_share(SHARD.value)
+    index, number = share
     items = list_items(str(IMAGES.value), TEXT.value or [], out)
-    segmenter = _segmenter()
+    segmenter = _segmenter(workdir)
     _warn(segmenter, TEXT.value or [])
     quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)
     part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet)
@@ -152,17 +163,17 @@ def _predict_many(out: Path, options: Options) -> dict[str, Any]:
     return content
 
 
-def _predict_image(out: Path, options: Options) -> dict[str, Any]:
+def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str, Any]:
     if IMAGE.value:
         image, expressions = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
     else:
-        example = _held_out_example()
+        example = _held_out_example(workdir)
         image = example.load_image()
         expressions = TEXT.value or [expression.text for expression in example.expressions]
     figures = figure_paths(EXPLAIN.value, len(expressions)) if EXPLAIN.value else []
     if EXPLAIN.value and Path(EXPLAIN.value).parent.resolve() == out.resolve():
         require_free_name(Path(EXPLAIN.value))
-    segmenter = _segmenter()
+    segmenter = _segmenter(workdir)
     result = segmenter.segment(image, expressions, explain=bool(figures))
     _warn(segmenter, expressions)
 
@@ -173,8 +184,8 @@ def _predict_image(out: Path, options: Options) -> dict[str, Any]:
         save_image(Image.fromarray(image), out / SAMPLE_FILE)
     height, width = image.shape[:2]
     content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": entries}
+    write_result(out, content)  # first: without it, the next prediction in this folder would keep the exports
     write_exports(out, content, options)
-    write_result(out, content)
     print("\n".join(outcomes(entries)))
     if figures:
         print(f"how the network came to them: {', '.join(map(str, figures))}")
@@ -183,13 +194,13 @@ def _predict_image(out: Path, options: Options) -> dict[str, Any]:
     return content
 
 
-def _segmenter() -> Segmenter:
+def _segmenter(workdir: epath.Path) -> Segmenter:
     from s2rm_jax.segmenter import Segmenter
 
     if (IMAGE.value or IMAGES.value) and default_network.is_default_network(str(WORKDIR.value)):
         log("the network of the package is trained on generated shapes only; for other images give --workdir")
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
-    return Segmenter.from_checkpoint(str(WORKDIR.value), which, keep_programs=True)
+    return Segmenter.from_checkpoint(str(workdir), which, keep_programs=True)
 
 
 def _warn(segmenter: Segmenter, expressions: Sequence[str]) -> None:
@@ -198,19 +209,19 @@ def _warn(segmenter: Segmenter, expressions: Sequence[str]) -> None:
             print(f"warning: {remark}", file=sys.stderr)
 
 
-def _held_out_example() -> Example:
+def _held_out_example(workdir: epath.Path) -> Example:
     """Return the first example of the split on which the run is evaluated."""
     from s2rm_jax.input.sources import build_source
-    from s2rm_jax.training.run import find_run, load_config
+    from s2rm_jax.training.run import load_config
 
-    config = load_config(find_run(str(WORKDIR.value)))
+    config = load_config(workdir)
     try:
         return build_source(config.input.source, config.eval.split, on_bad_example=config.input.on_bad_example)[0]
     except UserError as error:
         raise UserError(f"--image is missing, and the run's own data cannot be used instead: {error}") from error
 
 
-def _compilation_cache() -> AbstractContextManager[None]:
+def _compilation_cache(workdir: epath.Path) -> AbstractContextManager[None]:
     """On accelerators, keep compiled programs in the workdir of a training run; on CPUs, the Segmenter keeps them.
 
     Nothing is kept for a run without a cache, or beside weights alone. The cache directory of the run is not used: it
@@ -220,9 +231,8 @@ def _compilation_cache() -> AbstractContextManager[None]:
 
     from s2rm_jax.training.checkpoint import has_checkpoint
     from s2rm_jax.training.compile import OFF, compilation_cache
-    from s2rm_jax.training.run import find_run, load_config
+    from s2rm_jax.training.run import load_config
 
-    workdir = find_run(str(WORKDIR.value))
     if jax.default_backend() == "cpu" or not has_checkpoint(workdir):
         return nullcontext()
     config = load_config(workdir).unlock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,16 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.result_files import Naming, find_naming, remove_result_files, write_coco, write_label_studio
+from s2rm_jax.evaluation.result_files import (
+    IMAGES_FILE,
+    LABEL_STUDIO_FILES,
+    RESULTS_FILE,
+    Naming,
+    find_naming,
+    remove_result_files,
+    write_coco,
+    write_label_studio,
+)
 from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import make_output_folder, slug, write_atomically, writing
 
@@ -30,6 +40,7 @@ OVERLAY_FILE = "overlay.png"
 SAMPLE_FILE = "image.png"  # the image itself, if it comes from the run's data
 JOB_FILE = "job.json"
 _OURS = rf"mask_\d+_[a-z0-9_]+\.png|{re.escape(OVERLAY_FILE)}"
+_EXPORTS = (re.escape(RESULTS_FILE), re.escape(IMAGES_FILE), LABEL_STUDIO_FILES)
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,14 @@ def remove_earlier_prediction(out: Path) -> None:
     """Remove the masks listed in the result.json of an earlier prediction, and its files for other programs.
 
     If it lists several images, their overlays and their empty folders are removed too, so that a video made of the
-    overlays has the frames of one prediction only. All other files are kept.
+    overlays has the frames of one prediction only. All other files are kept, and all files of a folder that has neither
+    a result.json nor a job.json.
+
+    Raises:
+        UserError: a file for other programs cannot be removed.
     """
-    with suppress(OSError):
-        remove_result_files(out)
+    if (out / RESULT_FILE).exists() or (out / JOB_FILE).exists():
+        remove_result_files(out, _EXPORTS)
     with suppress(OSError, ValueError, RecursionError):  # missing, or written by another program
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
         _remove_listed(out, content.get("images", [content]) if isinstance(content, dict) else [])
@@ -222,9 +237,11 @@ class Part:
             self.count += 1
 
     def finish(self) -> None:
-        """Append the records of images that failed."""
+        """Append the records of images that failed, and wait until other hosts can read all records."""
         for record in self.failed:
             self._append(record)
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield all records of the file."""
@@ -239,7 +256,7 @@ class Part:
 
     def _append(self, record: dict[str, Any]) -> None:
         with writing(self.path):
-            self._file.write(json.dumps(record).encode() + b"\n")  # ASCII; bytes of names that are no UTF-8 escaped
+            self._file.write(json.dumps(record).encode() + b"\n")  # ASCII: names that are not UTF-8 are escaped
             self._file.flush()
 
 
@@ -316,7 +333,8 @@ def write_exports_of(
 ) -> None:
     """Write the files of a job for other programs.
 
-    Each process writes the tasks of its share for Label Studio. The process that ends last writes COCO's results.
+    Each process writes the tasks of its share for Label Studio. The process that ends last writes COCO's results; any
+    other says so.
 
     Args:
         part: the finished part of this process.
@@ -336,8 +354,10 @@ def write_exports_of(
     if not options.coco:
         return
     paths = [_part_path(out, one, number) for one in range(number)]
+    # `Part.finish` of this process comes before this count, as in all processes, so the last one counts all records.
     if number > 1 and sum(1 for _ in _records_of(paths)) < images:
-        return  # others are at work, or have not started
+        print(f"{RESULTS_FILE} is written when all shares are done; run any share again to write it")
+        return
     write_coco(out, lambda: _good(_records_of(paths)), naming)
 
 
@@ -363,7 +383,7 @@ def remove_job(part: Part, out: Path) -> None:
 
 def _write_json(path: Path, parts: Iterable[str]) -> None:
     with writing(path):
-        # Bytes of file names that are no UTF-8 are surrogates in Python; they become escapes of JSON.
+        # Bytes of file names that are not UTF-8 are surrogates in Python; they become escapes of JSON.
         write_atomically(path, parts, errors="backslashreplace")
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path, PurePath
@@ -199,11 +199,12 @@ def run_job(
                     write_result_of(part, out)
             raise
         part.finish()
+        if number == 1:
+            write_result_of(part, out)
         if options.exports:
             naming = find_naming({"image": item.image} for item in items)
             write_exports_of(part, out, options, share=share, images=len(items), naming=naming)
-        if number == 1:
-            write_result_of(part, out)
+        if number == 1:  # last: until then, the same command continues the job
             remove_job(part, out)
     return part
 
@@ -213,7 +214,10 @@ def _settings(segmenter: Segmenter, items: Sequence[Item], options: Options) -> 
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.image, item.expressions]).encode())
-    return {"network": segmenter.fingerprint(), "images": [len(items), digest.hexdigest()], **asdict(options)}
+    settings = {"network": segmenter.fingerprint(), "images": [len(items), digest.hexdigest()]}
+    written = {"overlay": options.overlay, "masks": options.masks, "explain": options.explain}
+    # The records depend on whether there are exports, and not on which: these are written from them at each end.
+    return settings | written | {"exports": options.exports}
 
 
 def _records(

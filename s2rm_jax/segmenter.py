@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -37,6 +37,7 @@ from s2rm_jax.evaluation.explain import Explanation, explanations, reduce
 from s2rm_jax.evaluation.protocols import mask_and_score
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
+from s2rm_jax.models.network import keep_for_equal_networks
 from s2rm_jax.training.compile import ProgramStore
 from s2rm_jax.training.run import load_run
 
@@ -287,7 +288,7 @@ def _per_image(expressions: Any, count: int) -> list[tuple[str, ...]]:
     return asked
 
 
-@lru_cache(maxsize=4)  # so that segmenters of equal networks trace and compile each program once
+@keep_for_equal_networks(4)  # so that segmenters of equal networks trace and compile each program once
 def _jitted(network: nn.Module, size: tuple[int, int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the functions that encode images and ground expressions, for images of this input size."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.prediction_files import Options
 from s2rm_jax.prediction_job import find_share, list_items, run_job
+from tests.command import run_process
 from tests.training.fake_bucket import BucketFileSystem
 
 RED = {"image": "red.png", "expressions": ["the red part", "red"]}
@@ -166,3 +167,24 @@ def test_the_share_comes_from_the_flag_or_the_environment(monkeypatch):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
     with pytest.raises(UserError, match=r"--shard=\$\(JOB_COMPLETION_INDEX\)/N"):
         find_share(None)
+
+
+FINDS_ITS_SHARE = """
+import sys
+from jax._src import xla_bridge
+from s2rm_jax import predict
+
+def find_share(given):
+    print(f"opened: {xla_bridge.backends_are_initialized()}")
+    sys.exit()
+
+predict.find_share = find_share
+predict.FLAGS(["predict", "--images=frames", "--text=red", "--out=out"])
+predict.main()
+"""
+
+
+def test_the_share_is_found_before_any_accelerator_is_opened():
+    """It limits the process to its own accelerators, which has no effect later."""
+    done = run_process("-c", FINDS_ITS_SHARE)
+    assert (done.stdout, done.stderr) == ("opened: False\n", "")

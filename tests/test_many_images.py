@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from s2rm_jax import prediction_job
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import decode_rle
-from s2rm_jax.prediction_files import Options, open_part
+from s2rm_jax.prediction_files import Options, Part, open_part
 from s2rm_jax.prediction_job import list_items, run_job
 
 EVERYTHING = Options()
@@ -257,13 +258,17 @@ def test_results_for_other_programs(run, paths, tmp_path):
     assert files(tmp_path / "out") == ["1/mask_1_red.png", "1/overlay.png", "result.json"]
 
 
-def test_the_last_of_several_processes_writes_the_results_of_all(run, paths, tmp_path):
+def test_the_last_of_several_processes_writes_the_results_of_all(run, paths, tmp_path, capsys):
     one, shared = tmp_path / "one", tmp_path / "shared"
     run(paths, "red", options=EXPORTS, out=one)
     for index in (2, 0):
         run(paths, "red", share=(index, 3), options=EXPORTS, out=shared)
         assert not (shared / "coco_results.json").exists()
+        assert capsys.readouterr().out == (
+            "coco_results.json is written when all shares are done; run any share again to write it\n"
+        )
     run(paths, "red", share=(1, 3), options=EXPORTS, out=shared)
+    assert capsys.readouterr().out == ""
     (images, entries), (expected_images, expected) = coco_of(shared), coco_of(one)
     assert images == expected_images
 
@@ -280,6 +285,35 @@ def test_the_last_of_several_processes_writes_the_results_of_all(run, paths, tmp
     Image.new("RGB", (6, 4), "red").save(paths[3])  # the image that could not be read; its share is started again
     run(paths, "red", share=(0, 3), options=EXPORTS, out=shared)
     assert set(coco_of(shared)[0]) == {1, 2, 3, 4}
+
+
+def test_processes_that_end_at_the_same_time_write_the_results_of_all(segmenter, paths, tmp_path, monkeypatch):
+    out, both_open, both_finished = tmp_path / "out", threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
+    opened, finish = prediction_job.open_part, Part.finish
+    monkeypatch.setattr(prediction_job, "open_part", lambda *given: (opened(*given), both_open.wait())[0])
+    monkeypatch.setattr(Part, "finish", lambda part: (finish(part), both_finished.wait()))
+    (tmp_path / "listed.txt").write_text("\n".join(map(str, paths)))
+    items = list_items(str(tmp_path / "listed.txt"), ["red"], out)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(run_job, segmenter, items, (index, 2), out, EXPORTS, quiet=True) for index in (0, 1)]
+    assert [(job.result().count, len(job.result().failed)) for job in jobs] == [(2, 0), (1, 1)]
+    assert set(coco_of(out)[0]) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("share", [(0, 1), (0, 2)])
+def test_a_job_that_could_not_write_its_exports_lists_its_results_and_continues(
+    run, paths, tmp_path, monkeypatch, count_segmented, share
+):
+    out, fixed = tmp_path / "out", replace(EXPORTS, label_studio="https://example.org/other", coco=False)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="full"):
+        patch.setattr(prediction_job, "write_exports_of", lambda *_, **__: (_ for _ in ()).throw(UserError("full")))
+        run(paths[:3], "red", options=EXPORTS, share=share)
+    assert (out / "result.json").exists() == (share == (0, 1))
+    count_segmented.clear()
+    run(paths[:3], "red", options=fixed, share=share)  # the address is not part of the results
+    assert count_segmented == []
+    (tasks,) = (out / "label_studio").glob("*.json")
+    assert json.loads(tasks.read_text())[0]["data"]["image"] == "https://example.org/other/1.png"
 
 
 def test_names_of_coco_give_its_ids_also_beside_masks_in_files(run, tmp_path):

@@ -116,6 +116,42 @@ def test_a_part_that_cannot_be_opened_is_told_in_one_line_and_closed(tmp_path, m
     assert [file.closed for file in opened] == [True]
 
 
+def test_records_are_on_the_disk_when_a_part_is_finished(tmp_path, monkeypatch):
+    """Until then, a process on another host may not see them, and neither would write what the last one writes."""
+    path, synced = tmp_path / "part", []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    with Part(path) as part:
+        part.write({"image": "1.png"})
+        part.write({"image": "2.png", "error": "missing"})
+        part.finish()
+        assert synced == [path.stat().st_size] and len(path.read_text().splitlines()) == 2
+
+
+FOREIGN = ("coco_truth.json", "vis/12-mask.png", "vis/12-iou=75.00-red.png", "label_studio/config.xml", "metrics.json")
+EXPORTED = ("coco_results.json", "coco_images.json", "label_studio/tasks-0001.json")
+
+
+@pytest.mark.parametrize("proof", ["result.json", "job.json"])
+def test_only_files_that_a_prediction_wrote_are_removed(tmp_path, proof):
+    for name in (*FOREIGN, *EXPORTED):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    remove_earlier_prediction(tmp_path)
+    assert all((tmp_path / name).exists() for name in (*FOREIGN, *EXPORTED))
+    (tmp_path / proof).write_text("{}")
+    remove_earlier_prediction(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*FOREIGN, proof}
+
+
+def test_an_earlier_export_that_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
+    for name in ("coco_results.json", "result.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "Not permitted")))
+    with pytest.raises(UserError, match=r"^--out: .* cannot be written \(Not permitted\)"):
+        remove_earlier_prediction(tmp_path)
+
+
 def test_a_part_is_unlocked_when_the_job_cannot_be_written(tmp_path):
     (tmp_path / "job.json").mkdir()
     with pytest.raises(UserError, match=r"job.json cannot be written \(Is a directory\)"):

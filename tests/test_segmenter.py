@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.evaluator import Evaluator
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import BUCKETS, Segmenter
+from s2rm_jax.training.state import parameter_shapes
+from tests.conftest import ColourNetwork
 
 
 @pytest.fixture
@@ -95,6 +98,28 @@ def test_one_encoding_for_all_expressions_and_few_programs(segmenter, colour_wor
         assert result.masks[:, 0, 0].tolist() == [i % 2 == 0 for i in range(count)]  # the upper left corner is red
     # One program per bucket, whatever the number of expressions; 35 expressions are 32 and 4 (one of them padding).
     assert colour_world.traced_methods == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
+
+
+class WeightedNetwork(ColourNetwork):
+    """A network with an array among its fields, so that it has no hash."""
+
+    weights: np.ndarray
+
+    def __call__(self, images, tokens, token_mask, train=False):
+        return super().__call__(images, tokens, token_mask)
+
+
+def test_a_network_of_the_user_may_have_an_array_as_a_field(colour_world, make_example, source_of):
+    network, _, params, tokenizer, config = colour_world
+    network = WeightedNetwork(network.on_trace, np.ones(3))
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(network)
+    example = make_example("p", ["red"])
+    mask = Segmenter(network, params, tokenizer, config).segment(example.image, "red").masks[0]
+    np.testing.assert_array_equal(mask, np.arange(8) < 3 * np.ones((4, 1)))
+    report = Evaluator(network, tokenizer, config)(params, source_of([example]))
+    assert report.metrics["mean_iou"] == 75
+    assert parameter_shapes(network, config)["sharpness"].shape == ()
 
 
 def test_an_image_is_encoded_once_for_many_calls(segmenter, colour_world, image):

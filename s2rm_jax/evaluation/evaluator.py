@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.models.network import keep_for_equal_networks
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_batch
 
@@ -200,7 +201,7 @@ class Evaluator:
                 progress(done, len(batches))
 
 
-@lru_cache(maxsize=4)  # so that evaluators of equal networks trace and compile each program once
+@keep_for_equal_networks(4)  # so that evaluators of equal networks trace and compile each program once
 def _jitted(network: nn.Module, mesh: Mesh) -> Callable[..., Any]:
     """Return the forward pass of a network as a function of (params, images, tokens, token_mask)."""
 

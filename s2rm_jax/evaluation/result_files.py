@@ -16,7 +16,6 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count, groupby, islice
 from operator import itemgetter
@@ -31,13 +30,14 @@ from jaxtyping import Bool
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import is_url
+from s2rm_jax.input.images import FORMATS, is_url
 from s2rm_jax.input.masks import decode_rle, encode_rle, mask_box
 from s2rm_jax.io import on_bucket, remove_earlier, slug, write_atomically, writing
 from s2rm_jax.parallel import distributed
 
 if TYPE_CHECKING:
     from s2rm_jax.evaluation.evaluator import Answer, Prediction
+    from s2rm_jax.input.example import Example
 
 RESULTS_FILE = "coco_results.json"
 IMAGES_FILE = "coco_images.json"
@@ -50,6 +50,9 @@ Records = Callable[[], Iterable[Record]]
 
 _TASKS_PER_FILE = 1000  # about 20 MB of masks of COCO's images
 _TASKS = r"tasks(-\d+-of-\d+)?-\d{4,}\.json"
+LABEL_STUDIO_FILES = f"{LABEL_STUDIO}/{_TASKS}"
+_CONFIG_FILE = "config.xml"
+_METRICS_FILE = "metrics.json"  # every evaluation writes it
 _MODEL = "s2rm_jax"
 _COCO_NAME = re.compile(r"(?:^|_)(\d{12})$")  # of the names of COCO's images without the suffix
 
@@ -75,8 +78,8 @@ class Naming:
 def find_naming(records: Iterable[Record]) -> Naming:
     """Return the naming of a set of images.
 
-    The ids are COCO's if each image has another one: the number that is the "example" of its record, or the twelve
-    digits at the end of its file name, as in COCO_train2014_000000000072.jpg.
+    The ids are COCO's if every image has a different one: the number that is the "example" of its record, or the twelve
+    digits at the end of its file name or its "example", as in COCO_train2014_000000000072.jpg.
     """
     ids, all_known, root = array("q"), True, None
     for record in records:
@@ -141,7 +144,7 @@ def _coco_id(record: Record) -> int | None:
     example = record.get("example", "")
     if re.fullmatch(r"0|[1-9]\d{0,17}", example):
         return int(example)
-    found = _COCO_NAME.search(PurePath(record["image"]).stem)
+    found = _COCO_NAME.search(PurePath(record["image"]).stem) or _COCO_NAME.search(example)
     return int(found[1]) if found else None
 
 
@@ -172,13 +175,13 @@ def _write(path: Path, parts: Iterable[str]) -> None:
         write_atomically(path, parts)
 
 
-def check_address(prefix: str) -> None:
-    """Check the value of --label_studio.
+def check_address(prefix: str | None) -> None:
+    """Check the value of --label_studio, None if the flag is not given.
 
     Raises:
         UserError: it is not the beginning of an address.
     """
-    if not (prefix.startswith("/") or on_bucket(prefix)):
+    if prefix is not None and not (prefix.startswith("/") or on_bucket(prefix)):
         raise UserError(
             f"--label_studio: {prefix} is not the beginning of the addresses of images; give the one under which Label "
             "Studio finds the folder of the images, such as https://example.org/images or "
@@ -208,7 +211,7 @@ def write_label_studio(out: Path, records: Iterable[Record], naming: Naming, pre
     with writing(folder):
         folder.mkdir(exist_ok=True)
         remove_earlier(folder, rf"{re.escape(name)}-\d{{4,}}\.json" if share else _TASKS)
-    _write(folder / "config.xml", [_LABELING])
+    _write(folder / _CONFIG_FILE, [_LABELING])
     tasks = (_task(record, naming, prefix) for record in records)
     for number in count(1):
         batch = islice(tasks, _TASKS_PER_FILE)
@@ -280,54 +283,89 @@ def encode_brush(mask: Bool[np.ndarray, "height width"]) -> list[int]:
     return np.packbits(every[np.arange(32) >= 32 - widths[:, None]]).tolist()
 
 
-def remove_result_files(out: Path) -> None:
-    """Remove the files of an earlier evaluation or prediction in the same folder."""
-    for name in (RESULTS_FILE, IMAGES_FILE, TRUTH_FILE):
-        (out / name).unlink(missing_ok=True)
-    for folder, names in ((out / LABEL_STUDIO, rf"{_TASKS}|config\.xml"), (out / CRIS_FOLDER, _CRIS_FILES)):
-        if folder.is_dir():
-            remove_earlier(folder, names)
-            with suppress(OSError):  # not empty
+def remove_result_files(out: Path, names: Iterable[str]) -> None:
+    """Remove the files of an earlier command in the same folder, and subfolders that become empty.
+
+    Args:
+        out: the folder.
+        names: regular expressions for their names; "FOLDER/NAMES" for those in a subfolder.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
+    for name in names:
+        below, _, files = name.rpartition("/")
+        folder = out / below
+        with writing(folder):
+            if not folder.is_dir():
+                continue
+            remove_earlier(folder, files)
+            if below == LABEL_STUDIO and _is_ours(folder / _CONFIG_FILE):
+                (folder / _CONFIG_FILE).unlink()
+            if below and not any(folder.iterdir()):
                 folder.rmdir()
 
 
+def _is_ours(config: Path) -> bool:
+    """Return whether a labeling configuration is that of `write_label_studio`, and not one of the user."""
+    return config.is_file() and config.read_bytes() == _LABELING.encode()
+
+
 class EvaluationFiles:
-    """The files for other programs of an evaluation, also by several processes.
+    """Write the files of an evaluation for other programs; several processes may share the work.
 
     Pass `record` to the Evaluator, call `add` with each prediction and `end_batch` after each batch, and `write` at the
-    end. Until then the records are in a nameless temporary file in the folder. As a context manager, it leaves nothing
-    there after an error.
+    end. Until then the records are in an anonymous temporary file in the folder. As a context manager, it leaves
+    nothing there after an error.
 
     Args:
-        out: an existing folder.
+        out: an existing folder, which all processes share.
         coco: whether to write COCO's results.
         label_studio: the address of the images for Label Studio; "" writes no tasks.
         save_masks: whether to write the masks in CRIS's layout.
     """
 
     def __init__(self, out: Path, *, coco: bool, label_studio: str, save_masks: bool):
-        self._out, self._coco, self._label_studio = out, coco, label_studio
+        self._out, self._coco, self._label_studio, self._save_masks = out, coco, label_studio, save_masks
         self._keeps_records = coco or bool(label_studio)
-        self._partial = out / f".{CRIS_FOLDER}.partial" if save_masks else None
+        self._partial = out / f".{CRIS_FOLDER}.partial"
         with writing(out):
+            if self._keeps_records or save_masks:
+                self._make_partial()
             self._file = tempfile.TemporaryFile(dir=out)  # noqa: SIM115  closed by `__exit__`
-            if self._partial and distributed.is_first():
-                shutil.rmtree(self._partial, ignore_errors=True)  # left by a killed process
-            distributed.gather(None)
-            if self._partial:
-                self._partial.mkdir(exist_ok=True)
+
+    def _make_partial(self) -> None:
+        """Create the folder for unfinished masks; raise UserError unless all processes see it."""
+        if distributed.is_first():
+            shutil.rmtree(self._partial, ignore_errors=True)  # left by a killed process
+            self._partial.mkdir()
+        token = self._partial / distributed.gather(uuid4().hex)[0]  # a new name: no host has cached that it is missing
+        if distributed.is_first():
+            token.touch()
+        try:
+            distributed.require_everywhere(
+                lambda: os.path.exists(token), f"--out: {self._out} must be a folder that all processes share."
+            )
+        except UserError:
+            self._remove_partial()
+            raise
+        if distributed.is_first():
+            token.unlink()
+
+    def _remove_partial(self) -> None:
+        if distributed.is_first():  # others may still write their masks when one has failed
+            shutil.rmtree(self._partial, ignore_errors=True)
 
     def __enter__(self) -> EvaluationFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._partial:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        self._remove_partial()
 
     def record(self, prediction: Prediction, answer: Answer) -> bytes:
         """Write the masks of a prediction and return its record as a line."""
-        if self._partial:
+        if self._save_masks:
             _write_cris(self._partial, prediction, answer)
         if not self._keeps_records:
             return b""
@@ -335,7 +373,7 @@ class EvaluationFiles:
         entry = {"expression": score.expression, "id": score.id, "score": round(answer.score, 4)}
         truth = mask_entry(answer.true) if score.targeted else None
         record = {
-            "image": self._image_file(prediction),
+            "image": self._image_file(example),
             "example": example.id,
             "width": example.width,
             "height": example.height,
@@ -359,19 +397,18 @@ class EvaluationFiles:
             self._gather()
             distributed.gather(None)  # all masks are written
             if distributed.is_first():
-                remove_result_files(self._out)
+                if (self._out / _METRICS_FILE).exists():  # else another program wrote the files with such names
+                    remove_result_files(self._out, _EVALUATION_FILES)
                 naming = find_naming(self._records())
                 if self._coco:
                     write_coco(self._out, self._records, naming, with_truth=True)
                 if self._label_studio:
                     write_label_studio(self._out, self._records(), naming, self._label_studio)
-                self._finish_masks()
-            distributed.gather(None)
-            self._finish_masks()  # on another disk than that of the first process
+                if self._save_masks:
+                    self._finish_masks()
+            distributed.gather(None)  # all files are complete
 
     def _finish_masks(self) -> None:
-        if not self._partial or not self._partial.exists():
-            return
         folder = self._out / CRIS_FOLDER
         folder.mkdir(exist_ok=True)
         remove_earlier(folder, _CRIS_FILES)
@@ -379,22 +416,21 @@ class EvaluationFiles:
             path.replace(folder / path.name)
         self._partial.rmdir()
 
-    def _image_file(self, prediction: Prediction) -> str:
-        """Return the file of the image; an image without a file gets one in images/."""
-        example = prediction.example
+    def _image_file(self, example: Example) -> str:
+        """Return the file of the image; an image without a file gets one in images/.
+
+        The name has a checksum of the image, so that the file of an earlier evaluation is never taken for it.
+        """
         if isinstance(example.image, Path):
             return os.path.abspath(example.image)
-        digest = hashlib.blake2b(example.id.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-        stem = example.id if re.fullmatch(r"[a-z0-9_-]{1,40}", example.id) else f"{slug(example.id)}_{digest}"
-        suffix = "png"
-        if isinstance(example.image, bytes):
-            with Image.open(io.BytesIO(example.image)) as image:
-                suffix = str(image.format).lower().replace("jpeg", "jpg")
-        path = self._out / "images" / f"{stem}.{suffix}"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            content = example.image if isinstance(example.image, bytes) else _png(example.load_image())
-            _write_bytes(path, content)
+        image = example.image if isinstance(example.image, bytes) else example.load_image()
+        content, suffix = (image, _suffix(image)) if isinstance(image, bytes) else (image.tobytes(), "png")
+        digest = hashlib.blake2b(f"{example.width} {example.height} ".encode() + content, digest_size=8).hexdigest()
+        path = self._out / "images" / f"{slug(example.id)}_{digest}.{suffix}"
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        if not path.exists():  # it does after the first expression
+            _write_bytes(path, image if isinstance(image, bytes) else _png(image))
         return os.path.abspath(path)
 
     def _gather(self) -> None:
@@ -421,6 +457,13 @@ class EvaluationFiles:
             yield first | {"results": [one for record in (first, *others) for one in record["results"]]}
 
 
+def _suffix(content: bytes) -> str:
+    """Return the suffix for a file with this image."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        kind = str(image.format).lower()
+    return "jpg" if kind in ("jpeg", "mpo") else kind  # an MPO is a JPEG with further images
+
+
 _BATCHES_AT_ONCE = 16
 
 
@@ -441,13 +484,15 @@ def mask_entry(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
 
 
 _CRIS_FILES = r".+-(img\.jpg|mask\.png|iou=(\d+\.\d\d|nan)-.*\.png)"
-_LONGEST_NAME = 200  # bytes; most file systems allow 255
+_EVALUATION_FILES = (re.escape(RESULTS_FILE), re.escape(TRUTH_FILE), LABEL_STUDIO_FILES, f"{CRIS_FOLDER}/{_CRIS_FILES}")
+# Bytes. Most file systems allow 255 in a name, which also has two checksums of 9, the IoU of at most 12, and a suffix.
+_LONGEST_REFERENT, _LONGEST_WORDS = 60, 150
 
 
 def _write_cris(folder: Path, prediction: Prediction, answer: Answer) -> None:
     """Write a prediction as CRIS's test does: REFERENT-img.jpg, REFERENT-mask.png, REFERENT-iou=87.65-the_man.png."""
     score = prediction.score
-    referent = _file_name(answer.referent or score.id)
+    referent = _file_name(answer.referent or score.id, _LONGEST_REFERENT)
     image, true = folder / f"{referent}-img.jpg", folder / f"{referent}-mask.png"
     if not true.exists():
         buffer = io.BytesIO()
@@ -455,14 +500,17 @@ def _write_cris(folder: Path, prediction: Prediction, answer: Answer) -> None:
         _write_bytes(image, buffer.getvalue())
         _write_bytes(true, _png(answer.true.astype(np.uint8) * 255))
     iou = float("nan") if score.iou is None else 100 * score.iou
-    words = _file_name("_".join(score.expression.split(" ")))
+    words = _file_name("_".join(score.expression.split(" ")), _LONGEST_WORDS)
     _write_bytes(folder / f"{referent}-iou={iou:.2f}-{words}.png", _png(answer.predicted.astype(np.uint8) * 255))
 
 
-def _file_name(text: str) -> str:
-    """Return a text as a part of a file name; one that had to be changed ends with a checksum, so that none collide."""
+def _file_name(text: str, longest: int) -> str:
+    """Return a text as a part of a file name: at most `longest` bytes, and a checksum of 9 if it had to be changed.
+
+    Different texts have different names.
+    """
     name = re.sub(r'[\x00-\x1f/\\:*?"<>|\x7f\ud800-\udfff]', "_", text)
-    while len(name.encode()) > _LONGEST_NAME:
+    while len(name.encode()) > longest:
         name = name[:-1]
     if name == text and text not in (".", ".."):
         return name

@@ -109,8 +109,8 @@ def may_be_missing(dataset: str, file_name: str) -> bool:
 def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
     """Return the first of the usual folders that has the image `file_name`.
 
-    They are under `root`, or under `image_root` if that is given, which may also be the folder itself. The dataset
-    "refclef" has images of its own, all others COCO's.
+    The folders are searched under `image_root` if it is given, else under `root`; `image_root` may itself be the folder
+    of the images. The dataset "refclef" has images of its own, all others COCO's.
 
     Raises:
       UserError: no folder has the image; names the folders that were tried.

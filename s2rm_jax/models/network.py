@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import flax.linen as nn
 import flax.struct
@@ -22,6 +23,31 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
 _OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def keep_for_equal_networks(most: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Decorate a function of a network so that it returns the same object for equal arguments, as `lru_cache` does.
+
+    A network with an array among its fields cannot be compared; the function is then called each time.
+    """
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        keeping = cast("Callable[_P, _T]", lru_cache(maxsize=most)(function))
+
+        @wraps(function)
+        def call(*arguments: _P.args, **named: _P.kwargs) -> _T:
+            try:
+                hash((arguments, tuple(named.values())))
+            except TypeError:
+                return function(*arguments, **named)
+            return keeping(*arguments, **named)
+
+        return call
+
+    return decorate
 
 
 def normalize(images: UInt8[Any, "*batch height width 3"]) -> Float32[Any, "*batch height width 3"]:

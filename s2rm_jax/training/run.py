@@ -194,10 +194,11 @@ def _explaining_damage(given: epath.PathLike, folder: epath.Path) -> Iterator[No
     try:
         yield
     except UserError as error:
-        if not on_hub(given):
+        cache = folder.parent.parent
+        if not (folder.parent.name == "snapshots" and cache.name.startswith("models--")):
             raise
-        message = str(error).rstrip(".")
-        raise UserError(f"{given}: {message}. To download it again, delete {folder.parent.parent}.") from error
+        name = f"{given}: " if on_hub(given) else ""
+        raise UserError(f"{name}{str(error).rstrip('.')}. To download it again, delete {cache}.") from error
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:

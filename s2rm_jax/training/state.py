@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from s2rm_jax.models.network import keep_for_equal_networks
 from s2rm_jax.parallel.mesh import put_shards, with_shardings
 from s2rm_jax.training.optimizer import build_optimizer, parameter_groups
 
@@ -72,7 +72,7 @@ def _initial_params(network: nn.Module, image_size: tuple[int, int], max_tokens:
     return network.init({"params": key}, images, tokens, jnp.ones_like(tokens, bool), train=False)["params"]
 
 
-@lru_cache(maxsize=16)  # tracing a network takes a second and more, and a command asks for its shapes several times
+@keep_for_equal_networks(16)  # tracing one takes a second and more, and a command asks for its shapes several times
 def _parameter_shapes(network: nn.Module, image_size: tuple[int, int], max_tokens: int) -> Any:
     return jax.eval_shape(lambda: _initial_params(network, image_size, max_tokens, jax.random.key(0)))
 

@@ -1,5 +1,7 @@
 """The notebooks run from their first cells to their last, and saved output is up to date."""
 
+import json
+import os
 import re
 from pathlib import Path
 
@@ -89,6 +91,20 @@ def test_the_notebook_on_training_runs_all_its_steps(tmp_path, monkeypatch):
         assert part in text
     names = {path.name for folder in ("eval-val-lavt480", "pytorch") for path in (tmp_path / "run" / folder).iterdir()}
     assert names >= {"index.html", "model.safetensors"}
+
+
+def test_a_changed_setting_counts_in_a_living_kernel(monkeypatch):
+    sources = ["".join(cell["source"]) for cell in json.loads(TRAINING.read_text(encoding="utf-8"))["cells"]]
+    (settings,) = (source for source in sources if "settings = {" in source)
+    (sets_data,) = (source for source in sources if source.startswith('os.environ["S2RM_DATA"] ='))
+    monkeypatch.setattr(os, "environ", {"PATH": "/bin", "SPLITS": "val"})
+    kernel = {}
+    for data in ("first", "second"):
+        exec(settings.replace('"DATA": "data/downloads"', f'"DATA": "{data}"'), kernel)
+        assert (os.environ["DATA"], os.environ["S2RM_DATA"], os.environ["SPLITS"]) == (data, "", "val")
+        exec(sets_data, kernel)
+        assert os.environ["S2RM_DATA"] == data
+    assert os.environ["SPLITS"] == "val"  # which the environment gives
 
 
 def test_the_notebook_on_training_has_no_output_of_a_tiny_network():

@@ -1,7 +1,9 @@
 """Results in the formats of other programs: pycocotools reads them, and their figures are ours."""
 
+import io
 import json
 import re
+import uuid
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +30,7 @@ from s2rm_jax.evaluation.result_files import (
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.masks import decode_rle
 from s2rm_jax.input.mixture import MixtureSource
+from s2rm_jax.parallel import distributed
 
 # COCOeval of pycocotools 2.0 uses names that NumPy 2 warns of, and makes integers of arrays.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -262,11 +265,84 @@ def test_referents_of_two_datasets_are_not_mixed(colour_world, make_example, sou
 
 def test_another_evaluation_in_the_same_folder_leaves_no_file_of_the_first(colour_world, varied, tmp_path):
     evaluate(colour_world, varied, tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")  # of its report
     (tmp_path / "vis/mine.png").write_text("")
     evaluate(colour_world, type(varied)(varied[:1]), tmp_path, coco=False, label_studio="")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"vis", "images"}
+    assert left == {"vis", "images", "metrics.json"}
     assert len(list((tmp_path / "vis").glob("*-iou=*"))) == 4 and (tmp_path / "vis/mine.png").exists()
+
+
+def test_files_of_cris_itself_are_kept(colour_world, varied, tmp_path):
+    (tmp_path / "vis").mkdir()
+    (tmp_path / "vis/12-mask.png").write_text("of CRIS")
+    evaluate(colour_world, varied, tmp_path, save_masks=False)
+    assert (tmp_path / "vis/12-mask.png").read_text() == "of CRIS"
+
+
+def test_an_image_of_an_earlier_evaluation_is_not_taken_for_that_of_another_dataset(
+    colour_world, make_example, source_of, tmp_path
+):
+    first = make_example("7", ["red", "blue"])
+    for image in (first.image, 255 - first.image, first.image):
+        evaluate(colour_world, source_of([replace(first, image=image)]), tmp_path, save_masks=False)
+        ((described,), _) = images_of(tmp_path)
+        np.testing.assert_array_equal(read(tmp_path / "images" / described["file_name"]), image)
+    assert len(list((tmp_path / "images").iterdir())) == 2
+
+
+def images_of(out):
+    """Return the images and the ids that pycocotools reads."""
+    truth, _, _ = load(out)
+    return truth.dataset["images"], truth.getImgIds()
+
+
+def test_stored_images_keep_their_bytes_and_get_the_suffix_of_their_format(
+    colour_world, make_example, source_of, tmp_path
+):
+    example, examples = make_example("COCO_train2014_000000000072", ["red"], 16, 16), []
+    for number, kind in enumerate(("PNG", "JPEG", "MPO"), start=72):
+        buffer = io.BytesIO()
+        more = {"save_all": True, "append_images": [Image.new("RGB", (16, 16))]} if kind == "MPO" else {}
+        Image.fromarray(example.image).save(buffer, kind, **more)
+        examples.append(replace(example, id=f"COCO_train2014_{number:012d}", image=buffer.getvalue()))
+    evaluate(colour_world, source_of(examples), tmp_path, save_masks=False)
+    images, ids = images_of(tmp_path)
+    assert ids == [72, 73, 74]
+    assert [image["file_name"].rpartition(".")[2] for image in images] == ["png", "jpg", "jpg"]
+    contents = [(tmp_path / "images" / image["file_name"]).read_bytes() for image in images]
+    assert contents == [example.image for example in examples]
+
+
+def test_long_names_fit_into_a_file_name(colour_world, make_example, source_of, tmp_path):
+    example = make_example("7", ["red " * 80, "赤" * 100])
+    expressions = [
+        replace(one, referent=f"{'é' * 80}{number}" if number else str(uuid.UUID(int=0)))
+        for number, one in enumerate(example.expressions)
+    ]
+    evaluate(colour_world, source_of([replace(example, expressions=tuple(expressions))]), tmp_path)
+    names = [path.name for path in (tmp_path / "vis").iterdir()]
+    assert len(names) == 6 and max(len(name.encode()) for name in names) <= 255
+    assert sum(name.startswith(f"{uuid.UUID(int=0)}-iou=") for name in names) == 1
+
+
+def test_a_folder_that_the_processes_do_not_share_is_an_error(tmp_path, monkeypatch):
+    """Seen from a process whose folder is not that of the first one, which makes a file there."""
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    with pytest.raises(UserError, match=rf"^--out: {tmp_path} must be a folder that all processes share\. "):
+        EvaluationFiles(tmp_path, coco=False, label_studio="", save_masks=True)
+
+
+def test_a_process_that_fails_keeps_the_masks_of_the_others(tmp_path, monkeypatch):
+    partial = tmp_path / ".vis.partial"
+    with EvaluationFiles(tmp_path, coco=False, label_studio="", save_masks=True) as files:
+        (partial / "mask").touch()
+        assert [path.name for path in partial.iterdir()] == ["mask"]
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "is_first", lambda: False)
+            files.__exit__()
+            assert (partial / "mask").exists()
+    assert not partial.exists()
 
 
 def test_an_evaluation_that_fails_changes_nothing(colour_world, varied, tmp_path):

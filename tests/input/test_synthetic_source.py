@@ -209,6 +209,7 @@ def test_palettes_and_distractors():
         ({"held_out_pairs": (("circle", "red"),)}, "a pair is (colour, shape)"),
         ({"colours": ("red",), "shapes": ("circle",)}, "leaves no pair of colour and shape for training"),
         ({"grid": 2, "max_objects": 5}, "grid is 2: 4 cells for 5 objects"),
+        ({"grid": -5}, "grid is -5; it must be 0, which places objects freely, or more"),
         ({"seed": -1}, "seed is -1"),
         ({"length": 0}, "length is 0"),
     ],

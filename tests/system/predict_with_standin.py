@@ -13,7 +13,7 @@ from s2rm_jax import command_line, predict
 class Segmenter:
     """Finds the pixels above the mean of the image."""
 
-    def __init__(self):
+    def __init__(self, workdir):
         if "READY" in os.environ:
             print("ready", file=sys.__stdout__, flush=True)
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from s2rm_jax.errors import TemporaryFailure, UserError
 from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training.run import load_run
+from s2rm_jax.training.run import find_run, load_run
 from tests.command import run_command
 
 
@@ -164,14 +164,19 @@ def test_a_damaged_file(network, folder, tmp_path, file):
     cache = tmp_path / "cache" / "models--anna--net"
     assert str(caught.value).startswith("anna/net: ") and "\n" not in str(caught.value)
     assert str(caught.value).endswith(f"To download it again, delete {cache}.")
+    with pytest.raises(UserError, match=rf"To download it again, delete {cache}\.$"):
+        load_run(find_run("anna/net"))  # as `predict` and `evaluate` do
     network.repositories["anna/net"]["main"][file] = sound
     shutil.rmtree(cache)
     assert is_same(load_run("anna/net"), folder)
 
 
-def test_commands_take_names(network, tiny_workdir):
+def test_commands_take_names(network, tiny_workdir, monkeypatch):
+    asked, find = [], network.find
+    monkeypatch.setattr(network, "find", lambda name, revision: asked.append(revision) or find(name, revision))
     done = run_command("predict", "--workdir", "hf://anna/net", "--out", "masks", cwd=".")
     assert (done.returncode, done.stderr) == (0, "")
+    assert asked.count("main") == 1  # another revision between two look-ups would give a mixture
     local = run_command("predict", "--workdir", tiny_workdir, "--out", "local", cwd=".")
     assert local.returncode == 0
     results = [json.loads(Path(out, "result.json").read_text())["results"] for out in ("masks", "local")]

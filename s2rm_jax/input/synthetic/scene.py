@@ -83,6 +83,7 @@ class SceneConfig:
         _require(0.3 <= self.object_scale <= 2.0, f"object_scale is {self.object_scale}; it must be in 0.3 ... 2.0")
         _require(0 <= self.distractors <= 1, f"distractors is {self.distractors}; it is a probability in 0 ... 1")
         _require(0 <= self.max_occlusion <= 0.6, f"max_occlusion is {self.max_occlusion}; it must be in 0 ... 0.6")
+        _require(self.grid >= 0, f"grid is {self.grid}; it must be 0, which places objects freely, or more")
         _require(
             self.grid == 0 or self.grid**2 >= self.max_objects,
             f"grid is {self.grid}: {self.grid**2} cells for {self.max_objects} objects; 0 places objects freely",
