@@ -296,8 +296,8 @@ def _export() -> Iterator[tuple[LoadedRun, epath.Path, Path]]:
 
     assert WORKDIR.value is not None and OUT.value is not None  # required
     with atomic_folder(OUT.value, "--out") as folder:
-        run = load_run(WORKDIR.value, cast(Literal["best", "latest"], CHECKPOINT.value))
-        yield run, find_run(WORKDIR.value), folder
+        workdir = find_run(WORKDIR.value)
+        yield load_run(workdir, cast(Literal["best", "latest"], CHECKPOINT.value)), workdir, folder
 
 
 def _usage(form: str, packages: str) -> str:

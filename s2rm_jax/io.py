@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.util
 import json
 import math
@@ -55,7 +56,7 @@ def write_atomically(path: epath.Path | Path, text: str | bytes | Iterable[str],
         else:
             path.write_text("".join(text))
         return
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = path.with_name(f".{uuid4().hex}")  # without the name of the file, which may be as long as is allowed
     try:
         if isinstance(text, bytes):
             temporary.write_bytes(text)
@@ -251,6 +252,19 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{flag}: {path} cannot be written ({error.strerror or error}); give another {flag}") from error
+
+
+def safe_name(text: str, longest: int) -> str:
+    """Return a text as a part of a file name: at most `longest` bytes, and a checksum of 9 if it had to be changed.
+
+    Different texts have different names.
+    """
+    name = re.sub(r'[\x00-\x1f/\\:*?"<>|\x7f\ud800-\udfff]', "_", text)
+    while len(name.encode()) > longest:
+        name = name[:-1]
+    if name == text and text not in (".", ".."):
+        return name
+    return f"{name}~{hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
 
 
 def slug(text: str, limit: int = 40) -> str:

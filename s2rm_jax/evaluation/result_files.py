@@ -30,9 +30,9 @@ from jaxtyping import Bool
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import FORMATS, is_url
+from s2rm_jax.input.images import file_suffix, is_url
 from s2rm_jax.input.masks import decode_rle, encode_rle, mask_box
-from s2rm_jax.io import on_bucket, remove_earlier, slug, write_atomically, writing
+from s2rm_jax.io import on_bucket, remove_earlier, safe_name, slug, write_atomically, writing
 from s2rm_jax.parallel import distributed
 
 if TYPE_CHECKING:
@@ -170,9 +170,9 @@ def _array(values: Iterable[Any]) -> Iterator[str]:
     yield "[]" if separator == "[" else "\n]"
 
 
-def _write(path: Path, parts: Iterable[str]) -> None:
+def _write(path: Path, content: bytes | Iterable[str]) -> None:
     with writing(path):
-        write_atomically(path, parts)
+        write_atomically(path, content)
 
 
 def check_address(prefix: str | None) -> None:
@@ -300,15 +300,11 @@ def remove_result_files(out: Path, names: Iterable[str]) -> None:
             if not folder.is_dir():
                 continue
             remove_earlier(folder, files)
-            if below == LABEL_STUDIO and _is_ours(folder / _CONFIG_FILE):
-                (folder / _CONFIG_FILE).unlink()
+            config = folder / _CONFIG_FILE
+            if below == LABEL_STUDIO and config.is_file() and config.read_bytes() == _LABELING.encode():
+                config.unlink()  # any other is one of the user
             if below and not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def _is_ours(config: Path) -> bool:
-    """Return whether a labeling configuration is that of `write_label_studio`, and not one of the user."""
-    return config.is_file() and config.read_bytes() == _LABELING.encode()
 
 
 class EvaluationFiles:
@@ -424,13 +420,13 @@ class EvaluationFiles:
         if isinstance(example.image, Path):
             return os.path.abspath(example.image)
         image = example.image if isinstance(example.image, bytes) else example.load_image()
-        content, suffix = (image, _suffix(image)) if isinstance(image, bytes) else (image.tobytes(), "png")
+        content, suffix = (image, file_suffix(image)) if isinstance(image, bytes) else (image.tobytes(), "png")
         digest = hashlib.blake2b(f"{example.width} {example.height} ".encode() + content, digest_size=8).hexdigest()
         path = self._out / "images" / f"{slug(example.id)}_{digest}.{suffix}"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
         if not path.exists():  # it does after the first expression
-            _write_bytes(path, image if isinstance(image, bytes) else _png(image))
+            _write(path, image if isinstance(image, bytes) else _png(image))
         return os.path.abspath(path)
 
     def _gather(self) -> None:
@@ -455,13 +451,6 @@ class EvaluationFiles:
         for _, group in groupby(lines, key=itemgetter("example")):  # an image may fill several rows of a batch
             first, *others = group
             yield first | {"results": [one for record in (first, *others) for one in record["results"]]}
-
-
-def _suffix(content: bytes) -> str:
-    """Return the suffix for a file with this image."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        kind = str(image.format).lower()
-    return "jpg" if kind in ("jpeg", "mpo") else kind  # an MPO is a JPEG with further images
 
 
 _BATCHES_AT_ONCE = 16
@@ -492,43 +481,19 @@ _LONGEST_REFERENT, _LONGEST_WORDS = 60, 150
 def _write_cris(folder: Path, prediction: Prediction, answer: Answer) -> None:
     """Write a prediction as CRIS's test does: REFERENT-img.jpg, REFERENT-mask.png, REFERENT-iou=87.65-the_man.png."""
     score = prediction.score
-    referent = _file_name(answer.referent or score.id, _LONGEST_REFERENT)
+    referent = safe_name(answer.referent or score.id, _LONGEST_REFERENT)
     image, true = folder / f"{referent}-img.jpg", folder / f"{referent}-mask.png"
     if not true.exists():
         buffer = io.BytesIO()
         Image.fromarray(prediction.example.load_image()).save(buffer, "JPEG", quality=95)
-        _write_bytes(image, buffer.getvalue())
-        _write_bytes(true, _png(answer.true.astype(np.uint8) * 255))
+        _write(image, buffer.getvalue())
+        _write(true, _png(answer.true.astype(np.uint8) * 255))
     iou = float("nan") if score.iou is None else 100 * score.iou
-    words = _file_name("_".join(score.expression.split(" ")), _LONGEST_WORDS)
-    _write_bytes(folder / f"{referent}-iou={iou:.2f}-{words}.png", _png(answer.predicted.astype(np.uint8) * 255))
-
-
-def _file_name(text: str, longest: int) -> str:
-    """Return a text as a part of a file name: at most `longest` bytes, and a checksum of 9 if it had to be changed.
-
-    Different texts have different names.
-    """
-    name = re.sub(r'[\x00-\x1f/\\:*?"<>|\x7f\ud800-\udfff]', "_", text)
-    while len(name.encode()) > longest:
-        name = name[:-1]
-    if name == text and text not in (".", ".."):
-        return name
-    return f"{name}~{hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
+    words = safe_name("_".join(score.expression.split(" ")), _LONGEST_WORDS)
+    _write(folder / f"{referent}-iou={iou:.2f}-{words}.png", _png(answer.predicted.astype(np.uint8) * 255))
 
 
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole, also if several threads or processes write it."""
-    temporary = path.with_name(f".{uuid4().hex}")
-    with writing(path):
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -97,6 +97,13 @@ def load_image(
             return np.array(_decode(image, name, apply_exif, max_pixels))
 
 
+def file_suffix(content: bytes) -> str:
+    """Return the suffix, without its dot, for a file with the bytes of an image."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        kind = str(image.format).lower()
+    return "jpg" if kind in ("jpeg", "mpo") else kind  # an MPO is a JPEG with further images
+
+
 def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_PIXELS) -> str:
     """Return why an image cannot be read and what to do; on damaged data decoders raise nearly any exception."""
     if isinstance(error, FileNotFoundError):

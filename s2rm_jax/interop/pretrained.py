@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
-from s2rm_jax.errors import UserError, reason_of
+from s2rm_jax.errors import UserError, one_line, reason_of
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -135,7 +135,7 @@ def _model_config(weights: Path, part: str) -> Any:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> UserError:
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    reason = one_line(error)[:200]
     return UserError(f"transformers cannot read the {what} in {path} ({reason}); download it again, or remove it")
 
 

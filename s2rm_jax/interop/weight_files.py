@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, one_line
 
 # The files of a folder in the layout of Hugging Face.
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -184,5 +184,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-    return UserError(f"{path} is damaged or truncated ({reason}); download it again")
+    return UserError(f"{path} is damaged or truncated ({one_line(error)[:200]}); download it again")

@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError, reason_of
+from s2rm_jax.errors import UserError, one_line, reason_of
 from s2rm_jax.io import REWRITE_EVERY, JsonLines, copy_files, ignoring_temporary, on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
@@ -427,7 +427,7 @@ def _start_wandb(workdir: epath.Path, config: ConfigDict, run_id: str, folder: s
             settings=wandb.Settings(console="off", silent=True),
         )
     except wandb.Error as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise UserError(
             f"config.wandb_project={config.wandb_project}: wandb failed: {reason}; log in with `wandb login`, set "
             "WANDB_MODE=offline, or leave the field empty."
