@@ -5,8 +5,8 @@
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
 Suites: cumulative, fusion_by_decoder, steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at
-equal cost), far, all (every suite but far). Runs train on the synthetic benchmark (docs/synthetic_benchmark.md), those
-of `far` on the far setting, unless --config names another configuration; far needs its own --out.
+equal cost), recipe, far, all (every suite but far). Runs train on the synthetic benchmark, those of `far` on its far
+setting (docs/synthetic_benchmark.md), unless --config names another configuration; far needs its own --out.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
 it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/.

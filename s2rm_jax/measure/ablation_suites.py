@@ -64,6 +64,9 @@ NO_RECURRENCE = Variant("no_recurrence", "slices are independent", {"fusion.recu
 PLAIN_SUM = _plain("sum", "no coparsing", mode="sum")
 ONE_PAIR = ("language_parses_vision",)
 
+CROSS_ENTROPY = {"loss.kind": "weighted_ce", "loss.coarse_weight": 0.0}
+NOT_AVERAGED = {"optimizer.ema_decay": 0.0}
+
 STEPWISE = ("cumulative",)
 CONFIGS = {"far": "far"}  # {suite: the variant of configs/synthetic_benchmark.py}; the other suites use the benchmark
 
@@ -120,6 +123,12 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         FULL,
         Variant("two_expressions", "2 expressions per image, more images", expressions=2),
         Variant("one_expression", "1 expression per image, more images", expressions=1),
+    ),
+    "recipe": (  # what the recipe `ours` of recipes.py changes, and all of it together, at equal cost
+        FULL,
+        Variant("cross_entropy", "weighted cross-entropy, no coarse losses", CROSS_ENTROPY),
+        Variant("not_averaged", "the parameters of the last step", NOT_AVERAGED),
+        Variant("lavt_recipe", "both, with 1 expression per image", CROSS_ENTROPY | NOT_AVERAGED, expressions=1),
     ),
 }
 

@@ -35,14 +35,17 @@ def test_every_suite_begins_with_the_whole_network():
 def test_a_variant_changes_what_it_names_and_nothing_else(variant):
     config = apply_variant(BASE, variant)
     check_config(config)
-    for section in ("fusion", "decoder"):
+    sections = ("fusion", "decoder", "loss", "optimizer")
+    for section in sections:
         for field, value in config[section].items():
             wanted = variant.changes.get(f"{section}.{field}", BASE[section][field])
             assert value == wanted
         assert any(BASE[section][field] != config[section][field] for field in config[section]) == any(
             name.startswith(f"{section}.") for name in variant.changes
         )
-    rest = {name: value for name, value in config.to_dict().items() if name not in ("fusion", "decoder")}
+    if variant.expressions:
+        config.batch_size, config.input.expressions_per_image = BASE.batch_size, BASE.input.expressions_per_image
+    rest = {name: value for name, value in config.to_dict().items() if name not in sections}
     assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
 
 
@@ -66,7 +69,7 @@ def test_fewer_expressions_per_image_cost_the_same():
     base.text.num_layers = 1
     parts = network_cost(base).values()  # of each part, for the first expression and for each further one
     whole = cost(base)
-    for variant in SUITES["expressions"][1:]:
+    for variant in (*SUITES["expressions"][1:], SUITES["recipe"][-1]):
         config = apply_variant(base, variant)
         assert config.input.expressions_per_image == variant.expressions
         assert cost(config) == pytest.approx(whole, rel=0.05)
