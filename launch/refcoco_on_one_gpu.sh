@@ -46,7 +46,7 @@ def main():
     print(f"vocabulary: {build_tokenizer(config, None, find_vocabulary(config)).size} tokens")
 
 
-command_line.run(main, train.FLAGS, None, required=("config",))
+command_line.run_and_exit(main, train.FLAGS, None, required=("config",))
 EOF
 fi
 
