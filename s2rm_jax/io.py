@@ -191,7 +191,17 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
             f"{flag}: {out} cannot be written ({error.strerror or error}); nothing was left there"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial.exists():
+            _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, even if threads of Orbax, which outlive an error, still write into it."""
+    for wait in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(wait)
+        if not folder.exists():
+            return
 
 
 def _on_disk(path: epath.PathLike, flag: str) -> Path:

@@ -1,6 +1,9 @@
 """A folder appears complete or not at all, and a failed write leaves nothing."""
 
+import contextlib
 import os
+import threading
+import time
 
 import pytest
 
@@ -59,3 +62,24 @@ def test_a_file_in_place_of_a_parent_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out: .* cannot be written \(Not a directory\)"):
         atomic_folder(tmp_path / "file" / "out", "--out").__enter__()
+
+
+def test_a_thread_that_still_writes_after_the_failure_leaves_nothing(tmp_path):
+    """The threads in which Orbax writes a checkpoint outlive the error of one of them, and create missing folders."""
+    began = threading.Event()
+
+    def write(folder):
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            with contextlib.suppress(FileNotFoundError):  # removed between the two lines
+                (folder / "checkpoints" / "0").mkdir(parents=True, exist_ok=True)
+                (folder / "checkpoints" / "0" / str(time.monotonic_ns())).touch()
+            began.set()
+
+    with pytest.raises(UserError, match="nothing was left there"), atomic_folder(tmp_path / "out", "--out") as folder:
+        thread = threading.Thread(target=write, args=(folder,))
+        thread.start()
+        assert began.wait(60)
+        raise OSError(27, "File too large")
+    thread.join()
+    assert os.listdir(tmp_path) == []
