@@ -196,7 +196,7 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, even if threads of Orbax, which outlive an error, still write into it."""
+    """Remove a folder, also while threads of Orbax, which outlive an error, still write files into it."""
     for wait in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(wait)
