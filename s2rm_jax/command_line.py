@@ -136,6 +136,17 @@ def _redirected_stdout(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
         yield
 
 
+def define_label_studio(flag_values: flags.FlagValues) -> flags.FlagHolder[str | None]:
+    """Define --label_studio, whose value `evaluation.result_files.check_address` checks."""
+    return flags.DEFINE_string(
+        "label_studio",
+        None,
+        "also write tasks for Label Studio; the address under which it finds the folder of the images, such as "
+        "/data/local-files/?d=images",
+        flag_values=flag_values,
+    )
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand and its required flags."""

@@ -54,13 +54,7 @@ EXPLAIN = flags.DEFINE_bool(
 COCO = flags.DEFINE_bool(
     "coco", False, "also write COCO's results and true masks, coco_results.json and coco_truth.json", flag_values=FLAGS
 )
-LABEL_STUDIO = flags.DEFINE_string(
-    "label_studio",
-    None,
-    "also write tasks for Label Studio; the address under which it finds the folder of the images, such as "
-    "/data/local-files/?d=images",
-    flag_values=FLAGS,
-)
+LABEL_STUDIO = command_line.define_label_studio(FLAGS)
 SAVE_MASKS = flags.DEFINE_bool(
     "save_masks", False, "also write every mask as a PNG, in the layout of CRIS's test, to vis/", flag_values=FLAGS
 )

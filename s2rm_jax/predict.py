@@ -85,13 +85,7 @@ MASKS = flags.DEFINE_enum(
     "masks", "png", ["png", "rle"], "write masks as PNG files, or as COCO's RLE in the results", flag_values=FLAGS
 )
 COCO = flags.DEFINE_bool("coco", False, "also write COCO's results, coco_results.json", flag_values=FLAGS)
-LABEL_STUDIO = flags.DEFINE_string(
-    "label_studio",
-    None,
-    "also write tasks for Label Studio; the address under which it finds the folder of the images, such as "
-    "/data/local-files/?d=images",
-    flag_values=FLAGS,
-)
+LABEL_STUDIO = command_line.define_label_studio(FLAGS)
 SHARD = flags.DEFINE_string(
     "shard", None, "I/N: this process segments share I of N of --images, such as 0/4", flag_values=FLAGS
 )
