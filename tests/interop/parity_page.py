@@ -35,22 +35,23 @@ class Mistake(NamedTuple):
 
 PAGE = """# Parity with PyTorch
 
-This page compares Swin and BERT of this package with those of transformers, forward and backward, for users who load
-published weights and want to know how exactly they are reproduced.
+This page compares Swin and BERT with those of transformers, forward and backward, for users who load published weights
+and want to know how exactly they are reproduced.
 
     python -m pytest {arguments}
 
-{day}, CPU, float32; {versions}. This command writes this page if all errors are within the tolerances.
+{day}, CPU, float32; {versions}. The command writes this page if all errors are within the tolerances.
 
 **The largest relative errors** are {outputs} in outputs, {inputs} in gradients of inputs and {parameters} in
 gradients of parameters. [Deliberate mistakes](#deliberate-mistakes) cause at least ten times the tolerance.
 
-Both sides have the same random parameters, inputs and loss (the sum of all outputs with fixed random weights),
-scaled so that mistakes show: attention logits, bias tables and activations are of order 1, norms have scales and
-biases of their own, the input of residual branches is of order {stream}, and GELU works where its usual approximation
-is worst. An error is the norm of a difference, divided by the norm of the reference; a row has the largest over its
-inputs and outputs, and names the parameter with the largest error. The bias of attention's keys has no gradient, so
-its rounding error is measured against the gradient of the queries' bias.
+An error is the norm of a difference, divided by the norm of the reference. A row has the largest over its inputs and
+outputs, and names the parameter with the largest error. The bias of attention's keys has no gradient, so its rounding
+error is measured against the gradient of the queries' bias.
+
+Both sides have the same random parameters, inputs and loss (the sum of all outputs with fixed random weights), scaled
+so that mistakes show: attention logits, bias tables and activations are of order 1, norms have scales and biases of
+their own, the input of residual branches is of order {stream}, and GELU works where its usual approximation is worst.
 
 {rows}
 
@@ -65,8 +66,8 @@ The error of the outputs of small networks with one mistake each.
 
 ## Next
 
-- [Weights](../weights.md): which checkpoints are read, and `mask_padding=False`, which the comparisons use
-- [Trained network in PyTorch](pytorch.md): the whole network, exported
+- [Weights](../weights.md): which checkpoints are read, and `mask_padding=False`, which the comparisons use.
+- [Trained network in PyTorch](pytorch.md): the whole network, exported.
 """
 
 
