@@ -69,7 +69,7 @@ def serve_hub(folders: dict[str, Path], cache: Path) -> Iterator[list[str]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         with use_hub(f"http://127.0.0.1:{server.server_port}", cache):
             yield sent

@@ -19,7 +19,7 @@ from tests.serving.standin import WaitingService, explaining_segmenter_of, strip
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # three idle servers take 6 % of a core
 def server(tmp_path_factory):
     """The output of `tests.serving.standin`, which runs in a separate process, as Gradio leaves event loops open."""
     pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
         server.wait(20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def visitor(server):
     """A visitor of the page."""
     pytest.importorskip("httpx", reason="the extra 'demo' is not installed")

@@ -23,7 +23,6 @@ from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import Output
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.serving.limits import Limits
-from s2rm_jax.serving.page import Case
 from s2rm_jax.serving.service import Service
 
 
@@ -77,6 +76,7 @@ def explaining_segmenter_of(colour_world):
 
 def main(folder: Path) -> None:
     from s2rm_jax.serving.app import PAGE, build_app, build_server
+    from s2rm_jax.serving.page import Case
     from tests.conftest import make_colour_world
 
     (folder / "example.png").write_bytes(striped(36, 48, 96))

@@ -30,7 +30,7 @@ class FakeBucket:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def put(self, name: str, content: bytes) -> None:
         self.generations[name] = self.generations.get(name, 0) + 1
