@@ -75,19 +75,25 @@ def network_cost(config: ConfigDict) -> dict[str, PartCost]:
         return image, jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool)
 
     params: Any = jax.eval_shape(network.init, jax.random.key(0), *inputs(1))["params"]
-    first, both = (_flops_by_part(network, params, *inputs(count)) for count in (1, 2))
+    known: dict[Any, tuple[int, Any]] = {}
+    first, both = (_flops_by_part(network, params, *inputs(count), known=known) for count in (1, 2))
     return {
         part: PartCost(sum(leaf.size for leaf in jax.tree.leaves(params[part])), flops, both[part] - flops)
         for part, flops in first.items()
     }
 
 
-def _flops_by_part(network: ReferringNetwork, *arguments: Any) -> dict[str, int]:
+def _flops_by_part(network: ReferringNetwork, *arguments: Any, known: dict[Any, tuple[int, Any]]) -> dict[str, int]:
+    """Count the FLOPs of each part. `known` keeps the FLOPs and outputs of a part and its inputs, to trace them once."""
     flops = {}
 
     def count(part: str, function: Callable[..., Any], *inputs: Any) -> Any:
-        flops[part] = count_flops(function, *inputs)
-        return function(*inputs)
+        key = part, *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
+        if key not in known:
+            closed, outputs = jax.make_jaxpr(function, return_shape=True)(*inputs)
+            known[key] = jaxpr_flops(closed.jaxpr), outputs
+        flops[part], outputs = known[key]
+        return jax.tree.map(lambda output: jnp.zeros(output.shape, output.dtype), outputs)
 
     jax.eval_shape(lambda *arguments: run_parts(network, *arguments, run=count), *arguments)
     return flops
