@@ -53,12 +53,12 @@ class StatePlan:
 
 def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> Any:
     """Draw the parameters of `network` for images and expressions of the sizes in `config`."""
-    return _initial_params(network, *_input_sizes(config), key)
+    return _initializer(network, *_input_sizes(config))(key)
 
 
 def parameter_shapes(network: nn.Module, config: ConfigDict) -> Any:
     """Return the parameters of `network` as ShapeDtypeStructs, without computing them."""
-    return jax.tree.map(lambda shape: shape, _parameter_shapes(network, *_input_sizes(config)))  # a copy
+    return jax.eval_shape(_initializer(network, *_input_sizes(config)), jax.random.key(0))
 
 
 def _input_sizes(config: ConfigDict) -> tuple[tuple[int, int], int]:
@@ -66,15 +66,17 @@ def _input_sizes(config: ConfigDict) -> tuple[tuple[int, int], int]:
     return (height, width), config.text.max_tokens
 
 
-def _initial_params(network: nn.Module, image_size: tuple[int, int], max_tokens: int, key: jax.Array) -> Any:
-    tokens = jnp.zeros((1, 1, max_tokens), jnp.int32)
-    images = jnp.zeros((1, *image_size, 3))
-    return network.init({"params": key}, images, tokens, jnp.ones_like(tokens, bool), train=False)["params"]
+@keep_for_equal_networks(16)  # tracing takes a second and more, and a command needs shapes and values
+def _initializer(network: nn.Module, image_size: tuple[int, int], max_tokens: int) -> Callable[[jax.Array], Any]:
+    """Return the function that draws the parameters of `network` with a key; it is traced once."""
 
+    @jax.jit
+    def draw(key: jax.Array) -> Any:
+        tokens = jnp.zeros((1, 1, max_tokens), jnp.int32)
+        images = jnp.zeros((1, *image_size, 3))
+        return network.init({"params": key}, images, tokens, jnp.ones_like(tokens, bool), train=False)["params"]
 
-@keep_for_equal_networks(16)  # tracing one takes a second and more, and a command asks for its shapes several times
-def _parameter_shapes(network: nn.Module, image_size: tuple[int, int], max_tokens: int) -> Any:
-    return jax.eval_shape(lambda: _initial_params(network, image_size, max_tokens, jax.random.key(0)))
+    return draw
 
 
 def plan_state(network: nn.Module, config: ConfigDict, mesh: Mesh) -> StatePlan:
