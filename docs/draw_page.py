@@ -2,7 +2,7 @@
 
     python -m docs.draw_page   # needs pip install -e '.[demo,test]' and Chromium
 
-Writes docs/images/demo_page.png, demo_word.png, demo_refused.png and the animation demo_page.gif.
+Writes docs/images/demo_page.png, demo_word.png and the animation demo_page.gif.
 """
 
 from __future__ import annotations
@@ -50,20 +50,16 @@ def main() -> None:
         page.locator("summary").first.click()
         page.locator(".stage .heat").wait_for()
         _save(page, "demo_word.png")
-        page.locator("#expressions textarea").fill("x" * 10_000)
-        page.locator("#find").click()
-        page.locator(".s2rm-problem").wait_for()
-        _save(page, "demo_refused.png", full_page=False)
         page = browser.new_page(viewport={"width": 1180, "height": 900})
         page.goto(address)
         _save_animation(list(_type_expressions(page)), "demo_page.gif")
         browser.close()
 
 
-def _save(page: Page, name: str, full_page: bool = True) -> None:
+def _save(page: Page, name: str) -> None:
     page.evaluate("window.scrollTo(0, 0)")
     page.mouse.move(0, 0)
-    page.screenshot(path=IMAGES / name, full_page=full_page)
+    page.screenshot(path=IMAGES / name, full_page=True)
 
 
 class Frame(NamedTuple):
