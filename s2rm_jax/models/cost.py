@@ -84,7 +84,7 @@ def network_cost(config: ConfigDict) -> dict[str, PartCost]:
 
 
 def _flops_by_part(network: ReferringNetwork, *arguments: Any, known: dict[Any, tuple[int, Any]]) -> dict[str, int]:
-    """Count the FLOPs of each part. `known` keeps the FLOPs and outputs of a part and its inputs, to trace them once."""
+    """Count the FLOPs of each part. `known` keeps those of a part and its inputs, which are then not traced again."""
     flops = {}
 
     def count(part: str, function: Callable[..., Any], *inputs: Any) -> Any:

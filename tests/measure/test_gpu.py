@@ -11,7 +11,7 @@ from s2rm_jax.measure import parts as parts_module
 from s2rm_jax.measure.gpu import Part, Sizes, _parts, gpu, measure_part
 from s2rm_jax.measure.parts import Floor
 
-SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2)
+SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2, 2)
 
 
 def part_of(seconds=0, **cases):
