@@ -37,6 +37,16 @@ for _flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen
 # 2.4 CPU seconds of tests/models/test_layers.py; with these, 0.6.
 gc.set_threshold(100_000, 10, 10)
 
+from jaxtyping import install_import_hook
+
+# While tests run, the shapes and types of arguments are checked. The synthetic scenes are left out: their types name no
+# arrays, and checking their many small calls would take three quarters of their time.
+_PACKAGE = Path(__file__).parents[1] / "s2rm_jax"
+_MODULES = (".".join(file.relative_to(_PACKAGE.parent).with_suffix("").parts) for file in _PACKAGE.rglob("[!_]*.py"))
+install_import_hook(
+    [module for module in _MODULES if not module.startswith("s2rm_jax.input.synthetic")], "beartype.beartype"
+)
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
