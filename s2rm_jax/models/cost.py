@@ -86,8 +86,9 @@ def _flops_by_part(network: ReferringNetwork, *arguments: Any) -> dict[str, int]
     flops = {}
 
     def count(part: str, function: Callable[..., Any], *inputs: Any) -> Any:
-        flops[part] = count_flops(function, *inputs)
-        return function(*inputs)
+        jitted: Any = jax.jit(function)
+        flops[part] = jaxpr_flops(jitted.trace(*inputs).jaxpr.jaxpr)
+        return jitted(*inputs)  # which does not trace the part again
 
     jax.eval_shape(lambda *arguments: run_parts(network, *arguments, run=count), *arguments)
     return flops

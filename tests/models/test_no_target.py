@@ -62,7 +62,7 @@ def test_the_head_changes_no_mask_and_is_optional(small):
 
 
 def test_the_cost_of_the_head_is_counted():
-    assert "no_target" not in network_cost(small_config())
-    cost = network_cost(small_config(decoder__no_target_width=12))["no_target"]
+    assert "no_target" not in network_cost(small_config(**SHALLOW))
+    cost = network_cost(small_config(**SHALLOW, decoder__no_target_width=12))["no_target"]
     assert cost.parameters == 50 * 12 + 12 + 12 + 1
     assert cost.flops_first == cost.flops_further == 2 * (50 * 12 + 12) + 2 * 3 * 4 * 16  # and the foreground mean
