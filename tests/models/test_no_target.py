@@ -30,13 +30,13 @@ def test_expressions_together_equal_one_by_one(small):
 
 
 def test_gradients_reach_the_head_and_all_of_its_inputs(small):
-    network, params, _ = small
+    _, params, apply = small
     inputs = small_inputs()
     valid = jnp.array([[True, True, False], [True, False, True]])
     has_target = jnp.array([[True, False, False], [False, False, True]])
 
     def loss(p):
-        return no_target_loss(network.apply({"params": p}, *inputs).no_target_logits, has_target, valid)
+        return no_target_loss(apply(p, *inputs).no_target_logits, has_target, valid)
 
     gradients = jax.jit(jax.grad(loss))(params)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients["no_target"]):
