@@ -8,6 +8,7 @@ Writes docs/images/scan_orders.svg, windows.svg and coarse_to_fine.svg.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,7 @@ def _borders(groups: np.ndarray, left: float, top: float, cell: int) -> list[str
     return lines
 
 
+@cache
 def shapes() -> dict[str, tuple[int, ...]]:
     """Return the shapes [h, w, c] of the features and masks of the default network, for one image and expression."""
     config = default_config()

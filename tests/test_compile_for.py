@@ -20,10 +20,10 @@ from .conftest import tiny_config
 ROOT = Path(__file__).parents[1]
 
 
-def one_direction():
-    """Return the tiny configuration with one direction, which takes less time to trace."""
+def quick_config():
+    """Return the tiny configuration with the fusion and the decoder that take the least time to trace."""
     config = tiny_config()
-    config.fusion.rotations = (0,)
+    config.fusion.mode, config.decoder.guidance = "sum", "none"
     return config
 
 
@@ -48,14 +48,14 @@ def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):
         raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
-    config = one_direction()
+    config = quick_config()
     with pytest.raises(UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 devices.*--config\.remat=dense"):
         compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
 
 
 def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: None)  # the tracing and lowering are tested
-    config = tiny_config()
+    config = quick_config()
     config.vision.update({"depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)})
     config.decoder.widths = (8, 8, 8, 8)
     config.steps, config.remat = 0, "blocks"

@@ -327,7 +327,8 @@ class Coparse(nn.Module):
             weight = {name: p[direction] for name, p in own.items()}
             states = self.recur(source @ weight["gates_kernel"] + weight["gates_bias"], weight)
             keys, values = states @ weight["key"], states @ weight["value"]
-            read, _ = attend(target @ weight["query"], keys, values, heads=1)
+            logits = (target @ weight["query"] * self.size**-0.5 @ keys.transpose(-2, -1)).float()
+            read = logits.softmax(-1).to(values.dtype) @ values
             maps.append(read.rot90(-degrees // 90, (2, 3)))
         return torch.stack(maps)
 
@@ -413,7 +414,7 @@ def upsample(x: Tensor, factor: int, grid: Sequence[int]) -> Tensor:
 def as_images(function: Any, x: Tensor) -> Tensor:
     """Apply a function of channels-first [N, c, h, w] to maps [B, K, h, w, c], N = B·K."""
     y = function(x.flatten(0, 1).permute(0, 3, 1, 2))
-    return y.permute(0, 2, 3, 1).unflatten(0, (-1, x.shape[1]))
+    return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def foreground_mean(x: Tensor, logits: Tensor) -> Tensor:
@@ -605,7 +606,7 @@ class S2RMModel(nn.Module):
         self, features: tuple[Tensor, ...], tokens: Tensor, token_mask: Tensor, image_size: tuple[int, int]
     ) -> Output:
         """Segment expressions on encoded images of image_size = (height, width) pixels and return `Output`."""
-        words = self.text(tokens.flatten(0, 1), token_mask.flatten(0, 1)).unflatten(0, (-1, tokens.shape[1]))
+        words = self.text(tokens.flatten(0, 1), token_mask.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         fused, attention, weights = self.fusion(features[-1], words, token_mask)
         sentence = words[:, :, 0]  # the state of [CLS] stands for the whole expression
         *coarse, finest = self.decoder(fused, features, sentence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -96,21 +97,32 @@ def _their_pass(pair: Pair, inputs: Sequence[np.ndarray]) -> _Pass:
 
 def _our_pass(pair: Pair, inputs: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> _Pass:
     params = pair.as_ours(pair.module.state_dict())
-    weights = _loss_weights(shapes)
     real = {i: x for i, x in enumerate(inputs) if x.dtype == np.float32}
-
-    def loss(params: Any, real: dict[int, jax.Array], inputs: Sequence[jax.Array]) -> tuple[jax.Array, Any]:
-        outputs = pair.ours(params, *(real.get(i, x) for i, x in enumerate(inputs)))
-        assert [y.shape for y in outputs] == list(shapes)
-        return sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), outputs
-
-    (by_params, by_inputs), outputs = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, real, inputs)
+    (by_params, by_inputs), outputs = _gradients(pair.ours, params, real, inputs, _loss_weights(shapes))
+    assert [y.shape for y in outputs] == list(shapes)
     flat = flatten_dict(by_params, sep="/")
     return _Pass(
         [np.asarray(y) for y in outputs],
         [np.asarray(by_inputs[i]) for i in real],
         {path: np.asarray(leaf) for path, leaf in flat.items()},
     )
+
+
+@partial(jax.jit, static_argnums=0)  # one program for all inputs of the same shapes
+def _gradients(
+    ours: Callable[..., tuple[jax.Array, ...]],
+    params: Any,
+    real: dict[int, jax.Array],
+    inputs: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+) -> tuple[tuple[Any, dict[int, jax.Array]], tuple[jax.Array, ...]]:
+    """Return the gradients of parameters and of the real inputs, and the outputs."""
+
+    def loss(params: Any, real: dict[int, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        outputs = ours(params, *(real.get(i, x) for i, x in enumerate(inputs)))
+        return sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), outputs
+
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, real)
 
 
 def _loss_weights(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:

@@ -1,16 +1,21 @@
-"""Randomly drawn Swin and BERT of the library transformers, the reference of ours. Nothing is downloaded."""
+"""Randomly drawn Swin and BERT of the library transformers, the reference of ours. Nothing is downloaded.
+
+transformers is imported where it is used: its networks take seconds to import, and every worker imports all tests.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from s2rm_jax.interop.parameter_names import HUGGING_FACE, published_swin_name
+
+if TYPE_CHECKING:
+    from transformers import BertModel, SwinBackbone
 
 torch = pytest.importorskip("torch")  # skips the tests that import this module
 
@@ -24,6 +29,8 @@ BEFORE_GELU, BEHIND_GELU = -2.0, 6.0
 
 def draw_swin(size: Mapping[str, Any], window: int) -> SwinBackbone:
     """Make a Swin with a norm for the output of each stage."""
+    from transformers import SwinBackbone, SwinConfig
+
     stages = [f"stage{n}" for n in range(1, len(size["depths"]) + 1)]
     config = SwinConfig(**size, window_size=window, out_features=stages, attn_implementation="eager")
     outputs = dict.fromkeys(("patch_embeddings", "embeddings.norm", "o_proj", "reduction"), STREAM)
@@ -38,6 +45,8 @@ def draw_bert(**size: Any) -> BertModel:
     would be differences of nearly equal numbers, and PyTorch's in float32 would be off its own in float64 by 1.4e-4 of
     their norm instead of 6.7e-6.
     """
+    from transformers import BertConfig, BertModel
+
     config = BertConfig(**size, pad_token_id=None, attn_implementation="eager")
     outputs = {
         "attention.output.dense": STREAM / 2,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import torch
 from flax import linen as nn
-from transformers import BertModel, SwinBackbone
 
 from s2rm_jax.interop.parameter_names import HUGGING_FACE, Entry, bert_layout, swin_layout
 from s2rm_jax.models.bert import Bert, BertLayer
 from s2rm_jax.models.swin import PatchMerging, Swin, SwinBlock
 from tests.interop.comparison import Pair
 from tests.interop.oracles import arrays, draw_bert, draw_swin, swin_arrays, swin_outputs
+
+if TYPE_CHECKING:
+    from transformers import BertModel, SwinBackbone
 
 
 def whole_swin(size: Mapping[str, Any], window: int) -> Pair:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from transformers import BertForMaskedLM
 
 from s2rm_jax.interop.parameter_names import WeightsMismatch, bert_architecture, find_bert
 from s2rm_jax.interop.pretrained import load_bert
@@ -96,6 +95,8 @@ def test_each_parameter_comes_from_the_right_array(published, shapes, load):
 
 
 def test_files_of_transformers_are_read(bert, published, shapes, load, tmp_path):
+    from transformers import BertForMaskedLM
+
     whole = BertForMaskedLM(bert.config)
     whole.bert.load_state_dict(bert.state_dict())
     whole.save_pretrained(tmp_path / "saved")

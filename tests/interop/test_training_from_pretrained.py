@@ -19,7 +19,8 @@ from s2rm_jax.interop import pretrained as pretrained_weights
 from s2rm_jax.interop.parameter_names import MICROSOFT, bert_layout, export_arrays, swin_layout
 from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.models.network import build_network
-from s2rm_jax.training import loop
+from s2rm_jax.training import compile, loop
+from s2rm_jax.training.compile import CompiledStep
 from s2rm_jax.training.run import load_config, load_run
 from s2rm_jax.training.state import parameter_shapes
 from tests.conftest import tiny_config
@@ -52,6 +53,21 @@ def pretrained(tmp_path):
     config.vision.pretrained = str(tmp_path / "swin.safetensors")
     config.text.pretrained = str(tmp_path / "bert")
     return config, params
+
+
+compiled: dict[int, CompiledStep] = {}  # by config.steps, on which the learning rate depends
+
+
+@pytest.fixture(autouse=True)
+def compile_once(monkeypatch):
+    """Compile a training step once for all tests: it is the same whatever the weights and the vocabulary."""
+
+    def compile_step(network, plan, config, mesh):
+        if config.steps not in compiled:
+            compiled[config.steps] = compile.compile_step(network, plan, config, mesh)
+        return compiled[config.steps]
+
+    monkeypatch.setattr(loop, "compile_step", compile_step)
 
 
 def test_a_run_begins_from_its_pretrained_parts(pretrained, tmp_path, capsys, monkeypatch):

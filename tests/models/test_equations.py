@@ -109,12 +109,16 @@ def test_the_network_joins_its_parts_as_the_page_says():
     network = build_network(config)
     images, tokens, mask = small_inputs(B, K)
     params = draw_parameters(network, images, tokens, mask)
-    output = jax.jit(network.apply)({"params": params}, images, tokens, mask)
 
-    def encode(network):
-        return network.encode_image(images), network.text(tokens.reshape(B * K, -1), mask.reshape(B * K, -1))
+    @jax.jit
+    def apply(params):
+        """Return the output and what vision and text computed on the way."""
+        output, kept = network.apply(
+            {"params": params}, images, tokens, mask, capture_intermediates=lambda m, _: m.name in ("vision", "text")
+        )
+        return output, *(kept["intermediates"][name]["__call__"][0] for name in ("vision", "text"))
 
-    vision, words = jax.jit(lambda params: network.apply({"params": params}, method=encode))(params)
+    output, vision, words = apply(params)
     words = words.reshape(B, K, tokens.shape[-1], -1)
     exact, vision, words = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, vision, words))
     mask = np.asarray(mask)

@@ -114,7 +114,8 @@ def training_loss(policy):
         output = network.apply({"params": params}, *inputs, train=True, rngs={"dropout": jax.random.key(3)})
         return (jnp.sin(output.logits) ** 2).mean()
 
-    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"], loss
+    # Traced once for the gradient and for what is kept for it.
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"], jax.jit(loss)
 
 
 @cache

@@ -14,6 +14,13 @@ def small():
     return small_network()
 
 
+@pytest.fixture(scope="module")
+def encode(small):
+    """The jitted encoding of images."""
+    network, params, _ = small
+    return jax.jit(lambda images: network.apply({"params": params}, images, method="encode_image"))
+
+
 def test_outputs_have_the_size_of_the_image(small):
     _, params, apply = small
     output = apply(params, *small_inputs())
@@ -63,16 +70,11 @@ def test_a_padded_expression_changes_nothing_and_stays_finite(small):
     assert np.isfinite(padded.logits).all()
 
 
-def test_uint8_images_are_normalized_once_and_float_images_not_at_all(small):
-    network, params, _ = small
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
-
-    def encode(images):
-        return network.apply({"params": params}, images, method="encode_image")
-
-    of_bytes, of_floats = jax.jit(encode)(pixels), jax.jit(lambda images: encode(normalize(images)))(pixels)
+def test_uint8_images_are_normalized_once_and_float_images_not_at_all(encode):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)
+    of_bytes, of_floats = encode(pixels), jax.jit(lambda images: encode(normalize(images)))(pixels)
     jax.tree.map(np.testing.assert_array_equal, of_bytes, of_floats)
-    other = jax.jit(encode)(pixels.astype(np.float32))
+    other = encode(pixels.astype(np.float32))
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(of_bytes, other, strict=True))
 
 
@@ -81,10 +83,10 @@ def test_normalize_uses_the_mean_and_deviation_of_imagenet_in_rgb_order():
     np.testing.assert_allclose(normalize(np.array([[[255, 51, 0]]], np.uint8)), [[expected]], rtol=1e-6)
 
 
-def test_an_image_is_encoded_once_for_any_number_of_expressions(small):
+def test_an_image_is_encoded_once_for_any_number_of_expressions(small, encode):
     network, params, apply = small
     images, tokens, mask = small_inputs()
-    features = jax.jit(lambda p, x: network.apply({"params": p}, x, method="encode_image"))(params, images)
+    features = encode(images)
     assert [f.shape[0] for f in features] == [2, 2, 2]
     ground = jax.jit(lambda p, *x: network.apply({"params": p}, *x, (40, 56), method="ground"))
     np.testing.assert_allclose(
@@ -112,9 +114,9 @@ def energy(output):
 
 
 def test_every_gradient_is_finite_and_none_is_zero_by_construction(small):
-    network, params, _ = small
-    inputs = small_inputs(k=2)
-    require_gradients(jax.jit(jax.grad(lambda p: energy(network.apply({"params": p}, *inputs))))(params))
+    _, params, apply = small
+    inputs = small_inputs()
+    require_gradients(jax.jit(jax.grad(lambda p: energy(apply(p, *inputs))))(params))
 
 
 ABLATIONS = (  # changes that do not touch each other share a program
@@ -130,22 +132,29 @@ ABLATIONS = (  # changes that do not touch each other share a program
 )
 
 
+def grounding(change):
+    """Return init and apply of a changed network of two stages on drawn vision maps.
+
+    Vision is the same in every ablation, so its maps are drawn and not computed.
+    """
+    two_stages = {"vision__depths": (1, 1), "vision__num_heads": (1, 2), "decoder__widths": (8, 12)}
+    network = build_network(small_config(text__num_layers=1, **two_stages | change))
+    _, tokens, mask = small_inputs(k=2)
+    rng = np.random.default_rng(2)
+    grids = ((6, 10, 8), (3, 5, 16))  # of the vision maps of images of 24 x 40 pixels
+    features = tuple(jnp.asarray(rng.normal(size=(2, *grid)), jnp.float32) for grid in grids)
+    inputs = features, tokens, mask, (24, 40)
+    return (
+        lambda: network.init(jax.random.key(0), *inputs, method="ground"),
+        lambda params: network.apply({"params": params}, *inputs, method="ground"),
+    )
+
+
 @pytest.mark.parametrize("change", ABLATIONS, ids=str)
 def test_every_gradient_of_an_ablation_is_finite_and_none_is_zero_by_construction(change):
-    """Vision is the same in every ablation, so its features are drawn and not computed."""
-    network = build_network(small_config(text__num_layers=1, **change))
-    images, tokens, mask = small_inputs(k=2)
-    rng = np.random.default_rng(2)
-    grids = ((10, 14, 8), (5, 7, 16), (3, 4, 32))  # of the vision maps of these images
-    features = tuple(jnp.asarray(rng.normal(size=(2, *grid)), jnp.float32) for grid in grids)
-    inputs = features, tokens, mask
-    size = images.shape[1:3]
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs, size, method="ground"))["params"]
-
-    def loss(p):
-        return energy(network.apply({"params": p}, *inputs, size, method="ground"))
-
-    require_gradients(jax.jit(jax.grad(loss))(draw_parameters(shapes)))
+    init, ground = grounding(change)
+    params = draw_parameters(jax.eval_shape(init)["params"])
+    require_gradients(jax.jit(jax.grad(lambda p: energy(ground(p))))(params))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +170,9 @@ def test_every_gradient_of_an_ablation_is_finite_and_none_is_zero_by_constructio
     ],
 )
 def test_an_unknown_choice_is_refused(change, message):
-    network = build_network(small_config(vision__depths=(1, 1, 1), text__num_layers=1, **change))
+    init, _ = grounding(change)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(network.init, jax.random.key(0), *small_inputs())
+        jax.eval_shape(init)
 
 
 def test_bfloat16_computes_masks_close_to_float32(small):

@@ -30,13 +30,13 @@ def test_expressions_together_equal_one_by_one(small):
 
 
 def test_gradients_reach_the_head_and_all_of_its_inputs(small):
-    network, params, _ = small
+    _, params, apply = small
     inputs = small_inputs()
     valid = jnp.array([[True, True, False], [True, False, True]])
     has_target = jnp.array([[True, False, False], [False, False, True]])
 
     def loss(p):
-        return no_target_loss(network.apply({"params": p}, *inputs).no_target_logits, has_target, valid)
+        return no_target_loss(apply(p, *inputs).no_target_logits, has_target, valid)
 
     gradients = jax.jit(jax.grad(loss))(params)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients["no_target"]):
@@ -62,7 +62,7 @@ def test_the_head_changes_no_mask_and_is_optional(small):
 
 
 def test_the_cost_of_the_head_is_counted():
-    assert "no_target" not in network_cost(small_config())
-    cost = network_cost(small_config(decoder__no_target_width=12))["no_target"]
+    assert "no_target" not in network_cost(small_config(**SHALLOW))
+    cost = network_cost(small_config(**SHALLOW, decoder__no_target_width=12))["no_target"]
     assert cost.parameters == 50 * 12 + 12 + 12 + 1
     assert cost.flops_first == cost.flops_further == 2 * (50 * 12 + 12) + 2 * 3 * 4 * 16  # and the foreground mean
