@@ -90,6 +90,14 @@ class WarmProcess:
             raise EOFError
         self.pid = int(line)
 
+    def __enter__(self) -> WarmProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdout.close()
+        self.stderr.close()
+        self.wait()
+
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
             if not select.select([self._news], [], [], timeout)[0]:
