@@ -60,6 +60,7 @@ from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.segmenter import Segmenter
 from tests.hub_server import Hub, serve_hub
+from tests.warm import WarmStart
 
 # Fields of config.vision for the published sizes of Swin.
 SWIN_SIZES = {
@@ -255,6 +256,13 @@ def tiny_config() -> ConfigDict:
     config.eval.update({"every": 2, "limit": 4, "batch_size": 4})
     config.checkpoint_every = 2
     return config
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmStart]:
+    """Starts programs in processes that have imported JAX."""
+    with WarmStart() as start:
+        yield start
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
-"""Run N processes of one command that train together on the CPU, and collect their output."""
+"""Run N processes of one program that train together on the CPU, and collect their output."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from tests.warm import WarmProcess, WarmStart
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120  # seconds; only reached if something hangs
@@ -24,6 +24,7 @@ class Processes:
 
     def __init__(
         self,
+        warm: WarmStart,
         count: int,
         arguments: Sequence[str],
         environment: Mapping[str, str],
@@ -47,7 +48,8 @@ class Processes:
                 "JAX_NUM_CPU_DEVICES": str(devices),
                 **(several if count > 1 else {}),
             }
-            self.running.append(_Running([sys.executable, *arguments], {**os.environ, **environment, **mine}))
+            started = warm(*arguments, env={**os.environ, **environment, **mine}, server=index % 2)
+            self.running.append(_Running(started))
 
     def __enter__(self) -> Processes:
         return self
@@ -89,9 +91,8 @@ class Processes:
 class _Running:
     """A process whose pipes are read while it runs, so that it never waits for a reader."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.popen = subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes)
+    def __init__(self, started: WarmProcess):
+        self.popen = started
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._readers = [threading.Thread(target=self._read, args=(name,)) for name in self._output]
         for reader in self._readers:

@@ -110,12 +110,12 @@ def test_mistakes_give_a_one_line_error(arguments, message):
     assert not (ROOT / "x").exists()
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(exported, tiny_workdir, tmp_path):
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(warm, exported, tiny_workdir, tmp_path):
     full = ("-m", "s2rm_jax.convert")
     done = run_process(*full, "to-pytorch", "--workdir", tiny_workdir, "--out", tmp_path / "out", blocks=16)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "File too large" in done.stderr and done.stderr.endswith("nothing was left there\n")
-    done = run_process(*full, "from-pytorch", "--weights", exported, "--workdir", tmp_path / "out", blocks=16)
+    done = warm.run(*full, "from-pytorch", "--weights", exported, "--workdir", tmp_path / "out", blocks=16)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "a checkpoint cannot be written" in done.stderr
     assert os.listdir(tmp_path) == []

@@ -28,12 +28,12 @@ def assert_one_line(done, *parts):
         assert part in done.stderr
 
 
-def test_train(workdir, tmp_path):
+def test_train(warm, workdir, tmp_path):
     """With a network that compiles in a second."""
     new = tmp_path / "new"
     (tmp_path / "tiny.py").write_text(CONFIG.format(workdir=str(workdir)))
     asked = (f"--config={tmp_path / 'tiny.py'}", f"--workdir={new}", "--config.eval.every=0")
-    done = run_process("tests/system/small_commands.py", "train", *asked, blocks=8)
+    done = warm.run("tests/system/small_commands.py", "train", *asked, blocks=8)
     assert_one_line(done, f"a checkpoint cannot be written to {new / 'checkpoints'}", "make room there")
     hidden = (new / "log" / "libraries_0.log").read_text()
     assert hidden.count("\n") > 20 and "File too large" in hidden
@@ -47,7 +47,7 @@ def test_evaluate(workdir, tmp_path):
     assert_one_line(done, f"--out: {out} cannot be written (File too large); give another --out")
 
 
-def test_predict(workdir, tmp_path):
+def test_predict(warm, workdir, tmp_path):
     out = tmp_path / "out"
-    done = run_process("-m", "s2rm_jax.predict", f"--workdir={workdir}", "--text=the star", f"--out={out}", blocks=1)
+    done = warm.run("-m", "s2rm_jax.predict", f"--workdir={workdir}", "--text=the star", f"--out={out}", blocks=1)
     assert_one_line(done, f"--out: {out / 'overlay.png'} cannot be written (File too large); give another --out")

@@ -4,15 +4,12 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from tests.command import ROOT
 
 PROGRAM = Path(__file__).with_name("predict_with_standin.py")
 COUNT = 60
@@ -28,7 +25,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def start(images):
+def start(images, warm):
     """Starts the job, and returns the process when it has begun."""
 
     def start(out, share):
@@ -40,10 +37,8 @@ def start(images):
             "--text=it",
             "--quiet",
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "READY": "1"}
-        command = [sys.executable, str(PROGRAM), *flags]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=environment)
-        assert process.stdout.readline() == b"ready\n"
+        process = warm(PROGRAM, *flags, env=os.environ | {"READY": "1"})
+        assert process.stdout.readline() == "ready\n"
         return process
 
     return start

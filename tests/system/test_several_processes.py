@@ -32,7 +32,7 @@ NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # prefixes of lines that JAX prints
 
 
 @pytest.fixture(scope="module")
-def start(processes, tmp_path_factory):
+def start(processes, warm, tmp_path_factory):
     """Start `count` processes of a command with `devices` devices each on a workdir."""
     shared = tmp_path_factory.mktemp("shared")
     (shared / "small.py").write_text(CONFIG)
@@ -43,7 +43,7 @@ def start(processes, tmp_path_factory):
     def start(workdir, count, devices=1, *, command="train", arguments=(), gate=None, **variables):
         configured = [f"--config={shared / 'small.py'}"] if command == "train" else []
         words = [str(COMMANDS_SCRIPT), command, f"--workdir={workdir}", *configured, *arguments]
-        return processes.Processes(count, words, environment | variables, devices, gate)
+        return processes.Processes(warm, count, words, environment | variables, devices, gate)
 
     return start
 
@@ -197,11 +197,11 @@ def test_when_one_process_is_killed_the_other_reports_it_and_the_next_start_cont
 
 
 @pytest.mark.parametrize(("index", "reason"), [(0, "not all processes came"), (1, "coordinator could not be reached")])
-def test_joining_times_out(processes, tmp_path, index, reason):
+def test_joining_times_out(processes, warm, tmp_path, index, reason):
     flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
     address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"
     command = [str(COMMANDS_SCRIPT), "train", f"--workdir={tmp_path}", address, *flags]
-    with processes.Processes(1, command, {"PYTHONPATH": str(processes.ROOT)}) as running:
+    with processes.Processes(warm, 1, command, {"PYTHONPATH": str(processes.ROOT)}) as running:
         ((status, _, err),) = running.finish()
     assert status == 2
     (line,) = own_lines(err)

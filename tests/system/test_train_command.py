@@ -33,14 +33,17 @@ def config_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(config_file):
-    """Start `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs."""
+def train(config_file, warm):
+    """Start `python -m s2rm_jax.train` on a workdir; all such processes share their compiled programs.
+
+    Python itself starts those that are not `forked`.
+    """
     started = []
 
-    def start(workdir, *more):
-        command = [sys.executable, "-m", "s2rm_jax.train", f"--config={config_file}", f"--workdir={workdir}"]
+    def start(workdir, *more, forked):
+        command = ["-m", "s2rm_jax.train", f"--config={config_file}", f"--workdir={workdir}", *more]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([*command, *more], cwd=ROOT, **pipes)
+        process = warm(*command) if forked else subprocess.Popen([sys.executable, *command], cwd=ROOT, **pipes)
         started.append(process)
         return process
 
@@ -71,7 +74,7 @@ def parameters(workdir):
 
 
 def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp_path):
-    straight = train(tmp_path / "straight")
+    straight = train(tmp_path / "straight", forked=True)
     out, err = straight.communicate(timeout=TIMEOUT)
     assert straight.returncode == 0, err
     assert "Traceback" not in err
@@ -79,7 +82,7 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     assert closing.startswith("Trained 30 steps") and str(tmp_path / "straight") in closing
     assert "mean_iou on val" in closing
 
-    stopped = train(tmp_path / "stopped", "--json")
+    stopped = train(tmp_path / "stopped", "--json", forked=False)
     end = time.monotonic() + TIMEOUT
     while not metric_lines(tmp_path / "stopped"):
         assert stopped.poll() is None and time.monotonic() < end
@@ -90,7 +93,7 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     assert "Traceback" not in err and "The same command continues." in err
     assert json.loads(out)["stopped"].startswith("Stopped after step")
 
-    resumed = train(tmp_path / "stopped", "--json")
+    resumed = train(tmp_path / "stopped", "--json", forked=True)
     out, err = resumed.communicate(timeout=TIMEOUT)
     assert resumed.returncode == 0, err
     assert err.startswith("Continuing in")

@@ -68,15 +68,18 @@ class Run:
         return trace, state
 
 
+run_of = functools.cache(Run)  # tracing a step takes most of the time, and several tests use the same one
+
+
 @functools.cache
 def first_state(standin):
-    return jax.device_get(Run(standin, devices=1).plan.create())
+    return jax.device_get(run_of(standin, devices=1).plan.create())
 
 
 @functools.cache
 def on_one_device(standin, parts):
     batches = [uneven_batch(standin, seed) for seed in range(STEPS)]
-    return batches, Run(standin, devices=1, optimizer__accumulate=parts).trace(batches)[0]
+    return batches, run_of(standin, devices=1, optimizer__accumulate=parts).trace(batches)[0]
 
 
 def assert_close(found, expected):
@@ -99,7 +102,7 @@ def long_case(*values):
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_and_gradients_are_those_of_one_device(standin, form, fsdp, parts):
     batches, expected = on_one_device(standin, parts)
-    run = Run(standin, mesh__step=form, mesh__fsdp=fsdp, optimizer__accumulate=parts)
+    run = run_of(standin, mesh__step=form, mesh__fsdp=fsdp, optimizer__accumulate=parts)
     trace, state = run.trace(batches)
     assert_close(trace, expected)
     for leaf, planned in zip(jax.tree.leaves(state), jax.tree.leaves(run.plan.abstract), strict=True):
@@ -147,7 +150,7 @@ def batch_for_network(standin, config):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_frozen_parts_stay_as_they_are(standin, form):
-    run = Run(standin, mesh__step=form, mesh__fsdp=2, optimizer__frozen=("^text",))
+    run = run_of(standin, mesh__step=form, mesh__fsdp=2, optimizer__frozen=("^text",))
     begin = run.plan.create()
     before = jax.device_get(begin.params)  # the step consumes the state
     ((metrics, _),), state = run.trace([uneven_batch(standin, 0)], begin)
@@ -159,7 +162,7 @@ def test_frozen_parts_stay_as_they_are(standin, form):
 
 def test_the_step_consumes_the_state(standin):
     for form in FORMS:
-        run = Run(standin, mesh__step=form, mesh__fsdp=4)
+        run = run_of(standin, mesh__step=form, mesh__fsdp=4)
         state = run.plan.create()
         run.step(state, put_batch(uneven_batch(standin, 0), run.mesh))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -267,12 +270,12 @@ def test_the_rule(shape, fsdp, spec, monkeypatch):
 
 
 def test_a_state_is_the_same_however_it_is_shared(standin):
-    states = [jax.device_get(Run(standin, mesh__fsdp=fsdp).plan.create()) for fsdp in (1, 8)]
+    states = [jax.device_get(run_of(standin, mesh__fsdp=fsdp).plan.create()) for fsdp in (1, 8)]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_given_parameters_go_to_each_device_in_pieces(standin):
-    run = Run(standin, mesh__fsdp=8)
+    run = run_of(standin, mesh__fsdp=8)
     given = {"text": {"embedding": np.arange(96, dtype=np.float32).reshape(16, 6)}}
     embedding = run.plan.create(given).params["text"]["embedding"]
     assert {shard.data.shape for shard in embedding.addressable_shards} == {(2, 6)}
@@ -284,7 +287,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_other_devices(standin, tmp_path, mov
     batches, expected = on_one_device(standin, 1)
     state, done, trace = None, 0, []
     for devices, fsdp in moves:
-        run = Run(standin, devices, mesh__fsdp=fsdp)
+        run = run_of(standin, devices, mesh__fsdp=fsdp)
         with Checkpoints(tmp_path, 1, "mean_iou") as checkpoints:
             if done:
                 state = checkpoints.restore_latest(run.plan.abstract).state
@@ -300,7 +303,7 @@ def test_evaluation_takes_parameters_as_they_are_shared(standin, colour_world, s
     source = source_of([make_example(f"{i}", ["the red part", "blue"]) for i in range(3)])
     expressions = []
     for devices, fsdp in ((1, 1), (8, 4)):
-        run = Run(standin, devices, mesh__fsdp=fsdp)
+        run = run_of(standin, devices, mesh__fsdp=fsdp)
         evaluator = Evaluator(standin.StandIn(judges=True), tokenizer, config, mesh=run.mesh)
         expressions.append(evaluator(run.plan.create().eval_params, source).expressions)
     assert expressions[0] == expressions[1]

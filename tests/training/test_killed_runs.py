@@ -1,10 +1,7 @@
 """Runs in processes that are killed continue as if they had not been interrupted."""
 
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,17 +16,14 @@ TIMEOUT = 300  # seconds; only reached if something hangs
 
 
 @pytest.fixture(scope="module")
-def start(standin):
+def start(standin, warm):
     """Start the stand-in program on a workdir; with a gate, it reads the batches that `standin.allow` allows."""
     started = []
 
     def start(workdir, gate=None):
-        command = [sys.executable, standin.__file__, str(workdir), str(STEPS)]
         if gate:
             gate.touch()
-            command.append(str(gate))
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes)
+        process = warm(standin.__file__, workdir, STEPS, *([gate] if gate else []))
         started.append(process)
         return process
 

@@ -3,9 +3,6 @@
 import logging
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -153,13 +150,10 @@ print(len(jax.devices()), len(traced))
 """
 
 
-def test_a_program_runs_on_the_device_of_its_arguments(tmp_path):
-    command = [sys.executable, "-c", TWO_DEVICES, str(tmp_path)]
+def test_a_program_runs_on_the_device_of_its_arguments(warm, tmp_path):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     for printed in ("2 2", "2 0"):  # a program of each device, which the second process loads
-        done = subprocess.run(
-            command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-        )
+        done = warm.run("-c", TWO_DEVICES, tmp_path, env=environment)
         assert (done.stdout.strip(), done.stderr) == (printed, "")
 
 

@@ -3,9 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 # Devices are counted when JAX starts, so this takes a process of its own.
 COMPILE = """
@@ -38,16 +35,8 @@ print(json.dumps({"parameters": shapes, "biases": biases, "exchanges": exchanges
 """
 
 
-def test_only_gradients_and_scalars_cross_devices():
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def test_only_gradients_and_scalars_cross_devices(warm):
+    done = warm.run("-c", COMPILE, env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"})
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert {kind for kind, *_ in seen["exchanges"]} == {"all-reduce"}, seen["exchanges"]
