@@ -11,7 +11,8 @@
 #
 # Variables: DATA (data/downloads), WORKDIR (runs/refcoco), CONFIG (configs/refcoco.py:one_gpu), SPLITS (val testA
 # testB), VENV (.venv), JAX (jax[cuda12]; jax for a CPU), PYTHON (python3 >= 3.11, makes the environment).
-# If S2RM_DATA is set, the data is there already and nothing is downloaded.
+# If S2RM_DATA is set, the data is there already and nothing is downloaded. MIRROR is the address of another server to
+# download from, as --mirror in data/README.md.
 # S2RM_BERT_VOCAB is the vocabulary of `:small`; the other recipes take that of BERT's weights.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,7 +55,7 @@ if [[ -z ${S2RM_DATA-} ]]; then
   export S2RM_DATA=$data
   for name in refcoco images; do
     step "download of $name to $data"
-    "$python" -m s2rm_jax.download "$name" --root "$data" --quick
+    "$python" -m s2rm_jax.download "$name" --root "$data" --quick ${MIRROR:+--mirror "$MIRROR"}
   done
 fi
 

@@ -302,8 +302,8 @@ def _export() -> Iterator[tuple[LoadedRun, epath.Path, Path]]:
 
 def _usage(form: str, packages: str) -> str:
     return (
-        f"{OUT.value} holds the network for {form}, and a program that needs nothing of this package, but "
-        f'{packages}: python {OUT.value}/segment.py IMAGE "the man in red" --out masks'
+        f"{OUT.value} holds the network for {form}. Without this package: pip install {packages}; "
+        f'python {OUT.value}/segment.py IMAGE "the man in red" --out masks'
     )
 
 

@@ -19,6 +19,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import time
@@ -171,29 +172,33 @@ def main(name: str) -> None:
         if is_new:
             with suppress(OSError):  # not empty: there is something to continue from
                 root.rmdir()
-    check(name, root)
+    check(name, root, MIRROR.value or ())
 
 
 COMMANDS = {name: command_line.Command(partial(main, name), ("root",)) for name in SOURCES}
 
 
-def check(name: str, root: Path) -> None:
-    """Run the data check for what was downloaded; raise SystemExit if it finds problems."""
+def check(name: str, root: Path, bases: Sequence[str] = ()) -> None:
+    """Run the data check for what was downloaded; raise SystemExit if it finds problems.
+
+    `bases` are the values of --mirror, for the command that is shown as the next one.
+    """
     from s2rm_jax.input.check.examine import discover, examine
 
+    following = shlex.join(["--root", str(root), *(word for base in bases for word in ("--mirror", base))])
     try:
         discover(root, "" if name == "images" else name)
     except UserError:
         if name != "images":
             raise
-        print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco --root {root}")
+        print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco {following}")
         return
     report = examine(root, "" if name == "images" else name, quick=bool(QUICK.value))
     print(format_report(report))
     kinds = {problem.kind for dataset in report.datasets for problem in dataset.problems}
     without_images = not any(dataset.images for dataset in report.datasets)
     if kinds == {MISSING_IMAGES} and without_images and name != "images":
-        print(f"The annotations of {name} are complete. Download the images next: s2rm download images --root {root}")
+        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {following}")
     elif kinds:
         raise SystemExit(1)
 
@@ -235,9 +240,10 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
         how = "as known" if source.checksum else f"recorded in {RECORD}"
         print(f"{root / source.folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
         return
+    other = "--mirror" if tuple(mirrors) == source.mirrors else "another --mirror"
     raise UserError(
         f"{source.file} could not be downloaded: {'; '.join(reasons)}; run the same command again to continue, give "
-        "--mirror, or get the file as data/README.md says"
+        f"{other}, or get the file as data/README.md says"
     )
 
 
@@ -261,6 +267,7 @@ def _download(url: str, part: Path, source: Download) -> None:
             tries, most = 1 if _size(part) > most else tries + 1, max(most, _size(part))
             if tries >= _TRIES:
                 raise _Failed(str(error)) from error
+            print(f"{source.file}: {error}; trying again", flush=True)
         time.sleep(_PAUSE * 2 ** (tries - 1))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import shutil
 import stat
 import threading
@@ -154,13 +155,14 @@ def assert_complete(root):
 @pytest.mark.parametrize(
     "behaviour", ["", "cuts", "cuts always", "no ranges", "no length", "no validator", "busy at first"]
 )
-def test_a_file_is_complete_in_the_end(server, tmp_path, behaviour, source):
+def test_a_file_is_complete_in_the_end(server, tmp_path, capsys, behaviour, source):
     fetch(server, tmp_path, behaviour, source=source)
     assert_complete(tmp_path)
     record = json.loads((tmp_path / RECORD).read_text())["refcoco/refcoco.zip"]
     assert record["size"] == len(CONTENT) and record["sha256"] == hashlib.sha256(CONTENT).hexdigest()
     assert record["files"] == 2 and record["url"].startswith(server.url)
     asked = [asked for _, asked in server.requests[1:]]
+    assert capsys.readouterr().out.count("; trying again\n") == len(asked)
     if behaviour == "cuts" or (behaviour == "no validator" and source.checksum):
         assert asked == [f"bytes={-(-len(CONTENT) // 3)}-"]
     elif behaviour == "cuts always":
@@ -354,8 +356,10 @@ def test_annotations_without_images_name_the_next_step(server, tmp_path):
     layout = write_refer_layout(tmp_path / "server", "grefcoco", as_json=True, file_prefix="grefs")
     for name in ("grefs(unc).json", "instances.json"):
         server.files[name.replace("(", "%28").replace(")", "%29")] = (layout / "grefcoco" / name).read_bytes()
-    done = run_command("download", "grefcoco", "--root", tmp_path / "data", "--mirror", f"{server.url}/0")
-    assert done.returncode in (0, 1) and "Download the images next" in done.stdout
+    mirror = ("--root", str(tmp_path / "data"), "--mirror", f"{server.url}/0")
+    done = run_command("download", "grefcoco", *mirror)
+    assert done.returncode in (0, 1)
+    assert done.stdout.endswith(f"Download the images next: s2rm download images {shlex.join(mirror)}\n")
 
 
 def test_files_from_elsewhere_are_not_replaced(server, tmp_path):
@@ -385,6 +389,7 @@ def test_the_command_reports_in_one_line(server, tmp_path):
     assert done.returncode == 2 and not (tmp_path / "data").exists()
     assert (
         done.stderr.startswith("error: refcoco.zip could not be downloaded: http://127")
+        and "give another --mirror" in done.stderr
         and done.stderr.count("\n") == 1
     )
     done = run_command("download", "refcocos", "--root", tmp_path)

@@ -225,22 +225,30 @@ class Progress:
 
 
 def report_evaluation(
-    split: str, stopping: Callable[[], None] = lambda: None, every: float = 10.0
+    split: str,
+    stopping: Callable[[], None] = lambda: None,
+    every: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Callable[[int, int], None]:
     """Return a function to call after each batch of an evaluation; it logs the progress every `every` seconds.
 
-    `stopping` is called after each batch too, and may raise to end the evaluation.
+    `stopping` is called after each batch too, and may raise to end the evaluation. The time of the first batch includes
+    compilation, so the estimate begins after it.
     """
-    start = last = time.perf_counter()
+    last = clock()
+    first: tuple[int, float] | None = None
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal first, last
         stopping()
-        now = time.perf_counter()
+        now = clock()
+        first = first or (done, now)
         if now - last >= every:
             last = now
-            left = hours_minutes_seconds((now - start) / done * (total - done))
-            log(f"evaluating {split}: batch {done}/{total} ({100 * done // total}%) | ETA {left}")
+            line = f"evaluating {split}: batch {done}/{total} ({100 * done // total}%)"
+            if done > first[0]:
+                line += f" | ETA {hours_minutes_seconds((now - first[1]) / (done - first[0]) * (total - done))}"
+            log(line)
 
     return report
 

@@ -32,7 +32,7 @@ def run(make_executable, tmp_path):
     def run(*arguments, **variables):
         """Return the exit status, the calls of Python and the last line on stderr."""
         calls.write_text("")
-        own = ("S2RM_DATA", "S2RM_BERT_VOCAB", "CONFIG", "SPLITS", "JAX")
+        own = ("S2RM_DATA", "S2RM_BERT_VOCAB", "CONFIG", "SPLITS", "JAX", "MIRROR")
         kept = {name: value for name, value in os.environ.items() if name not in own}
         environment = kept | {name: str(path) for name, path in places.items()}
         environment |= {"CALLS": str(calls), "FAIL": "", "CHECK": "", "PYTHONPATH": str(ROOT)}
@@ -92,6 +92,12 @@ def test_a_failure_stops_and_the_next_start_continues(run, failing):
     assert status == 3 and calls[-1].startswith(f"-m {failing} ")
     status, calls, _ = run()
     assert status == 0 and calls[-1].startswith("-m s2rm_jax.convert ")
+
+
+def test_the_download_may_be_from_another_server(run):
+    _, calls, _ = run(MIRROR="http://server/my files")
+    downloads = [call for call in calls if "s2rm_jax.download" in call]
+    assert len(downloads) == 2 and all(call.endswith(" --quick --mirror http://server/my files") for call in downloads)
 
 
 def test_data_that_is_there_is_not_downloaded(run):

@@ -115,11 +115,16 @@ def test_the_first_line_of_all_promises_nothing():
 
 def test_evaluation_says_how_far_it_is_and_can_be_stopped(capsys):
     asked = []
-    report = report_evaluation("val", stopping=lambda: asked.append(1), every=0.0)
+    clock = Clock()
+    report = report_evaluation("val", stopping=lambda: asked.append(1), every=0.0, clock=clock)
+    clock.now += 100  # compilation
     report(1, 4)
-    assert "evaluating val: batch 1/4 (25%) | ETA 0:00:00" in capsys.readouterr().out
+    assert capsys.readouterr().out == "evaluating val: batch 1/4 (25%)\n"
+    clock.now += 7
+    report(2, 4)
+    assert capsys.readouterr().out == "evaluating val: batch 2/4 (50%) | ETA 0:00:14\n"
     report_evaluation("val", stopping=lambda: asked.append(1), every=60.0)(1, 4)
-    assert capsys.readouterr().out == "" and len(asked) == 2
+    assert capsys.readouterr().out == "" and len(asked) == 3
 
 
 def lines_of(workdir):
