@@ -36,6 +36,7 @@ class WarmStart:
     """Starts programs; a context manager that ends the processes from which they are forked."""
 
     def __init__(self) -> None:
+        self._environment = os.environ | {"PYTHONPATH": str(ROOT)}  # of the session, not of a test that changes it
         self._servers: dict[int, tuple[socket.socket, subprocess.Popen[str]]] = {}
 
     def __enter__(self) -> WarmStart:
@@ -64,8 +65,9 @@ class WarmStart:
                 # Pipes, because sys.stdout and sys.stderr of the server become those of the programs.
                 pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
                 command = [sys.executable, "-P", __file__, str(theirs.fileno())]
-                environment = os.environ | {"PYTHONPATH": str(ROOT)}
-                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, text=True, **pipes)
+                process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], env=self._environment, text=True, **pipes
+                )
             self._servers[server] = ours, process
         return WarmProcess(self._servers[server][0], [*map(str, arguments)], {**env}, blocks)
 
