@@ -6,9 +6,7 @@ when it forks.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -36,6 +34,7 @@ class WarmStart:
     """Starts programs; a context manager that ends the processes from which they are forked."""
 
     def __init__(self) -> None:
+        self._environment = os.environ | {"PYTHONPATH": str(ROOT)}  # of the session, not of a test that changes it
         self._servers: dict[int, tuple[socket.socket, subprocess.Popen[str]]] = {}
 
     def __enter__(self) -> WarmStart:
@@ -64,8 +63,9 @@ class WarmStart:
                 # Pipes, because sys.stdout and sys.stderr of the server become those of the programs.
                 pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
                 command = [sys.executable, "-P", __file__, str(theirs.fileno())]
-                environment = os.environ | {"PYTHONPATH": str(ROOT)}
-                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, text=True, **pipes)
+                process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], env=self._environment, text=True, **pipes
+                )
             self._servers[server] = ours, process
         return WarmProcess(self._servers[server][0], [*map(str, arguments)], {**env}, blocks)
 
@@ -186,30 +186,11 @@ def become(arguments: list[str], environment: dict[str, str], blocks: int | None
         runpy.run_path(first, run_name="__main__")
 
 
-def leave(status: list[int]) -> None:
-    """Exit with the status; that of other exceptions than SystemExit is left to Python.
-
-    It takes Python 0.3 CPU seconds to free every object of the imported modules.
-    """
-    if status:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status[0])
-
-
 if __name__ == "__main__":
-    status: list[int] = []
-    atexit.register(leave, status)  # called last, because it is the first
     import jax
 
     for module in MODULES:
         importlib.import_module(module)
-    gc.freeze()
     request, output = serve(socket.socket(fileno=int(sys.argv[1])))
-    try:
-        become(*request, output)
-        status.append(0)
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            status.append(error.code or 0)
-        raise
+    # Python exits as usual and frees all objects: the destructor of JAX's client is what leaves other processes.
+    become(*request, output)
