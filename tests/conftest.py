@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -90,6 +91,9 @@ def long(request: pytest.FixtureRequest) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and empty the cache of compiled programs once it is too large."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which `pytest &` in a script ignores; child processes too
     config.addinivalue_line("markers", "long: too long for `make test`; `make test-all` runs it")
     if not hasattr(config, "workerinput"):
         size = sum(file.stat().st_size for file in _CACHE.glob("*")) if _CACHE.is_dir() else 0

@@ -58,7 +58,7 @@ def initial_params(network: nn.Module, config: ConfigDict, key: jax.Array) -> An
 
 def parameter_shapes(network: nn.Module, config: ConfigDict) -> Any:
     """Return the parameters of `network` as ShapeDtypeStructs, without computing them."""
-    return jax.eval_shape(_initializer(network, *_input_sizes(config)), jax.random.key(0))
+    return jax.eval_shape(lambda: initial_params(network, config, jax.random.key(0)))
 
 
 def _input_sizes(config: ConfigDict) -> tuple[tuple[int, int], int]:

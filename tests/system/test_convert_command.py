@@ -187,7 +187,8 @@ def test_a_folder_for_the_hub_and_its_model_card(reported, exported, tmp_path):
 
 def test_a_network_is_uploaded_and_loaded_by_its_name(hub, tiny_workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_token")
-    flags = ("--workdir", tiny_workdir, "--repo", "anna/net")
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))  # of other tests
+    flags = ("--workdir", workdir, "--repo", "anna/net")
     done = convert("to-hub", *flags, "--out", tmp_path / "out", "--license", "apache-2.0")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{hub.url}/anna/net holds the network")
