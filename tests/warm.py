@@ -7,6 +7,7 @@ when it forks.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -191,6 +192,7 @@ if __name__ == "__main__":
 
     for module in MODULES:
         importlib.import_module(module)
+    gc.freeze()  # so that programs neither search what is imported for garbage nor copy its memory
     request, output = serve(socket.socket(fileno=int(sys.argv[1])))
     # Python exits as usual and frees all objects: the destructor of JAX's client is what leaves other processes.
     become(*request, output)
