@@ -54,7 +54,7 @@ test test-all: lint types docs pytest
 
 pytest: $(VENV)/.installed-dev
 	@echo "== running the tests"
-	@$(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+	@$(RUN) -m pytest -n 3 --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	@echo "== checking style"
