@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Mount
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from s2rm_jax.serving.api import build_api, uploaded_file
 from s2rm_jax.serving.limits import check_bytes
@@ -141,13 +143,30 @@ def build_server(app: FastAPI) -> uvicorn.Server:
     limits = app.state.service.limits
     config = uvicorn.Config(
         app,
+        http=partial(_Connection, limits.connections_per_visitor),  # type: ignore[arg-type]
         log_level="warning",
         limit_concurrency=limits.connections,
         ws="none",  # the page needs none, and they would not be counted as connections
         proxy_headers=False,  # a client could set these headers to get around the limits of a visitor
         timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
-    return _Server(config, app.state.closing, limits.connections_per_visitor)
+    return _Server(config, app.state.closing)
+
+
+class _Connection(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
+    """A connection that is closed at once if its visitor has `most` others."""
+
+    def __init__(self, most: int, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self._most = most
+
+    def connection_made(self, transport: Any) -> None:
+        """Close the connection, or accept it."""
+        super().connection_made(transport)
+        visitors = Counter(visitor_at(each.client[0] if each.client else "") for each in self.connections)
+        if visitors[visitor_at(self.client[0] if self.client else "")] > self._most:
+            self.connections.discard(self)  # so that it takes no place from others until it is closed
+            transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -156,10 +175,9 @@ class _Server(uvicorn.Server):
     uvicorn would wait for both without limit.
     """
 
-    def __init__(self, config: uvicorn.Config, closing: asyncio.Event, connections_per_visitor: int):
+    def __init__(self, config: uvicorn.Config, closing: asyncio.Event):
         super().__init__(config)
         self._closing = closing
-        self._most = connections_per_visitor
         self._phases: dict[Any, tuple[tuple[str, object], float]] = {}  # by connection; and since when it is in it
 
     async def on_tick(self, counter: int) -> bool:
@@ -170,15 +188,12 @@ class _Server(uvicorn.Server):
 
     def _close_slow(self, now: float) -> None:
         before, self._phases = self._phases, {}
-        visitors: Counter[str] = Counter()
-        # The oldest connections of a visitor come first, so that the newest are too many.
-        connections: list[Any] = sorted(self.server_state.connections, key=lambda each: before.get(each, ((), now))[1])
+        connections: list[Any] = list(self.server_state.connections)
         for connection in connections:
             phase = _phase(connection)
             then, since = before.get(connection, (phase, now))
             self._phases[connection] = phase, since if phase == then else now
-            visitors[visitor := visitor_at(connection.client[0] if connection.client else "")] += 1
-            if (now - since > _SECONDS_OF.get(phase[0], math.inf) and phase == then) or visitors[visitor] > self._most:
+            if now - since > _SECONDS_OF.get(phase[0], math.inf) and phase == then:
                 connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
