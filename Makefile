@@ -8,11 +8,12 @@
 # make lock   writes uv.lock anew, after the dependencies in pyproject.toml have changed
 # make clean  removes the environment, what was built and what the demo wrote
 #
-# Variables: PYTHON=python3.12 (>= 3.11), VENV=.venv, DEMO=runs/demo
+# Variables: PYTHON=python3.12 (>= 3.11), VENV=.venv, DEMO=runs/demo, JOBS=3 (processes of the tests, each up to 3 GB)
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
+JOBS ?= 3
 RUN = $(VENV)/bin/python
 
 .PHONY: help demo test test-all pytest lint types docs wheel hooks lock mutants clean
@@ -54,7 +55,7 @@ test test-all: lint types docs pytest
 
 pytest: $(VENV)/.installed-dev
 	@echo "== running the tests"
-	@$(RUN) -m pytest -n 3 --dist worksteal $(PYTEST_FLAGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	@echo "== checking style"
