@@ -302,7 +302,7 @@ def _export() -> Iterator[tuple[LoadedRun, epath.Path, Path]]:
 
 def _usage(form: str, packages: str) -> str:
     return (
-        f"{OUT.value} holds the network for {form}. Without this package: pip install {packages}; "
+        f"{OUT.value} holds the network for {form}. To run it without s2rm_jax: pip install {packages} && "
         f'python {OUT.value}/segment.py IMAGE "the man in red" --out masks'
     )
 

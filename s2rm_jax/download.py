@@ -185,20 +185,20 @@ def check(name: str, root: Path, bases: Sequence[str] = ()) -> None:
     """
     from s2rm_jax.input.check.examine import discover, examine
 
-    following = shlex.join(["--root", str(root), *(word for base in bases for word in ("--mirror", base))])
+    flags_again = shlex.join(["--root", str(root), *(word for base in bases for word in ("--mirror", base))])
     try:
         discover(root, "" if name == "images" else name)
     except UserError:
         if name != "images":
             raise
-        print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco {following}")
+        print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco {flags_again}")
         return
     report = examine(root, "" if name == "images" else name, quick=bool(QUICK.value))
     print(format_report(report))
     kinds = {problem.kind for dataset in report.datasets for problem in dataset.problems}
     without_images = not any(dataset.images for dataset in report.datasets)
     if kinds == {MISSING_IMAGES} and without_images and name != "images":
-        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {following}")
+        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {flags_again}")
     elif kinds:
         raise SystemExit(1)
 
@@ -240,7 +240,7 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
         how = "as known" if source.checksum else f"recorded in {RECORD}"
         print(f"{root / source.folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
         return
-    other = "--mirror" if tuple(mirrors) == source.mirrors else "another --mirror"
+    other = "--mirror" if tuple(mirrors) == source.mirrors else "another --mirror or none"
     raise UserError(
         f"{source.file} could not be downloaded: {'; '.join(reasons)}; run the same command again to continue, give "
         f"{other}, or get the file as data/README.md says"

@@ -41,7 +41,7 @@ gc.set_threshold(100_000, 10, 10)
 from jaxtyping import install_import_hook
 
 # While tests run, the shapes and types of arguments are checked. The synthetic scenes are left out: their types name no
-# arrays, and checking their many small calls would take three quarters of their time.
+# shapes, and checking their many small calls would take three quarters of their time.
 _PACKAGE = Path(__file__).parents[1] / "s2rm_jax"
 _MODULES = (".".join(file.relative_to(_PACKAGE.parent).with_suffix("").parts) for file in _PACKAGE.rglob("[!_]*.py"))
 install_import_hook(
@@ -90,10 +90,9 @@ def long(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and empty the cache of compiled programs once it is too large."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which `pytest &` in a script ignores; child processes too
+    """Register the marker, handle Ctrl-C, and empty the cache of compiled programs once it is too large."""
+    # A shell script starts "pytest &" with SIGINT ignored, and child processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: too long for `make test`; `make test-all` runs it")
     if not hasattr(config, "workerinput"):
         size = sum(file.stat().st_size for file in _CACHE.glob("*")) if _CACHE.is_dir() else 0

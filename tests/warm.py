@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
-    *("s2rm_jax.command_line", "s2rm_jax.prediction_job", "s2rm_jax.training.loop", "s2rm_jax.input.pipeline"),
+    *("jax", "s2rm_jax.command_line", "s2rm_jax.prediction_job", "s2rm_jax.training.loop", "s2rm_jax.input.pipeline"),
     *("s2rm_jax.evaluation.evaluator", "s2rm_jax.evaluation.gallery", "orbax.checkpoint", "optax", "grain"),
     *("tensorboardX", "jaxlib.mlir.dialects.mhlo"),
 )
@@ -36,12 +36,16 @@ class WarmStart:
 
     def __init__(self) -> None:
         self._environment = os.environ | {"PYTHONPATH": str(ROOT)}  # of the session, not of a test that changes it
+        self._environment.pop("PYTHONHASHSEED", None)
         self._servers: dict[int, tuple[socket.socket, subprocess.Popen[str]]] = {}
+        self._started: list[WarmProcess] = []
 
     def __enter__(self) -> WarmStart:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for process in self._started:  # those that a failed test left behind
+            process.kill()
         for requests, server in self._servers.values():
             requests.close()
             server.communicate()
@@ -55,8 +59,8 @@ class WarmStart:
     ) -> WarmProcess:
         """Start `python PROGRAM ...`, `python -m MODULE ...` or `python -c CODE ...`.
 
-        `blocks` is as in `command.run_process`. Processes forked from one have the same hashes of strings, as separate
-        processes have not; those that are forked from different servers have different ones.
+        `blocks` is as in `command.run_process`. Programs of one server have the same hashes of strings, programs of two
+        servers do not.
         """
         if server not in self._servers:
             ours, theirs = socket.socketpair()
@@ -68,12 +72,21 @@ class WarmStart:
                     command, pass_fds=[theirs.fileno()], env=self._environment, text=True, **pipes
                 )
             self._servers[server] = ours, process
-        return WarmProcess(self._servers[server][0], [*map(str, arguments)], {**env}, blocks)
+        requests, process = self._servers[server]
+        try:
+            self._started.append(WarmProcess(requests, [*map(str, arguments)], {**env}, blocks))
+        except (ValueError, OSError):  # the server has ended
+            raise RuntimeError(process.communicate(timeout=10)[1]) from None
+        return self._started[-1]
 
     def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Start a program and wait for its end."""
         process = self(*arguments, **options)
-        output = process.communicate(600)
+        try:
+            output = process.communicate(600)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         return subprocess.CompletedProcess(process.args, process.wait(), *output)
 
 
@@ -87,6 +100,8 @@ class WarmProcess:
             os.close(end)
         self.stdout, self.stderr, self._news = (open(begin, encoding="utf-8") for begin, _ in pipes)  # noqa: SIM115
         self.args, self.pid, self.returncode = request[0], int(self._news.readline()), None
+        self._texts: dict[str, str] = {}
+        self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> WarmProcess:
         return self
@@ -102,6 +117,7 @@ class WarmProcess:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             with self._news:
                 self.returncode = int(self._news.readline())
+                self._news.read()  # ends when the process is gone
         return self.returncode
 
     def poll(self) -> int | None:
@@ -118,19 +134,19 @@ class WarmProcess:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Return the rest of stdout and stderr, read by threads, so that the program never waits for a reader."""
-        texts = {}
 
         def read(name: str) -> None:
             with getattr(self, name) as stream:
-                texts[name] = stream.read()
+                self._texts[name] = stream.read()
 
-        readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in ("stdout", "stderr")]
-        for reader in readers:
-            reader.start()
+        if not self._readers:
+            self._readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in ("stdout", "stderr")]
+            for reader in self._readers:
+                reader.start()
         self.wait(timeout)
-        for reader in readers:
-            reader.join()
-        return texts["stdout"], texts["stderr"]
+        for reader in self._readers:
+            reader.join(timeout)
+        return self._texts["stdout"], self._texts["stderr"]
 
 
 def serve(requests: socket.socket) -> tuple[list[Any], list[int]]:
@@ -138,11 +154,12 @@ def serve(requests: socket.socket) -> tuple[list[Any], list[int]]:
 
     The parent of that process is also forked for the request. It reports the id and the exit status of its child.
     """
-    reporters = []
+    reporters: list[int] = []
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 2**16, 3)
-        while message and not message.endswith(b"\n"):
-            message += requests.recv(2**16)
+        while message and not message.endswith(b"\n") and (more := requests.recv(2**16)):
+            message += more
+        reporters = [reporter for reporter in reporters if os.waitpid(reporter, os.WNOHANG) == (0, 0)]  # not ended
         if not message:
             for reporter in reporters:
                 os.waitpid(reporter, 0)
@@ -157,7 +174,11 @@ def serve(requests: socket.socket) -> tuple[list[Any], list[int]]:
             for descriptor in output:
                 os.close(descriptor)
             os.write(news, b"%d\n" % program)
-            os.write(news, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]))
+            # The status is reported before the id is free for another process, which a signal would then reach.
+            ended = os.waitid(os.P_PID, program, os.WEXITED | os.WNOWAIT)
+            assert ended is not None
+            os.write(news, b"%d\n" % (ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status))
+            os.waitpid(program, 0)
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -165,6 +186,8 @@ def serve(requests: socket.socket) -> tuple[list[Any], list[int]]:
 
 def become(arguments: list[str], environment: dict[str, str], blocks: int | None, output: list[int]) -> None:
     """Run a program as `python ARGUMENTS` does."""
+    import jax
+
     for standard, descriptor in enumerate(output, start=1):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -172,8 +195,10 @@ def become(arguments: list[str], environment: dict[str, str], blocks: int | None
     if blocks is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * blocks, 1024 * blocks))
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
+    assert {name for name in os.environ if name.startswith("JAX_")} <= environment.keys()
     for name in [name for name, value in environment.items() if name[:4] == "JAX_" and os.environ.get(name) != value]:
         kind = type(jax.config.values[name.lower()])  # JAX reads these variables when it is imported
+        assert kind in (int, float, str), name  # others need another conversion
         jax.config.update(name.lower(), kind(environment[name]))
     os.environ.clear()
     os.environ.update(environment)
@@ -188,8 +213,6 @@ def become(arguments: list[str], environment: dict[str, str], blocks: int | None
 
 
 if __name__ == "__main__":
-    import jax
-
     for module in MODULES:
         importlib.import_module(module)
     gc.freeze()  # so that programs neither search what is imported for garbage nor copy its memory

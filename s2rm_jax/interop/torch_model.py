@@ -327,6 +327,7 @@ class Coparse(nn.Module):
             weight = {name: p[direction] for name, p in own.items()}
             states = self.recur(source @ weight["gates_kernel"] + weight["gates_bias"], weight)
             keys, values = states @ weight["key"], states @ weight["value"]
+            # `attend` with one head; splitting maps into heads makes the export to ONNX slow.
             logits = (target @ weight["query"] * self.size**-0.5 @ keys.transpose(-2, -1)).float()
             read = logits.softmax(-1).to(values.dtype) @ values
             maps.append(read.rot90(-degrees // 90, (2, 3)))

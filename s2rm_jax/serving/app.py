@@ -7,7 +7,6 @@ import math
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -163,8 +162,8 @@ class _Connection(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
     def connection_made(self, transport: Any) -> None:
         """Close the connection, or accept it."""
         super().connection_made(transport)
-        visitors = Counter(visitor_at(each.client[0] if each.client else "") for each in self.connections)
-        if visitors[visitor_at(self.client[0] if self.client else "")] > self._most:
+        self._visitor = visitor_at(self.client[0] if self.client else "")
+        if sum(each._visitor == self._visitor for each in self.connections) > self._most:
             self.connections.discard(self)  # so that it takes no place from others until it is closed
             transport.abort()
 

@@ -66,7 +66,7 @@ def _input_sizes(config: ConfigDict) -> tuple[tuple[int, int], int]:
     return (height, width), config.text.max_tokens
 
 
-@keep_for_equal_networks(16)  # tracing takes a second and more, and a command needs shapes and values
+@keep_for_equal_networks(4)  # tracing takes a second and more, and a command needs shapes and values
 def _initializer(network: nn.Module, image_size: tuple[int, int], max_tokens: int) -> Callable[[jax.Array], Any]:
     """Return the function that draws the parameters of `network` with a key; it is traced once."""
 

@@ -52,7 +52,7 @@ def test_layer(layer, padding, hold):
 def whole(request):
     """A size and its pair, drawn once because Base has 109 million parameters.
 
-    Two of its twelve layers show in `make test` what Small with four layers does not: its width and number of heads.
+    `make test` takes two of its twelve layers: only the width and the number of heads differ from Small.
     """
     option = request.config.getoption
     shallow = {} if option("--parity-table", None) or option("--long") else {"num_layers": 2}

@@ -55,7 +55,7 @@ def pretrained(tmp_path):
     return config, params
 
 
-compiled: dict[int, CompiledStep] = {}  # by config.steps, on which the learning rate depends
+compiled: dict[str, CompiledStep] = {}  # by the configuration without weights and vocabulary
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +63,12 @@ def compile_once(monkeypatch):
     """Compile a training step once for all tests: it is the same whatever the weights and the vocabulary."""
 
     def compile_step(network, plan, config, mesh):
-        if config.steps not in compiled:
-            compiled[config.steps] = compile.compile_step(network, plan, config, mesh)
-        return compiled[config.steps]
+        same = config.copy_and_resolve_references()
+        same.vision.pretrained = same.text.pretrained = same.text.vocab = ""
+        key = same.to_json()
+        if key not in compiled:
+            compiled[key] = compile.compile_step(network, plan, config, mesh)
+        return compiled[key]
 
     monkeypatch.setattr(loop, "compile_step", compile_step)
 

@@ -8,10 +8,10 @@ import pytest
 
 from tests.command import ROOT
 
-# Records its arguments and writes the files by which the script sees that a step is done. $CHECK runs the Python code
-# of the script.
+# Records its arguments, with _ for a space inside of one, and writes the files by which the script sees that a step is
+# done. $CHECK runs the Python code of the script.
 STAND_IN = """#!/bin/sh
-echo "$@" >> "$CALLS"
+printf '%s\\n' "$@" | tr ' ' _ | paste -sd ' ' >> "$CALLS"
 [ "$2" != "$FAIL" ] || exit 3
 [ "$1" != - ] || [ -z "$CHECK" ] || exec "$CHECK" "$@"
 case "$2" in
@@ -48,7 +48,7 @@ def test_all_steps_run_once_in_their_order(run, tmp_path):
     status, calls, _ = run("--config.steps=3")
     assert status == 0
     flags = f"--config configs/refcoco.py:one_gpu --workdir {tmp_path / 'run'} --config.steps=3"
-    devices, check, train = "-c import jax; print(*jax.devices())", f"- {flags}", f"-m s2rm_jax.train {flags}"
+    devices, check, train = "-c import_jax;_print(*jax.devices())", f"- {flags}", f"-m s2rm_jax.train {flags}"
     downloads = [f"-m s2rm_jax.download {name} --root {tmp_path / 'data'} --quick" for name in ("refcoco", "images")]
     evaluations = [
         f"-m s2rm_jax.evaluate --workdir {tmp_path / 'run'} --split {split} --protocol lavt480"
@@ -97,7 +97,7 @@ def test_a_failure_stops_and_the_next_start_continues(run, failing):
 def test_the_download_may_be_from_another_server(run):
     _, calls, _ = run(MIRROR="http://server/my files")
     downloads = [call for call in calls if "s2rm_jax.download" in call]
-    assert len(downloads) == 2 and all(call.endswith(" --quick --mirror http://server/my files") for call in downloads)
+    assert len(downloads) == 2 and all(call.endswith(" --quick --mirror http://server/my_files") for call in downloads)
 
 
 def test_data_that_is_there_is_not_downloaded(run):

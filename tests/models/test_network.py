@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -78,6 +79,11 @@ def test_uint8_images_are_normalized_once_and_float_images_not_at_all(encode):
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(of_bytes, other, strict=True))
 
 
+def test_shapes_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        normalize(np.zeros((2, 3), np.uint8))
+
+
 def test_normalize_uses_the_mean_and_deviation_of_imagenet_in_rgb_order():
     expected = [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0 - 0.406) / 0.225]  # those of torchvision
     np.testing.assert_allclose(normalize(np.array([[[255, 51, 0]]], np.uint8)), [[expected]], rtol=1e-6)
@@ -133,15 +139,18 @@ ABLATIONS = (  # changes that do not touch each other share a program
 
 
 def grounding(change):
-    """Return init and apply of a changed network of two stages on drawn vision maps.
+    """Return init and apply of a changed network on drawn vision maps.
 
-    Vision is the same in every ablation, so its maps are drawn and not computed.
+    Vision is the same in every ablation, so its maps are drawn and not computed. Two stages are enough, unless the
+    decoder is changed, whose middle stage both gives and takes guidance.
     """
     two_stages = {"vision__depths": (1, 1), "vision__num_heads": (1, 2), "decoder__widths": (8, 12)}
-    network = build_network(small_config(text__num_layers=1, **two_stages | change))
+    of_decoder = any(name.startswith("decoder") for name in change)
+    network = build_network(small_config(text__num_layers=1, **change if of_decoder else two_stages | change))
     _, tokens, mask = small_inputs(k=2)
     rng = np.random.default_rng(2)
-    grids = ((6, 10, 8), (3, 5, 16))  # of the vision maps of images of 24 x 40 pixels
+    grids = ((6, 10, 8), (3, 5, 16), (2, 3, 32))  # of the vision maps of images of 24 x 40 pixels
+    grids = grids if of_decoder else grids[:2]
     features = tuple(jnp.asarray(rng.normal(size=(2, *grid)), jnp.float32) for grid in grids)
     inputs = features, tokens, mask, (24, 40)
     return (

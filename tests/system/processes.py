@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +21,13 @@ TIMEOUT = 120  # seconds; only reached if something hangs
 class Processes:
     """`count` processes with `devices` devices each, as a context manager that kills what still runs at its end.
 
-    With a `gate`, they read the batches of training that `allow` allows (`wait_at` of tests/training/standin.py).
+    They are forked from a process that has imported JAX, or, without `warm`, started by Python itself. With a `gate`,
+    they read the batches of training that `allow` allows (`wait_at` of tests/training/standin.py).
     """
 
     def __init__(
         self,
-        warm: WarmStart,
+        warm: WarmStart | None,
         count: int,
         arguments: Sequence[str],
         environment: Mapping[str, str],
@@ -48,8 +51,14 @@ class Processes:
                 "JAX_NUM_CPU_DEVICES": str(devices),
                 **(several if count > 1 else {}),
             }
-            started = warm(*arguments, env={**os.environ, **environment, **mine}, server=index % 2)
-            self.running.append(_Running(started))
+            variables = {**os.environ, **environment, **mine}
+            if warm:
+                self.running.append(_Running(warm(*arguments, env=variables, server=index % 2)))  # other hashes
+            else:
+                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+                self.running.append(
+                    _Running(subprocess.Popen([sys.executable, *arguments], env=variables, cwd=ROOT, **pipes))
+                )
 
     def __enter__(self) -> Processes:
         return self
@@ -91,7 +100,7 @@ class Processes:
 class _Running:
     """A process whose pipes are read while it runs, so that it never waits for a reader."""
 
-    def __init__(self, started: WarmProcess):
+    def __init__(self, started: WarmProcess | subprocess.Popen[str]):
         self.popen = started
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._readers = [threading.Thread(target=self._read, args=(name,)) for name in self._output]

@@ -1,5 +1,6 @@
 """A job on many images that is killed at any moment continues: every image is done once."""
 
+import itertools
 import json
 import os
 import random
@@ -27,6 +28,7 @@ def images(tmp_path_factory):
 @pytest.fixture
 def start(images, warm):
     """Starts the job, and returns the process when it has begun."""
+    numbers = itertools.count()
 
     def start(out, share):
         flags = [
@@ -37,7 +39,8 @@ def start(images, warm):
             "--text=it",
             "--quiet",
         ]
-        process = warm(PROGRAM, *flags, env=os.environ | {"READY": "1"})
+        other_hashes = next(numbers) % 2  # of strings than the process before
+        process = warm(PROGRAM, *flags, env=os.environ | {"READY": "1"}, server=other_hashes)
         assert process.stdout.readline() == "ready\n"
         return process
 

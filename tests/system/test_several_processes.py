@@ -40,10 +40,10 @@ def start(processes, warm, tmp_path_factory):
         "PYTHONPATH": str(processes.ROOT),
     }
 
-    def start(workdir, count, devices=1, *, command="train", arguments=(), gate=None, **variables):
+    def start(workdir, count, devices=1, *, command="train", arguments=(), gate=None, forked=True, **variables):
         configured = [f"--config={shared / 'small.py'}"] if command == "train" else []
         words = [str(COMMANDS_SCRIPT), command, f"--workdir={workdir}", *configured, *arguments]
-        return processes.Processes(warm, count, words, environment | variables, devices, gate)
+        return processes.Processes(warm if forked else None, count, words, environment | variables, devices, gate)
 
     return start
 
@@ -114,7 +114,8 @@ def stopped(start, tmp_path_factory):
 
 @pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 4), long_case(4, 1, 1)])
 def test_several_processes_log_the_metrics_of_one(start, straight, tmp_path, count, devices, fsdp):
-    with start(tmp_path, count, devices, arguments=[f"--config.mesh.fsdp={fsdp}"]) as running:
+    """These are started by Python itself."""
+    with start(tmp_path, count, devices, arguments=[f"--config.mesh.fsdp={fsdp}"], forked=False) as running:
         first, *others = running.succeed()
     assert_same_trace(tmp_path, straight)
     assert f"{count * devices} x cpu of {count} processes" in first

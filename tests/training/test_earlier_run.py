@@ -36,7 +36,7 @@ def test_it_segments(workdir):
 def test_it_continues(workdir):
     config = load_config(workdir).unlock()
     config.steps, config.eval.every = 4, 0
-    config.compilation_cache = ""  # the tests' own, instead of none
+    config.compilation_cache = ""  # so that the cache of the tests is used
     train_and_evaluate(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     trained = {line["step"]: line for line in lines if "train/loss" in line}
