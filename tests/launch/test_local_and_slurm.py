@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("slurm_on_one_machine.sh")
-TIMEOUT = 120  # seconds; only reached if something hangs
+TIMEOUT = 600  # seconds; only reached if something hangs
 
 
 @pytest.fixture(scope="module")

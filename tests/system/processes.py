@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.warm import WarmProcess, WarmStart
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120  # seconds; only reached if something hangs
+TIMEOUT = 600  # seconds; only reached if something hangs
 
 
 class Processes:

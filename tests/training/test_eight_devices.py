@@ -22,7 +22,7 @@ def test_on_eight_devices(long):
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,  # only reached if something hangs
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
