@@ -185,20 +185,20 @@ def check(name: str, root: Path, bases: Sequence[str] = ()) -> None:
     """
     from s2rm_jax.input.check.examine import discover, examine
 
-    flags_again = shlex.join(["--root", str(root), *(word for base in bases for word in ("--mirror", base))])
+    same_flags = shlex.join(["--root", str(root), *(word for base in bases for word in ("--mirror", base))])
     try:
         discover(root, "" if name == "images" else name)
     except UserError:
         if name != "images":
             raise
-        print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco {flags_again}")
+        print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco {same_flags}")
         return
     report = examine(root, "" if name == "images" else name, quick=bool(QUICK.value))
     print(format_report(report))
     kinds = {problem.kind for dataset in report.datasets for problem in dataset.problems}
     without_images = not any(dataset.images for dataset in report.datasets)
     if kinds == {MISSING_IMAGES} and without_images and name != "images":
-        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {flags_again}")
+        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {same_flags}")
     elif kinds:
         raise SystemExit(1)
 

@@ -191,8 +191,7 @@ class Segmenter:
         images = image if isinstance(image, list) else [image]
         asked = _per_image(expressions, len(images))
         tokenized = [[self._tokenizer.encode(expression) for expression in texts] for texts in asked]
-        most = min(BUCKETS[-1], max(map(len, asked), default=1))
-        size = 1 if explain else min(MOST_IMAGES, BUCKETS[-1] // _bucket(most))
+        size = 1 if explain else images_at_once(max(map(len, asked), default=1))
         results: list[Result] = []
         for start in range(0, len(images), size):
             batch = slice(start, start + size)
@@ -302,6 +301,11 @@ def _jitted(network: nn.Module, size: tuple[int, int]) -> tuple[Callable[..., An
         return output.logits, output.no_target_logits, reduce(output) if explain else None
 
     return jax.jit(encode), jax.jit(ground, static_argnames="explain")
+
+
+def images_at_once(expressions: int) -> int:
+    """Return how many images `Segmenter.segment` computes at once if each has at most this number of expressions."""
+    return min(MOST_IMAGES, BUCKETS[-1] // _bucket(min(BUCKETS[-1], expressions)))
 
 
 def _bucket(count: int) -> int:

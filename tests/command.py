@@ -15,6 +15,9 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
+# Of programs with a limit on the size of files: they may read the programs that all tests share, but what they write
+# there would be cut off.
+LIMITED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 CompletedCommand = subprocess.CompletedProcess[str]  # returncode, stdout, stderr
 
 
@@ -87,6 +90,6 @@ def run_process(*arguments: object, cwd: Path | str = ROOT, blocks: int | None =
     if blocks is not None:
         command = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if blocks is not None:  # it may read the programs that all tests share, but what it writes there would be cut off
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
+    if blocks is not None:
+        environment |= LIMITED
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment)

@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from tests.command import LIMITED, ROOT
+
 MODULES = (
     *("jax", "s2rm_jax.command_line", "s2rm_jax.prediction_job", "s2rm_jax.training.loop", "s2rm_jax.input.pipeline"),
     *("s2rm_jax.evaluation.evaluator", "s2rm_jax.evaluation.gallery", "orbax.checkpoint", "optax", "grain"),
@@ -74,7 +75,8 @@ class WarmStart:
             self._servers[server] = ours, process
         requests, process = self._servers[server]
         try:
-            self._started.append(WarmProcess(requests, [*map(str, arguments)], {**env}, blocks))
+            environment = {**env} if blocks is None else {**env, **LIMITED}
+            self._started.append(WarmProcess(requests, [*map(str, arguments)], environment, blocks))
         except (ValueError, OSError):  # the server has ended
             raise RuntimeError(process.communicate(timeout=10)[1]) from None
         return self._started[-1]
@@ -194,7 +196,6 @@ def become(arguments: list[str], environment: dict[str, str], blocks: int | None
     os.chdir(ROOT)
     if blocks is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * blocks, 1024 * blocks))
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
     assert {name for name in os.environ if name.startswith("JAX_")} <= environment.keys()
     for name in [name for name, value in environment.items() if name[:4] == "JAX_" and os.environ.get(name) != value]:
         kind = type(jax.config.values[name.lower()])  # JAX reads these variables when it is imported

@@ -29,7 +29,7 @@ from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes
 from s2rm_jax.models.cost import count_flops
 from s2rm_jax.models.swin import attend
 from s2rm_jax.parallel.devices import read_memory
-from s2rm_jax.segmenter import BUCKETS, MOST_IMAGES
+from s2rm_jax.segmenter import MOST_IMAGES, images_at_once
 from s2rm_jax.training.logging import counted
 
 RECIPE_IMAGES = 53_000 * 32  # of the 40 epochs of configs/refcoco.py
@@ -268,7 +268,7 @@ def _share(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
 
 
 def _predict(images: int, subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
-    images = min(images, BUCKETS[-1] // count)
+    images = min(images, images_at_once(count))
     listed = [subject.image(480, 640)] * images
     segment = functools.partial(subject.segmenter().segment, listed, subject.expressions(count))
     actions: dict[str, Callable[[], object]] = {"segment": segment, "forward": jitted(*subject.forward(images, count))}
