@@ -12,6 +12,10 @@ is used once. Free to vary: the network, the loss and the optimizer. The scenes 
 5 to 7 objects of three shapes and three colours, half of them equal to another one in all attributes but one, and
 expressions of five kinds in equal shares, including ordinals and chains of two relations.
 
+    python -m s2rm_jax.train --config configs/synthetic_benchmark.py:long --workdir runs/long
+
+`long` trains the network of the package: the same network and scenes, with five times the steps and training scenes.
+
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py:far --workdir runs/far
 
 `far` is a second setting in which vision does not relate all objects by itself: 160 x 160 pixels, and attention in
@@ -24,12 +28,12 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 
-VARIANTS = ("", "far")
+VARIANTS = ("", "far", "long")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
-        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; use synthetic_benchmark.py[:far].")
+        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; use :far, :long or none.")
     config = default_config()
     config.steps = 2000
     config.batch_size = 8
@@ -75,6 +79,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.update(split="val", every=500, batch_size=32, limit=128)
     if variant == "far":
         _set_far(config)
+    if variant == "long":
+        config.steps = 10_000
+        config.input.source.train_length = 80_000  # each is used once here too
+        config.eval.every = 1_000
     return config
 
 

@@ -131,6 +131,8 @@ def default_config() -> ConfigDict:
     config.eval.limit = 0  # images; 0: the whole split
     config.eval.protocol = "original"  # how masks are scored; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric that selects the best checkpoint
+    config.eval.score_scale = 1.0  # with score_bias, how scores of masks become probabilities that the masks are right;
+    config.eval.score_bias = 0.0  # `evaluate --calibrate` sets both, see evaluation/calibration.py
 
     config.mesh = ConfigDict()  # how devices share the work; batches are always split over all devices
     config.mesh.fsdp = 1  # devices that share one copy of the training state; 1: every device holds a full copy

@@ -194,13 +194,14 @@ def check(name: str, root: Path, bases: Sequence[str] = ()) -> None:
         print(f"{root} has no annotations yet; download them next, for example: s2rm download refcoco {same_flags}")
         return
     report = examine(root, "" if name == "images" else name, quick=bool(QUICK.value))
+    without_images = [dataset for dataset in report.datasets if not dataset.images and name != "images"]
+    for dataset in without_images:  # they are the next download, so their absence is no problem yet
+        dataset.problems = [problem for problem in dataset.problems if problem.kind != MISSING_IMAGES]
     print(format_report(report))
-    kinds = {problem.kind for dataset in report.datasets for problem in dataset.problems}
-    without_images = not any(dataset.images for dataset in report.datasets)
-    if kinds == {MISSING_IMAGES} and without_images and name != "images":
-        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {same_flags}")
-    elif kinds:
+    if not report.ok:
         raise SystemExit(1)
+    if without_images:
+        print(f"The annotations of {name} are complete. Download the images next: s2rm download images {same_flags}")
 
 
 def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ Prints the protocol's metrics, by kind of expression if the source has kinds, wi
 splits that papers report, the published figures beside them. Writes a report (index.html) with plots and a gallery of
 random, worst and best cases, and the same as metrics.json, table.md, table.tex, expressions.csv, plots/ and gallery/.
 --coco, --label_studio and --save_masks add the predictions in the formats of other programs (docs/other_tools.md).
+--calibrate fits the scores of masks (docs/evaluation.md); the reports of a calibrated network show their reliability.
 Several processes share the work if flags or the environment configure them, as in training; the first one writes.
 The data, the network and the input size are those of the run's configuration; docs/protocols.md defines the protocols.
 """
@@ -27,7 +28,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax import command_line
-from s2rm_jax.config import ON_BAD_EXAMPLES
+from s2rm_jax.config import CONFIG_FILE, ON_BAD_EXAMPLES
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from s2rm_jax.evaluation.result_files import check_address
@@ -35,7 +36,8 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
-    from s2rm_jax.evaluation.evaluator import Prediction, Report
+    from s2rm_jax.evaluation.calibration import Judged
+    from s2rm_jax.evaluation.evaluator import Answer, Prediction, Report
     from s2rm_jax.evaluation.gallery import Cases
 
 FLAGS = flags.FlagValues()
@@ -57,6 +59,13 @@ COCO = flags.DEFINE_bool(
 LABEL_STUDIO = command_line.define_label_studio(FLAGS)
 SAVE_MASKS = flags.DEFINE_bool(
     "save_masks", False, "also write every mask as a PNG, in the layout of CRIS's test, to vis/", flag_values=FLAGS
+)
+CALIBRATE = flags.DEFINE_bool(
+    "calibrate",
+    False,
+    "also fit scores of masks, so that they are probabilities that the masks are right, and keep the fit in the "
+    "config.json of --workdir",
+    flag_values=FLAGS,
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bound=0, flag_values=FLAGS)
 DATA = flags.DEFINE_multi_string(
@@ -94,6 +103,7 @@ def _folder_name(split: str, protocol: str) -> str:
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any] | None:
     """Evaluate a run; the first process returns the content of metrics.json and the path of the page, others None."""
+    from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration, reliability
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
     from s2rm_jax.evaluation.published import benchmark_of
@@ -110,6 +120,8 @@ def main() -> dict[str, Any] | None:
     join_others()
     assert WORKDIR.value is not None  # required
     check_address(LABEL_STUDIO.value)
+    if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
+        raise UserError("--calibrate: run it first, without --coco and --label_studio, which write calibrated scores")
     workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
@@ -129,10 +141,14 @@ def main() -> dict[str, Any] | None:
     )
     cases = Cases(GALLERY.value)
     evaluator = Evaluator(run.network, run.tokenizer, config, protocol, mesh)
-    report = _evaluate(partial(evaluator, run.params, source), out, cases, report_evaluation(split))
+    scores_needed = CALIBRATE.value or Calibration.of(config) != UNCALIBRATED
+    evaluate = partial(evaluator, run.params, source)
+    report, masks = _evaluate(evaluate, out, cases, report_evaluation(split), scores_needed)
     sections = Cases.merge(distributed.gather(cases)).sections()
+    masks = [mask for share in distributed.gather(masks) for mask in share]
     if not distributed.is_first():
         return None
+    masks = _calibrate(workdir, split, masks) if CALIBRATE.value else masks
 
     about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
     about |= {"checkpoint": which, "step": run.step, "workdir": WORKDIR.value}
@@ -147,6 +163,7 @@ def main() -> dict[str, Any] | None:
             sections,
             title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
             benchmark=benchmark,
+            reliability=reliability(masks) if masks else (),
             **about,
         )
     if EXPLAIN.value and GALLERY.value:
@@ -160,11 +177,23 @@ def main() -> dict[str, Any] | None:
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _evaluate(evaluate: Callable[..., Report], out: Path, cases: Cases, show: Callable[[int, int], None]) -> Report:
-    """Evaluate, keep the cases of the gallery, and write the files for other programs."""
+def _evaluate(
+    evaluate: Callable[..., Report],
+    out: Path,
+    cases: Cases,
+    show: Callable[[int, int], None],
+    scores_needed: bool,
+) -> tuple[Report, list[Judged]]:
+    """Evaluate, keep the cases of the gallery, and write the files for other programs.
+
+    Returns:
+        The report, and with `scores_needed` the score of each mask of this process and whether the mask is right.
+    """
+    from s2rm_jax.evaluation.calibration import RIGHT_IOU
     from s2rm_jax.evaluation.result_files import EvaluationFiles
 
     coco, label_studio, save_masks = bool(COCO.value), LABEL_STUDIO.value or "", bool(SAVE_MASKS.value)
+    judged: list[Judged] = []
     with EvaluationFiles(out, coco=coco, label_studio=label_studio, save_masks=save_masks) as files:
 
         def observe(prediction: Prediction) -> None:
@@ -175,10 +204,32 @@ def _evaluate(evaluate: Callable[..., Report], out: Path, cases: Cases, show: Ca
             files.end_batch()
             show(done, total)
 
-        record = files.record if coco or label_studio or save_masks else None
-        report = evaluate(progress=progress, observe=observe, record=record)
+        def record(prediction: Prediction, answer: Answer) -> bytes:
+            if answer.predicted.any():
+                judged.append((answer.score, (prediction.score.iou or 0) >= RIGHT_IOU))
+            return files.record(prediction, answer)
+
+        needs_answers = scores_needed or coco or label_studio or save_masks
+        report = evaluate(progress=progress, observe=observe, record=record if needs_answers else None)
         files.write()
-    return report
+    return report, judged
+
+
+def _calibrate(workdir: epath.Path, split: str, masks: list[Judged]) -> list[Judged]:
+    """Fit the scores of masks, keep the fit in the workdir, and return the masks with calibrated scores."""
+    from s2rm_jax.evaluation.calibration import expected_calibration_error, fit, reliability
+    from s2rm_jax.training.logging import log
+    from s2rm_jax.training.run import save_calibration
+
+    calibration = fit(masks)
+    calibrated = [(calibration(score), right) for score, right in masks]
+    save_calibration(workdir, calibration)
+    before, after = (100 * expected_calibration_error(reliability(some)) for some in (masks, calibrated))
+    log(
+        f"expected calibration error on {split}: {before:.1f} % before, {after:.1f} % after; the fit is in "
+        f"{workdir / CONFIG_FILE}"
+    )
+    return calibrated
 
 
 def _find_run() -> epath.Path:
@@ -187,8 +238,11 @@ def _find_run() -> epath.Path:
 
     assert WORKDIR.value is not None  # required
     workdir = find_run(WORKDIR.value)
+    where = f"{WORKDIR.value} is on the Hugging Face Hub"
     if OUT.value is None and on_hub(WORKDIR.value):
-        raise UserError(f"--out is missing: {WORKDIR.value} is on the Hugging Face Hub; give a folder for the report")
+        raise UserError(f"--out is missing: {where}; give a folder for the report")
+    if CALIBRATE.value and on_hub(WORKDIR.value):
+        raise UserError(f"--calibrate: {where}, where the fit cannot be stored; give the workdir of a run")
     return workdir
 
 
@@ -205,6 +259,8 @@ def _load_config(workdir: epath.Path) -> ConfigDict:
         config.input.source = with_data(config.input.source, DATA.value)
     if ON_BAD_EXAMPLE.value:
         config.input.on_bad_example = ON_BAD_EXAMPLE.value
+    if CALIBRATE.value:
+        config.eval.update(score_scale=1.0, score_bias=0.0)
     return config
 
 

@@ -97,10 +97,10 @@ def write_prediction(
         labels: the labels of the overlay's legend; by default the expressions with their scores.
 
     Returns:
-        The entry of each expression in result.json: `expression`; `score`, the mean probability of foreground over the
-        mask; `area`, the mask's pixels; `box`, [left, top, right, bottom] in pixels, right and bottom exclusive, or
-        null for an empty mask; `file`, the mask's name in `folder`, or `mask`, the mask as RLE; and, if the network has
-        that output, `no_target`, the probability that the expression refers to nothing.
+        The entry of each expression in result.json: `expression`; `score`, as in `Result.scores`; `area`, the mask's
+        pixels; `box`, [left, top, right, bottom] in pixels, right and bottom exclusive, or null for an empty mask;
+        `file`, the mask's name in `folder`, or `mask`, the mask as RLE; and, if the network has that output,
+        `no_target`, the probability that the expression refers to nothing.
 
     Raises:
         UserError: a file cannot be written.

@@ -33,8 +33,9 @@ from PIL import Image
 
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.evaluation.explain import Explanation, explanations, reduce
-from s2rm_jax.evaluation.protocols import mask_and_score
+from s2rm_jax.evaluation.protocols import mask_and_score, sigmoid
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.models.network import keep_for_equal_networks
@@ -74,9 +75,10 @@ class Result:
     Attributes:
         expressions: the expressions, in the order in which they were given.
         masks: bool [k, H, W], in the original size of the image, upright as a viewer shows it.
-        scores: float [k], the mean probability of foreground over the pixels of each mask: in [0.5, 1], and 0 for an
-            empty mask. A score ranks masks well (measured in default_network/README.md), but it is not calibrated: as a
-            probability that the mask is right it is too high.
+        scores: float [k]; 0 for an empty mask. With a calibrated network, the probability that the mask is right (an
+            IoU of at least 0.5); else the mean probability of foreground over the pixels of the mask, in [0.5, 1],
+            which ranks masks but is too high as a probability. `evaluate --calibrate` calibrates a network; that of the
+            package is calibrated.
         no_target: float [k], the probability that an expression refers to nothing; if it exceeds 0.5, the mask is
             empty. None if the network has no such output.
         explanations: one per expression, or None unless `segment` was called with `explain=True`.
@@ -238,11 +240,12 @@ class Segmenter:
             for index, row in enumerate(rows):
                 logits[index] += list(maps[index, : len(row)])
                 if no_target_logits is not None:
-                    no_target[index] += list(_sigmoid(no_target_logits[index, : len(row)]))
+                    no_target[index] += list(sigmoid(no_target_logits[index, : len(row)]))
             if explain:
                 ids = [pieces for pieces, _ in rows[0]]
                 explained += explanations(reduced, ids, self._tokenizer, self.config.fusion.rotations)
-        results = self._in_threads(_result, list(zip(encoded, asked, logits, no_target, strict=True)))
+        result = partial(_result, Calibration.of(self.config))
+        results = self._in_threads(result, list(zip(encoded, asked, logits, no_target, strict=True)))
         return [replace(result, explanations=tuple(explained)) for result in results] if explain else results
 
     def _compiling(self, *program: int | bool) -> threading.Lock:
@@ -316,16 +319,15 @@ def _pad(items: list[Any], count: int) -> list[Any]:
     return items + items[:1] * (count - len(items))
 
 
-def _result(of: tuple[EncodedImage, tuple[str, ...], list[np.ndarray], list[float]]) -> Result:
+def _result(
+    calibration: Calibration, of: tuple[EncodedImage, tuple[str, ...], list[np.ndarray], list[float]]
+) -> Result:
     """Return the masks and scores of an image from its logits, without explanations."""
     encoded, expressions, logits, no_target = of
     height, width = encoded.image.shape[:2]
     masks, scores = np.empty((len(logits), height, width), bool), np.empty(len(logits))
     for row, low in enumerate(logits):
         nothing = bool(no_target) and no_target[row] > 0.5
-        masks[row], scores[row] = (False, 0.0) if nothing else mask_and_score(low, height, width)
+        masks[row], score = (False, 0.0) if nothing else mask_and_score(low, height, width)
+        scores[row] = calibration(score)
     return Result(expressions, masks, scores, np.array(no_target) if no_target else None)
-
-
-def _sigmoid(logits: Any) -> Any:
-    return (1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2  # does not overflow

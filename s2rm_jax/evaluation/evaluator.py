@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, metrics
+from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts, count_pixels, score_masks
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, mask_score, predicted_mask, resize_logits, true_mask
 from s2rm_jax.input import pipeline
@@ -37,7 +38,7 @@ class Answer(NamedTuple):
 
     predicted  the mask that the protocol's threshold and resampling give; empty if the network predicts no target
     true       the true mask
-    score      the mean probability of foreground over the predicted mask, as in `Segmenter.segment`
+    score      that of the predicted mask, as in `Segmenter.segment`
     referent   the id of the referent in the dataset, or "" if it is not known
     """
 
@@ -195,7 +196,8 @@ class Evaluator:
             assert current is not None
             items, outputs = current
             logits, no_target_logits = take_batch(outputs)
-            yield score_items(self._protocol, items, logits, no_target_logits, record)
+            calibration = Calibration.of(config)
+            yield score_items(self._protocol, items, logits, no_target_logits, record, calibration)
             current = following
             if progress is not None:
                 progress(done, len(batches))
@@ -221,12 +223,13 @@ def score_items(
     logits: Float[np.ndarray, "b k h w"],
     no_target_logits: Float[np.ndarray, "b k"] | None = None,
     record: Record | None = None,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Iterator[Prediction]:
     """Yield the predictions of the items of a batch in their order, scored in threads; other rows are padding."""
 
     def score(row: int) -> list[Prediction]:
         no_target = None if no_target_logits is None else no_target_logits[row]
-        return list(_predictions_of_item(protocol, items[row], logits[row], no_target, record))
+        return list(_predictions_of_item(protocol, items[row], logits[row], no_target, record, calibration))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         coming: deque[Future[list[Prediction]]] = deque()
@@ -244,6 +247,7 @@ def _predictions_of_item(
     logits: Float[np.ndarray, "k h w"],
     no_target_logits: Float[np.ndarray, " k"] | None,
     record: Record | None,
+    calibration: Calibration,
 ) -> Iterator[Prediction]:
     example = item.example
     identity = _identity(example)
@@ -274,8 +278,8 @@ def _predictions_of_item(
         )
         prediction = Prediction(example, true, predicted, score)
         if record is not None:
-            mask, probability = _at_original_size(protocol, logits[row], rejected, predicted, original.shape)
-            answer = Answer(mask, original, probability, expression.referent)
+            mask, mean = _at_original_size(protocol, logits[row], rejected, predicted, original.shape)
+            answer = Answer(mask, original, calibration(mean), expression.referent)
             prediction = replace(prediction, record=record(prediction, answer))
         yield prediction
 
@@ -287,7 +291,7 @@ def _at_original_size(
     predicted: Bool[np.ndarray, "_ _"],
     size: tuple[int, ...],
 ) -> tuple[Bool[np.ndarray, "height width"], float]:
-    """Return the mask of an Answer and its score, given the mask that the protocol compares."""
+    """Return the mask of an Answer and its uncalibrated score, given the mask that the protocol compares."""
     if rejected:
         return np.zeros(size, bool), 0.0
     height, width = size

@@ -15,6 +15,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from s2rm_jax.evaluation.bootstrap import HISTOGRAM_BINS, ScoreGroup
+from s2rm_jax.evaluation.calibration import Bin, expected_calibration_error
 
 INK, MUTED, LINE = "var(--ink, #181c21)", "var(--muted, #5d6670)", "var(--line, #dfe3e8)"
 PAPER, BAR = "var(--card, #ffffff)", "var(--bar, #2f7fc1)"
@@ -90,6 +91,20 @@ def histogram_plot(counts: Sequence[int]) -> str:
     step = (WIDTH - LEFT - RIGHT) / HISTOGRAM_BINS
     body += [text((LEFT + i * step, HEIGHT - BOTTOM + 17), label) for i, label in enumerate(labels) if label]
     return axes("IoU of the expressions", "IoU of an expression, %", "share of expressions, %", top, body)
+
+
+def reliability_plot(bins: Sequence[Bin]) -> str:
+    """Plot the share of right masks by score, with a line where the two are equal; `bins` divide [0, 1]."""
+    bars = [_Bar(100 * one.right, above=f"{one.masks:,}" if one.masks else "") for one in bins]
+    body = _bars(bars, 100, gap=0.08)
+    body.append(
+        f'<path d="M{LEFT} {HEIGHT - BOTTOM}L{WIDTH - RIGHT} {TOP}" style="stroke:{INK};stroke-dasharray:5 4"/>'
+    )
+    step = (WIDTH - LEFT - RIGHT) / len(bins)
+    labels = range(0, len(bins) + 1, 2)
+    body += [text((LEFT + i * step, HEIGHT - BOTTOM + 17), f"{100 * i / len(bins):g}") for i in labels]
+    title = f"Reliability: expected calibration error {100 * expected_calibration_error(bins):.1f} %"
+    return axes(title, "score of a mask, %, with the number of masks", "right masks, %", 100, body)
 
 
 def groups_plot(title: str, axis: str, groups: Sequence[ScoreGroup]) -> str:

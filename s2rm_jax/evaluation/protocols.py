@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -212,7 +212,12 @@ def mask_and_score(
 
 def mask_score(foreground: Float[np.ndarray, " pixels"]) -> float:
     """Return the score of a mask, given the resized logits of its pixels."""
-    return float(np.mean((1 + np.tanh(foreground.astype(np.float64) / 2)) / 2)) if foreground.size else 0.0
+    return float(np.mean(sigmoid(foreground))) if foreground.size else 0.0
+
+
+def sigmoid(logits: Any) -> Any:
+    """Return the probabilities of logits, in float64."""
+    return (1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2  # does not overflow
 
 
 def _foreground(

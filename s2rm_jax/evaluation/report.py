@@ -12,6 +12,7 @@ from pathlib import Path
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, gallery, plots
+from s2rm_jax.evaluation.calibration import Bin, expected_calibration_error
 from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import PROTOCOLS
@@ -209,6 +210,7 @@ def write_report(
     *,
     title: str,
     benchmark: Benchmark | None = None,
+    reliability: Sequence[Bin] = (),
     **about: object,
 ) -> Path:
     """Write the report into an existing folder and return the path of its page.
@@ -225,6 +227,7 @@ def write_report(
         sections: the predictions to show, by section; see `gallery.Cases`.
         title: the title of the page.
         benchmark: adds the published figures on it.
+        reliability: adds the reliability of the scores of masks: the bins of `calibration.reliability`.
         about: what was evaluated (split, checkpoint, ...); part of metrics.json and of all texts.
     """
     tables = [metrics_table(report)]
@@ -242,12 +245,17 @@ def write_report(
         "iou_by_area": plots.groups_plot("By size of the referent", "share of the image, %", groups["area"]),
         "iou_by_place": plots.places_plot("By position of the referent", groups["place"]),
     }
+    if reliability:
+        figures["reliability"] = plots.reliability_plot(reliability)
     captioned = [metrics_table(report, title), *tables[1:]]
     texts = notes(report, about)
 
     write_csv(report, folder / "expressions.csv")
     by = {name: [asdict(group) for group in members] for name, members in groups.items()}
     content = about | _numbers(report) | {"iou_histogram": counts, "by": by}
+    if reliability:
+        bins = [one._asdict() for one in reliability]
+        content |= {"calibration_error": expected_calibration_error(reliability), "reliability": bins}
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     _write(folder / "metrics.json", json.dumps(content, indent=2))

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
+from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.torch_folder import read_pytorch
@@ -52,6 +53,7 @@ from s2rm_jax.training.state import parameter_shapes
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
     *("compilation_cache", "tensorboard", "wandb_project", "eval.expressions_per_image", "mesh.fsdp", "mesh.step"),
+    *("eval.score_scale", "eval.score_bias"),  # fitted after training
     *("input.workers", "input.on_bad_example", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only; see resolve_config
 )
@@ -206,6 +208,19 @@ def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
     write_atomically(epath.Path(workdir) / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
+def save_calibration(workdir: epath.PathLike, calibration: Calibration) -> None:
+    """Write a calibration to `config.json` of the workdir, atomically; the other fields stay as they are.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = epath.Path(workdir) / CONFIG_FILE
+    with explaining_storage_errors(f"{path} cannot be written", path.parent):
+        content = json.loads(path.read_text())
+        content["eval"] |= {"score_scale": calibration.scale, "score_bias": calibration.bias}
+        write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
 def load_config(workdir: epath.PathLike) -> ConfigDict:
     """Return the configuration of the run in `workdir`, locked; config.text.vocab is the run's own vocabulary.
 
@@ -251,7 +266,7 @@ def _completed(value: Any, default: Any = None) -> Any:
 
 
 def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
-    """Return a copy of `config` with the pretrained weights and the vocabulary that the run uses.
+    """Return a copy of `config` with the pretrained weights, the vocabulary and the calibration that the run uses.
 
     A run that continues keeps those that it began with, in the configuration `began`.
 
@@ -266,6 +281,7 @@ def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
             if given not in ("", kept):
                 log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
         config.text.vocab = _same_vocabulary(config.text.vocab, began.text.vocab)
+        config.eval.update(score_scale=began.eval.score_scale, score_bias=began.eval.score_bias)
     return config
 
 

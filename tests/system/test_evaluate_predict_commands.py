@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from s2rm_jax import default_network
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.segmenter import Segmenter
@@ -73,6 +74,35 @@ def test_evaluate(tiny_workdir, tmp_path):
     assert metrics["protocol"] == "original"
     low, high = metrics["all"]["interval_95"]["overall_iou"]
     assert low <= metrics["all"]["overall_iou"] <= high
+
+
+def test_evaluate_calibrates_the_scores_that_predict_gives(tiny_workdir, tmp_path):
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    began = json.loads((workdir / "config.json").read_text())
+
+    def scores(name):
+        status, _, errors = command("predict", f"--workdir={workdir}", f"--out={tmp_path / name}")
+        assert status == 0, errors
+        return [one["score"] for one in json.loads((tmp_path / name / "result.json").read_text())["results"]]
+
+    raw = scores("raw")
+    flags = ("--split=test", "--limit=5", "--gallery=0", f"--out={tmp_path / 'report'}")
+    status, printed, errors = command("evaluate", f"--workdir={workdir}", "--calibrate", *flags)
+    assert status == 0, errors
+    assert "expected calibration error on test" in printed
+    config = json.loads((workdir / "config.json").read_text())
+    calibration = Calibration(config["eval"]["score_scale"], config["eval"]["score_bias"])
+    assert calibration != UNCALIBRATED
+    assert config == began | {"eval": config["eval"]}
+    assert any(raw) and scores("calibrated") == pytest.approx(list(map(calibration, raw)), abs=1e-3)
+
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert 0 <= metrics["calibration_error"] <= 1
+    status, printed, errors = command("evaluate", f"--workdir={workdir}", *flags)  # calibrated, so it shows the same
+    assert status == 0, errors
+    again = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert again["reliability"] == metrics["reliability"] and "calibration error on" not in printed
+    assert "Reliability: expected calibration error" in (tmp_path / "report/index.html").read_text()
 
 
 def test_evaluate_by_another_protocol(tiny_workdir, tmp_path):
@@ -342,6 +372,7 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
         (["--workdir={run}", "--gallery=-1"], "gallery"),
         (["--workdir={run}", "--protocol=lavt"], "protocol 'lavt' not found; available: original, lavt480, caris448"),
         ([], "--workdir is missing"),
+        (["--workdir={run}", "--calibrate", "--coco"], "--calibrate: run it first"),
     ],
 )
 def test_evaluate_with_bad_input(tiny_workdir, tmp_path, arguments, message):

@@ -1,0 +1,116 @@
+"""Calibration: from the score of a mask to the probability that the mask is right.
+
+The score of a mask is the mean probability of foreground over its pixels. It ranks masks, but as a probability it is
+too high: the network is sure of the pixels of a wrong object as well. Platt's scaling (Platt, 1999) maps it to
+
+    p = sigmoid(scale * logit(score) + bias)
+
+with the `scale` and `bias` of config.eval, which `evaluate --calibrate` fits on a split. A mask is right if its IoU is
+at least RIGHT_IOU. The error of such probabilities is the expected calibration error (Guo et al., arXiv 1706.04599).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.protocols import sigmoid
+
+RIGHT_IOU = 0.5
+BINS = 10
+
+Judged = tuple[float, bool]  # the score of a mask, and whether the mask is right
+
+_LOWEST, _HIGHEST = 1e-7, 1 - 1e-7  # scores are kept between them, so that their logits are finite
+_NEWTON_STEPS = 50
+
+
+class Calibration(NamedTuple):
+    """The scale and the bias of Platt's scaling; the default changes nothing."""
+
+    scale: float = 1.0
+    bias: float = 0.0
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Calibration:
+        """Return the calibration of a configuration."""
+        return cls(config.eval.score_scale, config.eval.score_bias)
+
+    def __call__(self, score: float) -> float:
+        """Return the calibrated score; that of an empty mask stays 0."""
+        if self == UNCALIBRATED or score == 0:
+            return score
+        return float(sigmoid(self.scale * _logit(score) + self.bias))
+
+
+UNCALIBRATED = Calibration()
+
+
+class Bin(NamedTuple):
+    """The masks whose scores lie in one of BINS equal parts of [0, 1].
+
+    masks   their number
+    score   their mean score; 0 if there are none
+    right   the share of them that is right; 0 if there are none
+    """
+
+    masks: int
+    score: float
+    right: float
+
+
+def fit(masks: Sequence[Judged]) -> Calibration:
+    """Return the calibration with the highest likelihood of masks with uncalibrated scores.
+
+    As in Platt's paper, the targets are (r + 1) / (r + 2) and 1 / (w + 2) for r right and w wrong masks, so the result
+    is finite even if a threshold separates them.
+
+    Raises:
+        UserError: there are no masks.
+    """
+    if not masks:
+        raise UserError("the network predicts no mask on this split, so there is nothing to calibrate")
+    scores, right = map(np.array, zip(*masks, strict=True))
+    count = int(right.sum())
+    targets = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
+    inputs = np.stack([_logit(scores), np.ones(len(scores))], axis=1)
+
+    def loss(weights: np.ndarray) -> float:
+        values = inputs @ weights
+        return float(np.sum(np.logaddexp(0, values) - targets * values))
+
+    weights = np.array([1.0, 0.0])
+    for _ in range(_NEWTON_STEPS):
+        predicted = sigmoid(inputs @ weights)
+        hessian = (inputs * (predicted * (1 - predicted))[:, None]).T @ inputs + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, inputs.T @ (predicted - targets))
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > 1e-12:  # too far: the loss is not quadratic
+            step /= 2
+        weights = weights - step
+        if np.abs(step).max() < 1e-9:
+            break
+    return Calibration(*map(float, weights))
+
+
+def reliability(masks: Sequence[Judged]) -> list[Bin]:
+    """Return the BINS bins of a reliability diagram."""
+    groups: list[list[Judged]] = [[] for _ in range(BINS)]
+    for mask in masks:
+        groups[min(int(mask[0] * BINS), BINS - 1)].append(mask)
+    means = [np.mean(group, axis=0).tolist() if group else (0.0, 0.0) for group in groups]
+    return [Bin(len(group), score, right) for group, (score, right) in zip(groups, means, strict=True)]
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the mean of |score - right| over the masks, in [0, 1]."""
+    masks = sum(one.masks for one in bins)
+    return sum(one.masks * abs(one.score - one.right) for one in bins) / max(1, masks)
+
+
+def _logit(scores: Any) -> Any:
+    kept = np.clip(scores, _LOWEST, _HIGHEST)
+    return np.log(kept) - np.log1p(-kept)
