@@ -36,7 +36,7 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
-    from s2rm_jax.evaluation.calibration import Judged
+    from s2rm_jax.evaluation.calibration import Bin, Judged
     from s2rm_jax.evaluation.evaluator import Answer, Prediction, Report
     from s2rm_jax.evaluation.gallery import Cases
 
@@ -103,7 +103,6 @@ def _folder_name(split: str, protocol: str) -> str:
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any] | None:
     """Evaluate a run; the first process returns the content of metrics.json and the path of the page, others None."""
-    from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration, reliability
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
     from s2rm_jax.evaluation.published import benchmark_of
@@ -113,21 +112,18 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.io import make_output_folder, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.segmenter import Segmenter
-    from s2rm_jax.training.logging import counted, log, report_evaluation
+    from s2rm_jax.training.logging import counted, log
     from s2rm_jax.training.run import load_run
 
     keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
     check_address(LABEL_STUDIO.value)
-    if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
-        raise UserError("--calibrate: run it first, without --coco and --label_studio, which write calibrated scores")
     workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
     protocol, split = protocol_named(config.eval.protocol), config.eval.split
-    data = describe(config.input.source, split)
-    benchmark = benchmark_of(data)
+    benchmark = benchmark_of(data := describe(config.input.source, split))
     source = build_source(config.input.source, split, on_bad_example=config.input.on_bad_example)
     require_images(source, config, config.eval.limit)
     out = OUT.value or workdir / _folder_name(split, protocol.name)
@@ -141,14 +137,11 @@ def main() -> dict[str, Any] | None:
     )
     cases = Cases(GALLERY.value)
     evaluator = Evaluator(run.network, run.tokenizer, config, protocol, mesh)
-    scores_needed = CALIBRATE.value or Calibration.of(config) != UNCALIBRATED
-    evaluate = partial(evaluator, run.params, source)
-    report, masks = _evaluate(evaluate, out, cases, report_evaluation(split), scores_needed)
+    report, masks = _evaluate(partial(evaluator, run.params, source), config, out, cases)
     sections = Cases.merge(distributed.gather(cases)).sections()
-    masks = [mask for share in distributed.gather(masks) for mask in share]
     if not distributed.is_first():
         return None
-    masks = _calibrate(workdir, split, masks) if CALIBRATE.value else masks
+    bins = _reliability(workdir, split, masks)
 
     about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
     about |= {"checkpoint": which, "step": run.step, "workdir": WORKDIR.value}
@@ -163,7 +156,7 @@ def main() -> dict[str, Any] | None:
             sections,
             title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
             benchmark=benchmark,
-            reliability=reliability(masks) if masks else (),
+            reliability=bins,
             **about,
         )
     if EXPLAIN.value and GALLERY.value:
@@ -172,28 +165,27 @@ def main() -> dict[str, Any] | None:
         segmenter = Segmenter(run.network, on_this_process(run.params), run.tokenizer, config)
         write_explained_cases(out / "gallery", sections, segmenter.explain)
     values = [f"{title} {report.metrics[name]:.2f}" for name, title in protocol.columns.items() if name.endswith("iou")]
-    expressions = counted(report.total.expressions, "expression")
-    log(f"{' and '.join(values)} over {expressions} of {split}; the report is {page}")
+    over = f"over {counted(report.total.expressions, 'expression')} of {split}"
+    log(f"{' and '.join(values)} {over}; the report is {page}")
     return {"page": str(page)} | json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _evaluate(
-    evaluate: Callable[..., Report],
-    out: Path,
-    cases: Cases,
-    show: Callable[[int, int], None],
-    scores_needed: bool,
+    evaluate: Callable[..., Report], config: ConfigDict, out: Path, cases: Cases
 ) -> tuple[Report, list[Judged]]:
     """Evaluate, keep the cases of the gallery, and write the files for other programs.
 
     Returns:
-        The report, and with `scores_needed` the score of each mask of this process and whether the mask is right.
+        The report, and for --calibrate or a calibrated network the masks of all processes, else no masks.
     """
-    from s2rm_jax.evaluation.calibration import RIGHT_IOU
+    from s2rm_jax.evaluation.calibration import RIGHT_IOU, UNCALIBRATED, Calibration
     from s2rm_jax.evaluation.result_files import EvaluationFiles
+    from s2rm_jax.training.logging import report_evaluation
 
     coco, label_studio, save_masks = bool(COCO.value), LABEL_STUDIO.value or "", bool(SAVE_MASKS.value)
     judged: list[Judged] = []
+    show = report_evaluation(config.eval.split)
+    scores_needed = bool(CALIBRATE.value) or Calibration.of(config) != UNCALIBRATED
     with EvaluationFiles(out, coco=coco, label_studio=label_studio, save_masks=save_masks) as files:
 
         def observe(prediction: Prediction) -> None:
@@ -205,39 +197,44 @@ def _evaluate(
             show(done, total)
 
         def record(prediction: Prediction, answer: Answer) -> bytes:
-            if answer.predicted.any():
+            if scores_needed and answer.predicted.any():
                 judged.append((answer.score, (prediction.score.iou or 0) >= RIGHT_IOU))
             return files.record(prediction, answer)
 
         needs_answers = scores_needed or coco or label_studio or save_masks
         report = evaluate(progress=progress, observe=observe, record=record if needs_answers else None)
         files.write()
-    return report, judged
+    return report, [mask for share in distributed.gather(judged) for mask in share]
 
 
-def _calibrate(workdir: epath.Path, split: str, masks: list[Judged]) -> list[Judged]:
-    """Fit the scores of masks, keep the fit in the workdir, and return the masks with calibrated scores."""
+def _reliability(workdir: epath.Path, split: str, masks: list[Judged]) -> list[Bin]:
+    """Return the reliability of scores, with --calibrate after fitting them and keeping the fit in the workdir."""
     from s2rm_jax.evaluation.calibration import expected_calibration_error, fit, reliability
     from s2rm_jax.training.logging import log
     from s2rm_jax.training.run import save_calibration
 
+    bins = reliability(masks) if masks else []
+    if not CALIBRATE.value:
+        return bins
     calibration = fit(masks)
-    calibrated = [(calibration(score), right) for score, right in masks]
+    fitted = reliability([(calibration(score), right) for score, right in masks])
     save_calibration(workdir, calibration)
-    before, after = (100 * expected_calibration_error(reliability(some)) for some in (masks, calibrated))
+    before, after = (100 * expected_calibration_error(some) for some in (bins, fitted))
     log(
         f"expected calibration error on {split}: {before:.1f} % before, {after:.1f} % after; the fit is in "
         f"{workdir / CONFIG_FILE}"
     )
-    return calibrated
+    return fitted
 
 
 def _find_run() -> epath.Path:
-    """Return the folder of the run; a run on the Hub needs --out."""
+    """Return the folder of the run; a run on the Hub needs --out and cannot be calibrated."""
     from s2rm_jax.training.run import find_run, on_hub
 
     assert WORKDIR.value is not None  # required
     workdir = find_run(WORKDIR.value)
+    if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
+        raise UserError("--calibrate: run it first, without --coco and --label_studio, which write calibrated scores")
     where = f"{WORKDIR.value} is on the Hugging Face Hub"
     if OUT.value is None and on_hub(WORKDIR.value):
         raise UserError(f"--out is missing: {where}; give a folder for the report")

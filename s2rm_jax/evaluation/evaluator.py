@@ -197,7 +197,7 @@ class Evaluator:
             items, outputs = current
             logits, no_target_logits = take_batch(outputs)
             calibration = Calibration.of(config)
-            yield score_items(self._protocol, items, logits, no_target_logits, record, calibration)
+            yield score_items(self._protocol, items, logits, no_target_logits, record, calibration=calibration)
             current = following
             if progress is not None:
                 progress(done, len(batches))
@@ -223,13 +223,14 @@ def score_items(
     logits: Float[np.ndarray, "b k h w"],
     no_target_logits: Float[np.ndarray, "b k"] | None = None,
     record: Record | None = None,
+    *,
     calibration: Calibration = UNCALIBRATED,
 ) -> Iterator[Prediction]:
     """Yield the predictions of the items of a batch in their order, scored in threads; other rows are padding."""
 
     def score(row: int) -> list[Prediction]:
         no_target = None if no_target_logits is None else no_target_logits[row]
-        return list(_predictions_of_item(protocol, items[row], logits[row], no_target, record, calibration))
+        return list(_predictions_of_item(protocol, items[row], logits[row], no_target, record, calibration=calibration))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         coming: deque[Future[list[Prediction]]] = deque()
@@ -247,6 +248,7 @@ def _predictions_of_item(
     logits: Float[np.ndarray, "k h w"],
     no_target_logits: Float[np.ndarray, " k"] | None,
     record: Record | None,
+    *,
     calibration: Calibration,
 ) -> Iterator[Prediction]:
     example = item.example
