@@ -6,7 +6,7 @@
 
 The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, the largest temporary
 arrays, and the scaling predicted from the published rates of the chip.
-Topologies have the form v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
+Topologies have the form v5e:1x1, v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 
 The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. For Swin-Base it takes half an hour of one
 core and 15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program
@@ -46,6 +46,7 @@ _ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_CHIPS_PER_HOST = 4  # the compiler's default; smaller slices are a part of a host
 _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions_per_image", "optimizer.accumulate")
 
 
@@ -100,17 +101,20 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     jax.config.update("jax_platforms", "cpu")  # do not search for TPUs to run on
+    sides = [int(side) for side in shape.group(2).split("x")]
     # The two cores of a v4 chip are one device, as in training.
-    options = {"chip_config_name": "megacore"} if shape.group(1) == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if shape.group(1) == "v4" else {}
+    if math.prod(sides) < _CHIPS_PER_HOST:
+        options["chips_per_host_bounds"] = (*sides, 1, 1)[:3]
     try:
         devices = list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--topology: slice {name!r} not found: {reason}") from error
-    chips = math.prod(int(side) for side in shape.group(2).split("x"))
-    if len(devices) != chips:
+    if len(devices) != math.prod(sides):
         raise UserError(
-            f"--topology {name}: {len(devices)} devices on {chips} chips; only one device per chip is supported."
+            f"--topology {name}: {len(devices)} devices on {math.prod(sides)} chips; only one device per chip is "
+            "supported."
         )
     return devices
 
