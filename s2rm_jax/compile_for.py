@@ -46,7 +46,7 @@ _ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_CHIPS_PER_HOST = 4  # the compiler's default; smaller slices are a part of a host
+_CHIPS_PER_HOST = 4  # by default of the compiler; a smaller slice is a part of a host
 _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions_per_image", "optimizer.accumulate")
 
 

@@ -131,7 +131,9 @@ def default_config() -> ConfigDict:
     config.eval.limit = 0  # images; 0: the whole split
     config.eval.protocol = "original"  # how masks are scored; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric that selects the best checkpoint
-    config.eval.score_scale = 1.0  # with score_bias, how scores of masks become probabilities that the masks are right;
+    config.eval.score_scale = (
+        1.0  # scale and bias that turn scores of masks into probabilities that the masks are right;
+    )
     config.eval.score_bias = 0.0  # `evaluate --calibrate` sets both, see evaluation/calibration.py
 
     config.mesh = ConfigDict()  # how devices share the work; batches are always split over all devices
@@ -262,6 +264,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     longest = config.text.max_positions
     length_fits = 3 <= config.text.max_tokens <= longest
     yield from _unless(length_fits, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
+    yield from _unless(config.eval.score_scale > 0, config, "eval.score_scale", "greater than 0")
     for field in ("optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
         yield from _unless(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
 

@@ -30,15 +30,16 @@ from ml_collections import ConfigDict
 from s2rm_jax import command_line
 from s2rm_jax.config import CONFIG_FILE, ON_BAD_EXAMPLES
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.protocols import PROTOCOLS, protocol_named
+from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS, protocol_named
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
-    from s2rm_jax.evaluation.calibration import Bin, Judged
+    from s2rm_jax.evaluation.calibration import Judged
     from s2rm_jax.evaluation.evaluator import Answer, Prediction, Report
     from s2rm_jax.evaluation.gallery import Cases
+    from s2rm_jax.evaluation.published import Benchmark
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the workdir of a training run", flag_values=FLAGS)
@@ -63,7 +64,7 @@ SAVE_MASKS = flags.DEFINE_bool(
 CALIBRATE = flags.DEFINE_bool(
     "calibrate",
     False,
-    "also fit scores of masks, so that they are probabilities that the masks are right, and keep the fit in the "
+    "also calibrate the scores of masks, so that a score is the probability that the mask is right; stores the fit in "
     "config.json of --workdir",
     flag_values=FLAGS,
 )
@@ -103,9 +104,9 @@ def _folder_name(split: str, protocol: str) -> str:
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any] | None:
     """Evaluate a run; the first process returns the content of metrics.json and the path of the page, others None."""
+    from s2rm_jax.evaluation.calibration import reliability
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
-    from s2rm_jax.evaluation.published import benchmark_of
     from s2rm_jax.evaluation.report import as_screen_text, require_same_data, write_report
     from s2rm_jax.input.pipeline import require_images
     from s2rm_jax.input.sources import build_source, describe
@@ -118,12 +119,12 @@ def main() -> dict[str, Any] | None:
     keep_freed_memory()
     join_others()
     assert WORKDIR.value is not None  # required
-    check_address(LABEL_STUDIO.value)
+    _check_flags()
     workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
     protocol, split = protocol_named(config.eval.protocol), config.eval.split
-    benchmark = benchmark_of(data := describe(config.input.source, split))
+    data = describe(config.input.source, split)
     source = build_source(config.input.source, split, on_bad_example=config.input.on_bad_example)
     require_images(source, config, config.eval.limit)
     out = OUT.value or workdir / _folder_name(split, protocol.name)
@@ -137,17 +138,12 @@ def main() -> dict[str, Any] | None:
     )
     cases = Cases(GALLERY.value)
     evaluator = Evaluator(run.network, run.tokenizer, config, protocol, mesh)
-    report, masks = _evaluate(partial(evaluator, run.params, source), config, out, cases)
+    report, judged = _evaluate(partial(evaluator, run.params, source), config, out, cases)
     sections = Cases.merge(distributed.gather(cases)).sections()
     if not distributed.is_first():
         return None
-    bins = _reliability(workdir, split, masks)
 
-    about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
-    about |= {"checkpoint": which, "step": run.step, "workdir": WORKDIR.value}
-    if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
-        about["published_figures"] = f"none, because {difference}"
-        benchmark = None
+    about, benchmark = _about(data | {"split": split}, report, run.step)
     log(as_screen_text(report, benchmark, about))
     with writing(out):
         page = write_report(
@@ -156,9 +152,11 @@ def main() -> dict[str, Any] | None:
             sections,
             title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
             benchmark=benchmark,
-            reliability=bins,
+            reliability=reliability(judged),
             **about,
         )
+    if CALIBRATE.value:
+        _calibrate(workdir, split, judged)
     if EXPLAIN.value and GALLERY.value:
         log("drawing how the network came to the cases of the gallery")
         # With the parameters that are loaded already: Orbax would wait for the other processes to restore them again.
@@ -176,7 +174,8 @@ def _evaluate(
     """Evaluate, keep the cases of the gallery, and write the files for other programs.
 
     Returns:
-        The report, and for --calibrate or a calibrated network the masks of all processes, else no masks.
+        The report, and for --calibrate or a calibrated network the judged masks of all processes, else none. They are
+        the masks of the protocol `original`, which `predict` returns.
     """
     from s2rm_jax.evaluation.calibration import RIGHT_IOU, UNCALIBRATED, Calibration
     from s2rm_jax.evaluation.result_files import EvaluationFiles
@@ -185,7 +184,8 @@ def _evaluate(
     coco, label_studio, save_masks = bool(COCO.value), LABEL_STUDIO.value or "", bool(SAVE_MASKS.value)
     judged: list[Judged] = []
     show = report_evaluation(config.eval.split)
-    scores_needed = bool(CALIBRATE.value) or Calibration.of(config) != UNCALIBRATED
+    calibrated = Calibration.of(config) != UNCALIBRATED
+    judges = bool(CALIBRATE.value) or (calibrated and config.eval.protocol == ORIGINAL.name)
     with EvaluationFiles(out, coco=coco, label_studio=label_studio, save_masks=save_masks) as files:
 
         def observe(prediction: Prediction) -> None:
@@ -197,34 +197,52 @@ def _evaluate(
             show(done, total)
 
         def record(prediction: Prediction, answer: Answer) -> bytes:
-            if scores_needed and answer.predicted.any():
+            if judges and answer.predicted.any():
                 judged.append((answer.score, (prediction.score.iou or 0) >= RIGHT_IOU))
             return files.record(prediction, answer)
 
-        needs_answers = scores_needed or coco or label_studio or save_masks
+        needs_answers = judges or coco or label_studio or save_masks
         report = evaluate(progress=progress, observe=observe, record=record if needs_answers else None)
         files.write()
-    return report, [mask for share in distributed.gather(judged) for mask in share]
+    # Sorted, so that the numbers do not depend on the order of threads and processes.
+    return report, sorted(one for share in distributed.gather(judged) for one in share)
 
 
-def _reliability(workdir: epath.Path, split: str, masks: list[Judged]) -> list[Bin]:
-    """Return the reliability of scores, with --calibrate after fitting them and keeping the fit in the workdir."""
+def _about(data: dict[str, Any], report: Report, step: int | None) -> tuple[dict[str, Any], Benchmark | None]:
+    """Return what was evaluated, and the benchmark whose published figures are comparable."""
+    from s2rm_jax.evaluation.published import benchmark_of
+
+    about = data | {"images": report.images, "limit": LIMIT.value or None}
+    about |= {"checkpoint": CHECKPOINT.value, "step": step, "workdir": WORKDIR.value}
+    benchmark = benchmark_of(data)
+    if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
+        about["published_figures"] = f"none, because {difference}"
+        benchmark = None
+    return about, benchmark
+
+
+def _calibrate(workdir: epath.Path, split: str, judged: list[Judged]) -> None:
+    """Fit the scores of masks and keep the fit in the configuration of the run."""
     from s2rm_jax.evaluation.calibration import expected_calibration_error, fit, reliability
-    from s2rm_jax.training.logging import log
+    from s2rm_jax.training.logging import counted, log
     from s2rm_jax.training.run import save_calibration
 
-    bins = reliability(masks) if masks else []
-    if not CALIBRATE.value:
-        return bins
-    calibration = fit(masks)
-    fitted = reliability([(calibration(score), right) for score, right in masks])
+    calibration = fit(judged)
     save_calibration(workdir, calibration)
-    before, after = (100 * expected_calibration_error(some) for some in (bins, fitted))
+    fitted = [(calibration(score), right) for score, right in judged]
+    before, after = (100 * expected_calibration_error(reliability(some)) for some in (judged, fitted))
     log(
-        f"expected calibration error on {split}: {before:.1f} % before, {after:.1f} % after; the fit is in "
+        f"scores fitted on {counted(len(judged), 'mask')} of {split}, {CHECKPOINT.value} checkpoint: expected "
+        f"calibration error {before:.1f} % before, {after:.1f} % after, on these masks; the fit is in "
         f"{workdir / CONFIG_FILE}"
     )
-    return fitted
+
+
+def _check_flags() -> None:
+    """Check flags that do not depend on the run."""
+    check_address(LABEL_STUDIO.value)
+    if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
+        raise UserError("--calibrate: run it alone first; --coco and --label_studio then write calibrated scores")
 
 
 def _find_run() -> epath.Path:
@@ -233,8 +251,6 @@ def _find_run() -> epath.Path:
 
     assert WORKDIR.value is not None  # required
     workdir = find_run(WORKDIR.value)
-    if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
-        raise UserError("--calibrate: run it first, without --coco and --label_studio, which write calibrated scores")
     where = f"{WORKDIR.value} is on the Hugging Face Hub"
     if OUT.value is None and on_hub(WORKDIR.value):
         raise UserError(f"--out is missing: {where}; give a folder for the report")
@@ -245,6 +261,7 @@ def _find_run() -> epath.Path:
 
 def _load_config(workdir: epath.Path) -> ConfigDict:
     """Return the configuration of the run with the changes that the flags make."""
+    from s2rm_jax.evaluation.calibration import UNCALIBRATED
     from s2rm_jax.input.sources import with_data
     from s2rm_jax.training.run import load_config
 
@@ -257,7 +274,9 @@ def _load_config(workdir: epath.Path) -> ConfigDict:
     if ON_BAD_EXAMPLE.value:
         config.input.on_bad_example = ON_BAD_EXAMPLE.value
     if CALIBRATE.value:
-        config.eval.update(score_scale=1.0, score_bias=0.0)
+        if config.eval.protocol != ORIGINAL.name:
+            raise UserError("--calibrate fits the scores of the masks that predict returns: add --protocol original")
+        config.eval.update(UNCALIBRATED.fields())
     return config
 
 

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from s2rm_jax import compile_for
 from s2rm_jax.errors import UserError
@@ -38,6 +41,23 @@ def test_a_topology_is_a_chip_and_a_shape(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"--topology is '.*'; it must be CHIP:SHAPE, such as v5e:4x4"):
         compile_for.topology_devices(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds"), [("v5e:1x1", (1, 1, 1)), ("v5e:1x2", (1, 2, 1)), ("v5e:2x2", None), ("v5p:2x2x2", None)]
+)
+def test_a_slice_smaller_than_a_host_is_compiled_as_a_part_of_one(monkeypatch, name, bounds):
+    asked = {}
+
+    def describe(name, platform, **options):
+        asked.update(options)
+        shape = name.split(":")[1].split("x")
+        return SimpleNamespace(devices=[object()] * math.prod(map(int, shape)))
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    compile_for.topology_devices(name)
+    assert asked.get("chips_per_host_bounds") == bounds
 
 
 def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):

@@ -1,7 +1,7 @@
 """Calibration: from the score of a mask to the probability that the mask is right.
 
 The score of a mask is the mean probability of foreground over its pixels. It ranks masks, but as a probability it is
-too high: the network is sure of the pixels of a wrong object as well. Platt's scaling (Platt, 1999) maps it to
+too high: the network is sure of the pixels of a wrong object as well. Platt scaling (Platt, 1999) maps it to
 
     p = sigmoid(scale * logit(score) + bias)
 
@@ -12,6 +12,7 @@ at least RIGHT_IOU. The error of such probabilities is the expected calibration 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ _NEWTON_STEPS = 50
 
 
 class Calibration(NamedTuple):
-    """The scale and the bias of Platt's scaling; the default changes nothing."""
+    """The scale and the bias of Platt scaling; the default changes nothing."""
 
     scale: float = 1.0
     bias: float = 0.0
@@ -39,6 +40,10 @@ class Calibration(NamedTuple):
     def of(cls, config: ConfigDict) -> Calibration:
         """Return the calibration of a configuration."""
         return cls(config.eval.score_scale, config.eval.score_bias)
+
+    def fields(self) -> dict[str, float]:
+        """Return the fields of config.eval that hold the calibration."""
+        return {"score_scale": self.scale, "score_bias": self.bias}
 
     def __call__(self, score: float) -> float:
         """Return the calibrated score; that of an empty mask stays 0."""
@@ -50,31 +55,32 @@ class Calibration(NamedTuple):
 UNCALIBRATED = Calibration()
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True)
+class Bin:
     """The masks whose scores lie in one of BINS equal parts of [0, 1].
 
-    masks   their number
+    count   their number
     score   their mean score; 0 if there are none
     right   the share of them that is right; 0 if there are none
     """
 
-    masks: int
+    count: int
     score: float
     right: float
 
 
-def fit(masks: Sequence[Judged]) -> Calibration:
+def fit(judged: Sequence[Judged]) -> Calibration:
     """Return the calibration with the highest likelihood of masks with uncalibrated scores.
 
     As in Platt's paper, the targets are (r + 1) / (r + 2) and 1 / (w + 2) for r right and w wrong masks, so the result
     is finite even if a threshold separates them.
 
     Raises:
-        UserError: there are no masks.
+        UserError: there are no masks, or their scores do not rank them.
     """
-    if not masks:
+    if not judged:
         raise UserError("the network predicts no mask on this split, so there is nothing to calibrate")
-    scores, right = map(np.array, zip(*masks, strict=True))
+    scores, right = map(np.array, zip(*judged, strict=True))
     count = int(right.sum())
     targets = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
     inputs = np.stack([_logit(scores), np.ones(len(scores))], axis=1)
@@ -93,22 +99,30 @@ def fit(masks: Sequence[Judged]) -> Calibration:
         weights = weights - step
         if np.abs(step).max() < 1e-9:
             break
-    return Calibration(*map(float, weights))
+    calibration = Calibration(*map(float, weights))
+    if calibration.scale <= 0:
+        raise UserError(
+            f"the scores do not rank the {len(judged):,} masks of this split, so they cannot be calibrated; evaluate "
+            "more images, or train the network further"
+        )
+    return calibration
 
 
-def reliability(masks: Sequence[Judged]) -> list[Bin]:
-    """Return the BINS bins of a reliability diagram."""
+def reliability(judged: Sequence[Judged]) -> list[Bin]:
+    """Return the BINS bins of a reliability diagram, and none if there are no masks."""
+    if not judged:
+        return []
     groups: list[list[Judged]] = [[] for _ in range(BINS)]
-    for mask in masks:
-        groups[min(int(mask[0] * BINS), BINS - 1)].append(mask)
+    for one in judged:
+        groups[min(int(one[0] * BINS), BINS - 1)].append(one)
     means = [np.mean(group, axis=0).tolist() if group else (0.0, 0.0) for group in groups]
     return [Bin(len(group), score, right) for group, (score, right) in zip(groups, means, strict=True)]
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Return the mean of |score - right| over the masks, in [0, 1]."""
-    masks = sum(one.masks for one in bins)
-    return sum(one.masks * abs(one.score - one.right) for one in bins) / max(1, masks)
+    total = sum(one.count for one in bins)
+    return sum(one.count * abs(one.score - one.right) for one in bins) / max(1, total)
 
 
 def _logit(scores: Any) -> Any:

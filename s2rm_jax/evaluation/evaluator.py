@@ -187,6 +187,7 @@ class Evaluator:
             return batch.items, self._forward(params, *put_batch((images, tokens, token_mask), self._mesh))
 
         devices, config = self._mesh.size, self._config
+        calibration = Calibration.of(config)
         size = -(-config.eval.batch_size // devices) * devices
         batches = pipeline.eval_batches(source, self._tokenizer, config, size, self._process)
         dispatched = map(dispatch, batches)
@@ -196,7 +197,6 @@ class Evaluator:
             assert current is not None
             items, outputs = current
             logits, no_target_logits = take_batch(outputs)
-            calibration = Calibration.of(config)
             yield score_items(self._protocol, items, logits, no_target_logits, record, calibration=calibration)
             current = following
             if progress is not None:

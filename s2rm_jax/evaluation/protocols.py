@@ -204,14 +204,14 @@ def mask_and_score(
 ) -> tuple[Bool[np.ndarray, "height width"], float]:
     """Return the mask that a user gets for an image of `height` x `width`, which is also that of `original`.
 
-    And its score: the mean probability of foreground over the mask, 0 if that is empty.
+    And its uncalibrated score: the mean probability of foreground over the mask, 0 if that is empty.
     """
     mask, foreground = _foreground(np.asarray(logits, np.float32), height, width)
     return mask, mask_score(foreground)
 
 
 def mask_score(foreground: Float[np.ndarray, " pixels"]) -> float:
-    """Return the score of a mask, given the resized logits of its pixels."""
+    """Return the uncalibrated score of a mask, given the resized logits of its pixels."""
     return float(np.mean(sigmoid(foreground))) if foreground.size else 0.0
 
 

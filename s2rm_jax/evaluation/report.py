@@ -12,13 +12,13 @@ from pathlib import Path
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, gallery, plots
-from s2rm_jax.evaluation.calibration import Bin, expected_calibration_error
+from s2rm_jax.evaluation.calibration import RIGHT_IOU, Bin, expected_calibration_error
 from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, published_on
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_markdown, as_text, without
-from s2rm_jax.io import read_object
+from s2rm_jax.io import read_object, remove_earlier
 
 _SCREEN_WIDTH = 118  # columns
 _CSV_FIELDS = (
@@ -239,6 +239,7 @@ def write_report(
         "place": bootstrap.by_place(report.expressions),
     }
     counts = bootstrap.histogram(report.expressions)
+    texts = notes(report, about)
     figures = {
         "iou_histogram": plots.histogram_plot(counts),
         "iou_by_length": plots.groups_plot("By length of the expression", "words in the expression", groups["length"]),
@@ -247,15 +248,18 @@ def write_report(
     }
     if reliability:
         figures["reliability"] = plots.reliability_plot(reliability)
+        error = 100 * expected_calibration_error(reliability)
+        texts.append(
+            f"Expected calibration error of the scores, as probabilities of IoU >= {RIGHT_IOU}: {error:.1f} %."
+        )
     captioned = [metrics_table(report, title), *tables[1:]]
-    texts = notes(report, about)
 
     write_csv(report, folder / "expressions.csv")
     by = {name: [asdict(group) for group in members] for name, members in groups.items()}
     content = about | _numbers(report) | {"iou_histogram": counts, "by": by}
     if reliability:
-        bins = [one._asdict() for one in reliability]
-        content |= {"calibration_error": expected_calibration_error(reliability), "reliability": bins}
+        bins = [asdict(one) for one in reliability]
+        content |= {"calibration_error": 100 * expected_calibration_error(reliability), "reliability": bins}
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     _write(folder / "metrics.json", json.dumps(content, indent=2))
@@ -263,6 +267,7 @@ def write_report(
     comments = "\n".join(f"% {' '.join(note.split())}" for note in texts)
     _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
     (folder / "plots").mkdir(exist_ok=True)
+    remove_earlier(folder / "plots", r"reliability\.svg")
     for name, figure in figures.items():
         _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
     if sections:

@@ -76,7 +76,12 @@ class ExpressionResult(BaseModel):
     """The result for one expression."""
 
     expression: str
-    score: float = Field(ge=0, le=1, description="confidence in the mask, see docs/files.md; 0 for an empty mask")
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="probability that the mask is right if the network is calibrated, else mean foreground probability "
+        "over the mask; 0 for an empty mask",
+    )
     no_target: float | None = Field(
         description="probability that the expression has no target; null if the network does not predict it"
     )

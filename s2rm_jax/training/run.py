@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
 from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
-from s2rm_jax.evaluation.calibration import Calibration
+from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.torch_folder import read_pytorch
@@ -217,7 +217,7 @@ def save_calibration(workdir: epath.PathLike, calibration: Calibration) -> None:
     path = epath.Path(workdir) / CONFIG_FILE
     with explaining_storage_errors(f"{path} cannot be written", path.parent):
         content = json.loads(path.read_text())
-        content["eval"] |= {"score_scale": calibration.scale, "score_bias": calibration.bias}
+        content["eval"] |= calibration.fields()
         write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -268,7 +268,7 @@ def _completed(value: Any, default: Any = None) -> Any:
 def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
     """Return a copy of `config` with the pretrained weights, the vocabulary and the calibration that the run uses.
 
-    A run that continues keeps those that it began with, in the configuration `began`.
+    A run that continues keeps those in its stored configuration, `began`.
 
     Raises:
         UserError: config.text.vocab has other words than the vocabulary of the run that is continued.
@@ -281,7 +281,7 @@ def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
             if given not in ("", kept):
                 log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
         config.text.vocab = _same_vocabulary(config.text.vocab, began.text.vocab)
-        config.eval.update(score_scale=began.eval.score_scale, score_bias=began.eval.score_bias)
+        config.eval.update(Calibration.of(began).fields())
     return config
 
 
@@ -377,6 +377,9 @@ def open_workdir(
     with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
         if began is not None and step is not None:
             require_same_config(workdir, began, config)
+            if Calibration.of(began) != UNCALIBRATED and step < config.steps:
+                config.eval.update(UNCALIBRATED.fields())
+                log("The weights will change, so scores are no longer calibrated: run evaluate --calibrate again.")
             if began.steps != config.steps and step < config.steps:
                 log(
                     f"The run was of {counted(began.steps, 'step')} and is now of {config.steps:,}: from step "

@@ -75,8 +75,16 @@ def test_in_the_far_setting_the_last_stage_has_several_windows():
     assert len(vocabulary) <= config.text.vocab_size
 
 
+def test_the_long_setting_differs_in_its_length_alone():
+    short, long = get_config(""), get_config("long")
+    for config in (short, long):
+        assert config.steps * config.batch_size == config.input.source.train_length  # each scene once
+    long.steps, long.input.source.train_length, long.eval.every = 2000, 16_000, 500
+    assert long.to_dict() == short.to_dict()
+
+
 def test_an_unknown_setting_is_named():
-    with pytest.raises(UserError, match=r"has no variant 'near'; use synthetic_benchmark\.py\[:far\]"):
+    with pytest.raises(UserError, match="has no variant 'near'; use :far, :long or none"):
         get_config("near")
 
 

@@ -1,5 +1,7 @@
 """Calibrated scores: the fit, the bins of the diagram, and the expected calibration error."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -54,9 +56,7 @@ def test_the_fit_is_the_maximum_of_the_likelihood_and_near_the_truth():
     [
         [(0.6, False), (0.7, False), (0.8, True), (0.9, True)],
         [(0.9, True)] * 5,
-        [(0.9, False), (1.0, False)],
         [(1.0, True), (1.0, False)],
-        [(0.5, True), (0.99, False), (0.999, False)],
     ],
 )
 def test_the_fit_is_finite_if_masks_can_be_separated_or_are_alike(masks):
@@ -65,9 +65,12 @@ def test_the_fit_is_finite_if_masks_can_be_separated_or_are_alike(masks):
     assert all(0 <= calibration(score) <= 1 for score in (0.5, 0.9, 1.0))
 
 
-def test_without_masks_nothing_can_be_fitted():
+def test_without_masks_or_with_scores_in_the_wrong_order_nothing_can_be_fitted():
     with pytest.raises(UserError, match="predicts no mask"):
         fit([])
+    with pytest.raises(UserError, match="do not rank the 3 masks"):
+        fit([(0.5, True), (0.99, False), (0.999, False)])
+    assert reliability([]) == []
 
 
 def test_an_uncalibrated_score_and_that_of_an_empty_mask_are_unchanged():
@@ -80,9 +83,10 @@ def test_an_uncalibrated_score_and_that_of_an_empty_mask_are_unchanged():
 def test_bins_and_error():
     masks = [(0.05, False), (0.62, True), (0.68, False), (0.99, True), (1.0, True)]
     bins = reliability(masks)
-    assert len(bins) == BINS and sum(one.masks for one in bins) == 5
-    assert bins[0] == (1, 0.05, 0.0) and bins[1] == (0, 0.0, 0.0)
-    assert bins[6] == pytest.approx((2, 0.65, 0.5)) and bins[9] == pytest.approx((2, 0.995, 1.0))
+    assert len(bins) == BINS and sum(one.count for one in bins) == 5
+    assert bins[0] == Bin(1, 0.05, 0.0) and bins[1] == Bin(0, 0.0, 0.0)
+    assert astuple(bins[6]) == pytest.approx((2, 0.65, 0.5))
+    assert astuple(bins[9]) == pytest.approx((2, 0.995, 1.0))
     assert expected_calibration_error(bins) == pytest.approx((0.05 + 2 * 0.15 + 2 * 0.005) / 5)
     assert expected_calibration_error([Bin(0, 0.0, 0.0)]) == 0.0
 

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -76,9 +77,11 @@ def test_evaluate(tiny_workdir, tmp_path):
     assert low <= metrics["all"]["overall_iou"] <= high
 
 
-def test_evaluate_calibrates_the_scores_that_predict_gives(tiny_workdir, tmp_path):
-    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+def test_evaluate_calibrates_the_scores_that_predict_gives(tmp_path):
+    workdir = shutil.copytree(default_network.FOLDER, tmp_path / "run")
     began = json.loads((workdir / "config.json").read_text())
+    began["eval"] |= UNCALIBRATED.fields()
+    (workdir / "config.json").write_text(json.dumps(began))
 
     def scores(name):
         status, _, errors = command("predict", f"--workdir={workdir}", f"--out={tmp_path / name}")
@@ -86,23 +89,41 @@ def test_evaluate_calibrates_the_scores_that_predict_gives(tiny_workdir, tmp_pat
         return [one["score"] for one in json.loads((tmp_path / name / "result.json").read_text())["results"]]
 
     raw = scores("raw")
-    flags = ("--split=test", "--limit=5", "--gallery=0", f"--out={tmp_path / 'report'}")
+    flags = ("--limit=10", "--gallery=0", f"--out={tmp_path / 'report'}")
     status, printed, errors = command("evaluate", f"--workdir={workdir}", "--calibrate", *flags)
     assert status == 0, errors
-    assert "expected calibration error on test" in printed
+    assert "40 masks of val, best checkpoint" in printed
     config = json.loads((workdir / "config.json").read_text())
     calibration = Calibration(config["eval"]["score_scale"], config["eval"]["score_bias"])
     assert calibration != UNCALIBRATED
-    assert config == began | {"eval": config["eval"]}
+    assert config == began | {"eval": began["eval"] | calibration.fields()}
     assert any(raw) and scores("calibrated") == pytest.approx(list(map(calibration, raw)), abs=1e-3)
 
+    before, after = (float(number) for number in re.findall(r"([\d.]+) % (?:before|after)", printed))
     metrics = json.loads((tmp_path / "report/metrics.json").read_text())
-    assert 0 <= metrics["calibration_error"] <= 1
-    status, printed, errors = command("evaluate", f"--workdir={workdir}", *flags)  # calibrated, so it shows the same
+    assert metrics["calibration_error"] == pytest.approx(before, abs=0.051)
     assert status == 0, errors
-    again = json.loads((tmp_path / "report/metrics.json").read_text())
-    assert again["reliability"] == metrics["reliability"] and "calibration error on" not in printed
-    assert "Reliability: expected calibration error" in (tmp_path / "report/index.html").read_text()
+    status, printed, errors = command("evaluate", f"--workdir={workdir}", "--coco", *flags)
+    assert status == 0, errors
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert metrics["calibration_error"] == pytest.approx(after, abs=0.051)
+    assert f"Reliability: expected calibration error {after} %" in (tmp_path / "report/index.html").read_text()
+    written = [one["score"] for one in json.loads((tmp_path / "report/coco_results.json").read_text())]
+    assert np.mean(written) == pytest.approx(
+        sum(one["count"] * one["score"] for one in metrics["reliability"]) / len(written), abs=1e-3
+    )
+    status, _, errors = command("evaluate", f"--workdir={workdir}", "--protocol=cris", *flags)  # other masks
+    assert status == 0, errors
+    assert "reliability" not in json.loads((tmp_path / "report/metrics.json").read_text())
+    assert not (tmp_path / "report/plots/reliability.svg").exists()
+
+
+def test_scores_that_do_not_rank_masks_are_not_calibrated_but_the_report_is_written(tiny_workdir, tmp_path):
+    before = (tiny_workdir / "config.json").read_bytes()
+    flags = ("--limit=3", "--gallery=0", f"--out={tmp_path}")
+    status, _, errors = command("evaluate", f"--workdir={tiny_workdir}", "--calibrate", *flags)  # all masks are wrong
+    assert status == 2 and "the scores do not rank the 9 masks of this split" in errors
+    assert (tmp_path / "index.html").exists() and (tiny_workdir / "config.json").read_bytes() == before
 
 
 def test_evaluate_by_another_protocol(tiny_workdir, tmp_path):
@@ -372,7 +393,8 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
         (["--workdir={run}", "--gallery=-1"], "gallery"),
         (["--workdir={run}", "--protocol=lavt"], "protocol 'lavt' not found; available: original, lavt480, caris448"),
         ([], "--workdir is missing"),
-        (["--workdir={run}", "--calibrate", "--coco"], "--calibrate: run it first"),
+        (["--workdir={run}", "--calibrate", "--coco"], "--calibrate: run it alone first"),
+        (["--workdir={run}", "--calibrate", "--protocol=lavt480"], "add --protocol original"),
     ],
 )
 def test_evaluate_with_bad_input(tiny_workdir, tmp_path, arguments, message):
