@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from s2rm_jax.models.layers import Dense, gelu, rematerialize
@@ -26,7 +27,7 @@ class BertLayer(nn.Module):
     num_heads: int
     intermediate_size: int
     dropout_rate: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"]) -> Float[Array, "n l d"]:
@@ -70,7 +71,7 @@ class Bert(nn.Module):
     max_positions: int = 512
     dropout_rate: float = 0.0
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

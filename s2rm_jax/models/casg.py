@@ -13,6 +13,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from s2rm_jax.config import GUIDANCES, SEMANTICS
@@ -50,7 +51,7 @@ class ConvBlock(nn.Module):
     """3 x 3 convolution, LayerNorm over channels and GELU. Nothing in it mixes images."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b k h w c"]) -> Float[Array, "b k h w _"]:
@@ -73,7 +74,7 @@ class CASG(nn.Module):
     guidance: str = "full"
     semantics: tuple[str, ...] = SEMANTICS
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -143,7 +144,7 @@ class MaskHead(nn.Module):
 class Guide(nn.Module):
     """Emphasize the referent in a vision map by the abstract semantics, in space and in channels."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from s2rm_jax.config import BALANCES, FUSIONS, LANGUAGES, PAIRS, RECURRENCES, RESIDUALS, ROTATIONS, SIMPLER_FUSIONS
@@ -95,7 +96,7 @@ class Coparse(nn.Module):
     recurrent_width: int
     rotations: tuple[int, ...] = ROTATIONS
     recurrence: str = "gated"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pairs: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
@@ -181,7 +182,7 @@ class Distribute(nn.Module):
     width: int
     num_heads: int
     language: str = "words"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -217,7 +218,7 @@ class Balance(nn.Module):
     """Sum the directions of a pair, with weights computed from the parsed maps themselves **[ours]**."""
 
     kind: str = "position"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, maps: Float[Array, "r b k h w c"]) -> tuple[Float[Array, "b k h w c"], jax.Array]:
@@ -263,7 +264,7 @@ class S2RM(nn.Module):
     pairs: tuple[str, ...] = PAIRS
     balance: str = "position"
     residual: str = "both"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -328,7 +329,7 @@ class SimplerFusion(nn.Module):
     mode: str
     num_heads: int
     inner: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialize, repeat
@@ -92,7 +93,7 @@ class WindowAttention(nn.Module):
 
     num_heads: int
     window_size: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n t c"], regions: np.ndarray | None) -> Float[Array, "b n t c"]:
@@ -123,7 +124,7 @@ class SwinBlock(nn.Module):
     shifted: bool
     mlp_ratio: int = 4
     mask_padding: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -159,7 +160,7 @@ class SwinBlock(nn.Module):
 class PatchMerging(nn.Module):
     """Halve the grid and double the channels: 2 x 2 neighbours are concatenated, normalized and projected."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
@@ -188,7 +189,7 @@ class Swin(nn.Module):
     patch_size: int = 4
     mask_padding: bool = True
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"], train: bool = False) -> tuple[Float[Array, "b _ _ _"], ...]:
