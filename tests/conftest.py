@@ -30,8 +30,12 @@ os.environ |= {
     "XDG_CACHE_HOME": _CACHES_OF_USER,
 }
 # Once each: JAX keys a program by the whole of XLA_FLAGS. Splitting a program for parallel code generation costs more
-# than it gains where as many workers as cores compile.
-for _flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
+# than it gains where as many workers as cores compile. XLA aborts on a flag that it does not know; newer versions have
+# no choice of fusion emitters.
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+for _flag in _FLAGS:
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 # Tracing allocates many objects that live long. With Python's default thresholds, looking for garbage among them takes
