@@ -131,10 +131,8 @@ def default_config() -> ConfigDict:
     config.eval.limit = 0  # images; 0: the whole split
     config.eval.protocol = "original"  # how masks are scored; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric that selects the best checkpoint
-    config.eval.score_scale = (
-        1.0  # scale and bias that turn scores of masks into probabilities that the masks are right;
-    )
-    config.eval.score_bias = 0.0  # `evaluate --calibrate` sets both, see evaluation/calibration.py
+    config.eval.score_scale = 1.0  # of scores of masks; `evaluate --calibrate` fits it; see evaluation/calibration.py
+    config.eval.score_bias = 0.0  # of scores of masks, likewise
 
     config.mesh = ConfigDict()  # how devices share the work; batches are always split over all devices
     config.mesh.fsdp = 1  # devices that share one copy of the training state; 1: every device holds a full copy

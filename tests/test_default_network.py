@@ -29,12 +29,12 @@ def test_it_is_recognized_by_any_form_of_its_path(monkeypatch):
 
 
 def test_it_was_trained_as_its_card_says():
-    config = load(ROOT / "configs/synthetic_benchmark.py").get_config()
+    config = load(ROOT / "configs/synthetic_benchmark.py").get_config("long")
     require_same_config(default_network.FOLDER, load_config(default_network.FOLDER), config)
     began = json.loads((default_network.FOLDER / "config.json").read_text())
     assert (began["steps"], began["text"]["vocab"]) == (config.steps, "")
     card = (default_network.FOLDER / "README.md").read_text(encoding="utf-8")
-    assert "python -m s2rm_jax.train --config configs/synthetic_benchmark.py" in card
+    assert "python -m s2rm_jax.train --config configs/synthetic_benchmark.py:long" in card
 
 
 def test_predict_uses_it_by_default_and_finds_the_referents_of_its_scenes(tmp_path):
