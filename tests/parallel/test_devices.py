@@ -54,4 +54,4 @@ def test_freed_memory_is_kept_unless_the_environment_configures_malloc(setting, 
     done = subprocess.run(
         command, env=environment | {"JAX_PLATFORMS": "cpu"} | setting, capture_output=True, text=True, check=True
     )
-    assert (int(done.stdout) < 50_000) is kept  # page faults; 0 and 500,161 were measured
+    assert (int(done.stdout) < 4_000) is kept  # page faults; measured: 0; 500,161 in JAX 0.10, 8,372 in JAX 0.12

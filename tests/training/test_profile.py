@@ -16,6 +16,10 @@ def traces(workdir):
     return list((workdir / "profile").rglob("*.xplane.pb"))
 
 
+# JAX 0.12 gives its events to Python by types without a module, and turning that warning into an error aborts.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+
+
 def steps_in(trace):
     """The numbers of the steps that a trace has annotations of."""
     profile = jax.profiler.ProfileData.from_file(str(trace))
