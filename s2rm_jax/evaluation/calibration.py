@@ -1,7 +1,7 @@
 """Calibration: from the score of a mask to the probability that the mask is right.
 
-The score of a mask is the mean probability of foreground over its pixels. It ranks masks, but as a probability it is
-too high: the network is sure of the pixels of a wrong object as well. Platt scaling (Platt, 1999) maps it to
+The score of a mask is the mean probability of foreground over its pixels. It ranks masks, but as a probability it can
+be too high: the network may be sure of the pixels of a wrong object as well. Platt scaling (Platt, 1999) maps it to
 
     p = sigmoid(scale * logit(score) + bias)
 
