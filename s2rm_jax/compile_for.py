@@ -102,19 +102,19 @@ def topology_devices(name: str) -> list[Any]:
 
     jax.config.update("jax_platforms", "cpu")  # do not search for TPUs to run on
     sides = [int(side) for side in shape.group(2).split("x")]
+    chips = math.prod(sides)
     # The two cores of a v4 chip are one device, as in training.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if shape.group(1) == "v4" else {}
-    if math.prod(sides) < _CHIPS_PER_HOST:
+    if chips < _CHIPS_PER_HOST:
         options["chips_per_host_bounds"] = (*sides, 1, 1)[:3]
     try:
         devices = list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--topology: slice {name!r} not found: {reason}") from error
-    if len(devices) != math.prod(sides):
+    if len(devices) != chips:
         raise UserError(
-            f"--topology {name}: {len(devices)} devices on {math.prod(sides)} chips; only one device per chip is "
-            "supported."
+            f"--topology {name}: {len(devices)} devices on {chips} chips; only one device per chip is supported."
         )
     return devices
 

@@ -143,7 +143,7 @@ def main() -> dict[str, Any] | None:
     if not distributed.is_first():
         return None
 
-    about, benchmark = _about(data | {"split": split}, report, run.step)
+    about, benchmark = _about(data, split, report, run.step)
     log(as_screen_text(report, benchmark, about))
     with writing(out):
         page = write_report(
@@ -208,13 +208,15 @@ def _evaluate(
     return report, sorted(one for share in distributed.gather(judged) for one in share)
 
 
-def _about(data: dict[str, Any], report: Report, step: int | None) -> tuple[dict[str, Any], Benchmark | None]:
+def _about(
+    data: dict[str, Any], split: str, report: Report, step: int | None
+) -> tuple[dict[str, Any], Benchmark | None]:
     """Return what was evaluated, and the benchmark whose published figures are comparable."""
     from s2rm_jax.evaluation.published import benchmark_of
 
-    about = data | {"images": report.images, "limit": LIMIT.value or None}
+    about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
     about |= {"checkpoint": CHECKPOINT.value, "step": step, "workdir": WORKDIR.value}
-    benchmark = benchmark_of(data)
+    benchmark = benchmark_of(data)  # whose split is that of the part, if `split` is PART:SPLIT
     if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
         about["published_figures"] = f"none, because {difference}"
         benchmark = None

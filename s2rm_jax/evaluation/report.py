@@ -246,9 +246,11 @@ def write_report(
         "iou_by_area": plots.groups_plot("By size of the referent", "share of the image, %", groups["area"]),
         "iou_by_place": plots.places_plot("By position of the referent", groups["place"]),
     }
+    scores: dict[str, object] = {}
     if reliability:
         figures["reliability"] = plots.reliability_plot(reliability)
         error = 100 * expected_calibration_error(reliability)
+        scores = {"calibration_error": error, "reliability": [asdict(one) for one in reliability]}
         texts.append(
             f"Expected calibration error of the scores, as probabilities of IoU >= {RIGHT_IOU}: {error:.1f} %."
         )
@@ -256,10 +258,7 @@ def write_report(
 
     write_csv(report, folder / "expressions.csv")
     by = {name: [asdict(group) for group in members] for name, members in groups.items()}
-    content = about | _numbers(report) | {"iou_histogram": counts, "by": by}
-    if reliability:
-        bins = [asdict(one) for one in reliability]
-        content |= {"calibration_error": 100 * expected_calibration_error(reliability), "reliability": bins}
+    content = about | _numbers(report) | {"iou_histogram": counts, "by": by} | scores
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     _write(folder / "metrics.json", json.dumps(content, indent=2))

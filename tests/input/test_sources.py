@@ -15,7 +15,9 @@ from tests.input.refer_fixture import write_refer_layout
 def test_a_field_that_a_source_does_not_have_is_told_and_a_defect_within_a_source_keeps_its_traceback(monkeypatch):
     with pytest.raises(UserError, match=r"does not fit the source 'json_lines': got an unexpected .* 'files'"):
         build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
-    with pytest.raises(UserError, match=r"does not fit the source 'refer': missing a required .*argument: 'root'"):
+    with pytest.raises(
+        UserError, match=r"does not fit the source 'refer': missing a required (keyword-only )?argument: 'root'"
+    ):
         build_source(ConfigDict({"name": "refer"}), "train")
 
     def broken(split, *, root):

@@ -103,7 +103,6 @@ def test_evaluate_calibrates_the_scores_that_predict_gives(tmp_path):
     before, after = (float(number) for number in re.findall(r"([\d.]+) % (?:before|after)", printed))
     metrics = json.loads((tmp_path / "report/metrics.json").read_text())
     assert metrics["calibration_error"] == pytest.approx(before, abs=0.051)
-    assert status == 0, errors
     status, printed, errors = command("evaluate", f"--workdir={workdir}", "--coco", *flags)
     assert status == 0, errors
     metrics = json.loads((tmp_path / "report/metrics.json").read_text())
@@ -326,6 +325,12 @@ def test_evaluate_on_other_data_writes_elsewhere_and_says_what_it_evaluated(tiny
     }
     status, errors = evaluate(f"--data={second}", f"--out={workdir / 'eval-testA'}")
     assert status == 2 and f"eval-testA has a report on other data (root was '{first}', now '{second}')" in errors
+
+    content["input"]["source"] = {"name": "mixture", "parts": {"coco": content["input"]["source"]}}
+    (workdir / "config.json").write_text(json.dumps(content))
+    assert evaluate("--split=coco:testA", f"--out={tmp_path / 'part'}") == (0, "")
+    metrics = json.loads((tmp_path / "part/metrics.json").read_text())
+    assert metrics["split"] == "coco:testA" and " testA has 750 images and 5," in metrics["published_figures"]
 
 
 def test_evaluate_transfers_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):

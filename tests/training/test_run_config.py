@@ -1,11 +1,21 @@
 import json
+import shutil
 
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.training.run import load_config, require_same_config, resolve_config, save_config
+from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
+from s2rm_jax.training.run import (
+    load_config,
+    open_workdir,
+    require_same_config,
+    resolve_config,
+    save_calibration,
+    save_config,
+)
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
@@ -174,6 +184,21 @@ def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(c
     vision, text = capsys.readouterr().out.splitlines()
     assert vision.startswith("ignored: config.vision.pretrained=other.pth, because the run continues")
     assert text.startswith("ignored: config.text.pretrained=bert, because the run continues")
+
+
+def test_a_calibration_is_kept_until_the_run_is_trained_further(tiny_workdir, tmp_path, capsys):
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    calibration = Calibration(2.0, -1.0)
+    save_calibration(workdir, calibration)
+    given = load_config(tiny_workdir)
+    for steps, kept in ((given.steps, calibration), (given.steps + 1, UNCALIBRATED)):
+        began = load_config(workdir)
+        assert Calibration.of(began) == calibration
+        config = resolve_config(changed(given, steps=steps, text__vocab=began.text.vocab), began)
+        with open_workdir(epath.Path(workdir), config, began, lambda path: None):
+            pass
+        assert Calibration.of(load_config(workdir)) == kept
+        assert ("scores are no longer calibrated" in capsys.readouterr().out) is (kept == UNCALIBRATED)
 
 
 def test_a_field_of_the_source_that_was_left_out_had_the_default_of_its_reader(tmp_path):
