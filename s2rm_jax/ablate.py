@@ -2,6 +2,7 @@
 
     python -m s2rm_jax.ablate --suite steps --out runs/ablations
     python -m s2rm_jax.ablate --suite casg --seeds 2 --steps 1000 --out runs/ablations_1000
+    python -m s2rm_jax.ablate --suite fusion_by_decoder --variants plain_fpn,plain_sum --out runs/ablations
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
 Suites: cumulative, fusion_by_decoder, steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at
@@ -35,6 +36,9 @@ from s2rm_jax.parallel.devices import keep_freed_memory
 FLAGS = flags.FlagValues()
 SUITE = flags.DEFINE_enum(
     "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far", flag_values=FLAGS
+)
+VARIANTS = flags.DEFINE_list(
+    "variants", [], "some variants of the suite, such as full,sum; by default all of them", flag_values=FLAGS
 )
 SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each variant", lower_bound=1, flag_values=FLAGS)
 STEPS = flags.DEFINE_integer(
@@ -76,7 +80,10 @@ def main() -> None:
     benchmark = ":".join(("synthetic_benchmark", *([CONFIGS[suite]] if suite in CONFIGS else [])))
     base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config(benchmark))
     base = with_steps(base, STEPS.value or base.steps)
-    variants = variants_of(suite)
+    try:
+        variants = variants_of(suite, VARIANTS.value or ())
+    except UserError as error:
+        raise UserError(f"--variants: {error}") from error
     out = make_output_folder(OUT.value)
     runs = plan(variants, SEEDS.value or 1, base, out)
     if COLLECT.value:

@@ -271,17 +271,25 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class _References:
-    """What the variants are compared with: {variant: the name of another}, and what the table calls it."""
+    """What the variants are compared with: {variant: the name of another}, and what the tables call it."""
 
     names: Mapping[str, str]
     title: str
+
+    def suffix(self, name: str) -> str:
+        """Return what a table adds to a difference where its rows have several references."""
+        return f" to {self.names[name]}" if self.title == _SEVERAL and name in self.names else ""
+
+
+_SEVERAL = "the reference"
 
 
 def _references(suite: str, variants: Sequence[Variant]) -> _References:
     names = [variant.name for variant in variants]
     if suite in STEPWISE:
         return _References(dict(zip(names[1:], names[:-1], strict=True)), "the row above")
-    return _References(dict.fromkeys(names[1:], names[0]), names[0])
+    references = {one.name: one.reference if one.reference in names else names[0] for one in variants[1:]}
+    return _References(references, _SEVERAL if len(set(references.values())) > 1 else names[0])
 
 
 def _overview(variants: Sequence[Variant], references: _References, results: Results, splits: Sequence[str]) -> Table:
@@ -296,7 +304,8 @@ def _overview(variants: Sequence[Variant], references: _References, results: Res
         for split in splits:
             cells += [mean_and_deviation([r.scores[split].mean_iou for r in found])]
             cells += [mean_and_deviation([r.scores[split].overall_iou for r in found])]
-        cells.append(_difference(_compare(variant.name, references, results, _mean_iou(splits[0]))))
+        difference = _difference(_compare(variant.name, references, results, _mean_iou(splits[0])))
+        cells.append(difference + references.suffix(variant.name))
         cells += [f"{found[0].parameters / 1e6:.2f}", f"{found[0].gflops:.2f}", str(len(found))]
         rows.append(tuple(cells))
     caption = (
@@ -346,7 +355,10 @@ def _differences_by_group(field: str, title: str, references: _References, resul
     if not found:
         return []
     groups = list(next(iter(found.values())))
-    rows = [(name, *(_difference(differences.get(group)) for group in groups)) for name, differences in found.items()]
+    rows = [
+        (name + references.suffix(name), *(_difference(differences.get(group)) for group in groups))
+        for name, differences in found.items()
+    ]
     caption = f"Difference of mean IoU to {references.title} {title}, with 95 % intervals"
     return [Table(caption, ("variant", *groups), tuple(rows))]
 
@@ -409,9 +421,9 @@ def _figures(suite: str, variants: Sequence[Variant], references: _References, r
             }
             for name in references.names
         }
-        gains = {f"over {name}": of_variant for name, of_variant in gains.items() if of_variant}
+        gains = {f"{references.names[name]} over {name}": one for name, one in gains.items() if one}
         if gains:
-            figures["gain_by_distance"] = gains_plot(f"Gain of {variants[0].name}, {split}", GROUPINGS[_GAINS], gains)
+            figures["gain_by_distance"] = gains_plot(f"Gain, {split}", GROUPINGS[_GAINS], gains)
     learning = {variant.name: _mean_curve(results[variant.name]) for variant in variants}
     if all(learning.values()):
         curve_split = results[variants[0].name][0].curve_split

@@ -1,12 +1,12 @@
 """The suites of ablations: named changes to one configuration. The first variant of each suite changes nothing.
 
-Each variant is compared with the first one, or, in the suites of STEPWISE, with the one before it.
+Each variant is compared with the first one or with its `reference`; in the suites of STEPWISE, with the one before it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,14 @@ class Variant:
     changes      {field of the configuration: value}
     expressions  expressions per image, if not those of the configuration; the batch size is then chosen to keep the
                  FLOPs of a forward pass
+    reference    the variant it is compared with, if not the first of the suite
     """
 
     name: str
     what: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     expressions: int = 0
+    reference: str = ""
 
 
 FULL = Variant("full", "S2RM and CASG, unchanged")
@@ -47,12 +49,12 @@ def _width(width: int) -> Variant:
 
 def _plain(name: str, what: str, **fusion: Any) -> Variant:
     changes = {f"fusion.{field}": value for field, value in fusion.items()}
-    return Variant(f"plain_{name}", f"plain FPN, {what}", {"decoder.guidance": "none"} | changes)
+    return Variant(f"plain_{name}", f"plain FPN, {what}", {"decoder.guidance": "none"} | changes, reference="plain_fpn")
 
 
 def _stages(mode: str) -> Variant:
     changes = {"decoder.semantics": ("stages",), "fusion.mode": mode}
-    return Variant(f"stages_{mode}", f"guided by the previous stages alone, {mode}", changes)
+    return Variant(f"stages_{mode}", f"guided by the previous stages alone, {mode}", changes, reference="stages_only")
 
 
 SUM = Variant("sum", "V + T + W T, no coparsing", {"fusion.mode": "sum"})
@@ -133,12 +135,22 @@ SUITES: dict[str, tuple[Variant, ...]] = {
 }
 
 
-def variants_of(suite: str) -> tuple[Variant, ...]:
-    """Return the variants of a suite, or those of all suites but far for "all", each once."""
-    if suite != "all":
-        return SUITES[suite]
-    variants = (variant for name, of_suite in SUITES.items() if name not in CONFIGS for variant in of_suite)
-    return tuple({variant.name: variant for variant in variants}.values())
+def variants_of(suite: str, names: Collection[str] = ()) -> tuple[Variant, ...]:
+    """Return the variants of a suite, or those of all suites but far for "all", each once.
+
+    Args:
+        suite: a name of SUITES, or "all".
+        names: of the variants to return, in the order of the suite; empty for all of them.
+
+    Raises:
+        UserError: the suite has no variant of a name.
+    """
+    suites = [SUITES[suite]] if suite != "all" else [SUITES[name] for name in SUITES if name not in CONFIGS]
+    variants = {variant.name: variant for of_suite in suites for variant in of_suite}
+    unknown = [name for name in names if name not in variants]
+    if unknown:
+        raise UserError(f"suite {suite} has no variant {', '.join(unknown)}; it has {', '.join(variants)}.")
+    return tuple(variant for variant in variants.values() if not names or variant.name in names)
 
 
 def apply_variant(base: ConfigDict, variant: Variant) -> ConfigDict:

@@ -52,6 +52,21 @@ def test_a_cumulative_suite_compares_each_row_with_the_row_above(tmp_path):
     assert "Below the row above: worse." in text and "Above the row above: alike." in text
 
 
+def test_a_variant_is_compared_with_the_one_that_it_names(tmp_path):
+    variants = (FULL, Variant("worse", "much"), Variant("alike", "hardly", reference="worse"))
+    write_report(tmp_path, "fusion_by_decoder", 20, variants, RESULTS)
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    assert "| difference to the reference, test |" in text
+    assert "| -9.83 (-10.55 to -9.12) to full |" in text  # -10, -10, -9.5: sd 0.289, 4.303 x 0.289 / sqrt(3) = 0.72
+    assert "| +9.33 (+6.21 to +12.46) to worse |" in text
+    assert "Below the reference: worse." in text and "Above the reference: alike." in text
+
+
+def test_a_variant_whose_reference_is_left_out_is_compared_with_the_first(tmp_path):
+    write_report(tmp_path, "fusion_by_decoder", 20, (FULL, Variant("worse", "much", reference="gone")), RESULTS)
+    assert "| difference to full, test |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("freedom", [1.0, 1.05, 1.5, 2.0, 3.7, 20.0, 400.0])
 def test_quantiles_of_students_t(freedom):
     assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)

@@ -57,6 +57,19 @@ def test_all_is_every_suite_on_the_same_scenes(monkeypatch):
     assert len(names) == len(set(names))
 
 
+def test_some_variants_of_a_suite():
+    chosen = variants_of("fusion_by_decoder", ["plain_sum", "full"])
+    assert [variant.name for variant in chosen] == ["full", "plain_sum"], "in the order of the suite"
+    with pytest.raises(UserError, match=r"suite balance has no variant plain_sum, sun; it has full, balance_channel"):
+        variants_of("balance", ["full", "plain_sum", "sun"])
+
+
+def test_references_are_variants_of_the_suite():
+    for variants in SUITES.values():
+        names = [variant.name for variant in variants]
+        assert all(one.reference in names for one in variants if one.reference)
+
+
 def test_fewer_expressions_per_image_cost_the_same():
     def cost(config):
         further = config.input.expressions_per_image - 1
