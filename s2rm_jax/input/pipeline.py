@@ -85,6 +85,12 @@ def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str
             f"the vocabulary has {tokenizer.size} words but config.text.vocab_size is {config.text.vocab_size}: "
             f"set config.text.vocab_size={tokenizer.size} or give another config.text.vocab."
         )
+    if config.text.pretrained and tokenizer.size < config.text.vocab_size:
+        _LOG.warning(
+            "the vocabulary has %d words, but the pretrained text encoder has embeddings for %d: check that the file "
+            "of config.text.vocab is complete",
+            *(tokenizer.size, config.text.vocab_size),
+        )
     return tokenizer
 
 

@@ -142,6 +142,18 @@ def test_the_vocabulary_of_the_source_does_not_stand_in(pretrained, tmp_path):
         build_tokenizer(config, build_source(config.input.source, config.input.train_split))
 
 
+def test_an_incomplete_vocabulary_is_reported(caplog):
+    config = tiny_config()
+    config.text.pretrained = "bert"
+    words = tuple(f"word{number}" for number in range(config.text.vocab_size - 4))
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    source = build_source(config.input.source, config.input.train_split)
+    build_tokenizer(config, source, (*special, *words))
+    assert not caplog.records
+    build_tokenizer(config, source, (*special, *words[:-1]))
+    assert f"the vocabulary has {config.text.vocab_size - 1} words, but the pretrained" in caplog.text
+
+
 def test_a_vocabulary_without_a_checkpoint_is_not_used(pretrained, tmp_path):
     config, _ = pretrained
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "circle"]
