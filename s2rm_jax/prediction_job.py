@@ -348,6 +348,8 @@ def _matches(pattern: Path) -> Iterator[Path]:
         parts += ("*",)  # before Python 3.13, ** at the end matches folders only
     named = [part for part in parts if part.startswith(".")]
     try:
+        if any("**" in part and part != "**" for part in parts):  # Python 3.13 takes it for *
+            raise ValueError("'**' is only a part of a name")
         for path in base.glob(str(Path(*parts))):
             hidden = (part for part in path.parts if part.startswith("."))
             if all(any(fnmatch(part, name) for name in named) for part in hidden):
@@ -428,6 +430,7 @@ def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
     absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the results
     common = os.path.commonpath([path.parent for path in absolute])
     relative = [path.relative_to(common) for path in absolute]
+    if not all(path.stem.strip(".") for path in relative):  # the stem of "...png" is ".."
+        return relative
     bare = [path.with_suffix("") for path in relative]
-    named = all(path.stem.strip(".") for path in relative)  # the stem of "...png" is ".."
-    return bare if named and len({*bare, Path(taken)}) == len(bare) + 1 else relative
+    return bare if len({*bare, Path(taken)}) == len(bare) + 1 else relative

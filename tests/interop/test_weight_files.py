@@ -207,8 +207,8 @@ def test_scalars_of_the_first_numpy_are_harmless(tmp_path):
 @pytest.mark.parametrize(
     ("beside", "named"),
     [
-        (PurePosixPath("a"), "pathlib.PurePosixPath"),
-        (argparse.Namespace(out=PurePosixPath("a")), "pathlib.PurePosixPath"),
+        (PurePosixPath("a"), f"{PurePosixPath.__module__}.PurePosixPath"),  # pathlib._local in Python 3.13
+        (argparse.Namespace(out=PurePosixPath("a")), f"{PurePosixPath.__module__}.PurePosixPath"),
         (argparse.ArgumentParser, "argparse.ArgumentParser"),
         (np.ones(3), "numpy._core.multiarray._reconstruct"),
         (torch.nn.ReLU(), "torch.nn.modules.activation.ReLU"),
