@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from s2rm_jax.errors import UserError, explaining, one_line, reason_of
+from s2rm_jax.errors import UserError, explaining, first_of, one_line, reason_of
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
 from s2rm_jax.input.masks import MAX_COORDINATE
@@ -56,7 +56,7 @@ _FILE_NAMES = {
     "testA": (("testA",), ("test",)),
     "test": (("test", "testA", "testB", "testC"),),
 }
-_SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COCO_ID = re.compile(r"\d{12}")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
@@ -95,7 +95,7 @@ class HuggingFaceSource(StoredSource):
 
         Raises:
           UserError: pyarrow is not installed; the files cannot be found, downloaded or read; a column is missing; or
-            the split has no usable expression.
+            the split has no usable expression. Or files of the split are missing, by the numbers in their names.
         """
         check_choices(sentence_field, overlap)
         where = Path(str(path))
@@ -106,6 +106,8 @@ class HuggingFaceSource(StoredSource):
                 if sentence_field != "raw":
                     raise UserError(f"sentence_field is {sentence_field!r}; {where} has only 'raw' expressions")
                 files = _Files(_named_files(files.paths, split, where))
+            if not where.expanduser().is_file():  # a single file may be read by itself
+                _require_all_shards(files.paths)
             refs, images, annotations, places = (
                 _refer_records(files) if has_sizes else _answer_records(files, split, where)
             )
@@ -175,6 +177,27 @@ def _split_name(file: Path) -> str:
     """Return the split of a file by its name: data/val-00000-of-00004.parquet, val.parquet or val/0000.parquet."""
     stem = _SHARD.sub("", file.stem)
     return file.parent.name if stem.isdigit() else stem
+
+
+def _require_all_shards(paths: Sequence[Path]) -> None:
+    """Raise a UserError unless the files of each split are all of one version, by NUMBER-of-TOTAL in their names."""
+    found: defaultdict[tuple[Path, str], list[tuple[int, int]]] = defaultdict(list)
+    for path in paths:
+        if match := _SHARD.search(path.stem):
+            found[path.parent, path.stem[: match.start()]].append((int(match[1]), int(match[2])))
+    for (folder, name), shards in found.items():
+        totals = sorted({total for _, total in shards})
+        if len(totals) > 1 or len(set(shards)) < len(shards):
+            of = " and ".join(f"{name}-*-of-{total:05d}" for total in totals)
+            raise UserError(
+                f"{folder} has Parquet files of several versions of one split ({of}); keep those of one version"
+            )
+        numbers = {number for number, _ in shards}
+        missing = [f"{name}-{one:05d}-of-{totals[0]:05d}.parquet" for one in range(totals[0]) if one not in numbers]
+        if missing:
+            raise UserError(
+                f"{folder} lacks files of the split: {first_of(missing, ', ')}; copy or download them again"
+            )
 
 
 def _download(name: str, split: str, revision: str) -> list[Path]:

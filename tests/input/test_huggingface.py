@@ -359,6 +359,30 @@ def test_sizes_are_those_of_the_images(lmms, refer):
     assert {(example.height, example.width) for example in source} == {(48, 64)}
 
 
+def test_an_incomplete_copy_of_a_split_is_refused_with_the_missing_files(refer, tmp_path):
+    folder = write_lmms(refer, tmp_path, shards=4) / "data"
+    assert HuggingFaceSource("val", path=tmp_path).num_referents == 4
+    (folder / "testA-00000-of-00004.parquet").unlink()  # of another split
+    for number in (1, 3):
+        (folder / f"val-{number:05d}-of-00004.parquet").unlink()
+    missing = r"data lacks files of the split: val-00001-of-00004\.parquet, val-00003-of-00004\.parquet; copy or"
+    with pytest.raises(UserError, match=missing):
+        HuggingFaceSource("val", path=tmp_path)
+    assert HuggingFaceSource("val", path=folder / "val-00002-of-00004.parquet").num_referents == 1
+    assert HuggingFaceSource("testB", path=tmp_path).num_referents == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "versions"),
+    [("val-00001-of-00002", r"val-\*-of-00002 and val-\*-of-00004"), ("val-00001-of-00004-0a1b", r"val-\*-of-00004")],
+)
+def test_files_of_two_versions_of_a_split_are_refused(refer, tmp_path, name, versions):
+    folder = write_lmms(refer, tmp_path, shards=4) / "data"
+    (folder / f"{name}.parquet").write_bytes((folder / "val-00000-of-00004.parquet").read_bytes())
+    with pytest.raises(UserError, match=rf"several versions of one split \({versions}\); keep those of one version"):
+        HuggingFaceSource("val", path=tmp_path)
+
+
 def test_a_folder_without_parquet_files(tmp_path):
     with pytest.raises(UserError, match="has no Parquet file"):
         HuggingFaceSource("val", path=tmp_path)
