@@ -58,7 +58,8 @@ _FILE_NAMES = {
 }
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COCO_ID = re.compile(r"\d{12}")
+# COCO's ids have up to six digits and are padded to twelve. The time in the name of a photograph is not such an id.
+_COCO_ID = re.compile(r"(?<!\d)0{6}\d{6}(?!\d)")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
 _CACHED_BYTES = 512 << 20  # of images, in each process
 _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons

@@ -171,6 +171,16 @@ def test_other_images_than_cocos_are_told_apart_by_their_names(refer, tmp_path):
     assert [len(example.expressions) for example in source] == [4, 4]
 
 
+@pytest.mark.parametrize("name", ["IMG202301011230{:02d}.jpg", "2023010112{:02d}_1.jpg", "00000000012{:02d}.jpg"])
+def test_a_time_in_a_name_is_not_an_id_of_coco(refer, tmp_path, name):
+    def edit(_, rows):
+        for row in rows:
+            row["file_name"] = name.format(int(row["file_name"][24:27]) % 60)
+
+    source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert [len(example.expressions) for example in source] == [4, 4]
+
+
 def test_one_expression_a_row_and_several_polygons(refer, tmp_path):
     square = [[4.0, 4.0, 8.0, 4.0, 8.0, 8.0, 4.0, 8.0], [2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]]
     rows = pq.read_table(write_lmms(refer, tmp_path) / "data/val-00000-of-00001.parquet").to_pylist()
