@@ -314,8 +314,8 @@ def select_referents(
       images: by id.
       annotations: by id.
       refs_path: the file of the referents, for error messages; its name says whether it is gRefCOCO's.
-      split: "train" and "val" match exactly; "testA", "testB" and "testC" match every split with that letter (refclef
-        has "testAB"), "test" every split with that word.
+      split: "train" and "val" match exactly; "test" matches every split with that word, "testA", "testB" and "testC"
+        those of them with that letter (refclef has "testAB").
       sentence_field: "raw" or "sent".
       overlap: treatment of pixels in several polygons of one annotation: "union" or "drop", see ReferSource.
 
@@ -373,7 +373,7 @@ def split_error(split: str, path: Path, found: Iterable[str]) -> UserError:
 
 def _in_split(value: str, split: str) -> bool:
     if split in ("testA", "testB", "testC"):
-        return split[-1] in value
+        return "test" in value and split[-1] in value
     return "test" in value if split == "test" else value == split
 
 

@@ -166,6 +166,11 @@ def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
         images("validation")
 
 
+def test_a_split_of_training_with_the_letter_of_a_test_split_is_not_tested(tmp_path):
+    root = write_refer_layout(tmp_path, splits=("trainA", "TRAIN", "testA", "val"))
+    assert [example.id for example in ReferSource("testA", root=root)] == ["102"]
+
+
 @pytest.mark.parametrize("folder", ["images/saiapr_tc-12", "saiapr_tc-12"])
 @pytest.mark.parametrize("python2_protocol", [0, 2])
 def test_referit_is_read_with_its_own_images_and_lists_of_rle(tmp_path, folder, python2_protocol):
