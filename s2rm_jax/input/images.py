@@ -22,6 +22,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, features
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from s2rm_jax.errors import UserError, explaining, one_line
 
@@ -36,6 +37,17 @@ except ImportError:  # no wheel for Linux on ARM
 # may point to the same bytes: one megabyte would become 60 GB.
 MOST_EXIF = 1 << 16
 _EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps EXIF
+_ORIENTATION = 0x0112  # the EXIF tag
+# Pillow rotates TIFFs by their orientation when it decodes them. These operations undo that.
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 MAX_PIXELS = 80_000_000  # 240 MB; a small file can unpack to an enormous image
 
 # Pillow imports its readers when the first image is opened. Threads that open their first images at the same time
@@ -194,7 +206,10 @@ def _read_if_jpeg(path: str | Path) -> bytes:
 def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down")
+    turn = _UNDO.get(orientation_of(image)) if isinstance(image, TiffImageFile) and not apply_exif else None
     image.load()
+    if turn is not None:
+        image = image.transpose(turn)
     if apply_exif:
         if any(len(image.info.get(key, "")) > MOST_EXIF for key in _EXIF):
             raise UserError(f"{name} has too much EXIF data; save it without")
@@ -356,7 +371,6 @@ def resize_fast(
 
 _THREADS = 8  # to wait for disks and networks; reading itself takes 0.1 ms per file
 _RUN = 64  # files per task of a thread; one by one, the overhead would equal the reading time
-_ORIENTATION = 0x0112  # the EXIF tag
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
@@ -379,10 +393,24 @@ def read_header(path: Path) -> Header:
     """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1) if {"exif", "xmp"} & image.info.keys() else 1
-            return Header(image.height, image.width, orientation if orientation in range(2, 9) else 1)
+            width, height = stored_size(image)
+            return Header(height, width, orientation_of(image))
     except Exception as error:
         return Header(problem=_problem(path, str(path), error))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image that is not decoded yet, 1 (upright) if it has none."""
+    has_exif = isinstance(image, TiffImageFile) or {"exif", "xmp"} & image.info.keys()
+    orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an opened image as stored; Pillow gives the upright size of some TIFFs."""
+    if isinstance(image, TiffImageFile):
+        return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    return image.size
 
 
 def path_in(folder: Path, name: str) -> Path:
@@ -397,7 +425,7 @@ def path_in(folder: Path, name: str) -> Path:
 def read_size(image: bytes, name: str) -> tuple[int, int]:
     """Return (width, height) from the header of an image file, which `name` names in the UserError if it is damaged."""
     with explaining(lambda error: _problem(image, name, error)):
-        return Image.open(io.BytesIO(image), formats=FORMATS).size
+        return stored_size(Image.open(io.BytesIO(image), formats=FORMATS))
 
 
 def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[_Key, _Value]:

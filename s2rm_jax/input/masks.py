@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError, one_line
 from s2rm_jax.input.example import Segmentation
-from s2rm_jax.input.images import FORMATS
+from s2rm_jax.input.images import FORMATS, orientation_of
 
 _NEAREST = Image.Resampling.NEAREST
 MAX_COORDINATE = 1e5  # pixels; pycocotools' polygon code takes time and memory in proportion to an edge's length
@@ -380,6 +380,8 @@ def _open_mask(path: str | Path, height: int, width: int, *, with_pixels: bool) 
 
 
 def _mask_problem(image: Image.Image, height: int, width: int) -> str:
+    if image.format == "TIFF" and orientation_of(image) != 1:
+        return "is a TIFF with an EXIF orientation, by which programs rotate it or not; save it as PNG"
     if image.size != (width, height):
         return f"has {image.height} x {image.width} pixels, its image {height} x {width} (height x width)"
     if image.format in _LOSSY:

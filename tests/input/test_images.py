@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, load_image, read_header
+from s2rm_jax.input.check.examine import ImageFile, check_image
+from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, load_image, read_header, read_size
 from s2rm_jax.prediction_job import list_images
 
 HEIGHT, WIDTH = 12, 16
@@ -150,6 +151,22 @@ def test_the_exif_orientation_counts_only_where_asked(tmp_path):
     np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
     with Image.open(path) as image:
         np.testing.assert_array_equal(load_image(image, apply_exif=True), np.rot90(colours(), -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_with_an_orientation_is_read_as_stored(tmp_path, orientation, compression):
+    """Pillow rotates TIFFs by itself."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(Image.fromarray(colours()), tmp_path, "scan.tiff", exif=exif, compression=compression)
+    as_png = load_image(saved(Image.fromarray(colours()), tmp_path, "same.png", exif=exif), apply_exif=True)
+    np.testing.assert_array_equal(load_image(path), colours())
+    np.testing.assert_array_equal(load_image(path, apply_exif=True), as_png)
+    assert read_header(path) == (HEIGHT, WIDTH, orientation, "")
+    assert read_size(path.read_bytes(), "scan") == (WIDTH, HEIGHT)
+    for quick in (True, False):
+        assert check_image(ImageFile(path, HEIGHT, WIDTH), quick) == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from s2rm_jax.input.masks import has_mask, mask_file_problem, rasterize, read_ma
 HEIGHT, WIDTH = 6, 9
 MASK = np.zeros((HEIGHT, WIDTH), bool)
 MASK[1:4, 2:7] = True
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
 
 
 def palette() -> Image.Image:
@@ -45,8 +47,8 @@ KINDS = {
 }
 
 
-def saved(tmp_path: Path, image: Image.Image, name: str = "mask.png") -> Path:
-    image.save(tmp_path / name)
+def saved(tmp_path: Path, image: Image.Image, name: str = "mask.png", **options) -> Path:
+    image.save(tmp_path / name, **options)
     return tmp_path / name
 
 
@@ -94,6 +96,7 @@ def text_file(path: Path) -> Path:
         (lambda folder: saved(folder, KINDS["255"], "mask.jpg"), "is a JPEG, which blurs masks; save it as PNG"),
         (lambda folder: saved(folder, transparent()), "transparent pixels"),
         (lambda folder: saved(folder, Image.new("F", (WIDTH, HEIGHT)), "mask.tiff"), "values of an unknown kind"),
+        (lambda folder: saved(folder, KINDS["1"], "m.tiff", exif=UPSIDE_DOWN), "is a TIFF with an EXIF orientation"),
     ],
 )
 def test_what_is_no_mask_of_the_image_is_refused_by_its_header(tmp_path, make, message):

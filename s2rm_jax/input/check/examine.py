@@ -29,7 +29,7 @@ from s2rm_jax.input.check.report import (
     where_annotations,
     where_images,
 )
-from s2rm_jax.input.images import FORMATS, describe_unknown
+from s2rm_jax.input.images import FORMATS, describe_unknown, stored_size
 from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
@@ -394,7 +394,7 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
     path, height, width = image
     try:
         with Image.open(path, formats=FORMATS) as file:
-            size = file.size
+            size = stored_size(file)
             if not quick:
                 file.draft(file.mode, (size[0] // 8, size[1] // 8))
                 file.load()
