@@ -165,7 +165,8 @@ class Evaluator:
         scores = [score for batch in zip(*all_shares, strict=True) for share in batch for score in share]
         if not scores:
             raise UserError("the split has no expressions to evaluate; check the split's name and its files")
-        return Report(tuple(scores), self._protocol, sum(left_out))
+        when_read = getattr(source, "left_out", ())  # in every process the same
+        return Report(tuple(scores), self._protocol, sum(left_out) + len(when_read))
 
     def _batches(
         self,

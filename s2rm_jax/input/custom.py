@@ -62,14 +62,14 @@ def json_lines_source(
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); write it again") from error
     if text.lstrip().startswith("["):
         raise UserError(f"{path} holds a JSON array; write one object on each line (jq -c '.[]' FILE does it)")
-    mistakes = _Mistakes(path, on_bad_example == "skip")
+    mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         where = f"line {number}"
         try:
             entry: Any = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            mistakes.add(where, f"not JSON ({error})")
+            mistakes.leave_out(where, [f"not JSON ({error})"])
             continue
         if line.strip() and mistakes.has_none(where, entry, _line_problems):
             image = _resolve(path.parent, entry["image"])
@@ -112,7 +112,7 @@ def coco_json_source(
     lists = ("images", "annotations")
     if not (isinstance(content, dict) and all(isinstance(content.get(name), list) for name in lists)):
         raise UserError(f"{path} is not in COCO's format: it needs the lists 'images' and 'annotations'")
-    mistakes = _Mistakes(path, on_bad_example == "skip")
+    mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
     folder = Path(image_root).expanduser() if str(image_root) else path.parent
     images = _coco_images(content["images"], mistakes)
     records: list[_Record] = []
@@ -170,22 +170,44 @@ class _Record:
 
 @dataclass
 class _Mistakes:
-    """The mistakes in a file, collected to report them together; with `skip` in a warning."""
+    """The mistakes in a file, collected to report them together; with `skip` in a warning.
+
+    `default_split` is the split of entries that name none.
+    """
 
     path: Path
     skip: bool
+    default_split: str
     found: list[str] = field(default_factory=list)
+    left_out: list[tuple[str | None, str]] = field(default_factory=list)  # see `leave_out`
 
     def add(self, where: str, *problems: str) -> None:
         """Add the problems at a place; empty strings are ignored."""
         self.found += [f"{where}: {problem}" for problem in problems if problem]
 
-    def has_none(self, where: str, entry: Any, find_problems: Callable[[dict[str, Any]], list[str]]) -> bool:
-        """Return whether an entry of a file has no problems, and add those that it has."""
-        is_object = isinstance(entry, dict)
-        problems = find_problems(entry) if is_object else [f"must be an object {{...}}, got {entry!r:.40}"]
+    def leave_out(self, where: str, problems: Sequence[str], split: str | None = None, expressions: int = 1) -> None:
+        """Add the problems of an entry that is left out, and note the first one for each of its expressions.
+
+        The split of an entry that cannot be read is None: it may belong to any.
+        """
         self.add(where, *problems)
-        return not any(problems)
+        self.left_out += [(split, f"{self.path}: {where}: {problems[0]}")] * expressions
+
+    def left_out_of(self, split: str) -> tuple[str, ...]:
+        """Return the problem of each expression of a split that was left out."""
+        return tuple(problem for its_split, problem in self.left_out if its_split in (split, None))
+
+    def has_none(self, where: str, entry: Any, find_problems: Callable[[dict[str, Any]], list[str]]) -> bool:
+        """Return whether an entry of a file has no problems; leave it out if it has any."""
+        if not isinstance(entry, dict):
+            self.leave_out(where, [f"must be an object {{...}}, got {entry!r:.40}"])
+            return False
+        problems = [problem for problem in find_problems(entry) if problem]
+        if problems:
+            split, expressions = entry.get("split", self.default_split), entry.get("expressions")
+            count = len(expressions) if isinstance(expressions, list) else 1
+            self.leave_out(where, problems, split if isinstance(split, str) else None, max(1, count))
+        return not problems
 
     def settle(self) -> None:
         """Raise a UserError of one line if there are mistakes, or with `skip` warn of them and forget them."""
@@ -316,7 +338,8 @@ def _make_source(
         by_image[record.image, record.size or (header.height, header.width)].append(record)
     examples = [_example(group, size, apply_exif) for (_, size), group in by_image.items()]
     groups = [consecutive_groups([len(record.expressions) for record in group]) for group in by_image.values()]
-    return StoredSource(f"{name} {split}", examples, groups, images_checked=True)
+    left_out = mistakes.left_out_of(split)
+    return StoredSource(f"{name} {split}", examples, groups, images_checked=True, left_out=left_out)
 
 
 def _check_against_images(
@@ -342,11 +365,11 @@ def _check_against_images(
             segmentation, problems, is_empty = usable_parts(record.segmentation, *size)
             if is_empty and all(_lies_outside(part, *size) for part in segmentation):
                 problem = f"a polygon lies outside of its image of {_sides(size)} pixels: {segmentation[0]!r:.40}"
-                mistakes.add(record.where, problem + hint)
+                mistakes.leave_out(record.where, [problem + hint], record.split, len(record.expressions))
             elif is_empty:
                 empty.append(record.where)
             elif not segmentation:
-                mistakes.add(record.where, problems[0] + hint)
+                mistakes.leave_out(record.where, [problems[0] + hint], record.split, len(record.expressions))
             else:
                 bad_parts += [f"{record.where}: {problem}" for problem in problems]
                 kept.append(replace(record, segmentation=segmentation))

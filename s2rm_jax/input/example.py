@@ -117,11 +117,19 @@ class StoredSource(Source):
       examples: with all their expressions.
       referents: the groups of expressions of each example by referent.
       images_checked: the headers of the images were compared with the examples already.
+      left_out: the problem of each expression that was left out because config.input.on_bad_example is "skip".
     """
 
     def __init__(
-        self, name: str, examples: Sequence[Example], referents: Sequence[Groups], *, images_checked: bool = False
+        self,
+        name: str,
+        examples: Sequence[Example],
+        referents: Sequence[Groups],
+        *,
+        images_checked: bool = False,
+        left_out: Sequence[str] = (),
     ):
+        self.left_out = tuple(left_out)
         self._name, self._images_checked = name, images_checked
         self._examples, self._referents = tuple(examples), tuple(referents)
 

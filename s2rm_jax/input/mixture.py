@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 from s2rm_jax.errors import UserError
@@ -55,6 +55,11 @@ class MixtureSource(Source):
         """The vocabulary of the parts if they all have the same one, else None."""
         different = {getattr(part, "vocabulary", None) for part in self._parts}
         return different.pop() if len(different) == 1 else None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The problems of the expressions that the parts left out; see StoredSource."""
+        return tuple(chain.from_iterable(getattr(part, "left_out", ()) for part in self._parts))
 
     def __len__(self) -> int:
         return self._ends[-1]

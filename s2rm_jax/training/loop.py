@@ -171,7 +171,7 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
         def evaluate(params: Any, progress: BatchProgress) -> dict[str, float]:
             return evaluator(params, held_out, progress=progress).metrics
 
-    left_out = pipeline.LeftOut()
+    left_out = pipeline.LeftOut(set(getattr(source, "left_out", ())))  # when the annotations were read
     return Parts(
         network,
         lambda rows_seen: pipeline.train_batches(

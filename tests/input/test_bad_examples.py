@@ -3,9 +3,12 @@
 import itertools
 import logging
 from collections import Counter
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.errors import UserError
@@ -17,6 +20,8 @@ from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import LeftOut, build_tokenizer, eval_batches, require_images, train_batches
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training.loop import assemble
 from tests.input.own_data_fixture import write_coco_json, write_json_lines
 from tests.input.refer_fixture import COCO_NAME, FOLDER, HEIGHT, write_refer_layout
 from tests.input.test_pipeline import Images, assert_same, small_config
@@ -210,3 +215,54 @@ def test_bad_files_of_own_data_are_left_out_with_their_lines(tmp_path, caplog):
     left_out = LeftOut()
     found = batches(6, config, source, left_out=left_out)
     assert len(found) == 6 and any("absent.png" in problem for problem in left_out.problems)
+
+
+def with_mistakes(entries):
+    """Leave out 5 expressions of train and, by what can be known, 2 of val."""
+    entries[0]["expressions"] = ["the left one", " "]  # 2 of train
+    entries[1]["polygon"] = [[64, 2, 90, 2, 90, 9]]  # 1 of train, outside of the image
+    entries[4]["split"] = 7  # 1, of a split that is unknown
+    entries[5]["polygon"] = "none"  # 1 of train
+    entries[6]["mask"] = entries[6].pop("expressions")  # 1 of val
+
+
+def test_own_data_counts_what_it_leaves_out_while_it_is_read(tmp_path):
+    root = write_json_lines(tmp_path, with_mistakes)
+    train, val = (json_lines_source(split, root=root, on_bad_example="skip") for split in ("train", "val"))
+    assert [len(source.left_out) for source in (train, val)] == [5, 2]
+    assert (
+        train.left_out[0]
+        == train.left_out[1]
+        == f"{root / 'data.jsonl'}: line 1: 'expressions' has an empty expression"
+    )
+    assert MixtureSource({"a": train, "b": val}).left_out == train.left_out + val.left_out
+    path = root / "data.jsonl"
+    path.write_text(path.read_text() + '{"image": \n')
+    assert len(json_lines_source("train", root=root, on_bad_example="skip").left_out) == 6
+    assert json_lines_source("train", root=write_json_lines(tmp_path / "good"), on_bad_example="skip").left_out == ()
+
+
+def test_annotations_that_are_left_out_while_they_are_read_are_counted_too(tmp_path):
+    def edit(content):
+        del content["images"][0]["height"]
+        content["annotations"][5]["segmentation"] = [[1, 2, 3, 4]]
+
+    source = coco_json_source("train", root=write_coco_json(tmp_path, edit), on_bad_example="skip")
+    assert len(source) == 1 and len(source.left_out) == 5  # the 4 of image 0, which has no size, and annotation 11
+
+
+def test_the_report_counts_what_was_left_out_while_the_data_was_read(colour_world, tmp_path):
+    network, _, params, tokenizer, config = colour_world
+    root = write_json_lines(tmp_path, lambda entries: entries[6].update(polygon=[[1, 2]]))
+    config.input.on_bad_example = "skip"
+    source = json_lines_source("val", root=root, on_bad_example="skip")
+    report = Evaluator(network, tokenizer, config)(params, source)
+    assert (len(report.expressions), report.left_out) == (2, 2)
+
+
+def test_a_run_counts_what_was_left_out_while_the_data_was_read(tmp_path):
+    config = skipping()
+    config.input.source = ConfigDict({"name": "json_lines", "root": str(write_json_lines(tmp_path, with_mistakes))})
+    config.text.vocab, config.eval.every = str(tmp_path / "vocab.txt"), 0
+    Path(config.text.vocab).write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "left"]))
+    assert len(assemble(config, make_mesh(devices=jax.local_devices()[:1])).left_out) == 4  # lines
