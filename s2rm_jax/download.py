@@ -14,6 +14,7 @@ Exit status: 0 no problems, except images that are not there yet; 1 the data has
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
 import json
@@ -28,12 +29,12 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from absl import flags
 from etils import epath
@@ -209,9 +210,15 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
 
     Raises:
       UserError: no mirror has the file; gives the reason for each. Or the folder has files from elsewhere, which are
-        not replaced.
+        not replaced; or another process is downloading the same file to `root`.
       OSError: the disk is full or cannot be written.
     """
+    busy = f"--root: another process is downloading {source.file} to {root}; wait until it has finished"
+    with _lock(root / f".{source.file}.lock", busy):
+        _get(source, root, mirrors)
+
+
+def _get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
     key = f"{source.folder}/{source.file}"
     record = read_object(root / RECORD)
     wanted = source.wanted if source.is_zip else re.escape(source.file)
@@ -235,8 +242,7 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
             reasons.append(f"{url}: {error}")
             continue
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record[key] = {"url": url, **sums, "files": len(names), "time": now}
-        write_atomically(epath.Path(root) / RECORD, json.dumps(record, indent=2) + "\n")
+        _add_to_record(root, key, {"url": url, **sums, "files": len(names), "time": now})
         _remove(part)
         how = "as known" if source.checksum else f"recorded in {RECORD}"
         print(f"{root / source.folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
@@ -246,6 +252,42 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
         f"{source.file} could not be downloaded: {'; '.join(reasons)}; run the same command again to continue, give "
         f"{other}, or get the file as data/README.md says"
     )
+
+
+@contextmanager
+def _lock(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold the lock of a file, which exists only meanwhile. File systems without locks are used without.
+
+    Wait for another process that holds it, or raise a UserError with the message `busy` if that is given.
+    """
+    while True:
+        with path.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            except BlockingIOError:
+                raise UserError(busy) from None
+            except OSError:  # no locks here
+                pass
+            if _is_at(file, path):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+            # The process that held the lock has removed this file: lock the next one.
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samefile(path, file.fileno())
+    return False
+
+
+def _add_to_record(root: Path, key: str, entry: dict[str, Any]) -> None:
+    """Add an entry to the record, which the downloads of other files change at the same time."""
+    with _lock(root / f".{RECORD}.lock"):
+        record = read_object(root / RECORD) | {key: entry}
+        write_atomically(epath.Path(root) / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _state_of(part: Path) -> Path:

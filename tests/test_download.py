@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -9,7 +11,10 @@ import re
 import shlex
 import shutil
 import stat
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -239,6 +244,71 @@ def test_what_is_complete_is_not_downloaded_again(server, tmp_path, monkeypatch,
     fetch(server, tmp_path, "")
     assert len(server.requests) == 1
     assert "already downloaded" in capsys.readouterr().out
+
+
+def test_two_downloads_at_once_are_both_recorded(server, tmp_path, monkeypatch):
+    other = Download("instances.json", (), "grefcoco")
+    verify = download._verify
+
+    def verify_slowly(part, source):
+        if source is SOURCE:
+            fetch(server, tmp_path, "", source=other, content=b"{}")
+        return verify(part, source)
+
+    monkeypatch.setattr(download, "_verify", verify_slowly)
+    fetch(server, tmp_path, "")
+    assert set(json.loads((tmp_path / RECORD).read_text())) == {"refcoco/refcoco.zip", "grefcoco/instances.json"}
+
+
+def test_a_second_download_of_a_file_is_refused(server, tmp_path, monkeypatch):
+    verify = download._verify
+
+    def verify_slowly(part, source):
+        code = (
+            "import sys; from pathlib import Path; from s2rm_jax.download import Download, get;"
+            "get(Download('refcoco.zip', (), 'refcoco'), Path(sys.argv[1]), sys.argv[2:])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path, f"{server.url}/0/refcoco.zip"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "UserError: --root: another process is downloading refcoco.zip to " in done.stderr
+        return verify(part, source)
+
+    monkeypatch.setattr(download, "_verify", verify_slowly)
+    fetch(server, tmp_path, "")
+    assert len(server.requests) == 1
+    assert_complete(tmp_path)
+
+
+def test_a_lock_that_was_removed_is_not_held(tmp_path):
+    """A process that waits gets the lock of a file that the one before it has removed."""
+    order, path = [], tmp_path / ".lock"
+
+    def hold(number):
+        with download._lock(path):
+            order.append(number)
+            time.sleep(0.02)
+            order.append(number)
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order[::2] == order[1::2] and len(set(order)) == 5
+    assert not path.exists()
+
+
+def test_file_systems_without_locks_are_used_without(server, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    fetch(server, tmp_path, "")
+    assert_complete(tmp_path)
 
 
 def test_a_removed_file_is_downloaded_again(server, tmp_path):
