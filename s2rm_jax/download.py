@@ -166,8 +166,9 @@ def main(name: str) -> None:
             mirrors = [f"{base.rstrip('/')}/{urllib.parse.quote(source.file)}" for base in MIRROR.value or ()]
             get(source, root, mirrors or source.mirrors)
     except OSError as error:
+        where, why = error.filename or root, error.strerror or error
         raise UserError(
-            f"--root: {root} cannot be written ({error.strerror or error}); free space there, or give another --root"
+            f"--root: {where} cannot be written ({why}); free space there, or give another --root"
         ) from error
     finally:
         if is_new:
@@ -219,12 +220,12 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
 
 
 def _get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
-    key = f"{source.folder}/{source.file}"
+    key, folder = f"{source.folder}/{source.file}", root / source.folder
     record = read_object(root / RECORD)
     wanted = source.wanted if source.is_zip else re.escape(source.file)
-    there = [path for path in (root / source.folder).glob("*") if re.fullmatch(wanted, path.name)]
+    there = [path for path in folder.glob("*") if re.fullmatch(wanted, path.name)]
     if key in record and len(there) >= record[key]["files"]:
-        print(f"{source.file}: already downloaded ({RECORD}); remove {root / source.folder} to download it again")
+        print(f"{source.file}: already downloaded ({RECORD}); remove {folder} to download it again")
         return
     if there and key not in record:
         raise UserError(
@@ -237,7 +238,11 @@ def _get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
         try:
             _download(url, part, source)
             sums = _verify(part, source)
-            names = _unpack(part, source, root) if source.is_zip else _move(part, source, root)
+            # In the folder itself, because that may be on another disk than the root.
+            with _temporary_folder(folder / f".{source.file}.unpacked") as temporary:
+                names = _unpack(part, source, temporary) if source.is_zip else _move(part, source, temporary)
+                for name in names:
+                    os.replace(temporary / name, folder / name)
         except _Failed as error:
             reasons.append(f"{url}: {error}")
             continue
@@ -245,7 +250,7 @@ def _get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
         _add_to_record(root, key, {"url": url, **sums, "files": len(names), "time": now})
         _remove(part)
         how = "as known" if source.checksum else f"recorded in {RECORD}"
-        print(f"{root / source.folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
+        print(f"{folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
         return
     other = "--mirror" if tuple(mirrors) == source.mirrors else "another --mirror or none"
     raise UserError(
@@ -332,7 +337,7 @@ def _receive(url: str, part: Path, source: Download) -> None:
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         state = {"url": url, "validator": validator, "total": total}
         if total:
-            require_space(part.parent, int(total - start + source.expands * total))
+            _require_space(part.parent, source, total - start, total)
         _state_of(part).write_text(json.dumps(state))
         bar = tqdm(total=total, initial=start, desc=source.file, unit="B", unit_scale=True, disable=None)
         with part.open("ab" if start else "wb") as file, bar:
@@ -429,37 +434,62 @@ def _json_problem(part: Path) -> str:
     return ""
 
 
-def _move(part: Path, source: Download, root: Path) -> list[str]:
+def _require_space(root: Path, source: Download, missing: int, total: int) -> None:
+    """Raise OSError unless the disks have room for the bytes of a download that are missing, and for its files."""
     folder = root / source.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    part.replace(folder / source.file)
+    while not folder.exists():
+        folder = folder.parent
+    if folder.stat().st_dev == root.stat().st_dev:
+        _require_free(root, int(missing + source.expands * total))
+    else:
+        _require_free(root, missing)
+        _require_free(folder, int(max(source.expands, 1.0) * total))
+
+
+def _require_free(folder: Path, size: int) -> None:
+    try:
+        require_space(folder, size)
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder, and remove it at the end, with those of its parents that had to be made and are empty then."""
+    shutil.rmtree(path, ignore_errors=True)  # left by a killed process
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            for parent in made:
+                parent.rmdir()
+
+
+def _move(part: Path, source: Download, temporary: Path) -> list[str]:
+    shutil.move(part, temporary / source.file)
     return [source.file]
 
 
-def _unpack(part: Path, source: Download, root: Path) -> list[str]:
-    """Unpack the wanted files of an archive into the source's folder and return their names.
+def _unpack(part: Path, source: Download, temporary: Path) -> list[str]:
+    """Unpack the wanted files of an archive into a temporary folder, which checks them, and return their names.
 
-    Only the last part of a member's path is used, so that no member is written elsewhere. All files are unpacked to a
-    temporary folder first, which checks them.
+    Only the last part of a member's path is used, so that no member is written elsewhere.
     """
-    temporary = root / f".{source.file}.unpacked"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     try:
         with zipfile.ZipFile(part) as archive:
             members = _members(archive, source, part.stat().st_size)
             total = sum(info.file_size for info in members.values())
-            require_space(root, total)
-            temporary.mkdir()
+            _require_free(temporary, total)
             bar = tqdm(total=total, desc=f"unpacking {source.file}", unit="B", unit_scale=True, disable=None)
             with bar:
                 for name, info in members.items():
                     with archive.open(info) as packed, (temporary / name).open("wb") as file:
                         shutil.copyfileobj(packed, file, _CHUNK)
                     bar.update(info.file_size)
-        folder = root / source.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in members:
-            os.replace(temporary / name, folder / name)
         return list(members)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         _remove(part)
@@ -472,8 +502,6 @@ def _unpack(part: Path, source: Download, root: Path) -> list[str]:
             _remove(part)
             raise _Failed(f"is a damaged archive ({error})") from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _members(archive: zipfile.ZipFile, source: Download, size: int) -> dict[str, zipfile.ZipInfo]:

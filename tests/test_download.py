@@ -7,17 +7,21 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from s2rm_jax import download
@@ -402,6 +406,36 @@ def test_a_full_disk_is_noticed_before_the_download_and_before_unpacking(server,
     monkeypatch.undo()
     fetch(server, tmp_path, "")
     assert_complete(tmp_path)
+
+
+@pytest.fixture
+def other_disk(tmp_path):
+    """A folder on another disk than `tmp_path`."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second disk here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_the_folder_of_the_files_may_be_on_another_disk(server, tmp_path, other_disk):
+    (tmp_path / "refcoco").symlink_to(other_disk)
+    fetch(server, tmp_path, "")
+    assert_complete(tmp_path)
+    assert sorted(path.name for path in other_disk.iterdir()) == ["instances.json", "refs(unc).p"]
+    source = Download("instances.json", (), "refcoco/more")
+    fetch(server, tmp_path, "", source=source, content=b"{}")
+    assert [path.name for path in (other_disk / "more").iterdir()] == ["instances.json"]
+
+
+@pytest.mark.parametrize("full", ["root", "folder"])
+def test_space_is_needed_on_each_disk(server, tmp_path, other_disk, monkeypatch, full):
+    (tmp_path / "refcoco").symlink_to(other_disk)
+    free = {tmp_path: 2_000, tmp_path / "refcoco": 20_000} | {tmp_path / ("" if full == "root" else "refcoco"): 1_000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free[path], 0, free[path]))
+    with pytest.raises(OSError, match="MB are needed") as raised:
+        fetch(server, tmp_path, "", content=zipped({"instances.json": np.random.default_rng(0).bytes(1_500)}))
+    assert raised.value.filename == str(tmp_path if full == "root" else tmp_path / "refcoco")
 
 
 def archive_of(root, *folders):
