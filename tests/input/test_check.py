@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import runpy
 from pathlib import Path
 
@@ -358,6 +359,34 @@ def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, dataset,
     refer_fixture.write_refer_layout(tmp_path)
     with pytest.raises(UserError, match=message):
         examine(tmp_path / folder, dataset, quiet=True)
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """The paths of folders that cannot be listed, as those of another user."""
+    paths, listed = set(), Path.iterdir
+
+    def iterdir(path):
+        if path in paths:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    return paths
+
+
+def test_folders_that_cannot_be_listed_are_passed_over_unless_they_are_of_a_dataset(tmp_path, unreadable):
+    root = refer_fixture.write_refer_layout(tmp_path)
+    for name in ("lost+found", "refcocog"):
+        (root / name).mkdir()
+    unreadable.add(root / "lost+found")
+    assert examine(root, quiet=True).ok
+    unreadable.add(root / "refcocog")
+    with pytest.raises(UserError, match=r"refcocog cannot be read \(Permission denied\); correct its permissions"):
+        examine(root, quiet=True)
+    unreadable.add(root)
+    with pytest.raises(UserError, match=rf"the folder {root} cannot be read"):
+        examine(root, quiet=True)
 
 
 @pytest.mark.parametrize(

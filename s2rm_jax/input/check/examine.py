@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from s2rm_jax.errors import UserError, one_line
+from s2rm_jax.errors import UserError, explaining, one_line, reason_of
 from s2rm_jax.input.check.report import (
     KNOWN,
     MISSING_IMAGES,
@@ -114,7 +114,9 @@ def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
     """
     if not root.is_dir():
         raise UserError(f"the folder {root} does not exist; give the one that holds refcoco, refcocog, ... as --root")
-    found = [item for folder in sorted(path for path in root.iterdir() if path.is_dir()) for item in _in_folder(folder)]
+    with explaining(lambda error: f"the folder {root} cannot be read ({reason_of(error)}); correct its permissions"):
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+    found = [item for folder in folders for item in _in_folder(folder)]
     if not found:
         if _in_folder(root):
             raise UserError(f"{root} is the folder of one dataset; give the folder above it, {root.resolve().parent}")
@@ -133,12 +135,21 @@ def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
 
 
 def _in_folder(folder: Path) -> list[Found]:
-    """Return the files of referents in a folder; a pickle goes before a JSON file of the same name, as in training."""
+    """Return the files of referents in a folder; a pickle goes before a JSON file of the same name, as in training.
+
+    Folders that cannot be read, such as lost+found, have none; a UserError names those of published datasets.
+    """
     by_name: dict[str, Found] = {}
-    for path in sorted(folder.iterdir(), reverse=True):  # .p before .json
-        match = _REFS_NAME.fullmatch(path.name)
-        if match and path.is_file():
-            by_name.setdefault(match[1], Found(folder.name, match[1], path, folder / "instances.json"))
+    try:
+        for path in sorted(folder.iterdir(), reverse=True):  # .p before .json
+            match = _REFS_NAME.fullmatch(path.name)
+            if match and path.is_file():
+                by_name.setdefault(match[1], Found(folder.name, match[1], path, folder / "instances.json"))
+    except OSError as error:
+        if folder.name in KNOWN:
+            raise UserError(
+                f"the folder {folder} cannot be read ({reason_of(error)}); correct its permissions"
+            ) from error
     return list(by_name.values())
 
 
