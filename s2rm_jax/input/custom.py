@@ -21,6 +21,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,16 @@ def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]], ids
 
 
 def _resolve(folder: Path, name: str) -> Path:
-    """Return the normalized path of a file named absolutely or relative to `folder`."""
-    return Path(os.path.normpath(path_in(folder, name)))
+    """Return the path of a file named absolutely or relative to `folder`, normalized where that is the same file.
+
+    After a link to a folder, ".." is not the folder before it.
+    """
+    path = path_in(folder, name)
+    normal = Path(os.path.normpath(path))
+    with suppress(OSError):  # one of them does not exist
+        if normal == path or normal.samefile(path):
+            return normal
+    return path
 
 
 def _expressions_problem(value: Any) -> str:

@@ -63,6 +63,31 @@ def test_lines_of_one_image_need_not_stand_together_nor_name_it_alike(tmp_path):
     assert sorted(source.expression_count(index) for index in range(len(source))) == [4, 4]
 
 
+@pytest.mark.parametrize("decoy", [False, True])
+def test_a_path_out_of_a_folder_that_is_a_link_leads_to_where_the_folder_is(tmp_path, decoy):
+    def edit(entries):
+        for entry in entries:
+            entry["image"] = f"../{entry['image']}"
+            if "mask" in entry:
+                entry["mask"] = f"../{entry['mask']}"
+
+    root = write_json_lines(tmp_path / "there", edit)
+    (root / "lists").mkdir()
+    (root / "data.jsonl").rename(root / "lists/data.jsonl")
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here/lists"
+    link.symlink_to(root / "lists")
+    if decoy:  # files of the same names beside the link
+        write_json_lines(tmp_path / "here")
+        Image.new("RGB", (5, 5)).save(tmp_path / "here/images/0.png")
+        Image.new("L", (5, 5)).save(tmp_path / "here/masks/2.png")
+    source = json_lines_source("train", root=link)
+    assert [source.expression_count(index) for index in range(len(source))] == [4, 4]
+    assert source[0].load_image().shape == (HEIGHT, WIDTH, 3)
+    mask = json_lines_source("val", root=link)[0].expressions[0].segmentation
+    np.testing.assert_array_equal(rasterize(mask, HEIGHT, WIDTH), mask_of(2, "left"))
+
+
 def test_a_file_of_windows_is_read_and_empty_lines_are_passed_over(tmp_path):
     path = write_json_lines(tmp_path) / "data.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
