@@ -13,6 +13,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.check import report
 from s2rm_jax.input.check.examine import examine, extent_of, misfit
 from s2rm_jax.input.check.report import WRONG_COUNTS, SplitSize, format_report
+from s2rm_jax.input.refer import ReferSource
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER, SPLITS
 
@@ -183,6 +184,18 @@ def no_ids(refs, instances):
     refs.append({"ref_id": 50, "image_id": [100], "ann_id": {"id": 1}, "split": "train", "sentences": []})
 
 
+def no_raw_expressions(refs, instances):
+    del refs[-1]["sentences"][1]["raw"]
+
+
+def no_expression_id(refs, instances):
+    del refs[-1]["sentences"][0]["sent_id"], refs[-1]["sentences"][0]["raw"]
+
+
+def list_of_annotations(refs, instances):
+    refs[-1]["ann_id"] = [1000]
+
+
 def fewer_referents(refs, instances):
     del refs[-2:]
 
@@ -209,6 +222,9 @@ def fewer_referents(refs, instances):
         ),
         (another_image, "referents whose annotation is of another image", "ref_id 0: image 100, its annotation"),
         (no_ids, "unusable referents", "{'ref_id': 50, 'image_id': [100]"),
+        (no_raw_expressions, "expressions without a field", "'red box' of ref_id 0: 'raw' missing"),
+        (no_expression_id, "expressions without a field", "'the left one' of ref_id 0: 'sent_id' and 'raw' missing"),
+        (list_of_annotations, "referents with a list of annotations", "ref_id 0"),
         (referent_twice, "ids that occur twice among the referents", "ref_id 5 (2 times)"),
         (expression_twice, "ids that occur twice among the referents", "sent_id 0 in train (2 times)"),
         (image_twice, "ids that occur twice in instances.json", "image 100 (2 times)"),
@@ -226,6 +242,20 @@ def fewer_referents(refs, instances):
 def test_every_fault_of_annotations_is_found_and_nothing_else(tmp_path, edit, kind, case):
     ((found_kind, (found_case,)),) = kinds(refer_fixture.write_refer_layout(tmp_path, edit=edit)).items()
     assert found_kind == kind and found_case.startswith(case)
+
+
+def test_a_referent_without_a_split_is_found(tmp_path):
+    def edit(refs, instances):
+        del refs[-1]["split"]
+
+    found = kinds(refer_fixture.write_refer_layout(tmp_path, "mine", edit=edit))
+    assert found == {"referents without a split": ("ref_id 0",)}
+
+
+@pytest.mark.parametrize("edit", [no_raw_expressions, no_expression_id, list_of_annotations])
+def test_what_the_check_reports_the_reader_refuses(tmp_path, edit):
+    with pytest.raises(UserError):
+        ReferSource("train", root=refer_fixture.write_refer_layout(tmp_path, edit=edit))
 
 
 def test_an_image_that_is_not_listed_is_named_for_each_of_its_referents(tmp_path):

@@ -231,6 +231,7 @@ def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Ins
     get_again = "get instances.json again"
     report.add("unusable entries of instances.json", instances.unusable, get_again)
     report.add("ids that occur twice in instances.json", instances.duplicate_ids, get_again)
+    _examine_fields(report, refs)
     _examine_ids(report, refs)
     _examine_expressions(report, refs)
     used = _examine_links(report, refs, instances)
@@ -255,6 +256,29 @@ def _count_by_split(refs: list[Ref]) -> dict[str, SplitSize]:
     }
 
 
+def _examine_fields(report: DatasetReport, refs: list[Ref]) -> None:
+    """Report the referents and expressions at which training stops because a field is missing or of another format."""
+    path = Path(report.annotations)
+    no_split = [f"ref_id {ref.get('ref_id')}" for ref in refs if "split" not in ref]
+    report.add("referents without a split", no_split, "training stops at them; get the file of referents again")
+    if not is_generalized(path):
+        lists = [f"ref_id {ref.get('ref_id')}" for ref in refs if isinstance(ref.get("ann_id"), list)]
+        report.add(
+            "referents with a list of annotations", lists, f"that is gRefCOCO's format: call the file g{path.name}"
+        )
+    cases = []
+    for ref in refs:
+        for entry in _expressions(ref):
+            missing = [repr(field) for field in ("sent_id", "raw") if field not in entry]
+            if missing:
+                of = f"{entry.get('sent', '')!r:.40} of ref_id {ref.get('ref_id')}"
+                cases.append(f"{of}: {' and '.join(missing)} missing")
+    remedy = (
+        "training stops at them; add the fields, or where 'raw' is missing set the source's sentence_field to 'sent'"
+    )
+    report.add("expressions without a field", cases, remedy)
+
+
 def _examine_ids(report: DatasetReport, refs: list[Ref]) -> None:
     names = [f"ref_id {ref['ref_id']}" for ref in refs if ref.get("ref_id") is not None]
     generalized = is_generalized(Path(report.annotations))  # in gRefCOCO a sent_id is unique within its referent
@@ -270,7 +294,7 @@ def _examine_expressions(report: DatasetReport, refs: list[Ref]) -> None:
     for ref in refs:
         for entry in _expressions(ref):
             texts = [entry[field] for field in TEXT_FIELDS if field in entry]
-            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            if not all(isinstance(text, str) and text.strip() for text in texts):
                 cases.append(f"sent_id {entry.get('sent_id')} of ref_id {ref.get('ref_id')}")
     report.add("expressions without words", cases, "harmless if few: they are left out of training and evaluation")
 
