@@ -204,8 +204,8 @@ def _read_if_jpeg(path: str | Path) -> bytes:
 
 
 def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
-    if image.width * image.height > max_pixels:
-        raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down")
+    if problem := unusable(image, max_pixels):
+        raise UserError(f"{name} {problem}")
     turn = _UNDO.get(orientation_of(image)) if isinstance(image, TiffImageFile) and not apply_exif else None
     image.load()
     if turn is not None:
@@ -217,14 +217,21 @@ def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) ->
     return _to_rgb(image, name)
 
 
+def unusable(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
+    """Return why `load_image` refuses an image, by its header, and what to do; "" if it does not."""
+    if image.width * image.height > max_pixels:
+        return f"has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down"
+    if image.mode == "F":
+        return "has floating-point values of unknown range; save it with 8 or 16 bits per channel"
+    return ""
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, in Pillow's modes of 16 or 32
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise UserError(f"{name} has 32-bit values; save it with 8 or 16 bits per channel")
         image = Image.fromarray(_to_eight_bits(values))
-    if image.mode == "F":
-        raise UserError(f"{name} has floating-point values of unknown range; save it with 8 or 16 bits per channel")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -393,6 +400,8 @@ def read_header(path: Path) -> Header:
     """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if problem := unusable(image):
+                return Header(problem=f"{path} {problem}")
             width, height = stored_size(image)
             return Header(height, width, orientation_of(image))
     except Exception as error:

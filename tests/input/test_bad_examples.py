@@ -158,6 +158,19 @@ def test_images_of_another_size_are_found_before_training_begins(tmp_path):
         require_images(mixed, config, limit=8)
 
 
+def test_images_that_no_training_step_could_draw_are_found_before_training_begins(tmp_path):
+    """By their headers: too many pixels, or floating-point values."""
+    root = write_refer_layout(tmp_path)
+    Image.new("1", (9_000, 9_000)).save(root / FOLDER / COCO_NAME.format(100), "PNG")
+    Image.new("F", (64, 48)).save(root / FOLDER / COCO_NAME.format(101), "TIFF")
+    with pytest.raises(UserError, match=r"9000 x 9000 pixels, more than 80,000,000; .*101\.jpg has floating-point"):
+        require_images(ReferSource("train", root=root), small_config())
+    own = write_json_lines(tmp_path / "own")
+    Image.new("F", (64, 48)).save(own / "images/1.png", "TIFF")
+    with pytest.raises(UserError, match=r"line 4: .*images/1\.png has floating-point values of unknown range"):
+        json_lines_source("train", root=own)
+
+
 def test_own_data_of_another_size_than_its_entry_is_not_used(tmp_path):
     def edit(content):
         content["images"].append({**content["images"][0], "id": 9, "height": HEIGHT - 1})  # the same file

@@ -315,6 +315,21 @@ def resize(path):
     Image.new("RGB", (64, 47)).save(path)
 
 
+def make_enormous(path):
+    Image.new("1", (9_000, 9_000)).save(path, "PNG")
+
+
+def make_gigantic(path):
+    Image.new("1", (18_000, 10_000)).save(path, "PNG")
+
+
+def use_floats(path):
+    Image.new("F", (64, 48)).save(path, "TIFF")
+
+
+UNUSABLE = "images that are too large or have floating-point values"
+
+
 @pytest.mark.parametrize(
     ("damage", "kind", "description", "quick_too"),
     [
@@ -324,6 +339,9 @@ def resize(path):
         (make_empty, "damaged images", "(empty (0 bytes))", True),
         (put_a_page_there, "damaged images", "(a web page (HTML) and not an image)", True),
         (resize, "images of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
+        (make_enormous, UNUSABLE, "(9000 x 9000 pixels, more than 80,000,000)", True),
+        (make_gigantic, UNUSABLE, "(more than 80,000,000 pixels)", True),
+        (use_floats, UNUSABLE, "(floating-point values of unknown range)", True),
     ],
 )
 def test_every_fault_of_images_is_found_and_nothing_else(tmp_path, damage, kind, description, quick_too):

@@ -29,7 +29,7 @@ from s2rm_jax.input.check.report import (
     where_annotations,
     where_images,
 )
-from s2rm_jax.input.images import FORMATS, describe_unknown, stored_size
+from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, stored_size, unusable
 from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
@@ -90,7 +90,7 @@ def examine(
         checked.update(zip(bar, _check_images(new, quick, threads), strict=True))
         results = [checked[file] for file in files]
         report.images_checked = len(files)
-        report.images_read = sum(kind not in (MISSING_IMAGES, _DAMAGED) for kind, _ in results)
+        report.images_read = sum(kind not in (MISSING_IMAGES, _DAMAGED, _UNUSABLE) for kind, _ in results)
         _add_image_problems(report, results)
     names = {item.dataset for item in found}
     absent = () if dataset else tuple(name for name in KNOWN if name not in names)
@@ -409,6 +409,7 @@ def misfit(extent: Extent, box: Any, height: int, width: int) -> str:
 
 
 _DAMAGED = "damaged images"
+_UNUSABLE = "images that are too large or have floating-point values"
 
 
 class ImageFile(NamedTuple):
@@ -430,20 +431,29 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
     try:
         with Image.open(path, formats=FORMATS) as file:
             size = stored_size(file)
+            if problem := unusable(file):
+                return _UNUSABLE, f"{path.name} ({problem.removeprefix('has ').partition(';')[0]})"
             if not quick:
                 file.draft(file.mode, (size[0] // 8, size[1] // 8))
                 file.load()
-    except FileNotFoundError:
-        return MISSING_IMAGES, path.name
-    except UnidentifiedImageError:
-        reason, _, _ = describe_unknown(path).removeprefix("is ").partition(";")
-        return _DAMAGED, f"{path.name} ({reason})"
-    except Exception as error:  # Pillow raises nearly any exception on damaged data
-        return _DAMAGED, f"{path.name} ({one_line(error)})"
+    except Exception as error:
+        return _reading_fault(path, error)
     if size != (width, height):
         found = f"{size[0]} x {size[1]} instead of {width} x {height}"
         return "images of another size than annotated", f"{path.name} ({found})"
     return "", ""
+
+
+def _reading_fault(path: Path, error: Exception) -> tuple[str, str]:
+    """Return the kind of problem that an error of reading an image shows, and its description."""
+    if isinstance(error, FileNotFoundError):
+        return MISSING_IMAGES, path.name
+    if isinstance(error, UnidentifiedImageError):
+        reason, _, _ = describe_unknown(path).removeprefix("is ").partition(";")
+        return _DAMAGED, f"{path.name} ({reason})"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return _UNUSABLE, f"{path.name} (more than {MAX_PIXELS:,} pixels)"
+    return _DAMAGED, f"{path.name} ({one_line(error)})"  # Pillow raises nearly any exception on damaged data
 
 
 def _check_images(images: Sequence[ImageFile], quick: bool, threads: int) -> Iterator[tuple[str, str]]:
@@ -481,5 +491,6 @@ def _add_image_problems(report: DatasetReport, results: list[tuple[str, str]]) -
             cases[kind].append(case)
     if lost:
         report.notes.append(f"missing in every known copy: {', '.join(lost)}")
+    get_again = f"unpack the archive of the images again, or get {where_images(report.dataset)}"
     for kind, names in cases.items():
-        report.add(kind, names, f"unpack the archive of the images again, or get {where_images(report.dataset)}")
+        report.add(kind, names, "scale them down, or save them with 8 bits" if kind == _UNUSABLE else get_again)
