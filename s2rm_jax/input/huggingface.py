@@ -16,7 +16,7 @@ import logging
 import re
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -116,7 +116,11 @@ class HuggingFaceSource(StoredSource):
                 refs, images, annotations, where, split=split, sentence_field=sentence_field, overlap=overlap
             )
         self.num_referents = len(referents)
-        folder = None if files.have_images else _image_folder(root, where, referents[0].image.file_name)
+        folder = (
+            None
+            if files.have_images
+            else _image_folder(root, where, dict.fromkeys(one.image.file_name for one in referents))
+        )
         examples, groups = group_by_image(referents, folder)
         super().__init__(f"{where} {split}", examples, groups)
         self._files = files
@@ -136,10 +140,10 @@ class HuggingFaceSource(StoredSource):
         return replace(example, image=image, height=height, width=width)
 
 
-def _image_folder(root: str | Path, where: Path, file_name: str) -> ImageFolder:
+def _image_folder(root: str | Path, where: Path, file_names: Iterable[str]) -> ImageFolder:
     if not str(root):
         raise UserError(f"the source's root is empty; {where} has no images: set it to the folder of COCO's train2014")
-    return find_image_folder(Path(root).expanduser(), "refcoco", Path(root).expanduser(), file_name)
+    return find_image_folder(Path(root).expanduser(), "refcoco", Path(root).expanduser(), *file_names)
 
 
 def find_files(path: str | Path, split: str, revision: str = "") -> list[Path]:

@@ -78,10 +78,10 @@ class ReferSource(StoredSource):
         referents = [referent for referent in referents if referent.image.id not in leave_out]
         if not referents:
             raise UserError(f"all images of split {split!r} in {refs_path} are left out, so nothing remains")
-        # An image that every copy has shows where all of them are.
-        first = next((one for one in referents if not may_be_missing(dataset, one.image.file_name)), referents[0])
+        names = list(dict.fromkeys(referent.image.file_name for referent in referents))
+        names.sort(key=lambda name: may_be_missing(dataset, name))  # any other image shows where all of them are
         images_root = Path(image_root).expanduser() if image_root else None
-        folder = find_image_folder(Path(root).expanduser(), dataset, images_root, first.image.file_name)
+        folder = find_image_folder(Path(root).expanduser(), dataset, images_root, *names)
         referents = _without_lost_images(referents, dataset, folder)
         if limit_referents:
             referents = referents[:limit_referents]

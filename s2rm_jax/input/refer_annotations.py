@@ -106,30 +106,30 @@ def may_be_missing(dataset: str, file_name: str) -> bool:
     return file_name in _LOST.get(dataset, ())
 
 
-def find_image_folder(root: Path, dataset: str, image_root: Path | None, file_name: str) -> ImageFolder:
-    """Return the first of the usual folders that has the image `file_name`.
+def find_image_folder(root: Path, dataset: str, image_root: Path | None, *file_names: str) -> ImageFolder:
+    """Return the first of the usual folders that has the first image; if none has, that has the second, and so on.
 
     The folders are searched under `image_root` if it is given, else under `root`; `image_root` may itself be the folder
     of the images. The dataset "refclef" has images of its own, all others COCO's.
 
     Raises:
-      UserError: no folder has the image; names the folders that were tried.
+      UserError: no folder has any of the images; names the folders that were tried.
     """
     variants = _CLEF_FOLDERS if dataset == "refclef" else _COCO_FOLDERS
     folders = [root / variant for variant in variants]
     if image_root is not None:
         folders = [image_root, *(image_root / variant for variant in variants)]
-    names = {False: file_name, True: _bare(file_name)}
-    for folder in folders:
-        for bare_names in names:
-            images = ImageFolder(folder, bare_names)
+    candidates = [ImageFolder(folder, bare_names) for folder in folders for bare_names in (False, True)]
+    for file_name in file_names:
+        for images in candidates:
             if images.path_of(file_name).is_file():
                 return images
+        candidates = [images for images in candidates if images.path.is_dir()]
     there = [str(folder) for folder in folders if folder.is_dir()]
     state = f"these folders exist, without it: {', '.join(there)}" if there else "none of these folders exists"
     tried = ", ".join(str(folder) for folder in folders)
     raise UserError(
-        f"the image {file_name} (or {names[True]}) was not found; {state}; tried {tried}; "
+        f"the image {file_names[0]} (or {_bare(file_names[0])}) was not found; {state}; tried {tried}; "
         "unpack the images into one of them or give their folder as image_root; data/README.md lists where to get them"
     )
 

@@ -158,6 +158,16 @@ def test_images_of_another_size_are_found_before_training_begins(tmp_path):
         require_images(mixed, config, limit=8)
 
 
+def test_the_first_image_of_a_split_may_be_the_missing_one(tmp_path):
+    root = write_refer_layout(tmp_path)
+    (root / FOLDER / COCO_NAME.format(100)).unlink()
+    source = ReferSource("train", root=root)
+    with pytest.raises(UserError, match=r"cannot be used: 1: image .*100\.jpg not found"):
+        require_images(source, small_config())
+    require_images(source, skipping())
+    assert source[1].load_image().shape == (HEIGHT, 64, 3)
+
+
 def test_images_that_no_training_step_could_draw_are_found_before_training_begins(tmp_path):
     """By their headers: too many pixels, or floating-point values."""
     root = write_refer_layout(tmp_path)

@@ -115,6 +115,13 @@ def test_an_image_in_a_row_has_the_annotated_size(refer, tmp_path):
         view_of(source[0], [0])
 
 
+def test_the_first_image_of_a_split_may_be_the_missing_one(tmp_path):
+    root = write_refer_layout(tmp_path)
+    (root / "images/mscoco/images/train2014/COCO_train2014_000000000100.jpg").unlink()
+    source = HuggingFaceSource("train", path=write_jxu(root, tmp_path / "jxu"), root=root)
+    assert source[1].image.name == "COCO_train2014_000000000101.jpg"
+
+
 def test_ids_may_be_text(refer, tmp_path):
     def edit(name, rows):
         for row in rows:

@@ -467,18 +467,15 @@ def _find_folder(
     report: DatasetReport, root: Path, image_root: Path | None, file_names: list[str]
 ) -> ImageFolder | None:
     """Return the folder of the first image that is found anywhere; add a problem if none is."""
-    problem = ""
-    for file_name in file_names:
-        try:
-            folder = find_image_folder(root, report.dataset, image_root, file_name)
-        except UserError as error:
-            problem = problem or str(error)
-            continue
-        report.images = str(folder.path)
-        return folder
-    if problem:
-        report.add(MISSING_IMAGES, file_names, f"none was found: {problem}; get {where_images(report.dataset)}")
-    return None
+    if not file_names:
+        return None
+    try:
+        folder = find_image_folder(root, report.dataset, image_root, *file_names)
+    except UserError as error:
+        report.add(MISSING_IMAGES, file_names, f"none was found: {error}; get {where_images(report.dataset)}")
+        return None
+    report.images = str(folder.path)
+    return folder
 
 
 def _add_image_problems(report: DatasetReport, results: list[tuple[str, str]]) -> None:
