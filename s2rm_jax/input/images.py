@@ -37,6 +37,7 @@ except ImportError:  # no wheel for Linux on ARM
 # may point to the same bytes: one megabyte would become 60 GB.
 MOST_EXIF = 1 << 16
 _EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps EXIF
+_XMP = ("xmp", "XML:com.adobe.xmp")  # which may have the orientation too
 _ORIENTATION = 0x0112  # the EXIF tag
 # Pillow rotates TIFFs by their orientation when it decodes them. These operations undo that.
 _UNDO = {
@@ -410,8 +411,9 @@ def read_header(path: Path) -> Header:
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image that is not decoded yet, 1 (upright) if it has none."""
-    has_exif = isinstance(image, TiffImageFile) or {"exif", "xmp"} & image.info.keys()
-    orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
+    has_exif = isinstance(image, TiffImageFile) or {*_EXIF, *_XMP} & image.info.keys()
+    # Not image.getexif(), which decodes a PNG.
+    orientation = Image.Image.getexif(image).get(_ORIENTATION, 1) if has_exif else 1
     return orientation if orientation in range(2, 9) else 1
 
 

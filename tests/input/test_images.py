@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.check.examine import ImageFile, check_image
@@ -151,6 +151,21 @@ def test_the_exif_orientation_counts_only_where_asked(tmp_path):
     np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
     with Image.open(path) as image:
         np.testing.assert_array_equal(load_image(image, apply_exif=True), np.rot90(colours(), -1))
+
+
+@pytest.mark.parametrize("kept", ["EXIF", "text", "XMP"])
+def test_the_header_has_the_orientation_wherever_a_png_keeps_it(tmp_path, kept):
+    text = PngImagePlugin.PngInfo()
+    if kept == "text":  # as ImageMagick writes it
+        content = EXIF.tobytes()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n", zip=True)
+    elif kept == "XMP":
+        text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+    path = saved(
+        Image.fromarray(colours()), tmp_path, "a.png", pnginfo=text, **({"exif": EXIF} if kept == "EXIF" else {})
+    )
+    assert read_header(path) == (HEIGHT, WIDTH, 6, "")
+    np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
