@@ -7,7 +7,7 @@ The datasets are refcoco, refcoco+, refcocog, refclef (with its images) and gref
 (13 GB), which all but refclef need. The addresses are those of data/README.md, tried in order. An interrupted download
 continues where it stopped when the same command is run again. Size and checksum are compared with the known ones, or
 recorded in DIR/downloads.json. Only files of the dataset are unpacked, and files with their final names are complete.
-Then the data check runs, as data/check.py does.
+Then the data check runs.
 
 Exit status: 0 no problems, except images that are not there yet; 1 the data has problems; 2 download failed.
 """
@@ -220,34 +220,35 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
 
 
 def _get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
-    key, folder = f"{source.folder}/{source.file}", root / source.folder
+    key, folder, part = f"{source.folder}/{source.file}", root / source.folder, root / f".{source.file}.part"
     record = read_object(root / RECORD)
     wanted = source.wanted if source.is_zip else re.escape(source.file)
     there = [path for path in folder.glob("*") if re.fullmatch(wanted, path.name)]
     if key in record and len(there) >= record[key]["files"]:
         print(f"{source.file}: already downloaded ({RECORD}); remove {folder} to download it again")
+        _remove(part)  # left by a killed process
         return
     if there and key not in record:
         raise UserError(
-            f"--root: {there[0]} exists, but {RECORD} does not list {source.file}; check it with data/check.py, or "
-            f"remove {there[0].parent} to download it again"
+            f"--root: {there[0]} exists, but {RECORD} does not list {source.file}; use the files that are there, or "
+            f"remove {folder} to download them"
         )
     reasons = []
     for url in mirrors:
-        part = root / f".{source.file}.part"
         try:
             _download(url, part, source)
             sums = _verify(part, source)
             # In the folder itself, because that may be on another disk than the root.
             with _temporary_folder(folder / f".{source.file}.unpacked") as temporary:
                 names = _unpack(part, source, temporary) if source.is_zip else _move(part, source, temporary)
+                # Recorded before the files have their names, so that another run continues if this one is killed here.
+                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                _add_to_record(root, key, {"url": url, **sums, "files": len(names), "time": now})
                 for name in names:
                     os.replace(temporary / name, folder / name)
         except _Failed as error:
             reasons.append(f"{url}: {error}")
             continue
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _add_to_record(root, key, {"url": url, **sums, "files": len(names), "time": now})
         _remove(part)
         how = "as known" if source.checksum else f"recorded in {RECORD}"
         print(f"{folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")

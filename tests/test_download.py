@@ -315,6 +315,33 @@ def test_file_systems_without_locks_are_used_without(server, tmp_path, monkeypat
     assert_complete(tmp_path)
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_run_that_is_stopped_while_files_get_their_names_is_continued(server, tmp_path, monkeypatch, capsys, moved):
+    replace, folder, done = os.replace, tmp_path / "refcoco", []
+
+    def stop_after_some(*paths):
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(paths)
+
+    def replace_some(source, target):
+        if Path(target).parent == folder:
+            stop_after_some(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_some)
+    monkeypatch.setattr(download, "_remove", stop_after_some)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server, tmp_path, "")
+    assert len(done) == moved
+    assert {path.name for path in folder.glob("*")} == {Path(target).name for (target,) in done}
+    monkeypatch.undo()
+    fetch(server, tmp_path, "")
+    assert_complete(tmp_path)
+    assert len(server.requests) == 1
+    assert ("already downloaded" in capsys.readouterr().out) == (moved == 2)
+
+
 def test_a_removed_file_is_downloaded_again(server, tmp_path):
     fetch(server, tmp_path, "")
     (tmp_path / "refcoco/instances.json").unlink()

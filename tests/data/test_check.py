@@ -62,7 +62,8 @@ def test_the_screen_shows_counts_and_five_cases(monkeypatch):
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "train 2 ✓ 3 ✗ 4 8 ✓" in lines and "val 0 ✗ 2 0 ✗ 4 0 ✗ 8" in lines and "all 8 ✗ 16" in lines
     assert "✗ missing images: 7" in lines and "4.jpg" in lines and "5.jpg" not in lines
-    assert "... and 2 more (data/check.py --json FILE lists them all)" in lines
+    more = "... and 2 more (in Python, s2rm_jax.input.check.examine.examine(ROOT).as_json() lists them all)"
+    assert more in lines and "Not found: refclef (get them with: s2rm download NAME --root DIR)" in lines
     assert lines[-1] == "✗ 2 problems in 1 of 1 dataset"
 
 

@@ -201,7 +201,7 @@ def format_report(report: CheckReport) -> str:
         lines += [*_format_dataset(dataset, report.quick), ""]
     if report.absent:
         names = ", ".join(report.absent)
-        lines += [*_wrap(f"{names} (data/check.py --dataset NAME prints where to get them)", "Not found: "), ""]
+        lines += [*_wrap(f"{names} (get them with: s2rm download NAME --root {report.root})", "Not found: "), ""]
     problems = [len(dataset.problems) for dataset in report.datasets if dataset.problems]
     found = f"{_number(sum(problems), 'problem')} in {len(problems)} of {_number(len(report.datasets), 'dataset')}"
     return "\n".join([*lines, "✓ no problems found" if report.ok else f"✗ {found}"])
@@ -254,7 +254,8 @@ def _format_problem(problem: Problem) -> Iterator[str]:
     for case in problem.cases[:_SHOWN]:
         yield from _wrap(case, "        ")
     if len(problem.cases) > _SHOWN:
-        yield f"        ... and {len(problem.cases) - _SHOWN:,} more (data/check.py --json FILE lists them all)"
+        how = "in Python, s2rm_jax.input.check.examine.examine(ROOT).as_json() lists them all"
+        yield f"        ... and {len(problem.cases) - _SHOWN:,} more ({how})"
 
 
 def _wrap(text: str, first: str) -> list[str]:
