@@ -9,9 +9,9 @@ JSON lines have one referent per line:
 
 In COCO's format, annotations have the additional fields "expressions" and, optionally, "split".
 
-Everything that the text of a file and the headers of its images show is checked when the file is read; otherwise a
-mistake would stop a training run after hours. Only the pixels are read later. What happens to bad examples is described
-in docs/own_data.md.
+Everything that the text of a file and the headers of the images of the split show is checked when the file is read;
+otherwise a mistake would stop a training run after hours. Only the pixels are read later. What happens to bad examples
+is described in docs/own_data.md.
 """
 
 from __future__ import annotations
