@@ -214,25 +214,28 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
         not replaced; or another process is downloading the same file to `root`.
       OSError: the disk is full or cannot be written.
     """
-    busy = f"--root: another process is downloading {source.file} to {root}; wait until it has finished"
-    with _lock(root / f".{source.file}.lock", busy):
-        _get(source, root, mirrors)
-
-
-def _get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
-    key, folder, part = f"{source.folder}/{source.file}", root / source.folder, root / f".{source.file}.part"
-    record = read_object(root / RECORD)
+    key, folder = f"{source.folder}/{source.file}", root / source.folder
     wanted = source.wanted if source.is_zip else re.escape(source.file)
     there = [path for path in folder.glob("*") if re.fullmatch(wanted, path.name)]
+    record = read_object(root / RECORD)
     if key in record and len(there) >= record[key]["files"]:
         print(f"{source.file}: already downloaded ({RECORD}); remove {folder} to download it again")
-        _remove(part)  # left by a killed process
+        with suppress(OSError):  # the root may be for reading only
+            _remove(_part(source, root))  # left by a killed process
         return
     if there and key not in record:
         raise UserError(
             f"--root: {there[0]} exists, but {RECORD} does not list {source.file}; use the files that are there, or "
             f"remove {folder} to download them"
         )
+    busy = f"--root: another process is downloading {source.file} to {root}; wait until it has finished"
+    with _lock(root / f".{source.file}.lock", busy):
+        _get(source, root, mirrors, key)
+
+
+def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None:
+    """Download a file, unpack it and record it under `key`."""
+    folder, part = root / source.folder, _part(source, root)
     reasons = []
     for url in mirrors:
         try:
@@ -294,6 +297,11 @@ def _add_to_record(root: Path, key: str, entry: dict[str, Any]) -> None:
     with _lock(root / f".{RECORD}.lock"):
         record = read_object(root / RECORD) | {key: entry}
         write_atomically(epath.Path(root) / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _part(source: Download, root: Path) -> Path:
+    """Return the file that a download is written to."""
+    return root / f".{source.file}.part"
 
 
 def _state_of(part: Path) -> Path:

@@ -229,6 +229,17 @@ def test_no_network(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_root_that_cannot_be_written_may_have_everything_already(server, tmp_path, monkeypatch, capsys):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    fetch(server, tmp_path, "")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(download, "_lock", refuse)
+    fetch(server, tmp_path, "")
+    assert "already downloaded" in capsys.readouterr().out
+
+
 def test_another_run_continues(server, tmp_path):
     with pytest.raises(UserError, match="stopped after"):
         fetch(server, tmp_path, "says more")
