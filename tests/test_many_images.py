@@ -126,6 +126,21 @@ def test_another_job_in_the_same_folder_starts_anew(run, paths, tmp_path, monkey
     assert len(result(tmp_path / "out")["images"]) == 1
 
 
+def test_a_job_starts_anew_when_the_network_is_calibrated(run, paths, tmp_path, monkeypatch, segmenter):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        run(paths[:3], "red")
+    (before,) = result(tmp_path / "out")["images"]
+    segmenter.config.eval.update(score_scale=0.5, score_bias=-1.0)  # as by evaluate --calibrate
+    run(paths[:3], "red")
+    first, _, third = (image["results"][0]["score"] for image in result(tmp_path / "out")["images"])
+    assert first == third < before["results"][0]["score"]
+    run(paths[:3], "red", share=(0, 2), out=tmp_path / "shared")
+    segmenter.config.eval.score_bias = 0.0
+    with pytest.raises(UserError, match=r"has the results of another job \(calibration\)"):
+        run(paths[:3], "red", share=(1, 2), out=tmp_path / "shared")
+
+
 def test_a_prediction_of_one_image_ends_an_unfinished_job(run, paths, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(patch, 2)
