@@ -16,6 +16,7 @@ pip install -e '.[onnx]'. Pretrained Swin and BERT are not converted but loaded 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,14 +108,20 @@ def to_hub() -> None:
         card = model_card(name, run, _reports(workdir, run.step), LICENSE.value)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if not REPO.value:
-        print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: hf upload {name} {OUT.value}")
+        print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: {_upload_command(name)}")
         return
     try:
         url = _upload(Path(OUT.value).expanduser(), REPO.value)
     except Exception as error:  # huggingface_hub raises many kinds
         what = f"--repo: {OUT.value} is complete, but cannot be uploaded to {REPO.value} on the Hugging Face Hub"
-        raise hub_error(what, error) from error
+        # Not the same command again, which refuses to replace --out.
+        raise hub_error(what, error, f"run `{_upload_command(REPO.value)}`") from error
     print(f"{url} holds the network of {OUT.value}. From Python: Segmenter.from_checkpoint({REPO.value!r})")
+
+
+def _upload_command(repo: str) -> str:
+    """Return the command that uploads --out."""
+    return f"hf upload {repo} {shlex.quote(str(OUT.value))}{' --private' if PRIVATE.value else ''}"
 
 
 def _upload(folder: Path, repo: str) -> str:

@@ -219,9 +219,9 @@ def test_a_network_is_uploaded_and_loaded_by_its_name(hub, tiny_workdir, tmp_pat
     [
         ("net", "hf_token", 0, "--repo: net is not the name of a repository; give USER/NAME", 2),
         ("anna/net@main", "hf_token", 0, "--repo: anna/net@main is not the name of a repository", 2),
-        ("anna/net", "", 0, "no such repository is visible; check the name, or log in with `hf auth login`.", 2),
+        ("anna/net", "", 0, "no such repository is visible; check the name, or log in with `hf auth login`; then", 2),
         ("anna/net", "hf_token", 403, "access is refused", 2),
-        ("anna/net", "hf_token", 500, "run the same command again later.", 75),
+        ("anna/net", "hf_token", 500, "run `hf upload anna/net ", 75),
     ],
 )
 def test_an_upload_that_fails(hub, tiny_workdir, tmp_path, monkeypatch, repo, token, status, message, code):
@@ -234,7 +234,15 @@ def test_an_upload_that_fails(hub, tiny_workdir, tmp_path, monkeypatch, repo, to
     assert not hub.repositories
     if "is not the name" not in message:
         assert f"{tmp_path / 'out'} is complete, but cannot be uploaded to {repo}" in done.stderr
+        assert f"run `hf upload {repo} {tmp_path / 'out'}`" in done.stderr and "same command" not in done.stderr
         assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_the_command_that_repeats_an_upload_keeps_the_repository_private(hub, tiny_workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    hub.status, out = 500, tmp_path / "my net"
+    done = convert("to-hub", "--workdir", tiny_workdir, "--out", out, "--repo", "anna/net", "--private")
+    assert done.returncode == 75 and done.stderr.endswith(f"run `hf upload anna/net '{out}' --private` later.\n")
 
 
 def test_help():
