@@ -146,7 +146,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _fetch(name: str, field: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
@@ -159,9 +159,19 @@ def _fetch(name: str, field: str) -> Path:
         except EntryNotFoundError:
             return None
 
+    def find() -> Path | None:
+        """Return the file of weights, or None if the repository has none."""
+        try:
+            return fetch(SAFETENSORS) or fetch(TORCH)
+        except LocalEntryNotFoundError:  # the cache does not tell whether the repository has safetensors
+            cached = try_to_load_from_cache(name, TORCH)
+            if not isinstance(cached, str):
+                raise
+            return Path(cached)
+
     logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
     try:
-        weights = fetch(SAFETENSORS) or fetch(TORCH)
+        weights = find()
         if weights is not None:
             for beside in (CONFIG_FILE, _TOKENIZER_CONFIG, _TOKENIZER_FILE, VOCAB_FILE):  # only text has the last three
                 with suppress(LocalEntryNotFoundError):  # offline; an older version has downloaded the weights alone

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from transformers import BertTokenizer
 
@@ -22,7 +23,7 @@ from s2rm_jax.interop.parameter_names import (
     export_arrays,
     swin_layout,
 )
-from s2rm_jax.interop.pretrained import find_pretrained, find_vocabulary, load_bert, load_pretrained, load_swin
+from s2rm_jax.interop.pretrained import find_pretrained, find_vocabulary, load_bert, load_pretrained, load_swin, locate
 from s2rm_jax.interop.weight_files import read_weights
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import parameter_shapes
@@ -426,6 +427,15 @@ def test_weights_that_need_torch_are_refused_early_without_it(tmp_path, params, 
         find_pretrained(config)
     save_file(swin_arrays(params, TIMM), tmp_path / "model.safetensors")
     assert find_pretrained(config) == {"vision": tmp_path / "model.safetensors"}
+
+
+def test_a_repository_without_safetensors_is_used_from_the_cache(hub, monkeypatch):
+    hub.repositories["anna/old"] = {"main": {"pytorch_model.bin": b"weights", "config.json": b"{}"}}
+    found = locate("anna/old", "vision.pretrained")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate("anna/old", "vision.pretrained") == found and found.read_bytes() == b"weights"
+    with pytest.raises(UserError, match=r"^config\.vision\.pretrained=anna/other is not a path and cannot be "):
+        locate("anna/other", "vision.pretrained")
 
 
 def test_a_classifier_in_the_layout_of_timm_on_the_hub(tmp_path, config, shapes, params, monkeypatch):
