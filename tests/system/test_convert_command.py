@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.io import atomic_folder
-from s2rm_jax.training.run import load_run
+from s2rm_jax.training.run import load_run, save_calibration
 from tests.command import ROOT, run_command, run_process
 
 
@@ -45,6 +46,14 @@ def test_converting_to_pytorch_and_back_changes_no_bit(exported, tiny_workdir, t
     assert convert("to-pytorch", "--workdir", back, "--out", again).returncode == 0
     for name in ("model.safetensors", "config.json", "vocab.txt"):
         assert (again / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_the_calibration_of_other_weights_is_not_kept(exported, tiny_workdir, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "calibrated")
+    save_calibration(folder, Calibration(0.5, -1.0))
+    done = convert("from-pytorch", "--weights", folder, "--workdir", tmp_path / "back")
+    assert done.returncode == 0 and "scores are no longer calibrated" in done.stdout + done.stderr
+    assert (tmp_path / "back" / "config.json").read_text() == (tiny_workdir / "config.json").read_text()
 
 
 def test_training_continues_from_converted_weights(exported, tmp_path):
