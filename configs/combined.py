@@ -7,7 +7,7 @@ Evaluation images of any of the three are left out of training (s2rm_jax/input/m
 test splits can be reported, for example by `python -m s2rm_jax.evaluate --workdir runs/combined --split refcoco:testA`.
 
 Data: DATA/refcoco/, DATA/refcoco+/ and DATA/refcocog/ (umd), and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files at the start; the log's first line has the number.
 Recipe: s2rm_jax/recipes.py.

@@ -7,7 +7,7 @@ An expression may refer to several objects, whose masks are joined, or to nothin
 (s2rm_jax/models/casg.py); its loss has the weight 0.1, as in ReLA.
 
 Data: DATA/grefcoco/ (grefs(unc).json, instances.json) and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 225,000 of 32 expressions, as many expressions as in ReLA's 150,000 steps of 48; every expression once per epoch,
 as in ReLA.

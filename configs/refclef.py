@@ -4,7 +4,7 @@
     python -m s2rm_jax.train --config configs/refclef.py --workdir runs/refclef
 
 Data: DATA/refclef/ and the SAIAPR TC-12 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files at the start; the log's first line has the number.
 Recipe: s2rm_jax/recipes.py.

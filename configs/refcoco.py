@@ -4,7 +4,7 @@
     python -m s2rm_jax.train --config configs/refcoco.py --workdir runs/refcoco
 
 Data: DATA/refcoco/ and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(42,404 referents / 32) = 40 x 1,325 = 53,000, counted from the files at the start of training.
 Recipe: s2rm_jax/recipes.py.

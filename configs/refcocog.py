@@ -4,7 +4,7 @@
     python -m s2rm_jax.train --config configs/refcocog.py --workdir runs/refcocog
 
 Data: DATA/refcocog/ and COCO's train2014 images (data/README.md).
-Weights: microsoft/swin-base-patch4-window12-384-in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
+Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-uncased, downloaded from Hugging Face
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files: umd 40 x 1,319 = 52,760 (42,226 referents), google 40
 x 1,400 = 56,000 (44,822 referents). Google's splits share images between train and val.

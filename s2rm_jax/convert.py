@@ -16,6 +16,7 @@ pip install -e '.[onnx]'. Pretrained Swin and BERT are not converted but loaded 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,14 +108,20 @@ def to_hub() -> None:
         card = model_card(name, run, _reports(workdir, run.step), LICENSE.value)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if not REPO.value:
-        print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: hf upload {name} {OUT.value}")
+        print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: {_upload_command(name)}")
         return
     try:
         url = _upload(Path(OUT.value).expanduser(), REPO.value)
     except Exception as error:  # huggingface_hub raises many kinds
         what = f"--repo: {OUT.value} is complete, but cannot be uploaded to {REPO.value} on the Hugging Face Hub"
-        raise hub_error(what, error) from error
+        # Not the same command again, which refuses to replace --out.
+        raise hub_error(what, error, f"run `{_upload_command(REPO.value)}`") from error
     print(f"{url} holds the network of {OUT.value}. From Python: Segmenter.from_checkpoint({REPO.value!r})")
+
+
+def _upload_command(repo: str) -> str:
+    """Return the command that uploads --out."""
+    return f"hf upload {repo} {shlex.quote(str(OUT.value))}{' --private' if PRIVATE.value else ''}"
 
 
 def _upload(folder: Path, repo: str) -> str:
@@ -256,8 +263,9 @@ def _results(reports: Sequence[dict[str, Any]]) -> str:
 def write_workdir(weights: Path, workdir: Path) -> None:
     """Write a folder of `to-pytorch`, perhaps trained further in PyTorch, as the workdir of a run at step 0.
 
-    The run can be evaluated and used for prediction; training continues from its weights with a fresh optimizer. The
-    weights may also be a pytorch_model.bin, which needs torch. `workdir` is an empty folder.
+    The run can be evaluated and used for prediction; training continues from its weights with a fresh optimizer. Scores
+    are not calibrated, because the calibration of the folder may be that of other weights. The weights may also be a
+    pytorch_model.bin, which needs torch. `workdir` is an empty folder.
 
     Raises:
         UserError: a file is missing or damaged, or the weights do not fit the config.json next to them.
@@ -266,12 +274,14 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     import jax
 
     from s2rm_jax.errors import UserError
+    from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
     from s2rm_jax.interop.torch_folder import read_pytorch
     from s2rm_jax.io import require_space
     from s2rm_jax.models.network import build_network
     from s2rm_jax.parallel.mesh import make_mesh
     from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints
-    from s2rm_jax.training.run import CONFIG_FILE, VOCAB_FILE, load_config
+    from s2rm_jax.training.logging import log
+    from s2rm_jax.training.run import CONFIG_FILE, VOCAB_FILE, load_config, save_calibration
     from s2rm_jax.training.state import plan_state
 
     for name in (CONFIG_FILE, VOCAB_FILE):
@@ -284,6 +294,9 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     require_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)))
     for name in (CONFIG_FILE, VOCAB_FILE):
         (workdir / name).write_bytes((weights / name).read_bytes())
+    if Calibration.of(config) != UNCALIBRATED:
+        save_calibration(workdir, UNCALIBRATED)
+        log("The weights may have changed, so scores are no longer calibrated: run evaluate --calibrate again.")
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
         checkpoints.save(Checkpoint(0, plan.create(params), rows_seen=0, metrics=None))
 

@@ -136,12 +136,13 @@ def known_storage_error(what: str, error: BaseException) -> UserError | None:
     return None
 
 
-def hub_error(what: str, error: Exception) -> UserError:
+def hub_error(what: str, error: Exception, retry: str = "") -> UserError:
     """Return the UserError for a failed access to the Hugging Face Hub by huggingface_hub.
 
     Args:
         what: what cannot be done, such as "user/name cannot be downloaded from the Hugging Face Hub".
         error: the exception.
+        retry: what the user does to try again, such as "run `hf upload ...`"; by default run the same command.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -155,7 +156,7 @@ def hub_error(what: str, error: Exception) -> UserError:
     status = getattr(getattr(cause, "response", None), "status_code", 0)
     offline = isinstance(cause, OfflineModeIsEnabled)  # a subclass of ConnectionError
     if not offline and (find_fault(cause) == "temporary" or status == 429 or status >= 500):
-        return TemporaryFailure(f"{what} ({reason_of(cause)}): run the same command again later.")
+        return TemporaryFailure(f"{what} ({reason_of(cause)}): {retry or 'run the same command again'} later.")
     if isinstance(cause, OSError) and cause.errno:
         advice = f"its cache cannot be written ({cause.strerror}); make room there, or set HF_HOME to another folder"
     elif offline:
@@ -168,7 +169,7 @@ def hub_error(what: str, error: Exception) -> UserError:
         advice = "no such repository is visible; check the name, or log in with `hf auth login`"
     else:
         advice = one_line(cause)[:200].rstrip(".")  # details are on further lines
-    return UserError(f"{what}: {advice}.")
+    return UserError(f"{what}: {advice}{f'; then {retry}' if retry else ''}.")
 
 
 def first_of(cases: Sequence[object], separator: str = "; ", most: int = 5) -> str:

@@ -47,7 +47,7 @@ from s2rm_jax.prediction_files import (
     SAMPLE_FILE,
     Options,
     outcomes,
-    remove_earlier_prediction,
+    replace_earlier,
     require_free_name,
     save_image,
     write_exports,
@@ -172,7 +172,7 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     _warn(segmenter, expressions)
 
     make_output_folder(out)  # not earlier, so that an error leaves no empty folder
-    remove_earlier_prediction(out)
+    replace_earlier(out)
     entries = write_prediction(out, image, result, options, figures=figures)
     if not IMAGE.value:
         save_image(Image.fromarray(image), out / SAMPLE_FILE)

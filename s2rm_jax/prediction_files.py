@@ -308,6 +308,27 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
     return part
 
 
+def replace_earlier(out: Path) -> None:
+    """Remove the earlier prediction in the folder of one image; the result of an unfinished job is one too.
+
+    Otherwise the same command would continue the job, and list files that are gone.
+
+    Raises:
+        UserError: the folder belongs to a job of several processes or to one that runs, or a file cannot be removed.
+    """
+    job = _read_job(out)
+    if job is None:
+        remove_earlier_prediction(out)
+        return
+    if job.get("processes", 1) > 1:
+        raise UserError(f"--out: {out} has the results of a job of several processes; give another --out, or remove it")
+    with Part(_part_path(out, 0, 1)) as part:  # locked, so the job does not run
+        _remove_listed(out, part.records())
+        remove_earlier_prediction(out)
+        with writing(part.path):
+            remove_job(part, out)
+
+
 def write_result_of(part: Part, out: Path) -> None:
     """Write result.json from the records of the only process of a job, without holding them in memory.
 

@@ -28,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from s2rm_jax.errors import UserError, explaining, first_of, one_line
+from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.evaluation.result_files import find_naming
 from s2rm_jax.input.images import FORMATS, is_url, load_image
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
@@ -214,7 +215,8 @@ def _settings(segmenter: Segmenter, items: Sequence[Item], options: Options) -> 
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.image, item.expressions]).encode())
-    settings = {"network": segmenter.fingerprint(), "images": [len(items), digest.hexdigest()]}
+    settings: dict[str, Any] = {"network": segmenter.fingerprint(), "images": [len(items), digest.hexdigest()]}
+    settings["calibration"] = Calibration.of(segmenter.config).fields()  # of the scores; not part of the parameters
     written = {"overlay": options.overlay, "masks": options.masks, "explain": options.explain}
     # The records depend on whether there are exports, and not on which: these are written from them at each end.
     return settings | written | {"exports": options.exports}

@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 
-SWIN = "microsoft/swin-base-patch4-window12-384-in22k"  # names on the Hugging Face Hub; the vocabulary is BERT's own
+# Names on the Hugging Face Hub; the vocabulary is BERT's own. timm's copy of Microsoft's weights has safetensors, which
+# need no PyTorch; Microsoft's own repository has none.
+SWIN = "timm/swin_base_patch4_window12_384.ms_in22k"
 BERT = "google-bert/bert-base-uncased"
 EPOCHS = 40
 

@@ -12,7 +12,7 @@ from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.sources import describe
 from s2rm_jax.models.network import build_network
-from s2rm_jax.recipes import read_variant
+from s2rm_jax.recipes import BERT, SWIN, read_variant
 from s2rm_jax.training.optimizer import parameter_groups
 
 
@@ -55,7 +55,9 @@ def test_config_builds(path, variant):
 
 @pytest.mark.parametrize("name", ["refcoco", "refcocoplus", "refcocog", "refclef", "combined"])
 def test_the_benchmarks_share_one_recipe(name):
-    config = load(CONFIGS[0].with_name(f"{name}.py")).get_config()
+    module = load(CONFIGS[0].with_name(f"{name}.py"))
+    config = module.get_config()
+    assert f"Weights: {SWIN} and {BERT}, downloaded" in module.__doc__
     assert (config.steps, config.epochs, config.batch_size, config.input.image_size) == (0, 40, 32, (480, 480))
     assert (config.input.sampling, config.input.expressions_per_image, config.text.max_tokens) == ("referent", 1, 20)
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.power) == (5e-5, 0.01, 0.9)

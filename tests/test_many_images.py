@@ -15,7 +15,7 @@ from s2rm_jax import prediction_job
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import decode_rle
-from s2rm_jax.prediction_files import Options, Part, open_part
+from s2rm_jax.prediction_files import Options, Part, open_part, replace_earlier
 from s2rm_jax.prediction_job import list_items, run_job
 
 EVERYTHING = Options()
@@ -124,6 +124,44 @@ def test_another_job_in_the_same_folder_starts_anew(run, paths, tmp_path, monkey
     assert run(paths[2:3], "blue").count == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["3", "result.json"]
     assert len(result(tmp_path / "out")["images"]) == 1
+
+
+def test_a_job_starts_anew_when_the_network_is_calibrated(run, paths, tmp_path, monkeypatch, segmenter):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        run(paths[:3], "red")
+    (before,) = result(tmp_path / "out")["images"]
+    segmenter.config.eval.update(score_scale=0.5, score_bias=-1.0)  # as by evaluate --calibrate
+    run(paths[:3], "red")
+    first, _, third = (image["results"][0]["score"] for image in result(tmp_path / "out")["images"])
+    assert first == third < before["results"][0]["score"]
+    run(paths[:3], "red", share=(0, 2), out=tmp_path / "shared")
+    segmenter.config.eval.score_bias = 0.0
+    with pytest.raises(UserError, match=r"has the results of another job \(calibration\)"):
+        run(paths[:3], "red", share=(1, 2), out=tmp_path / "shared")
+
+
+def test_a_prediction_of_one_image_ends_an_unfinished_job(run, paths, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 2)
+        run(paths[:3], "red")
+    (tmp_path / "out/result.json").unlink()  # as after a kill, when only the records list the files
+    replace_earlier(tmp_path / "out")
+    assert not [name for name in files(tmp_path / "out") if not name.startswith("3/")]  # 3 may have been ahead
+    assert run(paths[:3], "red").count == 3
+    images = result(tmp_path / "out")["images"]
+    listed = [f"{image['folder']}/{entry['file']}" for image in images for entry in image["results"]]
+    assert len(listed) == 3 and all((tmp_path / "out" / name).is_file() for name in listed)
+
+
+def test_a_prediction_of_one_image_leaves_a_job_of_several_or_a_running_process(run, paths, tmp_path):
+    run(paths[:2], "red", share=(0, 2))
+    before = files(tmp_path / "out")
+    with pytest.raises(UserError, match="has the results of a job of several processes; give another --out"):
+        replace_earlier(tmp_path / "out")
+    assert files(tmp_path / "out") == before
+    with open_part(tmp_path / "running", (0, 1), {}), pytest.raises(UserError, match="another process writes"):
+        replace_earlier(tmp_path / "running")
 
 
 @pytest.mark.parametrize("cut", [1, 20, -1])

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.exported_segment import load_onnx
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
-from s2rm_jax.interop.torch_folder import TrainedNetwork, ground_outputs, write_preprocessing
+from s2rm_jax.interop.torch_folder import TrainedNetwork, ground_outputs, require_torch_variant, write_preprocessing
 from s2rm_jax.models.network import build_network
 
 ENCODE_FILE, GROUND_FILE = "encode_image.onnx", "ground.onnx"
@@ -39,9 +39,11 @@ def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
         The relative error of the outputs of ONNX Runtime for the written graphs, compared with those of JAX.
 
     Raises:
-        UserError: a package is missing, or the outputs of ONNX Runtime differ from those of JAX.
+        UserError: the network is a variant for ablations that PyTorch does not have, a package is missing, or the
+            outputs of ONNX Runtime differ from those of JAX.
         OSError: the folder cannot be written to.
     """
+    require_torch_variant(trained.config)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"writing ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")

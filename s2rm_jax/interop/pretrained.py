@@ -23,12 +23,13 @@ from s2rm_jax.errors import UserError, one_line, reason_of
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
-from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights
+from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights, require_torch_for
 
 SHOWN = 10  # kinds of unused arrays in the log
 
 _LOG = logging.getLogger(__name__)
 _TOKENIZER_CONFIG, _TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+_TIMM = "timm_wrapper"  # the type that transformers gives to the files of timm, which have none
 # Hugging Face's names of the models whose weights and computation are those of models/swin.py and models/bert.py.
 _MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("bert",)}
 
@@ -112,7 +113,7 @@ def _model_config(weights: Path, part: str) -> Any:
         content, _ = PreTrainedConfig.get_config_dict(weights.parent, local_files_only=True)
         if part == "text" and "num_attention_heads" in content:
             content.setdefault("model_type", "bert")  # files of 2019 lack it
-        if "model_type" not in content:
+        if "model_type" not in content or content["model_type"] == _TIMM:
             return None  # of another program, such as timm or this package
         model = AutoConfig.for_model(**content)
     except Exception as error:
@@ -145,7 +146,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _fetch(name: str, field: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
@@ -158,9 +159,19 @@ def _fetch(name: str, field: str) -> Path:
         except EntryNotFoundError:
             return None
 
+    def find() -> Path | None:
+        """Return the file of weights, or None if the repository has none."""
+        try:
+            return fetch(SAFETENSORS) or fetch(TORCH)
+        except LocalEntryNotFoundError:  # the cache does not tell whether the repository has safetensors
+            cached = try_to_load_from_cache(name, TORCH)
+            if not isinstance(cached, str):
+                raise
+            return Path(cached)
+
     logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
     try:
-        weights = fetch(SAFETENSORS) or fetch(TORCH)
+        weights = find()
         if weights is not None:
             for beside in (CONFIG_FILE, _TOKENIZER_CONFIG, _TOKENIZER_FILE, VOCAB_FILE):  # only text has the last three
                 with suppress(LocalEntryNotFoundError):  # offline; an older version has downloaded the weights alone
@@ -188,10 +199,13 @@ def find_pretrained(config: ConfigDict) -> dict[str, Path]:
     """Return the files of config.vision.pretrained and config.text.pretrained by part, if they are set.
 
     Raises:
-        UserError: a file does not exist or cannot be downloaded.
+        UserError: a file does not exist or cannot be downloaded, or needs PyTorch, which is not installed.
     """
     named = {part: str(config[part].get("pretrained", "")) for part in ("vision", "text")}
-    return {part: locate(name, f"{part}.pretrained") for part, name in named.items() if name}
+    found = {part: locate(name, f"{part}.pretrained") for part, name in named.items() if name}
+    for path in found.values():
+        require_torch_for(path)  # here, and not only when they are read, because this is called before data is read
+    return found
 
 
 def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:

@@ -65,6 +65,16 @@ class TrainedNetwork(Protocol):
         """The configuration of the training run."""
 
 
+def require_torch_variant(config: ConfigDict) -> None:
+    """Raise UserError if a network is a variant for ablations that PyTorch, and so ONNX, does not have."""
+    for (section, field), missing in _NOT_IN_PYTORCH.items():
+        if config[section][field] in missing:
+            raise UserError(
+                f"config.{section}.{field}={config[section][field]!r} is a variant for ablations that PyTorch does not "
+                "have, and to-onnx goes through PyTorch; use to-stablehlo, or give the workdir of another network."
+            )
+
+
 def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: Path) -> None:
     """Write a network and config.json of its run into an empty folder, with everything that PyTorch needs to use it.
 
@@ -72,12 +82,7 @@ def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: 
         UserError: the network is a variant for ablations that PyTorch does not have.
         OSError: the folder cannot be written to.
     """
-    for (section, field), missing in _NOT_IN_PYTORCH.items():
-        if trained.config[section][field] in missing:
-            raise UserError(
-                f"config.{section}.{field}={trained.config[section][field]!r} of {config_file} is a variant for "
-                "ablations that PyTorch does not have; give the workdir of another network."
-            )
+    require_torch_variant(trained.config)
     write_safetensors(export_arrays(network_layout(trained.params), trained.params), folder / SAFETENSORS)
     write_preprocessing(trained, "pytorch", folder)
     (folder / CONFIG_FILE).write_bytes(epath.Path(config_file).read_bytes())

@@ -5,6 +5,7 @@ The format is detected from the contents, not from the name.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import warnings
@@ -56,6 +57,13 @@ def find_weights(path: Path) -> Path:
     return found[0]
 
 
+def require_torch_for(path: Path) -> None:
+    """Raise UserError if a file of weights, or a part that an index names, needs PyTorch and it is not installed."""
+    for part in _parts_of(path) if path.name.endswith(".index.json") else [path]:
+        if _is_torch(_head(part)) and importlib.util.find_spec("torch") is None:
+            raise _needs_torch(part)
+
+
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Return every array of a checkpoint by its name; floating-point numbers of 16 or 64 bits become float32.
 
@@ -65,16 +73,15 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing, damaged, of another kind, or contains more than arrays.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise UserError(f"weights {path} cannot be read: {error.strerror}; check the path") from error
+    head = _head(path)
     if path.name.endswith(".index.json"):
-        return _read_parts(path)
-    if head[8:9] == b"{":
+        arrays: dict[str, np.ndarray] = {}
+        for part in _parts_of(path):
+            arrays |= read_weights(part)
+        return arrays
+    if _is_safetensors(head):
         return _read_safetensors(path)
-    if head.startswith((b"PK", b"\x80")):
+    if _is_torch(head):
         return _read_torch(path)
     what = "is empty" if not head else "is neither a safetensors nor a PyTorch file"
     raise UserError(f"{path} {what}; give the file of the weights, or download it again")
@@ -94,18 +101,41 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     path.chmod(mode)
 
 
-def _read_parts(index: Path) -> dict[str, np.ndarray]:
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a file, which tell its format."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read: {error.strerror}; check the path") from error
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{"
+
+
+def _is_torch(head: bytes) -> bool:
+    # The length with which safetensors begin may look like the first bytes of a zip or a pickle.
+    return not _is_safetensors(head) and head.startswith((b"PK", b"\x80"))
+
+
+def _needs_torch(path: Path) -> UserError:
+    return UserError(
+        f"reading {path} needs PyTorch: pip install -e '.[torch]', or give the same weights as {SAFETENSORS}"
+    )
+
+
+def _parts_of(index: Path) -> list[Path]:
+    """Return the files that an index of weights names."""
     try:
         # Parts are read from the folder of the index only, whatever folders it names.
         names = {Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of weights ({error}); download it again") from error
-    arrays: dict[str, np.ndarray] = {}
     for name in sorted(names):
         if "\0" in name or name.endswith(".index.json"):
             raise UserError(f"{index} is not an index of weights (it names {name!r} as a part); download it again")
-        arrays |= read_weights(index.parent / name)
-    return arrays
+    return [index.parent / name for name in sorted(names)]
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -123,9 +153,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"reading {path} needs PyTorch: pip install -e '.[torch]', or give the same weights as {SAFETENSORS}"
-        ) from None
+        raise _needs_torch(path) from None
     try:
         # weights_only: torch's restricted unpickler, because a pickle from the network can run any code. A file object
         # is given, because torch detects the format of a path from its suffix. Warnings concern unusual pickles.

@@ -52,12 +52,17 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     """Write up to `count` images of the run's split to `folder`; return no cases if the data is not available.
 
     Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
+
+    Raises:
+        UserError: `split` is given, and the data has no such split or is not available.
     """
     try:
         source = build_source(
             config.input.source, split or config.eval.split, on_bad_example=config.input.on_bad_example
         )
-    except UserError:
+    except UserError as error:
+        if split:
+            raise UserError(f"--split {split} has no examples: {error}") from error
         return []
     cases = []
     for number in range(min(count, len(source))):

@@ -2,10 +2,12 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from transformers import BertTokenizer
 
@@ -21,7 +23,7 @@ from s2rm_jax.interop.parameter_names import (
     export_arrays,
     swin_layout,
 )
-from s2rm_jax.interop.pretrained import find_vocabulary, load_bert, load_pretrained, load_swin
+from s2rm_jax.interop.pretrained import find_pretrained, find_vocabulary, load_bert, load_pretrained, load_swin, locate
 from s2rm_jax.interop.weight_files import read_weights
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import parameter_shapes
@@ -412,6 +414,63 @@ def test_only_what_the_configuration_names_is_loaded(tmp_path, config, shapes, p
     loaded = load_pretrained(chosen, shapes)
     assert loaded.keys() == {"text"}
     assert_equal(loaded["text"].params, params["text"])
+
+
+def test_weights_that_need_torch_are_refused_early_without_it(tmp_path, params, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    config = default_config()
+    config.vision.pretrained = str(tmp_path)
+    assert find_pretrained(config) == {"vision": tmp_path / "pytorch_model.bin"}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"reading .*pytorch_model\.bin needs PyTorch: pip install"):
+        find_pretrained(config)
+    save_file(swin_arrays(params, TIMM), tmp_path / "model.safetensors")
+    assert find_pretrained(config) == {"vision": tmp_path / "model.safetensors"}
+
+
+def test_a_repository_without_safetensors_is_used_from_the_cache(hub, monkeypatch):
+    hub.repositories["anna/old"] = {"main": {"pytorch_model.bin": b"weights", "config.json": b"{}"}}
+    found = locate("anna/old", "vision.pretrained")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate("anna/old", "vision.pretrained") == found and found.read_bytes() == b"weights"
+    with pytest.raises(UserError, match=r"^config\.vision\.pretrained=anna/other is not a path and cannot be "):
+        locate("anna/other", "vision.pretrained")
+
+
+def test_a_classifier_in_the_layout_of_timm_on_the_hub(tmp_path, config, shapes, params, monkeypatch):
+    """As timm/swin_base_patch4_window12_384.ms_in22k, the default of the recipes; it needs no PyTorch."""
+    arrays = export_arrays(swin_layout(DEPTHS, TIMM), params["vision"])
+    last = [f"{TIMM.output_norm.format(n=2 + TIMM.first_output)}.{leaf}" for leaf in ("weight", "bias")]
+    head = {"head.fc.weight": np.ones((5, 32), np.float32), "head.fc.bias": np.ones(5, np.float32)}
+    norm = {"norm.weight": arrays[last[0]], "norm.bias": arrays[last[1]]}
+    norms = re.compile(TIMM.output_norm.format(n=r"\d") + r"\.")
+    save_file({n: a for n, a in arrays.items() if not norms.match(n)} | norm | head, tmp_path / "model.safetensors")
+    pretrained_cfg = {
+        "tag": "ms_in22k",
+        "custom_load": False,
+        "input_size": [3, 384, 384],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "num_classes": 21841,
+        "pool_size": [12, 12],
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+    }
+    about = {"architecture": "swin_base_patch4_window12_384", "num_classes": 21841, "num_features": 1024}
+    write_json(tmp_path, config=about | {"pretrained_cfg": pretrained_cfg})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    chosen = default_config()
+    chosen.update(config)
+    chosen.vision.pretrained = str(tmp_path)
+    loaded = load_pretrained(chosen, shapes)["vision"]
+    expected = {name: tree for name, tree in params["vision"].items() if name not in ("stage1_norm", "stage2_norm")}
+    assert_equal(loaded.params, expected)
+    assert "a Swin, timm names" in loaded.report and "not used: head.fc.bias, head.fc.weight" in loaded.report
 
 
 def test_files_written_by_transformers(tmp_path, config, shapes):

@@ -12,6 +12,7 @@ from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import resize_image
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.interop.onnx import write_onnx
 from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.models.network import build_network, normalize
 from s2rm_jax.segmenter import Segmenter
@@ -69,6 +70,8 @@ def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, sec
     config[section][field] = tuple(value) if isinstance(value, list) else value
     with pytest.raises(UserError, match=rf"^config.{section}.{field}=.*that PyTorch does not have"):
         write_pytorch(replace(trained, config=config), tiny_workdir / "config.json", tmp_path)
+    with pytest.raises(UserError, match=rf"^config.{section}.{field}=.*to-onnx goes through PyTorch; use to-stablehlo"):
+        write_onnx(replace(trained, config=config), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

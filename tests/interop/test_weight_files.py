@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.interop.weight_files import find_weights, read_weights, write_safetensors
+from s2rm_jax.interop.weight_files import find_weights, read_weights, require_torch_for, write_safetensors
 
 torch = pytest.importorskip("torch")
 
@@ -254,5 +254,17 @@ def test_without_torch_the_error_names_the_package(tmp_path, monkeypatch):
     save_file(ARRAYS, tmp_path / "w.safetensors")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     assert read_weights(tmp_path / "w.safetensors").keys() == ARRAYS.keys()
-    with pytest.raises(UserError, match=r"pip install -e '\.\[torch\]', or give the same weights as model"):
-        read_weights(tmp_path / "w.pth")
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "w.safetensors", "b": "w.pth"}}')
+    for function in (read_weights, require_torch_for):
+        for name in ("w.pth", "pytorch_model.bin.index.json"):
+            with pytest.raises(UserError, match=r"w\.pth needs .*\[torch\]', or give the same weights as model"):
+                function(tmp_path / name)
+
+
+@pytest.mark.parametrize("length", [128, int.from_bytes(b"PK", "little")])
+def test_safetensors_of_any_length_need_no_torch(tmp_path, monkeypatch, length):
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
+    (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + header + np.float32(2.5).tobytes())
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    require_torch_for(tmp_path / "w")
+    assert read_weights(tmp_path / "w")["a"].tolist() == [2.5]

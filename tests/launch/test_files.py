@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from s2rm_jax.recipes import BERT, SWIN
 from s2rm_jax.training import loop
 from tests.command import ROOT, run_command
 
@@ -112,6 +113,12 @@ def test_the_command_of_the_manifest_exists_and_runs(manifest, monkeypatch):
     monkeypatch.setattr(loop, "train_and_evaluate", lambda config, *_: seen.append(config.batch_size))
     assert run_command("train", *container["args"]).returncode == 0
     assert seen == [128]
+
+
+def test_the_weights_of_the_manifest_need_no_torch(manifest):
+    [container] = the_job(manifest)["template"]["spec"]["containers"]
+    values = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert Path(values["S2RM_SWIN"]).name == Path(SWIN).name and Path(values["S2RM_BERT"]).name == Path(BERT).name
 
 
 @pytest.fixture

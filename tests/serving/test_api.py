@@ -5,6 +5,7 @@ import base64
 import binascii
 import io
 import json
+import re
 import threading
 
 import numpy as np
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.serving.limits import Limits
 from s2rm_jax.serving.service import Service
+from tests.command import ROOT
 
 httpx = pytest.importorskip("httpx", reason="the extra 'demo' is not installed")
 pytest.importorskip("fastapi", reason="the extra 'demo' is not installed")
@@ -294,6 +296,13 @@ def test_limits_apply_to_a_network_of_ipv6(host, visitor):
     from s2rm_jax.serving.observe import visitor_at
 
     assert visitor_at(host) == visitor
+
+
+def test_the_proxy_of_the_documentation_passes_on_the_largest_request():
+    from s2rm_jax.serving import api
+
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", (ROOT / "docs" / "demo.md").read_text())
+    assert int(megabytes) * 2**20 > Limits().bytes * 4 // 3 + api.MAX_TEXT_BYTES
 
 
 def test_large_images_are_decoded_in_chunks():

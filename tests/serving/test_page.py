@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 import numpy as np
 import pytest
 
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.serving.page import example_cases
 from tests.conftest import tiny_config
@@ -160,3 +161,7 @@ def test_no_examples_without_the_data_of_the_run(tmp_path):
     config = tiny_config()
     config.input.source = {"name": "refer", "root": str(tmp_path / "gone"), "dataset": "refcoco", "split_by": "unc"}
     assert example_cases(config, tmp_path) == []
+    with pytest.raises(UserError, match=r"^--split val has no examples: .*gone"):
+        example_cases(config, tmp_path, split="val")
+    with pytest.raises(UserError, match=r"^--split tset has no examples: .*tset"):
+        example_cases(tiny_config(), tmp_path, split="tset")

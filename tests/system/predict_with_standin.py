@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 
 from s2rm_jax import command_line, predict
+from s2rm_jax.config import default_config
 
 
 class Segmenter:
     """Finds the pixels above the mean of the image."""
+
+    config = default_config()
 
     def __init__(self, workdir):
         if "READY" in os.environ:

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.io import atomic_folder
-from s2rm_jax.training.run import load_run
+from s2rm_jax.training.run import load_run, save_calibration
 from tests.command import ROOT, run_command, run_process
 
 
@@ -45,6 +46,14 @@ def test_converting_to_pytorch_and_back_changes_no_bit(exported, tiny_workdir, t
     assert convert("to-pytorch", "--workdir", back, "--out", again).returncode == 0
     for name in ("model.safetensors", "config.json", "vocab.txt"):
         assert (again / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_the_calibration_of_other_weights_is_not_kept(exported, tiny_workdir, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "calibrated")
+    save_calibration(folder, Calibration(0.5, -1.0))
+    done = convert("from-pytorch", "--weights", folder, "--workdir", tmp_path / "back")
+    assert done.returncode == 0 and "scores are no longer calibrated" in done.stdout + done.stderr
+    assert (tmp_path / "back" / "config.json").read_text() == (tiny_workdir / "config.json").read_text()
 
 
 def test_training_continues_from_converted_weights(exported, tmp_path):
@@ -219,9 +228,9 @@ def test_a_network_is_uploaded_and_loaded_by_its_name(hub, tiny_workdir, tmp_pat
     [
         ("net", "hf_token", 0, "--repo: net is not the name of a repository; give USER/NAME", 2),
         ("anna/net@main", "hf_token", 0, "--repo: anna/net@main is not the name of a repository", 2),
-        ("anna/net", "", 0, "no such repository is visible; check the name, or log in with `hf auth login`.", 2),
+        ("anna/net", "", 0, "no such repository is visible; check the name, or log in with `hf auth login`; then", 2),
         ("anna/net", "hf_token", 403, "access is refused", 2),
-        ("anna/net", "hf_token", 500, "run the same command again later.", 75),
+        ("anna/net", "hf_token", 500, "run `hf upload anna/net ", 75),
     ],
 )
 def test_an_upload_that_fails(hub, tiny_workdir, tmp_path, monkeypatch, repo, token, status, message, code):
@@ -234,7 +243,15 @@ def test_an_upload_that_fails(hub, tiny_workdir, tmp_path, monkeypatch, repo, to
     assert not hub.repositories
     if "is not the name" not in message:
         assert f"{tmp_path / 'out'} is complete, but cannot be uploaded to {repo}" in done.stderr
+        assert f"run `hf upload {repo} {tmp_path / 'out'}`" in done.stderr and "same command" not in done.stderr
         assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_the_command_that_repeats_an_upload_keeps_the_repository_private(hub, tiny_workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    hub.status, out = 500, tmp_path / "my net"
+    done = convert("to-hub", "--workdir", tiny_workdir, "--out", out, "--repo", "anna/net", "--private")
+    assert done.returncode == 75 and done.stderr.endswith(f"run `hf upload anna/net '{out}' --private` later.\n")
 
 
 def test_help():

@@ -226,6 +226,18 @@ def test_predict_on_many_images_as_json(tiny_workdir, tmp_path):
     assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be read")
 
 
+def test_predict_on_one_image_replaces_an_unfinished_job(tiny_workdir, tmp_path, image):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("job.json", "part-0-of-1.jsonl"):
+        (out / name).write_text("{}")
+    status, _, errors = command(
+        "predict", f"--workdir={tiny_workdir}", f"--image={image}", "--text=the star", f"--out={out}"
+    )
+    assert status == 0, errors
+    assert {path.name for path in out.iterdir()} == {"mask_1_the_star.png", "overlay.png", "result.json"}
+
+
 def test_a_figure_must_not_replace_a_file_of_the_result(tiny_workdir, tmp_path, image):
     asked = (f"--workdir={tiny_workdir}", f"--image={image}", "--text=the star", f"--out={tmp_path}")
     for name in ("overlay.png", "mask_1_the_star.png", "image.png"):
