@@ -290,11 +290,11 @@ class _Loop:
                 if running:  # check for NaN before evaluating or saving
                     train_metrics, running = self._record(*running, progress, averages), None
                 with progress.pause():
-                    if evaluation_due:
-                        evaluation = self._evaluate(step, state.eval_params)
-                    if step != saved_step or (evaluation_due and evaluation):
+                    if step != saved_step:  # first, because the evaluation takes long and may fail
                         self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
                         saved_step = step
+                    if evaluation_due and (evaluation := self._evaluate(step, state.eval_params)):
+                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
                 if last and (evaluation or not evaluation_due):
                     self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
                     return evaluation or train_metrics

@@ -173,6 +173,23 @@ def test_a_stop_during_an_evaluation_breaks_it_off_and_saves_and_the_next_run_ma
     assert_bitwise_equal(restore_params(tmp_path, "mean_iou", "best")[1], seen[0])
 
 
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(tmp_path, standin, step):
+    """At a step of an evaluation alone, and at the last step."""
+    config = standin.make_config(eval__every=step)
+
+    def fail(params, progress):
+        raise OSError("the validation split cannot be read")
+
+    with pytest.raises(OSError, match="cannot be read"):
+        standin.train(config, tmp_path, standin.make_parts(config, evaluate=fail), MESH)
+    assert saved(standin, config, tmp_path).step == step and saved(standin, config, tmp_path).metrics is None
+    parts = standin.make_parts(config, evaluate=scored([80.0, 90.0]))
+    assert standin.train(config, tmp_path, parts, MESH)["mean_iou"] == (90.0 if step == 6 else 80.0)
+    evaluated = [line["step"] for line in metric_lines(tmp_path) if "val/mean_iou" in line]
+    assert evaluated == list(range(step, 13, step))
+
+
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_stop_before_the_first_checkpoint_saves_and_continues(tmp_path, standin, steps_before):
     config = standin.make_config(optimizer__ema_decay=0.9)
