@@ -10,9 +10,10 @@ equal cost), recipe, far, all (every suite but far). Runs train on the synthetic
 setting (docs/synthetic_benchmark.md), unless --config names another configuration; far needs its own --out.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
-it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/.
+it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They have all
+finished runs of the suite in OUT, also those that --variants and --seeds leave out.
 
-With --collect FILE, the same command trains nothing and adds the results of the finished runs to a JSON file:
+With --collect FILE, the same command trains nothing and adds the results of these runs to a JSON file:
 
     python -m s2rm_jax.ablate --suite far --out runs/far --collect docs/results/ablation_runs.json
 
@@ -38,9 +39,9 @@ SUITE = flags.DEFINE_enum(
     "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far", flag_values=FLAGS
 )
 VARIANTS = flags.DEFINE_list(
-    "variants", [], "some variants of the suite, such as full,sum; by default all of them", flag_values=FLAGS
+    "variants", [], "the variants to train, such as full,plain_sum; by default the whole suite", flag_values=FLAGS
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each variant", lower_bound=1, flag_values=FLAGS)
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs to train of each variant", lower_bound=1, flag_values=FLAGS)
 STEPS = flags.DEFINE_integer(
     "steps", None, "steps of each run; defaults to config.steps", lower_bound=1, flag_values=FLAGS
 )
@@ -48,7 +49,10 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a configuration with synthetic scenes; defaults to synthetic_benchmark", flag_values=FLAGS
 )
 COLLECT = flags.DEFINE_string(
-    "collect", None, "train nothing; add the results of the finished runs to this JSON file", flag_values=FLAGS
+    "collect",
+    None,
+    "train nothing; add the results of all finished runs of the suite to this JSON file",
+    flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string("out", None, "a folder for runs and reports", flag_values=FLAGS)
 
@@ -67,6 +71,7 @@ def main() -> None:
         load_results,
         lock,
         plan,
+        plan_finished,
     )
     from s2rm_jax.measure.ablation_suites import CONFIGS, variants_of, with_steps
     from s2rm_jax.training.logging import log
@@ -85,13 +90,14 @@ def main() -> None:
     except UserError as error:
         raise UserError(f"--variants: {error}") from error
     out = make_output_folder(OUT.value)
-    runs = plan(variants, SEEDS.value or 1, base, out)
+    whole_suite = variants_of(suite)
+    finished = load_results(plan_finished(whole_suite, base, out))
     if COLLECT.value:
-        results = load_results(runs)
-        if not results:
+        if not finished:
             raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps.")
-        log(collect(Path(COLLECT.value), benchmark, base.steps, results))
+        log(collect(Path(COLLECT.value), benchmark, base.steps, finished))
         return
+    runs = plan(variants, SEEDS.value or 1, base, out)
     folder = make_output_folder(out / suite)
 
     left = [run for run in runs if load_result(run) is None]
@@ -99,7 +105,8 @@ def main() -> None:
 
     def report() -> Path:
         with lock(folder):
-            return write_report(folder, suite, base.steps, variants, load_results(runs))
+            results = load_results(plan_finished(whole_suite, base, out))
+            return write_report(folder, suite, base.steps, whole_suite, results)
 
     remaining = RemainingTime(runs)
     for run in claim_runs(left):
@@ -108,7 +115,7 @@ def main() -> None:
             log(f"== run {position}: {run.variant.name}, seed {run.seed} | ETA of the suite {remaining}")
             with remaining.measure(run):
                 carry_out(run)
-        if variants[0].name in load_results(runs):  # the reference of all differences
+        if variants[0].name in load_results(runs):  # without it, the report would have another reference
             report()
     log(report().read_text(encoding="utf-8"))
     log(f"{len(runs)} runs of {base.steps:,} steps; tables and plots: {folder}")

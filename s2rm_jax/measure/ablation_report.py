@@ -129,8 +129,8 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         folder: an existing folder.
         suite: the name of the suite.
         steps: the steps of each run.
-        variants: the rows. The first must have a result; others without a result are left out.
-        results: of the finished runs.
+        variants: the rows, without those that have no result. The first that has one is the reference.
+        results: of the finished runs, at least one.
     """
     shown = [variant for variant in variants if results.get(variant.name)]
     (folder / PLOTS).mkdir(exist_ok=True)

@@ -108,6 +108,20 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
     return runs
 
 
+def plan_finished(variants: Sequence[Variant], base: ConfigDict, out: Path) -> list[Run]:
+    """Return the runs of `variants` in `out`, of any seed, that are finished; the order and the errors are `plan`'s."""
+    seeds = {variant.name: _seeds_with_result(variant, out) for variant in variants}
+    found = [variant for variant in variants if seeds[variant.name]]
+    highest = max((seed for of_variant in seeds.values() for seed in of_variant), default=-1)
+    return [run for run in plan(found, highest + 1, base, out) if run.seed in seeds[run.variant.name]]
+
+
+def _seeds_with_result(variant: Variant, out: Path) -> list[int]:
+    names = [path.parent.name for path in (out / "runs").glob(f"{variant.name}-seed-*/{RESULT_FILE}")]
+    endings = [name.rpartition("-")[2] for name in names]
+    return [int(ending) for ending in endings if ending.isdecimal()]
+
+
 def _require_unchanged(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).exists():
         return

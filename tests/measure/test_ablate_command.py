@@ -76,7 +76,8 @@ def run_without_config(*flags):
 
 
 def ablate_with(*arguments):
-    ablate.FLAGS["collect"].unparse()
+    for name in ("collect", "variants"):
+        ablate.FLAGS[name].unparse()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ablate", *arguments])  # in which ml_collections looks for --config.FIELD
         ablate.FLAGS(sys.argv)
@@ -172,6 +173,28 @@ def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):
     assert (folder / "out/balance/ablations.md").read_text(encoding="utf-8") == before
 
 
+def test_the_report_has_all_finished_runs_of_the_suite(stopped_and_continued, tmp_path, monkeypatch):
+    """Also those that --variants and --seeds leave out; the first variant with a result is the reference."""
+    folder, _, _ = stopped_and_continued
+    report = tmp_path / "out/balance"
+
+    def carry_out(run):
+        shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
+
+    def reported():
+        content = json.loads((report / "ablations.json").read_text(encoding="utf-8"))
+        return {one["name"]: [found["seed"] for found in one["runs"]] for one in content["variants"]}
+
+    monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
+    run(tmp_path, "--steps=3", "--variants=balance_mean")
+    assert reported() == {"balance_mean": [0, 1]}
+    run(tmp_path, "--steps=3", "--variants=balance_channel", "--seeds=1")
+    assert reported() == {"balance_channel": [0], "balance_mean": [0, 1]}
+    assert "| difference to balance\\_channel, test |" in (report / "ablations.md").read_text(encoding="utf-8")
+    run(tmp_path, "--steps=3", "--seeds=1")
+    assert reported() == {"full": [0], "balance_channel": [0], "balance_mean": [0, 1]}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -199,6 +222,9 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
         (name, seed) for name in sorted(VARIANTS) for seed in (0, 1)
     ]
     assert {(row["benchmark"], row["steps"]) for row in rows} == {("synthetic_benchmark", 3)}
+    path.unlink()
+    run_without_config(f"--out={folder / 'out'}", "--seeds=1", "--variants=full", *flags)
+    assert json.loads(path.read_text(encoding="utf-8")) == rows
     (tmp_path / "new").mkdir()
     with pytest.raises(UserError, match="has no finished run of suite balance with 3 steps"):
         run_without_config(f"--out={tmp_path / 'new'}", *flags)
