@@ -174,7 +174,8 @@ def carry_out(run: Run) -> Result:
     """Train the rest of a run, evaluate it, and write the result to its workdir.
 
     Raises:
-        UserError: the configuration or the workdir is invalid, or the loss became NaN.
+        UserError: the configuration or the workdir is invalid.
+        LossNotFinite: the loss or its gradient became NaN or infinite.
         Interrupted: the run was asked to stop; the same call continues it.
     """
     from s2rm_jax.interop import pretrained

@@ -75,6 +75,16 @@ class Parts:
     left_out: Set[str] = frozenset()  # the problems of the bad examples that `batches` left out
 
 
+class LossNotFinite(UserError):
+    """The loss of a step, or the norm of its gradient, is not finite; `what` is the message without the advice."""
+
+    ADVICE = "Lower config.optimizer.learning_rate or set config.optimizer.clip_norm=1.0, and give another"
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}. {self.ADVICE} --workdir.")
+        self.what = what
+
+
 class _EvaluationStopped(Exception):
     """An evaluation was ended by a request to stop the run."""
 
@@ -100,7 +110,8 @@ def train_and_evaluate(
         The metrics of the evaluation after the last step, or of that step itself if config.eval.every is 0.
 
     Raises:
-        UserError: the configuration, the data or the workdir needs to be corrected, or the loss became NaN.
+        UserError: the configuration, the data or the workdir needs to be corrected.
+        LossNotFinite: the loss or its gradient became NaN or infinite.
         Interrupted: the run was asked to stop (Ctrl-C, SIGTERM), and its state is saved.
     """
     from s2rm_jax.input.sources import find_source
@@ -337,10 +348,9 @@ class _Loop:
             self.checkpoints.wait()
             latest = self.checkpoints.latest_step
             kept = "no checkpoint was saved yet" if latest is None else f"the checkpoint of step {latest} is kept"
-            raise UserError(
+            raise LossNotFinite(
                 f"step {step}: the loss is {values['loss']} and the norm of its gradient {values['grad_norm']}; "
-                f"training stopped, {kept} in {self.workdir}. Lower config.optimizer.learning_rate or set "
-                "config.optimizer.clip_norm=1.0, and give another --workdir."
+                f"training stopped, {kept} in {self.workdir}"
             )
         progress.finish_step(step, int(values["expressions"]), self.config.batch_size)
         averages.add(values)

@@ -20,6 +20,7 @@ from s2rm_jax.models import network
 from s2rm_jax.models.cost import PartCost
 from s2rm_jax.training import run as training_run
 from s2rm_jax.training.interrupt import Interrupted
+from s2rm_jax.training.loop import LossNotFinite
 
 # ml_collections still loads configuration files with load_module.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
@@ -193,6 +194,36 @@ def test_the_report_has_all_finished_runs_of_the_suite(stopped_and_continued, tm
     assert "| difference to balance\\_channel, test |" in (report / "ablations.md").read_text(encoding="utf-8")
     run(tmp_path, "--steps=3", "--seeds=1")
     assert reported() == {"full": [0], "balance_channel": [0], "balance_mean": [0, 1]}
+
+
+def test_a_run_whose_loss_becomes_nan_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    take = pipeline.train_batches
+
+    def steps_of_one_variant(source, tokenizer, config, **named):
+        if config.fusion.balance == "channel" and config.seed == 0:
+            raise LossNotFinite("step 3: the loss is nan")
+        return take(source, tokenizer, config, **named)
+
+    monkeypatch.setattr(pipeline, "train_batches", steps_of_one_variant)
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, "--steps=3")
+    message = str(caught.value)
+    assert message.startswith("1 run of balance failed: balance_channel-seed-0; the first at step 3: the loss is nan. ")
+    assert message.endswith("and give another --out.") and "--workdir" not in message
+    output = capsys.readouterr().out
+    assert "balance_channel-seed-0 failed: step 3: the loss is nan; the suite goes on without it" in output
+    content = json.loads((tmp_path / "out/balance/ablations.json").read_text(encoding="utf-8"))
+    assert [len(one["runs"]) for one in content["variants"]] == [2, 1, 2]
+
+
+def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
+    def carry_out(_):
+        raise LossNotFinite("step 1: the loss is inf")
+
+    monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
+    with pytest.raises(UserError, match="6 runs of balance failed: full-seed-0, balance_channel-seed-0, "):
+        run(tmp_path, "--steps=3")
+    assert not list((tmp_path / "out/balance").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from s2rm_jax.input.sampling import EpochSize
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.loop import train_and_evaluate
+from s2rm_jax.training.loop import LossNotFinite, train_and_evaluate
 from s2rm_jax.training.state import plan_state
 
 OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "images_per_second", "waiting_for_input")}
@@ -239,8 +239,9 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
         for count, batch in enumerate(parts.batches(rows_seen), start=1):
             yield batch._replace(images=np.full_like(batch.images, 255)) if count == bad else batch
 
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(LossNotFinite) as caught:
         standin.train(config, tmp_path, replace(parts, batches=poisoned), MESH)
+    assert isinstance(caught.value, UserError)
     message = str(caught.value)
     good = {8: 6, 7: 5, 11: 10, 10: 5}[bad]
     assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is kept" in message
