@@ -29,7 +29,7 @@ from s2rm_jax.models.cost import network_cost
 from s2rm_jax.training.checkpoint import has_checkpoint
 from s2rm_jax.training.compile import compilation_cache
 from s2rm_jax.training.lock import lock_file
-from s2rm_jax.training.logging import hours_minutes_seconds, log
+from s2rm_jax.training.logging import METRICS_FILE, evaluation_part, hours_minutes_seconds, log
 from s2rm_jax.training.loop import check_before_start
 from s2rm_jax.training.run import load_config, require_same_config
 
@@ -261,10 +261,8 @@ def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[
 
 def _curve(run: Run) -> list[tuple[int, float]]:
     """Return (step, mean IoU) of the evaluations during training."""
-    from s2rm_jax.training.logging import METRICS_FILE
-
     lines = [json.loads(line) for line in (run.workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
-    name = f"{run.config.eval.split}/mean_iou"
+    name = f"{evaluation_part(run.config.eval.split)}/mean_iou"
     return [(line["step"], line[name]) for line in lines if name in line]
 
 

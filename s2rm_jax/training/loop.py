@@ -35,6 +35,7 @@ from s2rm_jax.training.logging import (
     Progress,
     RunLog,
     counted,
+    evaluation_part,
     hours_minutes_seconds,
     log,
     report_evaluation,
@@ -381,7 +382,7 @@ class _Loop:
         # Without the precisions, which are in the files, the metrics fit on a line.
         shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
         log(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - start)})", step)
-        self.writer.write(step, split, metrics)
+        self.writer.write(step, evaluation_part(split), metrics)
         return metrics
 
     def _log_finished(self, evaluation: dict[str, float] | None, seconds: float, steps: int) -> None:

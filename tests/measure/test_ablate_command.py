@@ -141,6 +141,12 @@ def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
             assert [step for step, _ in found["curve"]] == [2, 3]
 
 
+def test_the_curve_of_the_training_split_is_that_of_the_evaluations(tmp_path):
+    run(tmp_path, "--steps=3", "--variants=full", "--seeds=1", "--config.eval.split=train")
+    (found,) = json.loads((tmp_path / "out/balance/ablations.json").read_text(encoding="utf-8"))["variants"][0]["runs"]
+    assert found["curve_split"] == "train" and [step for step, _ in found["curve"]] == [2, 3]
+
+
 def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_path, monkeypatch, capsys):
     """Another process has the reference run and finishes it while this one waits."""
     folder, _, _ = stopped_and_continued

@@ -131,6 +131,19 @@ def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
     assert "mean_iou on val: 40.00, best 90.00 at step 6" in closing
 
 
+def test_evaluations_of_the_training_split_have_names_of_their_own(tmp_path, standin):
+    config = standin.make_config(steps=4, log_every=4, eval__every=2, eval__split="train")
+    parts = standin.make_parts(config, evaluate=scored([10.0, 90.0]))
+    standin.train(config, tmp_path, parts, MESH)
+    lines = metric_lines(tmp_path)
+    assert [(line["step"], line["eval_train/mean_iou"]) for line in lines if "eval_train/mean_iou" in line] == [
+        (2, 10.0),
+        (4, 90.0),
+    ]
+    (of_batches,) = [line for line in lines if "train/mean_iou" in line]
+    assert "train/loss" in of_batches
+
+
 def test_evaluating_changes_nothing_of_the_training(tmp_path, standin):
     config = standin.make_config()
     standin.train(config, tmp_path / "without", standin.make_parts(config), MESH)
