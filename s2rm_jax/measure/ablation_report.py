@@ -17,7 +17,7 @@ from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
 from s2rm_jax.io import write_atomically, writing
-from s2rm_jax.measure.ablation_runs import Result
+from s2rm_jax.measure.ablation_runs import Result, by_number
 from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
 _LEGEND = 170  # pixels at the right edge
@@ -343,7 +343,7 @@ def _compare_groups(
     name: str, field: str, references: _References, results: Results, split: str
 ) -> dict[str, tuple[float, float, float]]:
     """Return the differences of a variant from its reference by group, without groups that have none."""
-    groups = getattr(results[name][0].scores[split], field)
+    groups = sorted(getattr(results[name][0].scores[split], field), key=by_number)
     found = {group: _compare(name, references, results, _group_value(field, group, split)) for group in groups}
     return {group: difference for group, difference in found.items() if difference}
 
@@ -392,7 +392,7 @@ def _grouped(field: str, variants: Sequence[Variant], results: Results, split: s
 
     def values(runs: Sequence[Result]) -> dict[str, list[float]]:
         groups = [getattr(run.scores[split], field) for run in runs]
-        return {name: [group[name] for group in groups] for name in groups[0]}
+        return {name: [group[name] for group in groups] for name in sorted(groups[0], key=by_number)}
 
     return {variant.name: values(results[variant.name]) for variant in variants}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -252,11 +253,16 @@ def _stride(config: ConfigDict) -> int:
 
 
 def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[str, float]:
-    """Return the mean IoU in percent of each group of expressions, sorted by the name of the group."""
-    ious: dict[str, list[float]] = {name: [] for name in sorted(set(groups))}
+    """Return the mean IoU in percent of each group of expressions, in the order of `by_number`."""
+    ious: dict[str, list[float]] = {name: [] for name in sorted(set(groups), key=by_number)}
     for score, group in zip(scores, groups, strict=True):
         ious[group].append(100 * (score.iou or 0.0))
     return {name: float(np.mean(values)) for name, values in ious.items()}
+
+
+def by_number(group: str) -> tuple[str | int, ...]:
+    """Return a key that sorts names of groups with the numbers in them as numbers: 8, 9, 10, 10+."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", group))
 
 
 def _curve(run: Run) -> list[tuple[int, float]]:
