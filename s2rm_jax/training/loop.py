@@ -27,7 +27,7 @@ from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.compile import CompiledStep, Profile, compilation_cache, compile_step
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
-from s2rm_jax.training.lock import lock_workdir
+from s2rm_jax.training.lock import WorkdirLock, lock_workdir
 from s2rm_jax.training.logging import (
     METRICS_FILE,
     Averages,
@@ -225,7 +225,7 @@ def train_with_parts(
     loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}
     with (
         naming_full_workdir(workdir),
-        lock_workdir(workdir),
+        lock_workdir(workdir) as lock,
         open_workdir(workdir, config, began, parts.save_vocab) as checkpoints,
         compilation_cache(config, workdir),
         listen_for_stop() as stop,
@@ -252,7 +252,7 @@ def train_with_parts(
             log(compiled.describe(mesh))
         profile.begin(begin.step)
         with MetricsWriter(workdir, config, begin.step) as writer, profile:
-            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop, lock)
             return loop.train_from(begin, saved=restored)
 
 
@@ -283,6 +283,7 @@ class _Loop:
     writer: MetricsWriter
     profile: Profile
     stop: StopRequest
+    lock: WorkdirLock
 
     def train_from(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
         """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
@@ -299,6 +300,7 @@ class _Loop:
             last = step >= config.steps
             evaluation_due = evaluation is None and self._evaluation_due(step)
             if self.stop.signum or last or evaluation_due or self.checkpoints.due(step):
+                self._require_lock(step)
                 if running:  # check for NaN before evaluating or saving
                     train_metrics, running = self._record(*running, progress, averages), None
                 with progress.pause():
@@ -311,6 +313,7 @@ class _Loop:
                     self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
                     return evaluation or train_metrics
                 if self.stop.signum:
+                    self._require_lock(step)  # it may have been taken during the evaluation
                     self.checkpoints.wait()
                     raise Interrupted(
                         f"Stopped after step {step} of {config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
@@ -333,6 +336,14 @@ class _Loop:
                 jax.block_until_ready(metrics)
                 with progress.pause():
                     self.profile.write()
+
+    def _require_lock(self, step: int) -> None:
+        """Raise UserError if the run was asked to stop because another run has taken the workdir."""
+        if self.stop.signum and (taken := distributed.gather(self.lock.taken)[0]):
+            raise UserError(
+                f"--workdir {self.workdir} was taken {taken}: this run stopped after step {step} without saving; wait "
+                "until the other run ends, or give another --workdir."
+            )
 
     def _evaluation_due(self, step: int) -> bool:
         if self.parts.evaluate is None or step == 0:
