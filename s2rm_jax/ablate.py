@@ -10,9 +10,11 @@ equal cost), recipe, far, all (every suite but far). Runs train on the synthetic
 setting (docs/synthetic_benchmark.md), unless --config names another configuration; far needs its own --out.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
-it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/.
+it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They have all
+finished runs of the suite in OUT, also those that --variants and --seeds leave out. A run whose loss becomes NaN does
+not stop the others; the error at the end names it.
 
-With --collect FILE, the same command trains nothing and adds the results of the finished runs to a JSON file:
+With --collect FILE, the same command trains nothing and adds the results of these runs to a JSON file:
 
     python -m s2rm_jax.ablate --suite far --out runs/far --collect docs/results/ablation_runs.json
 
@@ -23,7 +25,9 @@ Several processes with the same --out share the runs: start one per core (`tasks
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -33,14 +37,17 @@ from s2rm_jax.config import find_config
 from s2rm_jax.measure.ablation_suites import SUITES
 from s2rm_jax.parallel.devices import keep_freed_memory
 
+if TYPE_CHECKING:
+    from s2rm_jax.measure.ablation_runs import Run
+
 FLAGS = flags.FlagValues()
 SUITE = flags.DEFINE_enum(
     "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far", flag_values=FLAGS
 )
 VARIANTS = flags.DEFINE_list(
-    "variants", [], "some variants of the suite, such as full,sum; by default all of them", flag_values=FLAGS
+    "variants", [], "the variants to train, such as full,plain_sum; by default the whole suite", flag_values=FLAGS
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each variant", lower_bound=1, flag_values=FLAGS)
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs to train of each variant", lower_bound=1, flag_values=FLAGS)
 STEPS = flags.DEFINE_integer(
     "steps", None, "steps of each run; defaults to config.steps", lower_bound=1, flag_values=FLAGS
 )
@@ -48,7 +55,10 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a configuration with synthetic scenes; defaults to synthetic_benchmark", flag_values=FLAGS
 )
 COLLECT = flags.DEFINE_string(
-    "collect", None, "train nothing; add the results of the finished runs to this JSON file", flag_values=FLAGS
+    "collect",
+    None,
+    "train nothing; add the results of all finished runs of the suite to this JSON file",
+    flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string("out", None, "a folder for runs and reports", flag_values=FLAGS)
 
@@ -59,17 +69,10 @@ def main() -> None:
     from s2rm_jax.errors import UserError
     from s2rm_jax.io import make_output_folder
     from s2rm_jax.measure.ablation_report import collect, write_report
-    from s2rm_jax.measure.ablation_runs import (
-        RemainingTime,
-        carry_out,
-        claim_runs,
-        load_result,
-        load_results,
-        lock,
-        plan,
-    )
+    from s2rm_jax.measure.ablation_runs import load_result, load_results, lock, plan, plan_finished
     from s2rm_jax.measure.ablation_suites import CONFIGS, variants_of, with_steps
-    from s2rm_jax.training.logging import log
+    from s2rm_jax.training.logging import counted, log
+    from s2rm_jax.training.loop import LossNotFinite
 
     suite = SUITE.value
     assert suite is not None and OUT.value is not None  # required
@@ -85,33 +88,55 @@ def main() -> None:
     except UserError as error:
         raise UserError(f"--variants: {error}") from error
     out = make_output_folder(OUT.value)
-    runs = plan(variants, SEEDS.value or 1, base, out)
+    whole_suite = variants_of(suite)
+    finished = load_results(plan_finished(whole_suite, base, out))
     if COLLECT.value:
-        results = load_results(runs)
-        if not results:
+        if not finished:
             raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps.")
-        log(collect(Path(COLLECT.value), benchmark, base.steps, results))
+        log(collect(Path(COLLECT.value), benchmark, base.steps, finished))
         return
+    runs = plan(variants, SEEDS.value or 1, base, out)
     folder = make_output_folder(out / suite)
 
-    left = [run for run in runs if load_result(run) is None]
-    log(f"{len(runs)} runs of {base.steps:,} steps, {len(left)} left: {', '.join(v.name for v in variants)}")
+    left = sum(load_result(run) is None for run in runs)
+    log(f"{len(runs)} runs of {base.steps:,} steps, {left} left: {', '.join(v.name for v in variants)}")
 
     def report() -> Path:
         with lock(folder):
-            return write_report(folder, suite, base.steps, variants, load_results(runs))
+            results = load_results(plan_finished(whole_suite, base, out))
+            return write_report(folder, suite, base.steps, whole_suite, results)
 
-    remaining = RemainingTime(runs)
-    for run in claim_runs(left):
+    failed = _train(runs, suite, report)
+    if len(failed) < len(runs):
+        log(report().read_text(encoding="utf-8"))
+    if failed:
+        raise UserError(
+            f"{counted(len(failed), 'run')} of {suite} failed: {', '.join(failed)}; the first at "
+            f"{next(iter(failed.values()))}. {LossNotFinite.ADVICE} --out."
+        )
+    log(f"{len(runs)} runs of {base.steps:,} steps; tables and plots: {folder}")
+
+
+def _train(runs: Sequence[Run], suite: str, report: Callable[[], object]) -> dict[str, str]:
+    """Train the runs that are left and call `report` after each; return why runs of this process failed, by name."""
+    from s2rm_jax.measure.ablation_runs import RemainingTime, carry_out, claim_runs, load_result, load_results
+    from s2rm_jax.training.logging import log
+    from s2rm_jax.training.loop import LossNotFinite
+
+    remaining, failed = RemainingTime(runs), dict[str, str]()
+    for run in claim_runs([run for run in runs if load_result(run) is None]):
         if load_result(run) is None:  # another process may have finished it in the meantime
             position = f"{runs.index(run) + 1}/{len(runs)} of {suite}"
             log(f"== run {position}: {run.variant.name}, seed {run.seed} | ETA of the suite {remaining}")
-            with remaining.measure(run):
-                carry_out(run)
-        if variants[0].name in load_results(runs):  # the reference of all differences
+            try:
+                with remaining.measure(run):
+                    carry_out(run)
+            except LossNotFinite as error:
+                failed[run.workdir.name] = error.what
+                log(f"{run.workdir.name} failed: {error.what}; the suite goes on without it")
+        if runs[0].variant.name in load_results(runs):  # without it, the report would have another reference
             report()
-    log(report().read_text(encoding="utf-8"))
-    log(f"{len(runs)} runs of {base.steps:,} steps; tables and plots: {folder}")
+    return failed
 
 
 if __name__ == "__main__":

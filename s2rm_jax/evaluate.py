@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -64,8 +65,8 @@ SAVE_MASKS = flags.DEFINE_bool(
 CALIBRATE = flags.DEFINE_bool(
     "calibrate",
     False,
-    "also calibrate the scores of masks, so that a score is the probability that the mask is right; stores the fit in "
-    "config.json of --workdir",
+    "also calibrate the scores of masks of the best checkpoint, so that a score is the probability that the mask is "
+    "right; stores the fit in config.json of --workdir, in which no run may train meanwhile",
     flag_values=FLAGS,
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bound=0, flag_values=FLAGS)
@@ -104,6 +105,16 @@ def _folder_name(split: str, protocol: str) -> str:
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any] | None:
     """Evaluate a run; the first process returns the content of metrics.json and the path of the page, others None."""
+    keep_freed_memory()
+    join_others()
+    _check_flags()
+    workdir = _find_run()
+    with _keeping_weights(workdir):
+        return _report(workdir)
+
+
+def _report(workdir: epath.Path) -> dict[str, Any] | None:
+    """Evaluate the run in `workdir`, write the report and calibrate as the flags say; the result is that of `main`."""
     from s2rm_jax.evaluation.calibration import reliability
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
@@ -116,11 +127,7 @@ def main() -> dict[str, Any] | None:
     from s2rm_jax.training.logging import counted, log
     from s2rm_jax.training.run import load_run
 
-    keep_freed_memory()
-    join_others()
     assert WORKDIR.value is not None  # required
-    _check_flags()
-    workdir = _find_run()
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     config = _load_config(workdir)
     protocol, split = protocol_named(config.eval.protocol), config.eval.split
@@ -245,6 +252,11 @@ def _check_flags() -> None:
     check_address(LABEL_STUDIO.value)
     if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
         raise UserError("--calibrate: run it alone first; --coco and --label_studio then write calibrated scores")
+    if CALIBRATE.value and CHECKPOINT.value != "best":
+        raise UserError(
+            "--calibrate fits the scores of the best checkpoint, which predict uses: leave out --checkpoint "
+            f"{CHECKPOINT.value}"
+        )
 
 
 def _find_run() -> epath.Path:
@@ -259,6 +271,23 @@ def _find_run() -> epath.Path:
     if CALIBRATE.value and on_hub(WORKDIR.value):
         raise UserError(f"--calibrate: {where}, where the fit cannot be stored; give the workdir of a run")
     return workdir
+
+
+@contextmanager
+def _keeping_weights(workdir: epath.Path) -> Iterator[None]:
+    """Keep runs from training in `workdir` while its scores are calibrated: the fit is of the weights evaluated.
+
+    Raises:
+        UserError: a run trains there now.
+    """
+    from s2rm_jax.training.checkpoint import has_checkpoint
+    from s2rm_jax.training.lock import lock_workdir
+
+    if not (CALIBRATE.value and has_checkpoint(workdir)):  # a folder of weights does not change
+        yield
+        return
+    with lock_workdir(workdir):
+        yield
 
 
 def _load_config(workdir: epath.Path) -> ConfigDict:

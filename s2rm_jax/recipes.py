@@ -109,13 +109,14 @@ def _ours(config: ConfigDict, one_gpu: bool) -> ConfigDict:
 
 
 # Factors on the learning rate: the earlier a pretrained layer, the smaller. (pattern, factor); the first match applies.
+# The patterns are anchored, because fusion and decoder, which begin untrained, have "vision" in names too.
 _LAYER_RATES = (
-    ("vision/(patch_embed|stage1)", 0.1),
-    ("vision/stage2", 0.2),
-    ("vision", 0.5),
-    (r"text/(\w*embeddings|layer[0-3]/)", 0.1),
-    ("text/layer[4-7]/", 0.2),
-    ("text", 0.5),
+    ("^vision/(patch_|stage1)", 0.1),
+    ("^vision/stage2", 0.2),
+    ("^vision/", 0.5),
+    (r"^text/(\w*embeddings|layer[0-3]/)", 0.1),
+    ("^text/layer[4-7]/", 0.2),
+    ("^text/", 0.5),
 )
 
 

@@ -66,6 +66,32 @@ def test_the_benchmarks_share_one_recipe(name):
     assert not any(config.input.augment[field] for field in ("flip", "crop", "hide_patches", "hide_words"))
 
 
+@pytest.mark.parametrize("size", ["ours", "one_gpu"])
+def test_layers_of_pretrained_parts_alone_have_smaller_learning_rates(size):
+    config = load(CONFIGS[0].with_name("refcoco.py")).get_config(size)
+    network, image_size = build_network(config), tuple(config.input.image_size)
+    _, variables = trace(network, image_size, config.input.expressions_per_image, config.text.max_tokens)
+    groups = parameter_groups(config, variables["params"])
+    factors = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): group.multiplier
+        for keys, group in jax.tree_util.tree_leaves_with_path(groups)
+    }
+    new = [path for path in factors if not path.startswith(("vision/", "text/"))]
+    assert any("vision" in path for path in new)
+    assert {path: factors[path] for path in new if factors[path] != 1.0} == {}
+
+    def factors_of(part):
+        return {factor for path, factor in factors.items() if path.startswith(part)}
+
+    for part in ("vision/patch_embed/", "vision/patch_norm/", "vision/stage1_", "text/word_embeddings", "text/layer3/"):
+        assert factors_of(part) == {0.1}, part
+    for part in ("vision/stage2_", "text/layer4/", "text/layer7/"):
+        assert factors_of(part) == {0.2}, part
+    for part in ("vision/stage3_", "vision/stage4_", "text/layer8/", "text/layer11/"):
+        assert factors_of(part) == {0.5}, part
+    assert factors_of("vision/") == factors_of("text/") == {0.1, 0.2, 0.5}
+
+
 def test_data_folders_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("S2RM_DATA", "/there")
     monkeypatch.setenv("S2RM_SWIN", "swin.pth")

@@ -52,7 +52,9 @@ class Explanation:
     balance_weights  {pair: [r, h, w]}, the weights with which the directions are combined; they sum to 1 over r
     stages           the masks of CASG as probabilities [h_i, w_i], from the coarsest stage to the finest
 
-    A pair is missing if the network is configured without it. Every grid [h, w] covers the full image.
+    A pair is missing if the network is configured without it. Every grid [h, w] covers the full image; if a side of
+    config.input.image_size is not a multiple of the grid's stride, it extends beyond the image at the bottom or at the
+    right by less than a cell, and figures shrink it to the image.
     """
 
     words: tuple[str, ...]

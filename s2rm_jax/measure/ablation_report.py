@@ -14,10 +14,24 @@ import numpy as np
 from etils import epath
 
 from s2rm_jax.errors import UserError, reason_of
-from s2rm_jax.evaluation.plots import BOTTOM, HEIGHT, INK, LEFT, MUTED, TOP, WIDTH, axes, box, level, standalone, text
+from s2rm_jax.evaluation.plots import (
+    BOTTOM,
+    HEIGHT,
+    INK,
+    LEFT,
+    MUTED,
+    PAPER,
+    TOP,
+    WIDTH,
+    axes,
+    box,
+    level,
+    standalone,
+    text,
+)
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
 from s2rm_jax.io import write_atomically, writing
-from s2rm_jax.measure.ablation_runs import Result
+from s2rm_jax.measure.ablation_runs import Result, by_number
 from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
 _LEGEND = 170  # pixels at the right edge
@@ -105,6 +119,8 @@ def _figure(
     body = [text((place(x), HEIGHT - BOTTOM + 17), label, INK, 11) for x, label in ticks.items()]
     for index, (name, points) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
+        # The second round of colours has hollow marks and dashed lines.
+        fill, dashes = (PAPER, "5 3") if index // len(_COLOURS) % 2 else (colour, "none")
         shift = 0 if joined else (index - (len(series) - 1) / 2) * min(9.0, 0.8 * across / len(ticks) / len(series))
         spans = [(place(x) + shift, [height(one) for one in np.atleast_1d(y)]) for x, y in points]
         centres = [(x, levels[0]) for x, levels in spans]
@@ -114,10 +130,12 @@ def _figure(
                 body.append(f'<path d="{line}" style="stroke:{colour};stroke-width:1.2;fill:none"/>')
         if joined and centres:
             line = "L".join(f"{x:.1f} {y:.1f}" for x, y in centres)
-            body.append(f'<path d="M{line}" style="stroke:{colour};stroke-width:1.6;fill:none"/>')
-        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>' for x, y in centres]
+            style = f"stroke:{colour};stroke-width:1.6;stroke-dasharray:{dashes};fill:none"
+            body.append(f'<path d="M{line}" style="{style}"/>')
+        mark = f"fill:{fill};stroke:{colour}"
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="{mark}"/>' for x, y in centres]
         y = TOP + 16 * index
-        body.append(box((WIDTH - _LEGEND + 14, y - 8), (10, 10), colour))
+        body.append(box((WIDTH - _LEGEND + 14, y - 8), (10, 10), fill, f"stroke:{colour}"))
         body.append(text((WIDTH - _LEGEND + 29, y + 1), name, MUTED, 11, anchor="start"))
     return axes(title, axis, y_axis, top, body, bottom=bottom)
 
@@ -129,8 +147,8 @@ def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Varian
         folder: an existing folder.
         suite: the name of the suite.
         steps: the steps of each run.
-        variants: the rows. The first must have a result; others without a result are left out.
-        results: of the finished runs.
+        variants: the rows, without those that have no result. The first that has one is the reference.
+        results: of the finished runs, at least one.
     """
     shown = [variant for variant in variants if results.get(variant.name)]
     (folder / PLOTS).mkdir(exist_ok=True)
@@ -343,7 +361,7 @@ def _compare_groups(
     name: str, field: str, references: _References, results: Results, split: str
 ) -> dict[str, tuple[float, float, float]]:
     """Return the differences of a variant from its reference by group, without groups that have none."""
-    groups = getattr(results[name][0].scores[split], field)
+    groups = sorted(getattr(results[name][0].scores[split], field), key=by_number)
     found = {group: _compare(name, references, results, _group_value(field, group, split)) for group in groups}
     return {group: difference for group, difference in found.items() if difference}
 
@@ -392,7 +410,7 @@ def _grouped(field: str, variants: Sequence[Variant], results: Results, split: s
 
     def values(runs: Sequence[Result]) -> dict[str, list[float]]:
         groups = [getattr(run.scores[split], field) for run in runs]
-        return {name: [group[name] for group in groups] for name in groups[0]}
+        return {name: [group[name] for group in groups] for name in sorted(groups[0], key=by_number)}
 
     return {variant.name: values(results[variant.name]) for variant in variants}
 
@@ -421,9 +439,10 @@ def _figures(suite: str, variants: Sequence[Variant], references: _References, r
             }
             for name in references.names
         }
-        gains = {f"{references.names[name]} over {name}": one for name, one in gains.items() if one}
+        gains = {name: one for name, one in gains.items() if one}
         if gains:
-            figures["gain_by_distance"] = gains_plot(f"Gain, {split}", GROUPINGS[_GAINS], gains)
+            title = f"Gain of {references.title} over each variant, {split}"
+            figures["gain_by_distance"] = gains_plot(title, GROUPINGS[_GAINS], gains)
     learning = {variant.name: _mean_curve(results[variant.name]) for variant in variants}
     if all(learning.values()):
         curve_split = results[variants[0].name][0].curve_split

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ from s2rm_jax.models.cost import network_cost
 from s2rm_jax.training.checkpoint import has_checkpoint
 from s2rm_jax.training.compile import compilation_cache
 from s2rm_jax.training.lock import lock_file
-from s2rm_jax.training.logging import hours_minutes_seconds, log
+from s2rm_jax.training.logging import METRICS_FILE, evaluation_part, hours_minutes_seconds, log
 from s2rm_jax.training.loop import check_before_start
 from s2rm_jax.training.run import load_config, require_same_config
 
@@ -108,6 +109,20 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
     return runs
 
 
+def plan_finished(variants: Sequence[Variant], base: ConfigDict, out: Path) -> list[Run]:
+    """Return the runs of `variants` in `out`, of any seed, that are finished; the order and the errors are `plan`'s."""
+    seeds = {variant.name: _seeds_with_result(variant, out) for variant in variants}
+    found = [variant for variant in variants if seeds[variant.name]]
+    highest = max((seed for of_variant in seeds.values() for seed in of_variant), default=-1)
+    return [run for run in plan(found, highest + 1, base, out) if run.seed in seeds[run.variant.name]]
+
+
+def _seeds_with_result(variant: Variant, out: Path) -> list[int]:
+    names = [path.parent.name for path in (out / "runs").glob(f"{variant.name}-seed-*/{RESULT_FILE}")]
+    endings = [name.rpartition("-")[2] for name in names]
+    return [int(ending) for ending in endings if ending.isdecimal()]
+
+
 def _require_unchanged(run: Run) -> None:
     if not (run.workdir / CONFIG_FILE).exists():
         return
@@ -160,7 +175,8 @@ def carry_out(run: Run) -> Result:
     """Train the rest of a run, evaluate it, and write the result to its workdir.
 
     Raises:
-        UserError: the configuration or the workdir is invalid, or the loss became NaN.
+        UserError: the configuration or the workdir is invalid.
+        LossNotFinite: the loss or its gradient became NaN or infinite.
         Interrupted: the run was asked to stop; the same call continues it.
     """
     from s2rm_jax.interop import pretrained
@@ -237,19 +253,22 @@ def _stride(config: ConfigDict) -> int:
 
 
 def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[str, float]:
-    """Return the mean IoU in percent of each group of expressions, sorted by the name of the group."""
-    ious: dict[str, list[float]] = {name: [] for name in sorted(set(groups))}
+    """Return the mean IoU in percent of each group of expressions, in the order of `by_number`."""
+    ious: dict[str, list[float]] = {name: [] for name in sorted(set(groups), key=by_number)}
     for score, group in zip(scores, groups, strict=True):
         ious[group].append(100 * (score.iou or 0.0))
     return {name: float(np.mean(values)) for name, values in ious.items()}
 
 
+def by_number(group: str) -> tuple[str | int, ...]:
+    """Return a key that sorts names of groups with the numbers in them as numbers: 8, 9, 10, 10+."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", group))
+
+
 def _curve(run: Run) -> list[tuple[int, float]]:
     """Return (step, mean IoU) of the evaluations during training."""
-    from s2rm_jax.training.logging import METRICS_FILE
-
     lines = [json.loads(line) for line in (run.workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
-    name = f"{run.config.eval.split}/mean_iou"
+    name = f"{evaluation_part(run.config.eval.split)}/mean_iou"
     return [(line["step"], line[name]) for line in lines if name in line]
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from s2rm_jax.config import REMAT_POLICIES
+from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.input.example import Example, Expression
@@ -83,8 +84,9 @@ def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None 
         for policy in REMAT_POLICIES:
             try:
                 step = measure_step(subject.changed(batch_size=images, remat=policy, dtype=dtype), rounds)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+            except (jax.errors.JaxRuntimeError, UserError) as error:
+                # If the compiler runs out of memory, its error is the cause of the UserError of compile_step.
+                if "RESOURCE_EXHAUSTED" not in f"{error} {error.__cause__}":
                     raise
                 rows.append([images, policy, "out of memory", *[""] * (len(STEP_COLUMNS) - 1)])
                 continue

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,15 @@ _LOGGER = logging.getLogger(__name__)
 _POLL = 1.0  # seconds between looks at a lease
 
 
+@dataclass
+class WorkdirLock:
+    """The lock of a workdir; `taken` says by whom, once another process has taken the lease of the first process."""
+
+    taken: str = ""
+
+
 @contextmanager
-def lock_workdir(workdir: epath.Path) -> Iterator[None]:
+def lock_workdir(workdir: epath.Path) -> Iterator[WorkdirLock]:
     """Hold the lock of a workdir, which is created if missing. Every process of a run must call this.
 
     Raises:
@@ -48,10 +56,11 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         problem: UserError | None = None
+        lock = WorkdirLock()
         if distributed.is_first():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_lease(workdir) if on_bucket(workdir) else _lock_on_disk(workdir))
+                lock = stack.enter_context(_lease(workdir) if on_bucket(workdir) else _lock_on_disk(workdir))
             except UserError as error:
                 problem = error
             except Exception as error:  # clients of buckets raise many kinds
@@ -61,7 +70,7 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
         problem = distributed.gather(problem)[0]  # so that all processes end with it
         if problem is not None:
             raise problem
-        yield
+        yield lock
 
 
 def lock_file(path: Path, wait: bool = True) -> BaseFileLock:
@@ -74,8 +83,9 @@ def lock_file(path: Path, wait: bool = True) -> BaseFileLock:
 
 
 @contextmanager
-def _lock_on_disk(workdir: epath.Path) -> Iterator[None]:
+def _lock_on_disk(workdir: epath.Path) -> Iterator[WorkdirLock]:
     with contextlib.ExitStack() as stack:
+        lock = WorkdirLock()
         try:
             stack.enter_context(lock_file(Path(workdir) / LOCK_FILE, wait=False))
         except Timeout:
@@ -83,15 +93,15 @@ def _lock_on_disk(workdir: epath.Path) -> Iterator[None]:
         except PermissionError:
             raise
         except OSError:  # no locks here
-            stack.enter_context(_lease(workdir))
+            lock = stack.enter_context(_lease(workdir))
         else:
             stack.callback((workdir / HOLDER_FILE).unlink, missing_ok=True)
             _write(workdir / HOLDER_FILE, _own_record())
-        yield
+        yield lock
 
 
 @contextmanager
-def _lease(workdir: epath.Path) -> Iterator[None]:
+def _lease(workdir: epath.Path) -> Iterator[WorkdirLock]:
     path, own = workdir / HOLDER_FILE, _own_record()
     _require_lapsed(workdir, path)
     _write(path, own)
@@ -99,11 +109,11 @@ def _lease(workdir: epath.Path) -> Iterator[None]:
     holder = _read(path)
     if holder.get("id") != own["id"]:
         raise _in_use(workdir, holder)
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, own, ended), daemon=True)
+    lock, ended = WorkdirLock(), threading.Event()
+    thread = threading.Thread(target=_renew, args=(path, own, lock, ended), daemon=True)
     thread.start()
     try:
-        yield
+        yield lock
     finally:
         ended.set()
         thread.join()
@@ -129,7 +139,7 @@ def _require_lapsed(workdir: epath.Path, path: epath.Path) -> None:
             return
 
 
-def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> None:
+def _renew(path: epath.Path, own: Mapping[str, Any], lock: WorkdirLock, ended: threading.Event) -> None:
     logged = ""
     while not ended.wait(RENEW_EVERY):
         try:
@@ -137,14 +147,14 @@ def _renew(path: epath.Path, own: Mapping[str, Any], ended: threading.Event) -> 
             if not holder or holder["id"] == own["id"]:
                 _write(path, {**own, "renewed": time.time()})
                 continue
-            # This process was stopped for longer than a lease.
+            lock.taken = _by(holder)  # this process was stopped for longer than a lease
             _LOGGER.error("--workdir %s was taken %s: this run stops", path.parent, _by(holder))
         except Exception as error:  # clients of buckets raise many kinds; what fails now may succeed the next time
             if reason_of(error) != logged:
                 logged = reason_of(error)
                 _LOGGER.warning("the lease of --workdir %s cannot be renewed (%s); trying again", path.parent, logged)
             continue
-        if callable(signal.getsignal(signal.SIGTERM)):  # `listen_for_stop` ends the run after its step
+        if callable(signal.getsignal(signal.SIGTERM)):  # `listen_for_stop` ends the run after its step, without saving
             os.kill(os.getpid(), signal.SIGTERM)
             return
 

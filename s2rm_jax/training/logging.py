@@ -280,6 +280,11 @@ class Averages:
         return means
 
 
+def evaluation_part(split: str) -> str:
+    """Return the part under which a MetricsWriter writes evaluations of a split: "train" has the training batches."""
+    return "eval_train" if split == "train" else split
+
+
 class MetricsWriter:
     """Write metrics to <workdir>/metrics.jsonl, to TensorBoard files and to Weights & Biases, as the config says.
 
@@ -309,7 +314,7 @@ class MetricsWriter:
             opened.pop_all()  # everything is open, and `__exit__` closes it
 
     def write(self, step: int, part: str, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of `part` ("train", "val", ...) at `step`."""
+        """Write the metrics of `part` at `step`: "train", or the `evaluation_part` of a split."""
         if self._lines is None:
             return
         values = {f"{part}/{name}": float(value) for name, value in metrics.items()}

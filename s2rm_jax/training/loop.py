@@ -27,7 +27,7 @@ from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
 from s2rm_jax.training.compile import CompiledStep, Profile, compilation_cache, compile_step
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
-from s2rm_jax.training.lock import lock_workdir
+from s2rm_jax.training.lock import WorkdirLock, lock_workdir
 from s2rm_jax.training.logging import (
     METRICS_FILE,
     Averages,
@@ -35,6 +35,7 @@ from s2rm_jax.training.logging import (
     Progress,
     RunLog,
     counted,
+    evaluation_part,
     hours_minutes_seconds,
     log,
     report_evaluation,
@@ -75,6 +76,16 @@ class Parts:
     left_out: Set[str] = frozenset()  # the problems of the bad examples that `batches` left out
 
 
+class LossNotFinite(UserError):
+    """The loss of a step, or the norm of its gradient, is not finite; `what` is the message without the advice."""
+
+    ADVICE = "Lower config.optimizer.learning_rate or set config.optimizer.clip_norm=1.0, and give another"
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}. {self.ADVICE} --workdir.")
+        self.what = what
+
+
 class _EvaluationStopped(Exception):
     """An evaluation was ended by a request to stop the run."""
 
@@ -100,7 +111,8 @@ def train_and_evaluate(
         The metrics of the evaluation after the last step, or of that step itself if config.eval.every is 0.
 
     Raises:
-        UserError: the configuration, the data or the workdir needs to be corrected, or the loss became NaN.
+        UserError: the configuration, the data or the workdir needs to be corrected.
+        LossNotFinite: the loss or its gradient became NaN or infinite.
         Interrupted: the run was asked to stop (Ctrl-C, SIGTERM), and its state is saved.
     """
     from s2rm_jax.input.sources import find_source
@@ -213,7 +225,7 @@ def train_with_parts(
     loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}
     with (
         naming_full_workdir(workdir),
-        lock_workdir(workdir),
+        lock_workdir(workdir) as lock,
         open_workdir(workdir, config, began, parts.save_vocab) as checkpoints,
         compilation_cache(config, workdir),
         listen_for_stop() as stop,
@@ -240,7 +252,7 @@ def train_with_parts(
             log(compiled.describe(mesh))
         profile.begin(begin.step)
         with MetricsWriter(workdir, config, begin.step) as writer, profile:
-            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop)
+            loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop, lock)
             return loop.train_from(begin, saved=restored)
 
 
@@ -271,6 +283,7 @@ class _Loop:
     writer: MetricsWriter
     profile: Profile
     stop: StopRequest
+    lock: WorkdirLock
 
     def train_from(self, begin: Checkpoint, saved: bool) -> dict[str, float]:
         """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
@@ -287,18 +300,20 @@ class _Loop:
             last = step >= config.steps
             evaluation_due = evaluation is None and self._evaluation_due(step)
             if self.stop.signum or last or evaluation_due or self.checkpoints.due(step):
+                self._require_lock(step)
                 if running:  # check for NaN before evaluating or saving
                     train_metrics, running = self._record(*running, progress, averages), None
                 with progress.pause():
-                    if evaluation_due:
-                        evaluation = self._evaluate(step, state.eval_params)
-                    if step != saved_step or (evaluation_due and evaluation):
+                    if step != saved_step:  # first, because the evaluation takes long and may fail
                         self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
                         saved_step = step
+                    if evaluation_due and (evaluation := self._evaluate(step, state.eval_params)):
+                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
                 if last and (evaluation or not evaluation_due):
                     self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
                     return evaluation or train_metrics
                 if self.stop.signum:
+                    self._require_lock(step)  # it may have been taken during the evaluation
                     self.checkpoints.wait()
                     raise Interrupted(
                         f"Stopped after step {step} of {config.steps}; saved in {self.workdir / CHECKPOINT_DIRECTORY}. "
@@ -322,6 +337,14 @@ class _Loop:
                 with progress.pause():
                     self.profile.write()
 
+    def _require_lock(self, step: int) -> None:
+        """Raise UserError if the run was asked to stop because another run has taken the workdir."""
+        if self.stop.signum and (taken := distributed.gather(self.lock.taken)[0]):
+            raise UserError(
+                f"--workdir {self.workdir} was taken {taken}: this run stopped after step {step} without saving; wait "
+                "until the other run ends, or give another --workdir."
+            )
+
     def _evaluation_due(self, step: int) -> bool:
         if self.parts.evaluate is None or step == 0:
             return False
@@ -337,10 +360,9 @@ class _Loop:
             self.checkpoints.wait()
             latest = self.checkpoints.latest_step
             kept = "no checkpoint was saved yet" if latest is None else f"the checkpoint of step {latest} is kept"
-            raise UserError(
+            raise LossNotFinite(
                 f"step {step}: the loss is {values['loss']} and the norm of its gradient {values['grad_norm']}; "
-                f"training stopped, {kept} in {self.workdir}. Lower config.optimizer.learning_rate or set "
-                "config.optimizer.clip_norm=1.0, and give another --workdir."
+                f"training stopped, {kept} in {self.workdir}"
             )
         progress.finish_step(step, int(values["expressions"]), self.config.batch_size)
         averages.add(values)
@@ -371,7 +393,7 @@ class _Loop:
         # Without the precisions, which are in the files, the metrics fit on a line.
         shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "@" not in name)
         log(f"step {step}: {split}: {shown} ({hours_minutes_seconds(time.perf_counter() - start)})", step)
-        self.writer.write(step, split, metrics)
+        self.writer.write(step, evaluation_part(split), metrics)
         return metrics
 
     def _log_finished(self, evaluation: dict[str, float] | None, seconds: float, steps: int) -> None:

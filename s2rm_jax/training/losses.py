@@ -41,14 +41,14 @@ def segmentation_loss(
             that refer to nothing have no Dice: with an empty target it is nearly 1 and nearly flat until the mask has
             only a few pixels, while the cross-entropy has a gradient at every pixel.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
-        coarse_weight: weight of the same loss on each coarser mask, against targets averaged over its cells **[ours]**.
+        coarse_weight: weight of the same loss on each coarser mask, against `coarse_targets` **[ours]**.
     """
     count = loss_count(targets, valid, config)
     truth = targets.astype(jnp.float32)
     total = _valid_sum(output.logits, truth, valid, has_target, config.kind)
     if config.coarse_weight:
         for logits in output.coarse_logits:
-            cells = area_resize(truth, (logits.shape[-2], logits.shape[-1]))
+            cells = coarse_targets(truth, (logits.shape[-2], logits.shape[-1]))
             coarse = _valid_sum(logits, cells, valid, has_target, config.kind)
             total += config.coarse_weight * coarse
     return total, count
@@ -71,6 +71,28 @@ def no_target_loss(
     """Return the binary cross-entropy of "refers to nothing", summed over the valid expressions, in float32."""
     logits = jnp.where(valid, logits.astype(jnp.float32), 0.0)
     return jnp.where(valid, jax.nn.softplus(jnp.where(has_target, logits, -logits)), 0.0).sum()
+
+
+def coarse_targets(truth: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:
+    """Average masks over the cells of a coarser grid of the network, of `size` (rows, columns).
+
+    The side of a cell is a power of two. If it does not divide that of the mask, the network pads the image at the
+    bottom and at the right; the cells there are averaged over their part inside the image.
+    """
+    padding = [cells * _cell_side(cells, pixels) - pixels for cells, pixels in zip(size, truth.shape[-2:], strict=True)]
+    if not any(padding):
+        return area_resize(truth, size)
+
+    def average(masks: jax.Array) -> jax.Array:
+        widths = [*[(0, 0)] * (masks.ndim - 2), *((0, after) for after in padding)]
+        return area_resize(jnp.pad(masks, widths), size)
+
+    return average(truth) / average(jnp.ones(truth.shape[-2:], truth.dtype))
+
+
+def _cell_side(cells: int, pixels: int) -> int:
+    """Return the smallest power of two with which that many cells cover the pixels."""
+    return 1 << (-(-pixels // cells) - 1).bit_length()
 
 
 def area_resize(masks: Float[Array, "*batch h w"], size: tuple[int, int]) -> Float[Array, "*batch _ _"]:

@@ -377,6 +377,11 @@ def open_workdir(
     with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
         if began is not None and step is not None:
             require_same_config(workdir, began, config)
+            if step > config.steps:
+                raise UserError(
+                    f"config.steps is {config.steps:,}, but the run in {workdir} has taken {counted(step, 'step')}: "
+                    f"give at least --config.steps={step} or as many epochs, or another --workdir."
+                )
             if Calibration.of(began) != UNCALIBRATED and step < config.steps:
                 config.eval.update(UNCALIBRATED.fields())
                 log("The weights will change, so scores are no longer calibrated: run evaluate --calibrate again.")

@@ -20,6 +20,7 @@ from s2rm_jax.models import network
 from s2rm_jax.models.cost import PartCost
 from s2rm_jax.training import run as training_run
 from s2rm_jax.training.interrupt import Interrupted
+from s2rm_jax.training.loop import LossNotFinite
 
 # ml_collections still loads configuration files with load_module.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
@@ -76,7 +77,8 @@ def run_without_config(*flags):
 
 
 def ablate_with(*arguments):
-    ablate.FLAGS["collect"].unparse()
+    for name in ("collect", "variants"):
+        ablate.FLAGS[name].unparse()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ablate", *arguments])  # in which ml_collections looks for --config.FIELD
         ablate.FLAGS(sys.argv)
@@ -139,6 +141,12 @@ def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
             assert [step for step, _ in found["curve"]] == [2, 3]
 
 
+def test_the_curve_of_the_training_split_is_that_of_the_evaluations(tmp_path):
+    run(tmp_path, "--steps=3", "--variants=full", "--seeds=1", "--config.eval.split=train")
+    (found,) = json.loads((tmp_path / "out/balance/ablations.json").read_text(encoding="utf-8"))["variants"][0]["runs"]
+    assert found["curve_split"] == "train" and [step for step, _ in found["curve"]] == [2, 3]
+
+
 def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_path, monkeypatch, capsys):
     """Another process has the reference run and finishes it while this one waits."""
     folder, _, _ = stopped_and_continued
@@ -172,6 +180,58 @@ def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):
     assert (folder / "out/balance/ablations.md").read_text(encoding="utf-8") == before
 
 
+def test_the_report_has_all_finished_runs_of_the_suite(stopped_and_continued, tmp_path, monkeypatch):
+    """Also those that --variants and --seeds leave out; the first variant with a result is the reference."""
+    folder, _, _ = stopped_and_continued
+    report = tmp_path / "out/balance"
+
+    def carry_out(run):
+        shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
+
+    def reported():
+        content = json.loads((report / "ablations.json").read_text(encoding="utf-8"))
+        return {one["name"]: [found["seed"] for found in one["runs"]] for one in content["variants"]}
+
+    monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
+    run(tmp_path, "--steps=3", "--variants=balance_mean")
+    assert reported() == {"balance_mean": [0, 1]}
+    run(tmp_path, "--steps=3", "--variants=balance_channel", "--seeds=1")
+    assert reported() == {"balance_channel": [0], "balance_mean": [0, 1]}
+    assert "| difference to balance\\_channel, test |" in (report / "ablations.md").read_text(encoding="utf-8")
+    run(tmp_path, "--steps=3", "--seeds=1")
+    assert reported() == {"full": [0], "balance_channel": [0], "balance_mean": [0, 1]}
+
+
+def test_a_run_whose_loss_becomes_nan_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    take = pipeline.train_batches
+
+    def steps_of_one_variant(source, tokenizer, config, **named):
+        if config.fusion.balance == "channel" and config.seed == 0:
+            raise LossNotFinite("step 3: the loss is nan")
+        return take(source, tokenizer, config, **named)
+
+    monkeypatch.setattr(pipeline, "train_batches", steps_of_one_variant)
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, "--steps=3")
+    message = str(caught.value)
+    assert message.startswith("1 run of balance failed: balance_channel-seed-0; the first at step 3: the loss is nan. ")
+    assert message.endswith("and give another --out.") and "--workdir" not in message
+    output = capsys.readouterr().out
+    assert "balance_channel-seed-0 failed: step 3: the loss is nan; the suite goes on without it" in output
+    content = json.loads((tmp_path / "out/balance/ablations.json").read_text(encoding="utf-8"))
+    assert [len(one["runs"]) for one in content["variants"]] == [2, 1, 2]
+
+
+def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
+    def carry_out(_):
+        raise LossNotFinite("step 1: the loss is inf")
+
+    monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
+    with pytest.raises(UserError, match="6 runs of balance failed: full-seed-0, balance_channel-seed-0, "):
+        run(tmp_path, "--steps=3")
+    assert not list((tmp_path / "out/balance").iterdir())
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -199,6 +259,9 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
         (name, seed) for name in sorted(VARIANTS) for seed in (0, 1)
     ]
     assert {(row["benchmark"], row["steps"]) for row in rows} == {("synthetic_benchmark", 3)}
+    path.unlink()
+    run_without_config(f"--out={folder / 'out'}", "--seeds=1", "--variants=full", *flags)
+    assert json.loads(path.read_text(encoding="utf-8")) == rows
     (tmp_path / "new").mkdir()
     with pytest.raises(UserError, match="has no finished run of suite balance with 3 steps"):
         run_without_config(f"--out={tmp_path / 'new'}", *flags)

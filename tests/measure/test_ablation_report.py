@@ -1,15 +1,17 @@
 """Tables and conclusions, with intervals over seeds."""
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 from scipy import stats
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.measure.ablation_report import collect, mean_and_deviation, paired_difference, t_quantile, write_report
-from s2rm_jax.measure.ablation_runs import Result, Score
-from s2rm_jax.measure.ablation_suites import FULL, Variant
+from s2rm_jax.measure.ablation_runs import Result, Score, by_number, mean_ious
+from s2rm_jax.measure.ablation_suites import FULL, STEPWISE, SUITES, Variant
 
 
 def result(name, seed, mean_iou, curve=((10, 20.0), (20, 40.0))):
@@ -139,6 +141,46 @@ def test_gains_by_distance(tmp_path):
         p.get("d") for p in figure.iter("{http://www.w3.org/2000/svg}path") if "stroke-width:1.2" in p.get("style")
     ]
     assert len(lines) == 2
+
+
+def test_groups_are_in_the_order_of_their_numbers(tmp_path):
+    """Also of results that earlier versions wrote, sorted as text."""
+    names = ("10", "12", "8", "9")
+    expressions = [ExpressionScore(f"{name}-0", name, "attribute", "a star", 1, 2) for name in names]
+    assert list(mean_ious(expressions, names)) == ["8", "9", "10", "12"]
+    assert sorted(["near, 10", "near, 7+", "far, 2", "near, 7"], key=by_number) == [
+        *("far, 2", "near, 7", "near, 7+", "near, 10")
+    ]
+    score = Score(50.0, 50.0, 8, {"relation": 50.0}, {"10": 50.0, "8": 40.0, "9": 45.0})
+    results = {
+        name: [Result(name, seed, 1000, 0.25, {"test": score}, (), "val") for seed in range(2)]
+        for name in ("full", "worse")
+    }
+    write_report(tmp_path, "steps", 20, VARIANTS, results)
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    assert text.count("| variant | 8 | 9 | 10 |") == 2  # the means and the differences
+    figure = ElementTree.parse(tmp_path / "plots/by_objects.svg").getroot()
+    labels = {t.text: float(t.get("x")) for t in figure.iter("{http://www.w3.org/2000/svg}text")}
+    assert labels["8"] < labels["9"] < labels["10"]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_variants_of_a_suite_look_different_and_fit_into_the_legend(tmp_path, suite):
+    results = {
+        variant.name: [by_distance(variant.name, seed, 50.0 + index, 40.0) for seed in range(2)]
+        for index, variant in enumerate(SUITES[suite])
+    }
+    results = {name: [replace(run, curve=((10, 20.0), (20, 40.0))) for run in runs] for name, runs in results.items()}
+    write_report(tmp_path, suite, 20, SUITES[suite], results)
+    for name in ("by_kind", "learning", *(["gain_by_distance"] if suite not in STEPWISE else [])):
+        figure = ElementTree.parse(tmp_path / f"plots/{name}.svg").getroot()
+        shown = set(results) - ({"full"} if name == "gain_by_distance" else set())
+        legend = {t.text: t for t in figure.iter("{http://www.w3.org/2000/svg}text") if t.text in shown}
+        assert legend.keys() == shown
+        for variant, label in legend.items():
+            assert float(label.get("x")) + 0.58 * 11 * len(variant) < 520 and float(label.get("y")) < 300
+        styles = [circle.get("style") for circle in figure.findall("{http://www.w3.org/2000/svg}circle")]
+        assert len(set(styles)) == len(shown)
 
 
 def test_results_without_distances_have_no_plot_of_gains(folder):

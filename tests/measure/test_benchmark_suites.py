@@ -116,19 +116,33 @@ def test_scoring_is_measured_on_masks_that_overlap(subject, parts, monkeypatch):
     assert len(ious) == 6 and min(ious) > 0.7
 
 
-def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch):
+@pytest.mark.parametrize("found", ["when it is compiled", "when it runs"])
+def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch, found):
     message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
 
     def too_large(*_):
         raise jax.errors.JaxRuntimeError(message)
 
-    monkeypatch.setattr(training_speed, "measure_step", too_large)
+    if found == "when it is compiled":
+        monkeypatch.setattr(jax.stages.Lowered, "compile", too_large)
+    else:
+        monkeypatch.setattr(training_speed, "measure_step", too_large)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
     (steps,) = training_speed.training_speed(subject, rounds=1, batches=(4,))
     assert [row[:3] for row in steps.rows] == [[4, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
     assert {len(row) for row in steps.rows} == {len(steps.head)}
     message = "INTERNAL: another error"
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
+        training_speed.training_speed(subject, rounds=1)
+
+
+def test_a_step_that_cannot_be_measured_for_another_reason_is_an_error(subject, monkeypatch):
+    def refuse(*_):
+        raise UserError("config.batch_size cannot be split")
+
+    monkeypatch.setattr(training_speed, "measure_step", refuse)
+    monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
+    with pytest.raises(UserError, match="cannot be split"):
         training_speed.training_speed(subject, rounds=1)
 
 

@@ -19,6 +19,7 @@ import urllib.request
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from pycocotools.coco import COCO
 from safetensors.numpy import save_file
@@ -32,6 +33,8 @@ from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training import compile
 from s2rm_jax.training import run as training_run
+from s2rm_jax.training.lock import lock_workdir
+from s2rm_jax.training.run import load_config
 from tests.command import run_command, run_process
 from tests.input import refer_fixture
 
@@ -128,6 +131,35 @@ def test_a_report_is_written_even_if_its_scores_cannot_be_fitted(tiny_workdir, t
     status, _, errors = command("evaluate", f"--workdir={tiny_workdir}", "--calibrate", *flags)
     assert status == 2 and "the scores do not rank the" in errors
     assert (tmp_path / "index.html").exists() and (tiny_workdir / "config.json").read_bytes() == before
+
+
+def test_a_run_in_progress_is_not_calibrated(tiny_workdir, tmp_path):
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    flags = ("--limit=3", "--gallery=0", f"--out={tmp_path / 'report'}")
+    with lock_workdir(epath.Path(workdir)):  # as training does
+        status, _, errors = command("evaluate", f"--workdir={workdir}", "--calibrate", *flags)
+        assert status == 2 and f"--workdir {workdir} is in use by process" in errors.splitlines()[-1]
+        assert not (tmp_path / "report").exists()
+        status, _, errors = command("evaluate", f"--workdir={workdir}", *flags)
+        assert status == 0, errors
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_no_run_begins_while_scores_are_calibrated(tiny_workdir, tmp_path, monkeypatch):
+    def fit(judged):
+        with pytest.raises(UserError, match="is in use by process"), lock_workdir(epath.Path(workdir)):
+            pass
+        return Calibration(2.0, -1.0)
+
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    monkeypatch.setattr(calibration, "fit", fit)
+    flags = ("--limit=3", "--gallery=0", f"--out={tmp_path / 'report'}")
+    status, _, errors = command("evaluate", f"--workdir={workdir}", "--calibrate", *flags)
+    assert status == 0, errors
+    assert Calibration.of(load_config(workdir)) == Calibration(2.0, -1.0)
+    with lock_workdir(epath.Path(workdir)):
+        pass
 
 
 def test_evaluate_by_another_protocol(tiny_workdir, tmp_path):
@@ -417,6 +449,7 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
         ([], "--workdir is missing"),
         (["--workdir={run}", "--calibrate", "--coco"], "--calibrate: run it alone first"),
         (["--workdir={run}", "--calibrate", "--protocol=lavt480"], "add --protocol original"),
+        (["--workdir={run}", "--calibrate", "--checkpoint=latest"], "best checkpoint, which predict uses: leave out"),
     ],
 )
 def test_evaluate_with_bad_input(tiny_workdir, tmp_path, arguments, message):

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+from dataclasses import replace
 
 import jax
 import pytest
@@ -130,6 +131,26 @@ def test_a_run_that_was_stopped_for_longer_than_its_lease_stops(workdir, without
         signal.signal(signal.SIGTERM, before)
     assert re.search(r"was taken by process \d+ on host h2 since .*: this run stops\n", capsys.readouterr().err)
     assert json.loads((workdir / "lock.json").read_text())["host"] == "h2"  # not ours to remove
+
+
+def test_a_run_whose_lease_was_taken_stops_without_saving(workdir, without_locks, standin):
+    config = standin.make_config(checkpoint_every=3)
+    parts = standin.make_parts(config)
+
+    def batches(rows_seen):
+        for count, batch in enumerate(parts.batches(rows_seen), start=1):
+            if count == 3:
+                other = json.loads((workdir / "lock.json").read_text()) | {"id": "another", "host": "h2"}
+                for _ in range(20):  # a renewal at the same moment may replace it
+                    (workdir / "lock.json").write_text(json.dumps(other))
+                    threading.Event().wait(0.05)
+            yield batch
+
+    message = rf"--workdir {workdir} was taken by process \d+ on host h2 since .*: this run stopped after step 3 with"
+    with pytest.raises(UserError, match=message):
+        standin.train(config, workdir, replace(parts, batches=batches), make_mesh(devices=jax.devices()[:1]))
+    assert not list((workdir / "checkpoints").iterdir())
+    assert json.loads((workdir / "lock.json").read_text())["host"] == "h2"
 
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), RuntimeError("no credentials")])

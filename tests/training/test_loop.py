@@ -12,7 +12,7 @@ from s2rm_jax.input.sampling import EpochSize
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.interrupt import Interrupted
-from s2rm_jax.training.loop import train_and_evaluate
+from s2rm_jax.training.loop import LossNotFinite, train_and_evaluate
 from s2rm_jax.training.state import plan_state
 
 OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "images_per_second", "waiting_for_input")}
@@ -131,6 +131,19 @@ def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
     assert "mean_iou on val: 40.00, best 90.00 at step 6" in closing
 
 
+def test_evaluations_of_the_training_split_have_names_of_their_own(tmp_path, standin):
+    config = standin.make_config(steps=4, log_every=4, eval__every=2, eval__split="train")
+    parts = standin.make_parts(config, evaluate=scored([10.0, 90.0]))
+    standin.train(config, tmp_path, parts, MESH)
+    lines = metric_lines(tmp_path)
+    assert [(line["step"], line["eval_train/mean_iou"]) for line in lines if "eval_train/mean_iou" in line] == [
+        (2, 10.0),
+        (4, 90.0),
+    ]
+    (of_batches,) = [line for line in lines if "train/mean_iou" in line]
+    assert "train/loss" in of_batches
+
+
 def test_evaluating_changes_nothing_of_the_training(tmp_path, standin):
     config = standin.make_config()
     standin.train(config, tmp_path / "without", standin.make_parts(config), MESH)
@@ -171,6 +184,23 @@ def test_a_stop_during_an_evaluation_breaks_it_off_and_saves_and_the_next_run_ma
     standin.train(config, tmp_path, standin.make_parts(config, evaluate=scored([80.0, 20.0], seen)), MESH)
     assert len(seen) == 2 and kept_steps(tmp_path) == [6, 10, 12]
     assert_bitwise_equal(restore_params(tmp_path, "mean_iou", "best")[1], seen[0])
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(tmp_path, standin, step):
+    """At a step of an evaluation alone, and at the last step."""
+    config = standin.make_config(eval__every=step)
+
+    def fail(params, progress):
+        raise OSError("the validation split cannot be read")
+
+    with pytest.raises(OSError, match="cannot be read"):
+        standin.train(config, tmp_path, standin.make_parts(config, evaluate=fail), MESH)
+    assert saved(standin, config, tmp_path).step == step and saved(standin, config, tmp_path).metrics is None
+    parts = standin.make_parts(config, evaluate=scored([80.0, 90.0]))
+    assert standin.train(config, tmp_path, parts, MESH)["mean_iou"] == (90.0 if step == 6 else 80.0)
+    evaluated = [line["step"] for line in metric_lines(tmp_path) if "val/mean_iou" in line]
+    assert evaluated == list(range(step, 13, step))
 
 
 @pytest.mark.parametrize("steps_before", [0, 3])
@@ -222,8 +252,9 @@ def test_nan_stops_the_run_names_the_step_and_is_never_saved(tmp_path, standin, 
         for count, batch in enumerate(parts.batches(rows_seen), start=1):
             yield batch._replace(images=np.full_like(batch.images, 255)) if count == bad else batch
 
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(LossNotFinite) as caught:
         standin.train(config, tmp_path, replace(parts, batches=poisoned), MESH)
+    assert isinstance(caught.value, UserError)
     message = str(caught.value)
     good = {8: 6, 7: 5, 11: 10, 10: 5}[bad]
     assert message.startswith(f"step {bad}: the loss is ") and f"the checkpoint of step {good} is kept" in message

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from s2rm_jax.training.losses import area_resize, loss_count, no_target_loss, segmentation_loss
+from s2rm_jax.models.swin import Swin
+from s2rm_jax.training.losses import area_resize, coarse_targets, loss_count, no_target_loss, segmentation_loss
 
 B, K, H, W = 3, 2, 6, 8
 
@@ -124,6 +125,30 @@ def test_area_resize_averages_exactly_also_where_sizes_do_not_divide(size):
     fine = masks.repeat(h, axis=1).repeat(w, axis=2)
     expected = fine.reshape(2, h, H, w, W).mean((2, 4))
     np.testing.assert_allclose(area_resize(jnp.asarray(masks), size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("image", [(64, 96), (48, 80), (100, 33), (20, 31)])
+def test_coarse_targets_are_those_of_the_cells_that_the_network_sees(image):
+    """Swin pads sides that are no multiple of its stride at the bottom and at the right, down to each coarser grid."""
+    masks = np.random.default_rng(0).random((2, *image)).astype(np.float32)
+    vision = Swin(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=2)
+    maps, _ = jax.eval_shape(
+        lambda x: vision.init_with_output(jax.random.key(0), x), jax.ShapeDtypeStruct((1, *image, 3), jnp.float32)
+    )
+    for stage, size in enumerate(each.shape[1:3] for each in maps):
+        stride = 4 * 2**stage
+        expected = [
+            [masks[:, y : y + stride, x : x + stride].mean((1, 2)) for x in range(0, image[1], stride)]
+            for y in range(0, image[0], stride)
+        ]
+        np.testing.assert_allclose(coarse_targets(jnp.asarray(masks), size), np.moveaxis(expected, 2, 0), rtol=1e-5)
+
+
+def test_coarse_targets_of_multiples_of_the_stride_are_plain_averages():
+    masks = jnp.asarray(np.random.default_rng(0).random((2, 96, 480)), jnp.float32)
+    for stride in (8, 16, 32):
+        size = (96 // stride, 480 // stride)
+        np.testing.assert_array_equal(coarse_targets(masks, size), area_resize(masks, size))
 
 
 def test_a_batch_without_valid_expressions_counts_nothing():

@@ -201,6 +201,20 @@ def test_a_calibration_is_kept_until_the_run_is_trained_further(tiny_workdir, tm
         assert ("scores are no longer calibrated" in capsys.readouterr().out) is (kept == UNCALIBRATED)
 
 
+def test_a_run_cannot_be_shorter_than_it_is(tiny_workdir, tmp_path):
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    began = load_config(workdir)
+    config = changed(began, steps=began.steps - 1)
+    message = rf"config\.steps is {config.steps}, but the run in .*run has taken {began.steps} steps: give at least"
+    with (
+        pytest.raises(UserError, match=message),
+        open_workdir(epath.Path(workdir), config, began, lambda path: None),
+    ):
+        pass
+    assert (workdir / "config.json").read_bytes() == before
+
+
 def test_a_field_of_the_source_that_was_left_out_had_the_default_of_its_reader(tmp_path):
     def of_refer(**fields):
         config = default_config()
