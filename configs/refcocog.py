@@ -1,4 +1,4 @@
-"""G-Ref (RefCOCOg): splits by UMD, or by Google after a colon (configs/refcocog.py:google), LAVT's recipe.
+"""RefCOCOg (also called G-Ref): splits by UMD, or by Google after a colon (configs/refcocog.py:google), LAVT's recipe.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/refcocog.py --workdir runs/refcocog

@@ -7,7 +7,7 @@
 # pytest. What was found before is kept with the results in docs/results/mutation.md.
 set -euo pipefail
 [[ $# -eq 2 ]] || { sed -n '4s/^# *//p' "$0"; exit 2; }
-python=$(command -v "${PYTHON:-python}")
+python=$(realpath --no-symlinks "$(command -v "${PYTHON:-python}")")  # of an environment, relative to this folder
 PATH=$(dirname "$python"):$PATH
 cd "$(dirname "$0")/.."
 copy=build/mutants
