@@ -90,7 +90,7 @@ lock: $(VENV)/.installed-dev
 
 mutants: $(VENV)/.installed-dev
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
-	@PYTHON=$(RUN) tests/mutants.sh $(PART) $(TESTS)
+	@PYTHON=$(RUN) tests/mutants.sh $(PART) "$(TESTS)" $(SAMPLE)
 
 clean:
 	rm -rf $(VENV) $(DEMO) site build dist
