@@ -126,6 +126,7 @@ def test_an_annotation_without_a_mask_is_recognized(segmentation):
         ({"covered_once": [[1.0, 2.0, 3.0, 4.0]]}, "has no mask"),
         (compressed(np.ones((WIDTH, HEIGHT), bool)), r"size \[30, 20\], its image is 20 x 30"),
         (np.ones((HEIGHT, WIDTH + 1), bool), r"shape \(20, 31\), its image is 20 x 30"),
+        (np.ones((HEIGHT - 1, WIDTH), bool), r"shape \(19, 30\), its image is 20 x 30"),
         (np.ones((HEIGHT, WIDTH), np.float32), "array of float32"),
         ([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]], "pairs of finite pixel coordinates"),
         ([[1.0, 2.0, 3.0, 4.0, 5.0, float("nan")]], "pairs of finite pixel coordinates"),

@@ -23,6 +23,13 @@ def test_logits_have_the_grids_of_the_vision_maps():
     assert [x.shape for x in logits] == [(1, 2, *grid) for grid in reversed(GRIDS)]
 
 
+def test_the_features_of_each_stage_have_its_width():
+    widths = (4, 6, 8)
+    params = jax.eval_shape(CASG(widths=widths).init, jax.random.key(0), *inputs())["params"]
+    features = [params[f"stage{stage}_block"]["conv"]["kernel"].shape[-1] for stage in (1, 2, 3)]
+    assert features == list(widths)
+
+
 def test_logits_change_around_the_changed_position():
     decoder = CASG(widths=(4, 6, 8), guidance="none")
     fused, vision, sentence = jax.tree.map(jnp.zeros_like, inputs(1, grids=((25, 34), (13, 17), (7, 9))))
