@@ -92,7 +92,8 @@ def test_an_unknown_name_is_an_attribute_error():
         from s2rm_jax import Segmentor  # noqa: F401
 
 
-PAGES = sorted(p for p in ROOT.glob("**/*.md") if not {".venv", "venv", "runs"} & set(p.relative_to(ROOT).parts))
+NOT_PAGES = {".venv", "venv", "runs", "build"}
+PAGES = sorted(path for path in ROOT.glob("**/*.md") if not NOT_PAGES & set(path.relative_to(ROOT).parts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
