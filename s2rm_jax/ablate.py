@@ -89,6 +89,7 @@ def main() -> None:
         raise UserError(f"--variants: {error}") from error
     out = make_output_folder(OUT.value)
     whole_suite = variants_of(suite)
+    # Read before training too: a result that is damaged or of other settings would otherwise fail the first report.
     finished = load_results(plan_finished(whole_suite, base, out))
     if COLLECT.value:
         if not finished:
