@@ -15,8 +15,6 @@ Exit status: 0 no problems, except images that are not there yet; 1 the data has
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import http.client
 import json
 import os
 import re
@@ -31,7 +29,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -43,9 +40,9 @@ from tqdm import tqdm
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, find_full_disk, one_line
 from s2rm_jax.input.check.report import MISSING_IMAGES, STAMPS, UNC, format_report
-from s2rm_jax.input.images import is_url, web_opener
-from s2rm_jax.input.refer_annotations import read_json
-from s2rm_jax.io import read_object, require_space, write_atomically
+from s2rm_jax.input.images import is_url
+from s2rm_jax.input.transfer import CHUNK, Download, Failed, remove, require_free, transfer, verify
+from s2rm_jax.io import read_object, write_atomically
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", None, "folder of the data, see data/README.md", flag_values=FLAGS)
@@ -59,39 +56,7 @@ MIRROR = flags.DEFINE_multi_string(
 QUICK = flags.DEFINE_bool("quick", False, "read only the headers of images in the data check", flag_values=FLAGS)
 
 RECORD = "downloads.json"
-_TIMEOUT = 60.0  # seconds without data after which a connection is given up
-_TRIES = 3  # in a row without any progress, for each address
-_PAUSE = 1.0  # seconds before the second try, doubled each time
-_CHUNK = 1 << 20
 _MAX_RATIO = 50  # of unpacked to packed size; JSON shrinks to a tenth
-_ANNOTATIONS = r"g?refs\(\w+\)\.(p|json)|instances\.json"
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file to download: a zip archive, or a file that is stored as it is.
-
-    file      its name
-    mirrors   its addresses, in order
-    folder    the folder of its content, under the root
-    wanted    a regular expression for the names of the files to unpack
-    size      bytes, 0 if unknown
-    checksum  "sha256:..." or "md5:...", "" if unknown
-    expands   unpacked size / packed size, roughly, to ask for enough disk space
-    """
-
-    file: str
-    mirrors: tuple[str, ...]
-    folder: str
-    wanted: str = _ANNOTATIONS
-    size: int = 0
-    checksum: str = ""
-    expands: float = 8.0
-
-    @property
-    def is_zip(self) -> bool:
-        """Whether it is to be unpacked."""
-        return self.file.endswith(".zip")
 
 
 def _unc(dataset: str, size: int = 0, checksum: str = "") -> Download:
@@ -142,14 +107,6 @@ SOURCES: dict[str, tuple[Download, ...]] = {
         ),
     ),
 }
-
-
-class _Failed(Exception):
-    """An address does not have the file; the next one may."""
-
-
-class _Interrupted(Exception):
-    """A download stopped, and may go on if it is tried again."""
 
 
 def main(name: str) -> None:
@@ -221,7 +178,7 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
     if key in record and len(there) >= record[key]["files"]:
         print(f"{source.file}: already downloaded ({RECORD}); remove {folder} to download it again")
         with suppress(OSError):  # the root may be for reading only
-            _remove(_part(source, root))  # left by a killed process
+            remove(_part(source, root))  # left by a killed process
         return
     if there and key not in record:
         raise UserError(
@@ -239,8 +196,8 @@ def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None
     reasons = []
     for url in mirrors:
         try:
-            _download(url, part, source)
-            sums = _verify(part, source)
+            transfer(url, part, source)
+            sums = verify(part, source)
             # In the folder itself, because that may be on another disk than the root.
             with _temporary_folder(folder / f".{source.file}.unpacked") as temporary:
                 names = _unpack(part, source, temporary) if source.is_zip else _move(part, source, temporary)
@@ -249,10 +206,10 @@ def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None
                 _add_to_record(root, key, {"url": url, **sums, "files": len(names), "time": now})
                 for name in names:
                     os.replace(temporary / name, folder / name)
-        except _Failed as error:
+        except Failed as error:
             reasons.append(f"{url}: {error}")
             continue
-        _remove(part)
+        remove(part)
         how = "as known" if source.checksum else f"recorded in {RECORD}"
         print(f"{folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
         return
@@ -304,165 +261,6 @@ def _part(source: Download, root: Path) -> Path:
     return root / f".{source.file}.part"
 
 
-def _state_of(part: Path) -> Path:
-    """Return the file that says where the beginning of a download is from: address, ETag or date, and total size."""
-    return part.with_name(f"{part.name}.json")
-
-
-def _remove(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _state_of(part).unlink(missing_ok=True)
-
-
-def _download(url: str, part: Path, source: Download) -> None:
-    """Download a file completely, continuing after interruptions as long as there is progress."""
-    tries, most = 0, _size(part)
-    while not part.exists() or read_object(_state_of(part)).get("total") != _size(part):
-        try:
-            return _receive(url, part, source)
-        except _Interrupted as error:
-            tries, most = 1 if _size(part) > most else tries + 1, max(most, _size(part))
-            if tries >= _TRIES:
-                raise _Failed(str(error)) from error
-            print(f"{source.file}: {error}; trying again", flush=True)
-        time.sleep(_PAUSE * 2 ** (tries - 1))
-
-
-def _receive(url: str, part: Path, source: Download) -> None:
-    start, headers = _resume(url, part, source)
-    try:
-        response = web_opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            _remove(part)
-        if error.code in (408, 416, 429) or error.code >= 500:
-            raise _Interrupted(f"HTTP {error.code}") from error
-        raise _Failed(f"HTTP {error.code}") from error
-    except (http.client.HTTPException, OSError, ValueError) as error:
-        raise _Interrupted(_reason(error)) from error
-    with response:
-        start, total = _span(response, start, source)
-        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        state = {"url": url, "validator": validator, "total": total}
-        if total:
-            _require_space(part.parent, source, total - start, total)
-        _state_of(part).write_text(json.dumps(state))
-        bar = tqdm(total=total, initial=start, desc=source.file, unit="B", unit_scale=True, disable=None)
-        with part.open("ab" if start else "wb") as file, bar:
-            received = start
-            while chunk := _read(response):
-                received += len(chunk)
-                if received > (total or source.size or received):
-                    raise _Failed(f"sends more than the {total or source.size:,} bytes that it should have")
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total and received < total:
-        raise _Interrupted(f"stopped after {received:,} of {total:,} bytes")
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
-
-
-def _resume(url: str, part: Path, source: Download) -> tuple[int, dict[str, str]]:
-    """Return the number of bytes that are there already, and the headers that ask for the rest.
-
-    The file of a server may have changed meanwhile. The validator, or else the known checksum, shows it.
-    """
-    headers = {"User-Agent": "s2rm-jax", "Accept-Encoding": "identity"}
-    state, start = read_object(_state_of(part)), _size(part)
-    validator = str(state.get("validator") or "")
-    if not start or state.get("url") != url or not (validator or source.checksum):
-        return 0, headers
-    headers["Range"] = f"bytes={start}-"
-    if validator and not validator.startswith("W/"):  # a weak one is not allowed there
-        headers["If-Range"] = validator
-    return start, headers
-
-
-def _span(response: Any, start: int, source: Download) -> tuple[int, int | None]:
-    """Return where the answer begins in the file and the size of the whole file, None if unknown."""
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != start:
-            raise _Failed("answers with other bytes than it was asked for")
-        total: int | None = int(match[2])
-    else:
-        start, total = 0, response.length
-    if source.size and total not in (None, source.size):
-        raise _Failed(f"has {total:,} bytes instead of {source.size:,}")
-    return start, total
-
-
-def _read(response: Any) -> bytes:
-    try:
-        return response.read(_CHUNK)
-    except http.client.IncompleteRead as error:
-        return error.partial
-    except (http.client.HTTPException, OSError) as error:
-        raise _Interrupted(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, TimeoutError):
-        return f"no data for {_TIMEOUT:g} seconds"
-    return one_line(reason or error)
-
-
-def _verify(part: Path, source: Download) -> dict[str, Any]:
-    """Return size and sha256 of a file; raise _Failed, and remove the file, if they are not the known ones."""
-    kind, _, expected = (source.checksum or "sha256:").partition(":")
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in {kind, "sha256"}}
-    with part.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            for digest in digests.values():
-                digest.update(chunk)
-    size, found = part.stat().st_size, digests[kind].hexdigest()
-    problem = ""
-    if source.size and size != source.size:
-        problem = f"has {size:,} bytes instead of {source.size:,}"
-    elif expected and found != expected:
-        problem = f"has another {kind} ({found}) than the known one ({expected})"
-    elif source.is_zip and not zipfile.is_zipfile(part):
-        problem = "is not a zip archive"
-    elif not source.is_zip:
-        problem = _json_problem(part)
-    if problem:
-        _remove(part)
-        raise _Failed(problem)
-    return {"size": size, "sha256": digests["sha256"].hexdigest()}
-
-
-def _json_problem(part: Path) -> str:
-    try:
-        read_json(part)
-    except UserError:
-        return "is not JSON"
-    return ""
-
-
-def _require_space(root: Path, source: Download, missing: int, total: int) -> None:
-    """Raise OSError unless the disks have room for the bytes of a download that are missing, and for its files."""
-    folder = root / source.folder
-    while not folder.exists():
-        folder = folder.parent
-    if folder.stat().st_dev == root.stat().st_dev:
-        _require_free(root, int(missing + source.expands * total))
-    else:
-        _require_free(root, missing)
-        _require_free(folder, int(max(source.expands, 1.0) * total))
-
-
-def _require_free(folder: Path, size: int) -> None:
-    try:
-        require_space(folder, size)
-    except OSError as error:
-        error.filename = str(folder)
-        raise
-
-
 @contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
     """Make a folder, and remove it at the end, with those of its parents that had to be made and are empty then."""
@@ -492,24 +290,24 @@ def _unpack(part: Path, source: Download, temporary: Path) -> list[str]:
         with zipfile.ZipFile(part) as archive:
             members = _members(archive, source, part.stat().st_size)
             total = sum(info.file_size for info in members.values())
-            _require_free(temporary, total)
+            require_free(temporary, total)
             bar = tqdm(total=total, desc=f"unpacking {source.file}", unit="B", unit_scale=True, disable=None)
             with bar:
                 for name, info in members.items():
                     with archive.open(info) as packed, (temporary / name).open("wb") as file:
-                        shutil.copyfileobj(packed, file, _CHUNK)
+                        shutil.copyfileobj(packed, file, CHUNK)
                     bar.update(info.file_size)
         return list(members)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        _remove(part)
-        raise _Failed(f"is a damaged archive ({one_line(error)})") from error
-    except _Failed:
-        _remove(part)
+        remove(part)
+        raise Failed(f"is a damaged archive ({one_line(error)})") from error
+    except Failed:
+        remove(part)
         raise
     except OSError as error:
         if find_full_disk(error) is None and error.errno is None:  # raised by a decompressor
-            _remove(part)
-            raise _Failed(f"is a damaged archive ({error})") from error
+            remove(part)
+            raise Failed(f"is a damaged archive ({error})") from error
         raise
 
 
@@ -521,15 +319,15 @@ def _members(archive: zipfile.ZipFile, source: Download, size: int) -> dict[str,
         if info.is_dir() or not re.fullmatch(source.wanted, name):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise _Failed(f"has a link in place of {name}")
+            raise Failed(f"has a link in place of {name}")
         if name in members:
-            raise _Failed(f"has {name} twice")
+            raise Failed(f"has {name} twice")
         members[name] = info
     if not members:
-        raise _Failed("is an archive of something else: it has none of the files of the dataset")
+        raise Failed("is an archive of something else: it has none of the files of the dataset")
     unpacked = sum(info.file_size for info in members.values())
     if unpacked > _MAX_RATIO * size:
-        raise _Failed(f"would grow from {size:,} to {unpacked:,} bytes, which no such dataset does")
+        raise Failed(f"would unpack from {size:,} to {unpacked:,} bytes, far more than any of these datasets")
     return members
 
 
