@@ -21,6 +21,10 @@ expressions of five kinds in equal shares, including ordinals and chains of two 
 `far` is a second setting in which vision does not relate all objects by itself: 160 x 160 pixels, and attention in
 windows of 3 x 3; the last stage has 10 x 10 positions. It has 8 to 12 objects on a grid of 5 x 5 cells, and expressions
 with remote landmarks: "between", "nearest to", ordinals in a row or column, and chains of three relations.
+
+    python -m s2rm_jax.train --config configs/synthetic_benchmark.py:far_long --workdir runs/far_long
+
+`far_long` is `far` with four times the steps and training scenes: at the budget of `far`, relations are hardly learned.
 """
 
 from ml_collections import ConfigDict
@@ -28,12 +32,13 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 
-VARIANTS = ("", "far", "long")
+VARIANTS = ("", "far", "far_long", "long")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
-        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; use :far, :long or none.")
+        known = ", ".join(f":{name}" for name in VARIANTS[1:])
+        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; use {known} or none.")
     config = default_config()
     config.steps = 2000
     config.batch_size = 8
@@ -77,13 +82,19 @@ def get_config(variant: str = "") -> ConfigDict:
         learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
     )
     config.eval.update(split="val", every=500, batch_size=32, limit=128)
-    if variant == "far":
+    if variant in ("far", "far_long"):
         _set_far(config)
+    if variant == "far_long":
+        _set_length(config, steps=8_000)
     if variant == "long":
-        config.steps = 10_000
-        config.input.source.train_length = 80_000  # each is used once here too
-        config.eval.every = 1_000
+        _set_length(config, steps=10_000)
     return config
+
+
+def _set_length(config: ConfigDict, steps: int) -> None:
+    config.steps = steps
+    config.input.source.train_length = steps * config.batch_size  # each scene is used once here too
+    config.eval.every = 1_000
 
 
 def _set_far(config: ConfigDict) -> None:

@@ -6,8 +6,9 @@
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
 Suites: cumulative, fusion_by_decoder, steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at
-equal cost), recipe, far, all (every suite but far). Runs train on the synthetic benchmark, those of `far` on its far
-setting (docs/synthetic_benchmark.md), unless --config names another configuration; far needs its own --out.
+equal cost), recipe, far, far_long, all (every suite but far and far_long). Runs train on the synthetic benchmark, those
+of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md), unless --config names another configuration;
+each of these two needs its own --out.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
 it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They have all
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 SUITE = flags.DEFINE_enum(
-    "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far", flag_values=FLAGS
+    "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far and far_long", flag_values=FLAGS
 )
 VARIANTS = flags.DEFINE_list(
     "variants", [], "the variants to train, such as full,plain_sum; by default the whole suite", flag_values=FLAGS

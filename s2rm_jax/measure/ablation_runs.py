@@ -133,8 +133,8 @@ def _require_unchanged(run: Run) -> None:
         if began.input.source.to_dict() == run.config.input.source.to_dict():
             raise
         raise UserError(
-            f"--out: the run in {run.workdir} has other scenes; give another --out. The suite far has scenes of its "
-            "own, so it needs an --out of its own."
+            f"--out: the run in {run.workdir} has other scenes; give another --out. The suites far and far_long have "
+            "scenes of their own, so each needs an --out of its own."
         ) from error
     if began.steps != run.config.steps:
         raise UserError(

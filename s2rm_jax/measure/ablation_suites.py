@@ -70,7 +70,8 @@ CROSS_ENTROPY = {"loss.kind": "weighted_ce", "loss.coarse_weight": 0.0}
 NOT_AVERAGED = {"optimizer.ema_decay": 0.0}
 
 STEPWISE = ("cumulative",)
-CONFIGS = {"far": "far"}  # {suite: the variant of configs/synthetic_benchmark.py}; the other suites use the benchmark
+# {suite: the variant of configs/synthetic_benchmark.py}; the other suites use the benchmark itself
+CONFIGS = {"far": "far", "far_long": "far_long"}
 
 SUITES: dict[str, tuple[Variant, ...]] = {
     "cumulative": (  # each row removes one more part
@@ -120,7 +121,8 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         PLAIN_FPN,
     ),
     "width": (FULL, _width(64), _width(256)),
-    "far": (FULL, SUM, ATTENTION, NO_RECURRENCE),  # on the scenes of synthetic_benchmark.py:far
+    "far": (FULL, SUM, ATTENTION, NO_RECURRENCE),
+    "far_long": (FULL, SUM, ATTENTION, NO_RECURRENCE),
     "expressions": (
         FULL,
         Variant("two_expressions", "2 expressions per image, more images", expressions=2),
@@ -136,7 +138,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
 
 
 def variants_of(suite: str, names: Collection[str] = ()) -> tuple[Variant, ...]:
-    """Return the variants of a suite, or those of all suites but far for "all", each once.
+    """Return the variants of a suite, or those of all suites but far and far_long for "all", each once.
 
     Args:
         suite: a name of SUITES, or "all".

@@ -75,16 +75,22 @@ def test_in_the_far_setting_the_last_stage_has_several_windows():
     assert len(vocabulary) <= config.text.vocab_size
 
 
-def test_the_long_setting_differs_in_its_length_alone():
-    short, long = get_config(""), get_config("long")
+@pytest.mark.parametrize(("name", "longer"), [("", "long"), ("far", "far_long")])
+def test_long_settings_differ_in_their_length_alone(name, longer):
+    short, long = get_config(name), get_config(longer)
     for config in (short, long):
         assert config.steps * config.batch_size == config.input.source.train_length  # each scene once
-    long.steps, long.input.source.train_length, long.eval.every = 2000, 16_000, 500
+    assert long.steps > short.steps
+    long.steps, long.input.source.train_length, long.eval.every = (
+        short.steps,
+        short.input.source.train_length,
+        short.eval.every,
+    )
     assert long.to_dict() == short.to_dict()
 
 
 def test_an_unknown_setting_is_named():
-    with pytest.raises(UserError, match="has no variant 'near'; use :far, :long or none"):
+    with pytest.raises(UserError, match="has no variant 'near'; use :far, :far_long, :long or none"):
         get_config("near")
 
 

@@ -279,7 +279,7 @@ def test_the_suite_far_needs_an_out_of_its_own(stopped_and_continued, tmp_path, 
     other = tmp_path / "far.py"
     other.write_text(TINY.replace('"length": 3', '"length": 3, "grid": 5'))
     monkeypatch.setattr(ablate, "find_config", lambda name: {"synthetic_benchmark:far": str(other)}[name])
-    with pytest.raises(UserError, match=r"--out: the run in .*full-seed-0 has other scenes; .* The suite far"):
+    with pytest.raises(UserError, match=r"--out: the run in .*full-seed-0 has other scenes; .* The suites far and"):
         run_without_config("--suite=far", "--steps=3", f"--out={folder / 'out'}")
 
 
