@@ -11,7 +11,7 @@ Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-u
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files at the start; the log's first line has the number.
 Recipe: s2rm_jax/recipes.py.
-`configs/combined.py:ours` is a recipe of ours, `configs/combined.py:one_gpu` the same for a GPU of 24 GB.
+`configs/combined.py:ours` is our own recipe, `configs/combined.py:one_gpu` the same for a 24 GB GPU.
 `configs/combined.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """

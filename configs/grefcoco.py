@@ -12,7 +12,7 @@ at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 225,000 of 32 expressions, as many expressions as in ReLA's 150,000 steps of 48; every expression once per epoch,
 as in ReLA.
 Everything else is LAVT's recipe: s2rm_jax/recipes.py.
-`configs/grefcoco.py:ours` is a recipe of ours, `configs/grefcoco.py:one_gpu` the same for a GPU of 24 GB.
+`configs/grefcoco.py:ours` is our own recipe, `configs/grefcoco.py:one_gpu` the same for a 24 GB GPU.
 `configs/grefcoco.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """

@@ -8,7 +8,7 @@ Weights: timm/swin_base_patch4_window12_384.ms_in22k and google-bert/bert-base-u
 at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(42,404 referents / 32) = 40 x 1,325 = 53,000, counted from the files at the start of training.
 Recipe: s2rm_jax/recipes.py.
-`configs/refcoco.py:ours` is a recipe of ours, `configs/refcoco.py:one_gpu` the same for a GPU of 24 GB.
+`configs/refcoco.py:ours` is our own recipe, `configs/refcoco.py:one_gpu` the same for a 24 GB GPU.
 `configs/refcoco.py:small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """

@@ -9,7 +9,7 @@ at the start of training, or $S2RM_SWIN and $S2RM_BERT, each a file or a folder.
 Steps: 40 epochs x floor(referents / 32), counted from the files: umd 40 x 1,319 = 52,760 (42,226 referents), google 40
 x 1,400 = 56,000 (44,822 referents). Google's splits share images between train and val.
 Recipe: s2rm_jax/recipes.py.
-`configs/refcocog.py:ours` is a recipe of ours, `configs/refcocog.py:one_gpu` the same for a GPU of 24 GB.
+`configs/refcocog.py:ours` is our own recipe, `configs/refcocog.py:one_gpu` the same for a 24 GB GPU.
 `configs/refcocog.py:google,small` is a small network from scratch, to try the complete pipeline on a laptop.
 Result and training time: not measured yet.
 """

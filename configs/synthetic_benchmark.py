@@ -8,13 +8,14 @@ Mean IoU on test is 67.5 with seed 0, 66.8 ± 1.2 over three seeds (docs/results
 one core of an AMD EPYC (Zen 5).
 
 Fixed: the scenes of input.source, and a budget of 2,000 steps of 8 scenes, so that each of the 16,000 training scenes
-is used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py:
-5 to 7 objects of three shapes and three colours, half of them equal to another one in all attributes but one, and
-expressions of five kinds in equal shares, including ordinals and chains of two relations.
+is used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py: 5
+to 7 objects of at most three shapes and three colours per scene, half of them equal to another one in all attributes
+but one, and expressions of five kinds in equal shares, including ordinals and chains of two relations.
 
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py:long --workdir runs/long
 
-`long` trains the network of the package: the same network and scenes, with five times the steps and training scenes.
+`long` trains the small network bundled with the package: the same network and scenes, with five times the steps and
+training scenes.
 
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py:far --workdir runs/far
 

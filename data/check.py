@@ -4,8 +4,8 @@
     python data/check.py --root DIR --dataset refcoco --split-by unc --json report.json
 
 Compares the numbers of images, referents and expressions with the published ones; finds images that are missing,
-truncated or of another size than annotated, masks that do not fit their boxes, annotations without masks, expressions
-without words and duplicate ids. Every image is decoded, on all cores; --quick reads only their headers.
+truncated or whose size differs from the annotation, masks that do not fit their boxes, annotations without masks,
+expressions without words and duplicate ids. Every image is decoded, on all cores; --quick reads only their headers.
 
 Exit status: 0 no problems, 1 problems, 2 nothing to check.
 """

@@ -133,7 +133,7 @@ def _stages(source: ReferSource, config: ConfigDict) -> dict[str, Callable[[int]
         "resizing the image": lambda i: resize_fast(views[i].image, size),
         "resizing it by Pillow, as in evaluation": lambda i: resize_image(views[i].image, size),
         "making the masks": lambda i: [pack_mask(mask) for mask in views[i].masks(size)],
-        "tokenising": lambda i: [encoder.tokenizer.encode(expression) for expression in views[i].texts],
+        "tokenizing": lambda i: [encoder.tokenizer.encode(expression) for expression in views[i].texts],
         "all of it, one after the other": lambda i: encoder(examples[i], chosen[i]),
     }
 

@@ -79,7 +79,7 @@ def answers(composition: Composition) -> Iterator[Answer]:
 
 
 def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
-    """Return the things that fit the first noun of an expression, except its landmarks."""
+    """Return the objects that fit the first noun of an expression, except its landmarks."""
     meaning = reference.meaning
     if isinstance(meaning, Noun):
         return evaluate(meaning, scene) or frozenset()

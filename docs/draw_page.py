@@ -1,4 +1,4 @@
-"""Take the screenshots of the demo page, with the network of the package and its generated scenes.
+"""Take the screenshots of the demo page, with the bundled network and its generated scenes.
 
     python -m docs.draw_page   # needs pip install -e '.[demo,test]' and Chromium
 

@@ -86,8 +86,9 @@ def allowed(field: str) -> str:
     try:
         config.check_config(probed)
     except UserError as error:
-        stated = re.search(rf"config\.{re.escape(field)} is .*?; it must be (.*?)\.(?= config\.|$)", str(error))
-        return stated[1].replace("by -1 heads", "by it") if stated else ""
+        rule = r"(?:it must be |the number of heads )(.*?)(?:; -1 does not)?"
+        stated = re.search(rf"config\.{re.escape(field)} is .*?; {rule}\.(?= config\.|$)", str(error))
+        return stated[1] if stated else ""
     return ""
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a RefCOCO report on one machine: environment, data, training, evaluation, export.
 #
-#     launch/refcoco_on_one_gpu.sh      # needs one GPU of 24 GB and 50 GB of disk
+#     launch/refcoco_on_one_gpu.sh      # needs one 24 GB GPU and 50 GB of disk
 #
 # To try all steps on a laptop, which needs the same download:
 #

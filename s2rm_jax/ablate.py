@@ -113,7 +113,7 @@ def main() -> None:
         log(report().read_text(encoding="utf-8"))
     if failed:
         raise UserError(
-            f"{counted(len(failed), 'run')} of {suite} failed: {', '.join(failed)}; the first at "
+            f"{counted(len(failed), 'run')} of suite {suite} failed: {', '.join(failed)}. The first failure: "
             f"{next(iter(failed.values()))}. {LossNotFinite.ADVICE} --out."
         )
     log(f"{len(runs)} runs of {base.steps:,} steps; tables and plots: {folder}")

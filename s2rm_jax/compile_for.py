@@ -38,7 +38,7 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "the TPU slice, such as v5e:4x4
 JSON = flags.DEFINE_string("json", None, "a file to write the report to, as JSON", flag_values=FLAGS)
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file to write the report to, as Markdown", flag_values=FLAGS)
 
-# Let the compiler run without querying the host for TPUs, and beside other processes.
+# Let the compiler run without querying the host for TPUs, and alongside other processes.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",

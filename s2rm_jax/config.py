@@ -14,7 +14,7 @@ from s2rm_jax.errors import UserError
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.txt"
 
-# Values that fields may take; `default_config` has the fields, and the modules named there what the values do.
+# Values that fields may take. `default_config` lists the fields; the modules that it names explain the values.
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dense", "blocks")
 ON_BAD_EXAMPLES = ("stop", "skip")
@@ -37,23 +37,23 @@ STEP_FORMS = ("jit", "shard_map")
 def default_config() -> ConfigDict:
     """Return every field with its default: Swin-Base and BERT-base at 480 px, with the recipe of the LAVT family."""
     config = ConfigDict()
-    config.seed = 0  # of the initial parameters, the order of the data, and dropout
+    config.seed = 0  # seed of the initial parameters, the order of the data, and dropout
     config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
     config.epochs = 0.0  # read only if config.steps is 0; config.input.sampling defines an epoch
     config.batch_size = 32  # images per step, over all devices
-    config.dtype = "float32"  # of the computation, one of DTYPES; parameters stay float32
+    config.dtype = "float32"  # dtype of the computation, one of DTYPES; parameters stay float32
     config.remat = "none"  # one of REMAT_POLICIES: what is computed twice to save memory; see models/layers.py
 
     config.input = ConfigDict()
     config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and its arguments
     config.input.train_split = "train"  # the split that is trained on
     config.input.image_size = (480, 480)  # height, width in pixels
-    config.input.expressions_per_image = 4  # K, at most, of an image in a batch; LAVT's recipe sets 1
+    config.input.expressions_per_image = 4  # K, the most expressions of an image in a batch; LAVT's recipe sets 1
     config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
     config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES; see docs/own_data.md
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
-    config.input.augment = ConfigDict()  # of training images, off by default; see input/augment.py
+    config.input.augment = ConfigDict()  # augmentation of training images, off by default; see input/augment.py
     config.input.augment.flip = 0.0  # probability of mirroring; left and right are exchanged in the expressions
     config.input.augment.crop = 0.0  # probability of a crop; it keeps every referent whole
     config.input.augment.crop_smallest = 0.6  # smallest share of each side that a crop keeps
@@ -66,13 +66,14 @@ def default_config() -> ConfigDict:
     config.vision.depths = (2, 2, 18, 2)  # blocks of each stage
     config.vision.num_heads = (4, 8, 16, 32)  # attention heads of each stage
     config.vision.window_size = 12  # positions, side of a window
-    config.vision.drop_path_rate = 0.3  # of the last block; it rises linearly from 0 at the first
+    config.vision.drop_path_rate = 0.3  # drop path rate of the last block; the rate rises linearly from 0 in the first
     config.vision.mask_padding = True  # False: attend to the padding of windows, as published code does
     config.vision.pretrained = ""  # initial weights: a file, a folder or a name on the Hugging Face Hub
 
     config.text = ConfigDict()  # BERT; see models/bert.py
     config.text.pretrained = ""  # as config.vision.pretrained
-    config.text.vocab = ""  # a vocab.txt or tokenizer.json; empty: beside the pretrained weights, or of the source
+    # a vocab.txt or tokenizer.json; empty: the file next to the pretrained weights, or the vocabulary of the source
+    config.text.vocab = ""
     config.text.lower_case = True  # False for cased models
     config.text.max_tokens = 20  # L, including [CLS] and [SEP]
     config.text.vocab_size = 30_522  # tokens
@@ -80,8 +81,8 @@ def default_config() -> ConfigDict:
     config.text.num_layers = 12  # layers
     config.text.num_heads = 12  # attention heads of each layer
     config.text.intermediate_size = 3072  # channels inside the MLP of each layer
-    config.text.max_positions = 512  # tokens, the most that the position embeddings admit
-    config.text.dropout_rate = 0.1  # of embeddings and layers
+    config.text.max_positions = 512  # tokens, the most that the position embeddings support
+    config.text.dropout_rate = 0.1  # dropout rate of embeddings and layers
 
     config.fusion = ConfigDict()  # S2RM; see models/s2rm.py
     config.fusion.width = 512  # channels of the fused map
@@ -89,22 +90,22 @@ def default_config() -> ConfigDict:
     config.fusion.num_heads = 8  # heads of the attention from positions to words
     config.fusion.language = "words"  # one of LANGUAGES; sentence: the same feature at every position
     config.fusion.mode = "s2rm"  # one of FUSIONS; see models/s2rm.py
-    config.fusion.recurrence = "gated"  # of the scan, one of RECURRENCES
+    config.fusion.recurrence = "gated"  # recurrence of the scan, one of RECURRENCES
     config.fusion.rotations = ROTATIONS  # the scanning directions, one or more of them
     config.fusion.pairs = PAIRS  # one or both
-    config.fusion.balance = "position"  # what the directions are weighted by, one of BALANCES
+    config.fusion.balance = "position"  # what the weights of the directions depend on, one of BALANCES
     config.fusion.residual = "both"  # one of RESIDUALS: what is added to the parsed maps
 
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
     config.decoder.guidance = "full"  # one of GUIDANCES; none: a plain FPN
-    config.decoder.semantics = SEMANTICS  # one or both: guided by the sentence feature, by the referent found so far
-    config.decoder.no_target_width = 0  # of the head that detects absent referents (models/casg.py); 0: no head
+    config.decoder.semantics = SEMANTICS  # one or both: guidance by the expression, by the referent found so far
+    config.decoder.no_target_width = 0  # width of the no-target head (models/casg.py); 0: no head
 
     config.loss = ConfigDict()
     config.loss.kind = "bce_dice"  # one of LOSSES; see training/losses.py
     config.loss.coarse_weight = 0.0  # weight of the same loss on each coarser mask
-    config.loss.no_target_weight = 0.1  # weight of the loss of the head that detects absent referents
+    config.loss.no_target_weight = 0.1  # weight of the loss of the no-target head
 
     config.optimizer = ConfigDict()  # AdamW; see training/optimizer.py
     config.optimizer.learning_rate = 5e-5  # after the warm-up
@@ -112,8 +113,8 @@ def default_config() -> ConfigDict:
     config.optimizer.b2 = 0.999  # decay of the second moment
     config.optimizer.weight_decay = 0.01  # times the learning rate
     config.optimizer.clip_norm = 0.0  # global norm; 0: no clipping
-    config.optimizer.schedule = "polynomial"  # of the learning rate after the warm-up, one of SCHEDULES
-    config.optimizer.power = 0.9  # of the polynomial
+    config.optimizer.schedule = "polynomial"  # schedule of the learning rate after the warm-up, one of SCHEDULES
+    config.optimizer.power = 0.9  # exponent of the polynomial
     config.optimizer.warmup_steps = 0  # steps in which the learning rate rises linearly
     config.optimizer.accumulate = 1  # microbatches per step; must divide batch_size
     config.optimizer.ema_decay = 0.0  # 0: no average; otherwise evaluation uses the averaged parameters
@@ -131,17 +132,17 @@ def default_config() -> ConfigDict:
     config.eval.limit = 0  # images; 0: the whole split
     config.eval.protocol = "original"  # how masks are scored; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric that selects the best checkpoint
-    config.eval.score_scale = 1.0  # of scores of masks; `evaluate --calibrate` fits it; see evaluation/calibration.py
-    config.eval.score_bias = 0.0  # of scores of masks, likewise
+    config.eval.score_scale = 1.0  # scale of the calibrated mask scores (`evaluate --calibrate`)
+    config.eval.score_bias = 0.0  # bias of the calibrated mask scores; see evaluation/calibration.py
 
     config.mesh = ConfigDict()  # how devices share the work; batches are always split over all devices
     config.mesh.fsdp = 1  # devices that share one copy of the training state; 1: every device holds a full copy
     config.mesh.step = "jit"  # one of STEP_FORMS; see training/step.py
 
-    # Folder of compiled programs; empty: in the workdir; off: none; `predict` on CPUs: docs/command_line.md
+    # folder for compiled programs; empty: in the workdir; off: no cache. For `predict` on CPUs see docs/command_line.md
     config.compilation_cache = ""
     config.tensorboard = True  # also write metrics as TensorBoard files
-    config.wandb_project = ""  # of Weights & Biases, to receive the metrics; empty: none
+    config.wandb_project = ""  # Weights & Biases project that receives the metrics; empty: none
     config.checkpoint_every = 1000  # steps
     config.log_every = 50  # steps
     return config
@@ -213,7 +214,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 _TYPES = {
-    **{bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list"},
+    **{bool: "true or false", int: "an integer", float: "a number", str: "a string", tuple: "a list"},
     ConfigDict: "a section",
 }
 
@@ -279,9 +280,9 @@ def _unless(condition: bool, config: ConfigDict, field: str, expected: str) -> I
 
 
 def _unless_heads(config: ConfigDict, field: str, heads: int, width: int) -> Iterator[str]:
-    yield from _unless(
-        heads >= 1 and width % heads == 0, config, field, f"such that {width} channels divide by {heads} heads"
-    )
+    if heads < 1 or width % heads:
+        value = _get(config, field)
+        yield f"config.{field} is {value!r}; the number of heads must divide {width} channels evenly; {heads} does not."
 
 
 def shipped_configs() -> Path:

@@ -185,9 +185,9 @@ def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], lic
 
 # {folder}
 
-Segments in an image what an English expression refers to. S2RM (arXiv 2405.09006), written by s2rm_jax
-{s2rm_jax.__version__}: {parameters:.1f} M parameters, images of {width} x {height} pixels, expressions of up to
-{config.text.max_tokens} word pieces.
+This network segments the object that an English expression refers to in an image. It is an S2RM network (arXiv
+2405.09006), exported by s2rm_jax {s2rm_jax.__version__}: {parameters:.1f} M parameters, images of {width} x {height}
+pixels, expressions of up to {config.text.max_tokens} word pieces.
 
 ## Use
 
@@ -226,12 +226,12 @@ model = S2RMModel.from_pretrained("{name}")
 
 ## Limits
 
-English only. A mask is a guess, and its errors on other data than those above are not measured. Do not use it to decide
+English only. A mask is a guess, and its errors on any other data have not been measured. Do not use it to decide
 anything about a person.
 
 ## Licence
 
-Weights: {licence or "not stated by the author"}. The data of the training has licences of its own.
+Weights: {licence or "not stated by the author"}. The training data has its own licences.
 """
 
 

@@ -1,7 +1,7 @@
 """Serve a trained network as a web page and over HTTP.
 
     python -m s2rm_jax.demo --workdir runs/demo
-    python -m s2rm_jax.demo   # the network of the package, for generated shapes
+    python -m s2rm_jax.demo   # the small network bundled with the package, for generated shapes
     curl -F image=@street.jpg -F expressions="the man in red" http://127.0.0.1:7860/segment
 
 Drop an image and write expressions to see their masks with explanations; docs/demo.md describes the page and the HTTP
@@ -31,14 +31,14 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir",
     str(default_network.FOLDER),
-    "the workdir of a training run; by default the network of the package, which was trained on generated shapes",
+    "the workdir of a training run; by default the small network bundled with the package, trained on generated shapes",
     flag_values=FLAGS,
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
 HOST = flags.DEFINE_string(
     "host",
     "127.0.0.1",
-    "the address to listen on; 0.0.0.0 admits other machines, and :: those with IPv6 too",
+    "the address to listen on; 0.0.0.0 accepts connections from other machines, and :: also by IPv6",
     flag_values=FLAGS,
 )
 PORT = flags.DEFINE_integer(
@@ -116,7 +116,7 @@ def main() -> None:
         cases = example_cases(segmenter.config, folder, split=SPLIT.value)
         name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
-            name = "that of the package, trained on generated shapes"
+            name = "the bundled network, trained on generated shapes"
         access_log = None
         if ACCESS_LOG.value:
             access_log = partial(print, file=stack.enter_context(_open_log(ACCESS_LOG.value)), flush=True)

@@ -198,7 +198,7 @@ def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None
         try:
             transfer(url, part, source)
             sums = verify(part, source)
-            # In the folder itself, because that may be on another disk than the root.
+            # In the folder itself, because that may be on a disk other than the root's.
             with _temporary_folder(folder / f".{source.file}.unpacked") as temporary:
                 names = _unpack(part, source, temporary) if source.is_zip else _move(part, source, temporary)
                 # Recorded before the files have their names, so that another run continues if this one is killed here.

@@ -53,7 +53,7 @@ GALLERY = flags.DEFINE_integer(
     "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
 )
 EXPLAIN = flags.DEFINE_bool(
-    "explain", False, "also draw, for each case of the gallery, how the network came to it", flag_values=FLAGS
+    "explain", False, "also draw, for each case of the gallery, how the network arrived at its mask", flag_values=FLAGS
 )
 COCO = flags.DEFINE_bool(
     "coco", False, "also write COCO's results and true masks, coco_results.json and coco_truth.json", flag_values=FLAGS
@@ -165,7 +165,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     if CALIBRATE.value:
         _calibrate(workdir, split, judged)
     if EXPLAIN.value and GALLERY.value:
-        log("drawing how the network came to the cases of the gallery")
+        log("drawing how the network arrived at each mask of the gallery")
         # With the parameters that are loaded already: Orbax would wait for the other processes to restore them again.
         segmenter = Segmenter(run.network, on_this_process(run.params), run.tokenizer, config)
         write_explained_cases(out / "gallery", sections, segmenter.explain)
@@ -275,10 +275,10 @@ def _find_run() -> epath.Path:
 
 @contextmanager
 def _keeping_weights(workdir: epath.Path) -> Iterator[None]:
-    """Keep runs from training in `workdir` while its scores are calibrated: the fit is of the weights evaluated.
+    """Keep runs from training in `workdir` while its scores are calibrated: the fit belongs to the weights evaluated.
 
     Raises:
-        UserError: a run trains there now.
+        UserError: a run is training there.
     """
     from s2rm_jax.training.checkpoint import has_checkpoint
     from s2rm_jax.training.lock import lock_workdir

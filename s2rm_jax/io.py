@@ -45,7 +45,7 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
 
 
 def write_atomically(path: epath.Path | Path, text: str | bytes | Iterable[str], errors: str = "strict") -> None:
-    """Write a file atomically, also if several processes write it at the same time.
+    """Write a file atomically, even if several processes write it at the same time.
 
     At any moment the file has its old or its new content; writes to buckets are atomic anyway. `text` is the content
     or the parts of it, and `errors` what to do with text that is not valid Unicode, as for `open`.
@@ -94,7 +94,7 @@ def copy_files(folder: Path, to: epath.Path) -> None:
 
 
 class JsonLines:
-    """A file of JSON objects, one per line, that can be appended to, also on a bucket.
+    """A file of JSON objects, one per line, that can be appended to, even on a bucket.
 
     On a disk each object is written at once. On a bucket the file is rewritten every REWRITE_EVERY seconds at most, and
     when it is closed; a killed run loses the objects added since then.
@@ -227,7 +227,10 @@ def make_output_folder(path: epath.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--out: {path} cannot be a folder, a file is in the way; give another --out") from error
+        existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        raise UserError(
+            f"--out: {existing} is an existing file, so no folder can be created there; give another --out"
+        ) from error
     except OSError as error:
         raise UserError(f"--out: {path} cannot be made ({error.strerror}); give another --out") from error
     if not os.access(path, os.W_OK | os.X_OK):
@@ -265,7 +268,7 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
 
 
 def safe_name(text: str, longest: int) -> str:
-    """Return a text as a part of a file name: at most `longest` bytes, and a checksum of 9 if it had to be changed.
+    """Return a text as a part of a file name: at most `longest` bytes, plus a 9-byte checksum if it had to be changed.
 
     Different texts have different names.
     """

@@ -3,8 +3,8 @@
     python -m s2rm_jax.predict --out scene   # a held-out image, scene/image.png, and its own expressions
     python -m s2rm_jax.predict --image scene/image.png --text "the red star" --out result
     python -m s2rm_jax.predict ... --text "the red star" --text "the leftmost shape"
-    python -m s2rm_jax.predict ... --explain how.png   # also draws how the network came to the mask
-    python -m s2rm_jax.predict ... --workdir runs/synthetic   # another network than that of the package
+    python -m s2rm_jax.predict ... --explain how.png   # also draws how the network arrived at each mask
+    python -m s2rm_jax.predict ... --workdir runs/synthetic   # a network other than the bundled one
     python -m s2rm_jax.predict --images 'frames/*.jpg' --text "the red star" --out result
 
 Writes to --out: mask_1_the_red_star.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
@@ -65,7 +65,7 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir",
     str(default_network.FOLDER),
-    "the workdir of a training run; by default the network of the package, which is trained on generated shapes",
+    "the workdir of a training run; by default the small network bundled with the package, trained on generated shapes",
     flag_values=FLAGS,
 )
 IMAGE = flags.DEFINE_string("image", None, "the image; by default a held-out one of the run's data", flag_values=FLAGS)
@@ -182,7 +182,7 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     write_exports(out, content, options)
     print("\n".join(outcomes(entries)))
     if figures:
-        print(f"how the network came to them: {', '.join(map(str, figures))}")
+        print(f"how the network arrived at each mask: {', '.join(map(str, figures))}")
     files = "overlay.png and result.json" if options.overlay else "result.json"
     print(f"{counted(len(entries), 'mask')} of {width} x {height} pixels and {files} are in {out}")
     return content
@@ -192,7 +192,7 @@ def _segmenter(workdir: epath.Path) -> Segmenter:
     from s2rm_jax.segmenter import Segmenter
 
     if (IMAGE.value or IMAGES.value) and default_network.is_default_network(str(WORKDIR.value)):
-        log("the network of the package is trained on generated shapes only; for other images give --workdir")
+        log("the bundled network is trained on generated shapes only; for other images give --workdir")
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     return Segmenter.from_checkpoint(str(workdir), which, keep_programs=True)
 
@@ -218,7 +218,7 @@ def _held_out_example(workdir: epath.Path) -> Example:
 def _compilation_cache(workdir: epath.Path) -> AbstractContextManager[None]:
     """On accelerators, keep compiled programs in the workdir of a training run; on CPUs, the Segmenter keeps them.
 
-    Nothing is kept for a run without a cache, or beside weights alone. The cache directory of the run is not used: it
+    Nothing is kept for a run without a cache, or beside weights alone. The cache folder of the run is not used: it
     may belong to another machine.
     """
     import jax

@@ -211,7 +211,7 @@ class Part:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"--out: another process writes {self.path}; wait for its end, or give another --out"
+                f"--out: another process is writing {self.path}; wait until it has finished, or give another --out"
             ) from error
         except OSError as error:
             raise UserError(

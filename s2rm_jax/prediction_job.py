@@ -161,7 +161,7 @@ def run_job(
     """Segment this process's share of the images and write their files and records; continue an unfinished job.
 
     Threads read images and write results while the device works. An image that cannot be read is reported on stderr;
-    its record has an "error". The only process of a job writes result.json, also if it is interrupted, and removes its
+    its record has an "error". The only process of a job writes result.json, even if it is interrupted, and removes its
     part file when it is done. Part files of several processes stay. Files for other programs are written at the end.
 
     Args:
@@ -338,7 +338,8 @@ def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
             f"the folder {folder} has no images ({', '.join(FORMATS)}){passed_over}; give another folder, or a pattern"
         )
     if unread:
-        _LOG.warning("%s: left out, as another format or a broken link: %d (%s)", folder, len(unread), names)
+        reason = "their format is not supported or their link is broken"
+        _LOG.warning("%s: left out because %s: %d (%s)", folder, reason, len(unread), names)
     return paths
 
 

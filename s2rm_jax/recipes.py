@@ -47,7 +47,7 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
                      encoded image teaches four times; cross-entropy and Dice, also on the coarser masks; mirrored and
                      masked inputs; smaller learning rates for the early layers of pretrained parts; averaged
                      parameters; bfloat16
-            one_gpu  `ours` for a GPU of 24 GB: each step in 4 parts, with recomputation
+            one_gpu  `ours` for a 24 GB GPU: each step in 4 parts, with recomputation
             small    a small network, trained from scratch for 400 steps, to try the complete path from the files to the
                      evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
     """

@@ -4,7 +4,7 @@
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
 
 Each column is an image of the first batch. The first row shows it without augmentation; a further row for each enabled
-kind of augmentation shows it with that kind alone, wherever the expressions admit it. An image that equals the first
+kind of augmentation shows it with that kind alone, wherever the expressions allow it. An image that equals the first
 row was refused. Nothing is trained.
 """
 

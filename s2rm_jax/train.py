@@ -31,7 +31,7 @@ join_others = distributed.define_flags(FLAGS)
 PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "FIRST:LAST, such as 10:15: steps to trace into WORKDIR/profile", flag_values=FLAGS
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of the run, new or to be resumed", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run, new or to be resumed", flag_values=FLAGS)
 
 
 @command_line.returns_result(FLAGS)

@@ -160,7 +160,7 @@ def test_a_prediction_of_one_image_leaves_a_job_of_several_or_a_running_process(
     with pytest.raises(UserError, match="has the results of a job of several processes; give another --out"):
         replace_earlier(tmp_path / "out")
     assert files(tmp_path / "out") == before
-    with open_part(tmp_path / "running", (0, 1), {}), pytest.raises(UserError, match="another process writes"):
+    with open_part(tmp_path / "running", (0, 1), {}), pytest.raises(UserError, match="another process is writing"):
         replace_earlier(tmp_path / "running")
 
 
@@ -243,7 +243,7 @@ def test_two_processes_cannot_have_the_same_share(run, paths, tmp_path, segmente
     first = threading.Thread(target=run, args=(paths, "red"))
     first.start()
     at_work.wait()
-    with pytest.raises(UserError, match=r"another process writes .*part-0-of-1\.jsonl; wait for its end"):
+    with pytest.raises(UserError, match=r"another process is writing .*part-0-of-1\.jsonl; wait until it has finished"):
         run(paths, "red")
     go_on.set()
     first.join()

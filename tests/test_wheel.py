@@ -73,7 +73,7 @@ def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
         env={**os.environ, "PYTHONPATH": str(installed)},
     )
     assert done.returncode == 2, done.stderr
-    assert "error: --out: taken cannot be a folder" in done.stderr
+    assert "error: --out: taken is an existing file" in done.stderr
 
 
 @pytest.mark.long

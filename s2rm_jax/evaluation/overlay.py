@@ -18,7 +18,7 @@ Colour = tuple[int, int, int]
 
 TRUE_COLOUR: Colour = (0, 168, 120)
 PREDICTED_COLOUR: Colour = (255, 122, 0)
-# For several masks on one image: easy to tell apart, also with most kinds of colour blindness.
+# For several masks on one image: easy to tell apart, even with most kinds of colour blindness.
 DISTINCT_COLOURS: tuple[Colour, ...] = (
     (255, 122, 0),
     (0, 150, 255),

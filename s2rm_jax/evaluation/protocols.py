@@ -111,10 +111,10 @@ class Protocol:
         if self.no_target == "masks":
             return ("An expression that refers to nothing is scored as any other.",)
         return (
-            "An expression is answered with 'nothing' if the network predicts no target, or, if it has no such output, "
-            "its mask is empty. If it refers to nothing: IoU 1, nothing is added to the sums. If not: IoU 0, the union "
-            "is that of both masks. An expression that refers to nothing and is answered with a mask: IoU 0, the mask "
-            "is added to the unions.",
+            "The answer is 'nothing' if the no-target head predicts no target or, without such a head, if the mask is "
+            "empty. Expression without a target, answered 'nothing': IoU 1, nothing is added to the sums. Expression "
+            "with a target, answered 'nothing': IoU 0, the union is that of both masks. Expression without a target, "
+            "answered with a mask: IoU 0, the mask is added to the unions.",
             "N-acc: share of the expressions that refer to nothing which are answered with 'nothing'; T-acc: share of "
             "the other expressions which are answered with a mask.",
         )
@@ -204,7 +204,7 @@ def mask_and_score(
 ) -> tuple[Bool[np.ndarray, "height width"], float]:
     """Return the mask that a user gets for an image of `height` x `width`, which is also that of `original`.
 
-    And its uncalibrated score: the mean probability of foreground over the mask, 0 if that is empty.
+    Also return its uncalibrated score, the mean probability of foreground over the mask, 0 if that is empty.
     """
     mask, foreground = _foreground(np.asarray(logits, np.float32), height, width)
     return mask, mask_score(foreground)

@@ -276,7 +276,7 @@ def write_report(
 
 
 def require_same_data(folder: Path, settings: Mapping[str, object]) -> None:
-    """Check that `folder` has no report on other data than `settings` (of `input.sources.describe`) select.
+    """Check that `folder` has no report on data other than what `settings` (of `input.sources.describe`) select.
 
     Raises:
         UserError: a setting differs from that in the folder's metrics.json.
@@ -285,7 +285,7 @@ def require_same_data(folder: Path, settings: Mapping[str, object]) -> None:
     for name, value in settings.items():
         if earlier.get(name, value) != value:
             raise UserError(
-                f"--out: {folder} has a report on other data ({name} was {earlier[name]!r}, now {value!r}); give "
+                f"--out: {folder} has a report on different data ({name} was {earlier[name]!r}, now {value!r}); give "
                 "another --out, or delete that report"
             )
 

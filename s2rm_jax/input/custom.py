@@ -1,4 +1,4 @@
-"""One's own data as a Source: JSON lines, or JSON in COCO's format.
+"""Custom data as a source: JSON lines, or JSON in COCO's format.
 
 JSON lines have one referent per line:
 
@@ -217,7 +217,7 @@ class _Mistakes:
             message = f"{self.path} has {count}: {first_of(self.found)} (docs/own_data.md)"
             if not self.skip:
                 raise UserError(message)
-            _LOG.warning("%s; left out, as config.input.on_bad_example is skip", message)
+            _LOG.warning("%s; left out because config.input.on_bad_example is skip", message)
             self.found.clear()
 
 
@@ -342,7 +342,7 @@ def _make_source(
     if not chosen:
         raise UserError(f"no referent of split {split!r} in {mistakes.path} has a mask (docs/own_data.md)")
     by_image: defaultdict[tuple[Path, tuple[int, int]], list[_Record]] = defaultdict(list)
-    for record in chosen:  # with the annotated size, so that reading an image of another size fails
+    for record in chosen:  # with the annotated size, so that reading an image whose size differs fails
         header = headers[record.image]
         by_image[record.image, record.size or (header.height, header.width)].append(record)
     examples = [_example(group, size, apply_exif) for (_, size), group in by_image.items()]
@@ -388,7 +388,7 @@ def _check_against_images(
     for where, (job, hint) in mask_files.items():
         mistakes.add(where, file_problems[job] and file_problems[job] + hint)
     _warn(mistakes.path, "referents left out because their polygons cover no pixel", empty)
-    _warn(mistakes.path, "parts of masks left out, beside good ones", bad_parts)
+    _warn(mistakes.path, "undecodable parts left out of masks that also have valid parts", bad_parts)
     return kept
 
 

@@ -28,7 +28,7 @@ _SHIFTS = np.arange(7, -1, -1, dtype=np.uint8)  # of the bits of a byte, the upp
 def pack_mask(mask: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "width bytes"]:
     """Pack eight vertical neighbours into a byte; the end of a column is padded with 0.
 
-    Columns, since masks from COCO's run lengths are stored in column order.
+    The packing is by columns, because masks from COCO's run lengths are stored in column order.
     """
     return np.packbits(np.ascontiguousarray(mask.T), axis=-1)
 

@@ -173,17 +173,17 @@ def decode_plain_jpeg(source: str | Path | bytes, max_pixels: int) -> UInt8[np.n
 
 def _open(source: str | Path | bytes, name: str) -> Image.Image:
     if problem := slow_jpeg(source if isinstance(source, bytes) else _read_if_jpeg(source)):
-        raise UserError(f"{name} has {problem}; save it again without")
+        raise UserError(f"{name} has {problem}")
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def slow_jpeg(content: bytes, most_segments: int = 10_000) -> str:
-    """Return why Pillow would take minutes to open a JPEG: "more than ... segments", ...; "" if it would not."""
+    """Return why Pillow would take minutes to open a JPEG, and what to do; "" if it would not."""
     segments = list(islice(_jpeg_segments(content), most_segments + 1)) if content.startswith(_JPEG_START) else []
     if len(segments) > most_segments:
-        return f"more than {most_segments:,} segments"
+        return f"too many JPEG segments (more than {most_segments:,}); save it again as a new JPEG"
     exif = sum(len(segment) for segment in segments if segment.startswith(_JPEG_EXIF, 4))
-    return "too much EXIF data" if exif > MOST_EXIF else ""
+    return "too much EXIF data; save it without EXIF" if exif > MOST_EXIF else ""
 
 
 def _jpeg_segments(content: bytes) -> Iterator[bytes]:
@@ -213,7 +213,7 @@ def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) ->
         image = image.transpose(turn)
     if apply_exif:
         if any(len(image.info.get(key, "")) > MOST_EXIF for key in _EXIF):
-            raise UserError(f"{name} has too much EXIF data; save it without")
+            raise UserError(f"{name} has too much EXIF data; save it without EXIF")
         image = ImageOps.exif_transpose(image)
     return _to_rgb(image, name)
 

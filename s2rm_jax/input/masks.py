@@ -138,8 +138,8 @@ class Usable(NamedTuple):
 
     segmentation  the polygons and RLEs that can be decoded; [] if none can
     problems      of the others, one each
-    is_empty      whether polygons are all there is and none covers a pixel; that is no mask, while an RLE or a file
-                  without a pixel means that nothing is referred to
+    is_empty      whether there are only polygons and none covers a pixel. Such a segmentation is not a mask; an RLE or
+                  file without a pixel means that the expression refers to nothing.
     """
 
     segmentation: Any
@@ -254,7 +254,7 @@ def _part_has_pixels(part: Any, height: int, width: int) -> bool:
 
 def _from_array(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if mask.shape != (height, width):
-        raise UserError(f"the mask has shape {mask.shape}, its image is {height} x {width} pixels (height x width)")
+        raise UserError(f"the mask has shape {mask.shape}, but its image is {height} x {width} pixels (height x width)")
     if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
         raise UserError(f"the mask is an array of {mask.dtype}; give booleans or integers (true if not zero)")
     return mask != 0
@@ -300,7 +300,9 @@ def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray,
 def _runs_of_rle(rle: dict[str, Any], height: int, width: int) -> Int[np.ndarray, " runs"]:
     size = list(rle.get("size", ()))
     if size != [height, width]:
-        raise UserError(f"the RLE of a mask has size {size}, its image is {height} x {width} pixels (height x width)")
+        raise UserError(
+            f"the RLE of a mask has size {size}, but its image is {height} x {width} pixels (height x width)"
+        )
     counts, runs = rle.get("counts"), None
     if isinstance(counts, str | bytes):
         runs = _decompress(counts)
@@ -309,7 +311,9 @@ def _runs_of_rle(rle: dict[str, Any], height: int, width: int) -> Int[np.ndarray
     if runs is None or (runs < 0).any():
         raise UserError(f"the RLE of a mask is damaged: its counts are not run lengths: {counts!r:.60}")
     if runs.sum() != height * width:
-        raise UserError(f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, the image has {height * width}")
+        raise UserError(
+            f"the RLE of a mask is damaged: it covers {runs.sum()} pixels, but the image has {height * width}"
+        )
     return runs
 
 
@@ -350,7 +354,7 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
     """Read a mask from a PNG or another lossless file; true where the pixel is not zero.
 
     Raises:
-      UserError: the file is missing, damaged, of another size than the image, or of an unsuitable kind.
+      UserError: the file is missing or damaged, its size differs from the image's, or its kind is unsuitable.
     """
     values, problem = _open_mask(path, height, width, with_pixels=True)
     if values is None:

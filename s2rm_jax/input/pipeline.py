@@ -50,7 +50,7 @@ class LeftOut:
 def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
     """Check that the first `limit` images of a source (0: all) are there and of the annotated size, by their headers.
 
-    The sources of one's own data check this while they are read; images in rows or records of other files are not
+    The sources of custom data check this while they are read; images in rows or records of other files are not
     checked. Nothing is checked if bad examples are skipped.
 
     Raises:

@@ -52,7 +52,7 @@ class ReferSource(StoredSource):
         Args:
           split: a split of the file; "test" joins all test splits, see `select_referents`.
           root: folder in the REFER layout, see refer_annotations.py.
-          dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or one's own.
+          dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or custom data.
           split_by: name of the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
           sentence_field: "raw", the expressions as typed, on which LAVT and ReLA train and which are closest to what
             users type; or "sent", cleaned and in lower case, as CRIS, CARIS and ReMamber use.

@@ -449,7 +449,7 @@ def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str,
         id, text = _field(entry, "sent_id", path), _field(entry, field, path)
         if not isinstance(text, str):
             raise UserError(
-                f"{path} has {text!r:.40} instead of a text as {field!r} of the expression with sent_id {id}"
+                f"{path} has {text!r:.40} instead of a string as {field!r} of the expression with sent_id {id}"
             )
         expressions.append((str(id), text))
     return expressions

@@ -1,6 +1,6 @@
 """TFDS datasets as a Source: those of our own builders (data/), and `ref_coco` of TFDS itself.
 
-They are read without TensorFlow, from ArrayRecord files, by `builder.as_data_source`. A record is a serialised
+They are read without TensorFlow, from ArrayRecord files, by `builder.as_data_source`. A record is a serialized
 tf.Example, which is parsed with the protocol buffers of TFDS and not by TFDS's feature decoder (4.9.10): that needs
 TensorFlow for sequences of undecoded images, and would decode masks and images early.
 """

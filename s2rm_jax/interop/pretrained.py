@@ -57,8 +57,8 @@ def find_vocabulary(config: ConfigDict) -> tuple[str, ...] | None:
     transformers reads it, from a vocab.txt or a tokenizer.json.
 
     Raises:
-        UserError: the weights or the vocabulary are not found, or the tokenizer is not that of a BERT or of the other
-            case than config.text.lower_case.
+        UserError: the weights or the vocabulary are not found, or the tokenizer is not that of a BERT, or its case
+            does not match config.text.lower_case.
     """
     text = config.text
     if not text.pretrained:
@@ -214,7 +214,7 @@ def load_pretrained(config: ConfigDict, shapes: Any) -> dict[str, Pretrained]:
     `shapes` are the parameters of the whole network, or their shapes.
 
     Raises:
-        UserError: weights are not found, damaged, of another architecture, or incomplete. The error lists everything
+        UserError: weights are not found, damaged or incomplete, or have a different architecture. The error lists all
             that does not fit.
     """
     loaders = {"vision": load_swin, "text": load_bert}
@@ -281,7 +281,7 @@ def _part(arrays: Arrays, prefix: str, rename: Callable[[str], str], where: str)
 
 
 def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: str, path: Path) -> None:
-    """Raise UserError if the weights have another size; it names the fields to set, not hundreds of shapes."""
+    """Raise UserError if the weights have a different size; it names the fields to set, not hundreds of shapes."""
 
     def configured(field: str) -> Any:
         value = section[field]
@@ -291,7 +291,7 @@ def _require_architecture(found: Mapping[str, Any], section: ConfigDict, name: s
     if wrong:
         ours = ", ".join(f"{field}={configured(field)}" for field in wrong)
         flags = " ".join(f"--config.{name}.{field}={str(value).replace(' ', '')}" for field, value in wrong.items())
-        raise UserError(f"{path} has another size than config.{name} ({ours}): give other weights, or set {flags}")
+        raise UserError(f"{path} does not match the size in config.{name} ({ours}): give other weights, or set {flags}")
 
 
 def _fill(

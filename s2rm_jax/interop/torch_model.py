@@ -41,7 +41,7 @@ FIXED = {("fusion", "language"): "words", ("decoder", "semantics"): ("sentence",
 
 
 class LoadError(ValueError):
-    """A directory does not contain a network that can be loaded; the message is one line."""
+    """A folder does not contain a network that can be loaded; the message is one line."""
 
 
 class Output(NamedTuple):
@@ -55,7 +55,7 @@ class Output(NamedTuple):
 
 
 def find_directory(name: str) -> Path:
-    """Return a directory as it is, or that of a repository of the Hugging Face Hub in the cache of huggingface_hub."""
+    """Return a folder as it is, or that of a repository of the Hugging Face Hub in the cache of huggingface_hub."""
     named = re.fullmatch(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", name)
     if named is None or Path(name).exists():
         return Path(name)
@@ -67,7 +67,7 @@ def find_directory(name: str) -> Path:
     except Exception as error:  # the library raises many kinds
         reason = (str(error).split("\n") or [""])[0] or type(error).__name__
         raise LoadError(
-            f"{name} is neither a directory nor can it be downloaded from the Hugging Face Hub ({reason})."
+            f"{name} is neither a folder nor can it be downloaded from the Hugging Face Hub ({reason})."
         ) from error
 
 
@@ -561,8 +561,8 @@ class S2RMModel(nn.Module):
         """Return the network of directory/config.json with the weights of directory/model.safetensors, in eval mode.
 
         Args:
-            directory: the directory, or a repository of the Hugging Face Hub, which is downloaded once: "user/name" or
-                "user/name@revision". A local directory of that name comes first, except after "hf://".
+            directory: the folder, or a repository of the Hugging Face Hub, which is downloaded once: "user/name" or
+                "user/name@revision". A local folder of that name comes first, except after "hf://".
 
         Raises:
             LoadError: a file is missing or damaged, or weights are missing, unexpected or of another shape; the error

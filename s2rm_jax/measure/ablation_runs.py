@@ -279,7 +279,7 @@ def claim_runs(runs: Sequence[Run]) -> Iterator[Run]:
     """Yield each run once while holding its lock: first the runs without another process, then as locks are released.
 
     Raises:
-        UserError: the filesystem of the workdirs does not support locks.
+        UserError: the file system of the workdirs does not support locks.
     """
     left, reported, waiting = list(runs), set[str](), False
     while left:
@@ -292,7 +292,7 @@ def claim_runs(runs: Sequence[Run]) -> Iterator[Run]:
                 break
             except Timeout:
                 if (name := run.workdir.name) not in reported:
-                    log(f"another process trains {name}; it is tried again after the others")
+                    log(f"another process is training {name}; trying it again after the others")
                     reported.add(name)
         else:
             if not waiting:
@@ -307,7 +307,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
     Raises:
         Timeout: another process holds the lock and `wait` is False.
-        UserError: the filesystem does not support locks.
+        UserError: the file system does not support locks.
     """
     path = folder.with_name(folder.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
             raise
         except OSError as error:
             raise UserError(
-                f"--out: {path} cannot be locked ({error}); give a folder on another filesystem."
+                f"--out: {path} cannot be locked ({error}); give a folder on another file system."
             ) from error
         yield
 

@@ -42,7 +42,7 @@ def read_program(compiled: Any) -> Program:
 class Scaling:
     """Predicted seconds of one step on each chip."""
 
-    compute: float  # FLOPs / (matrix rate x assumed utilisation)
+    compute: float  # FLOPs / (matrix rate x assumed utilization)
     ring: float  # communication over one ring in both directions, the slowest case
     all_links: float  # communication over all links of the chip at once, the best case
 

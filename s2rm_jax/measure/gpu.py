@@ -1,4 +1,4 @@
-"""What to learn from a GPU that is there for a few minutes: the most valuable measurements first.
+"""Measure a GPU within a few minutes, the most valuable measurements first.
 
 Each part is a table with one row per case. A case that fails or runs out of memory is a row that says so, and so is one
 for which no time is left. A case that has begun is not interrupted.
@@ -116,7 +116,7 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
     def steps(title: str, settings: Sequence[tuple[int, str]]) -> Part:
         expected = ASSUMED_MFU * rate * jax.device_count() / (3 * image_flops)
         text = (
-            f"A step as `train` runs it, with one expression per image. Utilisation is that of {rate_name}; "
+            f"A step as `train` runs it, with one expression per image. Utilization is that of {rate_name}; "
             f"recomputation does not count. The recipe is configs/refcoco.py: {RECIPE_IMAGES:,} images, without "
             f"evaluation and waiting for data. Expected at {ASSUMED_MFU:.0%}: {expected:,.0f} images/s and "
             f"{_recipe_hours(expected):.1f} h."
@@ -134,9 +134,9 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
 
     yield Part(
         "Forward pass",
-        f"One expression per image, in bfloat16. Utilisation is that of {rate_name}. {image_flops / 1e9:,.1f} GFLOP "
+        f"One expression per image, in bfloat16. Utilization is that of {rate_name}. {image_flops / 1e9:,.1f} GFLOP "
         f"per image; expected at {ASSUMED_MFU:.0%}: {ASSUMED_MFU * rate / image_flops:,.0f} images/s.",
-        ("s", "images/s", "utilisation, %", "compiled, GB", "compile, s"),
+        ("s", "images/s", "utilization, %", "compiled, GB", "compile, s"),
         45,
         {counted(images, "image"): functools.partial(forward, images) for images in sizes.forward},
     )
@@ -162,7 +162,7 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
     yield Part(
         "Throughput of predict",
         f"`Segmenter.segment` on up to {sizes.predicted} images of 480 x 640, as many as it computes at once, "
-        "with masks of their size, beside the compiled forward pass. Target: at least 0.85 of its throughput.",
+        "with masks of their size, compared with the compiled forward pass. Target: at least 0.85 of its throughput.",
         ("s/image", "images/s", "of the forward pass"),
         60,
         by_expressions(functools.partial(_predict, sizes.predicted)),

@@ -168,7 +168,7 @@ def readable_place(op_name: str) -> str:
     "jit(train_step)/transpose(jvp(Net))/Net.ground/decoder/conv/dot" becomes "decoder/conv/dot, backward".
     """
     parts = [part for part in op_name.split("/") if not re.search(r"[().]", part) and part not in _STRUCTURE]
-    # The name of a rematerialised module is repeated.
+    # The name of a rematerialized module is repeated.
     parts = [part for place, part in enumerate(parts) if place == 0 or part != parts[place - 1]]
     how = ", backward" if "transpose(" in op_name else ""
     return "/".join(parts) + (", recomputed" if "rematted_computation" in op_name else how)
@@ -256,7 +256,7 @@ class Collective:
 
     kind: str  # one of KINDS
     arrays: tuple[ArrayType, ...]  # the whole arrays: the results of a gather, the operands of a scatter
-    group: int  # number of devices that exchange with each other
+    group: int  # number of devices that communicate with each other
     times: int  # number of executions (more than one inside a loop)
     place: str  # module path of its origin
 

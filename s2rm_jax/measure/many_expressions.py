@@ -93,7 +93,7 @@ def _sizes(config: ConfigDict) -> tuple[int, ...]:
 
 
 def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Section]:
-    """Measure LAVT's own code in eager PyTorch beside the Segmenter, in the same process and rounds.
+    """Measure LAVT's own code in eager PyTorch alongside the Segmenter, in the same process and rounds.
 
     `lavt` is a checkout of github.com/yz93/LAVT-RIS.
 
@@ -101,7 +101,7 @@ def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Sectio
         UserError: there is no checkout, PyTorch is not installed, or the sizes differ.
     """
     if _sizes(subject.config) != _sizes(default_config()):
-        raise UserError("--suite=lavt needs the encoders and the image size of the default configuration, as LAVT's.")
+        raise UserError("--suite=lavt needs the default encoders and image size, because LAVT has the same.")
     actions = {"LAVT": _lavt_network(lavt, subject.config), **_calls(subject, (7, 8))}
     timings = time_alternately(actions, rounds)
     per_image = _per_image(timings)

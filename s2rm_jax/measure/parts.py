@@ -1,4 +1,4 @@
-"""The time of each part of the network beside its floor, fusion's share of it, and how it grows with the input."""
+"""The time of each part of the network compared with its floor, fusion's share, and the growth with the input."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def fusion_share(subject: Subject, rounds: int, expressions: Sequence[int] = (1,
 
 
 def share_timings(subject: Subject, rounds: int, count: int) -> Timings:
-    """Time "fusion" alone beside the "whole" network, on one image with `count` expressions."""
+    """Time "fusion" alone and the "whole" network, on one image with `count` expressions."""
     part = network_parts(subject, 1, count)["fusion"]
     return time_alternately({"fusion": jitted(*part.forward()), "whole": jitted(*subject.forward(1, count))}, rounds)
 

@@ -36,7 +36,7 @@ _SIZE = (320, 240)  # width and height of the images
 _IMAGES = 48  # more than the service caches, so every request encodes its image
 _EXPRESSIONS = 2  # per request
 _BOUNDARY = "boundary-of-s2rm"
-# Joined requests are computed by another program than single ones, whose rounding may flip a pixel on an outline.
+# The program of joined requests differs from that of single ones, and its rounding may flip a pixel on an outline.
 _MOST_DIFFERENT = 0.001  # share of the pixels
 
 
@@ -184,7 +184,7 @@ def _difference(body: bytes, request: Request, expected: Any) -> str:
 
 
 def serving(subject: Subject, rounds: int) -> list[Section]:
-    """Measure the demo with the network of the package, whatever the subject, in a process of its own."""
+    """Measure the demo with the bundled network, whatever the subject, in a process of its own."""
     from s2rm_jax.measure.harness import Section
 
     del subject
@@ -208,7 +208,7 @@ def serving(subject: Subject, rounds: int) -> list[Section]:
     ]
     answered, batches = figures["s2rm_batch_requests_sum"], figures["s2rm_batch_requests_count"]
     text = (
-        f"The demo with the network of the package, {_IMAGES} different images of {_SIZE[0]} x {_SIZE[1]} as JPEG, "
+        f"The demo with the bundled network, {_IMAGES} different images of {_SIZE[0]} x {_SIZE[1]} as JPEG, "
         f"{_EXPRESSIONS} expressions each, {rounds} rounds of {_SECONDS:g} s per row. Clients and server share this "
         "machine. Every answer is compared with that to the same request sent alone. On average a call joined "
         f"{answered / batches:.1f} requests, and a request took "
@@ -221,7 +221,7 @@ def serving(subject: Subject, rounds: int) -> list[Section]:
 
 @contextmanager
 def _demo() -> Iterator[str]:
-    """Serve the network of the package with high limits; yield the address when the server is ready."""
+    """Serve the bundled network with high limits; yield the address when the server is ready."""
     high = ("--per_minute=1000000000", "--work_per_minute=1000000000")
     command = [sys.executable, "-m", "s2rm_jax.demo", "--port=0", *high]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

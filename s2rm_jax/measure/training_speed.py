@@ -1,4 +1,4 @@
-"""The training step by batch size and rematerialisation, and the scoring during evaluation, which runs on the host."""
+"""The training step by batch size and rematerialization, and the scoring during evaluation, which runs on the host."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class StepMeasurement:
         return [self.seconds, images / self.seconds, 100 * self.mfu(rate), *memory, self.compile_seconds]
 
 
-STEP_COLUMNS = ("s/step", "images/s", "utilisation, %", "compiled, GB", "device peak, GB", "compile, s")
+STEP_COLUMNS = ("s/step", "images/s", "utilization, %", "compiled, GB", "device peak, GB", "compile, s")
 
 
 def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None = None) -> list[Section]:
@@ -98,7 +98,7 @@ def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None 
             }
     expressions = subject.config.input.expressions_per_image
     text = (
-        f"The step as `train` runs it, in {dtype}, with {expressions} expressions per image. Utilisation is the FLOPs "
+        f"The step as `train` runs it, in {dtype}, with {expressions} expressions per image. Utilization is the FLOPs "
         f"of three forward passes per step (recomputation does not count) divided by {rate_name}. Target: at least "
         "40 % on an H200 in bfloat16 at 480 px, and a batch of 32 within 40 GB."
     )
@@ -141,7 +141,7 @@ _SCORED_IMAGES, _SCORED_EXPRESSIONS = 32, 3
 
 
 def scoring(subject: Subject, rounds: int) -> list[Section]:
-    """Measure what the host does for each image of an evaluation, beside the vision encoder's forward pass."""
+    """Measure what the host does for each image of an evaluation, compared with the vision encoder's forward pass."""
     items, logits = _scored_batch(*subject.config.input.image_size)
     vision = network_parts(subject, 1, 1)["vision"]
     timings = time_alternately({"vision": jitted(*vision.forward())}, rounds)

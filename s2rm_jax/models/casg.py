@@ -1,4 +1,4 @@
-"""CASG, the decoder: abstract semantics of the referent guide each finer vision map. And the no-target head.
+"""CASG, the decoder, and the no-target head: abstract semantics of the referent guide each finer vision map.
 
 Source: arXiv:2405.09006, abstract and Fig. 3 **[paper]**: at each stage the expression and the semantic features of
 the previous stages help the vision feature of that scale to add the details of the referent, with emphasis on the

@@ -113,8 +113,8 @@ def gelu(x: jax.Array) -> jax.Array:
     """Return x · Φ(x) without approximation, where Φ is the cumulative distribution function of the normal.
 
     The gradient keeps x only and recomputes the rest in one pass. Left to themselves, compilers keep several arrays of
-    the size of the widest layer, and reading them takes longer. This uses erf instead of the erfc of nn.gelu, which is
-    more exact below -3, where the result is almost zero, and takes three times as long.
+    the size of the widest layer, and reading them takes longer. This uses erf. nn.gelu uses erfc, which is more
+    accurate below -3, where the result is almost zero, but takes three times as long.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + _erf(wide * np.float32(np.sqrt(0.5))))).astype(x.dtype)

@@ -76,8 +76,8 @@ def attend(
 ) -> Float[Array, "*n heads t d"]:
     """Attend among t positions with a bias for each pair; pairs that are true in `hidden` have zero weight.
 
-    Softmax is in float32. Its division by the sums comes after the product with v: d columns instead of t, and as many
-    fewer in the backward pass, where the gradient of the sums also replaces a sum over t columns.
+    Softmax is in float32. Its division by the sums comes after the product with v, so it divides d columns instead of
+    t, with the same saving in the backward pass, where the gradient of the sums also replaces a sum over t columns.
     """
     logits = jnp.einsum("...td,...sd->...ts", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     logits += broadcast(bias, logits.shape[: -bias.ndim])

@@ -1,1 +1,1 @@
-"""Devices and processes: mesh, shardings, joining and exchange."""
+"""Devices and processes: mesh, shardings, joining and communication."""

@@ -90,7 +90,7 @@ def _explicit(address: str | None, number: int | None, index: int | None) -> Clu
 
 
 def _tpu(environment: Mapping[str, str], device_files: Path) -> Cluster | None:
-    """Return the cluster of a TPU VM; JAX detects the pod, also if it has one host only."""
+    """Return the cluster of a TPU VM; JAX detects the pod, even if it has one host only."""
     enabled = "tpu" in environment.get("JAX_PLATFORMS", "tpu")
     chips = any(device_files.glob("accel[0-9]*")) or any(device_files.glob("vfio/[0-9]*"))
     return Cluster("this TPU VM") if enabled and chips and importlib.util.find_spec("libtpu") else None
@@ -117,8 +117,8 @@ def _slurm(environment: Mapping[str, str], device_files: Path) -> Cluster | None
     needed = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     missing = [name for name in needed if name not in environment]
     if missing or _number(environment, "SLURM_STEP_NUM_TASKS", tasks) != tasks:
-        reason = f"{missing[0]} is not set" if missing else "this step has another number of tasks"
-        raise UserError(f"SLURM gave this job {tasks} tasks, but {reason}: start it by srun, {_ALONE}.")
+        reason = f"{missing[0]} is not set" if missing else "this step has a different number of tasks"
+        raise UserError(f"SLURM gave this job {tasks} tasks, but {reason}: start it with srun, {_ALONE}.")
     first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", environment["SLURM_STEP_NODELIST"])
     assert first is not None
     port = _FIRST_PORT + (_number(environment, "SLURM_JOB_ID") + _number(environment, "SLURM_STEP_ID", 0)) % _PORTS
@@ -135,7 +135,7 @@ def _open_mpi(environment: Mapping[str, str], address: str | None, device_files:
     needed = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
     missing = [name for name in needed if name not in environment]
     if missing:
-        raise UserError(f"OMPI_COMM_WORLD_SIZE is {size} but {missing[0]} is not set: start by mpirun, {_ALONE}.")
+        raise UserError(f"OMPI_COMM_WORLD_SIZE is {size}, but {missing[0]} is not set: start it with mpirun, {_ALONE}.")
     rank, local_rank, here = (_number(environment, name) for name in needed)
     launcher = environment.get("OMPI_MCA_orte_hnp_uri", "")  # "1531.0;tcp://10.96.0.1,10.148.0.1:34911", Open MPI 4
     host = re.search(r"tcp://([^,:]+)", launcher)
@@ -177,8 +177,8 @@ def _require_no_others(environment: Mapping[str, str]) -> None:
     for name, launcher in (("WORLD_SIZE", "torchrun"), ("PMI_SIZE", "mpiexec or srun")):
         if _number(environment, name, 1) != 1:
             raise UserError(
-                f"{name} is {environment[name]}, but other variables of {launcher} are not set: start by {launcher}, "
-                f"give --coordinator_address, --num_processes and --process_id, {_ALONE}."
+                f"{name} is {environment[name]}, but other variables of {launcher} are not set: start it with "
+                f"{launcher}, give --coordinator_address, --num_processes and --process_id, {_ALONE}."
             )
 
 

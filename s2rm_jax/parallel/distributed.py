@@ -77,7 +77,8 @@ def initialize(
         if mode == "on":
             raise UserError(
                 "--distributed=on, but no other processes are described: give --coordinator_address, "
-                "--num_processes and --process_id, or start by srun, torchrun or mpirun, in a JobSet or on a TPU pod."
+                "--num_processes and --process_id, or start the run with srun, torchrun or mpirun, in a JobSet, or on "
+                "a TPU pod."
             )
         return
     _join(cluster, timeout, required=mode == "on")

@@ -4,9 +4,9 @@ Batches are split over both axes: each device processes its own images. The trai
 along "fsdp" and replicated along "data". The sharding of an array depends on its shape alone, so a parameter, its
 gradient, its moments and its average are always sharded alike and never move.
 
-`per_device_key` makes code for one device's images (`jax.shard_map`) draw exactly the numbers that the whole batch
-would have had there. An ordinary key would draw the same numbers on every device, and a separate key per device would
-draw others on another number of devices.
+In per-device code (`jax.shard_map`), one JAX key draws the same numbers on every device. A separate key per device
+makes the numbers depend on the number of devices. `per_device_key` avoids both: each device draws its part of the
+numbers that one device would draw for the whole batch.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ class Visitors:
         wait = self._work.take(visitor, work)
         if wait:
             raise RequestError(
-                f"too much work in a minute; retry {request} in {wait} s, or send fewer or a smaller image sooner",
+                f"too much work in a minute; retry in {wait} s ({request}), or send fewer expressions or a smaller "
+                "image now",
                 HTTPStatus.TOO_MANY_REQUESTS,
                 wait,
             )
@@ -171,7 +172,7 @@ def check_image(content: bytes, limits: Limits) -> int:
     check_bytes(len(content), limits)
     if content.startswith(_JPEG):
         if problem := slow_jpeg(content, _MAX_SEGMENTS):
-            raise _error(f"the image has {problem}; save it again without")
+            raise _error(f"the image has {problem}")
         _require_at_most(_MAX_SCANS, content.count(JPEG_SCAN), "scans")  # also those of an embedded thumbnail
     elif content.startswith(_PNG):
         _require_at_most(_MAX_CHUNKS, _count_chunks(content), "chunks")

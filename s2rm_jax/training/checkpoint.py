@@ -95,8 +95,8 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint, or add the metrics to the one of the same step, whose state is the same.
 
-        Return once the state is copied; writing continues in the background until the next save or `close`. A failure
-        that may pass is tried again with this checkpoint, also if it was that of the one before.
+        Return once the state is copied; writing continues in the background until the next save or `close`. After a
+        temporary failure, saving is retried with this checkpoint, even if the failure was in writing the previous one.
 
         Raises:
             UserError: this checkpoint, or the one before it, cannot be written. Earlier ones remain.
@@ -144,7 +144,7 @@ class Checkpoints:
         """Restore the latest checkpoint with the structure, dtypes and shardings of `abstract`; None if there is none.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another architecture.
+            UserError: the checkpoint is damaged, or its architecture differs from `abstract`.
         """
         step = self.latest_step
         if step is None:
@@ -175,7 +175,7 @@ class Checkpoints:
         self._unwritten = None
 
     def close(self) -> None:
-        """Wait until everything is written, and close the directory."""
+        """Wait until everything is written, and close the folder."""
         self.wait()
         self._manager.close()
 
@@ -228,7 +228,7 @@ def restore_params(
         sharding: of every parameter; by default each is on one device of this process.
 
     Raises:
-        UserError: `workdir` has no checkpoint, or it is damaged or of another architecture than `expected`.
+        UserError: `workdir` has no checkpoint, or it is damaged, or its architecture differs from `expected`.
     """
     workdir = workdir_path(workdir)
     directory = workdir / CHECKPOINT_DIRECTORY
@@ -315,8 +315,8 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
             raise explained from error
         if not path.exists():
             raise TemporaryFailure(
-                f"the checkpoint {path} was removed while it was read; a run that trains there keeps the latest two "
-                "and the best: run the command again."
+                f"the checkpoint {path} was removed while it was read; a run that is training there keeps the latest "
+                "two and the best: run the command again."
             ) from error
         damage = _find_damage(path)
         if damage is None:
@@ -405,7 +405,7 @@ def _require_same_parameters(saved: Any, expected: Any, where: epath.Path) -> No
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise UserError(
-            f"{where} is of another architecture: {'; '.join(sorted(differences)[:5])}{more}. It was trained with "
+            f"{where} has a different architecture: {'; '.join(sorted(differences)[:5])}{more}. It was trained with "
             f"{where.parents[1] / CONFIG_FILE}: use that configuration, or another workdir."
         )
 

@@ -267,8 +267,8 @@ class ProgramStore:
 
     A program is found again only if all that it depends on is the same: the code of this package, the versions of JAX
     and Flax, the network, the shapes of its arguments and their device, the settings of JAX and XLA, and the processor.
-    Each file has a checksum of these and of its content, so a file that is damaged, or has another name than it was
-    written with, is not used: the program is compiled again and replaces it, with a warning.
+    Each file has a checksum of these and of its content, so a file that is damaged, or whose name differs from the one
+    that it was written with, is not used: the program is compiled again and replaces it, with a warning.
 
     Args:
         folder: where the files are; their contents are executed.

@@ -141,7 +141,7 @@ class Progress:
     Args:
         last_step: the number of steps of the run.
         seconds_at_peak: duration of a step that does nothing but matrix products at the published rate of the devices,
-            None if the rate is unknown. Its share of the measured time is the model FLOP utilisation (MFU).
+            None if the rate is unknown. Its share of the measured time is the model FLOP utilization (MFU).
         clock: returns seconds.
     """
 
@@ -337,7 +337,7 @@ class MetricsWriter:
 
 
 class TensorBoardFiles:
-    """Write values to <workdir>/tensorboard; values of earlier files at steps after `step` become void."""
+    """Write values to <workdir>/tensorboard; values of earlier files at steps after `step` are discarded."""
 
     def __init__(self, workdir: epath.Path, step: int):
         # It would import torch, for annotations only, which takes as long as all other imports together.

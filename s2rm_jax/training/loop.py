@@ -207,7 +207,9 @@ def train_with_parts(
     pretrained: Pretrained | None,
     run_log: RunLog,
 ) -> dict[str, float]:
-    """Compile the step, create or restore the state, and train; the rest of `train_and_evaluate`, which see.
+    """Compile the step, create or restore the state, and train.
+
+    This is the second half of `train_and_evaluate`; see there.
 
     Args:
         config: resolved, with its number of steps.
@@ -243,7 +245,7 @@ def train_with_parts(
         log(
             f"{'Continuing' if restored else 'Training'} in {workdir} from step {begin.step} of {config.steps}, "
             f"{counted(config.batch_size, 'image')} a step, {_describe_devices(mesh)}. "
-            f"{_describe_epoch(config, parts.epoch)}{'First the step is compiled.' if has_steps else ''}\n"
+            f"{_describe_epoch(config, parts.epoch)}{'The step is compiled first.' if has_steps else ''}\n"
             f"{describe_groups(config, plan.abstract.params)}"
         )
         compiled: CompiledStep | None = None

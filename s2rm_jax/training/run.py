@@ -271,7 +271,7 @@ def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
     A run that continues keeps those in its stored configuration, `began`.
 
     Raises:
-        UserError: config.text.vocab has other words than the vocabulary of the run that is continued.
+        UserError: config.text.vocab and the vocabulary of the run that is continued have different words.
     """
     config = copy.deepcopy(config)
     if began is not None:
@@ -290,8 +290,8 @@ def _same_vocabulary(given: str, kept: str) -> str:
         return kept or given
     if Tokenizer(given).vocabulary != Tokenizer(kept).vocabulary:
         raise UserError(
-            f"config.text.vocab: {given} has other words, or the same in another order, than {kept}, the vocabulary of "
-            "the run: leave the field empty, or give another --workdir."
+            f"config.text.vocab: {given} differs in words or their order from {kept}, the vocabulary of the run: "
+            "leave the field empty, or give another --workdir."
         )
     return kept
 
@@ -309,7 +309,7 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
         shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise UserError(
-            f"the run in {workdir} was begun with another configuration: {shown}{more}. "
+            f"the run in {workdir} was started with a different configuration: {shown}{more}. "
             "Give another --workdir, or the same configuration to continue this run."
         )
 
@@ -349,8 +349,8 @@ def require_workdir(workdir: epath.PathLike) -> None:
         load_config(workdir)  # a run may have other files beside its own
     except UserError:
         raise UserError(
-            f"--workdir {workdir} holds files that are not of a run, such as {foreign[0]}; give a new folder, or that "
-            "of a run to be continued."
+            f"--workdir {workdir} holds files that do not belong to a run, such as {foreign[0]}; give a new folder, "
+            "or that of a run to be continued."
         ) from None
 
 
@@ -362,7 +362,7 @@ def open_workdir(
     The caller holds the lock of the workdir (`lock.lock_workdir`).
 
     Raises:
-        UserError: the workdir cannot be used, or the run in it began with another configuration.
+        UserError: the workdir cannot be used, or the run in it was started with a different configuration.
     """
     writes = distributed.is_first()
     shared = "must be one folder that all processes share"
@@ -387,8 +387,8 @@ def open_workdir(
                 log("The weights will change, so scores are no longer calibrated: run evaluate --calibrate again.")
             if began.steps != config.steps and step < config.steps:
                 log(
-                    f"The run was of {counted(began.steps, 'step')} and is now of {config.steps:,}: from step "
-                    f"{step:,} on the learning rate is that of a run of {counted(config.steps, 'step')}."
+                    f"The run had {counted(began.steps, 'step')} and now has {config.steps:,}. From step {step:,} on, "
+                    f"the learning rate follows the schedule of a {config.steps:,}-step run."
                 )
         elif writes:  # no checkpoint depends on these files yet
             save_vocab(workdir / VOCAB_FILE)

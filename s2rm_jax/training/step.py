@@ -9,7 +9,7 @@ It consists of these functions, each called by the one above it:
     forward          network, loss and metrics of one microbatch
 
 `batch_gradient` has two forms with the same result (config.mesh.step). "jit" is written as for one device, and the
-compiler inserts the communication. "shard_map" is written for what one device does, with explicit collectives.
+compiler inserts the collectives. "shard_map" is written for what one device does, with explicit collectives.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_allowed_values_are_those_of_the_checks(configuration, field, allowed):
 
 def test_comments_beside_and_above_a_field_are_shown(configuration):
     assert configuration["batch_size"][-1] == "images per step, over all devices"
-    assert configuration["dtype"][-1] == "of the computation; parameters stay float32"
+    assert configuration["dtype"][-1] == "dtype of the computation; parameters stay float32"
     assert configuration["optimizer.multipliers"][-1].startswith("Groups are regular expressions")
     assert configuration["optimizer.multipliers"][-1].endswith("the first match applies")
 

@@ -36,7 +36,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
 @pytest.mark.parametrize("inside", ["", "below"])
 def test_a_file_in_the_way_is_named(tmp_path, inside):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match=r"taken.*a file is in the way"):
+    with pytest.raises(UserError, match=r"taken is an existing file"):
         make_output_folder(tmp_path / "taken" / inside)
 
 

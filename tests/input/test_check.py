@@ -338,7 +338,7 @@ UNUSABLE = "images that are too large or have floating-point values"
         (cut_in_the_header, "damaged images", "COCO_train2014_000000000103.jpg (", True),
         (make_empty, "damaged images", "(empty (0 bytes))", True),
         (put_a_page_there, "damaged images", "(a web page (HTML) and not an image)", True),
-        (resize, "images of another size than annotated", "(64 x 47 instead of 64 x 48)", True),
+        (resize, "images whose size differs from the annotation", "(64 x 47 instead of 64 x 48)", True),
         (make_enormous, UNUSABLE, "(9000 x 9000 pixels, more than 80,000,000)", True),
         (make_gigantic, UNUSABLE, "(more than 80,000,000 pixels)", True),
         (use_floats, UNUSABLE, "(floating-point values of unknown range)", True),

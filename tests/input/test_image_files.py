@@ -84,7 +84,9 @@ def test_images_of_a_folder_that_are_not_read_are_counted_and_named(frames, capl
     with caplog.at_level(logging.WARNING):
         assert len(list_images(str(frames))) == 3
     (message,) = caplog.messages
-    assert message.endswith("left out, as another format or a broken link: 4 (a.JP2, b.tga, c.dng, e.png)")
+    assert message.endswith(
+        "left out because their format is not supported or their link is broken: 4 (a.JP2, b.tga, c.dng, e.png)"
+    )
     for path in list_images(str(frames)):
         path.unlink()
     with pytest.raises(UserError, match=r"has no images .*; 4 that cannot be read: a\.JP2, b\.tga, c\.dng, e\.png"):

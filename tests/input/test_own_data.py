@@ -145,7 +145,7 @@ RLE_MISTAKES = [
     ({"rle": {"size": [HEIGHT, WIDTH], "counts": [5, 6]}}, r"line 4: an RLE covers 11 pixels, its size has 3072"),
     (
         {"rle": rle_of(mask_of(1, "left")) | {"size": [WIDTH, HEIGHT]}},
-        r"line 4: the RLE of a mask has size \[64, 48\], its image is 48 x 64",
+        r"line 4: the RLE of a mask has size \[64, 48\], but its image is 48 x 64",
     ),
 ]
 
@@ -341,7 +341,10 @@ def test_a_bad_part_beside_good_ones_is_left_out_with_a_warning(tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         source = coco_json_source("train", root=write_coco_json(tmp_path, edit))
     (message,) = caplog.messages
-    assert "parts of masks left out, beside good ones: 1 (annotation 1: a polygon has 2 corners" in message
+    assert (
+        "undecodable parts left out of masks that also have valid parts: 1 (annotation 1: a polygon has 2 corners"
+        in message
+    )
     right = source[0].expressions[2]
     np.testing.assert_array_equal(rasterize(right.segmentation, HEIGHT, WIDTH), mask_of(0, "right"))
 

@@ -298,7 +298,7 @@ def no_referents(refs, instances):
         (no_split, "a referent or an expression has no 'split'"),
         (no_raw, "a referent or an expression has no 'raw'"),
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
-        (no_text, "None instead of a text as 'raw' of the expression with sent_id 0"),
+        (no_text, "None instead of a string as 'raw' of the expression with sent_id 0"),
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
         (twice, "2 expressions with the sent_id 0"),
         (no_referents, "split 'train' not found in .*; available: none"),

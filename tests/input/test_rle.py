@@ -46,9 +46,9 @@ def test_run_lengths_go_down_the_columns():
 @pytest.mark.parametrize(
     ("rle", "message"),
     [
-        ({"size": [2, 3], "counts": [6]}, r"size \[2, 3\], its image is 3 x 2"),
+        ({"size": [2, 3], "counts": [6]}, r"size \[2, 3\], but its image is 3 x 2"),
         ({"counts": [6]}, r"size \[\]"),
-        ({"size": [3, 2], "counts": [1, 3]}, "covers 4 pixels, the image has 6"),
+        ({"size": [3, 2], "counts": [1, 3]}, "covers 4 pixels, but the image has 6"),
         ({"size": [3, 2], "counts": [10, -4]}, "not run lengths"),
         ({"size": [3, 2], "counts": [2.5, 3.5]}, "not run lengths"),
         ({"size": [3, 2], "counts": None}, "not run lengths"),

@@ -177,7 +177,7 @@ def test_another_size_names_the_fields_to_set(tmp_path, config, shapes, params):
     save_file(swin_arrays(params, MICROSOFT), tmp_path / "w")
     other = default_config().vision
     flags = r"--config\.vision\.embed_dim=8 --config\.vision\.depths=\(1,2,2\) --config\.vision\.num_heads=\(1,2,4\)"
-    with pytest.raises(UserError, match=rf"another size than config\.vision \(embed_dim=128, .*set {flags}"):
+    with pytest.raises(UserError, match=rf"does not match the size in config\.vision \(embed_dim=128, .*set {flags}"):
         load_swin(tmp_path / "w", other, shapes["vision"])
     file = bert_file(tmp_path, params, lambda arrays: None)
     with pytest.raises(UserError, match=r"set --config\.text\.vocab_size=30 --config\.text\.hidden_size=16"):

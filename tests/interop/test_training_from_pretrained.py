@@ -184,7 +184,7 @@ def test_missing_data_is_reported_before_the_hub_is_used(pretrained, tmp_path, m
 def test_a_folder_with_other_files_is_not_a_workdir(pretrained, tmp_path):
     config, _ = pretrained
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match="holds files that are not of a run, such as bert"):
+    with pytest.raises(UserError, match="holds files that do not belong to a run, such as bert"):
         train_and_evaluate(config, tmp_path)
     with pytest.raises(UserError, match=r"swin\.safetensors is a file; give a folder"):
         train_and_evaluate(config, tmp_path / "swin.safetensors")

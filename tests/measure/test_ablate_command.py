@@ -168,7 +168,7 @@ def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_pa
     monkeypatch.setattr(ablation_runs.time, "sleep", finish)
     run(tmp_path, "--steps=3", "--seeds=1")
     output = capsys.readouterr().out
-    assert "another process trains full-seed-0" in output and "run 1/3" not in output and "run 3/3" in output
+    assert "another process is training full-seed-0" in output and "run 1/3" not in output and "run 3/3" in output
     assert all(f"| {name.replace('_', chr(92) + '_')} |" in table.read_text(encoding="utf-8") for name in VARIANTS)
 
 
@@ -214,7 +214,9 @@ def test_a_run_whose_loss_becomes_nan_does_not_stop_the_others(tmp_path, monkeyp
     with pytest.raises(UserError) as caught:
         run(tmp_path, "--steps=3")
     message = str(caught.value)
-    assert message.startswith("1 run of balance failed: balance_channel-seed-0; the first at step 3: the loss is nan. ")
+    assert message.startswith(
+        "1 run of suite balance failed: balance_channel-seed-0. The first failure: step 3: the loss is nan. "
+    )
     assert message.endswith("and give another --out.") and "--workdir" not in message
     output = capsys.readouterr().out
     assert "balance_channel-seed-0 failed: step 3: the loss is nan; the suite goes on without it" in output
@@ -227,7 +229,7 @@ def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
         raise LossNotFinite("step 1: the loss is inf")
 
     monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
-    with pytest.raises(UserError, match="6 runs of balance failed: full-seed-0, balance_channel-seed-0, "):
+    with pytest.raises(UserError, match="6 runs of suite balance failed: full-seed-0, balance_channel-seed-0, "):
         run(tmp_path, "--steps=3")
     assert not list((tmp_path / "out/balance").iterdir())
 
@@ -236,7 +238,10 @@ def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (("--steps=2",), "has 3 steps, not 2; give another --out, or --steps=3"),
-        (("--steps=3", "--config.optimizer.learning_rate=0.5"), "begun with another configuration: optimizer.learning"),
+        (
+            ("--steps=3", "--config.optimizer.learning_rate=0.5"),
+            "started with a different configuration: optimizer.learning",
+        ),
         (("--config.input.source.name=refer",), "ablations need 'synthetic'"),
     ],
 )

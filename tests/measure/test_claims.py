@@ -55,7 +55,7 @@ def test_runs_of_another_process_come_last_and_when_that_ends(runs, other_proces
     holder = other_process(runs[0])
     coming = claim_runs(runs)
     assert [next(coming), next(coming)] == runs[1:]
-    assert capsys.readouterr().out.count("another process trains full-seed-0;") == 1
+    assert capsys.readouterr().out.count("another process is training full-seed-0;") == 1
 
     def end_it(_: float) -> None:
         holder.kill()
@@ -78,7 +78,7 @@ def test_a_folder_without_locks_is_named(runs, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(lock_module.FileLock, "acquire", refuse)
-    with pytest.raises(UserError, match=r"--out: .*full-seed-0\.lock cannot be locked .*another filesystem"):
+    with pytest.raises(UserError, match=r"--out: .*full-seed-0\.lock cannot be locked .*another file system"):
         next(claim_runs(runs))
 
 

@@ -219,7 +219,7 @@ def test_a_network_is_uploaded_and_loaded_by_its_name(hub, tiny_workdir, tmp_pat
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[key], torch.from_numpy(value)) for key, value in weights.items())
     for name in ("anna/nothing", "hf://anna/net@v9"):
-        with pytest.raises(module.LoadError, match=rf"^{name} is neither a directory nor can it be downloaded .*\)\.$"):
+        with pytest.raises(module.LoadError, match=rf"^{name} is neither a folder nor can it be downloaded .*\)\.$"):
             module.S2RMModel.from_pretrained(name)
 
 

@@ -368,7 +368,7 @@ def test_evaluate_on_other_data_writes_elsewhere_and_says_what_it_evaluated(tiny
         "eval-testA-refcoco+-unc": ("refcoco+", "unc", "testA", str(first), *same),
     }
     status, errors = evaluate(f"--data={second}", f"--out={workdir / 'eval-testA'}")
-    assert status == 2 and f"eval-testA has a report on other data (root was '{first}', now '{second}')" in errors
+    assert status == 2 and f"eval-testA has a report on different data (root was '{first}', now '{second}')" in errors
 
     content["input"]["source"] = {"name": "mixture", "parts": {"coco": content["input"]["source"]}}
     (workdir / "config.json").write_text(json.dumps(content))
@@ -410,7 +410,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"text": "  "}, "no words"),
         ({"text": "caf\udce9"}, r"the expression 'caf\udce9' is not valid Unicode"),
         ({"image": "caf\udce9.jpg"}, r"image caf\udce9.jpg not found"),
-        ({"out": "{tmp}/text.jpg"}, "a file is in the way"),
+        ({"out": "{tmp}/text.jpg"}, "is an existing file"),
         ({"checkpoint": "newest"}, "newest"),
         ({"explain": "{tmp}/how.jpg"}, "must be the path of a PNG"),
         ({"explain": "{tmp}/nowhere/how.png"}, "in an existing folder"),
@@ -443,7 +443,7 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
     [
         (["--workdir={tmp}"], "is not the workdir of a training run"),
         (["--workdir={run}", "--split=tset"], "tset"),
-        (["--workdir={run}", "--out={tmp}/taken"], "a file is in the way"),
+        (["--workdir={run}", "--out={tmp}/taken"], "is an existing file"),
         (["--workdir={run}", "--gallery=-1"], "gallery"),
         (["--workdir={run}", "--protocol=lavt"], "protocol 'lavt' not found; available: original, lavt480, caris448"),
         ([], "--workdir is missing"),
@@ -475,7 +475,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny_workdir, tmp_path,
     for name, *arguments in (predicting, ("evaluate", f"--out={tmp_path / 'out'}")):
         status, _, errors = command(name, f"--workdir={changed}", *arguments)
         assert status == 2
-        assert "is of another architecture" in errors.splitlines()[-1]
+        assert "has a different architecture" in errors.splitlines()[-1]
 
 
 def test_demo_serves_until_sigterm(tiny_workdir, tmp_path):

@@ -154,14 +154,14 @@ def test_another_architecture_is_named_by_its_parameters(tmp_path, run_of, stand
     with pytest.raises(UserError) as caught:
         restore_params(tmp_path, "mean_iou", "latest", expected=params)
     message = str(caught.value)
-    assert "checkpoints/10 is of another architecture" in message
+    assert "checkpoints/10 has a different architecture" in message
     assert "decoder/kernel is missing in the checkpoint" in message
     assert "vision/bias is not in the network" in message
     assert "head/kernel is (6, 6) in the checkpoint, (6, 7) in the network" in message
     assert str(tmp_path / "config.json") in message and "\n" not in message
     with (
         Checkpoints(tmp_path, 10, "mean_iou") as checkpoints,
-        pytest.raises(UserError, match="another architecture"),
+        pytest.raises(UserError, match="different architecture"),
     ):
         checkpoints.restore_latest(plan.abstract.replace(params=params))
 

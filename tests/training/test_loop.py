@@ -159,10 +159,10 @@ def test_a_finished_run_has_nothing_to_do_and_can_be_prolonged(tmp_path, standin
     capsys.readouterr()
     assert standin.train(config, tmp_path, standin.make_parts(config, evaluate=scored([])), MESH)["mean_iou"] == 3.0
     out = capsys.readouterr().out
-    assert "Trained 0 steps" in out and "compiled" not in out and "is now of" not in out
+    assert "Trained 0 steps" in out and "compiled" not in out and "and now has" not in out
     longer = standin.make_config(steps=16, eval__every=4)
     assert standin.train(longer, tmp_path, standin.make_parts(longer, evaluate=scored([7.0])), MESH)["mean_iou"] == 7.0
-    assert "was of 12 steps and is now of 16: from step 12 on the learning rate is that of a run of 16 steps" in (
+    assert "had 12 steps and now has 16. From step 12 on, the learning rate follows the schedule of a 16-step run" in (
         capsys.readouterr().out
     )
     assert saved(standin, longer, tmp_path).step == 16

@@ -35,10 +35,12 @@ def test_the_folder_of_a_run_is_whatever_else_lies_there(tmp_path):
 def test_somebodys_own_files_are_not(tmp_path):
     (tmp_path / "image.png").write_text("")
     (tmp_path / "vocab.txt").write_text("")
-    with pytest.raises(UserError, match=r"holds files that are not of a run, such as image\.png; give a new folder"):
+    with pytest.raises(
+        UserError, match=r"holds files that do not belong to a run, such as image\.png; give a new folder"
+    ):
         require_workdir(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')  # of another program
-    with pytest.raises(UserError, match="not of a run"):
+    with pytest.raises(UserError, match="do not belong to a run"):
         require_workdir(tmp_path)
     with pytest.raises(UserError, match=r"image\.png is a file; give a folder"):
         require_workdir(tmp_path / "image.png")

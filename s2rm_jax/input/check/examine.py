@@ -440,7 +440,7 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
         return _reading_fault(path, error)
     if size != (width, height):
         found = f"{size[0]} x {size[1]} instead of {width} x {height}"
-        return "images of another size than annotated", f"{path.name} ({found})"
+        return "images whose size differs from the annotation", f"{path.name} ({found})"
     return "", ""
 
 

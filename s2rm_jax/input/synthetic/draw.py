@@ -1,4 +1,4 @@
-"""Drawing of scenes: an anti-aliased image, and the visible pixels of each thing.
+"""Drawing of scenes: an anti-aliased image, and the visible pixels of each object.
 
 Backgrounds are muted tones, which no object has, in gradients, glows, stripes, clouds and grain.
 """
@@ -65,8 +65,8 @@ def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.nd
     """Return the image, the masks and the visible shares of a scene.
 
     image   uint8 [H, W, 3]
-    masks   one boolean [H, W] per thing: its visible pixels; no pixel is in two masks
-    shares  one number per thing: its visible pixels over all its pixels
+    masks   one boolean [H, W] per object: its visible pixels; no pixel is in two masks
+    shares  one number per object: its visible pixels over all its pixels
     """
     image = paint_ground(scene.height, scene.width, rng)
     owner = np.full((scene.height, scene.width), -1, np.int16)
@@ -84,7 +84,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.nd
 
 
 def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Return the thing's box in the image and, in it, the share of each pixel inside the outline and inside the rim."""
+    """Return an object's box in the image and, in it, the share of each pixel inside the outline and inside the rim."""
     extent = reach(thing.shape) * thing.radius + 1.0
     top, left = max(0, math.floor(thing.y - extent)), max(0, math.floor(thing.x - extent))
     bottom, right = min(height, math.ceil(thing.y + extent)), min(width, math.ceil(thing.x + extent))
@@ -111,7 +111,7 @@ def _reduce(image: Image.Image) -> np.ndarray:
 
 
 def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the thing's colours in its box, [h, w, 3] in 0 ... 255: texture, light from above, a darker rim."""
+    """Return the object's colours in its box, [h, w, 3] in 0 ... 255: texture, light from above, a darker rim."""
     base, second = (np.array(tone, np.float32) for tone in _TONES[thing.colour])
     base = base + rng.uniform(-8, 8, 3).astype(np.float32)
     rows = (np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] + 0.5 - thing.y) / thing.radius
@@ -130,7 +130,7 @@ def _pattern(
 ) -> np.ndarray:
     """Return the share of the second tone at each pixel, [h, w].
 
-    `rows` [h, 1] and `columns` [1, w] are offsets from the thing's centre, in radii.
+    `rows` [h, 1] and `columns` [1, w] are offsets from the object's centre, in radii.
     """
     angle = rng.uniform(0, math.pi)
     period = _PERIODS[texture]

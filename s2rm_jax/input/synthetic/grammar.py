@@ -1,6 +1,6 @@
-"""Search for expressions about a scene: of a given kind, true of exactly one thing, and without superfluous parts.
+"""Search for expressions about a scene: of a given kind, true of exactly one object, and without superfluous parts.
 
-Sets of things are bit masks (bit i for thing i), so that whole families of expressions are filtered in microseconds.
+Sets of objects are bit masks (bit i for object i), so that whole families of expressions are filtered in microseconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MENTION = {"size": 0.35, "texture": 0.3, "colour": 0.5, "shape": 0.88}
 
 
 class Described(NamedTuple):
-    """A noun, the things it fits (bit mask), and its relative frequency."""
+    """A noun, the objects it fits (bit mask), and its relative frequency."""
 
     noun: Noun
     extension: int
@@ -51,7 +51,7 @@ class Described(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """Bit masks: the things for which a condition clearly holds, those for which it is not clear, and its landmarks.
+    """Bit masks: the objects for which a condition clearly holds, those for which it is not clear, and its landmarks.
 
     A landmark is in none of the others.
     """
@@ -62,7 +62,7 @@ class Condition(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A relation to a landmark, the things for which it clearly holds, and those for which it is not clear."""
+    """A relation to a landmark, the objects for which it clearly holds, and those for which it is not clear."""
 
     relation: str
     landmark: int
@@ -77,7 +77,7 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """A scene, with the nouns that fit each thing and the relations that clearly hold for it."""
+    """A scene, with the nouns that fit each object and the relations that clearly hold for it."""
 
     scene: Scene
     nouns: tuple[tuple[Described, ...], ...]
@@ -96,7 +96,7 @@ def survey(scene: Scene, config: SceneConfig) -> Survey:
 
 
 def mask_of(indices: Iterable[int]) -> int:
-    """Return the bit mask of things."""
+    """Return the bit mask of objects."""
     return sum(1 << index for index in indices)
 
 
@@ -142,7 +142,7 @@ def _relate(scene: Scene, relation: str, landmark: int) -> Neighbour:
 
 
 class Reference(NamedTuple):
-    """An expression, its kind, its meaning, and the index of the thing it refers to."""
+    """An expression, its kind, its meaning, and the index of the object it refers to."""
 
     text: str
     kind: str
@@ -153,9 +153,9 @@ class Reference(NamedTuple):
 def refer(
     rng: np.random.Generator, scene: Scene, config: SceneConfig, kinds: Sequence[str], referents: Collection[int]
 ) -> tuple[Reference, ...] | None:
-    """Return different references of the given kinds, in order, or None if the scene does not admit them.
+    """Return different references of the given kinds, in order, or None if the scene does not allow them.
 
-    Only things whose index is in `referents` are referred to.
+    Only objects whose index is in `referents` are referred to.
     """
     surveyed = survey(scene, config)
     found: dict[int, Reference] = {}
@@ -172,7 +172,7 @@ def refer(
 def is_economical(meaning: Meaning, scene: Scene) -> bool:
     """Return whether every part of the expression is needed to identify the referent.
 
-    A superlative selects among at least two things, an ordinal among at least three, and a relation (also one inside a
+    A superlative selects among at least two objects, an ordinal among at least three, and a relation (also one inside a
     landmark), "between" and "nearest to" among at least two besides the landmarks. An ordinal in a line selects among
     at least two in that line, with others outside, and not the landmark. So the attributes alone never identify the
     referent.
@@ -273,12 +273,12 @@ def _propose_three_step(rng: np.random.Generator, surveyed: Survey, referent: in
         landmark = next(_propose_two_step(rng, surveyed, neighbour.landmark), None) if noun is not None else None
         if noun is None or landmark is None:
             continue
-        if len({referent} | _chain(landmark, surveyed.scene)) == 4:  # no thing is named twice
+        if len({referent} | _chain(landmark, surveyed.scene)) == 4:  # no object is named twice
             yield Related(noun, neighbour.relation, landmark)
 
 
 def _chain(meaning: Noun | Related, scene: Scene) -> set[int]:
-    """Return the thing that a chain of relations means, its landmark, the landmark of that, and so on."""
+    """Return the object that a chain of relations means, its landmark, the landmark of that, and so on."""
     things = set(evaluate(meaning, scene) or ())
     return things | _chain(meaning.landmark, scene) if isinstance(meaning, Related) else things
 
@@ -303,7 +303,7 @@ def _propose_nearest(rng: np.random.Generator, surveyed: Survey, referent: int) 
     others = [index for index in range(len(scene.things)) if index != referent]
     for landmark in shuffled(rng, others):
         name = _pick_name(rng, surveyed, landmark)
-        # Any other thing that is not clearly further away may not fit the noun.
+        # Any other object that is not clearly further away may not fit the noun.
         answers = {i: not is_nearer(referent, i, landmark, scene) for i in others if i != landmark}
         noun = _pick_head(rng, surveyed.nouns[referent], referent, _condition(answers | {referent: True}, landmark))
         if name is not None and noun is not None:
@@ -311,7 +311,7 @@ def _propose_nearest(rng: np.random.Generator, surveyed: Survey, referent: int) 
 
 
 def _condition(answers: Mapping[int, bool | None], *landmarks: int) -> Condition:
-    """Return the condition with these answers for all things but the landmarks."""
+    """Return the condition with these answers for all objects but the landmarks."""
     clear = mask_of(index for index, answer in answers.items() if answer)
     unclear = mask_of(index for index, answer in answers.items() if answer is None)
     return Condition(clear, unclear, mask_of(landmarks))
@@ -347,7 +347,7 @@ def _propose_in_line(rng: np.random.Generator, surveyed: Survey, referent: int) 
 
 
 def _pick_name(rng: np.random.Generator, surveyed: Survey, index: int) -> Noun | None:
-    """Draw a noun that fits this thing alone."""
+    """Draw a noun that fits this object alone."""
     picked = pick_described(rng, [one for one in surveyed.nouns[index] if one.extension == 1 << index])
     return picked.noun if picked else None
 
@@ -357,7 +357,7 @@ def _pick_head(
 ) -> Noun | None:
     """Draw a noun that fits the referent and others besides the landmarks.
 
-    Of the things that it fits, the condition clearly holds for the referent alone and clearly not for the others.
+    Of the objects that it fits, the condition clearly holds for the referent alone and clearly not for the others.
     """
     candidates = [
         one

@@ -41,7 +41,7 @@ _IN_LINE, _NOT_IN_LINE = 0.06, 0.12  # shares of the short side
 
 @dataclass(frozen=True)
 class Noun:
-    """All things with these attributes; None matches any value."""
+    """All objects with these attributes; None matches any value."""
 
     shape: str | None = None
     colour: str | None = None
@@ -51,7 +51,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Extreme:
-    """The thing of a noun that is furthest to a side, the largest or the smallest; `which` is one of EXTREMES."""
+    """The object of a noun that is furthest to a side, the largest or the smallest; `which` is one of EXTREMES."""
 
     which: str
     noun: Noun
@@ -59,7 +59,7 @@ class Extreme:
 
 @dataclass(frozen=True)
 class Nth:
-    """The thing of a noun with rank - 1 others of that noun between itself and a side."""
+    """The object of a noun with rank - 1 others of that noun between itself and a side."""
 
     rank: int
     side: str
@@ -68,7 +68,7 @@ class Nth:
 
 @dataclass(frozen=True)
 class Related:
-    """The things of a noun for which the relation, one of RELATIONS, to the landmark holds."""
+    """The objects of a noun for which the relation, one of RELATIONS, to the landmark holds."""
 
     noun: Noun
     relation: str
@@ -77,7 +77,7 @@ class Related:
 
 @dataclass(frozen=True)
 class Between:
-    """The things of a noun that are between two landmarks."""
+    """The objects of a noun that are between two landmarks."""
 
     noun: Noun
     first: Noun
@@ -86,7 +86,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The thing of a noun that is nearest to the landmark, which is not meant itself."""
+    """The object of a noun that is nearest to the landmark, which is not meant itself."""
 
     noun: Noun
     landmark: Noun
@@ -94,7 +94,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class InLine:
-    """The thing of a noun with rank - 1 others of that noun between itself and a side, in the line of the landmark.
+    """The object of a noun with rank - 1 others of that noun between itself and a side, in the line of the landmark.
 
     The line is the row of the landmark for the sides left and right, its column for top and bottom. The landmark counts
     where the noun fits it.
@@ -110,9 +110,9 @@ Meaning = Noun | Extreme | Nth | Related | Between | Nearest | InLine
 
 
 def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
-    """Return the indices of the things that the meaning refers to, or None if that is not clear.
+    """Return the indices of the objects that the meaning refers to, or None if that is not clear.
 
-    An expression with a landmark is not clear either if its landmark is not exactly one thing.
+    An expression with a landmark is not clear either if its landmark is not exactly one object.
     """
     match meaning:
         case Noun():
@@ -130,7 +130,7 @@ def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
 def landmarks_of(meaning: Meaning, scene: Scene) -> tuple[int, ...] | None:
     """Return the indices of the landmarks that the meaning compares its referent with, none for a noun or an extreme.
 
-    Of a chain of relations, that is the landmark of the outermost. None if a landmark is not exactly one thing, or if
+    Of a chain of relations, that is the landmark of the outermost. None if a landmark is not exactly one object, or if
     two are the same.
     """
     match meaning:
@@ -146,7 +146,7 @@ def landmarks_of(meaning: Meaning, scene: Scene) -> tuple[int, ...] | None:
 
 
 def is_between(index: int, first: int, second: int, scene: Scene) -> bool | None:
-    """Return whether a thing is between two others, given by their indices; None if that is not clear."""
+    """Return whether an object is between two others, given by their indices; None if that is not clear."""
     (x, y), (x1, y1), (x2, y2) = ((scene.things[i].x, scene.things[i].y) for i in (index, first, second))
     lengths = math.hypot(x1 - x, y1 - y) * math.hypot(x2 - x, y2 - y)
     product = (x1 - x) * (x2 - x) + (y1 - y) * (y2 - y)
@@ -156,20 +156,20 @@ def is_between(index: int, first: int, second: int, scene: Scene) -> bool | None
 
 
 def is_nearer(first: int, second: int, landmark: int, scene: Scene) -> bool:
-    """Return whether the first thing is clearly nearer to the landmark than the second; all are given by indices."""
+    """Return whether the first object is clearly nearer to the landmark than the second; all are given by indices."""
     return distance(second, landmark, scene) >= _DISTANCE_RATIO * distance(first, landmark, scene)
 
 
 def distance(first: int, second: int, scene: Scene) -> float:
-    """Return the distance in pixels between the centres of two things, given by their indices."""
+    """Return the distance in pixels between the centres of two objects, given by their indices."""
     one, other = scene.things[first], scene.things[second]
     return math.hypot(one.x - other.x, one.y - other.y)
 
 
 def is_in_line(index: int, landmark: int, side: str, scene: Scene) -> bool | None:
-    """Return whether a thing is in the landmark's row (left, right) or column (top, bottom); None if that is not clear.
+    """Return whether an object is in the landmark's row (left, right) or column (top, bottom); None if it is not clear.
 
-    A thing is in its own line.
+    An object is in its own line.
     """
     one, other = scene.things[index], scene.things[landmark]
     offset = abs(one.y - other.y if SIDES[side][0] else one.x - other.x) / min(scene.height, scene.width)
@@ -222,7 +222,7 @@ def _ahead(a: Thing, b: Thing, side: str) -> float:
 
 
 def _extent(thing: Thing, x: int, y: int) -> float:
-    """Return the distance from the thing's centre to its edge in the direction (x, y), in pixels."""
+    """Return the distance from the object's centre to its edge in the direction (x, y), in pixels."""
     return thing.radius * reach_towards(thing.shape, thing.turn, x, y)
 
 

@@ -1,4 +1,4 @@
-"""Scenes: their configuration, the outlines of shapes, and random scenes of things with attributes and positions."""
+"""Scenes: their configuration, the outlines of shapes, and random scenes of objects with attributes and positions."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
 
 
 def shuffled(rng: np.random.Generator, items: Collection[Item]) -> list[Item]:
-    """Return the items in a chance order, each order with the same probability."""
+    """Return the items in random order, each order with the same probability."""
     listed = list(items)
     return [listed[index] for index in rng.permutation(len(listed))]
 
@@ -175,7 +175,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in painting order: a later one hides an earlier one. Sizes in pixels."""
+    """Objects in painting order: a later one hides an earlier one. Sizes in pixels."""
 
     height: int
     width: int
@@ -185,7 +185,7 @@ class Scene:
 def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional: bool) -> Scene | None:
     """Draw a random scene; return None if there is no room, or no allowed pair of colour and shape.
 
-    A compositional scene has at least one thing of a held-out (colour, shape) pair, other scenes have none.
+    A compositional scene has at least one object of a held-out (colour, shape) pair, other scenes have none.
     """
     height, width = config.image_size
     things: list[Thing] = []
@@ -193,7 +193,7 @@ def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional
     if config.grid:
         things = _place_on_grid(rng, unplaced, config)
         return Scene(height, width, tuple(things)) if things else None
-    for thing in sorted(unplaced, key=lambda thing: thing.size != "large"):  # place large things first
+    for thing in sorted(unplaced, key=lambda thing: thing.size != "large"):  # place large objects first
         placed = _place(rng, thing, things, config)
         if placed is None:
             return None
@@ -204,17 +204,17 @@ def sample_scene(rng: np.random.Generator, config: SceneConfig, *, compositional
 
 
 def is_held_out(thing: Thing, config: SceneConfig) -> bool:
-    """Return whether training never shows the thing's colour and shape together."""
+    """Return whether training never shows the object's colour and shape together."""
     return (thing.colour, thing.shape) in config.held_out_pairs
 
 
 def _sample_attributes(rng: np.random.Generator, config: SceneConfig, compositional: bool) -> list[Thing]:
-    """Draw things without positions, with attributes from a small palette that makes expressions non-trivial.
+    """Draw objects without positions, with attributes from a small palette that makes expressions non-trivial.
 
-    Return an empty list if the palette does not admit enough things.
+    Return an empty list if the palette does not allow enough objects.
     """
     colours, shapes = shuffled(rng, config.colours), shuffled(rng, config.shapes)
-    if compositional:  # a held-out pair comes first in the palette and is the first thing
+    if compositional:  # a held-out pair comes first in the palette and is the first object
         colour, shape = pick(rng, config.usable_held_out_pairs)
         colours.sort(key=lambda other: other != colour)
         shapes.sort(key=lambda other: other != shape)
@@ -249,14 +249,14 @@ def _sample_thing(rng: np.random.Generator, palette: dict[str, list[str]]) -> Th
 
 
 def _change_one(rng: np.random.Generator, thing: Thing, palette: dict[str, list[str]]) -> Thing:
-    """Return the thing with one attribute changed, or unchanged if the palette has no alternative."""
+    """Return the object with one attribute changed, or unchanged if the palette has no alternative."""
     choices = [{name: value} for name in palette for value in palette[name] if value != getattr(thing, name)]
     change: dict[str, Any] = pick(rng, choices) if choices else {}
     return replace(thing, **change)
 
 
 def _place(rng: np.random.Generator, thing: Thing, others: list[Thing], config: SceneConfig) -> Thing | None:
-    """Return the thing with a size, a rotation and a position that hides little of the others, or None."""
+    """Return the object with a size, a rotation and a position that hides little of the others, or None."""
     height, width = config.image_size
     low, high = RADII[thing.size]
     radius = rng.uniform(low, high) * config.object_scale * min(height, width)
@@ -276,7 +276,7 @@ _JITTER = 1 / 12  # of a cell of the grid, to each side
 
 
 def _place_on_grid(rng: np.random.Generator, things: Sequence[Thing], config: SceneConfig) -> list[Thing]:
-    """Return the things in different cells of the grid, in a random order; an empty list if one is too large."""
+    """Return the objects in different cells of the grid, in a random order; an empty list if one is too large."""
     height, width = config.image_size
     cells = rng.permutation(config.grid**2)
     placed = []

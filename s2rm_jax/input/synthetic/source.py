@@ -21,7 +21,7 @@ _ATTEMPTS = 1000  # scenes drawn before a configuration counts as impossible; us
 
 
 class Composition(NamedTuple):
-    """A scene, its references, its image (uint8 [H, W, 3]) and the mask of each thing (bool [H, W])."""
+    """A scene, its references, its image (uint8 [H, W, 3]) and the mask of each object (bool [H, W])."""
 
     scene: Scene
     references: tuple[Reference, ...]
@@ -122,7 +122,7 @@ class SyntheticSource(Source):
 
 
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
-    """Draw scenes until one admits expressions of the kinds that are next in turn and shows enough of every thing.
+    """Draw scenes until one allows expressions of the kinds that are next in turn and shows enough of every object.
 
     Raises UserError if none does.
     """
