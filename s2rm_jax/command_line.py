@@ -4,7 +4,7 @@ A command defines its flags in an absl FlagValues of its own and ends with `comm
 __doc__)`. The main of a command with a result is decorated by `returns_result`, which defines --quiet and --json.
 
 Exit status (also in docs/command_line.md):
-  0    success, or stopped by Ctrl-C or SIGTERM with everything saved
+  0    success, or stopped by Ctrl-C or SIGTERM with everything saved (then S2RM_STOPPED_STATUS instead, if it is set)
   1    a defect in this program, with a traceback; for data/check.py and download: the data has problems
   2    an error that the user can correct (UserError)
   3    another process of the same run was lost; start the same command again on all processes
@@ -31,7 +31,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -54,6 +54,7 @@ from s2rm_jax.training.interrupt import Interrupted
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # that parsing raises
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+_STOPPED_STATUS = "S2RM_STOPPED_STATUS"  # so that what started a run knows a stopped one from a finished one
 
 
 def run_and_exit(
@@ -75,11 +76,11 @@ def run_and_exit(
         if isinstance(stream, io.TextIOWrapper):  # escape what the encoding lacks, such as bytes of file names
             stream.reconfigure(errors="backslashreplace")
     with LibraryOutput() as others:
-        status, message = _outcome(main, flag_values, doc, required, others)
+        outcome = _outcome(main, flag_values, doc, required, others)
         _flush_stdout()
-        if message:
-            others.print_last(message)
-        distributed.leave(status)
+        if outcome.message:
+            others.print_last(outcome.message)
+        distributed.leave(outcome.status, outcome.failed)
 
 
 def define_verbose(flag_values: flags.FlagValues) -> None:
@@ -168,26 +169,42 @@ def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, 
     sys.exit(2)
 
 
+class _Outcome(NamedTuple):
+    status: int
+    message: str = ""  # the last line on stderr, if not empty
+    failed: bool = True  # false: all processes of the run end likewise
+
+
 def _outcome(
     main: Callable[[], None],
     flag_values: flags.FlagValues,
     doc: str | None,
     required: Sequence[str],
     others: LibraryOutput,
-) -> tuple[int, str]:
-    """Run a command; return its exit status and the last message for stderr, which may be empty."""
+) -> _Outcome:
+    """Run a command; return how it ended."""
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
         print(_help(flag_values, doc))
-        return 0, ""
+        return _Outcome(0, failed=False)
     try:
+        stopped_status = _read_stopped_status()
         _parse(flag_values, required)
         workdir = flag_values["workdir"].value if "workdir" in flag_values else None
         others.set_up(bool(flag_values["verbose"].value), workdir)
         main()
         sys.stdout.flush()
+    except Interrupted as stop:
+        return _Outcome(stopped_status, str(stop), failed=False)
     except (Exception, KeyboardInterrupt) as error:
         return _outcome_of_error(error)
-    return 0, ""
+    return _Outcome(0, failed=False)
+
+
+def _read_stopped_status() -> int:
+    given = os.environ.get(_STOPPED_STATUS) or "0"
+    if not (given.isdecimal() and int(given) < 256):
+        raise UserError(f"{_STOPPED_STATUS} is {given!r}; it must be an exit status: 0 to 255.")
+    return int(given)
 
 
 def _flush_stdout() -> None:
@@ -205,20 +222,18 @@ def _reader_has_gone() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _outcome_of_error(error: BaseException) -> tuple[int, str]:
-    """Return the exit status and the last message for the exception that ended a command."""
+def _outcome_of_error(error: BaseException) -> _Outcome:
+    """Return how a command ends after an exception other than `Interrupted`."""
     if isinstance(error, UserError):
         status, message = 2, str(error)
         if isinstance(error, PartlyDone):
             status = 4
         elif isinstance(error, TemporaryFailure):
             status = _TRY_AGAIN
-    elif isinstance(error, Interrupted):
-        return 0, str(error)
     elif isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "stopped at once; everything saved so far remains"
+        return _Outcome(128 + signal.SIGINT, "stopped at once; everything saved so far remains")
     elif isinstance(error, BrokenPipeError) and _reader_has_gone():
-        return 128 + signal.SIGPIPE, ""
+        return _Outcome(128 + signal.SIGPIPE)
     elif device_message := _explain_device(error):
         status, message = 2, device_message
     elif distributed.is_peer_failure(error):
@@ -237,7 +252,7 @@ def _outcome_of_error(error: BaseException) -> tuple[int, str]:
         status, message = 1, f"a defect in this program ({what}); please report it with the traceback above."
     trace = "".join(traceback.format_exception(error)) if status == 1 else ""
     which = "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
-    return status, f"{trace}error{which}: {message}"
+    return _Outcome(status, f"{trace}error{which}: {message}")
 
 
 def _explain_device(error: BaseException) -> str | None:
@@ -322,6 +337,11 @@ def _check_config(given: str, arguments: Sequence[str]) -> None:
     unknown = [_explain_field(name[7:], fields) for name in names if name.startswith("config.")]
     if any(unknown):
         raise UserError("; ".join(filter(None, unknown)))
+    if "config.epochs" in names and "config.steps" not in names and config.get("steps"):
+        raise UserError(
+            f"--config.epochs: {path.name} sets config.steps to {config.steps:,}, which takes precedence; add "
+            "--config.steps=0"
+        )
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> list[str]:

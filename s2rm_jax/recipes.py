@@ -64,8 +64,8 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
     config.log_every = 50
     config.checkpoint_every = 1000
 
-    config.vision.pretrained = os.environ.get("S2RM_SWIN", SWIN)
-    config.text.pretrained = os.environ.get("S2RM_BERT", BERT)
+    config.vision.pretrained = os.environ.get("S2RM_SWIN") or SWIN
+    config.text.pretrained = os.environ.get("S2RM_BERT") or BERT
     config.loss.kind = "weighted_ce"
     config.optimizer.update(learning_rate=5e-5, weight_decay=0.01, schedule="polynomial", power=0.9, warmup_steps=0)
     config.eval.update(split="val", every=1325, batch_size=8, expressions_per_image=8, metric="overall_iou")

@@ -321,6 +321,39 @@ def test_json_of_partial_stopped_and_failed_commands(call_for_result):
     assert call_for_result("--json", "--quiet", raised=UserError("no such file")) == (2, "", "error: no such file\n")
 
 
+def test_a_stopped_run_ends_with_the_status_that_the_environment_asks_for(call_for_result, monkeypatch):
+    monkeypatch.setenv("S2RM_STOPPED_STATUS", "143")
+    stop = Interrupted("stopped after step 3", signal.SIGTERM)
+    assert call_for_result(raised=stop) == (143, "working\n", "stopped after step 3\n")
+    assert call_for_result() == (0, "working\n", "")
+    assert call_for_result(raised=UserError("no such file"))[0] == 2
+    monkeypatch.setenv("S2RM_STOPPED_STATUS", "")
+    assert call_for_result(raised=stop)[0] == 0
+    for wrong in ("yes", "256", "-1"):
+        monkeypatch.setenv("S2RM_STOPPED_STATUS", wrong)
+        expected = f"error: S2RM_STOPPED_STATUS is {wrong!r}; it must be an exit status: 0 to 255.\n"
+        assert call_for_result(raised=stop) == (2, "", expected)
+
+
+def test_epochs_that_would_be_ignored_are_an_error(call, tmp_path):
+    fields = (
+        "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'steps': %d, 'epochs': 3.0})\n"
+    )
+    for steps, flags_given, status in (
+        (400, ["--config.epochs=10"], 2),
+        (400, ["--config.epochs=10", "--config.steps=0"], 0),
+        (400, ["--config.steps=9"], 0),
+        (0, ["--config.epochs=10"], 0),
+    ):
+        path = tmp_path / f"{steps}.py"
+        path.write_text(fields % steps)
+        found, _, err, _ = call(f"--config={path}", "--workdir=w", *flags_given)
+        assert found == status, err
+        assert status == 0 or err == (
+            "error: --config.epochs: 400.py sets config.steps to 400, which takes precedence; add --config.steps=0\n"
+        )
+
+
 def test_what_the_encoding_of_the_output_lacks_is_escaped():
     """Such as an expression in a terminal of ASCII, or bytes of a file's name anywhere."""
 

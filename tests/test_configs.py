@@ -100,6 +100,14 @@ def test_data_folders_come_from_the_environment(monkeypatch):
     assert config.vision.pretrained == "swin.pth"
 
 
+def test_empty_variables_of_the_environment_are_unset_ones(monkeypatch):
+    """And do not train Swin and BERT from random weights."""
+    monkeypatch.setenv("S2RM_SWIN", "")
+    monkeypatch.setenv("S2RM_BERT", "")
+    config = load(CONFIGS[0].with_name("refcoco.py")).get_config()
+    assert (config.vision.pretrained, config.text.pretrained) == (SWIN, BERT)
+
+
 @pytest.mark.parametrize("name", ["refcoco", "combined", "grefcoco"])
 def test_expressions_and_overlaps_are_fields_that_the_source_reads(name, tmp_path, monkeypatch):
     monkeypatch.setenv("S2RM_DATA", str(tmp_path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
@@ -216,9 +217,12 @@ def is_peer_failure(error: BaseException) -> bool:
     return not is_alone() and not isinstance(error, UserError) and any(part in str(error) for part in _PEER_ERRORS)
 
 
-def leave(status: int) -> NoReturn:
-    """Exit with `status`; after an error, do not wait for the others, which may be waiting for this process."""
-    if status and _joining != "no":
+def leave(status: int, failed: bool) -> NoReturn:
+    """Exit with `status`; if this process `failed`, without waiting for the others, which may be waiting for it."""
+    # srun and others send SIGTERM to the rest once a process has ended; the status must be that of this process.
+    if _joining != "no" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if failed and _joining != "no":
         sys.stdout.flush()
         sys.stderr.flush()
         if _joining == "done" and is_first():

@@ -93,8 +93,8 @@ def stopped(start, tmp_path_factory):
     """The workdir of two processes that were stopped by a SIGTERM to one, and again by a Ctrl-C to the other."""
     folder = tmp_path_factory.mktemp("stopped")
     workdir, steps = folder / "run", [0]
-    for index, signum in ((1, signal.SIGTERM), (0, signal.SIGINT)):
-        with start(workdir, 2, gate=folder / signum.name) as running:
+    for index, signum, status in ((1, signal.SIGTERM, 143), (0, signal.SIGINT, 0)):
+        with start(workdir, 2, gate=folder / signum.name, S2RM_STOPPED_STATUS=str(status)) as running:
             running.allow(2)  # the metrics of the first are written after the second step
             running.wait_for(lambda: max(trace(workdir), default=0) > steps[-1])
             running.signal(index, signum)
@@ -103,7 +103,7 @@ def stopped(start, tmp_path_factory):
             running.allow()
             ended = running.finish()
         stopped = [[line for line in err.splitlines() if line.startswith("Stopped after step")] for _, _, err in ended]
-        assert [status for status, _, _ in ended] == [0, 0], ended
+        assert [one for one, _, _ in ended] == [status, status], ended
         assert len(stopped[0]) == 1 and stopped[0] == stopped[1]  # the same step
         assert all("Traceback" not in err for _, _, err in ended)
         steps.append(int(stopped[0][0].split()[3]))
