@@ -21,10 +21,10 @@ python=${PYTHON:-python}
 
 gpus=()
 if [[ ${JAX_PLATFORMS-} != cpu ]] && command -v nvidia-smi >/dev/null; then
-  if [[ -n ${CUDA_VISIBLE_DEVICES-} ]]; then
+  if [[ -v CUDA_VISIBLE_DEVICES ]]; then
     IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
-  else
-    mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+  elif listed=$(nvidia-smi --query-gpu=index --format=csv,noheader); then # otherwise it lists an error
+    read -rd '' -a gpus <<<"$listed"
   fi
   if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)); then
     echo "error: $processes processes need a GPU each and there are ${#gpus[@]}; JAX_PLATFORMS=cpu uses none." >&2

@@ -7,7 +7,8 @@
 #
 #     S2RM_BERT_VOCAB=vocab.txt JAX=jax CONFIG=configs/refcoco.py:small WORKDIR=runs/trial launch/refcoco_on_one_gpu.sh
 #
-# A step that is done is skipped: after a failure, start the script again. Arguments are passed to s2rm_jax.train.
+# A step that is done is skipped: after a failure, or if you stop it, start the script again. Arguments are passed to
+# s2rm_jax.train.
 #
 # Variables: DATA (data/downloads), WORKDIR (runs/refcoco), CONFIG (configs/refcoco.py:one_gpu), SPLITS (val testA
 # testB), VENV (.venv), JAX (jax[cuda12]; jax for a CPU), PYTHON (python3 >= 3.11, makes the environment).
@@ -60,16 +61,24 @@ if [[ -z ${S2RM_DATA-} ]]; then
 fi
 
 step "training; workdir $workdir"
-"$python" -m s2rm_jax.train --config "$config" --workdir "$workdir" "$@" # continues, or ends at once if it is done
+stopped=143
+S2RM_STOPPED_STATUS=$stopped "$python" -m s2rm_jax.train --config "$config" --workdir "$workdir" "$@" || {
+  status=$?
+  ((status != stopped)) || echo "error: the training was stopped; start this script again to continue" >&2
+  exit "$status"
+}
+
+is_current() { [[ $1 -nt $workdir/checkpoints ]]; } # a training that continues changes this folder
 
 for split in ${SPLITS:-val testA testB}; do
-  [[ -e $workdir/eval-$split-lavt480/index.html ]] && continue
+  is_current "$workdir/eval-$split-lavt480/index.html" && continue
   step "evaluation on $split"
   "$python" -m s2rm_jax.evaluate --workdir "$workdir" --split "$split" --protocol lavt480
 done
 
-if [[ ! -e $workdir/pytorch ]]; then
+if ! is_current "$workdir/pytorch"; then
   step "export to $workdir/pytorch"
+  rm -rf "$workdir/pytorch"
   "$python" -m s2rm_jax.convert to-pytorch --workdir "$workdir" --out "$workdir/pytorch"
 fi
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,44 @@ def test_the_notebook_on_training_runs_all_its_steps(tmp_path, monkeypatch):
         assert part in text
     names = {path.name for folder in ("eval-val-lavt480", "pytorch") for path in (tmp_path / "run" / folder).iterdir()}
     assert names >= {"index.html", "model.safetensors"}
+
+
+# Writes the files by which the notebook sees that a step is done; convert refuses a folder that exists.
+PYTHON = """#!/bin/sh
+echo "$2" >> "$CALLS"
+[ "$2" != "$FAIL" ] || exit "$S2RM_STOPPED_STATUS"
+case "$2" in
+  s2rm_jax.train) mkdir -p "$WORKDIR/checkpoints/$TRAINED" ;;
+  s2rm_jax.evaluate) mkdir -p "$WORKDIR/eval-val-lavt480" && touch "$WORKDIR/eval-val-lavt480/index.html" ;;
+  s2rm_jax.convert) mkdir "$WORKDIR/pytorch" ;;
+esac
+"""
+
+
+def test_the_results_are_those_of_the_latest_state_of_the_run(tmp_path):
+    sources = ["".join(cell["source"]) for cell in json.loads(TRAINING.read_text(encoding="utf-8"))["cells"]]
+    steps = ("s2rm_jax.train", "s2rm_jax.evaluate", "s2rm_jax.convert")
+    cells = [source for source in sources if source.startswith("%%bash") and any(step in source for step in steps)]
+    assert len(cells) == 3
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    calls, places = tmp_path / "calls", {"WORKDIR": str(tmp_path / "run"), "CALLS": str(tmp_path / "calls")}
+
+    def run_all(trained, fail=""):
+        """Return the steps that were executed; like the notebook, stop at a cell that fails."""
+        calls.write_text("")
+        environment = os.environ | places | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SPLITS": "val"}
+        environment |= {"CONFIG": "refcoco", "TRAINED": trained, "FAIL": fail}
+        for cell in cells:
+            script = cell.removeprefix("%%bash\n")
+            if subprocess.run(["bash"], input=script, text=True, env=environment, check=False).returncode:
+                break
+        return tuple(calls.read_text().split())
+
+    assert run_all("3", fail="s2rm_jax.train") == steps[:1]  # it was stopped
+    assert run_all("3") == steps
+    assert run_all("3") == steps[:1]
+    assert run_all("6") == steps
 
 
 def test_a_changed_setting_counts_in_a_living_kernel(monkeypatch):

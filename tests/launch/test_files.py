@@ -31,7 +31,7 @@ def lint(tool, *arguments):
 
 
 def test_shellcheck_finds_nothing():
-    assert len(SCRIPTS) == 7
+    assert len(SCRIPTS) == 6
     # SC2329: it does not see that traps call functions. SC2016: what stands in single quotes is for another shell.
     lint("shellcheck", "--exclude=SC2329,SC2016", *SCRIPTS)
 
@@ -107,12 +107,22 @@ def test_the_manifest_asks_for_a_whole_slice(manifest):
 
 def test_the_command_of_the_manifest_exists_and_runs(manifest, monkeypatch):
     [container] = the_job(manifest)["template"]["spec"]["containers"]
-    script, python, m, module = container["command"]
-    assert (ROOT / script).exists() and (python, m, module) == ("python", "-m", "s2rm_jax.train")
+    assert container["command"] == ["python", "-m", "s2rm_jax.train"]
     seen = []
     monkeypatch.setattr(loop, "train_and_evaluate", lambda config, *_: seen.append(config.batch_size))
     assert run_command("train", *container["args"]).returncode == 0
     assert seen == [128]
+
+
+def test_a_preempted_run_is_started_again_without_limit(manifest):
+    [container] = the_job(manifest)["template"]["spec"]["containers"]
+    [status] = [entry["value"] for entry in container["env"] if entry["name"] == "S2RM_STOPPED_STATUS"]
+    [codes] = [
+        rule["onExitCodes"]["values"]
+        for rule in the_job(manifest)["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    ]
+    assert codes == [int(status)] != [0]
 
 
 def test_the_weights_of_the_manifest_need_no_torch(manifest):
@@ -166,7 +176,7 @@ def test_the_build_context_holds_exactly_what_the_image_copies():
     copied = re.findall(r"^COPY (?:--chown=\S+ )?((?!--)\S.*) \S+$", (LAUNCH / "Containerfile").read_text(), re.M)
     sources = {source for line in copied for source in line.split()}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert sources == allowed and len(sources) == 6
+    assert sources == allowed and len(sources) == 5
     assert all((ROOT / source).exists() for source in sources)
 
 

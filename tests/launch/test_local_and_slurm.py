@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,34 +71,72 @@ def test_two_processes_of_one_machine_train_as_one(train_here, one_process, read
     assert any(line.startswith("[0] Trained 12 steps") for line in lines)
 
 
+@pytest.fixture
+def end_with(make_executable, tmp_path):
+    """Run a script for SLURM whose srun ends with `status`; return its exit status, the job requeued, and stderr."""
+
+    def end_with(script, status, state="RUNNING", **variables):
+        make_executable(tmp_path / "srun", f"#!/bin/sh\necho srun $*\nexit {status}\n")
+        make_executable(tmp_path / "squeue", f'#!/bin/sh\n[ "$3" = --jobs="$EXPECTED" ] && echo {state}\n')
+        make_executable(tmp_path / "scontrol", "#!/bin/sh\necho scontrol $*\n")
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"} | variables
+        ended = subprocess.run(
+            ["bash", f"launch/{script}"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        requeued = re.findall(r"^scontrol requeue (\S+)$", ended.stdout, re.M)
+        return ended, requeued
+
+    return end_with
+
+
 @pytest.mark.parametrize(
-    ("status", "restarts", "requeued"), [(75, None, True), (75, "9", True), (75, "10", False), (2, None, False)]
+    ("status", "tasks", "restarts", "requeued"),
+    [
+        *((0, 2, 0, False), (2, 2, 0, False), (1, 2, 0, False)),
+        *((85, 1, 0, True), (85, 2, 99, True)),  # stopped, and saved
+        *((75, 1, 0, True), (75, 2, 9, True), (75, 2, 10, False)),  # the storage
+        *((143, 1, 9, True), (143, 2, 0, True), (143, 2, 10, False)),
+        *((3, 2, 0, True), (134, 2, 0, True), (137, 2, 9, True), (137, 2, 10, False)),  # a lost task
+        *((3, 1, 0, False), (134, 1, 0, False), (137, 1, 0, False)),
+    ],
 )
-def test_a_run_whose_storage_was_out_of_reach_is_put_back_a_few_times(
-    make_executable, tmp_path, status, restarts, requeued
-):
-    make_executable(tmp_path / "srun", f"#!/bin/sh\nexit {status}\n")
-    make_executable(tmp_path / "scontrol", "#!/bin/sh\necho scontrol $*\n")
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    environment |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
-    ended = subprocess.run(
-        ["bash", "launch/slurm.sbatch"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (ended.returncode, ended.stdout) == ((0, "scontrol requeue 7\n") if requeued else (status, ""))
+def test_a_run_that_can_continue_is_requeued(end_with, status, tasks, restarts, requeued):
+    counts = {"SLURM_NTASKS": str(tasks), "SLURM_RESTART_COUNT": str(restarts), "EXPECTED": "7"}
+    ended, jobs = end_with("slurm.sbatch", status, **counts)
+    assert (ended.returncode, jobs) == ((0, ["7"]) if requeued else (status, []))
+    assert (f"(exit status {status}): the job is requeued" in ended.stderr) == requeued
+    assert "unbound" not in end_with("slurm.sbatch", status)[0].stderr
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "7", "EXPECTED": "7_3"} | {
+    f"SLURM_ARRAY_TASK_{name}": value for name, value in {"ID": "3", "MAX": "7", "COUNT": "8"}.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [(0, 0, False), (2, 0, False), (4, 0, False), (143, 99, True), (75, 9, True), (75, 10, False)],
+)
+def test_one_task_of_an_array_is_requeued(end_with, status, restarts, requeued):
+    ended, jobs = end_with("predict.sbatch", status, SLURM_RESTART_COUNT=str(restarts), **ARRAY)
+    assert (ended.returncode, jobs) == ((0, ["7_3"]) if requeued else (status, []))
+
+
+@pytest.mark.parametrize(("script", "status"), [("slurm.sbatch", 85), ("slurm.sbatch", 143), ("predict.sbatch", 143)])
+def test_a_cancelled_job_is_not_requeued(end_with, script, status):
+    expected = {} if script == "predict.sbatch" else {"EXPECTED": "7"}
+    ended, jobs = end_with(script, status, "COMPLETING", **ARRAY | expected)
+    assert (ended.returncode, jobs) == (status, [])
 
 
 @pytest.mark.parametrize(
     ("first", "last", "count", "variables", "status"),
     [(0, 7, 8, {}, 0), (1, 8, 8, {}, 2), (0, 6, 4, {}, 2), (3, 3, 1, {"SHARDS": "8"}, 0)],
 )
-def test_an_array_that_leaves_out_shares_is_refused(make_executable, tmp_path, first, last, count, variables, status):
-    make_executable(tmp_path / "srun", "#!/bin/sh\necho srun $*\n")
+def test_an_array_that_leaves_out_shares_is_refused(end_with, first, last, count, variables, status):
     array = {"ID": first, "MAX": last, "COUNT": count}
-    environment = os.environ | {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in array.items()}
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"} | variables
-    ended = subprocess.run(
-        ["bash", "launch/predict.sbatch"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    numbers = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in array.items()}
+    ended, _ = end_with("predict.sbatch", 0, **ARRAY | numbers | variables)
     assert ended.returncode == status
     assert f"--shard={first}/8" in ended.stdout if status == 0 else "--array must be 0-N" in ended.stderr
 
@@ -107,8 +146,13 @@ def test_slurm_accepts_the_options_in_the_file(cluster):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "signals",
+    [("--batch", "--signal=USR1"), ("--signal=TERM",)],
+    ids=["five minutes before the time limit", "preempted with a grace time"],
+)
 def test_two_slurm_tasks_train_as_one_and_continue_after_a_requeue(
-    cluster, small_training, one_process, read_trace, tmp_path
+    cluster, small_training, one_process, read_trace, tmp_path, signals
 ):
     _, config = small_training
     gate = tmp_path / "gate"
@@ -117,7 +161,7 @@ def test_two_slurm_tasks_train_as_one_and_continue_after_a_requeue(
     training = ["launch/slurm.sbatch", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     job = cluster("sbatch", "--parsable", *two_tasks, *training, GATE=str(gate)).strip()
     wait_until(lambda: len(read_trace(tmp_path / "run")) >= 3)
-    cluster("scancel", "--batch", "--signal=USR1", job)  # as SLURM does five minutes before the time limit
+    cluster("scancel", *signals, job)
     wait_until(lambda: "SIGTERM: saving after this step" in (tmp_path / "log").read_text())
     gate.write_bytes(b"." * 100)
     wait_until(lambda: "JobState=COMPLETED" in cluster("scontrol", "show", "job", job))

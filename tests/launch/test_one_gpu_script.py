@@ -12,12 +12,12 @@ from tests.command import ROOT
 # done. $CHECK runs the Python code of the script.
 STAND_IN = """#!/bin/sh
 printf '%s\\n' "$@" | tr ' ' _ | paste -sd ' ' >> "$CALLS"
-[ "$2" != "$FAIL" ] || exit 3
+[ "$2" != "$FAIL" ] || eval "exit ${STATUS:-3}"
 [ "$1" != - ] || [ -z "$CHECK" ] || exec "$CHECK" "$@"
 case "$2" in
-  s2rm_jax.train) mkdir -p "$WORKDIR" && touch "$WORKDIR/config.json" ;;
+  s2rm_jax.train) mkdir -p "$WORKDIR/checkpoints/$TRAINED" && touch "$WORKDIR/config.json" ;;
   s2rm_jax.evaluate) mkdir -p "$WORKDIR/eval-$6-$8" && touch "$WORKDIR/eval-$6-$8/index.html" ;;
-  s2rm_jax.convert) mkdir -p "$WORKDIR/pytorch" ;;
+  s2rm_jax.convert) mkdir "$WORKDIR/pytorch" ;; # convert refuses a folder that exists
 esac
 """
 
@@ -35,7 +35,7 @@ def run(make_executable, tmp_path):
         own = ("S2RM_DATA", "S2RM_BERT_VOCAB", "CONFIG", "SPLITS", "JAX", "MIRROR")
         kept = {name: value for name, value in os.environ.items() if name not in own}
         environment = kept | {name: str(path) for name, path in places.items()}
-        environment |= {"CALLS": str(calls), "FAIL": "", "CHECK": "", "PYTHONPATH": str(ROOT)}
+        environment |= {"CALLS": str(calls), "FAIL": "", "CHECK": "", "TRAINED": "3", "PYTHONPATH": str(ROOT)}
         command = ["launch/refcoco_on_one_gpu.sh", *arguments]
         ended = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, check=False)
         last = (ended.stderr.decode().splitlines() or [""])[-1]
@@ -60,6 +60,25 @@ def test_all_steps_run_once_in_their_order(run, tmp_path):
 
     # Downloads and training find out by themselves that they are done.
     assert run("--config.steps=3") == (0, [devices, *downloads, train], "")
+
+
+def test_a_stopped_training_is_neither_evaluated_nor_exported(run):
+    status, calls, error = run(FAIL="s2rm_jax.train", STATUS="$S2RM_STOPPED_STATUS")
+    assert status == 143 and calls[-1].startswith("-m s2rm_jax.train ")
+    assert error == "error: the training was stopped; start this script again to continue"
+
+
+def test_results_of_an_earlier_state_of_the_run_are_replaced(run, tmp_path):
+    assert run()[0] == 0
+    (tmp_path / "run" / "pytorch" / "old").touch()
+    status, calls, _ = run(TRAINED="6")
+    assert status == 0
+    assert [call.split()[1] for call in calls[-5:]] == [
+        "s2rm_jax.train",
+        *["s2rm_jax.evaluate"] * 3,
+        "s2rm_jax.convert",
+    ]
+    assert not (tmp_path / "run" / "pytorch" / "old").exists()
 
 
 def test_the_environment_of_make_or_of_a_trial_on_a_cpu_gets_jax_for_the_gpu(run, tmp_path):

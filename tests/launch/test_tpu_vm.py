@@ -16,9 +16,10 @@ cd "$CLOUD" && echo "$4" >> calls
 [[ "$1 $2 $3" == "compute tpus tpu-vm" ]] || exit 2
 case $4 in
   describe) cat state ;;
+  start) echo READY > state ;;
   create) [[ $* == *--accelerator-type=v5litepod-8\\ --version=v2-alpha-tpuv5-lite\\ --spot* ]] && echo READY > state ;;
   delete) rm state ;;
-  scp) for host in host0 host1; do (cd "$repository" && cp -r "${@:7:3}" "$CLOUD/$host/s2rm/") || exit; done ;;
+  scp) for host in host0 host1; do (cd "$repository" && cp -r "${@:7:2}" "$CLOUD/$host/s2rm/") || exit; done ;;
   ssh)
     worst=0 command=${*: -1}
     for host in host0 host1; do
@@ -33,6 +34,7 @@ HOST_PYTHON = """#!/usr/bin/env bash
 mkdir -p venv/bin && cp "$CLOUD/bin/train" venv/bin/python
 """
 TRAIN = """#!/usr/bin/env bash
+echo "$S2RM_STOPPED_STATUS" > "$CLOUD/stopped_status"
 printf '%s|' "$@" >> "$CLOUD/trained"; echo >> "$CLOUD/trained"
 read -r status < "$CLOUD/ends"; sed -i 1d "$CLOUD/ends"
 exit "$status"
@@ -76,6 +78,7 @@ def test_a_slice_is_created_and_trains_on_all_hosts(cloud):
     expected = "|".join(["-m", "s2rm_jax.train", *arguments]) + "|"
     assert (cloud / "trained").read_text().splitlines() == [expected, expected]
     assert (cloud / "host1" / "s2rm" / "configs" / "refcoco.py").exists()
+    assert (cloud / "stopped_status").read_text() == "143\n"  # a run that SIGTERM stops is started again
     assert list((cloud / "scratch").iterdir()) == []
 
 
@@ -101,6 +104,30 @@ def test_a_preempted_slice_is_recreated(cloud):
     ended, calls = run(cloud, [0, 0])
     assert ended.returncode == 0, ended.stderr
     assert calls[:3] == ["describe", "delete", "create"]
+
+
+def test_a_stopped_slice_is_started(cloud):
+    (cloud / "state").write_text("STOPPED\n")
+    ended, calls = run(cloud, [0, 0])
+    assert ended.returncode == 0, ended.stderr
+    assert calls[:3] == ["describe", "start", "ssh"]
+
+
+@pytest.mark.parametrize("state", ["CREATING", "STARTING", "RESTARTING", "REPAIRING", "STOPPING"])
+def test_a_slice_that_may_be_ready_soon_is_waited_for(cloud, state):
+    (cloud / "state").write_text(f"{state}\n")
+    ended, calls = run(cloud, [], TRIES="2")
+    assert ended.returncode == 1 and f"the slice is {state}" in ended.stderr
+    assert calls == ["describe"] * 2
+
+
+def test_each_host_is_prepared_before_the_run(cloud):
+    ended, _ = run(cloud, [143, 0, 0, 0], PREPARE="ls -d venv >> prepared && [ ! -e trained ]")
+    assert ended.returncode == 0, ended.stderr
+    for host in ("host0", "host1"):
+        assert (cloud / host / "prepared").read_text() == "venv\n" * 2
+    ended, _ = run(cloud, [], PREPARE="exit 2", TRIES="3")
+    assert ended.returncode == 1 and "try 3 of 3" in ended.stderr  # such as a network that is down
 
 
 @pytest.mark.parametrize(("status", "expected", "starts"), [(2, 2, 1), (1, 1, 3), (75, 1, 3)])
