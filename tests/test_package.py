@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import s2rm_jax
 
@@ -115,3 +116,20 @@ def test_the_version_is_the_same_everywhere():
     assert s2rm_jax.__version__ == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    wheels = re.findall(r"s2rm_jax-(\S+?)-py3", (ROOT / "docs" / "install.md").read_text())
+    assert wheels and set(wheels) == {version}
+
+
+def test_the_hooks_and_contributors_have_the_versions_of_the_tests():
+    locked = {one["name"]: one["version"] for one in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["rev"] for hook in hooks if hook["repo"].endswith("/ruff-pre-commit")] == [f"v{locked['ruff']}"]
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(re.findall(r"torch==(\S+)", contributing)) == {locked["torch"].split("+")[0]}
+
+
+def test_the_bounds_of_all_extras_that_the_tests_need_are_tried():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [developers] = re.findall(r"s2rm-jax\[(.*)\]", " ".join(extras["dev"]))
+    [tried] = re.findall(r"--editable '\.\[(.*)\]'", (ROOT / ".github" / "workflows" / "bounds.yml").read_text())
+    assert set(developers.split(",")) - {"docs"} <= set(tried.split(","))
