@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -28,7 +29,7 @@ def get_config():
 '''
 STEPS, EVERY = 12, 4
 COMMANDS_SCRIPT = Path(__file__).with_name("small_commands.py")
-NOT_OURS = ("[Gloo]", "W1", "I1", "E1")  # prefixes of lines that JAX prints
+NOT_OURS = re.compile(r"\[Gloo\]|[WIEF]\d{4} \d\d:\d\d:")  # lines that JAX prints begin with the month and the day
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,13 @@ def saved(workdir):
 
 
 def own_lines(text):
-    return [line for line in text.splitlines() if line and not line.startswith(NOT_OURS)]
+    return [line for line in text.splitlines() if line and not NOT_OURS.match(line)]
+
+
+@pytest.mark.parametrize("date", ["0101", "0930", "1231"])
+def test_lines_of_jax_are_told_from_ours_in_every_month(date):
+    lines = ["[Gloo] Rank 0 is connected", f"W{date} 00:00:01.5 7 coordination.cc:1] slow", "W1 is a word"]
+    assert own_lines("\n".join(lines)) == lines[2:]
 
 
 @pytest.fixture(scope="module")
