@@ -1,0 +1,60 @@
+"""What a run is built from: its splits, the protocol of its evaluations, and its number of steps."""
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from s2rm_jax.config import default_config
+from s2rm_jax.evaluation import evaluator
+from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training import loop
+from tests.input.own_data_fixture import write_json_lines
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "left", "one")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A mixture of two datasets, of two images to train on and one to evaluate on each, with the weights 1 and 3."""
+    config = default_config()
+    config.steps, config.epochs, config.batch_size = 0, 2, 3
+    config.input.image_size = (16, 16)
+    parts = {
+        name: {"name": "json_lines", "root": str(write_json_lines(tmp_path / name)), "weight": weight}
+        for name, weight in (("a", 1.0), ("b", 3.0))
+    }
+    config.input.source = ConfigDict({"name": "mixture", "parts": parts})
+    config.text.vocab = str(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    return config
+
+
+def test_a_run_trains_on_the_mixture_and_is_evaluated_on_each_held_out_image_once(config, monkeypatch):
+    calls = []
+
+    class Recorder:
+        """An Evaluator that records its arguments."""
+
+        def __init__(self, network, tokenizer, config, protocol, mesh):
+            self.given = (protocol.name, config.eval.limit, mesh)
+
+        def __call__(self, params, source, *, progress):
+            calls.append((*self.given, params, [source[index].id for index in range(len(source))]))
+            return evaluator.Report(())
+
+    monkeypatch.setattr(evaluator, "Evaluator", Recorder)
+    config.eval.update({"every": 1, "protocol": "rela_gref", "limit": 5})
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    parts = loop.assemble(config, mesh)
+    assert parts.epoch is not None and parts.epoch.rows == 2 + 6  # the images of b are repeated for its weight
+    assert next(parts.batches(0)).images.shape == (3, 16, 16, 3)
+    assert parts.evaluate is not None
+    parts.evaluate("the parameters", lambda done, total: None)
+    assert calls == [("rela_gref", 5, mesh, "the parameters", ["a/images/2.png", "b/images/2.png"])]
+
+
+def test_epochs_are_counted_in_whole_batches(config, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(loop, "train_with_parts", lambda config, *_, **__: trained.append(config.steps) or {})
+    loop.train_and_evaluate(config, tmp_path / "run")
+    assert trained == [2 * (8 // 3)]
