@@ -236,17 +236,19 @@ def test_two_processes_cannot_have_the_same_share(run, paths, tmp_path, segmente
 
     def waiting(*arguments, **named):
         at_work.set()
-        go_on.wait()
+        assert go_on.wait(60)
         return segment(*arguments, **named)
 
     monkeypatch.setattr(segmenter, "segment", waiting)
-    first = threading.Thread(target=run, args=(paths, "red"))
+    first = threading.Thread(target=run, args=(paths, "red"), daemon=True)
     first.start()
-    at_work.wait()
-    with pytest.raises(UserError, match=r"another process is writing .*part-0-of-1\.jsonl; wait until it has finished"):
-        run(paths, "red")
-    go_on.set()
-    first.join()
+    try:
+        assert at_work.wait(60)
+        with pytest.raises(UserError, match=r"another process is writing .*part-0-of-1\.jsonl; wait until it has"):
+            run(paths, "red")
+    finally:
+        go_on.set()
+    first.join(60)
     assert len(result(tmp_path / "out")["images"]) == 3
 
 

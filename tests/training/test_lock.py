@@ -29,13 +29,13 @@ def workdir(tmp_path):
 
 @pytest.fixture(params=[errno.ENOLCK])
 def without_locks(monkeypatch, request):
-    """The file system has no locks, so that flock gives the error of the parameter; leases are short."""
+    """The file system has no locks, so that flock gives the error of the parameter; renewals are frequent."""
 
     def refuse(*_):
         raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    for name, seconds in {"LEASE": 0.3, "RENEW_EVERY": 0.05, "SETTLE": 0.01, "_POLL": 0.02}.items():
+    for name, seconds in {"LEASE": 5.0, "RENEW_EVERY": 0.05, "SETTLE": 0.01, "_POLL": 0.02}.items():
         monkeypatch.setattr(module, name, seconds)
 
 
@@ -82,7 +82,8 @@ def test_a_lease_is_renewed_while_the_run_lasts(workdir, without_locks):
         pass
 
 
-def test_a_lease_of_a_killed_run_lapses(workdir, without_locks, capsys):
+def test_a_lease_of_a_killed_run_lapses(workdir, without_locks, monkeypatch, capsys):
+    monkeypatch.setattr(module, "LEASE", 0.3)
     with lock_workdir(workdir):
         left = (workdir / "lock.json").read_text()
     (workdir / "lock.json").write_text(left)
@@ -92,7 +93,7 @@ def test_a_lease_of_a_killed_run_lapses(workdir, without_locks, capsys):
 
 
 def test_of_two_that_take_a_lease_at_once_one_gets_it(workdir, without_locks, monkeypatch):
-    monkeypatch.setattr(module, "SETTLE", 0.2)
+    monkeypatch.setattr(module, "SETTLE", 1.0)
     both, outcomes = threading.Barrier(2), []
 
     def start():
@@ -100,10 +101,10 @@ def test_of_two_that_take_a_lease_at_once_one_gets_it(workdir, without_locks, mo
         try:
             with lock_workdir(workdir):
                 outcomes.append("holds")
-                both.wait(5)
+                both.wait(60)
         except UserError as error:
             outcomes.append("in use" if "is in use" in str(error) else str(error))
-            both.wait(5)
+            both.wait(60)
 
     threads = [threading.Thread(target=start) for _ in range(2)]
     for thread in threads:
