@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("*.md", "docs/**/*.md", "data/**/*.md", "launch/**/*.md", "s2rm_jax/**/*.md")
+PAGES = ("*.md", "docs/**/*.md", "data/**/*.md", "launch/**/*.md", "s2rm_jax/**/*.md", ".github/**/*.md")
 
 _LINK = re.compile(r"\]\((?![a-z]+:)(?P<target>[^)\s#]*)(?:#(?P<anchor>[^)\s]+))?\)")
 _FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)

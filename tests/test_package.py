@@ -1,4 +1,4 @@
-"""The public names, the cost of importing the package, and the links of the documentation."""
+"""The public names, the cost of importing the package, and the pages that the code names."""
 
 import json
 import re
@@ -91,17 +91,6 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = s2rm_jax.Segmentor
     with pytest.raises(ImportError, match="cannot import name 'Segmentor'"):
         from s2rm_jax import Segmentor  # noqa: F401
-
-
-NOT_PAGES = {".venv", "venv", "runs", "build"}
-PAGES = sorted(path for path in ROOT.glob("**/*.md") if not NOT_PAGES & set(path.relative_to(ROOT).parts))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_exist(page):
-    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert not missing
 
 
 def test_pages_named_in_the_code_exist():
