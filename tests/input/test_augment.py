@@ -85,16 +85,42 @@ def test_a_crop_of_an_image_in_which_nothing_is_meant_can_be_anywhere():
     assert view.referents == (None,) and view.masks() == []
 
 
-@pytest.mark.parametrize(
-    "expression",
-    ["leftmost zebra", "man in the middle", "top right", "second dog", "dog cut off", "between two dogs", "3 dogs"],
-)
+def test_a_crop_has_the_proportions_of_the_image():
+    example, rng = make_example("red dog", boxes=((10, 11, 20, 21),)), np.random.default_rng(0)
+    for _ in range(100):
+        top, bottom, left, right = crop_box(example, 0.3, rng)
+        assert abs((bottom - top) / 30 - (right - left) / 40) <= 0.5 / 30 + 0.5 / 40 + 1e-9  # sides are rounded
+
+
+# Each has one word that a crop can make wrong.
+DEPENDING = """
+leftmost zebra; dog at right; Top shelf; bottom shelf; upper shelf; lower shelf; middle zebra; mid air
+dog in the center; dog in the centre; centers of attention; centres of attention; central dog; dog in a corner
+dogs in the corners; dog at the edge; dogs at the edges; dog at the end; dogs at the ends; dog at a side; dogs at sides
+between the dogs; among zebras; half a dog; halves of a dog; part of a zebra; partly hidden dog; partial zebra
+partially hidden dog; portion of a zebra; portions of zebras; whole zebra; entire zebra; full body; fully shown dog
+complete zebra; completely shown dog; cut zebra; cropped zebra; dog going off; visible dog; dog you see; dog seen well
+dog of the picture; dog of the image; dog of the photo; dog of the photograph; dog of the pic; dog in frame
+dog on the screen; dog of the shot; in view; dog at the border; first dog; second dog; third dog; fourth dog; fifth dog
+sixth dog; last dog; next dog; only dog; dog alone; single dog; one dog; two dogs; three dogs; four dogs; five dogs
+six dogs; all dogs; both dogs; other dog; the others; another dog; group of dogs; row of dogs; 3 dogs; 2nd dog
+dog at noon o clock; dog at noon oclock; north dog; south dog; east dog; west dog; dog above; dog below; under a dog
+far dog; farthest dog; furthest dog; most striped zebra
+"""
+
+
+@pytest.mark.parametrize("expression", DEPENDING.strip().replace("\n", "; ").split("; "))
 def test_what_depends_on_the_frame_is_not_cropped(expression):
     example = make_example("red dog", expression)
     assert not croppable(view_of(example, [0, 1]))
     assert croppable(view_of(example, [0]))
     view = view_of(example, [0, 1])
     assert Augmentation(crop=1.0).move(view, example, np.random.default_rng(0)) is view
+
+
+@pytest.mark.parametrize("expression", ["the tallest man", "stop sign", "someone in an overall", "rowing team"])
+def test_what_does_not_depend_on_the_frame_is_cropped(expression):
+    assert croppable(view_of(make_example(expression), [0]))
 
 
 def test_patches_become_the_mean_and_the_rest_stays():
@@ -126,6 +152,14 @@ def test_words_are_hidden_with_all_their_pieces_and_one_stays():
         seen.add((gone[1], gone[2], gone[5]))
     assert len(seen) == 7 and (True, True, True) not in seen
     assert (hide_words(tokens, 1.0, MASK, continues, np.random.default_rng(0)) == MASK).sum() < 5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_words_are_hidden_with_the_given_probability(share):
+    tokens, _ = Tokenizer(WORDS, 9).encode("red dog zeb")
+    continues, rng = np.array([word.startswith("##") for word in WORDS]), np.random.default_rng(0)
+    hidden = [np.count_nonzero(hide_words(tokens, share, MASK, continues, rng) == MASK) for _ in range(2000)]
+    assert np.mean(hidden) == pytest.approx(3 * share - share**3, abs=0.06)  # one stays if all three would be hidden
 
 
 def test_hiding_words_needs_a_mask_in_the_vocabulary():

@@ -20,6 +20,7 @@ from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import LeftOut, build_tokenizer, eval_batches, require_images, train_batches
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.input.sources import build_source
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.loop import assemble
 from tests.input.own_data_fixture import write_coco_json, write_json_lines
@@ -259,6 +260,9 @@ def test_own_data_counts_what_it_leaves_out_while_it_is_read(tmp_path):
         == f"{root / 'data.jsonl'}: line 1: 'expressions' has an empty expression"
     )
     assert MixtureSource({"a": train, "b": val}).left_out == train.left_out + val.left_out
+    parts = ConfigDict({"a": {"name": "json_lines", "root": str(root), "weight": 2.0}})
+    mixed = build_source(ConfigDict({"name": "mixture", "parts": parts}), "train", on_bad_example="skip")
+    assert mixed.left_out == train.left_out
     path = root / "data.jsonl"
     path.write_text(path.read_text() + '{"image": \n')
     assert len(json_lines_source("train", root=root, on_bad_example="skip").left_out) == 6

@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from s2rm_jax.models.casg import ConvBlock
 from s2rm_jax.models.network import build_network, normalize
 from tests.models.small import draw_parameters, small_config, small_inputs, small_network
 
@@ -189,7 +190,16 @@ def test_bfloat16_computes_masks_close_to_float32(small):
     config = small_config()
     config.dtype = "bfloat16"
     inputs = small_inputs()
-    half = jax.jit(lambda p, *x: build_network(config).apply({"params": p}, *x))(params, *inputs)
+
+    def computed(params, *inputs):
+        """Return the output, and what the blocks of the decoder return."""
+        capture = {"capture_intermediates": lambda module, _: isinstance(module, ConvBlock), "mutable": "intermediates"}
+        return build_network(config).apply({"params": params}, *inputs, **capture)
+
+    half, kept = jax.jit(computed)(params, *inputs)
+    blocks = jax.tree.leaves(kept["intermediates"]["decoder"])
+    assert len(blocks) == len(config.decoder.widths)
+    assert {leaf.dtype for leaf in (*blocks, *half.group_maps.values())} == {jnp.dtype("bfloat16")}
     full = apply(params, *inputs)
     assert half.logits.dtype == jnp.float32
     error = np.linalg.norm(half.logits - full.logits) / np.linalg.norm(full.logits)

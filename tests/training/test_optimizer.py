@@ -33,9 +33,11 @@ def updates_of(config, params, gradients):
 
 
 def test_is_adamw_of_optax_where_nothing_is_special(standin, params):
-    config = standin.make_config(optimizer__no_decay=(), optimizer__weight_decay=0.1)
+    settings = {"b1": 0.8, "b2": 0.9, "weight_decay": 0.1}
+    changes = {f"optimizer__{name}": value for name, value in settings.items()}
+    config = standin.make_config(optimizer__no_decay=(), **changes)
     ours = build_optimizer(config, params)
-    reference = optax.adamw(learning_rate_schedule(config), weight_decay=0.1)
+    reference = optax.adamw(learning_rate_schedule(config), **settings)
     our_params, their_params, our_state, their_state = params, params, ours.init(params), reference.init(params)
     for step in range(3):
         gradients = gradients_like(params, 1.0 + step)
@@ -105,10 +107,11 @@ def test_clipping_leaves_small_gradients_alone(standin, params):
     jax.tree.map(np.testing.assert_array_equal, loose, none)
 
 
-def test_polynomial_schedule(standin):
-    schedule = learning_rate_schedule(standin.make_config(steps=100, optimizer__warmup_steps=0))
+@pytest.mark.parametrize("power", [0.9, 2.0])
+def test_polynomial_schedule(standin, power):
+    schedule = learning_rate_schedule(standin.make_config(steps=100, optimizer__power=power))
     for step in (0, 1, 50, 99):
-        np.testing.assert_allclose(schedule(step), 0.01 * (1 - step / 100) ** 0.9, rtol=1e-5)
+        np.testing.assert_allclose(schedule(step), 0.01 * (1 - step / 100) ** power, rtol=1e-5)
     assert schedule(100) == 0
 
 

@@ -1,4 +1,6 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,6 +140,30 @@ def test_lines_are_json_and_tensorboard_files_are_there(tmp_path):
         writer.write(5, "val", {"mean_iou": 50.0})
     assert lines_of(tmp_path)[1] == {"step": 5, "val/mean_iou": 50.0}
     assert list((tmp_path / TENSORBOARD_DIRECTORY).glob("events.*"))
+
+
+def test_tensorboard_files_have_the_values_of_each_step_and_those_of_later_steps_become_void(tmp_path, monkeypatch):
+    purged, written = [], []
+
+    class Recorder:
+        """A SummaryWriter that records its arguments."""
+
+        def __init__(self, folder, *, purge_step):
+            purged.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Recorder))
+    with MetricsWriter(tmp_path, default_config(), step=12) as writer:
+        writer.write(15, "train", {"loss": 1.5, "learning_rate": 0.25})
+        writer.write(20, "val", {"mean_iou": 50.0})
+    assert purged == [(str(tmp_path / TENSORBOARD_DIRECTORY), 13)]
+    of_training = [("train/loss", 1.5, 15), ("train/learning_rate", 0.25, 15)]
+    assert written == [*of_training, ("val/mean_iou", 50.0, 20), "closed"]
 
 
 def test_tensorboard_can_be_switched_off(tmp_path):

@@ -1,8 +1,12 @@
 import json
+import re
 import shutil
+from functools import reduce
+from operator import getitem
 
 import pytest
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
@@ -16,13 +20,14 @@ from s2rm_jax.training.run import (
     save_calibration,
     save_config,
 )
+from tests.command import ROOT
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
     copy = ConfigDict(config.to_dict())
     for name, value in changes.items():
-        section, _, field = name.rpartition("__")
-        (copy[section] if section else copy)[field] = value
+        *sections, field = name.split("__")
+        reduce(getitem, sections, copy)[field] = value
     return copy
 
 
@@ -61,6 +66,30 @@ def test_a_run_may_change_its_length_and_cadence_only(tmp_path):
     message = str(caught.value)
     assert "optimizer.clip_norm (was 0.0, now 1.0), seed (was 0, now 5)" in message
     assert "Give another --workdir" in message and "steps" not in message and "\n" not in message
+
+
+def another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return f"{value}x"
+    return (*value, 1) if isinstance(value, tuple) else value + 1
+
+
+def test_the_fields_that_the_documentation_lists_may_change_and_no_others(tmp_path):
+    page = (ROOT / "docs/determinism.md").read_text()
+    listed = set(re.findall(r"`([\w.]+)`", page.split("## What may change when a run resumes\n")[1]))
+    began = default_config()
+    fields = flatten_dict(began.to_dict(), sep=".")
+    assert len(listed) > 10 and listed < fields.keys()
+    refused = set()
+    for name, value in fields.items():
+        try:
+            require_same_config(tmp_path, began, changed(began, **{name.replace(".", "__"): another(value)}))
+        except UserError as error:
+            assert f": {name} (was " in str(error)
+            refused.add(name)
+    assert refused == fields.keys() - listed
 
 
 def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
