@@ -47,7 +47,7 @@ RUN_BY = {
     "data.measure": "tests/data/test_measure.py",
     "data.synthetic_baselines": "tests/data/test_synthetic_baselines.py",
     "data.input_speed": "tests/data/test_input_speed.py",
-    "segment.py": "tests/system/test_convert_command.py",
+    "segment.py": "tests/interop/test_torch_folder.py",
     "curl": "tests/serving/test_api.py",
 }
 RUN_HERE = ("s2rm_jax.predict", "s2rm_jax.evaluate", "s2rm_jax.show_input", "s2rm_jax.describe")

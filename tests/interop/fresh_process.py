@@ -17,18 +17,19 @@ from s2rm_jax.training.run import LoadedRun
 EXPRESSIONS = ("the red circle", "the small star left of the blue square", "the rightmost square")
 
 FRESH = """
-import json, sys
+import json, runpy, sys
 folder, work, expressions, foreign = json.loads(sys.argv[1])
 sys.modules.update(dict.fromkeys(foreign))  # importing one of these now raises ImportError
 sys.path.insert(0, folder)
+sys.argv = ["segment.py", f"{work}/image.png", *expressions, "--out", f"{work}/new/masks"]
+runpy.run_path(f"{folder}/segment.py", run_name="__main__")
 import numpy as np
 import segment
 
 network = segment.load_network(folder)
-masks = segment.segment(network, segment.load_image(f"{work}/image.png"), expressions)
 batch = np.load(f"{work}/batch.npz")
 outputs = network.ground(network.encode_image(batch["images"]), batch["tokens"], batch["token_mask"])
-np.savez(f"{work}/answer.npz", masks=masks, **{f"output_{i}": output for i, output in enumerate(outputs)})
+np.savez(f"{work}/answer.npz", **{f"output_{i}": output for i, output in enumerate(outputs)})
 """
 
 
@@ -47,14 +48,20 @@ class Question(NamedTuple):
     batch: dict[str, np.ndarray]
 
     def ask(self, folder: Path, work: Path, *foreign: str) -> Answer:
-        """Run the network in `folder` in a fresh process that can import neither this package nor `foreign`."""
+        """Run `segment.py` in `folder` and its network in a fresh process.
+
+        The process can import neither this package nor `foreign`.
+        """
         Image.fromarray(self.image).save(work / "image.png")
         np.savez(work / "batch.npz", **self.batch)
         ours = ("s2rm_jax", "flax", "einops", "grain", "jaxtyping", "ml_collections", "optax", "orbax", "transformers")
         argument = json.dumps([str(folder), str(work), self.expressions, ours + foreign])
         subprocess.run([sys.executable, "-I", "-c", FRESH, argument], cwd=work, check=True)
+        files = [work / f"new/masks/mask_{number}.png" for number in range(1, len(self.expressions) + 1)]
+        masks = np.stack([np.asarray(Image.open(file)) for file in files])
+        assert set(np.unique(masks)) == {0, 255}
         with np.load(work / "answer.npz") as answer:
-            return Answer(answer["masks"], [answer[name] for name in answer.files if name.startswith("output")])
+            return Answer(masks == 255, list(answer.values()))
 
 
 def make_question(trained: LoadedRun) -> Question:
