@@ -14,6 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import jax
@@ -481,16 +482,27 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny_workdir, tmp_path,
 def test_demo_serves_until_sigterm(tiny_workdir, tmp_path):
     """The folder of uploads is readable by its user only, and an open page does not keep the demo from ending."""
     pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    access_log = tmp_path / "access.jsonl"
     command = [sys.executable, "-m", "s2rm_jax.demo", f"--workdir={tiny_workdir}", "--checkpoint=latest", "--port=0"]
+    command += ["--root_path=sub", f"--access_log={access_log}", "--per_minute=3"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as server:
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as server, contextlib.ExitStack() as stack:
+        stack.callback(server.kill)  # for a test that fails, which would wait for the server
         line = next(line for line in server.stdout if line.startswith("open http://127.0.0.1:"))
         address = line.split()[1]
+        assert address.endswith("/sub")
         with urllib.request.urlopen(f"{address}/health") as answer:
             assert json.load(answer) == {"status": "ok"}
         with urllib.request.urlopen(address) as answer:
             assert answer.url.startswith(f"{address}/demo")
+        statuses = []
+        for _ in range(4):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{address}/segment", data=b"not JSON")
+            statuses.append(refused.value.code)
+            refused.value.close()
+        assert statuses == [415, 415, 415, 429]
         (folder,) = tmp_path.glob("s2rm_demo_*")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         with urllib.request.urlopen(f"{address}/demo/gradio_api/heartbeat/a") as page:
@@ -499,6 +511,8 @@ def test_demo_serves_until_sigterm(tiny_workdir, tmp_path):
             assert server.wait(60) == 0
         assert server.stderr.read() == ""
         assert not folder.exists()
+    requests = [json.loads(line) for line in access_log.read_text().splitlines()]
+    assert [one["status"] for one in requests if one["route"] == "/segment"] == statuses
 
 
 def test_demo_with_a_taken_port_or_without_its_extra(tiny_workdir, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import make_mesh
+from s2rm_jax.training import run
 from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.run import load_run, save_config
 from s2rm_jax.training.state import parameter_shapes, plan_state
@@ -76,6 +77,17 @@ def test_the_latest_two_and_the_best_are_kept_and_a_restart_takes_the_latest(tmp
         step, params = restore_params(tmp_path, "mean_iou", which)
         assert step == expected
         assert_equal(params, state_after(step).ema_params)
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 10), ("latest", 20)])
+def test_a_run_is_loaded_from_the_checkpoint_that_is_asked_for(tmp_path, run_of, standin, monkeypatch, which, step):
+    _, _, state_after = run_of
+    save_all(tmp_path, run_of, [(10, 9.0), (20, 1.0)])
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
+    monkeypatch.setattr(run, "build_network", lambda config: standin.StandIn())
+    loaded = load_run(tmp_path, which)
+    assert loaded.step == step
+    assert_equal(loaded.params, state_after(step).ema_params)
 
 
 def test_an_evaluation_is_added_to_a_checkpoint_whose_state_stays_untouched(tmp_path, run_of):
