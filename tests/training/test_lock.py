@@ -94,10 +94,15 @@ def test_a_lease_of_a_killed_run_lapses(workdir, without_locks, monkeypatch, cap
 
 def test_of_two_that_take_a_lease_at_once_one_gets_it(workdir, without_locks, monkeypatch):
     monkeypatch.setattr(module, "SETTLE", 1.0)
-    both, outcomes = threading.Barrier(2), []
+    both, outcomes, require_lapsed = threading.Barrier(2), [], module._require_lapsed
+
+    def require_lapsed_to_both(*arguments):
+        require_lapsed(*arguments)
+        both.wait(60)
+
+    monkeypatch.setattr(module, "_require_lapsed", require_lapsed_to_both)
 
     def start():
-        both.wait()
         try:
             with lock_workdir(workdir):
                 outcomes.append("holds")
