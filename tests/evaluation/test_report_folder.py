@@ -106,7 +106,8 @@ def test_a_report_on_other_data_is_not_replaced(tmp_path):
     require_same_data(tmp_path, settings | {"overlap": "union"})  # reports of earlier versions lack some settings
     for other in ({"root": "/other"}, {"dataset": "refcoco+"}, {"split": "testB"}):
         ((name, value),) = other.items()
-        with pytest.raises(UserError, match=rf"other data \({name} was '{settings[name]}', now '{re.escape(value)}'\)"):
+        change = f"{name} was '{settings[name]}', now '{value}'"
+        with pytest.raises(UserError, match=rf"different data \({re.escape(change)}\)"):
             require_same_data(tmp_path, settings | other)
     (tmp_path / "metrics.json").write_text("[1]")
     require_same_data(tmp_path, settings)

@@ -285,7 +285,7 @@ def test_lavt_is_measured_beside_ours(quick, lavt, monkeypatch):
 
 
 def test_lavt_needs_a_checkout_and_its_sizes(subject, quick, lavt, monkeypatch):
-    with pytest.raises(UserError, match="default configuration"):
+    with pytest.raises(UserError, match="needs the default encoders and image size"):
         many_expressions.against_lavt(subject, 1, str(lavt))
     monkeypatch.setattr(many_expressions, "default_config", config.default_config)
     for checkout in (None, str(lavt / "lib")):
