@@ -68,16 +68,20 @@ def groups_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]
 def gains_plot(title: str, axis: str, gains: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
     """Draw the gain over each variant above the name of each group.
 
-    The axis shows all means; an interval that is longer ends at its border.
+    The axis shows all means, and intervals up to 20 points; a longer one ends at the border of the plot.
 
     Args:
         title: of the figure.
         axis: the title of the x axis.
         gains: {variant: {group: (mean, low, high) in points of mean IoU}}.
     """
-    means = [mean for of_variant in gains.values() for mean, _, _ in of_variant.values()]
-    step = next(step for step in (2, 5, 10, 20, 40, 80) if max(means) - min(0.0, *means) <= 3 * step)
-    bottom = -step * max(1, math.ceil(-min(means) / step))
+    triples = [triple for of_variant in gains.values() for triple in of_variant.values()]
+    shown = np.array([(mean, max(low, -20.0), min(high, 20.0)) for mean, low, high in triples])
+    most = {
+        step: (max(1, math.ceil(-shown.min() / step)), math.ceil(shown.max() / step)) for step in (2, 5, 10, 20, 40, 80)
+    }
+    step = next(step for step, (below, above) in most.items() if below + above <= 5)
+    bottom = -step * most[step][0]
     return _figure(title, axis, *_by_name(gains), joined=False, scale=("gain in mean IoU", bottom, bottom + 5 * step))
 
 
@@ -114,7 +118,7 @@ def _figure(
     y_axis, bottom, top = scale
 
     def height(y: float) -> float:
-        return level(min(max(y, bottom), top), top, bottom)
+        return level(float(min(max(y, bottom), top)), top, bottom)
 
     body = [text((place(x), HEIGHT - BOTTOM + 17), label, INK, 11) for x, label in ticks.items()]
     for index, (name, points) in enumerate(series.items()):

@@ -9,7 +9,14 @@ from scipy import stats
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import ExpressionScore
-from s2rm_jax.measure.ablation_report import collect, mean_and_deviation, paired_difference, t_quantile, write_report
+from s2rm_jax.measure.ablation_report import (
+    collect,
+    gains_plot,
+    mean_and_deviation,
+    paired_difference,
+    t_quantile,
+    write_report,
+)
 from s2rm_jax.measure.ablation_runs import Result, Score, by_number, mean_ious
 from s2rm_jax.measure.ablation_suites import FULL, STEPWISE, SUITES, Variant
 
@@ -181,6 +188,19 @@ def test_the_variants_of_a_suite_look_different_and_fit_into_the_legend(tmp_path
             assert float(label.get("x")) + 0.58 * 11 * len(variant) < 520 and float(label.get("y")) < 300
         styles = [circle.get("style") for circle in figure.findall("{http://www.w3.org/2000/svg}circle")]
         assert len(set(styles)) == len(shown)
+
+
+@pytest.mark.parametrize(("interval", "step", "drawn"), [((-3.0, 5.0), 2, 8.0), ((-50.0, 70.0), 10, 50.0)])
+def test_intervals_of_gains_are_drawn_up_to_20_points(interval, step, drawn):
+    """A longer one ends at the borders, here -20 and 30."""
+    figure = ElementTree.fromstring(gains_plot("", "", {"sum": {"near": (0.4, *interval)}}))
+    labels = {t.text: float(t.get("y")) for t in figure.iter("{http://www.w3.org/2000/svg}text")}
+    point = (labels["0"] - labels[str(step)]) / step  # of mean IoU, in units of the figure
+    (line,) = (
+        p.get("d") for p in figure.iter("{http://www.w3.org/2000/svg}path") if "stroke-width:1.2" in p.get("style")
+    )
+    low, high = (float(end) for end in line.split()[1].split("V"))
+    assert (low - high) / point == pytest.approx(drawn, abs=0.1)
 
 
 def test_results_without_distances_have_no_plot_of_gains(folder):
