@@ -78,8 +78,10 @@ done
 
 if ! is_current "$workdir/pytorch"; then
   step "export to $workdir/pytorch"
+  rm -rf "$workdir/pytorch.new"
+  "$python" -m s2rm_jax.convert to-pytorch --workdir "$workdir" --out "$workdir/pytorch.new"
   rm -rf "$workdir/pytorch"
-  "$python" -m s2rm_jax.convert to-pytorch --workdir "$workdir" --out "$workdir/pytorch"
+  mv "$workdir/pytorch.new" "$workdir/pytorch"
 fi
 
 step "done"

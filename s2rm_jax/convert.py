@@ -185,7 +185,7 @@ def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], lic
 
 # {folder}
 
-This network segments the object that an English expression refers to in an image. It is an S2RM network (arXiv
+This network segments what an English expression refers to in an image. It is an S2RM network (arXiv
 2405.09006), exported by s2rm_jax {s2rm_jax.__version__}: {parameters:.1f} M parameters, images of {width} x {height}
 pixels, expressions of up to {config.text.max_tokens} word pieces.
 

@@ -78,7 +78,8 @@ def gains_plot(title: str, axis: str, gains: Mapping[str, Mapping[str, tuple[flo
     triples = [triple for of_variant in gains.values() for triple in of_variant.values()]
     shown = np.array([(mean, max(low, -20.0), min(high, 20.0)) for mean, low, high in triples])
     most = {
-        step: (max(1, math.ceil(-shown.min() / step)), math.ceil(shown.max() / step)) for step in (2, 5, 10, 20, 40, 80)
+        step: (max(1, math.ceil(-shown.min() / step)), max(0, math.ceil(shown.max() / step)))
+        for step in (2, 5, 10, 20, 40, 80)
     }
     step = next(step for step, (below, above) in most.items() if below + above <= 5)
     bottom = -step * most[step][0]

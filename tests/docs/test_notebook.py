@@ -99,9 +99,9 @@ PYTHON = """#!/bin/sh
 echo "$2" >> "$CALLS"
 [ "$2" != "$FAIL" ] || exit "$S2RM_STOPPED_STATUS"
 case "$2" in
-  s2rm_jax.train) mkdir -p "$WORKDIR/checkpoints/$TRAINED" ;;
+  s2rm_jax.train) sleep 0.05; mkdir -p "$WORKDIR/checkpoints/$TRAINED"; sleep 0.05 ;; # ticks of mtime: 10 ms
   s2rm_jax.evaluate) mkdir -p "$WORKDIR/eval-val-lavt480" && touch "$WORKDIR/eval-val-lavt480/index.html" ;;
-  s2rm_jax.convert) mkdir "$WORKDIR/pytorch" ;;
+  s2rm_jax.convert) mkdir "$7" ;;
 esac
 """
 

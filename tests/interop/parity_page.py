@@ -45,9 +45,9 @@ and want to know how exactly they are reproduced.
 **The largest relative errors** are {outputs} in outputs, {inputs} in gradients of inputs and {parameters} in
 gradients of parameters. [Deliberate mistakes](#deliberate-mistakes) cause at least ten times the tolerance.
 
-An error is the norm of a difference, divided by the norm of the reference. Each row gives the largest error over
-its test inputs and names the parameter with the largest error. The bias of attention's keys has no gradient, so its
-rounding error is measured against the gradient of the queries' bias.
+An error is the norm of a difference, divided by the norm of the reference. Each row gives the largest error over its
+test inputs and its outputs, and names the parameter with the largest error. The bias of attention's keys has no
+gradient, so its rounding error is measured against the gradient of the queries' bias.
 
 Both sides have the same random parameters, inputs and loss (the sum of all outputs with fixed random weights), scaled
 so that mistakes show: attention logits, bias tables and activations are of order 1, norms have scales and biases of

@@ -15,9 +15,11 @@ printf '%s\\n' "$@" | tr ' ' _ | paste -sd ' ' >> "$CALLS"
 [ "$2" != "$FAIL" ] || eval "exit ${STATUS:-3}"
 [ "$1" != - ] || [ -z "$CHECK" ] || exec "$CHECK" "$@"
 case "$2" in
-  s2rm_jax.train) mkdir -p "$WORKDIR/checkpoints/$TRAINED" && touch "$WORKDIR/config.json" ;;
+  s2rm_jax.train) # times of files have ticks of 10 ms
+    sleep 0.05 && mkdir -p "$WORKDIR/checkpoints/$TRAINED" && touch "$WORKDIR/config.json" && sleep 0.05
+    ;;
   s2rm_jax.evaluate) mkdir -p "$WORKDIR/eval-$6-$8" && touch "$WORKDIR/eval-$6-$8/index.html" ;;
-  s2rm_jax.convert) mkdir "$WORKDIR/pytorch" ;; # convert refuses a folder that exists
+  s2rm_jax.convert) mkdir "$7" ;; # convert refuses a folder that exists
 esac
 """
 
@@ -54,7 +56,7 @@ def test_all_steps_run_once_in_their_order(run, tmp_path):
         f"-m s2rm_jax.evaluate --workdir {tmp_path / 'run'} --split {split} --protocol lavt480"
         for split in ("val", "testA", "testB")
     ]
-    convert = f"-m s2rm_jax.convert to-pytorch --workdir {tmp_path / 'run'} --out {tmp_path / 'run' / 'pytorch'}"
+    convert = f"-m s2rm_jax.convert to-pytorch --workdir {tmp_path / 'run'} --out {tmp_path / 'run' / 'pytorch.new'}"
     install = "-m pip install --quiet --editable . jax[cuda12]"
     assert calls == [install, devices, check, *downloads, train, *evaluations, convert]
 

@@ -99,8 +99,9 @@ def test_an_earlier_run_on_the_slice_is_stopped_first(cloud):
     assert old.returncode == -signal.SIGTERM
 
 
-def test_a_preempted_slice_is_recreated(cloud):
-    (cloud / "state").write_text("PREEMPTED\n")
+@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED"])
+def test_a_preempted_slice_is_recreated(cloud, state):
+    (cloud / "state").write_text(f"{state}\n")
     ended, calls = run(cloud, [0, 0])
     assert ended.returncode == 0, ended.stderr
     assert calls[:3] == ["describe", "delete", "create"]

@@ -190,10 +190,12 @@ def test_the_variants_of_a_suite_look_different_and_fit_into_the_legend(tmp_path
         assert len(set(styles)) == len(shown)
 
 
-@pytest.mark.parametrize(("interval", "step", "drawn"), [((-3.0, 5.0), 2, 8.0), ((-50.0, 70.0), 10, 50.0)])
+@pytest.mark.parametrize(
+    ("interval", "step", "drawn"), [((-3.0, 5.0), 2, 8.0), ((-50.0, 70.0), 10, 50.0), ((-20.0, -18.0), 5, 2.0)]
+)
 def test_intervals_of_gains_are_drawn_up_to_20_points(interval, step, drawn):
-    """A longer one ends at the borders, here -20 and 30."""
-    figure = ElementTree.fromstring(gains_plot("", "", {"sum": {"near": (0.4, *interval)}}))
+    """A longer one ends at the borders, here -20 and 30. Zero is always on the axis."""
+    figure = ElementTree.fromstring(gains_plot("", "", {"sum": {"near": (sum(interval) / 2, *interval)}}))
     labels = {t.text: float(t.get("y")) for t in figure.iter("{http://www.w3.org/2000/svg}text")}
     point = (labels["0"] - labels[str(step)]) / step  # of mean IoU, in units of the figure
     (line,) = (
