@@ -71,7 +71,7 @@ def main() -> None:
     from s2rm_jax.io import make_output_folder
     from s2rm_jax.measure.ablation_report import collect, write_report
     from s2rm_jax.measure.ablation_runs import load_result, load_results, lock, plan, plan_finished
-    from s2rm_jax.measure.ablation_suites import CONFIGS, variants_of, with_steps
+    from s2rm_jax.measure.ablation_suites import FAR, variants_of, with_steps
     from s2rm_jax.training.logging import counted, log
     from s2rm_jax.training.loop import LossNotFinite
 
@@ -81,7 +81,7 @@ def main() -> None:
         raise UserError("--collect is for runs on the synthetic benchmark; leave out --config.")
     if COLLECT.value and not Path(OUT.value).is_dir():
         raise UserError(f"--out: {OUT.value} does not exist; give the folder of the finished runs.")
-    benchmark = ":".join(("synthetic_benchmark", *([CONFIGS[suite]] if suite in CONFIGS else [])))
+    benchmark = f"synthetic_benchmark:{suite}" if suite in FAR else "synthetic_benchmark"
     base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config(benchmark))
     base = with_steps(base, STEPS.value or base.steps)
     try:

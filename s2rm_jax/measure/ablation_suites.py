@@ -70,8 +70,7 @@ CROSS_ENTROPY = {"loss.kind": "weighted_ce", "loss.coarse_weight": 0.0}
 NOT_AVERAGED = {"optimizer.ema_decay": 0.0}
 
 STEPWISE = ("cumulative",)
-# {suite: the variant of configs/synthetic_benchmark.py}; the other suites use the benchmark itself
-CONFIGS = {"far": "far", "far_long": "far_long"}
+FAR = ("far", "far_long")  # on the variants of configs/synthetic_benchmark.py with these names; others on the benchmark
 
 SUITES: dict[str, tuple[Variant, ...]] = {
     "cumulative": (  # each row removes one more part
@@ -121,8 +120,7 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         PLAIN_FPN,
     ),
     "width": (FULL, _width(64), _width(256)),
-    "far": (FULL, SUM, ATTENTION, NO_RECURRENCE),
-    "far_long": (FULL, SUM, ATTENTION, NO_RECURRENCE),
+    **dict.fromkeys(FAR, (FULL, SUM, ATTENTION, NO_RECURRENCE)),
     "expressions": (
         FULL,
         Variant("two_expressions", "2 expressions per image, more images", expressions=2),
@@ -147,7 +145,7 @@ def variants_of(suite: str, names: Collection[str] = ()) -> tuple[Variant, ...]:
     Raises:
         UserError: the suite has no variant of a name.
     """
-    suites = [SUITES[suite]] if suite != "all" else [SUITES[name] for name in SUITES if name not in CONFIGS]
+    suites = [SUITES[suite]] if suite != "all" else [SUITES[name] for name in SUITES if name not in FAR]
     variants = {variant.name: variant for of_suite in suites for variant in of_suite}
     unknown = [name for name in names if name not in variants]
     if unknown:
