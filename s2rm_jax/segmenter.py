@@ -1,6 +1,6 @@
 """The Segmenter: segment what expressions refer to, from Python.
 
-Images are encoded once, for any number of expressions:
+Images are encoded once, for any number of expressions, and expressions once for any number of images:
 
     segmenter = Segmenter.from_checkpoint("runs/refcoco")
     result = segmenter.segment("street.jpg", ["the man in red", "the car behind him"])
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -42,13 +43,18 @@ from s2rm_jax.models.network import keep_for_equal_networks
 from s2rm_jax.training.compile import ProgramStore
 from s2rm_jax.training.run import load_run
 
-# The numbers of images and of expressions per image are padded to one of these, so that few programs are compiled: at
-# most 5 that encode images and 20 that segment. A round has at most MOST_IMAGES images and BUCKETS[-1] pairs of image
-# and expression, which bounds the memory; more are processed in several rounds.
+# The numbers of images, of new expressions and of expressions per image are padded to one of these, so that few
+# programs are compiled: at most 5 that encode images, 6 that encode expressions and 20 that segment. A round has at
+# most MOST_IMAGES images and BUCKETS[-1] pairs of image and expression, which bounds the memory; more are processed in
+# several rounds.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 MOST_IMAGES = 16
+# How many encoded expressions a Segmenter keeps, the most recently used: many images are often asked for the same ones.
+# One takes 60 kB with BERT-base and 20 tokens.
+EXPRESSIONS_KEPT = 256
 
 ImageSource = str | Path | bytes | np.ndarray | Image.Image
+Tokens = tuple[np.ndarray, np.ndarray]  # of an expression: the ids of its tokens and which of them are not padding
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,12 @@ class Segmenter:
         self.config = config
         self._tokenizer = tokenizer
         self._params = jax.device_put(params)  # once: NumPy arrays would be transferred again at every call
-        encode, ground = _jitted(network, tuple(config.input.image_size))
-        self._encode, self._ground = (encode, ground) if programs is None else map(programs.keep, (encode, ground))
+        jitted = _jitted(network, tuple(config.input.image_size))
+        self._encode_images, self._encode_texts, self._ground = map(programs.keep, jitted) if programs else jitted
+        self._words: OrderedDict[bytes, jax.Array] = OrderedDict()  # of expressions, the most recently used last
+        self._words_lock = threading.Lock()
         # A lock for each program; two threads with the same new shapes would compile it twice.
-        self._tracing: dict[tuple[int | bool, ...], threading.Lock] = {}
+        self._tracing: dict[tuple[str | int | bool, ...], threading.Lock] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
 
     @classmethod
@@ -207,15 +215,15 @@ class Segmenter:
         originals = self._in_threads(partial(load_image, apply_exif=True), images)
         size = tuple(self.config.input.image_size)
         pixels = _pad(self._in_threads(partial(resize_image, size=size), originals), _bucket(len(images)))
-        with self._compiling(len(pixels)):
-            features = self._encode(self._params, jax.device_put(np.stack(pixels)))
+        with self._compiling("images", len(pixels)):
+            features = self._encode_images(self._params, jax.device_put(np.stack(pixels)))
         return [EncodedImage(original, maps) for original, maps in zip(originals, features, strict=False)]
 
     def _segment_batch(
         self,
         images: Sequence[Any],
         asked: Sequence[tuple[str, ...]],
-        tokenized: Sequence[list[tuple[np.ndarray, np.ndarray]]],
+        tokenized: Sequence[list[Tokens]],
         explain: bool,
     ) -> list[Result]:
         """Segment with one program per round of BUCKETS[-1] expressions."""
@@ -231,11 +239,10 @@ class Segmenter:
             padded = _pad(
                 [_pad(row or whole[:1], bucket) for row, whole in zip(rows, tokenized, strict=True)], len(features)
             )
-            tokens, token_mask = (
-                jax.device_put(np.array([[pair[part] for pair in row] for row in padded])) for part in (0, 1)
-            )
-            with self._compiling(len(features), bucket, explain):
-                outputs = self._ground(self._params, features, tokens, token_mask, explain=explain)
+            words = self._words_of([text for row in padded for text in row])
+            token_mask = jax.device_put(np.array([[mask for _, mask in row] for row in padded]))
+            with self._compiling("masks", len(features), bucket, explain):
+                outputs = self._ground(self._params, features, words, token_mask, explain=explain)
             maps, no_target_logits, reduced = jax.device_get(outputs)
             for index, row in enumerate(rows):
                 logits[index] += list(maps[index, : len(row)])
@@ -248,7 +255,41 @@ class Segmenter:
         results = self._in_threads(result, list(zip(encoded, asked, logits, no_target, strict=True)))
         return [replace(result, explanations=tuple(explained)) for result in results] if explain else results
 
-    def _compiling(self, *program: int | bool) -> threading.Lock:
+    def _words_of(self, texts: Sequence[Tokens]) -> list[jax.Array]:
+        """Return the word features of at most BUCKETS[-1] expressions; encode those that are not kept."""
+        keys = [tokens.tobytes() + mask.tobytes() for tokens, mask in texts]
+        with self._words_lock:
+            words = {key: self._words[key] for key in keys if key in self._words}
+        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in words}:
+            words |= zip(new, self._encode_new(list(new.values())), strict=False)
+        with self._words_lock:
+            for key, features in words.items():
+                self._words[key] = features
+                self._words.move_to_end(key)
+            while len(self._words) > EXPRESSIONS_KEPT:
+                self._words.popitem(last=False)
+        return [words[key] for key in keys]
+
+    def _encode_new(self, texts: list[Tokens]) -> list[jax.Array]:
+        padded = _pad(texts, _bucket(len(texts)))
+        tokens, token_mask = (jax.device_put(np.array([text[part] for text in padded])) for part in (0, 1))
+        with self._compiling("texts", len(padded)):
+            words: list[jax.Array] = self._encode_texts(self._params, tokens, token_mask)
+        return words
+
+    def compile(self, images: int, expressions: int, explain: bool = False) -> None:
+        """Compile the programs for this many images with this many expressions each, by running them.
+
+        Args:
+            images: at most MOST_IMAGES.
+            expressions: per image; together with the images at most BUCKETS[-1] pairs.
+            explain: whether the calls of `segment` will explain; then `images` is 1.
+        """
+        encoded = self.encode([np.zeros((64, 64, 3), np.uint8)] * images)
+        self._encode_new([self._tokenizer.encode("the image")] * (images * expressions))
+        self.segment(encoded, ["the image"] * expressions, explain=explain)
+
+    def _compiling(self, *program: str | int | bool) -> threading.Lock:
         return self._tracing.setdefault(program, threading.Lock())
 
     def _in_threads(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -291,19 +332,23 @@ def _per_image(expressions: Any, count: int) -> list[tuple[str, ...]]:
 
 
 @keep_for_equal_networks(4)  # so that segmenters of equal networks trace and compile each program once
-def _jitted(network: nn.Module, size: tuple[int, int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the functions that encode images and ground expressions, for images of this input size."""
+def _jitted(network: nn.Module, size: tuple[int, int]) -> tuple[Callable[..., Any], ...]:
+    """Return the functions that encode images, encode expressions and segment, for images of this input size."""
 
-    def encode(params: Any, images: jax.Array) -> list[Any]:
+    def encode_images(params: Any, images: jax.Array) -> list[Any]:
         maps = network.apply({"params": params}, images, method="encode_image")
         return [jax.tree.map(lambda batch, i=i: batch[i : i + 1], maps) for i in range(len(images))]
 
-    def ground(params: Any, features: list[Any], tokens: jax.Array, token_mask: jax.Array, explain: bool) -> Any:
+    def encode_texts(params: Any, tokens: jax.Array, token_mask: jax.Array) -> list[Any]:
+        return list(network.apply({"params": params}, tokens, token_mask, method="encode_text"))
+
+    def ground(params: Any, features: list[Any], words: list[jax.Array], token_mask: jax.Array, explain: bool) -> Any:
         batch = jax.tree.map(lambda *maps: jnp.concatenate(maps), *features)
-        output: Any = network.apply({"params": params}, batch, tokens, token_mask, size, method="ground")
+        stacked = jnp.stack(words).reshape(*token_mask.shape, -1)
+        output: Any = network.apply({"params": params}, batch, stacked, token_mask, size, method="fuse_and_decode")
         return output.logits, output.no_target_logits, reduce(output) if explain else None
 
-    return jax.jit(encode), jax.jit(ground, static_argnames="explain")
+    return jax.jit(encode_images), jax.jit(encode_texts), jax.jit(ground, static_argnames="explain")
 
 
 def images_at_once(expressions: int) -> int:

@@ -127,10 +127,14 @@ class ColourNetwork(nn.Module):
         self.on_trace("encode_image")
         return (images,)
 
-    def ground(self, features, tokens, token_mask, image_size):
-        self.on_trace(f"ground {tokens.shape[1]}")
+    def encode_text(self, tokens, token_mask):
+        self.on_trace(f"encode_text {len(tokens)}")
+        return tokens[..., None]
+
+    def fuse_and_decode(self, features, words, token_mask, image_size):
+        self.on_trace(f"fuse_and_decode {words.shape[1]}")
         assert features[0].shape[1:3] == image_size
-        return self._find(features[0], tokens)
+        return self._find(features[0], words[..., 0])
 
     @nn.compact
     def _find(self, images, tokens):

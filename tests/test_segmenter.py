@@ -1,5 +1,6 @@
 """The Segmenter: sizes, scores, one encoding for all expressions, and errors for bad input."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -45,13 +46,11 @@ def test_the_mask_is_empty_if_the_network_predicts_no_target(colour_world, segme
     class NoTarget(type(network)):
         """Predict that expressions with "the" refer to nothing, with the highest logit for those with "part"."""
 
-        def ground(self, features, tokens, token_mask, image_size):
+        def fuse_and_decode(self, features, words, token_mask, image_size):
+            tokens = words[..., 0]
             the, part = ((tokens == tokenizer.vocabulary.index(word)).any(-1) for word in ("the", "part"))
-            return (
-                super()
-                .ground(features, tokens, token_mask, image_size)
-                ._replace(no_target_logits=-2.0 + 4.0 * the + 2000.0 * part)
-            )
+            answer = super().fuse_and_decode(features, words, token_mask, image_size)
+            return answer._replace(no_target_logits=-2.0 + 4.0 * the + 2000.0 * part)
 
     result = Segmenter(NoTarget(network.on_trace), params, tokenizer, config).segment(
         image, ["red", "the red", "the red part"]
@@ -88,8 +87,8 @@ def test_exif_orientation_is_applied(segmenter, image, tmp_path):
 
 def test_one_encoding_for_all_expressions_and_few_programs(segmenter, colour_world, image, monkeypatch):
     encodings = []
-    encode = segmenter._encode
-    monkeypatch.setattr(segmenter, "_encode", lambda *args: encodings.append(1) or encode(*args))
+    encode = segmenter._encode_images
+    monkeypatch.setattr(segmenter, "_encode_images", lambda *args: encodings.append(1) or encode(*args))
     for count in (1, 2, 3, 4, 5, 7, 8, BUCKETS[-1] + 3):
         encodings.clear()
         result = segmenter.segment(image, ["red", "blue"] * (count // 2) + ["red"] * (count % 2))
@@ -97,7 +96,38 @@ def test_one_encoding_for_all_expressions_and_few_programs(segmenter, colour_wor
         assert result.masks.shape[0] == count
         assert result.masks[:, 0, 0].tolist() == [i % 2 == 0 for i in range(count)]  # the upper left corner is red
     # One program per bucket, whatever the number of expressions; 35 expressions are 32 and 4 (one of them padding).
-    assert colour_world.traced_methods == ["encode_image", "ground 1", "ground 2", "ground 4", "ground 8", "ground 32"]
+    # "red" is encoded in the first call and "blue" in the second.
+    programs = [f"fuse_and_decode {count}" for count in (1, 2, 4, 8, 32)]
+    assert colour_world.traced_methods == ["encode_image", "encode_text 1", *programs]
+
+
+def test_an_expression_is_encoded_once_for_many_images(segmenter, colour_world, image, monkeypatch):
+    encoded, encode = [], segmenter._encode_texts
+    monkeypatch.setattr(segmenter, "_encode_texts", lambda *args: encoded.append(len(args[1])) or encode(*args))
+    first = segmenter.segment(image, ["red", "blue"])
+    again = segmenter.segment([image[:, ::-1], image], ["blue", "the red", "red", "the red"])
+    assert encoded == [2, 1]  # only "the red" is new in the second call
+    assert [result.masks[:, 0, 0].tolist() for result in again] == [
+        [True, False, False, False],
+        [False, True, True, True],
+    ]
+    np.testing.assert_array_equal(again[1].masks[[2, 0]], first.masks)
+    monkeypatch.setattr("s2rm_jax.segmenter.EXPRESSIONS_KEPT", 2)
+    segmenter.segment(image, "red")
+    segmenter.segment(image, ["green", "red"])  # leaves out "blue", which was used least recently
+    segmenter.segment(image, ["red", "green"])
+    assert encoded == [2, 1, 1]
+    assert segmenter.segment(image, "blue").masks[0, 0].tolist() == first.masks[1, 0].tolist()
+    assert encoded == [2, 1, 1, 1]
+
+
+def test_compile_leaves_nothing_to_compile(segmenter, colour_world, image):
+    segmenter.compile(2, 3)
+    programs = ["encode_image", "encode_text 8", "encode_text 1", "fuse_and_decode 4"]
+    assert colour_world.traced_methods == programs
+    texts = [["red", "the red", "part"], ["blue", "the blue", "the part"]]
+    segmenter.segment([image, image], texts)
+    assert colour_world.traced_methods == programs
 
 
 class WeightedNetwork(ColourNetwork):
@@ -129,7 +159,8 @@ def test_an_image_is_encoded_once_for_many_calls(segmenter, colour_world, image)
         asked, at_once = segmenter.segment(encoded, expressions), segmenter.segment(image, expressions)
         np.testing.assert_array_equal(asked.masks, at_once.masks)
         np.testing.assert_array_equal(asked.scores, at_once.scores)
-    assert colour_world.traced_methods == ["encode_image", "ground 1", "ground 2"]
+    programs = ["encode_image", "encode_text 1", "fuse_and_decode 1", "fuse_and_decode 2"]
+    assert colour_world.traced_methods == programs  # at most one expression is new
 
 
 def test_an_image_may_be_the_bytes_of_a_file(segmenter, image, tmp_path):
@@ -173,9 +204,9 @@ def test_expressions_are_the_same_for_all_images_or_one_sequence_for_each(segmen
 def test_any_number_of_images_and_expressions_takes_few_programs(segmenter, colour_world, image, monkeypatch):
     rows, ground = [], segmenter._ground
 
-    def counted(params, features, tokens, *rest, **named):
-        rows.append(tokens.shape[0] * tokens.shape[1])
-        return ground(params, features, tokens, *rest, **named)
+    def counted(params, features, words, token_mask, **named):
+        rows.append(token_mask.shape[0] * token_mask.shape[1])
+        return ground(params, features, words, token_mask, **named)
 
     monkeypatch.setattr(segmenter, "_ground", counted)
     for images in (*range(1, 12), 16, 17, 40):
@@ -183,7 +214,8 @@ def test_any_number_of_images_and_expressions_takes_few_programs(segmenter, colo
             results = segmenter.segment([image] * images, ["red"] * expressions)
             assert [len(result.masks) for result in results] == [expressions] * images
     assert max(rows) == BUCKETS[-1]  # which bounds the memory
-    assert colour_world.traced_methods.count("encode_image") == 5 and len(colour_world.traced_methods) == 25
+    methods = Counter(method.split()[0] for method in colour_world.traced_methods)
+    assert methods == {"encode_image": 5, "encode_text": 1, "fuse_and_decode": 20}
 
 
 def test_encode_waits_for_the_device(segmenter, image, monkeypatch):
@@ -193,7 +225,7 @@ def test_encode_waits_for_the_device(segmenter, image, monkeypatch):
         def block_until_ready(self):
             waited.append(self)
 
-    monkeypatch.setattr(segmenter, "_encode", lambda params, pixels: [(Features(),) for _ in pixels])
+    monkeypatch.setattr(segmenter, "_encode_images", lambda params, pixels: [(Features(),) for _ in pixels])
     one, several = segmenter.encode(image), segmenter.encode([image] * 3)
     assert waited == [*one.features, *(encoded.features[0] for encoded in several)]
 
@@ -202,7 +234,7 @@ def test_threads_do_not_compile_a_program_twice(segmenter, colour_world, image):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: segmenter.segment([image] * 2, "red"), range(8)))
     assert all(result.masks[0, 0, 0] for pair in results for result in pair)
-    assert colour_world.traced_methods == ["encode_image", "ground 1"]
+    assert colour_world.traced_methods == ["encode_image", "encode_text 1", "fuse_and_decode 1"]
 
 
 def test_each_network_has_its_own_fingerprint(colour_world, segmenter):

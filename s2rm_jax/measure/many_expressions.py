@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -67,13 +68,20 @@ def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     return [Section("Many expressions on one image", text, head, rows, figures)]
 
 
-def _calls(subject: Subject, counts: Iterable[int]) -> dict[str, Callable[[], object]]:
-    """Return calls of the Segmenter: "segment COUNT" on an encoded image, "single" on an image, and "encode"."""
+def _calls(subject: Subject, counts: Collection[int]) -> dict[str, Callable[[], object]]:
+    """Return calls of the Segmenter: "segment COUNT" on an encoded image, "single" on an image, and "encode".
+
+    Each call has new expressions, because the Segmenter keeps those that it has encoded.
+    """
     segmenter, image = subject.segmenter(), subject.image(480, 640)
-    encoded, texts = segmenter.encode(image), subject.expressions(8)
+    encoded, asked = segmenter.encode(image), itertools.count(step=max(counts))
+
+    def segment(image: Any, count: int) -> object:
+        return segmenter.segment(image, subject.expressions(count, first=next(asked)))
+
     return {
-        **{f"segment {count}": partial(segmenter.segment, encoded, texts[:count]) for count in counts},
-        "single": partial(segmenter.segment, image, texts[0]),
+        **{f"segment {count}": partial(segment, encoded, count) for count in counts},
+        "single": partial(segment, image, 1),
         "encode": partial(segmenter.encode, image),
     }
 
@@ -199,16 +207,16 @@ def serving_programs(subject: Subject, rounds: int) -> list[Section]:
     segmenter, rng, most = subject.segmenter(), np.random.default_rng(5), 8
     seconds: list[float] = []
     with record_compilations() as compilations:
-        for _ in range(6 * rounds):
+        for index in range(6 * rounds):
             height, width = rng.integers(100, 1500, 2).tolist()
-            texts = subject.expressions(int(rng.integers(1, most + 1)))
+            texts = subject.expressions(int(rng.integers(1, most + 1)), first=index * most)
             start = time.perf_counter()
             segmenter.segment(subject.image(height, width), texts)
             seconds.append(time.perf_counter() - start)
-    programs, bound = len(compilations), 1 + sum(size < 2 * most for size in BUCKETS)
+    programs, bound = len(compilations), 1 + 2 * sum(size < 2 * most for size in BUCKETS)
     text = (
         f"{len(seconds)} successive requests with images of 100 to 1,500 pixels per side and 1 to {most} expressions. "
-        f"Expected: one program for images, and one for each number of expressions among "
+        f"Expected: one program for images, and two for each number of expressions among "
         f"{', '.join(map(str, BUCKETS))} up to the first that is at least {most}; so at most {bound} programs."
     )
     rows: list[Row] = [

@@ -24,6 +24,8 @@ from s2rm_jax.models.network import ReferringNetwork, build_network, run_parts
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.state import parameter_shapes
 
+_DIGITS = ("thing", "part")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -88,14 +90,14 @@ class Subject:
         """Draw an image as it is stored in a file."""
         return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
 
-    def expressions(self, count: int) -> list[str]:
-        """Return expressions of various lengths, made of the one word of `tokenizer`."""
-        longest = self.config.text.max_tokens - 2
-        return [" ".join(["thing"] * (1 + 7 * index % longest)) for index in range(count)]
+    def expressions(self, count: int, first: int = 0) -> list[str]:
+        """Return different expressions of the most tokens: the numbers from `first` in binary, with words as digits."""
+        places = range(self.config.text.max_tokens - 2)
+        return [" ".join(_DIGITS[number >> place & 1] for place in places) for number in range(first, first + count)]
 
     def tokenizer(self) -> Tokenizer:
-        """Return a tokenizer with a vocabulary of one word."""
-        return Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "thing"), self.config.text.max_tokens)
+        """Return a tokenizer with a vocabulary of two words."""
+        return Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *_DIGITS), self.config.text.max_tokens)
 
     def segmenter(self) -> Segmenter:
         """Return a Segmenter of the network."""

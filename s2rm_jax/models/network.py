@@ -113,15 +113,30 @@ class ReferringNetwork(nn.Module):
     ) -> Output:
         """Segment expressions on encoded images; `image_size` is the (height, width) of the images in pixels."""
         b, k, length = tokens.shape
-        words = self.text(tokens.reshape(b * k, length), token_mask.reshape(b * k, length), train)
-        words = words.reshape(b, k, length, -1)
+        words = self.encode_text(tokens.reshape(b * k, length), token_mask.reshape(b * k, length), train)
+        return self.fuse_and_decode(features, words.reshape(b, k, length, -1), token_mask, image_size)
+
+    def encode_text(
+        self, tokens: Int[Array, "n l"], token_mask: Bool[Array, "n l"], train: bool = False
+    ) -> Float[Array, "n l c"]:
+        """Return the word features of n expressions, for any number of calls of `fuse_and_decode`."""
+        return self.text(tokens, token_mask, train)
+
+    def fuse_and_decode(
+        self,
+        features: tuple[Float[Array, "b _ _ _"], ...],
+        words: Float[Array, "b k l c"],
+        token_mask: Bool[Array, "b k l"],
+        image_size: tuple[int, int],
+    ) -> Output:
+        """Segment encoded expressions on encoded images; `image_size` is that of `ground`."""
         sentence = words[:, :, 0]  # the state of [CLS] stands for the whole expression [ours]
         fused = self.fusion(features[-1], words, token_mask)
         logits = self.decoder(fused.features, features, sentence)
 
         height, width = image_size
         stride = self.vision.patch_size
-        *_, h, w = logits[-1].shape
+        b, k, h, w = logits[-1].shape
         full = jax.image.resize(logits[-1], (b, k, stride * h, stride * w), "bilinear")[:, :, :height, :width]
         no_target = None
         if self.no_target is not None:

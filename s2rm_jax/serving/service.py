@@ -1,7 +1,7 @@
 """Share one network between many visitors: waiting requests are taken in turn, and joined where they can be.
 
 No data of a visitor is stored. The most recent encoded images are cached by the hash of their bytes, so that further
-expressions on an image are fast for every visitor.
+expressions on an image are fast for every visitor; the Segmenter keeps the most recent encoded expressions.
 """
 
 from __future__ import annotations
@@ -260,23 +260,18 @@ class Service:
         for count in EXPRESSIONS:
             for explain in (True, False):
                 if not self._is_closing:
-                    self._compile(1, count, explain)
+                    self.segmenter.compile(1, count, explain)
         if not self._is_closing:
             opened()
         for count in EXPRESSIONS:
             if not self._is_closing:
-                self._compile(IMAGES[-1], count)
+                self.segmenter.compile(IMAGES[-1], count)
                 self._joinable.add(count)
         self.is_ready = not self._is_closing
 
     def close(self) -> None:
         """Stop the warm-up after the program that it is compiling, and be no longer ready."""
         self._is_closing, self.is_ready = True, False
-
-    def _compile(self, images: int, expressions: int, explain: bool = False) -> None:
-        """Encode and segment black images, so that the programs for these numbers are compiled."""
-        encoded = self.segmenter.encode([np.zeros((64, 64, 3), np.uint8)] * images)
-        self.segmenter.segment(encoded, ["the image"] * expressions, explain=explain)
 
     def _work(self) -> None:
         """Process the next requests; this runs once for each request, and finds none if they were joined to others."""

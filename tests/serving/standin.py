@@ -61,9 +61,9 @@ def explaining_segmenter_of(colour_world):
     network, _, params, tokenizer, config = colour_world
 
     class ExplainingNetwork(type(network)):
-        def ground(self, features, tokens, token_mask, image_size):
-            logits = super().ground(features, tokens, token_mask, image_size).logits
-            b, k, length = tokens.shape
+        def fuse_and_decode(self, features, words, token_mask, image_size):
+            logits = super().fuse_and_decode(features, words, token_mask, image_size).logits
+            b, k, length = token_mask.shape
             across = jnp.broadcast_to(jnp.arange(4.0)[:, None] * jnp.arange(length), (b, k, 2, 4, 4, length))
             attention = jax.nn.softmax(jnp.where(token_mask[:, :, None, None, None], across, -jnp.inf))
             pairs = ("language_parses_vision", "vision_parses_language")
