@@ -70,8 +70,8 @@ def require_torch_variant(config: ConfigDict) -> None:
     for (section, field), missing in _NOT_IN_PYTORCH.items():
         if config[section][field] in missing:
             raise UserError(
-                f"config.{section}.{field}={config[section][field]!r} is a variant for ablations that PyTorch does not "
-                "have, and to-onnx goes through PyTorch; use to-stablehlo, or give the workdir of another network."
+                f"config.{section}.{field}={config[section][field]!r} is a variant for ablations, which cannot be "
+                "exported to PyTorch or ONNX; use to-stablehlo, or give the workdir of another network."
             )
 
 
