@@ -221,13 +221,15 @@ def write_label_studio(out: Path, records: Iterable[Record], naming: Naming, pre
 
 
 _LABEL = "referent"
+# The expressions are above the image, which may fill the window. "region-list" shows each beside its mask in the list
+# of regions; otherwise only that of a selected mask is shown.
 _LABELING = f"""<View>
-  <Image name="image" value="$image" zoom="true"/>
   <Text name="expressions" value="$expressions"/>
+  <Image name="image" value="$image" zoom="true"/>
   <BrushLabels name="mask" toName="image">
     <Label value={quoteattr(_LABEL)} background="#2f7fc1"/>
   </BrushLabels>
-  <TextArea name="expression" toName="image" perRegion="true" editable="true"/>
+  <TextArea name="expression" toName="image" perRegion="true" editable="true" displayMode="region-list"/>
 </View>
 """
 

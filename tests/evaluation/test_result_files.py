@@ -5,6 +5,7 @@ import json
 import re
 import uuid
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -220,6 +221,9 @@ def test_label_studio_gets_a_task_per_image_with_a_region_per_mask(tmp_path):
         assert f'name="{item["from_name"]}" toName="{item["to_name"]}"' in config
         assert (item["original_width"], item["original_height"]) == (6, 4)
     assert f'<Label value="{mask["value"]["brushlabels"][0]}"' in config
+    *_, expression = elements = list(ElementTree.fromstring(config))
+    assert [element.tag for element in elements] == ["Text", "Image", "BrushLabels", "TextArea"]
+    assert (expression.get("perRegion"), expression.get("displayMode")) == ("true", "region-list")
 
 
 def test_many_tasks_are_in_several_files(tmp_path, monkeypatch):
