@@ -56,16 +56,38 @@ def write_atomically(path: epath.Path | Path, text: str | bytes | Iterable[str],
         else:
             path.write_text("".join(text))
         return
-    temporary = path.with_name(f".{uuid4().hex}")  # without the name of the file, which may be as long as is allowed
-    try:
+    with replacing(Path(path)) as temporary:
         if isinstance(text, bytes):
             temporary.write_bytes(text)
         else:
             with open(temporary, "w", encoding="utf-8", errors=errors) as file:
                 file.writelines([text] if isinstance(text, str) else text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which then takes the place of `path`; remove it if the block raises."""
+    temporary = path.with_name(f".{uuid4().hex}")  # without the name of the file, which may be as long as is allowed
+    try:
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Return the folder for files that can be made again: s2rm_jax in ~/.cache or XDG_CACHE_HOME.
+
+    Raises:
+        UserError: XDG_CACHE_HOME is not set, and the user has no home.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # such paths are to be ignored, says the XDG specification
+        try:
+            cache = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise UserError("there is no home folder for ~/.cache; set XDG_CACHE_HOME to another folder") from error
+    return cache / "s2rm_jax"
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError, one_line, reason_of
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
-from s2rm_jax.io import copy_files, on_bucket
+from s2rm_jax.io import cache_folder, copy_files, on_bucket
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
@@ -229,11 +229,8 @@ def open_program_store(config: ConfigDict) -> ProgramStore | None:
     if disabled or settings["jax_compilation_cache_dir"] or jax.default_backend() != "cpu":
         return None
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not cache.is_absolute():  # such paths are to be ignored, says the XDG specification
-            cache = Path.home() / ".cache"
-        folder = _make_private(cache / "s2rm_jax" / "programs")
-    except (OSError, RuntimeError) as error:  # the latter of a user without a home
+        folder = _make_private(cache_folder() / "programs")
+    except (OSError, UserError) as error:
         _LOG.debug("compiled programs are not kept: %s", one_line(error))
         return None
     return ProgramStore(folder, config)
