@@ -11,19 +11,21 @@ Rows become records of the REFER layout, so that referents, expressions, masks a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
-import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
 from s2rm_jax.errors import UserError, explaining, first_of, one_line, reason_of
 from s2rm_jax.input.example import Example, StoredSource
@@ -39,9 +41,9 @@ from s2rm_jax.input.refer_annotations import (
     find_image_folder,
     select_referents,
 )
+from s2rm_jax.io import cache_folder, replacing
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 _LOG = logging.getLogger(__name__)
@@ -61,14 +63,16 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # COCO's ids have up to six digits and are padded to twelve. The time in the name of a photograph is not such an id.
 _COCO_ID = re.compile(r"(?<!\d)0{6}\d{6}(?!\d)")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
-_CACHED_BYTES = 512 << 20  # of images, in each process
+_ROWS_AT_A_TIME = 8  # with their images in memory
+_INDEX = np.dtype("<i8")  # of files of unpacked images
 _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
 
 
 class HuggingFaceSource(StoredSource):
     """The images of one split, each with all expressions of the split that refer to it, in the order of their ids.
 
-    Images in rows are read when an example is accessed. Each process keeps the row groups that it read last.
+    Images in rows are unpacked into ~/.cache/s2rm_jax/images (or below XDG_CACHE_HOME) when the split is opened for the
+    first time. When an example is accessed, its image is read from there.
     """
 
     def __init__(
@@ -96,7 +100,8 @@ class HuggingFaceSource(StoredSource):
 
         Raises:
           UserError: pyarrow is not installed; the files cannot be found, downloaded or read; a column is missing; or
-            the split has no usable expression. Or files of the split are missing, by the numbers in their names.
+            the split has no usable expression. Or files of the split are missing, by the numbers in their names, or
+            the images cannot be unpacked.
         """
         check_choices(sentence_field, overlap)
         where = Path(str(path))
@@ -122,22 +127,30 @@ class HuggingFaceSource(StoredSource):
             else _image_folder(root, where, dict.fromkeys(one.image.file_name for one in referents))
         )
         examples, groups = group_by_image(referents, folder)
-        super().__init__(f"{where} {split}", examples, groups)
+        name = f"{where} {split}"
         self._files = files
-        self._has_sizes = has_sizes
         self._places = [places[image] for image in dict.fromkeys(one.image.id for one in referents)]
+        self._unpacked = _unpack(files, self._places, name) if files.have_images else None
+        if self._unpacked and not has_sizes:
+            sizes = self._unpacked.index[:, 2:].tolist()
+            examples = [
+                replace(example, height=height, width=width)
+                for example, (height, width) in zip(examples, sizes, strict=True)
+            ]
+        super().__init__(name, examples, groups)
 
     def __getitem__(self, index: int) -> Example:
         """Return an example; raise a UserError if its image is missing or the header of the image is damaged."""
         example = super().__getitem__(index)
-        if not self._files.have_images:
+        if self._unpacked is None:
             return example
-        place = self._places[index]
-        image = self._files.image(place)
-        if self._has_sizes:
-            return replace(example, image=image)
-        width, height = read_size(image, f"the image in {self._files.describe(place)}")
-        return replace(example, image=image, height=height, width=width)
+        image = self._unpacked.read(index)
+        if not image:
+            where = self._files.describe(self._places[index])
+            raise UserError(f"{where} has no image; only images that are stored in the rows are read")
+        if not example.height:
+            read_size(image, f"the image in {self._files.describe(self._places[index])}")  # raises what is wrong
+        return replace(example, image=image)
 
 
 def _image_folder(root: str | Path, where: Path, file_names: Iterable[str]) -> ImageFolder:
@@ -264,48 +277,91 @@ class _Files:
                     values = file.read_row_group(group, columns=list(names)).to_pylist()
                 yield from ((_Row(number, group, row), value) for row, value in enumerate(values))
 
-    def image(self, place: _Row) -> bytes:
-        """Return the file of an image, byte for byte."""
-        image = _images.of(self.paths[place.file], place.group)[place.row].as_py()
-        if not image:
-            raise UserError(f"{self.describe(place)} has no image; only images that are stored in the rows are read")
-        return image
+    def images(self, places: Iterable[_Row]) -> Iterator[bytes]:
+        """Yield the image files of rows, byte for byte, empty where there is none; the rows are in order."""
+        for (number, group), rows in groupby(places, key=lambda place: (place.file, place.group)):
+            yield from _read_images(self.paths[number], group, {place.row for place in rows})
 
     def describe(self, place: _Row) -> str:
         """Return the place of a row as text."""
         return f"row {place.row} of row group {place.group} of {self.paths[place.file]}"
 
 
-class _RowGroups:
-    """The images of the row groups read last: to read one image, Parquet decompresses all of its row group."""
+@dataclass(frozen=True)
+class _Unpacked:
+    """Images in one file, where each is read by itself. The file does not stay open, see _Files.
 
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
-        self._lock = threading.Lock()
+    `index` has for each image its first byte, its number of bytes (0: no image), and its height and width in pixels by
+    its header (0: damaged).
+    """
 
-    def of(self, path: Path, group: int) -> pa.Array:
-        """Return the image files of a row group."""
-        with self._lock:
-            if (path, group) in self._groups:
-                self._groups.move_to_end((path, group))
-            else:
-                self._groups[path, group] = _read_images(path, group)
-                while len(self._groups) > 1 and sum(one.nbytes for one in self._groups.values()) > self._limit:
-                    self._groups.popitem(last=False)
-            return self._groups[path, group]
+    path: Path
+    index: Int64[np.ndarray, "images 4"]
 
-
-_images = _RowGroups(_CACHED_BYTES)
+    def read(self, number: int) -> bytes:
+        """Return the file of an image; raise a UserError if it cannot be read."""
+        start, size, _, _ = self.index[number].tolist()
+        with (
+            explaining(lambda error: f"{self.path} cannot be read ({reason_of(error)}); start again to write it anew"),
+            open(self.path, "rb") as file,
+        ):
+            file.seek(start)
+            return file.read(size)
 
 
-def _open(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+def _unpack(files: _Files, places: Sequence[_Row], name: str) -> _Unpacked:
+    """Return the images of rows, unpacked into the cache folder unless an earlier process did so.
+
+    Parquet compresses a row group of images, up to 100 MB, as one: to read an image, it decompresses all of them.
+    """
+    versions = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in files.paths]
+    path = cache_folder() / "images" / hashlib.sha256(repr((versions, places)).encode()).hexdigest()
+    try:
+        index = _read_index(path, len(places))
+        if index is None:
+            _LOG.info("%s: unpacking %d images into %s", name, len(places), path)
+            index = _write_images(files, places, path)
+    except OSError as error:
+        raise UserError(
+            f"the images of {name} cannot be unpacked to {path} ({reason_of(error)}); make room there, or set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
+    return _Unpacked(path, index)
+
+
+def _read_index(path: Path, count: int) -> Int64[np.ndarray, "images 4"] | None:
+    """Return the index at the end of a file of images; None if there is no such file, or if it is incomplete."""
+    size = path.stat().st_size if path.is_file() else 0
+    start = size - count * 4 * _INDEX.itemsize
+    if start < 0:
+        return None
+    index = np.fromfile(path, _INDEX, offset=start).reshape(count, 4)
+    return index if index[:, 1].sum() == start else None
+
+
+def _write_images(files: _Files, places: Sequence[_Row], path: Path) -> Int64[np.ndarray, "images 4"]:
+    """Write the images of rows one after the other, and their index; return the index."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    index = np.zeros((len(places), 4), _INDEX)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        for number, image in zip(order, files.images(places[one] for one in order), strict=True):
+            width, height = 0, 0
+            with suppress(UserError):  # raised when the image is read
+                width, height = read_size(image, "the image")
+            index[number] = file.tell(), len(image), height, width
+            file.write(image)
+        file.write(index.tobytes())
+    return index
+
+
+def _open(path: Path) -> pq.ParquetFile:
     try:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"reading {path} needs pyarrow; install it with: pip install -e '.[hf]'") from error
     with _reading(path):
-        return parquet.ParquetFile(path, memory_map=True, read_dictionary=list(read_dictionary))
+        return parquet.ParquetFile(path, memory_map=True)
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
@@ -313,14 +369,17 @@ def _reading(path: Path) -> AbstractContextManager[None]:
     return explaining(lambda error: f"{path} cannot be read as Parquet ({one_line(error)}); get it again")
 
 
-def _read_images(path: Path, group: int) -> pa.Array:
-    """Return the image files of a row group. As a dictionary, an image in several rows takes memory and time once."""
+def _read_images(path: Path, group: int, wanted: set[int]) -> Iterator[bytes]:
+    """Yield the image files of the wanted rows of a row group, in order."""
     with _reading(path):
-        is_struct = _open(path).schema_arrow.field("image").type.num_fields > 0
+        file = _open(path)
+        is_struct = file.schema_arrow.field("image").type.num_fields > 0
         name = "image.bytes" if is_struct else "image"  # the Hub stores a struct of bytes and path
-        column = _open(path, [name]).read_row_group(group, columns=[name], use_threads=False).column("image")
-        images = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        return images.field("bytes") if is_struct else images
+        batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[name], use_threads=False)
+        columns = (batch.column("image").field("bytes") if is_struct else batch.column("image") for batch in batches)
+        for row, image in enumerate(chain.from_iterable(columns)):
+            if row in wanted:
+                yield image.as_py() or b""
 
 
 class _Records(NamedTuple):
@@ -412,7 +471,7 @@ def _polygons(segmentation: list[Any] | None) -> list[list[float]] | None:
 def _extent(polygons: list[list[float]] | None) -> tuple[int, int]:
     """Return the height and width that hold polygons, in place of the image's, which only the image itself tells."""
     ends = [max((value for polygon in polygons or () for value in polygon[axis::2]), default=0.0) for axis in (1, 0)]
-    height, width = (int(np.clip(np.nan_to_num(end), 0, MAX_COORDINATE)) + 1 for end in ends)
+    height, width = (int(min(max(0.0, end), MAX_COORDINATE)) + 1 for end in ends)  # NaN becomes 0
     return height, width
 
 

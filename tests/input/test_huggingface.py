@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
 from pathlib import Path
 
@@ -217,24 +219,79 @@ def test_batches_resume_and_do_not_depend_on_workers(lmms):
     np.testing.assert_array_equal(whole, images(0, 4))
 
 
-def test_a_copy_in_another_process_opens_the_files_itself(lmms, monkeypatch):
+@pytest.mark.parametrize("plain_bytes", [False, True])
+def test_row_groups_are_read_once_and_not_to_access_an_image(refer, tmp_path, monkeypatch, plain_bytes):
+    read, groups = huggingface._read_images, []
+    monkeypatch.setattr(huggingface, "_read_images", lambda *place: groups.append(place[:2]) or read(*place))
+    written, data, rows = write_lmms(refer, tmp_path / "written", shards=2) / "data", tmp_path / "data", 0
+    data.mkdir()
+    for path in written.glob("train-*"):
+        table = pq.read_table(path)
+        if plain_bytes:
+            table = table.set_column(1, "image", table["image"].combine_chunks().field("bytes"))
+        pq.write_table(table[::-1], data / path.name, row_group_size=1)
+        rows += len(table)
+    source = HuggingFaceSource("train", path=data)
+    assert len(set(groups)) == len(groups) == len(source) < rows  # of each image one row
+    groups.clear()
+    before = list(HuggingFaceSource("train", path=data))
+    assert [example.image for example in before] == [one.image.read_bytes() for one in ReferSource("train", root=refer)]
+    for path in data.iterdir():
+        path.unlink()
+    copy = pickle.loads(pickle.dumps(source))  # as in another process
+    for index in np.random.default_rng(0).integers(len(before), size=20).tolist():
+        assert copy[index] == before[index]
+    assert not groups
+
+
+def unpacked(monkeypatch, folder):
+    """Return the files below a new cache folder, which is used from now on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return lambda: [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_images_are_unpacked_again_if_the_files_changed(refer, tmp_path, monkeypatch):
+    files = unpacked(monkeypatch, tmp_path / "cache")
+    before = list(HuggingFaceSource("val", path=write_lmms(refer, tmp_path)))
+    other = Path(ReferSource("train", root=refer)[0].image).read_bytes()
+    changed = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=_image(lambda _: other)))
+    assert [example.image for example in changed] == [other] * len(before)
+    assert [example.image for example in before] != [other] * len(before)
+    assert len(files()) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-8], lambda content: content + b" ", lambda content: b" "])
+def test_an_incomplete_file_of_unpacked_images_is_replaced(lmms, tmp_path, monkeypatch, damage):
+    files = unpacked(monkeypatch, tmp_path)
+    before = list(HuggingFaceSource("val", path=lmms))
+    (file,) = files()
+    file.write_bytes(damage(file.read_bytes()))
+    assert list(HuggingFaceSource("val", path=lmms)) == before
+    assert files() == [file]
+
+
+def test_unpacked_images_that_are_lost(lmms, tmp_path, monkeypatch):
+    files = unpacked(monkeypatch, tmp_path)
     source = HuggingFaceSource("val", path=lmms)
-    before = list(source)
-    copy = pickle.loads(pickle.dumps(source))
-    monkeypatch.setattr(huggingface, "_images", huggingface._RowGroups(0))  # as in a new process
-    assert list(copy) == before
+    files()[0].unlink()
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\); start again to write it anew"):
+        source[0]
 
 
-def test_row_groups_are_read_once_while_they_fit(lmms, monkeypatch):
-    read, reads = huggingface._read_images, []
-    monkeypatch.setattr(huggingface, "_read_images", lambda *place: reads.append(place) or read(*place))
-    for limit, expected in ((1 << 20, 2), (0, 4)):
-        monkeypatch.setattr(huggingface, "_images", huggingface._RowGroups(limit))
-        reads.clear()
-        a, b = (HuggingFaceSource(split, path=lmms) for split in ("val", "testA"))
-        for source in (a, b, a, b):
-            assert source[0].image == source[1].image or len(source) == 2
-        assert len(reads) == expected
+def test_a_full_disk_leaves_no_unpacked_images(lmms, tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = unpacked(monkeypatch, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(huggingface, "read_size", fill)
+        with pytest.raises(UserError, match=r"cannot be unpacked to .* \(No space left on device\); make room there"):
+            HuggingFaceSource("val", path=lmms)
+    assert files() == []
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without a home
+    with pytest.raises(UserError, match=r"there is no home folder for ~/\.cache; set XDG_CACHE_HOME"):
+        HuggingFaceSource("val", path=lmms)
 
 
 def test_moved_folders():
