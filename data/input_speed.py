@@ -6,7 +6,8 @@
 Prints Markdown and, with --json FILE, writes the same as JSON; docs/results/input_speed.md keeps it. Files come from
 the page cache. All times are processor time including workers, so "per core" means a core that does nothing else. Each
 round measures everything once, so that other load on the machine affects all measurements alike; the medians over the
-rounds are reported.
+rounds are reported. With the extra [hf], the source hf is measured too, on the same images in the rows of Parquet files
+(four times their size, in the folder for temporary files).
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import io
 import json
 import multiprocessing
 import os
+import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from absl import flags
@@ -35,7 +40,8 @@ from data.measure import write_images
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
 from s2rm_jax.input.encode import pack_mask, view_of
-from s2rm_jax.input.example import Example, Groups
+from s2rm_jax.input.example import Example, Groups, Source
+from s2rm_jax.input.huggingface import HuggingFaceSource
 from s2rm_jax.input.images import load_image, resize_fast, resize_image
 from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batches
 from s2rm_jax.input.refer import ReferSource
@@ -72,11 +78,16 @@ def main() -> None:
         config.batch_size, config.input.expressions_per_image = BATCH_SIZE, EXPRESSIONS.value
         config.text.vocab = str(_write_vocabulary(source, Path(scratch)))
         decoders, stages = _decoders(source), _stages(source, config)
+        sources: dict[str, Callable[[], Any]] = {
+            "refer": lambda: ReferSource("train", root=root, split_by=SPLIT_BY.value or "")
+        }
         with contextlib.ExitStack() as stack:
+            with contextlib.suppress(ImportError):
+                sources |= stack.enter_context(_hub_source(source, Path(scratch)))
             pipelines = {
                 f"the whole, {n or 'no'} workers": stack.enter_context(_pipeline(source, config, n)) for n in WORKERS
             }
-            rounds = [_round(len(source), decoders, stages, pipelines) for _ in range(ROUNDS.value or 0)]
+            rounds = [_round(len(source), sources, decoders, stages, pipelines) for _ in range(ROUNDS.value or 0)]
         milliseconds = {name: median(times[name] for times in rounds) for name in rounds[0]}
         limit = min(decoders, key=lambda name: milliseconds[name])
         shares = {name: median(times[limit] / times[name] for times in rounds) for name in rounds[0]}
@@ -103,6 +114,47 @@ class _Repeated:
 
     def referents(self, index: int) -> Groups:
         return self.source.referents(index % len(self.source))
+
+
+@contextlib.contextmanager
+def _hub_source(source: ReferSource, scratch: Path) -> Iterator[dict[str, Callable[[], HuggingFaceSource]]]:
+    """Write Parquet files as on the Hub, one row for each referent, and yield how to open them.
+
+    The first opening has an empty cache folder, so it unpacks the images; the second finds them there.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    def rows(index: int) -> Iterator[dict[str, Any]]:
+        example = source[index]
+        path = Path(str(example.image))
+        for group in source.referents(index):
+            expressions = [example.expressions[position] for position in group]
+            polygons = expressions[0].segmentation
+            polygon = polygons[0] if isinstance(polygons, list) else [0, 0, 9, 0, 9, 9]
+            yield {
+                "image": {"bytes": path.read_bytes(), "path": path.name},
+                "answer": [expression.text for expression in expressions],
+                "segmentation": [float(value) for value in polygon],
+                "file_name": path.name,
+            }
+
+    def open_hub() -> HuggingFaceSource:
+        return HuggingFaceSource("train", path=scratch / "train.parquet")
+
+    def unpack() -> HuggingFaceSource:
+        shutil.rmtree(scratch / "s2rm_jax", ignore_errors=True)
+        return open_hub()
+
+    all_rows = chain.from_iterable(rows(index) for index in range(len(source)))
+    with contextlib.ExitStack() as stack:
+        writer = None
+        while group := list(islice(all_rows, 100)):  # rows a group, as the library datasets wrote images for years
+            table = pyarrow.Table.from_pylist(group)
+            writer = writer or stack.enter_context(parquet.ParquetWriter(scratch / "train.parquet", table.schema))
+            writer.write_table(table)
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(scratch)}):
+        yield {"hf, unpacking the images": unpack, "hf": open_hub}
 
 
 def _decoders(source: ReferSource) -> dict[str, Callable[[int], Any]]:
@@ -177,6 +229,7 @@ def _processor_time(pid: int | None) -> float:
 
 def _round(
     images: int,
+    sources: dict[str, Callable[[], Any]],
     decoders: dict[str, Callable[[int], Any]],
     stages: dict[str, Callable[[int], Any]],
     pipelines: dict[str, Callable[[], float]],
@@ -185,12 +238,29 @@ def _round(
     times = {}
     for name, take in pipelines.items():
         times[name] = 1000 * take() / (BATCHES.value or 0) / BATCH_SIZE
-    for name, work in (decoders | stages).items():
+    order = random.sample(range(images), images)
+    reading = {}
+    for name, open_source in sources.items():
+        began = time.process_time()
+        source = open_source()
+        times[f"opening {name}"] = 1000 * (time.process_time() - began) / images
+        reading[f"reading the file by {name.partition(',')[0]}"] = _reader(source, order)
+    for name, work in (reading | decoders | stages).items():
         began = time.process_time()
         for index in range(images):
             work(index)
         times[name] = 1000 * (time.process_time() - began) / images
     return times
+
+
+def _reader(source: Source, order: list[int]) -> Callable[[int], Any]:
+    """Return a function that reads the file of the image at a place of an order."""
+
+    def read(place: int) -> Any:
+        image = source[order[place]].image
+        return image.read_bytes() if isinstance(image, Path) else image
+
+    return read
 
 
 def _print(source: ReferSource, milliseconds: dict[str, float], shares: dict[str, float], limit: str) -> None:

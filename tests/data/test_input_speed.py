@@ -1,5 +1,6 @@
 """The benchmark of the input pipeline runs and reports every stage and the whole."""
 
+import importlib.util
 import json
 
 from data import input_speed
@@ -14,6 +15,8 @@ def test_every_stage_and_the_whole_are_reported(tmp_path, monkeypatch, capsys):
     times, shares = results["milliseconds"], results["share_of_limit"]
     assert results["images"] == 3
     assert {"resizing the image", "making the masks", "the whole, no workers"} < set(times)
+    if importlib.util.find_spec("pyarrow"):
+        assert {"opening hf, unpacking the images", "opening hf", "reading the file by hf"} < set(times)
     assert all(time > 0 for time in times.values())
     assert shares[results["limit"]] == 1
     assert shares["the whole, no workers"] == times[results["limit"]] / times["the whole, no workers"]
