@@ -56,30 +56,26 @@ def write_atomically(path: epath.Path | Path, text: str | bytes | Iterable[str],
         else:
             path.write_text("".join(text))
         return
-    with replacing(Path(path)) as temporary:
+    temporary = path.with_name(f".{uuid4().hex}")  # without the name of the file, which may be as long as is allowed
+    try:
         if isinstance(text, bytes):
             temporary.write_bytes(text)
         else:
             with open(temporary, "w", encoding="utf-8", errors=errors) as file:
                 file.writelines([text] if isinstance(text, str) else text)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write, which then takes the place of `path`; remove it if the block raises."""
-    temporary = path.with_name(f".{uuid4().hex}")  # without the name of the file, which may be as long as is allowed
-    try:
-        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
-    """Return the folder for files that can be made again: s2rm_jax in ~/.cache or XDG_CACHE_HOME.
+def make_cache_folder(name: str) -> Path:
+    """Return the folder s2rm_jax/`name` in ~/.cache or XDG_CACHE_HOME, for files that can be made again.
+
+    Folders that do not exist are created, open to this user only.
 
     Raises:
         UserError: XDG_CACHE_HOME is not set, and the user has no home.
+        OSError: the folder cannot be created.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache.is_absolute():  # such paths are to be ignored, says the XDG specification
@@ -87,7 +83,10 @@ def cache_folder() -> Path:
             cache = Path.home() / ".cache"
         except RuntimeError as error:
             raise UserError("there is no home folder for ~/.cache; set XDG_CACHE_HOME to another folder") from error
-    return cache / "s2rm_jax"
+    folder = cache / "s2rm_jax" / name
+    for place in (*reversed(folder.parents), folder):
+        place.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @contextmanager

@@ -275,18 +275,21 @@ class Segmenter:
         tokens, token_mask = (jax.device_put(np.array([text[part] for text in padded])) for part in (0, 1))
         with self._compiling("texts", len(padded)):
             words: list[jax.Array] = self._encode_texts(self._params, tokens, token_mask)
+        jax.block_until_ready(words)  # so that a failed result is not kept
         return words
 
     def compile(self, images: int, expressions: int, explain: bool = False) -> None:
-        """Compile the programs for this many images with this many expressions each, by running them.
+        """Compile what `segment` needs for this many images with this many expressions each, by running it.
 
         Args:
-            images: at most MOST_IMAGES.
-            expressions: per image; together with the images at most BUCKETS[-1] pairs.
-            explain: whether the calls of `segment` will explain; then `images` is 1.
+            images: the number of images; 1 if `explain`.
+            expressions: expressions per image, of which any number may be new.
+            explain: whether `segment` will be called with `explain=True`.
         """
         encoded = self.encode([np.zeros((64, 64, 3), np.uint8)] * images)
-        self._encode_new([self._tokenizer.encode("the image")] * (images * expressions))
+        most_new = min(images * expressions, BUCKETS[-1])
+        for count in BUCKETS[: BUCKETS.index(_bucket(most_new)) + 1]:
+            self._encode_new([self._tokenizer.encode("the image")] * count)
         self.segment(encoded, ["the image"] * expressions, explain=explain)
 
     def _compiling(self, *program: str | int | bool) -> threading.Lock:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Int64
 
 from s2rm_jax.errors import UserError, explaining, first_of, one_line, reason_of
@@ -41,7 +43,7 @@ from s2rm_jax.input.refer_annotations import (
     find_image_folder,
     select_referents,
 )
-from s2rm_jax.io import cache_folder, replacing
+from s2rm_jax.io import make_cache_folder
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -65,6 +67,7 @@ _COCO_ID = re.compile(r"(?<!\d)0{6}\d{6}(?!\d)")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
 _ROWS_AT_A_TIME = 8  # with their images in memory
 _INDEX = np.dtype("<i8")  # of files of unpacked images
+_LAYOUT = 1  # of these files; increase it when their content changes
 _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
 
 
@@ -148,8 +151,9 @@ class HuggingFaceSource(StoredSource):
         if not image:
             where = self._files.describe(self._places[index])
             raise UserError(f"{where} has no image; only images that are stored in the rows are read")
-        if not example.height:
-            read_size(image, f"the image in {self._files.describe(self._places[index])}")  # raises what is wrong
+        if not example.height:  # its header could not be read when it was unpacked, perhaps without a decoder
+            width, height = read_size(image, f"the image in {self._files.describe(self._places[index])}")
+            example = replace(example, height=height, width=width)
         return replace(example, image=image)
 
 
@@ -306,7 +310,10 @@ class _Unpacked:
             open(self.path, "rb") as file,
         ):
             file.seek(start)
-            return file.read(size)
+            image = file.read(size)
+            if len(image) < size:
+                raise EOFError("it is incomplete")
+            return image
 
 
 def _unpack(files: _Files, places: Sequence[_Row], name: str) -> _Unpacked:
@@ -315,43 +322,56 @@ def _unpack(files: _Files, places: Sequence[_Row], name: str) -> _Unpacked:
     Parquet compresses a row group of images, up to 100 MB, as one: to read an image, it decompresses all of them.
     """
     versions = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in files.paths]
-    path = cache_folder() / "images" / hashlib.sha256(repr((versions, places)).encode()).hexdigest()
+    key = hashlib.sha256(repr((_LAYOUT, versions, places)).encode()).hexdigest()
     try:
+        path = make_cache_folder("images") / key
         index = _read_index(path, len(places))
         if index is None:
-            _LOG.info("%s: unpacking %d images into %s", name, len(places), path)
-            index = _write_images(files, places, path)
+            # One process unpacks, the others wait. A soft lock would remain after a kill.
+            with FileLock(path.with_suffix(".lock"), fallback_to_soft=False):
+                index = _read_index(path, len(places))
+                if index is None:
+                    _LOG.info("%s: unpacking %d images into %s", name, len(places), path)
+                    index = _write_images(files, places, path)
     except OSError as error:
         raise UserError(
-            f"the images of {name} cannot be unpacked to {path} ({reason_of(error)}); make room there, or set "
-            "XDG_CACHE_HOME to another folder"
+            f"the images of {name} cannot be unpacked into the user's cache folder ({one_line(error)}); make room "
+            "there, or set XDG_CACHE_HOME to a folder that you can write to and that has room"
         ) from error
     return _Unpacked(path, index)
 
 
 def _read_index(path: Path, count: int) -> Int64[np.ndarray, "images 4"] | None:
     """Return the index at the end of a file of images; None if there is no such file, or if it is incomplete."""
-    size = path.stat().st_size if path.is_file() else 0
-    start = size - count * 4 * _INDEX.itemsize
-    if start < 0:
+    try:
+        with open(path, "rb") as file:
+            start = os.fstat(file.fileno()).st_size - count * 4 * _INDEX.itemsize
+            if start < 0:
+                return None
+            file.seek(start)
+            index = np.frombuffer(file.read(), _INDEX).reshape(count, 4)
+    except FileNotFoundError:
         return None
-    index = np.fromfile(path, _INDEX, offset=start).reshape(count, 4)
     return index if index[:, 1].sum() == start else None
 
 
 def _write_images(files: _Files, places: Sequence[_Row], path: Path) -> Int64[np.ndarray, "images 4"]:
     """Write the images of rows one after the other, and their index; return the index."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     index = np.zeros((len(places), 4), _INDEX)
     order = sorted(range(len(places)), key=places.__getitem__)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        for number, image in zip(order, files.images(places[one] for one in order), strict=True):
-            width, height = 0, 0
-            with suppress(UserError):  # raised when the image is read
-                width, height = read_size(image, "the image")
-            index[number] = file.tell(), len(image), height, width
-            file.write(image)
-        file.write(index.tobytes())
+    part = path.with_suffix(".part")  # always the same, so that the next process replaces what a killed one left
+    try:
+        with open(part, "wb") as file:
+            for number, image in zip(order, files.images(places[one] for one in order), strict=True):
+                width, height = 0, 0
+                with suppress(UserError):  # raised when the image is read
+                    width, height = read_size(image, "the image")
+                index[number] = file.tell(), len(image), height, width
+                file.write(image)
+            file.write(index.tobytes())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return index
 
 

@@ -210,7 +210,8 @@ def serving(subject: Subject, rounds: int) -> list[Section]:
     text = (
         f"The demo with the bundled network, {_IMAGES} different images of {_SIZE[0]} x {_SIZE[1]} as JPEG, "
         f"{_EXPRESSIONS} expressions each, {rounds} rounds of {_SECONDS:g} s per row. Clients and server share this "
-        "machine. Every answer is compared with that to the same request sent alone. On average a call joined "
+        "machine. Every answer is compared with that to the same request sent alone. Images and expressions that "
+        "occurred before are not encoded again. On average a call joined "
         f"{answered / batches:.1f} requests, and a request took "
         f"{1000 * figures['process_cpu_seconds_total'] / answered:.1f} ms of the processors, compilation included."
     )

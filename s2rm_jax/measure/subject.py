@@ -91,7 +91,10 @@ class Subject:
         return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
 
     def expressions(self, count: int, first: int = 0) -> list[str]:
-        """Return different expressions of the most tokens: the numbers from `first` in binary, with words as digits."""
+        """Return expressions of max_tokens tokens: the numbers from `first` in binary, in words.
+
+        They differ up to the number 2^(max_tokens - 2), and then repeat.
+        """
         places = range(self.config.text.max_tokens - 2)
         return [" ".join(_DIGITS[number >> place & 1] for place in places) for number in range(first, first + count)]
 

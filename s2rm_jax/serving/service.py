@@ -1,7 +1,7 @@
 """Share one network between many visitors: waiting requests are taken in turn, and joined where they can be.
 
-No data of a visitor is stored. The most recent encoded images are cached by the hash of their bytes, so that further
-expressions on an image are fast for every visitor; the Segmenter keeps the most recent encoded expressions.
+No data of a visitor is written to disk. The most recent encoded images are cached by the hash of their bytes, so that
+further expressions on an image are fast for every visitor, and the Segmenter keeps the most recent encoded expressions.
 """
 
 from __future__ import annotations

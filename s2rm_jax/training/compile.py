@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError, one_line, reason_of
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
-from s2rm_jax.io import cache_folder, copy_files, on_bucket
+from s2rm_jax.io import copy_files, make_cache_folder, on_bucket
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
@@ -229,22 +229,15 @@ def open_program_store(config: ConfigDict) -> ProgramStore | None:
     if disabled or settings["jax_compilation_cache_dir"] or jax.default_backend() != "cpu":
         return None
     try:
-        folder = _make_private(cache_folder() / "programs")
+        folder = _require_private(make_cache_folder("programs"))
     except (OSError, UserError) as error:
         _LOG.debug("compiled programs are not kept: %s", one_line(error))
         return None
     return ProgramStore(folder, config)
 
 
-def _make_private(folder: Path) -> Path:
-    """Create a folder that only this user can enter, and return it without symbolic links.
-
-    Raises:
-        PermissionError: it exists and is open to others, or others can replace it.
-        OSError: it cannot be created.
-    """
-    for place in (*reversed(folder.parents), folder):
-        place.mkdir(mode=0o700, exist_ok=True)
+def _require_private(folder: Path) -> Path:
+    """Return a folder without symbolic links; raise PermissionError if others can enter or replace it."""
     folder = folder.resolve()
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
 import pickle
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -245,9 +248,9 @@ def test_row_groups_are_read_once_and_not_to_access_an_image(refer, tmp_path, mo
 
 
 def unpacked(monkeypatch, folder):
-    """Return the files below a new cache folder, which is used from now on."""
+    """Use a new cache folder from now on, and return a function that lists the files in it but those of locks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return lambda: [path for path in folder.rglob("*") if path.is_file()]
+    return lambda: [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_images_are_unpacked_again_if_the_files_changed(refer, tmp_path, monkeypatch):
@@ -279,19 +282,68 @@ def test_unpacked_images_that_are_lost(lmms, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_no_unpacked_images(lmms, tmp_path, monkeypatch):
-    def fill(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full(io.FileIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def open_full(path, mode):
+        return Full(path, "w") if mode == "wb" else path.open(mode)
 
     files = unpacked(monkeypatch, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(huggingface, "read_size", fill)
-        with pytest.raises(UserError, match=r"cannot be unpacked to .* \(No space left on device\); make room there"):
+        patched.setattr(huggingface, "open", open_full, raising=False)
+        with pytest.raises(UserError, match=r"cannot be unpacked .* \(.*No space left on device\); make room there"):
             HuggingFaceSource("val", path=lmms)
     assert files() == []
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without a home
+    assert len(HuggingFaceSource("val", path=lmms)) == 2 and len(files()) == 1
+
+
+def test_a_user_without_a_home(lmms, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(UserError, match=r"there is no home folder for ~/\.cache; set XDG_CACHE_HOME"):
         HuggingFaceSource("val", path=lmms)
+
+
+def test_an_image_whose_header_could_not_be_read_once(lmms, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("no decoder")
+
+    unpacked(monkeypatch, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(huggingface, "read_size", fail)
+        HuggingFaceSource("val", path=lmms)
+    again = list(HuggingFaceSource("val", path=lmms))
+    unpacked(monkeypatch, tmp_path / "other")
+    assert again == list(HuggingFaceSource("val", path=lmms))
+
+
+def _open_and_count(path):
+    """Open a split at the same time as the other processes, and return how many row groups were unpacked."""
+    read, groups = huggingface._read_images, []
+
+    def slow(*place):
+        groups.append(place)
+        time.sleep(1)  # so that the other processes come while this one unpacks
+        return read(*place)
+
+    huggingface._read_images = slow
+    _open_and_count.start.wait()
+    HuggingFaceSource("val", path=path)
+    return len(groups)
+
+
+def _share_start(barrier):
+    _open_and_count.start = barrier
+
+
+def test_one_of_several_processes_unpacks(lmms, tmp_path, monkeypatch):
+    files = unpacked(monkeypatch, tmp_path)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(3, context, _share_start, (context.Barrier(3),)) as pool:
+        counts = list(pool.map(_open_and_count, [lmms] * 3))
+    assert sorted(counts)[:2] == [0, 0] and sorted(counts)[2] > 0
+    assert len(files()) == 1
 
 
 def test_moved_folders():
