@@ -43,10 +43,11 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
         source: the name and the arguments of the source, without the root.
         size: one of
             ""       the recipe of the LAVT family, above
-            ours     [ours], compared with LAVT's on generated scenes only (docs/results/ablations.md): 16 images with
-                     4 expressions each per step, so that an encoded image teaches four times; cross-entropy and
-                     Dice, also on the coarser masks; mirrored and masked inputs; smaller learning rates for the early
-                     layers of pretrained parts; averaged parameters; bfloat16
+            ours     [ours], compared with LAVT's on generated scenes (docs/results/ablations.md) and a few photographs
+                     (docs/results/refer_mini.md), not on RefCOCO: 16 images with 4 expressions each per step, so that
+                     an encoded image teaches four times; cross-entropy and Dice, also on the coarser masks; mirrored
+                     and masked inputs; smaller learning rates for the early layers of pretrained parts; averaged
+                     parameters; bfloat16
             one_gpu  `ours` for a 24 GB GPU: each step in 4 parts, with recomputation
             small    a small network, trained from scratch for 400 steps, to try the complete path from the files to the
                      evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
