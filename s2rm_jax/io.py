@@ -1,4 +1,4 @@
-"""Files on disks and buckets (gs://...): atomic writes, JSON lines, and the folders and files of results."""
+"""Files on disks and buckets (gs://...): atomic writes, locks, JSON lines, and the folders and files of results."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from etils import epath
+from filelock import BaseFileLock, FileLock
 
 from s2rm_jax.errors import UserError, find_full_disk, is_temporary
 
@@ -66,6 +67,15 @@ def write_atomically(path: epath.Path | Path, text: str | bytes | Iterable[str],
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_file(path: Path, wait: bool = True) -> BaseFileLock:
+    """Return a context manager that holds the lock of a file, which is released however the process ends.
+
+    Entering it raises Timeout if another process holds the lock and `wait` is False, and OSError if the file system
+    does not support locks or the file cannot be created.
+    """
+    return FileLock(path, blocking=wait, fallback_to_soft=False)  # the file of a soft lock would remain after a kill
 
 
 def make_cache_folder(name: str) -> Path:

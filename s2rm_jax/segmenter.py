@@ -17,12 +17,12 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import flax.linen as nn
 import jax
@@ -72,6 +72,30 @@ class EncodedImage:
 
 
 ImageT = TypeVar("ImageT", bound=EncodedImage | ImageSource)
+T = TypeVar("T")
+
+
+class RecentlyUsed(Generic[T]):
+    """The values used most recently, by key, at most `limit` of them; safe from several threads."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self._values: OrderedDict[bytes, T] = OrderedDict()  # the most recently used last
+        self._lock = threading.Lock()
+
+    def known(self, keys: Iterable[bytes]) -> dict[bytes, T]:
+        """Return the values of those keys that have one; this does not count as use."""
+        with self._lock:
+            return {key: self._values[key] for key in keys if key in self._values}
+
+    def keep(self, values: Mapping[bytes, T]) -> None:
+        """Keep these as the most recently used, in their order."""
+        with self._lock:
+            for key, value in values.items():
+                self._values[key] = value
+                self._values.move_to_end(key)
+            while len(self._values) > self.limit:
+                self._values.popitem(last=False)
 
 
 @dataclass(frozen=True)
@@ -123,8 +147,7 @@ class Segmenter:
         self._params = jax.device_put(params)  # once: NumPy arrays would be transferred again at every call
         jitted = _jitted(network, tuple(config.input.image_size))
         self._encode_images, self._encode_texts, self._ground = map(programs.keep, jitted) if programs else jitted
-        self._words: OrderedDict[bytes, jax.Array] = OrderedDict()  # of expressions, the most recently used last
-        self._words_lock = threading.Lock()
+        self._words: RecentlyUsed[jax.Array] = RecentlyUsed(EXPRESSIONS_KEPT)
         # A lock for each program; two threads with the same new shapes would compile it twice.
         self._tracing: dict[tuple[str | int | bool, ...], threading.Lock] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="segmenter")
@@ -258,16 +281,10 @@ class Segmenter:
     def _words_of(self, texts: Sequence[Tokens]) -> list[jax.Array]:
         """Return the word features of at most BUCKETS[-1] expressions; encode those that are not kept."""
         keys = [tokens.tobytes() + mask.tobytes() for tokens, mask in texts]
-        with self._words_lock:
-            words = {key: self._words[key] for key in keys if key in self._words}
+        words = self._words.known(keys)
         if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in words}:
             words |= zip(new, self._encode_new(list(new.values())), strict=False)
-        with self._words_lock:
-            for key, features in words.items():
-                self._words[key] = features
-                self._words.move_to_end(key)
-            while len(self._words) > EXPRESSIONS_KEPT:
-                self._words.popitem(last=False)
+        self._words.keep(words)
         return [words[key] for key in keys]
 
     def _encode_new(self, texts: list[Tokens]) -> list[jax.Array]:

@@ -112,7 +112,7 @@ def test_an_expression_is_encoded_once_for_many_images(segmenter, colour_world, 
         [False, True, True, True],
     ]
     np.testing.assert_array_equal(again[1].masks[[2, 0]], first.masks)
-    monkeypatch.setattr("s2rm_jax.segmenter.EXPRESSIONS_KEPT", 2)
+    segmenter._words.limit = 2
     segmenter.segment(image, "red")
     segmenter.segment(image, ["green", "red"])  # leaves out "blue", which was used least recently
     segmenter.segment(image, ["red", "green"])

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Int64
 
 from s2rm_jax.errors import UserError, explaining, first_of, one_line, reason_of
@@ -43,7 +42,7 @@ from s2rm_jax.input.refer_annotations import (
     find_image_folder,
     select_referents,
 )
-from s2rm_jax.io import make_cache_folder
+from s2rm_jax.io import lock_file, make_cache_folder
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -327,8 +326,7 @@ def _unpack(files: _Files, places: Sequence[_Row], name: str) -> _Unpacked:
         path = make_cache_folder("images") / key
         index = _read_index(path, len(places))
         if index is None:
-            # One process unpacks, the others wait. A soft lock would remain after a kill.
-            with FileLock(path.with_suffix(".lock"), fallback_to_soft=False):
+            with lock_file(path.with_suffix(".lock")):  # one process unpacks, the others wait
                 index = _read_index(path, len(places))
                 if index is None:
                     _LOG.info("%s: unpacking %d images into %s", name, len(places), path)

@@ -11,7 +11,7 @@ import hashlib
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from s2rm_jax.input.images import load_image
-from s2rm_jax.segmenter import BUCKETS, EncodedImage, Result, Segmenter
+from s2rm_jax.segmenter import BUCKETS, EncodedImage, RecentlyUsed, Result, Segmenter
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions, check_image
 from s2rm_jax.serving.observe import Metrics
 
@@ -205,9 +205,7 @@ class Service:
         self.is_ready = False  # whether the common programs are compiled
         self._is_closing = False
         self._joinable: set[int] = set()  # the groups whose programs for several images are compiled
-        self._cached_images = cached_images
-        self._cache: OrderedDict[bytes, EncodedImage] = OrderedDict()  # by hash, the most recently used last
-        self._cache_lock = threading.Lock()
+        self._cache: RecentlyUsed[EncodedImage] = RecentlyUsed(cached_images)  # by the hash of the file
         self._queue = FairQueue(self.limits.waiting)
         self._lanes = ThreadPoolExecutor(_LANES, "lane")
         self._running: dict[int, int] = {}  # how many requests each thread processes
@@ -311,8 +309,7 @@ class Service:
         """Encode the images of jobs that are not cached, together; jobs whose image cannot be read fail."""
         start = time.perf_counter()
         keys = {job: hashlib.sha256(job.content).digest() for job in jobs}
-        with self._cache_lock:
-            known = {key: self._cache[key] for key in keys.values() if key in self._cache}
+        known = self._cache.known(keys.values())
         new: dict[bytes, UInt8[np.ndarray, "_ _ 3"]] = {}
         for job, key in keys.items():
             if key not in known and key not in new:
@@ -327,16 +324,9 @@ class Service:
             if (image := encoded.get(key) or known.get(key)) is not None:
                 was_cached = key not in encoded
                 self.metrics.images.labels(was_cached).inc()
-                self._store(key, image)
+                self._cache.keep({key: image})
                 encodings[job] = Encoding(image, 0.0 if was_cached else seconds, was_cached)
         return encodings
-
-    def _store(self, key: bytes, image: EncodedImage) -> None:
-        with self._cache_lock:
-            self._cache.pop(key, None)
-            self._cache[key] = image
-            if len(self._cache) > self._cached_images:
-                self._cache.popitem(last=False)
 
     def _results(self, jobs: Sequence[Job], images: list[EncodedImage]) -> Iterator[tuple[Job, Result]]:
         """Yield the result of each job; those of a group are segmented in one call of the network."""

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import Timeout
 
 from s2rm_jax.errors import UserError, reason_of, storage_error
-from s2rm_jax.io import on_bucket, write_atomically
+from s2rm_jax.io import lock_file, on_bucket, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
 
@@ -71,15 +71,6 @@ def lock_workdir(workdir: epath.Path) -> Iterator[WorkdirLock]:
         if problem is not None:
             raise problem
         yield lock
-
-
-def lock_file(path: Path, wait: bool = True) -> BaseFileLock:
-    """Return a context manager that holds the lock of a file, which is released however the process ends.
-
-    Entering it raises Timeout if another process holds the lock and `wait` is False, and OSError if the file system
-    does not support locks or the file cannot be created.
-    """
-    return FileLock(path, blocking=wait, fallback_to_soft=False)  # the file of a soft lock would remain after a kill
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.measure import ablation_runs
 from s2rm_jax.measure.ablation_runs import Run, claim_runs, lock
 from s2rm_jax.measure.ablation_suites import FULL
-from s2rm_jax.training import lock as lock_module
 
 HOLD = """
 import fcntl, sys, time
@@ -77,7 +76,7 @@ def test_a_folder_without_locks_is_named(runs, monkeypatch):
     def refuse(*_, **__):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(lock_module.FileLock, "acquire", refuse)
+    monkeypatch.setattr("s2rm_jax.io.FileLock.acquire", refuse)
     with pytest.raises(UserError, match=r"--out: .*full-seed-0\.lock cannot be locked .*another file system"):
         next(claim_runs(runs))
 

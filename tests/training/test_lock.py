@@ -15,9 +15,10 @@ import pytest
 from etils import epath
 
 from s2rm_jax.errors import TemporaryFailure, UserError
+from s2rm_jax.io import lock_file
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import lock as module
-from s2rm_jax.training.lock import lock_file, lock_workdir
+from s2rm_jax.training.lock import lock_workdir
 
 ME = rf"by process {os.getpid()} on host {re.escape(socket.gethostname())} since \d{{4}}-"
 
@@ -194,7 +195,7 @@ def test_a_lock_works_without_fcntl(tmp_path, monkeypatch):
     """As on systems where filelock has neither fcntl nor the locks of Windows."""
     from filelock import SoftFileLock, Timeout
 
-    monkeypatch.setattr(module, "FileLock", SoftFileLock)
+    monkeypatch.setattr("s2rm_jax.io.FileLock", SoftFileLock)
     with lock_file(tmp_path / "lock"), pytest.raises(Timeout), lock_file(tmp_path / "lock", wait=False):
         pass
     with lock_file(tmp_path / "lock", wait=False):
