@@ -32,7 +32,7 @@ pytest.importorskip("pyarrow", reason="the extra [hf] is not installed")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from s2rm_jax.input import huggingface
+from s2rm_jax.input import parquet
 from s2rm_jax.input.huggingface import HuggingFaceSource
 from tests.input.hub_server import serve_hub, use_hub
 from tests.input.huggingface_fixture import write_jxu, write_lmms
@@ -224,8 +224,8 @@ def test_batches_resume_and_do_not_depend_on_workers(lmms):
 
 @pytest.mark.parametrize("plain_bytes", [False, True])
 def test_row_groups_are_read_once_and_not_to_access_an_image(refer, tmp_path, monkeypatch, plain_bytes):
-    read, groups = huggingface._read_images, []
-    monkeypatch.setattr(huggingface, "_read_images", lambda *place: groups.append(place[:2]) or read(*place))
+    read, groups = parquet._read_images, []
+    monkeypatch.setattr(parquet, "_read_images", lambda *place: groups.append(place[:2]) or read(*place))
     written, data, rows = write_lmms(refer, tmp_path / "written", shards=2) / "data", tmp_path / "data", 0
     data.mkdir()
     for path in written.glob("train-*"):
@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_no_unpacked_images(lmms, tmp_path, monkeypatch):
 
     files = unpacked(monkeypatch, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(huggingface, "open", open_full, raising=False)
+        patched.setattr(parquet, "open", open_full, raising=False)
         with pytest.raises(UserError, match=r"cannot be unpacked .* \(.*No space left on device\); make room there"):
             HuggingFaceSource("val", path=lmms)
     assert files() == []
@@ -311,7 +311,7 @@ def test_an_image_whose_header_could_not_be_read_once(lmms, tmp_path, monkeypatc
 
     unpacked(monkeypatch, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(huggingface, "read_size", fail)
+        patched.setattr(parquet, "read_size", fail)
         HuggingFaceSource("val", path=lmms)
     again = list(HuggingFaceSource("val", path=lmms))
     unpacked(monkeypatch, tmp_path / "other")
@@ -320,14 +320,14 @@ def test_an_image_whose_header_could_not_be_read_once(lmms, tmp_path, monkeypatc
 
 def _open_and_count(path):
     """Open a split at the same time as the other processes, and return how many row groups were unpacked."""
-    read, groups = huggingface._read_images, []
+    read, groups = parquet._read_images, []
 
     def slow(*place):
         groups.append(place)
         time.sleep(1)  # so that the other processes come while this one unpacks
         return read(*place)
 
-    huggingface._read_images = slow
+    parquet._read_images = slow
     _open_and_count.start.wait()
     HuggingFaceSource("val", path=path)
     return len(groups)
