@@ -123,6 +123,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     from s2rm_jax.input.sources import build_source, describe
     from s2rm_jax.io import make_output_folder, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
+    from s2rm_jax.prediction_files import require_no_prediction
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import counted, log
     from s2rm_jax.training.run import load_run
@@ -135,6 +136,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     source = build_source(config.input.source, split, on_bad_example=config.input.on_bad_example)
     require_images(source, config, config.eval.limit)
     out = OUT.value or workdir / _folder_name(split, protocol.name)
+    require_no_prediction(Path(out))
     require_same_data(Path(out), data | {"split": split})
     out = make_output_folder(out)
     mesh = make_mesh()

@@ -39,7 +39,7 @@ from PIL import Image
 
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError
-from s2rm_jax.evaluation.result_files import check_address
+from s2rm_jax.evaluation.result_files import check_address, require_no_report
 from s2rm_jax.input.images import load_image
 from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.prediction_files import (
@@ -112,6 +112,7 @@ def main() -> dict[str, Any]:
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
     check_address(LABEL_STUDIO.value)
+    require_no_report(Path(OUT.value))
     options = Options(
         OVERLAY.value == "on", str(MASKS.value), EXPLAIN.value or "", bool(COCO.value), LABEL_STUDIO.value or ""
     )

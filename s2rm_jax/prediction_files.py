@@ -145,6 +145,16 @@ def write_exports(out: Path, content: dict[str, Any], options: Options) -> None:
         write_label_studio(out, [content], naming, options.label_studio)
 
 
+def require_no_prediction(out: Path) -> None:
+    """Check that an evaluation would not replace files of a prediction in the same folder.
+
+    Raises:
+        UserError: the folder has a prediction, or an unfinished one.
+    """
+    if (out / RESULT_FILE).exists() or (out / JOB_FILE).exists():
+        raise UserError(f"--out: {out} has a prediction; give another --out")
+
+
 def remove_earlier_prediction(out: Path) -> None:
     """Remove the masks listed in the result.json of an earlier prediction, and its files for other programs.
 

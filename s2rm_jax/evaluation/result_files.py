@@ -32,7 +32,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import file_suffix, is_url
 from s2rm_jax.input.masks import decode_rle, encode_rle, mask_box
-from s2rm_jax.io import on_bucket, remove_earlier, safe_name, slug, write_atomically, writing
+from s2rm_jax.io import on_bucket, read_object, remove_earlier, safe_name, slug, write_atomically, writing
 from s2rm_jax.parallel import distributed
 
 if TYPE_CHECKING:
@@ -283,6 +283,16 @@ def encode_brush(mask: Bool[np.ndarray, "height width"]) -> list[int]:
     widths = np.concatenate([[width for _, width in header], 3 + bits + 8])
     every = np.unpackbits(codes.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)
     return np.packbits(every[np.arange(32) >= 32 - widths[:, None]]).tolist()
+
+
+def require_no_report(out: Path) -> None:
+    """Check that a prediction would not replace files of an evaluation in the same folder.
+
+    Raises:
+        UserError: the folder has the report of an evaluation.
+    """
+    if "protocol" in read_object(out / _METRICS_FILE):
+        raise UserError(f"--out: {out} has the report of an evaluation; give another --out")
 
 
 def remove_result_files(out: Path, names: Iterable[str]) -> None:

@@ -553,6 +553,19 @@ def test_results_for_other_programs(tiny_workdir, tmp_path, image):
         assert (tmp_path / folder / "label_studio/tasks-0001.json").exists()
     assert len(list((tmp_path / "all/vis").glob("*-iou=*.png"))) == 6
 
+    # Neither command replaces the files of the other.
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    asked = (f"--workdir={tiny_workdir}", f"--out={tmp_path / 'all'}", "--text=the star")
+    for images in (f"--image={image}", f"--images={image}"):
+        status, _, errors = command("predict", *asked, images)
+        assert (status, errors) == (
+            2,
+            f"error: --out: {tmp_path / 'all'} has the report of an evaluation; give another --out\n",
+        )
+    status, _, errors = command("evaluate", f"--workdir={tiny_workdir}", f"--out={tmp_path / 'one'}")
+    assert (status, errors) == (2, f"error: --out: {tmp_path / 'one'} has a prediction; give another --out\n")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
 
 @pytest.mark.parametrize("name", ["predict", "evaluate"])
 def test_a_mistyped_address_is_reported_before_anything_is_written(tiny_workdir, tmp_path, image, name):
