@@ -18,14 +18,14 @@ Result and training time: not measured yet.
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import SIZES, read_variant, recipe
+from s2rm_jax.recipes import RECIPES, read_variant, recipe
 
-VARIANTS = ("", *SIZES)
+VARIANTS = ("", *RECIPES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, size = read_variant(argument, "combined.py")
-    config = recipe({"name": "combined", "datasets": ("refcoco/unc", "refcoco+/unc", "refcocog/umd")}, size)
-    if size != "small":
+    _, variant = read_variant(argument, "combined.py")
+    config = recipe({"name": "combined", "datasets": ("refcoco/unc", "refcoco+/unc", "refcocog/umd")}, variant)
+    if variant != "small":
         config.eval.every = 4000
     return config

@@ -19,20 +19,20 @@ Result and training time: not measured yet.
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import SIZES, read_variant, recipe
+from s2rm_jax.recipes import RECIPES, read_variant, recipe
 
-VARIANTS = ("", *SIZES)
+VARIANTS = ("", *RECIPES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, size = read_variant(argument, "grefcoco.py")
-    config = recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, size)
-    if size in ("", "small"):
+    _, variant = read_variant(argument, "grefcoco.py")
+    config = recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, variant)
+    if variant in ("", "small"):
         config.input.sampling = "sentence"
-    config.decoder.no_target_width = 64 if size == "small" else 256
+    config.decoder.no_target_width = 64 if variant == "small" else 256
     config.loss.no_target_weight = 0.1
     config.eval.protocol = "rela_gref"
-    if not size:
+    if not variant:
         config.steps = 225_000
         config.eval.every = 5000
     return config

@@ -16,11 +16,11 @@ Result and training time: not measured yet.
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import SIZES, read_variant, recipe
+from s2rm_jax.recipes import RECIPES, read_variant, recipe
 
-VARIANTS = ("umd", "google", *SIZES)
+VARIANTS = ("umd", "google", *RECIPES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    split_by, size = read_variant(argument, "refcocog.py", ("umd", "google"))
-    return recipe({"name": "refer", "dataset": "refcocog", "split_by": split_by}, size)
+    split_by, variant = read_variant(argument, "refcocog.py", ("umd", "google"))
+    return recipe({"name": "refer", "dataset": "refcocog", "split_by": split_by}, variant)

@@ -15,11 +15,11 @@ Result and training time: not measured yet.
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import SIZES, read_variant, recipe
+from s2rm_jax.recipes import RECIPES, read_variant, recipe
 
-VARIANTS = ("", *SIZES)
+VARIANTS = ("", *RECIPES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, size = read_variant(argument, "refcocoplus.py")
-    return recipe({"name": "refer", "dataset": "refcoco+", "split_by": "unc"}, size)
+    _, variant = read_variant(argument, "refcocoplus.py")
+    return recipe({"name": "refer", "dataset": "refcoco+", "split_by": "unc"}, variant)

@@ -60,7 +60,7 @@ def build(
     """Build one dataset and return its folder, OUT/DATASET/SPLIT_BY/VERSION.
 
     Raises:
-      UserError: TFDS is not installed, the dataset exists already, or its files are incomplete.
+        UserError: TFDS is not installed, the dataset exists already, or its files are incomplete.
     """
     try:
         import importlib_resources  # noqa: F401  TFDS 4.9.10 needs it for builders in a package, and does not declare it

@@ -35,6 +35,7 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.config import find_config
+from s2rm_jax.errors import counted
 from s2rm_jax.measure.ablation_suites import SUITES
 from s2rm_jax.parallel.devices import keep_freed_memory
 
@@ -72,7 +73,7 @@ def main() -> None:
     from s2rm_jax.measure.ablation_report import collect, write_report
     from s2rm_jax.measure.ablation_runs import load_result, load_results, lock, plan, plan_finished
     from s2rm_jax.measure.ablation_suites import FAR, variants_of, with_steps
-    from s2rm_jax.training.logging import counted, log
+    from s2rm_jax.training.logging import log
     from s2rm_jax.training.loop import LossNotFinite
 
     suite = SUITE.value

@@ -29,6 +29,7 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError
+from s2rm_jax.io import writing
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
@@ -62,6 +63,11 @@ def main() -> None:
     topology = TOPOLOGY.value
     assert topology is not None  # required
     check_config(config)
+    files = [(flag, Path(value)) for flag, value in (("--json", JSON.value), ("--markdown", MARKDOWN.value)) if value]
+    for flag, path in files:
+        with writing(path, flag):  # now, not after half an hour
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
     devices = topology_devices(topology)
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
@@ -78,10 +84,10 @@ def main() -> None:
         compile_seconds=compiled_step.seconds,
     )
     print(as_markdown(step))
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(as_json(step), indent=2) + "\n", encoding="utf-8")
-    if MARKDOWN.value:
-        Path(MARKDOWN.value).write_text(as_markdown(step), encoding="utf-8")
+    for flag, path in files:
+        with writing(path, flag):
+            text = json.dumps(as_json(step), indent=2) + "\n" if flag == "--json" else as_markdown(step)
+            path.write_text(text, encoding="utf-8")
 
 
 def topology_devices(name: str) -> list[Any]:

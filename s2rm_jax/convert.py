@@ -1,4 +1,4 @@
-"""Convert a trained network to PyTorch and back, export it to other runtimes, or share it by a name.
+"""Convert a trained network to PyTorch and back, export it to other runtimes, or upload it to the Hub.
 
     python -m s2rm_jax.convert to-pytorch   --workdir runs/mine --out mine_torch
     python -m s2rm_jax.convert from-pytorch --weights mine_torch --workdir runs/back
@@ -37,7 +37,9 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "the workdir of a run; with from-pytorch, the one to create", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string("out", None, "the folder to create", flag_values=FLAGS)
-WEIGHTS = flags.DEFINE_string("weights", None, "a folder that to-pytorch wrote", flag_values=FLAGS)
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "a folder that to-pytorch wrote, or a network on the Hub: hf://user/name", flag_values=FLAGS
+)
 REPO = flags.DEFINE_string(
     "repo", None, "with to-hub, the repository USER/NAME to upload to; created if it does not exist", flag_values=FLAGS
 )

@@ -45,13 +45,13 @@ PORT = flags.DEFINE_integer(
     "port", 7860, "the port; 0 chooses a free one", lower_bound=0, upper_bound=65_535, flag_values=FLAGS
 )
 ROOT_PATH = flags.DEFINE_string(
-    "root_path", "", "where a proxy has the page, such as /s2rm; empty if at the root", flag_values=FLAGS
+    "root_path", "", "the path under which a proxy serves the page, such as /s2rm; empty at the root", flag_values=FLAGS
 )
 ACCESS_LOG = flags.DEFINE_string(
     "access_log", None, "a file to which one JSON object is appended per request; - for stdout", flag_values=FLAGS
 )
-MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "limit of an image file", lower_bound=0.01, flag_values=FLAGS)
-MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "limit of an image", lower_bound=0.01, flag_values=FLAGS)
+MAX_MEGABYTES = flags.DEFINE_float("max_megabytes", 20, "largest image file", lower_bound=0.01, flag_values=FLAGS)
+MAX_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 25, "largest image", lower_bound=0.01, flag_values=FLAGS)
 PER_MINUTE = flags.DEFINE_integer(
     "per_minute", 240, "limit of requests per visitor and minute", lower_bound=1, flag_values=FLAGS
 )

@@ -167,9 +167,9 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
     """Download a file and unpack it, unless that was done before and all of its files are still there.
 
     Raises:
-      UserError: no mirror has the file; gives the reason for each. Or the folder has files from elsewhere, which are
-        not replaced; or another process is downloading the same file to `root`.
-      OSError: the disk is full or cannot be written.
+        UserError: no mirror has the file; gives the reason for each. Or the folder has files from elsewhere, which are
+            not replaced; or another process is downloading the same file to `root`.
+        OSError: the disk is full or cannot be written.
     """
     key, folder = f"{source.folder}/{source.file}", root / source.folder
     wanted = source.wanted if source.is_zip else re.escape(source.file)
@@ -222,7 +222,7 @@ def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None
 
 @contextmanager
 def _lock(path: Path, busy: str = "") -> Iterator[None]:
-    """Hold the lock of a file, which exists only meanwhile. File systems without locks are used without.
+    """Hold a lock file, which is removed at the end. On a file system without locks, continue without one.
 
     Wait for another process that holds it, or raise a UserError with the message `busy` if that is given.
     """

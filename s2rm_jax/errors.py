@@ -38,7 +38,7 @@ class PartlyDone(UserError):
 
 
 class TemporaryFailure(UserError):
-    """An error that may pass without any correction, such as a bucket that cannot be reached now.
+    """A temporary error, such as a bucket that cannot be reached now.
 
     Commands exit with status 75, at which the scripts of launch/ start a run again.
     """
@@ -71,7 +71,7 @@ _TEMPORARY_NAMES = re.compile(r"Timeout|Connection|Disconnected|TransportError|g
 
 
 def find_fault(error: BaseException) -> Fault:
-    """Return why a file could not be read or written: no room, no permission, something that may pass, or other.
+    """Return why a file could not be read or written: no room, no permission, a temporary error, or other.
 
     The errors that caused `error` are considered too.
     """
@@ -80,7 +80,7 @@ def find_fault(error: BaseException) -> Fault:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Return whether an error may pass without any correction; see `find_fault`."""
+    """Return whether an error may be temporary; see `find_fault`."""
     return find_fault(error) == "temporary"
 
 
@@ -170,6 +170,11 @@ def hub_error(what: str, error: Exception, retry: str = "") -> UserError:
     else:
         advice = one_line(cause)[:200].rstrip(".")  # details are on further lines
     return UserError(f"{what}: {advice}{f'; then {retry}' if retry else ''}.")
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def first_of(cases: Sequence[object], separator: str = "; ", most: int = 5) -> str:

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax import command_line
 from s2rm_jax.config import CONFIG_FILE, ON_BAD_EXAMPLES
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS, protocol_named
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.parallel import distributed
@@ -73,8 +73,8 @@ LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bou
 DATA = flags.DEFINE_multi_string(
     "data",
     None,
-    "other data: DIR, the folder of the data; for several folders, once for each, as FIELD=DIR: image_root=DIR, or in "
-    "a mixture parts.NAME.root=DIR; also dataset=NAME, split_by=NAME, overlap=drop and sentence_field=sent",
+    "evaluate on other data: DIR replaces the root of the source, and FIELD=VALUE another field: image_root, path, "
+    "dataset, split_by, overlap or sentence_field, in a mixture parts.NAME.FIELD; may be repeated",
     flag_values=FLAGS,
 )
 ON_BAD_EXAMPLE = flags.DEFINE_enum(
@@ -125,7 +125,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
     from s2rm_jax.prediction_files import require_no_prediction
     from s2rm_jax.segmenter import Segmenter
-    from s2rm_jax.training.logging import counted, log
+    from s2rm_jax.training.logging import log
     from s2rm_jax.training.run import load_run
 
     assert WORKDIR.value is not None  # required
@@ -235,7 +235,7 @@ def _about(
 def _calibrate(workdir: epath.Path, split: str, judged: list[Judged]) -> None:
     """Fit the scores of masks and keep the fit in the configuration of the run."""
     from s2rm_jax.evaluation.calibration import expected_calibration_error, fit, reliability
-    from s2rm_jax.training.logging import counted, log
+    from s2rm_jax.training.logging import log
     from s2rm_jax.training.run import save_calibration
 
     calibration = fit(judged)

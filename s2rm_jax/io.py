@@ -191,7 +191,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def ignoring_temporary() -> Iterator[None]:
-    """Ignore an error that may pass, for example of a bucket that cannot be reached now."""
+    """Ignore a temporary error, for example of a bucket that cannot be reached now."""
     try:
         yield
     except Exception as error:
@@ -237,7 +237,7 @@ def _remove(folder: Path) -> None:
 
 def _on_disk(path: epath.PathLike, flag: str) -> Path:
     if on_bucket(path):
-        raise UserError(f"{flag}: {path} is on a bucket; give a folder of this machine, and copy it from there")
+        raise UserError(f"{flag}: {path} is on a bucket; give a folder of this machine, then copy that to the bucket")
     return Path(path)
 
 

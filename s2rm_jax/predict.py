@@ -38,7 +38,7 @@ from etils import epath
 from PIL import Image
 
 from s2rm_jax import command_line, default_network
-from s2rm_jax.errors import PartlyDone, UserError
+from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.result_files import check_address, require_no_report
 from s2rm_jax.input.images import load_image
 from s2rm_jax.io import figure_paths, make_output_folder
@@ -55,7 +55,7 @@ from s2rm_jax.prediction_files import (
     write_result,
 )
 from s2rm_jax.prediction_job import find_share, list_items, run_job
-from s2rm_jax.training.logging import counted, log
+from s2rm_jax.training.logging import log
 
 if TYPE_CHECKING:
     from s2rm_jax.input.example import Example
@@ -78,7 +78,10 @@ IMAGES = flags.DEFINE_string(
 TEXT = flags.DEFINE_multi_string("text", None, "an expression; give the flag once per expression", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "the folder for masks and overlay", flag_values=FLAGS)
 EXPLAIN = flags.DEFINE_string(
-    "explain", None, "a PNG for the figure of words, directions and stages, one per expression", flag_values=FLAGS
+    "explain",
+    None,
+    "also draw how each mask came about (words, directions, stages) to this PNG, one per expression",
+    flag_values=FLAGS,
 )
 OVERLAY = flags.DEFINE_enum("overlay", "on", ["on", "off"], "whether to write overlay.png", flag_values=FLAGS)
 MASKS = flags.DEFINE_enum(

@@ -102,7 +102,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]
             name = name if on_bucket(name) else os.path.normpath(name)
             found.setdefault(name, {}).update(dict.fromkeys(own))
     if not found:
-        raise UserError(f"--images: {images} lists no image; write one image per line")
+        raise UserError(f"--images: {images} has no images; give a folder or pattern with images, or a list of them")
     if not expressions and (missing := next((name for name, own in found.items() if not own), None)):
         raise UserError(f"--text is missing, and {missing} has no expressions of its own; give --text (see --help)")
     folders = result_folders([Path(name) for name in found], taken=RESULT_FILE)

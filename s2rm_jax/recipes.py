@@ -26,10 +26,10 @@ BERT = "google-bert/bert-base-uncased"
 EPOCHS = 40
 
 
-SIZES = ("small", "ours", "one_gpu")
+RECIPES = ("small", "ours", "one_gpu")
 
 
-def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
+def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
     """Return the recipe for a source in the REFER layout.
 
     Paths come from environment variables; flags take precedence:
@@ -41,7 +41,7 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
 
     Args:
         source: the name and the arguments of the source, without the root.
-        size: one of
+        variant: one of
             ""       the recipe of the LAVT family, above
             ours     [ours], compared with LAVT's on generated scenes (docs/results/ablations.md) and a few photographs
                      (docs/results/refer_mini.md), not on RefCOCO: 16 images with 4 expressions each per step, so that
@@ -70,27 +70,27 @@ def recipe(source: dict[str, object], size: str = "") -> ConfigDict:
     config.loss.kind = "weighted_ce"
     config.optimizer.update(learning_rate=5e-5, weight_decay=0.01, schedule="polynomial", power=0.9, warmup_steps=0)
     config.eval.update(split="val", every=1325, batch_size=8, expressions_per_image=8, metric="overall_iou")
-    if size == "small":
+    if variant == "small":
         return _shrunk(config)
-    return _ours(config, one_gpu=size == "one_gpu") if size else config
+    return _ours(config, one_gpu=variant == "one_gpu") if variant else config
 
 
 def read_variant(argument: str, config_file: str, choices: Sequence[str] = ()) -> tuple[str, str]:
-    """Parse the argument of a configuration: one of `choices` (by default the first), one of SIZES, or both.
+    """Parse the argument of a configuration: one of `choices` (by default the first), one of RECIPES, or both.
 
     Returns:
-        The choice and the size, both possibly empty.
+        The choice and the recipe, both possibly empty.
 
     Raises:
         UserError: unknown argument; names the valid ones.
     """
     words = [word for word in argument.split(",") if word]
-    sizes = [word for word in words if word in SIZES]
-    chosen = [word for word in words if word not in SIZES]
-    if len(chosen) > 1 or len(sizes) > 1 or not set(chosen) <= set(choices):
-        available = ", ".join(repr(choice) for choice in (*choices, *SIZES))
+    recipes = [word for word in words if word in RECIPES]
+    chosen = [word for word in words if word not in RECIPES]
+    if len(chosen) > 1 or len(recipes) > 1 or not set(chosen) <= set(choices):
+        available = ", ".join(repr(choice) for choice in (*choices, *RECIPES))
         raise UserError(f"configs/{config_file} has no variant {argument!r}; available: {available}.")
-    return (chosen or [*choices, ""])[0], (sizes or [""])[0]
+    return (chosen or [*choices, ""])[0], (recipes or [""])[0]
 
 
 def _ours(config: ConfigDict, one_gpu: bool) -> ConfigDict:

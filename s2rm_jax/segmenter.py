@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 
 class RecentlyUsed(Generic[T]):
-    """The values used most recently, by key, at most `limit` of them; safe from several threads."""
+    """The values used most recently, by key, at most `limit` of them; thread-safe."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -124,7 +124,7 @@ class Result:
 class Segmenter:
     """A trained network that takes images and expressions and returns masks.
 
-    Calls make no implicit transfers between host and device, and are safe from several threads.
+    Calls make no implicit transfers between host and device, and are thread-safe.
 
     Args:
         network: the module that `build_network(config)` returns.
@@ -164,9 +164,9 @@ class Segmenter:
 
         Args:
             workdir: the workdir of a run, a folder that `convert to-pytorch` wrote, or a network on the Hugging Face
-                Hub: "user/name", "user/name@revision" or "hf://user/name"; a local folder of that name comes first, but
-                for "hf://". The default is the network that comes with the package, which is trained on generated
-                shapes only.
+                Hub: "user/name", "user/name@revision" or "hf://user/name". A local folder of that name comes first,
+                except after "hf://". The default is the network that comes with the package, which is trained on
+                generated shapes only.
             which: the checkpoint to load.
             keep_programs: whether to keep compiled programs in the user's cache folder, where the next process finds
                 them (`training.compile.open_program_store`); only on CPUs.

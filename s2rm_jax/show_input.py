@@ -4,8 +4,8 @@
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
 
 Each column is an image of the first batch. The first row shows it without augmentation; a further row for each enabled
-kind of augmentation shows it with that kind alone, wherever the expressions allow it. An image that equals the first
-row was refused. Nothing is trained.
+kind of augmentation shows it with that kind alone. An image that equals the first row was not augmented, because its
+expressions do not allow it. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ml_collections.config_flags import config_flags
 from PIL import Image
 
 from s2rm_jax import command_line
+from s2rm_jax.errors import counted
 
 if TYPE_CHECKING:
     from s2rm_jax.input.example import Batch, Source
@@ -43,7 +44,6 @@ def main() -> dict[str, Any]:
     """Draw the images that the flags select."""
     from s2rm_jax.config import check_config
     from s2rm_jax.io import writing
-    from s2rm_jax.training.logging import counted
 
     assert CONFIG.value is not None and OUT.value is not None  # required
     check_config(CONFIG.value)

@@ -207,7 +207,7 @@ def test_a_raw_error_of_a_network_may_pass_too(call, config_file):
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
-    expected = "error: Connection reset by peer: this may pass; run the same command again later.\n"
+    expected = "error: Connection reset by peer: this error may be temporary; run the same command again later.\n"
     assert (status, err) == (75, expected)
 
 

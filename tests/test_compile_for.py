@@ -18,6 +18,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import build_mesh
 from s2rm_jax.training import compile
 
+from .command import run_command
 from .conftest import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,14 @@ def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(m
     step = compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
     assert config.to_dict() == before
     assert step.flops > 1.2 * step.model_flops > 0
+
+
+@pytest.mark.parametrize("flag", ["--json", "--markdown"])
+def test_a_file_that_cannot_be_written_is_an_error_before_compiling(tmp_path, monkeypatch, flag):
+    monkeypatch.setattr(compile_for, "topology_devices", lambda name: pytest.fail("the step would be compiled"))
+    done = run_command("compile_for", "--config=configs/synthetic.py", "--topology=v5e:4x4", f"{flag}={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {flag}: {tmp_path} cannot be written (Is a directory); give another {flag}\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed")

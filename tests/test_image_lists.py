@@ -101,7 +101,7 @@ def test_absolute_paths_addresses_and_paths_that_lead_up(folder):
         ("a.jsonl", json.dumps([RED]), r"a\.jsonl: line 1 needs 'image', the path or address of an image"),
         ("a.jsonl", '\n{"image": ""}', r"a\.jsonl: line 2 needs 'image'"),
         ("a.jsonl", '{"image": "a", "expressions": "red"}', r"line 1: 'expressions' must be a list of strings"),
-        ("a.txt", "\n \n", r"^--images: .*a\.txt lists no image"),
+        ("a.txt", "\n \n", r"^--images: .*a\.txt has no images"),
         ("a.parquet", "text", r"a\.parquet cannot be read \(.*\); check it and its permissions"),
         ("b.txt", None, r"no file matches .*b\.txt"),
     ],

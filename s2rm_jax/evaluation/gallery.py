@@ -57,7 +57,7 @@ class Cases:
     def __call__(self, prediction: Prediction) -> None:
         """Keep the prediction in each section to which it belongs."""
         score = prediction.score
-        # Not a CRC, which gives ids that differ in a digit neighbouring values.
+        # Not a CRC: ids that differ in one digit would have neighbouring values.
         order = int.from_bytes(hashlib.blake2b(score.id.encode(errors="backslashreplace"), digest_size=8).digest())
         self._offer("random", (0.0, order), prediction)
         if score.iou is not None:

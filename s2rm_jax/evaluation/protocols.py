@@ -225,8 +225,8 @@ def _foreground(
 ) -> tuple[Bool[np.ndarray, "height width"], Float[np.ndarray, " pixels"]]:
     """Return where the resized logits exceed 0, and the values there.
 
-    Along an axis that keeps its size, as the rows of most COCO images at 480 pixels, what is nowhere positive stays so:
-    only the rest is resized, exactly as in the whole.
+    Along an axis that keeps its size (the rows of most COCO images at 480 pixels), a row or column without positive
+    logits stays without. Only the others are resized; the result is the same.
     """
     size = height, width
     part = tuple(_positive(logits, axis) if logits.shape[axis] == size[axis] else slice(None) for axis in (0, 1))

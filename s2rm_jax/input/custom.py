@@ -47,14 +47,14 @@ def json_lines_source(
     """Read one split of a JSON-lines file; the lines of one image become one example, each line a referent.
 
     Args:
-      split: lines with this value of "split" are used; a line without it is in "train".
-      root: folder of the file.
-      file: name of the file. With "{split}" in it there is one file per split, whose lines need no "split".
-      apply_exif: the masks are those of the image as viewers show it, rotated by its EXIF orientation.
-      on_bad_example: config.input.on_bad_example; "skip" leaves lines with mistakes out, with a warning.
+        split: lines with this value of "split" are used; a line without it is in "train".
+        root: folder of the file.
+        file: name of the file. With "{split}" in it there is one file per split, whose lines need no "split".
+        apply_exif: the masks are those of the image as viewers show it, rotated by its EXIF orientation.
+        on_bad_example: config.input.on_bad_example; "skip" leaves lines with mistakes out, with a warning.
 
     Raises:
-      UserError: the file or the split was not found, or lines have mistakes; names the lines.
+        UserError: the file or the split was not found, or lines have mistakes; names the lines.
     """
     path, default_split = find_file(root, file, split)
     try:
@@ -95,15 +95,15 @@ def coco_json_source(
     """Read one split of a file in COCO's format; annotations without "expressions" are skipped.
 
     Args:
-      split: annotations with this value of "split" are used; one without it is in "train".
-      root: folder of the file.
-      file: name of the file. With "{split}" in it there is one file per split, whose annotations need no "split".
-      image_root: folder to which each "file_name" is relative if it is not `root`.
-      apply_exif: see `json_lines_source`.
-      on_bad_example: see `json_lines_source`.
+        split: annotations with this value of "split" are used; one without it is in "train".
+        root: folder of the file.
+        file: name of the file. With "{split}" in it there is one file per split, whose annotations need no "split".
+        image_root: folder to which each "file_name" is relative if it is not `root`.
+        apply_exif: see `json_lines_source`.
+        on_bad_example: see `json_lines_source`.
 
     Raises:
-      UserError: the file or the split was not found, or annotations have mistakes; names the annotations.
+        UserError: the file or the split was not found, or annotations have mistakes; names the annotations.
     """
     path, default_split = find_file(root, file, split)
     try:
@@ -288,7 +288,7 @@ def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]], ids
 def _resolve(folder: Path, name: str) -> Path:
     """Return the path of a file named absolutely or relative to `folder`, normalized where that is the same file.
 
-    After a link to a folder, ".." is not the folder before it.
+    After a symbolic link, ".." is the parent of the folder that it links to, so normalizing may name another file.
     """
     path = path_in(folder, name)
     normal = Path(os.path.normpath(path))
@@ -320,7 +320,7 @@ def _make_source(
     """Return the source of one split of the records: one example for each image, in the order of the file.
 
     Raises:
-      UserError: there are mistakes, those of the images included, or no record is in the split.
+        UserError: there are mistakes, those of the images included, or no record is in the split.
     """
     mistakes.settle()
     chosen = [record for record in records if record.split == split]

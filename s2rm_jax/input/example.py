@@ -113,11 +113,11 @@ class StoredSource(Source):
     """A source with its annotations in memory and its images on disk.
 
     Args:
-      name: for error messages.
-      examples: with all their expressions.
-      referents: the groups of expressions of each example by referent.
-      images_checked: the headers of the images were compared with the examples already.
-      left_out: the problem of each expression that was left out because config.input.on_bad_example is "skip".
+        name: for error messages.
+        examples: with all their expressions.
+        referents: the groups of expressions of each example by referent.
+        images_checked: the headers of the images were compared with the examples already.
+        left_out: the problem of each expression that was left out because config.input.on_bad_example is "skip".
     """
 
     def __init__(

@@ -43,8 +43,8 @@ _LOG = logging.getLogger(__name__)
 _REFER_COLUMNS = ("ref_id", "ann_id", "image_id", "split", "sentences", "raw_anns", "raw_image_info")
 _ANSWER_COLUMNS = ("image", "answer", "segmentation", "file_name")
 _OPTIONAL_COLUMNS = ("bbox", "iscrowd")
-# What the files of a split may be called, the first that exist. Files that are called otherwise than the split need the
-# column "split": in jxu124/refcoco the file of testA is called test.
+# The names of the files of a split; the first of the groups that exists is read. Files with another name than the split
+# need the column "split": in jxu124/refcoco the file of testA is called test.
 _FILE_NAMES = {
     "val": (("val", "validation"),),
     "testA": (("testA",), ("test",)),
@@ -78,20 +78,21 @@ class HuggingFaceSource(StoredSource):
         """Read the annotations, after downloading the files of the split if `path` is a name on the Hub.
 
         Args:
-          split: "train", "val", "test", "testA", "testB" or another name. Rows are selected by the column "split" as in
-            ReferSource; without that column, by the names of the files.
-          path: a Parquet file, a folder with Parquet files, or USER/NAME on the Hub. Downloaded files are kept in the
-            cache of huggingface_hub, whose environment variables (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, ...) are obeyed.
-          revision: branch, tag or commit on the Hub; by default the newest.
-          sentence_field: "raw" or "sent", see ReferSource; where images are in the rows there is only "raw".
-          overlap: "union" or "drop", see ReferSource.
-          root: folder of COCO's images, or a folder above it in one of the layouts of data/README.md; not needed where
-            images are in the rows.
+            split: "train", "val", "test", "testA", "testB" or another name. Rows are selected by the column "split" as
+                in ReferSource; without that column, by the names of the files.
+            path: a Parquet file, a folder with Parquet files, or USER/NAME on the Hub. Downloaded files are kept in the
+                cache of huggingface_hub, whose environment variables (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, ...) are
+                obeyed.
+            revision: branch, tag or commit on the Hub; by default the newest.
+            sentence_field: "raw" or "sent", see ReferSource; where images are in the rows there is only "raw".
+            overlap: "union" or "drop", see ReferSource.
+            root: folder of COCO's images, or a folder above it in one of the layouts of data/README.md; not needed
+                where images are in the rows.
 
         Raises:
-          UserError: pyarrow is not installed; the files cannot be found, downloaded or read; a column is missing; or
-            the split has no usable expression. Or files of the split are missing, by the numbers in their names, or
-            the images cannot be unpacked.
+            UserError: pyarrow is not installed; the files cannot be found, downloaded or read; a column is missing; or
+                the split has no usable expression. Or files of the split are missing, by the numbers in their names, or
+                the images cannot be unpacked.
         """
         check_choices(sentence_field, overlap)
         where = Path(str(path))
@@ -154,7 +155,7 @@ def find_files(path: str | Path, split: str, revision: str = "") -> list[Path]:
     """Return the Parquet files that may hold a split, in order; download them if `path` is a name on the Hub.
 
     Raises:
-      UserError: there are none, or they cannot be downloaded.
+        UserError: there are none, or they cannot be downloaded.
     """
     folder = find_dataset(path)
     if folder is None:
@@ -322,7 +323,7 @@ def _polygons(segmentation: list[Any] | None) -> list[list[float]] | None:
 
 
 def _extent(polygons: list[list[float]] | None) -> tuple[int, int]:
-    """Return the height and width that hold polygons, in place of the image's, which only the image itself tells."""
+    """Return a height and width that contain the polygons, until the header of the image is read."""
     ends = [max((value for polygon in polygons or () for value in polygon[axis::2]), default=0.0) for axis in (1, 0)]
     height, width = (int(min(max(0.0, end), MAX_COORDINATE)) + 1 for end in ends)  # NaN becomes 0
     return height, width

@@ -1,4 +1,4 @@
-"""Images: read from files, arrays and the web as uint8 RGB, resized, and listed from folders."""
+"""Images: read from files, arrays and the web as uint8 RGB, checked by their headers, and resized."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def load_image(
     the first is used.
 
     Args:
-      source: a file; an http:// or https:// address; the bytes of a file; an array [H, W], [H, W, 1], [H, W, 3] or
-        [H, W, 4] of uint8, uint16 or bool; or a PIL image.
-      apply_exif: rotate the image by its EXIF orientation, as viewers do. Right for a user's own images; wrong for a
-        dataset, whose masks are in the stored coordinates.
-      max_pixels: larger images are refused before they are decoded.
+        source: a file; an http:// or https:// address; the bytes of a file; an array [H, W], [H, W, 1], [H, W, 3] or
+            [H, W, 4] of uint8, uint16 or bool; or a PIL image.
+        apply_exif: rotate the image by its EXIF orientation, as viewers do. Right for a user's own images; wrong for a
+            dataset, whose masks are in the stored coordinates.
+        max_pixels: larger images are refused before they are decoded.
 
     Raises:
-      UserError: the file is missing, damaged, not an image or larger than `max_pixels`; the download fails; or the
-        array has another shape or type.
+        UserError: the file is missing, damaged, not an image or larger than `max_pixels`; the download fails; or the
+            array has another shape or type.
     """
     if isinstance(source, np.ndarray):
         return np.array(_to_rgb(_image_from_array(source), "the array"))

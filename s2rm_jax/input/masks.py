@@ -102,17 +102,16 @@ def rasterize(segmentation: Segmentation, height: int, width: int, grid: Grid | 
     """Convert a segmentation to a mask, the union of its polygons or RLEs.
 
     Args:
-      segmentation: an array [H, W] of booleans or integers (true if not zero); COCO polygons
-        [[x0, y0, x1, y1, ...], ...] in pixels; a COCO RLE dict {"size": [H, W], "counts": ...}, compressed or not;
-        {"png": FILE}, see `read_mask`; {"covered_once": [...]}, a list of polygons or RLEs, for the pixels that exactly
-        one of them covers; or a list of these. Polygons of fewer than three corners are empty. The empty list is an
-        empty mask.
-      height: height of the image in pixels.
-      width: width of the image in pixels.
-      grid: the pixels to compute; None for all. A few are faster than all.
+        segmentation: an array [H, W] of booleans or integers (true if not zero); COCO polygons [[x0, y0, x1, y1, ...],
+            ...] in pixels; a COCO RLE dict {"size": [H, W], "counts": ...}, compressed or not; {"png": FILE}, see
+            `read_mask`; {"covered_once": [...]}, a list of polygons or RLEs, for the pixels that exactly one of them
+            covers; or a list of these. Polygons of fewer than three corners are empty. The empty list is an empty mask.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        grid: the pixels to compute; None for all. Fewer pixels are faster.
 
     Raises:
-      UserError: no part is a mask, the size is not the image's, or a polygon, RLE or file is damaged.
+        UserError: no part is a mask, the size is not the image's, or a polygon, RLE or file is damaged.
     """
     if isinstance(segmentation, np.ndarray):
         return _select(_from_array(segmentation, height, width), grid)
@@ -292,7 +291,7 @@ def decode_rle(rle: dict[str, Any], height: int, width: int) -> Bool[np.ndarray,
     The counts are a list of run lengths, or their compressed form as text or bytes.
 
     Raises:
-      UserError: the size is not the image's, or the counts are damaged.
+        UserError: the size is not the image's, or the counts are damaged.
     """
     return fill_runs(_runs_of_rle(rle, height, width), height, width)
 
@@ -354,7 +353,7 @@ def read_mask(path: str | Path, height: int, width: int) -> Bool[np.ndarray, "he
     """Read a mask from a PNG or another lossless file; true where the pixel is not zero.
 
     Raises:
-      UserError: the file is missing or damaged, its size differs from the image's, or its kind is unsuitable.
+        UserError: the file is missing or damaged, its size differs from the image's, or its kind is unsuitable.
     """
     values, problem = _open_mask(path, height, width, with_pixels=True)
     if values is None:

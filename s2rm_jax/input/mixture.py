@@ -138,14 +138,14 @@ def combined_source(
     COCO's image id. Other splits are complete.
 
     Args:
-      split: the split of each dataset; "DATASET:SPLIT", such as "refcoco:testA", is that split of one dataset alone.
-      root: folder in the REFER layout, see ReferSource. TFDS datasets of data/build.py are not supported here.
-      datasets: "DATASET/SPLIT_BY" of each; ids begin with "DATASET/".
-      held_out: further datasets, in the same form, that are not trained on but whose evaluation images are left out.
-      image_root: see ReferSource, also for the following arguments, which hold for each dataset.
+        split: the split of each dataset; "DATASET:SPLIT", such as "refcoco:testA", is that split of one dataset alone.
+        root: folder in the REFER layout, see ReferSource. TFDS datasets of data/build.py are not supported here.
+        datasets: "DATASET/SPLIT_BY" of each; ids begin with "DATASET/".
+        held_out: further datasets, in the same form, that are not trained on but whose evaluation images are left out.
+        image_root, sentence_field, overlap, limit_referents: as in ReferSource, for each dataset.
 
     Raises:
-      UserError: as ReferSource; or a dataset is malformed or occurs twice.
+        UserError: as ReferSource; or a dataset is malformed or occurs twice.
     """
     split_by = dict(map(parse_dataset, datasets))
     if len(split_by) < len(datasets):

@@ -106,12 +106,12 @@ def unpack_images(files: ParquetFiles, places: Sequence[Row], name: str) -> Unpa
     """Return the images of rows, unpacked into the cache folder unless an earlier process did so.
 
     Args:
-      files: the Parquet files.
-      places: the row of each image.
-      name: of the dataset and its split, for messages.
+        files: the Parquet files.
+        places: the row of each image.
+        name: of the dataset and its split, for messages.
 
     Raises:
-      UserError: the cache folder cannot be written, or a file cannot be read.
+        UserError: the cache folder cannot be written, or a file cannot be read.
     """
     versions = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in files.paths]
     key = hashlib.sha256(repr((_LAYOUT, versions, places)).encode()).hexdigest()

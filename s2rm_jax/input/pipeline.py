@@ -54,7 +54,7 @@ def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
     checked. Nothing is checked if bad examples are skipped.
 
     Raises:
-      UserError: images cannot be used; names the first of them.
+        UserError: images cannot be used; names the first of them.
     """
     find = getattr(source, "image_problems", None)
     problems = find(limit or len(source)) if find and config.input.on_bad_example == "stop" else []
@@ -157,13 +157,13 @@ def train_batches(
     """Yield shuffled batches without end; an epoch consists of the rows of `sampling.rows_of`.
 
     Args:
-      source: the training split.
-      tokenizer: see `build_tokenizer`.
-      config: the configuration.
-      start: number of rows already read by all processes together, `Checkpoint.rows_seen`.
-      process: (index, count). Each process gets consecutive rows of every global batch, so that concatenated they are
-        the batch that a single process would read.
-      left_out: receives the bad examples that are left out, when their batch is yielded.
+        source: the training split.
+        tokenizer: see `build_tokenizer`.
+        config: the configuration.
+        start: number of rows already read by all processes together, `Checkpoint.rows_seen`.
+        process: (index, count). Each process gets consecutive rows of every global batch, so that concatenated they are
+            the batch that a single process would read.
+        left_out: receives the bad examples that are left out, when their batch is yielded.
     """
     index, count = process
     if config.batch_size % count:
@@ -291,12 +291,12 @@ def eval_batches(
     config.input.on_bad_example is "skip", the expressions that cannot be read are left out and named in the batches.
 
     Args:
-      source: the split to evaluate.
-      tokenizer: of the expressions.
-      config: the configuration.
-      batch_size: of all processes together; by default config.eval.batch_size.
-      process: (index, count). Each process gets consecutive rows of every batch, and all get the same number of
-        batches.
+        source: the split to evaluate.
+        tokenizer: of the expressions.
+        config: the configuration.
+        batch_size: of all processes together; by default config.eval.batch_size.
+        process: (index, count). Each process gets consecutive rows of every batch, and all get the same number of
+            batches.
     """
     index, count = process
     batch_size = batch_size or config.eval.batch_size

@@ -50,21 +50,21 @@ class ReferSource(StoredSource):
         """Read the annotations and find the folder of the images.
 
         Args:
-          split: a split of the file; "test" joins all test splits, see `select_referents`.
-          root: folder in the REFER layout, see refer_annotations.py.
-          dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or custom data.
-          split_by: name of the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
-          sentence_field: "raw", the expressions as typed, on which LAVT and ReLA train and which are closest to what
-            users type; or "sent", cleaned and in lower case, as CRIS, CARIS and ReMamber use.
-          overlap: how to join the polygons (or RLEs) of one annotation. "union" is what the annotation means. "drop"
-            makes the pixels that several of them cover background, as the training and test code of LAVT, CARIS and
-            ReMamber does: the REFER tools sum the polygons, and these projects keep the pixels whose sum is 1.
-          limit_referents: keep only this many referents, in the order of the images; 0 keeps all.
-          image_root: folder of the images if they are not under `root`.
-          leave_out: ids of images to leave out.
+            split: a split of the file; "test" joins all test splits, see `select_referents`.
+            root: folder in the REFER layout, see refer_annotations.py.
+            dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or custom data.
+            split_by: name of the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
+            sentence_field: "raw", the expressions as typed, on which LAVT and ReLA train and which are closest to what
+                users type; or "sent", cleaned and in lower case, as CRIS, CARIS and ReMamber use.
+            overlap: how to join the polygons (or RLEs) of one annotation. "union" is what the annotation means. "drop"
+                makes the pixels that several of them cover background, as the training and test code of LAVT, CARIS and
+                ReMamber does: the REFER tools sum the polygons, and these projects keep the pixels whose sum is 1.
+            limit_referents: keep only this many referents, in the order of the images; 0 keeps all.
+            image_root: folder of the images if they are not under `root`.
+            leave_out: ids of images to leave out.
 
         Raises:
-          UserError: something is missing or damaged, or the split has no usable expression.
+            UserError: something is missing or damaged, or the split has no usable expression.
         """
         if limit_referents < 0:
             raise UserError(f"limit_referents is {limit_referents}; give a number of referents, or 0 for all")
@@ -97,9 +97,9 @@ def group_by_image(
     """Return one example for each image and the groups of its expressions by referent.
 
     Args:
-      referents: ordered by image.
-      folder: the folder of the images; without it, the examples have no images (empty bytes).
-      single: make each expression a group of its own.
+        referents: ordered by image.
+        folder: the folder of the images; without it, the examples have no images (empty bytes).
+        single: make each expression a group of its own.
     """
     examples, groups = [], []
     for image, group in groupby(referents, key=lambda referent: referent.image):
@@ -116,6 +116,6 @@ def _without_lost_images(referents: list[Referent], dataset: str, folder: ImageF
     lost = {name for name in names if may_be_missing(dataset, name) and not folder.path_of(name).is_file()}
     if lost:
         _LOG.warning(
-            "%s: left out, with their referents, images that the archive lacks: %s", dataset, ", ".join(sorted(lost))
+            "%s: images that the archive lacks are left out, with their referents: %s", dataset, ", ".join(sorted(lost))
         )
     return [referent for referent in referents if referent.image.file_name not in lost]

@@ -71,7 +71,7 @@ def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Pat
     """Return the paths of `refs(SPLIT_BY).p` (or `.json`, or gRefCOCO's `grefs(SPLIT_BY)`) and `instances.json`.
 
     Raises:
-      UserError: a folder or file is missing; names the existing ones.
+        UserError: a folder or file is missing; names the existing ones.
     """
     if not str(root):
         raise UserError("the source's root is empty; set it to the folder of the data (data/README.md)")
@@ -107,13 +107,13 @@ def may_be_missing(dataset: str, file_name: str) -> bool:
 
 
 def find_image_folder(root: Path, dataset: str, image_root: Path | None, *file_names: str) -> ImageFolder:
-    """Return the first of the usual folders that has the first image; if none has, that has the second, and so on.
+    """Return the first of the usual folders that has the first image; if none has it, try the second, and so on.
 
     The folders are searched under `image_root` if it is given, else under `root`; `image_root` may itself be the folder
     of the images. The dataset "refclef" has images of its own, all others COCO's.
 
     Raises:
-      UserError: no folder has any of the images; names the folders that were tried.
+        UserError: no folder has any of the images; names the folders that were tried.
     """
     variants = _CLEF_FOLDERS if dataset == "refclef" else _COCO_FOLDERS
     folders = [root / variant for variant in variants]
@@ -180,8 +180,8 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
     """Return the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or is not in COCO's format; or two images or annotations have one
-        id.
+        UserError: the file cannot be read, is damaged, or is not in COCO's format; or two images or annotations have
+            one id.
     """
     content = read_json(path)
     images: dict[int, Image] = {}
@@ -225,10 +225,10 @@ def load_refs(path: str | Path) -> list[dict[str, Any]]:
     a pickle that refers to anything else (a class, a function, an external object) is refused before it is called.
 
     Args:
-      path: `refs(SPLIT_BY).p`, or the same list as JSON, of one dict for each referent.
+        path: `refs(SPLIT_BY).p`, or the same list as JSON, of one dict for each referent.
 
     Raises:
-      UserError: the file is missing, damaged, refused, or not a list of dicts.
+        UserError: the file is missing, damaged, refused, or not a list of dicts.
     """
     path = Path(path)
     refs = read_json(path) if path.suffix == ".json" else _read_pickle(path)
@@ -310,17 +310,17 @@ def select_referents(
     as in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
 
     Args:
-      all_refs: the records of the referents of all splits.
-      images: by id.
-      annotations: by id.
-      refs_path: the file of the referents, for error messages; its name says whether it is gRefCOCO's.
-      split: "train" and "val" match exactly; "test" matches every split with that word, "testA", "testB" and "testC"
-        those of them with that letter (refclef has "testAB").
-      sentence_field: "raw" or "sent".
-      overlap: treatment of pixels in several polygons of one annotation: "union" or "drop", see ReferSource.
+        all_refs: the records of the referents of all splits.
+        images: by id.
+        annotations: by id.
+        refs_path: the file of the referents, for error messages; its name says whether it is gRefCOCO's.
+        split: "train" and "val" match exactly; "test" matches every split with that word, "testA", "testB" and "testC"
+            those of them with that letter (refclef has "testAB").
+        sentence_field: "raw" or "sent".
+        overlap: treatment of pixels in several polygons of one annotation: "union" or "drop", see ReferSource.
 
     Raises:
-      UserError: the records do not fit together, or the split is empty.
+        UserError: the records do not fit together, or the split is empty.
     """
     refs = [ref for ref in all_refs if _in_split(split_of(ref, refs_path), split)]
     if not refs:

@@ -27,10 +27,10 @@ def mixture_source(split: str, *, parts: Any, training: bool = False, on_bad_exa
     """Build the sources in `parts` and mix them.
 
     Args:
-      split: the split of every part. "NAME:SPLIT" selects that split of the part NAME alone, without a mixture.
-      parts: a ConfigDict of names, each with the settings of a source and its "weight" (default 1).
-      training: mix by the weights; otherwise each image of each part occurs once.
-      on_bad_example: config.input.on_bad_example.
+        split: the split of every part. "NAME:SPLIT" selects that split of the part NAME alone, without a mixture.
+        parts: a ConfigDict of names, each with the settings of a source and its "weight" (default 1).
+        training: mix by the weights; otherwise each image of each part occurs once.
+        on_bad_example: config.input.on_bad_example.
     """
 
     def build(name: str) -> Source:
@@ -62,7 +62,7 @@ def build_source(config: ConfigDict, split: str, *, training: bool = False, on_b
     once, whatever the split. `on_bad_example` is config.input.on_bad_example.
 
     Raises:
-      UserError: unknown name or field, or an error of the source itself.
+        UserError: unknown name or field, or an error of the source itself.
     """
     name, arguments = _arguments(config, split, training=training, on_bad_example=on_bad_example)
     return SOURCES[name](*arguments.args, **arguments.kwargs)
@@ -75,7 +75,7 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
     part.
 
     Raises:
-      UserError: as `build_source`, for errors that show without reading files.
+        UserError: as `build_source`, for errors that show without reading files.
     """
     name, arguments = _arguments(config, split, training=False)
     arguments.apply_defaults()
@@ -177,7 +177,7 @@ def find_source(config: ConfigDict, split: str) -> None:
     """Check quickly that the first files that `build_source` reads exist.
 
     Raises:
-      UserError: as `build_source`, for errors that show without reading the files.
+        UserError: as `build_source`, for errors that show without reading the files.
     """
     name, arguments = _arguments(config, split, training=True)
     arguments.apply_defaults()

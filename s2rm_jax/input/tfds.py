@@ -29,9 +29,9 @@ def encode(image: bytes, example: Example, cleaned: dict[str, str]) -> dict[str,
     annotation) is stored as JSON text, once for all its expressions.
 
     Args:
-      image: the bytes of the file.
-      example: an example whose expressions have the texts as typed.
-      cleaned: the cleaned texts by the id of the expression; those without words are absent.
+        image: the bytes of the file.
+        example: an example whose expressions have the texts as typed.
+        cleaned: the cleaned texts by the id of the expression; those without words are absent.
     """
     segmentations: dict[str, int] = {}
     expressions = []
@@ -158,17 +158,18 @@ class TfdsSource(Source):
         """Open the newest version under `root`/`dataset`/`split_by`.
 
         Args:
-          split: a split of the dataset: train, val, test, testA, testB, ...; for `ref_coco` both "val" and its own name
-            "validation" are accepted.
-          root: TFDS's data_dir, the --out of data/build.py.
-          dataset: refcoco, refcoco+, refcocog, refclef or grefcoco of data/build.py; or "ref_coco", TFDS's own, with
-            split_by refcoco_unc, refcoco_google, refcocoplus_unc, refcocog_google or refcocog_umd.
-          split_by: name of the splits, the name of the TFDS config.
-          sentence_field: "raw" or "sent"; `ref_coco` has "raw" only.
-          overlap: "union" or "drop", see ReferSource; `ref_coco` has "union" only.
+            split: a split of the dataset: train, val, test, testA, testB, ...; for `ref_coco` both "val" and its own
+                name "validation" are accepted.
+            root: TFDS's data_dir, the --out of data/build.py.
+            dataset: refcoco, refcoco+, refcocog, refclef or grefcoco of data/build.py; or "ref_coco", TFDS's own, with
+                split_by refcoco_unc, refcoco_google, refcocoplus_unc, refcocog_google or refcocog_umd.
+            split_by: name of the splits, the name of the TFDS config.
+            sentence_field: "raw" or "sent"; `ref_coco` has "raw" only.
+            overlap: "union" or "drop", see ReferSource; `ref_coco` has "union" only.
 
         Raises:
-          UserError: TFDS is not installed, the dataset or split was not found, or the dataset lacks a requested option.
+            UserError: TFDS is not installed, the dataset or split was not found, or the dataset lacks a requested
+                option.
         """
         self._stock = dataset == STOCK
         check_choices(sentence_field, overlap)

@@ -37,13 +37,13 @@ class Tokenizer:
         """Build a tokenizer.
 
         Args:
-          vocabulary: a file with one word per line (vocab.txt), a tokenizer.json, or the words in the order of their
-            ids.
-          max_tokens: L, including [CLS] and [SEP].
-          lower_case: as the model was trained; also strips accents, as uncased models expect.
+            vocabulary: a file with one word per line (vocab.txt), a tokenizer.json, or the words in the order of their
+                ids.
+            max_tokens: L, including [CLS] and [SEP].
+            lower_case: as the model was trained; also strips accents, as uncased models expect.
 
         Raises:
-          UserError: the file was not found or is not a BERT vocabulary, or `max_tokens` is less than three.
+            UserError: the file was not found or is not a BERT vocabulary, or `max_tokens` is less than three.
         """
         name = "the list of words"
         if isinstance(vocabulary, str | os.PathLike):
@@ -76,11 +76,11 @@ class Tokenizer:
         first one is logged as a warning. "[SEP]" in the text of an expression is ordinary text.
 
         Returns:
-          ids: the token ids, 0 for padding.
-          mask: true for tokens, including [CLS] and [SEP].
+            ids: the token ids, 0 for padding.
+            mask: true for tokens, including [CLS] and [SEP].
 
         Raises:
-          UserError: the expression has no words or is not valid Unicode.
+            UserError: the expression has no words or is not valid Unicode.
         """
         if not expression.isascii() and any("\ud800" <= letter <= "\udfff" for letter in expression):
             raise UserError(f"the expression {expression!r} is not valid Unicode; write it in UTF-8")
@@ -141,7 +141,7 @@ def words_and_case(engine: Any, name: str) -> tuple[tuple[str, ...], bool]:
     """Return the vocabulary and `lower_case` with which `Tokenizer` gives the ids of a `tokenizers.Tokenizer`.
 
     Raises:
-      UserError: it is not the WordPiece of BERT; `name` is that of its file or folder.
+        UserError: it is not the WordPiece of BERT; `name` is that of its file or folder.
     """
     # transformers adds special tokens that the vocabulary lacks, of which the weights know nothing.
     ids = engine.get_vocab(with_added_tokens=False)

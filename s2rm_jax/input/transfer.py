@@ -1,4 +1,4 @@
-"""Transfer a file over HTTP: continue after interruptions, ask for disk space first, verify size and checksum.
+"""Transfer a file over HTTP: continue after interruptions, check the disk space first, verify size and checksum.
 
 `download` of the command line uses it for the files of datasets.
 """
@@ -41,7 +41,7 @@ class Download:
     wanted    a regular expression for the names of the files to unpack
     size      bytes, 0 if unknown
     checksum  "sha256:..." or "md5:...", "" if unknown
-    expands   unpacked size / packed size, roughly, to ask for enough disk space
+    expands   unpacked size / packed size, roughly, to check for enough disk space
     """
 
     file: str

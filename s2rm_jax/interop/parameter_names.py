@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float32
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, first_of
 
 Arrays = Mapping[str, np.ndarray]
 Form = Literal["same", "dense", "conv", "bias_table"]
@@ -173,8 +173,7 @@ def _twice(names: Iterable[str]) -> list[str]:
 
 def _summary(mistake: tuple[str, Sequence[str]]) -> str:
     kind, items = mistake
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return f"{len(items)} {kind}: {', '.join(items[:SHOWN])}{more}"
+    return f"{len(items)} {kind}: {first_of(items, ', ', SHOWN)}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
-from s2rm_jax.errors import UserError, one_line, reason_of
+from s2rm_jax.errors import UserError, first_of, one_line, reason_of
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -308,8 +308,7 @@ def _unused_note(unused: list[str], arrays: Arrays, prefix: str) -> list[str]:
     names = unused + [name for name in arrays if not name.startswith(prefix)]
     kinds = Counter(re.sub(r"\d+", "*", name) for name in names)
     shown = [kind if count == 1 else f"{kind} ({count})" for kind, count in sorted(kinds.items())]
-    more = f" and {len(shown) - SHOWN} more kinds" if len(shown) > SHOWN else ""
-    return [f"in the file but not used: {', '.join(shown[:SHOWN])}{more}"] if names else []
+    return [f"in the file but not used: {first_of(shown, ', ', SHOWN)}"] if names else []
 
 
 def _pretrained(name: str, path: Path, kind: str, filled: Filled, notes: Sequence[str]) -> Pretrained:

@@ -542,7 +542,9 @@ class S2RMModel(nn.Module):
             found = config[section][field]
             chosen = set(found) if isinstance(found, list | tuple) else {found}
             if not chosen or not chosen <= set(choices):
-                raise ValueError(f"{section}.{field} is {found!r} but must be of {', '.join(map(str, choices))}")
+                raise ValueError(
+                    f"{section}.{field} is {found!r} but must be one or more of {', '.join(map(str, choices))}"
+                )
         for (section, field), value in FIXED.items():
             found = config[section].get(field, value)
             several = isinstance(value, tuple) and isinstance(found, list | tuple)

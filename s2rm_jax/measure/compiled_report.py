@@ -10,7 +10,7 @@ from s2rm_jax.measure.harness import markdown_table
 from s2rm_jax.measure.hlo import Buffer, Collective, buffers_at_peak, parse_hlo, read_collectives, total_by_kind
 from s2rm_jax.parallel.devices import GIB, Chip, Memory, read_memory
 
-ASSUMED_UTILISATION = 0.4  # of the matrix units; an assumption, not a measurement
+ASSUMED_UTILIZATION = 0.4  # of the matrix units; an assumption, not a measurement
 RING_LINKS = 2  # a ring through all chips sends in both directions; it fits into every slice, torus or not
 LARGE = 2**20  # bytes from which a collective is listed separately
 BUFFERS = 8  # largest temporary arrays that are listed
@@ -54,7 +54,7 @@ class Scaling:
 def predict_scaling(chip: Chip, flops: float, sent_bytes: float) -> Scaling:
     """Predict a step from the FLOPs of one chip and the bytes that it sends, ignoring latencies."""
     return Scaling(
-        compute=flops / (chip.matrix_rate * ASSUMED_UTILISATION),
+        compute=flops / (chip.matrix_rate * ASSUMED_UTILIZATION),
         ring=sent_bytes / (RING_LINKS * chip.link_rate),
         all_links=sent_bytes / (chip.links * chip.link_rate),
     )
@@ -141,7 +141,7 @@ def _facts(step: StepFacts) -> list[tuple[str, str]]:
         ),
         (
             "computation",
-            f"{flops / 1e12:.2f} TFLOP / ({chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_UTILISATION:.0%}, assumed) "
+            f"{flops / 1e12:.2f} TFLOP / ({chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_UTILIZATION:.0%}, assumed) "
             f"= {1e3 * scaling.compute:.1f} ms",
         ),
         (
@@ -206,6 +206,6 @@ def as_json(step: StepFacts) -> dict[str, Any]:
         "buffers_at_peak": [
             {"bytes": buffer.bytes, "array": str(buffer.array), "from": buffer.place} for buffer in step.program.at_peak
         ],
-        "predicted": {"assumed_utilisation": ASSUMED_UTILISATION, **vars(scaling)},
+        "predicted": {"assumed_utilization": ASSUMED_UTILIZATION, **vars(scaling)},
         "compile_seconds": step.compile_seconds,
     }

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s2rm_jax.errors import UserError, reason_of
+from s2rm_jax.errors import UserError, counted, reason_of
 from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import ORIGINAL
 from s2rm_jax.input.example import Example, Expression
@@ -31,7 +31,6 @@ from s2rm_jax.models.cost import count_flops
 from s2rm_jax.models.swin import attend
 from s2rm_jax.parallel.devices import read_memory
 from s2rm_jax.segmenter import MOST_IMAGES, images_at_once
-from s2rm_jax.training.logging import counted
 
 RECIPE_IMAGES = 53_000 * 32  # of the 40 epochs of configs/refcoco.py
 ASSUMED_MFU = 0.4  # as in `describe`
@@ -190,10 +189,10 @@ def _forward(subject: Subject, rounds: int, images: int, rate: float) -> Sequenc
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
     seconds = time_alternately({"forward": lambda: compiled(*arguments)}, rounds).median("forward")
-    utilisation = count_flops(function, *arguments) / seconds / rate
+    utilization = count_flops(function, *arguments) / seconds / rate
     memory = read_memory(compiled)
     held = gigabytes(memory.total if memory else None)
-    return [seconds, images / seconds, 100 * utilisation, held, compile_seconds]
+    return [seconds, images / seconds, 100 * utilization, held, compile_seconds]
 
 
 def einsum_attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:

@@ -20,11 +20,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.measure.harness import Row, Section, Timings, time_alternately
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.segmenter import BUCKETS
-from s2rm_jax.training.logging import counted
 
 EXPRESSIONS = 7.2  # mean per image of RefCOCO val, modelled as 7 for four images of five and 8 for the fifth
 _SHARE_OF_8 = EXPRESSIONS - 7

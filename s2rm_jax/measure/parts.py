@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s2rm_jax.errors import counted
 from s2rm_jax.evaluation.plots import BAR, HEIGHT, INK, LINE, MUTED, WIDTH, standalone, svg, text
 from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.models.cost import count_flops
-from s2rm_jax.training.logging import counted
 
 _MATRIX_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 _COPY_MIB = {"cpu": 256, "gpu": 2048, "tpu": 1024}

@@ -141,7 +141,7 @@ def _why_not_joined(cluster: Cluster) -> str:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             return f"the coordinator could not be reached ({error.strerror or error})"
-    return "not all processes came"
+    return "not all processes connected"
 
 
 def process() -> tuple[int, int]:

@@ -97,8 +97,8 @@ class Times(BaseModel):
     """Processing times on the server, without the time spent in the queue."""
 
     encode_seconds: float = Field(ge=0, description="0 if the image was encoded for an earlier request")
-    image_was_known: bool = Field(description="whether the image was encoded for an earlier request")
-    ask_seconds: float = Field(ge=0, description="time to segment all expressions")
+    image_was_cached: bool = Field(description="whether the encoding of the image was kept from an earlier request")
+    segment_seconds: float = Field(ge=0, description="time to segment all expressions")
 
 
 class SegmentAnswer(BaseModel):
@@ -330,13 +330,13 @@ def _answer_json(answer: Answer, formats: list[Format], details: dict[str, Any])
     results = [_expression_result(answer, row, formats) for row in range(len(answer.result.expressions))]
     times = Times(
         encode_seconds=answer.encoding.seconds,
-        image_was_known=answer.encoding.was_cached,
-        ask_seconds=answer.seconds,
+        image_was_cached=answer.encoding.was_cached,
+        segment_seconds=answer.seconds,
     )
     details |= {
         "expressions": len(results),
         "pixels": height * width,
-        "image_was_known": answer.encoding.was_cached,
+        "image_was_cached": answer.encoding.was_cached,
         "queue_seconds": round(answer.waited, 6),
         "joined": answer.joined,
     }

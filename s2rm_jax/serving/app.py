@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, closing: asyncio.Event):
         super().__init__(config)
         self._closing = closing
-        self._phases: dict[Any, tuple[tuple[str, object], float]] = {}  # by connection; and since when it is in it
+        self._phases: dict[Any, tuple[tuple[str, object], float]] = {}  # by connection; and when it began
 
     async def on_tick(self, counter: int) -> bool:
         """Close the connections of slow clients once a second."""

@@ -60,7 +60,7 @@ def visitor_of(request: Any) -> str:
 
 
 def visitor_at(host: str) -> str:
-    """Return the address of a client; of an IPv6 address the network of 64 bits, all of whose addresses it can use."""
+    """Return the address of a client; for IPv6, the network (64 bits), because a client can use all its addresses."""
     try:
         address = ip_address(host)
     except ValueError:  # not a network connection

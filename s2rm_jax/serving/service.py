@@ -127,8 +127,8 @@ class FairQueue:
         Args:
             most: returns how many jobs of a group can be joined.
             patience: how long to wait for more jobs, in seconds.
-            running: returns the number of jobs that run. Their clients may soon send the next; if there are too few of
-                them to make up the most that can be joined, there is no wait.
+            running: returns the number of jobs that run, whose clients may soon send their next. If these could not
+                complete the group either, there is no wait.
         """
         until = time.monotonic() + patience
         with self._changed:
@@ -361,7 +361,7 @@ class ClientLeft(Exception):
 
 
 async def answer_of(future: Future[T], seconds: float, leaves: Awaitable[object] | None = None) -> T:
-    """Return the result of a submitted request; if this does not return it, a request that waits is not computed.
+    """Return the result of a submitted request; after an error, a request that still waits is not computed.
 
     Raises:
         RequestError: the answer takes longer than `seconds`.

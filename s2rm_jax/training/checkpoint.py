@@ -18,6 +18,7 @@ from s2rm_jax.errors import (
     TemporaryFailure,
     UserError,
     find_fault,
+    first_of,
     is_temporary,
     known_storage_error,
     reason_of,
@@ -36,7 +37,7 @@ CHECKPOINT_DIRECTORY = "checkpoints"
 _COMMITTED = "commit_success.txt"  # Orbax marks complete checkpoints with it on buckets, which cannot rename atomically
 _POSITION = "examples_seen"  # the name of `rows_seen` in the files
 _METRICS = "metrics"  # the item and the file in which Orbax keeps the metrics
-_WAITS = (1.0, 4.0, 15.0, 60.0)  # seconds before the attempts after the first, if a failure may pass
+_WAITS = (1.0, 4.0, 15.0, 60.0)  # seconds before the attempts after the first, if a failure may be temporary
 
 T = TypeVar("T")
 
@@ -258,7 +259,7 @@ def restore_params(
 
 
 def _with_retries(action: Callable[[], T], what: str) -> T:
-    """Return `action()`; after a failure that may pass, log `what` and try again, each time after a longer wait.
+    """Return `action()`; after a failure that may be temporary, log `what`, wait, and try again.
 
     Several processes do not try again, because they would have to do so together.
     """
@@ -299,7 +300,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
 
     Raises:
         TemporaryFailure: the checkpoint cannot be reached now, or was removed meanwhile.
-        UserError: it must not be read, or it is damaged, as reading it part by part has shown.
+        UserError: permission is denied, or the checkpoint is damaged; its parts are read one by one to find out.
     """
     path = directory / str(step)
     what = f"the checkpoint {path} cannot be read"
@@ -403,9 +404,8 @@ def _require_same_parameters(saved: Any, expected: Any, where: epath.Path) -> No
         if old[path] != new[path]
     ]
     if differences:
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise UserError(
-            f"{where} has a different architecture: {'; '.join(sorted(differences)[:5])}{more}. It was trained with "
+            f"{where} has a different architecture: {first_of(sorted(differences))}. It was trained with "
             f"{where.parents[1] / CONFIG_FILE}: use that configuration, or another workdir."
         )
 

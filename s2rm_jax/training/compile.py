@@ -168,7 +168,7 @@ def _bytes(number: int) -> str:
 
 @contextmanager
 def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]:
-    """Inside, let JAX cache compiled programs in the folder that config.compilation_cache names.
+    """Let JAX cache, in this context, compiled programs in the folder that config.compilation_cache names.
 
     The default is <workdir>/compilation_cache, unless JAX already has a folder (JAX_COMPILATION_CACHE_DIR). JAX's keys
     include everything that a program depends on, so a stale program is never used. Of several processes, the first
@@ -454,7 +454,7 @@ class Profile:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Inside, step `number` is dispatched to the devices."""
+        """Trace the block, which dispatches step `number`, if that is one of the steps to trace."""
         if number in self._steps and not self._tracing:
             if on_bucket(self._directory):  # JAX writes traces to local disks only
                 self._local = tempfile.TemporaryDirectory()

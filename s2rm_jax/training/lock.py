@@ -1,4 +1,4 @@
-"""Locks: of the workdir, in which one run trains at a time, and of any file.
+"""The lock of a workdir, in which one run trains at a time.
 
 On a disk, the lock of a workdir is a lock of the operating system on WORKDIR/.lock, which ends with the process that
 holds it. On a bucket, and on file systems without locks, it is a lease: WORKDIR/lock.json, which its holder renews and
@@ -42,7 +42,7 @@ _POLL = 1.0  # seconds between looks at a lease
 
 @dataclass
 class WorkdirLock:
-    """The lock of a workdir; `taken` says by whom, once another process has taken the lease of the first process."""
+    """The lock of a workdir; `taken` names the process that took over its lease, and is empty until then."""
 
     taken: str = ""
 

@@ -121,11 +121,6 @@ def _closing_after(error: BaseException | None, what: str) -> Iterator[None]:
         _LOGGER.warning("the end of %s cannot be written (%s)", what, reason_of(later))
 
 
-def counted(number: int, thing: str) -> str:
-    """Return a number with its noun: "1 image", "2 images"."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def hours_minutes_seconds(seconds: float) -> str:
     """Return a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
@@ -141,7 +136,7 @@ class Progress:
     Args:
         last_step: the number of steps of the run.
         seconds_at_peak: duration of a step that does nothing but matrix products at the published rate of the devices,
-            None if the rate is unknown. Its share of the measured time is the model FLOP utilization (MFU).
+            None if the rate is unknown. Its share of the measured time is the model FLOPs utilization (MFU).
         clock: returns seconds.
     """
 
@@ -193,7 +188,7 @@ class Progress:
             "waiting_for_input": 100 * min(1.0, self._waited / seconds),
         }
         if self._seconds_at_peak:
-            rates["model_flop_utilisation"] = 100 * self._steps * self._seconds_at_peak / seconds
+            rates["model_flops_utilization"] = 100 * self._steps * self._seconds_at_peak / seconds
         return rates
 
     def line(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> str:
@@ -210,8 +205,8 @@ class Progress:
                 f"{speed['expressions_per_second']:.1f} expressions/s, {speed['images_per_second']:.1f} images/s",
                 f"{speed['waiting_for_input']:.0f}% waiting for input",
             ]
-        if "model_flop_utilisation" in speed:
-            parts.append(f"MFU {speed['model_flop_utilisation']:.1f}%")
+        if "model_flops_utilization" in speed:
+            parts.append(f"MFU {speed['model_flops_utilization']:.1f}%")
         if self._started is not None and step > self._first_step:
             per_step = (self._clock() - self._started) / (step - self._first_step)
             parts.append(f"ETA {hours_minutes_seconds(per_step * (self._last_step - step))}")

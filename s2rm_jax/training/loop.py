@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, check_config
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
@@ -34,7 +34,6 @@ from s2rm_jax.training.logging import (
     MetricsWriter,
     Progress,
     RunLog,
-    counted,
     evaluation_part,
     hours_minutes_seconds,
     log,
@@ -57,7 +56,7 @@ class Pretrained(Protocol):
         """Return the files by part ("vision", "text"); raise UserError if one is missing."""
 
     def find_vocabulary(self, config: ConfigDict) -> Sequence[str] | None:
-        """Return the vocabulary beside the weights of config.text.pretrained, or None; raise UserError if none is."""
+        """Return the vocabulary of config.text.pretrained; None if it is not used; raise UserError if it is missing."""
 
     def load_pretrained(self, config: ConfigDict, shapes: Any) -> Mapping[str, Any]:
         """Return the weights by part, each with `params` and a `report` for the log; raise UserError if they misfit."""

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
-from s2rm_jax.errors import UserError, hub_error, known_storage_error, reason_of, storage_error
+from s2rm_jax.errors import UserError, counted, first_of, hub_error, known_storage_error, reason_of, storage_error
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer
@@ -43,7 +43,6 @@ from s2rm_jax.training.logging import (
     TENSORBOARD_DIRECTORY,
     WANDB_DIRECTORY,
     WANDB_ID_FILE,
-    counted,
     log,
 )
 from s2rm_jax.training.state import parameter_shapes
@@ -306,10 +305,9 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     refused = [name for name in differing if name not in MAY_CHANGE and not _ROOT_IN_MIXTURE.fullmatch(name)]
     if refused:
-        shown = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused[:5])
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        shown = first_of([f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused], ", ")
         raise UserError(
-            f"the run in {workdir} was started with a different configuration: {shown}{more}. "
+            f"the run in {workdir} was started with a different configuration: {shown}. "
             "Give another --workdir, or the same configuration to continue this run."
         )
 

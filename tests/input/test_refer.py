@@ -195,7 +195,7 @@ def test_the_images_that_referit_lacks_are_left_out_and_logged(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         source = ReferSource("train", root=root, dataset="refclef", split_by="berkeley")
     assert referents(source) == {"19578": 4}
-    assert caplog.messages == ["refclef: left out, with their referents, images that the archive lacks: 19579.jpg"]
+    assert caplog.messages == ["refclef: images that the archive lacks are left out, with their referents: 19579.jpg"]
     (root / "images/saiapr_tc-12/19578.jpg").unlink()
     with pytest.raises(UserError, match=r"the image 19578\.jpg .*was not found"):
         ReferSource("train", root=root, dataset="refclef", split_by="berkeley")

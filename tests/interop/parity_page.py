@@ -51,7 +51,8 @@ gradient, so its rounding error is measured against the gradient of the queries'
 
 Both sides have the same random parameters, inputs and loss (the sum of all outputs with fixed random weights), scaled
 so that mistakes show: attention logits, bias tables and activations are of order 1, norms have scales and biases of
-their own, the input of residual branches is of order {stream}, and GELU works where its usual approximation is worst.
+their own, the input of residual branches is of order {stream}, and GELU is evaluated where its tanh approximation is
+worst.
 
 {rows}
 

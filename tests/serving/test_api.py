@@ -58,7 +58,7 @@ def test_json_and_form_requests_have_equal_results(call_api, striped_file):
     assert by_json.json()["results"] == by_form.json()["results"]
     answer = by_json.json()
     assert (answer["width"], answer["height"]) == (24, 16)
-    assert (answer["times"]["image_was_known"], by_form.json()["times"]["image_was_known"]) == (False, True)
+    assert (answer["times"]["image_was_cached"], by_form.json()["times"]["image_was_cached"]) == (False, True)
     for found, expression in zip(answer["results"], expressions, strict=True):
         mask = rasterize(found["rle"], 16, 24)
         assert found["expression"] == expression
@@ -248,7 +248,7 @@ def test_metrics_and_access_log_have_numbers_and_no_contents(service, striped_fi
     ]  # fmt: skip
     first = lines[0]
     assert (first["visitor"], first["method"], first["expressions"], first["pixels"]) == ("127.0.0.1", "POST", 2, 64)
-    assert (first["joined"], first["image_was_known"], lines[1]["image_was_known"]) == (1, False, True)
+    assert (first["joined"], first["image_was_cached"], lines[1]["image_was_cached"]) == (1, False, True)
     assert 0 <= first["queue_seconds"] < first["seconds"]
     assert "secret" not in str(log) + str(values)
 

@@ -204,7 +204,9 @@ def test_when_one_process_is_killed_the_other_reports_it_and_the_next_start_cont
     assert_same_trace(workdir, straight)
 
 
-@pytest.mark.parametrize(("index", "reason"), [(0, "not all processes came"), (1, "coordinator could not be reached")])
+@pytest.mark.parametrize(
+    ("index", "reason"), [(0, "not all processes connected"), (1, "coordinator could not be reached")]
+)
 def test_joining_times_out(processes, warm, tmp_path, index, reason):
     flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
     address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"

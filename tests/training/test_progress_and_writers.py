@@ -70,7 +70,7 @@ def test_the_speed_is_of_the_steps_since_the_last_line():
     assert "| epoch 1.26 |" in progress.line(3, METRICS | {"epoch": 1.257}, {})
 
 
-def test_the_utilisation_is_the_share_that_a_step_would_take_at_the_peak():
+def test_the_utilization_is_the_share_that_a_step_would_take_at_the_peak():
     clock = Clock()
     progress = Progress(last_step=1000, seconds_at_peak=0.5, clock=clock)
     progress.finish_step(1, 10, 4)
@@ -80,7 +80,7 @@ def test_the_utilisation_is_the_share_that_a_step_would_take_at_the_peak():
     with progress.pause():
         clock.now += 80  # an evaluation is no work of the step
     speed = progress.speed()
-    assert speed["model_flop_utilisation"] == 25
+    assert speed["model_flops_utilization"] == 25
     assert "| 0% waiting for input | MFU 25.0% | ETA" in progress.line(3, METRICS, speed)
 
 

@@ -33,7 +33,7 @@ def test_a_run_with_no_step_left_compiles_nothing(tmp_path, standin, capsys):
     assert "Compiled" not in capsys.readouterr().out
 
 
-def test_the_utilisation_is_told_where_the_rate_of_the_device_is_known(tmp_path, standin, capsys, monkeypatch):
+def test_the_utilization_is_logged_if_the_rate_of_the_device_is_known(tmp_path, standin, capsys, monkeypatch):
     monkeypatch.setattr(compile, "matrix_rate", lambda kind: 2e9)
     config = standin.make_config(steps=6, log_every=3)
     standin.train(config, tmp_path, standin.make_parts(config), MESH)
@@ -42,7 +42,7 @@ def test_the_utilisation_is_told_where_the_rate_of_the_device_is_known(tmp_path,
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     work = compile_step(standin.StandIn(), plan_state(standin.StandIn(), config, MESH), config, MESH).model_flops
     steps_per_second = last["train/images_per_second"] / config.batch_size
-    assert last["train/model_flop_utilisation"] == pytest.approx(100 * steps_per_second * work / 2e9)
+    assert last["train/model_flops_utilization"] == pytest.approx(100 * steps_per_second * work / 2e9)
 
 
 def test_the_flops_of_the_model_are_three_forward_passes(standin):

@@ -61,16 +61,16 @@ def examine(
     """Examine all datasets under `root`, or a selection of them.
 
     Args:
-      root: folder in the REFER layout (data/README.md).
-      dataset: the only dataset to examine, such as "refcoco"; "" for all.
-      split_by: the only set of splits to examine, such as "unc"; "" for all.
-      image_root: folder of the images if they are not under `root`.
-      quick: read only the headers of images. This finds missing images and wrong sizes, but no truncated ones.
-      threads: number of threads that decode images; 0 for one per core.
-      quiet: show no progress bar.
+        root: folder in the REFER layout (data/README.md).
+        dataset: the only dataset to examine, such as "refcoco"; "" for all.
+        split_by: the only set of splits to examine, such as "unc"; "" for all.
+        image_root: folder of the images if they are not under `root`.
+        quick: read only the headers of images. This finds missing images and wrong sizes, but no truncated ones.
+        threads: number of threads that decode images; 0 for one per core.
+        quiet: show no progress bar.
 
     Raises:
-      UserError: nothing to examine was found. Problems of the data are in the report.
+        UserError: nothing to examine was found. Problems of the data are in the report.
     """
     root = Path(root).expanduser()
     images_root = Path(image_root).expanduser() if image_root else None
@@ -110,7 +110,7 @@ def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
     """Return the selected datasets under `root`, those of KNOWN first, then by name.
 
     Raises:
-      UserError: the folder or the selection was not found; names what is there and where to get the rest.
+        UserError: the folder or the selection was not found; names what is there and where to get the rest.
     """
     if not root.is_dir():
         raise UserError(f"the folder {root} does not exist; give the one that holds refcoco, refcocog, ... as --root")

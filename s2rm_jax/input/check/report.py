@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
+from s2rm_jax.errors import counted
+
 
 class SplitSize(NamedTuple):
     """The size of a split; None where no figure is certain."""
@@ -196,14 +198,14 @@ _SHOWN = 5  # cases listed for each problem
 
 def format_report(report: CheckReport) -> str:
     """Return the report as text: for each dataset a table of counts and its problems, then the absent datasets."""
-    lines = [f"{report.root}: {_number(len(report.datasets), 'dataset')}", ""]
+    lines = [f"{report.root}: {counted(len(report.datasets), 'dataset')}", ""]
     for dataset in report.datasets:
         lines += [*_format_dataset(dataset, report.quick), ""]
     if report.absent:
         names = ", ".join(report.absent)
         lines += [*_wrap(f"{names} (get them with: s2rm download NAME --root {report.root})", "Not found: "), ""]
     problems = [len(dataset.problems) for dataset in report.datasets if dataset.problems]
-    found = f"{_number(sum(problems), 'problem')} in {len(problems)} of {_number(len(report.datasets), 'dataset')}"
+    found = f"{counted(sum(problems), 'problem')} in {len(problems)} of {counted(len(report.datasets), 'dataset')}"
     return "\n".join([*lines, "✓ no problems found" if report.ok else f"✗ {found}"])
 
 
@@ -216,7 +218,7 @@ def _format_dataset(report: DatasetReport, quick: bool) -> Iterator[str]:
     if report.images_checked:
         read = "all" if report.images_read == report.images_checked else f"{report.images_read:,} of them"
         how = f"{read} by their headers only (--quick)" if quick else f"{read} decoded"
-        yield f"    {_number(report.images_checked, 'image')} checked, {how}"
+        yield f"    {counted(report.images_checked, 'image')} checked, {how}"
     for note in report.notes:
         yield from _wrap(note, "    note: ")
     for problem, following in zip_longest(report.problems, report.problems[1:]):
@@ -261,7 +263,3 @@ def _format_problem(problem: Problem) -> Iterator[str]:
 def _wrap(text: str, first: str) -> list[str]:
     wrapper = textwrap.TextWrapper(_WIDTH, first, " " * len(first), break_long_words=False, break_on_hyphens=False)
     return wrapper.wrap(text)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -357,7 +357,7 @@ def _pick_head(
 ) -> Noun | None:
     """Draw a noun that fits the referent and others besides the landmarks.
 
-    Of the objects that it fits, the condition clearly holds for the referent alone and clearly not for the others.
+    Among the objects that it fits, the condition clearly holds for the referent and clearly fails for all others.
     """
     candidates = [
         one

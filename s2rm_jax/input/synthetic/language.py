@@ -130,8 +130,8 @@ def evaluate(meaning: Meaning, scene: Scene) -> frozenset[int] | None:
 def landmarks_of(meaning: Meaning, scene: Scene) -> tuple[int, ...] | None:
     """Return the indices of the landmarks that the meaning compares its referent with, none for a noun or an extreme.
 
-    Of a chain of relations, that is the landmark of the outermost. None if a landmark is not exactly one object, or if
-    two are the same.
+    In a chain of relations, only the landmark of the outermost one counts. Return None if a landmark is not exactly one
+    object, or if both landmarks are the same object.
     """
     match meaning:
         case Noun() | Extreme() | Nth():

@@ -38,8 +38,8 @@ class SceneConfig:
     textures               possible textures; attributes with a single value are never mentioned
     sizes                  possible sizes
     object_scale           factor for the size of every object; 1.0 suits 3 to 6 objects
-    colours_per_scene      maximum number of different colours in a scene; few colours and shapes
-    shapes_per_scene       make attributes ambiguous, so that expressions need positions
+    colours_per_scene      maximum number of different colours in a scene
+    shapes_per_scene       maximum number of different shapes in a scene; if few, expressions need positions
     distractors            probability that an object equals an earlier one in all attributes but one
     max_occlusion          largest share of an object's area that others may hide
     grid                   rows and columns of a grid with at most one object in each cell; 0 places objects freely
