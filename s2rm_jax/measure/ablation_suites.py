@@ -57,7 +57,7 @@ def _stages(mode: str) -> Variant:
     return Variant(f"stages_{mode}", f"guided by the previous stages alone, {mode}", changes, reference="stages_only")
 
 
-SUM = Variant("sum", "V + T + W T, no coparsing", {"fusion.mode": "sum"})
+SUM = Variant("sum", "V + T_dist + dense(T_dist), no coparsing", {"fusion.mode": "sum"})
 ATTENTION = Variant("attention", "self-attention with as many parameters, no coparsing", {"fusion.mode": "attention"})
 GUIDED_MAPS = Variant("guided_maps", "semantics guide the feature maps, not the masks", {"decoder.guidance": "maps"})
 STAGES_ONLY = Variant("stages_only", "guided by the previous stages alone", {"decoder.semantics": ("stages",)})
@@ -92,10 +92,10 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         FULL,
         Variant("no_distribution", "the whole expression at every position", {"fusion.language": "sentence"}),
         SUM,
-        Variant("product", "V x T as pixel-word attention, no coparsing", {"fusion.mode": "product"}),
-        Variant("concat", "[V; T] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
+        Variant("product", "T_dist times V, no coparsing", {"fusion.mode": "product"}),
+        Variant("concat", "[V; T_dist] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
         ATTENTION,
-        Variant("vision_residual", "the residual keeps V alone, not V + T", {"fusion.residual": "vision"}),
+        Variant("vision_residual", "the residual is V alone, not V + T_dist", {"fusion.residual": "vision"}),
     ),
     "recurrence": (
         FULL,
