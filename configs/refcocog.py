@@ -16,9 +16,10 @@ Result and training time: not measured yet.
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.recipes import RECIPES, read_variant, recipe
+from s2rm_jax import recipes
+from s2rm_jax.recipes import read_variant, recipe
 
-VARIANTS = ("umd", "google", *RECIPES)
+VARIANTS = ("umd", "google", *recipes.VARIANTS)
 
 
 def get_config(argument: str = "") -> ConfigDict:

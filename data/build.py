@@ -1,12 +1,12 @@
 """Convert a dataset in the REFER layout to a TFDS dataset in ArrayRecord files, without TensorFlow.
 
-    python -m data.build --dataset refcoco --root DIR --out DATA_DIR
-    python -m data.build --dataset refcocog --split-by google --root DIR --out DATA_DIR
+    python -m data.build --dataset refcoco --root DATA --out RECORDS
+    python -m data.build --dataset refcocog --split-by google --root DATA --out RECORDS
 
 Run it in a clone of the repository, with the extra installed: pip install -e '.[tfds]'. To train on the result, set
---config.input.source.name=tfds --config.input.source.root=DATA_DIR; dataset and split_by are as for the files.
+--config.input.source.name=tfds --config.input.source.root=RECORDS; dataset and split_by are as for the files.
 
-Images are copied byte for byte; masks stay polygons or RLEs. A dataset in DATA_DIR is always complete: an interrupted
+Images are copied byte for byte; masks stay polygons or RLEs. A dataset in RECORDS is always complete: an interrupted
 build leaves nothing under the final name, and the same command starts it again.
 """
 

@@ -1,7 +1,7 @@
 """Check a folder of REFER data: list all problems and how to solve each.
 
-    python data/check.py --root DIR
-    python data/check.py --root DIR --dataset refcoco --split-by unc --json report.json
+    python data/check.py --root DATA
+    python data/check.py --root DATA --dataset refcoco --split-by unc --json report.json
 
 Compares the numbers of images, referents and expressions with the published ones; finds images that are missing,
 truncated or whose size differs from the annotation, masks that do not fit their boxes, annotations without masks,

@@ -1,7 +1,7 @@
 """Download a dataset's annotations, or COCO's images, and check them: s2rm_jax/download.py in a clone.
 
-python data/download.py refcoco --root DIR
-python data/download.py images --root DIR
+python data/download.py refcoco --root DATA
+python data/download.py images --root DATA
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ for ((try = 1; try <= tries; try++)); do
   if make_slice && install; then
     train
     status=$?
-    case $status in 0 | 2) exit "$status" ;; esac # done, or a user error; all else may pass, also a 2 of gcloud or uv
+    case $status in 0 | 2) exit "$status" ;; esac # done, or a user error; all else may be temporary, also a 2 of gcloud or uv
   fi
   echo "try $try of $tries ended with an error; the next starts in a minute" >&2
   sleep "${PAUSE:-60}"

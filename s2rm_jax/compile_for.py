@@ -63,15 +63,13 @@ def main() -> None:
     topology = TOPOLOGY.value
     assert topology is not None  # required
     check_config(config)
-    files = [(flag, Path(value)) for flag, value in (("--json", JSON.value), ("--markdown", MARKDOWN.value)) if value]
-    for flag, path in files:
-        with writing(path, flag):  # now, not after half an hour
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()
     devices = topology_devices(topology)
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
         raise UserError(f"--topology: {devices[0].device_kind} is not listed in s2rm_jax/parallel/devices.py.")
+    files = [(flag, Path(value)) for flag, value in (("--json", JSON.value), ("--markdown", MARKDOWN.value)) if value]
+    for flag, path in files:
+        _require_writable(path, flag)  # now, not after half an hour
     compiled_step = compile_training_step(config, build_mesh(config, devices))
     step = StepFacts(
         topology=topology,
@@ -88,6 +86,15 @@ def main() -> None:
         with writing(path, flag):
             text = json.dumps(as_json(step), indent=2) + "\n" if flag == "--json" else as_markdown(step)
             path.write_text(text, encoding="utf-8")
+
+
+def _require_writable(path: Path, flag: str) -> None:
+    exists = path.exists()
+    with writing(path, flag):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if not exists:
+            path.unlink()
 
 
 def topology_devices(name: str) -> list[Any]:

@@ -73,7 +73,7 @@ LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bou
 DATA = flags.DEFINE_multi_string(
     "data",
     None,
-    "evaluate on other data: DIR replaces the root of the source, and FIELD=VALUE another field: image_root, path, "
+    "evaluate on other data: DIR replaces the folder of the source, and FIELD=VALUE a field: root, image_root, path, "
     "dataset, split_by, overlap or sentence_field, in a mixture parts.NAME.FIELD; may be repeated",
     flag_values=FLAGS,
 )

@@ -152,7 +152,7 @@ def require_no_prediction(out: Path) -> None:
         UserError: the folder has a prediction, or an unfinished one.
     """
     if (out / RESULT_FILE).exists() or (out / JOB_FILE).exists():
-        raise UserError(f"--out: {out} has a prediction; give another --out")
+        raise UserError(f"--out: {out} has a {RESULT_FILE} or {JOB_FILE} of predict; give another --out")
 
 
 def remove_earlier_prediction(out: Path) -> None:

@@ -26,7 +26,7 @@ BERT = "google-bert/bert-base-uncased"
 EPOCHS = 40
 
 
-RECIPES = ("small", "ours", "one_gpu")
+VARIANTS = ("small", "ours", "one_gpu")
 
 
 def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
@@ -76,21 +76,21 @@ def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
 
 
 def read_variant(argument: str, config_file: str, choices: Sequence[str] = ()) -> tuple[str, str]:
-    """Parse the argument of a configuration: one of `choices` (by default the first), one of RECIPES, or both.
+    """Parse the argument of a configuration: one of `choices` (by default the first), one of VARIANTS, or both.
 
     Returns:
-        The choice and the recipe, both possibly empty.
+        The choice and the variant, both possibly empty.
 
     Raises:
         UserError: unknown argument; names the valid ones.
     """
     words = [word for word in argument.split(",") if word]
-    recipes = [word for word in words if word in RECIPES]
-    chosen = [word for word in words if word not in RECIPES]
-    if len(chosen) > 1 or len(recipes) > 1 or not set(chosen) <= set(choices):
-        available = ", ".join(repr(choice) for choice in (*choices, *RECIPES))
+    variants = [word for word in words if word in VARIANTS]
+    chosen = [word for word in words if word not in VARIANTS]
+    if len(chosen) > 1 or len(variants) > 1 or not set(chosen) <= set(choices):
+        available = ", ".join(repr(choice) for choice in (*choices, *VARIANTS))
         raise UserError(f"configs/{config_file} has no variant {argument!r}; available: {available}.")
-    return (chosen or [*choices, ""])[0], (recipes or [""])[0]
+    return (chosen or [*choices, ""])[0], (variants or [""])[0]
 
 
 def _ours(config: ConfigDict, one_gpu: bool) -> ConfigDict:

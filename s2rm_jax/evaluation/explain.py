@@ -1,4 +1,4 @@
-"""Explanations of a mask: where each word was distributed, what each direction parsed, the mask from coarse to fine.
+"""Explanations of a mask: the attention to each word, what each direction parsed, the mask from coarse to fine.
 
 `reduce` runs on the device, inside the compiled segmentation, and reduces the network's large outputs; `explanations`
 names them on the host; `explain_figure` draws them.
@@ -176,9 +176,7 @@ def explain_figure(
         _title(expression, outcome),
         _row(first, _LARGE),
         _legend(),
-        _heading(
-            "Where each word was distributed (attention to the word; each map from its lowest to its highest value)"
-        ),
+        _heading("Attention to each word (each map from its lowest to its highest value)"),
         _rows(words, _SMALL),
     ]
     for pair in explanation.group_maps:

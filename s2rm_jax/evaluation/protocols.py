@@ -226,7 +226,7 @@ def _foreground(
     """Return where the resized logits exceed 0, and the values there.
 
     Along an axis that keeps its size (the rows of most COCO images at 480 pixels), a row or column without positive
-    logits stays without. Only the others are resized; the result is the same.
+    logits stays without. Only the range that has all positive logits is resized; the result is the same.
     """
     size = height, width
     part = tuple(_positive(logits, axis) if logits.shape[axis] == size[axis] else slice(None) for axis in (0, 1))

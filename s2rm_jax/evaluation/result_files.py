@@ -44,6 +44,7 @@ IMAGES_FILE = "coco_images.json"
 TRUTH_FILE = "coco_truth.json"
 LABEL_STUDIO = "label_studio"
 CRIS_FOLDER = "vis"  # the name that CRIS gives it
+_PARTIAL_FOLDER = f".{CRIS_FOLDER}.partial"
 
 Record = Mapping[str, Any]
 Records = Callable[[], Iterable[Record]]
@@ -289,9 +290,10 @@ def require_no_report(out: Path) -> None:
     """Check that a prediction would not replace files of an evaluation in the same folder.
 
     Raises:
-        UserError: the folder has the report of an evaluation.
+        UserError: the folder has the report of an evaluation, or files of an unfinished one.
     """
-    if "protocol" in read_object(out / _METRICS_FILE):
+    unfinished = (out / TRUTH_FILE).exists() or (out / _PARTIAL_FOLDER).exists()
+    if unfinished or "protocol" in read_object(out / _METRICS_FILE):
         raise UserError(f"--out: {out} has the report of an evaluation; give another --out")
 
 
@@ -336,7 +338,7 @@ class EvaluationFiles:
     def __init__(self, out: Path, *, coco: bool, label_studio: str, save_masks: bool):
         self._out, self._coco, self._label_studio, self._save_masks = out, coco, label_studio, save_masks
         self._keeps_records = coco or bool(label_studio)
-        self._partial = out / f".{CRIS_FOLDER}.partial"
+        self._partial = out / _PARTIAL_FOLDER
         with writing(out):
             if self._keeps_records or save_masks:
                 self._make_partial()

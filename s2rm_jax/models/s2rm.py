@@ -169,7 +169,7 @@ class Fused:
     features: Any  # [b, k, h, w, c], the vision map fused with the expression
     word_attention: Any  # [b, k, heads, h, w, l], the attention of each position over the words
     group_maps: dict[str, Any]  # {pair: [r, b, k, h, w, c]}, the parsed map of each direction
-    balance_weights: dict[str, Any]  # {pair: [r, b, k, h, w, 1], or as fusion.balance says}; sum over r is 1
+    balance_weights: dict[str, Any]  # {pair: [r, b, k, h, w, 1] or [r, b, k, 1, 1, c] (channel)}; sums over r are 1
 
 
 class Distribute(nn.Module):

@@ -168,7 +168,7 @@ def _bytes(number: int) -> str:
 
 @contextmanager
 def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]:
-    """Let JAX cache, in this context, compiled programs in the folder that config.compilation_cache names.
+    """Within the context, let JAX cache compiled programs in the folder that config.compilation_cache names.
 
     The default is <workdir>/compilation_cache, unless JAX already has a folder (JAX_COMPILATION_CACHE_DIR). JAX's keys
     include everything that a program depends on, so a stale program is never used. Of several processes, the first

@@ -53,7 +53,7 @@ class StopRequest:
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Turn, in this context, the first SIGINT or SIGTERM into a request, which the caller honours at its next step.
+    """Within the context, turn the first SIGINT or SIGTERM into a request, which the caller honours at its next step.
 
     After that, SIGINT raises KeyboardInterrupt again. Python handles signals in the main thread only; in another thread
     nothing changes.

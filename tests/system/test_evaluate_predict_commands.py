@@ -563,7 +563,10 @@ def test_results_for_other_programs(tiny_workdir, tmp_path, image):
             f"error: --out: {tmp_path / 'all'} has the report of an evaluation; give another --out\n",
         )
     status, _, errors = command("evaluate", f"--workdir={tiny_workdir}", f"--out={tmp_path / 'one'}")
-    assert (status, errors) == (2, f"error: --out: {tmp_path / 'one'} has a prediction; give another --out\n")
+    assert (status, errors) == (
+        2,
+        f"error: --out: {tmp_path / 'one'} has a result.json or job.json of predict; give another --out\n",
+    )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
