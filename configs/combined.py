@@ -19,14 +19,13 @@ Result and training time: not measured yet.
 from ml_collections import ConfigDict
 
 from s2rm_jax import recipes
-from s2rm_jax.recipes import read_variant, recipe
 
 VARIANTS = ("", *recipes.VARIANTS)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, variant = read_variant(argument, "combined.py")
-    config = recipe({"name": "combined", "datasets": ("refcoco/unc", "refcoco+/unc", "refcocog/umd")}, variant)
+    _, variant = recipes.read_variant(argument, "combined.py")
+    config = recipes.recipe({"name": "combined", "datasets": ("refcoco/unc", "refcoco+/unc", "refcocog/umd")}, variant)
     if variant != "small":
         config.eval.every = 4000
     return config

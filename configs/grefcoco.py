@@ -20,14 +20,13 @@ Result and training time: not measured yet.
 from ml_collections import ConfigDict
 
 from s2rm_jax import recipes
-from s2rm_jax.recipes import read_variant, recipe
 
 VARIANTS = ("", *recipes.VARIANTS)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, variant = read_variant(argument, "grefcoco.py")
-    config = recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, variant)
+    _, variant = recipes.read_variant(argument, "grefcoco.py")
+    config = recipes.recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, variant)
     if variant in ("", "small"):
         config.input.sampling = "sentence"
     config.decoder.no_target_width = 64 if variant == "small" else 256

@@ -16,11 +16,10 @@ Result and training time: not measured yet.
 from ml_collections import ConfigDict
 
 from s2rm_jax import recipes
-from s2rm_jax.recipes import read_variant, recipe
 
 VARIANTS = ("berkeley", "unc", *recipes.VARIANTS)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    split_by, variant = read_variant(argument, "refclef.py", ("berkeley", "unc"))
-    return recipe({"name": "refer", "dataset": "refclef", "split_by": split_by}, variant)
+    split_by, variant = recipes.read_variant(argument, "refclef.py", ("berkeley", "unc"))
+    return recipes.recipe({"name": "refer", "dataset": "refclef", "split_by": split_by}, variant)

@@ -16,11 +16,10 @@ Result and training time: not measured yet.
 from ml_collections import ConfigDict
 
 from s2rm_jax import recipes
-from s2rm_jax.recipes import read_variant, recipe
 
 VARIANTS = ("", *recipes.VARIANTS)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    _, variant = read_variant(argument, "refcoco.py")
-    return recipe({"name": "refer", "dataset": "refcoco", "split_by": "unc"}, variant)
+    _, variant = recipes.read_variant(argument, "refcoco.py")
+    return recipes.recipe({"name": "refer", "dataset": "refcoco", "split_by": "unc"}, variant)

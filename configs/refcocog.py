@@ -17,11 +17,10 @@ Result and training time: not measured yet.
 from ml_collections import ConfigDict
 
 from s2rm_jax import recipes
-from s2rm_jax.recipes import read_variant, recipe
 
 VARIANTS = ("umd", "google", *recipes.VARIANTS)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    split_by, variant = read_variant(argument, "refcocog.py", ("umd", "google"))
-    return recipe({"name": "refer", "dataset": "refcocog", "split_by": split_by}, variant)
+    split_by, variant = recipes.read_variant(argument, "refcocog.py", ("umd", "google"))
+    return recipes.recipe({"name": "refer", "dataset": "refcocog", "split_by": split_by}, variant)
