@@ -63,13 +63,13 @@ def main() -> None:
     topology = TOPOLOGY.value
     assert topology is not None  # required
     check_config(config)
+    files = [(flag, Path(value)) for flag, value in (("--json", JSON.value), ("--markdown", MARKDOWN.value)) if value]
+    for flag, path in files:
+        _require_writable(path, flag)  # now, not after half an hour
     devices = topology_devices(topology)
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
         raise UserError(f"--topology: {devices[0].device_kind} is not listed in s2rm_jax/parallel/devices.py.")
-    files = [(flag, Path(value)) for flag, value in (("--json", JSON.value), ("--markdown", MARKDOWN.value)) if value]
-    for flag, path in files:
-        _require_writable(path, flag)  # now, not after half an hour
     compiled_step = compile_training_step(config, build_mesh(config, devices))
     step = StepFacts(
         topology=topology,
