@@ -246,10 +246,8 @@ def _outcome_of_error(error: BaseException) -> _Outcome:
         status = 2
         message = f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry."
     elif is_temporary(error):
-        status, message = (
-            _TRY_AGAIN,
-            f"{reason_of(error)}: this error may be temporary; run the same command again later.",
-        )
+        status = _TRY_AGAIN
+        message = f"{reason_of(error)}: this error may be temporary; run the same command again later."
     else:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         status, message = 1, f"a defect in this program ({what}); please report it with the traceback above."

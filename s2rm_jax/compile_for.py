@@ -81,11 +81,11 @@ def main() -> None:
         model_flops=compiled_step.model_flops,
         compile_seconds=compiled_step.seconds,
     )
-    print(as_markdown(step))
+    texts = {"--json": json.dumps(as_json(step), indent=2) + "\n", "--markdown": as_markdown(step)}
+    print(texts["--markdown"])
     for flag, path in files:
         with writing(path, flag):
-            text = json.dumps(as_json(step), indent=2) + "\n" if flag == "--json" else as_markdown(step)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(texts[flag], encoding="utf-8")
 
 
 def _require_writable(path: Path, flag: str) -> None:

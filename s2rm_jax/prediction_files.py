@@ -151,7 +151,7 @@ def require_no_prediction(out: Path) -> None:
     Raises:
         UserError: the folder has a prediction, or an unfinished one.
     """
-    if (out / RESULT_FILE).exists() or (out / JOB_FILE).exists():
+    if _has_prediction(out):
         raise UserError(f"--out: {out} has a {RESULT_FILE} or {JOB_FILE} of predict; give another --out")
 
 
@@ -165,11 +165,15 @@ def remove_earlier_prediction(out: Path) -> None:
     Raises:
         UserError: a file for other programs cannot be removed.
     """
-    if (out / RESULT_FILE).exists() or (out / JOB_FILE).exists():
+    if _has_prediction(out):
         remove_result_files(out, _EXPORTS)
     with suppress(OSError, ValueError, RecursionError):  # missing, or written by another program
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
         _remove_listed(out, content.get("images", [content]) if isinstance(content, dict) else [])
+
+
+def _has_prediction(out: Path) -> bool:
+    return (out / RESULT_FILE).exists() or (out / JOB_FILE).exists()
 
 
 def is_result(path: Path, out: Path) -> bool:

@@ -13,7 +13,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.images import JPEG_SCAN, slow_jpeg
 
 _MAX_VISITORS = 10_000  # whose recent requests are counted; the least recent visitor is dropped
@@ -113,8 +113,7 @@ class Visitors:
         """Count the work of segmenting expressions; raise RequestError if the visitor exceeds the limit."""
         limit = self._limits.work_per_minute
         work = expressions * max(pixels / 1e6, _MIN_MEGAPIXELS)
-        count = "1 expression" if expressions == 1 else f"{expressions} expressions"
-        request = f"{count} on {pixels / 1e6:.1f} megapixels"
+        request = f"{counted(expressions, 'expression')} on {pixels / 1e6:.1f} megapixels"
         if work > limit:
             raise RequestError(
                 f"the work for {request} exceeds the limit per minute; send fewer expressions or a smaller image",

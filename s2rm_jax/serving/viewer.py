@@ -13,6 +13,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from s2rm_jax.errors import counted
 from s2rm_jax.evaluation.explain import Explanation
 from s2rm_jax.evaluation.overlay import (
     DISTINCT_COLOURS,
@@ -49,8 +50,7 @@ def answer_html(answer: Answer) -> str:
         layer = mask_layer([mask], [colour], size, fill=0.3, shade=0.0)
         layers.append(f'<img class="mask" data-mask="{row}" alt="" src="{data_url(layer)}">')
         cards.append(_card(answer, row, colour))
-    expressions = "expression" if len(masks) == 1 else "expressions"
-    summary = f"{len(masks)} {expressions} segmented in {_seconds(answer.seconds)}"
+    summary = f"{counted(len(masks), 'expression')} segmented in {_seconds(answer.seconds)}"
     return (
         f'<div class="s2rm">{_stage(answer.encoding, layers)}{_times(answer.encoding, summary)}'
         f'<ol class="found">{"".join(cards)}</ol></div>'

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.parallel.mesh import (
     BATCH_AXES,
@@ -92,7 +92,7 @@ def check_batch_splits(batch_size: int, parts: int, devices: int) -> None:
     if parts < 1 or batch_size % (parts * devices):
         raise UserError(
             f"config.batch_size={batch_size} cannot be split evenly into config.optimizer.accumulate={parts} parts "
-            f"on {devices} device{'s' * (devices > 1)}: it must be a multiple of {max(parts, 1) * devices}."
+            f"on {counted(devices, 'device')}: it must be a multiple of {max(parts, 1) * devices}."
         )
 
 
