@@ -291,6 +291,12 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
     problems += [f"--{name} is missing: {flag_values[name].help}" for name in missing]
     if problems:
         raise UserError(f"{'; '.join(dict.fromkeys(problems))} (see --help)")
+    if "config" in flag_values and flag_values["config"].present:
+        config, given = flag_values["config"].value, config_flags.get_override_values(flag_values["config"])
+        if given.get("epochs") and config.get("steps"):
+            raise UserError(
+                f"--config.epochs: config.steps is {config.steps:,} and takes precedence; set --config.steps=0"
+            )
 
 
 def _more_mistakes(flag_values: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
@@ -338,11 +344,6 @@ def _check_config(given: str, arguments: Sequence[str]) -> None:
     unknown = [_explain_field(name[7:], fields) for name in names if name.startswith("config.")]
     if any(unknown):
         raise UserError("; ".join(filter(None, unknown)))
-    if "config.epochs" in names and "config.steps" not in names and config.get("steps"):
-        raise UserError(
-            f"--config.epochs: {path.name} sets config.steps to {config.steps:,}, which takes precedence; add "
-            "--config.steps=0"
-        )
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -187,7 +187,7 @@ def _evaluate(
         the masks of the protocol `original`, which `predict` returns.
     """
     from s2rm_jax.evaluation.calibration import RIGHT_IOU, UNCALIBRATED, Calibration
-    from s2rm_jax.evaluation.result_files import EvaluationFiles
+    from s2rm_jax.evaluation.evaluation_files import EvaluationFiles
     from s2rm_jax.training.logging import report_evaluation
 
     coco, label_studio, save_masks = bool(COCO.value), LABEL_STUDIO.value or "", bool(SAVE_MASKS.value)

@@ -344,13 +344,14 @@ def test_epochs_that_would_be_ignored_are_an_error(call, tmp_path):
         (400, ["--config.epochs=10", "--config.steps=0"], 0),
         (400, ["--config.steps=9"], 0),
         (0, ["--config.epochs=10"], 0),
+        (0, ["--config.epochs=10", "--config.steps", "400"], 2),
     ):
         path = tmp_path / f"{steps}.py"
         path.write_text(fields % steps)
         found, _, err, _ = call(f"--config={path}", "--workdir=w", *flags_given)
         assert found == status, err
         assert status == 0 or err == (
-            "error: --config.epochs: 400.py sets config.steps to 400, which takes precedence; add --config.steps=0\n"
+            "error: --config.epochs: config.steps is 400 and takes precedence; set --config.steps=0\n"
         )
 
 

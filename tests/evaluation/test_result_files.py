@@ -16,11 +16,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.evaluation_files import EvaluationFiles
 from s2rm_jax.evaluation.evaluator import Evaluator
 from s2rm_jax.evaluation.gallery import Cases
 from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS
 from s2rm_jax.evaluation.result_files import (
-    EvaluationFiles,
     check_address,
     encode_brush,
     find_naming,
