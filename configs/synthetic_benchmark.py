@@ -1,11 +1,11 @@
 """The synthetic benchmark: spatial relations in isolation, for a tiny network on a CPU (docs/synthetic_benchmark.md).
 
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py --workdir runs/benchmark
-    python -m s2rm_jax.evaluate --workdir runs/benchmark --split test
-    python -m s2rm_jax.evaluate --workdir runs/benchmark --split compositional
+    python -m s2rm_jax.evaluate --workdir runs/benchmark --split test --checkpoint latest
+    python -m s2rm_jax.evaluate --workdir runs/benchmark --split compositional --checkpoint latest
 
-Mean IoU on test is 67.5 with seed 0, 66.8 ± 1.2 over three seeds (docs/results/ablations.md), after about 7 minutes on
-one core of an AMD EPYC (Zen 5).
+Mean IoU on test is 67.3 ± 1.1 over five seeds (docs/results/ablations.md), after about 7 minutes on one core of an AMD
+EPYC (Zen 5).
 
 Fixed: the scenes of input.source, and a budget of 2,000 steps of 8 scenes, so that each of the 16,000 training scenes
 is used once. Free to vary: the network, the loss and the optimizer. The scenes are harder than those of synthetic.py: 5

@@ -34,6 +34,7 @@ def on_files(files: Any, config: Any) -> Any:
         ROOT / "CHANGELOG.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "SECURITY.md",
+        ROOT / "s2rm_jax/default_network/README.md",
         *sorted(ROOT.glob("data/**/*.md")),
     ]:
         source = path.relative_to(ROOT).as_posix()

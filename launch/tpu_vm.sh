@@ -15,7 +15,9 @@
 # A preempted slice is created again, a stopped one started, and the run continues from its last checkpoint, up to TRIES
 # times; each minute of waiting for a slice counts as a try. Run this script in tmux on a small machine. When it is
 # restarted, it first stops the run on the slice.
-# It deletes a slice only if it is preempted or terminated: gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
+# It deletes only a slice that was preempted or terminated. To delete the slice at the end:
+#
+#     gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
 #
 # Needs: gcloud with a project and quota, an SSH key for it, this environment (it builds the wheel).
 # Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), PREPARE, TRIES (20), PYTHON

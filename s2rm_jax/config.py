@@ -35,7 +35,10 @@ STEP_FORMS = ("jit", "shard_map")
 
 
 def default_config() -> ConfigDict:
-    """Return every field with its default: Swin-Base and BERT-base at 480 px, with the recipe of the LAVT family."""
+    """Return every field with its default: Swin-Base and BERT-base at 480 px, not pretrained.
+
+    The recipes of the benchmarks are in recipes.py.
+    """
     config = ConfigDict()
     config.seed = 0  # seed of the initial parameters, the order of the data, and dropout
     config.steps = 53_000  # optimizer steps; 0 takes as many as config.epochs needs
