@@ -19,7 +19,6 @@ If a command ends with 2, 3, 4, 75, 130 or a defect, the last line on stderr sta
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import io
 import json
@@ -34,10 +33,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.config import find_config
+from s2rm_jax.config import field_names, find_config, similar_fields
 from s2rm_jax.errors import (
     PartlyDone,
     TemporaryFailure,
@@ -150,10 +148,11 @@ def define_label_studio(flag_values: flags.FlagValues) -> flags.FlagHolder[str |
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand and its required flags."""
+    """A subcommand, its required flags and its other flags."""
 
     main: Callable[[], None]
     required: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
 
 def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, doc: str | None) -> None:
@@ -161,7 +160,16 @@ def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, 
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in commands:
         del sys.argv[1]
-        run_and_exit(commands[name].main, flag_values, doc, commands[name].required)
+        command = commands[name]
+
+        def main() -> None:
+            unread = {flag for other in commands.values() for flag in (*other.required, *other.optional)}
+            unread -= {*command.required, *command.optional}
+            if given := [f"--{flag}" for flag in flag_values if flag in unread and flag_values[flag].present]:
+                raise UserError(f"{name} does not take {', '.join(given)} (see --help)")
+            command.main()
+
+        run_and_exit(main, flag_values, doc, command.required)
     if name.startswith("-h") or name.startswith("--h"):
         run_and_exit(lambda: None, flag_values, doc)
     problem = f"unknown command {name!r}" if name else "the command is missing"
@@ -289,14 +297,24 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
     given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
     missing = [name for name in required if flag_values[name].value is None and name not in given]
     problems += [f"--{name} is missing: {flag_values[name].help}" for name in missing]
+    empty = [name for name in required if flag_values[name].value == ""]  # such as of a variable that is not set
+    problems += [f"--{name} is empty: {flag_values[name].help}" for name in empty]
     if problems:
         raise UserError(f"{'; '.join(dict.fromkeys(problems))} (see --help)")
-    if "config" in flag_values and flag_values["config"].present:
-        config, given = flag_values["config"].value, config_flags.get_override_values(flag_values["config"])
-        if given.get("epochs") and config.get("steps"):
-            raise UserError(
-                f"--config.epochs: config.steps is {config.steps:,} and takes precedence; set --config.steps=0"
-            )
+    for name in flag_values:
+        value = flag_values[name].value
+        if isinstance(value, str) and value.startswith("~/"):  # shells expand --out ~/x, but not --out=~/x
+            flag_values[name].value = os.path.expanduser(value)
+    config: Any = flag_values["config"].value if "config" in flag_values else None
+    if given_fields(flag_values).get("epochs") and config.get("steps"):
+        raise UserError(f"--config.epochs: config.steps is {config.steps:,} and takes precedence; set --config.steps=0")
+
+
+def given_fields(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Return the fields of the configuration that flags set, such as --config.steps=9, with their values."""
+    if "config" not in flag_values or flag_values["config"].value is None:
+        return {}
+    return dict(config_flags.get_override_values(flag_values["config"]))
 
 
 def _more_mistakes(flag_values: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
@@ -339,33 +357,21 @@ def _check_config(given: str, arguments: Sequence[str]) -> None:
         config = config_flags.ConfigFileFlagParser("config").parse(given)
         if getattr(config, "lock", None) is None:  # raises the OSError that the parser withheld
             raise TypeError(f"get_config() returns {type(config).__name__}, not a ConfigDict")
-        fields = _fields(config)
+        fields = field_names(config)
     names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments if argument.startswith("-")]
     unknown = [_explain_field(name[7:], fields) for name in names if name.startswith("config.")]
     if any(unknown):
         raise UserError("; ".join(filter(None, unknown)))
 
 
-def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Return the dotted names of all fields and sections."""
-    names = []
-    for name, value in config.items():
-        names.append(prefix + name)
-        if isinstance(value, ConfigDict):
-            names += _fields(value, f"{prefix}{name}.")
-    return names
-
-
 def _explain_field(name: str, fields: Sequence[str]) -> str:
     """Return what to do about a field that does not exist, "" for one that does."""
     if name in fields or name.split("[", 1)[0] in fields:
         return ""
-    leaf = name.rsplit(".", 1)[-1]
-    near = [field for field in fields if field.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
-    near += [field for field in difflib.get_close_matches(name, fields, n=3, cutoff=0.6) if field not in near]
-    hint = (
-        f"did you mean {' or '.join(f'--config.{field}' for field in near[:3])}?" if near else "see s2rm_jax/config.py"
-    )
+    if name == "input.source.image_root":  # a field of some sources only
+        return f"--config.{name}: the source has no such field; set the environment variable S2RM_IMAGES instead"
+    near = [f"--config.{field}" for field in similar_fields(name, fields)]
+    hint = f"did you mean {' or '.join(near)}?" if near else "see s2rm_jax/config.py"
     return f"--config.{name}: no such field in the configuration; {hint}"
 
 

@@ -26,6 +26,7 @@ from absl import flags
 from etils import epath
 
 from s2rm_jax import command_line
+from s2rm_jax.errors import UserError, counted
 
 if TYPE_CHECKING:
     from s2rm_jax.training.run import LoadedRun
@@ -69,9 +70,8 @@ def from_pytorch() -> None:
     assert WEIGHTS.value is not None and WORKDIR.value is not None  # required
     with atomic_folder(WORKDIR.value, "--workdir") as folder:
         write_workdir(Path(find_run(WEIGHTS.value)), folder)
-    print(
-        f"{WORKDIR.value} holds the network at step 0. Next: python -m s2rm_jax.predict --workdir {WORKDIR.value} ..."
-    )
+    next_command = f"python -m s2rm_jax.predict --workdir {shlex.quote(WORKDIR.value)} ..."
+    print(f"{WORKDIR.value} holds the network at step 0. Next: {next_command}")
 
 
 def to_stablehlo() -> None:
@@ -95,12 +95,12 @@ def to_onnx() -> None:
 
 def to_hub() -> None:
     """Write the network of a run as a folder for the Hugging Face Hub, and upload it if --repo is given."""
-    from s2rm_jax.errors import UserError, hub_error
+    from s2rm_jax.hub import hub_error, is_repository
     from s2rm_jax.interop.torch_folder import write_pytorch
-    from s2rm_jax.training.run import CONFIG_FILE, is_hub_name
+    from s2rm_jax.training.run import CONFIG_FILE
 
     assert OUT.value is not None  # required
-    if REPO.value and not is_hub_name(REPO.value):
+    if REPO.value and not is_repository(REPO.value):
         raise UserError(f"--repo: {REPO.value} is not the name of a repository; give USER/NAME")
     name = REPO.value or f"USER/{Path(OUT.value).absolute().name}"
     with _export() as (run, workdir, folder):
@@ -113,7 +113,9 @@ def to_hub() -> None:
         print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: {_upload_command(name)}")
         return
     try:
-        url = _upload(Path(OUT.value).expanduser(), REPO.value)
+        url = _upload(Path(OUT.value), REPO.value)
+    except UserError:
+        raise
     except Exception as error:  # huggingface_hub raises many kinds
         what = f"--repo: {OUT.value} is complete, but cannot be uploaded to {REPO.value} on the Hugging Face Hub"
         # Not the same command again, which refuses to replace --out.
@@ -132,6 +134,10 @@ def _upload(folder: Path, repo: str) -> str:
 
     hub = HfApi()
     url = hub.create_repo(repo, private=PRIVATE.value or None, exist_ok=True)
+    if PRIVATE.value and hub.repo_info(repo).private is False:  # it existed before, and stays as it was
+        raise UserError(
+            f"--private: {repo} exists and is public; make it private in its settings, or give another --repo"
+        )
     files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
     hub.create_commit(repo, files, commit_message="Upload a network of s2rm_jax")
     return str(url)
@@ -180,6 +186,9 @@ def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], lic
     data = ", ".join(f"{key} {value}" for key, value in source.items() if value not in (None, "", []))
     pretrained = {part: _without_folders(config[part].pretrained) for part in ("vision", "text")}
     began = ", ".join(f"{part} from {one}" for part, one in pretrained.items() if one) or "none"
+    batch = (
+        f"{counted(config.batch_size, 'image')} with {counted(config.input.expressions_per_image, 'expression')} each"
+    )
     trained = f"step {run.step:,} of {config.steps:,}" if run.step else "unknown"
     return f"""---
 {front}
@@ -218,7 +227,7 @@ model = S2RMModel.from_pretrained("{name}")
 ## Training
 
 - Data: {data}
-- Steps: {trained}; a step has {config.batch_size} images with {config.input.expressions_per_image} expressions each
+- Steps: {trained}; a step has {batch}
 - Pretrained weights: {began}
 - All settings: `config.json`
 
@@ -275,7 +284,6 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     """
     import jax
 
-    from s2rm_jax.errors import UserError
     from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
     from s2rm_jax.interop.torch_folder import read_pytorch
     from s2rm_jax.io import require_space
@@ -318,16 +326,16 @@ def _export() -> Iterator[tuple[LoadedRun, epath.Path, Path]]:
 def _usage(form: str, packages: str) -> str:
     return (
         f"{OUT.value} holds the network for {form}. To run it without s2rm_jax: pip install {packages} && "
-        f'python {OUT.value}/segment.py IMAGE "the man in red" --out masks'
+        f'python {shlex.quote(f"{OUT.value}/segment.py")} IMAGE "the man in red" --out masks'
     )
 
 
 COMMANDS = {
-    "to-pytorch": command_line.Command(to_pytorch, required=("workdir", "out")),
-    "from-pytorch": command_line.Command(from_pytorch, required=("weights", "workdir")),
-    "to-stablehlo": command_line.Command(to_stablehlo, required=("workdir", "out")),
-    "to-onnx": command_line.Command(to_onnx, required=("workdir", "out")),
-    "to-hub": command_line.Command(to_hub, required=("workdir", "out")),
+    "to-pytorch": command_line.Command(to_pytorch, ("workdir", "out"), ("checkpoint",)),
+    "from-pytorch": command_line.Command(from_pytorch, ("weights", "workdir")),
+    "to-stablehlo": command_line.Command(to_stablehlo, ("workdir", "out"), ("checkpoint",)),
+    "to-onnx": command_line.Command(to_onnx, ("workdir", "out"), ("checkpoint",)),
+    "to-hub": command_line.Command(to_hub, ("workdir", "out"), ("checkpoint", "repo", "private", "license")),
 }
 
 if __name__ == "__main__":

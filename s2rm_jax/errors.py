@@ -136,42 +136,6 @@ def known_storage_error(what: str, error: BaseException) -> UserError | None:
     return None
 
 
-def hub_error(what: str, error: Exception, retry: str = "") -> UserError:
-    """Return the UserError for a failed access to the Hugging Face Hub by huggingface_hub.
-
-    Args:
-        what: what cannot be done, such as "user/name cannot be downloaded from the Hugging Face Hub".
-        error: the exception.
-        retry: what the user does to try again, such as "run `hf upload ...`"; by default run the same command.
-    """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    status = getattr(getattr(cause, "response", None), "status_code", 0)
-    offline = isinstance(cause, OfflineModeIsEnabled)  # a subclass of ConnectionError
-    if not offline and (find_fault(cause) == "temporary" or status == 429 or status >= 500):
-        return TemporaryFailure(f"{what} ({reason_of(cause)}): {retry or 'run the same command again'} later.")
-    if isinstance(cause, OSError) and cause.errno:
-        advice = f"its cache cannot be written ({cause.strerror}); make room there, or set HF_HOME to another folder"
-    elif offline:
-        advice = "it is not in the cache, and HF_HUB_OFFLINE is set; unset it"
-    elif isinstance(cause, RevisionNotFoundError):
-        advice = "there is no such revision; give a branch, a tag or a commit after @"
-    elif isinstance(cause, GatedRepoError) or status == 403:
-        advice = "access is refused; ask for it on the page of the repository, and log in with `hf auth login`"
-    elif isinstance(cause, RepositoryNotFoundError) or status in (401, 404):
-        advice = "no such repository is visible; check the name, or log in with `hf auth login`"
-    else:
-        advice = one_line(cause)[:200].rstrip(".")  # details are on further lines
-    return UserError(f"{what}: {advice}{f'; then {retry}' if retry else ''}.")
-
-
 def counted(number: int, thing: str) -> str:
     """Return a number with its noun: "1 image", "2 images"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -18,6 +18,7 @@ class Hub:
     """The repositories of the server, and what it does wrong.
 
     repositories  {name: {revision: {file: content}}}
+    private       the names of private repositories
     refused       {name: status} of repositories whose files nobody may download
     cut           files of which only a half is sent
     status        the status of every answer, 0 for the right one
@@ -26,6 +27,7 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
     refused: dict[str, int] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
     status: int = 0
@@ -84,7 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def about(self, kind: str, name: str, commit: str, files: dict[str, bytes]) -> None:
         if kind == "revision":
-            return self.answer(200, {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
+            siblings = [{"rfilename": file} for file in files]
+            private = name in self.hub.private
+            return self.answer(200, {"id": name, "sha": commit, "private": private, "siblings": siblings})
         listed = [
             {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             for file, content in files.items()
@@ -121,7 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
-            self.hub.repositories.setdefault(name, {"main": {}})
+            if name not in self.hub.repositories:  # an existing one stays as it is
+                self.hub.repositories[name] = {"main": {}}
+                self.hub.private |= {name} if asked.get("private") or asked.get("visibility") == "private" else set()
             return self.answer(200, {"url": f"{self.hub.url}/{name}", "name": name})
         _, _, user, repo, kind, _ = path.strip("/").split("/")
         name = f"{user}/{repo}"

@@ -355,6 +355,25 @@ def test_epochs_that_would_be_ignored_are_an_error(call, tmp_path):
         )
 
 
+def test_an_empty_required_flag_is_an_error(call, config_file):
+    """Such as that of a variable that is not set."""
+    status, _, err, seen = call(f"--config={config_file}", "--workdir=")
+    assert (status, seen) == (2, []) and err.startswith("error: --workdir is empty: the directory of the run")
+
+
+def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = flags.FlagValues()
+    out = flags.DEFINE_string("out", None, "a folder", flag_values=values)
+    text = flags.DEFINE_multi_string("text", [], "an expression", flag_values=values)
+
+    def main():
+        print(out.value, text.value)
+
+    done = run_function(lambda: command_line.run_and_exit(main, values, ""), "--out=~/x", "--text=~/y")
+    assert done.stdout == f"{tmp_path}/x ['~/y']\n"
+
+
 def test_what_the_encoding_of_the_output_lacks_is_escaped():
     """Such as an expression in a terminal of ASCII, or bytes of a file's name anywhere."""
 

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2rm_jax.errors import UserError, first_of, reason_of
+from s2rm_jax.errors import UserError, first_of
+from s2rm_jax.hub import hub_error, is_repository
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
 from s2rm_jax.input.masks import MAX_COORDINATE
@@ -51,7 +52,6 @@ _FILE_NAMES = {
     "test": (("test", "testA", "testB", "testC"),),
 }
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # COCO's ids have up to six digits and are padded to twelve. The time in the name of a photograph is not such an id.
 _COCO_ID = re.compile(r"(?<!\d)0{6}\d{6}(?!\d)")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
@@ -174,7 +174,7 @@ def find_dataset(path: str | Path) -> Path | None:
     local = Path(path).expanduser()
     if local.exists():
         return local
-    if _HUB_NAME.fullmatch(str(path)) and local.suffix != ".parquet":
+    if is_repository(str(path)) and local.suffix != ".parquet":
         return None
     raise UserError(f"the source's path {path} does not exist and is not a name on the Hub (USER/NAME); check it")
 
@@ -222,11 +222,9 @@ def _download(name: str, split: str, revision: str) -> list[Path]:
         try:
             folder = snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
         except Exception as error:  # no network, unknown repository or revision, no access: many kinds
-            raise UserError(
-                f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub "
-                f"({reason_of(error).rstrip('.')}): check the name, the revision and the network, or download its "
-                f"Parquet files from https://huggingface.co/datasets/{name} and give their folder"
-            ) from error
+            what = f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub"
+            by_hand = f"download its Parquet files from https://huggingface.co/datasets/{name} and give their folder"
+            raise hub_error(what, error, instead=by_hand) from error
         files = [file for file in sorted(Path(folder).rglob("*.parquet")) if _split_name(file) in names]
         if files:
             return files

@@ -19,7 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
-from s2rm_jax.errors import UserError, first_of, one_line, reason_of
+from s2rm_jax.errors import UserError, first_of, one_line
+from s2rm_jax.hub import hub_error, parse_hub_name
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -37,18 +38,20 @@ _MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("b
 def locate(path_or_name: str, field: str) -> Path:
     """Return the file of weights for a path, or for a name on the Hub; an existing path takes precedence.
 
-    Weights of the Hub are downloaded once.
+    A name may begin with "hf://" and end with "@REVISION". Weights of the Hub are downloaded once.
 
     Raises:
         UserError: the path does not exist, or the Hub cannot be reached or does not have the weights.
     """
     path = Path(path_or_name).expanduser()
-    if path.exists() or not _is_hub_name(path_or_name):
+    named = parse_hub_name(path_or_name, may_lack_owner=True)
+    is_file = path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".json")
+    if path.exists() or named is None or is_file:
         try:
             return find_weights(path)
         except UserError as error:
             raise UserError(f"config.{field}: {error}") from error
-    return _fetch(path_or_name, field)
+    return _fetch(*named, field)
 
 
 def find_vocabulary(config: ConfigDict) -> tuple[str, ...] | None:
@@ -140,12 +143,7 @@ def _unreadable(path: Path, what: str, error: Exception) -> UserError:
     return UserError(f"transformers cannot read the {what} in {path} ({reason}); download it again, or remove it")
 
 
-def _is_hub_name(name: str) -> bool:
-    looks_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) is not None
-    return looks_like_one and Path(name).suffix not in (".pth", ".pt", ".bin", ".safetensors", ".json")
-
-
-def _fetch(name: str, field: str) -> Path:
+def _fetch(name: str, revision: str | None, field: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
@@ -153,7 +151,7 @@ def _fetch(name: str, field: str) -> Path:
     def fetch(file: str) -> Path | None:
         """Download a file once; return its path, or None if the repository does not have it."""
         try:
-            return Path(hf_hub_download(name, file))
+            return Path(hf_hub_download(name, file, revision=revision))
         except LocalEntryNotFoundError:  # the Hub cannot be reached; a subclass of the error below
             raise
         except EntryNotFoundError:
@@ -164,12 +162,17 @@ def _fetch(name: str, field: str) -> Path:
         try:
             return fetch(SAFETENSORS) or fetch(TORCH)
         except LocalEntryNotFoundError:  # the cache does not tell whether the repository has safetensors
-            cached = try_to_load_from_cache(name, TORCH)
+            cached = try_to_load_from_cache(name, TORCH, revision=revision)
             if not isinstance(cached, str):
                 raise
             return Path(cached)
 
     logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
+    what = f"config.{field}={name} is not a path and cannot be downloaded from the Hugging Face Hub"
+    by_hand = (
+        f"put {SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "
+        f"{_TOKENIZER_FILE} from https://huggingface.co/{name}/tree/main into a folder and set config.{field}=FOLDER"
+    )
     try:
         weights = find()
         if weights is not None:
@@ -177,14 +180,9 @@ def _fetch(name: str, field: str) -> Path:
                 with suppress(LocalEntryNotFoundError):  # offline; an older version has downloaded the weights alone
                     fetch(beside)
             return weights
-        reason = f"it has neither {SAFETENSORS} nor {TORCH}"
     except Exception as error:  # no network, unknown repository, no access: the library raises many kinds
-        reason = reason_of(error)
-    raise UserError(
-        f"config.{field}={name} is not a path and cannot be downloaded from the Hugging Face Hub ({reason}): put "
-        f"{SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "
-        f"{_TOKENIZER_FILE} from https://huggingface.co/{name}/tree/main into a folder and set config.{field}=FOLDER"
-    )
+        raise hub_error(what, error, instead=by_hand) from error
+    raise UserError(f"{what} (it has neither {SAFETENSORS} nor {TORCH}): {by_hand}.")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
-from s2rm_jax.errors import UserError, counted, first_of, hub_error, known_storage_error, reason_of, storage_error
+from s2rm_jax.errors import UserError, counted, first_of, known_storage_error, reason_of, storage_error
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
+from s2rm_jax.hub import HUB, hub_error, parse_hub_name
 from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.torch_folder import read_pytorch
@@ -57,15 +58,13 @@ MAY_CHANGE = (
     *("vision.pretrained", "text.pretrained"),  # read before the first step only; see resolve_config
 )
 _ROOT_IN_MIXTURE = re.compile(r"input\.source\.parts\..*\.(image_)?root")
+_PATH = re.compile(r"input\.source\.(parts\..*\.)?path")  # a folder, which may change, or the name of other data
 
 _RUN_FILES = {
     *(CONFIG_FILE, HOLDER_FILE, VOCAB_FILE, CHECKPOINT_DIRECTORY, METRICS_FILE, TENSORBOARD_DIRECTORY),
     *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE),
 }
 _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
-
-_HUB = "hf://"
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?")  # user/name, user/name@revision
 
 
 @dataclass(frozen=True)
@@ -140,23 +139,18 @@ def find_run(workdir: epath.PathLike) -> epath.Path:
     if not on_hub(workdir):
         return workdir_path(workdir)
     given = os.fspath(workdir)
-    named = _HUB_NAME.fullmatch(given.removeprefix(_HUB))
+    named = parse_hub_name(given)
     if named is None:
         raise UserError(
             f"{given} is not a name on the Hugging Face Hub: give hf://USER/NAME or hf://USER/NAME@REVISION"
         )
-    return epath.Path(_download(given, *named.groups()))
+    return epath.Path(_download(given, *named))
 
 
 def on_hub(workdir: epath.PathLike) -> bool:
     """Return whether `find_run` looks for a workdir on the Hugging Face Hub."""
     given = os.fspath(workdir)
-    return given.startswith(_HUB) or (_HUB_NAME.fullmatch(given) is not None and not os.path.exists(given))
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether a text can be the name of a repository on the Hugging Face Hub: user/name."""
-    return "@" not in name and _HUB_NAME.fullmatch(name) is not None
+    return given.startswith(HUB) or (parse_hub_name(given) is not None and not os.path.exists(given))
 
 
 def _download(given: str, name: str, revision: str | None) -> Path:
@@ -175,7 +169,7 @@ def _download(given: str, name: str, revision: str | None) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=Progress))
     except Exception as error:  # the library raises many kinds
-        if given.startswith(_HUB):
+        if given.startswith(HUB):
             raise hub_error(f"{given} cannot be downloaded from the Hugging Face Hub", error) from error
         # Most likely a mistyped folder, which launchers must not try again, so never a TemporaryFailure.
         what = f"{given}: there is no such folder, and it cannot be downloaded from the Hugging Face Hub"
@@ -279,15 +273,16 @@ def resolve_config(config: ConfigDict, began: ConfigDict | None) -> ConfigDict:
             config[part].pretrained = kept
             if given not in ("", kept):
                 log(f"ignored: config.{part}.pretrained={given}, because the run continues from its checkpoint")
-        config.text.vocab = _same_vocabulary(config.text.vocab, began.text.vocab)
+        config.text.vocab = _same_vocabulary(config.text.vocab, began.text.vocab, config.text.lower_case)
         config.eval.update(Calibration.of(began).fields())
     return config
 
 
-def _same_vocabulary(given: str, kept: str) -> str:
+def _same_vocabulary(given: str, kept: str, lower_case: bool) -> str:
     if not (given and kept) or given == kept:
         return kept or given
-    if Tokenizer(given).vocabulary != Tokenizer(kept).vocabulary:
+    given_words, kept_words = (Tokenizer(path, lower_case=lower_case).vocabulary for path in (given, kept))
+    if given_words != kept_words:
         raise UserError(
             f"config.text.vocab: {given} differs in words or their order from {kept}, the vocabulary of the run: "
             "leave the field empty, or give another --workdir."
@@ -303,7 +298,9 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
     """
     old, new = _flatten(began), _flatten(config)
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    refused = [name for name in differing if name not in MAY_CHANGE and not _ROOT_IN_MIXTURE.fullmatch(name)]
+    moved = {name for name in differing if _ROOT_IN_MIXTURE.fullmatch(name)}
+    moved |= {name for name in differing if _PATH.fullmatch(name) and Path(new.get(name, "")).expanduser().exists()}
+    refused = [name for name in differing if name not in MAY_CHANGE and name not in moved]
     if refused:
         shown = first_of([f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused], ", ")
         raise UserError(

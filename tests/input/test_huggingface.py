@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.config import default_config
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import TemporaryFailure, UserError
 from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.pipeline import train_batches
@@ -535,10 +535,13 @@ def test_a_name_on_the_hub(refer, jxu, lmms, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": "nobody/nothing"}, r"path nobody/nothing is not a local path and cannot be downloaded .*404"),
+        (
+            {"path": "nobody/nothing"},
+            r"path nobody/nothing is not a local path .*: no such repository is visible",
+        ),
         (
             {"revision": "v2"},
-            r"cannot be downloaded from the Hugging Face Hub \(.*404.*\): check the name, the revision",
+            r"cannot be downloaded from the Hugging Face Hub: there is no such revision; give .*; otherwise download",
         ),
         ({"split": "test2"}, "has no Parquet file of the split 'test2'"),
     ],
@@ -553,7 +556,7 @@ def test_what_the_hub_does_not_have(lmms, tmp_path, fields, message):
 def test_no_network(tmp_path):
     with (
         use_hub("http://127.0.0.1:9", tmp_path),
-        pytest.raises(UserError, match=r"cannot be downloaded .*network") as e,
+        pytest.raises(TemporaryFailure, match=r"cannot be downloaded .*: run the same command again later") as e,
     ):
         HuggingFaceSource("val", path="lmms-lab/RefCOCO")
     assert "\n" not in str(e.value)

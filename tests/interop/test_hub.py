@@ -25,7 +25,8 @@ def hub(tmp_path, monkeypatch):
     """A fake Hub with {file: content}; None means no network."""
     files = {}
 
-    def download(name, file):
+    def download(name, file, revision=None):
+        name = f"{name}-{revision}" if revision else name
         if files.get(file, "") is None:
             raise LocalEntryNotFoundError("cannot find the requested files\nin the local cache")
         if file not in files:
@@ -53,13 +54,15 @@ def test_names_of_the_hub(hub, tmp_path):
     weights = locate("bert-base-uncased", "text.pretrained")
     assert weights.read_text() == "new"
     assert {path.name for path in weights.parent.iterdir()} == {"model.safetensors", "vocab.txt", "config.json"}
+    for name in ("anna/bert@v1", "hf://anna/bert@v1"):
+        assert locate(name, "text.pretrained").parent == tmp_path / "anna/bert-v1"
 
 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"model.safetensors": None}, "cannot find the requested files"),
-        ({}, "it has neither model.safetensors nor pytorch_model.bin"),
+        ({"model.safetensors": None}, ": cannot find the requested files in the local cache; otherwise "),
+        ({}, " (it has neither model.safetensors nor pytorch_model.bin): "),
     ],
 )
 def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
@@ -68,8 +71,8 @@ def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
         locate("google-bert/bert-base-uncased", "text.pretrained")
     assert str(caught.value) == (
         f"config.text.pretrained=google-bert/bert-base-uncased is not a path and cannot be downloaded from the Hugging "
-        f"Face Hub ({reason}): put model.safetensors or pytorch_model.bin, config.json and, for text, "
+        f"Face Hub{reason}put model.safetensors or pytorch_model.bin, config.json and, for text, "
         "tokenizer_config.json and vocab.txt or tokenizer.json from "
         "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
-        "config.text.pretrained=FOLDER"
+        "config.text.pretrained=FOLDER."
     )

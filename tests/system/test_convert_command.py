@@ -254,6 +254,24 @@ def test_the_command_that_repeats_an_upload_keeps_the_repository_private(hub, ti
     assert done.returncode == 75 and done.stderr.endswith(f"run `hf upload anna/net '{out}' --private` later.\n")
 
 
+def test_a_public_repository_does_not_receive_a_private_network(hub, tiny_workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    hub.repositories["anna/net"] = {"main": {"README.md": b"public"}}
+    for repo, status in (("anna/net", 2), ("anna/new", 0)):
+        out = tmp_path / repo.split("/")[1]
+        done = convert("to-hub", "--workdir", tiny_workdir, "--out", out, "--repo", repo, "--private")
+        assert done.returncode == status, done.stderr
+        assert status == 0 or done.stderr.startswith("error: --private: anna/net exists and is public; make it private")
+    assert list(hub.repositories["anna/net"]["main"]) == ["README.md"]
+    assert "model.safetensors" in hub.repositories["anna/new"]["main"] and hub.private == {"anna/new"}
+
+
+def test_flags_of_another_subcommand_are_refused(tiny_workdir, tmp_path):
+    done = convert("to-onnx", "--workdir", tiny_workdir, "--out", tmp_path / "out", "--repo=anna/net", "--private")
+    assert (done.returncode, done.stderr) == (2, "error: to-onnx does not take --repo, --private (see --help)\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_help():
     done = convert("--help")
     assert done.returncode == 0 and "convert to-pytorch   --workdir" in done.stdout

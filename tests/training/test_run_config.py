@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
+from tokenizers import BertWordPieceTokenizer
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
@@ -125,6 +126,16 @@ def test_the_data_of_a_mixture_may_move_but_not_change(tmp_path):
         require_same_config(tmp_path, load_config(tmp_path), mixture("here", weight=2.0))
 
 
+def test_the_folder_of_parquet_files_may_move_but_the_dataset_may_not_change(tmp_path):
+    def stored_in(path):
+        return changed(default_config(), input__source=ConfigDict({"name": "hf", "path": str(path)}))
+
+    save_config(tmp_path, stored_in("/old/lmms"))
+    require_same_config(tmp_path, load_config(tmp_path), stored_in(tmp_path))
+    with pytest.raises(UserError, match=r"input.source.path \(was '/old/lmms', now 'lmms-lab/RefCOCO'\)"):
+        require_same_config(tmp_path, load_config(tmp_path), stored_in("lmms-lab/RefCOCO"))
+
+
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere/config.json not found.*not the workdir of a training run"):
         load_config(tmp_path / "nowhere")
@@ -204,6 +215,15 @@ def test_a_run_continues_with_its_own_vocabulary_or_one_of_equal_content(tmp_pat
             resolve_config(other, began)
     with pytest.raises(UserError, match=r"vocabulary .*nowhere.txt not found"):
         resolve_config(changed(began, text__vocab=str(tmp_path / "nowhere.txt")), began)
+
+
+def test_a_cased_vocabulary_is_compared_as_one(tmp_path):
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "The")
+    tokenizer = BertWordPieceTokenizer({word: index for index, word in enumerate(words)}, lowercase=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    given = changed(default_config(), text__vocab=str(tmp_path / "tokenizer.json"), text__lower_case=False)
+    began = changed(given, text__vocab=vocabulary(tmp_path / "vocab.txt", "The"))
+    assert resolve_config(given, began).text.vocab == began.text.vocab
 
 
 def test_a_run_keeps_the_weights_that_it_began_with_and_says_which_are_ignored(capsys):
