@@ -13,14 +13,14 @@
 #         sudo gcsfuse --implicit-dirs -o ro,allow_other DATA_BUCKET /mnt/refer; }'
 #
 # A preempted slice is created again, a stopped one started, and the run continues from its last checkpoint, up to TRIES
-# times; each minute of waiting for a slice counts as a try. Run this script in tmux on a small machine. When it is
+# times. The script waits up to WAITS minutes for a slice each time. Run this script in tmux on a small machine. When it is
 # restarted, it first stops the run on the slice.
 # It deletes only a slice that was preempted or terminated. To delete the slice at the end:
 #
 #     gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
 #
 # Needs: gcloud with a project and quota, an SSH key for it, this environment (it builds the wheel).
-# Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), PREPARE, TRIES (20), PYTHON
+# Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), PREPARE, TRIES (20), WAITS (1440), PYTHON
 # (python).
 set -uo pipefail
 
@@ -62,7 +62,7 @@ install() {
     { [[ -z ${PREPARE-} ]] || tpu_vm ssh "$TPU" --worker=all --command="$PREPARE"; }
 }
 
-# A run continues after its connection broke.
+# After its connection broke, a run goes on until it prints its next line.
 stop_run='if [ -e train.pid ] && kill -TERM $(cat train.pid) 2>/dev/null; then
   while kill -0 $(cat train.pid) 2>/dev/null; do sleep 1; done; fi'
 
@@ -79,8 +79,20 @@ trap 'rm -rf "$built"' EXIT
 "${PYTHON:-python}" -m pip wheel --quiet --no-deps --wheel-dir "$built" . || exit
 wheel=$(echo "$built"/*.whl)
 
+wait_for_slice() {
+  local minutes
+  for ((minutes = 0; minutes < ${WAITS:-1440}; minutes++)); do
+    make_slice && return
+    echo "no slice yet; the next attempt is in a minute" >&2
+    sleep "${PAUSE:-60}"
+  done
+  echo "no slice after ${WAITS:-1440} attempts" >&2
+  return 1
+}
+
 for ((try = 1; try <= tries; try++)); do
-  if make_slice && install; then
+  wait_for_slice || exit
+  if install; then
     train
     status=$?
     case $status in 0 | 2) exit "$status" ;; esac # done, or a user error; all else may be temporary, also a 2 of gcloud or uv

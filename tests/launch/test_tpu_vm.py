@@ -117,9 +117,18 @@ def test_a_stopped_slice_is_started(cloud):
 @pytest.mark.parametrize("state", ["CREATING", "STARTING", "RESTARTING", "REPAIRING", "STOPPING"])
 def test_a_slice_that_may_be_ready_soon_is_waited_for(cloud, state):
     (cloud / "state").write_text(f"{state}\n")
-    ended, calls = run(cloud, [], TRIES="2")
-    assert ended.returncode == 1 and f"the slice is {state}" in ended.stderr
+    ended, calls = run(cloud, [], WAITS="2")
+    assert ended.returncode == 1 and f"the slice is {state}" in ended.stderr and "after 2 attempts" in ended.stderr
     assert calls == ["describe"] * 2
+
+
+def test_waiting_for_a_slice_uses_up_no_try(cloud):
+    (cloud / "state").write_text("CREATING\n")
+    ready = threading.Timer(1.0, lambda: (cloud / "state").write_text("READY\n"))
+    ready.start()
+    ended, calls = run(cloud, [0, 0], TRIES="1", PAUSE="0.1")
+    assert ended.returncode == 0, ended.stderr
+    assert calls[:2] == ["describe", "describe"] and calls[-4:] == ["ssh", "scp", "ssh", "ssh"]
 
 
 def test_each_host_is_prepared_before_the_run(cloud):
