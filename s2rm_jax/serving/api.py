@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.masks import encode_rle, outlines
@@ -238,7 +239,10 @@ def build_api(service: Service) -> FastAPI:
         """Segment the referent of each expression in the image."""
         visitor = visitor_of(request)
         service.visitors.count(visitor)
-        body, content = await _read(request)
+        try:
+            body, content = await _read(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # for the access log
         convert = partial(_answer_json, formats=body.formats, details=request.scope.get(DETAILS, {}))
         submit = partial(service.submit, content, body.expressions, convert, visitor=visitor)
         future = submit() if len(content) < _SMALL else await run_in_threadpool(submit)
@@ -301,11 +305,10 @@ def _read_json(body: bytes) -> tuple[SegmentRequest, bytes]:
 
 async def _read_form(request: Request) -> tuple[SegmentRequest, bytes]:
     async with request.form(max_files=1, max_fields=100) as form:
-        fields: dict[str, Any] = {"image": "", "expressions": form.getlist("expressions")}
-        if "formats" in form:
-            fields["formats"] = form.getlist("formats")
-        body = SegmentRequest.model_validate(fields)
-        return body, await uploaded_file(form, "image").read()
+        image = uploaded_file(form, "image")
+        fields: dict[str, Any] = {name: form.getlist(name) for name in form if name != "image"}
+        body = SegmentRequest.model_validate({"image": "", "expressions": []} | fields)
+        return body, await image.read()
 
 
 def uploaded_file(form: FormData, field: str) -> UploadFile:

@@ -19,8 +19,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
 from s2rm_jax.serving.api import MAX_TEXT_BYTES
 from s2rm_jax.serving.limits import RequestError, Visitors
@@ -106,6 +106,9 @@ class PageGate:
             except RequestError as error:
                 answer = JSONResponse({"error": str(error)}, error.status, error.headers)
                 await answer(scope, receive, send)
+                return
+            except ClientDisconnect:
+                await Response(status_code=499)(scope, receive, send)  # for the access log
                 return
         await self.gradio(scope, receive, send)
 

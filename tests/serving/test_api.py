@@ -92,6 +92,7 @@ def test_only_the_requested_formats_are_returned(call_api, striped_file):
         ({"data": {"expressions": "red"}, "files": {"other": b"x"}}, 422, "image file missing"),
         ({"files": {"image": b"not an image"}, "data": {"expressions": "red"}}, 400, "not a readable JPEG"),
         ({"files": {"image": b"x"}}, 422, "expressions: "),
+        ({"files": {"image": b"x"}, "data": {"expressions": "red", "format": "png"}}, 422, "format: Extra inputs"),
         ({"json": {"image": "YQ==", "expressions": ["x" * 10_000]}}, 422, "10,000 characters"),
         ({"json": {"image": "YQ==", "expressions": ["red"] * 17}}, 422, "17 expressions"),
         ({"files": [("image", b"x")] * 2, "data": {"expressions": "red"}}, 400, "Too many files"),
@@ -251,6 +252,26 @@ def test_metrics_and_access_log_have_numbers_and_no_contents(service, striped_fi
     assert (first["joined"], first["image_was_cached"], lines[1]["image_was_cached"]) == (1, False, True)
     assert 0 <= first["queue_seconds"] < first["seconds"]
     assert "secret" not in str(log) + str(values)
+
+
+def test_a_client_that_leaves_during_its_upload_is_no_defect(service):
+    from s2rm_jax.serving.api import build_api
+    from s2rm_jax.serving.observe import Observer
+
+    log = []
+    observed = Observer(build_api(service), service.metrics, ("/segment",), log.append)
+    scope = {"type": "http", "method": "POST", "path": "/segment", "root_path": "", "query_string": b""}
+    scope["headers"] = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        pass
+
+    asyncio.run(observed(scope, receive, send))
+    assert json.loads(log[0])["status"] == 499
 
 
 def test_a_client_that_leaves_is_not_waited_for(service, striped_file):
