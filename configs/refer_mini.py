@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.input.source = ConfigDict(
         {
             "name": "refer",
-            "root": os.environ.get("S2RM_REFER_MINI", "../shared/data/refer_mini"),
+            "root": os.environ.get("S2RM_REFER_MINI", ""),
             "dataset": "refcoco",
             "split_by": "mini",
             "limit_referents": 32 if variant == "memorise" else 0,
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint_every = 200
 
     config.vision.update(embed_dim=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24), window_size=5, drop_path_rate=0.0)
-    config.text.vocab = os.environ.get("S2RM_BERT_VOCAB", "../shared/data/vocab/bert-base-uncased-vocab.txt")
+    config.text.vocab = os.environ.get("S2RM_BERT_VOCAB", "")
     config.text.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, dropout_rate=0.0)
     config.fusion.update(width=128, recurrent_width=64, num_heads=4)
     config.decoder.widths = (48, 64, 96, 128)

@@ -1,7 +1,7 @@
 """Convert a dataset in the REFER layout to a TFDS dataset in ArrayRecord files, without TensorFlow.
 
     python -m data.build --dataset refcoco --root DATA --out RECORDS
-    python -m data.build --dataset refcocog --split-by google --root DATA --out RECORDS
+    python -m data.build --dataset refcocog --split_by google --root DATA --out RECORDS
 
 Run it in a clone of the repository, with the extra installed: pip install -e '.[tfds]'. To train on the result, set
 --config.input.source.name=tfds --config.input.source.root=RECORDS; dataset and split_by are as for the files.
@@ -31,10 +31,10 @@ DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "ref
 FLAGS = flags.FlagValues()
 DATASET = flags.DEFINE_enum("dataset", None, list(DEFAULT_SPLIT_BY), "the dataset", flag_values=FLAGS)
 SPLIT_BY = flags.DEFINE_string(
-    "split-by", "", "name of the splits, e.g. unc; by default the usual ones", flag_values=FLAGS
+    "split_by", "", "name of the splits, e.g. unc; by default the usual ones", flag_values=FLAGS
 )
 ROOT = flags.DEFINE_string("root", None, "folder of the files, see data/README.md", flag_values=FLAGS)
-IMAGE_ROOT = flags.DEFINE_string("image-root", "", "folder of the images if not under --root", flag_values=FLAGS)
+IMAGE_ROOT = flags.DEFINE_string("image_root", "", "folder of the images if not under --root", flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "folder of prepared datasets (data_dir in TFDS)", flag_values=FLAGS)
 
 

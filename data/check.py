@@ -1,7 +1,7 @@
 """Check a folder of REFER data: list all problems and how to solve each.
 
     python data/check.py --root DATA
-    python data/check.py --root DATA --dataset refcoco --split-by unc --json report.json
+    python data/check.py --root DATA --dataset refcoco --split_by unc --json_file report.json
 
 Compares the numbers of images, referents and expressions with the published ones; finds images that are missing,
 truncated or whose size differs from the annotation, masks that do not fit their boxes, annotations without masks,
@@ -25,13 +25,13 @@ from s2rm_jax import command_line
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", None, "folder of the data, see data/README.md", flag_values=FLAGS)
 DATASET = flags.DEFINE_string("dataset", "", "check only this dataset, e.g. refcoco; by default all", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split-by", "", "check only these splits, e.g. unc; by default all", flag_values=FLAGS)
-IMAGE_ROOT = flags.DEFINE_string("image-root", "", "folder of the images if not under --root", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split_by", "", "check only these splits, e.g. unc; by default all", flag_values=FLAGS)
+IMAGE_ROOT = flags.DEFINE_string("image_root", "", "folder of the images if not under --root", flag_values=FLAGS)
 QUICK = flags.DEFINE_bool("quick", False, "read only the headers of images", flag_values=FLAGS)
 THREADS = flags.DEFINE_integer(
     "threads", 0, "number of threads that decode images; 0: one per core", lower_bound=0, flag_values=FLAGS
 )
-JSON = flags.DEFINE_string("json", "", "file to write the report to as JSON", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json_file", "", "file to write the report to as JSON", flag_values=FLAGS)
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         try:
             Path(JSON.value).write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--json: cannot write {JSON.value}: {error.strerror}") from error
+            raise UserError(f"--json_file: cannot write {JSON.value}: {error.strerror}") from error
     if not report.ok:
         raise SystemExit(1)
 

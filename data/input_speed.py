@@ -1,13 +1,13 @@
 """Measure the cost of each stage of the input pipeline, and compare the whole with plain JPEG decoding.
 
     python -m data.input_speed                                      # 200 generated images of 640 x 480
-    python -m data.input_speed --root REFER_DIR --split-by mini     # the training images of refcoco in that folder
+    python -m data.input_speed --root REFER_DIR --split_by mini     # the training images of refcoco in that folder
 
-Prints Markdown and, with --json FILE, writes the same as JSON; docs/results/input_speed.md keeps it. Files come from
-the page cache. All times are processor time including workers, so "per core" means a core that does nothing else. Each
-round measures everything once, so that other load on the machine affects all measurements alike; the medians over the
-rounds are reported. With the extra [hf], the source hf is measured too, on the same images in the rows of Parquet files
-(four times their size, in the folder for temporary files).
+Prints Markdown and, with --json_file FILE, writes the same as JSON; docs/results/input_speed.md keeps it. Files come
+from the page cache. All times are processor time including workers, so "per core" means a core that does nothing else.
+Each round measures everything once, so that other load on the machine affects all measurements alike; the medians over
+the rounds are reported. With the extra [hf], the source hf is measured too, on the same images in the rows of Parquet
+files (four times their size, in the folder for temporary files).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from s2rm_jax.input.refer import ReferSource
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "folder in the REFER layout; by default images are generated", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split-by", "unc", "name of the splits", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split_by", "unc", "name of the splits", flag_values=FLAGS)
 IMAGES = flags.DEFINE_integer("images", 200, "number of generated images", lower_bound=1, flag_values=FLAGS)
 EXPRESSIONS = flags.DEFINE_integer("expressions", 4, "expressions per image (K)", lower_bound=1, flag_values=FLAGS)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "number of rounds; medians are reported", lower_bound=1, flag_values=FLAGS)
 BATCHES = flags.DEFINE_integer(
     "batches", 16, "batches of the whole pipeline per round", lower_bound=1, flag_values=FLAGS
 )
-JSON = flags.DEFINE_string("json", "", "file to write the results to as JSON", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json_file", "", "file to write the results to as JSON", flag_values=FLAGS)
 
 BATCH_SIZE = 16
 WORKERS = (0, 1, 2)

@@ -51,9 +51,13 @@ def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
             one_gpu  `ours` for a 24 GB GPU: each step in 4 parts, with recomputation
             small    a small network, trained from scratch for 400 steps, to try the complete path from the files to the
                      evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
+
+    The root of the data is $S2RM_DATA; $S2RM_IMAGES is the folder of the images if they are elsewhere.
     """
     config = default_config()
     defaults = {"root": os.environ.get("S2RM_DATA", ""), "sentence_field": "raw", "overlap": "union"}
+    if image_root := os.environ.get("S2RM_IMAGES"):  # else the images are under the root
+        defaults["image_root"] = image_root
     config.input.source = ConfigDict(defaults | source)
     config.input.image_size = (480, 480)
     config.input.sampling = "referent"

@@ -98,6 +98,9 @@ def test_data_folders_come_from_the_environment(monkeypatch):
     config = load(CONFIGS[0].with_name("refcocog.py")).get_config("google")
     assert (config.input.source.root, config.input.source.split_by) == ("/there", "google")
     assert config.vision.pretrained == "swin.pth"
+    assert "image_root" not in config.input.source  # which the source "tfds" does not have
+    monkeypatch.setenv("S2RM_IMAGES", "/images")
+    assert load(CONFIGS[0].with_name("refcoco.py")).get_config().input.source.image_root == "/images"
 
 
 def test_empty_variables_of_the_environment_are_unset_ones(monkeypatch):

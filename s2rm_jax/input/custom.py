@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError, first_of
-from s2rm_jax.input.example import Example, Expression, Segmentation, StoredSource, consecutive_groups
+from s2rm_jax.input.example import (
+    Example,
+    Expression,
+    Segmentation,
+    StoredSource,
+    consecutive_groups,
+    expression_problem,
+)
 from s2rm_jax.input.images import Header, map_files, path_in, read_header
 from s2rm_jax.input.masks import mask_file_problem, part_problem, usable_parts
 from s2rm_jax.input.refer_annotations import split_error
@@ -302,7 +309,8 @@ def _expressions_problem(value: Any) -> str:
     """Return what is wrong with a list of expressions, or ""."""
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         return f"'expressions' must be a list of strings, such as [\"the red cup\"], got {value!r:.40}"
-    return "" if all(text.strip() for text in value) else "'expressions' has an empty expression"
+    problems = (f"the expression {text!r:.40} {why}" for text in value if (why := expression_problem(text)))
+    return next(problems, "")
 
 
 def _segmentation_problem(value: Any) -> str:

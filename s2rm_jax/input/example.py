@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,21 @@ from s2rm_jax.input.images import load_image, map_files, read_header
 # [[x0, y0, x1, y1, ...], ...], an RLE dict, or a list of RLE dicts. `masks.rasterize` converts each to an array.
 Segmentation = np.ndarray | list[Any] | dict[str, Any]
 Groups = tuple[tuple[int, ...], ...]  # positions of an example's expressions, grouped by referent
+
+
+def expression_problem(text: str) -> str:
+    """Return why a text cannot be an expression, because it has no words or is not valid Unicode, or ""."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "is not valid Unicode; write it in UTF-8"
+    return "" if any(map(_is_visible, text)) else "has no words; describe what to find"
+
+
+def _is_visible(letter: str) -> bool:
+    """Return whether a letter is not removed by the tokenizer, as space, control characters and lone accents are."""
+    if letter.isalnum():
+        return True
+    category = unicodedata.category(letter)
+    return not (letter.isspace() or category.startswith("C") or category == "Mn" or letter == "\ufffd")
 
 
 @dataclass(frozen=True)

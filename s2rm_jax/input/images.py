@@ -8,6 +8,7 @@ import re
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, features
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from s2rm_jax.errors import UserError, explaining, one_line
@@ -224,15 +226,17 @@ def unusable(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
         return f"has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down"
     if image.mode == "F":
         return "has floating-point values of unknown range; save it with 8 or 16 bits per channel"
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # Pillow reads 16 bits of these two as 32
+        return "has 32-bit values of unknown range; save it with 8 or 16 bits per channel"
     return ""
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, in Pillow's modes of 16 or 32
-        values = np.asarray(image)
+        values, transparent = np.asarray(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65_535:
             raise UserError(f"{name} has 32-bit values; save it with 8 or 16 bits per channel")
-        image = Image.fromarray(_to_eight_bits(values))
+        image = Image.fromarray(np.where(values == transparent, 255, _to_eight_bits(values)).astype(np.uint8))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -298,7 +302,8 @@ def _download(url: str, max_bytes: int, timeout: float) -> bytes:
     deadline = time.monotonic() + timeout
     # Some servers, such as Wikimedia's, refuse programs without a User-Agent.
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "s2rm-jax"})
+        address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # of letters beyond ASCII and spaces
+        request = urllib.request.Request(address, headers={"User-Agent": "s2rm-jax"})
         with web_opener().open(request, timeout=timeout) as response:
             content = bytearray()
             while chunk := response.read1(1 << 16):  # returns what has arrived, so that the deadline is checked
@@ -411,10 +416,28 @@ def read_header(path: Path) -> Header:
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image that is not decoded yet, 1 (upright) if it has none."""
-    has_exif = isinstance(image, TiffImageFile) or {*_EXIF, *_XMP} & image.info.keys()
-    # Not image.getexif(), which decodes a PNG.
-    orientation = Image.Image.getexif(image).get(_ORIENTATION, 1) if has_exif else 1
+    if isinstance(image, TiffImageFile) or {*_EXIF, *_XMP} & image.info.keys():
+        exif = Image.Image.getexif(image)  # not image.getexif(), which decodes a PNG
+    else:
+        exif = Image.Exif()
+        exif.load(_exif_behind_pixels(image) if isinstance(image, PngImageFile) else b"")
+    orientation = exif.get(_ORIENTATION, 1)
     return orientation if orientation in range(2, 9) else 1
+
+
+def _exif_behind_pixels(image: PngImageFile) -> bytes:
+    """Return the EXIF data behind the pixels of a PNG, which Pillow reads only when it decodes them; b"" if none."""
+    file, found = image.fp, b""
+    assert file is not None  # of an image that is not decoded yet
+    position = file.tell()
+    file.seek(8)  # behind the signature; chunks have a length, a type, their content and a checksum
+    while len(head := file.read(8)) == 8 and not found and head[4:] != b"IEND":
+        size = int.from_bytes(head[:4])
+        if head[4:] == b"eXIf" and size <= MOST_EXIF:
+            found = file.read(size)
+        file.seek(size + 4, io.SEEK_CUR)
+    file.seek(position)
+    return found
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:

@@ -180,7 +180,7 @@ def train_batches(
         if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which may not be parsed
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=config.input.workers)
-        stream = stream.mp_prefetch(options, worker_init_fn=_ignore_ctrl_c)
+        stream = stream.mp_prefetch(options, worker_init_fn=_ignore_stop_signals)
     return _batches(iter(stream), left_out or LeftOut())
 
 
@@ -190,9 +190,13 @@ def _batches(stream: Iterator[_Read], left_out: LeftOut) -> Iterator[Batch]:
         yield batch
 
 
-def _ignore_ctrl_c(_: int, __: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the main process, which ends the workers."""
+def _ignore_stop_signals(_: int, __: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process, which saves and ends the workers.
+
+    Terminals send Ctrl-C, and `timeout` and systemd SIGTERM, to every process of a group.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class EvalItem(NamedTuple):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from s2rm_jax.errors import UserError, first_of
-from s2rm_jax.input.example import Expression, Segmentation
+from s2rm_jax.input.example import Expression, Segmentation, expression_problem
 from s2rm_jax.input.images import path_in
 from s2rm_jax.input.masks import has_pixels, usable_parts
 
@@ -130,7 +130,8 @@ def find_image_folder(root: Path, dataset: str, image_root: Path | None, *file_n
     tried = ", ".join(str(folder) for folder in folders)
     raise UserError(
         f"the image {file_names[0]} (or {_bare(file_names[0])}) was not found; {state}; tried {tried}; "
-        "unpack the images into one of them or give their folder as image_root; data/README.md lists where to get them"
+        "unpack the images into one of them, or give their folder as image_root (the recipes take it from S2RM_IMAGES);"
+        " data/README.md lists where to get them"
     )
 
 
@@ -188,7 +189,9 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
     annotations: dict[int, Annotation] = {}
     try:
         for entry in content["images"]:
-            image = Image(entry["id"], entry["file_name"], int(entry["height"]), int(entry["width"]))
+            image = Image(entry["id"], _string(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+            if min(image.height, image.width) < 1:
+                raise ValueError(f"image {image.id} has {image.width} x {image.height} pixels")
             other = images.setdefault(image.id, image)
             if other != image:
                 raise UserError(
@@ -208,6 +211,12 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
             "annotations with id and segmentation"
         ) from error
     return images, annotations
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not a string")
+    return value
 
 
 def _image_name(images: dict[int, Image], id: Any) -> str:
@@ -329,8 +338,10 @@ def select_referents(
     generalized = is_generalized(refs_path)
     masks = _Masks(annotations, overlap, refs_path)
     segmentation_of = _union if generalized else _single
-    referents, without_mask, without_words = [], [], []
+    referents, without_mask, unusable = [], [], []
     for ref in refs:
+        if not has_usable_ids(ref):
+            raise UserError(f"{refs_path} has a referent whose ids are neither integers nor strings: {ref!s:.80}")
         image = images.get(image_id := _field(ref, "image_id", refs_path))
         if image is None:
             raise _unknown(f"image {image_id}", ref, refs_path)
@@ -342,10 +353,9 @@ def select_referents(
         if generalized:  # its sent_id may not be unique by itself
             texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
         referent = str(ref.get("ref_id", ""))
-        expressions = tuple(
-            Expression(text, segmentation, id=id, referent=referent) for id, text in texts if text.strip()
-        )
-        without_words += [id for id, text in texts if not text.strip()]
+        usable = [(id, text) for id, text in texts if not expression_problem(text)]
+        expressions = tuple(Expression(text, segmentation, id=id, referent=referent) for id, text in usable)
+        unusable += [id for id, text in texts if expression_problem(text)]
         if expressions:
             referents.append(Referent(image, expressions))
 
@@ -353,7 +363,7 @@ def select_referents(
     left_out = set(map(str, without_mask))
     bad = [id for id in masks.bad if str(id) not in left_out]
     _warn(f"{refs_path}: annotations with parts that cannot be decoded; those parts were left out", "ann_id", bad)
-    _warn(f"{refs_path}: expressions left out because they have no words", "sent_id", without_words)
+    _warn(f"{refs_path}: expressions left out because they have no words or are not valid Unicode", "sent_id", unusable)
     if not referents:
         raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression")
     _check_ids(referents, refs_path)
@@ -445,7 +455,10 @@ def _unknown(what: str, ref: dict[str, Any], path: Path) -> UserError:
 def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
     """Return (id, text) of each expression."""
     expressions = []
-    for entry in _field(ref, "sentences", path):
+    entries = _field(ref, "sentences", path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} has {entries!r:.40} instead of a list of expressions as 'sentences': {ref!s:.80}")
+    for entry in entries:
         id, text = _field(entry, "sent_id", path), _field(entry, field, path)
         if not isinstance(text, str):
             raise UserError(
@@ -453,6 +466,17 @@ def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str,
             )
         expressions.append((str(id), text))
     return expressions
+
+
+def has_usable_ids(ref: dict[str, Any]) -> bool:
+    """Return whether the ids of the image and of the annotations can be looked up."""
+    return all(isinstance(id, int | str | None) for id in (ref.get("image_id"), *annotation_ids(ref)))
+
+
+def annotation_ids(ref: dict[str, Any]) -> list[Any]:
+    """Return the annotation ids of a referent: one, or in gRefCOCO a list, in which -1 means "no target"."""
+    ids = ref.get("ann_id")
+    return [id for id in ids if id != -1] if isinstance(ids, list) else [ids]
 
 
 def _field(record: dict[str, Any], name: str, path: Path) -> Any:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.example import Example, Groups, Source
 
 _MAX_LISTED = 10_000_000  # images; a longer source is generated and has no epochs
@@ -109,11 +109,16 @@ def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> 
     """
     if epoch is None:
         raise UserError("config.epochs: this source is endless and has no epochs; set config.steps instead.")
+    if epoch.rows < batch_size:
+        raise UserError(
+            f"config.epochs: an epoch has {counted(epoch.rows, 'row')}, fewer than config.batch_size={batch_size}: set "
+            "config.steps instead, or a smaller batch."
+        )
     steps = int(epochs * (epoch.rows // batch_size))
     if steps < 1:
         raise UserError(
-            f"config.epochs={epochs:g} of {epoch.rows} images, {batch_size} per step, is less than one step: set "
-            "config.steps, or a smaller config.batch_size."
+            f"config.epochs={epochs:g} of {epoch.rows} rows, {batch_size} per step, is less than one step: set "
+            "config.steps, or more epochs."
         )
     return steps
 

@@ -21,6 +21,7 @@ from s2rm_jax.input.refer import ReferSource
 from s2rm_jax.input.refer_annotations import find_annotations
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.input.tfds import TfdsSource, newest_version
+from s2rm_jax.io import on_bucket
 
 
 def mixture_source(split: str, *, parts: Any, training: bool = False, on_bad_example: str = "stop") -> Source:
@@ -217,6 +218,12 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
         if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
             raise UserError(
                 "the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}"
+            )
+    for field in _FOLDERS:
+        if on_bucket(fields.get(field) or ""):
+            raise UserError(
+                f"config.input.source.{field} is {fields[field]}, but data is read from disks only; mount the bucket "
+                "(with gcsfuse), or copy the data"
             )
     signature = inspect.signature(SOURCES[name])
     fields |= {field: value for field, value in common.items() if field in signature.parameters}

@@ -211,7 +211,7 @@ class TfdsSource(Source):
 def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
     """Return the folder ROOT/DATASET/SPLIT_BY/VERSION of the highest version; raise a UserError if there is none."""
     root = Path(root).expanduser()
-    how = f"build it with: python -m data.build --dataset {dataset} --split-by {split_by} --root REFER_DIR --out {root}"
+    how = f"build it with: python -m data.build --dataset {dataset} --split_by {split_by} --root REFER_DIR --out {root}"
     if dataset == STOCK:
         how = f"prepare it with TFDS (and TensorFlow): tfds build ref_coco/{split_by} --file_format=array_record"
     if not root.is_dir():

@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Bool, Int, Int32
 
 from s2rm_jax.errors import UserError, one_line
+from s2rm_jax.input.example import expression_problem
 
 _LOG = logging.getLogger(__name__)
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -82,16 +83,14 @@ class Tokenizer:
         Raises:
             UserError: the expression has no words or is not valid Unicode.
         """
-        if not expression.isascii() and any("\ud800" <= letter <= "\udfff" for letter in expression):
-            raise UserError(f"the expression {expression!r} is not valid Unicode; write it in UTF-8")
+        if problem := expression_problem(expression):
+            raise UserError(f"the expression {expression!r:.80} {problem}")
         pieces = self._pieces.encode(expression).ids
-        if not pieces:
-            raise UserError(f"the expression {expression!r} has no words; describe what to find")
         if len(pieces) > self.max_tokens - 2:
             self.truncated += 1
             if self.truncated == 1:
                 _LOG.warning(
-                    "%r takes %d tokens and is truncated to %d; further ones are counted but not logged "
+                    "%.80r takes %d tokens and is truncated to %d; further ones are counted but not logged "
                     "(text.max_tokens raises the limit)",
                     *(expression, len(pieces) + 2, self.max_tokens),
                 )

@@ -123,13 +123,16 @@ def load_image(path: str | Path) -> np.ndarray:
     """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
+        if file.mode == "I" and file.format not in ("PNG", "PPM"):  # Pillow reads 16 bits of these two as 32
+            raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise ValueError(f"{path} has 32-bit values; save it with 8 or 16 bits")
-        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        grey = (values.astype(np.uint32) + 128) // 257
+        image = Image.fromarray(np.where(values == image.info.get("transparency"), 255, grey).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))
@@ -191,7 +194,7 @@ def main() -> None:
             file = arguments.out / f"mask_{number}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
             print(f"{file}: {expression!r}, {np.count_nonzero(mask)} pixels")
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, Image.DecompressionBombError) as error:
         sys.exit(f"error: {error}")
 
 

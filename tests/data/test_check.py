@@ -26,13 +26,13 @@ def check(*arguments):
 
 def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_path):
     refer_fixture.write_refer_layout(tmp_path / "data", "mine", "me")
-    intact = check("--root", tmp_path / "data", "--json", tmp_path / "report.json")
+    intact = check("--root", tmp_path / "data", "--json_file", tmp_path / "report.json")
     assert (intact.returncode, intact.stderr) == (0, "")
     assert "✓ mine, split by me" in intact.stdout and intact.stdout.endswith("✓ no problems found\n")
     assert json.loads((tmp_path / "report.json").read_text())["ok"] is True
 
     (tmp_path / "data" / FOLDER / COCO_NAME.format(100)).unlink()
-    asked = ("--root", tmp_path / "data", "--dataset=mine", "--split-by=me", "--json", tmp_path / "report.json")
+    asked = ("--root", tmp_path / "data", "--dataset=mine", "--split_by=me", "--json_file", tmp_path / "report.json")
     damaged = check(*asked)
     assert damaged.returncode == 1 and "✗ missing images: 1" in damaged.stdout
     (dataset,) = json.loads((tmp_path / "report.json").read_text())["datasets"]
@@ -47,8 +47,8 @@ def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_pa
 
     impossible = check("--root", tmp_path / "nowhere")
     assert impossible.returncode == 2 and impossible.stderr.count("\n") == 1
-    unwritable = check("--root", tmp_path / "data", "--json", tmp_path / "no/report.json")
-    assert unwritable.returncode == 2 and "--json: cannot write" in unwritable.stderr
+    unwritable = check("--root", tmp_path / "data", "--json_file", tmp_path / "no/report.json")
+    assert unwritable.returncode == 2 and "--json_file: cannot write" in unwritable.stderr
 
 
 def test_the_screen_shows_counts_and_five_cases(monkeypatch):

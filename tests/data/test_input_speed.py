@@ -9,7 +9,7 @@ from data import input_speed
 def test_every_stage_and_the_whole_are_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(input_speed, "WORKERS", (0,))
     monkeypatch.setattr(input_speed, "BATCH_SIZE", 2)
-    input_speed.FLAGS(["test", "--images=3", "--rounds=1", "--batches=2", f"--json={tmp_path / 'speed.json'}"])
+    input_speed.FLAGS(["test", "--images=3", "--rounds=1", "--batches=2", f"--json_file={tmp_path / 'speed.json'}"])
     input_speed.main()
     results = json.loads((tmp_path / "speed.json").read_text())
     times, shares = results["milliseconds"], results["share_of_limit"]

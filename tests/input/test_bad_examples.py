@@ -257,7 +257,7 @@ def test_own_data_counts_what_it_leaves_out_while_it_is_read(tmp_path):
     assert (
         train.left_out[0]
         == train.left_out[1]
-        == f"{root / 'data.jsonl'}: line 1: 'expressions' has an empty expression"
+        == f"{root / 'data.jsonl'}: line 1: the expression ' ' has no words; describe what to find"
     )
     assert MixtureSource({"a": train, "b": val}).left_out == train.left_out + val.left_out
     parts = ConfigDict({"a": {"name": "json_lines", "root": str(root), "weight": 2.0}})

@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +140,18 @@ def test_16_bit_values_are_scaled_not_clipped(tmp_path, name):
 def test_values_of_unknown_range_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"depth\.tiff has floating-point values"):
         load_image(saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path, "depth.tiff"))
-    with pytest.raises(UserError, match=r"wide\.tiff has 32-bit values"):
-        load_image(saved(Image.fromarray(np.full((4, 4), 70_000, np.int32)), tmp_path, "wide.tiff"))
+    for value in (200, 70_000):
+        wide = Image.fromarray(np.full((4, 4), value, np.int32))
+        with pytest.raises(UserError, match=r"wide\.tiff has 32-bit values of unknown range"):
+            load_image(saved(wide, tmp_path, "wide.tiff"))
+        with pytest.raises(UserError, match=r"has 32-bit values of unknown range"):
+            load_image(wide)
+
+
+def test_transparent_grey_of_16_bits_is_white(tmp_path):
+    grey = Image.fromarray(np.array([[0, 257], [514, 65_535]], np.uint16))
+    loaded = load_image(saved(grey, tmp_path, "grey.png", transparency=257))
+    np.testing.assert_array_equal(loaded[..., 0], [[0, 255], [2, 255]])
 
 
 def test_the_exif_orientation_counts_only_where_asked(tmp_path):
@@ -151,6 +162,19 @@ def test_the_exif_orientation_counts_only_where_asked(tmp_path):
     np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
     with Image.open(path) as image:
         np.testing.assert_array_equal(load_image(image, apply_exif=True), np.rot90(colours(), -1))
+
+
+def test_the_header_has_the_orientation_behind_the_pixels_of_a_png(tmp_path):
+    exif = EXIF.tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + exif
+    path = saved(Image.fromarray(colours()), tmp_path, "late.png")
+    content = path.read_bytes()
+    end = content.rindex(b"IEND") - 4
+    chunk = struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[:end] + chunk + content[end:])
+    assert read_header(path) == (HEIGHT, WIDTH, 6, "")
+    np.testing.assert_array_equal(load_image(path), colours())
+    np.testing.assert_array_equal(load_image(path, apply_exif=True), np.rot90(colours(), -1))
 
 
 @pytest.mark.parametrize("kept", ["EXIF", "text", "XMP"])

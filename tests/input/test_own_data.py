@@ -122,7 +122,9 @@ LINE_MISTAKES = [
     ({"image": None}, r"line 1: 'image' must be a string, got None"),
     ({"expressions": "the cup"}, r"line 1: 'expressions' must be a list of strings, such as .* got 'the cup'"),
     ({"expressions": []}, r"line 1: 'expressions' must be a list of strings"),
-    ({"expressions": ["a cup", " "]}, r"line 1: 'expressions' has an empty expression"),
+    ({"expressions": ["a cup", " "]}, r"line 1: the expression ' ' has no words; describe what to find"),
+    ({"expressions": ["\u200b\ufe0f"]}, r"line 1: the expression '.*' has no words"),
+    ({"expressions": ["\ud83d red"]}, r"line 1: the expression '.*' is not valid Unicode; write it in UTF-8"),
     ({"mask": "masks/0.png"}, r"line 1: needs one of 'mask', 'polygon' and 'rle', has 'mask' and 'polygon'"),
     ({"polygon": {"x": 1}}, r"line 1: 'polygon' must be a list of lists"),
     ({"polygon": [1, 2, 3, 4, 5, 6]}, r"line 1: a polygon must be a list \[x0, y0, .*got 1"),
@@ -197,7 +199,7 @@ def test_many_mistakes_are_told_together(tmp_path):
         json_lines_source("train", root=write_json_lines(tmp_path, edit))
     message = str(raised.value)
     assert "data.jsonl has 7 mistakes: line 1: " in message
-    assert "line 5: 'expressions' has an empty expression; and 2 more" in message
+    assert "line 5: the expression '' has no words; describe what to find; and 2 more" in message
     assert "line 6" not in message
 
 
@@ -227,7 +229,7 @@ def change_image(**fields: Any):
         (change(1, id=...), "annotation at position 1: 'id' is missing"),
         (change(1, id=11), "annotation 11: another annotation has this id"),
         (change(1, expressions="the cup"), "annotation 1: 'expressions' must be a list of strings"),
-        (change(1, expressions=[""]), "annotation 1: 'expressions' has an empty expression"),
+        (change(1, expressions=[""]), "annotation 1: the expression '' has no words"),
         (change(1, segmentation=[[1, 2, 3]]), r"annotation 1: a polygon has an odd number of coordinates \(3\)"),
         (change(1, segmentation=7), "annotation 1: a mask must be a list of polygons or an RLE, got 7"),
         (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: the RLE of a mask has size \[2, 2\]"),

@@ -114,13 +114,14 @@ def test_processes_share_the_same_global_batches():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
-def test_worker_processes_change_nothing_and_outlive_a_ctrl_c():
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_worker_processes_change_nothing_and_leave_signals_to_the_main_process(signum):
     config, source = small_config(), Images()
     config.input.workers = 2
     stream = train_batches(source, build_tokenizer(config, source), config)
     batches = list(itertools.islice(stream, 2))  # one of each worker: both have begun
     for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGINT)  # a terminal sends it to all processes; the main one decides what to do
+        os.kill(worker.pid, signum)  # terminals and `timeout` send it to all processes
     assert_same(first_batches(8), batches + list(itertools.islice(stream, 6)))
 
 

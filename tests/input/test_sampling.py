@@ -104,7 +104,9 @@ def test_steps_of_epochs_are_those_that_the_peers_take():
     assert steps_for(1, refcoco, 32) == 1325
     assert steps_for(40, refcoco, 32) == 53_000
     assert steps_for(0.5, refcoco, 32) == 662
-    with pytest.raises(UserError, match=r"config\.epochs=40 of 7 images, 32 per step, is less than one step"):
+    with pytest.raises(UserError, match=r"config\.epochs: an epoch has 7 rows, fewer than config\.batch_size=32"):
         steps_for(40, EpochSize(7, 7), 32)
+    with pytest.raises(UserError, match=r"config\.epochs=0\.5 of 40 rows, 32 per step, is less than one step"):
+        steps_for(0.5, EpochSize(40, 40), 32)
     with pytest.raises(UserError, match="is endless and has no epochs"):
         steps_for(40, None, 32)

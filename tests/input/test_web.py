@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         for byte in content if self.path == "/slow" else ():
             self.wfile.write(bytes([byte]))
             time.sleep(0.05)
-        if self.path in ("/image.png", "/text", "/broken"):
+        if self.path in ("/image.png", "/text", "/broken", "/Z%C3%BCrich%20old.png?a=1&b=%20"):
             self.wfile.write(content)
         return None
 
@@ -64,7 +64,7 @@ def server():
     running.server_close()
 
 
-@pytest.mark.parametrize("page", ["image.png", "moved"])
+@pytest.mark.parametrize("page", ["image.png", "moved", "Zürich old.png?a=1&b=%20"])
 def test_an_image_comes_from_its_address(server, page):
     image = load_image(f"{server}/{page}")
     assert image.shape == (4, 6, 3)

@@ -29,12 +29,15 @@ from s2rm_jax.input.check.report import (
     where_annotations,
     where_images,
 )
+from s2rm_jax.input.example import expression_problem
 from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, stored_size, unusable
 from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
     ImageFolder,
+    annotation_ids,
     find_image_folder,
+    has_usable_ids,
     is_generalized,
     load_refs,
     may_be_missing,
@@ -223,9 +226,9 @@ def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Ins
 
     Annotations that no referent uses are not examined.
     """
-    unusable = [f"{ref!s:.80}" for ref in refs if not _has_usable_ids(ref)]
+    unusable = [f"{ref!s:.80}" for ref in refs if not has_usable_ids(ref)]
     report.add("unusable referents", unusable, "their ids are not usable; get the file of referents again")
-    refs = [ref for ref in refs if _has_usable_ids(ref)]
+    refs = [ref for ref in refs if has_usable_ids(ref)]
     report.counts = _count_by_split(refs)
     report.add_wrong_counts(f"this is another version or part of a copy; {_SAME_ARCHIVE}, and get both again")
     get_again = "get instances.json again"
@@ -294,9 +297,13 @@ def _examine_expressions(report: DatasetReport, refs: list[Ref]) -> None:
     for ref in refs:
         for entry in _expressions(ref):
             texts = [entry[field] for field in TEXT_FIELDS if field in entry]
-            if not all(isinstance(text, str) and text.strip() for text in texts):
+            if not all(isinstance(text, str) and not expression_problem(text) for text in texts):
                 cases.append(f"sent_id {entry.get('sent_id')} of ref_id {ref.get('ref_id')}")
-    report.add("expressions without words", cases, "harmless if few: they are left out of training and evaluation")
+    report.add(
+        "expressions without words, or not valid Unicode",
+        cases,
+        "harmless if few: they are left out of training and evaluation",
+    )
 
 
 def _examine_links(report: DatasetReport, refs: list[Ref], instances: _Instances) -> dict[Any, Any]:
@@ -309,7 +316,7 @@ def _examine_links(report: DatasetReport, refs: list[Ref], instances: _Instances
         image, name = ref.get("image_id"), f"ref_id {ref.get('ref_id')}"
         if image not in instances.images:
             missing.append(f"image {image} of {name}")
-        for id in _annotation_ids(ref):
+        for id in annotation_ids(ref):
             annotation = instances.annotations.get(id)
             if annotation is None:
                 missing.append(f"annotation {id} of {name}")
@@ -322,20 +329,9 @@ def _examine_links(report: DatasetReport, refs: list[Ref], instances: _Instances
     return used
 
 
-def _has_usable_ids(ref: Ref) -> bool:
-    """Return whether the ids of the image and of the annotations can be looked up."""
-    return all(isinstance(id, int | str | None) for id in (ref.get("image_id"), *_annotation_ids(ref)))
-
-
 def _expressions(ref: Ref) -> list[dict[str, Any]]:
     expressions = ref.get("sentences")
     return [entry for entry in expressions if isinstance(entry, dict)] if isinstance(expressions, list) else []
-
-
-def _annotation_ids(ref: Ref) -> list[Any]:
-    """Return the annotation ids of a referent: one, or in gRefCOCO a list, in which -1 means "no target"."""
-    ids = ref.get("ann_id")
-    return [id for id in ids if id != -1] if isinstance(ids, list) else [ids]
 
 
 # Pixels. COCO's boxes equal the extent of the polygons; other tools count pixels from 1 or leave out the last row and
