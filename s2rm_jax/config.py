@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def default_config() -> ConfigDict:
     config.vision.window_size = 12  # positions, side of a window
     config.vision.drop_path_rate = 0.3  # drop path rate of the last block; the rate rises linearly from 0 in the first
     config.vision.mask_padding = True  # False: attend to the padding of windows, as published code does
-    config.vision.pretrained = ""  # initial weights: a file, a folder or a name on the Hugging Face Hub
+    config.vision.pretrained = ""  # initial weights: a file, a folder, or USER/NAME[@REVISION] on the Hugging Face Hub
 
     config.text = ConfigDict()  # BERT; see models/bert.py
     config.text.pretrained = ""  # as config.vision.pretrained
@@ -174,11 +175,13 @@ _SUBSETS: dict[str, Sequence[Any]] = {
 _AT_LEAST_ONE = (
     *("batch_size", "log_every", "checkpoint_every", "input.expressions_per_image", "eval.batch_size"),
     *("vision.embed_dim", "vision.window_size", "text.num_layers", "fusion.width", "fusion.recurrent_width"),
-    *("text.hidden_size", "text.vocab_size", "optimizer.accumulate", "input.augment.patch", "mesh.fsdp"),
+    *("text.hidden_size", "text.intermediate_size", "text.vocab_size"),
+    *("optimizer.accumulate", "input.augment.patch", "mesh.fsdp"),
 )
 _AT_LEAST_ZERO = (
     *("steps", "epochs", "eval.every", "eval.limit", "eval.expressions_per_image", "input.workers"),
-    *("decoder.no_target_width", "loss.coarse_weight", "loss.no_target_weight"),
+    *("decoder.no_target_width", "loss.coarse_weight", "loss.no_target_weight", "seed"),
+    *(f"optimizer.{field}" for field in ("learning_rate", "weight_decay", "power", "clip_norm", "warmup_steps")),
 )
 _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
@@ -229,8 +232,35 @@ def check_config(config: ConfigDict) -> None:
         UserError: fields have values that they must not have; all are named.
     """
     check_types(config)
-    if problems := list(_problems(config)):
+    if problems := [*_unknown_fields(config), *_problems(config)]:
         raise UserError(" ".join(problems))
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Return the dotted names of all fields and sections."""
+    names = []
+    for name, value in config.items():
+        names.append(prefix + name)
+        if isinstance(value, ConfigDict):
+            names += field_names(value, f"{prefix}{name}.")
+    return names
+
+
+def similar_fields(name: str, fields: Sequence[str]) -> list[str]:
+    """Return the up to three fields that are most likely meant by the name of a field that does not exist."""
+    leaf = name.rsplit(".", 1)[-1]
+    near = [field for field in fields if field.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
+    return list(dict.fromkeys([*near, *difflib.get_close_matches(name, fields, n=3, cutoff=0.6)]))[:3]
+
+
+def _unknown_fields(config: ConfigDict) -> Iterator[str]:
+    known = field_names(default_config())
+    for name in field_names(config):
+        if name in known or name.startswith("input.source.") or name.rpartition(".")[0] not in ("", *known):
+            continue  # sources have arguments of their own; of an unknown section, only its name is reported
+        near = similar_fields(name, known)
+        hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it."
+        yield f"config.{name}: there is no such field; {hint}"
 
 
 def _problems(config: ConfigDict) -> Iterator[str]:
@@ -259,6 +289,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     for field in ("vision.num_heads", "decoder.widths"):
         expected = f"{len(depths)} numbers, one per stage of config.vision.depths={tuple(depths)}"
         yield from _unless(len(_get(config, field)) == len(depths), config, field, expected)
+    yield from _unless(min(config.decoder.widths, default=1) >= 1, config, "decoder.widths", "at least 1 each")
     for stage, heads in enumerate(config.vision.num_heads):
         yield from _unless_heads(config, "vision.num_heads", heads, config.vision.embed_dim * 2**stage)
     yield from _unless_heads(config, "text.num_heads", config.text.num_heads, config.text.hidden_size)
@@ -267,7 +298,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     length_fits = 3 <= config.text.max_tokens <= longest
     yield from _unless(length_fits, config, "text.max_tokens", f"from 3 to config.text.max_positions={longest}")
     yield from _unless(config.eval.score_scale > 0, config, "eval.score_scale", "greater than 0")
-    for field in ("optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
+    for field in ("optimizer.b1", "optimizer.b2", "optimizer.ema_decay", "vision.drop_path_rate", "text.dropout_rate"):
         yield from _unless(0 <= _get(config, field) < 1, config, field, "at least 0 and less than 1")
 
 

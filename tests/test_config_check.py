@@ -1,6 +1,7 @@
 """Invalid configurations are refused before anything is computed."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from s2rm_jax.config import check_config, default_config
 from s2rm_jax.errors import UserError
@@ -58,6 +59,11 @@ def test_the_defaults_are_valid():
         ("optimizer.schedule", "step", "one of: polynomial, cosine"),
         ("loss.kind", "focal", "one of: bce_dice, weighted_ce"),
         ("optimizer.ema_decay", 1.0, "less than 1"),
+        ("optimizer.b2", 1.0, "at least 0 and less than 1"),
+        ("optimizer.clip_norm", -1.0, "at least 0"),
+        ("optimizer.learning_rate", float("nan"), "at least 0"),
+        ("seed", -1, "at least 0"),
+        ("decoder.widths", (8, 8, 8, 0), "at least 1 each"),
         ("vision.drop_path_rate", 1.0, "less than 1"),
         ("text.dropout_rate", -0.1, "at least 0"),
         ("input.workers", -1, "at least 0"),
@@ -74,6 +80,22 @@ def test_a_mistake_is_named(field, value, message):
         holder[name] = value
     with pytest.raises(UserError, match=rf"config\.{field} is .*; (it must be|the number of heads must) .*{message}"):
         check_config(config)
+
+
+def test_a_field_that_does_not_exist_is_named_with_those_that_may_be_meant():
+    config = default_config()
+    config.optimizer.learning_rat = 1e-3  # a configuration file can add fields
+    config.vision.batch_size = 7
+    config.modle = ConfigDict({"width": 3})
+    config.input.source = ConfigDict({"name": "synthetic", "anything": 1})  # checked by the source
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    message = str(caught.value)
+    assert (
+        "config.optimizer.learning_rat: there is no such field; did you mean config.optimizer.learning_rate" in message
+    )
+    assert "config.vision.batch_size: there is no such field; did you mean config.batch_size or" in message
+    assert "config.modle: " in message and "modle.width" not in message and "anything" not in message
 
 
 def test_all_mistakes_are_named_at_once():

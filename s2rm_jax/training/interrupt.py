@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from s2rm_jax.parallel import distributed
@@ -67,7 +67,8 @@ def listen_for_stop() -> Iterator[StopRequest]:
         request.received = signal.Signals(signum)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # os.write and not print: a handler may interrupt a print, which is not reentrant.
-        os.write(2, f"\n{request.received.name}: saving after this step. Ctrl-C now stops at once.\n".encode())
+        with suppress(OSError):  # nobody reads stderr any more, as after a lost connection
+            os.write(2, f"\n{request.received.name}: saving after this step. Ctrl-C now stops at once.\n".encode())
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -131,6 +131,8 @@ def train_and_evaluate(
             pretrained.find_pretrained(config)  # fails early, before the data is read
         config = resolve_config(config, began)
         parts = assemble(config, mesh, pretrained.find_vocabulary(config) if pretrained else None)
+        if config.steps and config.epochs:
+            log(f"config.epochs={config.epochs:g} is not read, because config.steps is {config.steps:,}")
         if config.steps == 0:
             config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
         return train_with_parts(
