@@ -35,7 +35,7 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.config import find_config
-from s2rm_jax.errors import counted
+from s2rm_jax.errors import UserError, counted
 from s2rm_jax.measure.ablation_suites import SUITES
 from s2rm_jax.parallel.devices import keep_freed_memory
 
@@ -68,7 +68,6 @@ OUT = flags.DEFINE_string("out", None, "a folder for runs and reports", flag_val
 def main() -> None:
     """Train the runs that are left and write the report after each."""
     keep_freed_memory()
-    from s2rm_jax.errors import UserError
     from s2rm_jax.io import make_output_folder
     from s2rm_jax.measure.ablation_report import collect, write_report
     from s2rm_jax.measure.ablation_runs import load_result, load_results, lock, plan, plan_finished
@@ -80,6 +79,10 @@ def main() -> None:
     assert suite is not None and OUT.value is not None  # required
     if COLLECT.value and CONFIG.value:
         raise UserError("--collect is for runs on the synthetic benchmark; leave out --config.")
+    if STEPS.value and "steps" in command_line.given_fields(FLAGS):
+        raise UserError("--steps and --config.steps are both given; give one of them.")
+    if "seed" in command_line.given_fields(FLAGS):
+        raise UserError("--config.seed: the runs have the seeds 0, 1, ...; --seeds is how many.")
     if COLLECT.value and not Path(OUT.value).is_dir():
         raise UserError(f"--out: {OUT.value} does not exist; give the folder of the finished runs.")
     benchmark = f"synthetic_benchmark:{suite}" if suite in FAR else "synthetic_benchmark"
@@ -102,7 +105,7 @@ def main() -> None:
     folder = make_output_folder(out / suite)
 
     left = sum(load_result(run) is None for run in runs)
-    log(f"{len(runs)} runs of {base.steps:,} steps, {left} left: {', '.join(v.name for v in variants)}")
+    log(f"{counted(len(runs), 'run')} of {base.steps:,} steps, {left} left: {', '.join(v.name for v in variants)}")
 
     def report() -> Path:
         with lock(folder):
@@ -117,7 +120,7 @@ def main() -> None:
             f"{counted(len(failed), 'run')} of suite {suite} failed: {', '.join(failed)}. The first failure: "
             f"{next(iter(failed.values()))}. {LossNotFinite.ADVICE} --out."
         )
-    log(f"{len(runs)} runs of {base.steps:,} steps; tables and plots: {folder}")
+    log(f"{counted(len(runs), 'run')} of {base.steps:,} steps; tables and plots: {folder}")
 
 
 def _train(runs: Sequence[Run], suite: str, report: Callable[[], object]) -> dict[str, str]:

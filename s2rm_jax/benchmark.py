@@ -90,10 +90,17 @@ def main() -> None:
     keep_freed_memory()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
     from s2rm_jax.config import check_config, default_config
+    from s2rm_jax.errors import UserError
     from s2rm_jax.io import writing
     from s2rm_jax.measure.harness import describe_machine, report_markdown, write_report
     from s2rm_jax.measure.subject import Subject
 
+    for flag in {flag for suite in SUITES.values() for flag in suite.flags}:
+        readers = [name for name, suite in SUITES.items() if flag in suite.flags]
+        if FLAGS[flag].present and not {*readers} & {*SUITE.value}:
+            raise UserError(f"--{flag} is read by --suite {' and '.join(readers)} only")
+    if BATCH_SIZE.value and "batch_size" in command_line.given_fields(FLAGS):
+        raise UserError("--batch_size and --config.batch_size are both given; give one of them")
     config = default_config() if CONFIG.value is None else copy.deepcopy(CONFIG.value)
     config.batch_size = BATCH_SIZE.value or (1 if CONFIG.value is None else config.batch_size)
     check_config(config)

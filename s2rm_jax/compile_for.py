@@ -2,7 +2,7 @@
 
     python -m s2rm_jax.compile_for --config configs/refcoco.py --topology v5e:4x4 \\
         --config.dtype=bfloat16 --config.batch_size=128
-    python -m s2rm_jax.compile_for ... --markdown step.md --json step.json
+    python -m s2rm_jax.compile_for ... --markdown_file step.md --json_file step.json
 
 The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, the largest temporary
 arrays, and the scaling predicted from the published rates of the chip.
@@ -36,8 +36,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
 )
 TOPOLOGY = flags.DEFINE_string("topology", None, "the TPU slice, such as v5e:4x4", flag_values=FLAGS)
-JSON = flags.DEFINE_string("json", None, "a file to write the report to, as JSON", flag_values=FLAGS)
-MARKDOWN = flags.DEFINE_string("markdown", None, "a file to write the report to, as Markdown", flag_values=FLAGS)
+JSON = flags.DEFINE_string("json_file", None, "a file to write the report to, as JSON", flag_values=FLAGS)
+MARKDOWN = flags.DEFINE_string("markdown_file", None, "a file to write the report to, as Markdown", flag_values=FLAGS)
 
 # Let the compiler run without querying the host for TPUs, and alongside other processes.
 _ENVIRONMENT = {
@@ -63,7 +63,11 @@ def main() -> None:
     topology = TOPOLOGY.value
     assert topology is not None  # required
     check_config(config)
-    files = [(flag, Path(value)) for flag, value in (("--json", JSON.value), ("--markdown", MARKDOWN.value)) if value]
+    files = [
+        (flag, Path(value))
+        for flag, value in (("--json_file", JSON.value), ("--markdown_file", MARKDOWN.value))
+        if value
+    ]
     for flag, path in files:
         _require_writable(path, flag)  # now, not after half an hour
     devices = topology_devices(topology)
@@ -81,8 +85,8 @@ def main() -> None:
         model_flops=compiled_step.model_flops,
         compile_seconds=compiled_step.seconds,
     )
-    texts = {"--json": json.dumps(as_json(step), indent=2) + "\n", "--markdown": as_markdown(step)}
-    print(texts["--markdown"])
+    texts = {"--json_file": json.dumps(as_json(step), indent=2) + "\n", "--markdown_file": as_markdown(step)}
+    print(texts["--markdown_file"])
     for flag, path in files:
         with writing(path, flag):
             path.write_text(texts[flag], encoding="utf-8")

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
+from s2rm_jax.errors import counted
 from s2rm_jax.parallel.devices import CHIPS, GPU_MATRIX_RATES
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def format_training(config: ConfigDict, step_flops: int, mfu: float) -> str:
     """
     steps = config.steps or 1000
     total = steps * step_flops
-    images = f"{config.batch_size} images with {config.input.expressions_per_image} expression(s) each"
+    expressions = counted(config.input.expressions_per_image, "expression")
+    images = f"{counted(config.batch_size, 'image')} with {expressions} each"
     rows = [
         f"Training: {step_flops / 1e12:.3g} TFLOPs a step of {images}; {steps:,} steps: {total:.2e} FLOPs.",
         f"Estimated hours at {100 * mfu:.0f} % of the peak in bfloat16: "

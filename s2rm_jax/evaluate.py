@@ -89,7 +89,7 @@ OUT = flags.DEFINE_string(
     "out",
     None,
     "the folder for the report; by default WORKDIR/eval-SPLIT, followed by the protocol unless it is original, by "
-    "--limit, and by the names in --data",
+    "latest for that checkpoint, by --limit, and by the names in --data",
     flag_values=FLAGS,
 )
 
@@ -97,6 +97,7 @@ OUT = flags.DEFINE_string(
 def _folder_name(split: str, protocol: str) -> str:
     """Return the name of the report's folder, which differs for what must not replace the report on the whole split."""
     parts = ["eval", split, *([protocol] if protocol != "original" else [])]
+    parts += [str(CHECKPOINT.value)] if CHECKPOINT.value != "best" else []
     parts += [f"first-{LIMIT.value}"] if LIMIT.value else []
     parts += [re.sub(r"[^\w+.]+", "_", Path(one.rpartition("=")[2]).resolve().name) for one in DATA.value or ()]
     return "-".join(parts)
@@ -166,7 +167,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
         )
     if CALIBRATE.value:
         _calibrate(workdir, split, judged)
-    if EXPLAIN.value and GALLERY.value:
+    if EXPLAIN.value:
         log("drawing how the network arrived at each mask of the gallery")
         # With the parameters that are loaded already: Orbax would wait for the other processes to restore them again.
         segmenter = Segmenter(run.network, on_this_process(run.params), run.tokenizer, config)
@@ -252,6 +253,8 @@ def _calibrate(workdir: epath.Path, split: str, judged: list[Judged]) -> None:
 def _check_flags() -> None:
     """Check flags that do not depend on the run."""
     check_address(LABEL_STUDIO.value)
+    if EXPLAIN.value and not GALLERY.value:
+        raise UserError("--explain is given with --gallery 0; it draws the cases of the gallery")
     if CALIBRATE.value and (COCO.value or LABEL_STUDIO.value):
         raise UserError("--calibrate: run it alone first; --coco and --label_studio then write calibrated scores")
     if CALIBRATE.value and CHECKPOINT.value != "best":

@@ -42,6 +42,8 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
             raise UserError(f"--workdir {workdir}: only buckets of Google Cloud Storage are supported (gs://...).")
         if importlib.util.find_spec("gcsfs") is None:  # comes with google-cloud-storage, which Orbax needs
             raise UserError(f"--workdir {workdir}: gcsfs is not installed: pip install -e '.[gcs]'.")
+    if not os.fspath(workdir):
+        raise UserError("--workdir is empty; give the folder of a run.")
     return epath.Path(workdir)
 
 
@@ -208,10 +210,12 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
     Raises:
         UserError: `out` exists and is not empty, or cannot be written (no space, no permission).
     """
-    out = _on_disk(out, flag).expanduser()
+    out = _on_disk(out, flag).expanduser().resolve()  # of a link, the folder that it points to is replaced
+    if out.is_mount():
+        raise UserError(f"{flag}: {out} is the root of a disk, which cannot be replaced; give a folder in it")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{flag}: {out} already exists; give another {flag}, or remove it first")
-    partial = out.absolute().parent / f".{out.name}.partial"
+    partial = out.parent / f".{out.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir(parents=True)
@@ -276,14 +280,15 @@ def remove_earlier(folder: Path, name: str) -> None:
             path.unlink()
 
 
-def figure_paths(given: str | Path, count: int) -> list[Path]:
+def figure_paths(given: str | Path, count: int, out: Path) -> list[Path]:
     """Return the path itself for one figure, or NAME_1.png, NAME_2.png and so on for several.
 
     Raises:
-        UserError: the path is not that of a PNG, or its folder does not exist.
+        UserError: the path is not that of a PNG, or its folder neither exists nor is `out`, which is created later.
     """
     path = Path(given)
-    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
+    has_folder = path.parent.is_dir() or path.parent.resolve() == out.resolve()
+    if path.suffix.lower() != ".png" or path.is_dir() or not has_folder:
         raise UserError(f"--explain: {given} must be the path of a PNG in an existing folder; give another --explain")
     numbered = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
     return [path] if count == 1 else numbered

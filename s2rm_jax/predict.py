@@ -44,6 +44,7 @@ from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.input.images import load_image
 from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.prediction_files import (
+    OVERLAY_FILE,
     RESULT_FILE,
     SAMPLE_FILE,
     Options,
@@ -106,12 +107,17 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which 
 @command_line.returns_result(FLAGS)
 def main() -> dict[str, Any]:
     """Segment one image or many; return the content of result.json."""
+    for flag in ("image", "images"):
+        if FLAGS[flag].value == "":  # such as of a variable that is not set
+            raise UserError(f"--{flag} is empty: {FLAGS[flag].help}")
     if IMAGE.value and IMAGES.value:
         raise UserError("--image and --images are both given; use --image for one image, --images for many")
     if IMAGE.value and not TEXT.value:
         raise UserError("--text is missing; give it once per expression (see --help)")
     if SHARD.value and not IMAGES.value:
         raise UserError("--shard is given without --images; only many images are shared")
+    if BATCH_SIZE.value and not IMAGES.value:
+        raise UserError("--batch_size is given without --images; it is for many images")
     # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
     logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert OUT.value is not None  # required
@@ -142,7 +148,7 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
         raise UserError(f"--explain: {name} must be a file name ending in .png, used in each image's folder")
     require_free_name(name)
     index, number = share
-    items = list_items(str(IMAGES.value), TEXT.value or [], out)
+    items = list_items(str(IMAGES.value), TEXT.value or [], out, options.explain)
     segmenter = _segmenter(workdir)
     _warn(segmenter, TEXT.value or [])
     quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)
@@ -169,7 +175,7 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
         example = _held_out_example(workdir)
         image = example.load_image()
         expressions = TEXT.value or [expression.text for expression in example.expressions]
-    figures = figure_paths(EXPLAIN.value, len(expressions)) if EXPLAIN.value else []
+    figures = figure_paths(EXPLAIN.value, len(expressions), out) if EXPLAIN.value else []
     if EXPLAIN.value and Path(EXPLAIN.value).parent.resolve() == out.resolve():
         require_free_name(Path(EXPLAIN.value))
     segmenter = _segmenter(workdir)
@@ -183,6 +189,8 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
         save_image(Image.fromarray(image), out / SAMPLE_FILE)
     height, width = image.shape[:2]
     content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": entries}
+    if options.overlay:
+        content["overlay"] = OVERLAY_FILE
     write_result(out, content)  # first: without it, the next prediction in this folder would keep the exports
     write_exports(out, content, options)
     print("\n".join(outcomes(entries)))

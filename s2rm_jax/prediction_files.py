@@ -176,9 +176,11 @@ def _has_prediction(out: Path) -> bool:
     return (out / RESULT_FILE).exists() or (out / JOB_FILE).exists()
 
 
-def is_result(path: Path, out: Path) -> bool:
-    """Return whether a file under `out` has the name of a mask or overlay."""
-    return bool(re.fullmatch(_OURS, path.name)) and out.absolute() in path.absolute().parents
+def is_result(path: Path, out: Path, explain: str = "") -> bool:
+    """Return whether a file under `out` has the name of a mask, an overlay or, if `explain` is theirs, a figure."""
+    figure = rf"{re.escape(Path(explain).stem)}(_\d+)?{re.escape(Path(explain).suffix)}"
+    ours = re.fullmatch(_OURS, path.name) or (explain and re.fullmatch(figure, path.name))
+    return bool(ours) and out.resolve() in path.resolve().parents
 
 
 def outcomes(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -458,7 +460,8 @@ def _remove_listed(out: Path, images: Iterable[Any]) -> None:
         for image in images:
             folder = PurePath(image.get("folder", ""))
             names = [entry["file"] for entry in image.get("results", ()) if "file" in entry]
-            for path in [folder / name for name in (*names, *([OVERLAY_FILE] if "folder" in image else []))]:
+            names += [OVERLAY_FILE] if "folder" in image or image.get("overlay") else []
+            for path in [folder / name for name in names]:
                 inside = not path.is_absolute() and ".." not in path.parts
                 if inside and re.fullmatch(_OURS, path.name):
                     with suppress(OSError):

@@ -68,7 +68,7 @@ class Item:
     number: int = 1
 
 
-def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]:
+def list_items(images: str, expressions: Sequence[str], out: Path, explain: str = "") -> list[Item]:
     """Return the images of a job with their expressions.
 
     An image that is listed several times is segmented once, with the expressions of all its entries. Masks and overlays
@@ -80,6 +80,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]
             relative to its folder. All may be on a bucket.
         expressions: those of images without expressions in the list.
         out: the folder of the results.
+        explain: the name of the figures in it; "" if none are drawn.
 
     Raises:
         UserError: there are no images, the list has a mistake, or an image has no expressions.
@@ -92,7 +93,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path) -> list[Item]
     if read is None and on_bucket(images):
         found = {os.fspath(path): {} for path in _list_bucket(images)}
     elif read is None or not (on_bucket(images) or os.path.isfile(images)):
-        found = {os.fspath(path): {} for path in list_images(images) if not is_result(path, out)}
+        found = {os.fspath(path): {} for path in list_images(images) if not is_result(path, out, explain)}
     else:
         folder = os.path.dirname(images)
         with _reading(images):
@@ -288,7 +289,7 @@ def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Op
     if options.overlay or options.explain or options.masks == "png":
         make_output_folder(folder)
         record["folder"] = item.folder
-    figures = figure_paths(folder / options.explain, len(item.expressions)) if options.explain else []
+    figures = figure_paths(folder / options.explain, len(item.expressions), folder) if options.explain else []
     # Labels without scores: a legend that changes from frame to frame would change the size of the overlay.
     labels = [f"{number}. {expression}" for number, expression in enumerate(item.expressions, start=1)]
     return record | {"results": write_prediction(folder, image, result, options, figures=figures, labels=labels)}

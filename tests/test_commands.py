@@ -47,6 +47,19 @@ def test_a_name_runs_its_command():
     assert done.stderr.startswith("error: unknown command 'trian'; available: train, evaluate")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lavt=checkout"], "--lavt is read by --suite lavt only"),
+        (["--suite=parts", "--minutes=3"], "--minutes is read by --suite gpu only"),
+        (["--config=synthetic", "--batch_size=2", "--config.batch_size=3"], "--batch_size and --config.batch_size are"),
+    ],
+)
+def test_flags_that_benchmark_would_ignore_are_an_error(flags, message):
+    done = run_command("benchmark", *flags)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}")
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("--config=nowhere.py",)])
 def test_a_separate_process_gives_the_same_output_and_status(arguments):
     one, other = run_process("-m", "s2rm_jax", "describe", *arguments), run_command("describe", *arguments)

@@ -86,7 +86,7 @@ def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(m
     assert step.flops > 1.2 * step.model_flops > 0
 
 
-@pytest.mark.parametrize("flag", ["--json", "--markdown"])
+@pytest.mark.parametrize("flag", ["--json_file", "--markdown_file"])
 def test_a_file_that_cannot_be_written_is_an_error_before_compiling(tmp_path, flag):
     done = run_command("compile_for", "--config=configs/synthetic.py", "--topology=v5e:4x4", f"{flag}={tmp_path}")
     assert done.returncode == 2
@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_written_is_an_error_before_compiling(tmp_path, fl
 def test_a_small_step_compiled_for_a_slice_sends_gradients_only(tmp_path):
     numbers = tmp_path / "step.json"
     command = [sys.executable, "-m", "s2rm_jax.compile_for", "--config", "configs/refcoco.py:small"]
-    flags = ["--config.dtype=bfloat16", "--config.input.expressions_per_image=2", f"--json={numbers}"]
+    flags = ["--config.dtype=bfloat16", "--config.input.expressions_per_image=2", f"--json_file={numbers}"]
     done = subprocess.run(
         [*command, "--topology=v5e:2x2", *flags],
         cwd=ROOT,

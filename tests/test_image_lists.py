@@ -74,6 +74,17 @@ def test_results_of_the_job_are_not_images_of_its_pattern(folder):
     assert len(list_items(str(folder / "list.txt"), ["red"], folder)) == 1
 
 
+def test_figures_of_the_job_are_not_images_of_its_pattern_wherever_its_folder_is_seen_from(folder):
+    for name in ("more/1/how.png", "more/2/how_1.png", "more/2/how_old.png", "how.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    (folder.parent / "link").symlink_to(folder / "more")
+    for out in (folder / "more", folder.parent / "link", folder / "more" / ".." / "more"):
+        items = list_items(f"{folder}/**/*.png", ["red"], out, "how.png")
+        names = ["how.png", "more/2/how_old.png", "more/blue.png", "red.png"]
+        assert sorted(item.image for item in items) == sorted(str(folder / name) for name in names)
+
+
 def test_entries_of_the_same_image_are_joined(folder):
     entries = [RED, BLUE | {"expressions": ["blue"]}, {"image": "red.png", "expressions": ["red", "a dog"]}]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))

@@ -48,6 +48,13 @@ def test_only_listed_masks_are_removed(tmp_path):
     assert names(tmp_path) == ["mask_3_mine.png", "notes.txt", "overlay.png", "result.json"]
 
 
+def test_a_listed_overlay_is_removed(tmp_path):
+    (tmp_path / "overlay.png").touch()
+    (tmp_path / "result.json").write_text(json.dumps({"results": [], "overlay": "overlay.png"}))
+    remove_earlier_prediction(tmp_path)
+    assert names(tmp_path) == ["result.json"]
+
+
 def test_empty_folders_of_many_images_are_removed(tmp_path):
     out = tmp_path / "out"
     for folder in ("1", "2", "../outside"):

@@ -205,7 +205,7 @@ def overlay_with_legend(
     shown = Image.composite(shown, pale, _at_size(np.any(masks, axis=0), size))
     shown = lay_over(shown, mask_layer(list(masks), colours, size, fill=0.3, shade=0.0))
 
-    text = max(15, round(max(size) / 45))
+    text = max(15, round(min(max(size), 3 * min(size)) / 45))
     space = text // 2
     page_width = max(size[0], 22 * text)  # a tall, narrow image still leaves room for its legend
     wrapped = [wrap(label, page_width - 4 * space - text, text) for label in labels]

@@ -269,7 +269,7 @@ def write_report(
     remove_earlier(folder / "plots", r"reliability\.svg")
     for name, figure in figures.items():
         _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
-    if sections:
+    if sections or (folder / "gallery").is_dir():  # the cases of an earlier evaluation are removed
         gallery.write_gallery(folder / "gallery", sections)
     _write(folder / "index.html", report_page(title, tables, figures, texts, sections))
     return folder / "index.html"

@@ -72,6 +72,8 @@ def initialize(
         UserError: the cluster is described incompletely, or its processes do not connect.
     """
     if mode == "off":
+        if not (coordinator_address is num_processes is process_id is None):
+            raise UserError("--distributed=off, but flags describe other processes; leave out one or the other.")
         return
     cluster = find_cluster(os.environ, coordinator_address, num_processes, process_id)
     if cluster is None:

@@ -38,6 +38,12 @@ def test_overlay_keeps_large_images_and_enlarges_small_ones(size, shown):
     assert middle == pytest.approx(expected, abs=2)
 
 
+def test_the_overlay_of_a_tall_image_is_hardly_wider():
+    """Such as a screenshot of a whole page: the size of the text follows from its width."""
+    overlay = overlay_with_legend(np.zeros((9000, 600, 3), np.uint8), np.ones((1, 9000, 600), bool), ["all of it"])
+    assert overlay.width < 900 and overlay.height < 9200
+
+
 def test_the_image_stays_bright_and_overlapping_masks_all_show():
     image = np.full((480, 480, 3), (90, 180, 60), np.uint8)
     masks = np.zeros((3, 480, 480), bool)

@@ -44,6 +44,14 @@ def test_files(tmp_path):
     assert "Published figures" not in html
 
 
+def test_cases_of_an_earlier_evaluation_are_removed_even_if_there_are_no_new_ones(tmp_path):
+    (tmp_path / "gallery").mkdir()
+    for name in ("worst_001_a_how.png", "best.png", "mine.png"):
+        (tmp_path / "gallery" / name).touch()
+    write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
+    assert [path.name for path in (tmp_path / "gallery").iterdir()] == ["mine.png"]
+
+
 def test_json(tmp_path):
     write_report(tmp_path, Report(SCORES), {}, title="A run", split="val", step=12)
     content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))

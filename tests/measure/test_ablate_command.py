@@ -243,6 +243,8 @@ def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
             "started with a different configuration: optimizer.learning",
         ),
         (("--config.input.source.name=refer",), "ablations need 'synthetic'"),
+        (("--steps=3", "--config.steps=3"), "--steps and --config.steps are both given"),
+        (("--steps=3", "--config.seed=5"), "--config.seed: the runs have the seeds 0, 1, "),
     ],
 )
 def test_another_setting_is_refused(stopped_and_continued, flags, message):
