@@ -13,19 +13,19 @@
 #         sudo gcsfuse --implicit-dirs -o ro,allow_other DATA_BUCKET /mnt/refer; }'
 #
 # A preempted slice is created again, a stopped one started, and the run continues from its last checkpoint, up to TRIES
-# times. The script waits up to WAITS minutes for a slice each time. Run this script in tmux on a small machine. When it is
-# restarted, it first stops the run on the slice.
+# times. Each time, up to WAITS attempts to get a slice are made, one a minute. Run this script in tmux on a small
+# machine. When it is restarted, it first stops the run on the slice.
 # It deletes only a slice that was preempted or terminated. To delete the slice at the end:
 #
 #     gcloud compute tpus tpu-vm delete $TPU --zone $ZONE
 #
 # Needs: gcloud with a project and quota, an SSH key for it, this environment (it builds the wheel).
-# Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), PREPARE, TRIES (20), WAITS (1440), PYTHON
-# (python).
+# Variables: TPU, ZONE, TYPE; RUNTIME (v2-alpha-tpuv5-lite), CREATE_FLAGS (such as --spot), PREPARE, TRIES (20),
+# WAITS (1440), PYTHON (python).
 set -uo pipefail
 
 : "${TPU:?the name of the slice, such as s2rm}" "${ZONE:?such as us-west4-a}" "${TYPE:?such as v5litepod-16}"
-tries=${TRIES:-20}
+tries=${TRIES:-20} waits=${WAITS:-1440}
 cd "$(dirname "$0")/.." || exit
 
 tpu_vm() { # COMMAND ARGUMENTS...
@@ -80,14 +80,16 @@ trap 'rm -rf "$built"' EXIT
 wheel=$(echo "$built"/*.whl)
 
 wait_for_slice() {
-  local minutes
-  for ((minutes = 0; minutes < ${WAITS:-1440}; minutes++)); do
+  local attempt
+  for ((attempt = 1; ; attempt++)); do
     make_slice && return
+    if ((attempt == waits)); then
+      echo "no slice after $waits attempts" >&2
+      return 1
+    fi
     echo "no slice yet; the next attempt is in a minute" >&2
     sleep "${PAUSE:-60}"
   done
-  echo "no slice after ${WAITS:-1440} attempts" >&2
-  return 1
 }
 
 for ((try = 1; try <= tries; try++)); do
@@ -95,7 +97,8 @@ for ((try = 1; try <= tries; try++)); do
   if install; then
     train
     status=$?
-    case $status in 0 | 2) exit "$status" ;; esac # done, or a user error; all else may be temporary, also a 2 of gcloud or uv
+    # Done, or a user error; all else may be temporary, also a 2 of gcloud or uv.
+    case $status in 0 | 2) exit "$status" ;; esac
   fi
   echo "try $try of $tries ended with an error; the next starts in a minute" >&2
   sleep "${PAUSE:-60}"

@@ -78,13 +78,13 @@ def main() -> None:
     suite = SUITE.value
     assert suite is not None and OUT.value is not None  # required
     if COLLECT.value and CONFIG.value:
-        raise UserError("--collect is for runs on the synthetic benchmark; leave out --config.")
+        raise UserError("--collect is for runs on the synthetic benchmark; leave out --config")
     if STEPS.value and "steps" in command_line.given_fields(FLAGS):
-        raise UserError("--steps and --config.steps are both given; give one of them.")
+        raise UserError("--steps and --config.steps are both given; give one of them")
     if "seed" in command_line.given_fields(FLAGS):
-        raise UserError("--config.seed: the runs have the seeds 0, 1, ...; --seeds is how many.")
+        raise UserError("--config.seed: the runs have the seeds 0, 1, ...; --seeds is how many")
     if COLLECT.value and not Path(OUT.value).is_dir():
-        raise UserError(f"--out: {OUT.value} does not exist; give the folder of the finished runs.")
+        raise UserError(f"--out: {OUT.value} does not exist; give the folder of the finished runs")
     benchmark = f"synthetic_benchmark:{suite}" if suite in FAR else "synthetic_benchmark"
     base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config(benchmark))
     base = with_steps(base, STEPS.value or base.steps)
@@ -98,7 +98,7 @@ def main() -> None:
     finished = load_results(plan_finished(whole_suite, base, out))
     if COLLECT.value:
         if not finished:
-            raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps.")
+            raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps")
         log(collect(Path(COLLECT.value), benchmark, base.steps, finished))
         return
     runs = plan(variants, SEEDS.value or 1, base, out)

@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
+from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -90,12 +91,11 @@ def main() -> None:
     keep_freed_memory()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
     from s2rm_jax.config import check_config, default_config
-    from s2rm_jax.errors import UserError
     from s2rm_jax.io import writing
     from s2rm_jax.measure.harness import describe_machine, report_markdown, write_report
     from s2rm_jax.measure.subject import Subject
 
-    for flag in {flag for suite in SUITES.values() for flag in suite.flags}:
+    for flag in dict.fromkeys(flag for suite in SUITES.values() for flag in suite.flags):
         readers = [name for name, suite in SUITES.items() if flag in suite.flags]
         if FLAGS[flag].present and not {*readers} & {*SUITE.value}:
             raise UserError(f"--{flag} is read by --suite {' and '.join(readers)} only")

@@ -211,7 +211,7 @@ def _outcome(
 def _read_stopped_status() -> int:
     given = os.environ.get(_STOPPED_STATUS) or "0"
     if not (given.isdecimal() and int(given) < 256):
-        raise UserError(f"{_STOPPED_STATUS} is {given!r}; it must be an exit status: 0 to 255.")
+        raise UserError(f"{_STOPPED_STATUS} is {given!r}; it must be an exit status: 0 to 255")
     return int(given)
 
 
@@ -248,17 +248,17 @@ def _outcome_of_error(error: BaseException) -> _Outcome:
         status = 3
         message = (
             "another process of this run has ended or cannot be reached (see its output): run the same command again "
-            "on all processes; it continues from the last checkpoint."
+            "on all processes; it continues from the last checkpoint"
         )
     elif full := find_full_disk(error):
         status = 2
-        message = f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry."
+        message = f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry"
     elif is_temporary(error):
         status = _TRY_AGAIN
-        message = f"{reason_of(error)}: this error may be temporary; run the same command again later."
+        message = f"{reason_of(error)}: this error may be temporary; run the same command again later"
     else:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        status, message = 1, f"a defect in this program ({what}); please report it with the traceback above."
+        status, message = 1, f"a defect in this program ({what}); please report it with the traceback above"
     trace = "".join(traceback.format_exception(error)) if status == 1 else ""
     which = "" if distributed.is_alone() else " (process {} of {})".format(*distributed.process())
     return _Outcome(status, f"{trace}error{which}: {message}")
@@ -273,10 +273,10 @@ def _explain_device(error: BaseException) -> str | None:
         found = f" ({reason[:200]})" if reason else ""
         return (
             f"JAX_PLATFORMS={platforms}: JAX finds no such device{found}; install JAX for it (pip install "
-            "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the devices that there are."
+            "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the devices that there are"
         )
     if "RESOURCE_EXHAUSTED: Out of memory" in reason:
-        return f"the memory of the device is too small ({reason[:200]}): use a smaller batch or another device."
+        return f"the memory of the device is too small ({reason[:200]}): use a smaller batch or another device"
     return None
 
 
@@ -369,7 +369,7 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
     if name in fields or name.split("[", 1)[0] in fields:
         return ""
     if name == "input.source.image_root":  # a field of some sources only
-        return f"--config.{name}: the source has no such field; set the environment variable S2RM_IMAGES instead"
+        return f"--config.{name}: add image_root to the source in the file (the recipes take it from S2RM_IMAGES)"
     near = [f"--config.{field}" for field in similar_fields(name, fields)]
     hint = f"did you mean {' or '.join(near)}?" if near else "see s2rm_jax/config.py"
     return f"--config.{name}: no such field in the configuration; {hint}"

@@ -73,7 +73,7 @@ def main() -> None:
     devices = topology_devices(topology)
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
-        raise UserError(f"--topology: {devices[0].device_kind} is not listed in s2rm_jax/parallel/devices.py.")
+        raise UserError(f"--topology: {devices[0].device_kind} is not listed in s2rm_jax/parallel/devices.py")
     compiled_step = compile_training_step(config, build_mesh(config, devices))
     step = StepFacts(
         topology=topology,
@@ -111,7 +111,7 @@ def topology_devices(name: str) -> list[Any]:
         raise UserError("the compiler for TPUs (libtpu) is not installed: pip install -e '.[tpu]'")
     shape = re.fullmatch(r"(v\d\w*):(\d+(?:x\d+)+)", name)
     if not shape:
-        raise UserError(f"--topology is {name!r}; it must be CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x4.")
+        raise UserError(f"--topology is {name!r}; it must be CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x4")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     import jax
@@ -131,7 +131,7 @@ def topology_devices(name: str) -> list[Any]:
         raise UserError(f"--topology: slice {name!r} not found: {reason}") from error
     if len(devices) != chips:
         raise UserError(
-            f"--topology {name}: {len(devices)} devices on {chips} chips; only one device per chip is supported."
+            f"--topology {name}: {len(devices)} devices on {chips} chips; only one device per chip is supported"
         )
     return devices
 

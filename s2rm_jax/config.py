@@ -254,11 +254,13 @@ def similar_fields(name: str, fields: Sequence[str]) -> list[str]:
 
 
 def _unknown_fields(config: ConfigDict) -> Iterator[str]:
-    known = field_names(default_config())
+    defaults = default_config()
+    known = field_names(defaults)
+    leaves = [name for name in known if not isinstance(_get(defaults, name), ConfigDict)]
     for name in field_names(config):
         if name in known or name.startswith("input.source.") or name.rpartition(".")[0] not in ("", *known):
             continue  # sources have arguments of their own; of an unknown section, only its name is reported
-        near = similar_fields(name, known)
+        near = similar_fields(name, leaves)
         hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it."
         yield f"config.{name}: there is no such field; {hint}"
 
@@ -342,7 +344,7 @@ def find_config(given: str) -> str:
     shipped = shipped_configs() / f"{path.stem}.py"
     if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py") and shipped.is_file():
         return f"{shipped}{colon}{argument}"
-    raise UserError(f"--config: {path} {_explain_missing(path)}.")
+    raise UserError(f"--config: {path} {_explain_missing(path)}")
 
 
 def _explain_missing(path: Path) -> str:

@@ -113,7 +113,7 @@ def to_hub() -> None:
         print(f"{OUT.value} holds the network and its model card, {CARD_FILE}. Next: {_upload_command(name)}")
         return
     try:
-        url = _upload(Path(OUT.value), REPO.value)
+        url = _upload(Path(OUT.value).expanduser(), REPO.value)
     except UserError:
         raise
     except Exception as error:  # huggingface_hub raises many kinds
@@ -136,7 +136,8 @@ def _upload(folder: Path, repo: str) -> str:
     url = hub.create_repo(repo, private=PRIVATE.value or None, exist_ok=True)
     if PRIVATE.value and hub.repo_info(repo).private is False:  # it existed before, and stays as it was
         raise UserError(
-            f"--private: {repo} exists and is public; make it private in its settings, or give another --repo"
+            f"--private: {OUT.value} is complete, but {repo} exists and is public; make it private in its settings, "
+            f"then run `{_upload_command(repo)}`"
         )
     files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
     hub.create_commit(repo, files, commit_message="Upload a network of s2rm_jax")
@@ -154,12 +155,17 @@ def _without_folders(settings: Any) -> Any:
 
 
 def _reports(workdir: epath.Path, step: int | None) -> list[dict[str, Any]]:
-    """Return metrics.json of the reports of `evaluate` in a workdir on the checkpoint of this step."""
+    """Return metrics.json of the reports of `evaluate` in a workdir on the checkpoint of this step.
+
+    If the best checkpoint is the latest one, both may have a report on the same data, of which one is returned.
+    """
     from s2rm_jax.io import json_object
 
     contents = [json_object(file.read_bytes()) for file in sorted(workdir.glob("eval-*/metrics.json"))]
     needed = {"all", "definitions", "images", "limit", "protocol", "remarks", "source", "split", "step"}
-    return [one for one in contents if one and needed <= one.keys() and one["step"] == step]
+    reports = [one for one in contents if one and needed <= one.keys() and one["step"] == step]
+    same = ("source", "dataset", "split_by", "split", "protocol", "limit")
+    return list({tuple(str(one.get(name)) for name in same): one for one in reports}.values())
 
 
 def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], licence: str | None) -> str:
@@ -330,12 +336,13 @@ def _usage(form: str, packages: str) -> str:
     )
 
 
+_EXPORT = ("workdir", "out")
 COMMANDS = {
-    "to-pytorch": command_line.Command(to_pytorch, ("workdir", "out"), ("checkpoint",)),
-    "from-pytorch": command_line.Command(from_pytorch, ("weights", "workdir")),
-    "to-stablehlo": command_line.Command(to_stablehlo, ("workdir", "out"), ("checkpoint",)),
-    "to-onnx": command_line.Command(to_onnx, ("workdir", "out"), ("checkpoint",)),
-    "to-hub": command_line.Command(to_hub, ("workdir", "out"), ("checkpoint", "repo", "private", "license")),
+    "to-pytorch": command_line.Command(to_pytorch, required=_EXPORT, optional=("checkpoint",)),
+    "from-pytorch": command_line.Command(from_pytorch, required=("weights", "workdir")),
+    "to-stablehlo": command_line.Command(to_stablehlo, required=_EXPORT, optional=("checkpoint",)),
+    "to-onnx": command_line.Command(to_onnx, required=_EXPORT, optional=("checkpoint",)),
+    "to-hub": command_line.Command(to_hub, required=_EXPORT, optional=("checkpoint", "repo", "private", "license")),
 }
 
 if __name__ == "__main__":

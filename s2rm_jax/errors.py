@@ -119,7 +119,7 @@ def storage_error(what: str, error: BaseException) -> UserError | None:
     """
     explained = known_storage_error(what, error)
     if explained is None and isinstance(error, OSError):
-        explained = UserError(f"{what} ({reason_of(error)}): check the path.")
+        explained = UserError(f"{what} ({reason_of(error)}): check the path")
     return explained
 
 
@@ -128,11 +128,11 @@ def known_storage_error(what: str, error: BaseException) -> UserError | None:
     fault = find_fault(error)
     what = f"{what} ({reason_of(error)})"
     if fault == "full":
-        return UserError(f"{what}: make room there and run the command again.")
+        return UserError(f"{what}: make room there and run the command again")
     if fault == "denied":
-        return UserError(f"{what}: correct the permissions and run the command again.")
+        return UserError(f"{what}: correct the permissions and run the command again")
     if fault == "temporary":
-        return TemporaryFailure(f"{what}: the storage cannot be reached now; run the same command again later.")
+        return TemporaryFailure(f"{what}: the storage cannot be reached now; run the same command again later")
     return None
 
 

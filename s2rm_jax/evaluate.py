@@ -89,7 +89,7 @@ OUT = flags.DEFINE_string(
     "out",
     None,
     "the folder for the report; by default WORKDIR/eval-SPLIT, followed by the protocol unless it is original, by "
-    "latest for that checkpoint, by --limit, and by the names in --data",
+    "`latest` with --checkpoint latest, by --limit, and by the names in --data",
     flag_values=FLAGS,
 )
 

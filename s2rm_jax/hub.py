@@ -28,7 +28,9 @@ def is_repository(name: str) -> bool:
     return parse_hub_name(name) == (name, None)
 
 
-def hub_error(what: str, error: Exception, retry: str = "", instead: str = "") -> UserError:
+def hub_error(
+    what: str, error: Exception, retry: str = "", instead: str = "", *, may_be_path: bool = False
+) -> UserError:
     """Return the UserError for a failed access to the Hugging Face Hub by huggingface_hub.
 
     Args:
@@ -36,6 +38,8 @@ def hub_error(what: str, error: Exception, retry: str = "", instead: str = "") -
         error: the exception.
         retry: what the user does to try again, such as "run `hf upload ...`"; by default run the same command.
         instead: what the user can do without the Hub.
+        may_be_path: whether the name may also be a mistyped path, which launchers must not try again; then the result
+            is never a TemporaryFailure.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -51,7 +55,8 @@ def hub_error(what: str, error: Exception, retry: str = "", instead: str = "") -
     otherwise = f"; otherwise {instead}" if instead else ""
     if not offline and (find_fault(cause) == "temporary" or status == 429 or status >= 500):
         again = retry or "run the same command again"
-        return TemporaryFailure(f"{what} ({reason_of(cause)}): {again} later{otherwise}.")
+        kind = UserError if may_be_path else TemporaryFailure
+        return kind(f"{what} ({reason_of(cause)}): {again} later{otherwise}")
     if isinstance(cause, OSError) and cause.errno:
         advice = f"its cache cannot be written ({cause.strerror}); make room there, or set HF_HOME to another folder"
     elif offline:
@@ -64,4 +69,4 @@ def hub_error(what: str, error: Exception, retry: str = "", instead: str = "") -
         advice = "no such repository is visible; check the name, or log in with `hf auth login`"
     else:
         advice = one_line(cause)[:200].rstrip(".")  # details are on further lines
-    return UserError(f"{what}: {advice}{f'; then {retry}' if retry else ''}{otherwise}.")
+    return UserError(f"{what}: {advice}{f'; then {retry}' if retry else ''}{otherwise}")

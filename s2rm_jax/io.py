@@ -39,11 +39,11 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
     """
     if on_bucket(workdir):
         if not os.fspath(workdir).startswith("gs://"):  # Orbax marks complete checkpoints on these only
-            raise UserError(f"--workdir {workdir}: only buckets of Google Cloud Storage are supported (gs://...).")
+            raise UserError(f"--workdir {workdir}: only buckets of Google Cloud Storage are supported (gs://...)")
         if importlib.util.find_spec("gcsfs") is None:  # comes with google-cloud-storage, which Orbax needs
-            raise UserError(f"--workdir {workdir}: gcsfs is not installed: pip install -e '.[gcs]'.")
+            raise UserError(f"--workdir {workdir}: gcsfs is not installed: pip install -e '.[gcs]'")
     if not os.fspath(workdir):
-        raise UserError("--workdir is empty; give the folder of a run.")
+        raise UserError("--workdir is empty; give the folder of a run")
     return epath.Path(workdir)
 
 
@@ -113,7 +113,7 @@ def naming_full_workdir(workdir: epath.Path) -> Iterator[None]:
         if full is None:
             raise
         raise UserError(
-            f"--workdir {workdir} cannot be written ({full.strerror}): make room there and run the command again."
+            f"--workdir {workdir} cannot be written ({full.strerror}): make room there and run the command again"
         ) from error
 
 
@@ -210,11 +210,12 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
     Raises:
         UserError: `out` exists and is not empty, or cannot be written (no space, no permission).
     """
-    out = _on_disk(out, flag).expanduser().resolve()  # of a link, the folder that it points to is replaced
+    given = _on_disk(out, flag).expanduser()
+    out = Path(os.path.realpath(given))  # of a link, the folder that it points to is replaced
     if out.is_mount():
-        raise UserError(f"{flag}: {out} is the root of a disk, which cannot be replaced; give a folder in it")
+        raise UserError(f"{flag}: {given} is a mount point, which cannot be replaced; give a folder in it")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{flag}: {out} already exists; give another {flag}, or remove it first")
+        raise UserError(f"{flag}: {given} already exists; give another {flag}, or remove it first")
     partial = out.parent / f".{out.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
@@ -223,7 +224,7 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
         partial.replace(out)
     except OSError as error:
         raise UserError(
-            f"{flag}: {out} cannot be written ({error.strerror or error}); nothing was left there"
+            f"{flag}: {given} cannot be written ({error.strerror or error}); nothing was left there"
         ) from error
     finally:
         if partial.exists():

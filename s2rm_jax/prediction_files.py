@@ -177,10 +177,14 @@ def _has_prediction(out: Path) -> bool:
 
 
 def is_result(path: Path, out: Path, explain: str = "") -> bool:
-    """Return whether a file under `out` has the name of a mask, an overlay or, if `explain` is theirs, a figure."""
+    """Return whether a file under `out` has the name of a mask or an overlay, or in a folder there that of a figure.
+
+    `explain` is the name of figures.
+    """
     figure = rf"{re.escape(Path(explain).stem)}(_\d+)?{re.escape(Path(explain).suffix)}"
-    ours = re.fullmatch(_OURS, path.name) or (explain and re.fullmatch(figure, path.name))
-    return bool(ours) and out.resolve() in path.resolve().parents
+    if re.fullmatch(_OURS, path.name):
+        return out.resolve() in path.resolve().parents
+    return bool(explain and re.fullmatch(figure, path.name)) and out.resolve() in path.resolve().parent.parents
 
 
 def outcomes(entries: Sequence[dict[str, Any]]) -> list[str]:

@@ -21,8 +21,8 @@ from s2rm_jax.errors import UserError
 
 # Names on the Hugging Face Hub; the vocabulary is BERT's own. timm's copy of Microsoft's weights has safetensors, which
 # need no PyTorch; Microsoft's own repository has none.
-SWIN = "timm/swin_base_patch4_window12_384.ms_in22k"
-BERT = "google-bert/bert-base-uncased"
+SWIN = "hf://timm/swin_base_patch4_window12_384.ms_in22k"
+BERT = "hf://google-bert/bert-base-uncased"
 EPOCHS = 40
 
 
@@ -33,9 +33,10 @@ def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
     """Return the recipe for a source in the REFER layout.
 
     Paths come from environment variables; flags take precedence:
-        S2RM_DATA   the root of the layout                  --config.input.source.root
-        S2RM_SWIN   weights of Swin: a path or a Hub name   --config.vision.pretrained
-        S2RM_BERT   weights of BERT: a path or a Hub name   --config.text.pretrained
+        S2RM_DATA     the root of the layout                        --config.input.source.root
+        S2RM_IMAGES   the folder of COCO's images, if elsewhere     --config.input.source.image_root
+        S2RM_SWIN     weights of Swin: a path or a Hub name         --config.vision.pretrained
+        S2RM_BERT     weights of BERT: a path or a Hub name         --config.text.pretrained
 
     The source also has sentence_field ("raw" or "sent") and overlap ("union" or "drop"), see ReferSource.
 
@@ -51,12 +52,11 @@ def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
             one_gpu  `ours` for a 24 GB GPU: each step in 4 parts, with recomputation
             small    a small network, trained from scratch for 400 steps, to try the complete path from the files to the
                      evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
-
-    The root of the data is $S2RM_DATA; $S2RM_IMAGES is the folder of the images if they are elsewhere.
     """
     config = default_config()
     defaults = {"root": os.environ.get("S2RM_DATA", ""), "sentence_field": "raw", "overlap": "union"}
-    if image_root := os.environ.get("S2RM_IMAGES"):  # else the images are under the root
+    image_root = os.environ.get("S2RM_IMAGES")
+    if image_root and source.get("dataset") != "refclef":  # which has images of its own
         defaults["image_root"] = image_root
     config.input.source = ConfigDict(defaults | source)
     config.input.image_size = (480, 480)
@@ -93,7 +93,7 @@ def read_variant(argument: str, config_file: str, choices: Sequence[str] = ()) -
     chosen = [word for word in words if word not in VARIANTS]
     if len(chosen) > 1 or len(variants) > 1 or not set(chosen) <= set(choices):
         available = ", ".join(repr(choice) for choice in (*choices, *VARIANTS))
-        raise UserError(f"configs/{config_file} has no variant {argument!r}; available: {available}.")
+        raise UserError(f"configs/{config_file} has no variant {argument!r}; available: {available}")
     return (chosen or [*choices, ""])[0], (variants or [""])[0]
 
 
@@ -127,6 +127,7 @@ _LAYER_RATES = (
 
 def _shrunk(config: ConfigDict) -> ConfigDict:
     config.steps = 400
+    config.epochs = 0
     config.batch_size = 8
     config.input.image_size = (160, 160)
     config.input.workers = 0

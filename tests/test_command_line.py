@@ -196,10 +196,10 @@ def test_a_stopped_run_prints_a_message_and_exits_with_status_0(call, config_fil
 
 def test_what_may_pass_has_a_status_of_its_own(call, config_file):
     def main():
-        raise TemporaryFailure("gs://bucket cannot be reached now: run the same command again later.")
+        raise TemporaryFailure("gs://bucket cannot be reached now: run the same command again later")
 
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
-    assert (status, err) == (75, "error: gs://bucket cannot be reached now: run the same command again later.\n")
+    assert (status, err) == (75, "error: gs://bucket cannot be reached now: run the same command again later\n")
 
 
 def test_a_raw_error_of_a_network_may_pass_too(call, config_file):
@@ -207,7 +207,7 @@ def test_a_raw_error_of_a_network_may_pass_too(call, config_file):
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
-    expected = "error: Connection reset by peer: this error may be temporary; run the same command again later.\n"
+    expected = "error: Connection reset by peer: this error may be temporary; run the same command again later\n"
     assert (status, err) == (75, expected)
 
 
@@ -245,7 +245,7 @@ def test_a_defect_prints_its_traceback_and_then_one_line(call, config_file):
     assert (status, trace) == (1, "Traceback (most recent call last):")
     assert "in main\n" in err and "ZeroDivisionError: one line\nand another\n" in err
     assert last == (
-        "error: a defect in this program (ZeroDivisionError: one line); please report it with the traceback above."
+        "error: a defect in this program (ZeroDivisionError: one line); please report it with the traceback above"
     )
 
 
@@ -260,7 +260,7 @@ def test_a_full_disk_is_not_a_defect(call, config_file, code):
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
     assert (status, err) == (
         2,
-        f"error: out/table.md cannot be written ({os.strerror(code)}): free space and retry.\n",
+        f"error: out/table.md cannot be written ({os.strerror(code)}): free space and retry\n",
     )
 
 
@@ -331,7 +331,7 @@ def test_a_stopped_run_ends_with_the_status_that_the_environment_asks_for(call_f
     assert call_for_result(raised=stop)[0] == 0
     for wrong in ("yes", "256", "-1"):
         monkeypatch.setenv("S2RM_STOPPED_STATUS", wrong)
-        expected = f"error: S2RM_STOPPED_STATUS is {wrong!r}; it must be an exit status: 0 to 255.\n"
+        expected = f"error: S2RM_STOPPED_STATUS is {wrong!r}; it must be an exit status: 0 to 255\n"
         assert call_for_result(raised=stop) == (2, "", expected)
 
 

@@ -57,7 +57,8 @@ def test_config_builds(path, variant):
 def test_the_benchmarks_share_one_recipe(name):
     module = load(CONFIGS[0].with_name(f"{name}.py"))
     config = module.get_config()
-    assert f"Weights: {SWIN} and {BERT}, downloaded" in module.__doc__
+    swin, bert = (name.removeprefix("hf://") for name in (SWIN, BERT))
+    assert f"Weights: {swin} and {bert}, downloaded" in module.__doc__
     assert (config.steps, config.epochs, config.batch_size, config.input.image_size) == (0, 40, 32, (480, 480))
     assert (config.input.sampling, config.input.expressions_per_image, config.text.max_tokens) == ("referent", 1, 20)
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.power) == (5e-5, 0.01, 0.9)

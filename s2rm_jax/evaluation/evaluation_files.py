@@ -97,7 +97,7 @@ class EvaluationFiles:
             token.touch()
         try:
             distributed.require_everywhere(
-                lambda: os.path.exists(token), f"--out: {self._out} must be a folder that all processes share."
+                lambda: os.path.exists(token), f"--out: {self._out} must be a folder that all processes share"
             )
         except UserError:
             self._remove_partial()

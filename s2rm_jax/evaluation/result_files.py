@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -26,9 +26,6 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import is_url
 from s2rm_jax.input.masks import decode_rle, encode_rle, mask_box
 from s2rm_jax.io import on_bucket, remove_earlier, write_atomically, writing
-
-if TYPE_CHECKING:
-    pass
 
 RESULTS_FILE = "coco_results.json"
 IMAGES_FILE = "coco_images.json"

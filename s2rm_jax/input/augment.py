@@ -81,7 +81,7 @@ def build_augmentation(config: ConfigDict, tokenizer: Tokenizer) -> Augmentation
     if "[MASK]" not in vocabulary:
         raise UserError(
             f"config.input.augment.hide_words is {config.hide_words}, but the vocabulary has no [MASK] to replace "
-            "words: give a BERT vocabulary as config.text.vocab, or set it to 0."
+            "words: give a BERT vocabulary as config.text.vocab, or set it to 0"
         )
     continues = np.array([word.startswith("##") for word in vocabulary])
     return Augmentation(**fields, mask_id=vocabulary.index("[MASK]"), continues=continues)

@@ -32,7 +32,7 @@ def _is_visible(letter: str) -> bool:
     if letter.isalnum():
         return True
     category = unicodedata.category(letter)
-    return not (letter.isspace() or category.startswith("C") or category == "Mn" or letter == "\ufffd")
+    return not (letter.isspace() or category in ("Cc", "Cf", "Co", "Cs") or category == "Mn" or letter == "\ufffd")
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def _download(name: str, split: str, revision: str) -> list[Path]:
         except Exception as error:  # no network, unknown repository or revision, no access: many kinds
             what = f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub"
             by_hand = f"download its Parquet files from https://huggingface.co/datasets/{name} and give their folder"
-            raise hub_error(what, error, instead=by_hand) from error
+            raise hub_error(what, error, instead=by_hand, may_be_path=True) from error
         files = [file for file in sorted(Path(folder).rglob("*.parquet")) if _split_name(file) in names]
         if files:
             return files

@@ -24,7 +24,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from s2rm_jax.errors import UserError, explaining, one_line
 
@@ -226,7 +226,7 @@ def unusable(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
         return f"has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down"
     if image.mode == "F":
         return "has floating-point values of unknown range; save it with 8 or 16 bits per channel"
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # Pillow reads 16 bits of these two as 32
+    if image.mode == "I" and isinstance(image, TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) != (16,):
         return "has 32-bit values of unknown range; save it with 8 or 16 bits per channel"
     return ""
 
@@ -235,7 +235,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, in Pillow's modes of 16 or 32
         values, transparent = np.asarray(image), image.info.get("transparency")
         if values.min() < 0 or values.max() > 65_535:
-            raise UserError(f"{name} has 32-bit values; save it with 8 or 16 bits per channel")
+            raise UserError(f"{name} has values that are not from 0 to 65,535; save it with 8 or 16 bits per channel")
         image = Image.fromarray(np.where(values == transparent, 255, _to_eight_bits(values)).astype(np.uint8))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -416,11 +416,12 @@ def read_header(path: Path) -> Header:
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image that is not decoded yet, 1 (upright) if it has none."""
+    exif = Image.Exif()
     if isinstance(image, TiffImageFile) or {*_EXIF, *_XMP} & image.info.keys():
         exif = Image.Image.getexif(image)  # not image.getexif(), which decodes a PNG
-    else:
-        exif = Image.Exif()
-        exif.load(_exif_behind_pixels(image) if isinstance(image, PngImageFile) else b"")
+    elif isinstance(image, PngImageFile):
+        with suppress(SyntaxError):  # damaged; decoding ignores it too
+            exif.load(_exif_behind_pixels(image))
     orientation = exif.get(_ORIENTATION, 1)
     return orientation if orientation in range(2, 9) else 1
 

@@ -8,6 +8,7 @@ position is a pure function of (seed, position), so a run resumes exactly by sta
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,7 +84,7 @@ def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str
     if tokenizer.size > config.text.vocab_size:
         raise UserError(
             f"the vocabulary has {tokenizer.size} words but config.text.vocab_size is {config.text.vocab_size}: "
-            f"set config.text.vocab_size={tokenizer.size} or give another config.text.vocab."
+            f"set config.text.vocab_size={tokenizer.size} or give another config.text.vocab"
         )
     if config.text.pretrained and tokenizer.size < config.text.vocab_size:
         _LOG.warning(
@@ -167,7 +168,7 @@ def train_batches(
     """
     index, count = process
     if config.batch_size % count:
-        raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {count} processes.")
+        raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {count} processes")
     rows = rows_of(source, config)
     dataset = grain.MapDataset.range(len(rows)).seed(config.seed).shuffle().repeat()
     augmentation = build_augmentation(config.input.augment, tokenizer)
@@ -193,10 +194,12 @@ def _batches(stream: Iterator[_Read], left_out: LeftOut) -> Iterator[Batch]:
 def _ignore_stop_signals(_: int, __: int) -> None:
     """Leave Ctrl-C and SIGTERM to the main process, which saves and ends the workers.
 
-    Terminals send Ctrl-C, and `timeout` and systemd SIGTERM, to every process of a group.
+    Terminals send Ctrl-C, and `timeout` and systemd SIGTERM, to every process of a group. SIGTERM still ends a worker
+    whose main process was killed.
     """
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None if os.getppid() == parent else os._exit(128 + signal.SIGTERM))
 
 
 class EvalItem(NamedTuple):

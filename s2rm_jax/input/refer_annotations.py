@@ -15,7 +15,7 @@ import json
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,7 +341,9 @@ def select_referents(
     referents, without_mask, unusable = [], [], []
     for ref in refs:
         if not has_usable_ids(ref):
-            raise UserError(f"{refs_path} has a referent whose ids are neither integers nor strings: {ref!s:.80}")
+            raise UserError(
+                f"{refs_path} has a referent whose image_id or ann_id is not a number or a string: {ref!s:.80}"
+            )
         image = images.get(image_id := _field(ref, "image_id", refs_path))
         if image is None:
             raise _unknown(f"image {image_id}", ref, refs_path)
@@ -353,9 +355,13 @@ def select_referents(
         if generalized:  # its sent_id may not be unique by itself
             texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
         referent = str(ref.get("ref_id", ""))
-        usable = [(id, text) for id, text in texts if not expression_problem(text)]
-        expressions = tuple(Expression(text, segmentation, id=id, referent=referent) for id, text in usable)
-        unusable += [id for id, text in texts if expression_problem(text)]
+        problems = [expression_problem(text) for _, text in texts]
+        unusable += [id for (id, _), problem in zip(texts, problems, strict=True) if problem]
+        expressions = tuple(
+            Expression(text, segmentation, id=id, referent=referent)
+            for (id, text), problem in zip(texts, problems, strict=True)
+            if not problem
+        )
         if expressions:
             referents.append(Referent(image, expressions))
 
@@ -470,7 +476,7 @@ def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str,
 
 def has_usable_ids(ref: dict[str, Any]) -> bool:
     """Return whether the ids of the image and of the annotations can be looked up."""
-    return all(isinstance(id, int | str | None) for id in (ref.get("image_id"), *annotation_ids(ref)))
+    return all(isinstance(id, Hashable) for id in (ref.get("image_id"), *annotation_ids(ref)))
 
 
 def annotation_ids(ref: dict[str, Any]) -> list[Any]:

@@ -76,7 +76,7 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
     if len(source) > _MAX_LISTED:
         raise UserError(
             f"config.input.sampling={config.input.sampling!r} lists every expression, and this source has "
-            f"{len(source):,} images: set config.input.sampling='image' or use a shorter source."
+            f"{len(source):,} images: set config.input.sampling='image' or use a shorter source"
         )
     spans = []
     for index in range(len(source)):
@@ -108,17 +108,17 @@ def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> 
         UserError: the source has no epochs, or an epoch is shorter than a batch.
     """
     if epoch is None:
-        raise UserError("config.epochs: this source is endless and has no epochs; set config.steps instead.")
+        raise UserError("config.epochs: this source is endless and has no epochs; set config.steps instead")
     if epoch.rows < batch_size:
         raise UserError(
             f"config.epochs: an epoch has {counted(epoch.rows, 'row')}, fewer than config.batch_size={batch_size}: set "
-            "config.steps instead, or a smaller batch."
+            "config.steps instead, or a smaller batch"
         )
     steps = int(epochs * (epoch.rows // batch_size))
     if steps < 1:
         raise UserError(
             f"config.epochs={epochs:g} of {epoch.rows} rows, {batch_size} per step, is less than one step: set "
-            "config.steps, or more epochs."
+            "config.steps, or more epochs"
         )
     return steps
 

@@ -212,7 +212,7 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
     fields = dict(config)
     name = fields.pop("name", "")
     if name not in SOURCES:
-        raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}.")
+        raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}")
     if name == "mixture":
         parts = fields.get("parts")
         if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
@@ -222,9 +222,11 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
     for field in _FOLDERS:
         if on_bucket(fields.get(field) or ""):
             raise UserError(
-                f"config.input.source.{field} is {fields[field]}, but data is read from disks only; mount the bucket "
-                "(with gcsfuse), or copy the data"
+                f"the {field} of the source {name!r} is {fields[field]}, but data is read from disks only; mount the "
+                "bucket (with gcsfuse), or copy the data; a dataset on the Hugging Face Hub is USER/NAME"
             )
+    if name == "tfds":
+        fields.pop("image_root", None)  # of S2RM_IMAGES; its records contain the images
     signature = inspect.signature(SOURCES[name])
     fields |= {field: value for field, value in common.items() if field in signature.parameters}
     try:

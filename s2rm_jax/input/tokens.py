@@ -86,6 +86,8 @@ class Tokenizer:
         if problem := expression_problem(expression):
             raise UserError(f"the expression {expression!r:.80} {problem}")
         pieces = self._pieces.encode(expression).ids
+        if not pieces:
+            raise UserError(f"the expression {expression!r:.80} has no words; describe what to find")
         if len(pieces) > self.max_tokens - 2:
             self.truncated += 1
             if self.truncated == 1:

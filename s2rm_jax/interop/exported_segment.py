@@ -123,14 +123,14 @@ def load_image(path: str | Path) -> np.ndarray:
     """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
-        if file.mode == "I" and file.format not in ("PNG", "PPM"):  # Pillow reads 16 bits of these two as 32
+        if file.mode == "I" and getattr(file, "tag_v2", {258: (16,)}).get(258) != (16,):  # BitsPerSample of a TIFF
             raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
-            raise ValueError(f"{path} has 32-bit values; save it with 8 or 16 bits")
+            raise ValueError(f"{path} has values that are not from 0 to 65,535; save it with 8 or 16 bits")
         grey = (values.astype(np.uint32) + 128) // 257
         image = Image.fromarray(np.where(values == image.info.get("transparency"), 255, grey).astype(np.uint8))
     if image.has_transparency_data:

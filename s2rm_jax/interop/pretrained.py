@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError, first_of, one_line
-from s2rm_jax.hub import hub_error, parse_hub_name
+from s2rm_jax.hub import HUB, hub_error, parse_hub_name
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -45,13 +45,13 @@ def locate(path_or_name: str, field: str) -> Path:
     """
     path = Path(path_or_name).expanduser()
     named = parse_hub_name(path_or_name, may_lack_owner=True)
-    is_file = path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".json")
-    if path.exists() or named is None or is_file:
+    names_file = path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".json")
+    if path.exists() or named is None or names_file:
         try:
             return find_weights(path)
         except UserError as error:
             raise UserError(f"config.{field}: {error}") from error
-    return _fetch(*named, field)
+    return _fetch(path_or_name, *named, field)
 
 
 def find_vocabulary(config: ConfigDict) -> tuple[str, ...] | None:
@@ -143,7 +143,7 @@ def _unreadable(path: Path, what: str, error: Exception) -> UserError:
     return UserError(f"transformers cannot read the {what} in {path} ({reason}); download it again, or remove it")
 
 
-def _fetch(name: str, revision: str | None, field: str) -> Path:
+def _fetch(given: str, name: str, revision: str | None, field: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
@@ -168,10 +168,11 @@ def _fetch(name: str, revision: str | None, field: str) -> Path:
             return Path(cached)
 
     logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
-    what = f"config.{field}={name} is not a path and cannot be downloaded from the Hugging Face Hub"
+    what = f"config.{field}={given} is not a path and cannot be downloaded from the Hugging Face Hub"
+    address = f"https://huggingface.co/{name}/tree/{revision or 'main'}"
     by_hand = (
         f"put {SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "
-        f"{_TOKENIZER_FILE} from https://huggingface.co/{name}/tree/main into a folder and set config.{field}=FOLDER"
+        f"{_TOKENIZER_FILE} from {address} into a folder and set config.{field}=FOLDER"
     )
     try:
         weights = find()
@@ -181,8 +182,8 @@ def _fetch(name: str, revision: str | None, field: str) -> Path:
                     fetch(beside)
             return weights
     except Exception as error:  # no network, unknown repository, no access: the library raises many kinds
-        raise hub_error(what, error, instead=by_hand) from error
-    raise UserError(f"{what} (it has neither {SAFETENSORS} nor {TORCH}): {by_hand}.")
+        raise hub_error(what, error, instead=by_hand, may_be_path=not given.startswith(HUB)) from error
+    raise UserError(f"{what} (it has neither {SAFETENSORS} nor {TORCH}): {by_hand}")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def require_torch_variant(config: ConfigDict) -> None:
         if config[section][field] in missing:
             raise UserError(
                 f"config.{section}.{field}={config[section][field]!r} is a variant for ablations, which cannot be "
-                "exported to PyTorch or ONNX; use to-stablehlo, or give the workdir of another network."
+                "exported to PyTorch or ONNX; use to-stablehlo, or give the workdir of another network"
             )
 
 

@@ -230,16 +230,16 @@ def _read_collected(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"--collect: {path} cannot be read ({reason_of(error)}); give another file.") from error
+        raise UserError(f"--collect: {path} cannot be read ({reason_of(error)}); give another file") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--collect: {path} is damaged ({reason_of(error)}); give another file.") from error
+        raise UserError(f"--collect: {path} is damaged ({reason_of(error)}); give another file") from error
     valid = isinstance(rows, list) and all(
         isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _KEY.items()) for row in rows
     )
     if not valid:
-        raise UserError(f"--collect: {path} has something other than results of ablations; give another file.")
+        raise UserError(f"--collect: {path} has something other than results of ablations; give another file")
     if not os.access(path, os.W_OK):  # it would be replaced nevertheless
-        raise UserError(f"--collect: {path} is read-only; make it writable, or give another file.")
+        raise UserError(f"--collect: {path} is read-only; make it writable, or give another file")
     return rows
 
 

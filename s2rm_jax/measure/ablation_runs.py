@@ -87,7 +87,7 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
         UserError: the configuration of a variant is invalid, or `out` has a run of the same name with other settings.
     """
     if base.input.source.name != "synthetic":
-        raise UserError(f"config.input.source.name is {base.input.source.name!r}; ablations need 'synthetic'.")
+        raise UserError(f"config.input.source.name is {base.input.source.name!r}; ablations need 'synthetic'")
     base = copy.deepcopy(base)
     if not base.compilation_cache:
         base.compilation_cache = str((out / "compilation_cache").absolute())  # all seeds share compiled programs
@@ -138,7 +138,7 @@ def _require_unchanged(run: Run) -> None:
     if began.steps != run.config.steps:
         raise UserError(
             f"--steps: the run in {run.workdir} has {began.steps} steps, not {run.config.steps}; give another --out, "
-            f"or --steps={began.steps}."
+            f"or --steps={began.steps}"
         )
 
 
@@ -157,7 +157,7 @@ def load_result(run: Run) -> Result | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{run.workdir / RESULT_FILE} cannot be read ({error}); delete it to score the run again."
+            f"{run.workdir / RESULT_FILE} cannot be read ({error}); delete it to score the run again"
         ) from error
 
 
@@ -317,7 +317,7 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
             raise
         except OSError as error:
             raise UserError(
-                f"--out: {path} cannot be locked ({error}); give a folder on another file system."
+                f"--out: {path} cannot be locked ({error}); give a folder on another file system"
             ) from error
         yield
 

@@ -149,7 +149,7 @@ def variants_of(suite: str, names: Collection[str] = ()) -> tuple[Variant, ...]:
     variants = {variant.name: variant for of_suite in suites for variant in of_suite}
     unknown = [name for name in names if name not in variants]
     if unknown:
-        raise UserError(f"suite {suite} has no variant {', '.join(unknown)}; it has {', '.join(variants)}.")
+        raise UserError(f"suite {suite} has no variant {', '.join(unknown)}; it has {', '.join(variants)}")
     return tuple(variant for variant in variants.values() if not names or variant.name in names)
 
 
@@ -180,7 +180,7 @@ def with_steps(base: ConfigDict, steps: int) -> ConfigDict:
     """
     if base.steps == 0:
         raise UserError(
-            "config.steps is 0, but ablations need a fixed number of steps; give --config.steps=N (--steps scales it)."
+            "config.steps is 0, but ablations need a fixed number of steps; give --config.steps=N (--steps scales it)"
         )
     config = copy.deepcopy(base)
     config.steps = steps

@@ -33,12 +33,12 @@ class TorchTwin:
 
             from s2rm_jax.interop.torch_model import S2RMModel
         except ImportError as error:
-            raise UserError("--suite=torch: PyTorch is not installed: pip install -e '.[torch]'.") from error
+            raise UserError("--suite=torch: PyTorch is not installed: pip install -e '.[torch]'") from error
         config = subject.config
         if config.loss.kind != "bce_dice" or config.loss.coarse_weight or config.decoder.no_target_width:
             raise UserError(
                 "--suite=torch needs config.loss.kind=bce_dice, config.loss.coarse_weight=0 and "
-                "config.decoder.no_target_width=0."
+                "config.decoder.no_target_width=0"
             )
         self.torch: Any = torch
         self.on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()

@@ -108,7 +108,7 @@ def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Sectio
         UserError: there is no checkout, PyTorch is not installed, or the sizes differ.
     """
     if _sizes(subject.config) != _sizes(default_config()):
-        raise UserError("--suite=lavt needs the default encoders and image size, because LAVT has the same.")
+        raise UserError("--suite=lavt needs the default encoders and image size, because LAVT has the same")
     actions = {"LAVT": _lavt_network(lavt, subject.config), **_calls(subject, (7, 8))}
     timings = time_alternately(actions, rounds)
     per_image = _per_image(timings)
@@ -133,11 +133,11 @@ def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Sectio
 def _lavt_network(checkout: str | None, config: ConfigDict) -> Callable[[], Any]:
     """Return a forward pass of the code in `checkout` for one expression, on the GPU if JAX uses one."""
     if not checkout or not (Path(checkout) / "lib" / "segmentation.py").is_file():
-        raise UserError("--lavt: no lib/segmentation.py there; give a checkout of github.com/yz93/LAVT-RIS.")
+        raise UserError("--lavt: no lib/segmentation.py there; give a checkout of github.com/yz93/LAVT-RIS")
     try:
         import torch
     except ImportError as error:
-        raise UserError("--suite=lavt: PyTorch is not installed: pip install -e '.[torch]'.") from error
+        raise UserError("--suite=lavt: PyTorch is not installed: pip install -e '.[torch]'") from error
     # All that the network takes from timm, mmcv and mmsegmentation, whose old versions cannot be installed any more.
     # Stochastic depth is off in inference, and no weights are loaded.
     stand_ins = {name: ModuleType(name) for name in ("timm", "timm.models", "mmseg")}
@@ -160,7 +160,7 @@ def _lavt_network(checkout: str | None, config: ConfigDict) -> Callable[[], Any]
         settings = importlib.import_module("bert.configuration_bert").BertConfig()
         lib = importlib.import_module("lib.segmentation")
     except ImportError as error:
-        raise UserError(f"--lavt: {checkout} cannot be imported ({error}); install what is missing.") from error
+        raise UserError(f"--lavt: {checkout} cannot be imported ({error}); install what is missing") from error
     finally:
         sys.path.remove(checkout)
         for name in stand_ins:

@@ -63,13 +63,13 @@ def find_cluster(
     elif found.processes and not 0 <= (found.index or 0) < found.processes:
         raise UserError(
             f"the variables of {found.found_in} describe process {found.index} of {found.processes}: processes are "
-            f"numbered from 0; correct them, {_ALONE}."
+            f"numbered from 0; correct them, {_ALONE}"
         )
     if address:
         if found is None:
             raise UserError(
                 f"--coordinator_address={address} is given without the processes: give --num_processes and "
-                f"--process_id too, {_ALONE}."
+                f"--process_id too, {_ALONE}"
             )
         found = replace(found, coordinator=_checked(address))
     return found
@@ -81,11 +81,11 @@ def _explicit(address: str | None, number: int | None, index: int | None) -> Clu
     if missing:
         raise UserError(
             f"{' and '.join(missing)} missing: a run of several processes needs all of {', '.join(names)} "
-            "(or S2RM_COORDINATOR_ADDRESS, S2RM_NUM_PROCESSES, S2RM_PROCESS_ID in the environment)."
+            "(or S2RM_COORDINATOR_ADDRESS, S2RM_NUM_PROCESSES, S2RM_PROCESS_ID in the environment)"
         )
     assert address is not None and number is not None and index is not None
     if number < 1 or not 0 <= index < number:
-        raise UserError(f"--process_id={index} with --num_processes={number}: processes are numbered from 0 to N - 1.")
+        raise UserError(f"--process_id={index} with --num_processes={number}: processes are numbered from 0 to N - 1")
     return Cluster("flags or S2RM_* variables", _checked(address), number, index) if number > 1 else None
 
 
@@ -118,7 +118,7 @@ def _slurm(environment: Mapping[str, str], device_files: Path) -> Cluster | None
     missing = [name for name in needed if name not in environment]
     if missing or _number(environment, "SLURM_STEP_NUM_TASKS", tasks) != tasks:
         reason = f"{missing[0]} is not set" if missing else "this step has a different number of tasks"
-        raise UserError(f"SLURM gave this job {tasks} tasks, but {reason}: start it with srun, {_ALONE}.")
+        raise UserError(f"SLURM gave this job {tasks} tasks, but {reason}: start it with srun, {_ALONE}")
     first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", environment["SLURM_STEP_NODELIST"])
     assert first is not None
     port = _FIRST_PORT + (_number(environment, "SLURM_JOB_ID") + _number(environment, "SLURM_STEP_ID", 0)) % _PORTS
@@ -135,7 +135,7 @@ def _open_mpi(environment: Mapping[str, str], address: str | None, device_files:
     needed = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
     missing = [name for name in needed if name not in environment]
     if missing:
-        raise UserError(f"OMPI_COMM_WORLD_SIZE is {size}, but {missing[0]} is not set: start it with mpirun, {_ALONE}.")
+        raise UserError(f"OMPI_COMM_WORLD_SIZE is {size}, but {missing[0]} is not set: start it with mpirun, {_ALONE}")
     rank, local_rank, here = (_number(environment, name) for name in needed)
     launcher = environment.get("OMPI_MCA_orte_hnp_uri", "")  # "1531.0;tcp://10.96.0.1,10.148.0.1:34911", Open MPI 4
     host = re.search(r"tcp://([^,:]+)", launcher)
@@ -162,7 +162,7 @@ def _coordinator_of_mpi(name: str, one_host: bool, first: str | None, job: str, 
     if not (one_host or first or address):
         raise UserError(
             f"{name} does not give the host of its first process: give --coordinator_address=HOST:PORT of that host, "
-            f"the same for all processes, {_ALONE}."
+            f"the same for all processes, {_ALONE}"
         )
     return f"{'127.0.0.1' if one_host or not first else first}:{_port(job)}"
 
@@ -178,7 +178,7 @@ def _require_no_others(environment: Mapping[str, str]) -> None:
         if _number(environment, name, 1) != 1:
             raise UserError(
                 f"{name} is {environment[name]}, but other variables of {launcher} are not set: start it with "
-                f"{launcher}, give --coordinator_address, --num_processes and --process_id, {_ALONE}."
+                f"{launcher}, give --coordinator_address, --num_processes and --process_id, {_ALONE}"
             )
 
 
@@ -189,7 +189,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Cluster | None:
         raise UserError(
             "this pod belongs to an indexed Job, and finding the others needs the package kubernetes, which is not "
             "installed: pip install 'jax[k8s]', or set S2RM_COORDINATOR_ADDRESS, S2RM_NUM_PROCESSES and "
-            f"S2RM_PROCESS_ID in the manifest, {_ALONE}."
+            f"S2RM_PROCESS_ID in the manifest, {_ALONE}"
         )
     return Cluster("Kubernetes")
 
@@ -208,7 +208,7 @@ def _share_of_devices(
     if visible % processes:
         raise UserError(
             f"{processes} processes on this host cannot share {visible} accelerators evenly: "
-            "start as many as there are accelerators, or one per host; JAX_PLATFORMS=cpu uses none."
+            "start as many as there are accelerators, or one per host; JAX_PLATFORMS=cpu uses none"
         )
     each = visible // processes
     return tuple(range(index * each, (index + 1) * each))
@@ -236,11 +236,11 @@ def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"{name}={text} in the environment: it must be an integer.") from None
+        raise UserError(f"{name}={text} in the environment: it must be an integer") from None
 
 
 def _checked(address: str) -> str:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--coordinator_address={address}: it must be HOST:PORT, such as node1:12345.")
+        raise UserError(f"--coordinator_address={address}: it must be HOST:PORT, such as node1:12345")
     return address

@@ -72,8 +72,9 @@ def initialize(
         UserError: the cluster is described incompletely, or its processes do not connect.
     """
     if mode == "off":
-        if not (coordinator_address is num_processes is process_id is None):
-            raise UserError("--distributed=off, but flags describe other processes; leave out one or the other.")
+        others = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+        if given := [f"--{name}" for name, value in others.items() if value is not None]:
+            raise UserError(f"--distributed=off is given with {' and '.join(given)}; leave out one or the other")
         return
     cluster = find_cluster(os.environ, coordinator_address, num_processes, process_id)
     if cluster is None:
@@ -81,7 +82,7 @@ def initialize(
             raise UserError(
                 "--distributed=on, but no other processes are described: give --coordinator_address, "
                 "--num_processes and --process_id, or start the run with srun, torchrun or mpirun, in a JobSet, or on "
-                "a TPU pod."
+                "a TPU pod"
             )
         return
     _join(cluster, timeout, required=mode == "on")
@@ -117,7 +118,7 @@ def _join(cluster: Cluster, timeout: int, required: bool) -> None:
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise UserError(f"{_describe(cluster)}: {_why_not_joined(cluster)} within {timeout} s (--join_timeout).")
+        raise UserError(f"{_describe(cluster)}: {_why_not_joined(cluster)} within {timeout} s (--join_timeout)")
     if not errors:
         _joining = "done"
         return
@@ -126,7 +127,7 @@ def _join(cluster: Cluster, timeout: int, required: bool) -> None:
         return
     raise UserError(
         f"{_describe(cluster)}: cannot join the others ({reason_of(errors[0])}); check that the address is correct and "
-        "the port free."
+        "the port free"
     ) from errors[0]
 
 
@@ -211,7 +212,7 @@ def require_everywhere(check: Callable[[], bool], message: str) -> None:
     gather(None)
     failed = [index for index, holds in enumerate(gather(check())) if not holds]
     if failed:
-        raise UserError(f"{message} It fails for process {failed[0]}.")
+        raise UserError(f"{message}. It fails for process {failed[0]}.")
 
 
 def is_peer_failure(error: BaseException) -> bool:

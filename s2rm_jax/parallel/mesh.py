@@ -49,7 +49,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         fitting = ", ".join(str(n) for n in range(1, len(chosen) + 1) if len(chosen) % n == 0)
         raise UserError(
             f"config.mesh.fsdp={fsdp} does not divide the {counted(len(chosen), 'device')} of this run: "
-            f"it must be one of {fitting}."
+            f"it must be one of {fitting}"
         )
     return Mesh(np.array(chosen).reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 

@@ -234,9 +234,7 @@ def restore_params(
     workdir = workdir_path(workdir)
     directory = workdir / CHECKPOINT_DIRECTORY
     if not has_checkpoint(workdir):
-        raise UserError(
-            f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)."
-        )
+        raise UserError(f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)")
     with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
         scores = _scores(directory, metric)
         # Unlike the standard handler, this one reads a part of a tree.
@@ -317,7 +315,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
         if not path.exists():
             raise TemporaryFailure(
                 f"the checkpoint {path} was removed while it was read; a run that is training there keeps the latest "
-                "two and the best: run the command again."
+                "two and the best: run the command again"
             ) from error
         damage = _find_damage(path)
         if damage is None:
@@ -328,7 +326,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
             if others
             else "there is no other; copy it back from a backup, or train in another --workdir"
         )
-        raise UserError(f"the checkpoint {path} is damaged ({damage}): {advice}.") from error
+        raise UserError(f"the checkpoint {path} is damaged ({damage}): {advice}") from error
 
 
 def _find_damage(path: epath.Path) -> str | None:
@@ -384,7 +382,7 @@ def _read_metrics(path: epath.Path) -> dict[str, float]:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path / _METRICS} is damaged ({reason_of(error)}): rename the folder {path}; the checkpoint itself "
-            "remains and counts as not evaluated."
+            "remains and counts as not evaluated"
         ) from error
 
 

@@ -134,7 +134,7 @@ def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: 
         raise UserError(
             f"the step does not fit into the memory of a device: {needs} with config.batch_size={config.batch_size} on "
             f"{mesh.size} devices and config.remat={config.remat!r}; use more devices, fewer images, "
-            "config.optimizer.accumulate, or --config.remat=dense or blocks."
+            "config.optimizer.accumulate, or --config.remat=dense or blocks"
         ) from error
     return CompiledStep(compiled, jaxpr_flops(traced.jaxpr.jaxpr), 3 * forward, time.monotonic() - start)
 
@@ -193,7 +193,7 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> Iterator[None]
                 yield
                 return
             raise UserError(
-                f"config.compilation_cache: {folder} cannot be used ({error}); give another folder, or off."
+                f"config.compilation_cache: {folder} cannot be used ({error}); give another folder, or off"
             ) from error
         values = {
             "jax_compilation_cache_dir": str(folder if on_bucket(folder) else folder.absolute()),
@@ -424,7 +424,7 @@ def parse_profile_steps(text: str) -> range:
     numbers = re.fullmatch(r"(\d+):(\d+)", text)
     first, last = map(int, numbers.groups()) if numbers else (0, 0)
     if not 1 <= first <= last:
-        raise UserError(f"--profile_steps is {text!r}; it must be FIRST:LAST, two steps counted from 1, such as 10:15.")
+        raise UserError(f"--profile_steps is {text!r}; it must be FIRST:LAST, two steps counted from 1, such as 10:15")
     return range(first, last + 1)
 
 
@@ -440,7 +440,7 @@ class Profile:
     def __init__(self, workdir: epath.Path, steps: range, last_step: int):
         if steps and steps[-1] > last_step:
             raise UserError(
-                f"--profile_steps={steps[0]}:{steps[-1]}, but the run has {last_step} steps: give steps of the run."
+                f"--profile_steps={steps[0]}:{steps[-1]}, but the run has {last_step} steps: give steps of the run"
             )
         self._directory = workdir / PROFILE_DIRECTORY
         self._steps = steps if distributed.is_first() else range(0)

@@ -177,7 +177,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
 
 def _in_use(workdir: epath.Path, holder: Mapping[str, Any]) -> UserError:
     return UserError(
-        f"--workdir {workdir} is in use {_by(holder)}: wait until that run ends, or give another --workdir."
+        f"--workdir {workdir} is in use {_by(holder)}: wait until that run ends, or give another --workdir"
     )
 
 

@@ -385,7 +385,7 @@ def require_wandb(config: ConfigDict) -> None:
     if config.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config.wandb_project is {config.wandb_project!r}, but wandb is not installed: pip install -e '.[wandb]', "
-            "or leave the field empty."
+            "or leave the field empty"
         )
 
 
@@ -438,5 +438,5 @@ def _start_wandb(workdir: epath.Path, config: ConfigDict, run_id: str, folder: s
         reason = one_line(error).rstrip(".")
         raise UserError(
             f"config.wandb_project={config.wandb_project}: wandb failed: {reason}; log in with `wandb login`, set "
-            "WANDB_MODE=offline, or leave the field empty."
+            "WANDB_MODE=offline, or leave the field empty"
         ) from error

@@ -126,13 +126,13 @@ def train_and_evaluate(
         if began is not None or not (config.vision.pretrained or config.text.pretrained):
             pretrained = None
         elif pretrained is None:
-            raise UserError("config names pretrained weights: call train_and_evaluate with `pretrained` to load them.")
+            raise UserError("config names pretrained weights: call train_and_evaluate with `pretrained` to load them")
         else:
             pretrained.find_pretrained(config)  # fails early, before the data is read
         config = resolve_config(config, began)
         parts = assemble(config, mesh, pretrained.find_vocabulary(config) if pretrained else None)
         if config.steps and config.epochs:
-            log(f"config.epochs={config.epochs:g} is not read, because config.steps is {config.steps:,}")
+            log(f"ignored: config.epochs={config.epochs:g}, because config.steps is {config.steps:,}")
         if config.steps == 0:
             config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
         return train_with_parts(
@@ -153,7 +153,7 @@ def check_before_start(config: ConfigDict) -> None:
         learning_rate_schedule(config)
     metrics = MaskCounts().metrics(protocol_named(config.eval.protocol))
     if config.eval.metric not in metrics:
-        raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(metrics)}.")
+        raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(metrics)}")
 
 
 def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = None) -> Parts:
@@ -171,7 +171,7 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     on_bad = config.input.on_bad_example
     source = sources.build_source(config.input.source, config.input.train_split, training=True, on_bad_example=on_bad)
     if len(source) == 0:
-        raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another.")
+        raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another")
     pipeline.require_images(source, config)
     tokenizer = pipeline.build_tokenizer(config, source, vocabulary)
     network = build_network(config)
@@ -345,7 +345,7 @@ class _Loop:
         if self.stop.signum and (taken := distributed.gather(self.lock.taken)[0]):
             raise UserError(
                 f"--workdir {self.workdir} was taken {taken}: this run stopped after step {step} without saving; wait "
-                "until the other run ends, or give another --workdir."
+                "until the other run ends, or give another --workdir"
             )
 
     def _evaluation_due(self, step: int) -> bool:

@@ -41,7 +41,7 @@ def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransforma
     settings = config.optimizer
     groups = parameter_groups(config, params)
     if all(group.frozen for group in jax.tree.leaves(groups)):
-        raise UserError("config.optimizer.frozen matches every parameter: nothing is left to train.")
+        raise UserError("config.optimizer.frozen matches every parameter: nothing is left to train")
     steps = [
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         optax.scale_by_adam(settings.b1, settings.b2),
@@ -67,7 +67,7 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
     if not 0 <= warmup < steps:
         raise UserError(
             f"config.optimizer.warmup_steps={warmup} must be less than config.steps={steps}: "
-            "train longer, or shorten the warm-up: --config.optimizer.warmup_steps=0."
+            "train longer, or shorten the warm-up: --config.optimizer.warmup_steps=0"
         )
 
     def schedule(step: Any) -> jax.Array:
@@ -139,7 +139,7 @@ def _pairs(multipliers: Any) -> Iterable[tuple[str, float]]:
     if not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in multipliers):
         raise UserError(
             f"config.optimizer.multipliers is {tuple(multipliers)!r}; it must be pairs of a pattern and a factor, "
-            "such as (('^vision', 0.1), ('^text', 0.1))."
+            "such as (('^vision', 0.1), ('^text', 0.1))"
         )
     return multipliers
 
@@ -149,7 +149,7 @@ def _compile(pattern: str, field: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
         raise UserError(
-            f"config.optimizer.{field} holds {pattern!r}, which is not a regular expression: {error}."
+            f"config.optimizer.{field} holds {pattern!r}, which is not a regular expression: {error}"
         ) from error
 
 
@@ -159,5 +159,5 @@ def _require_matches(patterns: Iterable[re.Pattern[str]], paths: list[str], fiel
             parts = sorted({path.split("/")[0] for path in paths})
             raise UserError(
                 f"config.optimizer.{field}: {pattern.pattern!r} matches no parameter; "
-                f"paths begin with {', '.join(parts)}, for example {paths[0]}."
+                f"paths begin with {', '.join(parts)}, for example {paths[0]}"
             )

@@ -169,11 +169,10 @@ def _download(given: str, name: str, revision: str | None) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=Progress))
     except Exception as error:  # the library raises many kinds
-        if given.startswith(HUB):
-            raise hub_error(f"{given} cannot be downloaded from the Hugging Face Hub", error) from error
-        # Most likely a mistyped folder, which launchers must not try again, so never a TemporaryFailure.
-        what = f"{given}: there is no such folder, and it cannot be downloaded from the Hugging Face Hub"
-        raise UserError(str(hub_error(what, error))) from error
+        may_be_path = not given.startswith(HUB)
+        there_is = "there is no such folder, and it " if may_be_path else ""
+        what = f"{given}: {there_is}cannot be downloaded from the Hugging Face Hub"
+        raise hub_error(what, error, may_be_path=may_be_path) from error
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(
@@ -227,18 +226,18 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} not found: {workdir} is not the workdir of a training run.") from None
+        raise UserError(f"{path} not found: {workdir} is not the workdir of a training run") from None
     except Exception as error:  # clients of buckets raise many kinds
         explained = known_storage_error(f"{path} cannot be read", error)
         if explained is None and isinstance(error, OSError | ValueError | RecursionError):
-            explained = UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir.")
+            explained = UserError(f"{path} cannot be read ({error}): restore it, or train into another --workdir")
         if explained is None:
             raise
         raise explained from error
     defaults = default_config().to_dict()
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):
-        raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a training run.")
+        raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a training run")
     config = ConfigDict(_completed(content, defaults))
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
@@ -285,7 +284,7 @@ def _same_vocabulary(given: str, kept: str, lower_case: bool) -> str:
     if given_words != kept_words:
         raise UserError(
             f"config.text.vocab: {given} differs in words or their order from {kept}, the vocabulary of the run: "
-            "leave the field empty, or give another --workdir."
+            "leave the field empty, or give another --workdir"
         )
     return kept
 
@@ -299,7 +298,7 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
     old, new = _flatten(began), _flatten(config)
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     moved = {name for name in differing if _ROOT_IN_MIXTURE.fullmatch(name)}
-    moved |= {name for name in differing if _PATH.fullmatch(name) and Path(new.get(name, "")).expanduser().exists()}
+    moved |= {name for name in differing if _PATH.fullmatch(name) and _has_moved(old.get(name), new.get(name))}
     refused = [name for name in differing if name not in MAY_CHANGE and name not in moved]
     if refused:
         shown = first_of([f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused], ", ")
@@ -307,6 +306,11 @@ def require_same_config(workdir: epath.PathLike, began: ConfigDict, config: Conf
             f"the run in {workdir} was started with a different configuration: {shown}. "
             "Give another --workdir, or the same configuration to continue this run."
         )
+
+
+def _has_moved(old: str | None, new: str | None) -> bool:
+    """Return whether a new path is probably that of the same files: it exists and has the same name."""
+    return bool(old and new) and Path(str(new)).expanduser().exists() and Path(str(new)).name == Path(str(old)).name
 
 
 def _flatten(config: ConfigDict) -> dict[str, Any]:
@@ -333,7 +337,7 @@ def require_workdir(workdir: epath.PathLike) -> None:
         what = f"--workdir {workdir} cannot be reached"
         raise storage_error(what, error) or UserError(f"{what}: {reason_of(error)}") from error
     if exists and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued.")
+        raise UserError(f"--workdir {workdir} is a file; give a folder: a new one, or that of a run to be continued")
     if not workdir.is_dir() or has_checkpoint(workdir):
         return
     names = [path.name for path in workdir.iterdir() if path.suffix not in _JOB_LOGS]
@@ -345,7 +349,7 @@ def require_workdir(workdir: epath.PathLike) -> None:
     except UserError:
         raise UserError(
             f"--workdir {workdir} holds files that do not belong to a run, such as {foreign[0]}; give a new folder, "
-            "or that of a run to be continued."
+            "or that of a run to be continued"
         ) from None
 
 
@@ -362,20 +366,20 @@ def open_workdir(
     writes = distributed.is_first()
     shared = "must be one folder that all processes share"
     # Buckets have no empty folders, and are shared by their nature.
-    distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}.")
+    distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}")
     checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
     step = checkpoints.latest_step
     if distributed.gather(step) != [step] * distributed.process()[1]:
-        raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there.")
+        raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there")
     if (began is None) != (step is None):
-        raise UserError(f"--workdir {workdir} has changed since this command was started: run it again.")
+        raise UserError(f"--workdir {workdir} has changed since this command was started: run it again")
     with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
         if began is not None and step is not None:
             require_same_config(workdir, began, config)
             if step > config.steps:
                 raise UserError(
                     f"config.steps is {config.steps:,}, but the run in {workdir} has taken {counted(step, 'step')}: "
-                    f"give at least --config.steps={step} or as many epochs, or another --workdir."
+                    f"give at least --config.steps={step} or as many epochs, or another --workdir"
                 )
             if Calibration.of(began) != UNCALIBRATED and step < config.steps:
                 config.eval.update(UNCALIBRATED.fields())

@@ -92,7 +92,7 @@ def check_batch_splits(batch_size: int, parts: int, devices: int) -> None:
     if parts < 1 or batch_size % (parts * devices):
         raise UserError(
             f"config.batch_size={batch_size} cannot be split evenly into config.optimizer.accumulate={parts} parts "
-            f"on {counted(devices, 'device')}: it must be a multiple of {max(parts, 1) * devices}."
+            f"on {counted(devices, 'device')}: it must be a multiple of {max(parts, 1) * devices}"
         )
 
 

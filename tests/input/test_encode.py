@@ -65,7 +65,7 @@ def test_an_image_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
     [
         (png()[:500], r"^example 7: the image is damaged or of an unsupported kind \([^\n]+\)[^\n]*$"),
         (b"", r"^example 7: the image is empty \(0 bytes\)[^\n]*$"),
-        (png((30, 41)), r"is 41 x 30 pixels, .* 40 x 30: the image of example 7 is not the annotated file\.$"),
+        (png((30, 41)), r"is 41 x 30 pixels, .* 40 x 30: the image of example 7 is not the annotated file$"),
     ],
 )
 def test_an_image_in_memory_that_does_not_do_is_named(data, message):

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from s2rm_jax.config import default_config
-from s2rm_jax.errors import TemporaryFailure, UserError
+from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import view_of
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.pipeline import train_batches
@@ -556,7 +556,7 @@ def test_what_the_hub_does_not_have(lmms, tmp_path, fields, message):
 def test_no_network(tmp_path):
     with (
         use_hub("http://127.0.0.1:9", tmp_path),
-        pytest.raises(TemporaryFailure, match=r"cannot be downloaded .*: run the same command again later") as e,
+        pytest.raises(UserError, match=r"cannot be downloaded .*: run the same command again later") as e,
     ):
         HuggingFaceSource("val", path="lmms-lab/RefCOCO")
     assert "\n" not in str(e.value)

@@ -144,8 +144,16 @@ def test_values_of_unknown_range_are_refused(tmp_path):
         wide = Image.fromarray(np.full((4, 4), value, np.int32))
         with pytest.raises(UserError, match=r"wide\.tiff has 32-bit values of unknown range"):
             load_image(saved(wide, tmp_path, "wide.tiff"))
-        with pytest.raises(UserError, match=r"has 32-bit values of unknown range"):
-            load_image(wide)
+    with pytest.raises(UserError, match=r"has values that are not from 0 to 65,535"):
+        load_image(wide)
+
+
+def test_a_tiff_of_16_bits_with_a_sign_is_read(tmp_path):
+    grey = Image.fromarray(np.array([[0, 257], [514, 32_639]], np.uint16))
+    path = saved(grey, tmp_path, "signed.tiff", tiffinfo={339: 2})  # SampleFormat: with a sign
+    with Image.open(path) as image:
+        assert image.mode == "I"
+    np.testing.assert_array_equal(load_image(path)[..., 0], [[0, 1], [2, 127]])
 
 
 def test_transparent_grey_of_16_bits_is_white(tmp_path):

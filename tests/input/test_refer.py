@@ -245,7 +245,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, caplog):
     assert (source.num_referents, source.num_expressions) == (2, 3)
     no_mask, no_words = (record.getMessage() for record in caplog.records)
     assert no_mask.endswith("no mask: 2 (ann_id 1002, 1000)")
-    assert no_words.endswith("no words: 1 (sent_id 2)")
+    assert no_words.endswith("no words or are not valid Unicode: 1 (sent_id 2)")
 
 
 def no_masks(refs, instances):
@@ -289,6 +289,22 @@ def no_referents(refs, instances):
     refs.clear()
 
 
+def a_number_as_name(refs, instances):
+    instances["images"][0]["file_name"] = 7
+
+
+def a_negative_height(refs, instances):
+    instances["images"][0]["height"] = -4
+
+
+def no_list_of_sentences(refs, instances):
+    refs[-1]["sentences"] = None
+
+
+def a_list_as_id(refs, instances):
+    refs[-1]["image_id"] = [100]
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -302,12 +318,25 @@ def no_referents(refs, instances):
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
         (twice, "2 expressions with the sent_id 0"),
         (no_referents, "split 'train' not found in .*; available: none"),
+        (a_number_as_name, r"not in COCO's format \(TypeError\('7 is not a string'\)\)"),
+        (a_negative_height, r"not in COCO's format \(ValueError\('image 100 has .* x -4 pixels'\)\)"),
+        (no_list_of_sentences, "None instead of a list of expressions as 'sentences'"),
+        (a_list_as_id, "has a referent whose image_id or ann_id is not a number or a string: "),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(tmp_path, edit, message):
     with pytest.raises(UserError, match=message) as raised:
         ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
     assert str(tmp_path) in str(raised.value)
+
+
+def test_ids_may_be_floats_as_pandas_writes_them(tmp_path):
+    def edit(refs, instances):
+        for ref in refs:
+            ref["image_id"], ref["ann_id"] = float(ref["image_id"]), float(ref["ann_id"])
+
+    floats = ReferSource("train", root=write_refer_layout(tmp_path / "floats", edit=edit))
+    assert len(floats) == len(ReferSource("train", root=write_refer_layout(tmp_path / "integers")))
 
 
 def test_a_missing_file_is_named_with_what_is_there(tmp_path):

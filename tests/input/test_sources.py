@@ -70,6 +70,12 @@ def test_what_is_not_there_is_told_as_the_source_tells_it(settings, name, change
             look(config, "train")
 
 
+def test_data_on_a_bucket_is_refused():
+    config = ConfigDict({"name": "refer", "root": "gs://bucket/refer"})
+    with pytest.raises(UserError, match=r"the root of the source 'refer' is gs://bucket/refer, but data is read from"):
+        find_source(config, "train")
+
+
 def test_nothing_is_read_in_looking(settings, tmp_path):
     (tmp_path / "refer/refcoco/instances.json").write_text("{")
     (tmp_path / "mine/data.jsonl").write_text("{")

@@ -65,10 +65,17 @@ def test_an_expression_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tok
     assert "takes 9 tokens and is truncated to 8" in caplog.text
 
 
-@pytest.mark.parametrize("expression", ["", "  \t\n", "\u200b\x00"])
+@pytest.mark.parametrize("expression", ["", "  \t\n", "\u200b\x00", "\u0301", "\u1734"])
 def test_an_expression_without_words_is_refused(tokenizer, expression):
     with pytest.raises(UserError, match="has no words"):
         tokenizer.encode(expression)
+
+
+@pytest.mark.parametrize("expression", ["?", "🫨", "人", "\U00031350"])
+def test_letters_that_are_not_in_the_vocabulary_are_words(tokenizer, expression):
+    """Also those that are newer than the Unicode of Python."""
+    ids, mask = tokenizer.encode(expression)
+    assert mask.sum() == 3 and ids[1] == ids_of("[UNK]")[0]
 
 
 def test_a_saved_vocabulary_gives_the_same_tokens(tokenizer, tmp_path):

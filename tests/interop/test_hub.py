@@ -74,5 +74,5 @@ def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
         f"Face Hub{reason}put model.safetensors or pytorch_model.bin, config.json and, for text, "
         "tokenizer_config.json and vocab.txt or tokenizer.json from "
         "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
-        "config.text.pretrained=FOLDER."
+        "config.text.pretrained=FOLDER"
     )

@@ -251,7 +251,7 @@ def test_the_command_that_repeats_an_upload_keeps_the_repository_private(hub, ti
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     hub.status, out = 500, tmp_path / "my net"
     done = convert("to-hub", "--workdir", tiny_workdir, "--out", out, "--repo", "anna/net", "--private")
-    assert done.returncode == 75 and done.stderr.endswith(f"run `hf upload anna/net '{out}' --private` later.\n")
+    assert done.returncode == 75 and done.stderr.endswith(f"run `hf upload anna/net '{out}' --private` later\n")
 
 
 def test_a_public_repository_does_not_receive_a_private_network(hub, tiny_workdir, tmp_path, monkeypatch):

@@ -122,6 +122,15 @@ def test_evaluate_calibrates_the_scores_that_predict_gives(tmp_path):
     assert not (tmp_path / "report/plots/reliability.svg").exists()
 
 
+def test_reports_on_the_best_and_the_latest_checkpoint_have_folders_of_their_own(tiny_workdir, tmp_path):
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    for which in ("best", "latest"):
+        flags = ("--split=test", "--limit=2", "--gallery=0", f"--checkpoint={which}")
+        status, _, errors = command("evaluate", f"--workdir={workdir}", *flags)
+        assert status == 0, errors
+    assert {path.name for path in workdir.glob("eval-*")} == {"eval-test-first-2", "eval-test-latest-first-2"}
+
+
 def test_a_report_is_written_even_if_its_scores_cannot_be_fitted(tiny_workdir, tmp_path, monkeypatch):
     def fit(judged):
         raise UserError(f"the scores do not rank the {len(judged)} masks")
@@ -454,7 +463,10 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
         ([], "--workdir is missing"),
         (["--workdir={run}", "--calibrate", "--coco"], "--calibrate: run it alone first"),
         (["--workdir={run}", "--explain", "--gallery=0"], "--explain is given with --gallery 0"),
-        (["--workdir={run}", "--distributed=off", "--num_processes=4"], "--distributed=off, but flags describe other"),
+        (
+            ["--workdir={run}", "--distributed=off", "--num_processes=4"],
+            "--distributed=off is given with --num_processes",
+        ),
         (["--workdir={run}", "--calibrate", "--protocol=lavt480"], "add --protocol original"),
         (["--workdir={run}", "--calibrate", "--checkpoint=latest"], "best checkpoint, which predict uses: leave out"),
     ],

@@ -215,7 +215,7 @@ def test_joining_times_out(processes, warm, tmp_path, index, reason):
         ((status, _, err),) = running.finish()
     assert status == 2
     (line,) = own_lines(err)
-    assert line.startswith(f"error: process {index} of 2 (") and reason in line and line.endswith("(--join_timeout).")
+    assert line.startswith(f"error: process {index} of 2 (") and reason in line and line.endswith("(--join_timeout)")
 
 
 def test_every_process_reports_a_common_mistake(start, tmp_path):

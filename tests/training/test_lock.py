@@ -44,7 +44,7 @@ def refused(workdir):
     with pytest.raises(UserError) as told, lock_workdir(workdir):
         pass
     message = str(told.value)
-    assert "\n" not in message and message.endswith("wait until that run ends, or give another --workdir.")
+    assert "\n" not in message and message.endswith("wait until that run ends, or give another --workdir")
     return message
 
 

@@ -84,9 +84,9 @@ def test_without_the_hub_the_cache_is_used(network, folder, monkeypatch, why):
         load_run("anna/net")
     cut_off()
     message = {
-        "offline": "it is not in the cache, and HF_HUB_OFFLINE is set; unset it.",
-        "no network": "([Errno 111] Connection refused): run the same command again later.",
-        "out of order": "run the same command again later.",
+        "offline": "it is not in the cache, and HF_HUB_OFFLINE is set; unset it",
+        "no network": "([Errno 111] Connection refused): run the same command again later",
+        "out of order": "run the same command again later",
     }
     with pytest.raises(UserError) as caught:
         load_run("anna/net")
@@ -105,14 +105,14 @@ def test_without_the_hub_the_cache_is_used(network, folder, monkeypatch, why):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hf://anna/nothing", "no such repository is visible; check the name, or log in with `hf auth login`."),
+        ("hf://anna/nothing", "no such repository is visible; check the name, or log in with `hf auth login`"),
         ("runs/mistyped", "there is no such folder, and it cannot be downloaded from the Hugging Face Hub: no such"),
         ("hf://anna", "is not a name on the Hugging Face Hub: give hf://USER/NAME or hf://USER/NAME@REVISION"),
         ("hf://anna/net/more", "is not a name on the Hugging Face Hub"),
         ("hf://anna/net@", "is not a name on the Hugging Face Hub"),
         ("hf://", "is not a name on the Hugging Face Hub"),
         ("hf://anna/a--b..c", "cannot be downloaded from the Hugging Face Hub"),
-        ("runs/a/b", "is not the workdir of a training run."),
+        ("runs/a/b", "is not the workdir of a training run"),
     ],
 )
 def test_wrong_names(network, name, message):

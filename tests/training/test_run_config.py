@@ -130,10 +130,13 @@ def test_the_folder_of_parquet_files_may_move_but_the_dataset_may_not_change(tmp
     def stored_in(path):
         return changed(default_config(), input__source=ConfigDict({"name": "hf", "path": str(path)}))
 
-    save_config(tmp_path, stored_in("/old/lmms"))
-    require_same_config(tmp_path, load_config(tmp_path), stored_in(tmp_path))
-    with pytest.raises(UserError, match=r"input.source.path \(was '/old/lmms', now 'lmms-lab/RefCOCO'\)"):
-        require_same_config(tmp_path, load_config(tmp_path), stored_in("lmms-lab/RefCOCO"))
+    (tmp_path / "RefCOCO").mkdir()
+    (tmp_path / "RefCOCOg").mkdir()
+    save_config(tmp_path, stored_in("lmms-lab/RefCOCO"))
+    require_same_config(tmp_path, load_config(tmp_path), stored_in(tmp_path / "RefCOCO"))
+    for other in ("lmms-lab/RefCOCOg", tmp_path / "RefCOCOg", "/nowhere/RefCOCO", ""):
+        with pytest.raises(UserError, match=rf"input.source.path \(was 'lmms-lab/RefCOCO', now '{other}'\)"):
+            require_same_config(tmp_path, load_config(tmp_path), stored_in(other))
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):

@@ -167,8 +167,8 @@ def test_what_does_not_pass_ends_with_a_status_of_its_own_and_earlier_checkpoint
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (os_error(errno.ENOSPC), r"\(No space left on device\): make room there and run the command again\.$"),
-        (os_error(errno.EACCES), r"\(Permission denied\): correct the permissions and run the command again\.$"),
+        (os_error(errno.ENOSPC), r"\(No space left on device\): make room there and run the command again$"),
+        (os_error(errno.EACCES), r"\(Permission denied\): correct the permissions and run the command again$"),
     ],
 )
 def test_what_does_not_pass_by_itself_is_told_at_once(run_of, monkeypatch, error, message):
@@ -241,7 +241,7 @@ def test_a_damaged_part_is_named_with_what_to_do(run_of, name, content):
     path = run_of.path / "10" / name
     path.unlink() if content is None else path.write_text(content)
     part = name.split("/")[0]
-    message = rf"checkpoints/10 is damaged \({part}: .*\): rename it to 10.damaged to use that of step 5\.$"
+    message = rf"checkpoints/10 is damaged \({part}: .*\): rename it to 10.damaged to use that of step 5$"
     with pytest.raises(UserError, match=message) as told:
         run_of.restore()
     assert "\n" not in str(told.value)
