@@ -254,48 +254,37 @@ def test_metrics_and_access_log_have_numbers_and_no_contents(service, striped_fi
     assert "secret" not in str(log) + str(values)
 
 
-def test_a_client_that_leaves_during_its_upload_is_no_defect(service):
+def status_of_post(service, headers, *messages):
+    """Return the status in the access log of a POST whose client sends these messages."""
     from s2rm_jax.serving.api import build_api
     from s2rm_jax.serving.observe import Observer
 
-    log = []
+    log, sent = [], iter(messages)
     observed = Observer(build_api(service), service.metrics, ("/segment",), log.append)
     scope = {"type": "http", "method": "POST", "path": "/segment", "root_path": "", "query_string": b""}
-    scope["headers"] = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
-    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    scope["headers"] = [(b"content-type", b"application/json"), *headers]
 
     async def receive():
-        return next(messages)
+        return next(sent)
 
     async def send(message):
         pass
 
     asyncio.run(observed(scope, receive, send))
-    assert json.loads(log[0])["status"] == 499
+    return json.loads(log[0])["status"]
+
+
+def test_a_client_that_leaves_during_its_upload_is_no_defect(service):
+    part = {"type": "http.request", "body": b"{", "more_body": True}
+    assert status_of_post(service, [(b"content-length", b"1000")], part, {"type": "http.disconnect"}) == 499
 
 
 def test_a_client_that_leaves_is_not_waited_for(service, striped_file):
     """The request waits for both threads of the service, which are held."""
-    from s2rm_jax.serving.api import build_api
-    from s2rm_jax.serving.observe import Observer
-
-    log = []
-    observed = Observer(build_api(service), service.metrics, ("/segment",), log.append)
     leave = threading.Event()
     holding = [service.submit(striped_file(), ["red"] * 5, lambda _: leave.wait(10)) for _ in range(2)]
     body = json.dumps({"image": encoded(striped_file()), "expressions": ["red"]}).encode()
-    scope = {"type": "http", "method": "POST", "path": "/segment", "root_path": "", "query_string": b""}
-    scope["headers"] = [(b"content-type", b"application/json")]
-    messages = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
-
-    async def receive():
-        return next(messages)
-
-    async def send(message):
-        pass
-
-    asyncio.run(observed(scope, receive, send))
-    assert json.loads(log[0])["status"] == 499
+    assert status_of_post(service, [], {"type": "http.request", "body": body}, {"type": "http.disconnect"}) == 499
     assert samples(service.metrics.exposition()[0].decode())["s2rm_waiting_requests{}"] == 0
     leave.set()
     assert all(future.result(10) for future in holding)
