@@ -69,7 +69,6 @@ def test_the_settings_of_a_source_include_its_defaults():
     assert {part[name] for name in ("source", "dataset", "split_by", "split", "overlap")} == {
         "refer", "refcocog", "umd", "val", "drop",
     }  # fmt: skip
-    assert describe(ConfigDict(ONE | {"root": "gs://bucket/data"}), "val")["root"] == "gs://bucket/data"
     assert describe(both, "val")["datasets"] == ["refcoco/unc", "refcocog/umd"]
     assert describe(ConfigDict(TWO), "a:val")["source"] == "refer"
     absolute = {**PARTS, "a": PARTS["a"] | {"root": str(Path("old").absolute())}}

@@ -123,7 +123,7 @@ def test_evaluate_calibrates_the_scores_that_predict_gives(tmp_path):
 
 
 def test_reports_on_the_best_and_the_latest_checkpoint_have_folders_of_their_own(tiny_workdir, tmp_path):
-    workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
+    workdir = shutil.copytree(tiny_workdir, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))
     for which in ("best", "latest"):
         flags = ("--split=test", "--limit=2", "--gallery=0", f"--checkpoint={which}")
         status, _, errors = command("evaluate", f"--workdir={workdir}", *flags)
