@@ -57,9 +57,23 @@ within_20_seconds() {
   within 20 "$@" || fail "'$*' did not succeed within 20 s"
 }
 
-free_ports='import socket; all = [socket.socket() for _ in range(2)]; [s.bind(("", 0)) for s in all]'
-free_ports+='; print(*(s.getsockname()[1] for s in all))'
-read -r controller_port node_port < <(python3 -c "$free_ports")
+# Below the ports that the kernel gives to clients, one of which may get a free one before a daemon opens it.
+free_ports() {
+  python3 - <<'END'
+import random
+import socket
+
+free = []
+while len(free) < 2:
+    try:
+        free.append(socket.socket())
+        free[-1].bind(("", random.randrange(20_000, 32_000)))
+    except OSError:
+        free.pop()
+print(*(each.getsockname()[1] for each in free))
+END
+}
+read -r controller_port node_port < <(free_ports)
 
 umask 022
 chmod 755 "$cluster" # munged refuses a socket in a directory that nobody else can enter
@@ -102,7 +116,7 @@ munged --foreground --num-threads=2 --key-file="$cluster/munge.key" --socket="$c
 within_20_seconds munge --socket="$cluster/munge.socket" --no-input
 slurmctld -D -c >"$cluster/slurmctld.log" 2>&1 &
 slurmd -D -N localhost >"$cluster/slurmd.log" 2>&1 &
-within_20_seconds srun --time=1 true
+within_20_seconds timeout 10 srun --time=1 true # srun alone would wait for a node forever
 
 "$@" <&0 & # and not in the foreground, where it would keep signals from taking the cluster down
 wait "$!"
