@@ -181,9 +181,9 @@ def is_result(path: Path, out: Path, explain: str = "") -> bool:
 
     `explain` is the name of figures.
     """
-    figure = rf"{re.escape(Path(explain).stem)}(_\d+)?{re.escape(Path(explain).suffix)}"
     if re.fullmatch(_OURS, path.name):
         return out.resolve() in path.resolve().parents
+    figure = rf"{re.escape(Path(explain).stem)}(_\d+)?{re.escape(Path(explain).suffix)}"
     return bool(explain and re.fullmatch(figure, path.name)) and out.resolve() in path.resolve().parent.parents
 
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 try:
     import numpy as np
     from PIL import Image, ImageOps
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
     from tokenizers import Tokenizer
 except ImportError as error:
     if __name__ != "__main__":
@@ -123,7 +124,7 @@ def load_image(path: str | Path) -> np.ndarray:
     """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
-        if file.mode == "I" and getattr(file, "tag_v2", {258: (16,)}).get(258) != (16,):  # BitsPerSample of a TIFF
+        if file.mode == "I" and isinstance(file, TiffImageFile) and file.tag_v2.get(BITSPERSAMPLE) != (16,):
             raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
