@@ -33,6 +33,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.loss.no_target_weight = 0.1
     config.eval.protocol = "rela_gref"
     if not variant:
-        config.steps = 225_000
+        config.steps, config.epochs = 225_000, 0
         config.eval.every = 5000
     return config

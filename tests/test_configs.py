@@ -44,6 +44,7 @@ def test_config_builds(path, variant):
     module = load(path)
     config = module.get_config(variant) if variant else module.get_config()
     check_config(config)
+    assert bool(config.steps) != bool(config.epochs), "one of them would be ignored"
     assert f"python -m s2rm_jax.train --config configs/{path.name}" in module.__doc__
 
     k, length = config.input.expressions_per_image, config.text.max_tokens

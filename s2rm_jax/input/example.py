@@ -20,11 +20,14 @@ Segmentation = np.ndarray | list[Any] | dict[str, Any]
 Groups = tuple[tuple[int, ...], ...]  # positions of an example's expressions, grouped by referent
 
 
+NO_WORDS = "has no words; describe what to find"
+
+
 def expression_problem(text: str) -> str:
     """Return why a text cannot be an expression, because it has no words or is not valid Unicode, or ""."""
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         return "is not valid Unicode; write it in UTF-8"
-    return "" if any(map(_is_visible, text)) else "has no words; describe what to find"
+    return "" if any(map(_is_visible, text)) else NO_WORDS
 
 
 def _is_visible(letter: str) -> bool:

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Bool, Int, Int32
 
 from s2rm_jax.errors import UserError, one_line
-from s2rm_jax.input.example import expression_problem
+from s2rm_jax.input.example import NO_WORDS, expression_problem
 
 _LOG = logging.getLogger(__name__)
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -87,7 +87,7 @@ class Tokenizer:
             raise UserError(f"the expression {expression!r:.80} {problem}")
         pieces = self._pieces.encode(expression).ids
         if not pieces:
-            raise UserError(f"the expression {expression!r:.80} has no words; describe what to find")
+            raise UserError(f"the expression {expression!r:.80} {NO_WORDS}")
         if len(pieces) > self.max_tokens - 2:
             self.truncated += 1
             if self.truncated == 1:
