@@ -1,14 +1,14 @@
 """Train variants of the network with the same budget and several seeds, and compare them.
 
-    python -m s2rm_jax.ablate --suite steps --out runs/ablations
+    python -m s2rm_jax.ablate --suite leave_one_out --out runs/ablations
     python -m s2rm_jax.ablate --suite casg --seeds 2 --steps 1000 --out runs/ablations_1000
     python -m s2rm_jax.ablate --suite fusion_by_decoder --variants plain_fpn,plain_sum --out runs/ablations
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
 
-Suites: cumulative, fusion_by_decoder, steps (of S2RM), recurrence, balance, casg, width, expressions (per image, at
-equal cost), recipe, far, far_long, all (every suite but far and far_long). Runs train on the synthetic benchmark, those
-of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md), unless --config names another configuration;
-each of these two needs its own --out.
+Suites: cumulative, fusion_by_decoder, leave_one_out (of the parts of the fusion), casg, width, expressions (per image,
+at equal cost), recipe, far, far_long, all (every suite but far and far_long). Runs train on the synthetic benchmark,
+those of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md), unless --config names another
+configuration; each of these two needs its own --out.
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
 it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They have all

@@ -65,7 +65,7 @@ def test_the_wheel_works_from_any_folder(installed, tmp_path):
 def test_the_benchmark_is_found_without_the_repository(installed, tmp_path):
     (tmp_path / "taken").write_text("")  # reported after the configuration is read, and before any training
     done = subprocess.run(
-        [sys.executable, "-m", "s2rm_jax.ablate", "--suite=steps", "--out=taken"],
+        [sys.executable, "-m", "s2rm_jax.ablate", "--suite=width", "--out=taken"],
         capture_output=True,
         text=True,
         check=False,

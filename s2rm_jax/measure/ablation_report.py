@@ -14,30 +14,13 @@ import numpy as np
 from etils import epath
 
 from s2rm_jax.errors import UserError, reason_of
-from s2rm_jax.evaluation.plots import (
-    BOTTOM,
-    HEIGHT,
-    INK,
-    LEFT,
-    MUTED,
-    PAPER,
-    TOP,
-    WIDTH,
-    axes,
-    box,
-    level,
-    standalone,
-    text,
-)
+from s2rm_jax.evaluation.plots import standalone
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
 from s2rm_jax.io import write_atomically, writing
+from s2rm_jax.measure.ablation_plots import curves_plot, differences_plot, gains_plot, groups_plot
 from s2rm_jax.measure.ablation_runs import Result, by_number
 from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
-_LEGEND = 170  # pixels at the right edge
-_COLOURS = ("#181c21", "#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b3fb5")
-
-Points = Sequence[tuple[float, float]]  # (x, mean IoU in percent)
 Results = Mapping[str, Sequence[Result]]  # by the name of the variant
 Grouped = Mapping[str, Mapping[str, Sequence[float]]]  # {variant: {group: values over seeds}}
 
@@ -50,99 +33,6 @@ GROUPINGS = {  # fields of a Score
 _GAINS = "by_distance"  # the grouping of the plot of gains
 
 MARKDOWN_FILE, JSON_FILE, PLOTS = "ablations.md", "ablations.json", "plots"
-
-
-def curves_plot(title: str, axis: str, series: Mapping[str, Points]) -> str:
-    """Draw a line per variant over numbers such as steps; the ticks are x values of the longest line."""
-    longest = max(series.values(), key=len)
-    every = -(-len(longest) // 6)
-    ticks = {x: f"{x:g}" for x, _ in longest[::-1][::every]}
-    return _figure(title, axis, series, ticks, joined=True)
-
-
-def groups_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw a mark per variant above the name of each group."""
-    return _figure(title, axis, *_by_name(series), joined=False)
-
-
-def gains_plot(title: str, axis: str, gains: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
-    """Draw the gain over each variant above the name of each group.
-
-    The axis shows all means, and intervals up to 20 points; a longer one ends at the border of the plot.
-
-    Args:
-        title: of the figure.
-        axis: the title of the x axis.
-        gains: {variant: {group: (mean, low, high) in points of mean IoU}}.
-    """
-    triples = [triple for of_variant in gains.values() for triple in of_variant.values()]
-    shown = np.array([(mean, max(low, -20.0), min(high, 20.0)) for mean, low, high in triples])
-    most = {
-        step: (max(1, math.ceil(-shown.min() / step)), max(0, math.ceil(shown.max() / step)))
-        for step in (2, 5, 10, 20, 40, 80)
-    }
-    step = next(step for step, (below, above) in most.items() if below + above <= 5)
-    bottom = -step * most[step][0]
-    return _figure(title, axis, *_by_name(gains), joined=False, scale=("gain in mean IoU", bottom, bottom + 5 * step))
-
-
-def _by_name(series: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, list[tuple[float, Any]]], dict[float, str]]:
-    """Return the points (number of the group, value) of each series, and the names of the groups by their numbers."""
-    names = list(dict.fromkeys(name for values in series.values() for name in values))
-    points = {
-        variant: [(float(names.index(name)), value) for name, value in values.items()]
-        for variant, values in series.items()
-    }
-    return points, {float(index): name for index, name in enumerate(names)}
-
-
-_IOU_AXIS = ("mean IoU, %", 0, 100)
-
-
-def _figure(
-    title: str,
-    axis: str,
-    series: Mapping[str, Sequence[tuple[float, Any]]],
-    ticks: Mapping[float, str],
-    *,
-    joined: bool,
-    scale: tuple[str, int, int] = _IOU_AXIS,
-) -> str:
-    """Draw series of (x, y); y is a number or (mean, low, high); `scale` is (title, bottom, top) of the y axis."""
-    low = min(0.0, *ticks) if joined else -0.5
-    high = max(ticks) if joined else len(ticks) - 0.5
-    across = WIDTH - LEFT - _LEGEND
-
-    def place(x: float) -> float:
-        return LEFT + across * (x - low) / ((high - low) or 1)
-
-    y_axis, bottom, top = scale
-
-    def height(y: float) -> float:
-        return level(float(min(max(y, bottom), top)), top, bottom)
-
-    body = [text((place(x), HEIGHT - BOTTOM + 17), label, INK, 11) for x, label in ticks.items()]
-    for index, (name, points) in enumerate(series.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
-        # The second round of colours has hollow marks and dashed lines.
-        fill, dashes = (PAPER, "5 3") if index // len(_COLOURS) % 2 else (colour, "none")
-        shift = 0 if joined else (index - (len(series) - 1) / 2) * min(9.0, 0.8 * across / len(ticks) / len(series))
-        spans = [(place(x) + shift, [height(one) for one in np.atleast_1d(y)]) for x, y in points]
-        centres = [(x, levels[0]) for x, levels in spans]
-        for x, (_, *ends) in spans:
-            if ends:
-                line = f"M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}"
-                body.append(f'<path d="{line}" style="stroke:{colour};stroke-width:1.2;fill:none"/>')
-        if joined and centres:
-            line = "L".join(f"{x:.1f} {y:.1f}" for x, y in centres)
-            style = f"stroke:{colour};stroke-width:1.6;stroke-dasharray:{dashes};fill:none"
-            body.append(f'<path d="M{line}" style="{style}"/>')
-        mark = f"fill:{fill};stroke:{colour}"
-        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="{mark}"/>' for x, y in centres]
-        y = TOP + 16 * index
-        body.append(box((WIDTH - _LEGEND + 14, y - 8), (10, 10), fill, f"stroke:{colour}"))
-        body.append(text((WIDTH - _LEGEND + 29, y + 1), name, MUTED, 11, anchor="start"))
-    return axes(title, axis, y_axis, top, body, bottom=bottom)
 
 
 def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Variant], results: Results) -> Path:
@@ -301,7 +191,7 @@ class _References:
 
     def suffix(self, name: str) -> str:
         """Return what a table adds to a difference where its rows have several references."""
-        return f" to {self.names[name]}" if self.title == _SEVERAL and name in self.names else ""
+        return f" from {self.names[name]}" if self.title == _SEVERAL and name in self.names else ""
 
 
 _SEVERAL = "the reference"
@@ -319,7 +209,7 @@ def _overview(variants: Sequence[Variant], references: _References, results: Res
     header = ["variant", "change"]
     for split in splits:
         header += [f"mIoU {split}", f"oIoU {split}"]
-    header += [f"difference to {references.title}, {splits[0]}", "M parameters", "GFLOPs", "seeds"]
+    header += [f"difference from {references.title}, {splits[0]}", "M parameters", "GFLOPs", "seeds"]
     rows = []
     for variant in variants:
         found = results[variant.name]
@@ -382,7 +272,7 @@ def _differences_by_group(field: str, title: str, references: _References, resul
         (name + references.suffix(name), *(_difference(differences.get(group)) for group in groups))
         for name, differences in found.items()
     ]
-    caption = f"Difference of mean IoU to {references.title} {title}, with 95 % intervals"
+    caption = f"Difference of mean IoU from {references.title} {title}, with 95 % intervals"
     return [Table(caption, ("variant", *groups), tuple(rows))]
 
 
@@ -429,6 +319,9 @@ def _by_group(caption: str, grouped: Grouped) -> Table:
 def _figures(suite: str, variants: Sequence[Variant], references: _References, results: Results) -> dict[str, str]:
     split = next(iter(results[variants[0].name][0].scores))
     figures = {}
+    compared = {name: _compare(name, references, results, _mean_iou(split)) for name in references.names}
+    if known := {f"{name}{references.suffix(name)}": one for name, one in compared.items() if one}:
+        figures["differences"] = differences_plot(f"Difference from {references.title}, {split}", known)
     for field, title in GROUPINGS.items():
         means = {
             variant: {name: float(np.mean(values)) for name, values in groups.items()}

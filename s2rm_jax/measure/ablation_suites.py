@@ -88,17 +88,12 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         *(STAGES_ONLY, _stages("sum"), _stages("attention")),
         *(PLAIN_FPN, PLAIN_SUM, _plain("attention", "attention, no coparsing", mode="attention")),
     ),
-    "steps": (
+    "leave_one_out": (  # of the parts of the fusion
         FULL,
-        Variant("no_distribution", "the whole expression at every position", {"fusion.language": "sentence"}),
         SUM,
-        Variant("product", "T_dist times V, no coparsing", {"fusion.mode": "product"}),
-        Variant("concat", "[V; T_dist] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
         ATTENTION,
-        Variant("vision_residual", "the residual is V alone, not V + T_dist", {"fusion.residual": "vision"}),
-    ),
-    "recurrence": (
-        FULL,
+        Variant("concat", "[V; T_dist] and a 3 x 3 convolution, no coparsing", {"fusion.mode": "concat"}),
+        Variant("product", "T_dist times V, no coparsing", {"fusion.mode": "product"}),
         NO_RECURRENCE,
         Variant("linear", "gates do not depend on the state", {"fusion.recurrence": "linear"}),
         _scans("one_direction", "down only", 0),
@@ -106,11 +101,10 @@ SUITES: dict[str, tuple[Variant, ...]] = {
         _scans("two_axes", "down and left", 0, 90),
         Variant("only_vision_parsed", "language parses vision only", {"fusion.pairs": ONE_PAIR}),
         Variant("only_language_parsed", "vision parses language only", {"fusion.pairs": ("vision_parses_language",)}),
-    ),
-    "balance": (
-        FULL,
         Variant("balance_channel", "weights per channel", {"fusion.balance": "channel"}),
         Variant("balance_mean", "mean of the directions", {"fusion.balance": "mean"}),
+        Variant("no_distribution", "the whole expression at every position", {"fusion.language": "sentence"}),
+        Variant("vision_residual", "the residual is V alone, not V + T_dist", {"fusion.residual": "vision"}),
     ),
     "casg": (
         FULL,

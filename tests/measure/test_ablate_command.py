@@ -39,7 +39,7 @@ def get_config():
     config.eval.update(every=2, batch_size=2, limit=2)
     return config
 """
-VARIANTS = ("full", "balance_channel", "balance_mean")
+VARIANTS = ("full", "width_64", "width_256")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +67,7 @@ def small_programs(tmp_path_factory):
 def run(folder, *flags):
     config = folder / "tiny.py"
     config.write_text(TINY)
-    ablate_with(f"--config={config}", "--suite=balance", "--seeds=2", f"--out={folder / 'out'}", *flags)
+    ablate_with(f"--config={config}", "--suite=width", "--seeds=2", f"--out={folder / 'out'}", *flags)
 
 
 def run_without_config(*flags):
@@ -103,7 +103,7 @@ def stopped_and_continued(tmp_path_factory):
         patch.setattr(pipeline, "train_batches", stop_at_the_fourth)
         with pytest.raises(Interrupted):
             run(folder, "--steps=3")
-    table_before = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
+    table_before = (folder / "out/width/ablations.md").read_text(encoding="utf-8")
     output = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("s2rm_jax.training.logging.print", lambda *words, **_: output.append(words[0]), raising=False)
@@ -113,19 +113,19 @@ def stopped_and_continued(tmp_path_factory):
 
 def test_a_stopped_suite_continues(stopped_and_continued):
     folder, table_before, output = stopped_and_continued
-    assert "| full |" in table_before and "balance\\_channel" not in table_before
-    assert "6 runs of 3 steps, 5 left: full, balance_channel, balance_mean" in output
+    assert "| full |" in table_before and "width\\_64" not in table_before
+    assert "6 runs of 3 steps, 5 left: full, width_64, width_256" in output
     assert "== run 1/6" not in output, "the first run was finished"
-    assert "== run 2/6 of balance: balance_channel, seed 0 | ETA of the suite unknown" in output
-    assert "balance_channel-seed-0 from step 1 of 3" in output
-    assert "== run 6/6 of balance: balance_mean, seed 1 | ETA of the suite 0:00:" in output
-    table = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
+    assert "== run 2/6 of width: width_64, seed 0 | ETA of the suite unknown" in output
+    assert "width_64-seed-0 from step 1 of 3" in output
+    assert "== run 6/6 of width: width_256, seed 1 | ETA of the suite 0:00:" in output
+    table = (folder / "out/width/ablations.md").read_text(encoding="utf-8")
     assert all(f"| {name.replace('_', chr(92) + '_')} |" in table for name in VARIANTS)
 
 
 def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
     folder, _, _ = stopped_and_continued
-    content = json.loads((folder / "out/balance/ablations.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / "out/width/ablations.json").read_text(encoding="utf-8"))
     assert [one["name"] for one in content["variants"]] == list(VARIANTS)
     for one in content["variants"]:
         assert [found["seed"] for found in one["runs"]] == [0, 1]
@@ -143,7 +143,7 @@ def test_every_run_is_scored_on_whole_splits(stopped_and_continued):
 
 def test_the_curve_of_the_training_split_is_that_of_the_evaluations(tmp_path):
     run(tmp_path, "--steps=3", "--variants=full", "--seeds=1", "--config.eval.split=train")
-    (found,) = json.loads((tmp_path / "out/balance/ablations.json").read_text(encoding="utf-8"))["variants"][0]["runs"]
+    (found,) = json.loads((tmp_path / "out/width/ablations.json").read_text(encoding="utf-8"))["variants"][0]["runs"]
     assert found["curve_split"] == "train" and [step for step, _ in found["curve"]] == [2, 3]
 
 
@@ -152,7 +152,7 @@ def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_pa
     folder, _, _ = stopped_and_continued
     run_of_other = tmp_path / "out/runs/full-seed-0"
     run_of_other.mkdir(parents=True)
-    table = tmp_path / "out/balance/ablations.md"
+    table = tmp_path / "out/width/ablations.md"
     held = contextlib.ExitStack()
     held.enter_context(ablation_runs.lock(run_of_other))
 
@@ -175,15 +175,15 @@ def test_what_another_process_trains_is_waited_for(stopped_and_continued, tmp_pa
 def test_nothing_is_trained_twice(stopped_and_continued, monkeypatch):
     folder, _, _ = stopped_and_continued
     monkeypatch.setattr(ablation_runs, "carry_out", lambda *_: pytest.fail("trained again"))
-    before = (folder / "out/balance/ablations.md").read_text(encoding="utf-8")
+    before = (folder / "out/width/ablations.md").read_text(encoding="utf-8")
     run(folder, "--steps=3")
-    assert (folder / "out/balance/ablations.md").read_text(encoding="utf-8") == before
+    assert (folder / "out/width/ablations.md").read_text(encoding="utf-8") == before
 
 
 def test_the_report_has_all_finished_runs_of_the_suite(stopped_and_continued, tmp_path, monkeypatch):
     """Also those that --variants and --seeds leave out; the first variant with a result is the reference."""
     folder, _, _ = stopped_and_continued
-    report = tmp_path / "out/balance"
+    report = tmp_path / "out/width"
 
     def carry_out(run):
         shutil.copytree(folder / "out/runs" / run.workdir.name, run.workdir)
@@ -193,20 +193,20 @@ def test_the_report_has_all_finished_runs_of_the_suite(stopped_and_continued, tm
         return {one["name"]: [found["seed"] for found in one["runs"]] for one in content["variants"]}
 
     monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
-    run(tmp_path, "--steps=3", "--variants=balance_mean")
-    assert reported() == {"balance_mean": [0, 1]}
-    run(tmp_path, "--steps=3", "--variants=balance_channel", "--seeds=1")
-    assert reported() == {"balance_channel": [0], "balance_mean": [0, 1]}
-    assert "| difference to balance\\_channel, test |" in (report / "ablations.md").read_text(encoding="utf-8")
+    run(tmp_path, "--steps=3", "--variants=width_256")
+    assert reported() == {"width_256": [0, 1]}
+    run(tmp_path, "--steps=3", "--variants=width_64", "--seeds=1")
+    assert reported() == {"width_64": [0], "width_256": [0, 1]}
+    assert "| difference from width\\_64, test |" in (report / "ablations.md").read_text(encoding="utf-8")
     run(tmp_path, "--steps=3", "--seeds=1")
-    assert reported() == {"full": [0], "balance_channel": [0], "balance_mean": [0, 1]}
+    assert reported() == {"full": [0], "width_64": [0], "width_256": [0, 1]}
 
 
 def test_a_run_whose_loss_becomes_nan_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     take = pipeline.train_batches
 
     def steps_of_one_variant(source, tokenizer, config, **named):
-        if config.fusion.balance == "channel" and config.seed == 0:
+        if config.fusion.width == 64 and config.seed == 0:
             raise LossNotFinite("step 3: the loss is nan")
         return take(source, tokenizer, config, **named)
 
@@ -215,12 +215,12 @@ def test_a_run_whose_loss_becomes_nan_does_not_stop_the_others(tmp_path, monkeyp
         run(tmp_path, "--steps=3")
     message = str(caught.value)
     assert message.startswith(
-        "1 run of suite balance failed: balance_channel-seed-0. The first failure: step 3: the loss is nan. "
+        "1 run of suite width failed: width_64-seed-0. The first failure: step 3: the loss is nan. "
     )
     assert message.endswith("and give another --out.") and "--workdir" not in message
     output = capsys.readouterr().out
-    assert "balance_channel-seed-0 failed: step 3: the loss is nan; the suite goes on without it" in output
-    content = json.loads((tmp_path / "out/balance/ablations.json").read_text(encoding="utf-8"))
+    assert "width_64-seed-0 failed: step 3: the loss is nan; the suite goes on without it" in output
+    content = json.loads((tmp_path / "out/width/ablations.json").read_text(encoding="utf-8"))
     assert [len(one["runs"]) for one in content["variants"]] == [2, 1, 2]
 
 
@@ -229,9 +229,9 @@ def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
         raise LossNotFinite("step 1: the loss is inf")
 
     monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
-    with pytest.raises(UserError, match="6 runs of suite balance failed: full-seed-0, balance_channel-seed-0, "):
+    with pytest.raises(UserError, match="6 runs of suite width failed: full-seed-0, width_64-seed-0, "):
         run(tmp_path, "--steps=3")
-    assert not list((tmp_path / "out/balance").iterdir())
+    assert not list((tmp_path / "out/width").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
     monkeypatch.setattr(ablation_runs, "carry_out", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(ablate, "find_config", lambda name: {"synthetic_benchmark": str(folder / "tiny.py")}[name])
     path = tmp_path / "runs.json"
-    flags = ("--steps=3", "--suite=balance", f"--collect={path}")
+    flags = ("--steps=3", "--suite=width", f"--collect={path}")
     run_without_config(f"--out={folder / 'out'}", "--seeds=2", *flags)
     rows = json.loads(path.read_text(encoding="utf-8"))
     assert [(row["variant"], row["seed"]) for row in rows] == [
@@ -270,7 +270,7 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
     run_without_config(f"--out={folder / 'out'}", "--seeds=1", "--variants=full", *flags)
     assert json.loads(path.read_text(encoding="utf-8")) == rows
     (tmp_path / "new").mkdir()
-    with pytest.raises(UserError, match="has no finished run of suite balance with 3 steps"):
+    with pytest.raises(UserError, match="has no finished run of suite width with 3 steps"):
         run_without_config(f"--out={tmp_path / 'new'}", *flags)
     mistyped = tmp_path / "mistyped"
     with pytest.raises(UserError, match=r"--out: .*mistyped does not exist"):

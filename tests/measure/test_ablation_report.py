@@ -54,7 +54,7 @@ def test_the_interval_of_a_difference_is_that_of_the_paired_t_test():
 def test_a_cumulative_suite_compares_each_row_with_the_row_above(tmp_path):
     write_report(tmp_path, "cumulative", 20, VARIANTS, RESULTS)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
-    assert "| difference to the row above, test |" in text
+    assert "| difference from the row above, test |" in text
     (alike,) = (line for line in text.splitlines() if line.startswith("| alike | hardly |"))
     # 60.5 - 50, 59 - 51 and 62 - 52.5: mean 9.33, standard deviation 1.26, 4.303 x 1.26 / sqrt(3) = 3.13
     assert "| +9.33 (+6.21 to +12.46) |" in alike
@@ -65,15 +65,15 @@ def test_a_variant_is_compared_with_the_one_that_it_names(tmp_path):
     variants = (FULL, Variant("worse", "much"), Variant("alike", "hardly", reference="worse"))
     write_report(tmp_path, "fusion_by_decoder", 20, variants, RESULTS)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
-    assert "| difference to the reference, test |" in text
-    assert "| -9.83 (-10.55 to -9.12) to full |" in text  # -10, -10, -9.5: sd 0.289, 4.303 x 0.289 / sqrt(3) = 0.72
-    assert "| +9.33 (+6.21 to +12.46) to worse |" in text
+    assert "| difference from the reference, test |" in text
+    assert "| -9.83 (-10.55 to -9.12) from full |" in text  # -10, -10, -9.5: sd 0.289, 4.303 x 0.289 / sqrt(3) = 0.72
+    assert "| +9.33 (+6.21 to +12.46) from worse |" in text
     assert "Below the reference: worse." in text and "Above the reference: alike." in text
 
 
 def test_a_variant_whose_reference_is_left_out_is_compared_with_the_first(tmp_path):
     write_report(tmp_path, "fusion_by_decoder", 20, (FULL, Variant("worse", "much", reference="gone")), RESULTS)
-    assert "| difference to full, test |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    assert "| difference from full, test |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("freedom", [1.0, 1.05, 1.5, 2.0, 3.7, 20.0, 400.0])
@@ -89,7 +89,7 @@ def test_a_spread_needs_two_values():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_report(folder, "steps", 20, VARIANTS, RESULTS)
+    write_report(folder, "casg", 20, VARIANTS, RESULTS)
     return folder
 
 
@@ -106,7 +106,7 @@ def test_the_tables_and_conclusions(folder):
 
 def test_the_json_has_every_run(folder):
     content = json.loads((folder / "ablations.json").read_text(encoding="utf-8"))
-    assert (content["suite"], content["steps"]) == ("steps", 20)
+    assert (content["suite"], content["steps"]) == ("casg", 20)
     assert {one["name"]: len(one["runs"]) for one in content["variants"]} == {n: len(r) for n, r in RESULTS.items()}
     assert content["variants"][1]["runs"][2]["scores"]["test"]["mean_iou"] == 52.5
 
@@ -138,7 +138,7 @@ def test_gains_by_distance(tmp_path):
     write_report(tmp_path, "far", 20, VARIANTS, results)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     # -1 and -0.5: mean -0.75, standard deviation 0.354, 12.706 x 0.354 / sqrt(2) = 3.18
-    assert "**Difference of mean IoU to full by slices between referent and landmark, test" in text
+    assert "**Difference of mean IoU from full by slices between referent and landmark, test" in text
     assert "| worse | -0.75 (-3.93 to +2.43) | -9.50 (-15.85 to -3.15) |" in text
     figure = ElementTree.parse(tmp_path / "plots/gain_by_distance.svg").getroot()
     near, remote = (float(c.get("cy")) for c in figure.findall("{http://www.w3.org/2000/svg}circle"))
@@ -163,7 +163,7 @@ def test_groups_are_in_the_order_of_their_numbers(tmp_path):
         name: [Result(name, seed, 1000, 0.25, {"test": score}, (), "val") for seed in range(2)]
         for name in ("full", "worse")
     }
-    write_report(tmp_path, "steps", 20, VARIANTS, results)
+    write_report(tmp_path, "casg", 20, VARIANTS, results)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert text.count("| variant | 8 | 9 | 10 |") == 2  # the means and the differences
     figure = ElementTree.parse(tmp_path / "plots/by_objects.svg").getroot()
@@ -203,6 +203,27 @@ def test_intervals_of_gains_are_drawn_up_to_20_points(interval, step, drawn):
     )
     low, high = (float(end) for end in line.split()[1].split("V"))
     assert (low - high) / point == pytest.approx(drawn, abs=0.1)
+
+
+def test_the_plot_of_differences_has_a_row_for_each_variant_with_two_seeds(folder):
+    figure = ElementTree.parse(folder / "plots/differences.svg").getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    labels = {t.text: t for t in figure.iter(f"{svg}text")}
+    zero, ten = (float(labels[tick].get("x")) for tick in ("0", "-10"))
+    marks = {round(float(c.get("cy"))): c for c in figure.findall(f"{svg}circle")}
+    paths = [path.get("d") for path in figure.iter(f"{svg}path")]
+    spans = [[float(end) for end in path[1:].replace("H", " ").split()] for path in paths if "H" in path]
+    # "worse": -10, -10 and -9.5 give -9.83 (-10.55 to -9.12); "alike": 0.5, -2 and 0 give -0.5 (-3.79 to 2.79).
+    expected = {"worse": (-9.83, -10.55, -9.12), "alike": (-0.5, -3.79, 2.79)}
+    assert labels.keys() & RESULTS.keys() == expected.keys()
+    for name, (mean, low, high) in expected.items():
+        y = float(labels[name].get("y")) - 4
+        mark = marks[round(y)]
+        ((left, _, right),) = (span for span in spans if round(span[1]) == round(y))
+        found = [10 * (x - zero) / (zero - ten) for x in (float(mark.get("cx")), left, right)]
+        assert found == pytest.approx((mean, low, high), abs=0.05)
+        assert ("#ffffff" in mark.get("style")) == (name == "alike"), "hollow if the interval has 0"
+        assert f"{mean:+.1f}" in labels
 
 
 def test_results_without_distances_have_no_plot_of_gains(folder):

@@ -60,8 +60,8 @@ def test_all_is_every_suite_on_the_same_scenes(monkeypatch):
 def test_some_variants_of_a_suite():
     chosen = variants_of("fusion_by_decoder", ["plain_sum", "full"])
     assert [variant.name for variant in chosen] == ["full", "plain_sum"], "in the order of the suite"
-    with pytest.raises(UserError, match=r"suite balance has no variant plain_sum, sun; it has full, balance_channel"):
-        variants_of("balance", ["full", "plain_sum", "sun"])
+    with pytest.raises(UserError, match=r"suite width has no variant plain_sum, sun; it has full, width_64"):
+        variants_of("width", ["full", "plain_sum", "sun"])
 
 
 def test_references_are_variants_of_the_suite():
