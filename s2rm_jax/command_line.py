@@ -19,10 +19,12 @@ If a command ends with 2, 3, 4, 75, 130 or a defect, the last line on stderr sta
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -321,7 +323,7 @@ def _more_mistakes(flag_values: flags.FlagValues, arguments: Sequence[str]) -> l
     """Return what is wrong with each flag alone, because absl ends at the first mistake."""
     groups: list[list[str]] = []
     for argument in arguments[1:]:
-        if argument.startswith("-"):
+        if re.match("--?[a-zA-Z]", argument):  # not a negative number
             groups.append([argument])
         elif groups:
             groups[-1].append(argument)
@@ -368,8 +370,14 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
     """Return what to do about a field that does not exist, "" for one that does."""
     if name in fields or name.split("[", 1)[0] in fields:
         return ""
-    if name == "input.source.image_root":  # a field of some sources only
-        return f"--config.{name}: add image_root to the source in the file (the recipes take it from S2RM_IMAGES)"
+    section, _, leaf = name.rpartition(".")
+    if section == "input.source":  # each source has other fields
+        of_source = {field.rpartition(".")[2]: field for field in fields if field.startswith("input.source.")}
+        near = [f"--config.{of_source[field]}" for field in difflib.get_close_matches(leaf, of_source)]
+        recipes = " (the recipes take it from S2RM_IMAGES)" if leaf == "image_root" else ""
+        add = f"if the source has it, add it to config.input.source in the file{recipes}"
+        hint = f"did you mean {' or '.join(near)}?" if near else add
+        return f"--config.{name}: the configuration has no such field of its source; {hint}"
     near = [f"--config.{field}" for field in similar_fields(name, fields)]
     hint = f"did you mean {' or '.join(near)}?" if near else "see s2rm_jax/config.py"
     return f"--config.{name}: no such field in the configuration; {hint}"

@@ -119,7 +119,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     from s2rm_jax.evaluation.calibration import reliability
     from s2rm_jax.evaluation.evaluator import Evaluator
     from s2rm_jax.evaluation.gallery import Cases, write_explained_cases
-    from s2rm_jax.evaluation.report import as_screen_text, require_same_data, write_report
+    from s2rm_jax.evaluation.report import as_screen_text, require_own_report, write_report
     from s2rm_jax.input.pipeline import require_images
     from s2rm_jax.input.sources import build_source, describe
     from s2rm_jax.io import make_output_folder, writing
@@ -138,7 +138,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     require_images(source, config, config.eval.limit)
     out = OUT.value or workdir / _folder_name(split, protocol.name)
     require_no_prediction(Path(out))
-    require_same_data(Path(out), data | {"split": split})
+    require_own_report(Path(out), data | {"split": split})
     out = make_output_folder(out)
     mesh = make_mesh()
     run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest

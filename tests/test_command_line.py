@@ -124,6 +124,15 @@ def test_help_shows_the_docstring_and_the_flags(call):
             ["--config=FILE", "--workdir=w", "--config.xyzzy=1"],
             "in the configuration; see s2rm_jax/config.py",
         ),
+        (
+            ["--config=FILE", "--workdir=w", "--config.input.source.apply_exif=True"],
+            "apply_exif: the configuration has no such field of its source; if the source has it, add it to "
+            "config.input.source in the file\n",
+        ),
+        (
+            ["--config=FILE", "--workdir=w", "--config.input.source.nam=x"],
+            "no such field of its source; did you mean --config.input.source.name?\n",
+        ),
         (["--config=FILE", "--workdir=w", "--config.steps=many"], "--config.steps=many"),
         (["--config=FILE", "--workdir=w", "--config.steps=1.5"], "--config.steps=1.5"),
         (["--config=FILE", "--workdir=w", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
@@ -400,3 +409,11 @@ def test_output_that_is_redirected_may_hold_any_text(flag):
     assert done.returncode == 0, done.stderr
     if flag == "--json":
         assert json.loads(done.stdout) == {"name": "caf\udce9"}
+
+
+def test_a_negative_value_is_one_mistake():
+    values = flags.FlagValues()
+    flags.DEFINE_integer("limit", 0, "images", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("quick", False, "", flag_values=values)
+    arguments = ["evaluate", "--limit", "-1", "-quick"]
+    assert command_line._more_mistakes(values, arguments) == ["flag --limit=-1: -1 is not a non-negative integer"]

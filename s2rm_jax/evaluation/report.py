@@ -21,6 +21,7 @@ from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_mar
 from s2rm_jax.io import read_object, remove_earlier
 
 _SCREEN_WIDTH = 118  # columns
+_FILES = ("index.html", "metrics.json", "expressions.csv", "table.md", "table.tex")  # of every report
 _CSV_FIELDS = (
     *("id", "example", "kind", "expression", "intersection", "union", "iou"),
     *("targeted", "answered", "area", "centre_x", "centre_y"),
@@ -256,12 +257,12 @@ def write_report(
         )
     captioned = [metrics_table(report, title), *tables[1:]]
 
-    write_csv(report, folder / "expressions.csv")
     by = {name: [asdict(group) for group in members] for name, members in groups.items()}
     content = about | _numbers(report) | {"iou_histogram": counts, "by": by} | scores
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     _write(folder / "metrics.json", json.dumps(content, indent=2))
+    write_csv(report, folder / "expressions.csv")
     _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *texts]))
     comments = "\n".join(f"% {' '.join(note.split())}" for note in texts)
     _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
@@ -275,13 +276,22 @@ def write_report(
     return folder / "index.html"
 
 
-def require_same_data(folder: Path, settings: Mapping[str, object]) -> None:
-    """Check that `folder` has no report on data other than what `settings` (of `input.sources.describe`) select.
+def require_own_report(folder: Path, settings: Mapping[str, object]) -> None:
+    """Check that a report in `folder` would replace nothing but an earlier report on the same data.
+
+    Args:
+        folder: that of the new report; it need not exist.
+        settings: which data the new report is on, as `input.sources.describe` returns it.
 
     Raises:
-        UserError: a setting differs from that in the folder's metrics.json.
+        UserError: a file of the folder has the name of a file of reports, but there is no report, or it is on data with
+            another setting.
     """
     earlier = read_object(folder / "metrics.json")
+    taken = [name for name in _FILES if (folder / name).exists()]
+    damaged = "metrics.json" in taken and not earlier
+    if taken and not damaged and "protocol" not in earlier:
+        raise UserError(f"--out: {folder} has {', '.join(taken)}, but no report of evaluate; give another --out")
     for name, value in settings.items():
         if earlier.get(name, value) != value:
             raise UserError(

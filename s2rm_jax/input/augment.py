@@ -1,7 +1,8 @@
 """Augmentation of training images: mirroring, cropping, hiding parts. All are off by default, as in all peers.
 
-An augmented view never contradicts its expressions; if this is not certain, the view stays as it is. All random
-choices come from the generator of the row's position, so a view is a pure function of (seed, position).
+Mirroring and cropping never contradict the expressions; if this is not certain, the view stays as it is. Hidden words
+can make an expression ambiguous, and hidden patches can cover a small referent, as in MaskRIS. All random choices come
+from the generator of the row's position, so a view is a pure function of (seed, position).
 """
 
 from __future__ import annotations
@@ -57,13 +58,20 @@ class Augmentation:
         return view
 
     def hide(self, arrays: Batch, rng: np.random.Generator) -> Batch:
-        """Hide patches of the image and words of the expressions of encoded arrays (no batch axis)."""
+        """Hide patches of the image and words of the expressions of encoded arrays (no batch axis).
+
+        Expressions without a target keep their words: "the purple dog" with its colour hidden may refer to the brown
+        dog of the image, and its label would be false.
+        """
         if self.hide_patches:
             share = rng.uniform(0, self.hide_patches)
             arrays = arrays._replace(images=hide_patches(arrays.images, share, self.patch, rng))
         if self.hide_words:
             assert self.continues is not None
-            rows = [hide_words(row, self.hide_words, self.mask_id, self.continues, rng) for row in arrays.tokens]
+            rows = [
+                hide_words(row, self.hide_words, self.mask_id, self.continues, rng) if has_target else row
+                for row, has_target in zip(arrays.tokens, arrays.has_target, strict=True)
+            ]
             arrays = arrays._replace(tokens=np.stack(rows))
         return arrays
 

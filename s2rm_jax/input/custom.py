@@ -261,8 +261,7 @@ def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str,
             name for name, kind in fields.items() if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))
         ]
         if wrong:
-            names = ", ".join(map(repr, wrong))
-            mistakes.add(f"image {_coco_name(entry, position)}", f"{names} missing or of the wrong type")
+            mistakes.add(f"image {_coco_name(entry, position)}", _wrong_fields(entry, wrong, fields))
             continue
         first = by_name.setdefault(str(entry["id"]), entry)
         if first["file_name"] == entry["file_name"]:
@@ -275,6 +274,19 @@ def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str,
     return images
 
 
+def _wrong_fields(entry: Any, wrong: Sequence[str], kinds: Mapping[str, Any]) -> str:
+    """Return what the fields of an image entry must be, and what they are."""
+    if not isinstance(entry, dict):
+        return f"must be an object, got {entry!r:.40}"
+    words = {int: "an integer", str: "a string"}
+    return ", ".join(
+        f"{name!r} must be {words.get(kinds[name], 'an integer or a string')}, got {entry[name]!r:.40}"
+        if name in entry
+        else f"{name!r} is missing"
+        for name in wrong
+    )
+
+
 def _coco_name(entry: Any, position: int) -> str:
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at position {position}"
 
@@ -285,7 +297,10 @@ def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]], ids
         problems.append(f"no image has the id {entry['image_id']!r:.40}")
     if "segmentation" in entry:
         problems.append(_segmentation_problem(entry["segmentation"]))
-        if entry["segmentation"] == [] and (entry.get("area") or any(entry.get("bbox") or ())):
+        box = entry.get("bbox") or []
+        if not isinstance(box, list):
+            problems.append(f"'bbox' must be a list of four numbers, got {box!r:.40}")
+        elif entry["segmentation"] == [] and (entry.get("area") or any(box)):
             problems.append("has a box or an area but no mask; add a mask, or remove both if it refers to nothing")
     if not any(problems) and str(entry["id"]) in ids:
         problems.append("another annotation has this id")
@@ -299,7 +314,7 @@ def _resolve(folder: Path, name: str) -> Path:
     """
     path = path_in(folder, name)
     normal = Path(os.path.normpath(path))
-    with suppress(OSError):  # one of them does not exist
+    with suppress(OSError, ValueError):  # one of them does not exist, or has a NUL
         if normal == path or normal.samefile(path):
             return normal
     return path

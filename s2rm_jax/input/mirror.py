@@ -92,6 +92,18 @@ _ORDINARY_LONGER = _words("leather leathery lettuce straight overnight freight f
 _ORDINALS = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth last 1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"
 )
+# A side from which objects are not counted: of a body ("his left hand"), or a direction ("looking to the right").
+_BODY = _words(
+    "hand hands handed arm arms leg legs foot feet shoulder shoulders knee knees elbow elbows wrist wrists ankle ankles"
+    " thumb ear ears eye eyes paw paws tusk wing hip thigh cheek breast calf"
+)
+_DIRECTIONS = _words(
+    "face faces facing faced look looks looking looked point points pointing pointed turn turns turned turning head"
+    " heads heading headed lean leans leaning leaned walk walks walking go goes going move moves moving run runs running"
+    " swing swings swinging"
+)
+_SIDES_OF_IMAGES = _words("side corner end part edge row column")
+_FUNCTION_WORDS = _words("to the toward towards his her its their on in at")
 # Signs of writing ('"' and "#"), clock positions, shapes named by a letter, and the sides of a car.
 _NEVER = re.compile(
     r"[\"#“”]|o\W*clock|clock\W*position|\b[a-z]\W*shaped?\b|(driver|passenger)\W*s?\W*side", re.IGNORECASE
@@ -149,7 +161,7 @@ def mirror_expression(expression: str) -> str | None:
         side = compound[1]
         written = match.group()[: len(side)]
         mirrored += expression[copied : match.start()] + _in_the_case_of(written, _SIDES[side])
-        copied, sides = match.start() + len(side), sides + 1
+        copied, sides = match.start() + len(side), sides + _is_an_origin(words, i)
     if not sides and not _ORDINALS.isdisjoint(words):
         return None
     return mirrored + expression[copied:]
@@ -196,6 +208,21 @@ def _is_a_side(words: list[str], i: int) -> bool:
     may_remain = not _REMAINING.isdisjoint(words[:i]) or (before, words[i]) in _REMAINING_PAIRS
     ends = i <= _FEW and not after.isalnum()
     return not may_remain and (ends or after == "of" or (before in _ORDINALS and not may_be_adverb))
+
+
+def _is_an_origin(words: list[str], i: int) -> bool:
+    """Return whether objects with an ordinal may be counted from the side words[i].
+
+    They are not counted from a side of a body or from a direction, and not in "left of the second".
+    """
+    ending = [word for word in ("hand", "handed") if words[i].endswith(word)]
+    after = [*ending, *words[i + 1 :]]
+    if after[:1] == ["of"]:
+        return _ORDINALS.isdisjoint(after)
+    if not _BODY.isdisjoint(after[:1]) and _SIDES_OF_IMAGES.isdisjoint(after[1:2]):
+        return False
+    before = [word for word in words[:i] if word not in _FUNCTION_WORDS]
+    return not before or before[-1] not in _DIRECTIONS
 
 
 def _in_the_case_of(written: str, word: str) -> str:

@@ -24,7 +24,7 @@ from s2rm_jax.input.augment import Augmentation, build_augmentation
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
 from s2rm_jax.input.images import resize_fast
-from s2rm_jax.input.sampling import Row, Rows, rows_of
+from s2rm_jax.input.sampling import MAX_LISTED, Row, Rows, rows_of
 from s2rm_jax.input.tokens import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -304,12 +304,17 @@ def eval_batches(
         batch_size: of all processes together; by default config.eval.batch_size.
         process: (index, count). Each process gets consecutive rows of every batch, and all get the same number of
             batches.
+
+    Raises:
+        UserError: the source is endless, and config.eval.limit is 0.
     """
     index, count = process
     batch_size = batch_size or config.eval.batch_size
     if batch_size % count:
         raise ValueError(f"a batch of {batch_size} cannot be split into {count} equal parts")
     images = min(len(source), config.eval.limit or len(source))
+    if images > MAX_LISTED:
+        raise UserError(f"the split has {images:,} images; evaluate the first N of them: --limit N (config.eval.limit)")
     encoder = build_encoder(tokenizer, config, config.eval.expressions_per_image)
     spans = []
     for image in range(images):

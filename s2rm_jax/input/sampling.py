@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.example import Example, Groups, Source
 
-_MAX_LISTED = 10_000_000  # images; a longer source is generated and has no epochs
+MAX_LISTED = 10_000_000  # images; a longer source is generated and has no epochs
 
 
 class Row(NamedTuple):
@@ -73,7 +73,7 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
     k = config.input.expressions_per_image
     if config.input.sampling == "image":
         return Rows(source, None)
-    if len(source) > _MAX_LISTED:
+    if len(source) > MAX_LISTED:
         raise UserError(
             f"config.input.sampling={config.input.sampling!r} lists every expression, and this source has "
             f"{len(source):,} images: set config.input.sampling='image' or use a shorter source"
@@ -89,7 +89,7 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
 
 def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:
     """Return the size of an epoch, or None if the source is too long to have epochs."""
-    if len(source) > _MAX_LISTED:
+    if len(source) > MAX_LISTED:
         return None
     spans = rows_of(source, config).spans
     if spans is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import similar_fields
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.custom import coco_json_source, find_file, json_lines_source
 from s2rm_jax.input.example import Source
@@ -116,8 +117,9 @@ def _make_absolute(settings: dict[str, Any]) -> None:
             settings[field] = str(Path(value).expanduser().absolute())
 
 
-_GIVEN = re.compile(r"((?:[\w+-]+\.)*(?:dataset|split_by|sentence_field|overlap|(?:image_)?root|path))=(.*)")
 _FOLDERS = ("root", "image_root", "path")
+_GIVEN_FIELDS = (*_FOLDERS, "dataset", "split_by", "sentence_field", "overlap")
+_GIVEN = re.compile(rf"((?:[\w+-]+\.)*(?:{'|'.join(_GIVEN_FIELDS)}))=(.*)")
 
 
 def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
@@ -137,6 +139,8 @@ def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
     main = [name for name in folders if not name.endswith("image_root")]
     for one in given:
         match = _GIVEN.fullmatch(one)
+        if not match and (misspelt := re.match(r"(\w+)=", one)) and not Path(one).exists():
+            raise UserError(f"--data {one}: {misspelt[1]!r} is not one of {', '.join(_GIVEN_FIELDS)}")
         name, value = match.groups() if match else ("root", one)
         if not match and "root" not in folders and len(main) == 1:
             (name,) = main
@@ -219,20 +223,47 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
             raise UserError(
                 "the parts of a mixture must be a ConfigDict {name: {'name': SOURCE, 'weight': 1.0, ...}, ...}"
             )
+    if name == "tfds":
+        fields.pop("image_root", None)  # of S2RM_IMAGES; its records contain the images
+    signature = inspect.signature(SOURCES[name])
+    _check_fields(name, signature, fields)
     for field in _FOLDERS:
         if on_bucket(fields.get(field) or ""):
             raise UserError(
                 f"the {field} of the source {name!r} is {fields[field]}, but data is read from disks only; mount the "
                 "bucket (with gcsfuse), or copy the data; a dataset on the Hugging Face Hub is USER/NAME"
             )
-    if name == "tfds":
-        fields.pop("image_root", None)  # of S2RM_IMAGES; its records contain the images
-    signature = inspect.signature(SOURCES[name])
     fields |= {field: value for field, value in common.items() if field in signature.parameters}
-    try:
-        return name, signature.bind(split, **fields)
-    except TypeError as error:
-        raise UserError(f"config.input.source does not fit the source {name!r}: {error}") from error
+    return name, signature.bind(split, **fields)
+
+
+# Of the annotations of a source's arguments: the types of their values, and what the error says.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "true or false"),
+    "int": (int, "an integer"),
+    "str": (str, "a string"),
+    "str | Path": (str | Path, "a path"),
+    "Sequence[str]": (list | tuple, "a list of strings"),
+}
+_NOT_FIELDS = ("split", "training", "on_bad_example")  # arguments that `build_source` gives
+
+
+def _check_fields(name: str, signature: inspect.Signature, fields: Mapping[str, Any]) -> None:
+    """Raise UserError if a field is unknown or missing, or if its value has another type than the source expects."""
+    arguments = {field: one for field, one in signature.parameters.items() if field not in _NOT_FIELDS}
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments.values()):
+        return  # it checks its fields itself
+    for field, value in fields.items():
+        if field not in arguments:
+            near = similar_fields(field, list(arguments))
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(arguments)}"
+            raise UserError(f"config.input.source.{field}: the source {name!r} has no such field; {hint}")
+        types, what = _KINDS.get(str(arguments[field].annotation), (object, ""))
+        if not isinstance(value, types) or (isinstance(value, bool) and types is int):
+            raise UserError(f"config.input.source.{field} is {value!r:.60}; it must be {what}")
+    for field, argument in arguments.items():
+        if argument.default is inspect.Parameter.empty and field not in fields:
+            raise UserError(f"config.input.source has no field {field!r}, which the source {name!r} needs")
 
 
 def _without_weight(part: ConfigDict) -> ConfigDict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -139,7 +139,8 @@ class Checkpoints:
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and score of the best checkpoint, None if none was evaluated."""
-        return max(self._scores.items(), key=lambda item: item[1], default=None)
+        step = _best_step(self._scores)
+        return None if step is None else (step, self._scores[step])
 
     def restore_latest(self, abstract: TrainState) -> Checkpoint | None:
         """Restore the latest checkpoint with the structure, dtypes and shardings of `abstract`; None if there is none.
@@ -240,8 +241,8 @@ def restore_params(
         # Unlike the standard handler, this one reads a part of a tree.
         opened = _open(directory, ocp.PyTreeCheckpointHandler())
     with opened as manager:
-        has_best = which == "best" and scores
-        step = max(scores, key=scores.__getitem__) if has_best else max(_complete_steps(directory))
+        best = _best_step(scores) if which == "best" else None
+        step = max(_complete_steps(directory)) if best is None else best
 
         def read() -> Any:
             tree = _saved_tree(manager, step)
@@ -331,6 +332,7 @@ def _read(action: Callable[[], T], directory: epath.Path, step: int) -> T:
 
 def _find_damage(path: epath.Path) -> str | None:
     """Read a checkpoint part by part; return the first part that cannot be read and why, or None."""
+    path = _absolute(path)
     part, handler = "data", ocp.PyTreeCheckpointHandler()
     with explaining_storage_errors(f"the checkpoint {path} cannot be read", path):
         try:
@@ -352,9 +354,13 @@ def _find_damage(path: epath.Path) -> str | None:
 def _open(
     directory: epath.Path, state: ocp.CheckpointHandler, options: ocp.CheckpointManagerOptions | None = None
 ) -> ocp.CheckpointManager:
-    absolute = directory if on_bucket(directory) else directory.absolute()
     handlers = {"state": state, "data": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(absolute, options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(_absolute(directory), options=options, item_handlers=handlers)
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """Return the path as Orbax needs it, which refuses relative ones."""
+    return path if on_bucket(path) else path.absolute()
 
 
 def _placed(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
@@ -371,6 +377,11 @@ def _scores(directory: epath.Path, metric: str) -> dict[int, float]:
     """
     found = ((step, _read_metrics(directory / str(step) / _METRICS)) for step in _complete_steps(directory))
     return {step: metrics[metric] for step, metrics in found if metric in metrics}
+
+
+def _best_step(scores: Mapping[int, float]) -> int | None:
+    """Return the step with the highest score, None if there is none; of equal ones, the last, which Orbax keeps."""
+    return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
 def _read_metrics(path: epath.Path) -> dict[str, float]:

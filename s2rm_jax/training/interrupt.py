@@ -68,7 +68,8 @@ def listen_for_stop() -> Iterator[StopRequest]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # os.write and not print: a handler may interrupt a print, which is not reentrant.
         with suppress(OSError):  # nobody reads stderr any more, as after a lost connection
-            os.write(2, f"\n{request.received.name}: saving after this step. Ctrl-C now stops at once.\n".encode())
+            what = "saving after this step, or once it is compiled"
+            os.write(2, f"\n{request.received.name}: {what}. Ctrl-C now stops at once.\n".encode())
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

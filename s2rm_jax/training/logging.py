@@ -283,12 +283,18 @@ def evaluation_part(split: str) -> str:
 class MetricsWriter:
     """Write metrics to <workdir>/metrics.jsonl, to TensorBoard files and to Weights & Biases, as the config says.
 
-    A run that resumes at `step` first removes the metrics of later steps, so that no step is written twice. Use it as a
-    context manager. Of several processes, only the first writes.
+    A run that resumes at `step` first removes the metrics of later steps from metrics.jsonl, so that no step is written
+    twice. Use it as a context manager. Of several processes, only the first writes.
     """
 
-    def __init__(self, workdir: epath.PathLike, config: ConfigDict, step: int = 0):
-        """Open the files; the fields read are `tensorboard` and `wandb_project`.
+    def __init__(self, workdir: epath.PathLike, config: ConfigDict, step: int = 0, repeats: str = ""):
+        """Open the files.
+
+        Args:
+            workdir: the folder of the run.
+            config: the fields read are `tensorboard` and `wandb_project`.
+            step: at which the run begins or resumes.
+            repeats: the part whose metrics at `step` will be written again, and so are removed too.
 
         Raises:
             UserError: Weights & Biases is configured and does not work.
@@ -298,8 +304,12 @@ class MetricsWriter:
         if not distributed.is_first():
             return
         workdir = epath.Path(workdir)
-        earlier = range(step + 1)
-        self._lines = JsonLines(workdir / METRICS_FILE, keep=lambda line: line.get("step") in earlier)
+
+        def is_earlier(line: dict[str, Any]) -> bool:
+            written_again = bool(repeats) and any(name.startswith(f"{repeats}/") for name in line)
+            return line.get("step") in range(step if written_again else step + 1)
+
+        self._lines = JsonLines(workdir / METRICS_FILE, keep=is_earlier)
         with contextlib.ExitStack() as opened:
             opened.push(self.__exit__)
             if config.tensorboard:

@@ -254,7 +254,8 @@ def train_with_parts(
             compiled = compile_step(parts.network, plan, config, mesh)
             log(compiled.describe(mesh))
         profile.begin(begin.step)
-        with MetricsWriter(workdir, config, begin.step) as writer, profile:
+        evaluated_again = evaluation_part(config.eval.split) if begin.metrics is None else ""
+        with MetricsWriter(workdir, config, begin.step, evaluated_again) as writer, profile:
             loop = _Loop(config, workdir, parts, mesh, compiled, checkpoints, writer, profile, stop, lock)
             return loop.train_from(begin, saved=restored)
 
@@ -404,7 +405,7 @@ class _Loop:
         if self.config.input.on_bad_example == "skip":
             left_out = set().union(*distributed.gather(set(self.parts.left_out)))
             if left_out:
-                result = f" Since this start, {counted(len(left_out), 'example')} could not be read and were skipped."
+                result = f" Since this start, {counted(len(left_out), 'example')} could not be read and {'was' if len(left_out) == 1 else 'were'} skipped."
         if evaluation and self.checkpoints.best:
             metric, split = self.config.eval.metric, self.config.eval.split
             best_step, best = self.checkpoints.best

@@ -13,7 +13,7 @@ from s2rm_jax.evaluation.gallery import Cases
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import Benchmark
-from s2rm_jax.evaluation.report import require_same_data, write_report
+from s2rm_jax.evaluation.report import require_own_report, write_report
 
 SCORES = (
     ExpressionScore("0", "a", "relation", "one two", 1, 3, area=0.3, centre=(0.1, 0.1)),
@@ -109,18 +109,28 @@ def test_what_was_evaluated_is_in_all_forms(tmp_path):
 
 def test_a_report_on_other_data_is_not_replaced(tmp_path):
     settings = {"dataset": "refcoco", "root": "/data", "split": "testA"}
-    require_same_data(tmp_path / "new", settings)
+    require_own_report(tmp_path / "new", settings)
     write_report(tmp_path, Report(SCORES), {}, title="A run", **settings, step=12)
-    require_same_data(tmp_path, settings | {"overlap": "union"})  # reports of earlier versions lack some settings
+    require_own_report(tmp_path, settings | {"overlap": "union"})  # reports of earlier versions lack some settings
     for other in ({"root": "/other"}, {"dataset": "refcoco+"}, {"split": "testB"}):
         ((name, value),) = other.items()
         change = f"{name} was '{settings[name]}', now '{value}'"
         with pytest.raises(UserError, match=rf"different data \({re.escape(change)}\)"):
-            require_same_data(tmp_path, settings | other)
+            require_own_report(tmp_path, settings | other)
     (tmp_path / "metrics.json").write_text("[1]")
-    require_same_data(tmp_path, settings)
+    require_own_report(tmp_path, settings)
     (tmp_path / "metrics.json").write_text("{")
-    require_same_data(tmp_path, settings)
+    require_own_report(tmp_path, settings)
+
+
+@pytest.mark.parametrize("name", ["index.html", "expressions.csv", "table.md", "metrics.json"])
+def test_files_of_others_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text('{"accuracy": 0.5}')
+    (tmp_path / "image.png").touch()
+    with pytest.raises(UserError, match=f"has {name}, but no report of evaluate; give another --out"):
+        require_own_report(tmp_path, {})
+    (tmp_path / name).unlink()
+    require_own_report(tmp_path, {})
 
 
 def test_an_empty_split_of_everything(tmp_path):

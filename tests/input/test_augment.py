@@ -193,3 +193,13 @@ def test_the_share_of_hidden_patches_is_drawn_between_none_and_the_largest():
     shares = [(augmentation.hide(arrays, rng).images == MEAN_COLOUR).all(-1).mean() for _ in range(100)]
     assert min(shares) < 0.1 and 0.5 < max(shares) < 0.75
     assert 0.25 < np.mean(shares) < 0.35
+
+
+def test_words_of_an_expression_that_refers_to_nothing_are_not_hidden():
+    """Without them it could have a referent."""
+    augmentation = Augmentation(hide_words=1.0, mask_id=MASK, continues=np.zeros(len(WORDS), bool))
+    arrays = Encoder(Tokenizer(WORDS, 9), (64, 64), 2)(make_example("red dog", "red dog"), [0, 1])
+    arrays = arrays._replace(has_target=np.array([True, False]))
+    hidden = augmentation.hide(arrays, np.random.default_rng(0)).tokens
+    assert MASK in hidden[0]
+    np.testing.assert_array_equal(hidden[1], arrays.tokens[1])

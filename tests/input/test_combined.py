@@ -107,7 +107,7 @@ def test_a_folder_of_tfds_is_recognized(tmp_path):
 
 
 def test_a_field_that_it_does_not_have_is_reported(root):
-    with pytest.raises(UserError, match=r"does not fit the source 'combined': .*'dataset'"):
+    with pytest.raises(UserError, match=r"source\.dataset: the source 'combined' has no .*did you mean datasets\?"):
         build_source(ConfigDict({"name": "combined", "root": str(root), "dataset": "refcoco"}), "train")
 
 

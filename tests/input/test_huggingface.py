@@ -368,7 +368,7 @@ def test_moved_folders():
         ({"root": ""}, "the source's root is empty; .* has no images: set it to the folder of COCO's train2014"),
         ({"overlap": "sum"}, "overlap is 'sum'"),
         ({"sentence_field": "text"}, "sentence_field is 'text'"),
-        ({"rev": "main"}, "does not fit the source 'hf'"),
+        ({"rev": "main"}, "the source 'hf' has no such field; it has path, revision"),
     ],
 )
 def test_wrong_settings(refer, jxu, change, message):

@@ -215,7 +215,9 @@ def change(id: int, /, **fields: Any):
 
 def change_image(**fields: Any):
     def edit(content):
-        content["images"][0].update(fields)
+        image = content["images"][0]
+        image.update(fields)
+        content["images"][0] = {name: value for name, value in image.items() if value is not ...}
 
     return edit
 
@@ -235,8 +237,11 @@ def change_image(**fields: Any):
         (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: the RLE of a mask has size \[2, 2\]"),
         (change(1, split=None), "annotation 1: 'split' must be a string, got None"),
         (change(2, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
+        (change(2, bbox=5), "annotation 2: 'bbox' must be a list of four numbers, got 5"),
         (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),
-        (change_image(height="48"), "image 0: 'height' missing or of the wrong type"),
+        (change_image(height="48"), "image 0: 'height' must be an integer, got '48'"),
+        (change_image(height=48.0, width=...), "image 0: 'height' must be an integer, got 48.0, 'width' is missing"),
+        (change_image(file_name="sub/../a\0.png"), r"annotation 0: .*png is damaged .*null byte"),
         (change_image(height=64, width=48), "annotation 0: .*0.png has 64 x 48 pixels, its entry says 48 x 64"),
         (lambda content: content["annotations"].insert(0, 5), "annotation at position 0: must be an object"),
     ],

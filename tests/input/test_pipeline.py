@@ -14,6 +14,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.input.example import Batch, Example, Expression
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
+from s2rm_jax.input.synthetic import SyntheticSource
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "number", *map(str, range(10)))
 
@@ -283,6 +284,15 @@ def test_processes_share_an_evaluation(count):
         for batch, items, _ in part:
             assert batch.valid.sum(1).tolist()[: len(items)] == [len(item.positions) for item in items]
             assert not batch.valid[len(items) :].any()
+
+
+def test_an_endless_split_needs_a_limit():
+    config = default_config()
+    source = SyntheticSource("train")
+    with pytest.raises(UserError, match=r"the split has 2,147,483,647 images; evaluate the first N .*--limit N"):
+        eval_batches(source, build_tokenizer(config, source), config)
+    config.eval.update(limit=2, batch_size=1)
+    assert sum(len(batch.items) for batch in eval_batches(source, build_tokenizer(config, source), config)) >= 2
 
 
 def test_a_batch_must_divide_over_processes():

@@ -13,11 +13,11 @@ from tests.input.refer_fixture import write_refer_layout
 
 
 def test_a_field_that_a_source_does_not_have_is_told_and_a_defect_within_a_source_keeps_its_traceback(monkeypatch):
-    with pytest.raises(UserError, match=r"does not fit the source 'json_lines': got an unexpected .* 'files'"):
-        build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
     with pytest.raises(
-        UserError, match=r"does not fit the source 'refer': missing a required (keyword-only )?argument: 'root'"
+        UserError, match=r"source\.files: the source 'json_lines' has no such field; did you mean file\?"
     ):
+        build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
+    with pytest.raises(UserError, match="input.source has no field 'root', which the source 'refer' needs"):
         build_source(ConfigDict({"name": "refer"}), "train")
 
     def broken(split, *, root):
@@ -53,7 +53,17 @@ def test_what_is_there_is_found(settings):
         ("refer", {"root": ""}, "the source's root is empty"),
         ("refer", {"root": "/nowhere"}, "the folder of the data, /nowhere, does not exist"),
         ("refer", {"split_by": "google"}, r"refs\(google\)\.p not found"),
-        ("refer", {"splitby": "unc"}, "does not fit the source 'refer'"),
+        (
+            "refer",
+            {"splitby": "unc"},
+            r"source\.splitby: the source 'refer' has no such field; did you mean split_by\?",
+        ),
+        ("refer", {"xyz": 1}, r"source\.xyz: the source 'refer' has no such field; it has root, dataset, split_by, "),
+        ("refer", {"root": 5}, r"source\.root is 5; it must be a path"),
+        ("refer", {"limit_referents": True}, r"source\.limit_referents is True; it must be an integer"),
+        ("json_lines", {"apply_exif": "False"}, r"source\.apply_exif is 'False'; it must be true or false"),
+        ("json_lines", {"file": None}, r"source\.file is None; it must be a string"),
+        ("combined", {"datasets": "refcoco/unc"}, r"source\.datasets is 'refcoco/unc'; it must be a list of strings"),
         ("combined", {"datasets": ("refcoco/unc", "refcocog/umd")}, "refcocog does not exist"),
         ("combined", {"root": ""}, "the source's root is empty"),
         ("json_lines", {"file": "other.jsonl"}, r"file .*other\.jsonl not found"),

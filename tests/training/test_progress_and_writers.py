@@ -174,6 +174,17 @@ def test_tensorboard_can_be_switched_off(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
 
 
+def test_a_resumed_run_takes_back_an_evaluation_that_it_repeats(tmp_path):
+    with MetricsWriter(tmp_path, default_config()) as writer:
+        for step in (5, 10):
+            writer.write(step, "train", {"loss": float(step)})
+            writer.write(step, "val", {"mean_iou": float(step)})
+    with MetricsWriter(tmp_path, default_config(), step=10, repeats="val") as writer:
+        writer.write(10, "val", {"mean_iou": -1.0})
+    found = [(line["step"], line.get("train/loss"), line.get("val/mean_iou")) for line in lines_of(tmp_path)]
+    assert found == [(5, 5, None), (5, None, 5), (10, 10, None), (10, None, -1)]
+
+
 def test_a_resumed_run_takes_back_later_lines_and_a_torn_one(tmp_path):
     with MetricsWriter(tmp_path, default_config()) as writer:
         for step in (5, 10, 15, 20):

@@ -217,6 +217,19 @@ def test_a_checkpoint_whose_parts_can_all_be_read_is_not_called_damaged(run_of, 
         run_of.restore()
 
 
+def test_a_relative_workdir_changes_no_diagnosis(run_of, monkeypatch):
+    run_of.save(5, 10)
+    monkeypatch.chdir(run_of.path.parent)
+    with monkeypatch.context() as patch:
+        failing(patch, ocp.CheckpointManager, "restore", ValueError("no such device"), 10**6)
+        with pytest.raises(ValueError, match="no such device"):
+            restore_params(".", "mean_iou", "latest")
+    (run_of.path / "10" / "data" / "metadata").write_text("{")
+    (run_of.path / "10" / "state" / "_METADATA").write_text("{")
+    with pytest.raises(UserError, match=r"10 is damaged \(data: (?!.*absolute).*\): rename it to 10\.damaged"):
+        restore_params(".", "mean_iou", "latest")
+
+
 def test_several_processes_do_not_try_again_alone(run_of, monkeypatch):
     run_of.save(5)
     with run_of.open() as checkpoints, monkeypatch.context() as patch:
