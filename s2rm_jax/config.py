@@ -331,7 +331,7 @@ def shipped_configs() -> Path:
 
 
 def find_config(given: str) -> str:
-    """Return the file that --config names, followed by the argument after the colon if there is one.
+    """Return the file that --config names, followed by the variant after the colon if there is one.
 
     An existing file is returned as it is. Otherwise `synthetic`, `synthetic.py` and `configs/synthetic.py` name a
     configuration of the package, so that the same command works in a clone and anywhere else.
