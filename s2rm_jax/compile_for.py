@@ -1,7 +1,7 @@
 """Compile the training step for a TPU slice, on a machine without TPUs, and report its memory and communication.
 
     python -m s2rm_jax.compile_for --config configs/refcoco.py --topology v5e:4x4 \\
-        --config.dtype=bfloat16 --config.batch_size=128
+        --config.dtype=bfloat16 --config.batch_size=128   # needs pip install -e '.[tpu]'
     python -m s2rm_jax.compile_for ... --markdown_file step.md --json_file step.json
 
 The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, the largest temporary
