@@ -1,4 +1,4 @@
-# make demo   trains the default network on the CPU, evaluates it and writes a gallery (5 to 14 minutes on 2 cores)
+# make demo   trains and evaluates a small network on generated scenes, writes a report (5 to 14 minutes on 2 CPU cores)
 # make test   runs the tests, the linter and the type checker, and builds the documentation
 # make test-all  the same, with the tests that take long
 # make docs   builds the documentation alone, as a site in site/
@@ -44,7 +44,7 @@ demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	@echo "== 1/2 training configs/synthetic.py on generated scenes; workdir $(DEMO)"
 	@$(RUN) -m s2rm_jax.train --config configs/synthetic.py --workdir $(DEMO)
-	@echo "== 2/2 evaluating on held-out scenes and writing the gallery"
+	@echo "== 2/2 evaluating on held-out scenes and writing the report"
 	@$(RUN) -m s2rm_jax.evaluate --workdir $(DEMO) --split test --gallery 16
 	@echo "== done: open $(DEMO)/eval-test/index.html for tables, figures and held-out images with true and predicted masks"
 	@echo "   next: . $(VENV)/bin/activate, and segment an image: see README.md"

@@ -1,4 +1,5 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg together, without leaks, from pretrained Swin-Base and BERT-base, LAVT's recipe.
+"""RefCOCO, RefCOCO+ and RefCOCOg together, without their evaluation images, from pretrained Swin-Base and
+BERT-base, LAVT's recipe.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/combined.py --workdir runs/combined

@@ -1,4 +1,4 @@
-"""RefCOCO (splits by UNC), from pretrained Swin-Base and BERT-base, by the recipe of the LAVT family.
+"""RefCOCO (splits by UNC), from pretrained Swin-Base and BERT-base, LAVT's recipe.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/refcoco.py --workdir runs/refcoco

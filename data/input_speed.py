@@ -1,13 +1,13 @@
-"""Measure the cost of each stage of the input pipeline, and compare the whole with plain JPEG decoding.
+"""Measure the cost of each stage of the input pipeline, and compare the whole pipeline with plain JPEG decoding.
 
     python -m data.input_speed                                      # 200 generated images of 640 x 480
     python -m data.input_speed --root REFER_DIR --split_by mini     # the training images of refcoco in that folder
 
-Prints Markdown and, with --json_file FILE, writes the same as JSON; docs/results/input_speed.md keeps it. Files come
-from the page cache. All times are processor time including workers, so "per core" means a core that does nothing else.
-Each round measures everything once, so that other load on the machine affects all measurements alike; the medians over
-the rounds are reported. With the extra [hf], the source hf is measured too, on the same images in the rows of Parquet
-files (four times their size, in the folder for temporary files).
+Prints Markdown and, with --json_file FILE, writes the same as JSON. docs/results/input_speed.md has the result. Files
+come from the page cache. All times are processor time including workers, so "per core" means a core that does nothing
+else. Each round measures everything once, so that other load on the machine affects all measurements alike; the medians
+over the rounds are reported. With the extra [hf], the source hf is measured too, on the same images in the rows of
+Parquet files (four times their size, in the folder for temporary files).
 """
 
 from __future__ import annotations

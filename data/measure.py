@@ -3,8 +3,8 @@
     python -m data.measure                                          # 500 generated images of 640 x 480
     python -m data.measure --root REFER_DIR --split_by mini         # the refcoco in that folder
 
-Prints Markdown; docs/results/tfds.md keeps it. One thread reads images in random order from the page cache, so disks
-and networks are not measured. Rates are by processor time, the best of three rounds.
+Prints Markdown. docs/results/tfds.md has the result. One thread reads images in random order from the page cache, so
+disks and networks are not measured. Rates are by processor time, the best of three rounds.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m data.synthetic_baselines  # val, test and compositional; about 10 seconds
     python -m data.synthetic_baselines --config configs/synthetic_benchmark.py:far  # other scenes
 
-Prints Markdown; docs/synthetic_benchmark.md keeps it. The answers are not networks but expected scores of choosing at
-random among the true masks:
+Prints Markdown. docs/synthetic_benchmark.md has the result. The answers are not networks but expected scores of
+choosing at random among the true masks:
 
 empty          nothing
 whole image    every pixel

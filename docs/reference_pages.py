@@ -106,7 +106,8 @@ def comments_of_fields() -> dict[str, str]:
 
 def _described(comment: str) -> str:
     """Return a comment without the names of constants, whose values are shown beside it."""
-    without = re.sub(r"(?:, )?\bone of [A-Z_]+(?:[;:] |$)", lambda match: "; " if match[0][0] == "," else "", comment)
+    pattern = r"(?:, )?\bone of [A-Z_]+(?:[;:] |$)"
+    without = re.sub(pattern, lambda one: "; " if one[0][0] == "," and one.end() < len(comment) else "", comment)
     return _linked(without)
 
 
@@ -127,7 +128,7 @@ def commands() -> str:
         "has `--help`, and `--verbose`, which shows the warnings and errors of other libraries.",
         "## Exit status",
         _table(["status", "meaning"], [[f"`{status}`", _linked(text)] for status, text in exit_statuses().items()]),
-        "In all cases but 0 and 141, the last line on stderr states the reason.",
+        "Except for 0, 134 and 141, the last line on stderr states the reason.",
     ]
     paths = {f"s2rm {name}": ROOT / f"s2rm_jax/{name}.py" for name in COMMANDS}
     paths |= {f"python data/{name}.py": ROOT / f"data/{name}.py" for name in CLONE_COMMANDS}

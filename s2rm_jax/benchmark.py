@@ -9,6 +9,12 @@
 No data and no weights are needed. Times are medians. Alternatives are timed in turn, round by round, and a ratio is
 taken within each round. Each table is printed as soon as it is measured and, with --out, written to benchmark.md and
 benchmark.json, with plots.
+
+Suites: parts (time of each part and its floor), expressions (several expressions on one image), fusion (share of S2RM),
+programs (what repeated requests compile), growth (time by size), scoring (work of the host in `evaluate`), train (the
+training step by batch size and config.remat), startup (of training and prediction), torch (against PyTorch), lavt
+(against LAVT's code), serving (the demo under load), gpu (the most useful of these on a GPU within --minutes).
+docs/results/speed.md and docs/results/serving.md have results.
 """
 
 from __future__ import annotations
@@ -68,7 +74,7 @@ DEFAULT_SUITES = ("parts", "expressions", "fusion", "programs")  # a few minutes
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a file of configs/; without it the default configuration is measured", flag_values=FLAGS
+    "config", None, f"{command_line.CONFIG_HELP}; by default Swin-Base and BERT-base at 480 px", flag_values=FLAGS
 )
 SUITE = flags.DEFINE_multi_enum(
     "suite", DEFAULT_SUITES, list(SUITES), "what to measure; may be repeated", flag_values=FLAGS

@@ -6,14 +6,15 @@ __doc__)`. The main of a command with a result is decorated by `returns_result`,
 Exit status (also in docs/command_line.md):
   0    success, or stopped by Ctrl-C or SIGTERM with everything saved (then S2RM_STOPPED_STATUS instead, if it is set)
   1    a defect in this program, with a traceback; for data/check.py and download: the data has problems
-  2    an error that the user can correct (UserError)
+  2    an error that you can correct, including a full disk, a missing device, or too little device memory
   3    another process of the same run was lost; start the same command again on all processes
-  4    some of many items failed (PartlyDone)
-  75   the storage could not be reached after several attempts (TemporaryFailure): the same command may work later
-  130  stopped at once by Ctrl-C (train: by a second one)
+  4    some of many items failed, such as images that cannot be read; each is reported, and the others are done
+  75   the storage or the Hugging Face Hub could not be reached after several attempts; the same command may work later
+  130  stopped at once by Ctrl-C (train: by a second one); the same command continues from the last checkpoint or image
   134  aborted by JAX, because process 0 of the run was lost
   141  the reader of the output, such as `head`, has ended
-If a command ends with 2, 3, 4, 75, 130 or a defect, the last line on stderr states the reason.
+Except for 0, 134 and 141, the last line on stderr states the reason. UserError ends with 2, PartlyDone with 4, and
+TemporaryFailure with 75.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ from s2rm_jax.errors import (
 from s2rm_jax.library_output import LibraryOutput
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
+
+# The help of --config; a command that does not require the flag adds its default.
+CONFIG_HELP = "a configuration: a file, or the name of one of the package, such as refcoco or refcoco:small"
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # that parsing raises
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -400,7 +404,8 @@ def _help(flag_values: flags.FlagValues, doc: str | None) -> str:
     lines = [(doc or "").strip(), "", "Flags:"]
     for name in flag_values:
         default = flag_values[name].default
-        shown = "" if default in (None, "") else f" (default: {default})"
         text = flag_values[name].help.split(";\n")[0]  # absl appends how a flag is repeated
+        stated = default in (None, "") or "by default" in text
+        shown = "" if stated else f" (default: {default})"
         lines += [f"  --{name}", f"      {text}{shown}"]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Compile the training step for a slice of TPU chips, which need not exist, and report its memory and communication.
+"""Compile the training step for a TPU slice, on a machine without TPUs, and report its memory and communication.
 
     python -m s2rm_jax.compile_for --config configs/refcoco.py --topology v5e:4x4 \\
-        --config.dtype=bfloat16 --config.batch_size=128
+        --config.dtype=bfloat16 --config.batch_size=128   # needs pip install -e '.[tpu]'
     python -m s2rm_jax.compile_for ... --markdown_file step.md --json_file step.json
 
 The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, the largest temporary
@@ -32,9 +32,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.io import writing
 
 FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a file of configs/, with an argument after a colon where it takes one", flag_values=FLAGS
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, command_line.CONFIG_HELP, flag_values=FLAGS)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the TPU slice, such as v5e:4x4", flag_values=FLAGS)
 JSON = flags.DEFINE_string("json_file", None, "a file to write the report to, as JSON", flag_values=FLAGS)
 MARKDOWN = flags.DEFINE_string("markdown_file", None, "a file to write the report to, as Markdown", flag_values=FLAGS)

@@ -52,16 +52,17 @@ def default_config() -> ConfigDict:
     config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and its arguments
     config.input.train_split = "train"  # the split that is trained on
     config.input.image_size = (480, 480)  # height, width in pixels
-    config.input.expressions_per_image = 4  # K, the most expressions of an image in a batch; LAVT's recipe sets 1
+    # K, the largest number of expressions of an image in a batch; LAVT's recipe sets 1
+    config.input.expressions_per_image = 4
     config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
-    config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES; see docs/own_data.md
+    config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES: stop, or leave the example out; see docs/own_data.md
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
     config.input.augment = ConfigDict()  # augmentation of training images, off by default; see input/augment.py
     config.input.augment.flip = 0.0  # probability of mirroring; left and right are exchanged in the expressions
     config.input.augment.crop = 0.0  # probability of a crop; it keeps every referent whole
     config.input.augment.crop_smallest = 0.6  # smallest share of each side that a crop keeps
-    config.input.augment.hide_patches = 0.0  # largest share of an image's patches replaced by the mean
+    config.input.augment.hide_patches = 0.0  # largest share of an image's patches replaced by the mean colour
     config.input.augment.patch = 32  # pixels, side of a patch
     config.input.augment.hide_words = 0.0  # share of the words replaced by [MASK]
 
@@ -92,18 +93,19 @@ def default_config() -> ConfigDict:
     config.fusion.width = 512  # channels of the fused map
     config.fusion.recurrent_width = 256  # channels of the state of the recurrence
     config.fusion.num_heads = 8  # heads of the attention from positions to words
-    config.fusion.language = "words"  # one of LANGUAGES; sentence: the same feature at every position
+    # one of LANGUAGES; words: each position attends to the words; sentence: the state of [CLS] at every position
+    config.fusion.language = "words"
     config.fusion.mode = "s2rm"  # one of FUSIONS; see models/s2rm.py
     config.fusion.recurrence = "gated"  # recurrence of the scan, one of RECURRENCES
-    config.fusion.rotations = ROTATIONS  # the scanning directions, one or more of them
-    config.fusion.pairs = PAIRS  # one or both
+    config.fusion.rotations = ROTATIONS  # degrees by which the map is rotated before each scan
+    config.fusion.pairs = PAIRS  # which modality parses the other: one pair or both
     config.fusion.balance = "position"  # what the weights of the directions depend on, one of BALANCES
-    config.fusion.residual = "both"  # one of RESIDUALS: what is added to the parsed maps
+    config.fusion.residual = "both"  # one of RESIDUALS; both: V + T_dist; vision: V alone (docs/network.md)
 
     config.decoder = ConfigDict()  # CASG; see models/casg.py
     config.decoder.widths = (64, 128, 256, 256)  # D_1 .. D_4, from fine to coarse
-    config.decoder.guidance = "full"  # one of GUIDANCES; none: a plain FPN
-    config.decoder.semantics = SEMANTICS  # one or both: guidance by the expression, by the referent found so far
+    config.decoder.guidance = "full"  # one of GUIDANCES; full: CASG; maps: unguided mask kernels; none: a plain FPN
+    config.decoder.semantics = SEMANTICS  # what guides the decoder: the expression, the earlier stages, or both
     config.decoder.no_target_width = 0  # width of the no-target head (models/casg.py); 0: no head
 
     config.loss = ConfigDict()
@@ -329,7 +331,7 @@ def shipped_configs() -> Path:
 
 
 def find_config(given: str) -> str:
-    """Return the file that --config names, followed by the argument after the colon if there is one.
+    """Return the file that --config names, followed by the variant after the colon if there is one.
 
     An existing file is returned as it is. Otherwise `synthetic`, `synthetic.py` and `configs/synthetic.py` name a
     configuration of the package, so that the same command works in a clone and anywhere else.

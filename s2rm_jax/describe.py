@@ -1,4 +1,4 @@
-"""Print the parameters and FLOPs of a network, and the time that its training takes; nothing is trained or downloaded.
+"""Print the parameters and FLOPs of a network and the estimated hours of training. Nothing is trained or downloaded.
 
     python -m s2rm_jax.describe                                   # Swin-Base and BERT-base at 480 pixels
     python -m s2rm_jax.describe --config configs/synthetic.py --json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a file of configs/; without one, the defaults of s2rm_jax/config.py", flag_values=FLAGS
+    "config", None, f"{command_line.CONFIG_HELP}; by default the values of s2rm_jax/config.py", flag_values=FLAGS
 )
 
 MFU = flags.DEFINE_float(

@@ -1,8 +1,8 @@
 """Evaluate a trained network on every expression of a split, under a named protocol.
 
-    python -m s2rm_jax.evaluate --workdir runs/synthetic
-    python -m s2rm_jax.evaluate --workdir runs/synthetic --split compositional --gallery 24
-    python -m s2rm_jax.evaluate --workdir runs/synthetic --gallery 4 --explain
+    python -m s2rm_jax.evaluate --workdir runs/demo
+    python -m s2rm_jax.evaluate --workdir runs/demo --split compositional --gallery 24
+    python -m s2rm_jax.evaluate --workdir runs/demo --gallery 4 --explain
     python -m s2rm_jax.evaluate --workdir runs/refcoco --split testA --protocol lavt480   # needs RefCOCO
 
 Prints the protocol's metrics, by kind of expression if the source has kinds, with bootstrap intervals, and, on the

@@ -4,7 +4,7 @@
     python -m s2rm_jax.predict --image scene/image.png --text "the red star" --out result
     python -m s2rm_jax.predict ... --text "the red star" --text "the leftmost shape"
     python -m s2rm_jax.predict ... --explain how.png   # also draws how the network arrived at each mask
-    python -m s2rm_jax.predict ... --workdir runs/synthetic   # a network other than the bundled one
+    python -m s2rm_jax.predict ... --workdir runs/demo   # a network other than the bundled one
     python -m s2rm_jax.predict --images 'frames/*.jpg' --text "the red star" --out result
 
 Writes to --out: mask_1_the_red_star.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
@@ -89,7 +89,9 @@ OVERLAY = flags.DEFINE_enum("overlay", "on", ["on", "off"], "whether to write ov
 MASKS = flags.DEFINE_enum(
     "masks", "png", ["png", "rle"], "write masks as PNG files, or as COCO's RLE in the results", flag_values=FLAGS
 )
-COCO = flags.DEFINE_bool("coco", False, "also write COCO's results, coco_results.json", flag_values=FLAGS)
+COCO = flags.DEFINE_bool(
+    "coco", False, "also write COCO's results and images, coco_results.json and coco_images.json", flag_values=FLAGS
+)
 LABEL_STUDIO = command_line.define_label_studio(FLAGS)
 SHARD = flags.DEFINE_string(
     "shard", None, "I/N: this process segments share I of N of --images, such as 0/4", flag_values=FLAGS

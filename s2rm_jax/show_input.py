@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from s2rm_jax.input.tokens import Tokenizer
 
 FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a file of configs/, optionally with an argument after a colon", flag_values=FLAGS
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, command_line.CONFIG_HELP, flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "PNG file to write", flag_values=FLAGS)
 NUMBER = flags.DEFINE_integer("number", 5, "number of images to draw", lower_bound=1, flag_values=FLAGS)
 SIDE = flags.DEFINE_integer("side", 224, "longer side of a drawn image in pixels", lower_bound=32, flag_values=FLAGS)

@@ -1,11 +1,12 @@
 """Train a network, evaluate it during training, and resume interrupted runs.
 
-    python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/synthetic
+    python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/demo
     python -m s2rm_jax.train --config configs/synthetic.py --workdir runs/small --config.batch_size=8 --config.steps=500
 
 The workdir receives config.json, vocab.txt, checkpoints/ (the latest two and the best), metrics.jsonl, tensorboard/,
 log/ and compilation_cache/; it may be on a bucket (gs://...). See docs/running_at_scale.md.
-The same command on the same workdir continues a stopped run, and gives the same result as an uninterrupted one.
+The same command on the same workdir continues a stopped run. With the same devices, on a CPU, the result is that of an
+uninterrupted run (docs/determinism.md).
 Ctrl-C and SIGTERM save a checkpoint and exit with status 0; a second Ctrl-C stops at once.
 Several processes train together on a shared workdir if a TPU pod, SLURM, torchrun, Open MPI, MPICH, Kubernetes or these
 flags define them: --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
@@ -24,9 +25,7 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a file in configs/, followed by a colon and its argument if it takes one", flag_values=FLAGS
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, command_line.CONFIG_HELP, flag_values=FLAGS)
 join_others = distributed.define_flags(FLAGS)
 PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "FIRST:LAST, such as 10:15: steps to trace into WORKDIR/profile", flag_values=FLAGS

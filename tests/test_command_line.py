@@ -85,10 +85,12 @@ def test_help_shows_defaults():
     flags.DEFINE_bool("quick", False, "only headers", flag_values=values)
     flags.DEFINE_string("out", "", "a file", flag_values=values)
     flags.DEFINE_multi_string("text", None, "an expression", flag_values=values)
+    flags.DEFINE_string("workdir", "/site-packages/network", "a run; by default the bundled one", flag_values=values)
     shown = command_line._help(values, "Does things.").splitlines()
     assert "      cases to draw (default: 12)" in shown
     assert "      only headers (default: False)" in shown
     assert "      a file" in shown and "      an expression" in shown
+    assert "      a run; by default the bundled one" in shown
 
 
 def test_help_shows_the_docstring_and_the_flags(call):

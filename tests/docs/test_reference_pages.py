@@ -68,6 +68,7 @@ def test_allowed_values_are_those_of_the_checks(configuration, field, allowed):
 def test_comments_beside_and_above_a_field_are_shown(configuration):
     assert configuration["batch_size"][-1] == "images per step, over all devices"
     assert configuration["dtype"][-1] == "dtype of the computation; parameters stay float32"
+    assert configuration["fusion.recurrence"][-1] == "recurrence of the scan"
     assert configuration["optimizer.multipliers"][-1].startswith("Groups are regular expressions")
     assert configuration["optimizer.multipliers"][-1].endswith("the first match applies")
 
@@ -96,4 +97,13 @@ def test_no_path_of_this_machine_is_shown():
 
 def test_exit_statuses_are_those_of_the_module(commands):
     assert set(reference_pages.exit_statuses()) == {0, 1, 2, 3, 4, command_line._TRY_AGAIN, 130, 134, 141}
-    assert commands["Exit status"]["2"] == ["an error that the user can correct (UserError)"]
+    assert commands["Exit status"]["2"] == [
+        "an error that you can correct, including a full disk, a missing device, or too little device memory"
+    ]
+
+
+def test_exit_statuses_are_those_of_the_page_on_the_command_line():
+    page = (reference_pages.ROOT / "docs/command_line.md").read_text(encoding="utf-8")
+    table = {int(status): text for status, text in re.findall(r"^\| (\d+) \| (.+) \|$", page, re.MULTILINE)}
+    plain = {status: text.replace("`", "") for status, text in reference_pages.exit_statuses().items()}
+    assert {status: text.replace("`", "") for status, text in table.items()} == plain

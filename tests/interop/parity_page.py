@@ -10,6 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
+from s2rm_jax.measure.harness import describe_machine
 from tests.interop.comparison import Errors
 from tests.interop.oracles import STREAM
 
@@ -40,7 +41,7 @@ and want to know how exactly they are reproduced.
 
     python -m pytest {arguments}
 
-{day}, CPU, float32; {versions}. The command writes this page if all errors are within the tolerances.
+{day}, CPU ({processor}), float32; {versions}. The command writes this page if all errors are within the tolerances.
 
 **The largest relative errors** are {outputs} in outputs, {inputs} in gradients of inputs and {parameters} in
 gradients of parameters. [Deliberate mistakes](#deliberate-mistakes) cause at least ten times the tolerance.
@@ -79,6 +80,7 @@ def parity_page(rows: Sequence[Row], mistakes: Sequence[Mistake], arguments: Seq
     return PAGE.format(
         arguments=shlex.join(arguments),
         day=date.today().isoformat(),
+        processor=describe_machine(())["processor"],
         versions=", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers")),
         outputs=_largest(error for row in rows for error in row.errors.outputs),
         inputs=_largest(error for row in rows for error in row.errors.inputs),
