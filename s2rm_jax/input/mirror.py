@@ -99,8 +99,8 @@ _BODY = _words(
 )
 _DIRECTIONS = _words(
     "face faces facing faced look looks looking looked point points pointing pointed turn turns turned turning head"
-    " heads heading headed lean leans leaning leaned walk walks walking go goes going move moves moving run runs running"
-    " swing swings swinging"
+    " heads heading headed lean leans leaning leaned walk walks walking go goes going move moves moving run runs"
+    " running swing swings swinging"
 )
 _SIDES_OF_IMAGES = _words("side corner end part edge row column")
 _FUNCTION_WORDS = _words("to the toward towards his her its their on in at")

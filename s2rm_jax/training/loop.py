@@ -405,7 +405,9 @@ class _Loop:
         if self.config.input.on_bad_example == "skip":
             left_out = set().union(*distributed.gather(set(self.parts.left_out)))
             if left_out:
-                result = f" Since this start, {counted(len(left_out), 'example')} could not be read and {'was' if len(left_out) == 1 else 'were'} skipped."
+                number = counted(len(left_out), "example")
+                was = "was" if len(left_out) == 1 else "were"
+                result = f" Since this start, {number} could not be read and {was} skipped."
         if evaluation and self.checkpoints.best:
             metric, split = self.config.eval.metric, self.config.eval.split
             best_step, best = self.checkpoints.best

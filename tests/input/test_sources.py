@@ -17,7 +17,7 @@ def test_a_field_that_a_source_does_not_have_is_told_and_a_defect_within_a_sourc
         UserError, match=r"source\.files: the source 'json_lines' has no such field; did you mean file\?"
     ):
         build_source(ConfigDict({"name": "json_lines", "root": "x", "files": "y"}), "train")
-    with pytest.raises(UserError, match="input.source has no field 'root', which the source 'refer' needs"):
+    with pytest.raises(UserError, match=r"input\.source has no field 'root', which the source 'refer' needs"):
         build_source(ConfigDict({"name": "refer"}), "train")
 
     def broken(split, *, root):

@@ -80,11 +80,11 @@ def test_the_latest_two_and_the_best_are_kept_and_a_restart_takes_the_latest(tmp
 
 
 def test_of_equal_scores_the_last_is_the_best_as_on_disk(tmp_path, run_of):
-    config, plan, _ = run_of
+    config, _, state_after = run_of
     scores = [(10, 0.0), (20, 5.0), (30, 5.0), (40, 1.0), (50, 1.0)]
     with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as checkpoints:
         for step, score in scores:
-            checkpoints.save(Checkpoint(step, run_of[2](step), 4 * step, {"mean_iou": score}))
+            checkpoints.save(Checkpoint(step, state_after(step), 4 * step, {"mean_iou": score}))
         assert checkpoints.best == (30, 5.0)
     assert kept_steps(tmp_path) == [30, 40, 50]
     with Checkpoints(tmp_path, config.checkpoint_every, "mean_iou") as reopened:
