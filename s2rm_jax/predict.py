@@ -9,9 +9,10 @@
 
 Writes to --out: mask_1_the_red_star.png and so on, one per expression (8 bits, 0 or 255, in the image's own size,
 upright as a viewer shows it); overlay.png, all masks on the image with a legend; and result.json. The masks of an
-earlier prediction in that folder are removed. Without --image, the first image on which the run is evaluated is taken
-and also written, as image.png; its own expressions are used unless --text is given. With --explain there is one figure
-per expression: how.png, or how_1.png, how_2.png and so on for several.
+earlier prediction in that folder are removed; a file that would replace the input is an error. Without --image, the
+first image on which the run is evaluated is taken and also written, as image.png; its own expressions are used unless
+--text is given. With --explain there is one figure per expression: how.png, or how_1.png, how_2.png and so on for
+several.
 
 --images takes a folder, a quoted pattern, or a list of images, which may have expressions of its own. Each image has
 its own folder in --out, for which --explain is a file name, and result.json lists all images. An image that cannot be
@@ -30,6 +31,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -41,22 +43,28 @@ from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.result_files import check_address
-from s2rm_jax.input.images import load_image
-from s2rm_jax.io import figure_paths, make_output_folder
+from s2rm_jax.image_lists import list_items
+from s2rm_jax.input.images import is_url, load_image
+from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.prediction_files import (
     OVERLAY_FILE,
     RESULT_FILE,
     SAMPLE_FILE,
     Options,
+    earlier_files,
     outcomes,
+    outputs_of,
     replace_earlier,
     require_free_name,
+    require_inputs_kept,
+    require_own_result,
+    require_own_sample,
     save_image,
     write_exports,
     write_prediction,
     write_result,
 )
-from s2rm_jax.prediction_job import find_share, list_items, run_job
+from s2rm_jax.prediction_job import find_share, refuse_all, run_job
 from s2rm_jax.training.logging import log
 
 if TYPE_CHECKING:
@@ -154,16 +162,17 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
     segmenter = _segmenter(workdir)
     _warn(segmenter, TEXT.value or [])
     quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)
-    part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet)
+    source = str(IMAGES.value)
+    part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet, source=source)
 
     content: dict[str, Any] = {"part": str(part.path), "images": part.count, "failed": part.failed}
     if number == 1:  # read only where it is printed: it may list a million images
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8")) if as_json else {}
     listed, failed, total = part.path if number > 1 else out / RESULT_FILE, len(part.failed), len(items[index::number])
     if failed and not part.count:
-        raise UserError(f"none of {counted(total, 'image')} could be read; see the warnings above")
+        refuse_all(total)
     if failed:
-        message = f"{failed} of {counted(total, 'image')} could not be read; they are listed above and in {listed}"
+        message = f"{failed} of {counted(total, 'image')} could not be segmented; they are listed above and in {listed}"
         raise PartlyDone(f"{message}, and all others are done", content)
     share_of = f" (share {index} of {number} of {counted(len(items), 'image')})" if number > 1 else ""
     print(f"{counted(total, 'image')} done{share_of}; the results are in {out}, listed in {listed.name}")
@@ -172,6 +181,7 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
 
 def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str, Any]:
     if IMAGE.value:
+        _require_local(IMAGE.value)
         image, expressions = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
     else:
         example = _held_out_example(workdir)
@@ -180,6 +190,12 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     figures = figure_paths(EXPLAIN.value, len(expressions), out) if EXPLAIN.value else []
     if EXPLAIN.value and Path(EXPLAIN.value).parent.resolve() == out.resolve():
         require_free_name(Path(EXPLAIN.value))
+    require_own_result(out)
+    if IMAGE.value:
+        require_inputs_kept([IMAGE.value], figures, "--explain")
+        require_inputs_kept([IMAGE.value], chain(earlier_files(out), outputs_of(out, expressions, options)))
+    else:
+        require_own_sample(out, image)
     segmenter = _segmenter(workdir)
     result = segmenter.segment(image, expressions, explain=bool(figures))
     _warn(segmenter, expressions)
@@ -193,6 +209,8 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     content = {"image": str(IMAGE.value or out / SAMPLE_FILE), "width": width, "height": height, "results": entries}
     if options.overlay:
         content["overlay"] = OVERLAY_FILE
+    if not IMAGE.value:
+        content["sample"] = True
     write_result(out, content)  # first: without it, the next prediction in this folder would keep the exports
     write_exports(out, content, options)
     print("\n".join(outcomes(entries)))
@@ -201,6 +219,14 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     files = "overlay.png and result.json" if options.overlay else "result.json"
     print(f"{counted(len(entries), 'mask')} of {width} x {height} pixels and {files} are in {out}")
     return content
+
+
+def _require_local(image: str) -> None:
+    """Raise UserError for an address that `load_image` does not read, such as gs://..."""
+    if image.lower().startswith("file:"):
+        raise UserError(f"--image: {image} is not a path; leave out file://")
+    if on_bucket(image) and not is_url(image):
+        raise UserError(f"--image: {image} is not a path on this machine; download it, or use a list with --images")
 
 
 def _segmenter(workdir: epath.Path) -> Segmenter:

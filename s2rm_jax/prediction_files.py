@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.result_files import (
     IMAGES_FILE,
+    LABEL_STUDIO,
     LABEL_STUDIO_FILES,
     RESULTS_FILE,
     Naming,
@@ -29,8 +29,10 @@ from s2rm_jax.evaluation.result_files import (
     write_coco,
     write_label_studio,
 )
+from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import make_output_folder, slug, write_atomically, writing
+from s2rm_jax.job_records import Part, good_records, part_path, records_of
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -75,6 +77,75 @@ def require_free_name(explain: Path) -> None:
     """
     if re.fullmatch(rf"mask_\d+.*|{OVERLAY_FILE}|{SAMPLE_FILE}", explain.name, re.IGNORECASE):
         raise UserError(f"--explain: {explain} would replace a file of the result; give another name, such as how.png")
+
+
+def require_inputs_kept(inputs: Iterable[str], outputs: Iterable[Path], flag: str = "--out") -> None:
+    """Check that no file of the input would be replaced or removed; links count as the files they lead to.
+
+    Args:
+        inputs: files; addresses are passed over.
+        outputs: files that are replaced or removed, as `outputs_of` and `earlier_files` give them.
+        flag: names the outputs.
+
+    Raises:
+        UserError: one of the inputs is an output.
+    """
+    existing = {}
+    for path in outputs:
+        with suppress(OSError, ValueError):
+            existing[_identity(path)] = path
+    for name in inputs if existing else ():
+        with suppress(OSError, ValueError):  # missing, an address, or no name of a file; reading reports it
+            if path := existing.get(_identity(name)):
+                raise UserError(f"{flag}: the prediction would replace or remove the input {path}; give another {flag}")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def outputs_of(folder: Path, expressions: Sequence[str], options: Options) -> Iterator[Path]:
+    """Yield the masks and the overlay that `write_prediction` writes."""
+    if options.masks != "rle":
+        yield from (folder / _mask_name(number, text) for number, text in enumerate(expressions, start=1))
+    if options.overlay:
+        yield folder / OVERLAY_FILE
+
+
+def earlier_files(out: Path) -> Iterator[Path]:
+    """Yield the files of an earlier prediction in the folder, and those of every prediction whatever its images."""
+    yield from (out / name for name in (RESULT_FILE, JOB_FILE, RESULTS_FILE, IMAGES_FILE))
+    yield from out.glob("part-*-of-*.jsonl")
+    yield from (out / LABEL_STUDIO).glob("tasks-*.json")
+    yield from _listed(out, _earlier_images(out))
+    yield from _listed(out, records_of([part_path(out, 0, 1)]))
+
+
+def require_own_result(out: Path) -> None:
+    """Check that a result.json in the folder was written by a prediction, which the next one may replace.
+
+    Raises:
+        UserError: it is a file of another program.
+    """
+    path = out / RESULT_FILE
+    if path.is_file() and not {"results", "images"} & _read_result(out).keys():
+        raise UserError(f"--out: {path} is not a file of predict; give another --out, or remove it")
+
+
+def require_own_sample(out: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Check that image.png in the folder is the image of an earlier prediction that took one of the run's data.
+
+    Raises:
+        UserError: it is another one, and not equal to `image` either, which would replace it.
+    """
+    path = out / SAMPLE_FILE
+    if not path.exists() or _read_result(out).get("sample"):
+        return
+    with suppress(UserError):
+        if np.array_equal(load_image(path), image):
+            return
+    raise UserError(f"--out: {path} is not a file of predict; give another --out, or remove it")
 
 
 def write_prediction(
@@ -151,7 +222,7 @@ def require_no_prediction(out: Path) -> None:
     Raises:
         UserError: the folder has a prediction, or an unfinished one.
     """
-    if _has_prediction(out):
+    if has_prediction(out):
         raise UserError(f"--out: {out} has a {RESULT_FILE} or {JOB_FILE} of predict; give another --out")
 
 
@@ -165,14 +236,27 @@ def remove_earlier_prediction(out: Path) -> None:
     Raises:
         UserError: a file for other programs cannot be removed.
     """
-    if _has_prediction(out):
+    if has_prediction(out):
         remove_result_files(out, _EXPORTS)
-    with suppress(OSError, ValueError, RecursionError):  # missing, or written by another program
+    _remove_listed(out, _earlier_images(out))
+
+
+def _read_result(out: Path) -> dict[str, Any]:
+    """Return the content of result.json; {} if it is missing or no object."""
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
-        _remove_listed(out, content.get("images", [content]) if isinstance(content, dict) else [])
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
-def _has_prediction(out: Path) -> bool:
+def _earlier_images(out: Path) -> Iterable[Any]:
+    """Return the entries of the images in result.json, of any content if another program wrote it."""
+    content = _read_result(out)
+    return content.get("images", [content])
+
+
+def has_prediction(out: Path) -> bool:
+    """Return whether the folder has the results of a prediction, or an unfinished one."""
     return (out / RESULT_FILE).exists() or (out / JOB_FILE).exists()
 
 
@@ -195,101 +279,6 @@ def outcomes(entries: Sequence[dict[str, Any]]) -> list[str]:
 def outcome(entry: dict[str, Any]) -> str:
     """Return the score of an expression, or that its mask is empty."""
     return f"score {entry['score']:.2f}" if entry["area"] else "nothing found"
-
-
-class Part:
-    """The records of one process of a job on many images: JSON lines, one per image.
-
-    A record is written when all files of its image are; so after a kill, an image without a record is segmented again.
-    Records of images that failed have an "error" and are written last: a new process drops them and tries again.
-
-    Attributes:
-        path: the file; one process at a time can open it.
-        done: the images of the records that an earlier process wrote.
-        count: the number of records of images that did not fail.
-        failed: the records of those that did.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self.failed = path, list[dict[str, Any]]()
-        with writing(path), ExitStack() as stack:
-            self._file = stack.enter_context(path.open("a+b"))
-            self._lock()
-            end, self.done = 0, set[str]()
-            self._file.seek(0)
-            for line, record in _complete_lines(self._file):
-                if "error" in record:
-                    break
-                self.done.add(record["image"])
-                end += len(line)
-            self.count = len(self.done)
-            self._file.truncate(end)
-            stack.pop_all()  # nothing failed, and `__exit__` closes the file
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"--out: another process is writing {self.path}; wait until it has finished, or give another --out"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"--out: {self.path} cannot be locked ({error.strerror}); give a folder on another file system"
-            ) from error
-
-    def __enter__(self) -> Part:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append the record of an image, or keep it until `finish` if it has an "error".
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        if "error" in record:
-            self.failed.append(record)
-        else:
-            self._append(record)
-            self.count += 1
-
-    def finish(self) -> None:
-        """Append the records of images that failed, and wait until other hosts can read all records."""
-        for record in self.failed:
-            self._append(record)
-        with writing(self.path):
-            os.fsync(self._file.fileno())
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yield all records of the file."""
-        self._file.seek(0)
-        return (record for _, record in _complete_lines(self._file))
-
-    def clear(self) -> None:
-        """Remove all records."""
-        with writing(self.path):
-            self._file.truncate(0)
-        self.done, self.count = set(), 0
-
-    def _append(self, record: dict[str, Any]) -> None:
-        with writing(self.path):
-            self._file.write(json.dumps(record).encode() + b"\n")  # ASCII: names that are not UTF-8 are escaped
-            self._file.flush()
-
-
-def _complete_lines(file: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield lines with their records, up to one that a killed process left incomplete."""
-    for line in file:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(record, dict) or "image" not in record:
-            return
-        yield line, record
 
 
 def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Part:
@@ -315,7 +304,7 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
         different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
         raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
     with ExitStack() as stack:
-        part = stack.enter_context(Part(_part_path(out, index, number)))
+        part = stack.enter_context(Part(part_path(out, index, number)))
         if earlier != settings:
             if number == 1:
                 _remove_listed(out, part.records())
@@ -326,6 +315,11 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
             _write_json(out / JOB_FILE, [json.dumps(settings, indent=2), "\n"])
         stack.pop_all()  # nothing failed, and the caller closes the part
     return part
+
+
+def begins_anew(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> bool:
+    """Return whether `open_part` with these arguments would not continue an unfinished job."""
+    return _read_job(out) != {**settings, "processes": share[1]}
 
 
 def replace_earlier(out: Path) -> None:
@@ -342,7 +336,7 @@ def replace_earlier(out: Path) -> None:
         return
     if job.get("processes", 1) > 1:
         raise UserError(f"--out: {out} has the results of a job of several processes; give another --out, or remove it")
-    with Part(_part_path(out, 0, 1)) as part:  # locked, so the job does not run
+    with Part(part_path(out, 0, 1)) as part:  # locked, so the job does not run
         _remove_listed(out, part.records())
         remove_earlier_prediction(out)
         with writing(part.path):
@@ -364,7 +358,7 @@ def write_result_of(part: Part, out: Path) -> None:
         yield "\n  ]" if separator[0] == "," else "]"
 
     text = chain(
-        ['{\n  "images": ['], items(_good(part.records())), [',\n  "failed": ['], items(part.failed), ["\n}\n"]
+        ['{\n  "images": ['], items(good_records(part.records())), [',\n  "failed": ['], items(part.failed), ["\n}\n"]
     )
     _write_json(out / RESULT_FILE, text)
 
@@ -391,29 +385,15 @@ def write_exports_of(
     index, number = share
     if options.label_studio:
         name = f"{index}-of-{number}" if number > 1 else ""
-        write_label_studio(out, _good(part.records()), naming, options.label_studio, name)
+        write_label_studio(out, good_records(part.records()), naming, options.label_studio, name)
     if not options.coco:
         return
-    paths = [_part_path(out, one, number) for one in range(number)]
+    paths = [part_path(out, one, number) for one in range(number)]
     # `Part.finish` of this process comes before this count, as in all processes, so the last one counts all records.
-    if number > 1 and sum(1 for _ in _records_of(paths)) < images:
+    if number > 1 and sum(1 for _ in records_of(paths)) < images:
         print(f"{RESULTS_FILE} is written when all shares are done; run any share again to write it")
         return
-    write_coco(out, lambda: _good(_records_of(paths)), naming)
-
-
-def _part_path(out: Path, index: int, number: int) -> Path:
-    return out / f"part-{index}-of-{number}.jsonl"
-
-
-def _records_of(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    for path in paths:
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            yield from (record for _, record in _complete_lines(file))
-
-
-def _good(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    return (record for record in records if "error" not in record)
+    write_coco(out, lambda: good_records(records_of(paths)), naming)
 
 
 def remove_job(part: Part, out: Path) -> None:
@@ -438,6 +418,10 @@ def _read_job(out: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
+def _mask_name(number: int, expression: str) -> str:
+    return f"mask_{number}_{slug(expression)}.png"
+
+
 def _write_mask(folder: Path, result: Result, row: int, options: Options) -> dict[str, Any]:
     """Write the mask of an expression, unless masks are RLE; return its entry in result.json."""
     expression, mask = result.expressions[row], result.masks[row]
@@ -451,7 +435,7 @@ def _write_mask(folder: Path, result: Result, row: int, options: Options) -> dic
     if options.masks == "rle" or options.exports:
         entry["mask"] = encode_rle(mask)
     if options.masks != "rle":
-        entry["file"] = f"mask_{row + 1}_{slug(expression)}.png"
+        entry["file"] = _mask_name(row + 1, expression)
         save_image(image, folder / entry["file"])
     if result.no_target is not None:
         entry["no_target"] = round(float(result.no_target[row]), 4)
@@ -460,6 +444,14 @@ def _write_mask(folder: Path, result: Result, row: int, options: Options) -> dic
 
 def _remove_listed(out: Path, images: Iterable[Any]) -> None:
     """Remove the files that records of an earlier prediction list, and the folders that become empty."""
+    for path in _listed(out, images):
+        with suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()  # fails unless it is empty
+
+
+def _listed(out: Path, images: Iterable[Any]) -> Iterator[Path]:
+    """Yield the masks and overlays that records of an earlier prediction list."""
     with suppress(KeyError, TypeError, AttributeError):  # written by another program
         for image in images:
             folder = PurePath(image.get("folder", ""))
@@ -468,6 +460,4 @@ def _remove_listed(out: Path, images: Iterable[Any]) -> None:
             for path in [folder / name for name in names]:
                 inside = not path.is_absolute() and ".." not in path.parts
                 if inside and re.fullmatch(_OURS, path.name):
-                    with suppress(OSError):
-                        (out / path).unlink()
-                        (out / path).parent.rmdir()  # fails unless it is empty
+                    yield out / path

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ from etils.epath import backend
 from PIL import Image
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.image_lists import list_items
 from s2rm_jax.prediction_files import Options
-from s2rm_jax.prediction_job import find_share, list_items, run_job
+from s2rm_jax.prediction_job import find_share, run_job
 from tests.command import run_process
 from tests.training.fake_bucket import BucketFileSystem
 
@@ -74,6 +76,20 @@ def test_results_of_the_job_are_not_images_of_its_pattern(folder):
     assert len(list_items(str(folder / "list.txt"), ["red"], folder)) == 1
 
 
+def test_images_that_are_left_out_are_counted_and_named(folder, caplog):
+    for name in ("overlay.png", "mask_1_a_cat.png", "how.png"):
+        Image.new("RGB", (6, 4)).save(folder / name)
+    with caplog.at_level(logging.WARNING):
+        assert [item.folder for item in list_items(str(folder), ["red"], folder)] == ["how", "red"]
+        assert len(list_items(str(folder), ["red"], OUT)) == 4
+    (message,) = caplog.messages
+    reason = "left out because they are in --out and named like its results: 2 (mask_1_a_cat.png, overlay.png)"
+    assert message == f"{folder}: {reason}"
+    message = r"has no images apart from 1 named like results in --out \(overlay\.png\); give a folder or a pattern"
+    with pytest.raises(UserError, match=message):
+        list_items(f"{folder}/over*.png", ["red"], folder)
+
+
 def test_figures_of_the_job_are_not_images_of_its_pattern_wherever_its_folder_is_seen_from(folder):
     for name in ("more/1/how.png", "more/2/how_1.png", "more/2/how_old.png", "how.png"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -112,7 +128,27 @@ def test_absolute_paths_addresses_and_paths_that_lead_up(folder):
         ("a.jsonl", json.dumps([RED]), r"a\.jsonl: line 1 needs 'image', the path or address of an image"),
         ("a.jsonl", '\n{"image": ""}', r"a\.jsonl: line 2 needs 'image'"),
         ("a.jsonl", '{"image": "a", "expressions": "red"}', r"line 1: 'expressions' must be a list of strings"),
+        (
+            "a.jsonl",
+            '{"image": "a", "expression": "red"}',
+            r"line 1: 'expression' is not a field of a list; did you mean",
+        ),
+        (
+            "a.jsonl",
+            '{"image": "a", "texts": ["red"]}',
+            r"line 1: 'texts' is not a field .*; did you mean 'expressions',",
+        ),
+        (
+            "a.jsonl",
+            '{"image": "a"}\n{"image": "b", "Expresions": []}',
+            r"line 2: 'Expresions' is not a field of a list",
+        ),
         ("a.txt", "\n \n", r"^--images: .*a\.txt has no images"),
+        (
+            "a.csv",
+            "red.png,the red part\n",
+            r"^--images: .*a\.csv is neither an image nor a list; give .*\.jsonl or \.parq",
+        ),
         ("a.parquet", "text", r"a\.parquet cannot be read \(.*\); check it and its permissions"),
         ("b.txt", None, r"no file matches .*b\.txt"),
     ],
@@ -124,6 +160,47 @@ def test_a_list_with_mistakes(tmp_path, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         list_items(str(tmp_path / name), ["red"], OUT)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(("name", "write"), [("list.txt", write_text), ("list.jsonl", write_json_lines)])
+def test_a_list_in_another_encoding(folder, name, write, encoding):
+    write(folder / name)
+    (folder / name).write_bytes((folder / name).read_text("utf-8-sig").encode(encoding))
+    with pytest.raises(UserError, match=rf"^{folder}/{name} is not UTF-8 text .*; save it as UTF-8$"):
+        list_items(str(folder / name), ["red"], OUT)
+
+
+def test_other_fields_of_a_list_are_ignored(folder):
+    """A file of annotations for training is a list too."""
+    extra = {"mask": "red_mask.png", "split": "val", "id": 3}
+    lines = [RED | extra | {"text": "on a sign"}, BLUE | extra | {"expression_id": 4}]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [item.expressions for item in list_items(str(folder / "list.jsonl"), ["a dog"], OUT)] == [
+        tuple(RED["expressions"]),
+        ("a dog",),
+    ]
+
+
+def test_columns_of_a_parquet_file_that_look_like_expressions(folder):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    parquet = importlib.import_module("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": ["red.png"], "sentences": [["red"]]}), folder / "list.parquet")
+    with pytest.raises(UserError, match=r"list\.parquet: column 'sentences' is not a field of a list; did you mean"):
+        list_items(str(folder / "list.parquet"), ["red"], OUT)
+
+
+def test_an_image_without_a_suffix_is_an_image(folder):
+    (folder / "red.png").rename(folder / "red")
+    assert [item.image for item in list_items(str(folder / "red"), ["red"], OUT)] == [str(folder / "red")]
+
+
+@pytest.mark.parametrize("address", ["file:///a.png", "ftp://example.org/a.png"])
+def test_an_image_at_an_address_of_another_kind(folder, segmenter, address, tmp_path):
+    (folder / "list.txt").write_text(f"{address}\n")
+    part = run_job(segmenter, list_items(str(folder / "list.txt"), ["red"], OUT), (0, 1), tmp_path / "out", Options())
+    message = "cannot be read: addresses of its kind are not supported; give a path, https://... or gs://..."
+    assert part.failed == [{"image": address, "error": f"{address} {message}"}]
 
 
 def test_lists_and_images_on_a_bucket(folder, segmenter, monkeypatch, tmp_path):

@@ -5,7 +5,9 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,12 +15,15 @@ from pycocotools.coco import COCO
 
 from s2rm_jax import prediction_job
 from s2rm_jax.errors import UserError
+from s2rm_jax.image_lists import list_items
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import decode_rle
-from s2rm_jax.prediction_files import Options, Part, open_part, replace_earlier
-from s2rm_jax.prediction_job import list_items, run_job
+from s2rm_jax.job_records import Part
+from s2rm_jax.prediction_files import Options, open_part, replace_earlier
+from s2rm_jax.prediction_job import run_job
 
 EVERYTHING = Options()
+OUT = Path("/nowhere")
 
 
 @pytest.fixture
@@ -83,8 +88,72 @@ def test_a_bad_image_is_reported_and_skipped(run, paths, tmp_path, capsys):
     assert len(content["images"]) == 3
     assert "4.png is not an image" in content["failed"][0]["error"]
     assert capsys.readouterr().err.startswith("warning: skipped: ")
+    run(paths[2:], "red")
+    assert files(tmp_path / "out") == ["3/mask_1_red.png", "3/overlay.png", "result.json"]  # what was before is gone
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_an_earlier_prediction_is_kept_if_no_image_can_be_read(run, paths, tmp_path, monkeypatch, capsys, unfinished):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if unfinished else nullcontext():
+        if unfinished:
+            interrupt_after(patch, 1)
+        run(paths[:3], "red")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    with pytest.raises(UserError, match=r"^none of 2 images could be segmented, and .*/out keeps its earlier results;"):
+        run([paths[3], tmp_path / "5.png"], "red")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == before
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert "4.png is not an image" in first and "5.png not found" in second
+
+
+def test_a_job_without_an_earlier_prediction_lists_its_failures(run, paths, tmp_path):
     assert run(paths[3:], "red").count == 0
-    assert files(tmp_path / "out") == ["result.json"]  # what the prediction before had written is gone
+    assert files(tmp_path / "out") == ["result.json"]
+    assert [image["image"] for image in result(tmp_path / "out")["failed"]] == [str(paths[3])]
+
+
+def test_a_mistake_in_an_expression_names_the_image(segmenter, paths, tmp_path, capsys):
+    (tmp_path / "listed.jsonl").write_text(json.dumps({"image": "1.png", "expressions": ["red", " "]}))
+    part = run_job(segmenter, list_items(str(tmp_path / "listed.jsonl"), (), OUT), (0, 1), tmp_path / "out", EVERYTHING)
+    assert part.failed[0]["error"].startswith(f"{paths[0]}: the expression ' ' has no words")
+    assert f"warning: skipped: {paths[0]}: the expression" in capsys.readouterr().err
+
+
+def test_a_job_does_not_replace_or_remove_its_own_images(segmenter, run, paths, tmp_path):
+    run(paths[:1], "red")  # out/1/mask_1_red.png and out/1/overlay.png
+    out = tmp_path / "out"
+    shutil.copy(paths[1], out / "1/how.png")
+    shutil.copy(paths[1], out / "2.png")
+    (tmp_path / "link.png").symlink_to(out / "1/mask_1_red.png")
+    os.link(out / "1/overlay.png", tmp_path / "same.png")
+    before = {name: (out / name).read_bytes() for name in files(out)}
+    cases = [
+        ([out / "1/overlay.png", out / "2.png"], EVERYTHING),  # removed, as the result lists it
+        ([tmp_path / "link.png", paths[2]], EVERYTHING),
+        ([tmp_path / "same.png", paths[2]], EVERYTHING),
+        ([out / "1.png", out / "1/how.png"], replace(EVERYTHING, explain="how.png")),  # the figure of the first
+    ]
+    for images, options in cases:
+        with pytest.raises(UserError, match=r"^--out: the prediction would replace or remove the input .*/out/1/"):
+            run(images, "red", options=options)
+        assert {name: (out / name).read_bytes() for name in files(out)} == before
+
+
+def test_a_job_does_not_replace_its_list_or_a_result_of_another_program(segmenter, paths, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    listed = out / "part-0-of-1.jsonl"
+    listed.write_text(json.dumps({"image": str(paths[0])}) + "\n")
+    items = list_items(str(listed), ["red"], out)
+    with pytest.raises(UserError, match=r"would replace or remove the input .*part-0-of-1\.jsonl; give another --out$"):
+        run_job(segmenter, items, (0, 1), out, EVERYTHING, source=str(listed))
+    assert files(out) == ["part-0-of-1.jsonl"]
+    (out / "result.json").write_text("notes")
+    with pytest.raises(
+        UserError, match=r"out/result\.json is not a file of predict; give another --out, or remove it$"
+    ):
+        run_job(segmenter, items, (0, 1), out, EVERYTHING)
+    assert (out / "result.json").read_text() == "notes"
 
 
 def test_the_first_error_of_writing_is_reported(run, paths, tmp_path):

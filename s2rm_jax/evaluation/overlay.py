@@ -37,6 +37,10 @@ PAPER: Colour = (255, 255, 255)
 RAMP = ((26, 18, 64), (110, 30, 118), (198, 58, 92), (245, 130, 48), (255, 236, 150))
 _LOWEST_OPACITY, _HIGHEST_OPACITY = 0.35, 0.85
 
+# Outlines of nearly identical masks are rings around each other. Those of further masks coincide with the outermost,
+# and all together are at most as wide as so many strokes: wider ones would be far from the object.
+_MOST_RINGS = len(DISTINCT_COLOURS)
+_MOST_STROKES = 4
 _SUPERSAMPLING = 2  # outlines are drawn at this scale and reduced, which smooths their edges
 
 
@@ -104,9 +108,10 @@ def mask_layer(
 ) -> Image.Image:
     """Return a transparent RGBA layer of `size` (width, height) to lay over the image.
 
-    Each mask is filled with its colour at the opacity `fill` and outlined in it; outlines of nearly identical masks are
-    drawn as rings around each other. The area outside all masks is darkened with the opacity `shade`. The defaults
-    highlight a single mask and hardly change the colours of the image, to which expressions refer.
+    Each mask is filled with its colour at the opacity `fill` and outlined in it. Nearly identical masks share that
+    opacity, and their outlines are drawn as rings around each other: up to eight, which are thinner the more there are.
+    The area outside all masks is darkened with the opacity `shade`. The defaults highlight a single mask and hardly
+    change the colours of the image, to which expressions refer.
     """
     # Masks of the layer's own size need no smoothing: supersampled twice, each pixel would be a block of equal pixels.
     scale = 1 if all(mask.shape == size[::-1] for mask in masks) else _SUPERSAMPLING
@@ -119,14 +124,27 @@ def mask_layer(
             outside = ImageChops.subtract(outside, shape)
         layer.putalpha(_reduce(outside, size, shade))
     stroke = scale * max(2, round(max(size) / 150))
-    rings = [1 + sum(_nearly_identical(mask, later) for later in masks[i + 1 :]) for i, mask in enumerate(masks)]
-    edges = [ImageChops.subtract(_grow(shape, ring * stroke), shape) for shape, ring in zip(shapes, rings, strict=True)]
-    for opacity, areas in ((fill, shapes), (1.0, edges)):
-        for area, colour in zip(areas, colours, strict=True):
+    fills, edges = [], []
+    for shape, (later, alike) in zip(shapes, _count_alike(masks), strict=True):
+        fills.append((shape, 1 - (1 - fill) ** (1 / alike)))
+        ring = min(later + 1, _MOST_RINGS)
+        width = ring * min(stroke, max(1, _MOST_STROKES * stroke // min(alike, _MOST_RINGS)))
+        edges.append((ImageChops.subtract(_grow(shape, width), shape), 1.0))
+    for areas in (fills, edges):
+        for (area, opacity), colour in zip(areas, colours, strict=True):
             tint = Image.new("RGBA", size, (*colour, 255))
             tint.putalpha(_reduce(area, size, opacity))
             layer = Image.alpha_composite(layer, tint)
     return layer
+
+
+def _count_alike(masks: Sequence[Bool[np.ndarray, "h w"]]) -> list[tuple[int, int]]:
+    """Return for each mask how many later ones are nearly identical, and how many of all, with itself."""
+    alike = np.eye(len(masks), dtype=bool)
+    for i, mask in enumerate(masks):
+        for j in range(i + 1, len(masks)):
+            alike[i, j] = alike[j, i] = _nearly_identical(mask, masks[j])
+    return [(int(np.count_nonzero(row[i + 1 :])), int(np.count_nonzero(row))) for i, row in enumerate(alike)]
 
 
 def data_url(image: Image.Image, form: str = "PNG", **options: int) -> str:

@@ -59,6 +59,22 @@ def test_the_image_stays_bright_and_overlapping_masks_all_show():
     assert DISTINCT_COLOURS[1] in {tuple(colour) for colour in overlay[250, left : left + 280]}  # within the others
 
 
+@pytest.mark.parametrize("size", [(48, 64), (480, 640)])
+@pytest.mark.parametrize("count", [5, 8, 9, 40])
+def test_the_outlines_of_many_masks_that_are_alike_stay_near_the_object(size, count):
+    height, width = size
+    mask = np.zeros(size, bool)
+    mask[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = True
+    shown = (480, 360) if width < 480 else (width, height)
+    colours = [DISTINCT_COLOURS[i % len(DISTINCT_COLOURS)] for i in range(count)]
+    layer = np.asarray(mask_layer([mask] * count, colours, shown, fill=0.3, shade=0.0))
+    row = layer[shown[1] // 2, : width // 3 * shown[0] // width]  # up to the left edge
+    drawn = np.flatnonzero(row[:, 3])
+    assert 6 <= len(drawn) <= 4 * max(2, round(max(shown) / 150)) + 1
+    assert len({tuple(one) for one in row[drawn]}) >= min(count, 8) - 1  # two may share a pixel
+    assert layer[shown[1] // 2, shown[0] // 2, 3] == pytest.approx(0.3 * 255, abs=count)  # as of one mask
+
+
 def test_more_masks_than_colours_begin_again_with_the_first():
     count = len(DISTINCT_COLOURS) + 1
     masks = np.zeros((count, 480, 480), bool)

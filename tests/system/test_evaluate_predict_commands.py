@@ -40,9 +40,9 @@ from tests.command import run_command, run_process
 from tests.input import refer_fixture
 
 
-def command(name, *arguments):
+def command(name, *arguments, **options):
     """Run a command in this process; return its exit status, stdout and stderr."""
-    done = run_command(name, *arguments)
+    done = run_command(name, *arguments, **options)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -265,7 +265,7 @@ def test_predict_on_many_images_as_json(tiny_workdir, tmp_path):
         assert files == {"overlay.png", "mask_1_the_star.png", "mask_2_the_heart.png", "how_1.PNG", "how_2.PNG"}
     assert result["failed"][0]["image"].endswith("frame11.png")
     warning, error = [line for line in errors.splitlines() if line.startswith(("warning: skipped", "error"))]
-    assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be read")
+    assert "frame11.png is not an image" in warning and error.startswith("error: 1 of 3 images could not be segmented")
 
 
 def test_predict_on_one_image_replaces_an_unfinished_job(tiny_workdir, tmp_path, image):
@@ -285,6 +285,65 @@ def test_a_figure_must_not_replace_a_file_of_the_result(tiny_workdir, tmp_path, 
     for name in ("overlay.png", "mask_1_the_star.png", "image.png"):
         status, _, errors = command("predict", *asked, f"--explain={tmp_path / name}")
         assert (status, "would replace a file of the result" in errors) == (2, True)
+
+
+def test_predict_never_replaces_its_input(tiny_workdir, tmp_path, image):
+    out = tmp_path / "out"
+    expressions = ("--text=a dog", "--text=the cat")
+    status, _, errors = command(
+        "predict", f"--workdir={tiny_workdir}", f"--image={image}", *expressions, f"--out={out}", cwd=tmp_path
+    )
+    assert status == 0, errors
+    (tmp_path / "how_2.png").symlink_to(image)
+    (tmp_path / "link.png").symlink_to(out / "overlay.png")
+    os.link(out / "mask_2_the_cat.png", tmp_path / "same.png")
+    shutil.copy(out / "overlay.png", out / "mask_1_a_horse.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refused(image, *flags, flag="--out"):
+        asked = (f"--workdir={tiny_workdir}", f"--image={image}", f"--out={out}", *flags)
+        status, _, errors = command("predict", *asked, cwd=tmp_path)
+        assert status == 2, image
+        assert errors.splitlines()[-1].startswith(f"error: {flag}: the prediction would replace or remove the input ")
+        assert errors.endswith(f"; give another {flag}\n")
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    refused(image, "--text=a dog", f"--explain={tmp_path}/how_2.png", flag="--explain")
+    refused("image.jpg", *expressions, "--explain=how.png", flag="--explain")
+    for one in (out / "overlay.png", "out/../out/overlay.png", "link.png", "same.png"):
+        refused(one, "--text=a dog")
+    refused(out / "mask_1_a_horse.png", "--text=a horse")
+    refused("out/overlay.png", "--text=a dog", "--overlay=off", "--masks=rle")  # removed, as the result lists it
+    asked = (f"--workdir={tiny_workdir}", f"--image={out}/mask_1_a_horse.png", "--text=a dog", f"--out={out}")
+    status, _, errors = command("predict", *asked, cwd=tmp_path)
+    assert status == 0, errors  # nothing of this name is written or removed
+
+
+def test_predict_does_not_replace_files_of_other_programs(tiny_workdir, tmp_path, image):
+    asked = (f"--workdir={tiny_workdir}", "--text=the star", f"--out={tmp_path}")
+    (tmp_path / "result.json").write_text("notes")
+    for source in ([], [f"--image={image}"]):
+        status, _, errors = command("predict", *asked, *source)
+        assert (status, (tmp_path / "result.json").read_text()) == (2, "notes")
+        assert errors.endswith(f"{tmp_path}/result.json is not a file of predict; give another --out, or remove it\n")
+    (tmp_path / "result.json").unlink()
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "image.png")
+    before = (tmp_path / "image.png").read_bytes()
+    status, _, errors = command("predict", *asked)
+    assert (status, (tmp_path / "image.png").read_bytes()) == (2, before)
+    assert errors.endswith(f"{tmp_path}/image.png is not a file of predict; give another --out, or remove it\n")
+    (tmp_path / "image.png").unlink()
+    for _ in range(2):
+        status, _, errors = command("predict", *asked)
+        assert status == 0, errors
+    assert json.loads((tmp_path / "result.json").read_text())["sample"] is True
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "image.png")  # as by another network, whose data differs
+    status, _, errors = command("predict", *asked)
+    assert status == 0, errors
+    status, _, errors = command("predict", *asked, f"--image={tmp_path}/image.png")
+    assert status == 0, errors
+    status, _, errors = command("predict", *asked)  # it is the same image
+    assert status == 0, errors
 
 
 def test_compiled_programs_for_accelerators_are_cached_in_the_workdir_only(tiny_workdir, tmp_path, image, monkeypatch):
@@ -417,10 +476,14 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"image": "{tmp}/truncated.jpg"}, "truncated.jpg is damaged"),
         ({"image": "{tmp}/text.jpg"}, "text.jpg is not an image"),
         ({"image": "{tmp}"}, "is a folder"),
+        ({"image": "gs://bucket/a.png"}, "gs://bucket/a.png is not a path on this machine; download it, or use a list"),
+        ({"image": "s3://bucket/a.png"}, "s3://bucket/a.png is not a path on this machine; download it, or use a list"),
+        ({"image": "file://{tmp}/image.jpg"}, "image.jpg is not a path; leave out file://"),
         ({"text": "  "}, "no words"),
         ({"text": "caf\udce9"}, r"the expression 'caf\udce9' is not valid Unicode"),
         ({"image": "caf\udce9.jpg"}, r"image caf\udce9.jpg not found"),
         ({"out": "{tmp}/text.jpg"}, "is an existing file"),
+        ({"image": None, "images": "{tmp}/image.jpg", "out": "{tmp}/text.jpg"}, "is an existing file"),
         ({"checkpoint": "newest"}, "newest"),
         ({"explain": "{tmp}/how.jpg"}, "must be the path of a PNG"),
         ({"explain": "{tmp}/nowhere/how.png"}, "in an existing folder"),
@@ -434,6 +497,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
         ({"image": None, "images": "{tmp}", "shard": "2/2"}, "--shard: 2/2 is not I/N"),
         ({"image": None, "images": "{tmp}", "text": "caf\udce9"}, "is not valid Unicode"),
         ({"image": None, "images": "{tmp}/*.tif"}, "no file matches"),
+        ({"image": None, "images": "{tmp}/image.csv"}, "image.csv is neither an image nor a list"),
         ({"image": None, "images": "{tmp}", "text": None}, "--text is missing"),
         ({"image": None, "images": "{tmp}", "explain": "some/how.png"}, "must be a file name ending in .png"),
         ({"image": None, "images": "{tmp}", "explain": "Overlay.PNG"}, "would replace a file of the result"),
@@ -441,7 +505,8 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 )
 def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
     (tmp_path / "truncated.jpg").write_bytes(image.read_bytes()[:900])
-    (tmp_path / "text.jpg").write_text("not an image")
+    for name in ("text.jpg", "image.csv"):
+        (tmp_path / name).write_text("not an image")
     given = {"workdir": tiny_workdir, "image": image, "text": "a dog", "out": tmp_path / "out"}
     given |= {name: value and value.format(tmp=tmp_path) for name, value in change.items()}
     status, _, errors = command("predict", *(f"--{name}={value}" for name, value in given.items() if value is not None))
