@@ -194,7 +194,7 @@ def check_types(config: ConfigDict) -> None:
     The arguments of config.input.source are checked by the source.
 
     Raises:
-        UserError: values have other types, as in a config.json that was edited by hand; all are named.
+        UserError: values have other types; all are named.
     """
     if problems := list(_wrong_types(config, default_config(), "")):
         raise UserError(" ".join(problems))
@@ -235,6 +235,21 @@ def check_config(config: ConfigDict) -> None:
     """
     check_types(config)
     if problems := [*_unknown_fields(config), *_problems(config)]:
+        raise UserError(" ".join(problems))
+
+
+def check_stored_config(config: ConfigDict) -> None:
+    """Check the values of the configuration of a run, but for those that only matter while it is trained.
+
+    Version 0.1.0 took any seed and any values of the optimizer, and runs of other versions may have other fields.
+
+    Raises:
+        UserError: fields have values that they must not have, as in a config.json that was edited by hand; all are
+            named.
+    """
+    check_types(config)
+    ignored = ("config.seed ", "config.optimizer.", "config.steps ")
+    if problems := [problem for problem in _problems(config) if not problem.startswith(ignored)]:
         raise UserError(" ".join(problems))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -105,6 +106,8 @@ def main() -> None:
     from s2rm_jax.serving.service import Service
     from s2rm_jax.training.logging import log
 
+    # The tokenizer would log an expression of a visitor if it is too long. The answer has a remark on it.
+    logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
     assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     root_path = f"/{ROOT_PATH.value.strip('/')}" if ROOT_PATH.value.strip("/") else ""

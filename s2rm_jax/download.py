@@ -40,8 +40,8 @@ from tqdm import tqdm
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, find_full_disk, one_line
 from s2rm_jax.input.check.report import MISSING_IMAGES, STAMPS, UNC, format_report
-from s2rm_jax.input.images import is_url
 from s2rm_jax.input.transfer import CHUNK, Download, Failed, remove, require_free, transfer, verify
+from s2rm_jax.input.web import is_url
 from s2rm_jax.io import read_object, write_atomically
 
 FLAGS = flags.FlagValues()

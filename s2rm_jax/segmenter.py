@@ -173,7 +173,7 @@ class Segmenter:
 
         Raises:
             UserError: the folder has no training run or no checkpoint, its vocabulary is missing, its configuration
-                does not fit the checkpoint, or the network cannot be downloaded.
+                does not fit the checkpoint, the network cannot be downloaded, or `which` is something else.
         """
         run = load_run(workdir, which, keep_programs=keep_programs)
         return cls(run.network, run.params, run.tokenizer, run.config, run.programs)
@@ -218,8 +218,8 @@ class Segmenter:
             explain: whether to return explanations of the masks; the images are then processed one by one.
 
         Raises:
-            UserError: an image cannot be read, `expressions` is empty or not one per image, or an expression has no
-                words.
+            UserError: an image cannot be read, `expressions` is empty or not one per image, or an expression is not a
+                string or has no words.
         """
         images = image if isinstance(image, list) else [image]
         asked = _per_image(expressions, len(images))
@@ -339,16 +339,22 @@ class Segmenter:
 
 
 def _per_image(expressions: Any, count: int) -> list[tuple[str, ...]]:
-    """Return the expressions of each of `count` images; raise UserError if an image has none."""
-    if isinstance(expressions, str) or all(isinstance(one, str) for one in expressions):
-        asked = [(expressions,) if isinstance(expressions, str) else tuple(expressions)] * count
-    else:
-        asked = [(one,) if isinstance(one, str) else tuple(one) for one in expressions]
+    """Return the expressions of each of `count` images; raise UserError if an image has none or others than strings."""
+    given = _as_tuple(expressions)
+    of_all = all(isinstance(one, str) for one in given)
+    asked = [given] * count if of_all else [_as_tuple(one) for one in given]
+    if wrong := [one for texts in asked for one in texts if not isinstance(one, str)]:
+        kind = type(wrong[0]).__name__
+        raise UserError(f"an expression must be a string, got {kind}; give one string or a list of strings")
     if len(asked) != count:
         raise UserError(f"expressions has {len(asked)} sequences for {count} images; give one per image")
     if not all(asked):
         raise UserError("expressions is empty; give at least one expression to segment")
     return asked
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
 
 
 @keep_for_equal_networks(4)  # so that segmenters of equal networks trace and compile each program once

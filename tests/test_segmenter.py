@@ -256,6 +256,28 @@ def test_no_expression(segmenter, image, expressions):
         segmenter.segment(image, expressions)
 
 
+def test_expressions_may_come_from_an_iterator(segmenter, image):
+    wanted = segmenter.segment(image, ["red", "blue"])
+    for given in ((text for text in ["red", "blue"]), iter(["red", "blue"]), {"red": 1, "blue": 2}.keys()):
+        found = segmenter.segment(image, given)
+        assert found.expressions == ("red", "blue")
+        np.testing.assert_array_equal(found.masks, wanted.masks)
+    first, second = segmenter.segment([image, image], ((text for text in [one]) for one in ("red", "blue")))
+    assert (first.expressions, second.expressions) == (("red",), ("blue",))
+    with pytest.raises(UserError, match="expressions is empty"):
+        segmenter.segment(image, iter(()))
+
+
+@pytest.mark.parametrize(
+    ("expressions", "kind"),
+    [(None, "NoneType"), (3, "int"), (b"red", "bytes"), (["red", None], "NoneType"), ([["red", 3]], "int")],
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_expressions_that_are_no_strings(segmenter, image, expressions, kind, images):
+    with pytest.raises(UserError, match=rf"^an expression must be a string, got {kind}; give one string or a list of"):
+        segmenter.segment([image] * images, expressions)
+
+
 @pytest.mark.parametrize("expressions", ["", "   ", ["red", ""]])
 def test_empty_expression(segmenter, image, expressions):
     with pytest.raises(UserError, match="no words"):
@@ -335,3 +357,32 @@ def test_a_missing_run_or_checkpoint_is_an_error(tiny_workdir, tmp_path):
     (tmp_path / "vocab.txt").write_bytes((tiny_workdir / "vocab.txt").read_bytes())
     with pytest.raises(UserError, match="no checkpoint"):
         Segmenter.from_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=rf"train first .*, or restore {tmp_path}/model\.safetensors if this"):
+        Segmenter.from_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()  # of a run that was stopped early
+    with pytest.raises(UserError, match=r"no checkpoint in .*/checkpoints: train first \([^)]*\)$"):
+        Segmenter.from_checkpoint(tmp_path)
+
+
+def test_a_vocabulary_that_is_missing_or_damaged_is_to_be_restored(tiny_workdir, tmp_path):
+    """Any other vocabulary, such as one of BERT, would be wrong."""
+    (tmp_path / "config.json").write_bytes((tiny_workdir / "config.json").read_bytes())
+    vocabulary, words = tmp_path / "vocab.txt", (tiny_workdir / "vocab.txt").read_text()
+    restore = r"; restore the file, because the network was trained with its words$"
+    with pytest.raises(UserError, match=rf"^vocabulary {vocabulary} not found{restore}"):
+        Segmenter.from_checkpoint(tmp_path)
+    vocabulary.write_text(words.replace("[SEP]\n", ""))
+    with pytest.raises(UserError, match=rf"^{vocabulary} is not a BERT vocabulary: it lacks \[SEP\]{restore}"):
+        Segmenter.from_checkpoint(tmp_path)
+    vocabulary.write_text(words + "[SEP]\n")
+    with pytest.raises(UserError, match=rf"^{vocabulary} has '\[SEP\]' twice{restore}"):
+        Segmenter.from_checkpoint(tmp_path)
+    vocabulary.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=rf"^{vocabulary} is not a vocabulary: it is not UTF-8 text{restore}"):
+        Segmenter.from_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_is_the_best_or_the_latest(warm):
+    """In a process of its own, because types are checked by the tests, but not where the package is used."""
+    done = warm.run("-c", "from s2rm_jax import Segmenter; Segmenter.from_checkpoint(which='last')")
+    assert done.stderr.splitlines()[-1] == "s2rm_jax.errors.UserError: which is 'last'; it must be 'best' or 'latest'"

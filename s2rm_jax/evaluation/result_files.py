@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import is_url
 from s2rm_jax.input.masks import decode_rle, encode_rle, mask_box
+from s2rm_jax.input.web import is_url
 from s2rm_jax.io import on_bucket, remove_earlier, write_atomically, writing
 
 RESULTS_FILE = "coco_results.json"

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
-import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from http.client import HTTPException
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -27,6 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from s2rm_jax.errors import UserError, explaining, one_line
+from s2rm_jax.input.web import fetch, is_url
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,11 +91,13 @@ def load_image(
 
     Raises:
         UserError: the file is missing, damaged, not an image or larger than `max_pixels`; the download fails; or the
-            array has another shape or type.
+            array or `source` has another shape or type.
     """
     if isinstance(source, np.ndarray):
         return np.array(_to_rgb(_image_from_array(source), "the array"))
-    name = str(source) if isinstance(source, str | Path) else "the image"
+    if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+        raise UserError(_describe_wrong_type(source))
+    name = str(source) if isinstance(source, str | os.PathLike) else "the image"
     if isinstance(source, str) and is_url(source):
         source = fetch(source)
     with explaining(lambda error: _problem(source, name, error, max_pixels)):
@@ -122,7 +120,7 @@ def file_suffix(content: bytes) -> str:
 def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_PIXELS) -> str:
     """Return why an image cannot be read and what to do; on damaged data decoders raise nearly any exception."""
     if isinstance(error, FileNotFoundError):
-        return f"image {name} not found; check the path"
+        return _describe_missing(name)
     if isinstance(error, IsADirectoryError):
         return f"{name} is a folder; give the path of an image in it"
     if isinstance(error, Image.UnidentifiedImageError) and isinstance(source, str | Path | bytes):
@@ -134,6 +132,32 @@ def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_
     return f"{name} is damaged or of an unsupported kind ({one_line(error)}); get it again or convert it"
 
 
+def _describe_missing(name: str) -> str:
+    """Return that an image does not exist and what to do; `name` may be a URL that `load_image` does not read."""
+    scheme = _SCHEME.match(name)
+    if scheme is None:
+        return f"image {name} not found; check the path"
+    is_file = scheme[1].lower() == "file"
+    return f"{name} is not a local path; {'give the path without file://' if is_file else 'download it first'}"
+
+
+def _describe_wrong_type(source: object) -> str:
+    """Return what an image can be, and how to get that from an object of another type."""
+    advice = "give one of these"
+    if hasattr(source, "read"):
+        advice = "give what its read() returns"
+    elif isinstance(source, bytearray | memoryview):
+        advice = "convert it by bytes(...)"
+    elif hasattr(source, "__array__"):  # as tensors have
+        advice = "convert it by np.asarray(...)"
+    elif isinstance(source, Sequence | Iterator):
+        advice = "give several images as one list"
+    return (
+        "an image must be a path, a web address, the bytes of a file, an array of uint8 or a PIL image, "
+        f"got {type(source).__name__}; {advice}"
+    )
+
+
 def describe_unknown(source: str | Path | bytes) -> str:
     """Return what the file or the bytes are in which Pillow found no image of FORMATS, and what to do."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
@@ -142,12 +166,25 @@ def describe_unknown(source: str | Path | bytes) -> str:
         return "is empty (0 bytes); get it again"
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", start, re.IGNORECASE):
         return "is a web page (HTML) and not an image; give the address of the image itself"
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+    kind = next((kind for kind, signature in _SIGNATURES.items() if signature.match(start)), "")
+    if kind == "HEIF" and kind not in FORMATS:
         return "is a HEIC image; install its decoder (pip install pillow-heif) or convert it to JPEG"
+    if kind in FORMATS:
+        return f"is damaged or of an unsupported kind (it begins as {kind}); get it again or convert it"
     return f"is not an image in a supported format ({', '.join(FORMATS)}); convert it"
 
 
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # of a URL; a single letter is a drive of Windows
+# How files begin. Other formats begin with two letters, as text may.
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIF": re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
+}
 _JPEG_START = b"\xff\xd8"
 JPEG_SCAN, _JPEG_EXIF = b"\xff\xda", b"Exif\0\0"
 # Markers that are followed by the length of their segment. 0xC8 is reserved and has none.
@@ -262,92 +299,6 @@ def _image_from_array(array: np.ndarray) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     """Scale 0 ... 65,535 to 0 ... 255 and round."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-MAX_BYTES = 50_000_000
-TIMEOUT = 20.0  # seconds, for the whole download
-
-
-def is_url(source: object) -> bool:
-    """Return whether `source` is a web address and not a file."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
-
-
-def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
-    """Download a file.
-
-    Only for addresses that the local user gives. A server must not fetch addresses for its visitors, who could reach
-    its internal network that way. Redirections are followed to other web addresses only.
-
-    Raises:
-        UserError: the download fails, has more than `max_bytes`, or takes more than `timeout` seconds.
-    """
-    outcome: Future[bytes] = Future()
-
-    def download() -> None:
-        try:
-            outcome.set_result(_download(url, max_bytes, timeout))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    # In a thread, because a server that sends its headers byte by byte would block the caller without limit.
-    threading.Thread(target=download, daemon=True).start()
-    try:
-        return outcome.result(timeout)
-    except TimeoutError:
-        raise _timeout_error(url, timeout) from None
-
-
-def _download(url: str, max_bytes: int, timeout: float) -> bytes:
-    deadline = time.monotonic() + timeout
-    # Some servers, such as Wikimedia's, refuse programs without a User-Agent.
-    try:
-        address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # of letters beyond ASCII and spaces
-        request = urllib.request.Request(address, headers={"User-Agent": "s2rm-jax"})
-        with web_opener().open(request, timeout=timeout) as response:
-            content = bytearray()
-            while chunk := response.read1(1 << 16):  # returns what has arrived, so that the deadline is checked
-                content += chunk
-                if len(content) > max_bytes:
-                    raise UserError(f"{url} is larger than {max_bytes:,} bytes; download it and scale it down")
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-            missing = response.length or 0
-    except urllib.error.HTTPError as error:
-        error.close()
-        reason = " ".join(str(error.reason).split())
-        raise UserError(f"{url}: download failed: HTTP {error.code} {reason}; check the address") from error
-    except TimeoutError as error:
-        raise _timeout_error(url, timeout) from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _timeout_error(url, timeout) from error
-        raise UserError(f"{url}: download failed ({error.reason}); check the address and the network") from error
-    except (HTTPException, OSError, ValueError) as error:
-        raise UserError(f"{url}: download failed ({one_line(error)}); check the address") from error
-    if missing:
-        raise UserError(f"{url}: download stopped after {len(content):,} bytes; try again")
-    return bytes(content)
-
-
-def web_opener() -> urllib.request.OpenerDirector:
-    """Return an opener for web addresses only; Python's default opener would follow a redirection to ftp://."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _timeout_error(url: str, timeout: float) -> UserError:
-    return UserError(f"{url}: download took more than {timeout:g} seconds; try again, or download it first")
 
 
 def resize_image(

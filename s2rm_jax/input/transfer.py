@@ -20,8 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from s2rm_jax.errors import UserError, one_line
-from s2rm_jax.input.images import web_opener
 from s2rm_jax.input.refer_annotations import read_json
+from s2rm_jax.input.web import web_opener
 from s2rm_jax.io import read_object, require_space
 
 ANNOTATIONS = r"g?refs\(\w+\)\.(p|json)|instances\.json"

@@ -18,7 +18,9 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,9 @@ except ImportError as error:
         raise
     sys.exit(f"error: {error}; it needs: python -m pip install numpy pillow tokenizers")
 
+MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous image
+# Pillow warns of images with more pixels than `load_image` takes. Filters of the user come first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 AT_ONCE = 32  # expressions per call of `ground`; more take several calls on the same encoded image
 
 
@@ -47,11 +52,29 @@ class Network(NamedTuple):
 
 
 def load_network(folder: str | Path) -> Network:
-    """Load the network of a folder, with the runtime that it was exported for."""
+    """Load the network of a folder, with the runtime that it was exported for.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+        ImportError: the runtime is not installed.
+    """
     folder = Path(folder)
-    settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
-    runtime = {"pytorch": load_pytorch, "stablehlo": load_stablehlo, "onnx": load_onnx}[settings["format"]]
-    return Network(*runtime(folder), Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
+    with explaining(f"the network in {folder} cannot be loaded", "export it again"):
+        settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+        runtime = {"pytorch": load_pytorch, "stablehlo": load_stablehlo, "onnx": load_onnx}[settings["format"]]
+        return Network(*runtime(folder), Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
+
+
+@contextmanager
+def explaining(problem: str, advice: str) -> Iterator[None]:
+    """Raise a ValueError of one line for the many kinds of exceptions that libraries raise for damaged files."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{problem} ({reason}); {advice}") from error
 
 
 def load_pytorch(folder: Path) -> tuple[Callable, Callable]:
@@ -120,12 +143,28 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
     return lambda images: encoder(weights, images), ground
 
 
+def decode_image(path: str | Path) -> Image.Image:
+    """Return an image as Pillow decodes it, upright."""
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if file.mode == "I" and isinstance(file, TiffImageFile) and file.tag_v2.get(BITSPERSAMPLE) != (16,):
+                raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
+            return ImageOps.exif_transpose(file)
+    except Image.DecompressionBombError:  # Pillow raises it for more than 179 million
+        raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down") from None
+
+
 def load_image(path: str | Path) -> np.ndarray:
-    """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if file.mode == "I" and isinstance(file, TiffImageFile) and file.tag_v2.get(BITSPERSAMPLE) != (16,):
-            raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
+    """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white.
+
+    Raises:
+        OSError, ValueError: the file is missing, damaged or no image, or has too many pixels or values of unknown
+            range.
+    """
+    with explaining(f"{path} is damaged or of an unsupported kind", "get it again or convert it"):
+        image = decode_image(path)
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
@@ -150,6 +189,9 @@ def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
 
 def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Return the token ids int32 [K, L] of K expressions and their mask bool [K, L], false for padding."""
+    for expression in expressions:
+        if any("\ud800" <= letter <= "\udfff" for letter in expression):
+            raise ValueError(f"expression {expression!r} is not valid Unicode; write it in UTF-8")
     encoded = tokenizer.encode_batch(list(expressions))
     tokens = np.array([item.ids for item in encoded], np.int32)
     token_mask = np.array([item.attention_mask for item in encoded], bool)
@@ -195,7 +237,7 @@ def main() -> None:
             file = arguments.out / f"mask_{number}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
             print(f"{file}: {expression!r}, {np.count_nonzero(mask)} pixels")
-    except (OSError, ValueError, ImportError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -24,6 +24,7 @@ from s2rm_jax.errors import (
     reason_of,
     storage_error,
 )
+from s2rm_jax.interop.weight_files import SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
@@ -235,7 +236,10 @@ def restore_params(
     workdir = workdir_path(workdir)
     directory = workdir / CHECKPOINT_DIRECTORY
     if not has_checkpoint(workdir):
-        raise UserError(f"no checkpoint in {directory}: train first (python -m s2rm_jax.train --workdir {workdir} ...)")
+        is_export = (workdir / CONFIG_FILE).exists() and not directory.exists()
+        restore = f", or restore {workdir / SAFETENSORS} if this is an exported network" if is_export else ""
+        train = f"train first (python -m s2rm_jax.train --workdir {workdir} ...)"
+        raise UserError(f"no checkpoint in {directory}: {train}{restore}")
     with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
         scores = _scores(directory, metric)
         # Unlike the standard handler, this one reads a part of a tree.

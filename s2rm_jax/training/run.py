@@ -18,7 +18,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_types, default_config
+from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_stored_config, default_config
 from s2rm_jax.errors import UserError, counted, first_of, known_storage_error, reason_of, storage_error
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.hub import HUB, hub_error, parse_hub_name
@@ -103,12 +103,14 @@ def load_run(
 
     Raises:
         UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
-            not fit its parameters; or as `find_run`.
+            not fit its parameters; `which` is something else; or as `find_run`.
     """
+    if which not in ("best", "latest"):  # whose type Python does not check
+        raise UserError(f"which is {which!r}; it must be 'best' or 'latest'")
     folder = find_run(workdir)
     with _explaining_damage(workdir, folder):
         config = load_config(folder) if config is None else config
-        tokenizer = Tokenizer(folder / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
+        tokenizer = _load_tokenizer(folder / VOCAB_FILE, config)
         network = build_network(config)
         programs = open_program_store(config) if keep_programs else None
         shapes = parameter_shapes(network, config) if programs is None else programs.parameter_shapes(network)
@@ -120,6 +122,14 @@ def load_run(
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step, programs)
+
+
+def _load_tokenizer(vocabulary: epath.Path, config: ConfigDict) -> Tokenizer:
+    try:
+        return Tokenizer(vocabulary, config.text.max_tokens, config.text.lower_case)
+    except UserError as error:  # its advice is to give a vocabulary of BERT
+        problem = str(error).rsplit("; ", 1)[0]
+        raise UserError(f"{problem}; restore the file, because the network was trained with its words") from error
 
 
 def find_run(workdir: epath.PathLike) -> epath.Path:
@@ -219,7 +229,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     Fields that are missing, because they were added after the run, have their defaults.
 
     Raises:
-        UserError: `workdir` is not the workdir of a run, or its config.json cannot be read.
+        UserError: `workdir` is not the workdir of a run, or its config.json cannot be read or has wrong values.
     """
     workdir = workdir_path(workdir)
     path = workdir / CONFIG_FILE
@@ -227,6 +237,9 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} not found: {workdir} is not the workdir of a training run") from None
+    except NotADirectoryError:
+        file = next(one for one in (workdir, *workdir.parents) if one.exists())
+        raise UserError(f"{file} is a file; give the folder of a training run") from None
     except Exception as error:  # clients of buckets raise many kinds
         explained = known_storage_error(f"{path} cannot be read", error)
         if explained is None and isinstance(error, OSError | ValueError | RecursionError):
@@ -243,7 +256,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     if vocab.exists():
         config.text.vocab = str(vocab)
     try:
-        check_types(config)
+        check_stored_config(config)
     except UserError as error:
         raise UserError(f"{path}: {error} Restore the file, or train into another --workdir.") from None
     return config.lock()

@@ -267,6 +267,12 @@ def encoded(kind: str) -> bytes:
         (encoded("PNG")[:5000], "is damaged"),
         (encoded("TIFF")[:5000], "is damaged"),
         (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
+        (b"\xff\xd8\xff" + bytes(100), r"is damaged or of an unsupported kind \(it begins as JPEG\); get it again"),
+        (encoded("PNG")[:12] + bytes(100), r"is damaged .* \(it begins as PNG\)"),
+        (encoded("WEBP")[:12] + bytes(100), r"is damaged .* \(it begins as WEBP\)"),
+        (encoded("GIF")[:8], r"is damaged .* \(it begins as GIF\)"),
+        (encoded("TIFF")[:8] + bytes(100), r"is damaged .* \(it begins as TIFF\)"),
+        (b"P6, the sixth of the BMW cars", "is not an image in a supported format"),
         (b"", r"is empty \(0 bytes\)"),
         (b"\n<html>not found</html>", "is a web page"),
         (b"\xef\xbb\xbf<!DOCTYPE html>\n<title>404</title>", "is a web page"),
@@ -341,6 +347,57 @@ def test_a_wrong_path_is_named(tmp_path):
         load_image(tmp_path / "file.txt" / "image.jpg")
 
 
+@pytest.mark.parametrize("url", ["gs://bucket/a.png", "s3://bucket/a.png", "hdfs://host/a.png", "S3://bucket/a.png"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_url_that_is_not_read_is_no_missing_path(url, kind):
+    with pytest.raises(UserError, match=r"^\w+:/.*a\.png is not a local path; download it first$"):
+        load_image(kind(url))
+
+
+def test_a_file_url_is_no_missing_path(tmp_path):
+    path = saved(Image.fromarray(colours()), tmp_path, "a.png")
+    with pytest.raises(UserError, match=rf"^file://{path} is not a local path; give the path without file://$"):
+        load_image(f"file://{path}")
+    with pytest.raises(UserError, match=r"image C:/a\.png not found; check the path"):
+        load_image("C:/a.png")
+
+
+WRONG_TYPES = """
+import io, sys
+from s2rm_jax.input.images import load_image
+
+class Tensor:
+    __array__ = None
+
+for source in (io.BytesIO(), open(sys.argv[1], "rb"), bytearray(1), memoryview(b"a"), Tensor(), ("a.png",),
+               (path for path in ["a.png"]), None, 3, {}):
+    try:
+        load_image(source)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_an_object_of_another_type_is_not_called_damaged(tmp_path):
+    """In a process of its own, because types are checked by the tests, but not where the package is used."""
+    path = saved(Image.fromarray(colours()), tmp_path, "a.png")
+    done = subprocess.run([sys.executable, "-c", WRONG_TYPES, path], capture_output=True, text=True, check=True)
+    allowed = "a path, a web address, the bytes of a file, an array of uint8 or a PIL image"
+    start = f"UserError: an image must be {allowed}, got "
+    assert [line.removeprefix(start) for line in done.stdout.splitlines()] == [
+        "BytesIO; give what its read() returns",
+        "BufferedReader; give what its read() returns",
+        "bytearray; convert it by bytes(...)",
+        "memoryview; convert it by bytes(...)",
+        "Tensor; convert it by np.asarray(...)",
+        "tuple; give several images as one list",
+        "generator; give several images as one list",
+        "NoneType; give one of these",
+        "int; give one of these",
+        "dict; give one of these",
+    ]
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
     with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
@@ -367,6 +424,15 @@ def test_a_photograph_without_a_decoder_is_called_so(tmp_path, monkeypatch):
     monkeypatch.setattr("s2rm_jax.input.images.FORMATS", ("JPEG", "PNG"))
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
     with pytest.raises(UserError, match=r"a\.heic is a HEIC image; install its decoder"):
+        load_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize(("kind", "brand"), [("HEIF", b"heic"), ("HEIF", b"mif1"), ("AVIF", b"avif")])
+def test_a_damaged_photograph_is_called_so_where_its_decoder_is_installed(tmp_path, kind, brand):
+    if kind not in FORMATS:
+        pytest.skip(f"no decoder of {kind}")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(64))
+    with pytest.raises(UserError, match=rf"a\.heic is damaged or .* \(it begins as {kind}\); get it again"):
         load_image(tmp_path / "a.heic")
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import fetch, is_url, load_image
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.web import fetch, is_url
 
 
 def image_file():

@@ -146,6 +146,46 @@ def test_values_of_more_than_16_bits_are_refused_as_by_the_segmenter(tmp_path):
         load_image(tmp_path / "i.tiff")
 
 
+def test_an_expression_that_is_not_unicode(tokenizer):
+    with pytest.raises(ValueError, match=r"^expression 'caf\\udce9' is not valid Unicode; write it in UTF-8$"):
+        standalone.prepare_expressions(["red", "caf\udce9"], tokenizer)
+
+
+def test_whatever_pillow_raises_is_a_damaged_image(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")  # several chunks of pixels
+    before, first, after = (tmp_path / "a.png").read_bytes().partition(b"IDAT")
+    (tmp_path / "a.png").write_bytes(before + first + after.replace(b"IDAT", b"\0\0\0\0"))  # Pillow: SyntaxError
+    with pytest.raises(ValueError, match=r"^.*/a\.png is damaged or [^\n]* \(.+\); get it again[^\n]*$"):
+        standalone.load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("height", [9_000, 20_000])  # above it, Pillow warns or raises
+def test_an_enormous_image_is_refused_without_a_warning_of_pillow(folder, tmp_path, height):
+    Image.new("1", (10_000, height)).save(tmp_path / "large.png")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import segment; segment.load_image(sys.argv[2])"
+    command = [sys.executable, "-c", code, folder, tmp_path / "large.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("large.png has more than 80,000,000 pixels; scale it down")
+    assert "DecompressionBombWarning" not in done.stderr
+
+
+def test_a_damaged_folder_is_to_be_exported_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(standalone, "load_onnx", lambda _: (None, None))
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    assert standalone.load_network(tmp_path).settings["format"] == "onnx"
+    message = rf"^the network in {tmp_path} cannot be loaded \([^\n]+\); export it again$"
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=message):
+        standalone.load_network(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=message):
+        standalone.load_network(tmp_path)
+    (tmp_path / "preprocessing.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        standalone.load_network(tmp_path)
+
+
 @pytest.mark.parametrize("can_say_nothing", [False, True])
 def test_many_expressions_go_in_rounds(settings, tokenizer, can_say_nothing):
     """The fake network marks every pixel if the length is even, and no referent if an expression has 4 tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import importlib.util
@@ -562,12 +563,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny_workdir, tmp_path,
         assert "has a different architecture" in errors.splitlines()[-1]
 
 
-def test_demo_serves_until_sigterm(tiny_workdir, tmp_path):
+def test_demo_serves_until_sigterm(tiny_workdir, tmp_path, image):
     """The folder of uploads is readable by its user only, and an open page does not keep the demo from ending."""
     pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
     access_log = tmp_path / "access.jsonl"
     command = [sys.executable, "-m", "s2rm_jax.demo", f"--workdir={tiny_workdir}", "--checkpoint=latest", "--port=0"]
-    command += ["--root_path=sub", f"--access_log={access_log}", "--per_minute=3"]
+    command += ["--root_path=sub", f"--access_log={access_log}", "--per_minute=4"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as server, contextlib.ExitStack() as stack:
@@ -579,20 +580,26 @@ def test_demo_serves_until_sigterm(tiny_workdir, tmp_path):
             assert json.load(answer) == {"status": "ok"}
         with urllib.request.urlopen(address) as answer:
             assert answer.url.startswith(f"{address}/demo")
-        statuses = []
+        too_long = {"image": base64.b64encode(image.read_bytes()).decode(), "expressions": ["red " * 100]}
+        request = urllib.request.Request(
+            f"{address}/segment", json.dumps(too_long).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert "is truncated to the first 16" in json.load(answer)["results"][0]["remarks"][0]
+            statuses = [answer.status]
         for _ in range(4):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"{address}/segment", data=b"not JSON")
             statuses.append(refused.value.code)
             refused.value.close()
-        assert statuses == [415, 415, 415, 429]
+        assert statuses == [200, 415, 415, 415, 429]
         (folder,) = tmp_path.glob("s2rm_demo_*")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         with urllib.request.urlopen(f"{address}/demo/gradio_api/heartbeat/a") as page:
             assert page.readline() == b"data: ALIVE\n"
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
-        assert server.stderr.read() == ""
+        assert server.stderr.read() == ""  # not even the expression that is too long
         assert not folder.exists()
     requests = [json.loads(line) for line in access_log.read_text().splitlines()]
     assert [one["status"] for one in requests if one["route"] == "/segment"] == statuses

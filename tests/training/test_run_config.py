@@ -144,6 +144,13 @@ def test_a_directory_without_a_run_is_named(tmp_path):
         load_config(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("given", ["image.png", "image.png/run"])
+def test_a_file_is_no_workdir(tmp_path, given):
+    (tmp_path / "image.png").touch()
+    with pytest.raises(UserError, match=rf"^{tmp_path}/image\.png is a file; give the folder of a training run$"):
+        load_config(tmp_path / given)
+
+
 @pytest.mark.parametrize("content", ["{", "\xff\xfe", ""])
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content.encode("latin1"))
@@ -191,6 +198,32 @@ def test_a_field_of_another_type_is_named(tmp_path, field, value, expected):
     with pytest.raises(UserError, match=rf"config.json: config.{field} is .*; it must be {expected}") as told:
         load_config(tmp_path)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "expected"),
+    [
+        ("input", "image_size", [100, -1], r"\(height, width\) in pixels, each at least 8"),
+        ("input", "image_size", [100], r"\(height, width\) in pixels, each at least 8"),
+        ("vision", "depths", [], "two or more stages"),
+        ("text", "max_tokens", 0, "from 3 to"),
+        ("fusion", "rotations", [45], "one or more of: 0, 90"),
+        ("eval", "batch_size", 0, "at least 1"),
+    ],
+)
+def test_a_value_that_a_field_must_not_have_is_named(tmp_path, section, field, value, expected):
+    content = default_config().to_dict()
+    content[section][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"config.json: config.{section}.{field} is .*; it must be {expected}.*\."):
+        load_config(tmp_path)
+
+
+def test_values_that_earlier_versions_took_are_read(tmp_path):
+    content = default_config().to_dict() | {"seed": -1, "of_another_version": 3}
+    content["optimizer"]["clip_norm"] = -1.0
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_config(tmp_path).optimizer.clip_norm == -1.0
 
 
 def test_fields_that_ml_collections_allows_are_read(tmp_path):
