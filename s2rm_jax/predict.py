@@ -44,7 +44,8 @@ from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.image_lists import list_items
-from s2rm_jax.input.images import is_url, load_image
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.web import is_url
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.prediction_files import (
     OVERLAY_FILE,
