@@ -27,7 +27,8 @@ from s2rm_jax.errors import UserError, counted
 from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.evaluation.result_files import find_naming
 from s2rm_jax.image_lists import Item, reading
-from s2rm_jax.input.images import is_url, load_image
+from s2rm_jax.input.images import load_image
+from s2rm_jax.input.web import is_url
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
 from s2rm_jax.job_records import Part
 from s2rm_jax.parallel.cluster import find_cluster
