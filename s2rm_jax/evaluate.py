@@ -124,7 +124,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     from s2rm_jax.input.sources import build_source, describe
     from s2rm_jax.io import make_output_folder, writing
     from s2rm_jax.parallel.mesh import make_mesh, on_this_process, replicated
-    from s2rm_jax.prediction_files import require_no_prediction
+    from s2rm_jax.prediction.files import require_no_prediction
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.training.logging import log
     from s2rm_jax.training.run import load_run

@@ -43,11 +43,10 @@ from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.result_files import check_address
-from s2rm_jax.image_lists import list_items
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
-from s2rm_jax.prediction_files import (
+from s2rm_jax.prediction.files import (
     OVERLAY_FILE,
     RESULT_FILE,
     SAMPLE_FILE,
@@ -65,7 +64,8 @@ from s2rm_jax.prediction_files import (
     write_prediction,
     write_result,
 )
-from s2rm_jax.prediction_job import find_share, refuse_all, run_job
+from s2rm_jax.prediction.image_lists import list_items
+from s2rm_jax.prediction.job import find_share, refuse_all, run_job
 from s2rm_jax.training.logging import log
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.custom import coco_json_source, json_lines_source
 from s2rm_jax.input.refer_annotations import load_refs, read_json
 from s2rm_jax.interop.weight_files import read_weights
-from s2rm_jax.prediction_files import RESULT_FILE, remove_earlier_prediction
+from s2rm_jax.prediction.files import RESULT_FILE, remove_earlier_prediction
 from s2rm_jax.training.run import CONFIG_FILE, load_config
 
 DEEP = '{"a": ' * 100_000

@@ -26,7 +26,7 @@ from typing import Any
 from tests.command import LIMITED, ROOT
 
 MODULES = (
-    *("jax", "s2rm_jax.command_line", "s2rm_jax.prediction_job", "s2rm_jax.training.loop", "s2rm_jax.input.pipeline"),
+    *("jax", "s2rm_jax.command_line", "s2rm_jax.prediction.job", "s2rm_jax.training.loop", "s2rm_jax.input.pipeline"),
     *("s2rm_jax.evaluation.evaluator", "s2rm_jax.evaluation.gallery", "orbax.checkpoint", "optax", "grain"),
     *("tensorboardX", "jaxlib.mlir.dialects.mhlo"),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.image_lists import list_images, result_folders
+from s2rm_jax.prediction.image_lists import list_images, result_folders
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.image_lists import list_images
 from s2rm_jax.input.check.examine import ImageFile, check_image
 from s2rm_jax.input.images import FORMATS, decode_plain_jpeg, load_image, read_header, read_size
+from s2rm_jax.prediction.image_lists import list_images
 
 HEIGHT, WIDTH = 12, 16
 

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from s2rm_jax import prediction_job
 from s2rm_jax.errors import UserError
-from s2rm_jax.image_lists import list_items
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import decode_rle
-from s2rm_jax.job_records import Part
-from s2rm_jax.prediction_files import Options, open_part, replace_earlier
-from s2rm_jax.prediction_job import run_job
+from s2rm_jax.prediction import job
+from s2rm_jax.prediction.files import Options, open_part, replace_earlier
+from s2rm_jax.prediction.image_lists import list_items
+from s2rm_jax.prediction.job import run_job
+from s2rm_jax.prediction.records import Part
 
 EVERYTHING = Options()
 OUT = Path("/nowhere")
@@ -172,7 +172,7 @@ def interrupt_after(monkeypatch, count):
             if number == count:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction_job, "tqdm", interrupted)
+    monkeypatch.setattr(job, "tqdm", interrupted)
 
 
 def test_an_interrupted_job_lists_what_is_done_and_continues(run, paths, tmp_path, monkeypatch, count_segmented):
@@ -399,8 +399,8 @@ def test_the_last_of_several_processes_writes_the_results_of_all(run, paths, tmp
 
 def test_processes_that_end_at_the_same_time_write_the_results_of_all(segmenter, paths, tmp_path, monkeypatch):
     out, both_open, both_finished = tmp_path / "out", threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
-    opened, finish = prediction_job.open_part, Part.finish
-    monkeypatch.setattr(prediction_job, "open_part", lambda *given: (opened(*given), both_open.wait())[0])
+    opened, finish = job.open_part, Part.finish
+    monkeypatch.setattr(job, "open_part", lambda *given: (opened(*given), both_open.wait())[0])
     monkeypatch.setattr(Part, "finish", lambda part: (finish(part), both_finished.wait()))
     (tmp_path / "listed.txt").write_text("\n".join(map(str, paths)))
     items = list_items(str(tmp_path / "listed.txt"), ["red"], out)
@@ -416,7 +416,7 @@ def test_a_job_that_could_not_write_its_exports_lists_its_results_and_continues(
 ):
     out, fixed = tmp_path / "out", replace(EXPORTS, label_studio="https://example.org/other", coco=False)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="full"):
-        patch.setattr(prediction_job, "write_exports_of", lambda *_, **__: (_ for _ in ()).throw(UserError("full")))
+        patch.setattr(job, "write_exports_of", lambda *_, **__: (_ for _ in ()).throw(UserError("full")))
         run(paths[:3], "red", options=EXPORTS, share=share)
     assert (out / "result.json").exists() == (share == (0, 1))
     count_segmented.clear()

@@ -21,7 +21,7 @@ from s2rm_jax.errors import UserError, explaining, first_of, one_line
 from s2rm_jax.input.images import FORMATS, read_header
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import on_bucket
-from s2rm_jax.prediction_files import RESULT_FILE, is_result
+from s2rm_jax.prediction.files import RESULT_FILE, is_result
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from etils.epath import backend
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.image_lists import list_items
-from s2rm_jax.prediction_files import Options
-from s2rm_jax.prediction_job import find_share, run_job
+from s2rm_jax.prediction.files import Options
+from s2rm_jax.prediction.image_lists import list_items
+from s2rm_jax.prediction.job import find_share, run_job
 from tests.command import run_process
 from tests.training.fake_bucket import BucketFileSystem
 

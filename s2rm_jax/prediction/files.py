@@ -32,7 +32,7 @@ from s2rm_jax.evaluation.result_files import (
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import encode_rle
 from s2rm_jax.io import make_output_folder, slug, write_atomically, writing
-from s2rm_jax.job_records import Part, good_records, part_path, records_of
+from s2rm_jax.prediction.records import Part, good_records, part_path, records_of
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result

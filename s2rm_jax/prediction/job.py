@@ -1,6 +1,6 @@
 """Segment many images: the share of a process, and the threads that read and write.
 
-A job writes the files of `prediction_files` for each image. Several processes share the list; each has a part file of
+A job writes the files of `files` for each image. Several processes share the list; each has a part file of
 its own and needs no connection to the others.
 """
 
@@ -26,13 +26,11 @@ from tqdm import tqdm
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.evaluation.result_files import find_naming
-from s2rm_jax.image_lists import Item, reading
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
-from s2rm_jax.job_records import Part
 from s2rm_jax.parallel.cluster import find_cluster
-from s2rm_jax.prediction_files import (
+from s2rm_jax.prediction.files import (
     Options,
     begins_anew,
     earlier_files,
@@ -46,6 +44,8 @@ from s2rm_jax.prediction_files import (
     write_prediction,
     write_result_of,
 )
+from s2rm_jax.prediction.image_lists import Item, reading
+from s2rm_jax.prediction.records import Part
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter

@@ -1,0 +1,1 @@
+"""Predictions and their files: one image, or a job on many (`predict`)."""
