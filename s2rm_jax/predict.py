@@ -44,8 +44,7 @@ from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.input.images import load_image
-from s2rm_jax.input.web import is_url
-from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
+from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.prediction.files import (
     OVERLAY_FILE,
     RESULT_FILE,
@@ -182,7 +181,6 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
 
 def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str, Any]:
     if IMAGE.value:
-        _require_local(IMAGE.value)
         image, expressions = load_image(IMAGE.value, apply_exif=True), TEXT.value or []
     else:
         example = _held_out_example(workdir)
@@ -220,14 +218,6 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     files = "overlay.png and result.json" if options.overlay else "result.json"
     print(f"{counted(len(entries), 'mask')} of {width} x {height} pixels and {files} are in {out}")
     return content
-
-
-def _require_local(image: str) -> None:
-    """Raise UserError for an address that `load_image` does not read, such as gs://..."""
-    if image.lower().startswith("file:"):
-        raise UserError(f"--image: {image} is not a path; leave out file://")
-    if on_bucket(image) and not is_url(image):
-        raise UserError(f"--image: {image} is not a path on this machine; download it, or use a list with --images")
 
 
 def _segmenter(workdir: epath.Path) -> Segmenter:

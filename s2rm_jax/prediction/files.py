@@ -96,8 +96,10 @@ def require_inputs_kept(inputs: Iterable[str], outputs: Iterable[Path], flag: st
             existing[_identity(path)] = path
     for name in inputs if existing else ():
         with suppress(OSError, ValueError):  # missing, an address, or no name of a file; reading reports it
-            if path := existing.get(_identity(name)):
-                raise UserError(f"{flag}: the prediction would replace or remove the input {path}; give another {flag}")
+            replaced = existing.get(_identity(name))
+            if replaced is not None:
+                problem = f"the prediction would replace or remove the input {replaced}"
+                raise UserError(f"{flag}: {problem}; give another {flag}")
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
