@@ -381,7 +381,7 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
         recipes = " (the recipes take it from S2RM_IMAGES)" if leaf == "image_root" else ""
         add = f"if the source has it, add it to config.input.source in the file{recipes}"
         hint = f"did you mean {' or '.join(near)}?" if near else add
-        return f"--config.{name}: the configuration has no such field of its source; {hint}"
+        return f"--config.{name}: the source of this configuration sets no such field; {hint}"
     near = [f"--config.{field}" for field in similar_fields(name, fields)]
     hint = f"did you mean {' or '.join(near)}?" if near else "see s2rm_jax/config.py"
     return f"--config.{name}: no such field in the configuration; {hint}"

@@ -239,9 +239,9 @@ def check_config(config: ConfigDict) -> None:
 
 
 def check_stored_config(config: ConfigDict) -> None:
-    """Check the values of the configuration of a run, but for those that only matter while it is trained.
+    """Check the configuration of a run, except for values that version 0.1.0 did not check: seed and optimizer.
 
-    Version 0.1.0 took any seed and any values of the optimizer, and runs of other versions may have other fields.
+    Fields that are not known are accepted: the run may be of another version.
 
     Raises:
         UserError: fields have values that they must not have, as in a config.json that was edited by hand; all are

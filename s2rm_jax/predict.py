@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -64,7 +65,7 @@ from s2rm_jax.prediction.files import (
     write_result,
 )
 from s2rm_jax.prediction.image_lists import list_items
-from s2rm_jax.prediction.job import find_share, refuse_all, run_job
+from s2rm_jax.prediction.job import find_share, raise_none_segmented, run_job
 from s2rm_jax.training.logging import log
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
     segmenter = _segmenter(workdir)
     _warn(segmenter, TEXT.value or [])
     quiet, as_json = bool(FLAGS["quiet"].value), bool(FLAGS["json"].value)
-    source = str(IMAGES.value)
+    source = os.path.expanduser(str(IMAGES.value))
     part = run_job(segmenter, items, share, out, options, batch_size=BATCH_SIZE.value, quiet=quiet, source=source)
 
     content: dict[str, Any] = {"part": str(part.path), "images": part.count, "failed": part.failed}
@@ -170,7 +171,7 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8")) if as_json else {}
     listed, failed, total = part.path if number > 1 else out / RESULT_FILE, len(part.failed), len(items[index::number])
     if failed and not part.count:
-        refuse_all(total)
+        raise_none_segmented(total)
     if failed:
         message = f"{failed} of {counted(total, 'image')} could not be segmented; they are listed above and in {listed}"
         raise PartlyDone(f"{message}, and all others are done", content)

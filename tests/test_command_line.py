@@ -128,12 +128,12 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.input.source.apply_exif=True"],
-            "apply_exif: the configuration has no such field of its source; if the source has it, add it to "
+            "apply_exif: the source of this configuration sets no such field; if the source has it, add it to "
             "config.input.source in the file\n",
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.input.source.nam=x"],
-            "no such field of its source; did you mean --config.input.source.name?\n",
+            "configuration sets no such field; did you mean --config.input.source.name?\n",
         ),
         (["--config=FILE", "--workdir=w", "--config.steps=many"], "--config.steps=many"),
         (["--config=FILE", "--workdir=w", "--config.steps=1.5"], "--config.steps=1.5"),

@@ -37,8 +37,8 @@ PAPER: Colour = (255, 255, 255)
 RAMP = ((26, 18, 64), (110, 30, 118), (198, 58, 92), (245, 130, 48), (255, 236, 150))
 _LOWEST_OPACITY, _HIGHEST_OPACITY = 0.35, 0.85
 
-# Outlines of nearly identical masks are rings around each other. Those of further masks coincide with the outermost,
-# and all together are at most as wide as so many strokes: wider ones would be far from the object.
+# Nearly identical masks are outlined by at most _MOST_RINGS rings; further outlines coincide with the outermost. All
+# rings together are at most _MOST_STROKES strokes wide, so that they stay near the object.
 _MOST_RINGS = len(DISTINCT_COLOURS)
 _MOST_STROKES = 4
 _SUPERSAMPLING = 2  # outlines are drawn at this scale and reduced, which smooths their edges

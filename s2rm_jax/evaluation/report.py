@@ -284,14 +284,16 @@ def require_own_report(folder: Path, settings: Mapping[str, object]) -> None:
         settings: which data the new report is on, as `input.sources.describe` returns it.
 
     Raises:
-        UserError: a file of the folder has the name of a file of reports, but there is no report, or it is on data with
-            another setting.
+        UserError: a file of the folder has the name of a file of reports, but metrics.json is missing or of another
+            program; or the report is on data with another setting. A metrics.json that cannot be read is replaced.
     """
     earlier = read_object(folder / "metrics.json")
     taken = [name for name in _FILES if (folder / name).exists()]
     damaged = "metrics.json" in taken and not earlier
     if taken and not damaged and "protocol" not in earlier:
-        raise UserError(f"--out: {folder} has {', '.join(taken)}, but no report of evaluate; give another --out")
+        raise UserError(
+            f"--out: {folder} has {', '.join(taken)}, but no report of evaluate; remove them, or give another --out"
+        )
     for name, value in settings.items():
         if earlier.get(name, value) != value:
             raise UserError(

@@ -137,8 +137,8 @@ def _describe_missing(name: str) -> str:
     scheme = _SCHEME.match(name)
     if scheme is None:
         return f"image {name} not found; check the path"
-    is_file = scheme[1].lower() == "file"
-    return f"{name} is not a local path; {'give the path without file://' if is_file else 'download it first'}"
+    advice = {"file": "give the path without file://", "http": "give the address as a string"}
+    return f"{name} is not a local path; {advice.get(scheme[1].lower().rstrip('s'), 'download it first')}"
 
 
 def _describe_wrong_type(source: object) -> str:
@@ -150,8 +150,10 @@ def _describe_wrong_type(source: object) -> str:
         advice = "convert it by bytes(...)"
     elif hasattr(source, "__array__"):  # as tensors have
         advice = "convert it by np.asarray(...)"
+    elif isinstance(source, list):
+        advice = "give one image, or a flat list to Segmenter.segment"
     elif isinstance(source, Sequence | Iterator):
-        advice = "give several images as one list"
+        advice = "give several images to Segmenter.segment as one list"
     return (
         "an image must be a path, a web address, the bytes of a file, an array of uint8 or a PIL image, "
         f"got {type(source).__name__}; {advice}"

@@ -92,18 +92,14 @@ _ORDINARY_LONGER = _words("leather leathery lettuce straight overnight freight f
 _ORDINALS = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth last 1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"
 )
-# A side from which objects are not counted: of a body ("his left hand"), or a direction ("looking to the right").
+# Not an origin of counting: a side of a body ("his left hand"), or a direction ("right facing").
 _BODY = _words(
     "hand hands handed arm arms leg legs foot feet shoulder shoulders knee knees elbow elbows wrist wrists ankle ankles"
     " thumb ear ears eye eyes paw paws tusk wing hip thigh cheek breast calf"
 )
-_DIRECTIONS = _words(
-    "face faces facing faced look looks looking looked point points pointing pointed turn turns turned turning head"
-    " heads heading headed lean leans leaning leaned walk walks walking go goes going move moves moving run runs"
-    " running swing swings swinging"
-)
+_FACING = _words("facing looking turned turning pointing leaning heading")
 _SIDES_OF_IMAGES = _words("side corner end part edge row column")
-_FUNCTION_WORDS = _words("to the toward towards his her its their on in at")
+_EXTREMES = _words("the far furthest very extreme upper lower top bottom front back")
 # Signs of writing ('"' and "#"), clock positions, shapes named by a letter, and the sides of a car.
 _NEVER = re.compile(
     r"[\"#“”]|o\W*clock|clock\W*position|\b[a-z]\W*shaped?\b|(driver|passenger)\W*s?\W*side", re.IGNORECASE
@@ -211,18 +207,23 @@ def _is_a_side(words: list[str], i: int) -> bool:
 
 
 def _is_an_origin(words: list[str], i: int) -> bool:
-    """Return whether objects with an ordinal may be counted from the side words[i].
+    """Return whether objects with an ordinal are certainly counted from the side words[i].
 
-    They are not counted from a side of a body or from a direction, and not in "left of the second".
+    They are in "from the left", "second row left", "on the left side" and "second to the left of the tree"; they may
+    not be in "looking left", "his left hand" and "left of the second".
     """
     ending = [word for word in ("hand", "handed") if words[i].endswith(word)]
+    before = [word for word in words[:i] if word not in _EXTREMES]
     after = [*ending, *words[i + 1 :]]
-    if after[:1] == ["of"]:
-        return _ORDINALS.isdisjoint(after)
-    if not _BODY.isdisjoint(after[:1]) and _SIDES_OF_IMAGES.isdisjoint(after[1:2]):
+    of_image = not _SIDES_OF_IMAGES.isdisjoint(after[:1] if after[:1] != ["hand"] else after[:2])
+    if ("the", True) in ((word, later in _ORDINALS) for word, later in pairwise(after)):
+        return False  # beside "the second"
+    if of_image or after[:1] == ["of"]:
+        return True
+    if not _BODY.isdisjoint(after[:1]) or not before:
         return False
-    before = [word for word in words[:i] if word not in _FUNCTION_WORDS]
-    return not before or before[-1] not in _DIRECTIONS
+    follows_ordinal = not _ORDINALS.isdisjoint(before[-2:]) and _FACING.isdisjoint(after[:1])
+    return before[-1] in ("from", "on", "at", "in") or follows_ordinal
 
 
 def _in_the_case_of(written: str, word: str) -> str:

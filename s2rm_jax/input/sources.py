@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -139,7 +140,7 @@ def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
     main = [name for name in folders if not name.endswith("image_root")]
     for one in given:
         match = _GIVEN.fullmatch(one)
-        if not match and (misspelt := re.match(r"(\w+)=", one)) and not Path(one).exists():
+        if not match and (misspelt := re.match(r"([\w.+-]+)=", one)) and not Path(one).exists():
             raise UserError(f"--data {one}: {misspelt[1]!r} is not one of {', '.join(_GIVEN_FIELDS)}")
         name, value = match.groups() if match else ("root", one)
         if not match and "root" not in folders and len(main) == 1:
@@ -242,7 +243,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "bool": (bool, "true or false"),
     "int": (int, "an integer"),
     "str": (str, "a string"),
-    "str | Path": (str | Path, "a path"),
+    "str | Path": (str | os.PathLike, "a path"),
     "Sequence[str]": (list | tuple, "a list of strings"),
 }
 _NOT_FIELDS = ("split", "training", "on_bad_example")  # arguments that `build_source` gives
@@ -258,6 +259,8 @@ def _check_fields(name: str, signature: inspect.Signature, fields: Mapping[str, 
             near = similar_fields(field, list(arguments))
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(arguments)}"
             raise UserError(f"config.input.source.{field}: the source {name!r} has no such field; {hint}")
+        if value is None and arguments[field].default == "":
+            continue  # as of an environment variable that is not set
         types, what = _KINDS.get(str(arguments[field].annotation), (object, ""))
         if not isinstance(value, types) or (isinstance(value, bool) and types is int):
             raise UserError(f"config.input.source.{field} is {value!r:.60}; it must be {what}")

@@ -145,15 +145,16 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
 
 def decode_image(path: str | Path) -> Image.Image:
     """Return an image as Pillow decodes it, upright."""
+    too_large = ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down")
     try:
         with Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
+                raise too_large
             if file.mode == "I" and isinstance(file, TiffImageFile) and file.tag_v2.get(BITSPERSAMPLE) != (16,):
                 raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
             return ImageOps.exif_transpose(file)
-    except Image.DecompressionBombError:  # Pillow raises it for more than 179 million
-        raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down") from None
+    except Image.DecompressionBombError:  # of more than 179 million
+        raise too_large from None
 
 
 def load_image(path: str | Path) -> np.ndarray:

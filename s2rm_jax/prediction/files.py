@@ -132,7 +132,7 @@ def require_own_result(out: Path) -> None:
     """
     path = out / RESULT_FILE
     if path.is_file() and not {"results", "images"} & _read_result(out).keys():
-        raise UserError(f"--out: {path} is not a file of predict; give another --out, or remove it")
+        raise UserError(f"--out: {path} may not be a file of predict; remove it, or give another --out")
 
 
 def require_own_sample(out: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
@@ -147,7 +147,7 @@ def require_own_sample(out: Path, image: UInt8[np.ndarray, "height width 3"]) ->
     with suppress(UserError):
         if np.array_equal(load_image(path), image):
             return
-    raise UserError(f"--out: {path} is not a file of predict; give another --out, or remove it")
+    raise UserError(f"--out: {path} may not be a file of predict; remove it, or give another --out")
 
 
 def write_prediction(
@@ -320,7 +320,7 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
 
 
 def begins_anew(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> bool:
-    """Return whether `open_part` with these arguments would not continue an unfinished job."""
+    """Return whether `open_part` with these arguments would begin a new job."""
     return _read_job(out) != {**settings, "processes": share[1]}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -71,11 +72,11 @@ def list_items(images: str, expressions: Sequence[str], out: Path, explain: str 
         _require_image(images)
         paths = list_images(images)
         found = {os.fspath(path): {} for path in paths if not is_result(path, out, explain)}
-        if left := [path.name for path in paths if os.fspath(path) not in found]:
-            hint = f" apart from {len(left)} named like results in --out ({first_of(left, ', ')})"
+        if left_out := [path.name for path in paths if os.fspath(path) not in found]:
+            hint = f" apart from {len(left_out)} named like results in --out ({first_of(left_out, ', ')})"
             _LOG.warning(
                 "%s: left out because they are in --out and named like its results: %d (%s)",
-                *(images, len(left), first_of(left, ", ")),
+                *(images, len(left_out), first_of(left_out, ", ")),
             )
     else:
         folder = os.path.dirname(images)
@@ -207,6 +208,8 @@ def _read_json_lines(path: epath.Path) -> Iterator[tuple[str, list[str]]]:
                 entry = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is not JSON ({error}); write one object per line") from error
+            if isinstance(entry, dict):
+                _require_no_near_miss(entry, f"{path}: line {number}:")
             yield _checked(entry, f"{path}: line {number}")
 
 
@@ -236,22 +239,24 @@ def _checked(entry: Any, where: str) -> tuple[str, list[str]]:
     """Return the image and the expressions of an entry of a list; raise UserError if it has mistakes."""
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise UserError(f"{where} needs 'image', the path or address of an image")
-    _require_no_near_miss(entry, f"{where}:")
     own = entry.get("expressions") or []
     if not isinstance(own, list) or not all(isinstance(expression, str) for expression in own):
         raise UserError(f"{where}: 'expressions' must be a list of strings")
     return entry["image"], own
 
 
-def _require_no_near_miss(names: Iterable[str], where: str) -> None:
+def _require_no_near_miss(names: Collection[str], where: str) -> None:
     """Raise UserError if no field is "expressions" but one looks like it; the fields of annotations are ignored."""
-    names = list(names)
-    lower = {str(name).lower().strip(): name for name in names}
-    near = [name for name in lower if name in _OTHER_NAMES or get_close_matches(name, ["expressions"], cutoff=0.9)]
-    if near and "expressions" not in names:
-        raise UserError(
-            f"{where} {lower[near[0]]!r} is not a field of a list; did you mean 'expressions', a list of strings?"
-        )
+    if "expressions" in names:
+        return
+    if near := next(filter(_looks_like_expressions, names), None):
+        raise UserError(f"{where} {near!r} is not a field of a list; did you mean 'expressions', a list of strings?")
+
+
+@functools.lru_cache  # a list may have a million lines with the same fields
+def _looks_like_expressions(name: str) -> bool:
+    name = name.lower().strip()
+    return name in _OTHER_NAMES or bool(get_close_matches(name, ["expressions"], cutoff=0.9))
 
 
 _OTHER_NAMES = ("text", "texts", "sentence", "sentences", "phrase", "phrases", "prompt", "prompts", "query", "queries")

@@ -1,7 +1,7 @@
 """Segment many images: the share of a process, and the threads that read and write.
 
-A job writes the files of `files` for each image. Several processes share the list; each has a part file of
-its own and needs no connection to the others.
+A job writes the files described in prediction/files.py for each image. Several processes share the list; each has a
+part file of its own and needs no connection to the others.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from s2rm_jax.prediction.records import Part
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter
 
+_TRIED = 100  # images, to find one that can be read
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -137,7 +138,7 @@ def run_job(
         outputs = chain(earlier_files(out), _outputs(items, out, options))
         require_inputs_kept([source, *(item.image for item in items)], outputs)
         if number == 1 and has_prediction(out):
-            _require_one(segmenter, items, out)
+            _require_readable_image(segmenter, items, out)
     with open_part(out, share, settings) as part:
         left = [item for item in items[index::number] if item.image not in part.done]
         try:
@@ -169,8 +170,10 @@ def _report(error: object) -> None:
 
 def _outputs(items: Iterable[Item], out: Path, options: Options) -> Iterator[Path]:
     """Yield the files of the images whose folders exist already."""
+    present = {path.name for path in out.iterdir()} if out.is_dir() else set()
     for item in items:
-        if (folder := out / item.folder).is_dir():
+        folder = out / item.folder
+        if Path(item.folder).parts[0] in present and folder.is_dir():
             yield from outputs_of(folder, item.expressions, options)
             yield from _figures(item, folder, options)
 
@@ -179,20 +182,20 @@ def _figures(item: Item, folder: Path, options: Options) -> list[Path]:
     return figure_paths(folder / options.explain, len(item.expressions), folder) if options.explain else []
 
 
-def _require_one(segmenter: Segmenter, items: Iterable[Item], out: Path) -> None:
-    """Check that at least one image can be segmented, before an earlier prediction is removed."""
+def _require_readable_image(segmenter: Segmenter, items: Iterable[Item], out: Path) -> None:
+    """Check that one of the first images can be segmented, before an earlier prediction is removed."""
     errors = []
-    for item in items:
+    for item in islice(items, _TRIED):
         _, image = _read(segmenter, item)
         if not isinstance(image, UserError):
             return
         errors.append(image)
     for error in errors:
         _report(error)
-    refuse_all(len(errors), f", and {out} keeps its earlier results")
+    raise_none_segmented(len(errors), f", and {out} keeps its earlier results")
 
 
-def refuse_all(count: int, kept: str = "") -> NoReturn:
+def raise_none_segmented(count: int, kept: str = "") -> NoReturn:
     """Raise the UserError for a job of which no image could be segmented; all have been reported on stderr."""
     raise UserError(f"none of {counted(count, 'image')} could be segmented{kept}; see the warnings above")
 

@@ -127,7 +127,7 @@ def test_a_report_on_other_data_is_not_replaced(tmp_path):
 def test_files_of_others_are_not_replaced(tmp_path, name):
     (tmp_path / name).write_text('{"accuracy": 0.5}')
     (tmp_path / "image.png").touch()
-    with pytest.raises(UserError, match=f"has {name}, but no report of evaluate; give another --out"):
+    with pytest.raises(UserError, match=f"has {name}, but no report of evaluate; remove them, or give another --out"):
         require_own_report(tmp_path, {})
     (tmp_path / name).unlink()
     require_own_report(tmp_path, {})

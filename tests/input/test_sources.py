@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -63,6 +65,7 @@ def test_what_is_there_is_found(settings):
         ("refer", {"limit_referents": True}, r"source\.limit_referents is True; it must be an integer"),
         ("json_lines", {"apply_exif": "False"}, r"source\.apply_exif is 'False'; it must be true or false"),
         ("json_lines", {"file": None}, r"source\.file is None; it must be a string"),
+        ("refer", {"image_root": None, "root": Path("/nowhere")}, "the folder of the data, /nowhere, does not exist"),
         ("combined", {"datasets": "refcoco/unc"}, r"source\.datasets is 'refcoco/unc'; it must be a list of strings"),
         ("combined", {"datasets": ("refcoco/unc", "refcocog/umd")}, "refcocog does not exist"),
         ("combined", {"root": ""}, "the source's root is empty"),

@@ -326,13 +326,15 @@ def test_predict_does_not_replace_files_of_other_programs(tiny_workdir, tmp_path
     for source in ([], [f"--image={image}"]):
         status, _, errors = command("predict", *asked, *source)
         assert (status, (tmp_path / "result.json").read_text()) == (2, "notes")
-        assert errors.endswith(f"{tmp_path}/result.json is not a file of predict; give another --out, or remove it\n")
+        assert errors.endswith(
+            f"{tmp_path}/result.json may not be a file of predict; remove it, or give another --out\n"
+        )
     (tmp_path / "result.json").unlink()
     Image.new("RGB", (64, 48), "red").save(tmp_path / "image.png")
     before = (tmp_path / "image.png").read_bytes()
     status, _, errors = command("predict", *asked)
     assert (status, (tmp_path / "image.png").read_bytes()) == (2, before)
-    assert errors.endswith(f"{tmp_path}/image.png is not a file of predict; give another --out, or remove it\n")
+    assert errors.endswith(f"{tmp_path}/image.png may not be a file of predict; remove it, or give another --out\n")
     (tmp_path / "image.png").unlink()
     for _ in range(2):
         status, _, errors = command("predict", *asked)
