@@ -227,6 +227,9 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
     if name == "tfds":
         fields.pop("image_root", None)  # of S2RM_IMAGES; its records contain the images
     signature = inspect.signature(SOURCES[name])
+    # None is a path that is not set, as by os.environ.get.
+    paths = {field for field, argument in signature.parameters.items() if argument.default == ""}
+    fields = {field: value for field, value in fields.items() if value is not None or field not in paths}
     _check_fields(name, signature, fields)
     for field in _FOLDERS:
         if on_bucket(fields.get(field) or ""):
@@ -259,8 +262,6 @@ def _check_fields(name: str, signature: inspect.Signature, fields: Mapping[str, 
             near = similar_fields(field, list(arguments))
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(arguments)}"
             raise UserError(f"config.input.source.{field}: the source {name!r} has no such field; {hint}")
-        if value is None and arguments[field].default == "":
-            continue  # as of an environment variable that is not set
         types, what = _KINDS.get(str(arguments[field].annotation), (object, ""))
         if not isinstance(value, types) or (isinstance(value, bool) and types is int):
             raise UserError(f"config.input.source.{field} is {value!r:.60}; it must be {what}")
