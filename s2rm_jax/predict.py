@@ -171,7 +171,7 @@ def _predict_many(out: Path, options: Options, workdir: epath.Path, share: tuple
         content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8")) if as_json else {}
     listed, failed, total = part.path if number > 1 else out / RESULT_FILE, len(part.failed), len(items[index::number])
     if failed and not part.count:
-        raise_none_segmented(total)
+        raise_none_segmented(counted(total, "image"))
     if failed:
         message = f"{failed} of {counted(total, 'image')} could not be segmented; they are listed above and in {listed}"
         raise PartlyDone(f"{message}, and all others are done", content)

@@ -182,22 +182,25 @@ def _figures(item: Item, folder: Path, options: Options) -> list[Path]:
     return figure_paths(folder / options.explain, len(item.expressions), folder) if options.explain else []
 
 
-def _require_readable_image(segmenter: Segmenter, items: Iterable[Item], out: Path) -> None:
+def _require_readable_image(segmenter: Segmenter, items: Sequence[Item], out: Path) -> None:
     """Check that one of the first images can be segmented, before an earlier prediction is removed."""
     errors = []
-    for item in islice(items, _TRIED):
+    for item in items[:_TRIED]:
         _, image = _read(segmenter, item)
         if not isinstance(image, UserError):
             return
         errors.append(image)
     for error in errors:
         _report(error)
-    raise_none_segmented(len(errors), f", and {out} keeps its earlier results")
+    first = "the first " if len(items) > _TRIED else ""
+    raise_none_segmented(
+        first + counted(len(errors), "image"), f", and {out} keeps its earlier results", ", or give another --out"
+    )
 
 
-def raise_none_segmented(count: int, kept: str = "") -> NoReturn:
+def raise_none_segmented(images: str, kept: str = "", advice: str = "") -> NoReturn:
     """Raise the UserError for a job of which no image could be segmented; all have been reported on stderr."""
-    raise UserError(f"none of {counted(count, 'image')} could be segmented{kept}; see the warnings above")
+    raise UserError(f"none of {images} could be segmented{kept}; see the warnings above{advice}")
 
 
 def _settings(segmenter: Segmenter, items: Sequence[Item], options: Options) -> dict[str, Any]:

@@ -106,6 +106,15 @@ def test_an_earlier_prediction_is_kept_if_no_image_can_be_read(run, paths, tmp_p
     assert "4.png is not an image" in first and "5.png not found" in second
 
 
+def test_only_the_first_images_are_tried_before_an_earlier_prediction_is_replaced(run, paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_TRIED", 2)
+    run(paths[:1], "red")
+    broken = [paths[3], tmp_path / "5.png"]
+    with pytest.raises(UserError, match=r"^none of the first 2 images .*; see the warnings above, or give another"):
+        run([*broken, paths[0]], "red")
+    assert run([broken[0], paths[1], broken[1]], "red").count == 1
+
+
 def test_a_job_without_an_earlier_prediction_lists_its_failures(run, paths, tmp_path):
     assert run(paths[3:], "red").count == 0
     assert files(tmp_path / "out") == ["result.json"]
