@@ -20,7 +20,6 @@ TemporaryFailure with 75.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import io
 import json
@@ -377,7 +376,7 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
     section, _, leaf = name.rpartition(".")
     if section == "input.source":  # each source has other fields
         of_source = {field.rpartition(".")[2]: field for field in fields if field.startswith("input.source.")}
-        near = [f"--config.{of_source[field]}" for field in difflib.get_close_matches(leaf, of_source)]
+        near = [f"--config.{of_source[field]}" for field in similar_fields(leaf, list(of_source))]
         recipes = " (the recipes take it from S2RM_IMAGES)" if leaf == "image_root" else ""
         add = f"if the source has it, add it to config.input.source in the file{recipes}"
         hint = f"did you mean {' or '.join(near)}?" if near else add

@@ -26,11 +26,14 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_OF_BODIES = _words(
+    "hand handed arm leg foot feet shoulder knee elbow wrist ankle thumb ear eye paw tusk wing hip thigh cheek breast"
+    " calf"
+)
 # "left" or "right" is certainly a side with one of these after it,
-_SIDE_NOUNS = _words(
-    "side sides sided hand handed most corner corners half end edge part portion quarter third section picture pictures"
-    " pic image photo photograph frame panel screen arm leg foot feet shoulder knee elbow wrist ankle thumb ear eye paw"
-    " tusk wing hip thigh cheek breast calf front rear top bottom upper lower foreground background row column lane"
+_SIDE_NOUNS = _OF_BODIES | _words(
+    "side sides sided most corner corners half end edge part portion quarter third section picture pictures pic image"
+    " photo photograph frame panel screen front rear top bottom upper lower foreground background row column lane"
 )
 # or before it,
 _BEFORE = _words(
@@ -93,10 +96,7 @@ _ORDINALS = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth last 1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"
 )
 # Not an origin of counting: a side of a body ("his left hand"), or a direction ("right facing").
-_BODY = _words(
-    "hand hands handed arm arms leg legs foot feet shoulder shoulders knee knees elbow elbows wrist wrists ankle ankles"
-    " thumb ear ears eye eyes paw paws tusk wing hip thigh cheek breast calf"
-)
+_BODY = _OF_BODIES | _words("hands arms legs shoulders knees elbows wrists ankles ears eyes paws")
 _FACING = _words("facing looking turned turning pointing leaning heading")
 _SIDES_OF_IMAGES = _words("side corner end part edge row column")
 _EXTREMES = _words("the far furthest very extreme upper lower top bottom front back")
@@ -216,7 +216,7 @@ def _is_an_origin(words: list[str], i: int) -> bool:
     before = [word for word in words[:i] if word not in _EXTREMES]
     after = [*ending, *words[i + 1 :]]
     of_image = not _SIDES_OF_IMAGES.isdisjoint(after[:1] if after[:1] != ["hand"] else after[:2])
-    if ("the", True) in ((word, later in _ORDINALS) for word, later in pairwise(after)):
+    if any(word == "the" and later in _ORDINALS for word, later in pairwise(after)):
         return False  # beside "the second"
     if of_image or after[:1] == ["of"]:
         return True
