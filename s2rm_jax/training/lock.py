@@ -32,7 +32,7 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
 
 LOCK_FILE, HOLDER_FILE = ".lock", "lock.json"
-LEASE = 60.0  # seconds after which a lease that was not renewed has lapsed
+LEASE = 60.0  # seconds without a renewal after which a lease has lapsed
 RENEW_EVERY = 15.0  # seconds
 SETTLE = 3.0  # seconds in which the last of several processes that took a lease at once has written its own
 
@@ -118,9 +118,8 @@ def _require_lapsed(workdir: epath.Path, path: epath.Path) -> None:
     found = _read(path)
     if not found:
         return
-    lapses = time.monotonic() + min(LEASE, LEASE - (time.time() - found["renewed"]))
-    if time.monotonic() < lapses:
-        log(f"--workdir {workdir} was in use {_by(found)}: waiting up to {LEASE:.0f} s to see whether it still is")
+    log(f"--workdir {workdir} was in use {_by(found)}: waiting up to {LEASE:.0f} s to see whether it still is")
+    lapses = time.monotonic() + LEASE  # not by the time in the record: the clocks of two hosts may differ
     while time.monotonic() < lapses:
         time.sleep(_POLL)
         now = _read(path)
@@ -168,9 +167,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
     """Return the record of the holder, or {} if there is none."""
     try:
         record = json.loads(path.read_text())
-        return {name: record[name] for name in ("host", "process", "since", "id")} | {
-            "renewed": float(record["renewed"])
-        }
+        return {name: record[name] for name in ("host", "process", "since", "renewed", "id")}
     except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         return {}
 

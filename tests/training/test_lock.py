@@ -93,6 +93,16 @@ def test_a_lease_of_a_killed_run_lapses(workdir, without_locks, monkeypatch, cap
     assert re.search(rf"was in use {ME}.*: waiting up to 0 s", capsys.readouterr().out)
 
 
+def test_a_lease_that_another_host_renews_is_respected_whatever_its_clock_says(workdir, without_locks):
+    with lock_workdir(workdir):
+        record = json.loads((workdir / "lock.json").read_text()) | {"host": "h2"}
+    module._write(workdir / "lock.json", record | {"renewed": 0})
+    renewal = threading.Timer(0.1, module._write, (workdir / "lock.json", record | {"renewed": 15}))
+    renewal.start()
+    assert "on host h2 since" in refused(workdir)
+    renewal.join()
+
+
 def test_of_two_that_take_a_lease_at_once_one_gets_it(workdir, without_locks, monkeypatch):
     monkeypatch.setattr(module, "SETTLE", 1.0)
     both, outcomes, require_lapsed = threading.Barrier(2), [], module._require_lapsed
