@@ -249,23 +249,13 @@ def _held_out_example(workdir: epath.Path) -> Example:
 
 
 def _compilation_cache(workdir: epath.Path) -> AbstractContextManager[None]:
-    """On accelerators, keep compiled programs in the workdir of a training run; on CPUs, the Segmenter keeps them.
-
-    Nothing is kept for a run without a cache, or beside weights alone. The cache folder of the run is not used: it
-    may belong to another machine.
-    """
+    """On accelerators, let JAX cache compiled programs; on CPUs, the Segmenter keeps them."""
     import jax
 
-    from s2rm_jax.training.checkpoint import has_checkpoint
-    from s2rm_jax.training.compile import OFF, compilation_cache
+    from s2rm_jax.parallel.programs import private_compilation_cache
     from s2rm_jax.training.run import load_config
 
-    if jax.default_backend() == "cpu" or not has_checkpoint(workdir):
-        return nullcontext()
-    config = load_config(workdir).unlock()
-    if config.get("compilation_cache") != OFF:
-        config.compilation_cache = ""
-    return compilation_cache(config, workdir)
+    return nullcontext() if jax.default_backend() == "cpu" else private_compilation_cache(load_config(workdir))
 
 
 if __name__ == "__main__":

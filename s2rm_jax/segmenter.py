@@ -40,7 +40,7 @@ from s2rm_jax.evaluation.protocols import mask_and_score, sigmoid
 from s2rm_jax.input.images import load_image, resize_image
 from s2rm_jax.input.tokens import Tokenizer, remarks
 from s2rm_jax.models.network import keep_for_equal_networks
-from s2rm_jax.training.compile import ProgramStore
+from s2rm_jax.parallel.programs import ProgramStore
 from s2rm_jax.training.run import load_run
 
 # The numbers of images, of new expressions and of expressions per image are padded to one of these, so that few
@@ -169,7 +169,7 @@ class Segmenter:
                 generated shapes only.
             which: the checkpoint to load.
             keep_programs: whether to keep compiled programs in the user's cache folder, where the next process finds
-                them (`training.compile.open_program_store`); only on CPUs.
+                them (`parallel.programs.open_program_store`); only on CPUs.
 
         Raises:
             UserError: the folder has no training run or no checkpoint, its vocabulary is missing, its configuration

@@ -39,8 +39,8 @@ def main() -> dict[str, Any] | None:
     keep_freed_memory()
     join_others()
     from s2rm_jax.interop import pretrained
-    from s2rm_jax.training.compile import parse_profile_steps
     from s2rm_jax.training.loop import train_and_evaluate
+    from s2rm_jax.training.profile import parse_profile_steps
 
     assert WORKDIR.value is not None  # required
     profile_steps = range(0) if PROFILE_STEPS.value is None else parse_profile_steps(PROFILE_STEPS.value)

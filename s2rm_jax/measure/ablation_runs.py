@@ -27,8 +27,8 @@ from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.io import lock_file, write_atomically
 from s2rm_jax.measure.ablation_suites import Variant, apply_variant
 from s2rm_jax.models.cost import network_cost
+from s2rm_jax.parallel.programs import compilation_cache
 from s2rm_jax.training.checkpoint import has_checkpoint
-from s2rm_jax.training.compile import compilation_cache
 from s2rm_jax.training.logging import METRICS_FILE, evaluation_part, hours_minutes_seconds, log
 from s2rm_jax.training.loop import check_before_start
 from s2rm_jax.training.run import load_config, require_same_config

@@ -128,7 +128,8 @@ def _step(workdir: str) -> dict[str, float]:
 
     from s2rm_jax.models.network import build_network
     from s2rm_jax.parallel.mesh import build_mesh
-    from s2rm_jax.training.compile import abstract_batch, compilation_cache
+    from s2rm_jax.parallel.programs import compilation_cache
+    from s2rm_jax.training.compile import abstract_batch
     from s2rm_jax.training.run import load_config
     from s2rm_jax.training.state import plan_state
     from s2rm_jax.training.step import make_train_step

@@ -24,8 +24,9 @@ from s2rm_jax.input.sampling import EpochSize, steps_for
 from s2rm_jax.io import naming_full_workdir, workdir_path
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
+from s2rm_jax.parallel.programs import compilation_cache
 from s2rm_jax.training.checkpoint import CHECKPOINT_DIRECTORY, Checkpoint, Checkpoints, has_checkpoint
-from s2rm_jax.training.compile import CompiledStep, Profile, compilation_cache, compile_step
+from s2rm_jax.training.compile import CompiledStep, compile_step
 from s2rm_jax.training.interrupt import Interrupted, StopRequest, listen_for_stop
 from s2rm_jax.training.lock import WorkdirLock, lock_workdir
 from s2rm_jax.training.logging import (
@@ -41,6 +42,7 @@ from s2rm_jax.training.logging import (
     require_wandb,
 )
 from s2rm_jax.training.optimizer import describe_groups, learning_rate_schedule
+from s2rm_jax.training.profile import Profile
 from s2rm_jax.training.run import load_config, open_workdir, require_workdir, resolve_config
 from s2rm_jax.training.state import plan_state
 from s2rm_jax.training.step import Metrics, check_batch_splits

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from s2rm_jax.interop.weight_files import SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel.programs import COMPILATION_CACHE_DIRECTORY, ProgramStore, open_program_store
 from s2rm_jax.training.checkpoint import (
     CHECKPOINT_DIRECTORY,
     Checkpoints,
@@ -36,7 +38,6 @@ from s2rm_jax.training.checkpoint import (
     has_checkpoint,
     restore_params,
 )
-from s2rm_jax.training.compile import COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, ProgramStore, open_program_store
 from s2rm_jax.training.lock import HOLDER_FILE
 from s2rm_jax.training.logging import (
     LOG_DIRECTORY,
@@ -46,6 +47,7 @@ from s2rm_jax.training.logging import (
     WANDB_ID_FILE,
     log,
 )
+from s2rm_jax.training.profile import PROFILE_DIRECTORY
 from s2rm_jax.training.state import parameter_shapes
 
 # Fields that may change when a run continues: its length, how often it logs, evaluates and saves, where and how it
@@ -113,7 +115,8 @@ def load_run(
         tokenizer = _load_tokenizer(folder / VOCAB_FILE, config)
         network = build_network(config)
         programs = open_program_store(config) if keep_programs else None
-        shapes = parameter_shapes(network, config) if programs is None else programs.parameter_shapes(network)
+        find_shapes = partial(parameter_shapes, network, config)
+        shapes = programs.remember("parameter_shapes", find_shapes) if programs else find_shapes()
         step: int | None = None
         if not on_bucket(folder) and (folder / SAFETENSORS).is_file() and not has_checkpoint(folder):
             params = read_pytorch(Path(folder), shapes)

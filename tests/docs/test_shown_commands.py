@@ -21,7 +21,7 @@ from PIL import Image
 
 from s2rm_jax import command_line
 from s2rm_jax.config import default_config
-from s2rm_jax.training import compile
+from s2rm_jax.parallel import programs
 from tests.command import run_command
 from tests.docs.shell_blocks import ROOT, Command, shown_commands
 
@@ -184,8 +184,8 @@ def test_the_python_of_the_page_on_evaluation_runs(tiny_workdir, tmp_path, monke
 @pytest.fixture
 def programs_kept(tmp_path, monkeypatch):
     """Share compiled programs between the commands."""
-    monkeypatch.setattr(compile, "WORTH_KEEPING", 0.0)
-    with compile.compilation_cache(default_config(), epath.Path(tmp_path)):
+    monkeypatch.setattr(programs, "WORTH_KEEPING", 0.0)
+    with programs.compilation_cache(default_config(), epath.Path(tmp_path)):
         yield
 
 

@@ -56,7 +56,7 @@ def small_programs(tmp_path_factory):
         for module in (network, training_run):
             patch.setattr(module, "build_network", lambda config: standin.StandIn(words=config.text.vocab_size))
         patch.setattr(ablation_runs, "network_cost", lambda config: {"all": PartCost(1000, 2_000_000, 1_000_000)})
-        patch.setattr("s2rm_jax.training.compile.WORTH_KEEPING", 0.0)
+        patch.setattr("s2rm_jax.parallel.programs.WORTH_KEEPING", 0.0)
         for name, value in values.items():
             jax.config.update(name, value)
         yield

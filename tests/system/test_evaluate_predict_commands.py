@@ -33,7 +33,6 @@ from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training import compile
 from s2rm_jax.training import run as training_run
 from s2rm_jax.training.lock import lock_workdir
 from s2rm_jax.training.run import load_config
@@ -349,32 +348,33 @@ def test_predict_does_not_replace_files_of_other_programs(tiny_workdir, tmp_path
     assert status == 0, errors
 
 
-def test_compiled_programs_for_accelerators_are_cached_in_the_workdir_only(tiny_workdir, tmp_path, image, monkeypatch):
-    """Neither in a folder that the run had on another machine, nor beside weights that are not a run."""
+def test_compiled_programs_for_accelerators_are_cached_for_this_user_only(tiny_workdir, tmp_path, image, monkeypatch):
+    """Neither in the workdir, which may come from others, nor in a folder that the run had on another machine."""
     content = json.loads((tiny_workdir / "config.json").read_text())
-    kept = []
-
-    def cache(config, workdir):
-        kept.append((workdir.name, config.compilation_cache))
-        return contextlib.nullcontext()
+    used = []
 
     def load(workdir, which, *, keep_programs):
+        used.append(jax.config.values["jax_compilation_cache_dir"])
         raise UserError("the test ends here")
 
-    monkeypatch.setattr(compile, "compilation_cache", cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # programs for CPUs have another place
     monkeypatch.setattr(Segmenter, "from_checkpoint", load)
-    for name, setting in (("run", "/of/another/machine"), ("quiet", "off"), ("weights", "")):
-        workdir = tmp_path / name
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    for setting in ("", "/of/another/machine", "off"):
+        workdir = tmp_path / f"run{len(used)}"
         workdir.mkdir()
         (workdir / "config.json").write_text(json.dumps(content | {"compilation_cache": setting}))
-        if name != "weights":
-            (workdir / "checkpoints").symlink_to(tiny_workdir / "checkpoints")
+        (workdir / "checkpoints").symlink_to(tiny_workdir / "checkpoints")
         status, _, errors = command(
             "predict", f"--workdir={workdir}", f"--image={image}", "--text=a dog", f"--out={tmp_path / 'out'}"
         )
         assert (status, errors) == (2, "error: the test ends here\n")
-    assert kept == [("run", ""), ("quiet", "off")]
+    jax.config.update("jax_compilation_cache_dir", before)
+    private = tmp_path / "s2rm_jax/compilation_cache"
+    assert used == [str(private), str(private), None]
+    assert private.stat().st_mode & 0o777 == 0o700
 
 
 def test_quiet_prints_nothing_but_the_result(tiny_workdir, tmp_path, image):

@@ -8,9 +8,8 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.parallel import distributed
+from s2rm_jax.parallel import distributed, programs
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training import compile
 
 MESH = make_mesh(devices=jax.devices()[:1])
 
@@ -19,7 +18,7 @@ MESH = make_mesh(devices=jax.devices()[:1])
 def no_folder_given(monkeypatch):
     """As where the environment says nothing; and every program is worth keeping."""
     before = jax.config.values["jax_compilation_cache_dir"]
-    monkeypatch.setattr(compile, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(programs, "WORTH_KEEPING", 0.0)
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     assert jax.config.values["jax_compilation_cache_dir"] is None  # as it was before the run
@@ -58,7 +57,7 @@ def test_a_workdir_that_was_moved_compiles_nothing_again(tmp_path, standin, capl
 
 
 def test_what_compiles_fast_is_not_kept(tmp_path, standin, monkeypatch):
-    monkeypatch.setattr(compile, "WORTH_KEEPING", 60.0)
+    monkeypatch.setattr(programs, "WORTH_KEEPING", 60.0)
     config = standin.make_config(steps=1)
     standin.train(config, tmp_path, standin.make_parts(config), MESH)
     assert kept(tmp_path / "compilation_cache") == set()
@@ -68,7 +67,7 @@ def test_it_can_be_off_or_elsewhere_or_left_to_jax(tmp_path, standin, monkeypatc
     workdir = epath.Path(tmp_path / "run")
 
     def folder_used(setting):
-        with compile.compilation_cache(standin.make_config(compilation_cache=setting), workdir):
+        with programs.compilation_cache(standin.make_config(compilation_cache=setting), workdir):
             return jax.config.values["jax_compilation_cache_dir"]
 
     assert folder_used("off") is None and not (tmp_path / "run").exists()
@@ -90,3 +89,23 @@ def test_a_folder_that_cannot_be_is_named(tmp_path, standin):
     config = standin.make_config(compilation_cache=str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"config\.compilation_cache: .*file/cache cannot be used"):
         standin.train(config, tmp_path / "run", standin.make_parts(config), MESH)
+
+
+def test_an_error_in_a_run_without_a_cache_is_not_blamed_on_the_folder(tmp_path, standin):
+    (tmp_path / "file").write_text("")  # in place of a workdir that cannot be written
+    without_cache = programs.compilation_cache(standin.make_config(), epath.Path(tmp_path / "file"))
+    with pytest.raises(ValueError, match="a defect") as raised, without_cache:
+        raise ValueError("a defect")
+    assert raised.value.__context__ is None
+
+
+def test_a_private_cache_is_of_limited_size_and_needs_a_private_folder(tmp_path, standin, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "s2rm_jax/compilation_cache"
+    with programs.private_compilation_cache(standin.make_config()):
+        assert jax.config.values["jax_compilation_cache_dir"] == str(folder)
+        jax.jit(lambda x: x + 1)(jax.numpy.ones(7))
+    assert kept(folder) and jax.config.values["jax_compilation_cache_max_size"] == -1
+    folder.chmod(0o770)
+    with programs.private_compilation_cache(standin.make_config()):
+        assert jax.config.values["jax_compilation_cache_dir"] is None

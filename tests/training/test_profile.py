@@ -7,7 +7,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.parallel.mesh import make_mesh
-from s2rm_jax.training.compile import parse_profile_steps
+from s2rm_jax.training.profile import parse_profile_steps
 
 MESH = make_mesh(devices=jax.devices()[:1])
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from s2rm_jax.parallel import programs
+from s2rm_jax.parallel.programs import ProgramStore, open_program_store
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training import compile
-from s2rm_jax.training.compile import ProgramStore, open_program_store
 from tests.conftest import tiny_config
 
 
@@ -70,9 +70,9 @@ def test_a_program_is_used_only_for_what_it_was_made_from(tmp_path, monkeypatch)
         patched.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_enable_fast_math=false")
         assert Traced(ProgramStore(tmp_path, config))() == 1
     with monkeypatch.context() as patched:
-        patched.setattr(compile, "_describe_processor", lambda: "another")
+        patched.setattr(programs, "_describe_processor", lambda: "another")
         assert Traced(ProgramStore(tmp_path, config))() == 1
-    monkeypatch.setattr(compile, "__file__", __file__)  # the code of another version of the package
+    monkeypatch.setattr(programs, "__file__", __file__)  # the code of another version of the package
     assert Traced(ProgramStore(tmp_path, config))() == 1
 
 
@@ -115,13 +115,13 @@ def test_another_network_has_programs_of_its_own(tmp_path, field, value):
 
 def test_no_program_runs_twice_in_its_first_call(tmp_path, monkeypatch):
     Traced(ProgramStore(tmp_path, tiny_config()))()
-    runs, load = [], compile.deserialize_and_load
+    runs, load = [], programs.deserialize_and_load
 
     def counting(*arguments, **named):
         program = load(*arguments, **named)
         return lambda *inputs: runs.append(1) or program(*inputs)
 
-    monkeypatch.setattr(compile, "deserialize_and_load", counting)
+    monkeypatch.setattr(programs, "deserialize_and_load", counting)
     function = Traced(ProgramStore(tmp_path, tiny_config()))
     assert [function(), len(runs), function(), len(runs)] == [0, 1, 0, 2]
 
@@ -129,7 +129,7 @@ def test_no_program_runs_twice_in_its_first_call(tmp_path, monkeypatch):
 TWO_DEVICES = """
 import sys
 import jax, numpy as np
-from s2rm_jax.training.compile import ProgramStore
+from s2rm_jax.parallel.programs import ProgramStore
 from tests.conftest import tiny_config
 from pathlib import Path
 
@@ -169,9 +169,9 @@ def test_an_unusable_file_is_replaced_with_a_warning(tmp_path, damage, caplog, m
         (other,) = set(tmp_path.iterdir()) - {path}
         other.replace(path)
     elif damage == "format":  # as if JAX had changed it without a new version
-        monkeypatch.setattr(compile, "deserialize_and_load", fail)
+        monkeypatch.setattr(programs, "deserialize_and_load", fail)
     elif damage == "run":  # as a program that JAX's own cache has loaded, and that was saved again
-        monkeypatch.setattr(compile, "deserialize_and_load", lambda *_, **__: fail)
+        monkeypatch.setattr(programs, "deserialize_and_load", lambda *_, **__: fail)
     elif damage == "owner":
         monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
     elif damage == "writable":
@@ -194,7 +194,7 @@ def test_an_unusable_file_is_replaced_with_a_warning(tmp_path, damage, caplog, m
 
 
 def test_the_programs_that_were_used_last_remain(tmp_path, monkeypatch):
-    monkeypatch.setattr(compile, "PROGRAMS_KEPT", 2)
+    monkeypatch.setattr(programs, "PROGRAMS_KEPT", 2)
     store = ProgramStore(tmp_path, tiny_config())
     for seconds, plus in ((100, 1), (200, 2)):
         before = set(tmp_path.iterdir())
@@ -207,7 +207,7 @@ def test_the_programs_that_were_used_last_remain(tmp_path, monkeypatch):
 
 
 def test_only_files_of_the_store_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(compile, "PROGRAMS_KEPT", 0)
+    monkeypatch.setattr(programs, "PROGRAMS_KEPT", 0)
     (tmp_path / "letter.txt").write_text("dear")
     (tmp_path / ".unfinished-of-a-killed-process").write_text("")
     Traced(ProgramStore(tmp_path, tiny_config()))()
@@ -234,7 +234,7 @@ def test_a_program_that_cannot_be_serialized_is_not_kept(tmp_path, monkeypatch, 
     def refuse(_):
         raise kind("no way")
 
-    monkeypatch.setattr(compile, "serialize", refuse)
+    monkeypatch.setattr(programs, "serialize", refuse)
     caplog.set_level(logging.DEBUG, "s2rm_jax")
     assert Traced(ProgramStore(tmp_path, tiny_config()))() == 1
     assert not list(tmp_path.iterdir())
