@@ -13,6 +13,8 @@ from pathlib import Path
 from s2rm_jax.errors import UserError
 
 _ALONE = "or give --distributed=off to run this process alone"
+# Each lists the visible GPUs of a process: the first of NVIDIA, the others of AMD.
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _FIRST_PORT, _PORTS = 61440, 4096  # range of the coordinator's port if none is given
 
 
@@ -152,9 +154,22 @@ def _mpich(environment: Mapping[str, str], address: str | None, device_files: Pa
         return None
     rank, here = _number(environment, "PMI_RANK"), _number(environment, "MPI_LOCALNRANKS")
     local_rank = _number(environment, "MPI_LOCALRANKID", rank % here)
-    # All processes of a host have the same parent, and no variable names the job.
+    # No variable names the job. The processes of a host have the same parent, unless a shell starts each of them.
+    if here == size and not address and _parent_name() not in ("hydra_pmi_proxy", ""):
+        raise UserError(
+            "the processes that mpiexec started are not its direct children, so they cannot find a common port: give "
+            f"--coordinator_address=127.0.0.1:PORT, the same for all processes, {_ALONE}"
+        )
     coordinator = _coordinator_of_mpi("MPICH", here == size, None, str(os.getppid()), address)
     return Cluster("MPICH", coordinator, size, rank, _share_of_devices(environment, local_rank, here, device_files))
+
+
+def _parent_name() -> str:
+    """Return the name of the program that started this process, "" where it is unknown."""
+    try:
+        return Path(f"/proc/{os.getppid()}/comm").read_text(encoding="utf-8").strip()
+    except OSError:  # not Linux
+        return ""
 
 
 def _coordinator_of_mpi(name: str, one_host: bool, first: str | None, job: str, address: str | None) -> str:
@@ -201,7 +216,7 @@ def _share_of_devices(
 
     None (all of them) if it is the only process or sees only its own accelerator; else an equal share.
     """
-    listed = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
+    listed = next(filter(None, map(environment.get, _VISIBLE)), None)
     visible = len(listed.split(",")) if listed else _count_gpus(environment, device_files) or processes
     if processes == 1 or (listed and visible == 1):
         return None
@@ -217,7 +232,7 @@ def _share_of_devices(
 def _count_gpus(environment: Mapping[str, str], device_files: Path) -> int:
     """Return the number of GPUs of this host that JAX may use, 0 if it is unknown."""
     platforms = environment.get("JAX_PLATFORMS") or "cuda,rocm"
-    hidden = "" in (environment.get("CUDA_VISIBLE_DEVICES"), environment.get("ROCR_VISIBLE_DEVICES"))
+    hidden = "" in map(environment.get, _VISIBLE)
     if hidden or not any(name in platforms for name in ("cuda", "rocm", "gpu")):
         return 0
     nvidia = [path for path in device_files.glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]

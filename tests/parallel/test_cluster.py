@@ -39,6 +39,12 @@ def without(environment, *names):
     return {name: value for name, value in environment.items() if name not in names}
 
 
+@pytest.fixture(autouse=True)
+def parent(monkeypatch):
+    """The tests are started by MPICH's launcher."""
+    monkeypatch.setattr(module, "_parent_name", lambda: "hydra_pmi_proxy")
+
+
 @pytest.fixture
 def installed(monkeypatch):
     """Set which packages are found to be installed."""
@@ -115,6 +121,17 @@ def test_mpich(tmp_path):
     assert found is not None and (found.coordinator, found.processes, found.index) == ("node1:5", 4, 3)
 
 
+def test_mpich_through_a_shell_needs_an_address(tmp_path, monkeypatch):
+    """Each process has a shell of its own as its parent, so they would wait at different ports."""
+    monkeypatch.setattr(module, "_parent_name", lambda: "bash")
+    with pytest.raises(UserError, match=r"not its direct children.*: give --coordinator_address=127\.0\.0\.1:PORT"):
+        find_cluster(HYDRA, device_files=tmp_path)
+    found = find_cluster(HYDRA, "127.0.0.1:5", device_files=tmp_path)
+    assert found is not None and found.coordinator == "127.0.0.1:5"
+    monkeypatch.setattr(module, "_parent_name", lambda: "")  # not Linux
+    assert find_cluster(HYDRA, device_files=tmp_path) is not None
+
+
 def test_torchrun(tmp_path):
     assert find_cluster(TORCHRUN, device_files=tmp_path) == Cluster("torchrun", "node7:29500", 4, 3, (1,))
     agent = TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
@@ -168,6 +185,9 @@ def test_amd_gpus_are_counted_too(tmp_path):
     assert devices_of({}, 1, tmp_path) == (1,)  # of another maker
     (tmp_path / "kfd").touch()
     assert devices_of({}, 1, tmp_path) == (2, 3)
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        assert devices_of({name: "0,1"}, 1, tmp_path) == (1,)
+        assert devices_of({name: ""}, 1, tmp_path) == (1,)
 
 
 def test_clusters_that_jax_detects_itself(tmp_path, installed):
