@@ -102,7 +102,7 @@ def _fault_of(error: BaseException) -> Fault:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def find_full_disk(error: BaseException | None) -> OSError | None:

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from s2rm_jax.errors import TemporaryFailure, UserError, find_fault
+from s2rm_jax.errors import TemporaryFailure, UserError, find_fault, find_full_disk
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training import checkpoint as module
@@ -75,6 +75,16 @@ def test_what_libraries_raise_is_told_apart(error, fault):
             raise RuntimeError("in a thread of Orbax") from cause
     except RuntimeError as wrapped:
         assert find_fault(wrapped) == fault
+
+
+def test_an_error_that_was_raised_from_none_has_no_fault_of_another():
+    try:
+        try:
+            raise os_error(errno.ENOSPC)
+        except OSError:
+            raise RuntimeError("a defect") from None
+    except RuntimeError as error:
+        assert find_fault(error) == "other" and find_full_disk(error) is None
 
 
 @pytest.fixture
