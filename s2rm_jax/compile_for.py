@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.io import writing
 
 FLAGS = flags.FlagValues()
@@ -124,9 +124,8 @@ def topology_devices(name: str) -> list[Any]:
         options["chips_per_host_bounds"] = (*sides, 1, 1)[:3]
     try:
         devices = list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
-    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--topology: slice {name!r} not found: {reason}") from error
+    except RuntimeError as error:
+        raise UserError(f"--topology: slice {name!r} not found: {reason_of(error)}") from error
     if len(devices) != chips:
         raise UserError(
             f"--topology {name}: {len(devices)} devices on {chips} chips; only one device per chip is supported"

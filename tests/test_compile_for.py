@@ -61,6 +61,16 @@ def test_a_slice_smaller_than_a_host_is_compiled_as_a_part_of_one(monkeypatch, n
     assert asked.get("chips_per_host_bounds") == bounds
 
 
+def test_a_slice_that_does_not_exist_is_named_whatever_the_compiler_says(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(UserError, match="--topology: slice 'v5e:4x4' not found: RuntimeError"):
+        compile_for.topology_devices("v5e:4x4")
+
+
 def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     message += "Used 20.20G of 15.75G hbm. Exceeded hbm capacity by 4.45G."

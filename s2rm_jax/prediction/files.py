@@ -75,7 +75,7 @@ def require_free_name(explain: Path) -> None:
     Raises:
         UserError: the name is that of a mask, the overlay or the image.
     """
-    if re.fullmatch(rf"mask_\d+.*|{OVERLAY_FILE}|{SAMPLE_FILE}", explain.name, re.IGNORECASE):
+    if re.fullmatch(rf"mask_\d+.*|{re.escape(OVERLAY_FILE)}|{re.escape(SAMPLE_FILE)}", explain.name, re.IGNORECASE):
         raise UserError(f"--explain: {explain} would replace a file of the result; give another name, such as how.png")
 
 
