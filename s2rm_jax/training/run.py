@@ -369,10 +369,11 @@ def require_workdir(workdir: epath.PathLike) -> None:
         ) from None
 
 
+@contextmanager
 def open_workdir(
     workdir: epath.Path, config: ConfigDict, began: ConfigDict | None, save_vocab: Callable[[epath.Path], None]
-) -> Checkpoints:
-    """Open the checkpoints of a new run or of one that began with `began`, and write config.json and vocab.txt.
+) -> Iterator[Checkpoints]:
+    """Open the checkpoints of a new run or of one that began with `began`; write config.json and vocab.txt.
 
     The caller holds the lock of the workdir (`lock.lock_workdir`).
 
@@ -383,30 +384,35 @@ def open_workdir(
     shared = "must be one folder that all processes share"
     # Buckets have no empty folders, and are shared by their nature.
     distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}")
-    checkpoints = Checkpoints(workdir, config.checkpoint_every, config.eval.metric)
-    step = checkpoints.latest_step
-    if distributed.gather(step) != [step] * distributed.process()[1]:
-        raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there")
-    if (began is None) != (step is None):
-        raise UserError(f"--workdir {workdir} has changed since this command was started: run it again")
-    with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
-        if began is not None and step is not None:
-            require_same_config(workdir, began, config)
-            if step > config.steps:
-                raise UserError(
-                    f"config.steps is {config.steps:,}, but the run in {workdir} has taken {counted(step, 'step')}: "
-                    f"give at least --config.steps={step} or as many epochs, or another --workdir"
-                )
-            if Calibration.of(began) != UNCALIBRATED and step < config.steps:
-                config.eval.update(UNCALIBRATED.fields())
-                log("The weights will change, so scores are no longer calibrated: run evaluate --calibrate again.")
-            if began.steps != config.steps and step < config.steps:
-                log(
-                    f"The run had {counted(began.steps, 'step')} and now has {config.steps:,}. From step {step:,} on, "
-                    f"the learning rate follows the schedule of a {config.steps:,}-step run."
-                )
-        elif writes:  # no checkpoint depends on these files yet
-            save_vocab(workdir / VOCAB_FILE)
-        if writes:
-            save_config(workdir, config)
-    return checkpoints
+    with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
+        step = checkpoints.latest_step
+        if distributed.gather(step) != [step] * distributed.process()[1]:
+            raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there")
+        if (began is None) != (step is None):
+            raise UserError(f"--workdir {workdir} has changed since this command was started: run it again")
+        with explaining_storage_errors(f"--workdir {workdir} cannot be used", workdir):
+            if began is not None and step is not None:
+                _prepare_to_continue(workdir, config, began, step)
+            elif writes:  # no checkpoint depends on these files yet
+                save_vocab(workdir / VOCAB_FILE)
+            if writes:
+                save_config(workdir, config)
+        yield checkpoints
+
+
+def _prepare_to_continue(workdir: epath.Path, config: ConfigDict, began: ConfigDict, step: int) -> None:
+    """Check that the run can continue from `step` with `config`, and log what this changes."""
+    require_same_config(workdir, began, config)
+    if step > config.steps:
+        raise UserError(
+            f"config.steps is {config.steps:,}, but the run in {workdir} has taken {counted(step, 'step')}: "
+            f"give at least --config.steps={step} or as many epochs, or another --workdir"
+        )
+    if Calibration.of(began) != UNCALIBRATED and step < config.steps:
+        config.eval.update(UNCALIBRATED.fields())
+        log("The weights will change, so scores are no longer calibrated: run evaluate --calibrate again.")
+    if began.steps != config.steps and step < config.steps:
+        log(
+            f"The run had {counted(began.steps, 'step')} and now has {config.steps:,}. From step {step:,} on, "
+            f"the learning rate follows the schedule of a {config.steps:,}-step run."
+        )

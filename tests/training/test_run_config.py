@@ -13,6 +13,7 @@ from tokenizers import BertWordPieceTokenizer
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
+from s2rm_jax.training.checkpoint import Checkpoints
 from s2rm_jax.training.run import (
     load_config,
     open_workdir,
@@ -289,11 +290,13 @@ def test_a_calibration_is_kept_until_the_run_is_trained_further(tiny_workdir, tm
         assert ("scores are no longer calibrated" in capsys.readouterr().out) is (kept == UNCALIBRATED)
 
 
-def test_a_run_cannot_be_shorter_than_it_is(tiny_workdir, tmp_path):
+def test_a_run_cannot_be_shorter_than_it_is(tiny_workdir, tmp_path, monkeypatch):
     workdir = shutil.copytree(tiny_workdir, tmp_path / "run")
     before = (workdir / "config.json").read_bytes()
     began = load_config(workdir)
     config = changed(began, steps=began.steps - 1)
+    closed, close = [], Checkpoints.__exit__
+    monkeypatch.setattr(Checkpoints, "__exit__", lambda self, *error: closed.append(self) or close(self, *error))
     message = rf"config\.steps is {config.steps}, but the run in .*run has taken {began.steps} steps: give at least"
     with (
         pytest.raises(UserError, match=message),
@@ -301,6 +304,7 @@ def test_a_run_cannot_be_shorter_than_it_is(tiny_workdir, tmp_path):
     ):
         pass
     assert (workdir / "config.json").read_bytes() == before
+    assert len(closed) == 1, "the threads of Orbax end"
 
 
 def test_a_field_of_the_source_that_was_left_out_had_the_default_of_its_reader(tmp_path):
