@@ -62,12 +62,28 @@ def test_a_failed_write_leaves_nothing(tmp_path, error):
         assert str(caught.value).endswith("cannot be written (No space left on device); nothing was left there")
 
 
-def test_files_of_a_killed_write_are_removed(tmp_path):
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "old").touch()
-    with atomic_folder(tmp_path / "out", "--out") as folder:
-        (folder / "new").touch()
-    assert os.listdir(tmp_path / "out") == ["new"]
+@pytest.mark.parametrize("error", [OSError("libtorch.so: cannot open it"), FileNotFoundError(2, "not found", "x")])
+def test_an_error_elsewhere_is_not_one_of_writing(tmp_path, error):
+    with pytest.raises(OSError) as caught, atomic_folder(tmp_path / "out", "--out"):
+        raise error
+    assert caught.value is error
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
+    with pytest.raises(UserError, match="out cannot be written"), atomic_folder(tmp_path / "out", "--out") as folder:
+        (folder / "missing" / "file").touch()
+
+
+def test_two_writes_at_once_keep_their_files(tmp_path):
+    """One has the folder, and the other is refused; neither has files of the other."""
+    with pytest.raises(UserError, match="out cannot be written"), atomic_folder(tmp_path / "out", "--out") as first:
+        (first / "first").touch()
+        with atomic_folder(tmp_path / "out", "--out") as second:
+            (second / "second").touch()
+        kept = list(first.glob("*"))
+    assert [path.name for path in kept] == ["first"]
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["second"]
 
 
 def test_a_file_in_place_of_a_parent_is_refused(tmp_path):

@@ -183,7 +183,7 @@ class EvaluationFiles:
         with writing(path):
             path.parent.mkdir(exist_ok=True)
             if not path.exists():  # it does after the first expression
-                write_atomically(path, image if isinstance(image, bytes) else _png(image))
+                write_atomically(path, image if isinstance(image, bytes) else _png(image), durable=False)
         return os.path.abspath(path)
 
     def _gather(self) -> None:
@@ -233,7 +233,7 @@ def _write_cris(folder: Path, prediction: Prediction, answer: Answer) -> None:
         files[f"{referent}-mask.png"] = _png(answer.true.astype(np.uint8) * 255)
     for name, content in files.items():
         with writing(folder / name):
-            write_atomically(folder / name, content)
+            write_atomically(folder / name, content, durable=False)
 
 
 def _png(pixels: np.ndarray) -> bytes:

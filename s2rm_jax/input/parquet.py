@@ -22,7 +22,7 @@ from jaxtyping import Int64
 
 from s2rm_jax.errors import UserError, explaining, one_line, reason_of
 from s2rm_jax.input.images import read_size
-from s2rm_jax.io import lock_file, make_cache_folder
+from s2rm_jax.io import flush_to_disk, lock_file, make_cache_folder
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -160,6 +160,7 @@ def _write_images(files: ParquetFiles, places: Sequence[Row], path: Path) -> Int
                 index[number] = file.tell(), len(image), height, width
                 file.write(image)
             file.write(index.tobytes())
+            flush_to_disk(file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

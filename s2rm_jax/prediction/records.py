@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.io import writing
+from s2rm_jax.io import flush_to_disk, writing
 
 
 class Part:
@@ -78,7 +77,7 @@ class Part:
         for record in self.failed:
             self._append(record)
         with writing(self.path):
-            os.fsync(self._file.fileno())
+            flush_to_disk(self._file)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield all records of the file."""

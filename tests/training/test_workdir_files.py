@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import pytest
 from etils import epath
@@ -68,6 +69,17 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
         write_atomically(path, full())
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    path = epath.Path(tmp_path / "file.json")
+    for content in ("four", b"four", ["fo", "ur"]):
+        write_atomically(path, content)
+    assert synced == [4, 4, 4]
+    write_atomically(path, "four", durable=False)
+    assert synced == [4, 4, 4] and path.read_text() == "four"
 
 
 def test_which_buckets_will_do(monkeypatch):
