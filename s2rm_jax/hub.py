@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from s2rm_jax.errors import TemporaryFailure, UserError, find_fault, one_line, reason_of
 
@@ -26,6 +28,21 @@ def parse_hub_name(given: str, *, may_lack_owner: bool = False) -> tuple[str, st
 def is_repository(name: str) -> bool:
     """Return whether a text can be the name of a repository on the Hub, user/name."""
     return parse_hub_name(name) == (name, None)
+
+
+@contextmanager
+def accessing_hub(what: str, instead: str = "", *, may_be_path: bool = False) -> Iterator[None]:
+    """Raise the result of `hub_error` for any error of huggingface_hub in the block, whose warnings are not logged."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns at every attempt; the error is enough
+    try:
+        yield
+    except Exception as error:  # no network, unknown repository or revision, no access: the library raises many kinds
+        raise hub_error(what, error, instead=instead, may_be_path=may_be_path) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def hub_error(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from s2rm_jax.errors import UserError, first_of
-from s2rm_jax.hub import hub_error, is_repository
+from s2rm_jax.hub import accessing_hub, is_repository
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
 from s2rm_jax.input.masks import MAX_COORDINATE
@@ -213,18 +213,14 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
 def _download(name: str, split: str, revision: str) -> list[Path]:
     """Return the files of a split in the cache, after downloading those that are not there yet."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
+    what = f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub"
+    by_hand = f"download its Parquet files from https://huggingface.co/datasets/{name} and give their folder"
     for names in _names(split):
         forms = [form.format(one) for one in names for form in ("{}-*.parquet", "{}.parquet", "{}/*.parquet")]
         patterns = [*forms, *(f"*/{form}" for form in forms)]
-        try:
+        with accessing_hub(what, by_hand, may_be_path=True):
             folder = snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
-        except Exception as error:  # no network, unknown repository or revision, no access: many kinds
-            what = f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub"
-            by_hand = f"download its Parquet files from https://huggingface.co/datasets/{name} and give their folder"
-            raise hub_error(what, error, instead=by_hand, may_be_path=True) from error
         files = [file for file in sorted(Path(folder).rglob("*.parquet")) if _split_name(file) in names]
         if files:
             return files

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError, first_of, one_line
-from s2rm_jax.hub import HUB, hub_error, parse_hub_name
+from s2rm_jax.hub import HUB, accessing_hub, parse_hub_name
 from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
@@ -146,7 +146,6 @@ def _unreadable(path: Path, what: str, error: Exception) -> UserError:
 def _fetch(given: str, name: str, revision: str | None, field: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from huggingface_hub.utils import logging
 
     def fetch(file: str) -> Path | None:
         """Download a file once; return its path, or None if the repository does not have it."""
@@ -167,22 +166,19 @@ def _fetch(given: str, name: str, revision: str | None, field: str) -> Path:
                 raise
             return Path(cached)
 
-    logging.set_verbosity_error()  # it warns at every attempt; the error below is enough
     what = f"config.{field}={given} is not a path and cannot be downloaded from the Hugging Face Hub"
     address = f"https://huggingface.co/{name}/tree/{revision or 'main'}"
     by_hand = (
         f"put {SAFETENSORS} or {TORCH}, {CONFIG_FILE} and, for text, {_TOKENIZER_CONFIG} and {VOCAB_FILE} or "
         f"{_TOKENIZER_FILE} from {address} into a folder and set config.{field}=FOLDER"
     )
-    try:
+    with accessing_hub(what, by_hand, may_be_path=not given.startswith(HUB)):
         weights = find()
         if weights is not None:
             for beside in (CONFIG_FILE, _TOKENIZER_CONFIG, _TOKENIZER_FILE, VOCAB_FILE):  # only text has the last three
                 with suppress(LocalEntryNotFoundError):  # offline; an older version has downloaded the weights alone
                     fetch(beside)
             return weights
-    except Exception as error:  # no network, unknown repository, no access: the library raises many kinds
-        raise hub_error(what, error, instead=by_hand, may_be_path=not given.startswith(HUB)) from error
     raise UserError(f"{what} (it has neither {SAFETENSORS} nor {TORCH}): {by_hand}")
 
 

@@ -18,9 +18,10 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory that XLA frees on a CPU, for the next step; call this before JAX computes anything.
 
     XLA frees and allocates hundreds of megabytes at each step. With the default settings of glibc, every page of them
-    is mapped anew (docs/training.md has figures). Only the main thread's memory is kept, so programs run in it. Nothing
-    changes on machines with an accelerator, with another C library, or if the environment selects an allocator
-    (LD_PRELOAD) or its settings (MALLOC_*).
+    is mapped anew (docs/training.md has figures). glibc keeps the memory of the main thread only, so JAX's asynchronous
+    dispatch on CPUs is switched off: programs then run in that thread, and a call of a jitted function returns when its
+    result is there. Nothing changes on machines with an accelerator, with another C library, or if the environment
+    selects an allocator (LD_PRELOAD) or its settings (MALLOC_*).
     """
     chosen = any(name == "LD_PRELOAD" or name.startswith("MALLOC_") for name in os.environ)
     accelerator = os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(find_spec, ("jax_plugins", "libtpu")))

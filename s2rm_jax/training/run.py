@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_stored_config, default_config
 from s2rm_jax.errors import UserError, counted, first_of, known_storage_error, reason_of, storage_error
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
-from s2rm_jax.hub import HUB, hub_error, parse_hub_name
+from s2rm_jax.hub import HUB, accessing_hub, parse_hub_name
 from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.torch_folder import read_pytorch
@@ -169,7 +169,7 @@ def on_hub(workdir: epath.PathLike) -> bool:
 def _download(given: str, name: str, revision: str | None) -> Path:
     """Return the folder of a network in the cache of huggingface_hub, after downloading what is missing there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import logging, tqdm
+    from huggingface_hub.utils import tqdm
 
     class Progress(tqdm):
         """A progress bar on terminals only, which leaves nothing behind."""
@@ -177,15 +177,11 @@ def _download(given: str, name: str, revision: str | None) -> Path:
         def __init__(self, *arguments: Any, **named: Any):
             super().__init__(*arguments, **named | {"disable": None, "leave": False})
 
-    logging.set_verbosity_error()  # it warns at every attempt; the error is enough
     files = [CONFIG_FILE, VOCAB_FILE, SAFETENSORS]
-    try:
+    may_be_path = not given.startswith(HUB)
+    there_is = "there is no such folder, and it " if may_be_path else ""
+    with accessing_hub(f"{given}: {there_is}cannot be downloaded from the Hugging Face Hub", may_be_path=may_be_path):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=Progress))
-    except Exception as error:  # the library raises many kinds
-        may_be_path = not given.startswith(HUB)
-        there_is = "there is no such folder, and it " if may_be_path else ""
-        what = f"{given}: {there_is}cannot be downloaded from the Hugging Face Hub"
-        raise hub_error(what, error, may_be_path=may_be_path) from error
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(

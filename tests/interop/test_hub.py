@@ -1,9 +1,13 @@
 """Weights by path or by name on the Hub; the offline error names the files to download."""
 
+import contextlib
+
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub.utils import logging
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.hub import accessing_hub
 from s2rm_jax.interop.pretrained import locate
 
 
@@ -76,3 +80,13 @@ def test_the_offline_error_names_the_files_and_the_folder(hub, files, reason):
         "https://huggingface.co/google-bert/bert-base-uncased/tree/main into a folder and set "
         "config.text.pretrained=FOLDER"
     )
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no")])
+def test_the_logging_of_the_hub_is_as_before(error):
+    before = logging.get_verbosity()
+    with contextlib.suppress(UserError), accessing_hub("it cannot be downloaded"):
+        assert logging.get_verbosity() == logging.ERROR
+        if error:
+            raise error
+    assert logging.get_verbosity() == before != logging.ERROR
