@@ -40,9 +40,9 @@ from tqdm import tqdm
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, find_full_disk, one_line
 from s2rm_jax.input.check.report import MISSING_IMAGES, STAMPS, UNC, format_report
-from s2rm_jax.input.transfer import CHUNK, Download, Failed, remove, require_free, transfer, verify
+from s2rm_jax.input.transfer import CHUNK, Download, SourceUnavailable, remove, transfer, verify
 from s2rm_jax.input.web import is_url
-from s2rm_jax.io import read_object, write_atomically
+from s2rm_jax.io import read_object, require_space, write_atomically
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", None, "folder of the data, see data/README.md", flag_values=FLAGS)
@@ -206,7 +206,7 @@ def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None
                 _add_to_record(root, key, {"url": url, **sums, "files": len(names), "time": now})
                 for name in names:
                     os.replace(temporary / name, folder / name)
-        except Failed as error:
+        except SourceUnavailable as error:
             reasons.append(f"{url}: {error}")
             continue
         remove(part)
@@ -290,7 +290,7 @@ def _unpack(part: Path, source: Download, temporary: Path) -> list[str]:
         with zipfile.ZipFile(part) as archive:
             members = _members(archive, source, part.stat().st_size)
             total = sum(info.file_size for info in members.values())
-            require_free(temporary, total)
+            require_space(temporary, total)
             bar = tqdm(total=total, desc=f"unpacking {source.file}", unit="B", unit_scale=True, disable=None)
             with bar:
                 for name, info in members.items():
@@ -300,14 +300,14 @@ def _unpack(part: Path, source: Download, temporary: Path) -> list[str]:
         return list(members)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         remove(part)
-        raise Failed(f"is a damaged archive ({one_line(error)})") from error
-    except Failed:
+        raise SourceUnavailable(f"is a damaged archive ({one_line(error)})") from error
+    except SourceUnavailable:
         remove(part)
         raise
     except OSError as error:
         if find_full_disk(error) is None and error.errno is None:  # raised by a decompressor
             remove(part)
-            raise Failed(f"is a damaged archive ({error})") from error
+            raise SourceUnavailable(f"is a damaged archive ({error})") from error
         raise
 
 
@@ -319,15 +319,17 @@ def _members(archive: zipfile.ZipFile, source: Download, size: int) -> dict[str,
         if info.is_dir() or not re.fullmatch(source.wanted, name):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise Failed(f"has a link in place of {name}")
+            raise SourceUnavailable(f"has a link in place of {name}")
         if name in members:
-            raise Failed(f"has {name} twice")
+            raise SourceUnavailable(f"has {name} twice")
         members[name] = info
     if not members:
-        raise Failed("is an archive of something else: it has none of the files of the dataset")
+        raise SourceUnavailable("is an archive of something else: it has none of the files of the dataset")
     unpacked = sum(info.file_size for info in members.values())
     if unpacked > _MAX_RATIO * size:
-        raise Failed(f"would unpack from {size:,} to {unpacked:,} bytes, far more than any of these datasets")
+        raise SourceUnavailable(
+            f"would unpack from {size:,} to {unpacked:,} bytes, far more than any of these datasets"
+        )
     return members
 
 

@@ -263,10 +263,11 @@ def _on_disk(path: epath.PathLike, flag: str) -> Path:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raise OSError unless `size` bytes are free on the disk of `folder`, before a long job starts."""
+    """Raise OSError, with the name of the folder, unless `size` bytes are free on its disk."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(errno.ENOSPC, f"{math.ceil(size / 1e6):,} MB are needed, {free / 1e6:,.0f} MB are free")
+        missing = f"{math.ceil(size / 1e6):,} MB are needed, {free / 1e6:,.0f} MB are free"
+        raise OSError(errno.ENOSPC, missing, str(folder))
 
 
 def make_output_folder(path: epath.PathLike) -> Path:

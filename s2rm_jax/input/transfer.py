@@ -58,7 +58,7 @@ class Download:
         return self.file.endswith(".zip")
 
 
-class Failed(Exception):
+class SourceUnavailable(Exception):
     """An address does not have the file; the next one may."""
 
 
@@ -81,7 +81,7 @@ def transfer(url: str, part: Path, source: Download) -> None:
     """Download the file at `url` to `part`, continuing after interruptions as long as there is progress.
 
     Raises:
-        Failed: the address does not have the file.
+        SourceUnavailable: the address does not have the file.
         OSError: the disk is full or cannot be written.
     """
     tries, most = 0, _size(part)
@@ -91,7 +91,7 @@ def transfer(url: str, part: Path, source: Download) -> None:
         except _Interrupted as error:
             tries, most = 1 if _size(part) > most else tries + 1, max(most, _size(part))
             if tries >= _TRIES:
-                raise Failed(str(error)) from error
+                raise SourceUnavailable(str(error)) from error
             print(f"{source.file}: {error}; trying again", flush=True)
         time.sleep(_PAUSE * 2 ** (tries - 1))
 
@@ -106,7 +106,7 @@ def _receive(url: str, part: Path, source: Download) -> None:
             remove(part)
         if error.code in (408, 416, 429) or error.code >= 500:
             raise _Interrupted(f"HTTP {error.code}") from error
-        raise Failed(f"HTTP {error.code}") from error
+        raise SourceUnavailable(f"HTTP {error.code}") from error
     except (http.client.HTTPException, OSError, ValueError) as error:
         raise _Interrupted(_reason(error)) from error
     with response:
@@ -122,7 +122,7 @@ def _receive(url: str, part: Path, source: Download) -> None:
             while chunk := _read(response):
                 received += len(chunk)
                 if received > (total or source.size or received):
-                    raise Failed(f"sends more than the {total or source.size:,} bytes that it should have")
+                    raise SourceUnavailable(f"sends more than the {total or source.size:,} bytes that it should have")
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and received < total:
@@ -154,12 +154,12 @@ def _span(response: Any, start: int, source: Download) -> tuple[int, int | None]
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start:
-            raise Failed("sent a different byte range than requested")
+            raise SourceUnavailable("sent a different byte range than requested")
         total: int | None = int(match[2])
     else:
         start, total = 0, response.length
     if source.size and total not in (None, source.size):
-        raise Failed(f"has {total:,} bytes instead of {source.size:,}")
+        raise SourceUnavailable(f"has {total:,} bytes instead of {source.size:,}")
     return start, total
 
 
@@ -180,7 +180,11 @@ def _reason(error: BaseException) -> str:
 
 
 def verify(part: Path, source: Download) -> dict[str, Any]:
-    """Return size and sha256 of a file; raise Failed, and remove the file, if they are not the known ones."""
+    """Return size and sha256 of a file.
+
+    Raises:
+        SourceUnavailable: they are not the known ones; the file is removed.
+    """
     kind, _, expected = (source.checksum or "sha256:").partition(":")
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in {kind, "sha256"}}
     with part.open("rb") as file:
@@ -199,7 +203,7 @@ def verify(part: Path, source: Download) -> dict[str, Any]:
         problem = _json_problem(part)
     if problem:
         remove(part)
-        raise Failed(problem)
+        raise SourceUnavailable(problem)
     return {"size": size, "sha256": digests["sha256"].hexdigest()}
 
 
@@ -217,16 +221,7 @@ def _require_space(root: Path, source: Download, missing: int, total: int) -> No
     while not folder.exists():
         folder = folder.parent
     if folder.stat().st_dev == root.stat().st_dev:
-        require_free(root, int(missing + source.expands * total))
+        require_space(root, int(missing + source.expands * total))
     else:
-        require_free(root, missing)
-        require_free(folder, int(max(source.expands, 1.0) * total))
-
-
-def require_free(folder: Path, size: int) -> None:
-    """Raise OSError, with the name of the folder, unless its disk has room for `size` bytes."""
-    try:
-        require_space(folder, size)
-    except OSError as error:
-        error.filename = str(folder)
-        raise
+        require_space(root, missing)
+        require_space(folder, int(max(source.expands, 1.0) * total))

@@ -30,9 +30,9 @@ from s2rm_jax.evaluation.result_files import (
     write_label_studio,
 )
 from s2rm_jax.input.images import load_image
-from s2rm_jax.input.masks import encode_rle
-from s2rm_jax.io import make_output_folder, slug, write_atomically, writing
-from s2rm_jax.prediction.records import Part, good_records, part_path, records_of
+from s2rm_jax.input.masks import encode_rle, mask_box
+from s2rm_jax.io import make_output_folder, read_object, slug, write_atomically, writing
+from s2rm_jax.prediction.records import RecordFile, good_records, part_path, records_of
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -131,7 +131,7 @@ def require_own_result(out: Path) -> None:
         UserError: it is a file of another program.
     """
     path = out / RESULT_FILE
-    if path.is_file() and not {"results", "images"} & _read_result(out).keys():
+    if path.is_file() and not {"results", "images"} & read_object(out / RESULT_FILE).keys():
         raise UserError(f"--out: {path} may not be a file of predict; remove it, or give another --out")
 
 
@@ -142,7 +142,7 @@ def require_own_sample(out: Path, image: UInt8[np.ndarray, "height width 3"]) ->
         UserError: it is another one, and not equal to `image` either, which would replace it.
     """
     path = out / SAMPLE_FILE
-    if not path.exists() or _read_result(out).get("sample"):
+    if not path.exists() or read_object(out / RESULT_FILE).get("sample"):
         return
     with suppress(UserError):
         if np.array_equal(load_image(path), image):
@@ -243,17 +243,9 @@ def remove_earlier_prediction(out: Path) -> None:
     _remove_listed(out, _earlier_images(out))
 
 
-def _read_result(out: Path) -> dict[str, Any]:
-    """Return the content of result.json; {} if it is missing or no object."""
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
 def _earlier_images(out: Path) -> Iterable[Any]:
     """Return the entries of the images in result.json, of any content if another program wrote it."""
-    content = _read_result(out)
+    content = read_object(out / RESULT_FILE)
     return content.get("images", [content])
 
 
@@ -283,7 +275,7 @@ def outcome(entry: dict[str, Any]) -> str:
     return f"score {entry['score']:.2f}" if entry["area"] else "nothing found"
 
 
-def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Part:
+def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> RecordFile:
     """Open the part of a process, whose records are those of an unfinished job with the same settings or none.
 
     The only process of a job removes an earlier prediction with other settings. Several processes do not, because
@@ -306,7 +298,7 @@ def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> Pa
         different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
         raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
     with ExitStack() as stack:
-        part = stack.enter_context(Part(part_path(out, index, number)))
+        part = stack.enter_context(RecordFile(part_path(out, index, number)))
         if earlier != settings:
             if number == 1:
                 _remove_listed(out, part.records())
@@ -338,14 +330,14 @@ def replace_earlier(out: Path) -> None:
         return
     if job.get("processes", 1) > 1:
         raise UserError(f"--out: {out} has the results of a job of several processes; give another --out, or remove it")
-    with Part(part_path(out, 0, 1)) as part:  # locked, so the job does not run
+    with RecordFile(part_path(out, 0, 1)) as part:  # locked, so the job does not run
         _remove_listed(out, part.records())
         remove_earlier_prediction(out)
         with writing(part.path):
             remove_job(part, out)
 
 
-def write_result_of(part: Part, out: Path) -> None:
+def write_result_of(part: RecordFile, out: Path) -> None:
     """Write result.json from the records of the only process of a job, without holding them in memory.
 
     Raises:
@@ -366,7 +358,7 @@ def write_result_of(part: Part, out: Path) -> None:
 
 
 def write_exports_of(
-    part: Part, out: Path, options: Options, *, share: tuple[int, int], images: int, naming: Naming
+    part: RecordFile, out: Path, options: Options, *, share: tuple[int, int], images: int, naming: Naming
 ) -> None:
     """Write the files of a job for other programs.
 
@@ -391,14 +383,15 @@ def write_exports_of(
     if not options.coco:
         return
     paths = [part_path(out, one, number) for one in range(number)]
-    # `Part.finish` of this process comes before this count, as in all processes, so the last one counts all records.
+    # `RecordFile.finish` of this process comes before this count, as in all processes, so the last one counts all
+    # records.
     if number > 1 and sum(1 for _ in records_of(paths)) < images:
         print(f"{RESULTS_FILE} is written when all shares are done; run any share again to write it")
         return
     write_coco(out, lambda: good_records(records_of(paths)), naming)
 
 
-def remove_job(part: Part, out: Path) -> None:
+def remove_job(part: RecordFile, out: Path) -> None:
     """Remove the files of a job of one process, whose records are in result.json."""
     for path in (out / JOB_FILE, part.path):
         path.unlink(missing_ok=True)
@@ -411,13 +404,9 @@ def _write_json(path: Path, parts: Iterable[str]) -> None:
 
 
 def _read_job(out: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((out / JOB_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        content = None
-    return content if isinstance(content, dict) else {}
+    """Return the settings in job.json, {} if it cannot be read; None if there is none."""
+    path = out / JOB_FILE
+    return read_object(path) if path.exists() else None
 
 
 def _mask_name(number: int, expression: str) -> str:
@@ -432,7 +421,7 @@ def _write_mask(folder: Path, result: Result, row: int, options: Options) -> dic
         "expression": expression,
         "score": round(float(result.scores[row]), 4),
         "area": int(np.count_nonzero(mask)),
-        "box": image.getbbox(),
+        "box": mask_box(mask),
     }
     if options.masks == "rle" or options.exports:
         entry["mask"] = encode_rle(mask)

@@ -45,7 +45,7 @@ from s2rm_jax.prediction.files import (
     write_result_of,
 )
 from s2rm_jax.prediction.image_lists import Item, reading
-from s2rm_jax.prediction.records import Part
+from s2rm_jax.prediction.records import RecordFile
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter
@@ -101,7 +101,7 @@ def run_job(
     batch_size: int | None = None,
     quiet: bool = False,
     source: str = "",
-) -> Part:
+) -> RecordFile:
     """Segment this process's share of the images and write their files and records; continue an unfinished job.
 
     Threads read images and write results while the device works. An image that cannot be read is reported on stderr;

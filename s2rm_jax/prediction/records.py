@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.io import flush_to_disk, writing
+from s2rm_jax.io import flush_to_disk, json_object, writing
 
 
-class Part:
+class RecordFile:
     """The records of one process of a job on many images: JSON lines, one per image.
 
     A record is written when all files of its image are; so after a kill, an image without a record is segmented again.
@@ -54,7 +54,7 @@ class Part:
                 f"--out: {self.path} cannot be locked ({error.strerror}); give a folder on another file system"
             ) from error
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> RecordFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,11 +99,8 @@ class Part:
 def complete_lines(file: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield lines with their records, up to one that a killed process left incomplete."""
     for line in file:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(record, dict) or "image" not in record:
+        record = json_object(line)
+        if record is None or "image" not in record or not line.endswith(b"\n"):
             return
         yield line, record
 

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.masks import encode_rle, outlines
+from s2rm_jax.input.masks import encode_rle, mask_box, outlines
 from s2rm_jax.serving.limits import Limits, RequestError
 from s2rm_jax.serving.observe import DETAILS, Message, Receive, Send, visitor_of
 from s2rm_jax.serving.service import Answer, ClientLeft, Service, answer_of
@@ -354,7 +354,7 @@ def _expression_result(answer: Answer, row: int, formats: list[Format]) -> Expre
         score=float(result.scores[row]),
         no_target=None if result.no_target is None else float(result.no_target[row]),
         area=int(np.count_nonzero(mask)),
-        box=Image.fromarray(mask).getbbox(),
+        box=mask_box(mask),
         rle=Rle(**encode_rle(mask)) if "rle" in formats else None,
         png=base64.b64encode(as_png(mask)).decode() if "png" in formats else None,
         polygons=Polygons(**as_polygons(mask)) if "polygons" in formats else None,

@@ -20,7 +20,7 @@ from s2rm_jax.prediction import job
 from s2rm_jax.prediction.files import Options, open_part, replace_earlier
 from s2rm_jax.prediction.image_lists import list_items
 from s2rm_jax.prediction.job import run_job
-from s2rm_jax.prediction.records import Part
+from s2rm_jax.prediction.records import RecordFile
 
 EVERYTHING = Options()
 OUT = Path("/nowhere")
@@ -408,9 +408,9 @@ def test_the_last_of_several_processes_writes_the_results_of_all(run, paths, tmp
 
 def test_processes_that_end_at_the_same_time_write_the_results_of_all(segmenter, paths, tmp_path, monkeypatch):
     out, both_open, both_finished = tmp_path / "out", threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
-    opened, finish = job.open_part, Part.finish
+    opened, finish = job.open_part, RecordFile.finish
     monkeypatch.setattr(job, "open_part", lambda *given: (opened(*given), both_open.wait())[0])
-    monkeypatch.setattr(Part, "finish", lambda part: (finish(part), both_finished.wait()))
+    monkeypatch.setattr(RecordFile, "finish", lambda part: (finish(part), both_finished.wait()))
     (tmp_path / "listed.txt").write_text("\n".join(map(str, paths)))
     items = list_items(str(tmp_path / "listed.txt"), ["red"], out)
     with ThreadPoolExecutor(2) as pool:

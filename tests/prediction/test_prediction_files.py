@@ -12,7 +12,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.prediction.files import open_part, remove_earlier_prediction, write_prediction, write_result
-from s2rm_jax.prediction.records import Part
+from s2rm_jax.prediction.records import RecordFile
 from s2rm_jax.segmenter import Result
 
 
@@ -120,7 +120,7 @@ def test_a_part_that_cannot_be_opened_is_told_in_one_line_and_closed(tmp_path, m
         if fails == "flock":
             patch.setattr(fcntl, "flock", no_locks)
         with pytest.raises(UserError, match=rf"^--out: {tmp_path}/part {message}"):
-            Part(tmp_path / "part")
+            RecordFile(tmp_path / "part")
     assert [file.closed for file in opened] == [True]
 
 
@@ -128,7 +128,7 @@ def test_records_are_on_the_disk_when_a_part_is_finished(tmp_path, monkeypatch):
     """Until then, a process on another host may not see them, and neither would write what the last one writes."""
     path, synced = tmp_path / "part", []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
-    with Part(path) as part:
+    with RecordFile(path) as part:
         part.write({"image": "1.png"})
         part.write({"image": "2.png", "error": "missing"})
         part.finish()
