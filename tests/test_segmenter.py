@@ -375,7 +375,12 @@ def test_a_vocabulary_that_is_missing_or_damaged_is_to_be_restored(tiny_workdir,
     with pytest.raises(UserError, match=rf"^{vocabulary} is not a BERT vocabulary: it lacks \[SEP\]{restore}"):
         Segmenter.from_checkpoint(tmp_path)
     vocabulary.write_text(words + "[SEP]\n")
-    with pytest.raises(UserError, match=rf"^{vocabulary} has '\[SEP\]' twice{restore}"):
+    with pytest.raises(
+        UserError, match=rf"^{vocabulary} has '\[SEP\]' twice, but every entry of a vocabulary must be unique{restore}"
+    ):
+        Segmenter.from_checkpoint(tmp_path)
+    vocabulary.write_text("[CLS]\n" + words.replace("[CLS]\n", ""))
+    with pytest.raises(UserError, match=rf"^{vocabulary} must begin with .*, but it begins with '\[CLS\]'{restore}"):
         Segmenter.from_checkpoint(tmp_path)
     vocabulary.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=rf"^{vocabulary} is not a vocabulary: it is not UTF-8 text{restore}"):

@@ -112,7 +112,8 @@ def load_run(
     folder = find_run(workdir)
     with _explaining_damage(workdir, folder):
         config = load_config(folder) if config is None else config
-        tokenizer = _load_tokenizer(folder / VOCAB_FILE, config)
+        text, restore = config.text, "restore the file, because the network was trained with its words"
+        tokenizer = Tokenizer(folder / VOCAB_FILE, text.max_tokens, text.lower_case, advice=restore)
         network = build_network(config)
         programs = open_program_store(config) if keep_programs else None
         find_shapes = partial(parameter_shapes, network, config)
@@ -125,14 +126,6 @@ def load_run(
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step, programs)
-
-
-def _load_tokenizer(vocabulary: epath.Path, config: ConfigDict) -> Tokenizer:
-    try:
-        return Tokenizer(vocabulary, config.text.max_tokens, config.text.lower_case)
-    except UserError as error:  # its advice is to give a vocabulary of BERT
-        problem = str(error).rsplit("; ", 1)[0]
-        raise UserError(f"{problem}; restore the file, because the network was trained with its words") from error
 
 
 def find_run(workdir: epath.PathLike) -> epath.Path:
