@@ -13,6 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from s2rm_jax.input.split_sizes import SPLIT_SIZES, SplitSize
+
+# What papers say of datasets whose files have not been counted. gRefCOCO has RefCOCO's 19,994 images; ReferIt's test
+# queries are those of the split by Berkeley.
+_PAPER_SIZES = {
+    "grefcoco": {
+        "val": SplitSize(1_500, None, None),
+        "testA": SplitSize(750, None, None),
+        "testB": SplitSize(750, None, None),
+    },
+    "refclef": {"test": SplitSize(None, None, 60_103)},
+}
+
 SINGLE = "this benchmark"
 COMBINED = "RefCOCO/+/g or more"
 
@@ -31,7 +44,8 @@ class Benchmark:
     def difference(self, images: int, expressions: int) -> str:
         """Return how an evaluation of so many images and expressions differs from the whole split, or ""."""
         found = {"images": images, "expressions": expressions}
-        known = {name: count for name, count in zip(found, _SIZES[self], strict=True) if count is not None}
+        size = (_PAPER_SIZES.get(self.dataset) or SPLIT_SIZES[self.dataset, self.split_by])[self.split]
+        known = {name: count for name in found if (count := getattr(size, name)) is not None}
         if all(found[name] == count for name, count in known.items()):
             return ""
         whole, here = (" and ".join(f"{counts[name]:,} {name}" for name in known) for counts in (known, found))
@@ -58,26 +72,19 @@ class Published:
     source: str
 
 
-# The images and expressions of each split. Images are those of the TFDS catalogue's page ref_coco. Expressions of
-# RefCOCO are those in FlagEval's documentation; those of RefCOCO+ and RefCOCOg add up, with the training split, to the
-# published totals of 141,564 (unc), 95,010 (umd) and 95,010 (google). gRefCOCO has RefCOCO's 19,994 images. ReferIt's
-# test queries are those of the split by Berkeley. None: not known.
-_SIZES: dict[Benchmark, tuple[int | None, int | None]] = {
-    Benchmark("refcoco", "unc", "val"): (1500, 10834),
-    Benchmark("refcoco", "unc", "testA"): (750, 5657),
-    Benchmark("refcoco", "unc", "testB"): (750, 5095),
-    Benchmark("refcoco+", "unc", "val"): (1500, 10758),
-    Benchmark("refcoco+", "unc", "testA"): (750, 5726),
-    Benchmark("refcoco+", "unc", "testB"): (750, 4889),
-    Benchmark("refcocog", "umd", "val"): (1300, 4896),
-    Benchmark("refcocog", "umd", "test"): (2600, 9602),
-    Benchmark("refcocog", "google", "val"): (4650, 9536),
-    Benchmark("grefcoco", "unc", "val"): (1500, None),
-    Benchmark("grefcoco", "unc", "testA"): (750, None),
-    Benchmark("grefcoco", "unc", "testB"): (750, None),
-    Benchmark("refclef", "berkeley", "test"): (None, 60103),
-}
-BENCHMARKS = tuple(_SIZES)  # the splits on which papers report; some have no figure below
+# The splits on which papers report; some have no figure below.
+BENCHMARKS = tuple(
+    Benchmark(dataset, split_by, split)
+    for dataset, split_by, splits in (
+        ("refcoco", "unc", ("val", "testA", "testB")),
+        ("refcoco+", "unc", ("val", "testA", "testB")),
+        ("refcocog", "umd", ("val", "test")),
+        ("refcocog", "google", ("val",)),
+        ("grefcoco", "unc", ("val", "testA", "testB")),
+        ("refclef", "berkeley", ("test",)),
+    )
+    for split in splits
+)
 _REFCOCO, _GREFCOCO, _REFERIT = BENCHMARKS[:9], BENCHMARKS[9:12], BENCHMARKS[12:]
 
 _LAVT = "LAVT-RIS README"
@@ -215,4 +222,4 @@ def benchmark_of(settings: Mapping[str, Any]) -> Benchmark | None:
     if settings["source"] not in ("refer", "tfds"):
         return None
     benchmark = Benchmark(settings["dataset"], settings["split_by"], settings["split"])
-    return benchmark if benchmark in _SIZES else None
+    return benchmark if benchmark in BENCHMARKS else None

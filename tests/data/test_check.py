@@ -8,13 +8,11 @@ import sys
 
 from s2rm_jax.input.check.examine import examine
 from s2rm_jax.input.check.report import (
-    PUBLISHED,
-    PUBLISHED_EXPRESSIONS,
     CheckReport,
     DatasetReport,
-    SplitSize,
     format_report,
 )
+from s2rm_jax.input.split_sizes import SPLIT_SIZES, SplitSize
 from tests.command import ROOT, run_command, run_process
 from tests.input import refer_fixture
 from tests.input.refer_fixture import COCO_NAME, FOLDER
@@ -53,14 +51,13 @@ def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_pa
 
 def test_the_screen_shows_counts_and_five_cases(monkeypatch):
     published = {"train": SplitSize(2, 4, 8), "val": SplitSize(2, 4, 8)}
-    monkeypatch.setitem(PUBLISHED, ("refcoco", "unc"), published)
-    monkeypatch.setitem(PUBLISHED_EXPRESSIONS, ("refcoco", "unc"), 16)
+    monkeypatch.setitem(SPLIT_SIZES, ("refcoco", "unc"), published)
     dataset = DatasetReport("refcoco", "unc", "refs", counts={"train": SplitSize(2, 3, 8)})
     dataset.add_wrong_counts("get it again")
     dataset.add("missing images", [f"{i}.jpg" for i in range(7)], "unpack")
     text = format_report(CheckReport("DIR", False, (dataset,), ("refclef",)))
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "train 2 ✓ 3 ✗ 4 8 ✓" in lines and "val 0 ✗ 2 0 ✗ 4 0 ✗ 8" in lines and "all 8 ✗ 16" in lines
+    assert "train 2 ✓ 3 ✗ 4 8 ✓" in lines and "val 0 ✗ 2 0 ✗ 4 0 ✗ 8" in lines and "all 8" in lines
     assert "✗ missing images: 7" in lines and "4.jpg" in lines and "5.jpg" not in lines
     more = "... and 2 more (in Python, s2rm_jax.input.check.examine.examine(ROOT).as_json() lists them all)"
     assert more in lines and "Not found: refclef (get them with: s2rm download NAME --root DIR)" in lines

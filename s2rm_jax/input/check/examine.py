@@ -25,7 +25,6 @@ from s2rm_jax.input.check.report import (
     NOTES,
     CheckReport,
     DatasetReport,
-    SplitSize,
     where_annotations,
     where_images,
 )
@@ -43,6 +42,7 @@ from s2rm_jax.input.refer_annotations import (
     may_be_missing,
     read_json,
 )
+from s2rm_jax.input.split_sizes import SplitSize
 
 Ref = dict[str, Any]
 
