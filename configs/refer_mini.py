@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.recipes import set_small_network
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -38,13 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.log_every = 25
     config.checkpoint_every = 200
 
-    config.vision.update(embed_dim=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24), window_size=5, drop_path_rate=0.0)
-    config.text.vocab = os.environ.get("S2RM_BERT_VOCAB", "")
-    config.text.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, dropout_rate=0.0)
-    config.fusion.update(width=128, recurrent_width=64, num_heads=4)
-    config.decoder.widths = (48, 64, 96, 128)
-
-    config.loss.coarse_weight = 0.2
+    set_small_network(config)
     config.optimizer.update(learning_rate=5e-4, b2=0.99, warmup_steps=50, schedule="cosine", clip_norm=1.0)
     config.eval.update(split="train" if variant else "val", every=100, batch_size=8)
     return config

@@ -11,6 +11,7 @@ and time. The difficulty of the scenes (s2rm_jax/input/synthetic/scene.py) can b
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
+from s2rm_jax.recipes import set_tiny_network
 
 
 def get_config() -> ConfigDict:
@@ -43,17 +44,6 @@ def get_config() -> ConfigDict:
     config.input.image_size = (96, 96)
     config.input.expressions_per_image = 4
 
-    config.vision.update(embed_dim=48, depths=(2, 2, 2), num_heads=(3, 6, 12), window_size=6, drop_path_rate=0.0)
-    config.text.update(
-        vocab_size=64, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, max_positions=32
-    )
-    config.text.dropout_rate = 0.0
-    config.fusion.update(width=128, recurrent_width=64, num_heads=4)
-    config.decoder.widths = (32, 64, 128)
-
-    config.loss.coarse_weight = 0.3
-    config.optimizer.update(
-        learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
-    )
+    set_tiny_network(config)
     config.eval.update(split="val", every=600, batch_size=32, limit=128)
     return config

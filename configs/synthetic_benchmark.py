@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError
+from s2rm_jax.recipes import set_tiny_network
 
 VARIANTS = ("", "far", "far_long", "long")
 
@@ -70,18 +71,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.input.image_size = (96, 96)
     config.input.expressions_per_image = 4
 
-    config.vision.update(embed_dim=48, depths=(2, 2, 2), num_heads=(3, 6, 12), window_size=6, drop_path_rate=0.0)
-    config.text.update(
-        vocab_size=64, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, max_positions=32
-    )
-    config.text.update(max_tokens=26, dropout_rate=0.0)  # the longest expression has 24 words
-    config.fusion.update(width=128, recurrent_width=64, num_heads=4)
-    config.decoder.widths = (32, 64, 128)
-
-    config.loss.coarse_weight = 0.3
-    config.optimizer.update(
-        learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
-    )
+    set_tiny_network(config)
+    config.text.max_tokens = 26  # the longest expression has 24 words
     config.eval.update(split="val", every=500, batch_size=32, limit=128)
     if variant in ("far", "far_long"):
         _set_far(config)

@@ -1,10 +1,10 @@
-"""The training recipe of the REFER benchmarks, shared by the files of configs/.
+"""What the files of configs/ share: the training recipe of the REFER benchmarks, and small networks.
 
-It is the common recipe of the LAVT family (LAVT and, with changes, CARIS, DMMI and CGFormer), so that a difference in
-the result is a difference of the network: 480 x 480 pixels without augmentation, Swin-Base with windows of 12
-pretrained on ImageNet-22k at 384 pixels, BERT-base, 20 tokens, one random expression per referent, 40 epochs of batches
-of 32, AdamW at 5e-5 for everything with weight decay 0.01, polynomial decay of power 0.9 without warm-up, two-class
-cross-entropy weighted 0.9 / 1.1, drop path 0.3 (yz93/LAVT-RIS args.py, train.py, lib/segmentation.py).
+The recipe is that of the LAVT family (LAVT and, with changes, CARIS, DMMI and CGFormer), so that a difference in the
+result is a difference of the network: 480 x 480 pixels without augmentation, Swin-Base with windows of 12 pretrained on
+ImageNet-22k at 384 pixels, BERT-base, 20 tokens, one random expression per referent, 40 epochs of batches of 32, AdamW
+at 5e-5 for everything with weight decay 0.01, polynomial decay of power 0.9 without warm-up, two-class cross-entropy
+weighted 0.9 / 1.1, drop path 0.3 (yz93/LAVT-RIS args.py, train.py, lib/segmentation.py).
 
 docs/training.md lists the differences from LAVT's code.
 """
@@ -134,12 +134,33 @@ def _shrunk(config: ConfigDict) -> ConfigDict:
     config.log_every = 25
     config.checkpoint_every = 200
     config.eval.update(every=200, limit=100)
-    config.vision.update(embed_dim=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24), window_size=5, drop_path_rate=0.0)
-    config.text.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, dropout_rate=0.0)
     config.vision.pretrained = config.text.pretrained = ""
+    config.loss.kind = "bce_dice"  # learns to find the referent faster from scratch
+    config.optimizer.update(learning_rate=5e-4, warmup_steps=50)
+    set_small_network(config)
+    return config
+
+
+def set_small_network(config: ConfigDict) -> None:
+    """Set a small network with four stages and the vocabulary at $S2RM_BERT_VOCAB, to train on photographs."""
+    config.vision.update(embed_dim=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24), window_size=5, drop_path_rate=0.0)
     config.text.vocab = os.environ.get("S2RM_BERT_VOCAB", "")
-    config.loss.update(kind="bce_dice", coarse_weight=0.2)  # learns to find the referent faster from scratch
+    config.text.update(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, dropout_rate=0.0)
     config.fusion.update(width=128, recurrent_width=64, num_heads=4)
     config.decoder.widths = (48, 64, 96, 128)
-    config.optimizer.update(learning_rate=5e-4, warmup_steps=50)
-    return config
+    config.loss.coarse_weight = 0.2
+
+
+def set_tiny_network(config: ConfigDict) -> None:
+    """Set a smaller network with three stages, and its optimizer, to train on generated scenes."""
+    config.vision.update(embed_dim=48, depths=(2, 2, 2), num_heads=(3, 6, 12), window_size=6, drop_path_rate=0.0)
+    config.text.update(
+        vocab_size=64, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256, max_positions=32
+    )
+    config.text.dropout_rate = 0.0
+    config.fusion.update(width=128, recurrent_width=64, num_heads=4)
+    config.decoder.widths = (32, 64, 128)
+    config.loss.coarse_weight = 0.3
+    config.optimizer.update(
+        learning_rate=6e-4, b2=0.99, warmup_steps=60, schedule="cosine", clip_norm=1.0, ema_decay=0.995
+    )
