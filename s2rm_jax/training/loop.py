@@ -224,7 +224,6 @@ def train_with_parts(
         pretrained: access to the weights of a new run, or None.
         run_log: opened in the workdir.
     """
-    check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
     loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}

@@ -30,20 +30,19 @@ def segmentation_loss(
     valid: Bool[Array, "b k"],
     has_target: Bool[Array, "b k"],
     config: ConfigDict,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the loss summed over the valid expressions, and the count to divide it by (`loss_count`).
+) -> Float[Array, ""]:
+    """Return the loss summed over the valid expressions; `loss_count` is its divisor.
 
     Sums and counts of the parts of a batch add up to those of the batch, so accumulation and sharding change nothing.
     Computed in float32. Expressions that are not valid have no effect, even if their logits are not finite.
 
     `config` is the section config.loss:
         kind "bce_dice": binary cross-entropy plus Dice, each averaged within the expression **[ours]**. Expressions
-            that refer to nothing have no Dice: with an empty target it is nearly 1 and nearly flat until the mask has
-            only a few pixels, while the cross-entropy has a gradient at every pixel.
+            without a target have no Dice term: against an empty target it stays near 1 and its gradient vanishes until
+            only a few pixels are predicted.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
         coarse_weight: weight of the same loss on each coarser mask, against `coarse_targets` **[ours]**.
     """
-    count = loss_count(targets, valid, config)
     truth = targets.astype(jnp.float32)
     total = _valid_sum(output.logits, truth, valid, has_target, config.kind)
     if config.coarse_weight:
@@ -51,7 +50,7 @@ def segmentation_loss(
             cells = coarse_targets(truth, (logits.shape[-2], logits.shape[-1]))
             coarse = _valid_sum(logits, cells, valid, has_target, config.kind)
             total += config.coarse_weight * coarse
-    return total, count
+    return total
 
 
 def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], config: ConfigDict) -> Float[Array, ""]:

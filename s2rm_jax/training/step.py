@@ -241,7 +241,7 @@ def _make_backward(network: nn.Module, plan: StatePlan, config: ConfigDict) -> B
             train=True,
             rngs={"dropout": key},
         )
-        total, _ = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
+        total = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
         loss = total / positive(counts.loss)
         no_target = output.no_target_logits
         if no_target is None:

@@ -28,8 +28,7 @@ def random_case(seed=0, scale=3.0):
 
 
 def mean_loss(out, targets, valid, config):
-    total, count = segmentation_loss(out, targets, valid, valid, config)
-    return total / count
+    return segmentation_loss(out, targets, valid, valid, config) / loss_count(targets, valid, config)
 
 
 def reference_bce_dice(logits, truth):
@@ -42,9 +41,8 @@ def reference_bce_dice(logits, truth):
 def test_bce_dice_is_the_mean_over_valid_expressions():
     logits, targets, valid = random_case()
     expected = [reference_bce_dice(m, np.asarray(t, float)) for m, t in zip(logits[valid], targets[valid], strict=True)]
-    total, count = segmentation_loss(output(logits), targets, valid, valid, loss_config())
-    assert count == 4
-    np.testing.assert_allclose(total / count, np.mean(expected), rtol=1e-6)
+    assert loss_count(targets, valid, loss_config()) == 4
+    np.testing.assert_allclose(mean_loss(output(logits), targets, valid, loss_config()), np.mean(expected), rtol=1e-6)
 
 
 def test_weighted_ce_is_the_two_class_cross_entropy_of_pytorch():
@@ -65,12 +63,13 @@ def test_sums_and_counts_of_parts_add_up(kind):
     logits, targets, valid = random_case(2)
     coarse = logits[..., ::2, ::4]
     config = loss_config(kind, coarse_weight=0.5)
-    whole = segmentation_loss(output(logits, coarse), targets, valid, valid, config)
-    parts = [
-        segmentation_loss(output(logits[i], coarse[i]), targets[i], valid[i], valid[i], config)
-        for i in (slice(j, j + 1) for j in range(B))
-    ]
-    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+
+    def sum_and_count(i):
+        total = segmentation_loss(output(logits[i], coarse[i]), targets[i], valid[i], valid[i], config)
+        return total, loss_count(targets[i], valid[i], config)
+
+    parts = [sum_and_count(slice(j, j + 1)) for j in range(B)]
+    np.testing.assert_allclose(np.sum(parts, axis=0), sum_and_count(slice(None)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bce_dice", "weighted_ce"])
@@ -102,8 +101,8 @@ def test_stable_for_huge_logits(kind):
 def test_float32_whatever_the_logits_are():
     logits, targets, valid = random_case(5)
     logits = jnp.asarray(logits, jnp.bfloat16)
-    total, _ = segmentation_loss(output(logits), targets, valid, valid, loss_config())
-    exact, _ = segmentation_loss(output(logits.astype(jnp.float32)), targets, valid, valid, loss_config())
+    total = segmentation_loss(output(logits), targets, valid, valid, loss_config())
+    exact = segmentation_loss(output(logits.astype(jnp.float32)), targets, valid, valid, loss_config())
     assert total.dtype == jnp.float32 and total == exact
 
 
@@ -155,18 +154,16 @@ def test_a_batch_without_valid_expressions_counts_nothing():
     logits, targets, valid = random_case()
     for kind in ("bce_dice", "weighted_ce"):
         nothing = jnp.zeros_like(valid)
-        total, count = segmentation_loss(output(logits), targets, nothing, nothing, loss_config(kind))
-        assert total == 0 and count == 0
-        assert loss_count(targets, jnp.zeros_like(valid), loss_config(kind)) == 0
+        assert segmentation_loss(output(logits), targets, nothing, nothing, loss_config(kind)) == 0
+        assert loss_count(targets, nothing, loss_config(kind)) == 0
 
 
 def test_a_expression_that_refers_to_nothing_has_cross_entropy_and_no_dice():
     logits, targets, valid = random_case(7)
     has_target = valid.at[0, 1].set(False)
     targets = targets.at[0, 1].set(False)
-    with_dice, _ = segmentation_loss(output(logits), targets, valid, valid, loss_config())
-    without, count = segmentation_loss(output(logits), targets, valid, has_target, loss_config())
-    assert count == 4
+    with_dice = segmentation_loss(output(logits), targets, valid, valid, loss_config())
+    without = segmentation_loss(output(logits), targets, valid, has_target, loss_config())
     probability = 1 / (1 + np.exp(-logits[0, 1].astype(np.float64)))
     np.testing.assert_allclose(with_dice - without, 1 - 1 / (probability.sum() + 1), rtol=1e-5)
     # The cross-entropy of the family has no Dice to leave out.
@@ -181,8 +178,8 @@ def test_coarse_masks_of_an_expression_that_refers_to_nothing_have_no_dice():
     has_target = valid.at[0, 1].set(False)
     targets = targets.at[0, 1].set(False)
     coarse = logits[..., ::2, ::4]
-    plain, _ = segmentation_loss(output(logits, coarse), targets, valid, has_target, loss_config())
-    both, _ = segmentation_loss(output(logits, coarse), targets, valid, has_target, loss_config(coarse_weight=0.25))
+    plain = segmentation_loss(output(logits, coarse), targets, valid, has_target, loss_config())
+    both = segmentation_loss(output(logits, coarse), targets, valid, has_target, loss_config(coarse_weight=0.25))
     soft = np.asarray(targets, float).reshape(B, K, 3, 2, 2, 4).mean((3, 5))
     expected = sum(reference_bce_dice(coarse[i], soft[i]) for i in zip(*np.nonzero(has_target), strict=True))
     expected += np.log1p(np.exp(coarse[0, 1].astype(np.float64))).mean()  # cross-entropy towards nothing

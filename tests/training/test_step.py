@@ -7,7 +7,7 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.parallel.mesh import make_mesh, put_batch
-from s2rm_jax.training.losses import no_target_loss, segmentation_loss
+from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_loss
 from s2rm_jax.training.state import initial_params, plan_state
 from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
 
@@ -60,8 +60,8 @@ def test_metrics_are_those_of_the_whole_batch(standin):
 
     def mean_loss(params):
         out = network.apply({"params": params}, batch.images, batch.tokens, batch.token_mask)
-        total, count = segmentation_loss(out, *map(jnp.asarray, (targets, batch.valid, batch.has_target)), config.loss)
-        return total / count
+        total = segmentation_loss(out, *map(jnp.asarray, (targets, batch.valid, batch.has_target)), config.loss)
+        return total / loss_count(jnp.asarray(targets), jnp.asarray(batch.valid), config.loss)
 
     loss, gradient = jax.value_and_grad(mean_loss)(params)
     _, (metrics,) = take_steps(standin, config, [batch])
