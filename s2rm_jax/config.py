@@ -234,7 +234,7 @@ def check_config(config: ConfigDict) -> None:
         UserError: fields have values that they must not have; all are named.
     """
     check_types(config)
-    if problems := [*_unknown_fields(config), *_problems(config)]:
+    if problems := [*_unknown_fields(config), *(message for _, message in _problems(config))]:
         raise UserError(" ".join(problems))
 
 
@@ -248,8 +248,12 @@ def check_stored_config(config: ConfigDict) -> None:
             named.
     """
     check_types(config)
-    ignored = ("config.seed ", "config.optimizer.", "config.steps ")
-    if problems := [problem for problem in _problems(config) if not problem.startswith(ignored)]:
+    problems = [
+        message
+        for field, message in _problems(config)
+        if field not in ("seed", "steps") and not field.startswith("optimizer.")
+    ]
+    if problems:
         raise UserError(" ".join(problems))
 
 
@@ -282,7 +286,8 @@ def _unknown_fields(config: ConfigDict) -> Iterator[str]:
         yield f"config.{name}: there is no such field; {hint}"
 
 
-def _problems(config: ConfigDict) -> Iterator[str]:
+def _problems(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield each field whose value does not fit, and the message that says why."""
     for field, choices in _CHOICES.items():
         yield from _unless(_get(config, field) in choices, config, field, f"one of: {', '.join(map(str, choices))}")
     for field, choices in _SUBSETS.items():
@@ -292,7 +297,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     for field in _AT_LEAST_ONE:
         yield from _unless(_get(config, field) >= 1, config, field, "at least 1")
     if config.steps == 0 and config.epochs == 0:
-        yield "config.steps and config.epochs are both 0: set one of them."
+        yield "steps", "config.steps and config.epochs are both 0: set one of them."
     for field in _AT_LEAST_ZERO:
         yield from _unless(_get(config, field) >= 0, config, field, "at least 0")
     for field in _SHARES:
@@ -327,15 +332,15 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config
 
 
-def _unless(condition: bool, config: ConfigDict, field: str, expected: str) -> Iterator[str]:
+def _unless(condition: bool, config: ConfigDict, field: str, expected: str) -> Iterator[tuple[str, str]]:
     if not condition:
-        yield f"config.{field} is {_get(config, field)!r}; it must be {expected}."
+        yield field, f"config.{field} is {_get(config, field)!r}; it must be {expected}."
 
 
-def _unless_heads(config: ConfigDict, field: str, heads: int, width: int) -> Iterator[str]:
+def _unless_heads(config: ConfigDict, field: str, heads: int, width: int) -> Iterator[tuple[str, str]]:
     if heads < 1 or width % heads:
-        value = _get(config, field)
-        yield f"config.{field} is {value!r}; the number of heads must divide {width} channels evenly; {heads} does not."
+        expected = f"the number of heads must divide {width} channels evenly; {heads} does not"
+        yield field, f"config.{field} is {_get(config, field)!r}; {expected}."
 
 
 def shipped_configs() -> Path:
