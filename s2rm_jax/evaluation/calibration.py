@@ -59,9 +59,10 @@ UNCALIBRATED = Calibration()
 class Bin:
     """The masks whose scores lie in one of BINS equal parts of [0, 1].
 
-    count   their number
-    score   their mean score; 0 if there are none
-    right   the share of them that is right; 0 if there are none
+    Attributes:
+        count: their number
+        score: their mean score; 0 if there are none
+        right: the share of them that is right; 0 if there are none
     """
 
     count: int

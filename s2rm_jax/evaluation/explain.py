@@ -44,13 +44,14 @@ DIRECTIONS = {0: "downwards", 90: "leftwards", 180: "upwards", 270: "rightwards"
 class Explanation:
     """The intermediate values behind the mask of one expression; all arrays are float32.
 
-    words            the words as tokenized, including [CLS] and [SEP]; the pieces of a rare word are joined
-    word_attention   [words, h, w], the attention of S2RM's first step, averaged over heads. It sums to 1 over the words
-                     at every position.
-    directions       the direction of each scan
-    group_maps       {pair: [r, h, w]}, the strength (root mean square over channels) of the features of each direction
-    balance_weights  {pair: [r, h, w]}, the weights with which the directions are combined; they sum to 1 over r
-    stages           the masks of CASG as probabilities [h_i, w_i], from the coarsest stage to the finest
+    Attributes:
+        words: the words as tokenized, including [CLS] and [SEP]; the pieces of a rare word are joined
+        word_attention: [words, h, w], the attention of S2RM's first step, averaged over heads. It sums to 1 over the
+            words at every position.
+        directions: the direction of each scan
+        group_maps: {pair: [r, h, w]}, the strength (root mean square over channels) of the features of each direction
+        balance_weights: {pair: [r, h, w]}, the weights with which the directions are combined; they sum to 1 over r
+        stages: the masks of CASG as probabilities [h_i, w_i], from the coarsest stage to the finest
 
     A pair is missing if the network is configured without it. Every grid [h, w] covers the full image; if a side of
     config.input.image_size is not a multiple of the grid's stride, it extends beyond the image at the bottom or at the

@@ -21,17 +21,19 @@ THRESHOLDS_IN_TENTHS = (5, 6, 7, 8, 9)
 class ExpressionScore:
     """The score of one expression under a protocol.
 
-    id                   the expression, unique within its split
-    example_id           its image
-    kind                 the kind of expression ("relation", ...), or "" if the source has no kinds
-    expression           the text
-    intersection, union  in pixels, as the protocol adds them up; see `score_masks`
-    empty_iou            the IoU if the union is 0; None excludes the expression from the mean
-    targeted             whether the expression refers to something
-    answered             whether the network predicts that it does
-    area                 of the true mask, as a fraction of the image
-    centre               (x, y) of the true mask's centroid as fractions of width and height, or None if it is empty
-    image                the file or the content of the image, which several examples of a mixture may show, if known
+    Attributes:
+        id: the expression, unique within its split
+        example_id: its image
+        kind: the kind of expression ("relation", ...), or "" if the source has no kinds
+        expression: the text
+        intersection: in pixels, as the protocol adds them up; see `score_masks`
+        union: in pixels, as the protocol adds them up; see `score_masks`
+        empty_iou: the IoU if the union is 0; None excludes the expression from the mean
+        targeted: whether the expression refers to something
+        answered: whether the network predicts that it does
+        area: of the true mask, as a fraction of the image
+        centre: (x, y) of the true mask's centroid as fractions of width and height, or None if it is empty
+        image: the file or the content of the image, which several examples of a mixture may show, if known
     """
 
     id: str
@@ -62,13 +64,14 @@ class ExpressionScore:
 class MaskCounts:
     """The counts from which all metrics are computed. Counts of parts of a dataset add up with `+`.
 
-    expressions      all expressions
-    intersection     summed over them, in pixels, like `union`
-    iou_sum          sum of the IoUs of the expressions that have one; `averaged` is their number
-    precision_total  the expressions over which precision is computed
-    hits             the number of these that reach each threshold
-    no_target        expressions that refer to nothing; for `rejected` of them the network predicts that
-    targeted         the other expressions; for `answered` of them the network predicts a mask
+    Attributes:
+        expressions: all expressions
+        intersection: summed over them, in pixels, like `union`
+        iou_sum: sum of the IoUs of the expressions that have one; `averaged` is their number
+        precision_total: the expressions over which precision is computed
+        hits: the number of these that reach each threshold
+        no_target: expressions that refer to nothing; for `rejected` of them the network predicts that
+        targeted: the other expressions; for `answered` of them the network predicts a mask
     """
 
     expressions: int = 0

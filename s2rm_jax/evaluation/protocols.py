@@ -31,23 +31,25 @@ ARANGE_EPSILON = 1e-6
 class Protocol:
     """How predictions are turned into metrics.
 
-    name             the value of config.eval.protocol and --protocol
-    follows          whose evaluation code it follows
-    size             (height, width) at which masks are compared, whatever the network's input; None: the image's own
-    redraw_polygons  whether true masks are drawn from scaled polygons or resized to `size` by Pillow's nearest pixel
-    drops_overlaps   whether that code drops the pixels that several polygons of an annotation cover; here the source
-                     does, if its field `overlap` is "drop"
-    resampled        what is resized to that resolution: the network's logits or its probabilities
-    resampling       the method, see `resample`
-    threshold        a pixel is predicted where its probability exceeds this
-    empty_union      the IoU if both masks are empty; None excludes the expression from the mean
-    precision_at     the IoUs at which precision is reported, in tenths
-    reaches          when an IoU reaches a threshold x: I / U >= x exactly, or as in ARANGE_THRESHOLDS
-    overall_name     the usual name of sum of intersections / sum of unions; None: it is not reported
-    mean_name        the usual name of the mean IoU of the expressions
-    no_target        how expressions that refer to nothing are scored: by ReLA's rules and the network's own output
-                     ("head"; an empty mask if the network has no such output), or as all others ("masks"; then two
-                     empty masks must have an IoU); None: not supported
+    Attributes:
+        name: the value of config.eval.protocol and --protocol
+        follows: whose evaluation code it follows
+        size: (height, width) at which masks are compared, whatever the network's input; None: the image's own
+        redraw_polygons: whether true masks are drawn from scaled polygons or resized to `size` by Pillow's nearest
+            pixel
+        drops_overlaps: whether that code drops the pixels that several polygons of an annotation cover; here the source
+            does, if its field `overlap` is "drop"
+        resampled: what is resized to that resolution: the network's logits or its probabilities
+        resampling: the method, see `resample`
+        threshold: a pixel is predicted where its probability exceeds this
+        empty_union: the IoU if both masks are empty; None excludes the expression from the mean
+        precision_at: the IoUs at which precision is reported, in tenths
+        reaches: when an IoU reaches a threshold x: I / U >= x exactly, or as in ARANGE_THRESHOLDS
+        overall_name: the usual name of sum of intersections / sum of unions; None: it is not reported
+        mean_name: the usual name of the mean IoU of the expressions
+        no_target: how expressions that refer to nothing are scored: by ReLA's rules and the network's own output
+            ("head"; an empty mask if the network has no such output), or as all others ("masks"; then two empty masks
+            must have an IoU); None: not supported
     """
 
     name: str
@@ -316,7 +318,7 @@ def predicted_mask(
     """Return the predicted mask at the size at which `protocol` compares, for an image of `height` x `width`."""
     values, level = np.asarray(logits, np.float32), math.log(protocol.threshold / (1 - protocol.threshold))
     if protocol.resampled == "probabilities":
-        values, level = 0.5 + 0.5 * np.tanh(0.5 * values), protocol.threshold  # a sigmoid that does not overflow
+        values, level = sigmoid(values).astype(np.float32), protocol.threshold
     size = protocol.size or (height, width)
     if protocol.resampling == "bilinear" and level == 0:
         return _foreground(values, *size)[0]

@@ -56,11 +56,12 @@ class Benchmark:
 class Published:
     """One figure, in percent.
 
-    metric    overall_iou, mean_iou, precision@0.5 ... precision@0.9 or no_target_accuracy
-    value     with the decimals of the source
-    trained   the training data: SINGLE or COMBINED
-    protocol  one of `protocols.PROTOCOLS`, or the name of an evaluation that is not implemented here
-    source    where the figure was read; sometimes a third party
+    Attributes:
+        metric: overall_iou, mean_iou, precision@0.5 ... precision@0.9 or no_target_accuracy
+        value: with the decimals of the source
+        trained: the training data: SINGLE or COMBINED
+        protocol: one of `protocols.PROTOCOLS`, or the name of an evaluation that is not implemented here
+        source: where the figure was read; sometimes a third party
     """
 
     method: str

@@ -102,13 +102,14 @@ class Source(Protocol):
 class Batch(NamedTuple):
     """The input of the network and the loss: B images with K expressions of L tokens each.
 
-    images      [B, H, W, 3] uint8, RGB; the network normalizes them
-    tokens      [B, K, L] int32, 0 for padding
-    token_mask  [B, K, L] bool, true for real tokens including [CLS] and [SEP]
-    targets     [B, K, W, ceil(H / 8)] uint8, the masks at the network's input size, one bit per pixel; see
-                `encode.unpack_masks`
-    valid       [B, K] bool, false for padding (an image with fewer than K expressions, a batch of fewer than B images)
-    has_target  [B, K] bool, false if the expression refers to nothing, and for padding
+    Attributes:
+        images: [B, H, W, 3] uint8, RGB; the network normalizes them
+        tokens: [B, K, L] int32, 0 for padding
+        token_mask: [B, K, L] bool, true for real tokens including [CLS] and [SEP]
+        targets: [B, K, W, ceil(H / 8)] uint8, the masks at the network's input size, one bit per pixel; see
+            `encode.unpack_masks`
+        valid: [B, K] bool, false for padding (an image with fewer than K expressions, a batch of fewer than B images)
+        has_target: [B, K] bool, false if the expression refers to nothing, and for padding
     """
 
     images: np.ndarray

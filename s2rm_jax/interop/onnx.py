@@ -29,8 +29,8 @@ TOLERANCE = 1e-4  # relative: norm of the difference over the norm of the output
 def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
     """Write a network into an empty folder: two graphs with their weights, and the files of `write_preprocessing`.
 
-    encode_image.onnx  images -> features_1, features_2, ...
-    ground.onnx        features_1, ..., tokens, token_mask -> logits, or logits and no_target_logits
+    - `encode_image.onnx`: images -> features_1, features_2, ...
+    - `ground.onnx`: features_1, ..., tokens, token_mask -> logits, or logits and no_target_logits
 
     There are two graphs so that an image is encoded once for any number of expressions. They compute in float32 for any
     number b of images and k of expressions. Weights of more than 1.5 GB are in a separate file next to their graph.

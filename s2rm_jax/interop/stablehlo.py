@@ -23,9 +23,9 @@ Weights = dict[str, jax.Array]  # by path, such as "vision/patch_embed/kernel"
 def write_stablehlo(trained: TrainedNetwork, folder: Path) -> None:
     """Write a network into an empty folder: two programs, their weights, and the files of `write_preprocessing`.
 
-    encode_image.stablehlo  (weights, images) -> features
-    ground.stablehlo        (weights, features, tokens, token_mask) -> logits, or logits and no_target_logits
-    model.safetensors       the weights of both by name
+    - `encode_image.stablehlo`: (weights, images) -> features
+    - `ground.stablehlo`: (weights, features, tokens, token_mask) -> logits, or logits and no_target_logits
+    - `model.safetensors`: the weights of both by name
 
     The weights are arguments of the programs, not constants in them, so the programs are small and load fast. There are
     two programs so that an image is encoded once for any number of expressions.

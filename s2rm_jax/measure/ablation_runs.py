@@ -51,11 +51,12 @@ class Run:
 class Score:
     """Scores of a run on a split, in percent; the fields that begin with `by_` are mean IoUs by group.
 
-    by_kind               kind of expression
-    by_objects            objects in the scene
-    by_distance           slices of the last stage between referent and landmark (`Composition.landmark_distance`), of
-                          the expressions with a landmark
-    by_kind_and_distance  both, as in "relation, 3"
+    Attributes:
+        by_kind: kind of expression
+        by_objects: objects in the scene
+        by_distance: slices of the last stage between referent and landmark (`Composition.landmark_distance`), of the
+            expressions with a landmark
+        by_kind_and_distance: both, as in "relation, 3"
     """
 
     mean_iou: float
@@ -214,7 +215,7 @@ def _scores(run: Run) -> dict[str, Score]:
     scores = {}
     for split in SPLITS:
         source: Any = build_source(config.input.source, split)
-        report = evaluator(trained.params, source, progress=report_evaluation(split, stopping=lambda: None))
+        report = evaluator(trained.params, source, progress=report_evaluation(split))
         objects, distances = _groups(source, split, slices=-(-config.input.image_size[0] // _stride(config)))
         expressions = report.expressions
         related = [score for score in expressions if score.id in distances]

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 class Variant:
     """A change to the configuration; one row of a table.
 
-    name         of its runs; unique over all suites
-    what         a short description of the change
-    changes      {field of the configuration: value}
-    expressions  expressions per image, if not those of the configuration; the batch size is then chosen to keep the
-                 FLOPs of a forward pass
-    reference    the variant it is compared with, if not the first of the suite
+    Attributes:
+        name: of its runs; unique over all suites
+        what: a short description of the change
+        changes: {field of the configuration: value}
+        expressions: expressions per image, if not those of the configuration; the batch size is then chosen to keep the
+            FLOPs of a forward pass
+        reference: the variant it is compared with, if not the first of the suite
     """
 
     name: str

@@ -63,11 +63,12 @@ class ConvBlock(nn.Module):
 class CASG(nn.Module):
     """Decode masks from coarse to fine, one stage per vision map.
 
-    guidance   "full" is CASG; "maps" guides the vision maps but not the kernels of the masks; "none" drops the
-               abstract semantics, which leaves a plain feature pyramid
-    semantics  the sources of the abstract semantics: "sentence" is the state of [CLS], "stages" are the features of
-               the foreground that the previous stages predict
-    remat      what the convolutional blocks keep for the backward pass (`layers.rematerialize`)
+    Attributes:
+        guidance: "full" is CASG; "maps" guides the vision maps but not the kernels of the masks; "none" drops the
+            abstract semantics, which leaves a plain feature pyramid
+        semantics: the sources of the abstract semantics: "sentence" is the state of [CLS], "stages" are the features of
+            the foreground that the previous stages predict
+        remat: what the convolutional blocks keep for the backward pass (`layers.rematerialize`)
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 256)

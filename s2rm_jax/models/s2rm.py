@@ -320,10 +320,11 @@ _WAVES = 4  # frequencies of the position encoding, in each direction
 class SimplerFusion(nn.Module):
     """Join vision and distributed language without coparsing.
 
-    mode   "sum" returns the language alone, since S2RM adds its residual later; "product" multiplies both position by
-           position, as the pixel-word attention of the LAVT family does; "concat" concatenates the channels and
-           applies a 3 x 3 convolution; "attention" is self-attention among all positions of both maps
-    inner  width of the MLPs of the mode "attention"; see `inner_width`
+    Attributes:
+        mode: "sum" returns the language alone, since S2RM adds its residual later; "product" multiplies both position
+            by position, as the pixel-word attention of the LAVT family does; "concat" concatenates the channels and
+            applies a 3 x 3 convolution; "attention" is self-attention among all positions of both maps
+        inner: width of the MLPs of the mode "attention"; see `inner_width`
     """
 
     mode: str

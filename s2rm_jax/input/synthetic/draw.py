@@ -64,9 +64,10 @@ _TONES = {
 def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
     """Return the image, the masks and the visible shares of a scene.
 
-    image   uint8 [H, W, 3]
-    masks   one boolean [H, W] per object: its visible pixels; no pixel is in two masks
-    shares  one number per object: its visible pixels over all its pixels
+    Returns:
+        image: uint8 [H, W, 3]
+        masks: one boolean [H, W] per object: its visible pixels; no pixel is in two masks
+        shares: one number per object: its visible pixels over all its pixels
     """
     image = paint_ground(scene.height, scene.width, rng)
     owner = np.full((scene.height, scene.width), -1, np.int16)

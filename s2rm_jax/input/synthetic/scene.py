@@ -30,24 +30,26 @@ _CHOICES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES, "sizes":
 class SceneConfig:
     """The difficulty of scenes, the same for all splits of a dataset.
 
-    image_size             height and width in pixels
-    min_objects            minimum number of objects
-    max_objects            maximum number of objects
-    shapes                 possible shapes
-    colours                possible colours
-    textures               possible textures; attributes with a single value are never mentioned
-    sizes                  possible sizes
-    object_scale           factor for the size of every object; 1.0 suits 3 to 6 objects
-    colours_per_scene      maximum number of different colours in a scene
-    shapes_per_scene       maximum number of different shapes in a scene; if few, expressions need positions
-    distractors            probability that an object equals an earlier one in all attributes but one
-    max_occlusion          largest share of an object's area that others may hide
-    grid                   rows and columns of a grid with at most one object in each cell; 0 places objects freely
-    kinds                  kinds of expressions, generated in turn
-    expressions_per_scene  number of expressions per scene
-    held_out_pairs         (colour, shape) pairs that only the compositional split shows
+    Attributes:
+        image_size: height and width in pixels
+        min_objects: minimum number of objects
+        max_objects: maximum number of objects
+        shapes: possible shapes
+        colours: possible colours
+        textures: possible textures; attributes with a single value are never mentioned
+        sizes: possible sizes
+        object_scale: factor for the size of every object; 1.0 suits 3 to 6 objects
+        colours_per_scene: maximum number of different colours in a scene
+        shapes_per_scene: maximum number of different shapes in a scene; if few, expressions need positions
+        distractors: probability that an object equals an earlier one in all attributes but one
+        max_occlusion: largest share of an object's area that others may hide
+        grid: rows and columns of a grid with at most one object in each cell; 0 places objects freely
+        kinds: kinds of expressions, generated in turn
+        expressions_per_scene: number of expressions per scene
+        held_out_pairs: (colour, shape) pairs that only the compositional split shows
 
-    Raises UserError for invalid values.
+    Raises:
+        UserError: invalid values.
     """
 
     image_size: tuple[int, int] = (96, 96)
@@ -108,7 +110,8 @@ class SceneConfig:
     def from_fields(cls, values: Mapping[str, Any]) -> SceneConfig:
         """Return the defaults with these fields replaced; lists become tuples.
 
-        Raises UserError for an unknown field or an invalid value.
+        Raises:
+            UserError: an unknown field or an invalid value.
         """
         defaults = {field.name: field.default for field in fields(cls)}
         for name in values:

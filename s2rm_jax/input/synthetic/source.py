@@ -68,11 +68,13 @@ class SyntheticSource(Source):
     ):
         """Set the difficulty by a SceneConfig, by its fields, or by both (fields take precedence).
 
-        split         train, val, test or compositional; they share no scene, and only the last shows held-out pairs
-        length        number of scenes; by default 2**31 - 1 for train (practically endless), else 512
-        train_length  the length of train alone, so that one configuration can describe all splits
+        Args:
+            split: train, val, test or compositional; they share no scene, and only the last shows held-out pairs
+            length: number of scenes; by default 2**31 - 1 for train (practically endless), else 512
+            train_length: the length of train alone, so that one configuration can describe all splits
 
-        Raises UserError for an unknown split or field and for invalid values.
+        Raises:
+            UserError: an unknown split or field, or invalid values.
         """
         if split not in SPLITS:
             raise UserError(f"synthetic scenes: no split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -124,7 +126,8 @@ class SyntheticSource(Source):
 def compose(config: SceneConfig, split: str, seed: int, index: int) -> Composition:
     """Draw scenes until one allows expressions of the kinds that are next in turn and shows enough of every object.
 
-    Raises UserError if none does.
+    Raises:
+        UserError: none does.
     """
     stream = (list(SPLITS).index(split), index)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
