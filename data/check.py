@@ -36,9 +36,9 @@ JSON = flags.DEFINE_string("json_file", "", "file to write the report to as JSON
 
 def main() -> None:
     """Check the data that the flags select."""
-    from s2rm_jax.errors import UserError
     from s2rm_jax.input.check.examine import examine
     from s2rm_jax.input.check.report import format_report
+    from s2rm_jax.io import writing
 
     assert ROOT.value is not None  # required
     report = examine(
@@ -51,10 +51,9 @@ def main() -> None:
     )
     print(format_report(report))
     if JSON.value:
-        try:
-            Path(JSON.value).write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json_file: cannot write {JSON.value}: {error.strerror}") from error
+        path = Path(JSON.value)
+        with writing(path, "--json_file"):
+            path.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     if not report.ok:
         raise SystemExit(1)
 

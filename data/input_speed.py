@@ -45,6 +45,7 @@ from s2rm_jax.input.huggingface import HuggingFaceSource
 from s2rm_jax.input.images import load_image, resize_fast, resize_image
 from s2rm_jax.input.pipeline import build_encoder, build_tokenizer, train_batches
 from s2rm_jax.input.refer import ReferSource
+from s2rm_jax.io import writing
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "folder in the REFER layout; by default images are generated", flag_values=FLAGS)
@@ -94,7 +95,9 @@ def main() -> None:
         _print(source, milliseconds, shares, limit)
         if JSON.value:
             results = {"images": len(source), "limit": limit, "milliseconds": milliseconds, "share_of_limit": shares}
-            Path(JSON.value).write_text(json.dumps(results, indent=2) + "\n")
+            path = Path(JSON.value)
+            with writing(path, "--json_file"):
+                path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

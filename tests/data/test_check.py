@@ -46,14 +46,14 @@ def test_the_command_prints_a_report_writes_json_and_sets_its_exit_status(tmp_pa
     impossible = check("--root", tmp_path / "nowhere")
     assert impossible.returncode == 2 and impossible.stderr.count("\n") == 1
     unwritable = check("--root", tmp_path / "data", "--json_file", tmp_path / "no/report.json")
-    assert unwritable.returncode == 2 and "--json_file: cannot write" in unwritable.stderr
+    assert unwritable.returncode == 2 and "no/report.json cannot be written" in unwritable.stderr
 
 
 def test_the_screen_shows_counts_and_five_cases(monkeypatch):
     published = {"train": SplitSize(2, 4, 8), "val": SplitSize(2, 4, 8)}
     monkeypatch.setitem(SPLIT_SIZES, ("refcoco", "unc"), published)
     dataset = DatasetReport("refcoco", "unc", "refs", counts={"train": SplitSize(2, 3, 8)})
-    dataset.add_wrong_counts("get it again")
+    dataset.add_wrong_counts("download or copy it again")
     dataset.add("missing images", [f"{i}.jpg" for i in range(7)], "unpack")
     text = format_report(CheckReport("DIR", False, (dataset,), ("refclef",)))
     lines = [" ".join(line.split()) for line in text.splitlines()]

@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+from itertools import chain
+
+import pytest
 
 from data import input_speed
+from s2rm_jax.errors import UserError
 
 
 def test_every_stage_and_the_whole_are_reported(tmp_path, monkeypatch, capsys):
@@ -23,3 +27,11 @@ def test_every_stage_and_the_whole_are_reported(tmp_path, monkeypatch, capsys):
     assert times["the whole, no workers"] > times["resizing the image"]
     table = capsys.readouterr().out
     assert all(f"| {name} |" in table for name in times)
+
+
+def test_a_json_file_that_cannot_be_written_is_an_error_of_the_flag(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_speed, "WORKERS", (0,))
+    monkeypatch.setattr(input_speed, "_round", lambda _, __, *measured: dict.fromkeys(chain(*measured), 1.0))
+    input_speed.FLAGS(["test", "--images=1", "--rounds=1", f"--json_file={tmp_path}"])
+    with pytest.raises(UserError, match=r"^--json_file: .* cannot be written"):
+        input_speed.main()
