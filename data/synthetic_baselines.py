@@ -48,7 +48,7 @@ BASELINES = ("empty", "whole image", "random object", "head noun")
 
 
 @dataclass(frozen=True)
-class Answer:
+class BaselineScores:
     """The kind of an expression and the IoU that each of BASELINES is expected to have on it, in [0, 1]."""
 
     kind: str
@@ -68,14 +68,14 @@ def main() -> None:
         print(f"## {split}\n\n{describe(compositions)}\n\n{as_markdown(baseline_table(compositions, split))}\n")
 
 
-def answers(composition: Composition) -> Iterator[Answer]:
+def score_baselines(composition: Composition) -> Iterator[BaselineScores]:
     """Yield the scores of the baselines on each expression of a scene."""
     areas = np.array([mask.sum() for mask in composition.masks])
     pixels = composition.masks[0].size
     for reference in composition.references:
         fitting = len(fits_head(reference, composition.scene))
         ious = (0.0, areas[reference.referent] / pixels, 1 / len(areas), 1 / fitting)
-        yield Answer(reference.kind, ious)
+        yield BaselineScores(reference.kind, ious)
 
 
 def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
@@ -88,15 +88,15 @@ def fits_head(reference: Reference, scene: Scene) -> frozenset[int]:
 
 def baseline_table(compositions: Sequence[Composition], split: str) -> Table:
     """Return the mean IoU of the baselines in percent, by kind of expression and over all."""
-    found = [answer for composition in compositions for answer in answers(composition)]
-    kinds = list(dict.fromkeys(answer.kind for answer in found))
-    rows = [_row(kind, [answer for answer in found if answer.kind == kind]) for kind in kinds]
+    found = [scores for composition in compositions for scores in score_baselines(composition)]
+    kinds = list(dict.fromkeys(scores.kind for scores in found))
+    rows = [_row(kind, [scores for scores in found if scores.kind == kind]) for kind in kinds]
     caption = f"Expected mean IoU of trivial answers, {split}"
     return Table(caption, ("", *BASELINES, "expressions"), (*rows, _row("all", found)), rules=(len(rows),))
 
 
-def _row(name: str, found: Sequence[Answer]) -> tuple[str, ...]:
-    means = 100 * np.mean([answer.ious for answer in found], axis=0)
+def _row(name: str, found: Sequence[BaselineScores]) -> tuple[str, ...]:
+    means = 100 * np.mean([scores.ious for scores in found], axis=0)
     return (name, *(f"{mean:.2f}" for mean in means), f"{len(found):,}")
 
 

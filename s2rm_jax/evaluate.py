@@ -38,7 +38,7 @@ from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
     from s2rm_jax.evaluation.calibration import Judged
-    from s2rm_jax.evaluation.evaluator import Answer, Prediction, Report
+    from s2rm_jax.evaluation.evaluator import ImageMasks, Prediction, Report
     from s2rm_jax.evaluation.gallery import Cases
     from s2rm_jax.evaluation.published import Benchmark
 
@@ -52,9 +52,7 @@ PROTOCOL = flags.DEFINE_string(
 GALLERY = flags.DEFINE_integer(
     "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
 )
-EXPLAIN = flags.DEFINE_bool(
-    "explain", False, "also draw, for each case of the gallery, how the network arrived at its mask", flag_values=FLAGS
-)
+EXPLAIN = flags.DEFINE_bool("explain", False, "also draw an explanation for each gallery case", flag_values=FLAGS)
 COCO = flags.DEFINE_bool(
     "coco", False, "also write COCO's results and true masks, coco_results.json and coco_truth.json", flag_values=FLAGS
 )
@@ -168,7 +166,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     if CALIBRATE.value:
         _calibrate(workdir, split, judged)
     if EXPLAIN.value:
-        log("drawing how the network arrived at each mask of the gallery")
+        log("drawing an explanation for each gallery case")
         # With the parameters that are loaded already: Orbax would wait for the other processes to restore them again.
         segmenter = Segmenter(run.network, on_this_process(run.params), run.tokenizer, config)
         write_explained_cases(out / "gallery", sections, segmenter.explain)
@@ -206,13 +204,13 @@ def _evaluate(
             files.end_batch()
             show(done, total)
 
-        def record(prediction: Prediction, answer: Answer) -> bytes:
-            if judges and answer.predicted.any():
-                judged.append((answer.score, (prediction.score.iou or 0) >= RIGHT_IOU))
-            return files.record(prediction, answer)
+        def record(prediction: Prediction, masks: ImageMasks) -> bytes:
+            if judges and masks.predicted.any():
+                judged.append((masks.score, (prediction.score.iou or 0) >= RIGHT_IOU))
+            return files.record(prediction, masks)
 
-        needs_answers = judges or coco or label_studio or save_masks
-        report = evaluate(progress=progress, observe=observe, record=record if needs_answers else None)
+        needs_masks = judges or coco or label_studio or save_masks
+        report = evaluate(progress=progress, observe=observe, record=record if needs_masks else None)
         files.write()
     # Sorted, so that the numbers do not depend on the order of threads and processes.
     return report, sorted(one for share in distributed.gather(judged) for one in share)

@@ -40,7 +40,7 @@ from s2rm_jax.io import read_object, remove_earlier, safe_name, slug, write_atom
 from s2rm_jax.parallel import distributed
 
 if TYPE_CHECKING:
-    from s2rm_jax.evaluation.evaluator import Answer, Prediction
+    from s2rm_jax.evaluation.evaluator import ImageMasks, Prediction
     from s2rm_jax.input.example import Example
 
 _METRICS_FILE = "metrics.json"  # every evaluation writes it
@@ -116,21 +116,21 @@ class EvaluationFiles:
         self._file.close()
         self._remove_partial()
 
-    def record(self, prediction: Prediction, answer: Answer) -> bytes:
+    def record(self, prediction: Prediction, masks: ImageMasks) -> bytes:
         """Write the masks of a prediction and return its record as a line."""
         if self._save_masks:
-            _write_cris(self._partial, prediction, answer)
+            _write_cris(self._partial, prediction, masks)
         if not self._keeps_records:
             return b""
         example, score = prediction.example, prediction.score
-        entry = {"expression": score.expression, "id": score.id, "score": round(answer.score, 4)}
-        truth = mask_entry(answer.true) if score.targeted else None
+        entry = {"expression": score.expression, "id": score.id, "score": round(masks.score, 4)}
+        truth = mask_entry(masks.true) if score.targeted else None
         record = {
             "image": self._image_file(example),
             "example": example.id,
             "width": example.width,
             "height": example.height,
-            "results": [entry | mask_entry(answer.predicted) | {"truth": truth}],
+            "results": [entry | mask_entry(masks.predicted) | {"truth": truth}],
         }
         return json.dumps(record).encode() + b"\n"
 
@@ -221,16 +221,16 @@ def _batches(file: Iterable[bytes]) -> Iterator[bytes]:
             lines.append(line)
 
 
-def _write_cris(folder: Path, prediction: Prediction, answer: Answer) -> None:
+def _write_cris(folder: Path, prediction: Prediction, masks: ImageMasks) -> None:
     """Write a prediction as CRIS's test does: REFERENT-img.jpg, REFERENT-mask.png, REFERENT-iou=87.65-the_man.png."""
     score = prediction.score
-    referent = safe_name(answer.referent or score.id, _LONGEST_REFERENT)
+    referent = safe_name(masks.referent or score.id, _LONGEST_REFERENT)
     iou = float("nan") if score.iou is None else 100 * score.iou
     words = safe_name("_".join(score.expression.split(" ")), _LONGEST_WORDS)
-    files = {f"{referent}-iou={iou:.2f}-{words}.png": _png(answer.predicted.astype(np.uint8) * 255)}
+    files = {f"{referent}-iou={iou:.2f}-{words}.png": _png(masks.predicted.astype(np.uint8) * 255)}
     if not (folder / f"{referent}-mask.png").exists():  # it does after the first expression
         files[f"{referent}-img.jpg"] = _encode(prediction.example.load_image(), "JPEG", quality=95)
-        files[f"{referent}-mask.png"] = _png(answer.true.astype(np.uint8) * 255)
+        files[f"{referent}-mask.png"] = _png(masks.true.astype(np.uint8) * 255)
     for name, content in files.items():
         with writing(folder / name):
             write_atomically(folder / name, content, durable=False)

@@ -33,13 +33,14 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, take_batch
 
 
-class Answer(NamedTuple):
+class ImageMasks(NamedTuple):
     """The masks of an expression at the size of the image, for the files that other programs read.
 
-    predicted  the mask that the protocol's threshold and resampling give; empty if the network predicts no target
-    true       the true mask
-    score      that of the predicted mask, as in `Segmenter.segment`
-    referent   the id of the referent in the dataset, or "" if it is not known
+    Attributes:
+        predicted: the mask that the protocol's threshold and resampling give; empty if the network predicts no target
+        true: the true mask
+        score: that of the predicted mask, as in `Segmenter.segment`
+        referent: the id of the referent in the dataset, or "" if it is not known
     """
 
     predicted: Bool[np.ndarray, "height width"]
@@ -62,7 +63,7 @@ class Prediction:
     record: Any = None
 
 
-Record = Callable[[Prediction, Answer], Any]
+Recorder = Callable[[Prediction, ImageMasks], Any]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Evaluator:
         *,
         progress: Callable[[int, int], None] | None = None,
         observe: Callable[[Prediction], None] | None = None,
-        record: Record | None = None,
+        record: Recorder | None = None,
     ) -> Report:
         """Score every expression of `source`, in its order; every process gets the report on all of them.
 
@@ -174,7 +175,7 @@ class Evaluator:
         source: Source,
         progress: Callable[[int, int], None] | None,
         problems: list[str],
-        record: Record | None,
+        record: Recorder | None,
     ) -> Iterator[Iterator[Prediction]]:
         """Yield the predictions of each batch, to be consumed before the next batch is requested.
 
@@ -223,7 +224,7 @@ def score_items(
     items: list[pipeline.EvalItem],
     logits: Float[np.ndarray, "b k h w"],
     no_target_logits: Float[np.ndarray, "b k"] | None = None,
-    record: Record | None = None,
+    record: Recorder | None = None,
     *,
     calibration: Calibration = UNCALIBRATED,
 ) -> Iterator[Prediction]:
@@ -248,7 +249,7 @@ def _predictions_of_item(
     item: pipeline.EvalItem,
     logits: Float[np.ndarray, "k h w"],
     no_target_logits: Float[np.ndarray, " k"] | None,
-    record: Record | None,
+    record: Recorder | None,
     *,
     calibration: Calibration,
 ) -> Iterator[Prediction]:
@@ -282,8 +283,8 @@ def _predictions_of_item(
         prediction = Prediction(example, true, predicted, score)
         if record is not None:
             mask, mean = _at_original_size(protocol, logits[row], rejected, predicted, original.shape)
-            answer = Answer(mask, original, calibration(mean), expression.referent)
-            prediction = replace(prediction, record=record(prediction, answer))
+            masks = ImageMasks(mask, original, calibration(mean), expression.referent)
+            prediction = replace(prediction, record=record(prediction, masks))
         yield prediction
 
 
@@ -294,7 +295,7 @@ def _at_original_size(
     predicted: Bool[np.ndarray, "_ _"],
     size: tuple[int, ...],
 ) -> tuple[Bool[np.ndarray, "height width"], float]:
-    """Return the mask of an Answer and its uncalibrated score, given the mask that the protocol compares."""
+    """Return the mask of an ImageMasks and its uncalibrated score, given the mask that the protocol compares."""
     if rejected:
         return np.zeros(size, bool), 0.0
     height, width = size

@@ -151,7 +151,7 @@ def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: 
     return standalone(svg(title, body))
 
 
-class Sizes(NamedTuple):
+class GrowthSizes(NamedTuple):
     """The sizes at which each growth is measured; `pixels` are sides of a square image."""
 
     expressions: Sequence[int] = (1, 2, 4, 8, 16)
@@ -175,9 +175,9 @@ TOKENS = Growth("tokens", "tokens of an expression (BERT)", 1, "dense layers dom
 BATCH = Growth("batch", "images of a batch, one expression each", 1, "images are independent")
 
 
-def growth(subject: Subject, rounds: int, sizes: Sizes | None = None) -> list[Section]:
+def growth(subject: Subject, rounds: int, sizes: GrowthSizes | None = None) -> list[Section]:
     """Measure four kinds of growth and fit an exponent to each that has at least two sizes."""
-    sizes = sizes or Sizes()
+    sizes = sizes or GrowthSizes()
     tokens = [count for count in sizes.tokens if count <= subject.config.text.max_positions]
     images = {side: subject.changed(input__image_size=(side, side)) for side in sizes.pixels}
     measured = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import synthetic_baselines
-from data.synthetic_baselines import answers, baseline_table, checksum, fits_head
+from data.synthetic_baselines import baseline_table, checksum, fits_head, score_baselines
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.sources import build_source
 from s2rm_jax.input.synthetic.grammar import Reference
@@ -117,7 +117,9 @@ def test_answers_are_worth_what_is_counted_by_hand():
         mask[row, : row + 1] = True
     expressions = (reference(RING, 3, "attribute"), reference(Extreme("right", STAR), 2, "superlative"))
     composition = Composition(SCENE, expressions, np.zeros((10, 10, 3), np.uint8), masks)
-    by_name = [dict(zip(synthetic_baselines.BASELINES, answer.ious, strict=True)) for answer in answers(composition)]
+    by_name = [
+        dict(zip(synthetic_baselines.BASELINES, scores.ious, strict=True)) for scores in score_baselines(composition)
+    ]
     assert by_name[0] == {"empty": 0, "whole image": 0.04, "random object": 0.25, "head noun": 1}
     assert by_name[1] == {"empty": 0, "whole image": 0.03, "random object": 0.25, "head noun": 1 / 3}
     table = baseline_table([composition], "test")
