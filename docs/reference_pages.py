@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from s2rm_jax import command_line, config
 from s2rm_jax.__main__ import COMMANDS
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 CLONE_COMMANDS = ("check", "build")  # in data/, which is not part of the package
@@ -63,7 +64,11 @@ def configuration() -> str:
     ]
     for section, rows in tables.items():
         about = comments.get(section.removeprefix("config."), "")
-        parts += [f"## {section}", _described(about), _table(["field", "type", "default", "allowed", "meaning"], rows)]
+        parts += [
+            f"## {section}",
+            _described(about),
+            markdown_table(["field", "type", "default", "allowed", "meaning"], rows),
+        ]
     parts.append("Next: [the commands and their flags](commands.md), or [training](../training.md).")
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -127,7 +132,9 @@ def commands() -> str:
         "Give a flag as `--flag=VALUE` or `--flag VALUE`, a boolean flag as `--flag` or `--noflag`. Every command also "
         "has `--help`, and `--verbose`, which shows the warnings and errors of other libraries.",
         "## Exit status",
-        _table(["status", "meaning"], [[f"`{status}`", _linked(text)] for status, text in exit_statuses().items()]),
+        markdown_table(
+            ["status", "meaning"], [[f"`{status}`", _linked(text)] for status, text in exit_statuses().items()]
+        ),
         "Except for 0, 134 and 141, the last line on stderr states the reason.",
     ]
     paths = {f"s2rm {name}": ROOT / f"s2rm_jax/{name}.py" for name in COMMANDS}
@@ -136,7 +143,7 @@ def commands() -> str:
         command = read_command(path)
         parts += [f"## {title}", _linked(command.doc.strip())]
         rows = [_flag_row(command.flag_values[name], command.required) for name in command.flag_values]
-        parts.append(_table(["flag", "type", "default", "meaning"], rows))
+        parts.append(markdown_table(["flag", "type", "default", "meaning"], rows))
     parts.append("Next: [the fields of the configuration](configuration.md), or [examples](../command_line.md).")
     return "\n\n".join(parts) + "\n"
 
@@ -183,8 +190,3 @@ def _flag_row(flag: flags.Flag, required: Mapping[str, Sequence[str]]) -> list[s
 def _linked(text: str) -> str:
     """Return text whose names of pages of docs/ are links."""
     return re.sub(r"(?<![`/\w])docs/([\w/]+\.md)", r"[docs/\1](../\1)", text)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

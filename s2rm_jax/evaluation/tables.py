@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
 NOTHING = "–"  # the cell of a missing number
 
-_MARKDOWN, _ESCAPED = re.compile(r"([|*_`<>\\])"), r"\\\1"
+_MARKDOWN, _ESCAPED = re.compile(r"([*_`<>\\])"), r"\\\1"
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NOTHING: "--"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
@@ -18,12 +18,13 @@ _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 class Table:
     """A table; all cells are text.
 
-    caption       one line
-    header        the titles of the columns
-    rows          the cells, row by row
-    rules         the indices of the rows above which a line is drawn
-    strong        the index of the row to emphasize, or None
-    text_columns  the first columns, which are left-aligned; the others hold numbers
+    Attributes:
+        caption: one line
+        header: the titles of the columns
+        rows: the cells, row by row
+        rules: the indices of the rows above which a line is drawn
+        strong: the index of the row to emphasize, or None
+        text_columns: the first columns, which are left-aligned; the others hold numbers
     """
 
     caption: str
@@ -61,13 +62,18 @@ def as_text(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """Return the table in GitHub's Markdown, below its caption."""
+    head, *rows = ([_MARKDOWN.sub(_ESCAPED, cell) for cell in cells] for cells in (table.header, *table.rows))
+    marks = [":--" if index < table.text_columns else "--:" for index in range(len(head))]
+    return f"**{table.caption}**\n\n{markdown_table(head, rows, marks)}"
 
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(_MARKDOWN.sub(_ESCAPED, cell) for cell in cells)} |"
 
-    marks = [":--" if index < table.text_columns else "--:" for index in range(len(table.header))]
-    body = [line(row) for row in table.rows]
-    return "\n".join([f"**{table.caption}**", "", line(table.header), f"|{'|'.join(marks)}|", *body])
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[str] = ()) -> str:
+    """Return a table in GitHub's Markdown. Its cells are Markdown, in which `|` is escaped.
+
+    `marks` are the marks of the alignment of each column; without them it is that of the renderer.
+    """
+    head, *rows = ([cell.replace("|", r"\|") for cell in cells] for cells in (head, *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks or ["---"] * len(head), *rows))
 
 
 def as_latex(table: Table) -> str:

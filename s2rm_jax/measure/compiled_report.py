@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s2rm_jax.measure.harness import markdown_table
+from s2rm_jax.evaluation.tables import markdown_table
 from s2rm_jax.measure.hlo import Buffer, Collective, buffers_at_peak, parse_hlo, read_collectives, total_by_kind
 from s2rm_jax.parallel.devices import GIB, Chip, Memory, read_memory
 
@@ -102,11 +102,13 @@ def as_markdown(step: StepFacts) -> str:
         (f"{buffer.bytes / 2**20:,.1f} MiB", str(buffer.array), buffer.place)
         for buffer in step.program.at_peak[:BUFFERS]
     ]
-    lines = [f"## {step.topology}, {step.settings['config.batch_size']} images", ""]
-    lines += markdown_table(("", ""), _facts(step))
-    lines += ["", *markdown_table(("collective", "size", "largest array", "origin"), collectives)]
-    lines += ["", *markdown_table(("largest temporary arrays at the peak (an estimate)", "array", "origin"), buffers)]
-    return "\n".join(lines) + "\n"
+    title = f"## {step.topology}, {step.settings['config.batch_size']} images"
+    tables = [
+        markdown_table(("", ""), _facts(step)),
+        markdown_table(("collective", "size", "largest array", "origin"), collectives),
+        markdown_table(("largest temporary arrays at the peak (an estimate)", "array", "origin"), buffers),
+    ]
+    return "\n\n".join([title, *tables]) + "\n"
 
 
 def _facts(step: StepFacts) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from s2rm_jax.evaluation.tables import markdown_table
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 _ENVIRONMENT = ("XLA_FLAGS", "LD_PRELOAD", "GLIBC_TUNABLES")  # the last two choose the memory allocator
@@ -136,7 +138,7 @@ class Section:
         """Return the section as Markdown; plots are linked as files in the same folder."""
         lines = [f"## {self.title}", "", self.text, ""]
         if self.rows:
-            lines += markdown_table(self.head, [[format_cell(cell) for cell in row] for row in self.rows])
+            lines.append(markdown_table(self.head, [[format_cell(cell) for cell in row] for row in self.rows]))
         lines += [f"\n![{self.title}]({name})" for name in self.plots]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -148,11 +150,6 @@ def format_cell(value: Cell) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def report_markdown(machine: Mapping[str, str], sections: Sequence[Section]) -> str:

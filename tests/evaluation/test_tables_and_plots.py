@@ -28,7 +28,7 @@ def test_markdown_escapes_what_it_would_read_as_marks():
     lines = as_markdown(TABLE).splitlines()
     assert lines[2:] == [
         "|  | kind\\|of | mIoU |",
-        "|:--|:--|--:|",
+        "| :-- | :-- | --: |",
         "| a\\_b | \\<x\\> | 1.00 |",
         "| all | – | 12.00 |",
     ]

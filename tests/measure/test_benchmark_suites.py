@@ -40,10 +40,10 @@ def test_seconds_of_an_image_with_7_2_expressions_are_summed_per_round():
 
 def test_a_section_as_a_table(tmp_path):
     section = Section(
-        "Title", "Text.", ["", "s"], [["part", 0.01234], ["all", 1234.5]], {"all": 1.0}, {"a.svg": "<svg/>"}
+        "Title", "Text.", ["", "s"], [["a | b", 0.01234], ["all", 1234.5]], {"all": 1.0}, {"a.svg": "<svg/>"}
     )
     assert section.markdown() == (
-        "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| part | 0.0123 |\n| all | 1,234 |\n\n![Title](a.svg)\n"
+        "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| a \\| b | 0.0123 |\n| all | 1,234 |\n\n![Title](a.svg)\n"
     )
     write_report(tmp_path, {}, [section])
     (content,) = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
@@ -60,7 +60,7 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
     forward = (lambda: 1), ()  # whose compilation takes the longest
     monkeypatch.setattr(Subject, "forward", lambda *_: forward)
     monkeypatch.setattr(parts_module, "_seconds", smallest_only)
-    (section,) = parts_module.growth(subject, 1, parts_module.Sizes((1, 2), (32, 64), (6, 12), (1, 2)))
+    (section,) = parts_module.growth(subject, 1, parts_module.GrowthSizes((1, 2), (32, 64), (6, 12), (1, 2)))
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
     assert list(section.plots) == [f"growth_{name}.svg" for name in ("expressions", "image", "tokens", "batch")]
 
@@ -71,7 +71,7 @@ def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject,
     monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
     longest = subject.config.text.max_positions
     for tokens, measured in (((2, longest, longest + 1), 4), ((longest, longest + 1), 3)):
-        (section,) = parts_module.growth(subject, 1, parts_module.Sizes((1, 2), (32, 64), tokens, (1, 2)))
+        (section,) = parts_module.growth(subject, 1, parts_module.GrowthSizes((1, 2), (32, 64), tokens, (1, 2)))
         assert len(section.rows) == measured
         assert not any(f"{longest + 1}: " in row[1] for row in section.rows)
 
@@ -111,7 +111,7 @@ def test_scoring_is_measured_on_masks_that_overlap(subject, parts, monkeypatch):
     assert [row[0] for row in section.rows] == ["original", "rela_gref"]
     for _, processor, per_second, share in section.rows:
         assert 0 < processor < 1000 and per_second > 1 and share > 0
-    items, logits = training_speed._scored_batch(120, 160)
+    items, logits = training_speed.scored_batch(2, 120, 160)
     ious = [prediction.score.iou for prediction in score_items(PROTOCOLS["original"], items, logits)]
     assert len(ious) == 6 and min(ious) > 0.7
 

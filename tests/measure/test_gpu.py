@@ -34,7 +34,7 @@ def test_a_case_that_fails_is_a_row_and_the_next_goes_on():
     assert section.rows == [
         ["large", "out of memory", ""],
         ["absent", "unavailable: no PyTorch", ""],
-        ["broken", "failed: RuntimeError: a / b", ""],
+        ["broken", "failed: RuntimeError: a | b", ""],
         ["good", 0.5, "unknown"],
     ]
     assert section.figures == {"good: s": 0.5}
