@@ -1,8 +1,8 @@
 """The files of the REFER layout: finding them, and reading referents, expressions and masks from them.
 
-ROOT/refcoco/refs(unc).p               referents with their expressions and split; or refs(unc).json
-ROOT/refcoco/instances.json            images and masks, in COCO's format
-ROOT/images/mscoco/images/train2014/   the images; for refclef ROOT/images/saiapr_tc-12/
+- `ROOT/refcoco/refs(unc).p`: referents with their expressions and split; or refs(unc).json
+- `ROOT/refcoco/instances.json`: images and masks, in COCO's format
+- `ROOT/images/mscoco/images/train2014/`: the images; for refclef ROOT/images/saiapr_tc-12/
 
 gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p); its expressions refer to any number of objects, also none.
 """
@@ -10,21 +10,20 @@ gRefCOCO's file is ROOT/grefcoco/grefs(unc).json (or .p); its expressions refer 
 from __future__ import annotations
 
 import gc
-import io
 import json
 import logging
-import pickle
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from s2rm_jax.errors import UserError, first_of
 from s2rm_jax.input.example import Expression, Segmentation, expression_problem
 from s2rm_jax.input.images import path_in
 from s2rm_jax.input.masks import has_pixels, usable_parts
+from s2rm_jax.input.plain_pickle import load_plain_pickle
 
 _LOG = logging.getLogger(__name__)
 
@@ -167,7 +166,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(_read_bytes(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or not JSON ({error}); get it again") from error
+        raise UserError(f"{path} is damaged or not JSON ({error}); download or copy it again") from error
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -223,15 +222,10 @@ def _image_name(images: dict[int, Image], id: Any) -> str:
     return images[id].file_name if id in images else f"image {id}"
 
 
-# Python 2 wrote byte strings. Non-ASCII ones are UTF-8 in newer files and Latin-1 (which never fails) in older ones.
-_ENCODINGS = ("utf-8", "latin1")
-
-
 def load_refs(path: str | Path) -> list[dict[str, Any]]:
     """Read the referents of a REFER dataset: a pickle of any protocol, including Python 2's, or a `.json` file.
 
-    A pickle can call any function while it loads. A file of referents needs only lists, dicts, strings and numbers, so
-    a pickle that refers to anything else (a class, a function, an external object) is refused before it is called.
+    A pickle that could run code is refused, see `load_plain_pickle`.
 
     Args:
         path: `refs(SPLIT_BY).p`, or the same list as JSON, of one dict for each referent.
@@ -240,45 +234,10 @@ def load_refs(path: str | Path) -> list[dict[str, Any]]:
         UserError: the file is missing, damaged, refused, or not a list of dicts.
     """
     path = Path(path)
-    refs = read_json(path) if path.suffix == ".json" else _read_pickle(path)
+    refs = read_json(path) if path.suffix == ".json" else load_plain_pickle(_read_bytes(path), path)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise UserError(f"{path} does not hold a list of referents (one dict each); is it a file of the REFER layout?")
     return refs
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler of lists, dicts, strings and numbers that refuses everything else."""
-
-    def __init__(self, data: bytes, path: Path, encoding: str):
-        super().__init__(io.BytesIO(data), encoding=encoding)
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise UserError(_refusal(self._path, f"{module}.{name}"))
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise UserError(_refusal(self._path, f"the external object {pid!r:.60}"))
-
-
-def _refusal(path: Path, what: str) -> str:
-    return (
-        f"{path} refers to {what}, which no list of referents needs and which could run code; "
-        "the file was not loaded: get it again from a source you trust, or convert it to .json"
-    )
-
-
-def _read_pickle(path: Path) -> Any:
-    data = _read_bytes(path)
-    for encoding in _ENCODINGS:
-        try:
-            return _PlainUnpickler(data, path, encoding).load()
-        except UserError:
-            raise
-        except UnicodeDecodeError:
-            continue
-        except Exception as error:  # a damaged pickle can raise nearly anything
-            raise UserError(f"{path} is damaged or not a pickle ({error}); download it again") from error
-    raise UserError(f"{path} holds text that is neither UTF-8 nor Latin-1; download it again")
 
 
 @dataclass(frozen=True)
@@ -351,19 +310,16 @@ def select_referents(
         if segmentation is None:
             without_mask.append(ref["ann_id"])
             continue
-        texts = _expressions(ref, sentence_field, refs_path)
-        if generalized:  # its sent_id may not be unique by itself
-            texts = [(f"{ref.get('ref_id')}-{id}", text) for id, text in texts]
-        referent = str(ref.get("ref_id", ""))
-        problems = [expression_problem(text) for _, text in texts]
-        unusable += [id for (id, _), problem in zip(texts, problems, strict=True) if problem]
-        expressions = tuple(
-            Expression(text, segmentation, id=id, referent=referent)
-            for (id, text), problem in zip(texts, problems, strict=True)
-            if not problem
-        )
+        expressions = []
+        for sent_id, text in _expressions(ref, sentence_field, refs_path):
+            # gRefCOCO's sent_id may not be unique by itself.
+            id = f"{ref.get('ref_id')}-{sent_id}" if generalized else sent_id
+            if expression_problem(text):
+                unusable.append(id)
+            else:
+                expressions.append(Expression(text, segmentation, id=id, referent=str(ref.get("ref_id", ""))))
         if expressions:
-            referents.append(Referent(image, expressions))
+            referents.append(Referent(image, tuple(expressions)))
 
     _warn(f"{refs_path}: referents left out because their annotation has no mask", "ann_id", without_mask)
     left_out = set(map(str, without_mask))
