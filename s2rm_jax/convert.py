@@ -168,43 +168,15 @@ def _reports(workdir: epath.Path, step: int | None) -> list[dict[str, Any]]:
     return list({tuple(str(one.get(name)) for name in same): one for one in reports}.values())
 
 
-def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], licence: str | None) -> str:
-    """Return the model card of a network on the Hugging Face Hub, in Markdown.
-
-    `name` is USER/NAME, `reports` are the contents of metrics.json of reports on the network.
-    """
-    import jax
-
-    import s2rm_jax
-
-    config = run.config
-    height, width = config.input.image_size
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params)) / 1e6
-    folder = name.split("/")[1]
-    about = {
-        "library_name": "s2rm_jax",
-        "pipeline_tag": "image-segmentation",
-        "language": "en",
-        "tags": ["referring-image-segmentation", "s2rm", "jax", "pytorch"],
-    } | ({"license": licence} if licence else {})
-    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in about.items())
-    source = _without_folders(json.loads(json.dumps(config.input.source.to_dict())))
-    data = ", ".join(f"{key} {value}" for key, value in source.items() if value not in (None, "", []))
-    pretrained = {part: _without_folders(config[part].pretrained) for part in ("vision", "text")}
-    began = ", ".join(f"{part} from {one}" for part, one in pretrained.items() if one) or "none"
-    batch = (
-        f"{counted(config.batch_size, 'image')} with {counted(config.input.expressions_per_image, 'expression')} each"
-    )
-    trained = f"step {run.step:,} of {config.steps:,}" if run.step else "unknown"
-    return f"""---
+_CARD = """---
 {front}
 ---
 
 # {folder}
 
 This network segments what an English expression refers to in an image. It is an S2RM network (arXiv
-2405.09006), exported by s2rm_jax {s2rm_jax.__version__}: {parameters:.1f} M parameters, images of {width} x {height}
-pixels, expressions of up to {config.text.max_tokens} word pieces.
+2405.09006), exported by s2rm_jax {version}: {parameters:.1f} M parameters, images of {width} x {height}
+pixels, expressions of up to {max_tokens} word pieces.
 
 ## Use
 
@@ -239,7 +211,7 @@ model = S2RMModel.from_pretrained("{name}")
 
 ## Results
 
-{_results(reports)}
+{results}
 
 ## Limits
 
@@ -248,8 +220,54 @@ anything about a person.
 
 ## Licence
 
-Weights: {licence or "not stated by the author"}. The training data has its own licences.
+Weights: {licence}. The training data has its own licences.
 """
+
+
+def model_card(name: str, run: LoadedRun, reports: Sequence[dict[str, Any]], licence: str | None) -> str:
+    """Return the model card of a network on the Hugging Face Hub, in Markdown.
+
+    `name` is USER/NAME, `reports` are the contents of metrics.json of reports on the network.
+    """
+    import jax
+
+    import s2rm_jax
+
+    config = run.config
+    height, width = config.input.image_size
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params)) / 1e6
+    folder = name.split("/")[1]
+    about = {
+        "library_name": "s2rm_jax",
+        "pipeline_tag": "image-segmentation",
+        "language": "en",
+        "tags": ["referring-image-segmentation", "s2rm", "jax", "pytorch"],
+    } | ({"license": licence} if licence else {})
+    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in about.items())
+    source = _without_folders(json.loads(json.dumps(config.input.source.to_dict())))
+    data = ", ".join(f"{key} {value}" for key, value in source.items() if value not in (None, "", []))
+    pretrained = {part: _without_folders(config[part].pretrained) for part in ("vision", "text")}
+    began = ", ".join(f"{part} from {one}" for part, one in pretrained.items() if one) or "none"
+    batch = (
+        f"{counted(config.batch_size, 'image')} with {counted(config.input.expressions_per_image, 'expression')} each"
+    )
+    trained = f"step {run.step:,} of {config.steps:,}" if run.step else "unknown"
+    return _CARD.format(
+        front=front,
+        name=name,
+        folder=folder,
+        version=s2rm_jax.__version__,
+        parameters=parameters,
+        width=width,
+        height=height,
+        max_tokens=config.text.max_tokens,
+        data=data,
+        trained=trained,
+        batch=batch,
+        began=began,
+        results=_results(reports),
+        licence=licence or "not stated by the author",
+    )
 
 
 def _results(reports: Sequence[dict[str, Any]]) -> str:

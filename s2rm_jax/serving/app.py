@@ -70,6 +70,18 @@ def build_app(
     def index() -> RedirectResponse:
         return RedirectResponse(f"{root_path}{PAGE}/")
 
+    _replace_gradio_routes(app, page, service, uploads)
+    _mount_page(app, page, service, uploads, root_path)
+    app.state.service = service
+    app.add_middleware(Observer, metrics=service.metrics, routes=_ROUTES, log=access_log)
+    if root_path:
+        app.add_middleware(RootPath, root_path=root_path)
+    return app
+
+
+def _replace_gradio_routes(app: FastAPI, page: gr.Blocks, service: Service, uploads: Uploads) -> None:
+    """Replace routes of Gradio. The page must be mounted afterwards, since the first route that fits is taken."""
+
     @app.post(f"{PAGE}/gradio_api/upload", include_in_schema=False)
     async def upload(request: Request) -> list[str]:
         """Replace Gradio's upload route, which derives the path from the content and does not limit visitors."""
@@ -93,6 +105,8 @@ def build_app(
         media_type = _MEDIA_TYPES.get(Path(path).suffix, "application/octet-stream")
         return Response(uploads.read(path, service.limits.bytes), media_type=media_type, headers=headers)
 
+
+def _mount_page(app: FastAPI, page: gr.Blocks, service: Service, uploads: Uploads, root_path: str) -> None:
     # System fonts, because the fonts of Gradio's themes are loaded from other servers.
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     gr.mount_gradio_app(
@@ -114,11 +128,6 @@ def build_app(
     gradio: Any = mounted.app
     mounted.app = PageGate(gradio, uploads, service.visitors)
     app.state.closing = gradio.stop_event
-    app.state.service = service
-    app.add_middleware(Observer, metrics=service.metrics, routes=_ROUTES, log=access_log)
-    if root_path:
-        app.add_middleware(RootPath, root_path=root_path)
-    return app
 
 
 class RootPath:

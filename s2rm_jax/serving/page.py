@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import gradio as gr
@@ -135,37 +135,7 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
         "api_visibility": "private",
     }
     with gr.Blocks(title=f"s2rm_jax: {name}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
-        gr.Markdown(_INTRODUCTION)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                suffixes = [".jpg", ".jpeg", ".png", ".webp"]
-                file = gr.File(label="Image", file_types=suffixes, height=130, elem_id="image")
-                # Gradio's own method creates an empty file at every event and never removes it. It is replaced on the
-                # instance, because Gradio writes an interface file beside the source of every subclass.
-                file.preprocess = _path_of  # type: ignore[method-assign]
-                text = gr.Textbox(
-                    label="Expressions, one per line (Shift + Enter to run)",
-                    placeholder="the man in red\nthe car behind him",
-                    lines=3,
-                    max_lines=8,
-                    elem_id="expressions",
-                )
-                find = gr.Button("Find", variant="primary", elem_id="find")
-                problem = gr.HTML(elem_id="problem")
-                gallery = gr.Gallery(
-                    [str(case.path) for case in cases],
-                    label="Or click an example",
-                    columns=3,
-                    height="auto",
-                    allow_preview=False,
-                    buttons=[],
-                    interactive=False,
-                    visible=bool(cases),
-                    elem_id="examples",
-                )
-                gr.Markdown(f"Network: {escape(name)}")
-            with gr.Column(scale=3, min_width=420):
-                viewer = gr.HTML(_PLACEHOLDER, elem_id="viewer")
+        file, text, find, problem, gallery, viewer = _lay_out(cases, name)
         out, event["show_progress_on"] = [problem, viewer], viewer
         file.upload(show_image, file, out, **event)
         file.clear(show_image, file, out, **event)
@@ -180,6 +150,51 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
     # Gradio checks that a visitor's file is an upload only if this is set, and mounting does not set it.
     page.has_launched = True
     return page
+
+
+class _Widgets(NamedTuple):
+    file: gr.File
+    text: gr.Textbox
+    find: gr.Button
+    problem: gr.HTML
+    gallery: gr.Gallery
+    viewer: gr.HTML
+
+
+def _lay_out(cases: Sequence[Case], name: str) -> _Widgets:
+    """Add the widgets of the page to the open `gr.Blocks`."""
+    gr.Markdown(_INTRODUCTION)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            suffixes = [".jpg", ".jpeg", ".png", ".webp"]
+            file = gr.File(label="Image", file_types=suffixes, height=130, elem_id="image")
+            # Gradio's own method creates an empty file at every event and never removes it. It is replaced on the
+            # instance, because Gradio writes an interface file beside the source of every subclass.
+            file.preprocess = _path_of  # type: ignore[method-assign]
+            text = gr.Textbox(
+                label="Expressions, one per line (Shift + Enter to run)",
+                placeholder="the man in red\nthe car behind him",
+                lines=3,
+                max_lines=8,
+                elem_id="expressions",
+            )
+            find = gr.Button("Find", variant="primary", elem_id="find")
+            problem = gr.HTML(elem_id="problem")
+            gallery = gr.Gallery(
+                [str(case.path) for case in cases],
+                label="Or click an example",
+                columns=3,
+                height="auto",
+                allow_preview=False,
+                buttons=[],
+                interactive=False,
+                visible=bool(cases),
+                elem_id="examples",
+            )
+            gr.Markdown(f"Network: {escape(name)}")
+        with gr.Column(scale=3, min_width=420):
+            viewer = gr.HTML(_PLACEHOLDER, elem_id="viewer")
+    return _Widgets(file, text, find, problem, gallery, viewer)
 
 
 def _path_of(payload: Any) -> Any:
