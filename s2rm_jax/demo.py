@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -99,6 +98,7 @@ def main() -> None:
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
 
+    from s2rm_jax.input.tokens import stop_logging_long_expressions
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.serving.app import build_app, build_server
     from s2rm_jax.serving.limits import Limits
@@ -107,7 +107,7 @@ def main() -> None:
     from s2rm_jax.training.logging import log
 
     # The tokenizer would log an expression of a visitor if it is too long. The answer has a remark on it.
-    logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
+    stop_logging_long_expressions()
     assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     root_path = f"/{ROOT_PATH.value.strip('/')}" if ROOT_PATH.value.strip("/") else ""

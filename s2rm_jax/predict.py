@@ -3,7 +3,7 @@
     python -m s2rm_jax.predict --out scene   # a held-out image, scene/image.png, and its own expressions
     python -m s2rm_jax.predict --image scene/image.png --text "the red star" --out result
     python -m s2rm_jax.predict ... --text "the red star" --text "the leftmost shape"
-    python -m s2rm_jax.predict ... --explain how.png   # also draws how the network arrived at each mask
+    python -m s2rm_jax.predict ... --explain how.png   # also draws an explanation of each mask
     python -m s2rm_jax.predict ... --workdir runs/demo   # a network other than the bundled one
     python -m s2rm_jax.predict --images 'frames/*.jpg' --text "the red star" --out result
 
@@ -27,7 +27,6 @@ docs/other_tools.md shows how pycocotools, FiftyOne and Label Studio read them.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -45,6 +44,7 @@ from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.input.images import load_image
+from s2rm_jax.input.tokens import stop_logging_long_expressions
 from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.prediction.files import (
     OVERLAY_FILE,
@@ -91,7 +91,7 @@ OUT = flags.DEFINE_string("out", None, "the folder for masks and overlay", flag_
 EXPLAIN = flags.DEFINE_string(
     "explain",
     None,
-    "also draw how each mask came about (words, directions, stages) to this PNG, one per expression",
+    "also draw an explanation of each mask (word attention, scan directions, decoder stages) to this PNG",
     flag_values=FLAGS,
 )
 OVERLAY = flags.DEFINE_enum("overlay", "on", ["on", "off"], "whether to write overlay.png", flag_values=FLAGS)
@@ -130,7 +130,7 @@ def main() -> dict[str, Any]:
     if BATCH_SIZE.value and not IMAGES.value:
         raise UserError("--batch_size is given without --images; it is for many images")
     # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
-    logging.getLogger("s2rm_jax.input.tokens").setLevel(logging.ERROR)
+    stop_logging_long_expressions()
     assert OUT.value is not None  # required
     check_address(LABEL_STUDIO.value)
     require_no_report(Path(OUT.value))
@@ -215,7 +215,7 @@ def _predict_image(out: Path, options: Options, workdir: epath.Path) -> dict[str
     write_exports(out, content, options)
     print("\n".join(outcomes(entries)))
     if figures:
-        print(f"how the network arrived at each mask: {', '.join(map(str, figures))}")
+        print(f"explanations of the masks: {', '.join(map(str, figures))}")
     files = "overlay.png and result.json" if options.overlay else "result.json"
     print(f"{counted(len(entries), 'mask')} of {width} x {height} pixels and {files} are in {out}")
     return content

@@ -222,6 +222,11 @@ def _check(vocabulary: tuple[str, ...], name: str, advice: str) -> None:
         raise UserError(f"{name} has {twice!r} twice, but every entry of a vocabulary must be unique; {advice}")
 
 
+def stop_logging_long_expressions() -> None:
+    """Do not log expressions that are too long, for commands that report each by `remarks`."""
+    _LOG.setLevel(logging.ERROR)
+
+
 def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
     """Return remarks on an expression for its user: it is truncated, or has words that are not in the vocabulary."""
     found = []
