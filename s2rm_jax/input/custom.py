@@ -67,7 +67,7 @@ def json_lines_source(
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); write it again") from error
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
     if text.lstrip().startswith("["):
         raise UserError(f"{path} holds a JSON array; write one object on each line (jq -c '.[]' FILE does it)")
     mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
@@ -116,7 +116,7 @@ def coco_json_source(
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); write it again") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); fix the JSON") from error
     lists = ("images", "annotations")
     if not (isinstance(content, dict) and all(isinstance(content.get(name), list) for name in lists)):
         raise UserError(f"{path} is not in COCO's format: it needs the lists 'images' and 'annotations'")

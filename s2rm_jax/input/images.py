@@ -129,7 +129,7 @@ def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_
         return f"{name} has more than {max_pixels:,} pixels; scale it down first"
     if isinstance(error, OSError) and error.errno is not None:  # Pillow raises OSError without it for damaged files
         return f"cannot read {name}: {error.strerror}; check the path and its permissions"
-    return f"{name} is damaged or of an unsupported kind ({one_line(error)}); get it again or convert it"
+    return f"{name} is damaged or of an unsupported kind ({one_line(error)}); download or copy it again, or convert it"
 
 
 def _describe_missing(name: str) -> str:
@@ -165,14 +165,14 @@ def describe_unknown(source: str | Path | bytes) -> str:
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         start = file.read(256)
     if not start:
-        return "is empty (0 bytes); get it again"
+        return "is empty (0 bytes); download or copy it again"
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", start, re.IGNORECASE):
         return "is a web page (HTML) and not an image; give the address of the image itself"
     kind = next((kind for kind, signature in _SIGNATURES.items() if signature.match(start)), "")
     if kind == "HEIF" and kind not in FORMATS:
         return "is a HEIC image; install its decoder (pip install pillow-heif) or convert it to JPEG"
     if kind in FORMATS:
-        return f"is damaged or of an unsupported kind (it begins as {kind}); get it again or convert it"
+        return f"is damaged or of an unsupported kind (it begins as {kind}); download or copy it again, or convert it"
     return f"is not an image in a supported format ({', '.join(FORMATS)}); convert it"
 
 
@@ -198,7 +198,10 @@ def decode_plain_jpeg(source: str | Path | bytes, max_pixels: int) -> UInt8[np.n
     """Decode an intact JPEG of a common kind to RGB as stored, without EXIF orientation; return None for other files.
 
     The pixels equal Pillow's, as both use libjpeg-turbo; Pillow takes a fifth longer. Images with more than
-    `max_pixels` are not decoded. Raises OSError if the file cannot be read.
+    `max_pixels` are not decoded.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     data = source if isinstance(source, bytes) else _read_if_jpeg(source)
     if not data.startswith(_JPEG_START):

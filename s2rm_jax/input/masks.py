@@ -135,10 +135,11 @@ def has_pixels(segmentation: Segmentation, height: int, width: int) -> bool:
 class Usable(NamedTuple):
     """What can be decoded of a stored segmentation.
 
-    segmentation  the polygons and RLEs that can be decoded; [] if none can
-    problems      of the others, one each
-    is_empty      whether there are only polygons and none covers a pixel. Such a segmentation is not a mask; an RLE or
-                  file without a pixel means that the expression refers to nothing.
+    Attributes:
+        segmentation: the polygons and RLEs that can be decoded; [] if none can
+        problems: of the others, one each
+        is_empty: whether there are only polygons and none covers a pixel. Such a segmentation is not a mask; an RLE or
+            file without a pixel means that the expression refers to nothing.
     """
 
     segmentation: Any
@@ -378,7 +379,7 @@ def _open_mask(path: str | Path, height: int, width: int, *, with_pixels: bool) 
     except FileNotFoundError:
         return None, f"mask {path} not found; check the path"
     except Exception as error:  # on damaged data decoders raise nearly any exception
-        return None, f"the mask {path} cannot be read ({one_line(error)}); write it again"
+        return None, f"the mask {path} cannot be read ({one_line(error)}); recreate the mask"
     return values, problem and f"the mask {path} {problem}"
 
 

@@ -178,7 +178,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _reading(path: Path) -> AbstractContextManager[None]:
     """Raise a UserError if pyarrow cannot read a file; most of its errors are of kinds of its own."""
-    return explaining(lambda error: f"{path} cannot be read as Parquet ({one_line(error)}); get it again")
+    return explaining(lambda error: f"{path} cannot be read as Parquet ({one_line(error)}); download or copy it again")
 
 
 def _read_images(path: Path, group: int, wanted: set[int]) -> Iterator[bytes]:

@@ -35,13 +35,14 @@ _PAUSE = 1.0  # seconds before the second try, doubled each time
 class Download:
     """A file to download: a zip archive, or a file that is stored as it is.
 
-    file      its name
-    mirrors   its addresses, in order
-    folder    the folder of its content, under the root
-    wanted    a regular expression for the names of the files to unpack
-    size      bytes, 0 if unknown
-    checksum  "sha256:..." or "md5:...", "" if unknown
-    expands   unpacked size / packed size, roughly, to check for enough disk space
+    Attributes:
+        file: its name
+        mirrors: its addresses, in order
+        folder: the folder of its content, under the root
+        wanted: a regular expression for the names of the files to unpack
+        size: bytes, 0 if unknown
+        checksum: "sha256:..." or "md5:...", "" if unknown
+        expands: unpacked size / packed size, roughly, to check for enough disk space
     """
 
     file: str
@@ -67,7 +68,7 @@ class _Interrupted(Exception):
 
 
 def _state_of(part: Path) -> Path:
-    """Return the file that says where the beginning of a download is from: address, ETag or date, and total size."""
+    """Return the sidecar file of a partial download: its URL, ETag or date, and total size."""
     return part.with_name(f"{part.name}.json")
 
 

@@ -164,7 +164,7 @@ def load_image(path: str | Path) -> np.ndarray:
         OSError, ValueError: the file is missing, damaged or no image, or has too many pixels or values of unknown
             range.
     """
-    with explaining(f"{path} is damaged or of an unsupported kind", "get it again or convert it"):
+    with explaining(f"{path} is damaged or of an unsupported kind", "download or copy it again, or convert it"):
         image = decode_image(path)
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")

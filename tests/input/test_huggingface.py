@@ -446,7 +446,7 @@ def test_an_image_that_does_not_decode(refer, tmp_path, content, message):
 @pytest.mark.parametrize("content", [b"", b"PAR1 no Parquet PAR1", b"version https://git-lfs.github.com/spec/v1\n"])
 def test_a_file_that_is_not_parquet(tmp_path, content):
     (tmp_path / "val.parquet").write_bytes(content)
-    with pytest.raises(UserError, match=r"val\.parquet cannot be read as Parquet \(.*\); get it again") as caught:
+    with pytest.raises(UserError, match=r"val\.parquet cannot be read as Parquet \(.*\); download or copy") as caught:
         HuggingFaceSource("val", path=tmp_path)
     assert "\n" not in str(caught.value)
 

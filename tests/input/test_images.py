@@ -267,7 +267,7 @@ def encoded(kind: str) -> bytes:
         (encoded("PNG")[:5000], "is damaged"),
         (encoded("TIFF")[:5000], "is damaged"),
         (encoded("PNG")[:60] + b"\0" * 100 + encoded("PNG")[160:], "is damaged"),
-        (b"\xff\xd8\xff" + bytes(100), r"is damaged or of an unsupported kind \(it begins as JPEG\); get it again"),
+        (b"\xff\xd8\xff" + bytes(100), r"is damaged or of an unsupported kind \(it begins as JPEG\); download or copy"),
         (encoded("PNG")[:12] + bytes(100), r"is damaged .* \(it begins as PNG\)"),
         (encoded("WEBP")[:12] + bytes(100), r"is damaged .* \(it begins as WEBP\)"),
         (encoded("GIF")[:8], r"is damaged .* \(it begins as GIF\)"),
@@ -432,7 +432,7 @@ def test_a_damaged_photograph_is_called_so_where_its_decoder_is_installed(tmp_pa
     if kind not in FORMATS:
         pytest.skip(f"no decoder of {kind}")
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(64))
-    with pytest.raises(UserError, match=rf"a\.heic is damaged or .* \(it begins as {kind}\); get it again"):
+    with pytest.raises(UserError, match=rf"a\.heic is damaged or .* \(it begins as {kind}\); download or copy"):
         load_image(tmp_path / "a.heic")
 
 

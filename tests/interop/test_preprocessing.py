@@ -156,7 +156,7 @@ def test_whatever_pillow_raises_is_a_damaged_image(tmp_path):
     Image.fromarray(noise).save(tmp_path / "a.png")  # several chunks of pixels
     before, first, after = (tmp_path / "a.png").read_bytes().partition(b"IDAT")
     (tmp_path / "a.png").write_bytes(before + first + after.replace(b"IDAT", b"\0\0\0\0"))  # Pillow: SyntaxError
-    with pytest.raises(ValueError, match=r"^.*/a\.png is damaged or [^\n]* \(.+\); get it again[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^.*/a\.png is damaged or [^\n]* \(.+\); download or copy it again[^\n]*$"):
         standalone.load_image(tmp_path / "a.png")
 
 

@@ -48,6 +48,7 @@ Ref = dict[str, Any]
 
 _REFS_NAME = re.compile(r"g?refs\((.+)\)\.(p|json)")
 _SAME_ARCHIVE = "take the file of referents and instances.json from the same archive"
+_REFERENTS_AGAIN = "download or copy the file of referents again"
 _CHUNK = 512  # images given to the threads at a time, so that Ctrl-C takes effect soon
 
 
@@ -185,7 +186,8 @@ def _load_instances(path: Path) -> _Instances:
     content = read_json(path)
     lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else [None]
     if not all(isinstance(entries, list) for entries in lists):
-        raise UserError(f"{path} is not in COCO's format: it has no lists 'images' and 'annotations'; get it again")
+        problem = "it has no lists 'images' and 'annotations'; download or copy it again"
+        raise UserError(f"{path} is not in COCO's format: {problem}")
     images, bad_images = _usable(lists[0], "image", {"file_name": str, "height": int, "width": int})
     annotations, bad_annotations = _usable(lists[1], "annotation", {})
     return _Instances(
@@ -227,13 +229,13 @@ def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Ins
     Annotations that no referent uses are not examined.
     """
     unusable = [f"{ref!s:.80}" for ref in refs if not has_usable_ids(ref)]
-    report.add("unusable referents", unusable, "their ids are not usable; get the file of referents again")
+    report.add("unusable referents", unusable, f"their ids are not usable; {_REFERENTS_AGAIN}")
     refs = [ref for ref in refs if has_usable_ids(ref)]
     report.counts = _count_by_split(refs)
-    report.add_wrong_counts(f"this is another version or part of a copy; {_SAME_ARCHIVE}, and get both again")
-    get_again = "get instances.json again"
-    report.add("unusable entries of instances.json", instances.unusable, get_again)
-    report.add("ids that occur twice in instances.json", instances.duplicate_ids, get_again)
+    report.add_wrong_counts(f"another version or part of a copy; {_SAME_ARCHIVE}, and download or copy both again")
+    copy_again = "download or copy instances.json again"
+    report.add("unusable entries of instances.json", instances.unusable, copy_again)
+    report.add("ids that occur twice in instances.json", instances.duplicate_ids, copy_again)
     _examine_fields(report, refs)
     _examine_ids(report, refs)
     _examine_expressions(report, refs)
@@ -263,7 +265,7 @@ def _examine_fields(report: DatasetReport, refs: list[Ref]) -> None:
     """Report the referents and expressions at which training stops because a field is missing or of another format."""
     path = Path(report.annotations)
     no_split = [f"ref_id {ref.get('ref_id')}" for ref in refs if "split" not in ref]
-    report.add("referents without a split", no_split, "training stops at them; get the file of referents again")
+    report.add("referents without a split", no_split, f"training stops at them; {_REFERENTS_AGAIN}")
     if not is_generalized(path):
         lists = [f"ref_id {ref.get('ref_id')}" for ref in refs if isinstance(ref.get("ann_id"), list)]
         report.add(
@@ -289,7 +291,7 @@ def _examine_ids(report: DatasetReport, refs: list[Ref]) -> None:
         where = f"{ref.get('split')}, ref_id {ref.get('ref_id')}" if generalized else ref.get("split")
         names += [f"sent_id {entry.get('sent_id')} in {where}" for entry in _expressions(ref)]
     cases = [f"{name} ({count} times)" for name, count in Counter(names).items() if count > 1]
-    report.add("ids that occur twice among the referents", cases, "get the file of referents again")
+    report.add("ids that occur twice among the referents", cases, _REFERENTS_AGAIN)
 
 
 def _examine_expressions(report: DatasetReport, refs: list[Ref]) -> None:
