@@ -77,7 +77,7 @@ def hub_error(
     if isinstance(cause, OSError) and cause.errno:
         advice = f"its cache cannot be written ({cause.strerror}); make room there, or set HF_HOME to another folder"
     elif offline:
-        advice = "it is not in the cache, and HF_HUB_OFFLINE is set; unset it"
+        advice = "it is not in the cache, and HF_HUB_OFFLINE forbids downloading; unset it"
     elif isinstance(cause, RevisionNotFoundError):
         advice = "there is no such revision; give a branch, a tag or a commit after @"
     elif isinstance(cause, GatedRepoError) or status == 403:

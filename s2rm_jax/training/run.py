@@ -371,7 +371,7 @@ def open_workdir(
     """
     writes = distributed.is_first()
     shared = "must be one folder that all processes share"
-    # Buckets have no empty folders, and are shared by their nature.
+    # Buckets have no empty folders, and are shared by nature.
     distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}")
     with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
         step = checkpoints.latest_step

@@ -84,7 +84,7 @@ def test_without_the_hub_the_cache_is_used(network, folder, monkeypatch, why):
         load_run("anna/net")
     cut_off()
     message = {
-        "offline": "it is not in the cache, and HF_HUB_OFFLINE is set; unset it",
+        "offline": "it is not in the cache, and HF_HUB_OFFLINE forbids downloading; unset it",
         "no network": "([Errno 111] Connection refused): run the same command again later",
         "out of order": "run the same command again later",
     }
