@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 class Hub:
     """The repositories of the server, and what it does wrong.
 
-    repositories  {name: {revision: {file: content}}}
+    repositories  {name: {revision: {file: content}}}; names of datasets are "datasets/USER/NAME"
     private       the names of private repositories
     refused       {name: status} of repositories whose files nobody may download
     cut           files of which only a half is sent
@@ -65,11 +65,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.hub.status:
             return self.answer(self.hub.status)
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        about = parts[:2] == ["api", "models"]
-        parts = parts[2:] if about else parts
+        path = unquote(urlsplit(self.path).path)
+        about = path.startswith("/api/")
+        path = path.removeprefix("/api").removeprefix("/models").removeprefix("/")
+        scheme = "datasets/" if path.startswith("datasets/") else ""
+        parts = path.removeprefix(scheme).split("/")
         user, repo, kind, revision, *path = parts if parts[2:] else [*parts, "revision", "main"]
-        name = f"{user}/{repo}"
+        name = f"{scheme}{user}/{repo}"
         if name not in self.hub.repositories:
             return self.answer(401)  # as for a private repository, whose name stays hidden
         found = self.hub.find(name, "/".join([revision, *path]) if kind == "revision" else revision)

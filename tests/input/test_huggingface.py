@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from huggingface_hub import constants
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -34,9 +35,9 @@ import pyarrow.parquet as pq
 
 from s2rm_jax.input import parquet
 from s2rm_jax.input.huggingface import HuggingFaceSource
-from tests.input.hub_server import serve_hub, use_hub
 from tests.input.huggingface_fixture import write_jxu, write_lmms
 
+NOBODY = "http://127.0.0.1:9"  # the address of no server
 SPLITS = ("train", "val", "testA", "testB", "test")
 
 
@@ -320,27 +321,30 @@ def test_an_image_whose_header_could_not_be_read_once(lmms, tmp_path, monkeypatc
 
 def _open_and_count(path):
     """Open a split at the same time as the other processes, and return how many row groups were unpacked."""
-    read, groups = parquet._read_images, []
+    lock, read, groups = parquet.lock_file, parquet._read_images, []
+
+    def lock_together(path):
+        _open_and_count.all_need_images.wait(60)
+        return lock(path)
 
     def slow(*place):
         groups.append(place)
-        time.sleep(1)  # so that the other processes come while this one unpacks
+        time.sleep(0.2)  # in which the others try to lock several times
         return read(*place)
 
-    parquet._read_images = slow
-    _open_and_count.start.wait()
+    parquet.lock_file, parquet._read_images = lock_together, slow
     HuggingFaceSource("val", path=path)
     return len(groups)
 
 
-def _share_start(barrier):
-    _open_and_count.start = barrier
+def _share(barrier):
+    _open_and_count.all_need_images = barrier
 
 
 def test_one_of_several_processes_unpacks(lmms, tmp_path, monkeypatch):
     files = unpacked(monkeypatch, tmp_path)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(3, context, _share_start, (context.Barrier(3),)) as pool:
+    with ProcessPoolExecutor(3, context, _share, (context.Barrier(3),)) as pool:
         counts = list(pool.map(_open_and_count, [lmms] * 3))
     assert sorted(counts)[:2] == [0, 0] and sorted(counts)[2] > 0
     assert len(files()) == 1
@@ -514,22 +518,31 @@ def test_a_folder_without_parquet_files(tmp_path):
         HuggingFaceSource("val", path=tmp_path)
 
 
-def test_a_name_on_the_hub(refer, jxu, lmms, tmp_path):
-    with serve_hub({"jxu124/refcoco": jxu, "lmms-lab/RefCOCO": lmms}, tmp_path) as sent:
-        for split in ("testA", "test"):
-            theirs = ReferSource(split, root=refer)
-            assert list(HuggingFaceSource(split, path="jxu124/refcoco", root=refer)) == list(theirs)
-        assert_same(
-            HuggingFaceSource("testA", path="lmms-lab/RefCOCO", revision="v1"), ReferSource("testA", root=refer)
-        )
-        expected = ["test-00000-of-00001.parquet", "testB-00000-of-00001.parquet", "testA-00000-of-00001.parquet"]
-        assert sent == [f"data/{name}" for name in expected]  # each file once, and no other
-    with use_hub("http://127.0.0.1:9", tmp_path, offline=True):
-        HuggingFaceSource("testA", path="lmms-lab/RefCOCO", revision="v1")
-        with pytest.raises(UserError, match="cannot be downloaded from the Hugging Face Hub"):
-            HuggingFaceSource("testB", path="lmms-lab/RefCOCO", revision="v1")
-    with use_hub("http://127.0.0.1:9", tmp_path):  # nobody listens there
-        assert len(HuggingFaceSource("testA", path="jxu124/refcoco", root=refer)) == 2
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def datasets(hub, jxu, lmms):
+    """The Hub with the datasets jxu124/refcoco and lmms-lab/RefCOCO, which is there under the tag v1 too."""
+    hub.repositories["datasets/jxu124/refcoco"] = {"main": files_of(jxu)}
+    hub.repositories["datasets/lmms-lab/RefCOCO"] = dict.fromkeys(("main", "v1"), files_of(lmms))
+    return hub
+
+
+def test_a_name_on_the_hub(datasets, refer, monkeypatch):
+    for split in ("testA", "test"):
+        theirs = ReferSource(split, root=refer)
+        assert list(HuggingFaceSource(split, path="jxu124/refcoco", root=refer)) == list(theirs)
+    assert_same(HuggingFaceSource("testA", path="lmms-lab/RefCOCO", revision="v1"), ReferSource("testA", root=refer))
+    expected = ["test-00000-of-00001.parquet", "testB-00000-of-00001.parquet", "testA-00000-of-00001.parquet"]
+    assert datasets.downloads == [f"data/{name}" for name in expected]  # each file once, and no other
+    monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
+    assert len(HuggingFaceSource("testA", path="jxu124/refcoco", root=refer)) == 2
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    HuggingFaceSource("testA", path="lmms-lab/RefCOCO", revision="v1")
+    with pytest.raises(UserError, match="cannot be downloaded from the Hugging Face Hub"):
+        HuggingFaceSource("testB", path="lmms-lab/RefCOCO", revision="v1")
 
 
 @pytest.mark.parametrize(
@@ -546,18 +559,16 @@ def test_a_name_on_the_hub(refer, jxu, lmms, tmp_path):
         ({"split": "test2"}, "has no Parquet file of the split 'test2'"),
     ],
 )
-def test_what_the_hub_does_not_have(lmms, tmp_path, fields, message):
-    with serve_hub({"lmms-lab/RefCOCO": lmms}, tmp_path), pytest.raises(UserError, match=message) as caught:
+def test_what_the_hub_does_not_have(datasets, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message) as caught:
         HuggingFaceSource(**{"split": "val", "path": "lmms-lab/RefCOCO"} | fields)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_no_network(tmp_path):
-    with (
-        use_hub("http://127.0.0.1:9", tmp_path),
-        pytest.raises(UserError, match=r"cannot be downloaded .*: run the same command again later") as e,
-    ):
+def test_no_network(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
+    with pytest.raises(UserError, match=r"cannot be downloaded .*: run the same command again later") as e:
         HuggingFaceSource("val", path="lmms-lab/RefCOCO")
     assert "\n" not in str(e.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
