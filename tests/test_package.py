@@ -60,15 +60,11 @@ def test_import_pulls_in_no_other_framework(frameworks, step):
     assert frameworks[step] == []
 
 
-def test_import_is_fast_and_imports_no_framework():
-    code = (
-        "import json, sys, time; before = time.process_time(); import s2rm_jax; seconds = time.process_time() - before;"
-        "print(json.dumps([seconds, sorted({'jax', 'numpy', 'torch', 'tensorflow'} & {*sys.modules})]))"
-    )
+def test_import_imports_no_framework():
+    """So that it is fast."""
+    code = "import sys, s2rm_jax; print({'jax', 'numpy', 'torch', 'tensorflow'} & {*sys.modules} or 'none')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, imported = json.loads(done.stdout)
-    assert seconds < 0.3
-    assert imported == []
+    assert done.stdout == "none\n"
 
 
 def test_public_names_are_imported_when_they_are_used():
