@@ -158,7 +158,7 @@ def test_a_batch_without_valid_expressions_counts_nothing():
         assert loss_count(targets, nothing, loss_config(kind)) == 0
 
 
-def test_a_expression_that_refers_to_nothing_has_cross_entropy_and_no_dice():
+def test_an_expression_that_refers_to_nothing_has_cross_entropy_and_no_dice():
     logits, targets, valid = random_case(7)
     has_target = valid.at[0, 1].set(False)
     targets = targets.at[0, 1].set(False)
