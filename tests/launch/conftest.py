@@ -1,11 +1,12 @@
 """Fixtures for training by the scripts of launch/, with a network that compiles in a second."""
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = '''
@@ -64,6 +65,4 @@ def executable(path, text):
 
 def trace(workdir):
     """Return the loss of each step."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {line["step"]: line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line}

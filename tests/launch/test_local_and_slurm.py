@@ -6,15 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests import waiting
+
 ROOT = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("slurm_on_one_machine.sh")
-TIMEOUT = 600  # seconds; only reached if something hangs
+wait_for = partial(waiting.wait_for, pause=0.2)  # some conditions start a command of SLURM
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def train_here(small_training):
     def train(processes, workdir, *arguments):
         command = ["launch/local.sh", str(processes), f"--config={config}", f"--workdir={workdir}", *arguments]
         ended = subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=waiting.TIMEOUT, check=False
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout.splitlines()
@@ -160,11 +162,11 @@ def test_two_slurm_tasks_train_as_one_and_continue_after_a_requeue(
     two_tasks = ["--ntasks-per-node=2", "--cpus-per-task=1", f"--output={tmp_path / 'log'}"]
     training = ["launch/slurm.sbatch", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     job = cluster("sbatch", "--parsable", *two_tasks, *training, GATE=str(gate)).strip()
-    wait_until(lambda: len(read_trace(tmp_path / "run")) >= 3)
+    wait_for(lambda: len(read_trace(tmp_path / "run")) >= 3)
     cluster("scancel", *signals, job)
-    wait_until(lambda: "SIGTERM: saving after this step" in (tmp_path / "log").read_text())
+    wait_for(lambda: "SIGTERM: saving after this step" in (tmp_path / "log").read_text())
     gate.write_bytes(b"." * 100)
-    wait_until(lambda: "JobState=COMPLETED" in cluster("scontrol", "show", "job", job))
+    wait_for(lambda: "JobState=COMPLETED" in cluster("scontrol", "show", "job", job))
 
     output = (tmp_path / "log").read_text()
     assert "Restarts=1" in cluster("scontrol", "show", "job", job), output
@@ -187,17 +189,10 @@ def test_an_array_of_slurm_segments_each_image_once(cluster, make_executable, tm
     (tmp_path / "list.txt").write_text("".join(f"images/{number}.png\n" for number in range(6)))
     job = cluster("sbatch", "--parsable", *array, *predicting, PYTHON=str(python)).strip()
     parts = [tmp_path / f"out/part-{index}-of-2.jsonl" for index in (0, 1)]
-    wait_until(lambda: all(part.exists() for part in parts) and parts[0].read_text().count("\n") == 3)
+    wait_for(lambda: all(part.exists() for part in parts) and parts[0].read_text().count("\n") == 3)
     os.replace(tmp_path / "later.png", tmp_path / "images/5.png")
     cluster("scancel", "--batch", "--signal=USR1", f"{job}_1")
-    wait_until(lambda: "COMPLETED" in cluster("scontrol", "show", "job", f"{job}_1"))
+    wait_for(lambda: "COMPLETED" in cluster("scontrol", "show", "job", f"{job}_1"))
     assert "Restarts=1" in cluster("scontrol", "show", "job", f"{job}_1"), (tmp_path / "log-1").read_text()
     done = [json.loads(line)["image"] for part in parts for line in part.read_text().splitlines()]
     assert sorted(done) == [str(tmp_path / f"images/{number}.png") for number in range(6)]
-
-
-def wait_until(holds):
-    end = time.monotonic() + TIMEOUT
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.2)

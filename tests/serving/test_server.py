@@ -7,14 +7,18 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from s2rm_jax.demo import _address, _listen
 from s2rm_jax.serving.limits import Limits
+from tests import waiting
 from tests.serving.standin import WaitingService
 
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+
+wait_for = partial(waiting.wait_for, seconds=20)  # less than the limits that a test does not change
 
 
 @pytest.fixture
@@ -120,13 +124,6 @@ def flood(connection, request):
             connection.sendall(request)
     except OSError:
         pass
-
-
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have one address on the loopback")

@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.waiting import TIMEOUT, wait_for
 from tests.warm import WarmProcess, WarmStart
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 600  # seconds; only reached if something hangs
 
 
 class Processes:
@@ -69,12 +68,12 @@ class Processes:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds, while all processes run."""
-        end = time.monotonic() + TIMEOUT
-        while not condition():
+
+        def require_running() -> None:
             for process in self.running:
                 assert process.status() is None, process.output()
-            assert time.monotonic() < end
-            time.sleep(0.02)
+
+        wait_for(condition, require_running)
 
     def signal(self, index: int, signum: signal.Signals) -> None:
         """Send a signal to one process."""

@@ -1,6 +1,5 @@
 """Several processes on the CPU train, evaluate, save and stop as one does; only the network is a stand-in."""
 
-import json
 import os
 import re
 import shutil
@@ -8,6 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import read_metrics
 
 CONFIG = '''
 """Very small scenes."""
@@ -55,14 +56,7 @@ def long_case(*values):
 
 def trace(workdir):
     """Return the training metrics of each step, except those that depend on the clock."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    of_the_clock = ("_per_second", "waiting_for_input")
-    return {
-        line["step"]: {name: value for name, value in line.items() if not name.endswith(of_the_clock)}
-        for line in lines
-        if "train/loss" in line
-    }
+    return {line["step"]: line for line in read_metrics(workdir) if "train/loss" in line}
 
 
 def assert_same_trace(workdir, other, steps=range(1, STEPS + 1)):

@@ -4,14 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from tests.command import ROOT, run_command
-
-TIMEOUT = 600  # seconds; only reached if something hangs
+from tests.waiting import TIMEOUT, read_metrics, wait_for
 
 CONFIG = """
 from tests.conftest import tiny_config
@@ -54,12 +52,8 @@ def train(config_file, warm):
             process.communicate()
 
 
-def metric_lines(workdir):
-    """Return the written metrics, except those that depend on the clock."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    of_the_clock = ("_per_second", "waiting_for_input")
-    return [{name: value for name, value in line.items() if not name.endswith(of_the_clock)} for line in lines]
+def require_running(process):
+    assert process.poll() is None, process.communicate()
 
 
 def parameters(workdir):
@@ -83,10 +77,7 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     assert "mean_iou on val" in closing
 
     stopped = train(tmp_path / "stopped", "--json", forked=False)
-    end = time.monotonic() + TIMEOUT
-    while not metric_lines(tmp_path / "stopped"):
-        assert stopped.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
+    wait_for(lambda: read_metrics(tmp_path / "stopped"), lambda: require_running(stopped))
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate(timeout=TIMEOUT)
     assert stopped.returncode == 0, err
@@ -104,7 +95,7 @@ def test_a_run_stopped_by_sigterm_and_continued_equals_a_straight_one(train, tmp
     assert expected.keys() == found.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
-    assert metric_lines(tmp_path / "stopped") == metric_lines(tmp_path / "straight")
+    assert read_metrics(tmp_path / "stopped") == read_metrics(tmp_path / "straight")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Runs in processes that are killed continue as if they had not been interrupted."""
 
 import signal
-import time
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from s2rm_jax.parallel.mesh import make_mesh
 from s2rm_jax.training.checkpoint import Checkpoints
 from s2rm_jax.training.state import plan_state
+from tests.waiting import wait_for
 
 STEPS = 24
 TIMEOUT = 300  # seconds; only reached if something hangs
@@ -41,12 +41,8 @@ def finish(process):
     return out
 
 
-def wait_for(process, condition):
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def require_running(process):
+    assert process.poll() is None, process.stderr.read()
 
 
 def read_to(stream, text):
@@ -88,7 +84,7 @@ def test_killed_and_resumed_equals_straight_bitwise(tmp_path, standin, start, st
     standin.allow(tmp_path / "first", 7)
     read_to(process.stdout, "waiting for batch 8")
     saved = workdir / "checkpoints" / "5"  # has its name once it is complete
-    wait_for(process, saved.exists)
+    wait_for(saved.exists, lambda: require_running(process), seconds=TIMEOUT)
     assert len(lines_in(workdir)) == 6  # metrics are written one step late
     process.kill()
     assert process.wait(TIMEOUT) == -signal.SIGKILL

@@ -14,6 +14,7 @@ from s2rm_jax.training.checkpoint import Checkpoint, Checkpoints, restore_params
 from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.loop import LossNotFinite, train_and_evaluate
 from s2rm_jax.training.state import plan_state
+from tests.waiting import read_metrics
 
 OF_THE_CLOCK = {f"train/{name}" for name in ("expressions_per_second", "images_per_second", "waiting_for_input")}
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -29,12 +30,6 @@ def saved(standin, config, workdir) -> Checkpoint:
 
 def kept_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
-
-
-def metric_lines(workdir):
-    """Return the written metrics, except those that depend on the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in OF_THE_CLOCK} for line in lines]
 
 
 def assert_bitwise_equal(a, b):
@@ -61,7 +56,7 @@ def test_a_run_ends_with_its_checkpoint_metrics_config_and_a_closing_line(tmp_pa
     workdir = tmp_path / "new" / "run"
     assert metrics.keys() == {"loss", "grad_norm", "learning_rate", "expressions", "mean_iou"}
     assert saved(standin, config, workdir).rows_seen == 48 and kept_steps(workdir) == [10, 12]
-    assert [line["step"] for line in metric_lines(workdir)] == [4, 8, 12]
+    assert [line["step"] for line in read_metrics(workdir)] == [4, 8, 12]
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last.keys() == OF_THE_CLOCK | {f"train/{name}" for name in metrics} | {"step"}
     assert last["train/learning_rate"] == metrics["learning_rate"]
@@ -92,7 +87,7 @@ def test_a_run_in_two_parts_equals_one_bitwise(tmp_path, standin):
     assert_bitwise_equal(
         saved(standin, config, tmp_path / "broken").state, saved(standin, config, tmp_path / "straight").state
     )
-    broken, whole = metric_lines(tmp_path / "broken"), metric_lines(tmp_path / "straight")
+    broken, whole = read_metrics(tmp_path / "broken"), read_metrics(tmp_path / "straight")
     assert [line["step"] for line in broken] == [4, 8, 12]
     assert (broken[0], broken[2]) == (whole[0], whole[2])  # that of step 8 tells the mean of steps 6 to 8, not 5 to 8
 
@@ -106,7 +101,7 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, standin
     assert "An epoch shows 40 expressions in 4.0 steps (sampling image)." in out
     assert "step 3/6 (50%) | epoch 0.75 |" in out and "step 6/6 (100%) | epoch 1.50 |" in out
     standin.train(every, tmp_path / "every", parts, MESH)
-    singles, thirds = metric_lines(tmp_path / "every"), metric_lines(tmp_path / "third")
+    singles, thirds = read_metrics(tmp_path / "every"), read_metrics(tmp_path / "third")
     weights = [line["train/expressions"] for line in singles[3:]]
     mean = np.average([line["train/loss"] for line in singles[3:]], weights=weights)
     np.testing.assert_allclose(thirds[1]["train/loss"], mean, rtol=1e-6)
@@ -121,7 +116,7 @@ def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
     assert kept_steps(tmp_path) == [6, 9, 10]
     _, averaged = restore_params(tmp_path, "mean_iou", "best")
     assert_bitwise_equal(averaged, seen[1])  # as evaluated
-    assert [(line["step"], line["val/mean_iou"]) for line in metric_lines(tmp_path) if "val/mean_iou" in line] == [
+    assert [(line["step"], line["val/mean_iou"]) for line in read_metrics(tmp_path) if "val/mean_iou" in line] == [
         (3, 10.0),
         (6, 90.0),
         (9, 30.0),
@@ -135,7 +130,7 @@ def test_evaluations_of_the_training_split_have_names_of_their_own(tmp_path, sta
     config = standin.make_config(steps=4, log_every=4, eval__every=2, eval__split="train")
     parts = standin.make_parts(config, evaluate=scored([10.0, 90.0]))
     standin.train(config, tmp_path, parts, MESH)
-    lines = metric_lines(tmp_path)
+    lines = read_metrics(tmp_path)
     assert [(line["step"], line["eval_train/mean_iou"]) for line in lines if "eval_train/mean_iou" in line] == [
         (2, 10.0),
         (4, 90.0),
@@ -199,7 +194,7 @@ def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(tmp_path, standin,
     assert saved(standin, config, tmp_path).step == step and saved(standin, config, tmp_path).metrics is None
     parts = standin.make_parts(config, evaluate=scored([80.0, 90.0]))
     assert standin.train(config, tmp_path, parts, MESH)["mean_iou"] == (90.0 if step == 6 else 80.0)
-    evaluated = [line["step"] for line in metric_lines(tmp_path) if "val/mean_iou" in line]
+    evaluated = [line["step"] for line in read_metrics(tmp_path) if "val/mean_iou" in line]
     assert evaluated == list(range(step, 13, step))
 
 
