@@ -33,7 +33,7 @@ class Processes:
         devices: int = 1,
         gate: Path | None = None,
     ):
-        port = free_port()
+        self.reserved, port = reserve_port()
         self.gate = gate
         if gate:
             gate.touch()
@@ -65,6 +65,7 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         for process in self.running:
             process.end()
+        self.reserved.close()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds, while all processes run."""
@@ -129,8 +130,12 @@ class _Running:
         self.finish()
 
 
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def reserve_port() -> tuple[socket.socket, int]:
+    """Return a socket that keeps a free port from others until it is closed, and the port.
+
+    It does not listen. A coordinator can, because gRPC sets the option on its socket too.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved, reserved.getsockname()[1]

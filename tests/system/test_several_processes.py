@@ -203,9 +203,10 @@ def test_when_one_process_is_killed_the_other_reports_it_and_the_next_start_cont
 )
 def test_joining_times_out(processes, warm, tmp_path, index, reason):
     flags = ("--num_processes=2", f"--process_id={index}", "--join_timeout=1")
-    address = f"--coordinator_address=127.0.0.1:{processes.free_port()}"
+    reserved, port = processes.reserve_port()
+    address = f"--coordinator_address=127.0.0.1:{port}"
     command = [str(COMMANDS_SCRIPT), "train", f"--workdir={tmp_path}", address, *flags]
-    with processes.Processes(warm, 1, command, {"PYTHONPATH": str(processes.ROOT)}) as running:
+    with reserved, processes.Processes(warm, 1, command, {"PYTHONPATH": str(processes.ROOT)}) as running:
         ((status, _, err),) = running.finish()
     assert status == 2
     (line,) = own_lines(err)
