@@ -1,5 +1,7 @@
 """Tests on eight devices; test_eight_devices.py runs this file in a process that has them.
 
+One of them alone: JAX_NUM_CPU_DEVICES=8 python -m pytest tests/training/on_eight_devices.py -k NAME
+
 Every form of the step, on every shape of mesh, must give what one device gives.
 """
 
