@@ -76,8 +76,15 @@ _WRITING = _words(
     "says say saying said read reads reading written writing writings writes word words wording worded letter letters"
     " lettered lettering text texts label labels labeled labelled labeling logo logos spell spells spelled spelling"
     " printed print prints initial initials number numbers numbered numeral numerals digit digits character characters"
-    " alphabet named name names titled title caption license slogan brand"
+    " alphabet named name names titled title caption license slogan brand sign signs signage signboard"
 )
+_NUMBERS = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|twenty"
+)
+_NUMBERED = rf"(jersey|bib|player)\W+({_NUMBERS})\b|\b({_NUMBERS})\W+(jersey|bib)\b"
+# A letter that may be written on something: "the plane with a W". Not that of a T-shirt, an M&M or "MAN ' S HAND", and
+# "A" and "I" only within an expression in lower case.
+_LETTER = re.compile(r"(?<![\w'’&])(?<!['’] )[B-HJ-Z](?![\w'’&])(?!\W?(?i:shirt))|(?<=[a-z] )[AI](?![\w'’])")
 _TURNING = _words(
     "clockwise counterclockwise anticlockwise east west eastern western northeast northwest southeast southwest"
     " starboard port lefty righty southpaw"
@@ -102,7 +109,8 @@ _SIDES_OF_IMAGES = _words("side corner end part edge row column")
 _EXTREMES = _words("the far furthest very extreme upper lower top bottom front back")
 # Signs of writing ('"' and "#"), clock positions, shapes named by a letter, and the sides of a car.
 _NEVER = re.compile(
-    r"[\"#“”]|o\W*clock|clock\W*position|\b[a-z]\W*shaped?\b|(driver|passenger)\W*s?\W*side", re.IGNORECASE
+    r"[\"#“”]|o\W*clock|clock\W*position|\b[a-z]\W*shaped?\b|(driver|passenger)\W*s?\W*side|" + _NUMBERED,
+    re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"(up|b)right\w*|leftovers?")
 
@@ -138,7 +146,8 @@ _ODD_INSIDE = re.compile(rf"({'|'.join(sorted(_ODD))})")
 
 def mirror_expression(expression: str) -> str | None:
     """Return the expression with left and right exchanged, or None if it might be false for the mirrored image."""
-    if _NEVER.search(expression) or any(character.isalpha() and not character.isascii() for character in expression):
+    is_foreign = any(character.isalpha() and not character.isascii() for character in expression)
+    if is_foreign or _NEVER.search(expression) or _LETTER.search(expression):
         return None
     found = list(_TOKEN.finditer(expression))
     words = [match.group().lower() for match in found]
