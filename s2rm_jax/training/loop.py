@@ -333,10 +333,13 @@ class _Loop:
                 state, metrics = self.compiled.executable(state, put_batch(batch, self.mesh))
                 self.stop.exchange()
                 step, rows_seen, evaluation = step + 1, rows_seen + config.batch_size, None
-                # Read the metrics one step late, so that the devices have work while the host waits.
+                # Read the metrics one step late, so that the devices have work while the host waits; but at once where
+                # the clock of the rates starts or is read, since a late reading would count another number of steps.
                 if running:
                     train_metrics = self._record(*running, progress, averages)
                 running = step, metrics
+                if step == begin.step + 1 or self._line_due(step):
+                    train_metrics, running = self._record(*running, progress, averages), None
             if self.profile.ends(step):
                 jax.block_until_ready(metrics)
                 with progress.pause():
@@ -355,6 +358,9 @@ class _Loop:
             return False
         return step % self.config.eval.every == 0 or step >= self.config.steps
 
+    def _line_due(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.config.steps
+
     def _record(self, step: int, metrics: Metrics, progress: Progress, averages: Averages) -> dict[str, float]:
         """Wait for the metrics of a step, check them, and log and write the means since the last line if one is due.
 
@@ -371,7 +377,7 @@ class _Loop:
             )
         progress.finish_step(step, int(values["expressions"]), self.config.batch_size)
         averages.add(values)
-        if step % self.config.log_every == 0 or step == self.config.steps:
+        if self._line_due(step):
             means, speed = averages.take(), progress.speed()
             if self.parts.epoch:
                 means["epoch"] = step * self.config.batch_size / self.parts.epoch.rows

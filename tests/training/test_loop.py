@@ -1,5 +1,6 @@
 import json
 import signal
+import time
 from dataclasses import replace
 
 import jax
@@ -106,6 +107,25 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, standin
     mean = np.average([line["train/loss"] for line in singles[3:]], weights=weights)
     np.testing.assert_allclose(thirds[1]["train/loss"], mean, rtol=1e-6)
     assert [line["train/epoch"] for line in thirds] == [0.75, 1.5]
+
+
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_speeds_are_right_where_a_checkpoint_follows_the_line(tmp_path, standin, log_every):
+    config = standin.make_config(steps=2, log_every=log_every, checkpoint_every=2)
+    parts = standin.make_parts(config)
+
+    def slow_batches(rows_seen):
+        for batch in parts.batches(rows_seen):
+            time.sleep(0.1)
+            yield batch
+
+    for steps in (4, 8):  # the second run resumes the first
+        longer = standin.make_config(steps=steps, log_every=log_every, checkpoint_every=2)
+        standin.train(longer, tmp_path, replace(parts, batches=slow_batches), MESH)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line.get("train/images_per_second") for line in lines]
+    assert all(speed is None or 0 < speed < config.batch_size / 0.1 for speed in speeds)
+    assert sum(speed is None for speed in speeds) == (2 if log_every == 1 else 0)  # the first step of each start
 
 
 def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
