@@ -34,10 +34,11 @@ from s2rm_jax.input.example import (
     StoredSource,
     consecutive_groups,
     expression_problem,
+    near_miss,
 )
 from s2rm_jax.input.images import Header, map_files, path_in, read_header
 from s2rm_jax.input.masks import mask_file_problem, part_problem, usable_parts
-from s2rm_jax.input.refer_annotations import split_error
+from s2rm_jax.input.refer_annotations import check_splits, split_error
 
 _LOG = logging.getLogger(__name__)
 _MASK_KINDS = ("mask", "polygon", "rle")
@@ -127,7 +128,7 @@ def coco_json_source(
     ids: set[str] = set()
     for position, entry in enumerate(content["annotations"]):
         where = f"annotation {_coco_name(entry, position)}"
-        if isinstance(entry, dict) and "expressions" not in entry:
+        if isinstance(entry, dict) and "expressions" not in entry and not near_miss("expressions", tuple(entry)):
             continue
         if mistakes.has_none(where, entry, lambda entry: _coco_problems(entry, images, ids)):
             ids.add(str(entry["id"]))
@@ -145,7 +146,9 @@ def coco_json_source(
                 )
             )
     if not records and not mistakes.found:
-        raise UserError(f"{path} has no annotation with 'expressions'; add the field to the referents (own_data.md)")
+        raise UserError(
+            f"{path} has no annotation with 'expressions'; add the field to the referents (docs/own_data.md)"
+        )
     return _make_source(path.name, records, split, mistakes, apply_exif)
 
 
@@ -224,7 +227,11 @@ class _Mistakes:
             message = f"{self.path} has {count}: {first_of(self.found)} (docs/own_data.md)"
             if not self.skip:
                 raise UserError(message)
-            _LOG.warning("%s; left out because config.input.on_bad_example is skip", message)
+            _LOG.warning(
+                "%s; as config.input.on_bad_example is skip, such entries are left out, and images that cannot be read "
+                "are replaced when their turn comes",
+                message,
+            )
             self.found.clear()
 
 
@@ -244,6 +251,7 @@ def _line_problems(entry: dict[str, Any]) -> list[str]:
 def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[str]) -> list[str]:
     """Return what is wrong with the fields that both formats have; "" is no problem."""
     problems = [f"{name!r} is missing" for name in required if name not in entry]
+    problems += [near_miss(name, tuple(entry)) for name in ("split", "expressions")]
     problems += [
         f"{name!r} must be a string, got {entry[name]!r:.40}"
         for name in strings
@@ -346,10 +354,13 @@ def _make_source(
         UserError: there are mistakes, those of the images included, or no record is in the split.
     """
     mistakes.settle()
+    splits = [record.split for record in records]
     chosen = [record for record in records if record.split == split]
     if not chosen:
-        raise split_error(split, mistakes.path, (record.split for record in records))
-    _warn_of_shared_images(records, mistakes.path)
+        raise split_error(split, mistakes.path, splits)
+    check_splits(splits, split, mistakes.path)
+    if split != "train":
+        _warn_of_shared_images(records, split, mistakes.path)
     headers = map_files(read_header, (record.image for record in chosen))
     if apply_exif:
         headers = {path: header.upright() for path, header in headers.items()}
@@ -429,15 +440,15 @@ def _sides(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def _warn_of_shared_images(records: Sequence[_Record], path: Path) -> None:
-    splits = defaultdict(set)
-    for record in records:
-        splits[record.image].add(record.split)
-    shared = [image.name for image, names in splits.items() if len(names) > 1]
+def _warn_of_shared_images(records: Sequence[_Record], split: str, path: Path) -> None:
+    """Warn of images of a split that other splits of the file have too; training compares its two splits itself."""
+    others = {record.image for record in records if record.split != split}
+    shared = sorted({record.image.name for record in records if record.split == split and record.image in others})
     if shared:
         _LOG.warning(
-            "%s: images in more than one split: %d, such as %s; scores on them are not scores on unseen images",
-            *(path, len(shared), shared[0]),
+            "%s: images of %s that are also in other splits: %d, such as %s; scores on images of the training split "
+            "are not scores on unseen images",
+            *(path, split, len(shared), shared[0]),
         )
 
 

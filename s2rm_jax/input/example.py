@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -36,6 +38,30 @@ def _is_visible(letter: str) -> bool:
         return True
     category = unicodedata.category(letter)
     return not (letter.isspace() or category in ("Cc", "Cf", "Co", "Cs") or category == "Mn" or letter == "\ufffd")
+
+
+# Fields of other projects that have what "expressions" has here.
+_OTHER_NAMES = {
+    "expressions": {
+        *("text", "texts", "sentence", "sentences", "phrase", "phrases", "prompt", "prompts", "query", "queries"),
+        *("caption", "captions"),
+    }
+}
+
+
+@functools.lru_cache  # a file may have a million entries with the same fields
+def near_miss(field: str, names: tuple[str, ...]) -> str:
+    """Return that one of the names of an entry's fields may be a misspelt `field`; "" if none is or `field` is there.
+
+    Entries may have fields that are not read, so only names that are hardly anything else are near.
+    """
+    if field in names:
+        return ""
+    for name in names:
+        written = name.lower().strip()
+        if written in _OTHER_NAMES.get(field, ()) or get_close_matches(written, [field], cutoff=0.88):
+            return f"{name!r} is not a field that is read; did you mean {field!r}?"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -191,6 +217,10 @@ class StoredSource(Source):
                     f"{example.width} x {example.height}"
                 )
         return problems
+
+    def image_files(self) -> list[Path]:
+        """Return the paths of the images that are files of their own."""
+        return [one.image for one in self._examples if isinstance(one.image, Path)]
 
     def referents(self, index: int) -> Groups:
         """Return the positions of the example's expressions, grouped by referent."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Groups, Source
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.refer_annotations import collector_paused, find_annotations, load_refs, split_of
+from s2rm_jax.input.refer_annotations import check_splits, collector_paused, find_annotations, load_refs, split_of
 
 _MAX_LENGTH = 2**31 - 1  # images that the pipeline can shuffle
 
@@ -88,6 +88,10 @@ class MixtureSource(Source):
             problems += find(min(count, end) - first) if find and count > first else []
             first = end
         return problems
+
+    def image_files(self) -> list[Path]:
+        """Return the paths of the images that are files of their own."""
+        return [path for part in self._parts for path in getattr(part, "image_files", list)()]
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the number of a part and the position in it; the items of a part are consecutive."""
@@ -178,7 +182,9 @@ def evaluation_images(root: str | Path, datasets: Iterable[tuple[str, str]]) -> 
     found: set[int] = set()
     for dataset, split_by in datasets:
         path, _ = find_annotations(root, dataset, split_by)
-        found |= {ref["image_id"] for ref in load_refs(path) if split_of(ref, path) != "train"}
+        refs = load_refs(path)
+        check_splits([split_of(ref, path) for ref in refs], "train", path)
+        found |= {ref["image_id"] for ref in refs if split_of(ref, path) != "train"}
     return frozenset(found)
 
 

@@ -11,7 +11,9 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -23,7 +25,7 @@ from s2rm_jax.errors import UserError, first_of
 from s2rm_jax.input.augment import Augmentation, build_augmentation
 from s2rm_jax.input.encode import Encoder, view_of
 from s2rm_jax.input.example import Batch, Example, Source
-from s2rm_jax.input.images import resize_fast
+from s2rm_jax.input.images import map_files, resize_fast
 from s2rm_jax.input.sampling import MAX_LISTED, Row, Rows, rows_of
 from s2rm_jax.input.tokens import Tokenizer
 
@@ -64,6 +66,30 @@ def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
             f"images that cannot be used: {len(problems)}: {first_of(problems)}. Correct them, or set "
             "config.input.on_bad_example=skip to leave them out"
         )
+
+
+def warn_of_shared_images(source: Source, held_out: Source, config: ConfigDict) -> None:
+    """Warn if images of the training split are also in the evaluated one, be it by another path or link.
+
+    Images that are not files of their own are not compared, nor those of Google's splits, which share images.
+    """
+    trained, evaluated = (
+        {identity: path for path, identity in map_files(_identity, getattr(one, "image_files", list)()).items()}
+        for one in (source, held_out)
+    )
+    if shared := (trained.keys() & evaluated.keys()) - {None}:
+        _LOG.warning(
+            "images of %s that are also in %s: %d, such as %s; scores on them are not scores on unseen images",
+            *(config.eval.split, config.input.train_split, len(shared), min(evaluated[one] for one in shared)),
+        )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what identifies a file whatever its path, None if there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str] | None = None) -> Tokenizer:

@@ -13,13 +13,13 @@ import gc
 import json
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from s2rm_jax.errors import UserError, first_of
+from s2rm_jax.errors import UserError, counted, first_of
 from s2rm_jax.input.example import Expression, Segmentation, expression_problem
 from s2rm_jax.input.images import path_in
 from s2rm_jax.input.masks import has_pixels, usable_parts
@@ -290,9 +290,11 @@ def select_referents(
     Raises:
         UserError: the records do not fit together, or the split is empty.
     """
-    refs = [ref for ref in all_refs if _in_split(split_of(ref, refs_path), split)]
+    splits = [split_of(ref, refs_path) for ref in all_refs]
+    refs = [ref for ref, its_split in zip(all_refs, splits, strict=True) if _in_split(its_split, split)]
     if not refs:
-        raise split_error(split, refs_path, (str(ref["split"]) for ref in all_refs))
+        raise split_error(split, refs_path, splits)
+    check_splits(splits, split, refs_path)
 
     generalized = is_generalized(refs_path)
     masks = _Masks(annotations, overlap, refs_path)
@@ -333,8 +335,27 @@ def select_referents(
 
 
 def split_of(ref: dict[str, Any], path: Path) -> str:
-    """Return the split of a record in a file of referents; raise a UserError if it has none."""
-    return str(_field(ref, "split", path))
+    """Return the split of a record in a file of referents; raise a UserError if it has none, or no string."""
+    split = _field(ref, "split", path)
+    if not isinstance(split, str):
+        raise UserError(f"{path} has the split {split!r:.40}, which is not a string: {ref!s:.80}; correct it")
+    return split
+
+
+def check_splits(found: Collection[str], split: str, path: Path) -> None:
+    """Raise a UserError if two splits, those of a file or the one wanted, differ only in case or spaces.
+
+    One of the two is misspelt, and its referents would be lost, or be evaluated on after training on their images.
+    """
+    spellings: dict[str, set[str]] = {}
+    for name in {*found, split}:
+        spellings.setdefault("".join(name.split()).lower(), set()).add(name)
+    for names in spellings.values():
+        if len(names) > 1:
+            listed = " and ".join(
+                f"{name!r} ({counted(list(found).count(name), 'referent')})" for name in sorted(names)
+            )
+            raise UserError(f"{path}: the splits {listed} differ only in case or spaces; spell them alike")
 
 
 def split_error(split: str, path: Path, found: Iterable[str]) -> UserError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ from etils import epath
 from PIL import Image
 
 from s2rm_jax.errors import UserError, explaining, first_of, one_line
+from s2rm_jax.input.example import near_miss
 from s2rm_jax.input.images import FORMATS, read_header
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import on_bucket
@@ -245,21 +244,12 @@ def _checked(entry: Any, where: str) -> tuple[str, list[str]]:
     return entry["image"], own
 
 
-def _require_no_near_miss(names: Collection[str], where: str) -> None:
+def _require_no_near_miss(names: Iterable[str], where: str) -> None:
     """Raise UserError if no field is "expressions" but one looks like it; the fields of annotations are ignored."""
-    if "expressions" in names:
-        return
-    if near := next(filter(_looks_like_expressions, names), None):
-        raise UserError(f"{where} {near!r} is not a field of a list; did you mean 'expressions', a list of strings?")
+    if problem := near_miss("expressions", tuple(names)):
+        raise UserError(f"{where} {problem}")
 
 
-@functools.lru_cache  # a list may have a million lines with the same fields
-def _looks_like_expressions(name: str) -> bool:
-    name = name.lower().strip()
-    return name in _OTHER_NAMES or bool(get_close_matches(name, ["expressions"], cutoff=0.9))
-
-
-_OTHER_NAMES = ("text", "texts", "sentence", "sentences", "phrase", "phrases", "prompt", "prompts", "query", "queries")
 _LISTS = {".txt": _read_text, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
 
 

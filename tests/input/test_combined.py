@@ -40,6 +40,12 @@ def images(source: Source) -> list[tuple[str, int]]:
     return [(dataset, int(id)) for dataset, id in names]
 
 
+def test_a_misspelt_split_of_training_is_not_evaluated_on(tmp_path):
+    write_refer_layout(tmp_path, "refcoco", "unc", splits=("train", "Train", "val"))
+    with pytest.raises(UserError, match=r"'Train' .* and 'train' .* differ only in case or spaces"):
+        evaluation_images(tmp_path, [("refcoco", "unc")])
+
+
 def test_no_training_image_is_in_any_evaluation_split(root):
     trained = {id for _, id in images(combined_source("train", root=root))}
     evaluated = set()

@@ -281,6 +281,40 @@ def test_a_file_that_is_not_of_the_form_is_named(tmp_path, content, message):
         json_lines_source("train", root=tmp_path)
 
 
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("misspelt", ["Train", "train ", " TRAIN"])
+def test_a_misspelt_split_is_named(tmp_path, name, misspelt):
+    def edit(content):
+        (content["annotations"] if name == "coco_json" else content)[1]["split"] = misspelt
+
+    config = ConfigDict({"name": name, "root": str(FORMS[name](tmp_path, edit))})
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match="differ only in case or spaces; spell them alike") as raised:
+            build_source(config, split)
+        assert f"{misspelt!r} (1 referent)" in str(raised.value) and "'train' (5 referents)" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    ("field", "misspelt"),
+    [("split", "Split"), ("split", "spit"), *(("expressions", one) for one in ("caption", "text", "Expression"))],
+)
+def test_a_misspelt_field_is_named(tmp_path, name, field, misspelt):
+    def edit(content):
+        entry = (content["annotations"] if name == "coco_json" else content)[-2]
+        entry[misspelt] = entry.pop(field)
+
+    root = FORMS[name](tmp_path, edit)
+    with pytest.raises(UserError, match=f"'{misspelt}' is not a field that is read; did you mean '{field}'?"):
+        build_source(ConfigDict({"name": name, "root": str(root)}), "train")
+
+
+def test_other_fields_are_ignored(tmp_path):
+    others = {"image_id": 1, "split_by": "unc", "caption": "a cat", "images": 3}
+    root = write_json_lines(tmp_path, lambda entries: [entry.update(others) for entry in entries])
+    assert len(json_lines_source("train", root=root)) == 2
+
+
 def test_images_in_two_splits_and_images_to_be_turned_are_warned_of(tmp_path, caplog):
     def edit(entries):
         entries[2]["split"] = "val"
@@ -293,10 +327,11 @@ def test_images_in_two_splits_and_images_to_be_turned_are_warned_of(tmp_path, ca
     Image.open(root / "images/0.png").save(root / "images/0.jpg", exif=exif)
     with caplog.at_level(logging.WARNING):
         source = json_lines_source("train", root=root)
+        (turned,) = caplog.messages
+        json_lines_source("val", root=root)
     assert (source[0].height, source[0].width) == (HEIGHT, WIDTH)
-    shared, turned = caplog.messages
-    assert "images in more than one split: 1, such as 0.jpg" in shared
     assert "images with an EXIF orientation: 1, such as 0.jpg" in turned
+    assert "images of val that are also in other splits: 1, such as 0.jpg" in caplog.messages[1]
 
 
 def test_an_image_that_is_lost_later_is_named(tmp_path):

@@ -166,6 +166,22 @@ def test_splits_are_chosen_as_the_refer_tools_do(tmp_path):
         images("validation")
 
 
+def test_a_misspelt_split_is_named(tmp_path):
+    root = write_refer_layout(tmp_path, splits=("train", "Train", "val"))
+    for split in ("train", "val"):
+        with pytest.raises(
+            UserError, match=r"the splits 'Train' \(2 referents\) and 'train' \(2 referents\) differ only"
+        ):
+            ReferSource(split, root=root)
+
+
+@pytest.mark.parametrize("split", [None, 1, ["train"]])
+def test_a_split_that_is_not_a_string_is_named(tmp_path, split):
+    root = write_refer_layout(tmp_path, splits=("train", split, "val"))
+    with pytest.raises(UserError, match="which is not a string"):
+        ReferSource("train", root=root)
+
+
 def test_a_split_of_training_with_the_letter_of_a_test_split_is_not_tested(tmp_path):
     root = write_refer_layout(tmp_path, splits=("trainA", "TRAIN", "testA", "val"))
     assert [example.id for example in ReferSource("testA", root=root)] == ["102"]

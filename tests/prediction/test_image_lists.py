@@ -131,17 +131,17 @@ def test_absolute_paths_addresses_and_paths_that_lead_up(folder):
         (
             "a.jsonl",
             '{"image": "a", "expression": "red"}',
-            r"line 1: 'expression' is not a field of a list; did you mean",
+            r"line 1: 'expression' is not a field that is read; did you mean",
         ),
         (
             "a.jsonl",
             '{"image": "a", "texts": ["red"]}',
-            r"line 1: 'texts' is not a field .*; did you mean 'expressions',",
+            r"line 1: 'texts' is not a field .*; did you mean 'expressions'",
         ),
         (
             "a.jsonl",
             '{"image": "a"}\n{"image": "b", "Expresions": []}',
-            r"line 2: 'Expresions' is not a field of a list",
+            r"line 2: 'Expresions' is not a field that is read",
         ),
         ("a.txt", "\n \n", r"^--images: .*a\.txt has no images"),
         (
@@ -186,7 +186,7 @@ def test_columns_of_a_parquet_file_that_look_like_expressions(folder):
     pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
     parquet = importlib.import_module("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"image": ["red.png"], "sentences": [["red"]]}), folder / "list.parquet")
-    with pytest.raises(UserError, match=r"list\.parquet: column 'sentences' is not a field of a list; did you mean"):
+    with pytest.raises(UserError, match=r"list\.parquet: column 'sentences' is not a field that is read; did you mean"):
         list_items(str(folder / "list.parquet"), ["red"], OUT)
 
 
