@@ -37,6 +37,7 @@ with epy.lazy_imports():  # prediction with a folder of weights needs none of it
 CHECKPOINT_DIRECTORY = "checkpoints"
 _COMMITTED = "commit_success.txt"  # Orbax marks complete checkpoints with it on buckets, which cannot rename atomically
 _POSITION = "examples_seen"  # the name of `rows_seen` in the files
+_EPOCH_ROWS = "epoch_rows"
 _METRICS = "metrics"  # the item and the file in which Orbax keeps the metrics
 _WAITS = (1.0, 4.0, 15.0, 60.0)  # seconds before the attempts after the first, if a failure may be temporary
 
@@ -51,6 +52,7 @@ class Checkpoint:
     state: TrainState  # after `step` steps
     rows_seen: int  # position of the input: the rows (input/sampling.py) that all processes have read
     metrics: dict[str, float] | None  # of the evaluation of this state
+    epoch_rows: int | None = None  # rows of an epoch of the data; None if it has none, or in files of 0.1.0
 
 
 class Checkpoints:
@@ -113,7 +115,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(checkpoint.state),
-                    data=ocp.args.JsonSave({_POSITION: checkpoint.rows_seen}),
+                    data=ocp.args.JsonSave({_POSITION: checkpoint.rows_seen, _EPOCH_ROWS: checkpoint.epoch_rows}),
                 ),
                 metrics=metrics or {},
                 force=True,  # also at steps that are not `due`: the last, an evaluation, a stop
@@ -160,7 +162,8 @@ class Checkpoints:
             return self._manager.restore(step, args=args)
 
         items = _read(read, self._directory, step)
-        return Checkpoint(step, items.state, items.data[_POSITION], self._manager.metrics(step) or None)
+        metrics = self._manager.metrics(step) or None
+        return Checkpoint(step, items.state, items.data[_POSITION], metrics, items.data.get(_EPOCH_ROWS))
 
     def wait(self) -> None:
         """Wait until everything is written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -46,6 +47,8 @@ from s2rm_jax.training.profile import Profile
 from s2rm_jax.training.run import load_config, open_workdir, require_workdir, resolve_config
 from s2rm_jax.training.state import plan_state
 from s2rm_jax.training.step import Metrics, check_batch_splits
+
+_LOG = logging.getLogger(__name__)
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
 
@@ -181,6 +184,8 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     if config.eval.every:
         held_out = sources.build_source(config.input.source, config.eval.split, on_bad_example=on_bad)
         pipeline.require_images(held_out, config, config.eval.limit)
+        if config.eval.split.rpartition(":")[2] != config.input.train_split:
+            pipeline.warn_of_shared_images(source, held_out, config)
         evaluator = Evaluator(network, tokenizer, config, protocol_named(config.eval.protocol), mesh)
 
         def evaluate(params: Any, progress: BatchProgress) -> dict[str, float]:
@@ -237,6 +242,12 @@ def train_with_parts(
         run_log.open(workdir)
         begin = checkpoints.restore_latest(plan.abstract)
         restored = begin is not None
+        if begin is not None and parts.epoch and begin.epoch_rows not in (None, parts.epoch.rows):
+            _LOG.warning(
+                "the data has changed: an epoch had %d rows when the checkpoint was saved and has %d now; the rest "
+                "of the run reads the new data in another order: give another --workdir to train on it from the start",
+                *(begin.epoch_rows, parts.epoch.rows),
+            )
         if begin is None:
             for part in loaded.values():
                 log(part.report)
@@ -294,7 +305,7 @@ class _Loop:
         """Train from `begin` to the last step and return the last metrics; `saved`: `begin` is a checkpoint on disk."""
         config, start = self.config, time.perf_counter()
         step, state, rows_seen, evaluation = begin.step, begin.state, begin.rows_seen, begin.metrics
-        saved_step = step if saved else None
+        saved_step, epoch_rows = (step if saved else None), self.parts.epoch and self.parts.epoch.rows
         at_peak = self.compiled.seconds_at_peak(self.mesh) if self.compiled else None
         progress, averages = Progress(config.steps, at_peak), Averages()
         batches = self.parts.batches(rows_seen)
@@ -310,10 +321,10 @@ class _Loop:
                     train_metrics, running = self._record(*running, progress, averages), None
                 with progress.pause():
                     if step != saved_step:  # first, because the evaluation takes long and may fail
-                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
+                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation, epoch_rows))
                         saved_step = step
                     if evaluation_due and (evaluation := self._evaluate(step, state.eval_params)):
-                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation))
+                        self.checkpoints.save(Checkpoint(step, state, rows_seen, evaluation, epoch_rows))
                 if last and (evaluation or not evaluation_due):
                     self._log_finished(evaluation, time.perf_counter() - start, step - begin.step)
                     return evaluation or train_metrics

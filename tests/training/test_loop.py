@@ -128,6 +128,17 @@ def test_speeds_are_right_where_a_checkpoint_follows_the_line(tmp_path, standin,
     assert sum(speed is None for speed in speeds) == (2 if log_every == 1 else 0)  # the first step of each start
 
 
+def test_a_run_that_continues_on_other_data_is_warned(tmp_path, standin, caplog):
+    for steps, rows in ((2, 16), (4, 16), (6, 20)):
+        config = standin.make_config(steps=steps)
+        parts = replace(standin.make_parts(config), epoch=EpochSize(rows=rows, expressions=40))
+        caplog.clear()
+        standin.train(config, tmp_path, parts, MESH)
+        warned = [one for one in caplog.messages if "the data has changed" in one]
+        assert len(warned) == (rows == 20)
+    assert "had 16 rows when the checkpoint was saved and has 20 now; the rest of the run reads" in warned[0]
+
+
 def test_evaluations_decide_which_checkpoint_is_best(tmp_path, standin, capsys):
     seen = []
     config = standin.make_config(steps=10, checkpoint_every=100, eval__every=3, optimizer__ema_decay=0.5)
