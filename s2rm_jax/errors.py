@@ -130,7 +130,7 @@ def known_storage_error(what: str, error: BaseException) -> UserError | None:
     if fault == "full":
         return UserError(f"{what}: make room there and run the command again")
     if fault == "denied":
-        return UserError(f"{what}: correct the permissions and run the command again")
+        return UserError(f"{what}: correct the permissions or give another folder, and run the command again")
     if fault == "temporary":
         return TemporaryFailure(f"{what}: the storage cannot be reached now; run the same command again later")
     return None

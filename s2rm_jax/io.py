@@ -318,7 +318,10 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{flag}: {path} cannot be written ({error.strerror or error}); give another {flag}") from error
+        space = ", or free space" if find_full_disk(error) else ""
+        raise UserError(
+            f"{flag}: {path} cannot be written ({error.strerror or error}); give another {flag}{space}"
+        ) from error
 
 
 def safe_name(text: str, longest: int) -> str:

@@ -3,14 +3,15 @@
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png
     python -m s2rm_jax.show_input --config configs/synthetic.py --out input.png --config.input.augment.flip=0.5
 
-Each column is an image of the first batch. The first row shows it without augmentation; a further row for each enabled
-kind of augmentation shows it with that kind alone. An image that equals the first row was not augmented, because its
-expressions do not allow it. Nothing is trained.
+Each column is an image of the first batch; images of a small split repeat. The first row shows it without augmentation;
+a further row for each enabled kind of augmentation shows it with that kind alone. An image that equals the first row
+was not augmented, because its expressions do not allow it. Nothing is trained.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -41,14 +42,16 @@ KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches",
 def main() -> dict[str, Any]:
     """Draw the images that the flags select."""
     from s2rm_jax.config import check_config
-    from s2rm_jax.io import writing
+    from s2rm_jax.io import write_atomically, writing
 
     assert CONFIG.value is not None and OUT.value is not None  # required
     check_config(CONFIG.value)
     page = draw(CONFIG.value, NUMBER.value, SIDE.value)
+    png = io.BytesIO()
+    page.save(png, format="PNG")
     with writing(Path(OUT.value)):
-        page.save(OUT.value, format="PNG")
-    print(f"{OUT.value} shows {counted(NUMBER.value, 'image')} of {CONFIG.value.input.train_split}")
+        write_atomically(Path(OUT.value), png.getvalue())
+    print(f"{OUT.value} shows {counted(NUMBER.value, 'draw')} from {CONFIG.value.input.train_split}")
     rows = [label for label, _ in kinds_of(CONFIG.value)]
     return {"file": OUT.value, "images": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
 

@@ -1,14 +1,18 @@
 """Drawing training data."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
-from s2rm_jax import show_input
+from s2rm_jax import command_line, show_input
 from s2rm_jax.config import default_config
 from s2rm_jax.evaluation import overlay
 from s2rm_jax.input.encode import pack_mask
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.tokens import Tokenizer
+from tests.command import run_function
 
 
 def test_each_active_augmentation_has_a_row():
@@ -22,6 +26,22 @@ def test_each_active_augmentation_has_a_row():
     assert hidden.shape == (2 * plain.shape[0], *plain.shape[1:])
     np.testing.assert_array_equal(hidden[: len(plain)], plain)
     assert not np.array_equal(hidden[len(plain) :], plain)
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch):
+    out = tmp_path / "input.png"
+    out.write_bytes(b"earlier")
+
+    def fail(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(show_input, "draw", lambda *_: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    flags = [f"--config={Path(__file__).parents[1] / 'configs/synthetic.py'}", f"--out={out}"]
+    done = run_function(lambda: command_line.run_and_exit(show_input.main, show_input.FLAGS, ""), *flags)
+    reason = "cannot be written (No space left on device); give another --out, or free space"
+    assert done.stderr == f"error: --out: {out} {reason}\n"
+    assert out.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [out]
 
 
 def test_each_row_applies_one_augmentation():

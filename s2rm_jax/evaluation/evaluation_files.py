@@ -113,7 +113,8 @@ class EvaluationFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with writing(self._out):  # closing writes what is in the buffer
+            self._file.close()
         self._remove_partial()
 
     def record(self, prediction: Prediction, masks: ImageMasks) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -18,7 +20,7 @@ from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, published_on
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_markdown, as_text, without
-from s2rm_jax.io import read_object, remove_earlier
+from s2rm_jax.io import read_object, remove_earlier, write_atomically
 
 _SCREEN_WIDTH = 118  # columns
 _FILES = ("index.html", "metrics.json", "expressions.csv", "table.md", "table.tex")  # of every report
@@ -261,19 +263,36 @@ def write_report(
     content = about | _numbers(report) | {"iou_histogram": counts, "by": by} | scores
     if benchmark:
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
-    _write(folder / "metrics.json", json.dumps(content, indent=2))
-    write_csv(report, folder / "expressions.csv")
-    _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *texts]))
-    comments = "\n".join(f"% {' '.join(note.split())}" for note in texts)
-    _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
-    (folder / "plots").mkdir(exist_ok=True)
-    remove_earlier(folder / "plots", r"reliability\.svg")
-    for name, figure in figures.items():
-        _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
-    if sections or (folder / "gallery").is_dir():  # the cases of an earlier evaluation are removed
-        gallery.write_gallery(folder / "gallery", sections)
-    _write(folder / "index.html", report_page(title, tables, figures, texts, sections))
+    with _leaving_nothing_partial(folder):
+        _write(folder / "metrics.json", json.dumps(content, indent=2))
+        write_csv(report, folder / "expressions.csv")
+        _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *texts]))
+        comments = "\n".join(f"% {' '.join(note.split())}" for note in texts)
+        _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))
+        (folder / "plots").mkdir(exist_ok=True)
+        remove_earlier(folder / "plots", r"reliability\.svg")
+        for name, figure in figures.items():
+            _write(folder / "plots" / f"{name}.svg", plots.standalone(figure))
+        if sections or (folder / "gallery").is_dir():  # the cases of an earlier evaluation are removed
+            gallery.write_gallery(folder / "gallery", sections)
+        _write(folder / "index.html", report_page(title, tables, figures, texts, sections))
     return folder / "index.html"
+
+
+@contextmanager
+def _leaving_nothing_partial(folder: Path) -> Iterator[None]:
+    """Remove what the block wrote into a folder without a report if it fails, as on a full disk."""
+    before = set(folder.iterdir())
+    has_report = any(folder / name in before for name in _FILES)
+    try:
+        yield
+    except OSError:
+        for path in set() if has_report else {*folder.iterdir()} - before:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def require_own_report(folder: Path, settings: Mapping[str, object]) -> None:
@@ -324,4 +343,4 @@ def _summary(report: Report, counts: MaskCounts) -> dict[str, object]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
+    write_atomically(path, text.rstrip("\n") + "\n", errors="backslashreplace")

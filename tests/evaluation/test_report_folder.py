@@ -1,5 +1,6 @@
 """The files of a report."""
 
+import errno
 import json
 import re
 from xml.etree import ElementTree
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation import report as report_module
 from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.gallery import Cases
 from s2rm_jax.evaluation.metrics import ExpressionScore
@@ -50,6 +52,22 @@ def test_cases_of_an_earlier_evaluation_are_removed_even_if_there_are_no_new_one
         (tmp_path / "gallery" / name).touch()
     write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
     assert [path.name for path in (tmp_path / "gallery").iterdir()] == ["mine.png"]
+
+
+@pytest.mark.parametrize("has_report", [True, False])
+def test_a_full_disk_leaves_no_partial_report(tmp_path, monkeypatch, has_report):
+    (tmp_path / "mine.txt").touch()
+    if has_report:
+        write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report_module, "report_page", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(tmp_path, Report(SCORES), {}, title="A run", split="val")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "mine.txt" in names and ("index.html" in names) == has_report and (len(names) == 1) != has_report
 
 
 def test_json(tmp_path):

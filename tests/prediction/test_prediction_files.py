@@ -103,7 +103,7 @@ def no_locks(*_):
     [
         ("flock", r"cannot be locked \(No locks available\); give a folder on another file system$"),
         ("seek", r"cannot be written \(Input/output error\); give another --out$"),
-        ("truncate", r"cannot be written \(No space left on device\); give another --out$"),
+        ("truncate", r"cannot be written \(No space left on device\); give another --out, or free space$"),
     ],
 )
 def test_a_part_that_cannot_be_opened_is_told_in_one_line_and_closed(tmp_path, monkeypatch, fails, message):

@@ -44,10 +44,12 @@ def test_train(warm, workdir, tmp_path):
 def test_evaluate(workdir, tmp_path):
     out = tmp_path / "out"
     done = run_process("-m", "s2rm_jax.evaluate", f"--workdir={workdir}", "--limit=2", f"--out={out}", blocks=4)
-    assert_one_line(done, f"--out: {out} cannot be written (File too large); give another --out")
+    assert_one_line(done, f"--out: {out} cannot be written (File too large); give another --out, or free space")
 
 
 def test_predict(warm, workdir, tmp_path):
     out = tmp_path / "out"
     done = warm.run("-m", "s2rm_jax.predict", f"--workdir={workdir}", "--text=the star", f"--out={out}", blocks=1)
-    assert_one_line(done, f"--out: {out / 'overlay.png'} cannot be written (File too large); give another --out")
+    assert_one_line(
+        done, f"--out: {out / 'overlay.png'} cannot be written (File too large); give another --out, or free space"
+    )

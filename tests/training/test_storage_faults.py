@@ -178,7 +178,7 @@ def test_what_does_not_pass_ends_with_a_status_of_its_own_and_earlier_checkpoint
     ("error", "message"),
     [
         (os_error(errno.ENOSPC), r"\(No space left on device\): make room there and run the command again$"),
-        (os_error(errno.EACCES), r"\(Permission denied\): correct the permissions and run the command again$"),
+        (os_error(errno.EACCES), r"\(Permission denied\): correct the permissions or give another folder, and run"),
     ],
 )
 def test_what_does_not_pass_by_itself_is_told_at_once(run_of, monkeypatch, error, message):
