@@ -286,7 +286,9 @@ def _explain_device(error: BaseException) -> str | None:
 
 
 def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
-    arguments = _with_config_found(sys.argv) if "config" in flag_values else sys.argv
+    home = os.path.expanduser("~/")  # shells expand --out ~/x, but not --out=~/x
+    arguments = [re.sub(r"^(--?config[\w.]*=)~/", lambda start: start[1] + home, one) for one in sys.argv]
+    arguments = _with_config_found(arguments) if "config" in flag_values else arguments
     rest: list[str] = []
     problems = []
     try:
@@ -308,7 +310,7 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
         raise UserError(f"{'; '.join(dict.fromkeys(problems))} (see --help)")
     for name in flag_values:
         value = flag_values[name].value
-        if isinstance(value, str) and value.startswith("~/"):  # shells expand --out ~/x, but not --out=~/x
+        if isinstance(value, str) and value.startswith("~/"):
             flag_values[name].value = os.path.expanduser(value)
     config: Any = flag_values["config"].value if "config" in flag_values else None
     if given_fields(flag_values).get("epochs") and config.get("steps"):
@@ -378,9 +380,9 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
         of_source = {field.rpartition(".")[2]: field for field in fields if field.startswith("input.source.")}
         near = [f"--config.{of_source[field]}" for field in similar_fields(leaf, list(of_source))]
         recipes = " (the recipes take it from S2RM_IMAGES)" if leaf == "image_root" else ""
-        add = f"if the source has it, add it to config.input.source in the file{recipes}"
+        add = f"if the source accepts it, add it to the file{recipes}"
         hint = f"did you mean {' or '.join(near)}?" if near else add
-        return f"--config.{name}: the source of this configuration sets no such field; {hint}"
+        return f"--config.{name}: config.input.source in this file does not set this field; {hint}"
     near = [f"--config.{field}" for field in similar_fields(name, fields)]
     hint = f"did you mean {' or '.join(near)}?" if near else "see s2rm_jax/config.py"
     return f"--config.{name}: no such field in the configuration; {hint}"

@@ -128,12 +128,12 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.input.source.apply_exif=True"],
-            "apply_exif: the source of this configuration sets no such field; if the source has it, add it to "
-            "config.input.source in the file\n",
+            "apply_exif: config.input.source in this file does not set this field; if the source accepts it, add it "
+            "to the file\n",
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.input.source.nam=x"],
-            "configuration sets no such field; did you mean --config.input.source.name?\n",
+            "does not set this field; did you mean --config.input.source.name?\n",
         ),
         (["--config=FILE", "--workdir=w", "--config.steps=many"], "--config.steps=many"),
         (["--config=FILE", "--workdir=w", "--config.steps=1.5"], "--config.steps=1.5"),
@@ -383,6 +383,12 @@ def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(monkeypatch, tmp_
 
     done = run_function(lambda: command_line.run_and_exit(main, values, ""), "--out=~/x", "--text=~/y")
     assert done.stdout == f"{tmp_path}/x ['~/y']\n"
+
+
+def test_a_tilde_is_the_home_folder_in_a_field_of_the_configuration(monkeypatch, tmp_path, call, config_file):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    *_, seen = call(f"--config={config_file}", "--workdir=w", "--config.text.vocab=~/x")
+    assert [config.text.vocab for config in seen] == [f"{tmp_path}/x"]
 
 
 def test_what_the_encoding_of_the_output_lacks_is_escaped():

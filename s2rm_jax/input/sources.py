@@ -37,7 +37,15 @@ def mixture_source(split: str, *, parts: Any, training: bool = False, on_bad_exa
     """
 
     def build(name: str) -> Source:
-        return build_source(_without_weight(parts[name]), split, training=training, on_bad_example=on_bad_example)
+        try:
+            return build_source(_without_weight(parts[name]), split, training=training, on_bad_example=on_bad_example)
+        except UserError as error:
+            if part or training or not str(error).startswith(f"split {split!r} not found"):
+                raise
+            raise UserError(
+                f"part {name!r} of the mixture: {error}; to evaluate another part alone, use NAME:{split} as "
+                "config.eval.split or --split"
+            ) from error
 
     part, split = parse_split(split, parts)
     if part:
@@ -156,7 +164,7 @@ def with_data(source: ConfigDict, given: Sequence[str]) -> ConfigDict:
                 f"--data {one}: the source {source.name!r} of this run has no field {name!r}; leave it out, or "
                 "give the folder of other data"
             )
-        section[field] = value
+        section[field] = os.path.expanduser(value) if field in _FOLDERS else value  # shells do not, behind "="
     return ConfigDict(fields)
 
 
@@ -171,7 +179,8 @@ def _section(fields: Any, name: str) -> dict[str, Any] | None:
 def _folder_fields(fields: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
     """Return the sections that have folders, by the dotted name of each field for a folder."""
     names: list[str] = [name for name in ("path", "root") if name in fields]
-    names += ["image_root"] if names == ["root"] else []
+    kind = SOURCES.get(str(fields.get("name")))
+    names += ["image_root"] if kind and "image_root" in inspect.signature(kind).parameters else []
     found = {f"{prefix}{name}": fields for name in names}
     for name, value in fields.items():
         if isinstance(value, dict):

@@ -214,7 +214,8 @@ def test_an_evaluation_sees_each_image_once_and_one_part_can_be_taken_alone(tmp_
     assert shares(build_source(config, "val", training=True)) == {"refcoco": 2, "mine": 6}
     with pytest.raises(UserError, match="split 'coco:val': part 'coco' not found; available: mine, refcoco"):
         build_source(config, "coco:val")
-    with pytest.raises(UserError, match=r"split 'testA' not found in .*data\.jsonl"):
+    message = r"part 'mine' of the mixture: split 'testA' not found in .*data\.jsonl.*, use NAME:testA as config"
+    with pytest.raises(UserError, match=message):
         build_source(config, "testA")
 
 

@@ -98,6 +98,25 @@ def test_what_cannot_have_moved_is_reported(source, move, message):
         moved(source, move)
 
 
+def test_folders_are_offered_only_where_the_source_has_them():
+    lines = {"name": "json_lines", "root": "old"}
+    mixture = {"name": "mixture", "parts": {"a": lines, "b": {"name": "coco_json", "root": "old"}}}
+    for source, offered in (
+        (lines, "--data root=DIR"),
+        (mixture, "--data parts.a.root=DIR, --data parts.b.root=DIR, --data parts.b.image_root=DIR"),
+    ):
+        with pytest.raises(UserError, match=f"use one of: {offered}$"):
+            with_data(ConfigDict(source), ["path=new"])
+
+
+def test_a_tilde_in_a_folder_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    source = ConfigDict({"name": "coco_json", "root": "old"})
+    for given in ("~/x", "root=~/x"):
+        assert with_data(source, [given]).root == "/home/me/x"
+    assert with_data(source, ["image_root=~/y"]).image_root == "/home/me/y"
+
+
 def test_a_path_through_a_plain_field_is_refused():
     with pytest.raises(UserError, match=r"--data name\.dataset=x: .* has no field 'name\.dataset'; leave it out"):
         with_data(ConfigDict({"name": "refer", "root": "a"}), ["name.dataset=x"])
