@@ -38,7 +38,7 @@ from s2rm_jax.input.example import (
 )
 from s2rm_jax.input.images import Header, map_files, path_in, read_header
 from s2rm_jax.input.masks import mask_file_problem, part_problem, usable_parts
-from s2rm_jax.input.refer_annotations import check_splits, split_error
+from s2rm_jax.input.refer_annotations import check_splits, id_of_other_kind, split_error
 
 _LOG = logging.getLogger(__name__)
 _MASK_KINDS = ("mask", "polygon", "rle")
@@ -71,6 +71,8 @@ def json_lines_source(
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
     if text.lstrip().startswith("["):
         raise UserError(f"{path} holds a JSON array; write one object on each line (jq -c '.[]' FILE does it)")
+    if text.lstrip().partition("\n")[0].strip() == "{":
+        raise UserError(f"{path} has objects of several lines; write each on one line (jq -c . FILE does it)")
     mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -78,7 +80,8 @@ def json_lines_source(
         try:
             entry: Any = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            mistakes.leave_out(where, [f"not JSON ({error})"])
+            place = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            mistakes.leave_out(where, [f"not JSON ({place})"])
             continue
         if line.strip() and mistakes.has_none(where, entry, _line_problems):
             image = _resolve(path.parent, entry["image"])
@@ -132,7 +135,10 @@ def coco_json_source(
             continue
         if mistakes.has_none(where, entry, lambda entry: _coco_problems(entry, images, ids)):
             ids.add(str(entry["id"]))
-            image = images[entry["image_id"]]
+            image, its_split = images[entry["image_id"]], entry.get("split", default_split)
+            if image is None:
+                mistakes.leave_out(where, [], its_split, len(entry["expressions"]))
+                continue
             records.append(
                 _Record(
                     where,
@@ -141,8 +147,9 @@ def coco_json_source(
                     image=_resolve(folder, image["file_name"]),
                     expressions=tuple(entry["expressions"]),
                     segmentation=entry["segmentation"],
-                    split=entry.get("split", default_split),
+                    split=its_split,
                     size=(image["height"], image["width"]),
+                    has_box=_has_box(entry),
                 )
             )
     if not records and not mistakes.found:
@@ -177,6 +184,7 @@ class _Record:
     segmentation: Segmentation
     split: str
     size: tuple[int, int] | None = None  # height and width, if the file has them
+    has_box: bool = False  # so it needs a mask with pixels
 
 
 @dataclass
@@ -199,10 +207,12 @@ class _Mistakes:
     def leave_out(self, where: str, problems: Sequence[str], split: str | None = None, expressions: int = 1) -> None:
         """Add the problems of an entry that is left out, and note the first one for each of its expressions.
 
-        The split of an entry that cannot be read is None: it may belong to any.
+        The split of an entry that cannot be read is None: it may belong to any. An entry that has no problem itself is
+        left out because of its image, whose problem was added already.
         """
         self.add(where, *problems)
-        self.left_out += [(split, f"{self.path}: {where}: {problems[0]}")] * expressions
+        reason = problems[0] if problems else "its image is left out"
+        self.left_out += [(split, f"{self.path}: {where}: {reason}")] * expressions
 
     def left_out_of(self, split: str) -> tuple[str, ...]:
         """Return the problem of each expression of a split that was left out."""
@@ -257,28 +267,37 @@ def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[
         for name in strings
         if name in entry and not (isinstance(entry[name], str) and entry[name])
     ]
+    problems += [_address_problem(name, entry[name]) for name in ("image", "mask") if name in entry]
     return [*problems, _expressions_problem(entry["expressions"]) if "expressions" in entry else ""]
 
 
-def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str, Any]]:
-    images: dict[Any, dict[str, Any]] = {}
+def _address_problem(name: str, value: Any) -> str:
+    is_address = isinstance(value, str) and "://" in value
+    return f"{name!r} is the address {value!r:.60}; download the file and give its path" if is_address else ""
+
+
+def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str, Any] | None]:
+    """Return the entries of images by id, None for an id whose image has a mistake or is not known."""
+    images: dict[Any, dict[str, Any] | None] = {}
     by_name: dict[str, dict[str, Any]] = {}  # 7 and "7" would give examples of one name
     for position, entry in enumerate(entries):
         fields = {"id": int | str, "file_name": str, "height": int, "width": int}
         wrong = [
             name for name, kind in fields.items() if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))
         ]
-        if wrong:
-            mistakes.add(f"image {_coco_name(entry, position)}", _wrong_fields(entry, wrong, fields))
+        problem = _wrong_fields(entry, wrong, fields) if wrong else _address_problem("file_name", entry["file_name"])
+        if problem:
+            mistakes.add(f"image {_coco_name(entry, position)}", problem)
+            if "id" not in wrong:
+                images[entry["id"]] = None
             continue
         first = by_name.setdefault(str(entry["id"]), entry)
         if first["file_name"] == entry["file_name"]:
-            images[entry["id"]] = entry
+            images.setdefault(entry["id"], entry)
         else:
             both = f"{first['file_name']} and {entry['file_name']}"
             mistakes.add(f"image {entry['id']}", f"two images have this id: {both}")
-            if mistakes.skip:
-                images.pop(first["id"], None)  # it is unknown to which of them the annotations belong
+            images[first["id"]] = images[entry["id"]] = None  # it is unknown to which of them the annotations belong
     return images
 
 
@@ -299,20 +318,29 @@ def _coco_name(entry: Any, position: int) -> str:
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at position {position}"
 
 
-def _coco_problems(entry: dict[str, Any], images: dict[Any, dict[str, Any]], ids: set[str]) -> list[str]:
+def _coco_problems(entry: dict[str, Any], images: Mapping[Any, Any], ids: set[str]) -> list[str]:
     problems = _problems(entry, ("id", "image_id", "segmentation"), ("split",))
-    if "image_id" in entry and (not isinstance(entry["image_id"], int | str) or entry["image_id"] not in images):
-        problems.append(f"no image has the id {entry['image_id']!r:.40}")
+    if "image_id" in entry and (not isinstance(id := entry["image_id"], int | str) or id not in images):
+        alike = id_of_other_kind(id, images)
+        hint = f"; there is one with the id {alike}: write both in the same way" if alike else ""
+        problems.append(f"no image has the id {id!r:.40}{hint}")
     if "segmentation" in entry:
         problems.append(_segmentation_problem(entry["segmentation"]))
         box = entry.get("bbox") or []
         if not isinstance(box, list):
             problems.append(f"'bbox' must be a list of four numbers, got {box!r:.40}")
-        elif entry["segmentation"] == [] and (entry.get("area") or any(box)):
-            problems.append("has a box or an area but no mask; add a mask, or remove both if it refers to nothing")
+        elif entry["segmentation"] == [] and _has_box(entry):
+            problems.append(_NO_MASK_IN_BOX)
     if not any(problems) and str(entry["id"]) in ids:
         problems.append("another annotation has this id")
     return problems
+
+
+_NO_MASK_IN_BOX = "has a box or an area but no mask; add a mask, or remove both if it refers to nothing"
+
+
+def _has_box(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("area") or any(entry.get("bbox") or ()))
 
 
 def _resolve(folder: Path, name: str) -> Path:
@@ -405,14 +433,15 @@ def _check_against_images(
         elif isinstance(record.segmentation, dict) and "png" in record.segmentation:
             mask_files[record.where] = (record.segmentation["png"], *size), hint
         elif record.segmentation:
-            segmentation, problems, is_empty = usable_parts(record.segmentation, *size)
+            segmentation, problems, is_empty, has_pixels = usable_parts(record.segmentation, *size)
             if is_empty and all(_lies_outside(part, *size) for part in segmentation):
                 problem = f"a polygon lies outside of its image of {_sides(size)} pixels: {segmentation[0]!r:.40}"
                 mistakes.leave_out(record.where, [problem + hint], record.split, len(record.expressions))
             elif is_empty:
                 empty.append(record.where)
-            elif not segmentation:
-                mistakes.leave_out(record.where, [problems[0] + hint], record.split, len(record.expressions))
+            elif not segmentation or (record.has_box and not has_pixels):
+                problem = problems[0] + hint if problems else _NO_MASK_IN_BOX
+                mistakes.leave_out(record.where, [problem], record.split, len(record.expressions))
             else:
                 bad_parts += [f"{record.where}: {problem}" for problem in problems]
                 kept.append(replace(record, segmentation=segmentation))

@@ -26,18 +26,20 @@ from s2rm_jax.errors import UserError, first_of
 from s2rm_jax.hub import accessing_hub, is_repository
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
-from s2rm_jax.input.masks import MAX_COORDINATE
-from s2rm_jax.input.parquet import ParquetFiles, Row, unpack_images
+from s2rm_jax.input.masks import part_problem
+from s2rm_jax.input.parquet import ParquetFiles, Row, UnpackedImages, unpack_images
 from s2rm_jax.input.refer import group_by_image
 from s2rm_jax.input.refer_annotations import (
-    Annotation,
-    Image,
+    MALFORMED,
     ImageFolder,
+    add_annotation,
+    add_image,
     check_choices,
     collector_paused,
     find_image_folder,
     select_referents,
 )
+from s2rm_jax.input.refer_masks import Annotation, Image
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +57,13 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*")
 # COCO's ids have up to six digits and are padded to twelve. The time in the name of a photograph is not such an id.
 _COCO_ID = re.compile(r"(?<!\d)0{6}\d{6}(?!\d)")
 _NO_COCO_ID = 10**12  # the first id of images that are not from COCO
+_ANY_SIDE = 10_000  # pixels that any polygon covers, for an image of unknown size
+_TYPES = {
+    "file_name": (str, "a string"),
+    "answer": (str | list | None, "a string, or a list of them"),
+    "segmentation": (list | None, "a list of numbers, or of lists of them"),
+    "bbox": (list | None, "a list of four numbers"),
+}
 _BOX_TOLERANCE = 1.0  # pixels between a box and its polygons
 
 
@@ -105,11 +114,15 @@ class HuggingFaceSource(StoredSource):
                 files = ParquetFiles(_named_files(files.paths, split, where))
             if not where.expanduser().is_file():  # a single file may be read by itself
                 _require_all_shards(files.paths)
-            refs, images, annotations, places = (
-                _refer_records(files) if has_sizes else _answer_records(files, split, where)
-            )
+            records = _refer_records(files, where) if has_sizes else _answer_records(files, split, where)
             referents = select_referents(
-                refs, images, annotations, where, split=split, sentence_field=sentence_field, overlap=overlap
+                records.refs,
+                records.images,
+                records.annotations,
+                where,
+                split=split,
+                sentence_field=sentence_field,
+                overlap=overlap,
             )
         self.num_referents = len(referents)
         folder = (
@@ -120,14 +133,13 @@ class HuggingFaceSource(StoredSource):
         examples, groups = group_by_image(referents, folder)
         name = f"{where} {split}"
         self._files = files
-        self._places = [places[image] for image in dict.fromkeys(one.image.id for one in referents)]
-        self._unpacked = unpack_images(files, self._places, name) if files.have_images else None
-        if self._unpacked and not has_sizes:
-            sizes = self._unpacked.index[:, 2:].tolist()
-            examples = [
-                replace(example, height=height, width=width)
-                for example, (height, width) in zip(examples, sizes, strict=True)
-            ]
+        numbers = [records.first_rows[image] for image in dict.fromkeys(one.image.id for one in referents)]
+        self._places = [records.rows[number] for number in numbers]
+        self._unpacked: UnpackedImages | None = None
+        if records.unpacked:
+            self._unpacked = records.unpacked.of(numbers)
+        elif files.have_images:
+            self._unpacked = unpack_images(files, self._places, name)
         super().__init__(name, examples, groups)
 
     def __getitem__(self, index: int) -> Example:
@@ -139,7 +151,7 @@ class HuggingFaceSource(StoredSource):
         if not image:
             where = self._files.describe(self._places[index])
             raise UserError(f"{where} has no image; only images that are stored in the rows are read")
-        if not example.height:  # its header could not be read when it was unpacked, perhaps without a decoder
+        if not self._unpacked.index[index, 2]:  # the header was not readable then, perhaps for lack of a decoder
             width, height = read_size(image, f"the image in {self._files.describe(self._places[index])}")
             example = replace(example, height=height, width=width)
         return replace(example, image=image)
@@ -231,12 +243,18 @@ def _download(name: str, split: str, revision: str) -> list[Path]:
 
 
 class _Records(NamedTuple):
-    """Rows as records of the REFER layout; `places` has the first row of each image, by id."""
+    """Rows as records of the REFER layout.
+
+    `first_rows` has the number in `rows` of the first row of each image, by the image's id. `unpacked` has the images
+    of all rows if they had to be compared.
+    """
 
     refs: list[dict[str, Any]]
     images: dict[int, Image]
     annotations: dict[int, Annotation]
-    places: dict[int, Row]
+    rows: list[Row]
+    first_rows: dict[int, int]
+    unpacked: UnpackedImages | None = None
 
 
 def _layout_of(files: ParquetFiles, where: Path) -> tuple[str, ...]:
@@ -260,45 +278,49 @@ def _named_files(paths: list[Path], split: str, where: Path) -> list[Path]:
     return [path for path in named if _split_name(path) == split] or named
 
 
-def _refer_records(files: ParquetFiles) -> _Records:
-    records = _Records([], {}, {}, {})
-    for place, row in files.rows(_REFER_COLUMNS):
+def _refer_records(files: ParquetFiles, where: Path) -> _Records:
+    records = _Records([], {}, {}, [], {})
+    for number, (place, row) in enumerate(files.rows(_REFER_COLUMNS)):
         try:
             image, annotation = json.loads(row["raw_image_info"]), json.loads(row["raw_anns"])
             id, ann_id = int(row["image_id"]), int(row["ann_id"])
-            records.images.setdefault(id, Image(id, image["file_name"], image["height"], image["width"]))
-            is_crowd = bool(annotation.get("iscrowd"))
-            records.annotations[ann_id] = Annotation(annotation.get("segmentation"), is_crowd, id)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            add_image(records.images, id, image, where)
+            add_annotation(records.annotations, ann_id, {"image_id": id} | annotation, records.images, where)
+        except MALFORMED as error:
             raise UserError(
                 f"{files.describe(place)}: raw_anns and raw_image_info must be JSON objects of COCO, and ids numbers "
                 f"({error!r})"
             ) from error
         records.refs.append({**row, "image_id": id, "ann_id": ann_id, "sentences": row["sentences"] or []})
-        records.places.setdefault(id, place)
+        records.rows.append(place)
+        records.first_rows.setdefault(id, number)
     return records
 
 
 def _answer_records(files: ParquetFiles, split: str, where: Path) -> _Records:
-    records = _Records([], {}, {}, {})
-    names: dict[str, int] = {}
-    partial = []
     columns = [*_ANSWER_COLUMNS[1:], *(name for name in _OPTIONAL_COLUMNS if name in files.columns)]
-    for number, (place, row) in enumerate(files.rows(columns)):
-        name = row["file_name"]
-        if not name:
-            raise UserError(f"{files.describe(place)} has no file_name, which says which rows have the same image")
-        coco_id = _COCO_ID.search(name)
-        image_id = int(coco_id[0]) if coco_id else _NO_COCO_ID + names.setdefault(name, len(names))
+    rows = list(files.rows(columns))
+    places = [place for place, _ in rows]
+    unpacked = unpack_images(files, places, f"{where} {split}")
+    records = _Records([], {}, {}, places, {}, unpacked)
+    ids: dict[tuple[int | str, int, int], int] = {}  # by the id or name, and by the place of the image's bytes
+    partial = []
+    for number, ((place, row), stored) in enumerate(zip(rows, unpacked.index.tolist(), strict=True)):
+        _check_types(row, files.describe(place))
+        start, size, height, width = stored
+        coco_id = _COCO_ID.search(row["file_name"])
+        name = int(coco_id[0]) if coco_id else row["file_name"]
+        is_new = isinstance(name, str) or name in records.images
+        image_id = ids.setdefault((name, start, size), _NO_COCO_ID + len(ids) if is_new else name)
+        # An image without a readable header is refused when it is accessed.
+        size_or_any = (height, width) if height else (_ANY_SIDE, _ANY_SIDE)
+        records.images.setdefault(image_id, Image(image_id, row["file_name"], *size_or_any))
         polygons = _polygons(row["segmentation"])
-        height, width = _extent(polygons)
-        image = records.images.get(image_id, Image(image_id, name, 0, 0))
-        records.images[image_id] = replace(image, height=max(image.height, height), width=max(image.width, width))
         records.annotations[number] = Annotation(None if row.get("iscrowd") else polygons, False, image_id)
         texts = [row["answer"]] if isinstance(row["answer"], str) else row["answer"] or []
         sentences = [{"sent_id": f"{number}-{position}", "raw": text} for position, text in enumerate(texts)]
         records.refs.append({"ann_id": number, "image_id": image_id, "split": split, "sentences": sentences})
-        records.places.setdefault(image_id, place)
+        records.first_rows.setdefault(image_id, number)
         partial += [number] if _is_partial(polygons, row.get("bbox")) else []
     if partial:
         _LOG.warning(
@@ -309,29 +331,33 @@ def _answer_records(files: ParquetFiles, split: str, where: Path) -> _Records:
     return records
 
 
-def _polygons(segmentation: list[Any] | None) -> list[list[float]] | None:
+def _check_types(row: dict[str, Any], place: str) -> None:
+    """Raise a UserError if a column has values of a type that is not read."""
+    if not row["file_name"]:
+        raise UserError(f"{place} has no file_name, which with the image says which rows have the same image")
+    for name, (types, what) in _TYPES.items():
+        if not isinstance(row.get(name), types):
+            raise UserError(f"{place} has {row[name]!r:.40} as {name}; it must be {what}")
+
+
+def _polygons(segmentation: list[Any] | None) -> list[Any] | None:
     """Return a column that holds one polygon, or a list of them, as a list of polygons; None for none."""
     if not segmentation:
         return None
     return [_decimal(polygon) for polygon in (segmentation if isinstance(segmentation[0], list) else [segmentation])]
 
 
-def _extent(polygons: list[list[float]] | None) -> tuple[int, int]:
-    """Return a height and width that contain the polygons, until the header of the image is read."""
-    ends = [max((value for polygon in polygons or () for value in polygon[axis::2]), default=0.0) for axis in (1, 0)]
-    height, width = (int(min(max(0.0, end), MAX_COORDINATE)) + 1 for end in ends)  # NaN becomes 0
-    return height, width
-
-
-def _decimal(values: list[float]) -> list[float]:
-    """Return float32 values as the decimal numbers that they were, so that masks are the same to the pixel."""
+def _decimal(values: Any) -> Any:
+    """Return a polygon of float32 values as the decimal numbers that they were, so that masks are the same."""
+    if part_problem(values):
+        return values
     single = np.asarray(values, np.float32)
     return [float(str(value)) for value in single] if np.array_equal(single, values) else values
 
 
-def _is_partial(polygons: list[list[float]] | None, box: list[float] | None) -> bool:
+def _is_partial(polygons: list[Any] | None, box: list[Any] | None) -> bool:
     """Return whether polygons leave out a part of their box (x, y, width, height)."""
-    if not polygons or not box or len(box) != 4:
+    if not polygons or any(map(part_problem, polygons)) or not box or len(box) != 4 or None in box:
         return False
     xs, ys = ([value for polygon in polygons for value in polygon[axis::2]] for axis in (0, 1))
     x, y, width, height = box

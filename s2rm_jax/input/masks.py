@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Int64
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from s2rm_jax.errors import UserError, one_line
+from s2rm_jax.errors import UserError, counted, one_line
 from s2rm_jax.input.example import Segmentation
 from s2rm_jax.input.images import FORMATS, orientation_of
 
@@ -140,34 +140,38 @@ class Usable(NamedTuple):
         problems: of the others, one each
         is_empty: whether there are only polygons and none covers a pixel. Such a segmentation is not a mask; an RLE or
             file without a pixel means that the expression refers to nothing.
+        has_pixels: whether a part covers a pixel.
     """
 
     segmentation: Any
     problems: list[str]
     is_empty: bool
+    has_pixels: bool
 
 
 def usable_parts(segmentation: Any, height: int, width: int) -> Usable:
     """Separate the parts of a segmentation, polygons or RLEs, into those that can be decoded and the others."""
-    good, problems, is_empty = [], [], True
+    good, problems, covers = [], [], False
     for part in [segmentation] if isinstance(segmentation, dict) else segmentation:
         try:
-            problem, covers = part_problem(part), False
-            if not problem and (is_empty or isinstance(part, dict)):  # of polygons, one with a pixel is enough
-                covers = _part_has_pixels(part, height, width)
+            problem = part_problem(part)
+            if not problem and (not covers or isinstance(part, dict)):  # of polygons, one with a pixel is enough
+                covers |= _part_has_pixels(part, height, width)
         except UserError as error:
             problem = str(error)
         if problem:
             problems.append(problem)
         else:
             good.append(part)
-            is_empty = is_empty and not covers and not isinstance(part, dict)
     whole = segmentation if isinstance(segmentation, dict) and good else good
-    return Usable(whole, problems, is_empty and bool(good))
+    is_empty = bool(good) and not covers and not any(isinstance(part, dict) for part in good)
+    return Usable(whole, problems, is_empty, covers)
 
 
 def part_problem(part: Any) -> str:
     """Return why a polygon or an RLE cannot be decoded, as far as its fields show it, or ""."""
+    if isinstance(part, dict) and not part.keys() & {"size", "counts"}:
+        return f"a mask's part must be a polygon [x0, y0, x1, y1, ...] or an RLE with size and counts, got {part!r:.40}"
     return _rle_problem(part) if isinstance(part, dict) else _polygon_problem(part)
 
 
@@ -175,10 +179,12 @@ def _polygon_problem(value: Any) -> str:
     if not isinstance(value, list):
         return f"a polygon must be a list [x0, y0, x1, y1, ...] in a list of polygons, got {value!r:.40}"
     if not all(isinstance(number, int | float) and abs(number) < MAX_COORDINATE for number in value):  # refuses NaN
+        if any(isinstance(number, list) for number in value):
+            return f"a polygon has lists in it, got {value!r:.40}; write x0, y0, x1, y1, ... in one flat list"
         return f"a polygon has an invalid pixel coordinate: {value!r:.40}"
     if len(value) % 2:
         return f"a polygon has an odd number of coordinates ({len(value)})"
-    return "" if len(value) >= 6 else f"a polygon has {len(value) // 2} corners; it needs at least 3"
+    return "" if len(value) >= 6 else f"a polygon has {counted(len(value) // 2, 'corner')}; it needs at least 3"
 
 
 def _rle_problem(value: dict[str, Any]) -> str:

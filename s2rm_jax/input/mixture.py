@@ -13,11 +13,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
+from typing import Any
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Groups, Source
 from s2rm_jax.input.refer import ReferSource
-from s2rm_jax.input.refer_annotations import check_splits, collector_paused, find_annotations, load_refs, split_of
+from s2rm_jax.input.refer_annotations import (
+    check_splits,
+    collector_paused,
+    find_annotations,
+    image_id_of,
+    load_refs,
+    split_of,
+)
 
 _MAX_LENGTH = 2**31 - 1  # images that the pipeline can shuffle
 
@@ -33,7 +41,7 @@ class MixtureSource(Source):
     Without weights, every image of every part occurs exactly once.
     """
 
-    def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, int | float] | None = None):
+    def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, Any] | None = None):
         """Take sources and weights of any sum, both by name; raise a UserError if a part or a weight is unsuitable."""
         if not parts:
             raise UserError("a mixture has no parts; name at least one source")
@@ -112,10 +120,11 @@ def parse_split(split: str, names: Collection[str]) -> tuple[str, str]:
     return name, part_split
 
 
-def _counts(parts: Mapping[str, Source], weights: Mapping[str, int | float]) -> tuple[int, ...]:
+def _counts(parts: Mapping[str, Source], weights: Mapping[str, Any]) -> tuple[int, ...]:
     for name in parts:
-        if not (weights.get(name, 0) > 0 and math.isfinite(weights[name])):
-            raise UserError(f"part {name!r} of the mixture has the weight {weights.get(name)}; it must be above 0")
+        weight = weights.get(name)
+        if not (isinstance(weight, int | float) and weight > 0 and math.isfinite(weight)):
+            raise UserError(f"part {name!r} of the mixture has the weight {weight!r}; it must be a number above 0")
     # The number of items per unit of weight, set by the part that has the most images for its weight.
     unit = max(len(source) / weights[name] for name, source in parts.items())
     return tuple(max(len(source), round(unit * weights[name])) for name, source in parts.items())
@@ -184,7 +193,7 @@ def evaluation_images(root: str | Path, datasets: Iterable[tuple[str, str]]) -> 
         path, _ = find_annotations(root, dataset, split_by)
         refs = load_refs(path)
         check_splits([split_of(ref, path) for ref in refs], "train", path)
-        found |= {ref["image_id"] for ref in refs if split_of(ref, path) != "train"}
+        found |= {image_id_of(ref, path) for ref in refs if split_of(ref, path) != "train"}
     return frozenset(found)
 
 

@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 _ROWS_AT_A_TIME = 8  # with their images in memory
 _INDEX = np.dtype("<i8")  # of files of unpacked images
-_LAYOUT = 1  # of these files; increase it when their content changes
+_LAYOUT = 2  # of these files; increase it when their content changes
 
 
 class Row(NamedTuple):
@@ -79,14 +79,18 @@ class ParquetFiles:
 
 @dataclass(frozen=True)
 class UnpackedImages:
-    """Images in one file, where each is read by itself. The file does not stay open, see ParquetFiles.
+    """The images of rows in one file, where each is read by itself. The file does not stay open, see ParquetFiles.
 
-    `index` has for each image its first byte, its number of bytes (0: no image), and its height and width in pixels by
-    its header (0: damaged).
+    `index` has for each row the first byte of its image, the number of bytes (0: no image), and the height and width in
+    pixels by its header (0: damaged). Rows with the same image, byte for byte, share it.
     """
 
     path: Path
-    index: Int64[np.ndarray, "images 4"]
+    index: Int64[np.ndarray, "rows 4"]
+
+    def of(self, numbers: Sequence[int]) -> UnpackedImages:
+        """Return the images of some of the rows."""
+        return UnpackedImages(self.path, self.index[list(numbers)])
 
     def read(self, number: int) -> bytes:
         """Return the file of an image; raise a UserError if it cannot be read."""
@@ -107,7 +111,7 @@ def unpack_images(files: ParquetFiles, places: Sequence[Row], name: str) -> Unpa
 
     Args:
         files: the Parquet files.
-        places: the row of each image.
+        places: the rows.
         name: of the dataset and its split, for messages.
 
     Raises:
@@ -122,7 +126,7 @@ def unpack_images(files: ParquetFiles, places: Sequence[Row], name: str) -> Unpa
             with lock_file(path.with_suffix(".lock")):  # one process unpacks, the others wait
                 index = _read_index(path, len(places))
                 if index is None:
-                    _LOG.info("%s: unpacking %d images into %s", name, len(places), path)
+                    _LOG.info("%s: unpacking the images of %d rows into %s", name, len(places), path)
                     index = _write_images(files, places, path)
     except OSError as error:
         raise UserError(
@@ -132,7 +136,7 @@ def unpack_images(files: ParquetFiles, places: Sequence[Row], name: str) -> Unpa
     return UnpackedImages(path, index)
 
 
-def _read_index(path: Path, count: int) -> Int64[np.ndarray, "images 4"] | None:
+def _read_index(path: Path, count: int) -> Int64[np.ndarray, "rows 4"] | None:
     """Return the index at the end of a file of images; None if there is no such file, or if it is incomplete."""
     try:
         with open(path, "rb") as file:
@@ -143,22 +147,26 @@ def _read_index(path: Path, count: int) -> Int64[np.ndarray, "images 4"] | None:
             index = np.frombuffer(file.read(), _INDEX).reshape(count, 4)
     except FileNotFoundError:
         return None
-    return index if index[:, 1].sum() == start else None
+    return index if np.unique(index[:, :2], axis=0)[:, 1].sum() == start else None
 
 
-def _write_images(files: ParquetFiles, places: Sequence[Row], path: Path) -> Int64[np.ndarray, "images 4"]:
-    """Write the images of rows one after the other, and their index; return the index."""
+def _write_images(files: ParquetFiles, places: Sequence[Row], path: Path) -> Int64[np.ndarray, "rows 4"]:
+    """Write the different images of rows one after the other, and their index; return the index."""
     index = np.zeros((len(places), 4), _INDEX)
     order = sorted(range(len(places)), key=places.__getitem__)
+    written: dict[bytes, tuple[int, int, int, int]] = {}  # by digest
     part = path.with_suffix(".part")  # always the same, so that the next process replaces what a killed one left
     try:
         with open(part, "wb") as file:
             for number, image in zip(order, files.images(places[one] for one in order), strict=True):
-                width, height = 0, 0
-                with suppress(UserError):  # raised when the image is read
-                    width, height = read_size(image, "the image")
-                index[number] = file.tell(), len(image), height, width
-                file.write(image)
+                digest = hashlib.sha256(image).digest()
+                if digest not in written:
+                    width, height = 0, 0
+                    with suppress(UserError):  # raised when the image is read
+                        width, height = read_size(image, "the image")
+                    written[digest] = file.tell(), len(image), height, width
+                    file.write(image)
+                index[number] = written[digest]
             file.write(index.tobytes())
             flush_to_disk(file)
         part.replace(path)
@@ -191,4 +199,9 @@ def _read_images(path: Path, group: int, wanted: set[int]) -> Iterator[bytes]:
         columns = (batch.column("image").field("bytes") if is_struct else batch.column("image") for batch in batches)
         for row, image in enumerate(chain.from_iterable(columns)):
             if row in wanted:
-                yield image.as_py() or b""
+                content = image.as_py() or b""
+                if not isinstance(content, bytes):
+                    raise UserError(
+                        f"the column image of {path} has {content!r:.60}; only the bytes of image files are read there"
+                    )
+                yield content

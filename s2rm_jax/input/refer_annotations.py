@@ -12,18 +12,19 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from s2rm_jax.errors import UserError, counted, first_of
 from s2rm_jax.input.example import Expression, Segmentation, expression_problem
 from s2rm_jax.input.images import path_in
-from s2rm_jax.input.masks import has_pixels, usable_parts
 from s2rm_jax.input.plain_pickle import load_plain_pickle
+from s2rm_jax.input.refer_masks import Annotation, Image, Masks
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ _COCO_FOLDERS = (
 _CLEF_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
 # Images that refclef refers to but its archive lacks.
 _LOST = {"refclef": frozenset({"17975.jpg", "19575.jpg", "19579.jpg"})}
+_COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_(\d{12}\.\w+)$")
+_MOST_PIXELS = 1 << 31  # pycocotools counts pixels by 32 bits
 _HELP = "data/README.md lists where to get it"
 
 
@@ -127,38 +130,23 @@ def find_image_folder(root: Path, dataset: str, image_root: Path | None, *file_n
     there = [str(folder) for folder in folders if folder.is_dir()]
     state = f"these folders exist, without it: {', '.join(there)}" if there else "none of these folders exists"
     tried = ", ".join(str(folder) for folder in folders)
+    bare = _bare(file_names[0])
+    also = f" (or {bare})" if bare != file_names[0] else ""
     raise UserError(
-        f"the image {file_names[0]} (or {_bare(file_names[0])}) was not found; {state}; tried {tried}; "
+        f"the image {file_names[0]}{also} was not found; {state}; tried {tried}; "
         "unpack the images into one of them, or give their folder as image_root (the recipes take it from S2RM_IMAGES);"
         " data/README.md lists where to get them"
     )
 
 
 def _bare(file_name: str) -> str:
-    return file_name.rsplit("_", 1)[-1]
+    match = _COCO_NAME.search(file_name)
+    return match[1] if match else file_name
 
 
 def _listing(folder: Path, pattern: str) -> str:
     names = sorted(path.name for path in folder.glob(pattern))
     return first_of(names, ", ", 8) or f"nothing like {pattern}"
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image of `instances.json`; the size is in pixels."""
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-
-
-class Annotation(NamedTuple):
-    """The stored mask of one object; a crowd is many objects in one annotation."""
-
-    segmentation: Any
-    is_crowd: bool
-    image_id: Any
 
 
 def read_json(path: Path) -> Any:
@@ -176,7 +164,7 @@ def _read_bytes(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]:
+def read_instances(path: Path) -> tuple[dict[Any, Image], dict[Any, Annotation]]:
     """Return the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
@@ -184,27 +172,14 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
             one id.
     """
     content = read_json(path)
-    images: dict[int, Image] = {}
-    annotations: dict[int, Annotation] = {}
+    images: dict[Any, Image] = {}
+    annotations: dict[Any, Annotation] = {}
     try:
         for entry in content["images"]:
-            image = Image(entry["id"], _string(entry["file_name"]), int(entry["height"]), int(entry["width"]))
-            if min(image.height, image.width) < 1:
-                raise ValueError(f"image {image.id} has {image.width} x {image.height} pixels")
-            other = images.setdefault(image.id, image)
-            if other != image:
-                raise UserError(
-                    f"{path} has two images with the id {image.id}: {other.file_name} and {image.file_name}; give each "
-                    "its own"
-                )
+            add_image(images, entry["id"], entry, path)
         for entry in content["annotations"]:
-            segmentation, is_crowd = entry.get("segmentation"), bool(entry.get("iscrowd"))
-            annotation = Annotation(segmentation, is_crowd, entry.get("image_id"))
-            first = annotations.setdefault(entry["id"], annotation)
-            if first != annotation:
-                names = " and ".join(_image_name(images, one.image_id) for one in (first, annotation))
-                raise UserError(f"{path} has two annotations with the id {entry['id']}, of {names}; give each its own")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            add_annotation(annotations, entry["id"], entry, images, path)
+    except MALFORMED as error:
         raise UserError(
             f"{path} is not in COCO's format ({error!r}): it needs images with id, file_name, height and width, and "
             "annotations with id and segmentation"
@@ -212,14 +187,44 @@ def read_instances(path: Path) -> tuple[dict[int, Image], dict[int, Annotation]]
     return images, annotations
 
 
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not a string")
-    return value
+# What wrong types and missing fields in a record of COCO raise.
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
-def _image_name(images: dict[int, Image], id: Any) -> str:
-    return images[id].file_name if id in images else f"image {id}"
+def add_image(images: dict[Any, Image], id: Any, entry: dict[str, Any], path: Path) -> None:
+    """Add an image, given its entry in COCO's format, to those by id.
+
+    Raises:
+        UserError: the file, `path`, has another image of that id.
+        MALFORMED: the entry is not in COCO's format, or the id is of another type than that of the first image.
+    """
+    if not isinstance(name := entry["file_name"], str):
+        raise TypeError(f"{name!r:.40} is not a string")
+    image = Image(id, name, int(entry["height"]), int(entry["width"]))
+    if min(image.height, image.width) < 1 or image.height * image.width >= _MOST_PIXELS:
+        raise ValueError(f"image {id} has {image.width:.5g} x {image.height:.5g} pixels")
+    other = images.setdefault(id, image)
+    if other != image:
+        raise UserError(
+            f"{path} has two images with the id {id}: {other.file_name} and {image.file_name}; give each its own"
+        )
+    first = next(iter(images))
+    if type(id) is not type(first):  # the images are sorted by their ids
+        raise TypeError(f"the image ids {first!r} and {id!r:.40} are of different types")
+
+
+def add_annotation(
+    annotations: dict[Any, Annotation], id: Any, entry: dict[str, Any], images: dict[Any, Image], path: Path
+) -> None:
+    """Add an annotation as `add_image` adds an image; `images` are for the message."""
+    annotation = Annotation(entry.get("segmentation"), bool(entry.get("iscrowd")), entry.get("image_id"))
+    first = annotations.setdefault(id, annotation)
+    if first != annotation:
+        names = " and ".join(
+            images[one.image_id].file_name if one.image_id in images else f"image {one.image_id}"
+            for one in (first, annotation)
+        )
+        raise UserError(f"{path} has two annotations with the id {id}, of {names}; give each its own")
 
 
 def load_refs(path: str | Path) -> list[dict[str, Any]]:
@@ -262,8 +267,8 @@ def collector_paused() -> Iterator[None]:
 
 def select_referents(
     all_refs: list[dict[str, Any]],
-    images: dict[int, Image],
-    annotations: dict[int, Annotation],
+    images: dict[Any, Image],
+    annotations: dict[Any, Annotation],
     refs_path: Path,
     *,
     split: str,
@@ -272,10 +277,11 @@ def select_referents(
 ) -> list[Referent]:
     """Return the referents of a split, ordered by the image's id, then as in the file.
 
-    Referents without a mask and expressions without words are left out, and so are the parts of a mask that cannot be
-    decoded; each of the three is counted in a warning. Polygons that cover no pixel are no mask. In gRefCOCO
-    (`grefs(...)`) a referent has a list of annotations, and its mask is their union: annotations of crowds are skipped,
-    as in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
+    Referents without a usable mask and expressions without words are left out, and so are the parts of a mask that
+    cannot be decoded; each of the three is counted in a warning. Polygons that cover no pixel are no mask, and neither
+    is the annotation of another image. In gRefCOCO (`grefs(...)`) a referent has a list of annotations, and its mask is
+    their union, for which each needs a mask; those that cover no pixel add none. Annotations of crowds are skipped, as
+    in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
 
     Args:
         all_refs: the records of the referents of all splits.
@@ -297,39 +303,38 @@ def select_referents(
     check_splits(splits, split, refs_path)
 
     generalized = is_generalized(refs_path)
-    masks = _Masks(annotations, overlap, refs_path)
-    segmentation_of = _union if generalized else _single
+    masks = Masks(annotations, overlap)
     referents, without_mask, unusable = [], [], []
     for ref in refs:
-        if not has_usable_ids(ref):
-            raise UserError(
-                f"{refs_path} has a referent whose image_id or ann_id is not a number or a string: {ref!s:.80}"
-            )
-        image = images.get(image_id := _field(ref, "image_id", refs_path))
+        image = images.get(image_id := image_id_of(ref, refs_path))
         if image is None:
-            raise _unknown(f"image {image_id}", ref, refs_path)
-        segmentation = segmentation_of(ref, image, masks)
-        if segmentation is None:
-            without_mask.append(ref["ann_id"])
+            raise _unknown("image", image_id, images, ref, refs_path)
+        segmentation = _mask_of(ref, image, masks, refs_path)
+        if isinstance(segmentation, str):
+            without_mask.append(f"ann_id {ref['ann_id']}: {segmentation}")
             continue
         expressions = []
         for sent_id, text in _expressions(ref, sentence_field, refs_path):
             # gRefCOCO's sent_id may not be unique by itself.
             id = f"{ref.get('ref_id')}-{sent_id}" if generalized else sent_id
             if expression_problem(text):
-                unusable.append(id)
+                unusable.append(f"sent_id {id}")
             else:
                 expressions.append(Expression(text, segmentation, id=id, referent=str(ref.get("ref_id", ""))))
         if expressions:
             referents.append(Referent(image, tuple(expressions)))
 
-    _warn(f"{refs_path}: referents left out because their annotation has no mask", "ann_id", without_mask)
-    left_out = set(map(str, without_mask))
-    bad = [id for id in masks.bad if str(id) not in left_out]
-    _warn(f"{refs_path}: annotations with parts that cannot be decoded; those parts were left out", "ann_id", bad)
-    _warn(f"{refs_path}: expressions left out because they have no words or are not valid Unicode", "sent_id", unusable)
     if not referents:
-        raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression")
+        why = f"; without a usable mask: {_count(without_mask)}" if without_mask else ""
+        raise UserError(f"no referent of split {split!r} in {refs_path} has both a mask and an expression{why}")
+    bad = [f"ann_id {id}" for id in masks.bad]
+    for what, cases in (
+        ("referents left out because they have no usable mask", without_mask),
+        ("annotations with parts that cannot be decoded; those parts were left out", bad),
+        ("expressions left out because they have no words or are not valid Unicode", unusable),
+    ):
+        if cases:
+            _LOG.warning("%s: %s: %s", refs_path, what, _count(cases))
     _check_ids(referents, refs_path)
     return sorted(referents, key=lambda referent: referent.image.id)
 
@@ -358,9 +363,16 @@ def check_splits(found: Collection[str], split: str, path: Path) -> None:
             raise UserError(f"{path}: the splits {listed} differ only in case or spaces; spell them alike")
 
 
+def image_id_of(ref: dict[str, Any], path: Path) -> Any:
+    """Return the image's id of a record; raise a UserError if it has none, or if an id of it cannot be looked up."""
+    if not has_usable_ids(ref):
+        raise UserError(f"{path} has a referent whose image_id or ann_id is not a number or a string: {ref!s:.80}")
+    return _field(ref, "image_id", path)
+
+
 def split_error(split: str, path: Path, found: Iterable[str]) -> UserError:
     """Return the error for a split that no referent of a file is in, given the split of each."""
-    available = ", ".join(f"{name} ({count} referents)" for name, count in sorted(Counter(found).items()))
+    available = ", ".join(f"{name} ({counted(count, 'referent')})" for name, count in sorted(Counter(found).items()))
     return UserError(f"split {split!r} not found in {path}; available: {available or 'none'}")
 
 
@@ -370,69 +382,40 @@ def _in_split(value: str, split: str) -> bool:
     return "test" in value if split == "test" else value == split
 
 
-def _single(ref: dict[str, Any], image: Image, masks: _Masks) -> Segmentation | None:
-    """Return the segmentation of a referent that is one object, or None if it has no mask."""
-    ann_id = _field(ref, "ann_id", masks.path)
-    if isinstance(ann_id, list):
+def _mask_of(ref: dict[str, Any], image: Image, masks: Masks, path: Path) -> Segmentation | str:
+    """Return the mask of a referent, [] if it refers to nothing, or a str that says why it has no mask."""
+    ids = _field(ref, "ann_id", path)
+    generalized = is_generalized(path)
+    if not generalized and isinstance(ids, list):
         raise UserError(
-            f"{masks.path} has a list of annotations for referent {ref.get('ref_id')}, which only gRefCOCO's format "
-            f"has; files in that format are named g{masks.path.name}"
+            f"{path} has a list of annotations for referent {ref.get('ref_id')}, which only gRefCOCO's format has; "
+            f"files in that format are named g{path.name}"
         )
-    return masks.find(ann_id, ref, image)
-
-
-def _union(ref: dict[str, Any], image: Image, masks: _Masks) -> Segmentation | None:
-    """Return the parts of a referent of gRefCOCO, [] if it refers to nothing, None if no part has a mask."""
-    ann_ids = _field(ref, "ann_id", masks.path)
-    ann_ids = ann_ids if isinstance(ann_ids, list) else [ann_ids]
-    if ann_ids == [-1]:
+    ids = ids if isinstance(ids, list) else [ids]
+    if generalized and ids == [-1]:
         return []
-    parts: list[Any] = []
-    for ann_id in ann_ids:
-        segmentation = masks.find(ann_id, ref, image)
-        if segmentation is not None and not masks.annotations[ann_id].is_crowd:
-            parts += segmentation if isinstance(segmentation, list) else [segmentation]
-    return parts or None
+    for id in ids:
+        if id not in masks.annotations:
+            raise _unknown("annotation", id, masks.annotations, ref, path)
+    return masks.union(ids, image) if generalized else masks.single(ids[0], image)
 
 
-class _Masks:
-    """The usable masks of annotations, which treat overlaps as `overlap` says."""
-
-    def __init__(self, annotations: dict[int, Annotation], overlap: str, path: Path):
-        self.annotations = annotations
-        self.path = path
-        self.bad: list[Any] = []  # ids of annotations with parts that cannot be decoded
-        self._overlap = overlap
-        self._usable: dict[Any, Segmentation | None] = {}
-
-    def find(self, ann_id: Any, ref: dict[str, Any], image: Image) -> Segmentation | None:
-        """Return the mask of an annotation, None if it has none; raise a UserError if there is no such annotation."""
-        if ann_id not in self.annotations:
-            raise _unknown(f"annotation {ann_id}", ref, self.path)
-        if ann_id not in self._usable:
-            self._usable[ann_id] = self._find(ann_id, image)
-        return self._usable[ann_id]
-
-    def _find(self, ann_id: Any, image: Image) -> Segmentation | None:
-        stored = self.annotations[ann_id].segmentation
-        if not isinstance(stored, list | dict) or not stored:
-            return None
-        segmentation, problems, is_empty = usable_parts(stored, image.height, image.width)
-        if problems:
-            self.bad.append(ann_id)
-        if not segmentation or is_empty:
-            return None
-        if self._overlap == "drop" and isinstance(segmentation, list) and len(segmentation) > 1:
-            once = {"covered_once": segmentation}
-            return once if has_pixels(once, image.height, image.width) else None
-        return segmentation
-
-
-def _unknown(what: str, ref: dict[str, Any], path: Path) -> UserError:
+def _unknown(what: str, id: Any, ids: Iterable[Any], ref: dict[str, Any], path: Path) -> UserError:
+    advice = "take both files from the same archive"
+    if id == -1:
+        advice = "-1 means that the expression refers to nothing, and must be the only id"
+    elif alike := id_of_other_kind(id, ids):
+        advice = f"it has the id {alike}; write the ids of both files in the same way"
     return UserError(
-        f"{path} refers to {what} (referent {ref.get('ref_id')}), which is not in the instances.json beside it; take "
-        "both files from the same archive"
+        f"{path} refers to {what} {id!r} (referent {ref.get('ref_id')}), which is not in the instances.json beside "
+        f"it; {advice}"
     )
+
+
+def id_of_other_kind(id: Any, ids: Iterable[Any]) -> str:
+    """Return that of the ids that differs from an unknown one in its type only, such as 1 from "1" or 1.0, or ""."""
+    texts = (str(id), str(id).removesuffix(".0"))
+    return next((repr(one) for one in ids if str(one) in texts), "")
 
 
 def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:
@@ -475,6 +458,6 @@ def _check_ids(referents: list[Referent], path: Path) -> None:
         raise UserError(f"{path} has {count} expressions with the sent_id {id} in one split; each needs its own")
 
 
-def _warn(what: str, id_name: str, ids: list[Any]) -> None:
-    if ids:
-        _LOG.warning("%s: %d (%s %s)", what, len(ids), id_name, first_of(ids, ", "))
+def _count(cases: list[str]) -> str:
+    """Return the number of cases and the first of them."""
+    return f"{len(cases)} ({first_of(cases)})"

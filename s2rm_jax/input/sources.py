@@ -6,7 +6,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -37,21 +38,23 @@ def mixture_source(split: str, *, parts: Any, training: bool = False, on_bad_exa
     """
 
     def build(name: str) -> Source:
-        try:
+        with _naming_part(name):
             return build_source(_without_weight(parts[name]), split, training=training, on_bad_example=on_bad_example)
-        except UserError as error:
-            if part or training or not str(error).startswith(f"split {split!r} not found"):
-                raise
-            raise UserError(
-                f"part {name!r} of the mixture: {error}; to evaluate another part alone, use NAME:{split} as "
-                "config.eval.split or --split"
-            ) from error
 
     part, split = parse_split(split, parts)
     if part:
         return build(part)
     weights = {name: parts[name].get("weight", 1.0) for name in sorted(parts)}
     return MixtureSource({name: build(name) for name in weights}, weights if training else None)
+
+
+@contextmanager
+def _naming_part(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        error.args = (f"parts.{name}: {error}",)
+        raise
 
 
 SOURCES: dict[str, Any] = {
@@ -213,7 +216,8 @@ def find_source(config: ConfigDict, split: str) -> None:
             part, split = parse_split(split, fields["parts"])
             for one, settings in fields["parts"].items():
                 if part in ("", one):
-                    find_source(_without_weight(settings), split)
+                    with _naming_part(one):
+                        find_source(_without_weight(settings), split)
         case _:
             pass  # "synthetic" reads no files; without a case here, missing files are found later, by `build_source`
 
@@ -250,13 +254,16 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
     return name, signature.bind(split, **fields)
 
 
-# Of the annotations of a source's arguments: the types of their values, and what the error says.
-_KINDS: dict[str, tuple[Any, str]] = {
-    "bool": (bool, "true or false"),
-    "int": (int, "an integer"),
-    "str": (str, "a string"),
-    "str | Path": (str | os.PathLike, "a path"),
-    "Sequence[str]": (list | tuple, "a list of strings"),
+# Of the annotations of a source's arguments: whether a value is right, and what the error says.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer"),
+    "str": (lambda value: isinstance(value, str), "a string"),
+    "str | Path": (lambda value: isinstance(value, str | os.PathLike), "a path"),
+    "Sequence[str]": (
+        lambda value: isinstance(value, list | tuple) and all(isinstance(one, str) for one in value),
+        "a list of strings",
+    ),
 }
 _NOT_FIELDS = ("split", "training", "on_bad_example")  # arguments that `build_source` gives
 
@@ -271,8 +278,8 @@ def _check_fields(name: str, signature: inspect.Signature, fields: Mapping[str, 
             near = similar_fields(field, list(arguments))
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(arguments)}"
             raise UserError(f"config.input.source.{field}: the source {name!r} has no such field; {hint}")
-        types, what = _KINDS.get(str(arguments[field].annotation), (object, ""))
-        if not isinstance(value, types) or (isinstance(value, bool) and types is int):
+        is_right, what = _KINDS.get(str(arguments[field].annotation), (lambda _: True, ""))
+        if not is_right(value):
             raise UserError(f"config.input.source.{field} is {value!r:.60}; it must be {what}")
     for field, argument in arguments.items():
         if argument.default is inspect.Parameter.empty and field not in fields:

@@ -139,3 +139,16 @@ def test_the_real_sample_shares_no_image_between_splits_and_so_loses_none():
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
     assert len(combined_source("train", root=root, datasets=("refcoco/mini",))) == 44
     assert len(evaluation_images(root, [("refcoco", "mini")])) == 90 - 44
+
+
+@pytest.mark.parametrize("id", [[100], ...])
+def test_a_wrong_id_of_an_image_in_an_evaluation_split_is_reported(tmp_path, id):
+    def edit(refs, instances):
+        ref = next(one for one in refs if one["split"] == "val")
+        ref["image_id"] = id
+        if id is ...:
+            del ref["image_id"]
+
+    root = write_refer_layout(tmp_path, edit=edit)
+    with pytest.raises(UserError, match=r"image_id or ann_id is not a number or a string|has no 'image_id'"):
+        combined_source("train", root=root, datasets=("refcoco/unc",))

@@ -99,11 +99,34 @@ def test_what_should_have_a_mask_and_has_none_is_not_taken_for_nothing(tmp_path,
     found = by_expression(source, 0)
     assert "The left one" not in found
     assert "the crowded one" not in found
-    np.testing.assert_array_equal(
-        rasterize(found["both boxes"].segmentation, HEIGHT, WIDTH), area_of(0, "right"), "the other object remains"
-    )
+    assert "both boxes" not in found, "the mask of the other object alone would be wrong"
     (message,) = caplog.messages
-    assert message.endswith("no mask: 2 (ann_id [1000], [1000, 9000])")
+    assert message.endswith(
+        "no usable mask: 3 (ann_id [1000]: its segmentation is []; ann_id [1000, 1001]: annotation 1000: its "
+        "segmentation is []; ann_id [1000, 9000]: annotation 1000: its segmentation is [])"
+    )
+
+
+def test_an_object_without_a_pixel_adds_none_to_the_others(tmp_path, caplog):
+    def edit(refs, instances):
+        instances["annotations"][0]["segmentation"] = [[29.65, 38.33, 29.65, 38.33, 30.68, 38.33, 30.68, 38.33]]
+
+    with caplog.at_level(logging.WARNING):
+        source = read(write_grefcoco_layout(tmp_path, edit=edit))
+    found = by_expression(source, 0)
+    np.testing.assert_array_equal(rasterize(found["both boxes"].segmentation, HEIGHT, WIDTH), area_of(0, "right"))
+    assert "The left one" not in found and "crowded one" not in found
+    assert "2 (ann_id [1000]: apart from crowds, its polygons cover no pixel" in caplog.text
+
+
+def test_objects_of_two_images_are_not_joined(tmp_path, caplog):
+    def edit(refs, instances):
+        next(ref for ref in refs if ref["ann_id"] == [1000, 1001])["ann_id"] = [1000, 1002]
+
+    with caplog.at_level(logging.WARNING):
+        source = read(write_grefcoco_layout(tmp_path, edit=edit))
+    assert "both boxes" not in by_expression(source, 0)
+    assert "ann_id [1000, 1002]: annotation 1002: it is of another image, 101, and not of 100" in caplog.text
 
 
 def test_overlaps_are_dropped_within_an_object_and_never_between_objects(tmp_path):
@@ -119,12 +142,21 @@ def test_overlaps_are_dropped_within_an_object_and_never_between_objects(tmp_pat
         assert rasterize(found["both boxes"].segmentation, HEIGHT, WIDTH).sum() == both
 
 
-@pytest.mark.parametrize("ann_ids", [[-1, 1000], [4444]])
-def test_an_unknown_annotation_is_named(tmp_path, ann_ids):
+@pytest.mark.parametrize(
+    ("ann_ids", "message"),
+    [
+        (
+            [-1, 1000],
+            r"annotation -1 \(referent .*-1 means that the expression refers to nothing, and must",
+        ),
+        ([4444], r"annotation 4444 \(referent .*take both files from the same archive"),
+    ],
+)
+def test_an_unknown_annotation_is_named(tmp_path, ann_ids, message):
     def edit(refs, instances):
         refs[-1].update(ann_id=ann_ids, split="train")
 
-    with pytest.raises(UserError, match=r"refers to annotation -1 \(referent|refers to annotation 4444 \(referent"):
+    with pytest.raises(UserError, match=message):
         read(write_grefcoco_layout(tmp_path, edit=edit))
 
 

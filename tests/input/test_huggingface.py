@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import multiprocessing
 import os
 import pickle
@@ -172,7 +173,7 @@ def test_a_crowd_and_an_empty_polygon_are_left_out(refer, tmp_path, caplog):
 
     source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
     assert source.num_referents == 2
-    assert "referents left out because their annotation has no mask: 2" in caplog.text
+    assert "referents left out because they have no usable mask: 2" in caplog.text
 
 
 def test_other_images_than_cocos_are_told_apart_by_their_names(refer, tmp_path):
@@ -182,6 +183,85 @@ def test_other_images_than_cocos_are_told_apart_by_their_names(refer, tmp_path):
 
     source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
     assert [len(example.expressions) for example in source] == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["a.png", "COCO_train2014_000000000102.jpg"])
+def test_images_of_one_name_are_told_apart_by_their_bytes(refer, tmp_path, name):
+    def edit(_, rows):
+        for row in rows:
+            row["file_name"] = name
+
+    source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert len({example.id for example in source}) == 2
+    by_image = {example.image: example for example in source}
+    for theirs in ReferSource("val", root=refer):
+        ours = by_image[theirs.image.read_bytes()]
+        assert [one.text for one in ours.expressions] == [one.text for one in theirs.expressions]
+
+
+def test_a_polygon_outside_of_its_image_is_left_out(refer, tmp_path, caplog):
+    def edit(name, rows):
+        rows[0]["segmentation"], rows[0]["bbox"] = [64.0, 2.0, 90.0, 2.0, 90.0, 9.0], None
+
+    with caplog.at_level(logging.WARNING):
+        source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert source.num_referents == 3
+    assert "no usable mask: 1 (ann_id 0: its polygons cover no pixel)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("file_name", 7, "row 0 of row group 0 of .* has 7 as file_name; it must be a string"),
+        ("segmentation", "[[1, 2]]", r"has '\[\[1, 2\]\]' as segmentation; it must be a list of numbers, or of lists"),
+        ("answer", 7, "has 7 as answer; it must be a string, or a list of them"),
+        ("bbox", "[]", "has '.*' as bbox; it must be a list of four numbers"),
+        ("image", "a.png", "the column image of .* has 'a.png'; only the bytes of image files are read there"),
+    ],
+)
+def test_columns_of_other_types_are_refused(lmms, tmp_path, column, value, message):
+    rows = pq.read_table(lmms / "data/val-00000-of-00001.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, column: value} for row in rows]), tmp_path / "val.parquet")
+    with pytest.raises(UserError, match=message):
+        HuggingFaceSource("val", path=tmp_path)
+
+
+def test_numbers_that_are_missing_in_a_polygon_or_a_box(refer, tmp_path, caplog):
+    def edit(name, rows):
+        rows[0]["segmentation"], rows[1]["bbox"], rows[2]["segmentation"] = [1.0, None, 3.0], [None] * 4, [5.0]
+
+    source = HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert source.num_referents == 2
+    assert "no usable mask: 2 (ann_id 0: a polygon has an invalid pixel coordinate" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[1].update(ann_id=rows[0]["ann_id"]), "has two annotations with the id 1004, of COCO_.*102"),
+        (
+            lambda rows: rows[2].update(image_id=rows[0]["image_id"]),
+            "has two images with the id 102: COCO_.*102.jpg and",
+        ),
+    ],
+)
+def test_ids_that_occur_twice_are_refused_in_rows_too(refer, tmp_path, change, message):
+    def edit(name, rows):
+        if name == "validation":
+            rows.sort(key=lambda row: row["ann_id"])
+            change(rows)
+
+    with pytest.raises(UserError, match=message):
+        HuggingFaceSource("val", path=write_jxu(refer, tmp_path, edit=edit), root=refer)
+
+
+def test_a_size_may_be_text(refer, tmp_path):
+    def edit(name, rows):
+        for row in rows:
+            row["raw_image_info"] = row["raw_image_info"].replace('"height": 48', '"height": "48"')
+
+    source = HuggingFaceSource("val", path=write_jxu(refer, tmp_path, edit=edit), root=refer)
+    assert_same(source, ReferSource("val", root=refer))
 
 
 @pytest.mark.parametrize("name", ["IMG202301011230{:02d}.jpg", "2023010112{:02d}_1.jpg", "00000000012{:02d}.jpg"])
@@ -236,7 +316,7 @@ def test_row_groups_are_read_once_and_not_to_access_an_image(refer, tmp_path, mo
         pq.write_table(table[::-1], data / path.name, row_group_size=1)
         rows += len(table)
     source = HuggingFaceSource("train", path=data)
-    assert len(set(groups)) == len(groups) == len(source) < rows  # of each image one row
+    assert len(set(groups)) == len(groups) == rows > len(source)
     groups.clear()
     before = list(HuggingFaceSource("train", path=data))
     assert [example.image for example in before] == [one.image.read_bytes() for one in ReferSource("train", root=refer)]
@@ -455,9 +535,14 @@ def test_a_file_that_is_not_parquet(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+_NO_NAME = '{"id": 102, "file_name": null, "height": 48, "width": 64}'
+_NO_HEIGHT = '{"id": 102, "file_name": "a.jpg", "height": null, "width": 64}'
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("raw_image_info", text) for text in ("", "null", "{}", "[1]", None)] + [("image_id", None), ("raw_anns", "3")],
+    [("raw_image_info", text) for text in ("", "null", "{}", "[1]", None, _NO_NAME, _NO_HEIGHT)]
+    + [("image_id", None), ("raw_anns", "3")],
 )
 def test_annotations_that_are_not_cocos(refer, tmp_path, column, value):
     def edit(name, rows):

@@ -193,7 +193,7 @@ def test_whether_a_mask_has_a_pixel_agrees_with_the_decoded_mask(segmentation, e
     ],
 )
 def test_a_bad_part_is_left_out_beside_a_good_one(bad, problem):
-    good, problems, is_empty = usable_parts([bad, polygon(*A)], HEIGHT, WIDTH)
+    good, problems, is_empty, _ = usable_parts([bad, polygon(*A)], HEIGHT, WIDTH)
     assert good == [polygon(*A)] and len(problems) == 1 and not is_empty
     assert re.search(problem, problems[0])
     assert usable_parts([bad], HEIGHT, WIDTH)[0] == []

@@ -15,7 +15,7 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.mixture import MixtureSource
 from s2rm_jax.input.pipeline import build_tokenizer, eval_batches, train_batches
-from s2rm_jax.input.sources import build_source
+from s2rm_jax.input.sources import build_source, find_source
 from s2rm_jax.training.run import load_config, save_config
 from tests.input.own_data_fixture import write_json_lines
 from tests.input.refer_fixture import write_refer_layout
@@ -131,9 +131,10 @@ def test_the_words_that_all_parts_bring_are_the_mixtures():
     [
         ({}, None, "a mixture has no parts"),
         ({"a": Numbers(0)}, None, "part 'a' of the mixture has no images"),
-        ({"a": Numbers(1)}, {"a": 0.0}, "part 'a' of the mixture has the weight 0.0; it must be above 0"),
+        ({"a": Numbers(1)}, {"a": 0.0}, "part 'a' of the mixture has the weight 0.0; it must be a number above 0"),
+        ({"a": Numbers(1)}, {"a": "3"}, "part 'a' of the mixture has the weight '3'; it must be a number above 0"),
         ({"a": Numbers(1)}, {"a": float("inf")}, "has the weight inf"),
-        ({"a": Numbers(1)}, {}, "has the weight None"),
+        ({"a": Numbers(1)}, {}, "has the weight None; it must be"),
         ({"a": Numbers(1), "b": Numbers(2**31 - 1)}, {"a": 1, "b": 1}, "would have 4,294,967,294 items; limit the"),
     ],
 )
@@ -214,8 +215,7 @@ def test_an_evaluation_sees_each_image_once_and_one_part_can_be_taken_alone(tmp_
     assert shares(build_source(config, "val", training=True)) == {"refcoco": 2, "mine": 6}
     with pytest.raises(UserError, match="split 'coco:val': part 'coco' not found; available: mine, refcoco"):
         build_source(config, "coco:val")
-    message = r"part 'mine' of the mixture: split 'testA' not found in .*data\.jsonl.*, use NAME:testA as config"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"^parts\.mine: split 'testA' not found in .*data\.jsonl"):
         build_source(config, "testA")
 
 
@@ -223,3 +223,10 @@ def test_an_evaluation_sees_each_image_once_and_one_part_can_be_taken_alone(tmp_
 def test_parts_without_names_are_refused(parts):
     with pytest.raises(UserError, match="parts of a mixture must be a ConfigDict"):
         build_source(ConfigDict({"name": "mixture", "parts": parts}), "train")
+
+
+def test_a_mistake_in_a_part_is_told_with_its_name(tmp_path):
+    parts = {"a": {"name": "json_lines", "root": str(write_json_lines(tmp_path)), "file": 7}}
+    for build in (build_source, find_source):
+        with pytest.raises(UserError, match=r"^parts\.a: config\.input\.source\.file is 7; it must be a string"):
+            build(ConfigDict({"name": "mixture", "parts": parts}), "train")

@@ -127,6 +127,10 @@ LINE_MISTAKES = [
     ({"expressions": ["\ud83d red"]}, r"line 1: the expression '.*' is not valid Unicode; write it in UTF-8"),
     ({"mask": "masks/0.png"}, r"line 1: needs one of 'mask', 'polygon' and 'rle', has 'mask' and 'polygon'"),
     ({"polygon": {"x": 1}}, r"line 1: 'polygon' must be a list of lists"),
+    ({"polygon": [{"x": 1, "y": 2}]}, r"line 1: a mask's part must be a polygon \[x0.* or an RLE with size and co"),
+    ({"polygon": [[[1, 2], [3, 4], [5, 6]]]}, r"line 1: a polygon has lists in it, .*; write x0, .* in one flat list"),
+    ({"polygon": [[1, 2]]}, r"line 1: a polygon has 1 corner; it needs"),
+    ({"image": "http://x/a.png"}, r"line 1: 'image' is the address 'http://x/a\.png'; download the file and give its"),
     ({"polygon": [1, 2, 3, 4, 5, 6]}, r"line 1: a polygon must be a list \[x0, y0, .*got 1"),
     ({"polygon": [[1, 2, 3, 4, 5, 6, 7]]}, r"line 1: a polygon has an odd number of coordinates \(7\)"),
     ({"polygon": [[1, 2, 3, 4]]}, r"line 1: a polygon has 2 corners; it needs at least 3"),
@@ -166,7 +170,7 @@ def test_a_mistake_in_a_line_is_named(tmp_path, number, change, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"image": ', r"line 2: not JSON \(Expecting value"),
+        ('{"image": ', r"line 2: not JSON \(Expecting value at column 11\)"),
         ("[1, 2]", r"line 2: must be an object \{\.\.\.\}, got \[1, 2\]"),
         ("{}", r"line 2: 'image' is missing; line 2: 'expressions' is missing; line 2: needs one of .* has none"),
     ],
@@ -213,6 +217,9 @@ def change(id: int, /, **fields: Any):
     return edit
 
 
+NOTHING = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+
+
 def change_image(**fields: Any):
     def edit(content):
         image = content["images"][0]
@@ -226,6 +233,8 @@ def change_image(**fields: Any):
     ("edit", "message"),
     [
         (change(1, image_id=77), "annotation 1: no image has the id 77"),
+        (change(1, image_id="0"), "annotation 1: no image has the id '0'; there is one with the id 0: write both in"),
+        (change(1, image_id=0.0), r"annotation 1: no image has the id 0\.0; there is one with the id 0: write both in"),
         (change(1, image_id=...), "annotation 1: 'image_id' is missing"),
         (change(1, segmentation=...), "annotation 1: 'segmentation' is missing"),
         (change(1, id=...), "annotation at position 1: 'id' is missing"),
@@ -237,6 +246,9 @@ def change_image(**fields: Any):
         (change(1, segmentation={"size": [2, 2], "counts": [4]}), r"annotation 1: the RLE of a mask has size \[2, 2\]"),
         (change(1, split=None), "annotation 1: 'split' must be a string, got None"),
         (change(2, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
+        (change(2, segmentation=NOTHING, bbox=[0, 0, 5, 5]), "annotation 2: has a box or an area but no mask"),
+        (change(2, segmentation=[NOTHING], area=9.0), "annotation 2: has a box or an area but no mask"),
+        (change_image(file_name="http://x/a.png"), r"image 0: 'file_name' is the address 'http://x/a\.png'; download"),
         (change(2, bbox=5), "annotation 2: 'bbox' must be a list of four numbers, got 5"),
         (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),
         (change_image(height="48"), "image 0: 'height' must be an integer, got '48'"),
@@ -413,6 +425,33 @@ def test_two_images_with_one_id_are_a_mistake_that_names_both_files(tmp_path, ca
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="split 'train' not found"):
         coco_json_source("train", root=root, on_bad_example="skip")  # it is unknown which image is meant
     assert "two images have this id" in caplog.text
+
+
+def test_an_id_of_two_images_stays_ambiguous_when_the_first_is_repeated(tmp_path):
+    def edit(content):
+        content["images"][1]["id"] = 0
+        content["images"].append(content["images"][0])
+
+    root = write_coco_json(tmp_path, edit)
+    with pytest.raises(UserError, match="split 'train' not found"):
+        coco_json_source("train", root=root, on_bad_example="skip")
+
+
+def test_a_mistake_in_an_image_is_told_once_and_all_its_expressions_are_counted(tmp_path):
+    root = write_coco_json(tmp_path, change_image(height="48"))
+    with pytest.raises(UserError, match=r"annotations\.json has a mistake: image 0: 'height' must be an integer"):
+        coco_json_source("train", root=root)
+    source = coco_json_source("train", root=root, on_bad_example="skip")
+    whole = coco_json_source("train", root=write_coco_json(tmp_path / "whole"))
+    assert len(source.left_out) == len(whole[0].expressions) > 1
+    assert source.num_expressions == whole.num_expressions - len(source.left_out)
+
+
+def test_objects_of_several_lines_are_told_once(tmp_path):
+    path = write_json_lines(tmp_path) / "data.jsonl"
+    path.write_text("\n".join(json.dumps(json.loads(line), indent=2) for line in path.read_text().splitlines()))
+    with pytest.raises(UserError, match=r"has objects of several lines; write each on one line \(jq -c \. FILE does"):
+        json_lines_source("train", root=tmp_path)
 
 
 def test_a_json_array_is_called_one(tmp_path):

@@ -260,7 +260,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, caplog):
         source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
     assert (source.num_referents, source.num_expressions) == (2, 3)
     no_mask, no_words = (record.getMessage() for record in caplog.records)
-    assert no_mask.endswith("no mask: 2 (ann_id 1002, 1000)")
+    assert no_mask.endswith(
+        "no usable mask: 2 (ann_id 1002: its segmentation is None; ann_id 1000: its segmentation is [])"
+    )
     assert no_words.endswith("no words or are not valid Unicode: 1 (sent_id 2)")
 
 
@@ -271,6 +273,22 @@ def no_masks(refs, instances):
 
 def no_annotation(refs, instances):
     del instances["annotations"][0]
+
+
+def text_ids(refs, instances):
+    refs[-1]["ann_id"] = "1000"
+
+
+def image_ids_of_two_types(refs, instances):
+    refs[-1]["image_id"] = instances["images"][0]["id"] = "100"
+
+
+def an_infinite_height(refs, instances):
+    instances["images"][0]["height"] = float("inf")
+
+
+def an_enormous_width(refs, instances):
+    instances["images"][0]["width"] = 10**30
 
 
 def no_image(refs, instances):
@@ -325,10 +343,18 @@ def a_list_as_id(refs, instances):
     ("edit", "message"),
     [
         (no_masks, "no referent of split 'train' .* has both a mask and an expression"),
+        (no_masks, r"; without a usable mask: 4 \(ann_id 1003: its segmentation is \[\]; ann_id 1002: "),
+        (
+            text_ids,
+            r"annotation '1000' \(referent 0\).*it has the id 1000; write the ids of both files",
+        ),
         (no_annotation, r"annotation 1000 \(referent 0\), which is not in the instances\.json beside it"),
         (no_image, r"image 100 \(referent 1\), which is not in the instances\.json beside it"),
         (no_split, "a referent or an expression has no 'split'"),
         (no_raw, "a referent or an expression has no 'raw'"),
+        (image_ids_of_two_types, r"not in COCO's format .*the image ids '100' and 101 are of different types"),
+        (an_infinite_height, r"not in COCO's format \(OverflowError"),
+        (an_enormous_width, r"not in COCO's format .*image 100 has 1e\+30 x 48 pixels"),
         (no_height, r"not in COCO's format \(KeyError\('height'\)\)"),
         (no_text, "None instead of a string as 'raw' of the expression with sent_id 0"),
         (several_objects, r"list of annotations for referent 0, .* are named grefs\(unc\)\.p"),
@@ -464,9 +490,32 @@ def test_polygons_without_a_pixel_and_bad_parts_are_left_out_and_counted(tmp_pat
     with caplog.at_level(logging.WARNING):
         source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
     no_mask, bad = caplog.messages
-    assert no_mask.endswith("no mask: 2 (ann_id 1002, 1000)")
+    assert "no usable mask: 2 (ann_id 1002: a polygon must be a list [x0, y0, x1, y1, ...]" in no_mask
+    assert no_mask.endswith("; ann_id 1000: its polygons cover no pixel)")
     assert bad.endswith("parts that cannot be decoded; those parts were left out: 1 (ann_id 1001)")
     assert [view_of(example, [0]).referents for example in source] == [(0,), (None,)]
+
+
+def test_a_referent_whose_annotation_is_of_another_image_is_left_out(tmp_path, caplog):
+    def edit(refs, instances):
+        refs[-1]["ann_id"] = 1002  # an object of the second image, which has a referent of its own
+
+    with caplog.at_level(logging.WARNING):
+        source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+    assert [len(example.expressions) for example in source] == [2, 4]
+    (message,) = caplog.messages
+    assert message.endswith("no usable mask: 1 (ann_id 1002: it is of another image, 101, and not of 100)")
+
+
+def test_only_names_of_coco_are_shortened_to_their_number(tmp_path):
+    root = write_refer_layout(tmp_path, image_name="left_{}.jpg")
+    source = ReferSource("train", root=root)
+    source[0].image.rename(source[0].image.with_name("100.jpg"))  # which right_100.jpg would be as well
+    with pytest.raises(UserError, match=r"left_100\.jpg of refcoco train is missing"):
+        ReferSource("train", root=root)[0]
+    source[1].image.unlink()
+    with pytest.raises(UserError, match=r"the image left_100\.jpg was not found"):
+        ReferSource("train", root=root)
 
 
 def same_image_id(refs, instances):

@@ -67,6 +67,7 @@ def test_what_is_there_is_found(settings):
         ("json_lines", {"file": None}, r"source\.file is None; it must be a string"),
         ("refer", {"image_root": None, "root": Path("/nowhere")}, "the folder of the data, /nowhere, does not exist"),
         ("combined", {"datasets": "refcoco/unc"}, r"source\.datasets is 'refcoco/unc'; it must be a list of strings"),
+        ("combined", {"datasets": (1,)}, r"source\.datasets is \(1,\); it must be a list of strings"),
         ("combined", {"datasets": ("refcoco/unc", "refcocog/umd")}, "refcocog does not exist"),
         ("combined", {"root": ""}, "the source's root is empty"),
         ("json_lines", {"file": "other.jsonl"}, r"file .*other\.jsonl not found"),

@@ -352,7 +352,7 @@ def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Inst
         except UserError as error:
             misfits.append(f"annotation {id}: {error}")
             continue
-        parts, problems, is_empty = usable_parts(stored, height, width)
+        parts, problems, is_empty, _ = usable_parts(stored, height, width)
         extent = extent_of(parts, height, width)
         if extent is not None:
             problems.append(misfit(extent, annotation.get("bbox"), height, width))
