@@ -303,13 +303,15 @@ def write_workdir(weights: Path, workdir: Path) -> None:
     pytorch_model.bin, which needs torch. `workdir` is an empty folder.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights do not fit the config.json next to them.
+        UserError: a file is missing or damaged, there are two files of weights, or the weights do not fit the
+            config.json next to them.
         OSError: the workdir cannot be written to.
     """
     import jax
 
     from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
     from s2rm_jax.interop.torch_folder import read_pytorch
+    from s2rm_jax.interop.weight_files import find_weights
     from s2rm_jax.io import require_space
     from s2rm_jax.models.network import build_network
     from s2rm_jax.parallel.mesh import make_mesh
@@ -323,7 +325,9 @@ def write_workdir(weights: Path, workdir: Path) -> None:
             raise UserError(f"{weights / name} not found; --weights must be a folder that to-pytorch wrote")
     config = load_config(weights)
     plan = plan_state(build_network(config), config, make_mesh())
-    params = read_pytorch(weights, plan.abstract.params)
+    file = find_weights(weights, only_one=True)
+    params = read_pytorch(file, plan.abstract.params)
+    log(f"Read the weights of {file}")
     # Checked first, because Orbax reports a full disk in a thousand lines.
     require_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)))
     for name in (CONFIG_FILE, VOCAB_FILE):

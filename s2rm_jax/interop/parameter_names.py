@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float32
 
-from s2rm_jax.errors import UserError, first_of
+from s2rm_jax.errors import UserError, counted, first_of
 
 Arrays = Mapping[str, np.ndarray]
 Form = Literal["same", "dense", "conv", "bias_table"]
@@ -47,11 +47,14 @@ class Filled:
 
 
 class WeightsMismatch(UserError):
-    """A checkpoint does not fit the network; `mistakes` is {kind of mistake: (item, ...)}."""
+    """A checkpoint does not fit the network; `mistakes` is {kind of mistake, in the singular: (item, ...)}."""
 
     def __init__(self, where: str, mistakes: Mapping[str, Sequence[str]]):
         self.mistakes = {kind: tuple(items) for kind, items in mistakes.items() if items}
-        super().__init__(f"{where} does not fit this network: {'; '.join(map(_summary, self.mistakes.items()))}.")
+        super().__init__(
+            f"{where} does not fit this network: {'; '.join(map(_summary, self.mistakes.items()))}. "
+            "Give the weights of a network with this configuration."
+        )
 
 
 def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Filled:
@@ -88,14 +91,14 @@ def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Fi
             wrong.append(f"{' and '.join(entry.sources)} {found} cannot fill {entry.target} {shape}")
 
     mistakes = {
-        "unused arrays": sorted(source.keys() - set(names)),
-        "parameters left unfilled": [
+        "unused array": sorted(source.keys() - set(names)),
+        "unfilled parameter": [
             *(f"{e.target} (no {n})" for e in present for n in e.sources if n not in source),
             *sorted(expected.keys() - filled_by.keys()),
         ],
-        "parameters that do not exist": sorted(filled_by.keys() - expected.keys()),
-        "matched twice": _twice(filled_by.elements()) + _twice(names),
-        "wrong arrays": wrong,
+        "unknown parameter": sorted(filled_by.keys() - expected.keys()),
+        "repeated name": _twice(filled_by.elements()) + _twice(names),
+        "wrong array": wrong,
     }
     if any(mistakes.values()):
         raise WeightsMismatch(where, mistakes)
@@ -173,7 +176,7 @@ def _twice(names: Iterable[str]) -> list[str]:
 
 def _summary(mistake: tuple[str, Sequence[str]]) -> str:
     kind, items = mistake
-    return f"{len(items)} {kind}: {first_of(items, ', ', SHOWN)}"
+    return f"{counted(len(items), kind)}: {first_of(items, ', ', SHOWN)}"
 
 
 @dataclass(frozen=True)

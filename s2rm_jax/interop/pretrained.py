@@ -271,7 +271,7 @@ def _part(arrays: Arrays, prefix: str, rename: Callable[[str], str], where: str)
     names = {name: rename(name.removeprefix(prefix)) for name in arrays if name.startswith(prefix)}
     counts = Counter(names.values())
     if twice := sorted(name.removeprefix(prefix) for name, published in names.items() if counts[published] > 1):
-        raise WeightsMismatch(where, {"matched twice": twice})
+        raise WeightsMismatch(where, {"repeated name": twice})
     return {published: arrays[name] for name, published in names.items()}
 
 

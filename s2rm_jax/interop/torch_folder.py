@@ -8,6 +8,8 @@ needs torch, and a round trip changes no bit.
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -34,6 +36,10 @@ SETTINGS_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCRIPT_FILE = "segment.py"
 MODEL_FILE = "torch_model.py"
+
+_LOG = logging.getLogger(__name__)
+# What DistributedDataParallel and torch.compile put before the names of parameters.
+_WRAPPER = re.compile(r"((module|_orig_mod)\.)+")
 
 # Variants for ablations (models/s2rm.py, models/casg.py) that torch_model.py does not have.
 _NOT_IN_PYTORCH = {
@@ -92,13 +98,19 @@ def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: 
 def read_pytorch(folder: Path, shapes: Any) -> Any:
     """Return the nested parameters of a folder that `write_pytorch` wrote, perhaps trained further in PyTorch.
 
-    Its weights may also be a pytorch_model.bin, which needs torch. `shapes` are the parameters as ShapeDtypeStructs.
+    Its weights may also be a pytorch_model.bin, which needs torch. `folder` may be the file of the weights itself.
+    `shapes` are the parameters as ShapeDtypeStructs.
 
     Raises:
-        UserError: there are no weights, or they are damaged or do not fit.
+        UserError: there are no weights or two files of them, or they are damaged or do not fit.
     """
-    file = find_weights(folder)
-    return fill(network_layout(shapes), read_weights(file), shapes, str(file)).params
+    file = find_weights(folder, only_one=True)
+    arrays = read_weights(file)
+    wrapper = _WRAPPER.match(next(iter(arrays), ""))
+    if wrapper and all(name.startswith(wrapper[0]) for name in arrays):
+        _LOG.info("%s: removed %r, with which all names begin", file, wrapper[0])
+        arrays = {name.removeprefix(wrapper[0]): array for name, array in arrays.items()}
+    return fill(network_layout(shapes), arrays, shapes, str(file)).params
 
 
 def ground_outputs(output: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from s2rm_jax.errors import UserError, one_line
+from s2rm_jax.errors import UserError, first_of, one_line
 
 # The files of a folder in the layout of Hugging Face.
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -25,6 +25,8 @@ NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json", TORCH, f"{TORCH}.index.json")
 
 # What training programs store beside parameters: settings, and scores as scalars of NumPy. Nothing reads their values.
 _HARMLESS = ("argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
+_AGAIN = "download or export it again"
 
 # Training programs store the parameters under one of these keys, next to the state of the optimizer.
 _INNER = ("model", "state_dict", "model_state_dict", "net", "module")
@@ -41,11 +43,17 @@ class _Ignored:
         """Ignore the state."""
 
 
-def find_weights(path: Path) -> Path:
+def find_weights(path: Path, *, only_one: bool = False) -> Path:
     """Return the file of weights at `path`, which is that file or a folder in the layout of Hugging Face.
 
+    Of several in a folder, the first of NAMES is returned: on the Hugging Face Hub they hold the same weights.
+
+    Args:
+        path: the file or the folder.
+        only_one: refuse a folder with several, because they may differ.
+
     Raises:
-        UserError: `path` does not exist, or the folder has no weights.
+        UserError: `path` does not exist, the folder has no weights, or it has several and `only_one` is set.
     """
     if path.is_file():
         return path
@@ -53,7 +61,14 @@ def find_weights(path: Path) -> Path:
         raise UserError(f"weights {path} not found; check the path")
     found = [path / name for name in NAMES if (path / name).is_file()]
     if not found:
-        raise UserError(f"no weights found in the folder {path}; it must contain {SAFETENSORS} or {TORCH}")
+        others = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".pth", ".bin", ".ckpt"))
+        advice = f"it must contain {SAFETENSORS} or {TORCH}"
+        if others:
+            advice = f"rename {first_of(others, ' or ')} to {TORCH}"
+        raise UserError(f"no weights found in the folder {path}; {advice}")
+    if only_one and found[1:]:
+        names = " and ".join(file.name for file in found)
+        raise UserError(f"{path} has {names}, which may differ; remove those that are not meant")
     return found[0]
 
 
@@ -84,7 +99,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if _is_torch(head):
         return _read_torch(path)
     what = "is empty" if not head else "is neither a safetensors nor a PyTorch file"
-    raise UserError(f"{path} {what}; give the file of the weights, or download it again")
+    raise UserError(f"{path} {what}; give the file of the weights, or {_AGAIN}")
 
 
 def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
@@ -131,10 +146,12 @@ def _parts_of(index: Path) -> list[Path]:
         # Parts are read from the folder of the index only, whatever folders it names.
         names = {Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{index} is not an index of weights ({error}); download it again") from error
+        raise UserError(f"{index} is not an index of weights ({error}); {_AGAIN}") from error
+    if not names:
+        raise UserError(f"the index {index} names no files; {_AGAIN}")
     for name in sorted(names):
         if "\0" in name or name.endswith(".index.json"):
-            raise UserError(f"{index} is not an index of weights (it names {name!r} as a part); download it again")
+            raise UserError(f"{index} is not an index of weights (it names {name!r} as a part); {_AGAIN}")
     return [index.parent / name for name in sorted(names)]
 
 
@@ -212,4 +229,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged or truncated ({one_line(error)[:200]}); download it again")
+    return UserError(f"{path} is damaged or truncated ({one_line(error)[:200]}); {_AGAIN}")

@@ -109,7 +109,7 @@ def test_files_of_transformers_are_read(bert, published, shapes, load, tmp_path)
 def test_unknown_arrays_are_refused(published, load):
     with pytest.raises(WeightsMismatch) as caught:
         load(published | {"embeddings.language_embeddings.weight": np.zeros((4, 24), np.float32)})
-    assert caught.value.mistakes == {"unused arrays": ("embeddings.language_embeddings.weight",)}
+    assert caught.value.mistakes == {"unused array": ("embeddings.language_embeddings.weight",)}
 
 
 def test_bert_is_detected_by_its_names(published):

@@ -68,7 +68,9 @@ def mistakes(arrays, layout=LAYOUT, wanted=None):
     with pytest.raises(WeightsMismatch) as caught:
         fill(layout, arrays, wanted or shapes(), "FILE")
     assert isinstance(caught.value, UserError)
-    assert str(caught.value).startswith("FILE does not fit this network: ") and "\n" not in str(caught.value)
+    told = str(caught.value)
+    assert told.startswith("FILE does not fit this network: ") and "\n" not in told
+    assert told.endswith(". Give the weights of a network with this configuration.")
     return caught.value.mistakes
 
 
@@ -92,11 +94,11 @@ def test_all_mistakes_are_reported_at_once():
     )
     layout = [*LAYOUT, Entry("table", ("head.weight", "norm.weight")), Entry("nowhere", ("head.weight",))]
     assert mistakes({**broken, "idle": zeros(1)}, layout, shapes(alone=jax.ShapeDtypeStruct((1,), np.float32))) == {
-        "unused arrays": ("idle",),
-        "parameters left unfilled": ("joined/bias (no k.bias)", "alone"),
-        "parameters that do not exist": ("nowhere",),
-        "matched twice": ("table", "head.weight", "norm.weight"),
-        "wrong arrays": (
+        "unused array": ("idle",),
+        "unfilled parameter": ("joined/bias (no k.bias)", "alone"),
+        "unknown parameter": ("nowhere",),
+        "repeated name": ("table", "head.weight", "norm.weight"),
+        "wrong array": (
             "q.weight and k.weight (2, 7) and (2, 3) cannot fill joined/kernel (3, 4)",
             "conv.weight holds int64, not floating-point numbers",
             "table holds NaN or infinity",
@@ -125,15 +127,15 @@ def test_all_mistakes_are_reported_at_once():
 )
 def test_an_array_that_does_not_fit_is_named(name, array):
     found = mistakes(source() | {name: array})
-    assert found.keys() == {"wrong arrays"}
-    assert len(found["wrong arrays"]) == 1 and name in found["wrong arrays"][0]
+    assert found.keys() == {"wrong array"}
+    assert len(found["wrong array"]) == 1 and name in found["wrong array"][0]
 
 
 def test_the_message_is_short_and_the_error_has_all_mistakes():
     extra = {f"extra{i}": zeros(1) for i in range(12)}
     with pytest.raises(WeightsMismatch, match=r"12 unused arrays: extra0, .* and 7 more") as caught:
         fill(LAYOUT, source() | extra, shapes(), "FILE")
-    assert set(caught.value.mistakes["unused arrays"]) == set(extra)
+    assert set(caught.value.mistakes["unused array"]) == set(extra)
 
 
 def test_optional_parameters_may_be_missing_and_are_reported():

@@ -92,7 +92,7 @@ def test_a_classifier_fills_the_last_norm_and_leaves_the_others(tmp_path, config
     arrays |= head if names is MICROSOFT else {"pooler.dense.weight": head["head.weight"]}
     save_file(arrays, tmp_path / "w")
     if names is HUGGING_FACE:  # the pooler of a Swin has no parameters; what looks like one is a mistake
-        with pytest.raises(WeightsMismatch, match=r"1 unused arrays: pooler\.dense\.weight"):
+        with pytest.raises(WeightsMismatch, match=r"1 unused array: pooler\.dense\.weight"):
             load_swin(tmp_path / "w", config.vision, shapes["vision"])
         del arrays["pooler.dense.weight"]
         save_file(arrays, tmp_path / "w")
@@ -153,9 +153,9 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path, config, shapes, params)
     with pytest.raises(WeightsMismatch) as caught:
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
     assert caught.value.mistakes == {
-        "unused arrays": ("encoder.layer.0.adapter.weight",),
-        "parameters left unfilled": ("layer1/output/bias (no encoder.layer.1.output.dense.bias)",),
-        "wrong arrays": (
+        "unused array": ("encoder.layer.0.adapter.weight",),
+        "unfilled parameter": ("layer1/output/bias (no encoder.layer.1.output.dense.bias)",),
+        "wrong array": (
             "embeddings.token_type_embeddings.weight (3, 16) cannot fill type_embeddings/embedding (2, 16)",
             "encoder.layer.0.output.dense.weight holds int8, not floating-point numbers",
             "encoder.layer.0.output.dense.bias holds NaN or infinity",
@@ -168,7 +168,7 @@ def test_two_spellings_of_one_name(tmp_path, config, shapes, params):
     def spoil(arrays):
         arrays["embeddings.LayerNorm.gamma"] = arrays["embeddings.LayerNorm.weight"]
 
-    twice = r"matched twice: embeddings\.LayerNorm\.gamma, embeddings\.LayerNorm\.weight"
+    twice = r"2 repeated names: embeddings\.LayerNorm\.gamma, embeddings\.LayerNorm\.weight"
     with pytest.raises(WeightsMismatch, match=twice):
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
 

@@ -177,7 +177,7 @@ def _check_classifier(loaded, last_scale):
 def test_unknown_arrays_are_refused(extra, published, load):
     with pytest.raises(WeightsMismatch) as caught:
         load(as_microsoft(published) | {extra: np.zeros(3, np.float32)})
-    assert caught.value.mistakes == {"unused arrays": (extra,)}
+    assert caught.value.mistakes == {"unused array": (extra,)}
 
 
 def test_the_library_is_detected_by_the_names(backbone, published):

@@ -1,19 +1,23 @@
 """A trained network gives the same masks in PyTorch, loaded from the folder of `write_pytorch`."""
 
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from s2rm_jax.convert import write_workdir
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import resize_image
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop.onnx import write_onnx
-from s2rm_jax.interop.torch_folder import write_pytorch
+from s2rm_jax.interop.torch_folder import read_pytorch, write_pytorch
 from s2rm_jax.models.network import build_network, normalize
 from s2rm_jax.segmenter import Segmenter
 from s2rm_jax.training.run import load_config, load_run
@@ -73,6 +77,55 @@ def test_a_variant_for_ablations_is_refused(trained, tiny_workdir, tmp_path, sec
     with pytest.raises(UserError, match=rf"^config.{section}.{field}=.*exported to PyTorch or ONNX; use to-stablehlo"):
         write_onnx(replace(trained, config=config), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def exported(trained, tiny_workdir, tmp_path):
+    (tmp_path / "torch").mkdir()
+    write_pytorch(trained, tiny_workdir / "config.json", tmp_path / "torch")
+    return tmp_path / "torch"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_the_prefix_of_a_wrapper_of_pytorch_is_removed(trained, exported, caplog, prefix):
+    weights = load_file(exported / "model.safetensors")
+    save_file({prefix + name: array for name, array in weights.items()}, exported / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, read_pytorch(exported, trained.params), trained.params)
+    assert f"model.safetensors: removed '{prefix}', with which all names begin" in caplog.text
+    some = {prefix * (name < "text") + name: array for name, array in weights.items()}
+    save_file(some, exported / "model.safetensors")
+    with pytest.raises(UserError, match="does not fit this network"):
+        read_pytorch(exported, trained.params)
+
+
+def test_two_files_of_weights_may_differ(exported, trained, tmp_path):
+    (tmp_path / "back").mkdir()
+    torch.save({}, exported / "pytorch_model.bin")
+    for read in (lambda: write_workdir(exported, tmp_path / "back"), lambda: read_pytorch(exported, trained.params)):
+        with pytest.raises(UserError, match=r"torch has model\.safetensors and pytorch_model\.bin, which may differ"):
+            read()
+
+
+def test_the_python_of_the_page_on_weights_runs_as_written(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported.rename("mine_torch")
+    Path("mine_onnx").symlink_to("mine_torch")  # segment.py is the same in every export
+    Image.new("RGB", (40, 30)).save("street.jpg")
+    names = {
+        "images": torch.zeros(1, 3, 32, 32),
+        "tokens": torch.ones(1, 2, 16, dtype=torch.int64),
+        "token_mask": torch.ones(1, 2, 16, dtype=torch.bool),
+    }
+    page = (Path(__file__).parents[2] / "docs/weights.md").read_text(encoding="utf-8")
+    shapes = []
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", [*sys.path])
+            exec(code, names)
+        shapes.append(tuple(names["masks"].shape))
+    for module in ("torch_model", "segment"):
+        del sys.modules[module]
+    assert shapes == [(1, 2, 32, 32), (1, 30, 40)]
 
 
 def test_neither_direction_needs_torch(trained, tiny_workdir, tmp_path, monkeypatch):

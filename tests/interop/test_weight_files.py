@@ -78,6 +78,17 @@ def test_a_folder_prefers_safetensors(tmp_path):
     assert find_weights(tmp_path).name == "pytorch_model.bin"
     save_file(ARRAYS, tmp_path / "model.safetensors")
     assert find_weights(tmp_path).name == "model.safetensors"
+    with pytest.raises(UserError, match=r"has model\.safetensors and pytorch_model\.bin, which may differ; remove"):
+        find_weights(tmp_path, only_one=True)
+
+
+def test_weights_of_another_name_in_a_folder(tmp_path):
+    torch.save(TENSORS, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"no weights found .*; rename model\.pt to pytorch_model\.bin$"):
+        find_weights(tmp_path)
+    torch.save(TENSORS, tmp_path / "last.pth")
+    with pytest.raises(UserError, match=r"; rename last\.pth or model\.pt to pytorch_model\.bin$"):
+        find_weights(tmp_path)
 
 
 def test_weights_in_several_files(tmp_path):
@@ -101,6 +112,12 @@ def test_the_parts_of_an_index_lie_beside_it(tmp_path, name):
     index.write_text(json.dumps({"weight_map": {"secret": named}}))
     with pytest.raises(UserError, match=r"weights .*/folder/other\.safetensors cannot be read: No such file"):
         read_weights(index)
+
+
+def test_an_index_without_files(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(UserError, match=r"the index .* names no files; download or export it again$"):
+        read_weights(tmp_path / "model.safetensors.index.json")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +177,7 @@ def test_a_truncated_file(tmp_path, write, kept):
     write(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(UserError, match=r"weights is damaged or truncated \(.*download it again"):
+    with pytest.raises(UserError, match=r"weights is damaged or truncated \(.*download or export it again"):
         read_weights(path)
 
 

@@ -40,6 +40,7 @@ def test_converting_to_pytorch_and_back_changes_no_bit(exported, tiny_workdir, t
     back, again = tmp_path / "back", tmp_path / "again"
     done = convert("from-pytorch", "--weights", exported, "--workdir", back)
     assert (done.returncode, done.stderr) == (0, "")
+    assert f"Read the weights of {exported}/model.safetensors\n" in done.stdout
     jax.tree.map(np.testing.assert_array_equal, load_run(back).params, load_run(tiny_workdir).params)
     assert (back / "config.json").read_text() == (tiny_workdir / "config.json").read_text()
 
@@ -90,7 +91,7 @@ def test_weights_that_do_not_fit_are_refused(exported, tmp_path):
     done = convert("from-pytorch", "--weights", folder, "--workdir", tmp_path / "back")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     for part in (
-        "1 unused arrays: adapter.weight",
+        "1 unused array: adapter.weight",
         "vision/patch_norm/bias (no vision.embeddings.norm.bias)",
         "fusion.vision_norm.weight (5,) cannot fill fusion/vision_norm/scale (16,)",
         "fusion.vision_norm.bias holds int32, not floating-point numbers",
@@ -105,7 +106,7 @@ def test_weights_that_do_not_fit_are_refused(exported, tmp_path):
         ((), "the command is missing; available: to-pytorch, from-pytorch, to-stablehlo, to-onnx"),
         (("to-tensorflow",), "unknown command 'to-tensorflow'; available: to-pytorch, from-pytorch"),
         (("to-pytorch", "--out", "x"), "--workdir is missing"),
-        (("to-pytorch", "--workdir", "nowhere", "--out", "x"), "nowhere is not the workdir of a training run"),
+        (("to-pytorch", "--workdir", "nowhere", "--out", "x"), "folder nowhere not found; check the path"),
         (
             ("from-pytorch", "--weights", "nowhere", "--workdir", "x"),
             "nowhere/config.json not found; --weights must be a folder that to-pytorch wrote",
