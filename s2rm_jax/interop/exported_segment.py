@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,14 @@ except ImportError as error:
 MAX_PIXELS = 80_000_000  # a small file can unpack to an enormous image
 # Pillow warns of images with more pixels than `load_image` takes. Filters of the user come first.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+# Pillow's other readers are rare, and the one for EPS starts an external program.
+Image.init()
+FORMATS: list[str] = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *({"AVIF"} & Image.OPEN.keys())]
 AT_ONCE = 32  # expressions per call of `ground`; more take several calls on the same encoded image
+
+
+class LoadError(ValueError):
+    """An image or a network cannot be loaded; the message is one line."""
 
 
 class Network(NamedTuple):
@@ -55,10 +63,16 @@ def load_network(folder: str | Path) -> Network:
     """Load the network of a folder, with the runtime that it was exported for.
 
     Raises:
-        OSError, ValueError: a file is missing or damaged.
+        LoadError: there is no such folder, or a file in it is missing or damaged.
         ImportError: the runtime is not installed.
     """
-    folder = Path(folder)
+    if not folder:
+        raise LoadError("the path of the folder is empty; give the folder of an exported network")
+    folder = Path(os.path.expanduser(folder))
+    if folder.is_file():
+        raise LoadError(f"{folder} is a file; give its folder")
+    if not folder.is_dir():
+        raise LoadError(f"folder {folder} not found; check the path")
     with explaining(f"the network in {folder} cannot be loaded", "export it again"):
         settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         runtime = {"pytorch": load_pytorch, "stablehlo": load_stablehlo, "onnx": load_onnx}[settings["format"]]
@@ -67,14 +81,16 @@ def load_network(folder: str | Path) -> Network:
 
 @contextmanager
 def explaining(problem: str, advice: str) -> Iterator[None]:
-    """Raise a ValueError of one line for the many kinds of exceptions that libraries raise for damaged files."""
+    """Raise a LoadError of one line for the many kinds of exceptions that libraries raise for damaged files."""
     try:
         yield
-    except (OSError, ValueError, ImportError):
+    except (LoadError, ImportError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename:  # Pillow raises OSError without it for damaged files
+            raise LoadError(f"{error.filename} cannot be read ({error.strerror}); check the path") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{problem} ({reason}); {advice}") from error
+        raise LoadError(f"{problem} ({reason}); {advice}") from error
 
 
 def load_pytorch(folder: Path) -> tuple[Callable, Callable]:
@@ -86,7 +102,10 @@ def load_pytorch(folder: Path) -> tuple[Callable, Callable]:
     torch_model = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(torch_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = torch_model.S2RMModel.from_pretrained(folder).to(device)
+    try:
+        model = torch_model.S2RMModel.from_pretrained(folder).to(device)
+    except torch_model.LoadError as error:
+        raise LoadError(str(error)) from error
 
     @torch.no_grad()
     def encode_image(images: np.ndarray) -> tuple[Any, tuple[int, int]]:
@@ -145,13 +164,13 @@ def load_stablehlo(folder: Path) -> tuple[Callable, Callable]:
 
 def decode_image(path: str | Path) -> Image.Image:
     """Return an image as Pillow decodes it, upright."""
-    too_large = ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down")
+    too_large = LoadError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise too_large
             if file.mode == "I" and isinstance(file, TiffImageFile) and file.tag_v2.get(BITSPERSAMPLE) != (16,):
-                raise ValueError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
+                raise LoadError(f"{path} has 32-bit values of unknown range; save it with 8 or 16 bits")
             return ImageOps.exif_transpose(file)
     except Image.DecompressionBombError:  # of more than 179 million
         raise too_large from None
@@ -161,17 +180,18 @@ def load_image(path: str | Path) -> np.ndarray:
     """Return an image as RGB values uint8 [height, width, 3], upright, with transparency on white.
 
     Raises:
-        OSError, ValueError: the file is missing, damaged or no image, or has too many pixels or values of unknown
-            range.
+        LoadError: the file is missing, damaged or not an image in one of FORMATS, or has too many pixels or values of
+            unknown range.
     """
+    path = os.path.expanduser(path)
     with explaining(f"{path} is damaged or of an unsupported kind", "download or copy it again, or convert it"):
         image = decode_image(path)
     if image.mode == "F":
-        raise ValueError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
+        raise LoadError(f"{path} has floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
-            raise ValueError(f"{path} has values that are not from 0 to 65,535; save it with 8 or 16 bits")
+            raise LoadError(f"{path} has values that are not from 0 to 65,535; save it with 8 or 16 bits")
         grey = (values.astype(np.uint32) + 128) // 257
         image = Image.fromarray(np.where(values == image.info.get("transparency"), 255, grey).astype(np.uint8))
     if image.has_transparency_data:
@@ -188,12 +208,15 @@ def prepare_image(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     return image * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
 
 
-def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def prepare_expressions(expressions: str | Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Return the token ids int32 [K, L] of K expressions and their mask bool [K, L], false for padding."""
+    expressions = [expressions] if isinstance(expressions, str) else list(expressions)
+    if not expressions:
+        raise ValueError("no expression given; describe an object in the image")
     for expression in expressions:
         if any("\ud800" <= letter <= "\udfff" for letter in expression):
             raise ValueError(f"expression {expression!r} is not valid Unicode; write it in UTF-8")
-    encoded = tokenizer.encode_batch(list(expressions))
+    encoded = tokenizer.encode_batch(expressions)
     tokens = np.array([item.ids for item in encoded], np.int32)
     token_mask = np.array([item.attention_mask for item in encoded], bool)
     for expression, count in zip(expressions, token_mask.sum(1), strict=True):
@@ -202,21 +225,40 @@ def prepare_expressions(expressions: Sequence[str], tokenizer: Tokenizer) -> tup
     return tokens, token_mask
 
 
+def remarks(expression: str, tokenizer: Tokenizer) -> list[str]:
+    """Return what the network cannot read of an expression: it is truncated, or has words outside the vocabulary."""
+    encoded = tokenizer.encode(expression)
+    found = [f"{expression!r:.80} is truncated to {len(encoded.ids)} tokens"] if encoded.overflowing else []
+    places = [place for token, place in zip(encoded.tokens, encoded.offsets, strict=True) if token == "[UNK]"]
+    if places:
+        unknown = ", ".join(dict.fromkeys(f"{expression[start:end]!r:.80}" for start, end in places))
+        found.append(f"not in the vocabulary, so ignored or misread: {unknown}")
+    return found
+
+
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize logits float32 [H, W] to the size of an image; the mask is logits > 0."""
     # A copy of evaluation.protocols.resize_logits on purpose: this file must run without the package.
     return np.asarray(Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def segment(network: Network, image: np.ndarray, expressions: Sequence[str]) -> np.ndarray:
-    """Return one mask per expression, bool [K, height, width], for an image uint8 [height, width, 3]."""
-    if not expressions:
-        raise ValueError("no expression given; describe an object in the image")
+def segment(network: Network, image: np.ndarray, expressions: str | Sequence[str]) -> np.ndarray:
+    """Return one mask per expression, bool [K, height, width], for an image uint8 [height, width, 3].
+
+    Raises:
+        ValueError: the image has another shape or type, or an expression has no words or is not valid Unicode.
+    """
+    is_array = isinstance(image, np.ndarray)
+    if not (is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+        got = f"{image.dtype} {list(image.shape)}" if is_array else type(image).__name__
+        raise ValueError(
+            f"an image must be an array uint8 [height, width, 3], got {got}; load it with load_image(path)"
+        )
     height, width = image.shape[:2]
     tokens, token_mask = prepare_expressions(expressions, network.tokenizer)
     features = network.encode_image(prepare_image(image, network.settings)[None])
     masks = []
-    for start in range(0, len(expressions), AT_ONCE):
+    for start in range(0, len(tokens), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         logits, *no_target = (x[0] for x in network.ground(features, tokens[None, part], token_mask[None, part]))
         found = np.stack([resize_logits(one, height, width) > 0 for one in logits])
@@ -232,7 +274,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("masks"), help="the folder for the masks")
     arguments = parser.parse_args()
     try:
-        masks = segment(load_network(Path(__file__).parent), load_image(arguments.image), arguments.expressions)
+        network = load_network(Path(__file__).parent)
+        masks = segment(network, load_image(arguments.image), arguments.expressions)
+        for expression in arguments.expressions:
+            for remark in remarks(expression, network.tokenizer):
+                print(f"warning: {remark}", file=sys.stderr)
         arguments.out.mkdir(parents=True, exist_ok=True)
         for number, (expression, mask) in enumerate(zip(arguments.expressions, masks, strict=True), start=1):
             file = arguments.out / f"mask_{number}.png"

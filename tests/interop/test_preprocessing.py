@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.images import load_image, resize_image
+from s2rm_jax.input.images import FORMATS, load_image, resize_image
 from s2rm_jax.interop import exported_segment as standalone
 from s2rm_jax.interop.torch_folder import write_preprocessing
 from s2rm_jax.models.network import normalize
@@ -146,6 +146,32 @@ def test_values_of_more_than_16_bits_are_refused_as_by_the_segmenter(tmp_path):
         load_image(tmp_path / "i.tiff")
 
 
+def test_a_format_that_the_segmenter_does_not_open(tmp_path):
+    """Pillow would start an external program for an EPS."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    with pytest.raises(standalone.LoadError, match=r"a\.eps is damaged or of an unsupported kind \(.*or convert it$"):
+        standalone.load_image(tmp_path / "a.eps")
+    assert {*standalone.FORMATS} == {*FORMATS} - {"HEIF"}  # which needs another package
+
+
+def test_files_that_are_no_images_are_named(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "truncated.png")
+    (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:-30])
+    (tmp_path / "empty.png").touch()
+    damaged = r" is damaged or of an unsupported kind \([^\n]*\); download or copy it again, or convert it$"
+    for name, message in {
+        "nope.png": r" cannot be read \(No such file or directory\); check the path$",
+        ".": r" cannot be read \(Is a directory\); check the path$",
+        "truncated.png": damaged,
+        "empty.png": damaged,
+    }.items():
+        with pytest.raises(standalone.LoadError, match=f"^{tmp_path / name}{message}"):
+            standalone.load_image(tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    assert standalone.load_image("~/good.png").shape == (4, 4, 3)
+
+
 def test_an_expression_that_is_not_unicode(tokenizer):
     with pytest.raises(ValueError, match=r"^expression 'caf\\udce9' is not valid Unicode; write it in UTF-8$"):
         standalone.prepare_expressions(["red", "caf\udce9"], tokenizer)
@@ -184,6 +210,67 @@ def test_a_damaged_folder_is_to_be_exported_again(folder, tmp_path, monkeypatch)
     (tmp_path / "preprocessing.json").write_text("{}")
     with pytest.raises(ValueError, match=message):
         standalone.load_network(tmp_path)
+
+
+def test_a_folder_that_does_not_exist(folder, tmp_path, monkeypatch):
+    for given, message in {
+        "nope": "^folder nope not found; check the path$",
+        "": "^the path of the folder is empty; give",
+        folder / "segment.py": r"segment\.py is a file; give its folder$",
+        tmp_path: r"preprocessing\.json cannot be read \(No such file or directory\); check the path$",
+    }.items():
+        with pytest.raises(standalone.LoadError, match=message):
+            standalone.load_network(given)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setattr(standalone, "load_onnx", lambda _: (None, None))
+    assert standalone.load_network(f"~/{folder.name}").settings["format"] == "onnx"
+
+
+def test_remarks_on_expressions(tokenizer):
+    assert standalone.remarks("the red circle", tokenizer) == []
+    unknown = "not in the vocabulary, so ignored or misread: 'zebra', '图'"
+    assert standalone.remarks("the zebra the zebra 图", tokenizer)[-1] == unknown
+    (truncated,) = standalone.remarks("the red circle " * 30, tokenizer)
+    assert truncated.startswith("'the red circle the") and truncated.endswith(" is truncated to 16 tokens")
+    assert len(truncated) < 120
+
+
+def test_the_command_warns_of_remarks(folder, tokenizer, settings, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    network = _fake(tokenizer, settings)
+    monkeypatch.setattr(standalone, "load_network", lambda _: network)
+    monkeypatch.setattr(sys, "argv", ["segment.py", f"{tmp_path}/a.png", "the zebra", "--out", f"{tmp_path}/out"])
+    standalone.main()
+    assert capsys.readouterr().err == "warning: not in the vocabulary, so ignored or misread: 'zebra'\n"
+
+
+def _fake(tokenizer, settings):
+    logits = np.ones((1, 1, 32, 32), np.float32)
+    return standalone.Network(lambda images: None, lambda _, tokens, mask: [logits], tokenizer, settings)
+
+
+def test_one_expression_may_be_a_string(tokenizer, settings):
+    image = np.zeros((5, 7, 3), np.uint8)
+    assert standalone.segment(_fake(tokenizer, settings), image, "star").shape == (1, 5, 7)
+    with pytest.raises(ValueError, match="no expression given; describe an object in the image"):
+        standalone.segment(_fake(tokenizer, settings), image, [])
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((5, 7, 3), np.float32), r"float32 \[5, 7, 3\]"),
+        (np.zeros((5, 7, 3), np.uint16), r"uint16 \[5, 7, 3\]"),
+        (np.zeros((3, 5, 7), np.uint8), r"uint8 \[3, 5, 7\]"),
+        (np.zeros((5, 7, 4), np.uint8), r"uint8 \[5, 7, 4\]"),
+        (np.zeros((5, 7), np.uint8), r"uint8 \[5, 7\]"),
+        (np.zeros((0, 7, 3), np.uint8), r"uint8 \[0, 7, 3\]"),
+    ],
+)
+def test_an_image_of_another_shape_or_type_is_refused(tokenizer, settings, image, found):
+    message = rf"^an image must be an array uint8 \[height, width, 3\], got {found}; load it with load_image\(path\)$"
+    with pytest.raises(ValueError, match=message):
+        standalone.segment(_fake(tokenizer, settings), image, ["star"])
 
 
 @pytest.mark.parametrize("can_say_nothing", [False, True])
