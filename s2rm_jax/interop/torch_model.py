@@ -15,6 +15,7 @@ on the last axis; only convolutions and resizing transpose it. Parameters are fl
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -55,10 +56,15 @@ class Output(NamedTuple):
 
 
 def find_directory(name: str) -> Path:
-    """Return a folder as it is, or that of a repository of the Hugging Face Hub in the cache of huggingface_hub."""
+    """Return a local folder, or that of a repository of the Hugging Face Hub in the cache of huggingface_hub."""
+    path = Path(os.path.expanduser(name))
     named = re.fullmatch(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", name)
-    if named is None or Path(name).exists():
-        return Path(name)
+    if path.is_file():
+        raise LoadError(f"{path} is a file; give its folder.")
+    if name and path.is_dir():
+        return path
+    if named is None:
+        raise LoadError(f"folder {name!r} not found; check the path.")
     try:
         from huggingface_hub import snapshot_download
 
@@ -529,6 +535,21 @@ class NoTargetHead(nn.Module):
         return self.nothing(F.gelu(self.hidden(torch.cat(features, dim=-1)), approximate="tanh"))[..., 0]
 
 
+def check_inputs(images: Tensor, tokens: Tensor, token_mask: Tensor, dtype: torch.dtype) -> None:
+    """Raise a ValueError if the inputs of the network, or the type of its parameters, are not what it expects."""
+    shapes = images.ndim == 4 and images.shape[1] == 3 and tokens.ndim == 3 and token_mask.shape == tokens.shape
+    shapes = shapes and len(images) == len(tokens) and 0 not in tokens.shape
+    types = images.is_floating_point() and tokens.dtype in (torch.int32, torch.int64) and token_mask.dtype == torch.bool
+    if not (shapes and types):
+        found = ", ".join(f"{str(x.dtype)[6:]} {list(x.shape)}" for x in (images, tokens, token_mask))
+        raise ValueError(
+            f"images, tokens and token_mask must be float32 [B, 3, H, W], int64 [B, K, L] and bool [B, K, L], and not "
+            f"empty; got {found}"
+        )
+    if dtype != torch.float32:
+        raise ValueError(f"the parameters are {str(dtype)[6:]}; keep them float32 and use torch.autocast")
+
+
 class S2RMModel(nn.Module):
     """Swin and BERT, fused by S2RM and decoded by CASG.
 
@@ -573,7 +594,9 @@ class S2RMModel(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        directory = find_directory(str(directory))
+        directory = find_directory(str(directory or ""))
+        if next(directory.glob("encode_image.*"), None) is not None:
+            raise LoadError(f"{directory} is an ONNX or StableHLO export; use segment.py in it.")
         config_file, weights_file = directory / "config.json", directory / "model.safetensors"
         absent = [path.name for path in (config_file, weights_file) if not path.is_file()]
         if absent:
@@ -598,7 +621,12 @@ class S2RMModel(nn.Module):
         return model.eval()
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Output:
-        """Segment every expression of every image: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`."""
+        """Segment every expression of every image: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`.
+
+        Raises:
+            ValueError: an input has another shape or type, or the parameters are not float32.
+        """
+        check_inputs(images, tokens, token_mask, self.fusion.output_norm.weight.dtype)
         return self.ground(self.encode_image(images), tokens, token_mask, (images.shape[2], images.shape[3]))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:

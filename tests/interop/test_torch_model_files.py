@@ -1,6 +1,7 @@
 """The files of the PyTorch network: self-contained, read strictly, with parts that transformers reads."""
 
 import ast
+import copy
 import json
 import sys
 from pathlib import Path
@@ -69,7 +70,45 @@ def test_missing_files_are_named(folder):
     refused(folder, r"lacks model\.safetensors; ")
     (folder / "config.json").unlink()
     refused(folder, r"lacks config\.json and model\.safetensors; ")
-    refused(folder / "nowhere", r"nowhere lacks config\.json and model\.safetensors; ")
+
+
+def test_another_path_than_that_of_an_export(folder, tmp_path, monkeypatch):
+    refused(tmp_path / "nowhere", r"^folder '.*/nowhere' not found; check the path\.$")
+    refused("nowhere", r"^folder 'nowhere' not found; check the path\.$")
+    refused("", r"^folder '' not found; check the path\.$")
+    refused(folder / "config.json", r"config\.json is a file; give its folder\.$")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    load(f"~/{folder.name}")
+    (folder / "encode_image.onnx").touch()
+    refused(folder, r" is an ONNX or StableHLO export; use segment\.py in it\.$")
+
+
+INPUT_MISTAKES = {
+    "channels last": lambda images, tokens, mask: (images.permute(0, 2, 3, 1), tokens, mask),
+    "image of bytes": lambda images, tokens, mask: (images.byte(), tokens, mask),
+    "no axis of expressions": lambda images, tokens, mask: (images, tokens[:, 0], mask[:, 0]),
+    "no expressions": lambda images, tokens, mask: (images, tokens[:, :0], mask[:, :0]),
+    "mask of integers": lambda images, tokens, mask: (images, tokens, mask.long()),
+    "mask of another shape": lambda images, tokens, mask: (images, tokens, mask[:, :, 1:]),
+    "tokens of another batch": lambda images, tokens, mask: (images, tokens[:1], mask[:1]),
+    "tokens of floats": lambda images, tokens, mask: (images, tokens.float(), mask),
+}
+
+
+@pytest.mark.parametrize("mistake", INPUT_MISTAKES)
+def test_inputs_of_another_shape_or_type_are_refused(small, mistake):
+    images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
+    changed = INPUT_MISTAKES[mistake](images.permute(0, 3, 1, 2), tokens, mask)
+    message = r"^images, tokens and token_mask must be float32 \[B, 3, H, W\], .*; got \w+ \["
+    with pytest.raises(ValueError, match=message):
+        small[1](*changed)
+
+
+def test_parameters_of_half_precision_are_refused(small):
+    images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
+    model = copy.deepcopy(small[1]).half()
+    with pytest.raises(ValueError, match=r"^the parameters are float16; keep them float32 and use torch\.autocast$"):
+        model(images.permute(0, 3, 1, 2).half(), tokens, mask)
 
 
 @pytest.mark.parametrize("part", [0.0, 1e-4, 0.5, 0.999])
