@@ -310,7 +310,7 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
         raise UserError(f"{'; '.join(dict.fromkeys(problems))} (see --help)")
     for name in flag_values:
         value = flag_values[name].value
-        if isinstance(value, str) and value.startswith("~/"):
+        if isinstance(value, str) and (value == "~" or value.startswith("~/")):
             flag_values[name].value = os.path.expanduser(value)
     config: Any = flag_values["config"].value if "config" in flag_values else None
     if given_fields(flag_values).get("epochs") and config.get("steps"):

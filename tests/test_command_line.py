@@ -383,6 +383,8 @@ def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(monkeypatch, tmp_
 
     done = run_function(lambda: command_line.run_and_exit(main, values, ""), "--out=~/x", "--text=~/y")
     assert done.stdout == f"{tmp_path}/x ['~/y']\n"
+    done = run_function(lambda: command_line.run_and_exit(main, values, ""), "--out=~")
+    assert done.stdout.startswith(f"{tmp_path} ")
 
 
 def test_a_tilde_is_the_home_folder_in_a_field_of_the_configuration(monkeypatch, tmp_path, call, config_file):

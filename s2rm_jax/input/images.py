@@ -83,8 +83,8 @@ def load_image(
     the first is used.
 
     Args:
-        source: a file; an http:// or https:// address; the bytes of a file; an array [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4] of uint8, uint16 or bool; or a PIL image.
+        source: a file, where a leading ~ is the home folder; an http:// or https:// address; the bytes of a file; an
+            array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8, uint16 or bool; or a PIL image.
         apply_exif: rotate the image by its EXIF orientation, as viewers do. Right for a user's own images; wrong for a
             dataset, whose masks are in the stored coordinates.
         max_pixels: larger images are refused before they are decoded.
@@ -97,6 +97,8 @@ def load_image(
         return np.array(_to_rgb(_image_from_array(source), "the array"))
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
         raise UserError(_describe_wrong_type(source))
+    if isinstance(source, str | os.PathLike) and str(source).startswith("~"):
+        source = os.path.expanduser(str(source))
     name = str(source) if isinstance(source, str | os.PathLike) else "the image"
     if isinstance(source, str) and is_url(source):
         source = fetch(source)
@@ -134,6 +136,8 @@ def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_
 
 def _describe_missing(name: str) -> str:
     """Return that an image does not exist and what to do; `name` may be a URL that `load_image` does not read."""
+    if not name:
+        return "the path of the image is empty; give the path of an image"
     scheme = _SCHEME.match(name)
     if scheme is None:
         return f"image {name} not found; check the path"
@@ -288,16 +292,21 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _image_from_array(array: np.ndarray) -> Image.Image:
     single = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.size == 0 or not (single.ndim == 2 or (single.ndim == 3 and single.shape[2] in (3, 4))):
-        raise UserError(f"an image must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+        what = f"an image must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}"
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            what += "; move the channels to the end: image.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            what += "; give one image of them: images[0]"
+        raise UserError(what)
     if single.dtype == bool:
         single = single * np.uint8(255)
-    elif single.dtype == np.uint16:
+    elif single.dtype.newbyteorder("=") == np.uint16:  # in either byte order
         single = _to_eight_bits(single)
     elif single.dtype != np.uint8:
-        raise UserError(
-            f"an image must hold uint8 values 0 ... 255, got {array.dtype}; "
-            "convert values in [0, 1] by np.round(255 * image).astype(np.uint8)"
-        )
+        advice = "convert values in [0, 1] by np.round(255 * image).astype(np.uint8)"
+        if np.issubdtype(array.dtype, np.integer):
+            advice = "if the values are 0 ... 255, use image.astype(np.uint8)"
+        raise UserError(f"an image must hold uint8 values 0 ... 255, got {array.dtype}; {advice}")
     return Image.fromarray(np.ascontiguousarray(single))
 
 

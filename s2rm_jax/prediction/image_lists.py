@@ -51,8 +51,8 @@ def list_items(images: str, expressions: Sequence[str], out: Path, explain: str 
     Args:
         images: a folder; a pattern; or a list: a text file (.txt) with an image per line, JSON lines (.jsonl) with
             "image" and optionally "expressions", or a Parquet file (.parquet) with such columns. Other fields are
-            ignored, unless they look like a misspelt "expressions". Paths in a list are relative to its folder. All may
-            be on a bucket.
+            ignored, unless they look like a misspelt "expressions". Paths in a list are relative to its folder, and a
+            leading ~ is the home folder. All may be on a bucket.
         expressions: those of images without expressions in the list.
         out: the folder of the results.
         explain: the name of the figures in it; "" if none are drawn.
@@ -82,7 +82,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path, explain: str 
         with reading(images):
             listed = list(read(epath.Path(images)))
         for image, own in listed:
-            name = image if on_bucket(image) else os.path.join(folder, image)
+            name = image if on_bucket(image) else os.path.join(folder, os.path.expanduser(image))
             name = name if on_bucket(name) else os.path.normpath(name)
             found.setdefault(name, {}).update(dict.fromkeys(own))
     if not found:

@@ -232,7 +232,7 @@ def test_arrays_and_pil_images_are_taken_as_they_are():
     np.testing.assert_array_equal(load_image(rgb), rgb)
     np.testing.assert_array_equal(load_image(rgb[:, ::-1]), rgb[:, ::-1])
     np.testing.assert_array_equal(load_image(Image.fromarray(rgb)), rgb)
-    for array in (grey, grey[..., None], grey.astype(np.uint16) * 257):
+    for array in (grey, grey[..., None], grey.astype(np.uint16) * 257, (grey.astype(np.uint16) * 257).astype(">u2")):
         np.testing.assert_array_equal(load_image(array), np.stack([grey] * 3, axis=-1))
     np.testing.assert_array_equal(load_image(grey > 127)[..., 0], np.where(grey > 127, 255, 0))
     transparent = np.concatenate([rgb, np.zeros((HEIGHT, WIDTH, 1), np.uint8)], axis=-1)
@@ -243,9 +243,9 @@ def test_arrays_and_pil_images_are_taken_as_they_are():
     ("array", "message"),
     [
         (np.ones((4, 4, 3), np.float32), r"got float32; convert values in \[0, 1\] by"),
-        (np.ones((4, 4, 3), np.int64), "got int64"),
-        (np.ones((3, 4, 5), np.uint8), r"got \[3, 4, 5\]"),
-        (np.ones((2, 4, 4, 3), np.uint8), r"got \[2, 4, 4, 3\]"),
+        (np.ones((4, 4, 3), np.int64), r"got int64; if the values are 0 \.\.\. 255, use image\.astype\(np\.uint8\)$"),
+        (np.ones((3, 4, 5), np.uint8), r"got \[3, 4, 5\]; move the channels to the end: image\.transpose\(1, 2, 0\)$"),
+        (np.ones((2, 4, 4, 3), np.uint8), r"got \[2, 4, 4, 3\]; give one image of them: images\[0\]$"),
         (np.ones((0, 4, 3), np.uint8), r"got \[0, 4, 3\]"),
     ],
 )
@@ -342,9 +342,21 @@ def test_a_wrong_path_is_named(tmp_path):
         load_image(tmp_path / "missing.jpg")
     with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)
+    with pytest.raises(UserError, match="the path of the image is empty; give the path of an image"):
+        load_image("")
     (tmp_path / "file.txt").write_text("text")
     with pytest.raises(UserError, match=r"cannot read .*Not a directory"):
         load_image(tmp_path / "file.txt" / "image.jpg")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, kind):
+    saved(Image.fromarray(colours()), tmp_path, "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(load_image(kind("~/a.png")), colours())
+    monkeypatch.chdir(tmp_path)
+    saved(Image.fromarray(colours()), tmp_path, "~a.png")
+    np.testing.assert_array_equal(load_image(kind("~a.png")), colours())
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/a.png", "s3://bucket/a.png", "hdfs://host/a.png", "S3://bucket/a.png"])

@@ -110,8 +110,9 @@ def test_entries_of_the_same_image_are_joined(folder):
     ]
 
 
-def test_absolute_paths_addresses_and_paths_that_lead_up(folder):
-    (folder / "more/list.txt").write_text(f"../red.png\n{folder}/more/blue.png\n../more/../red.png\n")
+def test_absolute_paths_addresses_and_paths_that_lead_up(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "more/list.txt").write_text(f"../red.png\n{folder}/more/blue.png\n../more/../red.png\n~/red.png\n")
     items = list_items(str(folder / "more/list.txt"), ["red"], OUT)
     assert [item.folder for item in items] == ["red", "more/blue"]
     (folder / "list.txt").write_text("https://example.org/a/b.jpg\ngs://bucket/c.png\n")
