@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int, Int32
 
-from s2rm_jax.errors import UserError, one_line
+from s2rm_jax.errors import UserError, first_of, one_line
 from s2rm_jax.input.example import NO_WORDS, expression_problem
 
 _LOG = logging.getLogger(__name__)
@@ -232,8 +232,10 @@ def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
     found = []
     length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:
-        found.append(f"{expression!r} takes {length} tokens and is truncated to the first {limit} (text.max_tokens)")
+        found.append(
+            f"{expression!r:.80} takes {length} tokens and is truncated to the first {limit} (text.max_tokens)"
+        )
     if tokenizer.has_unknown(expression):
-        unknown = [word for word in expression.split() if tokenizer.has_unknown(word)]
-        found.append(f"not in the vocabulary, so ignored or misread: {', '.join(map(repr, unknown))}")
+        unknown = dict.fromkeys(f"{word!r:.80}" for word in expression.split() if tokenizer.has_unknown(word))
+        found.append(f"not in the vocabulary, so ignored or misread: {first_of(list(unknown), ', ', 10)}")
     return found

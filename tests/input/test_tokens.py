@@ -13,7 +13,7 @@ from tokenizers.models import BPE, WordPiece
 from transformers import BertTokenizer
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.input.tokens import Tokenizer, remarks
 from tests.input.refer_fixture import refer_mini
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "left", "##most", "red", "star", ",", "[", "]", "sep", "cafe")
@@ -76,6 +76,12 @@ def test_letters_that_are_not_in_the_vocabulary_are_words(tokenizer, expression)
     """Also those that are newer than the Unicode of Python."""
     ids, mask = tokenizer.encode(expression)
     assert mask.sum() == 3 and ids[1] == ids_of("[UNK]")[0]
+
+
+def test_remarks_are_short_and_name_a_word_once(tokenizer):
+    long, unknown = remarks(tokenizer, "zebra " * 100 + "yak")
+    assert long.startswith("'zebra zebra") and len(long) < 160
+    assert unknown == "not in the vocabulary, so ignored or misread: 'zebra', 'yak'"
 
 
 def test_a_saved_vocabulary_gives_the_same_tokens(tokenizer, tmp_path):
