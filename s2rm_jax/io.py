@@ -43,7 +43,7 @@ def workdir_path(workdir: epath.PathLike) -> epath.Path:
         if importlib.util.find_spec("gcsfs") is None:  # comes with google-cloud-storage, which Orbax needs
             raise UserError(f"--workdir {workdir}: gcsfs is not installed: pip install -e '.[gcs]'")
     if not os.fspath(workdir):
-        raise UserError("--workdir is empty; give the folder of a run")
+        raise UserError("the workdir is empty; give the folder of a run")
     return epath.Path(workdir)
 
 

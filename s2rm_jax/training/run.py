@@ -155,6 +155,8 @@ def find_run(workdir: epath.PathLike) -> epath.Path:
 
 def on_hub(workdir: epath.PathLike) -> bool:
     """Return whether `find_run` looks for a workdir on the Hugging Face Hub."""
+    if not isinstance(workdir, str | os.PathLike):
+        raise UserError(f"a workdir must be a path or a name on the Hub, got {type(workdir).__name__}; give a string")
     given = os.fspath(workdir)
     return given.startswith(HUB) or (parse_hub_name(given) is not None and not os.path.exists(given))
 
@@ -228,7 +230,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} not found: {workdir} is not the workdir of a training run") from None
+        raise UserError(_describe_missing(workdir)) from None
     except NotADirectoryError:
         file = next(one for one in (workdir, *workdir.parents) if one.exists())
         raise UserError(f"{file} is a file; give the folder of a training run") from None
@@ -242,7 +244,7 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     defaults = default_config().to_dict()
     sections = [name for name, value in defaults.items() if isinstance(value, dict)]
     if not (isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in sections)):
-        raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a training run")
+        raise UserError(f"{path} is not a configuration of s2rm_jax: {workdir} is not the workdir of a run")
     config = ConfigDict(_completed(content, defaults))
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
@@ -252,6 +254,15 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     except UserError as error:
         raise UserError(f"{path}: {error} Restore the file, or train into another --workdir.") from None
     return config.lock()
+
+
+def _describe_missing(workdir: epath.Path) -> str:
+    """Return why a workdir has no config.json, and what to do."""
+    if not workdir.exists():
+        return f"folder {workdir} not found; check the path"
+    if any((workdir / name).exists() for name in ("encode_image.onnx", "encode_image.stablehlo")):
+        return f"{workdir} is an export; give the workdir of its run, or use segment.py in it"
+    return f"{workdir / CONFIG_FILE} not found: {workdir} is neither the workdir of a run nor a folder of to-pytorch"
 
 
 def _completed(value: Any, default: Any = None) -> Any:

@@ -475,7 +475,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"workdir": "{tmp}/nothing"}, "is not the workdir of a training run"),
+        ({"workdir": "{tmp}/nothing"}, "nothing not found; check the path"),
         ({"image": "{tmp}/truncated.jpg"}, "truncated.jpg is damaged"),
         ({"image": "{tmp}/text.jpg"}, "text.jpg is not an image"),
         ({"image": "{tmp}"}, "is a folder"),
@@ -523,7 +523,7 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir={tmp}"], "is not the workdir of a training run"),
+        (["--workdir={tmp}"], "is neither the workdir of a run nor a folder of to-pytorch"),
         (["--workdir={run}", "--split=tset"], "tset"),
         (["--workdir={run}", "--out={tmp}/taken"], "is an existing file"),
         (["--workdir={run}", "--gallery=-1"], "gallery"),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -112,13 +114,34 @@ def test_without_the_hub_the_cache_is_used(network, folder, monkeypatch, why):
         ("hf://anna/net@", "is not a name on the Hugging Face Hub"),
         ("hf://", "is not a name on the Hugging Face Hub"),
         ("hf://anna/a--b..c", "cannot be downloaded from the Hugging Face Hub"),
-        ("runs/a/b", "is not the workdir of a training run"),
+        ("runs/a/b", "folder runs/a/b not found; check the path"),
     ],
 )
 def test_wrong_names(network, name, message):
     with pytest.raises(UserError) as caught:
         load_run(name)
-    assert str(caught.value).startswith(name) and message in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value)[:20] and message in str(caught.value) and "\n" not in str(caught.value)
+
+
+WRONG_WORKDIRS = """
+from s2rm_jax.training.run import find_run
+
+for workdir in (None, 5, ""):
+    try:
+        find_run(workdir)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_workdir_of_another_type():
+    """In a process of its own, because types are checked by the tests, but not where the package is used."""
+    done = subprocess.run([sys.executable, "-c", WRONG_WORKDIRS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "UserError: a workdir must be a path or a name on the Hub, got NoneType; give a string",
+        "UserError: a workdir must be a path or a name on the Hub, got int; give a string",
+        "UserError: the workdir is empty; give the folder of a run",
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -141,8 +141,13 @@ def test_the_folder_of_parquet_files_may_move_but_the_dataset_may_not_change(tmp
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere/config.json not found.*not the workdir of a training run"):
+    with pytest.raises(UserError, match=rf"^folder {tmp_path}/nowhere not found; check the path$"):
         load_config(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"config\.json not found: .* neither the workdir of a run nor a folder of"):
+        load_config(tmp_path)
+    (tmp_path / "encode_image.onnx").touch()
+    with pytest.raises(UserError, match=rf"^{tmp_path} is an export; give the workdir of its run, or use segment\.py"):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["image.png", "image.png/run"])
@@ -168,7 +173,7 @@ def test_the_file_is_plain_json(tmp_path):
 @pytest.mark.parametrize("content", ['{"architectures": ["BertModel"]}', "[1, 2]", '{"text": 3}'])
 def test_another_programs_config_is_not_taken_for_a_run(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="not the workdir of a training run"):
+    with pytest.raises(UserError, match=r"not the workdir of a run$"):
         load_config(tmp_path)
 
 
