@@ -245,8 +245,10 @@ def test_the_command_warns_of_remarks(folder, tokenizer, settings, tmp_path, mon
 
 
 def _fake(tokenizer, settings):
-    logits = np.ones((1, 1, 32, 32), np.float32)
-    return standalone.Network(lambda images: None, lambda _, tokens, mask: [logits], tokenizer, settings)
+    def ground(features, tokens, token_mask):
+        return [np.ones((*tokens.shape[:2], 32, 32), np.float32)]
+
+    return standalone.Network(lambda images: None, ground, tokenizer, settings)
 
 
 def test_one_expression_may_be_a_string(tokenizer, settings):
