@@ -59,8 +59,10 @@ def near_miss(field: str, names: tuple[str, ...]) -> str:
         return ""
     for name in names:
         written = name.lower().strip()
-        if written in _OTHER_NAMES.get(field, ()) or get_close_matches(written, [field], cutoff=0.88):
-            return f"{name!r} is not a field that is read; did you mean {field!r}?"
+        is_anagram = sorted(written) == sorted(field)  # such as "spilt", which is not a close match
+        if is_anagram or get_close_matches(written, [field], cutoff=0.88) or written in _OTHER_NAMES.get(field, ()):
+            form = ", a list of strings" if field == "expressions" else ""
+            return f"{name!r} is not a field that is read; did you mean {field!r}{form}?"
     return ""
 
 

@@ -51,8 +51,8 @@ def list_items(images: str, expressions: Sequence[str], out: Path, explain: str 
     Args:
         images: a folder; a pattern; or a list: a text file (.txt) with an image per line, JSON lines (.jsonl) with
             "image" and optionally "expressions", or a Parquet file (.parquet) with such columns. Other fields are
-            ignored, unless they look like a misspelt "expressions". Paths in a list are relative to its folder, and a
-            leading ~ is the home folder. All may be on a bucket.
+            ignored, unless one seems to be meant as "expressions", such as "expression" or "caption". Paths in a list
+            are relative to its folder, and a leading ~ is the home folder. All may be on a bucket.
         expressions: those of images without expressions in the list.
         out: the folder of the results.
         explain: the name of the figures in it; "" if none are drawn.
@@ -245,7 +245,7 @@ def _checked(entry: Any, where: str) -> tuple[str, list[str]]:
 
 
 def _require_no_near_miss(names: Iterable[str], where: str) -> None:
-    """Raise UserError if no field is "expressions" but one looks like it; the fields of annotations are ignored."""
+    """Raise UserError if no field is "expressions" but one seems to be meant as it, such as "caption"."""
     if problem := near_miss("expressions", tuple(names)):
         raise UserError(f"{where} {problem}")
 
