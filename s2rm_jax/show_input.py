@@ -51,9 +51,11 @@ def main() -> dict[str, Any]:
     page.save(png, format="PNG")
     with writing(Path(OUT.value)):
         write_atomically(Path(OUT.value), png.getvalue())
-    print(f"{OUT.value} shows {counted(NUMBER.value, 'draw')} from {CONFIG.value.input.train_split}")
+    split = CONFIG.value.input.train_split
+    of_split = "" if split == "train" else f" from {split}"
+    print(f"{OUT.value} shows {counted(NUMBER.value, 'training image')}{of_split} (some may repeat)")
     rows = [label for label, _ in kinds_of(CONFIG.value)]
-    return {"file": OUT.value, "images": NUMBER.value, "split": CONFIG.value.input.train_split, "rows": rows}
+    return {"file": OUT.value, "images": NUMBER.value, "split": split, "rows": rows}
 
 
 def draw(config: ConfigDict, number: int, side: int) -> Image.Image:

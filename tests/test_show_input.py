@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from s2rm_jax import command_line, show_input
@@ -42,6 +43,19 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch):
     reason = "cannot be written (No space left on device); give another --out, or free space"
     assert done.stderr == f"error: --out: {out} {reason}\n"
     assert out.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(("split", "of_split"), [("train", ""), ("trainval", " from trainval")])
+def test_the_split_is_named_if_it_is_not_train(tmp_path, monkeypatch, split, of_split):
+    monkeypatch.setattr(show_input, "draw", lambda *_: Image.new("RGB", (8, 8)))
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from configs import synthetic\n\n\ndef get_config():\n    config = synthetic.get_config()\n"
+        f"    config.input.train_split = {split!r}\n    return config\n"
+    )
+    flags = [f"--config={config}", "--number=8", f"--out={tmp_path}/a.png"]
+    done = run_function(lambda: command_line.run_and_exit(show_input.main, show_input.FLAGS, ""), *flags)
+    assert f"{tmp_path}/a.png shows 8 training images{of_split} (some may repeat)\n" in done.stdout, done.stderr
 
 
 def test_each_row_applies_one_augmentation():
