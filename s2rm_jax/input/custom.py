@@ -127,13 +127,14 @@ def coco_json_source(
     mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
     folder = Path(image_root).expanduser() if str(image_root) else path.parent
     images = _coco_images(content["images"], mistakes)
+    known = {str(id): id for id in images}
     records: list[_Record] = []
     ids: set[str] = set()
     for position, entry in enumerate(content["annotations"]):
         where = f"annotation {_coco_name(entry, position)}"
         if isinstance(entry, dict) and "expressions" not in entry and not near_miss("expressions", tuple(entry)):
             continue
-        if mistakes.has_none(where, entry, lambda entry: _coco_problems(entry, images, ids)):
+        if mistakes.has_none(where, entry, lambda entry: _coco_problems(entry, images, known, ids)):
             ids.add(str(entry["id"]))
             image, its_split = images[entry["image_id"]], entry.get("split", default_split)
             if image is None:
@@ -318,10 +319,16 @@ def _coco_name(entry: Any, position: int) -> str:
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at position {position}"
 
 
-def _coco_problems(entry: dict[str, Any], images: Mapping[Any, Any], ids: set[str]) -> list[str]:
+def _coco_problems(
+    entry: dict[str, Any], images: Mapping[Any, Any], known: Mapping[str, Any], ids: set[str]
+) -> list[str]:
+    """Return the mistakes of an annotation; `known` has the ids of `images` by their text.
+
+    `ids` are those of the annotations before it.
+    """
     problems = _problems(entry, ("id", "image_id", "segmentation"), ("split",))
     if "image_id" in entry and (not isinstance(id := entry["image_id"], int | str) or id not in images):
-        alike = id_of_other_kind(id, images)
+        alike = id_of_other_kind(id, known)
         hint = f"; there is one with the id {alike}: write both in the same way" if alike else ""
         problems.append(f"no image has the id {id!r:.40}{hint}")
     if "segmentation" in entry:

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -404,7 +404,7 @@ def _unknown(what: str, id: Any, ids: Iterable[Any], ref: dict[str, Any], path: 
     advice = "take both files from the same archive"
     if id == -1:
         advice = "-1 means that the expression refers to nothing, and must be the only id"
-    elif alike := id_of_other_kind(id, ids):
+    elif alike := id_of_other_kind(id, {str(one): one for one in ids}):
         advice = f"it has the id {alike}; write the ids of both files in the same way"
     return UserError(
         f"{path} refers to {what} {id!r} (referent {ref.get('ref_id')}), which is not in the instances.json beside "
@@ -412,10 +412,13 @@ def _unknown(what: str, id: Any, ids: Iterable[Any], ref: dict[str, Any], path: 
     )
 
 
-def id_of_other_kind(id: Any, ids: Iterable[Any]) -> str:
-    """Return that of the ids that differs from an unknown one in its type only, such as 1 from "1" or 1.0, or ""."""
+def id_of_other_kind(id: Any, known: Mapping[str, Any]) -> str:
+    """Return the known id that differs from an unknown one in its type only, such as 1 from "1" or 1.0, or "".
+
+    `known` has the known ids by their text.
+    """
     texts = (str(id), str(id).removesuffix(".0"))
-    return next((repr(one) for one in ids if str(one) in texts), "")
+    return next((repr(known[text]) for text in texts if text in known), "")
 
 
 def _expressions(ref: dict[str, Any], field: str, path: Path) -> list[tuple[str, str]]:

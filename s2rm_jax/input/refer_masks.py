@@ -60,7 +60,7 @@ class Masks:
         """Return the mask of an annotation, [] if it covers no pixel."""
         image_id = self.annotations[ann_id].image_id
         if image_id not in (None, image.id):
-            return f"it is of another image, {image_id}, and not of {image.id}"
+            return f"it belongs to image {image_id!r}, not to image {image.id!r}"
         if ann_id not in self._found:
             self._found[ann_id] = self._find(ann_id, image)
         return self._found[ann_id]

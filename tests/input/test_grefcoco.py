@@ -126,7 +126,7 @@ def test_objects_of_two_images_are_not_joined(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = read(write_grefcoco_layout(tmp_path, edit=edit))
     assert "both boxes" not in by_expression(source, 0)
-    assert "ann_id [1000, 1002]: annotation 1002: it is of another image, 101, and not of 100" in caplog.text
+    assert "ann_id [1000, 1002]: annotation 1002: it belongs to image 101, not to image 100" in caplog.text
 
 
 def test_overlaps_are_dropped_within_an_object_and_never_between_objects(tmp_path):

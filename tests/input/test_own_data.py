@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,20 @@ def test_a_mistake_in_an_annotation_is_named(tmp_path, edit, message):
     assert "\n" not in str(raised.value)
 
 
+def test_many_unknown_images_are_reported_quickly(tmp_path):
+    """The time grows with the number of annotations, not with its product with the number of images."""
+
+    def edit(content):
+        image, annotation = content["images"][0], content["annotations"][0]
+        content["images"] += [{**image, "id": number} for number in range(1000, 5000)]
+        content["annotations"] += [{**annotation, "id": n, "image_id": f"x{n}"} for n in range(1000, 5000)]
+
+    root, start = write_coco_json(tmp_path, edit), time.process_time()
+    with pytest.raises(UserError, match="no image has the id 'x1000'"):
+        coco_json_source("train", root=root)
+    assert time.process_time() - start < 3
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path, name):
     root = FORMS[name](tmp_path)
@@ -309,7 +324,10 @@ def test_a_misspelt_split_is_named(tmp_path, name, misspelt):
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize(
     ("field", "misspelt"),
-    [("split", "Split"), ("split", "spit"), *(("expressions", one) for one in ("caption", "text", "Expression"))],
+    [
+        *(("split", one) for one in ("Split", "spit", "spilt")),
+        *(("expressions", one) for one in ("caption", "text", "Expression")),
+    ],
 )
 def test_a_misspelt_field_is_named(tmp_path, name, field, misspelt):
     def edit(content):
@@ -317,7 +335,8 @@ def test_a_misspelt_field_is_named(tmp_path, name, field, misspelt):
         entry[misspelt] = entry.pop(field)
 
     root = FORMS[name](tmp_path, edit)
-    with pytest.raises(UserError, match=f"'{misspelt}' is not a field that is read; did you mean '{field}'?"):
+    form = ", a list of strings" if field == "expressions" else ""
+    with pytest.raises(UserError, match=rf"'{misspelt}' is not a field that is read; did you mean '{field}'{form}\?"):
         build_source(ConfigDict({"name": name, "root": str(root)}), "train")
 
 

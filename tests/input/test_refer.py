@@ -504,7 +504,17 @@ def test_a_referent_whose_annotation_is_of_another_image_is_left_out(tmp_path, c
         source = ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
     assert [len(example.expressions) for example in source] == [2, 4]
     (message,) = caplog.messages
-    assert message.endswith("no usable mask: 1 (ann_id 1002: it is of another image, 101, and not of 100)")
+    assert message.endswith("no usable mask: 1 (ann_id 1002: it belongs to image 101, not to image 100)")
+
+
+def test_an_annotation_whose_image_id_is_of_another_type_is_left_out(tmp_path, caplog):
+    def edit(refs, instances):
+        of_last = next(one for one in instances["annotations"] if one["id"] == refs[-1]["ann_id"])
+        of_last["image_id"] = str(of_last["image_id"])
+
+    with caplog.at_level(logging.WARNING):
+        ReferSource("train", root=write_refer_layout(tmp_path, edit=edit))
+    assert "it belongs to image '100', not to image 100" in caplog.text
 
 
 def test_only_names_of_coco_are_shortened_to_their_number(tmp_path):
