@@ -51,10 +51,10 @@ class WeightsMismatch(UserError):
 
     def __init__(self, where: str, mistakes: Mapping[str, Sequence[str]]):
         self.mistakes = {kind: tuple(items) for kind, items in mistakes.items() if items}
-        super().__init__(
-            f"{where} does not fit this network: {'; '.join(map(_summary, self.mistakes.items()))}. "
-            "Give the weights of a network with this configuration."
-        )
+        message = f"{where} does not fit this network: {'; '.join(map(_summary, self.mistakes.items()))}"
+        if self.mistakes.keys() - {"repeated name"}:  # which is a mistake of the file, whatever the network
+            message += ". Give the weights of a network with this configuration."
+        super().__init__(message)
 
 
 def fill(layout: Sequence[Entry], source: Arrays, shapes: Any, where: str) -> Filled:

@@ -26,6 +26,9 @@ NAMES = (SAFETENSORS, f"{SAFETENSORS}.index.json", TORCH, f"{TORCH}.index.json")
 # What training programs store beside parameters: settings, and scores as scalars of NumPy. Nothing reads their values.
 _HARMLESS = ("argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 
+# What the Trainer of transformers stores beside the weights: the names begin with these.
+_OTHER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+
 _AGAIN = "download or export it again"
 
 # Training programs store the parameters under one of these keys, next to the state of the optimizer.
@@ -61,7 +64,11 @@ def find_weights(path: Path, *, only_one: bool = False) -> Path:
         raise UserError(f"weights {path} not found; check the path")
     found = [path / name for name in NAMES if (path / name).is_file()]
     if not found:
-        others = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".pth", ".bin", ".ckpt"))
+        others = sorted(
+            file.name
+            for file in path.iterdir()
+            if file.suffix in (".pt", ".pth", ".bin", ".ckpt") and not file.name.startswith(_OTHER_FILES)
+        )
         advice = f"it must contain {SAFETENSORS} or {TORCH}"
         if others:
             advice = f"rename {first_of(others, ' or ')} to {TORCH}"

@@ -168,7 +168,7 @@ def test_two_spellings_of_one_name(tmp_path, config, shapes, params):
     def spoil(arrays):
         arrays["embeddings.LayerNorm.gamma"] = arrays["embeddings.LayerNorm.weight"]
 
-    twice = r"2 repeated names: embeddings\.LayerNorm\.gamma, embeddings\.LayerNorm\.weight"
+    twice = r"2 repeated names: embeddings\.LayerNorm\.gamma, embeddings\.LayerNorm\.weight$"  # in any configuration
     with pytest.raises(WeightsMismatch, match=twice):
         load_bert(bert_file(tmp_path, params, spoil), config.text, shapes["text"])
 

@@ -87,6 +87,8 @@ def test_weights_of_another_name_in_a_folder(tmp_path):
     with pytest.raises(UserError, match=r"no weights found .*; rename model\.pt to pytorch_model\.bin$"):
         find_weights(tmp_path)
     torch.save(TENSORS, tmp_path / "last.pth")
+    for name in ("optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin"):  # as transformers stores them
+        torch.save(TENSORS, tmp_path / name)
     with pytest.raises(UserError, match=r"; rename last\.pth or model\.pt to pytorch_model\.bin$"):
         find_weights(tmp_path)
 
