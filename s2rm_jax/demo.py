@@ -98,7 +98,7 @@ def main() -> None:
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
 
-    from s2rm_jax.input.tokens import stop_logging_long_expressions
+    from s2rm_jax.input.tokens import silence_tokenizer
     from s2rm_jax.segmenter import Segmenter
     from s2rm_jax.serving.app import build_app, build_server
     from s2rm_jax.serving.limits import Limits
@@ -106,8 +106,8 @@ def main() -> None:
     from s2rm_jax.serving.service import Service
     from s2rm_jax.training.logging import log
 
-    # The tokenizer would log an expression of a visitor if it is too long. The answer has a remark on it.
-    stop_logging_long_expressions()
+    # The log must not contain the expressions of visitors; the answers have the remarks.
+    silence_tokenizer()
     assert WORKDIR.value is not None  # has a default
     which = cast(Literal["best", "latest"], CHECKPOINT.value)
     root_path = f"/{ROOT_PATH.value.strip('/')}" if ROOT_PATH.value.strip("/") else ""

@@ -44,7 +44,7 @@ from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.input.images import load_image
-from s2rm_jax.input.tokens import stop_logging_long_expressions
+from s2rm_jax.input.tokens import silence_tokenizer
 from s2rm_jax.io import figure_paths, make_output_folder
 from s2rm_jax.prediction.files import (
     OVERLAY_FILE,
@@ -129,8 +129,7 @@ def main() -> dict[str, Any]:
         raise UserError("--shard is given without --images; only many images are shared")
     if BATCH_SIZE.value and not IMAGES.value:
         raise UserError("--batch_size is given without --images; it is for many images")
-    # The tokenizer logs only the first expression that is too long; `_warn` below reports each.
-    stop_logging_long_expressions()
+    silence_tokenizer()
     assert OUT.value is not None  # required
     check_address(LABEL_STUDIO.value)
     require_no_report(Path(OUT.value))

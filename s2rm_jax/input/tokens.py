@@ -20,6 +20,14 @@ _LOG = logging.getLogger(__name__)
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
+class VocabularyError(UserError):
+    """A vocabulary is missing or is not one of BERT; `problem` is the message without the advice."""
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
+
+
 class Tokenizer:
     """Tokenizer of BERT: text, in lower case for uncased models, cut into the pieces of a vocabulary.
 
@@ -37,7 +45,6 @@ class Tokenizer:
         vocabulary: str | os.PathLike[str] | Sequence[str],
         max_tokens: int = 20,
         lower_case: bool = True,
-        advice: str = "",
     ):
         """Build a tokenizer.
 
@@ -46,17 +53,18 @@ class Tokenizer:
                 ids.
             max_tokens: L, including [CLS] and [SEP].
             lower_case: as the model was trained; also strips accents, as uncased models expect.
-            advice: what an error of the vocabulary advises; by default to give one of BERT.
 
         Raises:
-            UserError: the file was not found or is not a BERT vocabulary, or `max_tokens` is less than three.
+            VocabularyError: the file was not found or is not a BERT vocabulary.
+            UserError: the file is a tokenizer.json of another kind, or `max_tokens` is less than three.
         """
         name = "the list of words"
         if isinstance(vocabulary, str | os.PathLike):
-            vocabulary, name = _read(epath.Path(vocabulary), lower_case, advice), str(vocabulary)
+            vocabulary, name = _read(epath.Path(vocabulary), lower_case), str(vocabulary)
         self.vocabulary, self.max_tokens, self.lower_case = tuple(vocabulary), max_tokens, lower_case
         self.truncated = 0  # truncated expressions so far, in this process
-        _check(self.vocabulary, name, advice)
+        if problem := _problem(self.vocabulary):
+            raise VocabularyError(f"{name} {problem}", "give a vocab.txt of BERT")
         if max_tokens < 3:
             raise UserError(f"max_tokens is {max_tokens}; it must be at least 3: [CLS], one word and [SEP]")
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
@@ -182,18 +190,18 @@ def _rules(engine: Any) -> dict[str, Any]:
     return {**state["model"], "vocab": None, "normalizer": normalizer, "pre_tokenizer": state["pre_tokenizer"]}
 
 
-def _read(path: epath.Path, lower_case: bool, advice: str) -> tuple[str, ...]:
-    advice_for_file = advice or "give the path of a vocab.txt"
+def _read(path: epath.Path, lower_case: bool) -> tuple[str, ...]:
+    advice = "give the path of a vocab.txt"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         example = "https://huggingface.co/google-bert/bert-base-uncased/blob/main/vocab.txt"
         where = f"it is the vocab.txt beside the weights of a BERT model, for example {example}"
-        raise UserError(f"vocabulary {path} not found; {advice or where}") from error
+        raise VocabularyError(f"vocabulary {path} not found", where) from error
     except OSError as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}; {advice_for_file}") from error
+        raise VocabularyError(f"cannot read the vocabulary {path}: {error.strerror}", advice) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text; {advice_for_file}") from error
+        raise VocabularyError(f"{path} is not a vocabulary: it is not UTF-8 text", advice) from error
     if text.startswith("{"):
         from tokenizers import Tokenizer as Engine
 
@@ -201,29 +209,30 @@ def _read(path: epath.Path, lower_case: bool, advice: str) -> tuple[str, ...]:
             engine = Engine.from_str(text)
         except Exception as error:  # the library raises Exception itself
             what = f"{path} is not a tokenizer.json ({one_line(error)})"
-            raise UserError(f"{what}; {advice or 'give a vocab.txt or tokenizer.json'}") from error
+            raise VocabularyError(what, "give a vocab.txt or tokenizer.json") from error
         words, found = words_and_case(engine, str(path))
         require_case(found, lower_case, str(path))
         return words
     return tuple(text.removesuffix("\n").split("\n"))  # not splitlines: ids count "\n" only
 
 
-def _check(vocabulary: tuple[str, ...], name: str, advice: str) -> None:
-    advice = advice or "give a vocab.txt of BERT"
+def _problem(vocabulary: tuple[str, ...]) -> str:
+    """Return why a list of words is not a vocabulary of BERT, or ""."""
     missing = [word for word in (_PAD, _UNKNOWN, _START, _END) if word not in vocabulary]
     if missing:
-        raise UserError(f"{name} is not a BERT vocabulary: it lacks {', '.join(missing)}; {advice}")
+        return f"is not a BERT vocabulary: it lacks {', '.join(missing)}"
     if vocabulary[0] != _PAD:
-        raise UserError(f"{name} must begin with {_PAD}, whose id is 0, but it begins with {vocabulary[0]!r}; {advice}")
+        return f"must begin with {_PAD}, whose id is 0, but it begins with {vocabulary[0]!r}"
     if broken := next((word for word in vocabulary if "\n" in word or "\r" in word), None):
-        raise UserError(f"{name} has a line break in {broken!r}, which a vocab.txt cannot hold; {advice}")
+        return f"has a line break in {broken!r}, which a vocab.txt cannot hold"
     if len(set(vocabulary)) != len(vocabulary):
         twice = next(word for index, word in enumerate(vocabulary) if word in vocabulary[:index])
-        raise UserError(f"{name} has {twice!r} twice, but every entry of a vocabulary must be unique; {advice}")
+        return f"has {twice!r} twice, but every entry of a vocabulary must be unique"
+    return ""
 
 
-def stop_logging_long_expressions() -> None:
-    """Do not log expressions that are too long, for commands that report each by `remarks`."""
+def silence_tokenizer() -> None:
+    """Silence this module's warnings; for commands that show `remarks` on every expression themselves."""
     _LOG.setLevel(logging.ERROR)
 
 

@@ -24,7 +24,7 @@ from s2rm_jax.errors import UserError, counted, first_of, known_storage_error, r
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.hub import HUB, accessing_hub, parse_hub_name
 from s2rm_jax.input.sources import with_defaults
-from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.input.tokens import Tokenizer, VocabularyError
 from s2rm_jax.interop.torch_folder import read_pytorch
 from s2rm_jax.interop.weight_files import SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
@@ -112,8 +112,7 @@ def load_run(
     folder = find_run(workdir)
     with _explaining_damage(workdir, folder):
         config = load_config(folder) if config is None else config
-        text, restore = config.text, "restore the file, because the network was trained with its words"
-        tokenizer = Tokenizer(folder / VOCAB_FILE, text.max_tokens, text.lower_case, advice=restore)
+        tokenizer = _load_tokenizer(folder, config)
         network = build_network(config)
         programs = open_program_store(config) if keep_programs else None
         find_shapes = partial(parameter_shapes, network, config)
@@ -126,6 +125,14 @@ def load_run(
     if sharding is not None:
         params = jax.device_put(params, sharding)
     return LoadedRun(network, params, tokenizer, config, step, programs)
+
+
+def _load_tokenizer(folder: epath.Path, config: ConfigDict) -> Tokenizer:
+    try:
+        return Tokenizer(folder / VOCAB_FILE, config.text.max_tokens, config.text.lower_case)
+    except VocabularyError as error:
+        what_to_do = "restore the file, because the network was trained with its words"
+        raise UserError(f"{error.problem}; {what_to_do}") from error
 
 
 def find_run(workdir: epath.PathLike) -> epath.Path:
