@@ -17,12 +17,12 @@ from urllib.parse import unquote, urlsplit
 class Hub:
     """The repositories of the server, and what it does wrong.
 
-    repositories  {name: {revision: {file: content}}}; names of datasets are "datasets/USER/NAME"
-    private       the names of private repositories
-    refused       {name: status} of repositories whose files nobody may download
-    cut           files of which only a half is sent
-    status        the status of every answer, 0 for the right one
-    downloads     the files that were sent, in order
+    - `repositories`: {name: {revision: {file: content}}}; names of datasets are "datasets/USER/NAME"
+    - `private`: the names of private repositories
+    - `refused`: {name: status} of repositories whose files nobody may download
+    - `cut`: files of which only a half is sent
+    - `status`: the status of every answer, 0 for the right one
+    - `downloads`: the files that were sent, in order
     """
 
     url: str = ""

@@ -51,13 +51,14 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
     """Return the jitted training step for batches that are split over the mesh (`parallel.mesh.put_batch`).
 
     The step takes a state, whose buffers it donates, and a batch; it returns the next state and float32 scalars:
-        loss           mean over all valid expressions of the batch
-        grad_norm      global norm of the gradient before clipping
-        learning_rate  of this step, before the factors of the groups
-        expressions    number of valid expressions
-        mean_iou       of the predictions in training mode, percent, at the input size of the network
-        no_target_accuracy  percent of the expressions classified correctly as with or without a referent, if the
-                            network has a head for it; `loss` includes its loss times config.loss.no_target_weight
+
+    - `loss`: mean over all valid expressions of the batch
+    - `grad_norm`: global norm of the gradient before clipping
+    - `learning_rate`: of this step, before the factors of the groups
+    - `expressions`: number of valid expressions
+    - `mean_iou`: of the predictions in training mode, percent, at the input size of the network
+    - `no_target_accuracy`: percent of the expressions classified correctly as with or without a referent, if the
+      network has a head for it; `loss` includes its loss times config.loss.no_target_weight
 
     Raises:
         UserError: the batch cannot be split evenly over microbatches and devices.
