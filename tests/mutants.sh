@@ -4,8 +4,8 @@
 #   tests/mutants.sh MODULE TESTS [SAMPLE]   for example: s2rm_jax/evaluation/metrics.py tests/evaluation/test_metrics.py
 #
 # SAMPLE is the number of changes to try, drawn at random; without it, all are tried. It works on a copy of the tracked
-# files in build/mutants, so the clone stays as it is. Each change costs one start of pytest. What was
-# found before is kept with the results in docs/results/mutation.md.
+# files in build/mutants, so the clone stays as it is. Each change costs one start of pytest. What was found before is
+# kept with the results in docs/results/mutation.md.
 set -euo pipefail
 [[ $# -eq 2 || $# -eq 3 ]] || { sed -n '4s/^# *//p' "$0"; exit 2; }
 python=$(realpath --no-symlinks "$(command -v "${PYTHON:-python}")")  # of an environment, relative to this folder
