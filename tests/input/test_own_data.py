@@ -271,8 +271,8 @@ def test_many_unknown_images_are_reported_quickly(tmp_path):
 
     def edit(content):
         image, annotation = content["images"][0], content["annotations"][0]
-        content["images"] += [{**image, "id": number} for number in range(1000, 5000)]
-        content["annotations"] += [{**annotation, "id": n, "image_id": f"x{n}"} for n in range(1000, 5000)]
+        content["images"] += [{**image, "id": number} for number in range(1000, 13000)]
+        content["annotations"] += [{**annotation, "id": n, "image_id": f"x{n}"} for n in range(1000, 13000)]
 
     root, start = write_coco_json(tmp_path, edit), time.process_time()
     with pytest.raises(UserError, match="no image has the id 'x1000'"):
