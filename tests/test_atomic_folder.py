@@ -1,6 +1,7 @@
 """A folder appears complete or not at all, and a failed write leaves nothing."""
 
 import contextlib
+import errno
 import os
 import threading
 
@@ -60,6 +61,11 @@ def test_a_failed_write_leaves_nothing(tmp_path, error):
     assert os.listdir(tmp_path) == []
     if expected is UserError:
         assert str(caught.value).endswith("cannot be written (No space left on device); nothing was left there")
+
+
+def test_errors_of_writing_to_an_open_file_name_the_flag(tmp_path):
+    with pytest.raises(UserError, match=r"--out: .* cannot be written"), atomic_folder(tmp_path / "out", "--out"):
+        raise OSError(errno.EROFS, "Read-only file system")  # as `write` raises it, without the name of the file
 
 
 @pytest.mark.parametrize("error", [OSError("libtorch.so: cannot open it"), FileNotFoundError(2, "not found", "x")])

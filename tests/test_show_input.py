@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2rm_jax import command_line, show_input
+from s2rm_jax import command_line, io, show_input
 from s2rm_jax.config import default_config
 from s2rm_jax.evaluation import overlay
 from s2rm_jax.input.encode import pack_mask
@@ -33,11 +33,11 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch):
     out = tmp_path / "input.png"
     out.write_bytes(b"earlier")
 
-    def fail(path, _):
+    def fail(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(show_input, "draw", lambda *_: Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(io, "flush_to_disk", fail)
     flags = [f"--config={Path(__file__).parents[1] / 'configs/synthetic.py'}", f"--out={out}"]
     done = run_function(lambda: command_line.run_and_exit(show_input.main, show_input.FLAGS, ""), *flags)
     reason = "cannot be written (No space left on device); give another --out, or free space"

@@ -113,9 +113,11 @@ class EvaluationFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with writing(self._out):  # closing writes what is in the buffer
-            self._file.close()
-        self._remove_partial()
+        try:
+            with writing(self._out):  # closing writes what is in the buffer
+                self._file.close()
+        finally:
+            self._remove_partial()
 
     def record(self, prediction: Prediction, masks: ImageMasks) -> bytes:
         """Write the masks of a prediction and return its record as a line."""

@@ -217,9 +217,9 @@ def mask_score(foreground: Float[np.ndarray, " pixels"]) -> float:
     return float(np.mean(sigmoid(foreground))) if foreground.size else 0.0
 
 
-def sigmoid(logits: Any) -> Any:
-    """Return the probabilities of logits, in float64."""
-    return (1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2  # does not overflow
+def sigmoid(logits: Any, dtype: type = np.float64) -> Any:
+    """Return the probabilities of logits, computed in `dtype`."""
+    return (1 + np.tanh(np.asarray(logits, dtype) / 2)) / 2  # does not overflow
 
 
 def _foreground(
@@ -318,7 +318,7 @@ def predicted_mask(
     """Return the predicted mask at the size at which `protocol` compares, for an image of `height` x `width`."""
     values, level = np.asarray(logits, np.float32), math.log(protocol.threshold / (1 - protocol.threshold))
     if protocol.resampled == "probabilities":
-        values, level = sigmoid(values).astype(np.float32), protocol.threshold
+        values, level = sigmoid(values, np.float32), protocol.threshold
     size = protocol.size or (height, width)
     if protocol.resampling == "bilinear" and level == 0:
         return _foreground(values, *size)[0]

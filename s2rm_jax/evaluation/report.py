@@ -281,17 +281,21 @@ def write_report(
 
 @contextmanager
 def _leaving_nothing_partial(folder: Path) -> Iterator[None]:
-    """Remove what the block wrote into a folder without a report if it fails, as on a full disk."""
+    """Remove what the block wrote into a folder without a report if it fails, as on a full disk.
+
+    Files of an earlier report are replaced one by one and stay as they are then.
+    """
     before = set(folder.iterdir())
     has_report = any(folder / name in before for name in _FILES)
     try:
         yield
     except OSError:
-        for path in set() if has_report else {*folder.iterdir()} - before:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        if not has_report:
+            for path in {*folder.iterdir()} - before:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         raise
 
 

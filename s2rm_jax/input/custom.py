@@ -394,7 +394,8 @@ def _make_source(
     if not chosen:
         raise split_error(split, mistakes.path, splits)
     check_splits(splits, split, mistakes.path)
-    if split != "train":
+    one_file = len(set(splits)) > 1
+    if one_file and split != "train":
         _warn_of_shared_images(records, split, mistakes.path)
     headers = map_files(read_header, (record.image for record in chosen))
     if apply_exif:
@@ -417,7 +418,9 @@ def _make_source(
     examples = [_example(group, size, apply_exif) for (_, size), group in by_image.items()]
     groups = [consecutive_groups([len(record.expressions) for record in group]) for group in by_image.values()]
     left_out = mistakes.left_out_of(split)
-    return StoredSource(f"{name} {split}", examples, groups, images_checked=True, left_out=left_out)
+    return StoredSource(
+        *(f"{name} {split}", examples, groups), images_checked=True, left_out=left_out, splits_compared=one_file
+    )
 
 
 def _check_against_images(
@@ -477,13 +480,13 @@ def _sides(size: tuple[int, int]) -> str:
 
 
 def _warn_of_shared_images(records: Sequence[_Record], split: str, path: Path) -> None:
-    """Warn of images of a split that other splits of the file have too; training compares its two splits itself."""
+    """Warn of images of a split that other splits of the file have too."""
     others = {record.image for record in records if record.split != split}
     shared = sorted({record.image.name for record in records if record.split == split and record.image in others})
     if shared:
         _LOG.warning(
-            "%s: images of %s that are also in other splits: %d, such as %s; scores on images of the training split "
-            "are not scores on unseen images",
+            "%s: images of %s that are also in other splits: %d, such as %s; if they are trained on, scores on them are"
+            " not scores on unseen images",
             *(path, split, len(shared), shared[0]),
         )
 

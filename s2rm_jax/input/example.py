@@ -166,6 +166,7 @@ class StoredSource(Source):
         referents: the groups of expressions of each example by referent.
         images_checked: the headers of the images were compared with the examples already.
         left_out: the problem of each expression that was left out because config.input.on_bad_example is "skip".
+        splits_compared: the images were compared with those of the other splits already, or may be in them too.
     """
 
     def __init__(
@@ -176,8 +177,10 @@ class StoredSource(Source):
         *,
         images_checked: bool = False,
         left_out: Sequence[str] = (),
+        splits_compared: bool = False,
     ):
         self.left_out = tuple(left_out)
+        self._splits_compared = splits_compared
         self._name, self._images_checked = name, images_checked
         self._examples, self._referents = tuple(examples), tuple(referents)
 
@@ -221,8 +224,8 @@ class StoredSource(Source):
         return problems
 
     def image_files(self) -> list[Path]:
-        """Return the paths of the images that are files of their own."""
-        return [one.image for one in self._examples if isinstance(one.image, Path)]
+        """Return the paths of images to compare with other splits: files of their own, none if that was done before."""
+        return [] if self._splits_compared else [one.image for one in self._examples if isinstance(one.image, Path)]
 
     def referents(self, index: int) -> Groups:
         """Return the positions of the example's expressions, grouped by referent."""

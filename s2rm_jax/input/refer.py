@@ -88,12 +88,8 @@ class ReferSource(StoredSource):
         self.num_referents = len(referents)
         # In gRefCOCO each expression is a referent of its own, as ReLA samples.
         examples, groups = group_by_image(referents, folder, single=is_generalized(refs_path))
-        self._shares_images = split_by == "google"
-        super().__init__(f"{dataset} {split}", examples, groups)
-
-    def image_files(self) -> list[Path]:
-        """Return the paths of the images; none for Google's splits, which divide referents and share images."""
-        return [] if self._shares_images else super().image_files()
+        # Google's splits divide referents, not images.
+        super().__init__(f"{dataset} {split}", examples, groups, splits_compared=split_by == "google")
 
 
 def group_by_image(

@@ -21,7 +21,7 @@ from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout
-from s2rm_jax.interop.weight_files import SAFETENSORS, find_weights, read_weights, write_safetensors
+from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights, write_safetensors
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -95,16 +95,16 @@ def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: 
     shutil.copyfile(Path(__file__).with_name(MODEL_FILE), folder / MODEL_FILE)
 
 
-def read_pytorch(folder: Path, shapes: Any) -> Any:
+def read_pytorch(file: Path, shapes: Any) -> Any:
     """Return the nested parameters of a folder that `write_pytorch` wrote, perhaps trained further in PyTorch.
 
-    Its weights may also be a pytorch_model.bin, which needs torch. `folder` may be the file of the weights itself.
-    `shapes` are the parameters as ShapeDtypeStructs.
+    Args:
+        file: the file of the weights; a pytorch_model.bin needs torch.
+        shapes: the parameters as ShapeDtypeStructs.
 
     Raises:
-        UserError: there are no weights or two files of them, or they are damaged or do not fit.
+        UserError: the weights are damaged or do not fit.
     """
-    file = find_weights(folder, only_one=True)
     arrays = read_weights(file)
     wrapper = _WRAPPER.match(next(iter(arrays), ""))
     if wrapper and all(name.startswith(wrapper[0]) for name in arrays):

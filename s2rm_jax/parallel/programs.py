@@ -89,17 +89,18 @@ def private_compilation_cache(config: ConfigDict) -> AbstractContextManager[None
 
 
 @contextmanager
-def _caching_in(folder: str | None, most_bytes: int = -1) -> Iterator[None]:
-    """Within the context, let JAX cache programs in `folder`, or not at all; -1: without a limit."""
+def _caching_in(folder: str | None, most_bytes: int | None = None) -> Iterator[None]:
+    """Within the context, let JAX cache programs in `folder`, or not at all; None: with JAX's limit on its size."""
     values: dict[str, object] = {"jax_compilation_cache_dir": folder}
     if folder is not None:
         values |= {
-            "jax_compilation_cache_max_size": most_bytes,
             "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
             # XLA's own caches do not support buckets, and their paths are in the keys of JAX's cache, which a workdir
             # that was moved would not find again.
             "jax_persistent_cache_enable_xla_caches": "none",
         }
+    if most_bytes is not None:
+        values["jax_compilation_cache_max_size"] = most_bytes
     before = {name: jax.config.values[name] for name in values}
     _update_cache_settings(values)
     try:

@@ -119,7 +119,7 @@ def load_run(
         shapes = programs.remember("parameter_shapes", find_shapes) if programs else find_shapes()
         step: int | None = None
         if not on_bucket(folder) and (folder / SAFETENSORS).is_file() and not has_checkpoint(folder):
-            params = read_pytorch(Path(folder), shapes)
+            params = read_pytorch(Path(folder) / SAFETENSORS, shapes)
         else:
             step, params = restore_params(folder, config.eval.metric, which, shapes, sharding)
     if sharding is not None:

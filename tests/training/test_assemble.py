@@ -82,6 +82,19 @@ def test_images_to_train_on_and_to_evaluate_on_are_warned_of_once(config, tmp_pa
     assert "images of val that are also in train: 1, such as" in warning and warning.count(other) == 1
 
 
+def test_shared_images_of_one_file_are_warned_of_once(config, tmp_path, caplog):
+    write_json_lines(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    lines.append(lines[3] | {"image": "images/1.png", "split": "val"})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config.input.source = ConfigDict({"name": "json_lines", "root": str(tmp_path), "file": "data.jsonl"})
+    config.eval.every = 1
+    with caplog.at_level(logging.WARNING):
+        loop.assemble(config, make_mesh(devices=jax.local_devices()[:1]))
+    (warning,) = caplog.messages
+    assert "images of val that are also in other splits: 1, such as 1.png" in warning
+
+
 @pytest.mark.parametrize(("split_by", "warnings"), [("unc", 1), ("google", 0)])
 def test_of_refer_data_only_the_splits_of_google_share_images(config, tmp_path, caplog, split_by, warnings):
     root = write_refer_layout(tmp_path, split_by=split_by, splits=("train", "train", "val"))
