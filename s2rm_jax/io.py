@@ -236,10 +236,9 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
         yield partial
         partial.replace(out)
     except OSError as error:
-        # An error that names another file is of reading what is written here, such as a checkpoint or a shared library.
-        # Errors of writing to an open file name none.
-        is_here = str(partial) in str(error.filename) if error.filename else error.errno is not None
-        if not is_here and find_full_disk(error) is None:
+        # An error that names another file is of reading what is written here, such as a checkpoint. Errors of writing
+        # to an open file name none.
+        if error.filename and str(partial) not in str(error.filename):
             raise
         raise UserError(
             f"{flag}: {given} cannot be written ({error.strerror or error}); nothing was left there"

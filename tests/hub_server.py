@@ -65,11 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.hub.status:
             return self.answer(self.hub.status)
-        path = unquote(urlsplit(self.path).path)
-        about = path.startswith("/api/")
-        path = path.removeprefix("/api").removeprefix("/models").removeprefix("/")
-        scheme = "datasets/" if path.startswith("datasets/") else ""
-        parts = path.removeprefix(scheme).split("/")
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        about = parts[:2] in (["api", "models"], ["api", "datasets"])
+        scheme = "datasets/" if "datasets" in parts[: 1 + about] else ""
+        parts = parts[2:] if about else parts[1:] if scheme else parts
         user, repo, kind, revision, *path = parts if parts[2:] else [*parts, "revision", "main"]
         name = f"{scheme}{user}/{repo}"
         if name not in self.hub.repositories:
