@@ -218,11 +218,11 @@ def write_report(
 ) -> Path:
     """Write the report into an existing folder and return the path of its page.
 
-    index.html     tables, definitions, plots and gallery on one page that needs no other file
-    metrics.json   all metrics with their counts, intervals, breakdowns and the published figures
-    table.md, table.tex, expressions.csv
-    plots/*.svg    the plots of the page
-    gallery/*.png  the cases of `sections`, one by one and as a sheet per section; omitted if there are none
+    - `index.html`: tables, definitions, plots and gallery on one page that needs no other file
+    - `metrics.json`: all metrics with their counts, intervals, breakdowns and the published figures
+    - `table.md`, `table.tex` and `expressions.csv`
+    - `plots/*.svg`: the plots of the page
+    - `gallery/*.png`: the cases of `sections`, one by one and as a sheet per section; omitted if there are none
 
     Args:
         folder: the folder to write into.
