@@ -27,7 +27,8 @@ from s2rm_jax.evaluation.plots import (
 )
 
 _LEGEND = 170  # pixels at the right edge
-_NAMES = 190  # pixels at the left edge
+_NAMES = 190  # pixels at the left edge, at least
+_LETTER = 6.4  # pixels of a letter of a name, about
 _COLOURS = ("#181c21", "#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b3fb5")
 
 Points = Sequence[tuple[float, float]]  # (x, mean IoU in percent)
@@ -71,7 +72,7 @@ def differences_plot(title: str, differences: Mapping[str, tuple[float, float, f
         title: of the figure.
         differences: {variant: (mean, low, high) in points of mean IoU}.
     """
-    left, right = _NAMES, WIDTH - 60
+    left, right = max(_NAMES, 20 + _LETTER * max(map(len, differences))), WIDTH - 60
     step, below, above = _steps_of_axis(list(differences.values()))
 
     def place(value: float) -> float:

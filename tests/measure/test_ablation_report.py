@@ -9,6 +9,7 @@ from scipy import stats
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import ExpressionScore
+from s2rm_jax.measure.ablation_plots import differences_plot
 from s2rm_jax.measure.ablation_report import (
     collect,
     gains_plot,
@@ -224,6 +225,13 @@ def test_the_plot_of_differences_has_a_row_for_each_variant_with_two_seeds(folde
         assert found == pytest.approx((mean, low, high), abs=0.05)
         assert ("#ffffff" in mark.get("style")) == (name == "alike"), "hollow if the interval has 0"
         assert f"{mean:+.1f}" in labels
+
+
+def test_long_names_have_space_in_the_plot_of_differences():
+    name = "stages_attention from stages_only"
+    figure = ElementTree.fromstring(differences_plot("Differences", {name: (-1.0, -2.0, 0.5)}))
+    (label,) = (t for t in figure.iter() if t.text == name)
+    assert float(label.get("x")) > 6 * len(name)  # it ends there, and a letter of this size has about 6 pixels
 
 
 def test_results_without_distances_have_no_plot_of_gains(folder):
