@@ -98,7 +98,7 @@ class MixtureSource(Source):
         return problems
 
     def image_files(self) -> list[Path]:
-        """Return the paths of the images that are files of their own."""
+        """Return the paths of the parts' images to compare with other splits."""
         return [path for part in self._parts for path in getattr(part, "image_files", list)()]
 
     def _locate(self, index: int) -> tuple[int, int]:

@@ -41,10 +41,7 @@ class Tokenizer:
     truncated: int
 
     def __init__(
-        self,
-        vocabulary: str | os.PathLike[str] | Sequence[str],
-        max_tokens: int = 20,
-        lower_case: bool = True,
+        self, vocabulary: str | os.PathLike[str] | Sequence[str], max_tokens: int = 20, lower_case: bool = True
     ):
         """Build a tokenizer.
 

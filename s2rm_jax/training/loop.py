@@ -184,7 +184,8 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
     if config.eval.every:
         held_out = sources.build_source(config.input.source, config.eval.split, on_bad_example=on_bad)
         pipeline.require_images(held_out, config, config.eval.limit)
-        if config.eval.split.rpartition(":")[2] != config.input.train_split:
+        # By one process, because it reads the status of every image and all would find the same.
+        if distributed.is_first() and config.eval.split.rpartition(":")[2] != config.input.train_split:
             pipeline.warn_of_shared_images(source, held_out, config)
         evaluator = Evaluator(network, tokenizer, config, protocol_named(config.eval.protocol), mesh)
 
