@@ -28,7 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
     _, variant = recipes.read_variant(argument, "grefcoco.py")
     config = recipes.recipe({"name": "refer", "dataset": "grefcoco", "split_by": "unc"}, variant)
     if variant in ("", "small"):
-        config.input.sampling = "sentence"
+        config.input.sampling = "expression"
     config.decoder.no_target_width = 64 if variant == "small" else 256
     config.loss.no_target_weight = 0.1
     config.eval.protocol = "rela_gref"

@@ -52,7 +52,7 @@ def test_the_defaults_are_valid():
         ("mesh.step", "pmap", "one of: jit, shard_map"),
         ("eval.expressions_per_image", -1, "at least 0"),
         ("decoder.no_target_width", -1, "at least 0"),
-        ("input.sampling", "object", "one of: image, sentence, referent"),
+        ("input.sampling", "object", "one of: image, expression, referent"),
         ("input.augment.flip", 1.5, "from 0 to 1"),
         ("input.augment.hide_words", -0.1, "from 0 to 1"),
         ("input.augment.patch", 0, "at least 1"),

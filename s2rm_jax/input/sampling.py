@@ -2,9 +2,9 @@
 
 config.input.sampling is one of:
 
-    image      every image once, with K of its expressions, drawn anew each time
-    sentence   every expression once
-    referent   every referent once, with one of its expressions, drawn anew each time: the rule of LAVT, CARIS and CRIS
+    image       every image once, with K of its expressions, drawn anew each time
+    expression  every expression once
+    referent    every referent once, with one of its expressions, drawn anew each time: the rule of LAVT, CARIS and CRIS
 
 The last two put up to K expressions of an image into a row, so that the image is encoded once for all of them; with
 K = 1 a row is one expression, as in other projects. Under every rule a row is one image of a batch: config.batch_size,
@@ -81,7 +81,7 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
     spans = []
     for index in range(len(source)):
         groups = source.referents(index)
-        if config.input.sampling == "sentence":
+        if config.input.sampling == "expression":
             groups = tuple((position,) for position in sorted(chain.from_iterable(groups)))
         spans += [(index, part) for part in _parts(groups, k)]
     return Rows(source, tuple(spans))

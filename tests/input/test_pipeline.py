@@ -169,7 +169,7 @@ def test_evaluation_scores_every_expression_once(limit):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Grain's workers; JAX warns about any fork
-@pytest.mark.parametrize("sampling", ["sentence", "referent"])
+@pytest.mark.parametrize("sampling", ["expression", "referent"])
 @pytest.mark.parametrize("k", [1, 2])
 def test_every_rule_streams_the_same_over_processes_workers_and_restarts(sampling, k):
     config = small_config()

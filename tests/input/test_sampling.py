@@ -50,7 +50,7 @@ def an_epoch(config, rng):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
 def test_every_expression_once(k):
-    drawn = an_epoch(make_config("sentence", k), np.random.default_rng(0))
+    drawn = an_epoch(make_config("expression", k), np.random.default_rng(0))
     everything = Counter(f"{i}-{j}" for i, groups in enumerate(IMAGES) for j in range(sum(map(len, groups))))
     assert Counter(chain(*drawn)) == everything
     assert len(drawn) == sum(-(-count // k) for count in (5, 1, 7))
@@ -70,7 +70,7 @@ def test_every_referent_once_with_any_of_its_expressions(k):
 
 
 def test_parts_of_an_image_are_nearly_equal():
-    rows = rows_of(Source(), make_config("sentence", 4))
+    rows = rows_of(Source(), make_config("expression", 4))
     assert [len(groups) for _, groups in rows.spans] == [2, 3, 1, 3, 4]
 
 
@@ -80,7 +80,7 @@ def test_images_with_k_of_their_expressions():
     assert [len(set(expressions)) for expressions in drawn] == [3, 1, 3, 0]
 
 
-@pytest.mark.parametrize("sampling", ["image", "sentence", "referent"])
+@pytest.mark.parametrize("sampling", ["image", "expression", "referent"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_an_epoch_is_counted_as_it_is_drawn(sampling, k):
     config = make_config(sampling, k)
