@@ -21,7 +21,7 @@ training scenes.
 
 `far` is a second setting in which vision does not relate all objects by itself: 160 x 160 pixels, and attention in
 windows of 3 x 3; the last stage has 10 x 10 positions. It has 8 to 12 objects on a grid of 5 x 5 cells, and expressions
-with remote landmarks: "between", "nearest to", ordinals in a row or column, and chains of three relations.
+with distant landmarks: "between", "nearest to", ordinals in a row or column, and chains of three relations.
 
     python -m s2rm_jax.train --config configs/synthetic_benchmark.py:far_long --workdir runs/far_long
 

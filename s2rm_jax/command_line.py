@@ -53,7 +53,7 @@ from s2rm_jax.parallel import distributed
 from s2rm_jax.training.interrupt import Interrupted
 
 # The help of --config; a command that does not require the flag adds its default.
-CONFIG_HELP = "a configuration: a file, or the name of one of the package, such as refcoco or refcoco:small"
+CONFIG_HELP = "a configuration: a file, or a name in the package, such as refcoco or refcoco:small"
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # that parsing raises
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h

@@ -54,7 +54,7 @@ def default_config() -> ConfigDict:
     config.input.image_size = (480, 480)  # height, width in pixels
     # K, the largest number of expressions of an image in a batch; LAVT's recipe sets 1
     config.input.expressions_per_image = 4
-    config.input.sampling = "image"  # one of SAMPLINGS: what an epoch shows; see input/sampling.py
+    config.input.sampling = "image"  # one of SAMPLINGS: what an epoch contains; see input/sampling.py
     config.input.on_bad_example = "stop"  # one of ON_BAD_EXAMPLES: stop, or leave the example out; see docs/own_data.md
     config.input.workers = 0  # input processes; 0 reads in threads of the main process
 
@@ -63,14 +63,14 @@ def default_config() -> ConfigDict:
     config.input.augment.crop = 0.0  # probability of a crop; it keeps every referent whole
     config.input.augment.crop_smallest = 0.6  # smallest share of each side that a crop keeps
     config.input.augment.hide_patches = 0.0  # largest share of an image's patches replaced by the mean colour
-    config.input.augment.patch = 32  # pixels, side of a patch
+    config.input.augment.patch = 32  # side of a patch in pixels
     config.input.augment.hide_words = 0.0  # share of the words replaced by [MASK]
 
     config.vision = ConfigDict()  # Swin; see models/swin.py
     config.vision.embed_dim = 128  # channels of the first stage; each later stage has twice as many
     config.vision.depths = (2, 2, 18, 2)  # blocks of each stage
     config.vision.num_heads = (4, 8, 16, 32)  # attention heads of each stage
-    config.vision.window_size = 12  # positions, side of a window
+    config.vision.window_size = 12  # side of an attention window in positions
     config.vision.drop_path_rate = 0.3  # drop path rate of the last block; the rate rises linearly from 0 in the first
     config.vision.mask_padding = True  # False: attend to the padding of windows, as published code does
     config.vision.pretrained = ""  # initial weights: a file, a folder, or USER/NAME[@REVISION] on the Hugging Face Hub
@@ -80,13 +80,13 @@ def default_config() -> ConfigDict:
     # a vocab.txt or tokenizer.json; empty: the file next to the pretrained weights, or the vocabulary of the source
     config.text.vocab = ""
     config.text.lower_case = True  # False for cased models
-    config.text.max_tokens = 20  # L, including [CLS] and [SEP]
-    config.text.vocab_size = 30_522  # tokens
-    config.text.hidden_size = 768  # channels
-    config.text.num_layers = 12  # layers
+    config.text.max_tokens = 20  # L, tokens of an expression with [CLS] and [SEP]; longer expressions are truncated
+    config.text.vocab_size = 30_522  # number of entries of the vocabulary
+    config.text.hidden_size = 768  # channels of the hidden states
+    config.text.num_layers = 12  # number of layers
     config.text.num_heads = 12  # attention heads of each layer
     config.text.intermediate_size = 3072  # channels inside the MLP of each layer
-    config.text.max_positions = 512  # tokens, the most that the position embeddings support
+    config.text.max_positions = 512  # rows of the position embeddings, the largest possible max_tokens
     config.text.dropout_rate = 0.1  # dropout rate of embeddings and layers
 
     config.fusion = ConfigDict()  # S2RM; see models/s2rm.py
@@ -114,28 +114,28 @@ def default_config() -> ConfigDict:
     config.loss.no_target_weight = 0.1  # weight of the loss of the no-target head
 
     config.optimizer = ConfigDict()  # AdamW; see training/optimizer.py
-    config.optimizer.learning_rate = 5e-5  # after the warm-up
+    config.optimizer.learning_rate = 5e-5  # the highest learning rate, reached after the warm-up
     config.optimizer.b1 = 0.9  # decay of the first moment
     config.optimizer.b2 = 0.999  # decay of the second moment
-    config.optimizer.weight_decay = 0.01  # times the learning rate
-    config.optimizer.clip_norm = 0.0  # global norm; 0: no clipping
+    config.optimizer.weight_decay = 0.01  # decoupled weight decay, which is multiplied by the learning rate
+    config.optimizer.clip_norm = 0.0  # the global norm to which gradients are clipped; 0: no clipping
     config.optimizer.schedule = "polynomial"  # schedule of the learning rate after the warm-up, one of SCHEDULES
     config.optimizer.power = 0.9  # exponent of the polynomial
     config.optimizer.warmup_steps = 0  # steps in which the learning rate rises linearly
     config.optimizer.accumulate = 1  # microbatches per step; must divide batch_size
-    config.optimizer.ema_decay = 0.0  # 0: no average; otherwise evaluation uses the averaged parameters
-    # Groups are regular expressions searched in a parameter path such as "vision/stage3_block0/attention/qkv/kernel".
-    config.optimizer.multipliers = ()  # ((pattern, factor), ...) on the learning rate; the first match applies
-    # Parameters without weight decay.
+    config.optimizer.ema_decay = 0.0  # decay of the averaged parameters, with which evaluation runs; 0: no average
+    # Patterns are regular expressions searched in a parameter path such as "vision/stage3_block0/attention/qkv/kernel".
+    config.optimizer.multipliers = ()  # ((pattern, factor), ...): factors on the learning rate; the first match applies
+    # patterns of parameters without weight decay, as in multipliers
     config.optimizer.no_decay = ("bias$", "norm", "scale$", "relative_position_bias_table", "embeddings")
-    config.optimizer.frozen = ()  # parameters that are not trained
+    config.optimizer.frozen = ()  # patterns of parameters that are not trained, as in multipliers
 
     config.eval = ConfigDict()
     config.eval.split = "val"  # the split of evaluations during training
-    config.eval.every = 2000  # steps; 0: no evaluation during training
-    config.eval.batch_size = 16  # images
+    config.eval.every = 2000  # steps between evaluations; 0: no evaluation during training
+    config.eval.batch_size = 16  # images of a batch in evaluation, over all devices
     config.eval.expressions_per_image = 0  # K of an evaluation; 0: as in training
-    config.eval.limit = 0  # images; 0: the whole split
+    config.eval.limit = 0  # number of images to evaluate, from the first; 0: the whole split
     config.eval.protocol = "original"  # how masks are scored; see evaluation/protocols.py
     config.eval.metric = "mean_iou"  # the metric that selects the best checkpoint
     config.eval.score_scale = 1.0  # scale of the calibrated mask scores (`evaluate --calibrate`)
@@ -149,8 +149,8 @@ def default_config() -> ConfigDict:
     config.compilation_cache = ""
     config.tensorboard = True  # also write metrics as TensorBoard files
     config.wandb_project = ""  # Weights & Biases project that receives the metrics; empty: none
-    config.checkpoint_every = 1000  # steps
-    config.log_every = 50  # steps
+    config.checkpoint_every = 1000  # steps between checkpoints
+    config.log_every = 50  # steps between lines of the log and the metrics
     return config
 
 

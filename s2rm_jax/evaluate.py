@@ -6,7 +6,7 @@
     python -m s2rm_jax.evaluate --workdir runs/refcoco --split testA --protocol lavt480   # needs RefCOCO
 
 Prints the protocol's metrics, by kind of expression if the source has kinds, with bootstrap intervals, and, on the
-splits that papers report, the published figures beside them. Writes a report (index.html) with plots and a gallery of
+splits that papers report, the published results beside them. Writes a report (index.html) with plots and a gallery of
 random, worst and best cases, and the same as metrics.json, table.md, table.tex, expressions.csv, plots/ and gallery/.
 --coco, --label_studio and --save_masks add the predictions in the formats of other programs (docs/other_tools.md).
 --calibrate fits the scores of masks (docs/evaluation.md); the reports of a calibrated network show their reliability.
@@ -50,7 +50,7 @@ PROTOCOL = flags.DEFINE_string(
     "protocol", None, f"the protocol: {', '.join(PROTOCOLS)}; by default that of the run", flag_values=FLAGS
 )
 GALLERY = flags.DEFINE_integer(
-    "gallery", 12, "cases to draw of each sort: random, worst, best; 0 draws none", lower_bound=0, flag_values=FLAGS
+    "gallery", 12, "number of random, of worst and of best cases to draw; 0: none", lower_bound=0, flag_values=FLAGS
 )
 EXPLAIN = flags.DEFINE_bool("explain", False, "also draw an explanation for each gallery case", flag_values=FLAGS)
 COCO = flags.DEFINE_bool(
@@ -64,7 +64,7 @@ CALIBRATE = flags.DEFINE_bool(
     "calibrate",
     False,
     "also calibrate the scores of masks of the best checkpoint, so that a score is the probability that the mask is "
-    "right; stores the fit in config.json of --workdir, in which no run may train meanwhile",
+    "correct; stores the fit in config.json of --workdir, where no run may be training",
     flag_values=FLAGS,
 )
 LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bound=0, flag_values=FLAGS)
@@ -93,7 +93,7 @@ OUT = flags.DEFINE_string(
 
 
 def _folder_name(split: str, protocol: str) -> str:
-    """Return the name of the report's folder, which differs for what must not replace the report on the whole split."""
+    """Return the name of the report's folder; it differs where the report on the whole split must not be replaced."""
     parts = ["eval", split, *([protocol] if protocol != "original" else [])]
     parts += [str(CHECKPOINT.value)] if CHECKPOINT.value != "best" else []
     parts += [f"first-{LIMIT.value}"] if LIMIT.value else []

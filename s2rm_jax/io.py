@@ -286,9 +286,9 @@ def make_output_folder(path: epath.PathLike) -> Path:
             f"--out: {existing} is an existing file, so no folder can be created there; give another --out"
         ) from error
     except OSError as error:
-        raise UserError(f"--out: {path} cannot be made ({error.strerror}); give another --out") from error
+        raise UserError(f"--out: {path} cannot be created ({error.strerror}); give another --out") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--out: {path} may not be written to; give another --out")
+        raise UserError(f"--out: {path} is not writable; give another --out")
     return path
 
 

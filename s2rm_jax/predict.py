@@ -79,7 +79,7 @@ WORKDIR = flags.DEFINE_string(
     "the workdir of a training run; by default the small network bundled with the package, trained on generated shapes",
     flag_values=FLAGS,
 )
-IMAGE = flags.DEFINE_string("image", None, "the image; by default a held-out one of the run's data", flag_values=FLAGS)
+IMAGE = flags.DEFINE_string("image", None, "the image; by default a held-out image of the run", flag_values=FLAGS)
 IMAGES = flags.DEFINE_string(
     "images",
     None,
@@ -108,7 +108,7 @@ SHARD = flags.DEFINE_string(
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "images of --images that the device processes together; by default 1 on a CPU, else 8",
+    "images per batch, for --images; by default 1 on a CPU, else 8",
     lower_bound=1,
     flag_values=FLAGS,
 )

@@ -107,8 +107,8 @@ class Result:
         masks: bool [k, H, W], in the original size of the image, upright as a viewer shows it.
         scores: float [k]; 0 for an empty mask. With a calibrated network, the probability that the mask is right (an
             IoU of at least 0.5); else the mean probability of foreground over the pixels of the mask, in [0.5, 1],
-            which ranks masks but can be too high as a probability. `evaluate --calibrate` calibrates a network; that of
-            the package is calibrated.
+            which ranks masks but can be too high as a probability. `evaluate --calibrate` calibrates a network; the
+            bundled network is calibrated.
         no_target: float [k], the probability that an expression refers to nothing; if it exceeds 0.5, the mask is
             empty. None if the network has no such output.
         explanations: one per expression, or None unless `segment` was called with `explain=True`.

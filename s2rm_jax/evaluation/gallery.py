@@ -32,7 +32,7 @@ from s2rm_jax.evaluation.overlay import (
 )
 from s2rm_jax.io import remove_earlier, slug
 
-SECTIONS = {"random": "Cases at random", "worst": "Worst cases", "best": "Best cases"}  # in the order of the page
+SECTIONS = {"random": "Random cases", "worst": "Worst cases", "best": "Best cases"}  # in the order of the page
 
 PANEL = 320  # pixels, the longer side of an image in the file of a case
 SHEET_PANEL = 240  # the same on a sheet

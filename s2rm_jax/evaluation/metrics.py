@@ -125,7 +125,7 @@ def score_masks(
 
     - no target, rejected: IoU 1, nothing is added to the sums
     - no target, answered with a mask: IoU 0, the mask is added to the unions
-    - target, rejected: the intersection is 0, but the union still includes the mask that was not to be shown
+    - target, rejected: the intersection is 0, but the union still includes the mask that the network predicted
     - target, answered with a mask: unchanged
     """
     if protocol.no_target != "head":

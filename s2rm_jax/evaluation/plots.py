@@ -94,7 +94,7 @@ def histogram_plot(counts: Sequence[int]) -> str:
 
 
 def reliability_plot(bins: Sequence[Bin]) -> str:
-    """Plot the share of right masks by score, with a line where the two are equal; `bins` divide [0, 1]."""
+    """Plot the share of correct masks by score, with a line where the two are equal; `bins` divide [0, 1]."""
     bars = [_Bar(100 * one.right, above=f"{one.count:,}" if one.count else "") for one in bins]
     body = _bars(bars, 100, gap=0.08)
     body.append(
@@ -104,7 +104,7 @@ def reliability_plot(bins: Sequence[Bin]) -> str:
     labels = range(0, len(bins) + 1, 2)
     body += [text((LEFT + i * step, HEIGHT - BOTTOM + 17), f"{100 * i / len(bins):g}") for i in labels]
     title = f"Reliability: expected calibration error {100 * expected_calibration_error(bins):.1f} %"
-    return axes(title, "score of a mask, %, with the number of masks", "right masks, %", 100, body)
+    return axes(title, "score of a mask, %, with the number of masks", "correct masks, %", 100, body)
 
 
 def groups_plot(title: str, axis: str, groups: Sequence[ScoreGroup]) -> str:

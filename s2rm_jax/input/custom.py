@@ -240,7 +240,7 @@ class _Mistakes:
                 raise UserError(message)
             _LOG.warning(
                 "%s; as config.input.on_bad_example is skip, such entries are left out, and images that cannot be read "
-                "are replaced when their turn comes",
+                "are replaced by the next ones when they are read",
                 message,
             )
             self.found.clear()

@@ -69,7 +69,7 @@ def require_images(source: Source, config: ConfigDict, limit: int = 0) -> None:
 
 
 def warn_of_shared_images(source: Source, held_out: Source, config: ConfigDict) -> None:
-    """Warn if images of the training split are also in the evaluated one, be it by another path or link.
+    """Warn if images of the training split are also in the evaluated one, even under another path or link.
 
     Images that are not files of their own are not compared, nor those of Google's splits, which share images.
     """

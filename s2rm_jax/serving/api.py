@@ -207,7 +207,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def build_api(service: Service) -> FastAPI:
-    """Return the application that serves POST /segment and GET /health."""
+    """Return the application that serves POST /segment and the health checks /healthz (also /health) and /readyz."""
     # The interactive pages of FastAPI load scripts from other servers.
     app = FastAPI(title="s2rm_jax", docs_url=None, redoc_url=None)
 

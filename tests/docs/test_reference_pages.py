@@ -69,7 +69,7 @@ def test_comments_beside_and_above_a_field_are_shown(configuration):
     assert configuration["batch_size"][-1] == "images per step, over all devices"
     assert configuration["dtype"][-1] == "dtype of the computation; parameters stay float32"
     assert configuration["fusion.recurrence"][-1] == "recurrence of the scan"
-    assert configuration["optimizer.multipliers"][-1].startswith("Groups are regular expressions")
+    assert configuration["optimizer.multipliers"][-1].startswith("Patterns are regular expressions")
     assert configuration["optimizer.multipliers"][-1].endswith("the first match applies")
 
 

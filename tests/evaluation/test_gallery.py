@@ -116,7 +116,7 @@ def test_the_page_is_self_contained_and_escapes_text(make_example):
     assert cards[0]["data-iou"] == "0.750000"
     assert "75.00" in "".join(reader.text)
     headings = re.findall(r"<h2[^>]*>([^<]*)", page)
-    assert headings == ["Breakdown", "Cases at random", "Worst cases"]
+    assert headings == ["Breakdown", "Random cases", "Worst cases"]
 
 
 def test_kinds_are_offered_only_where_there_are_any(make_example):

@@ -29,7 +29,7 @@ def test_folder_is_made_with_its_parents_and_may_exist(tmp_path):
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # a real one would not hold back a test that runs as root
-    with pytest.raises(UserError, match="may not be written to"):
+    with pytest.raises(UserError, match="is not writable"):
         make_output_folder(tmp_path)
 
 
