@@ -21,6 +21,10 @@ _CACHE = Path(__file__).parents[1] / ".cache" / f"test-programs-jaxlib-{version(
 _LARGEST_CACHE = 2_000_000_000  # bytes
 _CACHES_OF_USER = tempfile.mkdtemp(prefix="s2rm-jax-tests-")  # instead of ~/.cache, which tests must not touch
 atexit.register(shutil.rmtree, _CACHES_OF_USER, ignore_errors=True)
+# The commands under test would follow the variables of a job that runs the tests, and those of a user's data.
+for _name in list(os.environ):
+    if _name.startswith(("SLURM_", "OMPI_", "PMI_", "JOB_COMPLETION_", "S2RM_")) and _name != "S2RM_REFER_MINI":
+        del os.environ[_name]
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -4,6 +4,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,13 +51,13 @@ def test_the_mask_is_empty_if_the_network_predicts_no_target(colour_world, segme
             tokens = words[..., 0]
             the, part = ((tokens == tokenizer.vocabulary.index(word)).any(-1) for word in ("the", "part"))
             answer = super().fuse_and_decode(features, words, token_mask, image_size)
-            return answer._replace(no_target_logits=-2.0 + 4.0 * the + 2000.0 * part)
+            return answer._replace(no_target_logits=-0.01 + 0.02 * the + 2000.0 * part)
 
     result = Segmenter(NoTarget(network.on_trace), params, tokenizer, config).segment(
         image, ["red", "the red", "the red part"]
     )
     assert result.masks.any((1, 2)).tolist() == [True, False, False]
-    np.testing.assert_allclose(result.no_target, [1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2)), 1])
+    np.testing.assert_allclose(result.no_target, [1 / (1 + np.exp(0.01)), 1 / (1 + np.exp(-0.01)), 1], rtol=1e-5)
     assert result.scores[0] > 0.5 and result.scores[1:].tolist() == [0, 0]
     assert segmenter.segment(image, "red").no_target is None
 
@@ -248,6 +249,11 @@ def test_each_network_has_its_own_fingerprint(colour_world, segmenter):
     other = Segmenter(network, {"sharpness": params["sharpness"] + 1}, tokenizer, config)
     again = Segmenter(network, dict(params), tokenizer, config)
     assert segmenter.fingerprint() == again.fingerprint() != other.fingerprint()
+    first, second = (
+        Segmenter(network, {"frozen": jnp.ones(3), "sharpness": params["sharpness"] + more}, tokenizer, config)
+        for more in (0, 1)
+    )
+    assert first.fingerprint() != second.fingerprint()
 
 
 @pytest.mark.parametrize("expressions", [[], ()])

@@ -395,7 +395,7 @@ def _mask_problem(image: Image.Image, height: int, width: int) -> str:
     if image.size != (width, height):
         return f"has {image.height} x {image.width} pixels, its image {height} x {width} (height x width)"
     if image.format in _LOSSY:
-        return f"is a {image.format}, which blurs masks; save it as PNG"
+        return f"has the format {image.format}, which blurs masks; save it as PNG"
     opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
     if image.mode not in _MASK_MODES or not opaque:
         return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"

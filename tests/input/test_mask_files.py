@@ -93,7 +93,18 @@ def text_file(path: Path) -> Path:
         (lambda folder: folder / "absent.png", r"mask .*absent\.png not found"),
         (lambda folder: text_file(folder / "text.png"), r"text\.png cannot be read \(cannot identify"),
         (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its image 6 x 9"),
-        (lambda folder: saved(folder, KINDS["255"], "mask.jpg"), "is a JPEG, which blurs masks; save it as PNG"),
+        (
+            lambda folder: saved(folder, KINDS["255"], "mask.jpg"),
+            "has the format JPEG, which blurs masks; save it as PNG",
+        ),
+        (
+            lambda folder: saved(folder, KINDS["255"], "mask.webp"),
+            "has the format WEBP, which blurs masks; save it as PNG",
+        ),
+        (
+            lambda folder: saved(folder, KINDS["255"], "mask.avif"),
+            "has the format AVIF, which blurs masks; save it as PNG",
+        ),
         (lambda folder: saved(folder, transparent()), "transparent pixels"),
         (lambda folder: saved(folder, Image.new("F", (WIDTH, HEIGHT)), "mask.tiff"), "values of an unknown kind"),
         (lambda folder: saved(folder, KINDS["1"], "m.tiff", exif=UPSIDE_DOWN), "is a TIFF with an EXIF orientation"),

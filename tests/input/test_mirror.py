@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from s2rm_jax.input.mirror import mirror_expression
+from tests.input.refer_fixture import refer_mini
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,8 @@ def test_sides_are_exchanged(expression, mirrored):
         "stop sign",
         "jersey seven",
         "ten jersey on the left",
+        "ten bib on the left",
+        "two signs on the left",
         "player twelve",
         "The fighter plane with a W on the side.",
         "the woman whose head is blocking the O in ROCK",
@@ -221,9 +224,10 @@ def test_of_an_english_word_list_only_the_ordinary_words_near_a_side_are_not_ref
 
 
 def test_most_real_expressions_that_name_a_side_are_mirrored():
-    path = Path(__file__).parents[3] / "shared/data/expressions/refcoco_unc_val.jsonl"
-    if not path.is_file():
-        pytest.skip(f"{path} is missing")
+    mini = refer_mini()
+    path = mini.parent / "expressions/refcoco_unc_val.jsonl" if mini else None
+    if path is None or not path.is_file():
+        pytest.skip("no expressions of RefCOCO beside the sample of real data")
     texts = [json.loads(line)["sentence"] for line in path.read_text(encoding="utf-8").splitlines()]
     naming = [text for text in texts if re.search("left|right", text)]
     refused = [text for text in naming if mirror_expression(text) is None]

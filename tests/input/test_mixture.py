@@ -63,6 +63,8 @@ def shares(source: MixtureSource) -> Counter[str]:
         ((1, 1), (1, 999)),
         ((17, 3), (0.1, 0.7)),
         ((30, 60), (1, 2)),
+        ((3, 1), (0.7, 0.1)),  # 3 images are 2.9999999999999996 in floating point
+        ((29, 2), (1.1, 0.3)),
     ],
 )
 def test_each_part_has_the_share_of_its_weight_and_every_image_occurs(counts, weights):
