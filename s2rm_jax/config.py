@@ -123,7 +123,7 @@ def default_config() -> ConfigDict:
     config.optimizer.power = 0.9  # exponent of the polynomial
     config.optimizer.warmup_steps = 0  # steps in which the learning rate rises linearly
     config.optimizer.accumulate = 1  # microbatches per step; must divide batch_size
-    config.optimizer.ema_decay = 0.0  # decay of the averaged parameters, with which evaluation runs; 0: no average
+    config.optimizer.ema_decay = 0.0  # final decay of the averaged parameters, which are evaluated; 0: no average
     # Patterns are regular expressions searched in a parameter path such as "vision/stage3_block0/attention/qkv/kernel".
     config.optimizer.multipliers = ()  # ((pattern, factor), ...): factors on the learning rate; the first match applies
     # patterns of parameters without weight decay, as in multipliers

@@ -27,12 +27,13 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; bottom an
 # Words whose meaning a crop can change: places in the image, the image itself, its border, counting and ordering. Other
 # superlatives ("the tallest man") stay true: the most of all is also the most of those that remain.
 _DEPENDS_ON_FRAME = re.compile(
-    r"left|right|\b(top|bottom|upper|lower|middle|mid|cent(er|re)s?|central|corners?|edges?|ends?|sides?|between|among"
+    r"left|right|b[io]t+om|botto|mid+l+e|cent(er|re)"  # also misspelt, and in words such as "topcenter"
+    r"|\b(top|upper|lower|mid|central|corners?|edges?|ends?|sides?|between|among"
     r"|half|halves|part(ly|ial|ially)?|portions?|whole|entire|full|fully|complete(ly)?|cut|cropped|off|visible|see|seen"
     r"|picture|image|photo|photograph|pic|frame|screen|shot|view|border|first|second|third|fourth|fifth|sixth|seventh"
     r"|eighth|ninth|tenth|eleventh|twelfth|last|penultimate|start of|next|only|alone|single|one|two|three|four|five|six"
     r"|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|twenty|dozens?|pairs?|trio|all|both"
-    r"|other|others|another|group|row|\d+\w*"
+    r"|other|others|another|remaining|rest|several|few|couple|lone(ly)?|group|row|\d+\w*"
     r"|clock|oclock|north|south|east|west|above|below|under|far|farthest|furthest|most)\b",
     re.IGNORECASE,
 )

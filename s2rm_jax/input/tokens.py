@@ -84,7 +84,7 @@ class Tokenizer:
         """Encode an expression as [CLS] pieces [SEP], padded with zeros to `max_tokens`.
 
         The last pieces of a long expression are dropped, but not [SEP]. `truncated` counts such expressions, and the
-        first one is logged as a warning. "[SEP]" in the text of an expression is ordinary text.
+        first one is logged as a warning. Special tokens such as "[SEP]" in the text of an expression are ordinary text.
 
         Returns:
             ids: the token ids, 0 for padding.

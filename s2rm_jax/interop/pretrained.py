@@ -25,6 +25,7 @@ from s2rm_jax.input.tokens import Tokenizer, require_case, words_and_case
 from s2rm_jax.interop import parameter_names
 from s2rm_jax.interop.parameter_names import Arrays, Entry, Filled, WeightsMismatch, fill
 from s2rm_jax.interop.weight_files import SAFETENSORS, TORCH, find_weights, read_weights, require_torch_for
+from s2rm_jax.models import bert, swin
 
 SHOWN = 10  # kinds of unused arrays in the log
 
@@ -134,6 +135,12 @@ def _model_config(weights: Path, part: str) -> Any:
         raise UserError(
             f"{file} describes a model with activation {activation!r} and {positions} positions: "
             f"config.{part}.pretrained takes weights with 'gelu' and absolute positions"
+        )
+    epsilon = {"vision": swin.EPSILON, "text": bert.EPSILON}[part]
+    if found.layer_norm_eps != epsilon:
+        raise UserError(
+            f"{file} describes a model with layer_norm_eps {found.layer_norm_eps}: config.{part}.pretrained takes "
+            f"weights with {epsilon}"
         )
     return found
 

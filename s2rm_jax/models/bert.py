@@ -12,7 +12,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from s2rm_jax.models.layers import Dense, gelu, rematerialize
+from s2rm_jax.models.layers import Dense, LayerNorm, gelu, rematerialize
 
 EPSILON = 1e-12  # of every LayerNorm, as in the published checkpoints
 EMBEDDING_INIT = nn.initializers.truncated_normal(0.02)
@@ -40,7 +40,7 @@ class BertLayer(nn.Module):
             return nn.Dropout(self.dropout_rate, deterministic=False)(y)
 
         def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=name)
+            return LayerNorm(EPSILON, dtype=self.dtype, name=name)
 
         width = x.shape[-1]
         q, k, v = (
@@ -88,7 +88,7 @@ class Bert(nn.Module):
         x = embedding(self.vocab_size, "word_embeddings")(tokens)
         x = x + embedding(self.max_positions, "position_embeddings")(jnp.arange(length))
         x = x + embedding(2, "type_embeddings")(jnp.zeros(length, jnp.int32))
-        x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="embeddings_norm")(x)
+        x = LayerNorm(EPSILON, dtype=self.dtype, name="embeddings_norm")(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         layer_class = rematerialize(BertLayer, self.remat)
         dropout_rate = self.dropout_rate if train else 0.0

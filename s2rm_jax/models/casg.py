@@ -10,6 +10,8 @@ several objects or to none.
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from s2rm_jax.config import GUIDANCES, SEMANTICS
-from s2rm_jax.models.layers import Conv3x3, Dense, broadcast, rematerialize
+from s2rm_jax.models.layers import Conv3x3, Dense, LayerNorm, broadcast, rematerialize
 
 
 def upsample(x: Float[Array, "b k h w c"], height: int, width: int) -> Float[Array, "b k {height} {width} c"]:
@@ -40,6 +42,12 @@ def _double(x: jax.Array, axis: int) -> jax.Array:
     return both.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
 
 
+# By default, GPUs round the factors of float32 products to TF32, and TPUs to bfloat16. What is float32 by design is
+# computed in full precision; it is a small part of the network.
+_full_precision = partial(jax.default_matmul_precision, "highest")
+
+
+@_full_precision()
 def foreground_mean(x: Float[Array, "b k h w c"], logits: Float[Array, "b k h w"]) -> Float[Array, "b k c"]:
     """Average features, weighted by the mask's probability of foreground."""
     foreground = jax.nn.sigmoid(logits)
@@ -57,7 +65,7 @@ class ConvBlock(nn.Module):
     def __call__(self, x: Float[Array, "b k h w c"]) -> Float[Array, "b k h w _"]:
         """Return [b, k, h, w, features]."""
         y = Conv3x3(self.features, dtype=self.dtype, name="conv")(x)
-        return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
+        return nn.gelu(LayerNorm(dtype=self.dtype, name="norm")(y))
 
 
 class CASG(nn.Module):
@@ -108,7 +116,7 @@ class CASG(nn.Module):
             height, width = features.shape[1:3]
             channels = self.widths[stage - 1]
             pure = Dense(channels, dtype=self.dtype, name=f"stage{stage}_vision")(features)
-            pure = nn.LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)
+            pure = LayerNorm(dtype=self.dtype, name=f"stage{stage}_vision_norm")(pure)
             coarse = upsample(logits[-1][..., None], height, width)[..., 0]
             if self.guidance == "none":
                 skip = broadcast(pure, x.shape[1:2], 1)
@@ -133,6 +141,7 @@ class MaskHead(nn.Module):
     guided: bool
 
     @nn.compact
+    @_full_precision()
     def __call__(self, x: Float[Array, "b k h w c"], semantics: Float[Array, "b k d"]) -> Float[Array, "b k h w"]:
         """Return float32 logits."""
         logits = Dense(1, dtype=jnp.float32, name="kernel")(x)[..., 0]
@@ -174,6 +183,7 @@ class NoTargetHead(nn.Module):
     width: int = 256
 
     @nn.compact
+    @_full_precision()
     def __call__(
         self,
         sentence: Float[Array, "b k d"],

@@ -38,6 +38,14 @@ Dense = partial(nn.Dense, dot_general=_flat_dot_general)
 """nn.Dense, with the same fields and parameters, for inputs of any rank."""
 
 
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+"""nn.LayerNorm, with the same fields and parameters, whose variance is the mean of squared differences from the mean.
+
+Flax's default, the mean of squares minus the square of the mean, loses precision where the mean is large: at a mean of
+100 standard deviations, the output is off by 2.5e-3 instead of 8e-6 (float32, 128 channels).
+"""
+
+
 def _convolve(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "n h w o"]:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 

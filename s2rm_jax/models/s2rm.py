@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from s2rm_jax.config import BALANCES, FUSIONS, LANGUAGES, PAIRS, RECURRENCES, RESIDUALS, ROTATIONS, SIMPLER_FUSIONS
-from s2rm_jax.models.layers import Conv3x3, Dense, broadcast
+from s2rm_jax.models.layers import Conv3x3, Dense, LayerNorm, broadcast
 
 _FROM_INPUT = {"gated": 3, "linear": 2, "none": 1}  # gates of recurrent_width that are computed from the generator
 SHARED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
@@ -211,7 +211,7 @@ class Distribute(nn.Module):
             raise ValueError(f"fusion language must be one of {LANGUAGES}, not {self.language!r}")
         language = jnp.einsum("bknhwl,bklnd->bkhwnd", attention.astype(self.dtype), value)
         language = rearrange(language, "b k h w heads d -> b k h w (heads d)")
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(language), attention
+        return LayerNorm(dtype=self.dtype, name="norm")(language), attention
 
 
 class Balance(nn.Module):
@@ -285,7 +285,7 @@ class S2RM(nn.Module):
             return Dense(features, dtype=self.dtype, name=name)
 
         def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(dtype=self.dtype, name=name)
+            return LayerNorm(dtype=self.dtype, name=name)
 
         image = norm("vision_norm")(dense(self.width, "vision_projection")(vision))[:, None]
         distribute = Distribute(self.width, self.num_heads, self.language, self.dtype, name="distribute")
@@ -345,7 +345,7 @@ class SimplerFusion(nn.Module):
         if self.mode == "concat":
             conv = Conv3x3(image.shape[-1], dtype=self.dtype, name="conv")
             y = conv(jnp.concatenate([image, language], axis=-1))
-            return nn.gelu(nn.LayerNorm(dtype=self.dtype, name="conv_norm")(y))
+            return nn.gelu(LayerNorm(dtype=self.dtype, name="conv_norm")(y))
         if self.mode == "attention":
             return self._attend(image, language)
         raise ValueError(f"mode must be one of {SIMPLER_FUSIONS}, not {self.mode!r}")
@@ -360,12 +360,12 @@ class SimplerFusion(nn.Module):
         x = jnp.concatenate([image + place + side[0], language + place + side[1]], axis=3)  # [b, k, h, 2w, c]
         x = x.reshape(b, k, 2 * h * w, c)
         for block in range(_BLOCKS):
-            y = nn.LayerNorm(dtype=self.dtype, name=f"block{block}_norm1")(x)
+            y = LayerNorm(dtype=self.dtype, name=f"block{block}_norm1")(x)
             attention = nn.MultiHeadDotProductAttention(
                 self.num_heads, dtype=self.dtype, force_fp32_for_softmax=True, name=f"block{block}_attention"
             )
             x = x + attention(y)
-            y = nn.LayerNorm(dtype=self.dtype, name=f"block{block}_norm2")(x)
+            y = LayerNorm(dtype=self.dtype, name=f"block{block}_norm2")(x)
             y = nn.gelu(Dense(self.inner, dtype=self.dtype, name=f"block{block}_mlp_in")(y))
             x = x + Dense(c, dtype=self.dtype, name=f"block{block}_mlp_out")(y)
         x = x.reshape(b, k, h, 2 * w, c)

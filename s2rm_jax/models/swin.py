@@ -15,7 +15,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from s2rm_jax.models.layers import Dense, broadcast, gelu, rematerialize, repeat
+from s2rm_jax.models.layers import Dense, LayerNorm, broadcast, gelu, rematerialize, repeat
 
 EPSILON = 1e-5  # of every LayerNorm, as in the published checkpoints
 HIDDEN = -1e9  # added to the logits of masked positions, whose weights are then exactly zero
@@ -140,7 +140,7 @@ class SwinBlock(nn.Module):
         shift = window // 2 if self.shifted and min(height, width) > window else 0
         pad_h, pad_w = -height % window, -width % window
 
-        y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm1")(x)
+        y = LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)
         y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
         y = jnp.roll(y, (-shift, -shift), axis=(1, 2)) if shift else y
         y = rearrange(y, "b (h p) (w q) c -> b (h w) (p q) c", p=window, q=window)
@@ -151,7 +151,7 @@ class SwinBlock(nn.Module):
         y = y[:, :height, :width]
         x = x + (y if survival is None else _surviving(y, survival[0]))
 
-        y = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm2")(x)
+        y = LayerNorm(EPSILON, dtype=self.dtype, name="norm2")(x)
         y = Dense(self.mlp_ratio * channels, dtype=self.dtype, name="mlp_in")(y)
         y = Dense(channels, dtype=self.dtype, name="mlp_out")(gelu(y))
         return x + (y if survival is None else _surviving(y, survival[1]))
@@ -169,7 +169,7 @@ class PatchMerging(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         # The order of the published checkpoints is (0,0), (1,0), (0,1), (1,1): the row varies fastest.
         x = rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
-        x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
+        x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
         return Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)
 
 
@@ -198,7 +198,7 @@ class Swin(nn.Module):
         _, height, width, _ = images.shape
         x = jnp.pad(images, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
         conv = nn.Conv(self.embed_dim, (patch, patch), (patch, patch), "VALID", dtype=self.dtype, name="patch_embed")
-        x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="patch_norm")(conv(x))
+        x = LayerNorm(EPSILON, dtype=self.dtype, name="patch_norm")(conv(x))
 
         survival: list[jax.Array | None] = [None] * sum(self.depths)
         if train and self.drop_path_rate:
@@ -215,7 +215,7 @@ class Swin(nn.Module):
                 x = self._loop_over_pairs(x, stage, factors[:looped])
             for number in range(looped, depth):
                 x = self._block(stage, number, name=f"stage{stage}_block{number}")(x, factors[number])
-            norm = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name=f"stage{stage}_norm")
+            norm = LayerNorm(EPSILON, dtype=self.dtype, name=f"stage{stage}_norm")
             outputs.append(norm(x))
         return tuple(outputs)
 

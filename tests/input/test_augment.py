@@ -109,6 +109,9 @@ far dog; farthest dog; furthest dog; most striped zebra
 the seventh giraffe; the eighth car in line; ninth dog; tenth dog; eleventh dog; twelfth dog; 7th dog; seven players
 eight dogs; nine dogs; ten balloons; eleven dogs; twelve dogs; thirteen dogs; nineteen dogs; twenty dogs; dozen dogs
 dozens of dogs; pair of shoes; pairs of dogs; trio of dogs; the penultimate man; the start of the line
+front botom; botttom; bittom plate; couch on botto; bottomcenter dog; midle motercycle; midlle phamplet; inmiddle dog
+topcenter thing; centerbackground; couple of dogs; several dogs; few dogs; lone dog; lonely dog; remaining pizza
+rest of the dogs
 """
 
 

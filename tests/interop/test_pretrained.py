@@ -213,6 +213,7 @@ def write_json(folder, **files):
             {"model_type": "bert", "position_embedding_type": "relative_key"},
             "with activation 'gelu' and relative_key positions",
         ),
+        ({"model_type": "bert", "layer_norm_eps": 1e-5}, "with layer_norm_eps 1e-05: config.text.pretrained takes"),
         ({"num_attention_heads": 4}, "set --config.text.num_heads=4"),
         ({"model_type": "bert"}, "set --config.text.num_heads=12"),  # the default of transformers
         (

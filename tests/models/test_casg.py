@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2rm_jax.models.casg import CASG, foreground_mean, upsample
+from s2rm_jax.models.casg import CASG, MaskHead, NoTargetHead, foreground_mean, upsample
 
 GRIDS = ((9, 14), (5, 7), (3, 4))  # halved as the backbone does, rounding up
 
@@ -90,3 +90,18 @@ def test_foreground_mean_is_weighted_by_probability():
 def test_one_width_per_vision_map():
     with pytest.raises(ValueError, match="2 decoder widths for 3 vision maps"):
         jax.eval_shape(CASG(widths=(4, 8)).init, jax.random.key(0), *inputs())
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_what_is_float32_by_design_is_computed_in_full_precision_on_accelerators(platform):
+    """Their default rounds the factors of float32 products."""
+    x, semantics, logits = (jnp.zeros((1, 2, *shape)) for shape in ((4, 4, 8), (5,), (4, 4)))
+    programs = (
+        (MaskHead(guided=True), (x, semantics)),
+        (NoTargetHead(), (semantics, x, logits, logits)),
+    )
+    for module, inputs in programs:
+        params = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+        text = jax.jit(module.apply).trace(params, *inputs).lower(lowering_platforms=(platform,)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert len(products) >= 3 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

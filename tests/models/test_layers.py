@@ -11,6 +11,7 @@ import pytest
 from s2rm_jax.config import REMAT_POLICIES
 from s2rm_jax.models.layers import (
     Conv3x3,
+    LayerNorm,
     _kernel_gradient,
     _kernel_gradient_by_rows,
     _sum_by_product,
@@ -51,6 +52,27 @@ def test_both_kernel_gradients_agree(dtype):
     allowed = 1e-5 if dtype == jnp.float32 else 0.01  # bfloat16 has 8 bits
     np.testing.assert_allclose(rows.astype(jnp.float32), whole.astype(jnp.float32), rtol=allowed, atol=10 * allowed)
     assert jax.jit(_kernel_gradient_by_rows).lower(x, grad).as_text().count("dot_general") == 3
+
+
+def test_layer_norm_is_accurate_where_the_mean_is_large():
+    x = np.random.default_rng(0).normal(size=(64, 128)) + 1000
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    norm = LayerNorm()
+    params = norm.init(jax.random.key(0), x)
+    np.testing.assert_allclose(norm.apply(params, x.astype(np.float32)), expected, atol=5e-4)
+
+
+def test_every_norm_of_the_network_is_accurate():
+    norms = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.LayerNorm):
+            norms.append(context.module)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(build_network(small_config()).init, jax.random.key(0), *small_inputs())
+    assert len(norms) > 20 and not any(norm.use_fast_variance for norm in norms)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "default"])

@@ -154,12 +154,12 @@ def test_the_mask_of_an_expression_that_the_head_rejects_is_empty(standin):
 
 
 def test_the_average_follows_its_recurrence(standin):
-    config = standin.make_config(optimizer__ema_decay=0.75)
+    config = standin.make_config(optimizer__ema_decay=0.19)
     batches = [standin.make_batch(i) for i in range(3)]
     expected = plan_state(standin.StandIn(), config, MESH).create().params
-    for count in (1, 2, 3):
+    for count, decay in ((1, 1 / 10), (2, 2 / 11), (3, 0.19)):  # 3 / 12 exceeds the final decay
         params = take_steps(standin, config, batches[:count])[0].params
-        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, params)
+        expected = jax.tree.map(lambda e, p, decay=decay: decay * e + (1 - decay) * p, expected, params)
     state, _ = take_steps(standin, config, batches)
     assert_trees_close(state.ema_params, expected, 1e-7)
     assert state.eval_params is state.ema_params
