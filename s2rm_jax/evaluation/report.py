@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import textwrap
@@ -19,15 +18,12 @@ from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, published_on
+from s2rm_jax.evaluation.score_file import SCORE_FILE, write_scores
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_markdown, as_text, without
 from s2rm_jax.io import read_object, remove_earlier, write_atomically
 
 _SCREEN_WIDTH = 118  # columns
-_FILES = ("index.html", "metrics.json", "expressions.csv", "table.md", "table.tex")  # of every report
-_CSV_FIELDS = (
-    *("id", "example", "kind", "expression", "intersection", "union", "iou"),
-    *("targeted", "answered", "area", "centre_x", "centre_y"),
-)
+_FILES = ("index.html", "metrics.json", SCORE_FILE, "table.md", "table.tex")  # of every report
 
 
 def metrics_table(report: Report, caption: str = "") -> Table:
@@ -124,30 +120,6 @@ def as_screen_text(
         table = comparison(report, benchmark)
         parts += ["", table.caption, as_text(without(table, "source")), ""]
     return "\n".join(parts)
-
-
-def write_csv(report: Report, path: Path) -> None:
-    """Write one line per expression.
-
-    The columns are id, example, kind and expression; intersection and union in pixels, and IoU in [0, 1], as the
-    protocol counts them (empty: excluded); whether the expression refers to something (targeted) and was answered with
-    a mask; the area of the true mask and its centroid as fractions of the image. A text that begins like a formula of a
-    spreadsheet (= + - @) has an apostrophe before it, with which spreadsheets show it as text.
-    """
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:  # ids may be names of files
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_CSV_FIELDS)
-        for s in report.expressions:
-            iou = "" if s.iou is None else f"{s.iou:.6f}"
-            x, y = ("", "") if s.centre is None else (f"{fraction:.4f}" for fraction in s.centre)
-            texts = map(_as_text, (s.id, s.example_id, s.kind, s.expression))
-            writer.writerow(
-                (*texts, s.intersection, s.union, iou, int(s.targeted), int(s.answered), f"{s.area:.6f}", x, y)
-            )
-
-
-def _as_text(cell: str) -> str:
-    return f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else cell
 
 
 _STYLE = """
@@ -265,7 +237,7 @@ def write_report(
         content |= {"benchmark": asdict(benchmark), "published": [asdict(figure) for figure in published_on(benchmark)]}
     with _leaving_nothing_partial(folder):
         _write(folder / "metrics.json", json.dumps(content, indent=2))
-        write_csv(report, folder / "expressions.csv")
+        write_scores(report.expressions, folder / SCORE_FILE)
         _write(folder / "table.md", "\n\n".join([*map(as_markdown, captioned), *texts]))
         comments = "\n".join(f"% {' '.join(note.split())}" for note in texts)
         _write(folder / "table.tex", "\n\n".join([*map(as_latex, captioned), comments]))

@@ -8,7 +8,8 @@ import pytest
 from s2rm_jax.evaluation.evaluator import Report
 from s2rm_jax.evaluation.metrics import ExpressionScore
 from s2rm_jax.evaluation.protocols import PROTOCOLS
-from s2rm_jax.evaluation.report import as_screen_text, remarks, write_csv
+from s2rm_jax.evaluation.report import as_screen_text, remarks
+from s2rm_jax.evaluation.score_file import read_scores, write_scores
 
 ODD_EXPRESSION = 'the "big", red one;\nor, the émigré\'s <b>hat</b>'
 REPORT = Report(
@@ -43,7 +44,7 @@ def test_without_kinds_there_is_one_row():
 
 def test_csv_round_trip_keeps_every_character(tmp_path):
     path = tmp_path / "expressions.csv"
-    write_csv(REPORT, path)
+    write_scores(REPORT.expressions, path)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["7-0", "7-1"]
@@ -61,13 +62,14 @@ def test_csv_round_trip_keeps_every_character(tmp_path):
         "area": "0.250000",
         "centre_x": "0.5000",
         "centre_y": "0.1250",
+        "image": "0",
     }
     assert (rows[1]["centre_x"], rows[1]["centre_y"]) == ("", "")
 
 
 @pytest.mark.parametrize("text", ["=1+2", "+left", "-left", "@SUM(A1)", " =1+2", "\t=1+2", "\r\n-1", "＝1"])
 def test_no_cell_is_a_formula_of_a_spreadsheet(text, tmp_path):
-    write_csv(Report((ExpressionScore(text, text, text, text, 1, 2),)), tmp_path / "expressions.csv")
+    write_scores([ExpressionScore(text, text, text, text, 1, 2)], tmp_path / "expressions.csv")
     with (tmp_path / "expressions.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert [row[name] for name in ("id", "example", "kind", "expression")] == ["'" + text] * 4
@@ -75,7 +77,7 @@ def test_no_cell_is_a_formula_of_a_spreadsheet(text, tmp_path):
 
 @pytest.mark.parametrize("text", ["left - right", "a=b", "", "'quoted'", "1-2"])
 def test_other_cells_are_not_changed(text, tmp_path):
-    write_csv(Report((ExpressionScore("0", "0", text, text, 1, 2),)), tmp_path / "expressions.csv")
+    write_scores([ExpressionScore("0", "0", text, text, 1, 2)], tmp_path / "expressions.csv")
     with (tmp_path / "expressions.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["kind"], row["expression"]) == (text, text)
@@ -83,8 +85,23 @@ def test_other_cells_are_not_changed(text, tmp_path):
 
 def test_expressions_without_an_iou_have_an_empty_cell(tmp_path):
     left_out = ExpressionScore("0", "0", "", "w", 0, 0, empty_iou=None)
-    write_csv(Report((left_out,), PROTOCOLS["caris448"]), tmp_path / "expressions.csv")
-    assert (tmp_path / "expressions.csv").read_text().splitlines()[1] == "0,0,,w,0,0,,1,1,0.000000,,"
+    write_scores([left_out], tmp_path / "expressions.csv")
+    assert (tmp_path / "expressions.csv").read_text().splitlines()[1] == "0,0,,w,0,0,,1,1,0.000000,,,0"
+
+
+def test_scores_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "expressions.csv"
+    scores = [
+        ExpressionScore("1", "p/a", "kind", 'one, \n"two"', 1, 3, area=0.25, centre=(0.5, 0.125), image="a.jpg"),
+        ExpressionScore("2", "q/a", "", "", 0, 0, empty_iou=1.0, targeted=False, answered=False, image="a.jpg"),
+        ExpressionScore("3", "b", "", "w", 0, 0, empty_iou=None),
+    ]
+    write_scores(scores, path)
+    found = read_scores(path)
+    assert [score.iou for score in found] == [1 / 3, 1.0, None]
+    assert [score.image_identity for score in found] == ["0", "0", "1"]  # two examples of a mixture show one image
+    for one, other in zip(found, scores, strict=True):
+        assert replace(one, image="", empty_iou=0.0) == replace(other, image="", empty_iou=0.0)
 
 
 def test_the_table_has_the_columns_of_its_protocol():
