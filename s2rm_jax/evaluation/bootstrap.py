@@ -54,6 +54,11 @@ def interval(parts: Float[np.ndarray, " n"], totals: Float[np.ndarray, " n"]) ->
     return float(low), float(high)
 
 
+def difference_interval(a: Float[np.ndarray, "n 2"], b: Float[np.ndarray, "n 2"]) -> tuple[float, float]:
+    """Return the interval of the difference b - a of two shares over the same resamples; columns: part, total."""
+    return interval(b[:, 0] * a[:, 1] - a[:, 0] * b[:, 1], a[:, 1] * b[:, 1])
+
+
 def _draw_counts(images: int) -> Iterator[Float[np.ndarray, "some images"]]:
     """Yield how often each image is drawn in each resample, in chunks of rows; RESAMPLES rows in total."""
     rng = np.random.default_rng(_SEED)

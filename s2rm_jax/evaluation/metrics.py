@@ -97,14 +97,21 @@ class MaskCounts:
         the threshold), and, if the data have expressions that refer to nothing, `no_target_accuracy` (share of these
         that are rejected) and `target_accuracy` (share of the others that are answered with a mask).
         """
-        shares = {"overall_iou": (self.intersection, self.union), "mean_iou": (self.iou_sum, self.averaged)}
+        percent = {name: 100 * part / total if total else 0.0 for name, (part, total) in self.shares(protocol).items()}
+        undefined = () if self.no_target else ("no_target_accuracy", "target_accuracy")
+        return {name: value for name, value in percent.items() if name not in undefined}
+
+    def shares(self, protocol: Protocol = ORIGINAL) -> dict[str, tuple[int | float, int]]:
+        """Return (part, total) of each of the protocol's metrics, in the order of its columns."""
+        shares: dict[str, tuple[int | float, int]] = {
+            "overall_iou": (self.intersection, self.union),
+            "mean_iou": (self.iou_sum, self.averaged),
+            "no_target_accuracy": (self.rejected, self.no_target),
+            "target_accuracy": (self.answered, self.targeted),
+        }
         for tenths, hits in zip(THRESHOLDS_IN_TENTHS, self.hits, strict=True):
             shares[f"precision@0.{tenths}"] = (hits, self.precision_total)
-        if self.no_target:
-            shares["no_target_accuracy"] = (self.rejected, self.no_target)
-            shares["target_accuracy"] = (self.answered, self.targeted)
-        percent = {name: 100 * part / total if total else 0.0 for name, (part, total) in shares.items()}
-        return {name: percent[name] for name in protocol.columns if name in percent}
+        return {name: shares[name] for name in protocol.columns}
 
 
 _SUMS = tuple(field.name for field in fields(MaskCounts) if field.name != "hits")
