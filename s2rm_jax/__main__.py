@@ -9,7 +9,7 @@ from pathlib import Path
 
 # The modules of this package that are commands, the most used first.
 COMMANDS = (
-    *("train", "evaluate", "predict", "demo", "show_input", "describe"),
+    *("train", "evaluate", "compare", "predict", "demo", "show_input", "describe"),
     *("download", "convert", "compile_for", "benchmark", "ablate"),
 )
 

@@ -65,6 +65,9 @@ def run_and_exit(
 ) -> NoReturn:
     """Read sys.argv into `flag_values`, run `main` and exit with the status that fits.
 
+    If `flag_values.is_gnu_getopt()`, required flags may be given without their names, in their order, before, between
+    and after the other flags.
+
     If the command fails, the last line on stderr states the reason. The output of other libraries is shown only with
     --verbose, which is defined here; otherwise it is written to the log folder of the workdir, if there is one.
 
@@ -289,20 +292,25 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
     home = os.path.expanduser("~/")  # shells expand --out ~/x, but not --out=~/x
     arguments = [re.sub(r"^(--?config[\w.]*=)~/", lambda start: start[1] + home, one) for one in sys.argv]
     arguments = _with_config_found(arguments) if "config" in flag_values else arguments
+    nameless = flag_values.is_gnu_getopt()  # required flags may be given without their names, in their order
     rest: list[str] = []
     problems = []
     try:
-        rest = flag_values(arguments)
+        rest = flag_values(arguments)[1:]
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read the global flags
     except _FLAG_ERRORS as error:
         problems = [one_line(error), *_more_mistakes(flag_values, arguments)]
-    if rest[1:]:
+    for name in required if nameless else ():
+        if rest and flag_values[name].value is None:
+            flag_values[name].value = rest.pop(0)
+    if rest:
         raise UserError(
-            f"unexpected argument {rest[1]!r}: every argument is a flag, such as --{next(iter(flag_values))}=...; "
-            "quote a value that contains spaces or *"
+            f"unexpected argument {rest[0]!r}: every {'other ' if nameless else ''}argument is a flag, such as "
+            f"--{next(iter(flag_values))}=...; quote a value that contains spaces or *"
         )
     given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
-    missing = [name for name in required if flag_values[name].value is None and name not in given]
+    unset = [name for name in required if flag_values[name].value is None and name not in given]
+    missing = [] if nameless and problems else unset  # after a problem, arguments without a name are not known
     problems += [f"--{name} is missing: {flag_values[name].help}" for name in missing]
     empty = [name for name in required if flag_values[name].value == ""]  # such as of a variable that is not set
     problems += [f"--{name} is empty: {flag_values[name].help}" for name in empty]

@@ -34,6 +34,7 @@ STAND_INS = {"configs/CONFIG.py": "synthetic", "configs/mine.py": "synthetic", "
 # The tests that run the commands that take too long here.
 RUN_BY = {
     "s2rm_jax.train": "tests/system/test_train_command.py",
+    "s2rm_jax.compare": "tests/test_compare.py",
     "s2rm_jax.convert": "tests/system/test_convert_command.py",
     "s2rm_jax.compile_for": "tests/test_compile_for.py",
     "s2rm_jax.ablate": "tests/measure/test_ablate_command.py",
@@ -82,7 +83,7 @@ def parse(monkeypatch, name: str, arguments: list[str]) -> None:
     """Parse arguments as the command does; raise UserError as it does."""
     module = importlib.import_module(name)
     cut = "..." in arguments and f"--{arguments[max(0, arguments.index('...') - 1)].lstrip('-')}" not in arguments
-    required = re.search(r"command_line\.run\(main.*required=\(([^)]*)\)", Path(module.__file__).read_text())
+    required = re.search(r"command_line\.run_and_exit\(main.*required=\(([^)]*)\)", Path(module.__file__).read_text())
     needed = re.findall(r'"(\w+)"', required[1]) if required else []
     if hasattr(module, "COMMANDS"):
         needed, arguments = module.COMMANDS[arguments[0]].required, arguments[1:]
