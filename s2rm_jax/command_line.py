@@ -144,7 +144,7 @@ def _redirected_stdout(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
 
 
 def define_label_studio(flag_values: flags.FlagValues) -> flags.FlagHolder[str | None]:
-    """Define --label_studio, whose value `evaluation.result_files.check_address` checks."""
+    """Define --label_studio, whose value `evaluation.exchange_formats.check_address` checks."""
     return flags.DEFINE_string(
         "label_studio",
         None,

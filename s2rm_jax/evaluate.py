@@ -31,14 +31,15 @@ from ml_collections import ConfigDict
 from s2rm_jax import command_line
 from s2rm_jax.config import CONFIG_FILE, ON_BAD_EXAMPLES
 from s2rm_jax.errors import UserError, counted
+from s2rm_jax.evaluation.exchange_formats import check_address
 from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS, protocol_named
-from s2rm_jax.evaluation.result_files import check_address
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.devices import keep_freed_memory
 
 if TYPE_CHECKING:
     from s2rm_jax.evaluation.calibration import Judged
     from s2rm_jax.evaluation.evaluator import ImageMasks, Prediction, Report
+    from s2rm_jax.evaluation.exchange_formats import Record
     from s2rm_jax.evaluation.gallery import Cases
     from s2rm_jax.evaluation.published import Benchmark
 
@@ -196,22 +197,14 @@ def _evaluate(
     judges = bool(CALIBRATE.value) or (calibrated and config.eval.protocol == ORIGINAL.name)
     with EvaluationFiles(out, coco=coco, label_studio=label_studio, save_masks=save_masks) as files:
 
-        def observe(prediction: Prediction) -> None:
-            cases(prediction)
-            files.add(prediction)
-
-        def progress(done: int, total: int) -> None:
-            files.end_batch()
-            show(done, total)
-
-        def record(prediction: Prediction, masks: ImageMasks) -> bytes:
+        def record(prediction: Prediction, masks: ImageMasks) -> Record | None:
             if judges and masks.predicted.any():
                 judged.append((masks.score, (prediction.score.iou or 0) >= RIGHT_IOU))
             return files.record(prediction, masks)
 
         needs_masks = judges or coco or label_studio or save_masks
-        report = evaluate(progress=progress, observe=observe, record=record if needs_masks else None)
-        files.write()
+        report = evaluate(progress=show, observe=cases, record=record if needs_masks else None)
+        files.write(report.records)
     # Sorted, so that the numbers do not depend on the order of threads and processes.
     return report, sorted(one for share in distributed.gather(judged) for one in share)
 

@@ -42,7 +42,7 @@ from PIL import Image
 from s2rm_jax import command_line, default_network
 from s2rm_jax.errors import PartlyDone, UserError, counted
 from s2rm_jax.evaluation.evaluation_files import require_no_report
-from s2rm_jax.evaluation.result_files import check_address
+from s2rm_jax.evaluation.exchange_formats import check_address
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.tokens import silence_tokenizer
 from s2rm_jax.io import figure_paths, make_output_folder

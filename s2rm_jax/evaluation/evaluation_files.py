@@ -1,20 +1,18 @@
 """The files of `evaluate` for other programs: COCO's results, tasks of Label Studio, and the folder of CRIS's test.
 
-Several processes may share an evaluation. Each keeps the records of its predictions (see `result_files`) in a temporary
-file; at the end, the first process writes the files.
+Several processes may share an evaluation. Its report has the records of all predictions (see `exchange_formats`); the
+first process writes the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from collections.abc import Iterable
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.result_files import (
+from s2rm_jax.evaluation.exchange_formats import (
     LABEL_STUDIO_FILES,
     RESULTS_FILE,
     TRUTH_FILE,
@@ -50,7 +48,6 @@ _CRIS_FILES = r".+-(img\.jpg|mask\.png|iou=(\d+\.\d\d|nan)-.*\.png)"
 _FILES = (re.escape(RESULTS_FILE), re.escape(TRUTH_FILE), LABEL_STUDIO_FILES, f"{_CRIS_FOLDER}/{_CRIS_FILES}")
 # Bytes. Most file systems allow 255 in a name, which also has two checksums of 9, the IoU of at most 12, and a suffix.
 _LONGEST_REFERENT, _LONGEST_WORDS = 60, 150
-_BATCHES_AT_ONCE = 16
 
 
 def require_no_report(out: Path) -> None:
@@ -67,9 +64,8 @@ def require_no_report(out: Path) -> None:
 class EvaluationFiles:
     """Write the files of an evaluation for other programs; several processes may share the work.
 
-    Pass `record` to the Evaluator, call `add` with each prediction and `end_batch` after each batch, and `write` at the
-    end. Until then the records are in an anonymous temporary file in the folder. As a context manager, it leaves
-    nothing there after an error.
+    Pass `record` to the Evaluator, and the records of its report to `write`. As a context manager, it leaves nothing in
+    the folder after an error.
 
     Args:
         out: an existing folder, which all processes share.
@@ -82,10 +78,9 @@ class EvaluationFiles:
         self._out, self._coco, self._label_studio, self._save_masks = out, coco, label_studio, save_masks
         self._keeps_records = coco or bool(label_studio)
         self._partial = out / _PARTIAL_FOLDER
-        with writing(out):
-            if self._keeps_records or save_masks:
+        if self._keeps_records or save_masks:
+            with writing(out):
                 self._make_partial()
-            self._file = tempfile.TemporaryFile(dir=out)  # noqa: SIM115  closed by `__exit__`
 
     def _make_partial(self) -> None:
         """Create the folder for unfinished masks; raise UserError unless all processes see it."""
@@ -113,53 +108,38 @@ class EvaluationFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            with writing(self._out):  # closing writes what is in the buffer
-                self._file.close()
-        finally:
-            self._remove_partial()
+        self._remove_partial()
 
-    def record(self, prediction: Prediction, masks: ImageMasks) -> bytes:
-        """Write the masks of a prediction and return its record as a line."""
+    def record(self, prediction: Prediction, masks: ImageMasks) -> Record | None:
+        """Write the masks of a prediction and return its record, or None if no file needs it."""
         if self._save_masks:
             _write_cris(self._partial, prediction, masks)
         if not self._keeps_records:
-            return b""
+            return None
         example, score = prediction.example, prediction.score
         entry = {"expression": score.expression, "id": score.id, "score": round(masks.score, 4)}
         truth = mask_entry(masks.true) if score.targeted else None
-        record = {
+        return {
             "image": self._image_file(example),
             "example": example.id,
             "width": example.width,
             "height": example.height,
             "results": [entry | mask_entry(masks.predicted) | {"truth": truth}],
         }
-        return json.dumps(record).encode() + b"\n"
 
-    def add(self, prediction: Prediction) -> None:
-        """Keep the record of a prediction; predictions come in the order of the data."""
+    def write(self, records: Iterable[Record | None]) -> None:
+        """Write all files on the first process, from the records of all; every process must call it."""
         with writing(self._out):
-            self._file.write(prediction.record or b"")
-
-    def end_batch(self) -> None:
-        """Mark the end of a batch, of which each process has a part."""
-        with writing(self._out):
-            self._file.write(b"\n")
-
-    def write(self) -> None:
-        """Write all files on the first process; every process must call it."""
-        with writing(self._out):
-            self._gather()
             distributed.gather(None)  # all masks are written
             if distributed.is_first():
                 if (self._out / _METRICS_FILE).exists():  # else another program wrote the files with such names
                     remove_result_files(self._out, _FILES)
-                naming = find_naming(self._records())
+                images = _by_image(record for record in records if record)
+                naming = find_naming(images)
                 if self._coco:
-                    write_coco(self._out, self._records, naming, with_truth=True)
+                    write_coco(self._out, lambda: images, naming, with_truth=True)
                 if self._label_studio:
-                    write_label_studio(self._out, self._records(), naming, self._label_studio)
+                    write_label_studio(self._out, images, naming, self._label_studio)
                 if self._save_masks:
                     self._finish_masks()
             distributed.gather(None)  # all files are complete
@@ -189,39 +169,11 @@ class EvaluationFiles:
                 write_atomically(path, image if isinstance(image, bytes) else _png(image), durable=False)
         return os.path.abspath(path)
 
-    def _gather(self) -> None:
-        """Bring the records of all processes, in the order of the data, into the file of the first one."""
-        if distributed.is_alone():
-            return
-        with tempfile.TemporaryFile(dir=self._out) as mine:
-            self._file.seek(0)
-            shutil.copyfileobj(self._file, mine)
-            self._file.seek(0)
-            self._file.truncate()
-            mine.seek(0)
-            batches = _batches(mine)
-            while any(shares := distributed.gather(list(islice(batches, _BATCHES_AT_ONCE)))):
-                if distributed.is_first():  # batch by batch, the shares of the processes one after the other
-                    for batch in zip(*shares, strict=True):
-                        self._file.writelines(batch)
 
-    def _records(self) -> Iterator[Record]:
-        self._file.seek(0)
-        lines = (json.loads(line) for line in self._file if line != b"\n")
-        for _, group in groupby(lines, key=itemgetter("example")):  # an image may fill several rows of a batch
-            first, *others = group
-            yield first | {"results": [one for record in (first, *others) for one in record["results"]]}
-
-
-def _batches(file: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of each batch together."""
-    lines: list[bytes] = []
-    for line in file:
-        if line == b"\n":
-            yield b"".join(lines)
-            lines = []
-        else:
-            lines.append(line)
+def _by_image(records: Iterable[Record]) -> list[Record]:
+    """Join the records of an image, which follow one another, to one record."""
+    groups = [list(group) for _, group in groupby(records, key=itemgetter("example"))]
+    return [{**group[0], "results": [one for record in group for one in record["results"]]} for group in groups]
 
 
 def _write_cris(folder: Path, prediction: Prediction, masks: ImageMasks) -> None:

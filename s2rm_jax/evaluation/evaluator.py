@@ -73,6 +73,7 @@ class Report:
     expressions: tuple[ExpressionScore, ...]
     protocol: Protocol = ORIGINAL
     left_out: int = 0  # expressions that could not be read
+    records: tuple[Any, ...] = ()  # what the argument `record` of the Evaluator returned, None without it
 
     @cached_property
     def total(self) -> MaskCounts:
@@ -151,23 +152,24 @@ class Evaluator:
         Raises:
             UserError: the source has no expressions.
         """
-        mine: list[list[ExpressionScore]] = []  # batch by batch
+        mine: list[list[tuple[ExpressionScore, Any]]] = []  # batch by batch
         problems: list[str] = []
         for predictions in self._batches(params, source, progress, problems, record):
             mine.append([])
             for prediction in predictions:
-                mine[-1].append(prediction.score)
+                mine[-1].append((prediction.score, prediction.record))
                 if observe is not None:
                     observe(prediction)
         share = mine, len(problems)
         all_shares, left_out = zip(
             *(distributed.gather(share) if self._mesh.is_multi_process else [share]), strict=True
         )
-        scores = [score for batch in zip(*all_shares, strict=True) for share in batch for score in share]
-        if not scores:
+        scored = [one for batch in zip(*all_shares, strict=True) for share in batch for one in share]
+        if not scored:
             raise UserError("the split has no expressions to evaluate; check the split's name and its files")
         when_read = getattr(source, "left_out", ())  # in every process the same
-        return Report(tuple(scores), self._protocol, sum(left_out) + len(when_read))
+        scores, records = zip(*scored, strict=True)
+        return Report(scores, self._protocol, sum(left_out) + len(when_read), records)
 
     def _batches(
         self,

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.evaluation.result_files import (
+from s2rm_jax.evaluation.exchange_formats import (
     IMAGES_FILE,
     LABEL_STUDIO,
     LABEL_STUDIO_FILES,

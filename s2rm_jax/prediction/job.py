@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.evaluation.calibration import Calibration
-from s2rm_jax.evaluation.result_files import find_naming
+from s2rm_jax.evaluation.exchange_formats import find_naming
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import figure_paths, make_output_folder, on_bucket

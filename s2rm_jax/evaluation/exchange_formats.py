@@ -1,8 +1,8 @@
 """Predictions in the formats of other programs: COCO's results, and tasks of Label Studio.
 
 Each image is a record: {"image": FILE, "width": ..., "height": ..., "results": [{"expression": ..., "score": ...,
-"area": ..., "box": ..., "mask": RLE}, ...]}, as in the result.json of `predict`. Records are read from a file several
-times and never held in memory together.
+"area": ..., "box": ..., "mask": RLE}, ...]}, as in the result.json of `predict`. `Records` are read several times, so
+that those of many images can stay in a file.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.evaluation_files import EvaluationFiles
 from s2rm_jax.evaluation.evaluator import Evaluator
-from s2rm_jax.evaluation.gallery import Cases
-from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS
-from s2rm_jax.evaluation.result_files import (
+from s2rm_jax.evaluation.exchange_formats import (
     check_address,
     encode_brush,
     find_naming,
@@ -28,6 +26,8 @@ from s2rm_jax.evaluation.result_files import (
     write_coco,
     write_label_studio,
 )
+from s2rm_jax.evaluation.gallery import Cases
+from s2rm_jax.evaluation.protocols import ORIGINAL, PROTOCOLS
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.masks import decode_rle
 from s2rm_jax.input.mixture import MixtureSource
@@ -43,10 +43,8 @@ def evaluate(world, source, out, protocol=ORIGINAL, **formats):
     network, _, params, tokenizer, config = world
     out.mkdir(exist_ok=True)
     with EvaluationFiles(out, **{**EVERYTHING, **formats}) as files:
-        report = Evaluator(network, tokenizer, config, protocol)(
-            params, source, progress=lambda *_: files.end_batch(), observe=files.add, record=files.record
-        )
-        files.write()
+        report = Evaluator(network, tokenizer, config, protocol)(params, source, record=files.record)
+        files.write(report.records)
     return report
 
 
@@ -227,7 +225,7 @@ def test_label_studio_gets_a_task_per_image_with_a_region_per_mask(tmp_path):
 
 
 def test_many_tasks_are_in_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2rm_jax.evaluation.result_files._TASKS_PER_FILE", 2)
+    monkeypatch.setattr("s2rm_jax.evaluation.exchange_formats._TASKS_PER_FILE", 2)
     for count in (5, 3):
         records = records_of(tmp_path / f"{number}.png" for number in range(count))
         write_label_studio(tmp_path, records, find_naming(records), "/images")
@@ -370,7 +368,7 @@ def test_records_are_small_beside_the_gallery(colour_world, make_example, source
         source = source_of([make_example("a", ["red"], 300, 400)])
         Evaluator(network, tokenizer, config)(params, source, observe=cases, record=files.record)
     (prediction,) = cases.sections()["random"]
-    assert len(prediction.record) < 2_000
+    assert len(json.dumps(prediction.record)) < 2_000
 
 
 def test_the_type_of_an_example_keeps_its_equality():
