@@ -8,7 +8,7 @@
 
 No data and no weights are needed. Times are medians. Alternatives are timed in turn, round by round, and a ratio is
 taken within each round. Each table is printed as soon as it is measured and, with --out, written to benchmark.md and
-benchmark.json, with plots.
+benchmark.json.
 
 Suites: parts (time of each part and its floor), expressions (several expressions on one image), fusion (share of S2RM),
 programs (what repeated requests compile), growth (time by size), scoring (work of the host in `evaluate`), train (the

@@ -123,8 +123,7 @@ def _version(package: str) -> str:
 class Section:
     """One table of a report.
 
-    `text` describes the measurement and the expected result; `figures` are the key numbers, for programs; `plots` are
-    SVGs by file name.
+    `text` describes the measurement and the expected result; `figures` are the key numbers, for programs.
     """
 
     title: str
@@ -132,14 +131,12 @@ class Section:
     head: Sequence[str]
     rows: Sequence[Row]
     figures: Mapping[str, int | float] = field(default_factory=dict)
-    plots: Mapping[str, str] = field(default_factory=dict)
 
     def markdown(self) -> str:
-        """Return the section as Markdown; plots are linked as files in the same folder."""
+        """Return the section as Markdown."""
         lines = [f"## {self.title}", "", self.text, ""]
         if self.rows:
             lines.append(markdown_table(self.head, [[format_cell(cell) for cell in row] for row in self.rows]))
-        lines += [f"\n![{self.title}]({name})" for name in self.plots]
         return "\n".join(lines).rstrip() + "\n"
 
 
@@ -166,9 +163,5 @@ def write_report(folder: Path, machine: Mapping[str, str], sections: Sequence[Se
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.md").write_text(report_markdown(machine, sections), encoding="utf-8")
-    numbers = [asdict(section) | {"plots": list(section.plots)} for section in sections]
-    content = json.dumps({"machine": dict(machine), "sections": numbers}, indent=2)
+    content = json.dumps({"machine": dict(machine), "sections": [asdict(one) for one in sections]}, indent=2)
     (folder / "benchmark.json").write_text(content + "\n", encoding="utf-8")
-    for section in sections:
-        for name, svg in section.plots.items():
-            (folder / name).write_text(svg, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.errors import counted
-from s2rm_jax.evaluation.plots import BAR, HEIGHT, INK, LINE, MUTED, WIDTH, standalone, svg, text
 from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
 from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.models.cost import count_flops
@@ -113,44 +111,6 @@ def share_timings(subject: Subject, rounds: int, count: int) -> Timings:
     return time_alternately({"fusion": jitted(*part.forward()), "whole": jitted(*subject.forward(1, count))}, rounds)
 
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 56, 50  # margins around the axes
-
-
-def growth_plot(title: str, axis: str, measured: Mapping[int, float], expected: int, fitted: float) -> str:
-    """Draw seconds over sizes, both logarithmic, and a line of the expected exponent through their geometric mean."""
-    sizes, seconds = list(measured), list(measured.values())
-    middle = [math.exp(sum(map(math.log, values)) / len(values)) for values in (sizes, seconds)]
-    line = {end: middle[1] * (end / middle[0]) ** expected for end in (min(sizes), max(sizes))}
-    low, high = min(*seconds, *line.values()) / 1.3, max(*seconds, *line.values()) * 1.3
-
-    def across(size: int) -> float:
-        share = math.log(1.15 * size / min(sizes)) / math.log(1.15**2 * max(sizes) / min(sizes))
-        return _LEFT + share * (WIDTH - _RIGHT - _LEFT)
-
-    def up(time: float) -> float:
-        return HEIGHT - _BOTTOM - math.log(time / low) / math.log(high / low) * (HEIGHT - _BOTTOM - _TOP)
-
-    def path(points: Mapping[int, float], style: str) -> str:
-        corners = "L".join(f"{across(size):.1f} {up(time):.1f}" for size, time in points.items())
-        return f'<path d="M{corners}" style="fill:none;{style}"/>'
-
-    body = [text((WIDTH / 2, 22), title, size=15, weight=600)]
-    body.append(text((WIDTH / 2, 42), f"measured exponent {fitted:.2f}, expected {expected:g} (dashed)", MUTED))
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for tick in (step * 10.0**decade for decade in decades for step in (1, 2, 5)):
-        if low <= tick <= high:
-            body.append(f'<path d="M{_LEFT} {up(tick):.1f}H{WIDTH - _RIGHT}" style="stroke:{LINE};stroke-width:1"/>')
-            body.append(text((_LEFT - 7, up(tick) + 4), f"{tick:g}", MUTED, 11, anchor="end"))
-    body += [text((across(size), HEIGHT - _BOTTOM + 17), f"{size:g}", MUTED, 11) for size in sizes]
-    body.append(path(line, f"stroke:{INK};stroke-width:1.2;stroke-dasharray:5 4"))
-    body.append(path(measured, f"stroke:{BAR};stroke-width:2"))
-    for size, time in measured.items():
-        body.append(f'<circle cx="{across(size):.1f}" cy="{up(time):.1f}" r="4" style="fill:{BAR}"/>')
-    body.append(text(((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 8), axis, MUTED))
-    body.append(text((14, (_TOP + HEIGHT - _BOTTOM) / 2), "seconds", MUTED, turn=True))
-    return standalone(svg(title, body))
-
-
 class GrowthSizes(NamedTuple):
     """The sizes at which each growth is measured; `pixels` are sides of a square image."""
 
@@ -187,7 +147,7 @@ def growth(subject: Subject, rounds: int, sizes: GrowthSizes | None = None) -> l
         BATCH: {count: jitted(*subject.forward(count, 1)) for count in sizes.batch},
     }
     rows: list[Row] = []
-    figures, plots = {}, {}
+    figures = {}
     for (name, axis, expected, reason), actions in measured.items():
         if len(actions) < 2:  # such as a text encoder that only takes short expressions
             continue
@@ -196,14 +156,13 @@ def growth(subject: Subject, rounds: int, sizes: GrowthSizes | None = None) -> l
         times = ", ".join(f"{size}: {time:.3g}" for size, time in seconds.items())
         rows.append([axis, times, exponent, expected, reason])
         figures[f"{name}: exponent"] = exponent
-        plots[f"growth_{name}.svg"] = growth_plot(f"Time by {axis}", axis, seconds, expected, exponent)
     text = (
         "Medians in seconds, and the exponent e of time = a x size^e, fitted to the logarithms. The expected exponents "
         "hold for large sizes; constant costs (what is computed once per image, padding to whole windows) make the "
         "measured exponents smaller."
     )
     head = ["size", "size: seconds", "exponent", "expected", "reason"]
-    return [Section("Growth of time with size", text, head, rows, figures, plots)]
+    return [Section("Growth of time with size", text, head, rows, figures)]
 
 
 def _seconds(actions: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int, float]:

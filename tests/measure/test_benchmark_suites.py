@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from s2rm_jax.measure import many_expressions, startup, training_speed
 from s2rm_jax.measure import parts as parts_module
 from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_cell, write_report
 from s2rm_jax.measure.many_expressions import _per_image
-from s2rm_jax.measure.parts import Floor, growth_plot
+from s2rm_jax.measure.parts import Floor
 from s2rm_jax.measure.subject import Subject
 from s2rm_jax.training.run import load_run
 from tests.command import run_command
@@ -39,16 +38,11 @@ def test_seconds_of_an_image_with_7_2_expressions_are_summed_per_round():
 
 
 def test_a_section_as_a_table(tmp_path):
-    section = Section(
-        "Title", "Text.", ["", "s"], [["a | b", 0.01234], ["all", 1234.5]], {"all": 1.0}, {"a.svg": "<svg/>"}
-    )
-    assert section.markdown() == (
-        "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| a \\| b | 0.0123 |\n| all | 1,234 |\n\n![Title](a.svg)\n"
-    )
+    section = Section("Title", "Text.", ["", "s"], [["a | b", 0.01234], ["all", 1234.5]], {"all": 1.0})
+    assert section.markdown() == "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| a \\| b | 0.0123 |\n| all | 1,234 |\n"
     write_report(tmp_path, {}, [section])
     (content,) = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
-    assert (content["figures"], content["plots"]) == ({"all": 1.0}, ["a.svg"])
-    assert (tmp_path / "a.svg").read_text() == "<svg/>"
+    assert content["figures"] == {"all": 1.0}
     assert [format_cell(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]
 
 
@@ -62,7 +56,6 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
     monkeypatch.setattr(parts_module, "_seconds", smallest_only)
     (section,) = parts_module.growth(subject, 1, parts_module.GrowthSizes((1, 2), (32, 64), (6, 12), (1, 2)))
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
-    assert list(section.plots) == [f"growth_{name}.svg" for name in ("expressions", "image", "tokens", "batch")]
 
 
 def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject, monkeypatch):
@@ -74,14 +67,6 @@ def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject,
         (section,) = parts_module.growth(subject, 1, parts_module.GrowthSizes((1, 2), (32, 64), tokens, (1, 2)))
         assert len(section.rows) == measured
         assert not any(f"{longest + 1}: " in row[1] for row in section.rows)
-
-
-def test_a_plot_has_its_points_on_a_straight_line_where_the_power_is_exact():
-    svg = ElementTree.fromstring(growth_plot("Time", "size", {1: 0.1, 10: 1.0, 100: 10.0}, 1, 1.0))
-    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("{http://www.w3.org/2000/svg}circle")]
-    (x0, y0), (x1, y1), (x2, y2) = circles
-    assert x0 < x1 < x2 and y0 > y1 > y2
-    assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.2)
 
 
 def test_a_report_names_the_memory_allocator(monkeypatch):
