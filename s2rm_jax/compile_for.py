@@ -2,10 +2,10 @@
 
     python -m s2rm_jax.compile_for --config configs/refcoco.py --topology v5e:4x4 \\
         --config.dtype=bfloat16 --config.batch_size=128   # needs pip install -e '.[tpu]'
-    python -m s2rm_jax.compile_for ... --markdown_file step.md --json_file step.json
+    python -m s2rm_jax.compile_for ... --json > step.json 2> step.md
 
-The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, the largest temporary
-arrays, and the scaling predicted from the published rates of the chip.
+The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, and the scaling predicted
+from the published rates of the chip.
 Topologies have the form v5e:1x1, v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 
 The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. For Swin-Base it takes half an hour of one
@@ -16,11 +16,9 @@ that is less optimized than that of a real run.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -29,13 +27,10 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, reason_of
-from s2rm_jax.io import writing
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, command_line.CONFIG_HELP, flag_values=FLAGS)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the TPU slice, such as v5e:4x4", flag_values=FLAGS)
-JSON = flags.DEFINE_string("json_file", None, "a file to write the report to, as JSON", flag_values=FLAGS)
-MARKDOWN = flags.DEFINE_string("markdown_file", None, "a file to write the report to, as Markdown", flag_values=FLAGS)
 
 # Let the compiler run without querying the host for TPUs, and alongside other processes.
 _ENVIRONMENT = {
@@ -49,8 +44,9 @@ _CHIPS_PER_HOST = 4  # by default of the compiler; a smaller slice is a part of 
 _SHOWN = ("batch_size", "dtype", "remat", "input.image_size", "input.expressions_per_image", "optimizer.accumulate")
 
 
-def main() -> None:
-    """Compile the step and report the facts about it."""
+@command_line.returns_result(FLAGS)
+def main() -> dict[str, Any]:
+    """Compile the step, print a report of it, and return the report."""
     from s2rm_jax.config import check_config
     from s2rm_jax.measure.compiled_report import StepFacts, as_json, as_markdown, read_program
     from s2rm_jax.parallel.devices import CHIPS
@@ -61,13 +57,6 @@ def main() -> None:
     topology = TOPOLOGY.value
     assert topology is not None  # required
     check_config(config)
-    files = [
-        (flag, Path(value))
-        for flag, value in (("--json_file", JSON.value), ("--markdown_file", MARKDOWN.value))
-        if value
-    ]
-    for flag, path in files:
-        _require_writable(path, flag)  # now, not after half an hour
     devices = topology_devices(topology)
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
@@ -83,20 +72,8 @@ def main() -> None:
         model_flops=compiled_step.model_flops,
         compile_seconds=compiled_step.seconds,
     )
-    texts = {"--json_file": json.dumps(as_json(step), indent=2) + "\n", "--markdown_file": as_markdown(step)}
-    print(texts["--markdown_file"])
-    for flag, path in files:
-        with writing(path, flag):
-            path.write_text(texts[flag], encoding="utf-8")
-
-
-def _require_writable(path: Path, flag: str) -> None:
-    exists = path.exists()
-    with writing(path, flag):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-        if not exists:
-            path.unlink()
+    print(as_markdown(step))
+    return as_json(step)
 
 
 def topology_devices(name: str) -> list[Any]:

@@ -15,10 +15,11 @@ from jax.experimental import topologies
 
 from s2rm_jax import compile_for
 from s2rm_jax.errors import UserError
+from s2rm_jax.measure.compiled_report import Program
+from s2rm_jax.parallel.devices import Memory
 from s2rm_jax.parallel.mesh import build_mesh
 from s2rm_jax.training import compile
 
-from .command import run_command
 from .conftest import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -96,18 +97,26 @@ def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(m
     assert step.flops > 1.2 * step.model_flops > 0
 
 
-@pytest.mark.parametrize("flag", ["--json_file", "--markdown_file"])
-def test_a_file_that_cannot_be_written_is_an_error_before_compiling(tmp_path, flag):
-    done = run_command("compile_for", "--config=configs/synthetic.py", "--topology=v5e:4x4", f"{flag}={tmp_path}")
-    assert done.returncode == 2
-    assert done.stderr == f"error: {flag}: {tmp_path} cannot be written (Is a directory); give another {flag}\n"
+def test_the_report_is_returned_for_json_and_printed(monkeypatch, capsys):
+    program = Program(Memory(1, 0, 1, 0), xla_flops=1.0, collectives=())
+    compiled = SimpleNamespace(executable=None, flops=8, model_flops=5, seconds=1.0)
+    device = SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
+    monkeypatch.setattr("s2rm_jax.parallel.mesh.build_mesh", lambda config, devices: None)
+    monkeypatch.setattr(compile, "compile_training_step", lambda config, mesh: compiled)
+    monkeypatch.setattr("s2rm_jax.measure.compiled_report.read_program", lambda executable: program)
+    monkeypatch.setattr(compile_for, "CONFIG", SimpleNamespace(value=quick_config()))
+    compile_for.FLAGS(["compile_for", "--topology=v5e:2x2", "--json"])
+    compile_for.main()
+    out, err = capsys.readouterr()
+    assert json.loads(out)["topology"] == "v5e:2x2"
+    assert err.startswith("## v5e:2x2, ")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed")
-def test_a_small_step_compiled_for_a_slice_sends_gradients_only(tmp_path):
-    numbers = tmp_path / "step.json"
+def test_a_small_step_compiled_for_a_slice_sends_gradients_only():
     command = [sys.executable, "-m", "s2rm_jax.compile_for", "--config", "configs/refcoco.py:small"]
-    flags = ["--config.dtype=bfloat16", "--config.input.expressions_per_image=2", f"--json_file={numbers}"]
+    flags = ["--config.dtype=bfloat16", "--config.input.expressions_per_image=2", "--json"]
     done = subprocess.run(
         [*command, "--topology=v5e:2x2", *flags],
         cwd=ROOT,
@@ -118,6 +127,5 @@ def test_a_small_step_compiled_for_a_slice_sends_gradients_only(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert "fits" in done.stdout
-    found = json.loads(numbers.read_text(encoding="utf-8"))
-    assert {one["kind"] for one in found["collectives"]} == {"all-reduce"}
+    assert "fits" in done.stderr
+    assert {one["kind"] for one in json.loads(done.stdout)["collectives"]} == {"all-reduce"}

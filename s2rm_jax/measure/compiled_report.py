@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2rm_jax.evaluation.tables import markdown_table
-from s2rm_jax.measure.hlo import Buffer, Collective, buffers_at_peak, parse_hlo, read_collectives, total_by_kind
+from s2rm_jax.measure.hlo import Collective, parse_hlo, read_collectives, total_by_kind
 from s2rm_jax.parallel.devices import GIB, Chip, Memory, read_memory
 
 ASSUMED_UTILIZATION = 0.4  # of the matrix units; an assumption, not a measurement
 RING_LINKS = 2  # a ring through all chips sends in both directions; it fits into every slice, torus or not
 LARGE = 2**20  # bytes from which a collective is listed separately
-BUFFERS = 8  # largest temporary arrays that are listed
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,6 @@ class Program:
     memory: Memory | None  # per device; None if the compiler reports none
     xla_flops: float  # per device, as XLA counts them: the body of a loop once, and not only matrix products
     collectives: tuple[Collective, ...]  # largest first
-    at_peak: tuple[Buffer, ...]  # temporary arrays alive at the peak of memory, largest first (an estimate)
 
 
 def read_program(compiled: Any) -> Program:
@@ -34,7 +32,6 @@ def read_program(compiled: Any) -> Program:
         memory=read_memory(compiled),
         xla_flops=float(cost.get("flops", 0.0)),
         collectives=tuple(read_collectives(module)),
-        at_peak=tuple(buffers_at_peak(module)),
     )
 
 
@@ -98,15 +95,10 @@ class StepFacts:
 def as_markdown(step: StepFacts) -> str:
     """Return the report as a section of a Markdown page."""
     collectives = _collective_rows(step.program.collectives)
-    buffers = [
-        (f"{buffer.bytes / 2**20:,.1f} MiB", str(buffer.array), buffer.place)
-        for buffer in step.program.at_peak[:BUFFERS]
-    ]
     title = f"## {step.topology}, {step.settings['config.batch_size']} images"
     tables = [
         markdown_table(("", ""), _facts(step)),
         markdown_table(("collective", "size", "largest array", "origin"), collectives),
-        markdown_table(("largest temporary arrays at the peak (an estimate)", "array", "origin"), buffers),
     ]
     return "\n\n".join([title, *tables]) + "\n"
 
@@ -204,9 +196,6 @@ def as_json(step: StepFacts) -> dict[str, Any]:
                 "from": one.place,
             }
             for one in step.program.collectives
-        ],
-        "buffers_at_peak": [
-            {"bytes": buffer.bytes, "array": str(buffer.array), "from": buffer.place} for buffer in step.program.at_peak
         ],
         "predicted": {"assumed_utilization": ASSUMED_UTILIZATION, **vars(scaling)},
         "compile_seconds": step.compile_seconds,

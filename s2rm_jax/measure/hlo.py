@@ -1,11 +1,10 @@
-"""Optimized HLO modules: parsing their text, and reading memory use and collectives from it.
+"""Optimized HLO modules: parsing their text, and reading collectives from it.
 
 Only the text is read; nothing of JAX is needed.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-_ARRAY = re.compile(r"\b(pred|(?:bf|[a-z])\d+[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_ARRAY = re.compile(r"\b(pred|(?:bf|[a-z])\d+[a-z0-9]*)\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = (.*?[)\]}]) ([a-z][\w\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^  (?:ROOT )?%?([\w.\-]+) = (.*?[)\]}]) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _STRUCTURE = ("checkpoint", "rematted_computation", "shard_map", "while", "body", "cond", "closed_call")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -23,11 +22,10 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class ArrayType:
-    """The type of an array on one device: element type, shape, and HLO layout."""
+    """The type of an array on one device."""
 
     dtype: str
     shape: tuple[int, ...]
-    layout: str = ""
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -36,23 +34,6 @@ class ArrayType:
     def bytes(self) -> int:
         """Size of the values, without padding."""
         return math.ceil(math.prod(self.shape) * _bits(self.dtype) / 8)
-
-    @property
-    def padded_bytes(self) -> int:
-        """Size in memory: a tiled layout such as T(8,128) pads the last axes to whole tiles."""
-        tile = re.search(r"T\(([\d,]+)\)", self.layout)
-        if not tile or not self.shape:
-            return self.bytes
-        from_minor = [self.shape[int(axis)] for axis in self.layout.split(":")[0].split(",")]
-        tiles = [int(side) for side in tile.group(1).split(",")][::-1] + [1] * len(from_minor)
-        padded = math.prod(-(-size // side) * side for size, side in zip(from_minor, tiles, strict=False))
-        return math.ceil(padded * _bits(self.dtype) / 8)
-
-    @property
-    def in_main_memory(self) -> bool:
-        """Whether the layout names memory space 0 or none; on-chip memory of a TPU, for example, has another."""
-        space = re.search(r"S\((\d+)\)", self.layout)
-        return space is None or space.group(1) == "0"
 
 
 @dataclass(frozen=True)
@@ -63,12 +44,6 @@ class Instruction:
     results: tuple[ArrayType, ...]
     opcode: str
     rest: str
-    is_root: bool = False
-
-    @property
-    def operands(self) -> list[str]:
-        """Names of the instructions whose results are the arguments of this one."""
-        return re.findall(r"%([\w.\-]+)", self.rest.split(")", 1)[0])
 
     @property
     def place(self) -> str:
@@ -146,8 +121,8 @@ def parse_hlo(text: str) -> HloModule:
         elif line.startswith("}") and name is not None:
             computations[name], name = tuple(lines), None
         elif name is not None and (match := _INSTRUCTION.match(line)):
-            root, instruction, result, opcode, rest = match.groups()
-            lines.append(Instruction(instruction, read_arrays(result), opcode, rest, root is not None))
+            instruction, result, opcode, rest = match.groups()
+            lines.append(Instruction(instruction, read_arrays(result), opcode, rest))
     if entry is None:
         raise ValueError("not an HLO module: no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text)
@@ -157,8 +132,7 @@ def parse_hlo(text: str) -> HloModule:
 def read_arrays(text: str) -> tuple[ArrayType, ...]:
     """Return the array types in a type such as "(f32[48]{0}, bf16[2,3]{1,0:T(8,128)(2,1)})"."""
     return tuple(
-        ArrayType(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)
-        for dtype, sizes, layout in _ARRAY.findall(text)
+        ArrayType(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in _ARRAY.findall(text)
     )
 
 
@@ -185,63 +159,6 @@ def _called(instruction: Instruction) -> list[tuple[str, str]]:
 def _bits(dtype: str) -> int:
     number = re.match(r"[a-z]+(\d+)", dtype)
     return 8 if dtype == "pred" or number is None else int(number.group(1))
-
-
-_ALIASES = ("bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier")  # results are the operands
-_NOT_ALLOCATED = ("parameter", "constant")
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A temporary array and the module path of its origin."""
-
-    array: ArrayType
-    place: str
-
-    @property
-    def bytes(self) -> int:
-        """Size in memory, including padding."""
-        return self.array.padded_bytes
-
-
-def buffers_at_peak(module: HloModule) -> list[Buffer]:
-    """Return the temporary arrays that are alive at the peak of memory in the entry computation, largest first.
-
-    This is an estimate from the order of instructions in a scheduled module: in-place updates are not in the text, and
-    temporary arrays inside loops are left out. Arguments, results and arrays outside the main memory do not count.
-    """
-    instructions = module.computations[module.entry]
-    allocated: dict[tuple[str, int], tuple[int, ArrayType, Instruction]] = {}
-    holds: dict[str, list[tuple[str, int]]] = {}  # by instruction: the arrays that are its results
-    last_use: dict[tuple[str, int], int] = {}
-    results: set[tuple[str, int]] = set()
-    for position, instruction in enumerate(instructions):
-        operands = [array for operand in instruction.operands for array in holds.get(operand, [])]
-        for array in operands:
-            last_use[array] = position
-        if instruction.opcode in _ALIASES:
-            index = instruction.rest.rpartition("index=")[2] if instruction.opcode == "get-tuple-element" else ""
-            number = int(index.split(",")[0]) if index[:1].isdigit() else None
-            holds[instruction.name] = operands if number is None else operands[number : number + 1]
-        else:
-            holds[instruction.name] = [(instruction.name, place) for place in range(len(instruction.results))]
-            if instruction.opcode not in _NOT_ALLOCATED and not instruction.opcode.endswith("-start"):
-                for place, array_type in enumerate(instruction.results):
-                    allocated[instruction.name, place] = (position, array_type, instruction)
-        if instruction.is_root:
-            results.update(holds[instruction.name])
-    lives = [
-        (first, last_use.get(key, first), Buffer(array, instruction.place))
-        for key, (first, array, instruction) in allocated.items()
-        if key not in results and array.in_main_memory
-    ]
-    changes = [0] * (len(instructions) + 1)  # of the bytes that are alive, at each position
-    for first, last, buffer in lives:
-        changes[first] += buffer.bytes
-        changes[last + 1] -= buffer.bytes
-    alive = list(itertools.accumulate(changes))
-    peak = alive.index(max(alive))
-    return sorted((buffer for first, last, buffer in lives if first <= peak <= last), key=lambda one: -one.bytes)
 
 
 KINDS = (
@@ -292,10 +209,9 @@ def read_collectives(module: HloModule) -> list[Collective]:
                 continue  # sends nothing
             arrays, place = _whole_arrays(kind, instruction, group), instruction.place
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            types = tuple(map(str, arrays))  # layouts differ between the fusions
             key: Any = instruction.name
             if computation in fused:
-                key = (kind, types, group, place, channel and channel.group(1))
+                key = (kind, arrays, group, place, channel and channel.group(1))
             times_here = min(times, collectives[key].times) if key in collectives else times
             collectives[key] = Collective(kind, arrays, group, times_here, place)
     return sorted(collectives.values(), key=lambda one: -one.bytes)
@@ -344,7 +260,6 @@ def _whole_arrays(kind: str, instruction: Instruction, group: int) -> tuple[Arra
         axis = re.search(r"dimensions=\{(\d+)\}", instruction.rest)
         place = int(axis.group(1)) if axis else 0
         arrays = tuple(
-            ArrayType(a.dtype, (*a.shape[:place], a.shape[place] * group, *a.shape[place + 1 :]), a.layout)
-            for a in arrays
+            ArrayType(a.dtype, (*a.shape[:place], a.shape[place] * group, *a.shape[place + 1 :])) for a in arrays
         )
     return arrays

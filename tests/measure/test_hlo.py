@@ -21,7 +21,6 @@ import pytest
 from s2rm_jax.measure.compiled_report import read_program
 from s2rm_jax.measure.hlo import (
     ArrayType,
-    buffers_at_peak,
     group_size,
     parse_hlo,
     read_arrays,
@@ -90,12 +89,10 @@ def test_devices_written_in_an_unknown_way_are_not_guessed():
         group_size("replica_groups=<0,1>, dimensions={0}", partitions=16)
 
 
-def test_sizes_of_arrays_with_and_without_padding():
+def test_sizes_of_arrays():
     first, second, scalar = read_arrays("(bf16[4,8,5,32]{3,2,1,0:T(8,128)(2,1)S(1)}, /*index=1*/pred[3]{0}, f32[])")
-    assert (first.bytes, first.padded_bytes, first.in_main_memory) == (4 * 8 * 5 * 32 * 2, 4 * 8 * 8 * 128 * 2, False)
-    assert (second.bytes, second.padded_bytes, second.in_main_memory) == (3, 3, True)
+    assert (first.bytes, second.bytes) == (4 * 8 * 5 * 32 * 2, 3)
     assert (scalar.shape, scalar.bytes) == ((), 4)
-    assert ArrayType("f32", (2, 300), "0,1:T(8,128)").padded_bytes == 304 * 128 * 4
     assert ArrayType("s4", (3,)).bytes == 2
 
 
@@ -111,25 +108,6 @@ def test_sizes_of_arrays_with_and_without_padding():
 )
 def test_places_read_as_paths_of_modules(name, place):
     assert readable_place(name) == place
-
-
-def test_the_peak_holds_what_is_made_and_still_needed_there():
-    text = """HloModule m, is_scheduled=true
-ENTRY %main (x: f32[256]) -> (f32[256], f32[256]) {
-  %x = f32[256]{0} parameter(0)
-  %early = f32[100,256]{1,0} fusion(%x), kind=kLoop, calls=%f
-  %reduced = f32[256]{0} fusion(%early), kind=kLoop, calls=%g
-  %a = f32[40,256]{1,0} fusion(%reduced), kind=kLoop, calls=%f
-  %pair = (f32[80,256]{1,0}, f32[9,256]{1,0:S(1)}) fusion(%a), kind=kLoop, calls=%f, metadata={op_name="n/pair"}
-  %left = f32[80,256]{1,0} get-tuple-element(%pair), index=0
-  %same = f32[80,256]{1,0} bitcast(%left)
-  %out = f32[256]{0} fusion(%same, %a), kind=kLoop, calls=%g
-  ROOT %t = (f32[256]{0}, f32[256]{0}) tuple(%out, %reduced)
-}
-"""
-    peak = buffers_at_peak(parse_hlo(text))
-    assert [(str(buffer.array), buffer.place) for buffer in peak] == [("f32[80,256]", "n/pair"), ("f32[40,256]", "")]
-    assert peak[0].bytes == 80 * 256 * 4
 
 
 def test_a_program_compiled_here_is_read():
