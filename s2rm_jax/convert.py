@@ -29,7 +29,7 @@ from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, counted
 
 if TYPE_CHECKING:
-    from s2rm_jax.training.run import LoadedRun
+    from s2rm_jax.interop.torch_folder import LoadedRun
 
 CARD_FILE = "README.md"  # the Hub shows it
 

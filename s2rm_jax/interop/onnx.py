@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop.exported_segment import load_onnx
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
-from s2rm_jax.interop.torch_folder import TrainedNetwork, ground_outputs, require_torch_variant, write_preprocessing
+from s2rm_jax.interop.torch_folder import LoadedRun, ground_outputs, require_torch_variant, write_preprocessing
 from s2rm_jax.models.network import build_network
 
 ENCODE_FILE, GROUND_FILE = "encode_image.onnx", "ground.onnx"
@@ -26,7 +26,7 @@ NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # relative: norm of the difference over the norm of the output of JAX
 
 
-def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
+def write_onnx(trained: LoadedRun, folder: Path) -> float:
     """Write a network into an empty folder: two graphs with their weights, and the files of `write_preprocessing`.
 
     - `encode_image.onnx`: images -> features_1, features_2, ...
@@ -60,7 +60,7 @@ def write_onnx(trained: TrainedNetwork, folder: Path) -> float:
     return error
 
 
-def export_graphs(trained: TrainedNetwork) -> tuple[Any, Any]:
+def export_graphs(trained: LoadedRun) -> tuple[Any, Any]:
     """Return the graphs of `encode_image` and `ground` as torch.onnx.ONNXProgram."""
     import torch
 
@@ -104,7 +104,7 @@ def export_graphs(trained: TrainedNetwork) -> tuple[Any, Any]:
     return encoder, grounder
 
 
-def relative_error(trained: TrainedNetwork, folder: Path) -> float:
+def relative_error(trained: LoadedRun, folder: Path) -> float:
     """Return the relative error of the graphs in `folder` against JAX in float32, on random inputs.
 
     It is the larger error of two batches: two images with three expressions each, and one image with one expression.

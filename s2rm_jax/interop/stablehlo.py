@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from s2rm_jax.interop.torch_folder import TrainedNetwork, ground_outputs, write_preprocessing
+from s2rm_jax.interop.torch_folder import LoadedRun, ground_outputs, write_preprocessing
 from s2rm_jax.interop.weight_files import SAFETENSORS, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -20,7 +20,7 @@ ENCODE_FILE, GROUND_FILE = "encode_image.stablehlo", "ground.stablehlo"
 Weights = dict[str, jax.Array]  # by path, such as "vision/patch_embed/kernel"
 
 
-def write_stablehlo(trained: TrainedNetwork, folder: Path) -> None:
+def write_stablehlo(trained: LoadedRun, folder: Path) -> None:
     """Write a network into an empty folder: two programs, their weights, and the files of `write_preprocessing`.
 
     - `encode_image.stablehlo`: (weights, images) -> features
@@ -41,7 +41,7 @@ def write_stablehlo(trained: TrainedNetwork, folder: Path) -> None:
     write_preprocessing(trained, "stablehlo", folder)
 
 
-def export_programs(trained: TrainedNetwork) -> tuple[export.Exported, export.Exported]:
+def export_programs(trained: LoadedRun) -> tuple[export.Exported, export.Exported]:
     """Export `encode_image` and `ground` for all PLATFORMS, any number b of images and k of expressions per image."""
     network, (height, width) = trained.network, trained.config.input.image_size
 

@@ -11,24 +11,23 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
+import flax.linen as nn
 from etils import epath
+from ml_collections import ConfigDict
 
 import s2rm_jax
 from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import exported_segment
 from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout
 from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights, write_safetensors
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
-
-if TYPE_CHECKING:
-    import flax.linen as nn
-    from ml_collections import ConfigDict
-
-    from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.parallel.programs import ProgramStore
 
 Format = Literal["pytorch", "stablehlo", "onnx"]
 
@@ -50,25 +49,19 @@ _NOT_IN_PYTORCH = {
 }
 
 
-@runtime_checkable  # types are checked while the tests run
-class TrainedNetwork(Protocol):
-    """What exporting needs of a trained network; `training.run.LoadedRun` has it."""
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network with its parameters, its tokenizer and its configuration.
 
-    @property
-    def network(self) -> nn.Module:
-        """The module."""
+    `step` is that of its checkpoint, None for a folder of weights. `programs` keeps compiled programs, if asked for.
+    """
 
-    @property
-    def params(self) -> Any:
-        """Its parameters."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the training run."""
-
-    @property
-    def config(self) -> ConfigDict:
-        """The configuration of the training run."""
+    network: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    config: ConfigDict
+    step: int | None = None
+    programs: ProgramStore | None = None
 
 
 def require_torch_variant(config: ConfigDict) -> None:
@@ -81,7 +74,7 @@ def require_torch_variant(config: ConfigDict) -> None:
             )
 
 
-def write_pytorch(trained: TrainedNetwork, config_file: epath.PathLike, folder: Path) -> None:
+def write_pytorch(trained: LoadedRun, config_file: epath.PathLike, folder: Path) -> None:
     """Write a network and config.json of its run into an empty folder, with everything that PyTorch needs to use it.
 
     Raises:
@@ -118,7 +111,7 @@ def ground_outputs(output: Any) -> tuple[Any, ...]:
     return (output.logits,) if output.no_target_logits is None else (output.logits, output.no_target_logits)
 
 
-def write_preprocessing(trained: TrainedNetwork, format: Format, folder: Path) -> None:
+def write_preprocessing(trained: LoadedRun, format: Format, folder: Path) -> None:
     """Write preprocessing.json, tokenizer.json, vocab.txt and segment.py, which uses them, into `folder`.
 
     segment.py gives the masks of `Segmenter` and needs nothing of this package.
@@ -137,7 +130,7 @@ def write_preprocessing(trained: TrainedNetwork, format: Format, folder: Path) -
     shutil.copyfile(exported_segment.__file__, folder / SCRIPT_FILE)
 
 
-def settings(trained: TrainedNetwork, channels_first: bool = False) -> dict[str, Any]:
+def settings(trained: LoadedRun, channels_first: bool = False) -> dict[str, Any]:
     """Return how images, expressions and logits are processed, in order."""
     tokenizer, text = trained.tokenizer, trained.config.text
     height, width = trained.config.input.image_size

@@ -178,20 +178,15 @@ def gather(value: Any) -> list[Any]:
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(padded, sizes, strict=True)]
 
 
-class Maximum:
-    """The maximum of the small integers of all processes; every process must create one.
+def start_maximum(number: int) -> Callable[[], int]:
+    """Return a function that waits for the maximum of the small integers of all processes; each must call this.
 
-    The constructor does not wait: it enqueues a program on the devices, after those that are running.
+    This does not wait: it enqueues a program on the devices, after those that are running.
     """
+    import jax
 
-    def __init__(self, number: int):
-        self._array = _maximum_program()(number)
-
-    def value(self) -> int:
-        """Wait for the maximum and return it."""
-        import jax
-
-        return int(jax.device_get(self._array))
+    maximum = _maximum_program()(number)
+    return lambda: int(jax.device_get(maximum))
 
 
 @cache

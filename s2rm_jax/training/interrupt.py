@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -29,7 +29,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None  # by this process
         self._agreed = 0
-        self._pending: distributed.Maximum | None = None
+        self._pending: Callable[[], int] | None = None
 
     @property
     def signum(self) -> signal.Signals | None:
@@ -45,10 +45,10 @@ class StopRequest:
         """
         if distributed.is_alone():
             return
-        before, self._pending = self._pending, distributed.Maximum(self.received or 0)
-        self._agreed = self._agreed or (before.value() if before else 0)
+        before, self._pending = self._pending, distributed.start_maximum(self.received or 0)
+        self._agreed = self._agreed or (before() if before else 0)
         if wait:
-            self._agreed, self._pending = self._agreed or self._pending.value(), None
+            self._agreed, self._pending = self._agreed or self._pending(), None
 
 
 @contextmanager

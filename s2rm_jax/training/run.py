@@ -8,12 +8,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -25,12 +23,12 @@ from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.hub import HUB, accessing_hub, parse_hub_name
 from s2rm_jax.input.sources import with_defaults
 from s2rm_jax.input.tokens import Tokenizer, VocabularyError
-from s2rm_jax.interop.torch_folder import read_pytorch
+from s2rm_jax.interop.torch_folder import LoadedRun, read_pytorch
 from s2rm_jax.interop.weight_files import SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import distributed
-from s2rm_jax.parallel.programs import COMPILATION_CACHE_DIRECTORY, ProgramStore, open_program_store
+from s2rm_jax.parallel.programs import COMPILATION_CACHE_DIRECTORY, open_program_store
 from s2rm_jax.training.checkpoint import (
     CHECKPOINT_DIRECTORY,
     Checkpoints,
@@ -67,21 +65,6 @@ _RUN_FILES = {
     *(COMPILATION_CACHE_DIRECTORY, PROFILE_DIRECTORY, LOG_DIRECTORY, WANDB_DIRECTORY, WANDB_ID_FILE),
 }
 _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside a run
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A trained network with its parameters, its tokenizer and its configuration.
-
-    `step` is that of its checkpoint, None for a folder of weights. `programs` keeps compiled programs, if asked for.
-    """
-
-    network: nn.Module
-    params: Any
-    tokenizer: Tokenizer
-    config: ConfigDict
-    step: int | None = None
-    programs: ProgramStore | None = None
 
 
 def load_run(

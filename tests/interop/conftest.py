@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s2rm_jax.training.run import LoadedRun, load_run
+from s2rm_jax.interop.torch_folder import LoadedRun
+from s2rm_jax.training.run import load_run
 from tests.interop.fresh_process import Question, make_question
 
 if TYPE_CHECKING:

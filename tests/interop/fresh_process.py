@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from s2rm_jax.training.run import LoadedRun
+from s2rm_jax.interop.torch_folder import LoadedRun
 
 # The tiny network of the tests predicts masks for these that are neither empty nor full, which tests assert.
 EXPRESSIONS = ("the red circle", "the small star left of the blue square", "the rightmost square")

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.interop import onnx
 from s2rm_jax.interop.onnx import relative_error, write_onnx
+from s2rm_jax.interop.torch_folder import LoadedRun
 from s2rm_jax.io import atomic_folder
 from s2rm_jax.models.network import build_network
 from s2rm_jax.segmenter import Segmenter
-from s2rm_jax.training.run import LoadedRun
 from s2rm_jax.training.state import parameter_shapes
 from tests.interop.fresh_process import make_question
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import calibration
+from s2rm_jax.interop.torch_folder import LoadedRun
 from s2rm_jax.training import run
 from tests.command import run_command
 from tests.input.own_data_fixture import write_json_lines
@@ -18,7 +19,7 @@ from tests.input.own_data_fixture import write_json_lines
 def evaluate(colour_world, tmp_path, monkeypatch):
     """Run the command on the JSON lines in a folder; the report is in `tmp_path`/report."""
     network, _, params, tokenizer, config = colour_world
-    loaded = run.LoadedRun(network, params, tokenizer, config, step=1)
+    loaded = LoadedRun(network, params, tokenizer, config, step=1)
     monkeypatch.setattr(run, "load_run", lambda *_, **__: loaded)
 
     def evaluate(root, *flags):
