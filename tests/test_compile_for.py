@@ -16,6 +16,7 @@ from jax.experimental import topologies
 from s2rm_jax import compile_for
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure.compiled_report import Program
+from s2rm_jax.measure.hlo import ArrayType, Collective
 from s2rm_jax.parallel.devices import Memory
 from s2rm_jax.parallel.mesh import build_mesh
 from s2rm_jax.training import compile
@@ -98,7 +99,8 @@ def test_compiling_needs_no_number_of_steps_and_leaves_the_configuration_alone(m
 
 
 def test_the_report_is_returned_for_json_and_printed(monkeypatch, capsys):
-    program = Program(Memory(1, 0, 1, 0), xla_flops=1.0, collectives=())
+    gradient = Collective("all-reduce", (ArrayType("f32", (1000,)),), 4, 1, "vision")
+    program = Program(Memory(1, 0, 1, 0), xla_flops=1.0, collectives=(gradient,))
     compiled = SimpleNamespace(executable=None, flops=8, model_flops=5, seconds=1.0)
     device = SimpleNamespace(device_kind="TPU v5 lite")
     monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,30 +72,23 @@ class StepMeasurement:
 STEP_COLUMNS = ("s/step", "images/s", "utilization, %", "compiled, GB", "device peak, GB", "compile, s")
 
 
-def training_speed(subject: Subject, rounds: int, batches: Sequence[int] | None = None) -> list[Section]:
-    """Measure every policy of config.remat: on a GPU in bfloat16 at several batch sizes, else as configured."""
-    on_gpu = jax.default_backend() == "gpu"
-    batches = batches or ((8, 16, 32) if on_gpu else (subject.config.batch_size,))
-    dtype = "bfloat16" if on_gpu else subject.config.dtype
+def training_speed(subject: Subject, rounds: int) -> list[Section]:
+    """Measure every policy of config.remat."""
+    images, dtype = subject.config.batch_size, subject.config.dtype
     rate, rate_name = device_rate(dtype, rounds)
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for images in batches:
-        for policy in REMAT_POLICIES:
-            try:
-                step = measure_step(subject.changed(batch_size=images, remat=policy, dtype=dtype), rounds)
-            except (jax.errors.JaxRuntimeError, UserError) as error:
-                # If the compiler runs out of memory, its error is the cause of the UserError of compile_step.
-                if "RESOURCE_EXHAUSTED" not in f"{error} {error.__cause__}":
-                    raise
-                rows.append([images, policy, "out of memory", *[""] * (len(STEP_COLUMNS) - 1)])
-                continue
-            cells = step.cells(images, rate)
-            rows.append([images, policy, *cells])
-            figures |= {
-                f"{images} {policy}: images/s": images / step.seconds,
-                f"{images} {policy}: MFU": step.mfu(rate),
-            }
+    for policy in REMAT_POLICIES:
+        try:
+            step = measure_step(subject.changed(remat=policy), rounds)
+        except (jax.errors.JaxRuntimeError, UserError) as error:
+            # If the compiler runs out of memory, its error is the cause of the UserError of compile_step.
+            if "RESOURCE_EXHAUSTED" not in f"{error} {error.__cause__}":
+                raise
+            rows.append([images, policy, "out of memory", *[""] * (len(STEP_COLUMNS) - 1)])
+            continue
+        rows.append([images, policy, *step.cells(images, rate)])
+        figures |= {f"{images} {policy}: images/s": images / step.seconds, f"{images} {policy}: MFU": step.mfu(rate)}
     expressions = subject.config.input.expressions_per_image
     text = (
         f"The step as `train` runs it, in {dtype}, with {expressions} expressions per image. Utilization is the FLOPs "

@@ -113,8 +113,8 @@ def test_a_step_that_does_not_fit_is_a_row(subject, monkeypatch, found):
     else:
         monkeypatch.setattr(training_speed, "measure_step", too_large)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"float32": 1e9}, 1e9))
-    (steps,) = training_speed.training_speed(subject, rounds=1, batches=(4,))
-    assert [row[:3] for row in steps.rows] == [[4, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
+    (steps,) = training_speed.training_speed(subject, rounds=1)
+    assert [row[:3] for row in steps.rows] == [[2, policy, "out of memory"] for policy in ("none", "dense", "blocks")]
     assert {len(row) for row in steps.rows} == {len(steps.head)}
     message = "INTERNAL: another error"
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
