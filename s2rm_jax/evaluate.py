@@ -186,7 +186,7 @@ def _evaluate(
         The report, and for --calibrate or a calibrated network the judged masks of all processes, else none. They are
         the masks of the protocol `original`, which `predict` returns.
     """
-    from s2rm_jax.evaluation.calibration import RIGHT_IOU, UNCALIBRATED, Calibration
+    from s2rm_jax.evaluation.calibration import CORRECT_IOU, UNCALIBRATED, Calibration
     from s2rm_jax.evaluation.evaluation_files import EvaluationFiles
     from s2rm_jax.training.logging import report_evaluation
 
@@ -199,7 +199,7 @@ def _evaluate(
 
         def record(prediction: Prediction, masks: ImageMasks) -> Record | None:
             if judges and masks.predicted.any():
-                judged.append((masks.score, (prediction.score.iou or 0) >= RIGHT_IOU))
+                judged.append((masks.score, (prediction.score.iou or 0) >= CORRECT_IOU))
             return files.record(prediction, masks)
 
         needs_masks = judges or coco or label_studio or save_masks
@@ -212,14 +212,14 @@ def _evaluate(
 def _about(
     data: dict[str, Any], split: str, report: Report, step: int | None
 ) -> tuple[dict[str, Any], Benchmark | None]:
-    """Return what was evaluated, and the benchmark whose published figures are comparable."""
+    """Return what was evaluated, and the benchmark whose published results are comparable."""
     from s2rm_jax.evaluation.published import benchmark_of
 
     about = data | {"split": split, "images": report.images, "limit": LIMIT.value or None}
     about |= {"checkpoint": CHECKPOINT.value, "step": step, "workdir": WORKDIR.value}
     benchmark = benchmark_of(data)  # whose split is that of the part, if `split` is PART:SPLIT
     if benchmark and (difference := benchmark.difference(report.images, report.total.expressions)):
-        about["published_figures"] = f"none, because {difference}"
+        about["published_results"] = f"none, because {difference}"
         benchmark = None
     return about, benchmark
 
@@ -232,7 +232,7 @@ def _calibrate(workdir: epath.Path, split: str, judged: list[Judged]) -> None:
 
     calibration = fit(judged)
     save_calibration(workdir, calibration)
-    fitted = [(calibration(score), right) for score, right in judged]
+    fitted = [(calibration(score), correct) for score, correct in judged]
     before, after = (100 * expected_calibration_error(reliability(some)) for some in (judged, fitted))
     log(
         f"scores fitted on {counted(len(judged), 'mask')} of {split}, {CHECKPOINT.value} checkpoint: expected "

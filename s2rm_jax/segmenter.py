@@ -105,7 +105,7 @@ class Result:
     Attributes:
         expressions: the expressions, in the order in which they were given.
         masks: bool [k, H, W], in the original size of the image, upright as a viewer shows it.
-        scores: float [k]; 0 for an empty mask. With a calibrated network, the probability that the mask is right (an
+        scores: float [k]; 0 for an empty mask. With a calibrated network, the probability that the mask is correct (an
             IoU of at least 0.5); else the mean probability of foreground over the pixels of the mask, in [0.5, 1],
             which ranks masks but can be too high as a probability. `evaluate --calibrate` calibrates a network; the
             bundled network is calibrated.

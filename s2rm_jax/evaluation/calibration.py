@@ -1,12 +1,13 @@
-"""Calibration: from the score of a mask to the probability that the mask is right.
+"""Calibration: from the score of a mask to the probability that the mask is correct.
 
 The score of a mask is the mean probability of foreground over its pixels. It ranks masks, but as a probability it can
 be too high: the network may be sure of the pixels of a wrong object as well. Platt scaling (Platt, 1999) maps it to
 
     p = sigmoid(scale * logit(score) + bias)
 
-with the `scale` and `bias` of config.eval, which `evaluate --calibrate` fits on a split. A mask is right if its IoU is
-at least RIGHT_IOU. The error of such probabilities is the expected calibration error (Guo et al., arXiv 1706.04599).
+with the `scale` and `bias` of config.eval, which `evaluate --calibrate` fits on a split. A mask is correct if its IoU
+is at least CORRECT_IOU. The error of such probabilities is the expected calibration error (Guo et al., arXiv
+1706.04599).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from ml_collections import ConfigDict
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.protocols import sigmoid
 
-RIGHT_IOU = 0.5
+CORRECT_IOU = 0.5
 BINS = 10
 
-Judged = tuple[float, bool]  # the score of a mask, and whether the mask is right
+Judged = tuple[float, bool]  # the score of a mask, and whether the mask is correct
 
 _LOWEST, _HIGHEST = 1e-7, 1 - 1e-7  # scores are kept between them, so that their logits are finite
 _NEWTON_STEPS = 50
@@ -62,28 +63,28 @@ class Bin:
     Attributes:
         count: their number
         score: their mean score; 0 if there are none
-        right: the share of them that is right; 0 if there are none
+        correct: the share of them that is correct; 0 if there are none
     """
 
     count: int
     score: float
-    right: float
+    correct: float
 
 
 def fit(judged: Sequence[Judged]) -> Calibration:
     """Return the calibration with the highest likelihood of masks with uncalibrated scores.
 
-    As in Platt's paper, the targets are (r + 1) / (r + 2) and 1 / (w + 2) for r right and w wrong masks, so the result
-    is finite even if a threshold separates them.
+    As in Platt's paper, the targets are (c + 1) / (c + 2) and 1 / (w + 2) for c correct and w wrong masks, so the
+    result is finite even if a threshold separates them.
 
     Raises:
         UserError: there are no masks, or their scores do not rank them.
     """
     if not judged:
         raise UserError("the network predicts no mask on this split, so there is nothing to calibrate")
-    scores, right = map(np.array, zip(*judged, strict=True))
-    count = int(right.sum())
-    targets = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
+    scores, correct = map(np.array, zip(*judged, strict=True))
+    count = int(correct.sum())
+    targets = np.where(correct, (count + 1) / (count + 2), 1 / (len(correct) - count + 2))
     inputs = np.stack([_logit(scores), np.ones(len(scores))], axis=1)
 
     def loss(weights: np.ndarray) -> float:
@@ -117,13 +118,13 @@ def reliability(judged: Sequence[Judged]) -> list[Bin]:
     for one in judged:
         groups[min(int(one[0] * BINS), BINS - 1)].append(one)
     means = [np.mean(group, axis=0).tolist() if group else (0.0, 0.0) for group in groups]
-    return [Bin(len(group), score, right) for group, (score, right) in zip(groups, means, strict=True)]
+    return [Bin(len(group), score, correct) for group, (score, correct) in zip(groups, means, strict=True)]
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the mean of |score - right| over the masks, in [0, 1]."""
+    """Return the mean of |score - correct| over the masks, in [0, 1]."""
     total = sum(one.count for one in bins)
-    return sum(one.count * abs(one.score - one.right) for one in bins) / max(1, total)
+    return sum(one.count * abs(one.score - one.correct) for one in bins) / max(1, total)
 
 
 def _logit(scores: Any) -> Any:

@@ -95,7 +95,7 @@ def histogram_plot(counts: Sequence[int]) -> str:
 
 def reliability_plot(bins: Sequence[Bin]) -> str:
     """Plot the share of correct masks by score, with a line where the two are equal; `bins` divide [0, 1]."""
-    bars = [_Bar(100 * one.right, above=f"{one.count:,}" if one.count else "") for one in bins]
+    bars = [_Bar(100 * one.correct, above=f"{one.count:,}" if one.count else "") for one in bins]
     body = _bars(bars, 100, gap=0.08)
     body.append(
         f'<path d="M{LEFT} {HEIGHT - BOTTOM}L{WIDTH - RIGHT} {TOP}" style="stroke:{INK};stroke-dasharray:5 4"/>'

@@ -1,4 +1,4 @@
-"""Published figures on the benchmarks, and the evaluation protocol behind each.
+"""Published results on the benchmarks, and the evaluation protocol behind each.
 
 A figure is listed only if it was read in the named source and the evaluation code behind it is known. The exception is
 DeRIS on gRefCOCO, where few methods report; it is marked as not read. Not listed: figures quoted from memory; methods

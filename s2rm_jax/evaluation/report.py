@@ -13,7 +13,7 @@ from pathlib import Path
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, gallery, plots
-from s2rm_jax.evaluation.calibration import RIGHT_IOU, Bin, expected_calibration_error
+from s2rm_jax.evaluation.calibration import CORRECT_IOU, Bin, expected_calibration_error
 from s2rm_jax.evaluation.evaluator import Prediction, Report
 from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import PROTOCOLS
@@ -40,7 +40,7 @@ def metrics_table(report: Report, caption: str = "") -> Table:
 
 
 def comparison(report: Report, benchmark: Benchmark) -> Table:
-    """Return the published figures on `benchmark`, those with more training data below a rule, and ours at the end."""
+    """Return the published results on `benchmark`, those with more training data below a rule, and ours at the end."""
     names = report.protocol if benchmark.dataset != "grefcoco" else PROTOCOLS["rela_gref"]
     figures = published_on(benchmark)
     columns = {"overall_iou": names.overall_name or "oIoU", "mean_iou": names.mean_name}
@@ -56,7 +56,7 @@ def comparison(report: Report, benchmark: Benchmark) -> Table:
     rules += [len(rows)] if rows else []
     rows.append(("this run", "see its config.json", report.protocol.name, "measured here", *values))
     return Table(
-        f"{benchmark}: published figures and this run; only rows with the same protocol are comparable",
+        f"{benchmark}: published results and this run; only rows with the same protocol are comparable",
         ("method", "trained on", "protocol", "source", *columns.values()),
         tuple(rows),
         tuple(rules),
@@ -113,7 +113,7 @@ def remarks(report: Report) -> list[str]:
 def as_screen_text(
     report: Report, benchmark: Benchmark | None = None, about: Mapping[str, object] | None = None
 ) -> str:
-    """Return the metrics, the notes on them and the published figures on `benchmark` as plain text."""
+    """Return the metrics, the notes on them and the published results on `benchmark` as plain text."""
     texts = (textwrap.fill(note, _SCREEN_WIDTH) for note in notes(report, about))
     parts = [as_text(metrics_table(report)), *texts]
     if benchmark:
@@ -168,7 +168,7 @@ def report_page(
 <h1>{escape(title)}</h1>
 {as_html(first)}
 {"".join(f'<p class="note">{escape(note)}</p>' for note in notes)}
-{"".join(f"<h2>Published figures</h2>{as_html(table)}" for table in others)}
+{"".join(f"<h2>Published results</h2>{as_html(table)}" for table in others)}
 <h2>Breakdown</h2>
 <div class="plots">{"".join(plots.values())}</div>
 {cases}
@@ -191,7 +191,7 @@ def write_report(
     """Write the report into an existing folder and return the path of its page.
 
     - `index.html`: tables, definitions, plots and gallery on one page that needs no other file
-    - `metrics.json`: all metrics with their counts, intervals, breakdowns and the published figures
+    - `metrics.json`: all metrics with their counts, intervals, breakdowns and the published results
     - `table.md`, `table.tex` and `expressions.csv`
     - `plots/*.svg`: the plots of the page
     - `gallery/*.png`: the cases of `sections`, one by one and as a sheet per section; omitted if there are none
@@ -201,7 +201,7 @@ def write_report(
         report: the scores.
         sections: the predictions to show, by section; see `gallery.Cases`.
         title: the title of the page.
-        benchmark: adds the published figures on it.
+        benchmark: adds the published results on it.
         reliability: adds the reliability of the scores of masks: the bins of `calibration.reliability`.
         about: what was evaluated (split, checkpoint, ...); part of metrics.json and of all texts.
     """
@@ -227,7 +227,7 @@ def write_report(
         error = 100 * expected_calibration_error(reliability)
         scores = {"calibration_error": error, "reliability": [asdict(one) for one in reliability]}
         texts.append(
-            f"Expected calibration error of the scores, as probabilities of IoU >= {RIGHT_IOU}: {error:.1f} %."
+            f"Expected calibration error of the scores, as probabilities of IoU >= {CORRECT_IOU}: {error:.1f} %."
         )
     captioned = [metrics_table(report, title), *tables[1:]]
 

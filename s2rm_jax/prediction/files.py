@@ -132,7 +132,7 @@ def require_own_result(out: Path) -> None:
     """
     path = out / RESULT_FILE
     if path.is_file() and not {"results", "images"} & read_object(out / RESULT_FILE).keys():
-        raise UserError(f"--out: {path} may not be a file of predict; remove it, or give another --out")
+        raise UserError(f"--out: {path} was probably not written by predict; remove it, or give another --out")
 
 
 def require_own_sample(out: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
@@ -147,7 +147,7 @@ def require_own_sample(out: Path, image: UInt8[np.ndarray, "height width 3"]) ->
     with suppress(UserError):
         if np.array_equal(load_image(path), image):
             return
-    raise UserError(f"--out: {path} may not be a file of predict; remove it, or give another --out")
+    raise UserError(f"--out: {path} was probably not written by predict; remove it, or give another --out")
 
 
 def write_prediction(

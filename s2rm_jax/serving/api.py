@@ -80,8 +80,8 @@ class ExpressionResult(BaseModel):
     score: float = Field(
         ge=0,
         le=1,
-        description="probability that the mask is right if the network is calibrated, else mean foreground probability "
-        "over the mask; 0 for an empty mask",
+        description="probability that the mask is correct if the network is calibrated, else mean foreground "
+        "probability over the mask; 0 for an empty mask",
     )
     no_target: float | None = Field(
         description="probability that the expression has no target; null if the network does not predict it"

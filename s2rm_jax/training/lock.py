@@ -138,7 +138,7 @@ def _renew(path: epath.Path, own: Mapping[str, Any], lock: WorkdirLock, ended: t
                 _write(path, {**own, "renewed": time.time()})
                 continue
             lock.taken = _by(holder)  # this process was stopped for longer than a lease
-            _LOGGER.error("--workdir %s was taken %s: this run stops", path.parent, _by(holder))
+            _LOGGER.error("--workdir %s was taken over %s: this run stops", path.parent, _by(holder))
         except Exception as error:  # clients of buckets raise many kinds; what fails now may succeed the next time
             if reason_of(error) != logged:
                 logged = reason_of(error)

@@ -361,8 +361,8 @@ class _Loop:
         """Raise UserError if the run was asked to stop because another run has taken the workdir."""
         if self.stop.signum and (taken := distributed.gather(self.lock.taken)[0]):
             raise UserError(
-                f"--workdir {self.workdir} was taken {taken}: this run stopped after step {step} without saving; wait "
-                "until the other run ends, or give another --workdir"
+                f"--workdir {self.workdir} was taken over {taken}: this run stopped after step {step} without saving; "
+                "wait until the other run ends, or give another --workdir"
             )
 
     def _evaluation_due(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Published figures beside ours: which splits have any, and that nothing is mixed up."""
+"""Published results beside ours: which splits have any, and that nothing is mixed up."""
 
 from zlib import crc32
 
@@ -112,7 +112,7 @@ def test_grefcoco_has_names_of_its_own():
     assert alone.header[-2:] == ("oIoU", "mIoU")
 
 
-def test_the_published_figures_are_consistent():
+def test_the_published_results_are_consistent():
     seen = set()
     for figure in PUBLISHED:
         key = (figure.method, figure.trained, figure.benchmark, figure.metric)

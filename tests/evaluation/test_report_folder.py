@@ -43,7 +43,7 @@ def test_files(tmp_path):
     assert "Published" not in markdown
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 4
-    assert "Published figures" not in html
+    assert "Published results" not in html
 
 
 def test_cases_of_an_earlier_evaluation_are_removed_even_if_there_are_no_new_ones(tmp_path):
@@ -96,7 +96,7 @@ def test_the_numbers_of_grefcoco_are_null_where_there_are_none(tmp_path):
     assert (content["all"]["no_target_accuracy"], content["all"]["target_accuracy"]) == (0, 100)
 
 
-def test_published_figures_are_in_all_forms(tmp_path):
+def test_published_results_are_in_all_forms(tmp_path):
     where = Benchmark("refcoco", "unc", "testA")
     page = write_report(tmp_path, Report(SCORES, PROTOCOLS["lavt480"]), {}, title="A run", benchmark=where)
     content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))

@@ -159,7 +159,7 @@ def test_a_job_does_not_replace_its_list_or_a_result_of_another_program(segmente
     assert files(out) == ["part-0-of-1.jsonl"]
     (out / "result.json").write_text("notes")
     with pytest.raises(
-        UserError, match=r"out/result\.json may not be a file of predict; remove it, or give another --out$"
+        UserError, match=r"out/result\.json was probably not written by predict; remove it, or give another --out$"
     ):
         run_job(segmenter, items, (0, 1), out, EVERYTHING)
     assert (out / "result.json").read_text() == "notes"

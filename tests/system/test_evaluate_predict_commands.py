@@ -184,7 +184,7 @@ def test_evaluate_by_another_protocol(tiny_workdir, tmp_path):
     assert lines[-1].startswith("mIoU ")
     assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == "cris"
     assert not (tmp_path / "gallery").exists()
-    assert "Published figures" not in (tmp_path / "index.html").read_text()
+    assert "Published results" not in (tmp_path / "index.html").read_text()
 
 
 def test_evaluate_a_folder_that_holds_weights_only(tmp_path):
@@ -326,14 +326,16 @@ def test_predict_does_not_replace_files_of_other_programs(tiny_workdir, tmp_path
         status, _, errors = command("predict", *asked, *source)
         assert (status, (tmp_path / "result.json").read_text()) == (2, "notes")
         assert errors.endswith(
-            f"{tmp_path}/result.json may not be a file of predict; remove it, or give another --out\n"
+            f"{tmp_path}/result.json was probably not written by predict; remove it, or give another --out\n"
         )
     (tmp_path / "result.json").unlink()
     Image.new("RGB", (64, 48), "red").save(tmp_path / "image.png")
     before = (tmp_path / "image.png").read_bytes()
     status, _, errors = command("predict", *asked)
     assert (status, (tmp_path / "image.png").read_bytes()) == (2, before)
-    assert errors.endswith(f"{tmp_path}/image.png may not be a file of predict; remove it, or give another --out\n")
+    assert errors.endswith(
+        f"{tmp_path}/image.png was probably not written by predict; remove it, or give another --out\n"
+    )
     (tmp_path / "image.png").unlink()
     for _ in range(2):
         status, _, errors = command("predict", *asked)
@@ -428,11 +430,11 @@ def test_evaluate_on_other_data_writes_elsewhere_and_says_what_it_evaluated(tiny
         metrics = json.loads(path.read_text())
         fields = ("dataset", "split_by", "split", "root", "overlap", "checkpoint", "step", "limit", "images")
         found[path.parent.name] = tuple(metrics[field] for field in fields)
-        assert "published" not in metrics and " testA has 750 images and 5," in metrics["published_figures"]
+        assert "published" not in metrics and " testA has 750 images and 5," in metrics["published_results"]
         for name in ("index.html", "table.md", "table.tex"):
             text = (path.parent / name).read_text()
             assert f"root {metrics['root']}, " in text and "overlap union, " in text and "step 2, " in text
-            assert "Published figures" not in text and "LAVT-RIS" not in text
+            assert "Published results" not in text and "LAVT-RIS" not in text
     same = ("union", "best", 2, None, 2)
     assert found == {
         "eval-testA": ("refcoco", "unc", "testA", str(first), *same),
@@ -446,7 +448,7 @@ def test_evaluate_on_other_data_writes_elsewhere_and_says_what_it_evaluated(tiny
     (workdir / "config.json").write_text(json.dumps(content))
     assert evaluate("--split=coco:testA", f"--out={tmp_path / 'part'}") == (0, "")
     metrics = json.loads((tmp_path / "part/metrics.json").read_text())
-    assert metrics["split"] == "coco:testA" and " testA has 750 images and 5," in metrics["published_figures"]
+    assert metrics["split"] == "coco:testA" and " testA has 750 images and 5," in metrics["published_results"]
 
 
 def test_evaluate_transfers_the_parameters_to_the_device_once(tiny_workdir, tmp_path, monkeypatch):

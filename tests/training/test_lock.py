@@ -147,7 +147,7 @@ def test_a_run_that_was_stopped_for_longer_than_its_lease_stops(workdir, without
                 threading.Event().wait(0.1)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert re.search(r"was taken by process \d+ on host h2 since .*: this run stops\n", capsys.readouterr().err)
+    assert re.search(r"was taken over by process \d+ on host h2 since .*: this run stops\n", capsys.readouterr().err)
     assert json.loads((workdir / "lock.json").read_text())["host"] == "h2"  # not ours to remove
 
 
@@ -164,7 +164,7 @@ def test_a_run_whose_lease_was_taken_stops_without_saving(workdir, without_locks
                     threading.Event().wait(0.05)
             yield batch
 
-    message = rf"--workdir {workdir} was taken by process \d+ on host h2 since .*: this run stopped after step 3 with"
+    message = rf"--workdir {workdir} was taken over by process \d+ on host h2 since .*: this run stopped after step 3 w"
     with pytest.raises(UserError, match=message):
         standin.train(config, workdir, replace(parts, batches=batches), make_mesh(devices=jax.devices()[:1]))
     assert not list((workdir / "checkpoints").iterdir())
