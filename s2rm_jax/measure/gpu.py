@@ -105,98 +105,67 @@ def _reason(error: Exception) -> str:
     return message if isinstance(error, UserError) else f"failed: {type(error).__name__}: {message:.150}"
 
 
-def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Iterator[Part]:
-    rate, rate_name = device_rate("bfloat16", rounds)
+class _Ideal(NamedTuple):
+    """What the speed is compared with: the FLOP/s of one device with their name, and the FLOPs of a forward pass."""
+
+    rate: float
+    rate_name: str
+    image_flops: float
+
+
+def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Sequence[Part]:
     network, arguments = subject.forward(1, 1)
-    image_flops = count_flops(network, *arguments)
+    ideal = _Ideal(*device_rate("bfloat16", rounds), count_flops(network, *arguments))
+    return (
+        _forward(subject, rounds, sizes.forward, ideal),
+        _steps("Training step", subject, rounds, sizes.first_steps, ideal),
+        _attention(subject, rounds, sizes.attention),
+        _torch(subject, rounds, sizes.torch),
+        _share(subject, rounds, sizes.expressions),
+        _predict(subject, rounds, sizes.expressions, sizes.predicted),
+        _scoring(subject, rounds, sizes.scored),
+        _steps("Training step, other batches", subject, rounds, sizes.more_steps, ideal),
+    )
 
-    def forward(images: int) -> Sequence[Cell]:
-        return _forward(subject, rounds, images, rate)
 
-    def step(images: int, remat: str) -> Sequence[Cell]:
+def _forward(subject: Subject, rounds: int, counts: Sequence[int], ideal: _Ideal) -> Part:
+    def case(images: int) -> Sequence[Cell]:
+        function, arguments = subject.forward(images, 1)
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(*arguments).compile()
+        compile_seconds = time.perf_counter() - start
+        seconds = time_alternately({"forward": lambda: compiled(*arguments)}, rounds).median("forward")
+        utilization = count_flops(function, *arguments) / seconds / ideal.rate
+        memory = read_memory(compiled)
+        held = gigabytes(memory.total if memory else None)
+        return [seconds, images / seconds, 100 * utilization, held, compile_seconds]
+
+    text = (
+        f"One expression per image, in bfloat16. Utilization is that of {ideal.rate_name}. "
+        f"{ideal.image_flops / 1e9:,.1f} GFLOP per image; expected at {ASSUMED_MFU:.0%}: "
+        f"{ASSUMED_MFU * ideal.rate / ideal.image_flops:,.0f} images/s."
+    )
+    head = ("s", "images/s", "utilization, %", "compiled, GB", "compile, s")
+    return Part("Forward pass", text, head, 45, {counted(one, "image"): functools.partial(case, one) for one in counts})
+
+
+def _steps(title: str, subject: Subject, rounds: int, settings: Sequence[tuple[int, str]], ideal: _Ideal) -> Part:
+    def hours(images_per_second: float) -> float:
+        return RECIPE_IMAGES / images_per_second / 3600
+
+    def case(images: int, remat: str) -> Sequence[Cell]:
         measured = measure_step(subject.changed(batch_size=images, remat=remat), rounds)
-        return [*measured.cells(images, rate), _recipe_hours(images / measured.seconds)]
+        return [*measured.cells(images, ideal.rate), hours(images / measured.seconds)]
 
-    def steps(title: str, settings: Sequence[tuple[int, str]]) -> Part:
-        expected = ASSUMED_MFU * rate * jax.device_count() / (3 * image_flops)
-        text = (
-            f"A step as `train` runs it, with one expression per image. Utilization is that of {rate_name}; "
-            f"recomputation does not count. The recipe is configs/refcoco.py: {RECIPE_IMAGES:,} images, without "
-            f"evaluation and waiting for data. Expected at {ASSUMED_MFU:.0%}: {expected:,.0f} images/s and "
-            f"{_recipe_hours(expected):.1f} h."
-        )
-        cases = {
-            f"{images} images, remat {remat}": functools.partial(step, images, remat) for images, remat in settings
-        }
-        return Part(title, text, (*STEP_COLUMNS, "recipe, h"), 90, cases)
-
-    def by_expressions(measure: Callable[[Subject, int, int], Sequence[Cell]]) -> Mapping[str, Case]:
-        return {
-            counted(count, "expression"): functools.partial(measure, subject, rounds, count)
-            for count in sizes.expressions
-        }
-
-    yield Part(
-        "Forward pass",
-        f"One expression per image, in bfloat16. Utilization is that of {rate_name}. {image_flops / 1e9:,.1f} GFLOP "
-        f"per image; expected at {ASSUMED_MFU:.0%}: {ASSUMED_MFU * rate / image_flops:,.0f} images/s.",
-        ("s", "images/s", "utilization, %", "compiled, GB", "compile, s"),
-        45,
-        {counted(images, "image"): functools.partial(forward, images) for images in sizes.forward},
+    expected = ASSUMED_MFU * ideal.rate * jax.device_count() / (3 * ideal.image_flops)
+    text = (
+        f"A step as `train` runs it, with one expression per image. Utilization is that of {ideal.rate_name}; "
+        f"recomputation does not count. The recipe is configs/refcoco.py: {RECIPE_IMAGES:,} images, without "
+        f"evaluation and waiting for data. Expected at {ASSUMED_MFU:.0%}: {expected:,.0f} images/s and "
+        f"{hours(expected):.1f} h."
     )
-    yield steps("Training step", sizes.first_steps)
-    yield Part(
-        "Window attention: einsum and cuDNN",
-        f"Windows of the first stage of {counted(sizes.attention, 'image')}, bfloat16. Below 1, cuDNN is faster.",
-        ("einsum, ms", "cuDNN, ms", "cuDNN / einsum"),
-        15,
-        {
-            label: functools.partial(_attention, subject, rounds, sizes.attention, backward)
-            for label, backward in (("forward", False), ("forward and backward", True))
-        },
-    )
-    yield _torch(subject, rounds, sizes.torch)
-    yield Part(
-        "S2RM's share of the forward pass",
-        "Fusion alone and the whole network, on one image. Target: at most 0.05 with one expression.",
-        ("fusion, s", "whole, s", "share"),
-        60,
-        by_expressions(_share),
-    )
-    yield Part(
-        "Throughput of predict",
-        f"`Segmenter.segment` on up to {sizes.predicted} images of 480 x 640, as many as it computes at once, "
-        "with masks of their size, compared with the compiled forward pass. Target: at least 0.85 of its throughput.",
-        ("s/image", "images/s", "of the forward pass"),
-        60,
-        by_expressions(functools.partial(_predict, sizes.predicted)),
-    )
-    yield Part(
-        "Scoring on the host",
-        "The evaluator's work without the network: masks of 640 x 480 pixels drawn from polygons, logits resized to "
-        f"them, and pixels counted, {SCORED_EXPRESSIONS} expressions per image. It bounds the speed of an evaluation. "
-        "Target: 400 images/s on two cores, 5 ms of processor time.",
-        ("CPU ms/image", "images/s"),
-        10,
-        {counted(sizes.scored, "image"): functools.partial(_scoring, subject, rounds, sizes.scored)},
-    )
-    yield steps("Training step, other batches", sizes.more_steps)
-
-
-def _recipe_hours(images_per_second: float) -> float:
-    return RECIPE_IMAGES / images_per_second / 3600
-
-
-def _forward(subject: Subject, rounds: int, images: int, rate: float) -> Sequence[Cell]:
-    function, arguments = subject.forward(images, 1)
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - start
-    seconds = time_alternately({"forward": lambda: compiled(*arguments)}, rounds).median("forward")
-    utilization = count_flops(function, *arguments) / seconds / rate
-    memory = read_memory(compiled)
-    held = gigabytes(memory.total if memory else None)
-    return [seconds, images / seconds, 100 * utilization, held, compile_seconds]
+    cases = {f"{images} images, remat {remat}": functools.partial(case, images, remat) for images, remat in settings}
+    return Part(title, text, (*STEP_COLUMNS, "recipe, h"), 90, cases)
 
 
 def einsum_attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
@@ -228,15 +197,20 @@ def draw_windows(subject: Subject, images: int, dtype: Any) -> tuple[jax.Array, 
     return q, k, v, jax.random.normal(keys[3], (1, heads, window**2, window**2), jnp.float32)
 
 
-def _attention(subject: Subject, rounds: int, images: int, backward: bool) -> Sequence[Cell]:
-    if jax.default_backend() != "gpu":
-        raise UserError("unavailable: cuDNN needs an NVIDIA GPU")
-    arguments = draw_windows(subject, images, jnp.bfloat16)
-    ways = {"einsum": einsum_attention, "cuDNN": fused_attention("cudnn")}
-    calls = {name: gradient(way, (0, 1, 2, 3)) if backward else way for name, way in ways.items()}
-    timings = time_alternately({name: jitted(call, arguments) for name, call in calls.items()}, rounds)
-    milliseconds = [1e3 * timings.median(name) for name in ways]
-    return [*milliseconds, str(timings.ratio("cuDNN", "einsum"))]
+def _attention(subject: Subject, rounds: int, images: int) -> Part:
+    def case(backward: bool) -> Sequence[Cell]:
+        if jax.default_backend() != "gpu":
+            raise UserError("unavailable: cuDNN needs an NVIDIA GPU")
+        arguments = draw_windows(subject, images, jnp.bfloat16)
+        ways = {"einsum": einsum_attention, "cuDNN": fused_attention("cudnn")}
+        calls = {name: gradient(way, (0, 1, 2, 3)) if backward else way for name, way in ways.items()}
+        timings = time_alternately({name: jitted(call, arguments) for name, call in calls.items()}, rounds)
+        return [*(1e3 * timings.median(name) for name in ways), str(timings.ratio("cuDNN", "einsum"))]
+
+    text = f"Windows of the first stage of {counted(images, 'image')}, bfloat16. Below 1, cuDNN is faster."
+    cases = {"forward": lambda: case(backward=False), "forward and backward": lambda: case(backward=True)}
+    head = ("einsum, ms", "cuDNN, ms", "cuDNN / einsum")
+    return Part("Window attention: einsum and cuDNN", text, head, 15, cases)
 
 
 def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
@@ -266,26 +240,48 @@ def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
     return Part("PyTorch and torch.compile", text, head, 90, cases)
 
 
-def _share(subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
-    timings = share_timings(subject, rounds, count)
-    return [timings.median("fusion"), timings.median("whole"), str(timings.ratio("fusion", "whole"))]
+def _share(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
+    def case(count: int) -> Sequence[Cell]:
+        timings = share_timings(subject, rounds, count)
+        return [timings.median("fusion"), timings.median("whole"), str(timings.ratio("fusion", "whole"))]
+
+    text = "Fusion alone and the whole network, on one image. Target: at most 0.05 with one expression."
+    cases = {counted(count, "expression"): functools.partial(case, count) for count in counts}
+    return Part("S2RM's share of the forward pass", text, ("fusion, s", "whole, s", "share"), 60, cases)
 
 
-def _predict(images: int, subject: Subject, rounds: int, count: int) -> Sequence[Cell]:
-    images = min(images, images_at_once(count))
-    listed = [subject.image(480, 640)] * images
-    segmenter, asked = subject.segmenter(), itertools.count(step=count)
+def _predict(subject: Subject, rounds: int, counts: Sequence[int], most_images: int) -> Part:
+    def case(count: int) -> Sequence[Cell]:
+        images = min(most_images, images_at_once(count))
+        listed = [subject.image(480, 640)] * images
+        segmenter, asked = subject.segmenter(), itertools.count(step=count)
 
-    def segment() -> object:  # with new expressions each time, because the forward pass has those of BERT too
-        return segmenter.segment(listed, subject.expressions(count, first=next(asked)))
+        def segment() -> object:  # with new expressions each time, because the forward pass has those of BERT too
+            return segmenter.segment(listed, subject.expressions(count, first=next(asked)))
 
-    actions: dict[str, Callable[[], object]] = {"segment": segment, "forward": jitted(*subject.forward(images, count))}
-    timings = time_alternately(actions, rounds)
-    seconds = timings.median("segment") / images
-    return [seconds, 1 / seconds, str(timings.ratio("forward", "segment"))]
+        forward = jitted(*subject.forward(images, count))
+        actions: dict[str, Callable[[], object]] = {"segment": segment, "forward": forward}
+        timings = time_alternately(actions, rounds)
+        seconds = timings.median("segment") / images
+        return [seconds, 1 / seconds, str(timings.ratio("forward", "segment"))]
+
+    text = (
+        f"`Segmenter.segment` on up to {most_images} images of 480 x 640, as many as it computes at once, "
+        "with masks of their size, compared with the compiled forward pass. Target: at least 0.85 of its throughput."
+    )
+    cases = {counted(count, "expression"): functools.partial(case, count) for count in counts}
+    return Part("Throughput of predict", text, ("s/image", "images/s", "of the forward pass"), 60, cases)
 
 
-def _scoring(subject: Subject, rounds: int, images: int) -> Sequence[Cell]:
-    items, logits = scored_batch(images, *subject.config.input.image_size)
-    processor, seconds = time_scoring(ORIGINAL, items, logits, rounds)
-    return [1e3 * processor, 1 / seconds]
+def _scoring(subject: Subject, rounds: int, images: int) -> Part:
+    def case() -> Sequence[Cell]:
+        items, logits = scored_batch(images, *subject.config.input.image_size)
+        processor, seconds = time_scoring(ORIGINAL, items, logits, rounds)
+        return [1e3 * processor, 1 / seconds]
+
+    text = (
+        "The evaluator's work without the network: masks of 640 x 480 pixels drawn from polygons, logits resized to "
+        f"them, and pixels counted, {SCORED_EXPRESSIONS} expressions per image. It bounds the speed of an evaluation. "
+        "Target: 400 images/s on two cores, 5 ms of processor time."
+    )
+    return Part("Scoring on the host", text, ("CPU ms/image", "images/s"), 10, {counted(images, "image"): case})
