@@ -91,7 +91,7 @@ def on_this_process(tree: Any) -> Any:
 SMALL = 2**14  # elements; for smaller arrays, communication costs more than a copy on every device
 
 
-def shared_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def state_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Return how an array of the state is sharded: along the longest axis that "fsdp" divides evenly.
 
     An array without such an axis, or with fewer than `SMALL` elements, is replicated; with config.mesh.fsdp = 1 every
@@ -106,16 +106,16 @@ def shared_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, FSDP_AXIS)
 
 
-def shared_axis(spec: PartitionSpec) -> int | None:
-    """Return the axis that a spec of `shared_spec` shards, None if it is replicated."""
+def sharded_axis(spec: PartitionSpec) -> int | None:
+    """Return the axis that a spec of `state_spec` shards, None if it is replicated."""
     return spec.index(FSDP_AXIS) if FSDP_AXIS in spec else None
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Return a tree of ShapeDtypeStructs with the shardings of `shared_spec`."""
+    """Return a tree of ShapeDtypeStructs with the shardings of `state_spec`."""
 
     def planned(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, shared_spec(x.shape, mesh)))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, state_spec(x.shape, mesh)))
 
     return jax.tree.map(planned, tree)
 

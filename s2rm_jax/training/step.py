@@ -34,7 +34,7 @@ from s2rm_jax.parallel.mesh import (
     batch_sharding,
     per_device_key,
     replicated,
-    shared_axis,
+    sharded_axis,
 )
 from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_loss
 from s2rm_jax.training.optimizer import freeze, learning_rate_schedule
@@ -195,7 +195,7 @@ def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     Without `pcast`, JAX treats the parameter as one value shared by all devices and sums its gradient over them, and
     `_reduce` would sum it again: wrong by a factor of the number of devices.
     """
-    axis = shared_axis(spec)
+    axis = sharded_axis(spec)
     if axis is None:
         return jax.lax.pcast(x, BATCH_AXES, to="varying")
     return jax.lax.pcast(jax.lax.all_gather(x, FSDP_AXIS, axis=axis, tiled=True), DATA_AXIS, to="varying")
@@ -203,7 +203,7 @@ def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 def _reduce(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
     """Sum a gradient over all devices and return the shard of this device."""
-    axis = shared_axis(spec)
+    axis = sharded_axis(spec)
     if axis is None:
         return jax.lax.psum(gradient, BATCH_AXES)
     shard = jax.lax.psum_scatter(gradient, FSDP_AXIS, scatter_dimension=axis, tiled=True)

@@ -263,7 +263,7 @@ def test_a_device_holds_its_share_of_the_state_only(standin):
 )
 def test_the_rule(shape, fsdp, spec, monkeypatch):
     monkeypatch.undo()  # small is what the program takes for small
-    assert mesh.shared_spec(shape, make_mesh(fsdp)) == spec
+    assert mesh.state_spec(shape, make_mesh(fsdp)) == spec
 
 
 def test_a_state_is_the_same_however_it_is_shared(standin):
