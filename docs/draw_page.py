@@ -1,8 +1,8 @@
-"""Take the screenshots of the demo page, with the bundled network and its generated scenes.
+"""Take the screenshots of the demo page and of a report, with the bundled network and its generated scenes.
 
     python -m docs.draw_page   # needs pip install -e '.[demo,test]' and Chromium
 
-Writes docs/images/demo_page.png, demo_word.png and the animation demo_page.gif.
+Writes docs/images/demo_page.png, demo_word.png, the animation demo_page.gif, and report.png.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAUSES = {"type": 70, "image": 900, "ready": 500, "found": 2500}  # milliseconds
 
 
 def main() -> None:
-    """Serve the page, use it as a visitor does, and save what it shows."""
+    """Serve the page, use it as a visitor does, evaluate the network, and save what both show."""
     with _server() as address, sync_playwright() as driver:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = driver.chromium.launch(executable_path=chromium, args=["--headless", "--no-sandbox"])
@@ -53,6 +53,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1180, "height": 900})
         page.goto(address)
         _save_animation(list(_type_expressions(page)), "demo_page.gif")
+        _save_report(browser.new_page(viewport={"width": 1000, "height": 900}), "report.png")
         browser.close()
 
 
@@ -60,6 +61,19 @@ def _save(page: Page, name: str) -> None:
     page.evaluate("window.scrollTo(0, 0)")
     page.mouse.move(0, 0)
     page.screenshot(path=IMAGES / name, full_page=True)
+
+
+def _save_report(page: Page, name: str) -> None:
+    """Save the report of an evaluation up to the worst cases, in few colours."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--workdir=s2rm_jax/default_network", "--split=test", "--limit=256", "--gallery=2", f"--out={folder}"]
+        subprocess.run([sys.executable, "-m", "s2rm_jax.evaluate", *flags], cwd=IMAGES.parents[1], check=True)
+        page.goto(f"file://{folder}/index.html")
+        end = page.get_by_role("heading", name="Worst cases").bounding_box()
+        assert end
+        clip = {"x": 0, "y": 0, "width": 1000, "height": end["y"]}
+        shown = Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True)))
+        shown.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
 
 
 class Frame(NamedTuple):
