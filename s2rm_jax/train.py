@@ -38,13 +38,12 @@ def main() -> dict[str, Any] | None:
     """Train as the flags say; the first process returns the last metrics."""
     keep_freed_memory()
     join_others()
-    from s2rm_jax.interop import pretrained
     from s2rm_jax.training.loop import train_and_evaluate
     from s2rm_jax.training.profile import parse_profile_steps
 
     assert WORKDIR.value is not None  # required
     profile_steps = range(0) if PROFILE_STEPS.value is None else parse_profile_steps(PROFILE_STEPS.value)
-    metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps, pretrained)
+    metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps)
     return {"workdir": WORKDIR.value, "metrics": metrics} if distributed.is_first() else None
 
 

@@ -179,10 +179,9 @@ def carry_out(run: Run) -> Result:
         LossNotFinite: the loss or its gradient became NaN or infinite.
         Interrupted: the run was asked to stop; the same call continues it.
     """
-    from s2rm_jax.interop import pretrained
     from s2rm_jax.training.loop import train_and_evaluate
 
-    train_and_evaluate(run.config, run.workdir, pretrained=pretrained)
+    train_and_evaluate(run.config, run.workdir)
     with compilation_cache(run.config, epath.Path(run.workdir)):
         scores = _scores(run)
     costs = network_cost(run.config).values()

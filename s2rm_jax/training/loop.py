@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +21,7 @@ from s2rm_jax.evaluation.metrics import MaskCounts
 from s2rm_jax.evaluation.protocols import protocol_named
 from s2rm_jax.input.example import Batch
 from s2rm_jax.input.sampling import EpochSize, steps_for
+from s2rm_jax.interop.pretrained import find_pretrained, find_vocabulary, load_pretrained
 from s2rm_jax.io import naming_full_workdir, workdir_path
 from s2rm_jax.parallel import distributed
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
@@ -51,20 +51,6 @@ from s2rm_jax.training.step import Metrics, check_batch_splits
 _LOG = logging.getLogger(__name__)
 
 BatchProgress = Callable[[int, int], None]  # called with (batches done, batches in all)
-
-
-@runtime_checkable
-class Pretrained(Protocol):
-    """Access to the weights that config.vision.pretrained and config.text.pretrained name: interop.pretrained."""
-
-    def find_pretrained(self, config: ConfigDict) -> Mapping[str, Path]:
-        """Return the files by part ("vision", "text"); raise UserError if one is missing."""
-
-    def find_vocabulary(self, config: ConfigDict) -> Sequence[str] | None:
-        """Return the vocabulary of config.text.pretrained; None if it is not used; raise UserError if it is missing."""
-
-    def load_pretrained(self, config: ConfigDict, shapes: Any) -> Mapping[str, Any]:
-        """Return the weights by part, each with `params` and a `report` for the log; raise UserError if they misfit."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +84,6 @@ def train_and_evaluate(
     config: ConfigDict,
     workdir: epath.PathLike,
     profile_steps: range = range(0),
-    pretrained: Pretrained | None = None,
 ) -> dict[str, float]:
     """Train as `config` says in `workdir`, or continue the run that is there.
 
@@ -109,7 +94,6 @@ def train_and_evaluate(
         config: see `config.default_config`.
         workdir: the folder of the run, on disk or in a bucket; created if missing.
         profile_steps: steps to trace into the folder `profile` of the workdir.
-        pretrained: the module `s2rm_jax.interop.pretrained`, required if the configuration names pretrained weights.
 
     Returns:
         The metrics of the evaluation after the last step, or of that step itself if config.eval.every is 0.
@@ -128,21 +112,15 @@ def train_and_evaluate(
     with RunLog() as run_log:
         find_source(config.input.source, config.input.train_split)  # fails early, before weights are downloaded
         began = load_config(workdir) if has_checkpoint(workdir) else None
-        if began is not None or not (config.vision.pretrained or config.text.pretrained):
-            pretrained = None
-        elif pretrained is None:
-            raise UserError("config names pretrained weights: call train_and_evaluate with `pretrained` to load them")
-        else:
-            pretrained.find_pretrained(config)  # fails early, before the data is read
+        if began is None:
+            find_pretrained(config)  # fails early, before the data is read
         config = resolve_config(config, began)
-        parts = assemble(config, mesh, pretrained.find_vocabulary(config) if pretrained else None)
+        parts = assemble(config, mesh, find_vocabulary(config) if began is None else None)
         if config.steps and config.epochs:
             log(f"ignored: config.epochs={config.epochs:g}, because config.steps is {config.steps:,}")
         if config.steps == 0:
             config.steps = steps_for(config.epochs, parts.epoch, config.batch_size)
-        return train_with_parts(
-            config, workdir, parts, mesh, profile_steps, began=began, pretrained=pretrained, run_log=run_log
-        )
+        return train_with_parts(config, workdir, parts, mesh, profile_steps, began=began, run_log=run_log)
 
 
 def check_before_start(config: ConfigDict) -> None:
@@ -213,7 +191,6 @@ def train_with_parts(
     profile_steps: range,
     *,
     began: ConfigDict | None,
-    pretrained: Pretrained | None,
     run_log: RunLog,
 ) -> dict[str, float]:
     """Compile the step, create or restore the state, and train.
@@ -227,12 +204,11 @@ def train_with_parts(
         mesh: the devices.
         profile_steps: steps to trace.
         began: the configuration of the run that is continued, or None.
-        pretrained: access to the weights of a new run, or None.
         run_log: opened in the workdir.
     """
     profile = Profile(workdir, profile_steps, config.steps)
     plan = plan_state(parts.network, config, mesh)
-    loaded = pretrained.load_pretrained(config, plan.abstract.params) if pretrained else {}
+    loaded = load_pretrained(config, plan.abstract.params) if began is None else {}
     with (
         naming_full_workdir(workdir),
         lock_workdir(workdir) as lock,

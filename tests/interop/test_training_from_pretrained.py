@@ -21,14 +21,10 @@ from s2rm_jax.interop.torch_folder import write_pytorch
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training import compile, loop
 from s2rm_jax.training.compile import CompiledStep
+from s2rm_jax.training.loop import train_and_evaluate
 from s2rm_jax.training.run import load_config, load_run
 from s2rm_jax.training.state import parameter_shapes
 from tests.conftest import tiny_config
-
-
-def train_and_evaluate(config, workdir):
-    """As the command does."""
-    return loop.train_and_evaluate(config, workdir, pretrained=pretrained_weights)
 
 
 @pytest.fixture
@@ -189,13 +185,6 @@ def test_a_folder_with_other_files_is_not_a_workdir(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"swin\.safetensors is a file; give a folder"):
         train_and_evaluate(config, tmp_path / "swin.safetensors")
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_without_access_to_pretrained_weights_they_are_refused(pretrained, tmp_path):
-    config, _ = pretrained
-    with pytest.raises(UserError, match="config names pretrained weights: call train_and_evaluate with `pretrained`"):
-        loop.train_and_evaluate(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_leave_no_workdir(pretrained, tmp_path):

@@ -137,9 +137,7 @@ def train(config, workdir, parts, mesh, profile_steps=range(0)):
     workdir = workdir_path(workdir)
     began = load_config(workdir) if has_checkpoint(workdir) else None
     with RunLog() as run_log:
-        return train_with_parts(
-            config, workdir, parts, mesh, profile_steps, began=began, pretrained=None, run_log=run_log
-        )
+        return train_with_parts(config, workdir, parts, mesh, profile_steps, began=began, run_log=run_log)
 
 
 def main(workdir, steps, gate=None):
