@@ -422,7 +422,8 @@ def _require_same_parameters(saved: Any, expected: Any, where: epath.Path) -> No
     if differences:
         raise UserError(
             f"{where} has a different architecture: {first_of(sorted(differences))}. It was trained with "
-            f"{where.parents[1] / CONFIG_FILE}: use that configuration, or another workdir."
+            f"{where.parents[1] / CONFIG_FILE}: use that configuration (and `network`, if it was your own), or another "
+            "workdir."
         )
 
 

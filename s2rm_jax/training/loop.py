@@ -84,6 +84,7 @@ def train_and_evaluate(
     config: ConfigDict,
     workdir: epath.PathLike,
     profile_steps: range = range(0),
+    network: nn.Module | None = None,
 ) -> dict[str, float]:
     """Train as `config` says in `workdir`, or continue the run that is there.
 
@@ -94,6 +95,7 @@ def train_and_evaluate(
         config: see `config.default_config`.
         workdir: the folder of the run, on disk or in a bucket; created if missing.
         profile_steps: steps to trace into the folder `profile` of the workdir.
+        network: a module to train instead of `build_network(config)`; give it again to continue the run and to load it.
 
     Returns:
         The metrics of the evaluation after the last step, or of that step itself if config.eval.every is 0.
@@ -115,7 +117,7 @@ def train_and_evaluate(
         if began is None:
             find_pretrained(config)  # fails early, before the data is read
         config = resolve_config(config, began)
-        parts = assemble(config, mesh, find_vocabulary(config) if began is None else None)
+        parts = assemble(config, mesh, find_vocabulary(config) if began is None else None, network)
         if config.steps and config.epochs:
             log(f"ignored: config.epochs={config.epochs:g}, because config.steps is {config.steps:,}")
         if config.steps == 0:
@@ -139,10 +141,12 @@ def check_before_start(config: ConfigDict) -> None:
         raise UserError(f"config.eval.metric is {config.eval.metric!r}; it must be one of: {', '.join(metrics)}")
 
 
-def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = None) -> Parts:
+def assemble(
+    config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = None, network: nn.Module | None = None
+) -> Parts:
     """Build the network and its input as `config` says; the evaluation runs on the devices of `mesh`.
 
-    `vocabulary` is that of the pretrained text weights; see `build_tokenizer`.
+    `vocabulary` is that of the pretrained text weights; see `build_tokenizer`. A given `network` is not built.
 
     Raises:
         UserError: the data is missing, or does not fit the configuration.
@@ -157,7 +161,7 @@ def assemble(config: ConfigDict, mesh: Mesh, vocabulary: Sequence[str] | None = 
         raise UserError(f"config.input.train_split: the split {config.input.train_split!r} is empty; name another")
     pipeline.require_images(source, config)
     tokenizer = pipeline.build_tokenizer(config, source, vocabulary)
-    network = build_network(config)
+    network = build_network(config) if network is None else network
     evaluate = None
     if config.eval.every:
         held_out = sources.build_source(config.input.source, config.eval.split, on_bad_example=on_bad)

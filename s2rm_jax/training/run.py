@@ -73,6 +73,7 @@ def load_run(
     sharding: jax.sharding.Sharding | None = None,
     *,
     config: ConfigDict | None = None,
+    network: nn.Module | None = None,
     keep_programs: bool = False,
 ) -> LoadedRun:
     """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
@@ -84,6 +85,7 @@ def load_run(
         which: "best" by config.eval.metric of the run, or "latest".
         sharding: of the parameters; by default each is on one device of this process.
         config: the result of `load_config(find_run(workdir))`, if the caller has it already.
+        network: the module that the run was trained with, if it was given to `train_and_evaluate`.
         keep_programs: whether to keep compiled programs for the next process, if possible.
 
     Raises:
@@ -96,8 +98,9 @@ def load_run(
     with _explaining_damage(workdir, folder):
         config = load_config(folder) if config is None else config
         tokenizer = _load_tokenizer(folder, config)
-        network = build_network(config)
-        programs = open_program_store(config) if keep_programs else None
+        own_network = network is not None  # whose programs do not follow from the configuration
+        network = build_network(config) if network is None else network
+        programs = open_program_store(config) if keep_programs and not own_network else None
         find_shapes = partial(parameter_shapes, network, config)
         shapes = programs.remember("parameter_shapes", find_shapes) if programs else find_shapes()
         step: int | None = None

@@ -1,0 +1,42 @@
+"""A run whose network is given as a module, not built from the configuration."""
+
+import pytest
+
+from s2rm_jax.errors import UserError
+from s2rm_jax.parallel import programs
+from s2rm_jax.training import run
+from s2rm_jax.training.loop import train_and_evaluate
+from tests.conftest import tiny_config
+
+
+@pytest.fixture(scope="module")
+def network(standin):
+    return standin.StandIn(width=5, words=tiny_config().text.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, network):
+    """A run that was stopped after two of three steps and continued."""
+    workdir, config = tmp_path_factory.mktemp("run"), tiny_config()
+    config.optimizer.ema_decay = 0.5
+    assert "mean_iou" in train_and_evaluate(config, workdir, network=network)
+    config.steps = 3
+    assert "mean_iou" in train_and_evaluate(config, workdir, network=network)
+    return workdir
+
+
+def test_it_trains_is_evaluated_continues_and_is_loaded_like_any_other(workdir, network):
+    loaded = run.load_run(workdir, "latest", network=network)
+    assert loaded.step == 3 and loaded.network == network
+    assert loaded.params["head"]["kernel"].shape == (5, 5)
+    assert "from step 2 of 3" in (workdir / "log/process_0.jsonl").read_text()
+
+
+def test_without_the_module_its_parameters_are_named(workdir):
+    with pytest.raises(UserError, match=r"decoder/.* is missing in the checkpoint.*`network`, if it was your own"):
+        run.load_run(workdir)
+
+
+def test_its_programs_are_not_kept_under_the_configuration(workdir, network, monkeypatch):
+    monkeypatch.setattr(run, "open_program_store", lambda config: programs.ProgramStore(workdir, config))
+    assert run.load_run(workdir, network=network, keep_programs=True).programs is None
