@@ -9,6 +9,12 @@ Suites: cumulative, fusion_by_decoder, leave_one_out (of the parts of the fusion
 at equal cost), recipe, far, far_long, all (every suite but far and far_long). Runs train on the synthetic benchmark,
 those of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md), unless --config names another
 configuration; each of these two needs its own --out.
+
+--suite FILE.json is a suite of your own: {VARIANT: {FIELD: VALUE}}. Its variants are compared with `full`, the
+unchanged configuration:
+
+    {"sum": {"fusion.mode": "sum"}, "flipped": {"input.augment.flip": 0.5}}
+
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
 it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They have all
@@ -43,8 +49,11 @@ if TYPE_CHECKING:
     from s2rm_jax.measure.ablation_runs import Run
 
 FLAGS = flags.FlagValues()
-SUITE = flags.DEFINE_enum(
-    "suite", None, [*SUITES, "all"], "the suite of variants; all: every suite but far and far_long", flag_values=FLAGS
+SUITE = flags.DEFINE_string(
+    "suite",
+    None,
+    f"the suite of variants: {', '.join(SUITES)}, all (every suite but far and far_long), or a JSON file of your own",
+    flag_values=FLAGS,
 )
 VARIANTS = flags.DEFINE_list(
     "variants", [], "the variants to train, such as full,plain_sum; by default the whole suite", flag_values=FLAGS
@@ -75,8 +84,8 @@ def main() -> None:
     from s2rm_jax.training.logging import log
     from s2rm_jax.training.loop import LossNotFinite
 
-    suite = SUITE.value
-    assert suite is not None and OUT.value is not None  # required
+    assert SUITE.value is not None and OUT.value is not None  # required
+    suite = Path(SUITE.value).stem if SUITE.value.endswith(".json") else SUITE.value
     if COLLECT.value and CONFIG.value:
         raise UserError("--collect is for runs on the synthetic benchmark; leave out --config")
     if STEPS.value and "steps" in command_line.given_fields(FLAGS):
@@ -88,12 +97,12 @@ def main() -> None:
     benchmark = f"synthetic_benchmark:{suite}" if suite in FAR else "synthetic_benchmark"
     base = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config(benchmark))
     base = with_steps(base, STEPS.value or base.steps)
+    whole_suite = variants_of(SUITE.value)
     try:
-        variants = variants_of(suite, VARIANTS.value or ())
+        variants = variants_of(SUITE.value, VARIANTS.value or ())
     except UserError as error:
         raise UserError(f"--variants: {error}") from error
     out = make_output_folder(OUT.value)
-    whole_suite = variants_of(suite)
     # Read before training too: a result that is damaged or of other settings would otherwise fail the first report.
     finished = load_results(plan_finished(whole_suite, base, out))
     if COLLECT.value:

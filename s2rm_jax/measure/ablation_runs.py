@@ -92,10 +92,11 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
     base = copy.deepcopy(base)
     if not base.compilation_cache:
         base.compilation_cache = str((out / "compilation_cache").absolute())  # all seeds share compiled programs
-    configs = [apply_variant(base, variant) for variant in variants]
-    for variant, config in zip(variants, configs, strict=True):
+    configs = []
+    for variant in variants:
         try:
-            check_before_start(config)  # now, not when the run starts, perhaps days later
+            configs.append(apply_variant(base, variant))
+            check_before_start(configs[-1])  # now, not when the run starts, perhaps days later
         except UserError as error:
             raise UserError(f"variant {variant.name}: {error}") from error
     runs = []

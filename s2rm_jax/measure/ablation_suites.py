@@ -6,11 +6,14 @@ Each variant is compared with the first one or with its `reference`; in the suit
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, one_line, reason_of
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -23,7 +26,7 @@ class Variant:
     Attributes:
         name: of its runs; unique over all suites
         what: a short description of the change
-        changes: {field of the configuration: value}
+        changes: {dotted name of a field of the configuration: value}
         expressions: expressions per image, if not those of the configuration; the batch size is then chosen to keep the
             FLOPs of a forward pass
         reference: the variant it is compared with, if not the first of the suite
@@ -134,13 +137,18 @@ def variants_of(suite: str, names: Collection[str] = ()) -> tuple[Variant, ...]:
     """Return the variants of a suite, or those of all suites but far and far_long for "all", each once.
 
     Args:
-        suite: a name of SUITES, or "all".
+        suite: a name of SUITES, "all", or a file as `read_suite` reads it.
         names: of the variants to return, in the order of the suite; empty for all of them.
 
     Raises:
-        UserError: the suite has no variant of a name.
+        UserError: there is no such suite, it has no variant of a name, or as `read_suite`.
     """
-    suites = [SUITES[suite]] if suite != "all" else [SUITES[name] for name in SUITES if name not in FAR]
+    if suite.endswith(".json"):
+        suites = [read_suite(Path(suite))]
+    elif suite != "all" and suite not in SUITES:
+        raise UserError(f"--suite is {suite!r}; it must be one of: {', '.join(SUITES)}, all; or FILE.json")
+    else:
+        suites = [SUITES[suite]] if suite != "all" else [SUITES[name] for name in SUITES if name not in FAR]
     variants = {variant.name: variant for of_suite in suites for variant in of_suite}
     unknown = [name for name in names if name not in variants]
     if unknown:
@@ -148,12 +156,42 @@ def variants_of(suite: str, names: Collection[str] = ()) -> tuple[Variant, ...]:
     return tuple(variant for variant in variants.values() if not names or variant.name in names)
 
 
+def read_suite(path: Path) -> tuple[Variant, ...]:
+    """Return the variants of a JSON file, {variant: {field: value}}, after `full`, the unchanged configuration.
+
+    Raises:
+        UserError: the file cannot be read, has something else, or has the name of a suite of the package.
+    """
+    if path.stem in (*SUITES, "all"):
+        raise UserError(f"--suite: {path} has the name of a suite of the package; rename it")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--suite: {path} cannot be read: {reason_of(error)}") from error
+    if not (isinstance(content, dict) and content and all(isinstance(one, dict) and one for one in content.values())):
+        raise UserError(f'--suite: {path} must have the form {{"sum": {{"fusion.mode": "sum"}}, ...}}')
+    wrong = [name for name in content if name == FULL.name or not re.fullmatch(r"\w+", name)]
+    if wrong:
+        raise UserError(
+            f"--suite: {path}: a variant cannot be named {wrong[0]!r}; use letters, digits and _, but not "
+            f"{FULL.name!r}, which is the unchanged configuration"
+        )
+    described = {name: ", ".join(f"{field}={value}" for field, value in one.items()) for name, one in content.items()}
+    own = [Variant(name, described[name], changes) for name, changes in content.items()]
+    return (Variant(FULL.name, "the unchanged configuration"), *own)
+
+
 def apply_variant(base: ConfigDict, variant: Variant) -> ConfigDict:
-    """Return the configuration of a variant with the same seed; the result is not checked."""
+    """Return the configuration of a variant with the same seed; its values are not checked.
+
+    Raises:
+        UserError: there is no such section or field, or its value has another type.
+    """
     config = copy.deepcopy(base)
-    for name, value in variant.changes.items():
-        section, _, leaf = name.partition(".")
-        config[section][leaf] = value
+    try:
+        config.update_from_flattened_dict(dict(variant.changes))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(one_line(error)) from error
     if variant.expressions:
         from s2rm_jax.models.cost import network_cost
 
@@ -186,5 +224,6 @@ def with_steps(base: ConfigDict, steps: int) -> ConfigDict:
     config.optimizer.warmup_steps = round(base.optimizer.warmup_steps * steps / base.steps)
     config.eval.every = scale(base.eval.every)
     config.checkpoint_every = scale(base.checkpoint_every)
+    config.keep_every = scale(base.keep_every)
     config.log_every = scale(base.log_every)
     return config

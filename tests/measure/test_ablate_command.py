@@ -234,6 +234,21 @@ def test_without_a_finished_run_there_is_no_report(tmp_path, monkeypatch):
     assert not list((tmp_path / "out/width").iterdir())
 
 
+def test_an_own_suite_trains_its_variants_and_has_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mine.json").write_text('{"flipped": {"input.augment.flip": 0.5}}')
+    trained = {}
+
+    def carry_out(run):
+        trained[run.variant.name] = run.config.input.augment.flip
+        raise LossNotFinite("step 1: the loss is inf")
+
+    monkeypatch.setattr(ablation_runs, "carry_out", carry_out)
+    with pytest.raises(UserError, match="2 runs of suite mine failed: full-seed-0, flipped-seed-0"):
+        run(tmp_path, "--steps=3", f"--suite={tmp_path / 'mine.json'}", "--seeds=1")
+    assert trained == {"full": 0.0, "flipped": 0.5}
+    assert (tmp_path / "out/mine").is_dir()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

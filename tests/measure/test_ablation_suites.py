@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure.ablation_suites import FULL, PLAIN_SUM, SUITES, Variant, apply_variant, variants_of, with_steps
+from s2rm_jax.measure.ablation_runs import plan
 from s2rm_jax.models.cost import network_cost
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import initial_params
@@ -47,6 +48,59 @@ def test_a_variant_changes_what_it_names_and_nothing_else(variant):
         config.batch_size, config.input.expressions_per_image = BASE.batch_size, BASE.input.expressions_per_image
     rest = {name: value for name, value in config.to_dict().items() if name not in sections}
     assert rest == {name: value for name, value in BASE.to_dict().items() if name in rest}
+
+
+def test_a_variant_may_change_any_field_of_any_section():
+    changes = {"dtype": "bfloat16", "input.augment.flip": 0.5, "fusion.rotations": [0, 180]}
+    config = apply_variant(BASE, Variant("mine", "", changes))
+    check_config(config)
+    new, old = (flatten_dict(one.to_dict(), sep=".") for one in (config, BASE))
+    assert {name: new[name] for name in new if new[name] != old[name]} == changes | {"fusion.rotations": (0, 180)}
+
+
+def test_an_own_suite_is_a_file_of_variants_compared_with_the_unchanged_configuration(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"sum": {"fusion.mode": "sum"}, "both": {"dtype": "bfloat16", "input.augment.flip": 0.5}}')
+    full, *own = variants_of(str(path))
+    assert (full.name, full.changes) == ("full", {})
+    assert own == [
+        Variant("sum", "fusion.mode=sum", {"fusion.mode": "sum"}),
+        Variant("both", "dtype=bfloat16, input.augment.flip=0.5", {"dtype": "bfloat16", "input.augment.flip": 0.5}),
+    ]
+    assert variants_of(str(path), ["both"]) == (own[1],)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.json", None, "mine.json cannot be read: No such file"),
+        ("mine.json", "{", "mine.json cannot be read: "),
+        ("mine.json", '["sum"]', "mine.json must have the form {"),
+        ("mine.json", '{"sum": "fusion.mode"}', "mine.json must have the form {"),
+        ("mine.json", '{"full": {"seed": 1}}', "a variant cannot be named 'full'"),
+        ("mine.json", '{"a/b": {"seed": 1}}', "a variant cannot be named 'a/b'; use letters, digits and _"),
+        ("far.json", '{"sum": {"fusion.mode": "sum"}}', "far.json has the name of a suite of the package; rename it"),
+        ("mine", None, "--suite is .*it must be one of: cumulative, .*, all; or FILE.json"),
+    ],
+)
+def test_a_wrong_suite_is_named(tmp_path, name, content, message):
+    if content:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        variants_of(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fusion.mod": "sum"}, "fusion.mod"),
+        ({"fusoin.mode": "sum"}, '"fusoin" was not found'),
+        ({"fusion.width": "wide"}, "'width'"),
+    ],
+)
+def test_a_field_that_does_not_exist_or_fit_is_named_with_its_variant(tmp_path, changes, message):
+    with pytest.raises(UserError, match=f"variant mine: .*{message}"):
+        plan([Variant("mine", "", changes)], 1, BASE, tmp_path)
 
 
 def test_all_is_every_suite_on_the_same_scenes(monkeypatch):
