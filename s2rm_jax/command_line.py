@@ -154,6 +154,30 @@ def define_label_studio(flag_values: flags.FlagValues) -> flags.FlagHolder[str |
     )
 
 
+class _CheckpointParser(flags.ArgumentParser[str | int]):
+    """Parses "best", "latest" or a step, as `training.run.load_run` takes it."""
+
+    def parse(self, argument: str | int) -> str | int:
+        """Return a step as an integer."""
+        if argument in ("best", "latest"):
+            return argument
+        if not str(argument).isdecimal():
+            raise ValueError("it must be best, latest or a step")
+        return int(argument)
+
+
+def define_checkpoint(flag_values: flags.FlagValues) -> flags.FlagHolder[str | int]:
+    """Define --checkpoint."""
+    text = "the checkpoint: best (by config.eval.metric), latest, or a step"
+    parser, serializer = _CheckpointParser(), flags.ArgumentSerializer[str | int]()
+    return flags.DEFINE(parser, "checkpoint", "best", text, flag_values, serializer)
+
+
+def describe_checkpoint(which: str | int | None) -> str:
+    """Return "best checkpoint", "latest checkpoint" or "checkpoint of step N"."""
+    return f"checkpoint of step {which}" if isinstance(which, int) else f"{which} checkpoint"
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand, its required flags and its other flags."""

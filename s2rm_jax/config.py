@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
     config.remat = "none"  # one of REMAT_POLICIES: what is computed twice to save memory; see models/layers.py
 
     config.input = ConfigDict()
-    config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py and its arguments
+    config.input.source = ConfigDict({"name": ""})  # a name in input/sources.py, or "module:Class", and its arguments
     config.input.train_split = "train"  # the split that is trained on
     config.input.image_size = (480, 480)  # height, width in pixels
     # K, the largest number of expressions of an image in a batch; LAVT's recipe sets 1
@@ -150,6 +150,7 @@ def default_config() -> ConfigDict:
     config.tensorboard = True  # also write metrics as TensorBoard files
     config.wandb_project = ""  # Weights & Biases project that receives the metrics; empty: none
     config.checkpoint_every = 1000  # steps between checkpoints
+    config.keep_every = 0  # steps between checkpoints that are all kept; 0: only the latest two and the best are
     config.log_every = 50  # steps between lines of the log and the metrics
     return config
 
@@ -181,7 +182,7 @@ _AT_LEAST_ONE = (
     *("optimizer.accumulate", "input.augment.patch", "mesh.fsdp"),
 )
 _AT_LEAST_ZERO = (
-    *("steps", "epochs", "eval.every", "eval.limit", "eval.expressions_per_image", "input.workers"),
+    *("steps", "epochs", "keep_every", "eval.every", "eval.limit", "eval.expressions_per_image", "input.workers"),
     *("decoder.no_target_width", "loss.coarse_weight", "loss.no_target_weight", "seed"),
     *(f"optimizer.{field}" for field in ("learning_rate", "weight_decay", "power", "clip_norm", "warmup_steps")),
 )

@@ -20,7 +20,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath
@@ -48,7 +48,7 @@ PRIVATE = flags.DEFINE_bool("private", False, "with to-hub, create a private rep
 LICENSE = flags.DEFINE_string(
     "license", None, "with to-hub, the licence of the weights by its name on the Hub: apache-2.0", flag_values=FLAGS
 )
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+CHECKPOINT = command_line.define_checkpoint(FLAGS)
 
 
 def to_pytorch() -> None:
@@ -348,7 +348,7 @@ def _export() -> Iterator[tuple[LoadedRun, epath.Path, Path]]:
     assert WORKDIR.value is not None and OUT.value is not None  # required
     with atomic_folder(OUT.value, "--out") as folder:
         workdir = find_run(WORKDIR.value)
-        yield load_run(workdir, cast(Literal["best", "latest"], CHECKPOINT.value)), workdir, folder
+        yield load_run(workdir, CHECKPOINT.value), workdir, folder
 
 
 def _usage(form: str, packages: str) -> str:

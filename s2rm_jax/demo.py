@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TextIO, cast
+from typing import TextIO
 
 from absl import flags
 
@@ -34,7 +34,7 @@ WORKDIR = flags.DEFINE_string(
     "the workdir of a training run; by default the small network bundled with the package, trained on generated shapes",
     flag_values=FLAGS,
 )
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+CHECKPOINT = command_line.define_checkpoint(FLAGS)
 HOST = flags.DEFINE_string(
     "host",
     "127.0.0.1",
@@ -109,10 +109,9 @@ def main() -> None:
     # The log must not contain the expressions of visitors; the answers have the remarks.
     silence_tokenizer()
     assert WORKDIR.value is not None  # has a default
-    which = cast(Literal["best", "latest"], CHECKPOINT.value)
     root_path = f"/{ROOT_PATH.value.strip('/')}" if ROOT_PATH.value.strip("/") else ""
     listening = _listen(HOST.value, PORT.value)  # first: a port that is in use is reported before the network is loaded
-    segmenter = Segmenter.from_checkpoint(WORKDIR.value, which, keep_programs=True)
+    segmenter = Segmenter.from_checkpoint(WORKDIR.value, CHECKPOINT.value, keep_programs=True)
     limits = Limits(
         bytes=round(1e6 * MAX_MEGABYTES.value),
         pixels=round(1e6 * MAX_MEGAPIXELS.value),
@@ -126,7 +125,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2rm_demo_")))
         cases = example_cases(segmenter.config, folder, split=SPLIT.value)
-        name = f"the {which} checkpoint of {Path(WORKDIR.value).resolve().name}"
+        name = f"the {command_line.describe_checkpoint(CHECKPOINT.value)} of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
             name = "the bundled network, trained on generated shapes"
         access_log = None

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "the workdir of a training run", flag_values=FLAGS)
 SPLIT = flags.DEFINE_string("split", None, "the split; by default the one evaluated in training", flag_values=FLAGS)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+CHECKPOINT = command_line.define_checkpoint(FLAGS)
 PROTOCOL = flags.DEFINE_string(
     "protocol", None, f"the protocol: {', '.join(PROTOCOLS)}; by default that of the run", flag_values=FLAGS
 )
@@ -88,7 +88,7 @@ OUT = flags.DEFINE_string(
     "out",
     None,
     "the folder for the report; by default WORKDIR/eval-SPLIT, followed by the protocol unless it is original, by "
-    "`latest` with --checkpoint latest, by --limit, and by the names in --data",
+    "`latest` or `step-N` with --checkpoint, by --limit, and by the names in --data",
     flag_values=FLAGS,
 )
 
@@ -96,7 +96,8 @@ OUT = flags.DEFINE_string(
 def _folder_name(split: str, protocol: str) -> str:
     """Return the name of the report's folder; it differs where the report on the whole split must not be replaced."""
     parts = ["eval", split, *([protocol] if protocol != "original" else [])]
-    parts += [str(CHECKPOINT.value)] if CHECKPOINT.value != "best" else []
+    if CHECKPOINT.value != "best":
+        parts += [f"step-{CHECKPOINT.value}" if isinstance(CHECKPOINT.value, int) else CHECKPOINT.value]
     parts += [f"first-{LIMIT.value}"] if LIMIT.value else []
     parts += [re.sub(r"[^\w+.]+", "_", Path(one.rpartition("=")[2]).resolve().name) for one in DATA.value or ()]
     return "-".join(parts)
@@ -129,7 +130,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     from s2rm_jax.training.run import load_run
 
     assert WORKDIR.value is not None  # required
-    which = cast(Literal["best", "latest"], CHECKPOINT.value)
+    which = command_line.describe_checkpoint(CHECKPOINT.value)
     config = _load_config(workdir)
     protocol, split = protocol_named(config.eval.protocol), config.eval.split
     data = describe(config.input.source, split)
@@ -140,9 +141,9 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
     require_own_report(Path(out), data | {"split": split})
     out = make_output_folder(out)
     mesh = make_mesh()
-    run = load_run(workdir, which, replicated(mesh), config=config)  # last: restoring takes longest
+    run = load_run(workdir, CHECKPOINT.value, replicated(mesh), config=config)  # last: restoring takes longest
     log(
-        f"evaluating the {which} checkpoint of {WORKDIR.value} on "
+        f"evaluating the {which} of {WORKDIR.value} on "
         f"{counted(min(len(source), LIMIT.value or len(source)), 'image')} of {split}"
     )
     cases = Cases(GALLERY.value)
@@ -159,7 +160,7 @@ def _report(workdir: epath.Path) -> dict[str, Any] | None:
             out,
             report,
             sections,
-            title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which} checkpoint, protocol {protocol.name}",
+            title=f"{Path(WORKDIR.value).resolve().name}: {split}, {which}, protocol {protocol.name}",
             benchmark=benchmark,
             reliability=reliability(judged),
             **about,

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath
@@ -112,7 +112,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "which checkpoint", flag_values=FLAGS)
+CHECKPOINT = command_line.define_checkpoint(FLAGS)
 
 
 @command_line.returns_result(FLAGS)
@@ -225,8 +225,7 @@ def _segmenter(workdir: epath.Path) -> Segmenter:
 
     if (IMAGE.value or IMAGES.value) and default_network.is_default_network(str(WORKDIR.value)):
         log("the bundled network is trained on generated shapes only; for other images give --workdir")
-    which = cast(Literal["best", "latest"], CHECKPOINT.value)
-    return Segmenter.from_checkpoint(str(workdir), which, keep_programs=True)
+    return Segmenter.from_checkpoint(str(workdir), CHECKPOINT.value, keep_programs=True)
 
 
 def _warn(segmenter: Segmenter, expressions: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import flax.linen as nn
 import jax
@@ -156,7 +156,7 @@ class Segmenter:
     def from_checkpoint(
         cls,
         workdir: str | Path = default_network.FOLDER,
-        which: Literal["best", "latest"] = "best",
+        which: str | int = "best",
         *,
         keep_programs: bool = False,
     ) -> Segmenter:
@@ -167,7 +167,7 @@ class Segmenter:
                 Hub: "user/name", "user/name@revision" or "hf://user/name". A local folder of that name comes first,
                 except after "hf://". The default is the network that comes with the package, which is trained on
                 generated shapes only.
-            which: the checkpoint to load.
+            which: the checkpoint to load: "best" by config.eval.metric of the run, "latest", or the step of one.
             keep_programs: whether to keep compiled programs in the user's cache folder, where the next process finds
                 them (`parallel.programs.open_program_store`); only on CPUs.
 

@@ -396,4 +396,5 @@ def test_a_vocabulary_that_is_missing_or_damaged_is_to_be_restored(tiny_workdir,
 def test_a_checkpoint_is_the_best_or_the_latest(warm):
     """In a process of its own, because types are checked by the tests, but not where the package is used."""
     done = warm.run("-c", "from s2rm_jax import Segmenter; Segmenter.from_checkpoint(which='last')")
-    assert done.stderr.splitlines()[-1] == "s2rm_jax.errors.UserError: which is 'last'; it must be 'best' or 'latest'"
+    expected = "which is 'last'; it must be 'best', 'latest' or a step"
+    assert done.stderr.splitlines()[-1] == f"s2rm_jax.errors.UserError: {expected}"

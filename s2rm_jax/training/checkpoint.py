@@ -1,4 +1,7 @@
-"""Checkpoints: everything that must resume together, saved as one. The latest two and the best are kept."""
+"""Checkpoints: everything that must resume together, saved as one.
+
+The latest two and the best are kept, and those of every config.keep_every steps.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from etils import epath, epy
@@ -63,7 +66,7 @@ class Checkpoints:
     a checkpoint.
     """
 
-    def __init__(self, workdir: epath.PathLike, every: int, metric: str):
+    def __init__(self, workdir: epath.PathLike, every: int, metric: str, keep_every: int = 0):
         self._directory = epath.Path(workdir) / CHECKPOINT_DIRECTORY
         self._metric = metric
 
@@ -71,13 +74,16 @@ class Checkpoints:
             return metrics.get(metric, -math.inf)
 
         options = ocp.CheckpointManagerOptions(
-            save_decision_policy=checkpoint_managers.FixedIntervalPolicy(every),
+            save_decision_policy=checkpoint_managers.AnySavePolicy(
+                [checkpoint_managers.FixedIntervalPolicy(steps) for steps in (every, keep_every) if steps]
+            ),
             # With the best alone, a restart would rewind to it. Of the latest there are two, so that an unreadable
             # checkpoint costs one interval and not the run.
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [
                     checkpoint_managers.LatestN(2),
                     checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+                    *([checkpoint_managers.EveryNSteps(keep_every)] if keep_every else []),
                 ]
             ),
             best_fn=score,  # without it Orbax does not write the metrics
@@ -218,7 +224,7 @@ def _complete_steps(directory: epath.Path) -> list[int]:
 def restore_params(
     workdir: epath.PathLike,
     metric: str,
-    which: Literal["best", "latest"] = "best",
+    which: str | int = "best",
     expected: Any | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[int, Any]:
@@ -229,12 +235,12 @@ def restore_params(
     Args:
         workdir: the workdir of the run.
         metric: config.eval.metric of the run, by which a checkpoint is the best.
-        which: "best" or "latest"; if no checkpoint was evaluated, the latest is the best.
+        which: "best", "latest", or a step; if no checkpoint was evaluated, the latest is the best.
         expected: the parameters of the network or their shapes (`state.parameter_shapes`), which are checked.
         sharding: of every parameter; by default each is on one device of this process.
 
     Raises:
-        UserError: `workdir` has no checkpoint, or it is damaged, or its architecture differs from `expected`.
+        UserError: `workdir` has no such checkpoint, or it is damaged, or its architecture differs from `expected`.
     """
     workdir = workdir_path(workdir)
     directory = workdir / CHECKPOINT_DIRECTORY
@@ -248,8 +254,11 @@ def restore_params(
         # Unlike the standard handler, this one reads a part of a tree.
         opened = _open(directory, ocp.PyTreeCheckpointHandler())
     with opened as manager:
+        steps = _complete_steps(directory)
         best = _best_step(scores) if which == "best" else None
-        step = max(_complete_steps(directory)) if best is None else best
+        step = which if isinstance(which, int) else steps[-1] if best is None else best
+        if step not in steps:
+            raise UserError(f"{directory} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
 
         def read() -> Any:
             tree = _saved_tree(manager, step)

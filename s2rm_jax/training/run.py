@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from etils import epath
@@ -51,7 +51,7 @@ from s2rm_jax.training.state import parameter_shapes
 # Fields that may change when a run continues: its length, how often it logs, evaluates and saves, where and how it
 # reads, on which devices it runs, and what it computes twice to save memory.
 MAY_CHANGE = (
-    *("steps", "epochs", "log_every", "checkpoint_every", "eval.every", "eval.batch_size", "remat"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "keep_every", "eval.every", "eval.batch_size", "remat"),
     *("compilation_cache", "tensorboard", "wandb_project", "eval.expressions_per_image", "mesh.fsdp", "mesh.step"),
     *("eval.score_scale", "eval.score_bias"),  # fitted after training
     *("input.workers", "input.on_bad_example", "text.vocab", "input.source.root", "input.source.image_root"),
@@ -69,31 +69,31 @@ _JOB_LOGS = {".log", ".out", ".err"}  # which job schedulers often write beside 
 
 def load_run(
     workdir: epath.PathLike,
-    which: Literal["best", "latest"] = "best",
+    which: str | int = "best",
     sharding: jax.sharding.Sharding | None = None,
     *,
     config: ConfigDict | None = None,
     network: nn.Module | None = None,
     keep_programs: bool = False,
 ) -> LoadedRun:
-    """Load the best or the latest checkpoint of a training run, with its configuration and vocabulary.
+    """Load a checkpoint of a training run, with its configuration and vocabulary.
 
     A folder of weights, as `convert to-pytorch` writes it, is loaded too, and a network on the Hugging Face Hub.
 
     Args:
         workdir: the folder, or a name on the Hub; see `find_run`.
-        which: "best" by config.eval.metric of the run, or "latest".
+        which: "best" by config.eval.metric of the run, "latest", or the step of a checkpoint.
         sharding: of the parameters; by default each is on one device of this process.
         config: the result of `load_config(find_run(workdir))`, if the caller has it already.
         network: the module that the run was trained with, if it was given to `train_and_evaluate`.
         keep_programs: whether to keep compiled programs for the next process, if possible.
 
     Raises:
-        UserError: the folder is not the workdir of a run, has no checkpoint or no vocabulary, or its configuration does
-            not fit its parameters; `which` is something else; or as `find_run`.
+        UserError: the folder is not the workdir of a run, has no such checkpoint or no vocabulary, or its configuration
+            does not fit its parameters; `which` is something else; or as `find_run`.
     """
-    if which not in ("best", "latest"):  # whose type Python does not check
-        raise UserError(f"which is {which!r}; it must be 'best' or 'latest'")
+    if which not in ("best", "latest") and not isinstance(which, int):
+        raise UserError(f"which is {which!r}; it must be 'best', 'latest' or a step")
     folder = find_run(workdir)
     with _explaining_damage(workdir, folder):
         config = load_config(folder) if config is None else config
@@ -105,6 +105,8 @@ def load_run(
         shapes = programs.remember("parameter_shapes", find_shapes) if programs else find_shapes()
         step: int | None = None
         if not on_bucket(folder) and (folder / SAFETENSORS).is_file() and not has_checkpoint(folder):
+            if isinstance(which, int):
+                raise UserError(f"{folder} is a folder of weights, without checkpoints; step {which} cannot be chosen")
             params = read_pytorch(Path(folder) / SAFETENSORS, shapes)
         else:
             step, params = restore_params(folder, config.eval.metric, which, shapes, sharding)
@@ -377,7 +379,7 @@ def open_workdir(
     shared = "must be one folder that all processes share"
     # Buckets have no empty folders, and are shared by nature.
     distributed.require_everywhere(lambda: on_bucket(workdir) or workdir.is_dir(), f"--workdir {workdir} {shared}")
-    with Checkpoints(workdir, config.checkpoint_every, config.eval.metric) as checkpoints:
+    with Checkpoints(workdir, config.checkpoint_every, config.eval.metric, config.keep_every) as checkpoints:
         step = checkpoints.latest_step
         if distributed.gather(step) != [step] * distributed.process()[1]:
             raise UserError(f"--workdir {workdir} {shared}, but the processes see different checkpoints there")

@@ -84,7 +84,9 @@ def test_required_flags_choices_bounds_and_defaults_are_shown(commands):
     assert commands["s2rm train"]["--workdir"][:2] == ["text", "required"]
     assert commands["s2rm train"]["--num_processes"][:2] == ["integer", ""]  # of distributed.define_flags
     assert commands["s2rm convert"]["--weights"][1] == "required by from-pytorch"
-    assert commands["s2rm evaluate"]["--checkpoint"] == ["choice", "`best`", "which checkpoint; one of: best, latest"]
+    assert commands["s2rm predict"]["--overlay"] == ["choice", "`on`", "whether to write overlay.png; one of: on, off"]
+    text = "the checkpoint: best (by config.eval.metric), latest, or a step"
+    assert commands["s2rm evaluate"]["--checkpoint"] == ["text", "`best`", text]
     assert commands["s2rm demo"]["--port"][-1].endswith("; at least 0; at most 65535")
     assert commands["s2rm predict"]["--text"][0] == "text, repeatable"
     assert commands["s2rm predict"]["--quiet"][0] == "boolean"  # of returns_result

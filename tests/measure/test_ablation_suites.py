@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from s2rm_jax.config import check_config
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure.ablation_suites import FULL, PLAIN_SUM, SUITES, Variant, apply_variant, variants_of, with_steps
 from s2rm_jax.measure.ablation_runs import plan
+from s2rm_jax.measure.ablation_suites import FULL, PLAIN_SUM, SUITES, Variant, apply_variant, variants_of, with_steps
 from s2rm_jax.models.cost import network_cost
 from s2rm_jax.models.network import build_network
 from s2rm_jax.training.state import initial_params

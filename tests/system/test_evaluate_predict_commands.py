@@ -122,13 +122,17 @@ def test_evaluate_calibrates_the_scores_that_predict_gives(tmp_path):
     assert not (tmp_path / "report/plots/reliability.svg").exists()
 
 
-def test_reports_on_the_best_and_the_latest_checkpoint_have_folders_of_their_own(tiny_workdir, tmp_path):
+def test_reports_on_other_checkpoints_than_the_best_have_folders_of_their_own(tiny_workdir, tmp_path):
     workdir = shutil.copytree(tiny_workdir, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))
-    for which in ("best", "latest"):
+    for which in ("best", "latest", "2"):
         flags = ("--split=test", "--limit=2", "--gallery=0", f"--checkpoint={which}")
         status, _, errors = command("evaluate", f"--workdir={workdir}", *flags)
         assert status == 0, errors
-    assert {path.name for path in workdir.glob("eval-*")} == {"eval-test-first-2", "eval-test-latest-first-2"}
+    assert {path.name for path in workdir.glob("eval-*")} == {
+        f"eval-test-{which}first-2" for which in ("", "latest-", "step-2-")
+    }
+    about = json.loads((workdir / "eval-test-step-2-first-2/metrics.json").read_text())
+    assert about["checkpoint"] == 2
 
 
 def test_a_report_is_written_even_if_its_scores_cannot_be_fitted(tiny_workdir, tmp_path, monkeypatch):

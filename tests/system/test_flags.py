@@ -11,7 +11,9 @@ from tests.command import run_command
 from tests.conftest import tiny_config
 
 
-@pytest.mark.parametrize(("flags", "which"), [((), "best"), (("--checkpoint=latest",), "latest")])
+@pytest.mark.parametrize(
+    ("flags", "which"), [((), "best"), (("--checkpoint=latest",), "latest"), (("--checkpoint=6",), 6)]
+)
 @pytest.mark.parametrize("name", ["evaluate", "predict", "demo", "convert"])
 def test_commands_load_the_checkpoint_that_is_asked_for(tmp_path, monkeypatch, name, flags, which):
     if name == "demo":

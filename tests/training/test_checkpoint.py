@@ -79,6 +79,22 @@ def test_the_latest_two_and_the_best_are_kept_and_a_restart_takes_the_latest(tmp
         assert_equal(params, state_after(step).ema_params)
 
 
+def test_those_of_every_keep_every_steps_are_kept_too_and_any_can_be_loaded(tmp_path, run_of):
+    config, _, state_after = run_of
+    save_config(tmp_path, config)
+    with Checkpoints(tmp_path, 10, "mean_iou", keep_every=15) as checkpoints:
+        steps = [step for step in range(1, 61) if checkpoints.due(step)]
+        assert steps == [10, 15, 20, 30, 40, 45, 50, 60]
+        for step in steps:
+            checkpoints.save(Checkpoint(step, state_after(step), 4 * step, {"mean_iou": -float(step)}))
+    assert kept_steps(tmp_path) == [10, 15, 30, 45, 50, 60]
+    step, params = restore_params(tmp_path, "mean_iou", 30)
+    assert step == 30
+    assert_equal(params, state_after(30).ema_params)
+    with pytest.raises(UserError, match=r"checkpoints has no checkpoint of step 20; it has 10, 15, 30, 45, 50, 60$"):
+        restore_params(tmp_path, "mean_iou", 20)
+
+
 def test_of_equal_scores_the_last_is_the_best_as_on_disk(tmp_path, run_of):
     config, _, state_after = run_of
     scores = [(10, 0.0), (20, 5.0), (30, 5.0), (40, 1.0), (50, 1.0)]
@@ -93,7 +109,7 @@ def test_of_equal_scores_the_last_is_the_best_as_on_disk(tmp_path, run_of):
     assert restore_params(tmp_path, "mean_iou", "best")[0] == 30
 
 
-@pytest.mark.parametrize(("which", "step"), [("best", 10), ("latest", 20)])
+@pytest.mark.parametrize(("which", "step"), [("best", 10), ("latest", 20), (10, 10), (20, 20)])
 def test_a_run_is_loaded_from_the_checkpoint_that_is_asked_for(tmp_path, run_of, standin, monkeypatch, which, step):
     _, _, state_after = run_of
     save_all(tmp_path, run_of, [(10, 9.0), (20, 1.0)])

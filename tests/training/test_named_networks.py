@@ -49,6 +49,11 @@ def test_only_the_needed_files_are_downloaded_and_only_once(network, folder, nam
     assert len(network.downloads) == 3
 
 
+def test_a_folder_of_weights_has_no_steps_to_choose_from(folder):
+    with pytest.raises(UserError, match="is a folder of weights, without checkpoints; step 2 cannot be chosen"):
+        load_run(folder, 2)
+
+
 def test_a_revision_is_a_branch_a_tag_or_a_commit(network, folder):
     other = dict(network.repositories["anna/net"]["main"])
     other["config.json"] = other["config.json"].replace(b'"batch_size": 2', b'"batch_size": 7')
