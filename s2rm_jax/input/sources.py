@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from s2rm_jax.config import similar_fields
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, one_line
 from s2rm_jax.input.custom import coco_json_source, find_file, json_lines_source
 from s2rm_jax.input.example import Source
 from s2rm_jax.input.huggingface import HuggingFaceSource, find_dataset
@@ -69,8 +70,30 @@ SOURCES: dict[str, Any] = {
 }
 
 
+def _find(name: Any) -> Any:
+    """Return the source of a name, None if there is none.
+
+    Raises:
+        UserError: "package.module:Class" is not a subclass of `Source` that can be imported.
+    """
+    if not (own := re.fullmatch(r"(\w+(?:\.\w+)*):(\w+)", str(name))):
+        return SOURCES.get(str(name))
+    module, class_name = own.groups()
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config.input.source.name is {name!r}, which cannot be imported: {one_line(error)}") from error
+    if not (inspect.isclass(found) and issubclass(found, Source)):
+        raise UserError(
+            f"config.input.source.name is {name!r}, which is not a subclass of Source (s2rm_jax/input/example.py)"
+        )
+    return found
+
+
 def build_source(config: ConfigDict, split: str, *, training: bool = False, on_bad_example: str = "stop") -> Source:
     """Build one split of the source `config.name`; the other fields are the arguments of that source.
+
+    The name is one of SOURCES, or "package.module:Class" for a subclass of `Source` outside this package.
 
     With `training` the length is an epoch of training, in which a mixture repeats images. Otherwise each image occurs
     once, whatever the split. `on_bad_example` is config.input.on_bad_example.
@@ -79,7 +102,8 @@ def build_source(config: ConfigDict, split: str, *, training: bool = False, on_b
         UserError: unknown name or field, or an error of the source itself.
     """
     name, arguments = _arguments(config, split, training=training, on_bad_example=on_bad_example)
-    return SOURCES[name](*arguments.args, **arguments.kwargs)
+    source: Source = _find(name)(*arguments.args, **arguments.kwargs)
+    return source
 
 
 def describe(config: ConfigDict, split: str) -> dict[str, Any]:
@@ -115,7 +139,7 @@ def describe(config: ConfigDict, split: str) -> dict[str, Any]:
 
 def with_defaults(source: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a source and of the parts of a mixture, with the defaults of the fields left out."""
-    reader = SOURCES.get(str(source.get("name")))
+    reader = _find(source.get("name"))
     parameters = inspect.signature(reader).parameters.values() if reader else ()
     given = {name: with_defaults(value) if isinstance(value, dict) else value for name, value in source.items()}
     return {one.name: one.default for one in parameters if one.default is not one.empty} | given
@@ -175,14 +199,14 @@ def _section(fields: Any, name: str) -> dict[str, Any] | None:
     """Return the settings of the source that has a field, given by its dotted name; None if there is none."""
     *sections, field = name.split(".")
     section = reduce(lambda tree, key: tree.get(key) if isinstance(tree, dict) else None, sections, fields)
-    kind = SOURCES.get(str(section.get("name"))) if isinstance(section, dict) else None
+    kind = _find(section.get("name")) if isinstance(section, dict) else None
     return section if kind and field in inspect.signature(kind).parameters else None
 
 
 def _folder_fields(fields: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
     """Return the sections that have folders, by the dotted name of each field for a folder."""
     names: list[str] = [name for name in ("path", "root") if name in fields]
-    kind = SOURCES.get(str(fields.get("name")))
+    kind = _find(fields.get("name"))
     names += ["image_root"] if kind and "image_root" in inspect.signature(kind).parameters else []
     found = {f"{prefix}{name}": fields for name in names}
     for name, value in fields.items():
@@ -229,8 +253,12 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
     """
     fields = dict(config)
     name = fields.pop("name", "")
-    if name not in SOURCES:
-        raise UserError(f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}")
+    source = _find(name)
+    if source is None:
+        raise UserError(
+            f"config.input.source.name is {name!r}; it must be one of: {', '.join(sorted(SOURCES))}; or "
+            "'package.module:Class'"
+        )
     if name == "mixture":
         parts = fields.get("parts")
         if not isinstance(parts, ConfigDict) or not all(isinstance(part, ConfigDict) for part in parts.values()):
@@ -239,7 +267,7 @@ def _arguments(config: ConfigDict, split: str, **common: Any) -> tuple[str, insp
             )
     if name == "tfds":
         fields.pop("image_root", None)  # of S2RM_IMAGES; its records contain the images
-    signature = inspect.signature(SOURCES[name])
+    signature = inspect.signature(source)
     # None is a path that is not set, as by os.environ.get.
     paths = {field for field, argument in signature.parameters.items() if argument.default == ""}
     fields = {field: value for field, value in fields.items() if value is not None or field not in paths}

@@ -44,6 +44,64 @@ def settings(tmp_path):
     }
 
 
+OWN = """
+from s2rm_jax.input.example import Example, Expression, Source
+
+class Mine(Source):
+    def __init__(self, split, *, root, length: int = 3):
+        self.split, self.root, self.length = split, root, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        raise IndexError(index)
+
+    def referents(self, index):
+        return ((0,),)
+
+def a_function(split):
+    raise AssertionError("called")
+
+class Other:
+    def __init__(self, split):
+        raise AssertionError("called")
+"""
+
+
+def test_a_source_of_ones_own_is_found_by_its_module_and_class(tmp_path, monkeypatch):
+    (tmp_path / "my_sources.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fields = {"name": "my_sources:Mine", "root": "data"}
+    find_source(ConfigDict(fields), "train")
+    source = build_source(ConfigDict(fields), "train", training=True)
+    assert (type(source).__name__, source.split, source.root, len(source)) == ("Mine", "train", "data", 3)
+    assert sources.with_defaults(fields) == fields | {"length": 3}
+    assert sources.with_data(ConfigDict(fields), ["elsewhere"]).root == "elsewhere"
+    parts = ConfigDict({"name": "mixture", "parts": {"mine": fields | {"weight": 2.0}}})
+    assert len(build_source(parts, "train", training=True)) == 3
+    with pytest.raises(UserError, match=r"the source 'my_sources:Mine' has no such field; did you mean length\?"):
+        build_source(ConfigDict(fields | {"lenght": 4}), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_sources:Yours", "which cannot be imported: module 'my_sources' has no attribute 'Yours'"),
+        ("no_module:Mine", "which cannot be imported: No module named 'no_module'"),
+        ("my_sources:a_function", "which is not a subclass of Source"),
+        ("my_sources:Other", "which is not a subclass of Source"),
+        ("my_sources:", "it must be one of: .*synthetic, tfds; or 'package.module:Class'"),
+        (".my_sources:Mine", "it must be one of: "),
+    ],
+)
+def test_a_source_of_ones_own_that_is_not_there_is_named(tmp_path, monkeypatch, name, message):
+    (tmp_path / "my_sources.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=f"config.input.source.name is {name!r}.*{message}"):
+        build_source(ConfigDict({"name": name}), "train")
+
+
 def test_what_is_there_is_found(settings):
     for fields in settings.values():
         find_source(ConfigDict(fields), "train")

@@ -1,8 +1,9 @@
-"""A run whose network is given as a module, not built from the configuration."""
+"""A run whose network and data are the caller's own: a module, and the class of a source."""
 
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.sources import build_source
 from s2rm_jax.parallel import programs
 from s2rm_jax.training import run
 from s2rm_jax.training.loop import train_and_evaluate
@@ -17,12 +18,18 @@ def network(standin):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, network):
     """A run that was stopped after two of three steps and continued."""
-    workdir, config = tmp_path_factory.mktemp("run"), tiny_config()
+    folder, config = tmp_path_factory.mktemp("own"), tiny_config()
+    (folder / "my_scenes.py").write_text(
+        "from s2rm_jax.input.synthetic import SyntheticSource\n\nclass Scenes(SyntheticSource):\n    pass\n"
+    )
+    config.input.source.name = "my_scenes:Scenes"
     config.optimizer.ema_decay = 0.5
-    assert "mean_iou" in train_and_evaluate(config, workdir, network=network)
-    config.steps = 3
-    assert "mean_iou" in train_and_evaluate(config, workdir, network=network)
-    return workdir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        assert "mean_iou" in train_and_evaluate(config, folder / "run", network=network)
+        config.steps = 3
+        assert "mean_iou" in train_and_evaluate(config, folder / "run", network=network)
+        yield folder / "run"
 
 
 def test_it_trains_is_evaluated_continues_and_is_loaded_like_any_other(workdir, network):
@@ -30,6 +37,11 @@ def test_it_trains_is_evaluated_continues_and_is_loaded_like_any_other(workdir, 
     assert loaded.step == 3 and loaded.network == network
     assert loaded.params["head"]["kernel"].shape == (5, 5)
     assert "from step 2 of 3" in (workdir / "log/process_0.jsonl").read_text()
+
+
+def test_its_configuration_finds_its_source(workdir):
+    source = build_source(run.load_config(workdir).input.source, "val")
+    assert type(source).__name__ == "Scenes"
 
 
 def test_without_the_module_its_parameters_are_named(workdir):
