@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -14,6 +14,8 @@ from s2rm_jax.errors import UserError
 # A workdir keeps the configuration of its run and the vocabulary of its tokenizer in these files.
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.txt"
+
+_T = TypeVar("_T")
 
 # Values that fields may take. `default_config` lists the fields; the modules that it names explain the values.
 DTYPES = ("float32", "bfloat16")
@@ -256,6 +258,17 @@ def check_stored_config(config: ConfigDict) -> None:
     ]
     if problems:
         raise UserError(" ".join(problems))
+
+
+def choose(field: str, value: Any, table: Mapping[str, _T]) -> _T:
+    """Return the entry of a table for the value of a field, also of a configuration that was never checked.
+
+    Raises:
+        UserError: the table does not have the value.
+    """
+    if value not in table:
+        raise UserError(f"config.{field} is {value!r}; it must be one of: {', '.join(table)}")
+    return table[value]
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -46,6 +46,7 @@ for _flag in _FLAGS:
 # 2.4 CPU seconds of tests/models/test_layers.py; with these, 0.6.
 gc.set_threshold(100_000, 10, 10)
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 # While tests run, the shapes and types of arguments are checked. The synthetic scenes are left out: their types name no
@@ -271,6 +272,14 @@ def tiny_config() -> ConfigDict:
     config.eval.update({"every": 2, "limit": 4, "batch_size": 4})
     config.checkpoint_every = 2
     return config
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Call functions as users do: without the checks of shapes and types that are only made while tests run."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

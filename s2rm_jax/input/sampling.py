@@ -13,7 +13,7 @@ epochs and the position of the input (`Checkpoint.rows_seen`) count rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import choose
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.example import Example, Groups, Source
 
@@ -68,10 +69,11 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
     """Return the rows of an epoch under config.input.sampling.
 
     Raises:
-        UserError: the rule lists every expression, and the source has too many images.
+        UserError: the rule is unknown, or it lists every expression and the source has too many images.
     """
     k = config.input.expressions_per_image
-    if config.input.sampling == "image":
+    regroup = choose("input.sampling", config.input.sampling, _RULES)
+    if regroup is None:
         return Rows(source, None)
     if len(source) > MAX_LISTED:
         raise UserError(
@@ -80,11 +82,20 @@ def rows_of(source: Source, config: ConfigDict) -> Rows:
         )
     spans = []
     for index in range(len(source)):
-        groups = source.referents(index)
-        if config.input.sampling == "expression":
-            groups = tuple((position,) for position in sorted(chain.from_iterable(groups)))
-        spans += [(index, part) for part in _parts(groups, k)]
+        spans += [(index, part) for part in _parts(regroup(source.referents(index)), k)]
     return Rows(source, tuple(spans))
+
+
+def _one_by_one(groups: Groups) -> Groups:
+    return tuple((position,) for position in sorted(chain.from_iterable(groups)))
+
+
+# How each rule of config.SAMPLINGS groups the expressions of an image by referent; None if it draws from all of them.
+_RULES: dict[str, Callable[[Groups], Groups] | None] = {
+    "image": None,
+    "expression": _one_by_one,
+    "referent": lambda groups: groups,
+}
 
 
 def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
+
+from s2rm_jax.config import choose
 
 # Weights of background and foreground pixels in the two-class cross-entropy of the LAVT family
 # (yz93/LAVT-RIS train.py, lsa1997/CARIS criterion.py).
@@ -18,10 +21,17 @@ DICE_SMOOTHING = 1.0  # pixels; makes the loss of a correct empty mask 0
 
 @runtime_checkable
 class MaskLogits(Protocol):
-    """The output of a network that the loss reads: logits [b, k, H, W] and a tuple of coarser ones [b, k, h_i, w_i]."""
+    """What training reads of the output of a network; `models.network.Output` has it.
+
+    Attributes:
+        logits: [b, k, H, W] at the size of the image
+        coarse_logits: of [b, k, h_i, w_i]; may be empty
+        no_target_logits: [b, k], or None without a no-target head
+    """
 
     logits: jax.Array
     coarse_logits: tuple[jax.Array, ...]
+    no_target_logits: jax.Array | None
 
 
 def segmentation_loss(
@@ -42,13 +52,20 @@ def segmentation_loss(
             only a few pixels are predicted.
         kind "weighted_ce": two-class cross-entropy with pixel weights 0.9 / 1.1; the logit m is the pair (0, m).
         coarse_weight: weight of the same loss on each coarser mask, against `coarse_targets` **[ours]**.
+
+    Raises:
+        UserError: the kind is none of these.
+        ValueError: the targets are not bool, or not of the shape of the logits.
     """
-    truth = targets.astype(jnp.float32)
-    total = _valid_sum(output.logits, truth, valid, has_target, config.kind)
+    loss = choose("loss.kind", config.kind, _LOSSES).loss
+    truth = _truth(targets)
+    if truth.shape != output.logits.shape:
+        raise ValueError(f"targets {truth.shape} and logits {output.logits.shape} must have the same shape")
+    total = _valid_sum(loss, output.logits, truth, valid, has_target)
     if config.coarse_weight:
         for logits in output.coarse_logits:
             cells = coarse_targets(truth, (logits.shape[-2], logits.shape[-1]))
-            coarse = _valid_sum(logits, cells, valid, has_target, config.kind)
+            coarse = _valid_sum(loss, logits, cells, valid, has_target)
             total += config.coarse_weight * coarse
     return total
 
@@ -58,10 +75,12 @@ def loss_count(targets: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], confi
 
     It is the number of valid expressions; for "weighted_ce" each expression counts with its mean pixel weight, because
     PyTorch's weighted mean divides by the sum of the weights and not by the number of pixels.
+
+    Raises:
+        UserError, ValueError: as `segmentation_loss`.
     """
-    if config.kind == "bce_dice":
-        return valid.sum(dtype=jnp.float32)
-    return jnp.where(valid, _pixel_weights(targets.astype(jnp.float32)).mean((-2, -1)), 0.0).sum()
+    weight = choose("loss.kind", config.kind, _LOSSES).weight
+    return jnp.where(valid, weight(_truth(targets)), 0.0).sum()
 
 
 def no_target_loss(
@@ -107,17 +126,25 @@ def _cell_overlaps(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]
     return (overlap.clip(0) * cells).astype(np.float32)
 
 
+def _truth(targets: Bool[Array, "b k h w"]) -> Float[Array, "b k h w"]:
+    if targets.dtype != jnp.bool:  # masks of 0 and 255 would give a negative loss
+        raise ValueError(
+            f"targets must be bool [b, k, h, w], got {targets.dtype} {targets.shape}; those of a Batch are packed: "
+            "encode.unpack_masks(batch.targets, height)"
+        )
+    return targets.astype(jnp.float32)
+
+
 def _valid_sum(
+    loss: Callable[..., Float[Array, "b k"]],
     logits: Float[Array, "b k h w"],
     truth: Float[Array, "b k h w"],
     valid: Bool[Array, "b k"],
     has_target: Bool[Array, "b k"],
-    kind: str,
 ) -> Float[Array, ""]:
     # Mask the logits and not only the result, which would leave 0 * inf in the gradient.
     logits = jnp.where(valid[..., None, None], logits.astype(jnp.float32), 0.0)
-    per_expression = _bce_dice(logits, truth, has_target) if kind == "bce_dice" else _weighted_ce(logits, truth)
-    return jnp.where(valid, per_expression, 0.0).sum()
+    return jnp.where(valid, loss(logits, truth, has_target), 0.0).sum()
 
 
 def _bce_dice(
@@ -130,11 +157,27 @@ def _bce_dice(
     return cross_entropy.mean((-2, -1)) + jnp.where(has_target, dice, 0.0)
 
 
-def _weighted_ce(logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:
+def _weighted_ce(
+    logits: Float[Array, "*n h w"], truth: Float[Array, "*n h w"], _: Bool[Array, "*n"]
+) -> Float[Array, "*n"]:
     foreground = FOREGROUND_WEIGHT * truth * jax.nn.softplus(-logits)
     background = BACKGROUND_WEIGHT * (1 - truth) * jax.nn.softplus(logits)
     return (foreground + background).mean((-2, -1))
 
 
-def _pixel_weights(truth: Float[Array, "*n h w"]) -> Float[Array, "*n h w"]:
-    return FOREGROUND_WEIGHT * truth + BACKGROUND_WEIGHT * (1 - truth)
+def _mean_pixel_weight(truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:
+    return (FOREGROUND_WEIGHT * truth + BACKGROUND_WEIGHT * (1 - truth)).mean((-2, -1))
+
+
+def _one(truth: Float[Array, "*n h w"]) -> Float[Array, "*n"]:
+    return jnp.ones(truth.shape[:-2], truth.dtype)
+
+
+class _Loss(NamedTuple):
+    """A kind of loss: of each expression, from (logits, truth, has_target); and its weight in `loss_count`."""
+
+    loss: Callable[..., Float[Array, "*n"]]
+    weight: Callable[..., Float[Array, "*n"]] = _one
+
+
+_LOSSES = {"bce_dice": _Loss(_bce_dice), "weighted_ce": _Loss(_weighted_ce, _mean_pixel_weight)}  # config.LOSSES

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from etils import epy
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import choose
 from s2rm_jax.errors import UserError
 
 with epy.lazy_imports():  # prediction never needs it
@@ -60,9 +61,10 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
     rate decays to zero at config.steps: as (1 - t)^power ("polynomial"), or as half a cosine ("cosine").
 
     Raises:
-        UserError: the warm-up does not end before the run does.
+        UserError: the schedule is none of these, or the warm-up does not end before the run does.
     """
     settings, steps = config.optimizer, config.steps
+    decay = choose("optimizer.schedule", settings.schedule, _SCHEDULES)
     warmup = settings.warmup_steps
     if not 0 <= warmup < steps:
         raise UserError(
@@ -73,12 +75,16 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
     def schedule(step: Any) -> jax.Array:
         rising = (step + 1) / (warmup + 1)
         done = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
-        falling = (
-            (1 - done) ** settings.power if settings.schedule == "polynomial" else (1 + jnp.cos(jnp.pi * done)) / 2
-        )
-        return settings.learning_rate * jnp.where(step < warmup, rising, falling)
+        return settings.learning_rate * jnp.where(step < warmup, rising, decay(done, settings))
 
     return schedule
+
+
+# The share of the full rate at each share of the steps after the warm-up; the names are config.SCHEDULES.
+_SCHEDULES: dict[str, Callable[[jax.Array, ConfigDict], jax.Array]] = {
+    "polynomial": lambda done, settings: (1 - done) ** settings.power,
+    "cosine": lambda done, _: (1 + jnp.cos(jnp.pi * done)) / 2,
+}
 
 
 def parameter_groups(config: ConfigDict, params: Any) -> Any:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import choose
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.parallel.mesh import (
@@ -36,7 +37,7 @@ from s2rm_jax.parallel.mesh import (
     replicated,
     sharded_axis,
 )
-from s2rm_jax.training.losses import loss_count, no_target_loss, segmentation_loss
+from s2rm_jax.training.losses import MaskLogits, loss_count, no_target_loss, segmentation_loss
 from s2rm_jax.training.optimizer import freeze, learning_rate_schedule
 from s2rm_jax.training.state import StatePlan, TrainState
 
@@ -61,7 +62,8 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
       network has a head for it; `loss` includes its loss times config.loss.no_target_weight
 
     Raises:
-        UserError: the batch cannot be split evenly over microbatches and devices.
+        UserError: the batch cannot be split evenly over microbatches and devices, or a field has an unknown value.
+        TypeError: when it is traced: the output of the network is not that of `losses.MaskLogits`.
     """
     check_batch_splits(config.batch_size, config.optimizer.accumulate, mesh.size)
     batch_gradient = _make_batch_gradient(network, plan, config, mesh)
@@ -134,7 +136,7 @@ def _make_batch_gradient(network: nn.Module, plan: StatePlan, config: ConfigDict
     The batch is split over the mesh and processed in config.optimizer.accumulate microbatches. Sums are divided by the
     counts of the whole batch, so the gradient does not depend on how it is split. It is sharded as the parameters are.
     """
-    form = {"jit": _jit_gradient, "shard_map": _shard_map_gradient}[config.mesh.step]
+    form = choose("mesh.step", config.mesh.step, {"jit": _jit_gradient, "shard_map": _shard_map_gradient})
     return form(_make_backward(network, plan, config), plan, config, mesh)
 
 
@@ -245,7 +247,7 @@ def positive(number: Float[Array, ""]) -> Float[Array, ""]:
 def _make_backward(network: nn.Module, plan: StatePlan, config: ConfigDict) -> Backward:
     def forward(params: Any, part: Any, key: jax.Array, counts: ExpressionCounts) -> tuple[jax.Array, dict]:
         """Return the share of a microbatch in the loss of the whole batch, and its sums of the metrics."""
-        output: Any = network.apply(
+        output = network.apply(
             {"params": freeze(params, plan.groups)},
             part.images,
             part.tokens,
@@ -253,6 +255,11 @@ def _make_backward(network: nn.Module, plan: StatePlan, config: ConfigDict) -> B
             train=True,
             rngs={"dropout": key},
         )
+        if not isinstance(output, MaskLogits):
+            raise TypeError(
+                f"the network returned {type(output).__name__}; it must return models.network.Output, or a class with "
+                "logits, coarse_logits and no_target_logits"
+            )
         total = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
         loss = total / positive(counts.loss)
         no_target = output.no_target_logits

@@ -6,10 +6,10 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from s2rm_jax.config import default_config
+from s2rm_jax.config import SAMPLINGS, default_config
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression
-from s2rm_jax.input.sampling import EpochSize, epoch_size, rows_of, steps_for
+from s2rm_jax.input.sampling import _RULES, EpochSize, epoch_size, rows_of, steps_for
 
 # Positions of the expressions of each image, those of one referent together.
 IMAGES = (((0, 2), (1, 3, 4)), ((0,),), ((0, 1), (2,), (3,), (4, 5), (6,)), ())
@@ -97,6 +97,14 @@ def test_a_source_without_end_has_no_epochs_and_is_not_listed():
     assert len(rows_of(Endless(), make_config("image", 4))) == 2**31 - 1
     with pytest.raises(UserError, match=r"sampling='referent' lists every expression.*2,147,483,647 images"):
         rows_of(Endless(), make_config("referent", 4))
+
+
+def test_every_rule_of_the_configuration_exists_and_others_are_refused():
+    assert tuple(_RULES) == SAMPLINGS
+    with pytest.raises(
+        UserError, match=r"config\.input\.sampling is 'images'; it must be one of: image, expression, ref"
+    ):
+        rows_of(Source(), make_config("images", 4))
 
 
 def test_steps_of_epochs_are_those_that_the_peers_take():

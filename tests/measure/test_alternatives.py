@@ -10,6 +10,7 @@ import pytest
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure.gpu import draw_windows, einsum_attention, fused_attention
 from s2rm_jax.measure.harness import jitted
+from s2rm_jax.models.network import Output
 from s2rm_jax.training.losses import loss_count, segmentation_loss
 
 
@@ -89,7 +90,7 @@ def test_the_loss_in_pytorch_is_ours(subject, twin):
     rng = np.random.default_rng(0)
     logits, truth = rng.normal(size=(2, 3, 8, 8)).astype(np.float32), rng.random((2, 3, 8, 8)) < 0.3
     everywhere = jnp.ones((2, 3), bool)
-    output = type("Output", (), {"logits": jnp.asarray(logits), "coarse_logits": ()})()
+    output = Output(jnp.asarray(logits), (), None, {}, {})
     total = segmentation_loss(output, jnp.asarray(truth), everywhere, everywhere, subject.config.loss)
     count = loss_count(jnp.asarray(truth), everywhere, subject.config.loss)
     found = twin.loss(twin.tensor(logits), twin.tensor(truth).float())

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from s2rm_jax import config as configuration
+from s2rm_jax.errors import UserError
 from s2rm_jax.models.swin import Swin
+from s2rm_jax.training import losses
 from s2rm_jax.training.losses import area_resize, coarse_targets, loss_count, no_target_loss, segmentation_loss
 
 B, K, H, W = 3, 2, 6, 8
@@ -17,7 +20,9 @@ def loss_config(kind="bce_dice", coarse_weight=0.0):
 
 
 def output(logits, *coarse):
-    return SimpleNamespace(logits=jnp.asarray(logits), coarse_logits=tuple(map(jnp.asarray, coarse)))
+    return SimpleNamespace(
+        logits=jnp.asarray(logits), coarse_logits=tuple(map(jnp.asarray, coarse)), no_target_logits=None
+    )
 
 
 def random_case(seed=0, scale=3.0):
@@ -56,6 +61,26 @@ def test_weighted_ce_is_the_two_class_cross_entropy_of_pytorch():
     np.testing.assert_allclose(
         mean_loss(output(logits), targets, valid, loss_config("weighted_ce")), expected, rtol=1e-6
     )
+
+
+def test_every_kind_of_the_configuration_is_a_loss_and_others_are_refused():
+    assert tuple(losses._LOSSES) == configuration.LOSSES
+    logits, targets, valid = random_case()
+    message = r"config\.loss\.kind is 'focal'; it must be one of: bce_dice, weighted_ce"
+    with pytest.raises(UserError, match=message):
+        segmentation_loss(output(logits), targets, valid, valid, loss_config("focal"))
+    with pytest.raises(UserError, match=message):
+        loss_count(targets, valid, loss_config("focal"))
+
+
+def test_targets_that_are_no_masks_of_the_size_of_the_logits_are_refused(unchecked):
+    logits, targets, valid = random_case()
+    with pytest.raises(ValueError, match=r"targets must be bool \[b, k, h, w\], got float32 .*unpack_masks"):
+        segmentation_loss(output(logits), 255.0 * targets, valid, valid, loss_config())
+    with pytest.raises(ValueError, match=r"targets must be bool .*, got uint8"):
+        loss_count(targets.astype(jnp.uint8), valid, loss_config("weighted_ce"))
+    with pytest.raises(ValueError, match=r"targets \(3, 2, 6, 1\) and logits \(3, 2, 6, 8\) must have the same shape"):
+        segmentation_loss(output(logits), targets[..., :1], valid, valid, loss_config())
 
 
 @pytest.mark.parametrize("kind", ["bce_dice", "weighted_ce"])

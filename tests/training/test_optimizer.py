@@ -4,7 +4,9 @@ import numpy as np
 import optax
 import pytest
 
+from s2rm_jax.config import SCHEDULES
 from s2rm_jax.errors import UserError
+from s2rm_jax.training import optimizer
 from s2rm_jax.training.optimizer import build_optimizer, describe_groups, learning_rate_schedule
 
 
@@ -135,11 +137,16 @@ def test_cosine_schedule(standin):
         ({"optimizer__multipliers": ("vision", 0.1)}, r"must be pairs"),
         ({"optimizer__frozen": (".",)}, r"nothing is left to train"),
         ({"optimizer__warmup_steps": 12}, r"warmup_steps=12 must be less than config.steps=12"),
+        ({"optimizer__schedule": "constant"}, r"schedule is 'constant'; it must be one of: polynomial, cosine"),
     ],
 )
 def test_mistakes_are_named(standin, params, changes, message):
     with pytest.raises(UserError, match=message):
         build_optimizer(standin.make_config(**changes), params)
+
+
+def test_every_schedule_of_the_configuration_exists():
+    assert tuple(optimizer._SCHEDULES) == SCHEDULES
 
 
 def test_unmatched_no_decay_patterns_are_fine(standin, params):

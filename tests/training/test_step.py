@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,11 @@ from s2rm_jax.training.state import initial_params, plan_state
 from s2rm_jax.training.step import check_batch_splits, iou_sum, make_train_step
 
 MESH = make_mesh(devices=jax.devices()[:1])
+
+
+class Partial(NamedTuple):
+    logits: jax.Array
+    coarse_logits: tuple[jax.Array, ...]
 
 
 def take_steps(standin, config, batches, network=None):
@@ -213,6 +220,25 @@ def test_dropout_differs_from_step_to_step_and_part_to_part_but_repeats_with_the
         network,
     )
     assert both["loss"] != single["loss"]  # with the same mask in both parts they would be equal
+
+
+def test_an_unknown_form_of_the_step_is_refused(standin):
+    config, network = standin.make_config(mesh__step="pmap"), standin.StandIn()
+    with pytest.raises(UserError, match=r"config\.mesh\.step is 'pmap'; it must be one of: jit, shard_map"):
+        make_train_step(network, plan_state(network, config, MESH), config, MESH)
+
+
+@pytest.mark.parametrize("returned", ["array", "output without no_target_logits"])
+def test_a_network_that_does_not_return_what_the_step_reads_is_refused(standin, returned):
+    class Own(standin.StandIn):
+        def __call__(self, images, tokens, token_mask, train=False):
+            output = super().__call__(images, tokens, token_mask, train)
+            return output.logits if returned == "array" else Partial(output.logits, output.coarse_logits)
+
+    with pytest.raises(
+        TypeError, match=r"the network returned \w+; it must return models\.network\.Output, or a class"
+    ):
+        take_steps(standin, standin.make_config(), [standin.make_batch(0)], Own())
 
 
 @pytest.mark.parametrize(("batch_size", "parts", "devices"), [(4, 3, 1), (4, 1, 8), (8, 2, 8), (4, 0, 1)])
