@@ -33,11 +33,11 @@ from s2rm_jax.input.example import (
     Segmentation,
     StoredSource,
     consecutive_groups,
-    expression_problem,
+    expressions_problem,
     near_miss,
 )
 from s2rm_jax.input.images import Header, map_files, path_in, read_header
-from s2rm_jax.input.masks import mask_file_problem, part_problem, usable_parts
+from s2rm_jax.input.masks import fractions_problem, mask_file_problem, part_problem, usable_parts
 from s2rm_jax.input.refer_annotations import check_splits, id_of_other_kind, split_error
 
 _LOG = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[
         if name in entry and not (isinstance(entry[name], str) and entry[name])
     ]
     problems += [_address_problem(name, entry[name]) for name in ("image", "mask") if name in entry]
-    return [*problems, _expressions_problem(entry["expressions"]) if "expressions" in entry else ""]
+    return [*problems, expressions_problem(entry["expressions"]) if "expressions" in entry else ""]
 
 
 def _address_problem(name: str, value: Any) -> str:
@@ -363,21 +363,13 @@ def _resolve(folder: Path, name: str) -> Path:
     return path
 
 
-def _expressions_problem(value: Any) -> str:
-    """Return what is wrong with a list of expressions, or ""."""
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        return f"'expressions' must be a list of strings, such as [\"the red cup\"], got {value!r:.40}"
-    problems = (f"the expression {text!r:.40} {why}" for text in value if (why := expression_problem(text)))
-    return next(problems, "")
-
-
 def _segmentation_problem(value: Any) -> str:
     """Return why no part of a COCO segmentation (polygons, an RLE, or a list of RLEs) can be a mask, or ""."""
     parts = [value] if isinstance(value, dict) else value
     if not isinstance(parts, list):
         return f"a mask must be a list of polygons or an RLE, got {value!r:.40}"
     problems = [part_problem(part) for part in parts]
-    return problems[0] if all(problems) and problems else ""
+    return problems[0] if all(problems) and problems else fractions_problem(parts)
 
 
 def _make_source(

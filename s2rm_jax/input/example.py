@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,6 +31,14 @@ def expression_problem(text: str) -> str:
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         return "is not valid Unicode; write it in UTF-8"
     return "" if any(map(_is_visible, text)) else NO_WORDS
+
+
+def expressions_problem(value: Any) -> str:
+    """Return what is wrong with the list of expressions of an entry of a file, or ""."""
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        return f"'expressions' must be a list of strings, such as [\"the red cup\"], got {value!r:.40}"
+    problems = (f"the expression {text!r:.40} {why}" for text in value if (why := expression_problem(text)))
+    return next(problems, "")
 
 
 def _is_visible(letter: str) -> bool:
@@ -80,6 +89,10 @@ class Expression:
     id: str = ""
     referent: str = field(default="", compare=False)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"expression {self.id!r}: its text must be a string, got {self.text!r:.40}")
+
     @property
     def has_target(self) -> bool:
         """Whether the expression refers to something in the image."""
@@ -109,16 +122,19 @@ class Example:
 
 @runtime_checkable  # for the type checks of the tests
 class Source(Protocol):
-    """Random access to the examples of one split; item i never changes."""
+    """Random access to the examples of one split; item i never changes. Readers of datasets are subclasses."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int) -> Example: ...
 
     def expression_count(self, index: int) -> int:
         """Return the number of expressions of example `index` without reading the example."""
         return sum(map(len, self.referents(index)))
 
+    @abstractmethod
     def referents(self, index: int) -> Groups:
         """Return the positions of the expressions of example `index`, grouped by referent.
 

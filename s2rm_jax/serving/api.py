@@ -26,7 +26,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.input.masks import encode_rle, mask_box, outlines
+from s2rm_jax.input.masks import encode_rle, mask_box
+from s2rm_jax.input.outlines import outlines
 from s2rm_jax.serving.limits import Limits, RequestError
 from s2rm_jax.serving.observe import DETAILS, Message, Receive, Send, visitor_of
 from s2rm_jax.serving.service import Answer, ClientLeft, Service, answer_of

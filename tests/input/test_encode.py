@@ -9,7 +9,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import encode
 from s2rm_jax.input.encode import Encoder, unpack_masks, view_of
-from s2rm_jax.input.example import Example, Expression
+from s2rm_jax.input.example import Example, Expression, Source
 from s2rm_jax.input.masks import rasterize, resize_mask
 from s2rm_jax.input.tokens import Tokenizer
 
@@ -31,6 +31,25 @@ def example(image) -> Example:
 
 def encoder() -> Encoder:
     return Encoder(Tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "dog")), (24, 24), 6)
+
+
+def test_polygons_of_a_source_in_fractions_are_refused_with_the_name_of_the_expression():
+    fractions = Example("7", png(), *SIZE, (Expression("red dog", [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]], id="3"),))
+    with pytest.raises(UserError, match=r"image of example 7, expression 3: its polygons seem to be in fractions"):
+        encoder()(fractions, [0])
+
+
+@pytest.mark.parametrize("text", [None, ["red", "dog"]])
+def test_an_expression_that_is_no_string_is_named(text, unchecked):
+    with pytest.raises(UserError, match=r"expression '3': its text must be a string, got (None|\['red', 'dog'\])"):
+        Expression(text, LEFT, id="3")
+
+
+@pytest.mark.parametrize("missing", ["__len__", "__getitem__", "referents"])
+def test_a_source_needs_its_methods(missing):
+    methods = {name: lambda self, index=0: () for name in ("__len__", "__getitem__", "referents") if name != missing}
+    with pytest.raises(TypeError, match=rf"abstract class Mine .*{missing}"):
+        type("Mine", (Source,), methods)()
 
 
 def test_every_expression_gets_its_mask_and_each_mask_is_made_once(monkeypatch):

@@ -199,6 +199,19 @@ def test_a_bad_part_is_left_out_beside_a_good_one(bad, problem):
     assert usable_parts([bad], HEIGHT, WIDTH)[0] == []
 
 
+@pytest.mark.parametrize(
+    "polygon", [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5], (0, 0, 1, 0, 1, 1), np.float32([0, 0, 0, 1, 1, 1])]
+)
+def test_polygons_in_fractions_of_the_image_are_refused(polygon):
+    for function in (rasterize, has_pixels):
+        with pytest.raises(
+            UserError, match=r"its polygons seem to be in fractions of the image.* multiply x by its width"
+        ):
+            function([polygon, polygon], HEIGHT, WIDTH)
+    assert has_pixels([polygon, [5, 5, 9, 5, 9, 9]], HEIGHT, WIDTH)
+    assert not has_pixels([[0.0] * 6], HEIGHT, WIDTH)
+
+
 def test_polygons_without_a_pixel_are_no_mask_and_run_lengths_without_one_are():
     assert usable_parts([SPECK], HEIGHT, WIDTH).is_empty
     assert not usable_parts(uncompressed(box(*A) & False), HEIGHT, WIDTH).is_empty

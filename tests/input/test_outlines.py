@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from s2rm_jax.input.masks import outlines, rasterize
+from s2rm_jax.input.masks import rasterize
+from s2rm_jax.input.outlines import outlines
 
 
 def mask_of(*rows):

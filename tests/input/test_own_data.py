@@ -140,6 +140,8 @@ LINE_MISTAKES = [
     ({"polygon": [[1, 2, 3, 1e9, 5, 6]]}, r"line 1: a polygon has an invalid pixel coordinate"),
     ({"polygon": [[1, 2, 3, 10**400, 5, 6]]}, r"line 1: a polygon has an invalid pixel coordinate"),
     ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its image of 64 x 48 pixels"),
+    ({"polygon": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}, r"line 1: its polygons seem to be in fractions of the image"),
+    ({"polygon": [[0, 0, 1, 0, 1, 1, 0, 1]] * 2}, r"line 1: its polygons seem to be in fractions"),
     ({"split": 3}, r"line 1: 'split' must be a string, got 3"),
     ({"image": "images/9.png"}, r"line 1: image .*images/9\.png not found"),
     ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl is not an image in a supported format"),
@@ -182,6 +184,17 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
     path.write_text("\n".join([lines[0], line, *lines[1:]]))
     with pytest.raises(UserError, match=message):
         json_lines_source("train", root=tmp_path)
+
+
+def test_small_polygons_in_pixels_are_not_taken_for_fractions(tmp_path):
+    polygons = ([[0, 0, 2, 0, 2, 2]], [[0, 0, 1, 0, 1, 1], [5, 5, 9, 5, 9, 9]])
+
+    def edit(entries):
+        for entry, polygon in zip(entries, polygons, strict=False):
+            entry["polygon"] = polygon
+
+    example = json_lines_source("train", root=write_json_lines(tmp_path, edit))[0]
+    assert [example.expressions[number].segmentation for number in (0, 2)] == list(polygons)
 
 
 def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
