@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.config import field_names, find_config, similar_fields
+from s2rm_jax.config import default_config, field_names, find_config, similar_fields
 from s2rm_jax.errors import (
     PartlyDone,
     TemporaryFailure,
@@ -426,9 +426,15 @@ def _where(error: Exception, path: Path) -> str:
         return f"line {error.lineno}: {error.msg}"
     # ml_collections wraps some exceptions in one whose message is a whole traceback; its last line is the message.
     message = (str(error).strip().splitlines() or [""])[-1]
-    origin = error.__context__ or error
-    frames = [f for f in traceback.extract_tb(origin.__traceback__) if Path(f.filename).name == path.name]
-    line = f"line {frames[-1].lineno}: " if frames else ""
+    raised = [one for one in (error, error.__context__) if one]
+    frames = [frame for one in raised for frame in traceback.extract_tb(one.__traceback__)]
+    lines = [frame.lineno for frame in frames if Path(frame.filename).name == path.name]
+    line = f"line {lines[-1]}: " if lines else ""
+    if unknown := re.search(r'Key "([^"]+)" does not exist and cannot be added', str(error)):  # and then all others
+        of_section = re.findall(r'Did you mean "([^"]+)"', str(error))
+        near = of_section or [f"config.{field}" for field in similar_fields(unknown[1], field_names(default_config()))]
+        hint = f"did you mean {' or '.join(near)}?" if near else "remove it"
+        return f"{line}there is no field {unknown[1]!r}; {hint}"
     name = type(error).__name__
     return f"{line}{message if message.startswith(name) else f'{name}: {message}'}"
 

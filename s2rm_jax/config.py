@@ -40,7 +40,8 @@ STEP_FORMS = ("jit", "shard_map")
 def default_config() -> ConfigDict:
     """Return every field with its default: Swin-Base and BERT-base at 480 px, not pretrained.
 
-    The recipes of the benchmarks are in recipes.py.
+    No field can be added, except to config.input.source, which has the arguments of the source. The recipes of the
+    benchmarks are in recipes.py.
     """
     config = ConfigDict()
     config.seed = 0  # seed of the initial parameters, the order of the data, and dropout
@@ -154,6 +155,8 @@ def default_config() -> ConfigDict:
     config.checkpoint_every = 1000  # steps between checkpoints
     config.keep_every = 0  # steps between checkpoints that are all kept; 0: only the latest two and the best are
     config.log_every = 50  # steps between lines of the log and the metrics
+    config.lock()  # a misspelt field is an error where it is set
+    config.input.source.unlock()
     return config
 
 
@@ -295,7 +298,7 @@ def _unknown_fields(config: ConfigDict) -> Iterator[str]:
     for name in field_names(config):
         if name in known or name.startswith("input.source.") or name.rpartition(".")[0] not in ("", *known):
             continue  # sources have arguments of their own; of an unknown section, only its name is reported
-        near = similar_fields(name, leaves)
+        near = similar_fields(name, known if isinstance(_get(config, name), ConfigDict) else leaves)
         hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it."
         yield f"config.{name}: there is no such field; {hint}"
 

@@ -176,6 +176,18 @@ def test_mistakes_give_a_one_line_error_and_status_2(call, config_file, argument
         ("\n\nimport no_such_package\n", "line 3: ModuleNotFoundError: No module named 'no_such_package'"),
         ("def get_config():\n    return int('x')\n", "line 2: ValueError: invalid literal"),
         ("x = 1\n", "get_config"),
+        (
+            "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().fusion.widht = 3\n",
+            "line 3: there is no field 'widht'; did you mean width?",
+        ),
+        (
+            "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().update(xyzzy={})\n",
+            "line 3: there is no field 'xyzzy'; remove it",
+        ),
+        (
+            "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().loss.seed = 3\n",
+            "line 3: there is no field 'seed'; did you mean config.seed?",
+        ),
         ("def get_config():\n    return 3\n", "get_config() returns int, not a ConfigDict"),
         ("def get_config():\n    open('/no/such/file')\n", "/no/such/file"),
     ],

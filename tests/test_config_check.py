@@ -83,10 +83,11 @@ def test_a_mistake_is_named(field, value, message):
 
 
 def test_a_field_that_does_not_exist_is_named_with_those_that_may_be_meant():
-    config = default_config()
-    config.optimizer.learning_rat = 1e-3  # a configuration file can add fields
+    config = default_config().unlock()
+    config.optimizer.learning_rat = 1e-3  # as a config.json can
     config.vision.batch_size = 7
     config.modle = ConfigDict({"width": 3})
+    config.fusoin = ConfigDict({"width": 3})
     config.input.source = ConfigDict({"name": "synthetic", "anything": 1})  # checked by the source
     with pytest.raises(UserError) as caught:
         check_config(config)
@@ -95,7 +96,19 @@ def test_a_field_that_does_not_exist_is_named_with_those_that_may_be_meant():
         "config.optimizer.learning_rat: there is no such field; did you mean config.optimizer.learning_rate" in message
     )
     assert "config.vision.batch_size: there is no such field; did you mean config.batch_size or" in message
+    assert "config.fusoin: there is no such field; did you mean config.fusion?" in message
     assert "config.modle: " in message and "modle.width" not in message and "anything" not in message
+
+
+def test_only_the_source_takes_fields_that_have_no_default():
+    config = default_config()
+    with pytest.raises(AttributeError, match='Key "widht" does not exist'):
+        config.fusion.widht = 3
+    with pytest.raises(AttributeError, match="is locked"):
+        config.fusoin = ConfigDict({"width": 3})
+    config.input.source.root = "data"
+    config.input.source = ConfigDict({"name": "json_lines", "root": "data"})
+    config.input.source.file = "data.jsonl"
 
 
 def test_all_mistakes_are_named_at_once():
