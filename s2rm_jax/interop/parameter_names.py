@@ -411,8 +411,14 @@ def network_layout(params: Any) -> list[Entry]:
 
     Vision and text have the names of Hugging Face with the prefixes "vision." and "text."; fusion and decoder have the
     names of this package, with "weight" for kernels and scales as in PyTorch.
+
+    Raises:
+        UserError: the backbone is not a Swin.
     """
-    layout = prefixed(swin_layout(_depths(params["vision"]), HUGGING_FACE), "vision/", "vision.")
+    layout = swin_layout(_depths(params["vision"]), HUGGING_FACE)
+    if {entry.target for entry in layout} != flatten_dict(params["vision"], sep="/").keys():
+        raise UserError("the backbone is not a Swin, so the network cannot be exported to PyTorch; use to-stablehlo")
+    layout = prefixed(layout, "vision/", "vision.")
     layers = [name for name in params["text"] if re.fullmatch(r"layer\d+", name)]
     layout += prefixed(bert_layout(len(layers)), "text/", "text.")
     own = {part: tree for part, tree in params.items() if part not in ("vision", "text")}
@@ -422,7 +428,7 @@ def network_layout(params: Any) -> list[Entry]:
 def _depths(vision: Any) -> list[int]:
     blocks = [re.fullmatch(r"stage(\d+)_block\d+", name) for name in vision]
     stages = [int(match[1]) for match in blocks if match]
-    return [stages.count(stage) for stage in range(1, max(stages) + 1)]
+    return [stages.count(stage) for stage in range(1, max(stages, default=0) + 1)]
 
 
 def _own_entry(path: str, rank: int) -> Entry:

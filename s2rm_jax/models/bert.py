@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -77,11 +78,16 @@ class Bert(nn.Module):
     def __call__(
         self, tokens: Int[Array, "n l"], mask: Bool[Array, "n l"], train: bool = False
     ) -> Float[Array, "n l d"]:
-        """Return the last hidden states; every expression is one segment (token type 0)."""
+        """Return the last hidden states; every expression is one segment (token type 0).
+
+        Under jit, ids that are not in the vocabulary give NaN, as their values are not known; elsewhere, and for too
+        many tokens, they are a ValueError.
+        """
 
         def embedding(count: int, name: str) -> nn.Embed:
             return nn.Embed(count, self.hidden_size, dtype=self.dtype, embedding_init=EMBEDDING_INIT, name=name)
 
+        _check_ids(tokens, self.vocab_size)
         length = tokens.shape[-1]
         if length > self.max_positions:  # a lookup beyond the table would give NaN
             raise ValueError(f"{length} tokens, but only {self.max_positions} positions")
@@ -96,3 +102,13 @@ class Bert(nn.Module):
             layer = layer_class(self.num_heads, self.intermediate_size, dropout_rate, self.dtype, name=f"layer{index}")
             x = layer(x, mask)
         return x
+
+
+def _check_ids(tokens: Int[Array, "n l"], vocab_size: int) -> None:
+    if isinstance(tokens, jax.core.Tracer) or tokens.size == 0:
+        return
+    ids = np.asarray(tokens)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(
+            f"tokens must be from 0 to {vocab_size - 1}, got {ids.min()} to {ids.max()}; use the tokenizer of the run"
+        )

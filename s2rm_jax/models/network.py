@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from ml_collections import ConfigDict
 
+from s2rm_jax.config import DTYPES, choose
 from s2rm_jax.models.bert import Bert
 from s2rm_jax.models.casg import CASG, NoTargetHead
 from s2rm_jax.models.s2rm import S2RM
@@ -23,6 +24,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SCALE = (1.0 / (255.0 * np.asarray(IMAGENET_STD))).astype(np.float32)
 _OFFSET = (-np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD)).astype(np.float32)
+
+_DTYPES = {name: jnp.dtype(name) for name in DTYPES}
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -58,6 +61,44 @@ def normalize(images: UInt8[Any, "*batch height width 3"]) -> Float32[Any, "*bat
     return images.astype(np.float32) * _SCALE + _OFFSET
 
 
+def _check_images(images: Any) -> None:
+    """Raise ValueError unless images are uint8 or float [b, height, width, 3]."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        first = images.ndim == 4 and images.shape[1] == 3
+        hint = "; move the channels to the end: images.transpose(0, 2, 3, 1)" if first else ""
+        raise ValueError(f"images must have shape [b, height, width, 3], got {images.shape}{hint}")
+    if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be uint8, or float and normalized (`normalize`), got {images.dtype}")
+
+
+def _check_tokens(tokens: Any, images: int) -> None:
+    """Raise ValueError unless tokens are those of this number of images, [b, k, l]."""
+    if tokens.ndim != 3 or tokens.shape[0] != images:
+        raise ValueError(f"tokens must have shape [b, k, l] with b = {images} images, got {tokens.shape}")
+
+
+def _check_token_mask(token_mask: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a token mask is bool and has the shape of the tokens."""
+    if token_mask.dtype != jnp.bool or token_mask.shape != shape:
+        got = f"{token_mask.dtype} {token_mask.shape}"
+        raise ValueError(f"token_mask must be bool {shape}, true for tokens and false for padding, got {got}")
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What the network needs of its vision module, which `build_network` makes a `Swin`."""
+
+    @property
+    def patch_size(self) -> int:
+        """The stride of the finest map in pixels; that of each further map is twice as large."""
+
+    def __call__(
+        self, images: Float[Array, "b height width 3"], train: bool = False
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """Return maps from fine to coarse, as many as the decoder has widths; a side that does not divide is padded."""
+        ...
+
+
 @flax.struct.dataclass
 class Output:
     """The output of the network; what a jitted caller ignores costs nothing. Leaves are arrays, or their shapes."""
@@ -79,7 +120,7 @@ class ReferringNetwork(nn.Module):
     Images are RGB, either uint8, which the network normalizes (`normalize`), or float, taken as normalized already.
     """
 
-    vision: Swin
+    vision: Backbone
     text: Bert
     fusion: S2RM
     decoder: CASG
@@ -101,6 +142,7 @@ class ReferringNetwork(nn.Module):
         self, images: UInt8[Array, "b height width 3"] | Float[Array, "b height width 3"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
         """Return the vision maps from fine to coarse, for any number of calls of `ground`."""
+        _check_images(images)
         return self.vision(normalize(images) if images.dtype == jnp.uint8 else images, train)
 
     def ground(
@@ -112,6 +154,8 @@ class ReferringNetwork(nn.Module):
         train: bool = False,
     ) -> Output:
         """Segment expressions on encoded images; `image_size` is the (height, width) of the images in pixels."""
+        _check_tokens(tokens, images=features[0].shape[0])
+        _check_token_mask(token_mask, tokens.shape)
         b, k, length = tokens.shape
         words = self.encode_text(tokens.reshape(b * k, length), token_mask.reshape(b * k, length), train)
         return self.fuse_and_decode(features, words.reshape(b, k, length, -1), token_mask, image_size)
@@ -120,6 +164,7 @@ class ReferringNetwork(nn.Module):
         self, tokens: Int[Array, "n l"], token_mask: Bool[Array, "n l"], train: bool = False
     ) -> Float[Array, "n l c"]:
         """Return the word features of n expressions, for any number of calls of `fuse_and_decode`."""
+        _check_token_mask(token_mask, tokens.shape)
         return self.text(tokens, token_mask, train)
 
     def fuse_and_decode(
@@ -130,6 +175,7 @@ class ReferringNetwork(nn.Module):
         image_size: tuple[int, int],
     ) -> Output:
         """Segment encoded expressions on encoded images; `image_size` is that of `ground`."""
+        _check_token_mask(token_mask, words.shape[:3])
         sentence = words[:, :, 0]  # the state of [CLS] stands for the whole expression [ours]
         fused = self.fusion(features[-1], words, token_mask)
         logits = self.decoder(fused.features, features, sentence)
@@ -172,8 +218,12 @@ def run_parts(
 
 
 def build_network(config: ConfigDict) -> ReferringNetwork:
-    """Build the network described by config.vision, text, fusion, decoder, dtype and remat."""
-    dtype, remat = jnp.dtype(config["dtype"]), config["remat"]
+    """Build the network described by config.vision, text, fusion, decoder, dtype and remat.
+
+    Raises:
+        UserError: config.dtype is not one of `config.DTYPES`; modules refuse other unknown values when they are called.
+    """
+    dtype, remat = choose("dtype", config["dtype"], _DTYPES), config["remat"]
     not_of_the_module = {"vocab", "lower_case", "max_tokens", "pretrained", "no_target_width"}
 
     def fields(section: str) -> dict[str, Any]:

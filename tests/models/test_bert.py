@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from s2rm_jax.models.bert import Bert
 
@@ -33,6 +34,16 @@ def test_base_has_the_published_number_of_parameters():
     shapes = jax.eval_shape(Bert().init, jax.random.key(0), tokens, jax.ShapeDtypeStruct((1, 8), jnp.bool))
     pooler = 768 * 768 + 768
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 109_482_240 - pooler
+
+
+@pytest.mark.parametrize(("token", "found"), [(50, "2 to 50"), (-1, "-1 to 9")])
+def test_tokens_that_are_not_in_the_vocabulary_are_refused(token, found):
+    tokens = jnp.array([[2, 9, token]])
+    with pytest.raises(ValueError, match=f"tokens must be from 0 to 49, got {found}; use the tokenizer of the run"):
+        TINY.init(jax.random.key(0), tokens, tokens > 0)
+    constant = jnp.array([[2, 9, 49]])  # of a program
+    words, _ = jax.eval_shape(lambda: TINY.init_with_output(jax.random.key(0), constant, constant > 0))
+    assert words.shape == (1, 3, 16)
 
 
 def test_dropout_in_training_only():

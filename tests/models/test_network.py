@@ -1,11 +1,14 @@
 """The whole network: padding, batching, gradients, ablations."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 
+from s2rm_jax.errors import UserError
+from s2rm_jax.interop.parameter_names import network_layout
 from s2rm_jax.models.casg import ConvBlock
 from s2rm_jax.models.network import build_network, normalize
 from tests.models.small import draw_parameters, small_config, small_inputs, small_network
@@ -183,6 +186,68 @@ def test_an_unknown_choice_is_refused(change, message):
     init, _ = grounding(change)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(init)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": lambda x: x.transpose(0, 3, 1, 2)}, r"images must have .* got \(2, 3, 40, 56\); move the channels"),
+        ({"images": lambda x: x[0]}, r"images must have shape \[b, height, width, 3\], got \(40, 56, 3\)"),
+        (
+            {"images": lambda x: x.astype(int)},
+            r"images must be uint8, or float and normalized \(`normalize`\), got int32",
+        ),
+        ({"images": lambda x: x[:1]}, r"tokens must have shape \[b, k, l\] with b = 1 images, got \(2, 3, 6\)"),
+        ({"tokens": lambda x: x[:, 0]}, r"tokens must have shape \[b, k, l\] with b = 2 images, got \(2, 6\)"),
+        ({"mask": lambda x: x[..., :1]}, r"token_mask must be bool \(2, 3, 6\), .*, got bool \(2, 3, 1\)"),
+        ({"mask": lambda x: jnp.where(x, 0.0, -1e9)}, r"token_mask must be bool .*, got float32 \(2, 3, 6\)"),
+    ],
+)
+def test_inputs_of_wrong_shapes_and_types_are_refused(small, unchecked, change, message):
+    network, params, _ = small
+    inputs = dict(zip(("images", "tokens", "mask"), small_inputs(), strict=True))
+    (name, spoil), *_ = change.items()
+    inputs[name] = spoil(inputs[name])
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda p: network.apply({"params": p}, *inputs.values()), params)
+
+
+def test_the_parts_refuse_a_mask_that_is_not_bool_too(small, unchecked):
+    network, params, _ = small
+    tokens, mask = jnp.ones((3, 6), jnp.int32), jnp.ones((3, 6))
+    with pytest.raises(ValueError, match=r"token_mask must be bool \(3, 6\)"):
+        network.apply({"params": params}, tokens, mask, method="encode_text")
+    features = network.apply({"params": params}, small_inputs(1)[0], method="encode_image")
+    with pytest.raises(ValueError, match=r"token_mask must be bool \(1, 3, 6\)"):
+        words = jnp.ones((1, 3, 6, 16))
+        network.apply({"params": params}, features, words, mask[None], (40, 56), method="fuse_and_decode")
+
+
+class TwoConvolutions(nn.Module):
+    """A backbone of two stages that is not a Swin."""
+
+    patch_size: int = 8
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        fine = nn.Conv(8, (8, 8), (8, 8), "SAME")(images)
+        return fine, nn.Conv(16, (2, 2), (2, 2), "SAME")(fine)
+
+
+def test_another_backbone_segments_and_cannot_be_exported_to_pytorch():
+    network = build_network(small_config(decoder__widths=(8, 12))).clone(vision=TwoConvolutions())
+    output, variables = jax.eval_shape(lambda *x: network.init_with_output(jax.random.key(0), *x), *small_inputs())
+    assert output.logits.shape == (2, 3, 40, 56) and output.coarse_logits[0].shape == (2, 3, 3, 4)
+    with pytest.raises(UserError, match=r"the backbone is not a Swin, .* use to-stablehlo"):
+        network_layout(variables["params"])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float16"])
+def test_another_dtype_is_refused(dtype):
+    config = small_config()
+    config.dtype = dtype
+    with pytest.raises(UserError, match=f"config.dtype is '{dtype}'; it must be one of: float32, bfloat16"):
+        build_network(config)
 
 
 def test_bfloat16_computes_masks_close_to_float32(small):
