@@ -71,13 +71,13 @@ def _check_images(images: Any) -> None:
         raise ValueError(f"images must be uint8, or float and normalized (`normalize`), got {images.dtype}")
 
 
-def _check_tokens(tokens: Any, images: int) -> None:
-    """Raise ValueError unless tokens are those of this number of images, [b, k, l]."""
+def _check_tokens(tokens: Any, images: Any) -> None:
+    """Raise ValueError unless tokens are those of this number of images (symbolic in exports), [b, k, l]."""
     if tokens.ndim != 3 or tokens.shape[0] != images:
         raise ValueError(f"tokens must have shape [b, k, l] with b = {images} images, got {tokens.shape}")
 
 
-def _check_token_mask(token_mask: Any, shape: tuple[int, ...]) -> None:
+def _check_token_mask(token_mask: Any, shape: tuple[Any, ...]) -> None:
     """Raise ValueError unless a token mask is bool and has the shape of the tokens."""
     if token_mask.dtype != jnp.bool or token_mask.shape != shape:
         got = f"{token_mask.dtype} {token_mask.shape}"
