@@ -158,7 +158,9 @@ def read_command(path: Path) -> _Command:
     """Return the flags of a command, from what its file passes to `command_line` when it is run."""
     found: list[_Command] = []
 
-    def run_and_exit(main: Any, flag_values: flags.FlagValues, doc: str, required: Sequence[str] = ()) -> None:
+    def run_and_exit(
+        main: Any, flag_values: flags.FlagValues, doc: str, required: Sequence[str] = (), **_: Any
+    ) -> None:
         found.append(_Command(flag_values, doc, {"": required}))
 
     def run_command(subcommands: Mapping[str, Any], flag_values: flags.FlagValues, doc: str) -> None:

@@ -61,12 +61,14 @@ _STOPPED_STATUS = "S2RM_STOPPED_STATUS"  # so that what started a run knows a st
 
 
 def run_and_exit(
-    main: Callable[[], None], flag_values: flags.FlagValues, doc: str | None, required: Sequence[str] = ()
+    main: Callable[[], None],
+    flag_values: flags.FlagValues,
+    doc: str | None,
+    required: Sequence[str] = (),
+    *,
+    nameless: bool = False,
 ) -> NoReturn:
     """Read sys.argv into `flag_values`, run `main` and exit with the status that fits.
-
-    If `flag_values.is_gnu_getopt()`, required flags may be given without their names, in their order, before, between
-    and after the other flags.
 
     If the command fails, the last line on stderr states the reason. The output of other libraries is shown only with
     --verbose, which is defined here; otherwise it is written to the log folder of the workdir, if there is one.
@@ -76,13 +78,14 @@ def run_and_exit(
         flag_values: the flags of the command; one of them may be a config_flags file flag named "config".
         doc: the docstring of the command, shown by --help.
         required: names of flags that must be given.
+        nameless: whether these flags may also be given without their names, in their order.
     """
     define_verbose(flag_values)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape what the encoding lacks, such as bytes of file names
             stream.reconfigure(errors="backslashreplace")
     with LibraryOutput() as others:
-        outcome = _outcome(main, flag_values, doc, required, others)
+        outcome = _outcome(main, flag_values, doc, required, others, nameless=nameless)
         _flush_stdout()
         if outcome.message:
             others.print_last(outcome.message)
@@ -221,6 +224,8 @@ def _outcome(
     doc: str | None,
     required: Sequence[str],
     others: LibraryOutput,
+    *,
+    nameless: bool,
 ) -> _Outcome:
     """Run a command; return how it ended."""
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
@@ -228,7 +233,7 @@ def _outcome(
         return _Outcome(0, failed=False)
     try:
         stopped_status = _read_stopped_status()
-        _parse(flag_values, required)
+        _parse(flag_values, required, nameless=nameless)
         workdir = flag_values["workdir"].value if "workdir" in flag_values else None
         others.set_up(bool(flag_values["verbose"].value), workdir)
         main()
@@ -312,11 +317,10 @@ def _explain_device(error: BaseException) -> str | None:
     return None
 
 
-def _parse(flag_values: flags.FlagValues, required: Sequence[str]) -> None:
+def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, nameless: bool = False) -> None:
     home = os.path.expanduser("~/")  # shells expand --out ~/x, but not --out=~/x
     arguments = [re.sub(r"^(--?config[\w.]*=)~/", lambda start: start[1] + home, one) for one in sys.argv]
     arguments = _with_config_found(arguments) if "config" in flag_values else arguments
-    nameless = flag_values.is_gnu_getopt()  # required flags may be given without their names, in their order
     rest: list[str] = []
     problems = []
     try:

@@ -29,7 +29,6 @@ from s2rm_jax.evaluation.tables import Table, as_markdown, as_text
 from s2rm_jax.io import make_output_folder, write_atomically, writing
 
 FLAGS = flags.FlagValues()
-FLAGS.set_gnu_getopt()  # the folders need no names
 EVAL_A = flags.DEFINE_string(
     "eval_a", None, "the first argument: a folder that evaluate wrote, such as runs/a/eval-val", flag_values=FLAGS
 )
@@ -125,4 +124,4 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run_and_exit(main, FLAGS, __doc__, required=("eval_a", "eval_b"))
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("eval_a", "eval_b"), nameless=True)

@@ -156,6 +156,10 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (["--config=FILE", "--wrkdir=x"], "Did you mean: workdir ?; --workdir is missing: the directory of the run ("),
         (["--config=FILE", "--workdir=w", "stray"], "unexpected argument 'stray'"),
+        (
+            ["--config=FILE", "stray"],
+            "unexpected argument 'stray': every argument is a flag, such as --config=...; quote",
+        ),
         (["--config=FILE:huge", "--workdir=w"], "tiny.py cannot be loaded: line 6: KeyError: 'huge'"),
         (["--config.steps=1", "--config=FILE", "--workdir=w"], "before a value for --config"),
     ],

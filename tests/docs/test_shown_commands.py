@@ -83,7 +83,8 @@ def parse(monkeypatch, name: str, arguments: list[str]) -> None:
     """Parse arguments as the command does; raise UserError as it does."""
     module = importlib.import_module(name)
     cut = "..." in arguments and f"--{arguments[max(0, arguments.index('...') - 1)].lstrip('-')}" not in arguments
-    required = re.search(r"command_line\.run_and_exit\(main.*required=\(([^)]*)\)", Path(module.__file__).read_text())
+    source = Path(module.__file__).read_text()
+    required = re.search(r"command_line\.run_and_exit\(main.*required=\(([^)]*)\)", source)
     needed = re.findall(r'"(\w+)"', required[1]) if required else []
     if hasattr(module, "COMMANDS"):
         needed, arguments = module.COMMANDS[arguments[0]].required, arguments[1:]
@@ -96,7 +97,7 @@ def parse(monkeypatch, name: str, arguments: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", [name, *(STAND_INS.get(argument, argument) for argument in arguments)])
     command_line.define_verbose(module.FLAGS)
     try:
-        command_line._parse(module.FLAGS, needed)
+        command_line._parse(module.FLAGS, needed, nameless="nameless=True" in source)
     finally:
         forget(module.FLAGS)
 
