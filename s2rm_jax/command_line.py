@@ -66,7 +66,7 @@ def run_and_exit(
     doc: str | None,
     required: Sequence[str] = (),
     *,
-    nameless: bool = False,
+    positional: bool = False,
 ) -> NoReturn:
     """Read sys.argv into `flag_values`, run `main` and exit with the status that fits.
 
@@ -78,14 +78,14 @@ def run_and_exit(
         flag_values: the flags of the command; one of them may be a config_flags file flag named "config".
         doc: the docstring of the command, shown by --help.
         required: names of flags that must be given.
-        nameless: whether these flags may also be given without their names, in their order.
+        positional: whether the required flags may also be given without their names, in their order.
     """
     define_verbose(flag_values)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape what the encoding lacks, such as bytes of file names
             stream.reconfigure(errors="backslashreplace")
     with LibraryOutput() as others:
-        outcome = _outcome(main, flag_values, doc, required, others, nameless=nameless)
+        outcome = _outcome(main, flag_values, doc, required, others, positional=positional)
         _flush_stdout()
         if outcome.message:
             others.print_last(outcome.message)
@@ -225,7 +225,7 @@ def _outcome(
     required: Sequence[str],
     others: LibraryOutput,
     *,
-    nameless: bool,
+    positional: bool,
 ) -> _Outcome:
     """Run a command; return how it ended."""
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
@@ -233,7 +233,7 @@ def _outcome(
         return _Outcome(0, failed=False)
     try:
         stopped_status = _read_stopped_status()
-        _parse(flag_values, required, nameless=nameless)
+        _parse(flag_values, required, positional=positional)
         workdir = flag_values["workdir"].value if "workdir" in flag_values else None
         others.set_up(bool(flag_values["verbose"].value), workdir)
         main()
@@ -317,7 +317,7 @@ def _explain_device(error: BaseException) -> str | None:
     return None
 
 
-def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, nameless: bool = False) -> None:
+def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, positional: bool = False) -> None:
     home = os.path.expanduser("~/")  # shells expand --out ~/x, but not --out=~/x
     arguments = [re.sub(r"^(--?config[\w.]*=)~/", lambda start: start[1] + home, one) for one in sys.argv]
     arguments = _with_config_found(arguments) if "config" in flag_values else arguments
@@ -328,17 +328,18 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, nameless: 
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read the global flags
     except _FLAG_ERRORS as error:
         problems = [one_line(error), *_more_mistakes(flag_values, arguments)]
-    for name in required if nameless else ():
+    for name in required if positional else ():
         if rest and flag_values[name].value is None:
             flag_values[name].value = rest.pop(0)
     if rest:
+        example = next(name for name in flag_values if not (positional and name in required))
         raise UserError(
-            f"unexpected argument {rest[0]!r}: every {'other ' if nameless else ''}argument is a flag, such as "
-            f"--{next(iter(flag_values))}=...; quote a value that contains spaces or *"
+            f"unexpected argument {rest[0]!r}: every {'other ' if positional else ''}argument is a flag, such as "
+            f"--{example}=...; quote a value that contains spaces or *"
         )
     given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
     unset = [name for name in required if flag_values[name].value is None and name not in given]
-    missing = [] if nameless and problems else unset  # after a problem, arguments without a name are not known
+    missing = [] if positional and problems else unset  # after a problem, arguments without a name are not known
     problems += [f"--{name} is missing: {flag_values[name].help}" for name in missing]
     empty = [name for name in required if flag_values[name].value == ""]  # such as of a variable that is not set
     problems += [f"--{name} is empty: {flag_values[name].help}" for name in empty]

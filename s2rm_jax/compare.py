@@ -124,4 +124,4 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run_and_exit(main, FLAGS, __doc__, required=("eval_a", "eval_b"), nameless=True)
+    command_line.run_and_exit(main, FLAGS, __doc__, required=("eval_a", "eval_b"), positional=True)

@@ -49,6 +49,7 @@ def default_config() -> ConfigDict:
     config.epochs = 0.0  # read only if config.steps is 0; config.input.sampling defines an epoch
     config.batch_size = 32  # images per step, over all devices
     config.dtype = "float32"  # dtype of the computation, one of DTYPES; parameters stay float32
+    config.network = ""  # set by train_and_evaluate(network=...): the class of a network outside this package
     config.remat = "none"  # one of REMAT_POLICIES: what is computed twice to save memory; see models/layers.py
 
     config.input = ConfigDict()
@@ -153,7 +154,7 @@ def default_config() -> ConfigDict:
     config.tensorboard = True  # also write metrics as TensorBoard files
     config.wandb_project = ""  # Weights & Biases project that receives the metrics; empty: none
     config.checkpoint_every = 1000  # steps between checkpoints
-    config.keep_every = 0  # steps between checkpoints that are all kept; 0: only the latest two and the best are
+    config.keep_every = 0  # steps between checkpoints that are kept permanently; 0: only the latest two and the best
     config.log_every = 50  # steps between lines of the log and the metrics
     config.lock()  # a misspelt field is an error where it is set
     config.input.source.unlock()
@@ -284,6 +285,11 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
+def leaf_names(config: ConfigDict) -> list[str]:
+    """Return the names of all fields, without the sections."""
+    return [name for name in field_names(config) if not isinstance(_get(config, name), ConfigDict)]
+
+
 def similar_fields(name: str, fields: Sequence[str]) -> list[str]:
     """Return the up to three fields that are most likely meant by the name of a field that does not exist."""
     leaf = name.rsplit(".", 1)[-1]
@@ -294,13 +300,18 @@ def similar_fields(name: str, fields: Sequence[str]) -> list[str]:
 def _unknown_fields(config: ConfigDict) -> Iterator[str]:
     defaults = default_config()
     known = field_names(defaults)
-    leaves = [name for name in known if not isinstance(_get(defaults, name), ConfigDict)]
+    leaves = leaf_names(defaults)
     for name in field_names(config):
         if name in known or name.startswith("input.source.") or name.rpartition(".")[0] not in ("", *known):
             continue  # sources have arguments of their own; of an unknown section, only its name is reported
-        near = similar_fields(name, known if isinstance(_get(config, name), ConfigDict) else leaves)
-        hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it."
-        yield f"config.{name}: there is no such field; {hint}"
+        yield unknown_field(name, known if isinstance(_get(config, name), ConfigDict) else leaves)
+
+
+def unknown_field(name: str, fields: Sequence[str]) -> str:
+    """Return the message about a field that does not exist; `fields` are those that may have been meant."""
+    near = similar_fields(name, fields)
+    hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it."
+    return f"config.{name}: there is no such field; {hint}"
 
 
 def _problems(config: ConfigDict) -> Iterator[tuple[str, str]]:

@@ -21,10 +21,6 @@ _CACHE = Path(__file__).parents[1] / ".cache" / f"test-programs-jaxlib-{version(
 _LARGEST_CACHE = 2_000_000_000  # bytes
 _CACHES_OF_USER = tempfile.mkdtemp(prefix="s2rm-jax-tests-")  # instead of ~/.cache, which tests must not touch
 atexit.register(shutil.rmtree, _CACHES_OF_USER, ignore_errors=True)
-# The commands under test would follow the variables of a job that runs the tests, and those of a user's data.
-for _name in list(os.environ):
-    if _name.startswith(("SLURM_", "OMPI_", "PMI_", "JOB_COMPLETION_", "S2RM_")) and _name != "S2RM_REFER_MINI":
-        del os.environ[_name]
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -99,7 +95,13 @@ def long(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, handle Ctrl-C, and empty the cache of compiled programs once it is too large."""
+    """Register the marker, handle Ctrl-C, and empty the cache of compiled programs once it is too large.
+
+    Also remove the variables of a job that runs the tests, and those of a user's data, which commands would follow.
+    """
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "JOB_COMPLETION_", "S2RM_")) and name != "S2RM_REFER_MINI":
+            del os.environ[name]
     # A shell script starts "pytest &" with SIGINT ignored, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: too long for `make test`; `make test-all` runs it")

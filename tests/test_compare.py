@@ -87,7 +87,7 @@ def test_files(folders):
             "error: --eval_a is missing: the first argument: a folder that evaluate wrote, such as runs/a/eval-val; --",
         ),
         ("a", "error: --eval_b is missing: the second argument: "),
-        ("a b c", "error: unexpected argument 'c': every other argument is a flag, such as --eval_a=...; "),
+        ("a b c", "error: unexpected argument 'c': every other argument is a flag, such as --out=...; "),
         ("a b --outt=c", "error: Unknown command line flag 'outt'. Did you mean: out ? (see --help)"),
         (
             "a nowhere",

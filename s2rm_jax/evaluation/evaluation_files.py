@@ -171,7 +171,7 @@ class EvaluationFiles:
 
 
 def _by_image(records: Iterable[Record]) -> list[Record]:
-    """Join the records of an image, which follow one another, to one record."""
+    """Merge the consecutive records of each image into one."""
     groups = [list(group) for _, group in groupby(records, key=itemgetter("example"))]
     return [{**group[0], "results": [one for record in group for one in record["results"]]} for group in groups]
 

@@ -73,10 +73,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     with explaining(lambda error: f"{path} cannot be read ({reason_of(error)}); run evaluate again"):
         scores = read_scores(path)
         counts = metrics.total(scores)
-        found = (len({score.id for score in scores}), counts.intersection, counts.union)
+        found = (len(scores), counts.intersection, counts.union)
         if found != tuple(about["all"][name] for name in ("expressions", "intersection", "union")):
             raise ValueError("it is not complete, or not of the same evaluation as metrics.json")
-    return Evaluation(folder, about, {score.id: score for score in scores})
+    by_id = {score.id: score for score in scores}
+    if len(by_id) < len(scores):
+        raise UserError(f"{path}: several expressions have the same id; give each Expression of the source its own id")
+    return Evaluation(folder, about, by_id)
 
 
 def pair(a: Evaluation, b: Evaluation) -> list[Pair]:

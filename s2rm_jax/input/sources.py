@@ -70,6 +70,13 @@ SOURCES: dict[str, Any] = {
 }
 
 
+def names_class(config: ConfigDict) -> bool:
+    """Return whether a source, or a part of a mixture, is named "package.module:Class"."""
+    parts = config.get("parts")
+    inner = parts.values() if isinstance(parts, ConfigDict) else ()
+    return ":" in str(config.get("name")) or any(names_class(one) for one in inner if isinstance(one, ConfigDict))
+
+
 def _find(name: Any) -> Any:
     """Return the source of a name, None if there is none.
 
@@ -82,7 +89,10 @@ def _find(name: Any) -> Any:
     try:
         found = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"config.input.source.name is {name!r}, which cannot be imported: {one_line(error)}") from error
+        raise UserError(
+            f"config.input.source.name is {name!r}, which cannot be imported ({one_line(error)}); start "
+            "python -m s2rm_jax.COMMAND in the folder of the module, or set PYTHONPATH"
+        ) from error
     if not (inspect.isclass(found) and issubclass(found, Source)):
         raise UserError(
             f"config.input.source.name is {name!r}, which is not a subclass of Source (s2rm_jax/input/example.py)"
@@ -293,6 +303,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of strings",
     ),
 }
+_ANY: tuple[Callable[[Any], bool], str] = (lambda _: True, "")
 _NOT_FIELDS = ("split", "training", "on_bad_example")  # arguments that `build_source` gives
 
 
@@ -306,7 +317,8 @@ def _check_fields(name: str, signature: inspect.Signature, fields: Mapping[str, 
             near = similar_fields(field, list(arguments))
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(arguments)}"
             raise UserError(f"config.input.source.{field}: the source {name!r} has no such field; {hint}")
-        is_right, what = _KINDS.get(str(arguments[field].annotation), (lambda _: True, ""))
+        kind = arguments[field].annotation  # a string in modules that postpone the evaluation of annotations
+        is_right, what = _KINDS.get(kind if isinstance(kind, str) else inspect.formatannotation(kind), _ANY)
         if not is_right(value):
             raise UserError(f"config.input.source.{field} is {value!r:.60}; it must be {what}")
     for field, argument in arguments.items():

@@ -413,8 +413,10 @@ def network_layout(params: Any) -> list[Entry]:
     names of this package, with "weight" for kernels and scales as in PyTorch.
 
     Raises:
-        UserError: the backbone is not a Swin.
+        UserError: the network does not have the Swin and the BERT of this package.
     """
+    if not {"vision", "text"} <= params.keys():
+        raise UserError("the network has other encoders, so it cannot be exported to PyTorch; use to-stablehlo")
     layout = swin_layout(_depths(params["vision"]), HUGGING_FACE)
     if {entry.target for entry in layout} != flatten_dict(params["vision"], sep="/").keys():
         raise UserError("the backbone is not a Swin, so the network cannot be exported to PyTorch; use to-stablehlo")

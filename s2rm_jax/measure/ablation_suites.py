@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s2rm_jax.config import leaf_names, unknown_field
 from s2rm_jax.errors import UserError, one_line, reason_of
 
 if TYPE_CHECKING:
@@ -185,9 +186,15 @@ def apply_variant(base: ConfigDict, variant: Variant) -> ConfigDict:
     """Return the configuration of a variant with the same seed; its values are not checked.
 
     Raises:
-        UserError: there is no such section or field, or its value has another type.
+        UserError: there is no such field, it is the seed, or its value has another type.
     """
     config = copy.deepcopy(base)
+    fields = leaf_names(config)
+    for name in variant.changes:
+        if name == "seed":
+            raise UserError("config.seed is set by --seeds; leave it out")
+        if name not in fields and not name.startswith("input.source."):
+            raise UserError(unknown_field(name, fields))
     try:
         config.update_from_flattened_dict(dict(variant.changes))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

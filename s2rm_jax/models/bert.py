@@ -80,8 +80,9 @@ class Bert(nn.Module):
     ) -> Float[Array, "n l d"]:
         """Return the last hidden states; every expression is one segment (token type 0).
 
-        Under jit, ids that are not in the vocabulary give NaN, as their values are not known; elsewhere, and for too
-        many tokens, they are a ValueError.
+        Raises:
+            ValueError: there are more tokens than positions, or, outside jit, an id is not in the vocabulary. Under
+                jit, such an id gives NaN, because values cannot be checked there.
         """
 
         def embedding(count: int, name: str) -> nn.Embed:

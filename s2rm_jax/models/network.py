@@ -86,7 +86,7 @@ def _check_token_mask(token_mask: Any, shape: tuple[Any, ...]) -> None:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What the network needs of its vision module, which `build_network` makes a `Swin`."""
+    """The interface of the vision module; `build_network` uses a `Swin`."""
 
     @property
     def patch_size(self) -> int:
@@ -95,7 +95,7 @@ class Backbone(Protocol):
     def __call__(
         self, images: Float[Array, "b height width 3"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Return maps from fine to coarse, as many as the decoder has widths; a side that does not divide is padded."""
+        """Return maps from fine to coarse, as many as the decoder has widths; sides are padded to whole strides."""
         ...
 
 

@@ -250,11 +250,10 @@ def restore_params(
         train = f"train first (python -m s2rm_jax.train --workdir {workdir} ...)"
         raise UserError(f"no checkpoint in {directory}: {train}{restore}")
     with explaining_storage_errors(f"the checkpoints in {directory} cannot be read", directory):
-        scores = _scores(directory, metric)
+        scores, steps = _scores(directory, metric), _complete_steps(directory)
         # Unlike the standard handler, this one reads a part of a tree.
         opened = _open(directory, ocp.PyTreeCheckpointHandler())
     with opened as manager:
-        steps = _complete_steps(directory)
         best = _best_step(scores) if which == "best" else None
         step = which if isinstance(which, int) else steps[-1] if best is None else best
         if step not in steps:

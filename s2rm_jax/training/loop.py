@@ -84,6 +84,7 @@ def train_and_evaluate(
     config: ConfigDict,
     workdir: epath.PathLike,
     profile_steps: range = range(0),
+    *,
     network: nn.Module | None = None,
 ) -> dict[str, float]:
     """Train as `config` says in `workdir`, or continue the run that is there.
@@ -117,6 +118,8 @@ def train_and_evaluate(
         if began is None:
             find_pretrained(config)  # fails early, before the data is read
         config = resolve_config(config, began)
+        if network is not None:
+            config.network = f"{type(network).__module__}:{type(network).__qualname__}"
         parts = assemble(config, mesh, find_vocabulary(config) if began is None else None, network)
         if config.steps and config.epochs:
             log(f"ignored: config.epochs={config.epochs:g}, because config.steps is {config.steps:,}")

@@ -22,7 +22,7 @@ from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE, check_stored_config, defaul
 from s2rm_jax.errors import UserError, counted, first_of, known_storage_error, reason_of, storage_error
 from s2rm_jax.evaluation.calibration import UNCALIBRATED, Calibration
 from s2rm_jax.hub import HUB, accessing_hub, parse_hub_name
-from s2rm_jax.input.sources import with_defaults
+from s2rm_jax.input.sources import names_class, with_defaults
 from s2rm_jax.input.tokens import Tokenizer, VocabularyError
 from s2rm_jax.interop.torch_folder import LoadedRun, read_pytorch
 from s2rm_jax.interop.weight_files import SAFETENSORS
@@ -100,6 +100,11 @@ def load_run(
         config = load_config(folder) if config is None else config
         tokenizer = _load_tokenizer(folder, config)
         own_network = network is not None  # whose programs do not follow from the configuration
+        if config.network and not own_network:
+            raise UserError(
+                f"{folder} was trained with a network of your own, {config.network}: load it in Python, "
+                "by load_run(..., network=...)"
+            )
         network = build_network(config) if network is None else network
         programs = open_program_store(config) if keep_programs and not own_network else None
         find_shapes = partial(parameter_shapes, network, config)
@@ -188,11 +193,14 @@ def _explaining_damage(given: epath.PathLike, folder: epath.Path) -> Iterator[No
     try:
         yield
     except UserError as error:
-        cache = folder.parent.parent
-        if not (folder.parent.name == "snapshots" and cache.name.startswith("models--")):
+        if not _in_hub_cache(folder):
             raise
-        name = f"{given}: " if on_hub(given) else ""
+        name, cache = f"{given}: " if on_hub(given) else "", folder.parent.parent
         raise UserError(f"{name}{str(error).rstrip('.')}. To download it again, delete {cache}.") from error
+
+
+def _in_hub_cache(folder: epath.Path) -> bool:
+    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
@@ -245,6 +253,8 @@ def load_config(workdir: epath.PathLike) -> ConfigDict:
     vocab = workdir / VOCAB_FILE
     if vocab.exists():
         config.text.vocab = str(vocab)
+    if _in_hub_cache(workdir) and names_class(config.input.source):
+        config.input.source = ConfigDict({"name": ""})  # a network from the Hub must not choose what is imported
     try:
         check_stored_config(config)
     except UserError as error:

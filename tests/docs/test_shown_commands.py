@@ -97,7 +97,7 @@ def parse(monkeypatch, name: str, arguments: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", [name, *(STAND_INS.get(argument, argument) for argument in arguments)])
     command_line.define_verbose(module.FLAGS)
     try:
-        command_line._parse(module.FLAGS, needed, nameless="nameless=True" in source)
+        command_line._parse(module.FLAGS, needed, positional="positional=True" in source)
     finally:
         forget(module.FLAGS)
 

@@ -34,6 +34,11 @@ def evaluation(folder, scores, protocol="original", **about):
     return read_evaluation(folder)
 
 
+def test_repeated_ids_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"expressions.csv: several expressions have the same id; give each"):
+        evaluation(tmp_path / "a", [A[0], replace(A[1], id="0")])
+
+
 def test_values_computed_by_hand():
     found = differences(list(zip(A, B, strict=True)), ORIGINAL)
     # A: oIoU 16 / 24, mIoU (0.25 + 0.6 + 0.9) / 3. B: oIoU 17 / 26, mIoU (0.75 + 0.5 + 0.8) / 3.

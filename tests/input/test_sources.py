@@ -87,8 +87,8 @@ def test_a_source_of_ones_own_is_found_by_its_module_and_class(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("my_sources:Yours", "which cannot be imported: module 'my_sources' has no attribute 'Yours'"),
-        ("no_module:Mine", "which cannot be imported: No module named 'no_module'"),
+        ("my_sources:Yours", "which cannot be imported .module 'my_sources' has no attribute 'Yours'.; start python"),
+        ("no_module:Mine", "which cannot be imported .No module named 'no_module'.; start python"),
         ("my_sources:a_function", "which is not a subclass of Source"),
         ("my_sources:Other", "which is not a subclass of Source"),
         ("my_sources:", "it must be one of: .*synthetic, tfds; or 'package.module:Class'"),

@@ -93,8 +93,10 @@ def test_a_wrong_suite_is_named(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fusion.mod": "sum"}, "fusion.mod"),
-        ({"fusoin.mode": "sum"}, '"fusoin" was not found'),
+        ({"fusion.mod": "sum"}, "config.fusion.mod: there is no such field; did you mean config.fusion.mode"),
+        ({"fusoin.mode": "sum"}, "config.fusoin.mode: there is no such field; did you mean config.fusion.mode"),
+        ({"fusion": {"mode": "sum"}}, "config.fusion: there is no such field"),
+        ({"seed": 3}, "config.seed is set by --seeds; leave it out"),
         ({"fusion.width": "wide"}, "'width'"),
     ],
 )

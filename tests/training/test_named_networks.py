@@ -49,6 +49,22 @@ def test_only_the_needed_files_are_downloaded_and_only_once(network, folder, nam
     assert len(network.downloads) == 3
 
 
+@pytest.mark.parametrize(
+    "source", [{"name": "scenes:Mine"}, {"name": "mixture", "parts": {"a": {"name": "scenes:Mine"}}}]
+)
+def test_a_network_on_the_hub_does_not_choose_what_is_imported(network, source):
+    Path("scenes.py").write_text("raise SystemExit('imported')\n")
+    files = network.repositories["anna/net"]["main"]
+    config = json.loads(files["config.json"])
+    config["input"]["source"] = source
+    files["config.json"] = json.dumps(config).encode()
+    assert load_run("anna/net").config.input.source.to_dict() == {"name": ""}
+    for command, *arguments in (["predict", "--out=out"], ["evaluate", "--split=val", "--out=out"]):
+        result = run_command(command, "--workdir=anna/net", *arguments, cwd=Path.cwd())
+        assert result.returncode == 2 and "imported" not in result.stderr
+        assert "config.input.source.name is ''" in result.stderr
+
+
 def test_a_folder_of_weights_has_no_steps_to_choose_from(folder):
     with pytest.raises(UserError, match="is a folder of weights, without checkpoints; step 2 cannot be chosen"):
         load_run(folder, 2)

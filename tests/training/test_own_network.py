@@ -4,6 +4,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.sources import build_source
+from s2rm_jax.models.network import build_network
 from s2rm_jax.parallel import programs
 from s2rm_jax.training import run
 from s2rm_jax.training.loop import train_and_evaluate
@@ -44,9 +45,18 @@ def test_its_configuration_finds_its_source(workdir):
     assert type(source).__name__ == "Scenes"
 
 
-def test_without_the_module_its_parameters_are_named(workdir):
-    with pytest.raises(UserError, match=r"decoder/.* is missing in the checkpoint.*`network`, if it was your own"):
+def test_without_the_module_the_run_is_refused(workdir):
+    with pytest.raises(UserError, match=r"was trained with a network of your own, \w+:StandIn: load it in Python"):
         run.load_run(workdir)
+    config = run.load_config(workdir)
+    with pytest.raises(UserError, match="network"), config.unlocked():
+        config.network, config.steps = "", 4
+        train_and_evaluate(config, workdir)
+
+
+def test_another_module_does_not_fit_its_parameters(workdir):
+    with pytest.raises(UserError, match=r"is missing in the checkpoint.*`network`, if it was your own"):
+        run.load_run(workdir, network=build_network(tiny_config()))
 
 
 def test_its_programs_are_not_kept_under_the_configuration(workdir, network, monkeypatch):
