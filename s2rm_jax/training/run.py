@@ -200,7 +200,7 @@ def _explaining_damage(given: epath.PathLike, folder: epath.Path) -> Iterator[No
 
 
 def _in_hub_cache(folder: epath.Path) -> bool:
-    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.name == "snapshots" and str(folder.parent.parent.name).startswith("models--")
 
 
 def save_config(workdir: epath.PathLike, config: ConfigDict) -> None:
