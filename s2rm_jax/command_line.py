@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.config import default_config, field_names, find_config, similar_fields
+from s2rm_jax.config import default_config, field_names, find_config, leaf_names, similar_fields
 from s2rm_jax.errors import (
     PartlyDone,
     TemporaryFailure,
@@ -437,8 +437,10 @@ def _where(error: Exception, path: Path) -> str:
     line = f"line {lines[-1]}: " if lines else ""
     if unknown := re.search(r'Key "([^"]+)" does not exist and cannot be added', str(error)):  # and then all others
         of_section = re.findall(r'Did you mean "([^"]+)"', str(error))
-        near = of_section or [f"config.{field}" for field in similar_fields(unknown[1], field_names(default_config()))]
-        hint = f"did you mean {' or '.join(near)}?" if near else "remove it"
+        fields = leaf_names(default_config())
+        near = [field for field in fields if field.rpartition(".")[2] in of_section]
+        near = near or similar_fields(unknown[1], fields)
+        hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it"
         return f"{line}there is no field {unknown[1]!r}; {hint}"
     name = type(error).__name__
     return f"{line}{message if message.startswith(name) else f'{name}: {message}'}"

@@ -182,7 +182,7 @@ def test_mistakes_give_a_one_line_error_and_status_2(call, config_file, argument
         ("x = 1\n", "get_config"),
         (
             "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().fusion.widht = 3\n",
-            "line 3: there is no field 'widht'; did you mean width?",
+            "line 3: there is no field 'widht'; did you mean config.fusion.width?",
         ),
         (
             "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().update(xyzzy={})\n",
