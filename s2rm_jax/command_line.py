@@ -37,7 +37,15 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from s2rm_jax.config import default_config, field_names, find_config, leaf_names, similar_fields
+from s2rm_jax.config import (
+    default_config,
+    did_you_mean,
+    field_names,
+    find_config,
+    leaf_names,
+    similar_fields,
+    unknown_field,
+)
 from s2rm_jax.errors import (
     PartlyDone,
     TemporaryFailure,
@@ -415,14 +423,11 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
     section, _, leaf = name.rpartition(".")
     if section == "input.source":  # each source has other fields
         of_source = {field.rpartition(".")[2]: field for field in fields if field.startswith("input.source.")}
-        near = [f"--config.{of_source[field]}" for field in similar_fields(leaf, list(of_source))]
+        near = (f"--config.{of_source[field]}" for field in similar_fields(leaf, list(of_source)))
         recipes = " (the recipes take it from S2RM_IMAGES)" if leaf == "image_root" else ""
-        add = f"if the source accepts it, add it to the file{recipes}"
-        hint = f"did you mean {' or '.join(near)}?" if near else add
+        hint = did_you_mean(near, f"if the source accepts it, add it to the file{recipes}")
         return f"--config.{name}: config.input.source in this file does not set this field; {hint}"
-    near = [f"--config.{field}" for field in similar_fields(name, fields)]
-    hint = f"did you mean {' or '.join(near)}?" if near else "see s2rm_jax/config.py"
-    return f"--config.{name}: no such field in the configuration; {hint}"
+    return unknown_field(name, fields, flag="--")
 
 
 def _where(error: Exception, path: Path) -> str:
@@ -440,7 +445,7 @@ def _where(error: Exception, path: Path) -> str:
         fields = leaf_names(default_config())
         near = [field for field in fields if field.rpartition(".")[2] in of_section]
         near = near or similar_fields(unknown[1], fields)
-        hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it"
+        hint = did_you_mean(f"config.{field}" for field in near)
         return f"{line}there is no field {unknown[1]!r}; {hint}"
     name = type(error).__name__
     return f"{line}{message if message.startswith(name) else f'{name}: {message}'}"

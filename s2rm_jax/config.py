@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -307,11 +307,18 @@ def _unknown_fields(config: ConfigDict) -> Iterator[str]:
         yield unknown_field(name, known if isinstance(_get(config, name), ConfigDict) else leaves)
 
 
-def unknown_field(name: str, fields: Sequence[str]) -> str:
-    """Return the message about a field that does not exist; `fields` are those that may have been meant."""
-    near = similar_fields(name, fields)
-    hint = f"did you mean {' or '.join(f'config.{field}' for field in near)}?" if near else "remove it."
-    return f"config.{name}: there is no such field; {hint}"
+def did_you_mean(names: Iterable[str], otherwise: str = "remove it (s2rm_jax/config.py has all fields)") -> str:
+    """Return "did you mean A or B?", or `otherwise` if there are no names."""
+    return f"did you mean {joined}?" if (joined := " or ".join(names)) else otherwise
+
+
+def unknown_field(name: str, fields: Sequence[str], flag: str = "") -> str:
+    """Return the message about a field that does not exist; `fields` are those that may have been meant.
+
+    `flag` is "--" if the field was given as a flag.
+    """
+    hint = did_you_mean(f"{flag}config.{field}" for field in similar_fields(name, fields))
+    return f"{flag}config.{name}: there is no such field; {hint}"
 
 
 def _problems(config: ConfigDict) -> Iterator[tuple[str, str]]:

@@ -118,13 +118,13 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],
-            "--config.optimizer.learning_rat: no such field in the configuration; "
+            "--config.optimizer.learning_rat: there is no such field; "
             "did you mean --config.optimizer.learning_rate",
         ),
         (["--config=FILE", "--workdir=w", "--config.learning_rate=1"], "mean --config.optimizer.learning_rate"),
         (
             ["--config=FILE", "--workdir=w", "--config.xyzzy=1"],
-            "in the configuration; see s2rm_jax/config.py",
+            "--config.xyzzy: there is no such field; remove it (s2rm_jax/config.py has all fields)",
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.input.source.apply_exif=True"],
@@ -151,8 +151,8 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.xyzzy=1", "--config.step=1"],
-            "--config.xyzzy: no such field in the configuration; see s2rm_jax/config.py; "
-            "--config.step: no such field in the configuration; did you mean --config.mesh.step or --config.steps?",
+            "--config.xyzzy: there is no such field; remove it (s2rm_jax/config.py has all fields); "
+            "--config.step: there is no such field; did you mean --config.mesh.step or --config.steps?",
         ),
         (["--config=FILE", "--wrkdir=x"], "Did you mean: workdir ?; --workdir is missing: the directory of the run ("),
         (["--config=FILE", "--workdir=w", "stray"], "unexpected argument 'stray'"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.config import similar_fields
+from s2rm_jax.config import did_you_mean, similar_fields
 from s2rm_jax.errors import UserError, one_line
 from s2rm_jax.input.custom import coco_json_source, find_file, json_lines_source
 from s2rm_jax.input.example import Source
@@ -314,8 +314,7 @@ def _check_fields(name: str, signature: inspect.Signature, fields: Mapping[str, 
         return  # it checks its fields itself
     for field, value in fields.items():
         if field not in arguments:
-            near = similar_fields(field, list(arguments))
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(arguments)}"
+            hint = did_you_mean(similar_fields(field, list(arguments)), f"it has {', '.join(arguments)}")
             raise UserError(f"config.input.source.{field}: the source {name!r} has no such field; {hint}")
         kind = arguments[field].annotation  # a string in modules that postpone the evaluation of annotations
         is_right, what = _KINDS.get(kind if isinstance(kind, str) else inspect.formatannotation(kind), _ANY)

@@ -29,10 +29,9 @@ Edit = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 
 
 def refer_mini() -> Path | None:
-    """The folder of a real sample in this layout (see data/refer_mini/README.md), or None where it is absent."""
-    default = Path(__file__).parents[2] / "../shared/data/refer_mini"
-    root = Path(os.environ.get("S2RM_REFER_MINI") or default)
-    return root.resolve() if root.is_dir() else None
+    """The folder of a real sample in this layout, S2RM_REFER_MINI, or None (see data/refer_mini/README.md)."""
+    root = os.environ.get("S2RM_REFER_MINI")
+    return Path(root).resolve(strict=True) if root else None
 
 
 def write_refer_layout(
