@@ -4,11 +4,15 @@
     python -m s2rm_jax.ablate --suite casg --seeds 2 --steps 1000 --out runs/ablations_1000
     python -m s2rm_jax.ablate --suite fusion_by_decoder --variants plain_fpn,plain_sum --out runs/ablations
     python -m s2rm_jax.ablate --suite all --config configs/synthetic_benchmark.py --config.vision.embed_dim=32 --out ...
+    python -m s2rm_jax.ablate --suite leave_one_out --variants full,sum --config refcoco --config.steps=20000 \\
+      --splits val,testA,testB --out runs/on_refcoco
 
 Suites: cumulative, fusion_by_decoder, leave_one_out (of the parts of the fusion), casg, width, expressions (per image,
 at equal cost), recipe, far, far_long, all (every suite but far and far_long). Runs train on the synthetic benchmark,
-those of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md), unless --config names another
-configuration; each of these two needs its own --out.
+those of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md); each of these two needs its own --out.
+
+--config names another configuration, also of photographs. It needs a fixed number of steps. --splits names the splits
+that are scored after training.
 
 --suite FILE.json is a suite of your own: {VARIANT: {FIELD: VALUE}}. Its variants are compared with `full`, the
 unchanged configuration:
@@ -63,7 +67,14 @@ STEPS = flags.DEFINE_integer(
     "steps", None, "steps of each run; defaults to config.steps", lower_bound=1, flag_values=FLAGS
 )
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "a configuration with synthetic scenes; defaults to synthetic_benchmark", flag_values=FLAGS
+    "config", None, "a configuration; defaults to synthetic_benchmark", flag_values=FLAGS
+)
+SPLITS = flags.DEFINE_list(
+    "splits",
+    [],
+    "the splits to score after training; the first is that of the plots and differences; by default test,compositional "
+    "of generated scenes, and config.eval.split of other data",
+    flag_values=FLAGS,
 )
 COLLECT = flags.DEFINE_string(
     "collect",
@@ -77,6 +88,7 @@ OUT = flags.DEFINE_string("out", None, "a folder for runs and reports", flag_val
 def main() -> None:
     """Train the runs that are left and write the report after each."""
     keep_freed_memory()
+    from s2rm_jax.input.sources import build_source
     from s2rm_jax.io import make_output_folder
     from s2rm_jax.measure.ablation_report import collect, write_report
     from s2rm_jax.measure.ablation_runs import load_result, load_results, lock, plan, plan_finished
@@ -104,21 +116,24 @@ def main() -> None:
         raise UserError(f"--variants: {error}") from error
     out = make_output_folder(OUT.value)
     # Read before training too: a result that is damaged or of other settings would otherwise fail the first report.
-    finished = load_results(plan_finished(whole_suite, base, out))
+    splits = SPLITS.value or ()
+    finished = load_results(plan_finished(whole_suite, base, out, splits))
     if COLLECT.value:
         if not finished:
             raise UserError(f"--collect: {out} has no finished run of suite {suite} with {base.steps:,} steps")
         log(collect(Path(COLLECT.value), benchmark, base.steps, finished))
         return
-    runs = plan(variants, SEEDS.value or 1, base, out)
+    runs = plan(variants, SEEDS.value or 1, base, out, splits)
     folder = make_output_folder(out / suite)
 
     left = sum(load_result(run) is None for run in runs)
+    for split in runs[0].splits if left else ():  # before training, not after it
+        build_source(base.input.source, split)
     log(f"{counted(len(runs), 'run')} of {base.steps:,} steps, {left} left: {', '.join(v.name for v in variants)}")
 
     def report() -> Path:
         with lock(folder):
-            results = load_results(plan_finished(whole_suite, base, out))
+            results = load_results(plan_finished(whole_suite, base, out, splits))
             return write_report(folder, suite, base.steps, whole_suite, results)
 
     failed = _train(runs, suite, report)

@@ -118,8 +118,7 @@ def test_help_shows_the_docstring_and_the_flags(call):
         ),
         (
             ["--config=FILE", "--workdir=w", "--config.optimizer.learning_rat=1"],
-            "--config.optimizer.learning_rat: there is no such field; "
-            "did you mean --config.optimizer.learning_rate",
+            "--config.optimizer.learning_rat: there is no such field; did you mean --config.optimizer.learning_rate",
         ),
         (["--config=FILE", "--workdir=w", "--config.learning_rate=1"], "mean --config.optimizer.learning_rate"),
         (

@@ -293,7 +293,7 @@ def _conclusions(references: _References, results: Results, split: str) -> list[
         conclusions.append(
             f"Intervals are not corrected for multiple comparisons: of {len(intervals)}, "
             f"{0.05 * len(intervals):.1f} are expected to be wrong. The seed changes the initial parameters and the "
-            "order of training scenes, but not the evaluation scenes."
+            "order of training images, but not the evaluation images."
         )
     return conclusions
 

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from s2rm_jax.config import CONFIG_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.metrics import ExpressionScore
+from s2rm_jax.input.synthetic import SyntheticSource
 from s2rm_jax.io import lock_file, write_atomically
 from s2rm_jax.measure.ablation_suites import Variant, apply_variant
 from s2rm_jax.models.cost import network_cost
@@ -34,17 +35,17 @@ from s2rm_jax.training.loop import check_before_start
 from s2rm_jax.training.run import load_config, require_same_config
 
 RESULT_FILE = "result.json"
-SPLITS = ("test", "compositional")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A variant with a seed, and its workdir."""
+    """A variant with a seed, its workdir, and the splits on which it is scored after training."""
 
     variant: Variant
     seed: int
     config: ConfigDict
     workdir: Path
+    splits: tuple[str, ...] = ("test", "compositional")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Score:
     """Scores of a run on a split, in percent; the fields that begin with `by_` are mean IoUs by group.
 
     Attributes:
-        by_kind: kind of expression
-        by_objects: objects in the scene
+        by_kind: kind of expression; empty if the source has no kinds
+        by_objects: objects in the scene; like the following, only of generated scenes
         by_distance: slices of the last stage between referent and landmark (`Composition.landmark_distance`), of the
             expressions with a landmark
         by_kind_and_distance: both, as in "relation, 3"
@@ -62,8 +63,8 @@ class Score:
     mean_iou: float
     overall_iou: float
     expressions: int
-    by_kind: Mapping[str, float]
-    by_objects: Mapping[str, float]
+    by_kind: Mapping[str, float] = field(default_factory=dict)
+    by_objects: Mapping[str, float] = field(default_factory=dict)
     by_distance: Mapping[str, float] = field(default_factory=dict)  # results of earlier versions have none
     by_kind_and_distance: Mapping[str, float] = field(default_factory=dict)
 
@@ -81,14 +82,17 @@ class Result:
     curve_split: str  # the split of those evaluations
 
 
-def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -> list[Run]:
+def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path, splits: Sequence[str] = ()) -> list[Run]:
     """Return the runs, seed by seed, so that an unfinished suite soon has a result of every variant.
+
+    They are scored on `splits`; by default on test and compositional of generated scenes, and on config.eval.split of
+    other data.
 
     Raises:
         UserError: the configuration of a variant is invalid, or `out` has a run of the same name with other settings.
     """
-    if base.input.source.name != "synthetic":
-        raise UserError(f"config.input.source.name is {base.input.source.name!r}; ablations need 'synthetic'")
+    generated = base.input.source.name == "synthetic"
+    splits = tuple(splits) or (Run.splits if generated else (base.eval.split,))
     base = copy.deepcopy(base)
     if not base.compilation_cache:
         base.compilation_cache = str((out / "compilation_cache").absolute())  # all seeds share compiled programs
@@ -104,18 +108,18 @@ def plan(variants: Sequence[Variant], seeds: int, base: ConfigDict, out: Path) -
         for variant, variant_config in zip(variants, configs, strict=True):
             config = copy.deepcopy(variant_config)
             config.seed = seed
-            run = Run(variant, seed, config, out / "runs" / f"{variant.name}-seed-{seed}")
+            run = Run(variant, seed, config, out / "runs" / f"{variant.name}-seed-{seed}", splits)
             _require_unchanged(run)
             runs.append(run)
     return runs
 
 
-def plan_finished(variants: Sequence[Variant], base: ConfigDict, out: Path) -> list[Run]:
+def plan_finished(variants: Sequence[Variant], base: ConfigDict, out: Path, splits: Sequence[str] = ()) -> list[Run]:
     """Return the runs of `variants` in `out`, of any seed, that are finished; the order and the errors are `plan`'s."""
     seeds = {variant.name: _seeds_with_result(variant, out) for variant in variants}
     found = [variant for variant in variants if seeds[variant.name]]
     highest = max((seed for of_variant in seeds.values() for seed in of_variant), default=-1)
-    return [run for run in plan(found, highest + 1, base, out) if run.seed in seeds[run.variant.name]]
+    return [run for run in plan(found, highest + 1, base, out, splits) if run.seed in seeds[run.variant.name]]
 
 
 def _seeds_with_result(variant: Variant, out: Path) -> list[int]:
@@ -134,7 +138,7 @@ def _require_unchanged(run: Run) -> None:
         if began.input.source.to_dict() == run.config.input.source.to_dict():
             raise
         raise UserError(
-            f"--out: the run in {run.workdir} has other scenes; give another --out. The suites far and far_long have "
+            f"--out: the run in {run.workdir} has other data; give another --out. The suites far and far_long have "
             "scenes of their own, so each needs an --out of its own."
         ) from error
     if began.steps != run.config.steps:
@@ -145,22 +149,28 @@ def _require_unchanged(run: Run) -> None:
 
 
 def load_result(run: Run) -> Result | None:
-    """Return the result of a run, or None if the run is not finished.
+    """Return the result of a run with the scores of its splits, or None if the run is not finished.
 
     Raises:
-        UserError: the file of the result is damaged.
+        UserError: the file of the result is damaged, or has no scores of one of the splits.
     """
     try:
         content = json.loads((run.workdir / RESULT_FILE).read_text(encoding="utf-8"))
         scores = {split: Score(**score) for split, score in content.pop("scores").items()}
         curve = tuple((int(step), float(value)) for step, value in content.pop("curve"))
-        return Result(**content, scores=scores, curve=curve)
+        result = Result(**content, scores=scores, curve=curve)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{run.workdir / RESULT_FILE} cannot be read ({error}); delete it to score the run again"
         ) from error
+    if missing := [split for split in run.splits if split not in scores]:
+        raise UserError(
+            f"--splits: {run.workdir / RESULT_FILE} has the scores of {', '.join(scores)}, not of "
+            f"{', '.join(missing)}; give --splits={','.join(scores)}, or delete it to score the run again"
+        )
+    return replace(result, scores={split: scores[split] for split in run.splits})
 
 
 def load_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
@@ -203,6 +213,7 @@ def carry_out(run: Run) -> Result:
 
 def _scores(run: Run) -> dict[str, Score]:
     from s2rm_jax.evaluation.evaluator import Evaluator
+    from s2rm_jax.evaluation.protocols import protocol_named
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.training.logging import report_evaluation
     from s2rm_jax.training.run import load_run
@@ -211,30 +222,42 @@ def _scores(run: Run) -> dict[str, Score]:
     trained = load_run(run.workdir, "latest")
     config = copy.deepcopy(run.config)
     config.eval.limit = 0
-    evaluator = Evaluator(trained.network, trained.tokenizer, config)
+    evaluator = Evaluator(trained.network, trained.tokenizer, config, protocol_named(config.eval.protocol))
     scores = {}
-    for split in SPLITS:
-        source: Any = build_source(config.input.source, split)
+    for split in run.splits:
+        source = build_source(config.input.source, split)
         report = evaluator(trained.params, source, progress=report_evaluation(split))
-        objects, distances = _groups(source, split, slices=-(-config.input.image_size[0] // _stride(config)))
-        expressions = report.expressions
-        related = [score for score in expressions if score.id in distances]
+        metrics = report.total.metrics()  # both IoUs, which some protocols do not show
         scores[split] = Score(
-            report.metrics["mean_iou"],
-            report.metrics["overall_iou"],
-            len(expressions),
-            mean_ious(expressions, [score.kind for score in expressions]),
-            mean_ious(expressions, [objects[score.example_id] for score in expressions]),
-            mean_ious(related, [distances[score.id] for score in related]),
-            mean_ious(related, [f"{score.kind}, {distances[score.id]}" for score in related]),
+            metrics["mean_iou"],
+            metrics["overall_iou"],
+            len(report.expressions),
+            **_scores_by_group(report.expressions, source, split, config),
         )
     return scores
+
+
+def _scores_by_group(
+    expressions: Sequence[ExpressionScore], source: Any, split: str, config: ConfigDict
+) -> dict[str, dict[str, float]]:
+    """Return the fields of a `Score` that begin with `by_`."""
+    by_kind = mean_ious(expressions, [score.kind for score in expressions])
+    if not isinstance(source, SyntheticSource):
+        return {} if set(by_kind) <= {""} else {"by_kind": by_kind}
+    objects, distances = _groups(source, split, slices=-(-config.input.image_size[0] // _stride(config)))
+    related = [score for score in expressions if score.id in distances]
+    return {
+        "by_kind": by_kind,
+        "by_objects": mean_ious(expressions, [objects[score.example_id] for score in expressions]),
+        "by_distance": mean_ious(related, [distances[score.id] for score in related]),
+        "by_kind_and_distance": mean_ious(related, [f"{score.kind}, {distances[score.id]}" for score in related]),
+    }
 
 
 _REMOTE = 7  # slices from which on all distances are one group
 
 
-def _groups(source: Any, split: str, slices: int) -> tuple[dict[str, str], dict[str, str]]:
+def _groups(source: SyntheticSource, split: str, slices: int) -> tuple[dict[str, str], dict[str, str]]:
     """Return {example: objects in its scene} and, of expressions with a landmark, {expression: distance in slices}."""
     objects, distances = {}, {}
     for index in range(len(source)):
@@ -253,11 +276,12 @@ def _stride(config: ConfigDict) -> int:
 
 
 def mean_ious(scores: Sequence[ExpressionScore], groups: Sequence[str]) -> dict[str, float]:
-    """Return the mean IoU in percent of each group of expressions, in the order of `by_number`."""
-    ious: dict[str, list[float]] = {name: [] for name in sorted(set(groups), key=by_number)}
+    """Return the mean IoU in percent of each group of expressions that have one, in the order of `by_number`."""
+    ious: dict[str, list[float]] = {}
     for score, group in zip(scores, groups, strict=True):
-        ious[group].append(100 * (score.iou or 0.0))
-    return {name: float(np.mean(values)) for name, values in ious.items()}
+        if score.iou is not None:  # as in the mean over all expressions
+            ious.setdefault(group, []).append(100 * score.iou)
+    return {name: float(np.mean(ious[name])) for name in sorted(ious, key=by_number)}
 
 
 def by_number(group: str) -> tuple[str | int, ...]:

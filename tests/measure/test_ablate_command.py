@@ -21,6 +21,7 @@ from s2rm_jax.models.cost import PartCost
 from s2rm_jax.training import run as training_run
 from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.loop import LossNotFinite
+from tests.input.refer_fixture import write_refer_layout
 
 # ml_collections still loads configuration files with load_module.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
@@ -77,7 +78,7 @@ def run_without_config(*flags):
 
 
 def ablate_with(*arguments):
-    for name in ("collect", "variants"):
+    for name in ("collect", "splits", "variants"):
         ablate.FLAGS[name].unparse()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ablate", *arguments])  # in which ml_collections looks for --config.FIELD
@@ -257,7 +258,10 @@ def test_an_own_suite_trains_its_variants_and_has_a_folder_of_its_name(tmp_path,
             ("--steps=3", "--config.optimizer.learning_rate=0.5"),
             "started with a different configuration: optimizer.learning",
         ),
-        (("--config.input.source.name=refer",), "ablations need 'synthetic'"),
+        (
+            ("--steps=3", "--splits=test,val"),
+            r"full-seed-0/result.json has the scores of test, compositional, not of val",
+        ),
         (("--steps=3", "--config.steps=3"), "--steps and --config.steps are both given"),
         (("--steps=3", "--config.seed=5"), "--config.seed: the runs have the seeds 0, 1, "),
     ],
@@ -301,13 +305,13 @@ def test_the_suite_far_needs_an_out_of_its_own(stopped_and_continued, tmp_path, 
     other = tmp_path / "far.py"
     other.write_text(TINY.replace('"length": 3', '"length": 3, "grid": 5'))
     monkeypatch.setattr(ablate, "find_config", lambda name: {"synthetic_benchmark:far": str(other)}[name])
-    with pytest.raises(UserError, match=r"--out: the run in .*full-seed-0 has other scenes; .* The suites far and"):
+    with pytest.raises(UserError, match=r"--out: the run in .*full-seed-0 has other data; .* The suites far and"):
         run_without_config("--suite=far", "--steps=3", f"--out={folder / 'out'}")
 
 
 def test_the_suite_far_is_about_the_far_setting(tmp_path, monkeypatch):
     planned = []
-    monkeypatch.setattr(ablation_runs, "plan", lambda variants, seeds, base, out: planned.append(base) or [])
+    monkeypatch.setattr(ablation_runs, "plan", lambda variants, seeds, base, *_: planned.append(base) or [])
     with pytest.raises(UserError, match="has no finished run of suite far with 2,000 steps"):
         run_without_config("--suite=far", f"--out={tmp_path}", f"--collect={tmp_path / 'runs.json'}")
     assert planned[0].input.source.grid == 5 and planned[0].input.image_size == (160, 160)
@@ -318,6 +322,61 @@ def test_a_batch_that_does_not_split_among_the_devices_is_found_before_the_first
     with pytest.raises(UserError, match=r"variant full: config\.batch_size=2 cannot be split evenly .* on 3 devices"):
         run(tmp_path, "--steps=3")
     assert not list(tmp_path.glob("out/runs/*"))
+
+
+REFER = """
+import importlib.util
+from ml_collections import ConfigDict
+
+spec = importlib.util.spec_from_file_location("tiny", "FOLDER/tiny.py")
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+
+def get_config():
+    config = tiny.get_config()
+    config.input.source = ConfigDict({"name": "refer", "root": "FOLDER", "dataset": "refcoco", "split_by": "unc"})
+    config.text.vocab = "FOLDER/vocab.txt"
+    config.eval.protocol = "cris"
+    return config
+"""
+
+
+@pytest.fixture
+def on_refcoco(tmp_path):
+    """Run the suite width, one seed, on images in the layout of RefCOCO."""
+    write_refer_layout(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "left", "right")))
+    config = tmp_path / "refer.py"
+    config.write_text(REFER.replace("FOLDER", str(tmp_path)))
+
+    def scores(*flags):
+        run(tmp_path, f"--config={config}", "--steps=3", "--seeds=1", "--variants=full,width_64", *flags)
+        content = json.loads((tmp_path / "out/width/ablations.json").read_text(encoding="utf-8"))
+        return [one["runs"][0]["scores"] for one in content["variants"]]
+
+    return scores
+
+
+def test_other_data_is_scored_on_its_evaluation_split(on_refcoco, tmp_path):
+    """Under the protocol of the configuration, which has no overall IoU; the report has it nevertheless."""
+    of_full, of_narrow = on_refcoco()
+    assert list(of_full) == list(of_narrow) == ["val"]
+    assert of_full["val"]["expressions"] == 8
+    assert of_full["val"]["overall_iou"] > 0 and of_full["val"]["by_kind"] == of_full["val"]["by_distance"] == {}
+    table = (tmp_path / "out/width/ablations.md").read_text(encoding="utf-8")
+    assert "| mIoU val | oIoU val |" in table and "kind of expression" not in table
+    with pytest.raises(
+        UserError, match=r"result\.json has the scores of val, not of testA; give --splits=val, or delete"
+    ):
+        on_refcoco("--splits=testA")
+
+
+def test_the_splits_to_score_are_read_before_training(on_refcoco, tmp_path):
+    with pytest.raises(UserError, match="testC"):
+        on_refcoco("--splits=testA,testC")
+    assert not list(tmp_path.glob("out/runs/*"))
+    assert list(on_refcoco("--splits=testB,testA")[0]) == ["testB", "testA"]
 
 
 def test_a_damaged_result_is_named(stopped_and_continued):
