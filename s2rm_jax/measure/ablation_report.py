@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from scipy.special import stdtrit
 
 from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.evaluation.plots import standalone
@@ -162,18 +163,9 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
     if len(differences) < 2:
         return None
     mean = float(np.mean(differences))
-    half = t_quantile(float(len(differences) - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    quantile = float(stdtrit(len(differences) - 1, 0.975))  # of Student's t distribution
+    half = quantile * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
-
-
-def t_quantile(freedom: float) -> float:
-    """Return the 97.5 % quantile of Student's t distribution with at least one degree of freedom.
-
-    With t = sqrt(freedom) tan(a), the density of the angle a is proportional to cos(a)^(freedom - 1).
-    """
-    ends = np.linspace(0, np.pi / 2, 100_001)
-    mass = np.cumsum(np.cos((ends[:-1] + ends[1:]) / 2) ** (freedom - 1))
-    return float(np.sqrt(freedom) * np.tan(np.interp(0.95, mass / mass[-1], ends[1:])))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

@@ -15,7 +15,6 @@ from s2rm_jax.measure.ablation_report import (
     gains_plot,
     mean_and_deviation,
     paired_difference,
-    t_quantile,
     write_report,
 )
 from s2rm_jax.measure.ablation_runs import Result, Score, by_number, mean_ious
@@ -75,11 +74,6 @@ def test_a_variant_is_compared_with_the_one_that_it_names(tmp_path):
 def test_a_variant_whose_reference_is_left_out_is_compared_with_the_first(tmp_path):
     write_report(tmp_path, "fusion_by_decoder", 20, (FULL, Variant("worse", "much", reference="gone")), RESULTS)
     assert "| difference from full, test |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("freedom", [1.0, 1.05, 1.5, 2.0, 3.7, 20.0, 400.0])
-def test_quantiles_of_students_t(freedom):
-    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
 
 
 def test_a_spread_needs_two_values():
