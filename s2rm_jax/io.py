@@ -338,7 +338,10 @@ def safe_name(text: str, longest: int) -> str:
     return f"{name}~{hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
 
 
-def slug(text: str, limit: int = 40) -> str:
-    """Return `text` as lower-case ASCII letters, digits and underscores: at most `limit` of them, never empty."""
+_LONGEST_SLUG = 40
+
+
+def slug(text: str) -> str:
+    """Return `text` as lower-case ASCII letters, digits and underscores: at most 40 of them, never empty."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "_", ascii_text.lower()).strip("_")[:limit].rstrip("_") or "untitled"
+    return re.sub(r"[^a-z0-9]+", "_", ascii_text.lower()).strip("_")[:_LONGEST_SLUG].rstrip("_") or "untitled"

@@ -9,7 +9,7 @@ import copy
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -350,9 +350,8 @@ def lock(folder: Path, wait: bool = True) -> Iterator[None]:
 class RemainingTime:
     """Estimates the time that this process alone needs for the runs left, from the runs that it did from the start."""
 
-    def __init__(self, runs: Sequence[Run], clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, runs: Sequence[Run]):
         self._runs = runs
-        self._clock = clock
         self._steps = 0
         self._seconds = 0.0
 
@@ -365,8 +364,8 @@ class RemainingTime:
     @contextmanager
     def measure(self, run: Run) -> Iterator[None]:
         """Measure the run inside, unless it continues from a checkpoint."""
-        from_start, start = not has_checkpoint(run.workdir), self._clock()
+        from_start, start = not has_checkpoint(run.workdir), time.perf_counter()
         yield
         if from_start:
-            self._seconds += self._clock() - start
+            self._seconds += time.perf_counter() - start
             self._steps += run.config.steps

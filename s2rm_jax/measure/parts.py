@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from s2rm_jax.models.cost import count_flops
 
 _MATRIX_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 _COPY_MIB = {"cpu": 256, "gpu": 2048, "tpu": 1024}
+_EXPRESSIONS = (1, 8)  # on the image whose parts are measured
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def part_floors(subject: Subject, rounds: int) -> list[Section]:
     measured = measure_floor(max(rounds, 10))
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for count in (1, 8):
+    for count in _EXPRESSIONS:
         parts = network_parts(subject, 1, count)
         calls = {name: part.forward() for name, part in parts.items()}
         timings = time_alternately({name: jitted(*call) for name, call in calls.items()}, rounds)
@@ -92,11 +93,11 @@ def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in (*read, *outputs))
 
 
-def fusion_share(subject: Subject, rounds: int, expressions: Sequence[int] = (1, 8)) -> list[Section]:
+def fusion_share(subject: Subject, rounds: int) -> list[Section]:
     """Measure the share of fusion in the forward pass."""
     rows: list[Row] = []
     figures: dict[str, float] = {}
-    for count in expressions:
+    for count in _EXPRESSIONS:
         timings = share_timings(subject, rounds, count)
         ratio, label = timings.ratio("fusion", "whole"), counted(count, "expression")
         rows.append([label, timings.median("fusion"), timings.median("whole"), str(ratio)])
@@ -109,15 +110,6 @@ def share_timings(subject: Subject, rounds: int, count: int) -> Timings:
     """Time "fusion" alone and the "whole" network, on one image with `count` expressions."""
     part = network_parts(subject, 1, count)["fusion"]
     return time_alternately({"fusion": jitted(*part.forward()), "whole": jitted(*subject.forward(1, count))}, rounds)
-
-
-class GrowthSizes(NamedTuple):
-    """The sizes at which each growth is measured; `pixels` are sides of a square image."""
-
-    expressions: Sequence[int] = (1, 2, 4, 8, 16)
-    pixels: Sequence[int] = (224, 320, 480, 640)
-    tokens: Sequence[int] = (10, 20, 40, 80)
-    batch: Sequence[int] = (1, 2, 4)
 
 
 class Growth(NamedTuple):
@@ -133,18 +125,23 @@ EXPRESSIONS = Growth("expressions", "expressions on an encoded image", 1, "expre
 PIXELS = Growth("image", "side of the image, pixels", 2, "attention is within windows: work follows the area")
 TOKENS = Growth("tokens", "tokens of an expression (BERT)", 1, "dense layers dominate attention at these lengths")
 BATCH = Growth("batch", "images of a batch, one expression each", 1, "images are independent")
+_SIZES = {
+    EXPRESSIONS: (1, 2, 4, 8, 16),
+    PIXELS: (224, 320, 480, 640),
+    TOKENS: (10, 20, 40, 80),
+    BATCH: (1, 2, 4),
+}
 
 
-def growth(subject: Subject, rounds: int, sizes: GrowthSizes | None = None) -> list[Section]:
+def growth(subject: Subject, rounds: int) -> list[Section]:
     """Measure four kinds of growth and fit an exponent to each that has at least two sizes."""
-    sizes = sizes or GrowthSizes()
-    tokens = [count for count in sizes.tokens if count <= subject.config.text.max_positions]
-    images = {side: subject.changed(input__image_size=(side, side)) for side in sizes.pixels}
+    tokens = [count for count in _SIZES[TOKENS] if count <= subject.config.text.max_positions]
+    images = {side: subject.changed(input__image_size=(side, side)) for side in _SIZES[PIXELS]}
     measured = {
-        EXPRESSIONS: {count: _ground_call(subject, count) for count in sizes.expressions},
+        EXPRESSIONS: {count: _ground_call(subject, count) for count in _SIZES[EXPRESSIONS]},
         PIXELS: {side: jitted(*changed.forward(1, 1)) for side, changed in images.items()},
         TOKENS: {count: _text_call(subject, count) for count in tokens},
-        BATCH: {count: jitted(*subject.forward(count, 1)) for count in sizes.batch},
+        BATCH: {count: jitted(*subject.forward(count, 1)) for count in _SIZES[BATCH]},
     }
     rows: list[Row] = []
     figures = {}

@@ -208,11 +208,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def build_api(service: Service) -> FastAPI:
-    """Return the application that serves POST /segment and the health checks /healthz (also /health) and /readyz."""
+    """Return the application that serves POST /segment and the health checks /healthz and /readyz."""
     # The interactive pages of FastAPI load scripts from other servers.
     app = FastAPI(title="s2rm_jax", docs_url=None, redoc_url=None)
 
-    @app.get("/health")
     @app.get("/healthz")
     async def health() -> Health:
         """Return the status of the process."""

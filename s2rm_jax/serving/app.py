@@ -32,7 +32,7 @@ from s2rm_jax.serving.service import Service
 from s2rm_jax.serving.viewer import SCRIPT, STYLE
 
 PAGE = "/demo"
-_ROUTES = (PAGE, "/segment", "/healthz", "/health", "/readyz", "/metrics", "/openapi.json")
+_ROUTES = (PAGE, "/segment", "/healthz", "/readyz", "/metrics", "/openapi.json")
 # The longest time from the first byte to the last of the head and of the body of a request, and for the client to
 # read what was sent, in seconds. Connections of clients that take longer are closed, since their number is limited.
 _SECONDS_OF = {"head": 10, "body": 120, "answer": 300}

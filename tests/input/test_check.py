@@ -25,7 +25,7 @@ def image(root: Path, number: int) -> Path:
 
 def kinds(root: Path, **arguments) -> dict[str, tuple[str, ...]]:
     """The problems of the only dataset under `root`: kind -> cases."""
-    (found,) = examine(root, quiet=True, **arguments).datasets
+    (found,) = examine(root, **arguments).datasets
     return {problem.kind: problem.cases for problem in found.problems}
 
 
@@ -62,7 +62,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_intact_data_of_every_layout_passes(tmp_path, layout):
-    result = examine(LAYOUTS[layout](tmp_path), quiet=True)
+    result = examine(LAYOUTS[layout](tmp_path))
     (found,) = result.datasets
     assert result.ok and found.problems == []
     assert found.images_checked == (3 if layout == "refclef unc" else 8)
@@ -78,12 +78,12 @@ def test_several_datasets_are_examined_in_one_go_and_shared_images_once(tmp_path
     looked_at = []
     opened = Image.open
     monkeypatch.setattr(Image, "open", lambda path, **options: looked_at.append(path) or opened(path, **options))
-    result = examine(tmp_path, quiet=True)
+    result = examine(tmp_path)
     keys = [found.key for found in result.datasets]
     assert keys == [("refcoco", "google"), ("refcoco", "unc"), ("refcocog", "umd"), ("mine", "me")]
     assert len(looked_at) == len(set(looked_at)) == 8
     assert result.absent == ("refcoco+", "refclef", "grefcoco")
-    assert [found.key for found in examine(tmp_path, "refcoco", "unc", quiet=True).datasets] == [("refcoco", "unc")]
+    assert [found.key for found in examine(tmp_path, "refcoco", "unc").datasets] == [("refcoco", "unc")]
 
 
 # What is done to the annotations, and the kind and the beginning of the only case that is found of it. The referents
@@ -352,7 +352,7 @@ def test_every_fault_of_images_is_found_and_nothing_else(tmp_path, damage, kind,
 def test_images_elsewhere_or_nowhere(tmp_path):
     root = refer_fixture.write_refer_layout(tmp_path / "data", image_folder="../coco/train2014")
     assert kinds(root, image_root=tmp_path / "coco") == {}
-    (problem,) = examine(root, quiet=True).datasets[0].problems
+    (problem,) = examine(root).datasets[0].problems
     assert (problem.kind, len(problem.cases)) == ("missing images", 8)
     assert "none of these folders exists" in problem.remedy
 
@@ -367,7 +367,7 @@ def test_the_first_image_may_be_the_missing_one(tmp_path):
 def test_what_every_copy_lacks_is_a_note_and_no_problem(tmp_path):
     root = refer_fixture.write_refclef_layout(tmp_path, first_id=19575)
     (root / "images/saiapr_tc-12/19575.jpg").unlink()
-    result = examine(root, quiet=True)
+    result = examine(root)
     assert result.ok and result.datasets[0].notes == ["missing in every known copy: 19575.jpg"]
     (root / "images/saiapr_tc-12/19576.jpg").unlink()
     assert kinds(root) == {"missing images": ("19576.jpg",)}
@@ -377,14 +377,14 @@ def test_damaged_annotation_files_do_not_stop_the_others(tmp_path):
     for dataset in ("refcoco", "refcoco+"):
         refer_fixture.write_refer_layout(tmp_path, dataset)
     (tmp_path / "refcoco/instances.json").write_text('{"images": ')
-    damaged, intact = examine(tmp_path, quiet=True).datasets
+    damaged, intact = examine(tmp_path).datasets
     (problem,) = damaged.problems
     assert problem.kind == "annotation files that cannot be read" and not intact.problems
     assert "web.archive.org" in problem.remedy and "reported working in December 2025" in problem.remedy
     (tmp_path / "refcoco/instances.json").write_text('{"images": {}}')
-    assert "is not in COCO's format" in examine(tmp_path, quiet=True).datasets[0].problems[0].cases[0]
+    assert "is not in COCO's format" in examine(tmp_path).datasets[0].problems[0].cases[0]
     (tmp_path / "refcoco/instances.json").unlink()
-    assert "cannot read" in examine(tmp_path, quiet=True).datasets[0].problems[0].cases[0]
+    assert "cannot read" in examine(tmp_path).datasets[0].problems[0].cases[0]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_damaged_annotation_files_do_not_stop_the_others(tmp_path):
 def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, dataset, message):
     refer_fixture.write_refer_layout(tmp_path)
     with pytest.raises(UserError, match=message):
-        examine(tmp_path / folder, dataset, quiet=True)
+        examine(tmp_path / folder, dataset)
 
 
 @pytest.fixture
@@ -425,13 +425,13 @@ def test_folders_that_cannot_be_listed_are_passed_over_unless_they_are_of_a_data
     for name in ("lost+found", "refcocog"):
         (root / name).mkdir()
     unreadable.add(root / "lost+found")
-    assert examine(root, quiet=True).ok
+    assert examine(root).ok
     unreadable.add(root / "refcocog")
     with pytest.raises(UserError, match=r"refcocog cannot be read \(Permission denied\); correct its permissions"):
-        examine(root, quiet=True)
+        examine(root)
     unreadable.add(root)
     with pytest.raises(UserError, match=rf"the folder {root} cannot be read"):
-        examine(root, quiet=True)
+        examine(root)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_the_real_sample_passes():
     root = refer_fixture.refer_mini()
     if root is None:
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
-    result = examine(root, quiet=True)
+    result = examine(root)
     assert result.ok and result.datasets[0].images_checked == 90
     assert result.datasets[0].counts["train"] == SplitSize(44, 148, 300)
 
@@ -471,5 +471,5 @@ def test_the_report_counts_the_images_that_were_really_read(tmp_path):
     root = refer_fixture.write_refer_layout(tmp_path)
     image(root, 0).unlink()
     make_empty(image(root, 3))
-    assert "8 images checked, 6 of them decoded" in format_report(examine(root, quiet=True))
-    assert "8 images checked, 6 of them by their headers only" in format_report(examine(root, quiet=True, quick=True))
+    assert "8 images checked, 6 of them decoded" in format_report(examine(root))
+    assert "8 images checked, 6 of them by their headers only" in format_report(examine(root, quick=True))

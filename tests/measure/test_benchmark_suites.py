@@ -46,6 +46,11 @@ def test_a_section_as_a_table(tmp_path):
     assert [format_cell(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]
 
 
+def use_small_sizes(monkeypatch, tokens):
+    small = {"expressions": (1, 2), "image": (32, 64), "tokens": tokens, "batch": (1, 2)}
+    monkeypatch.setattr(parts_module, "_SIZES", {one: small[one.name] for one in parts_module._SIZES})
+
+
 def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
     def smallest_only(actions, rounds):
         assert jax.tree.leaves(next(iter(actions.values()))())
@@ -54,7 +59,8 @@ def test_exponents_are_slopes_of_logarithms(subject, monkeypatch):
     forward = (lambda: 1), ()  # whose compilation takes the longest
     monkeypatch.setattr(Subject, "forward", lambda *_: forward)
     monkeypatch.setattr(parts_module, "_seconds", smallest_only)
-    (section,) = parts_module.growth(subject, 1, parts_module.GrowthSizes((1, 2), (32, 64), (6, 12), (1, 2)))
+    use_small_sizes(monkeypatch, tokens=(6, 12))
+    (section,) = parts_module.growth(subject, 1)
     assert [row[2] for row in section.rows] == pytest.approx([1.5] * 4)
 
 
@@ -64,7 +70,8 @@ def test_expressions_that_the_text_encoder_cannot_take_are_not_measured(subject,
     monkeypatch.setattr(Subject, "forward", lambda *_: ((lambda: 1), ()))
     longest = subject.config.text.max_positions
     for tokens, measured in (((2, longest, longest + 1), 4), ((longest, longest + 1), 3)):
-        (section,) = parts_module.growth(subject, 1, parts_module.GrowthSizes((1, 2), (32, 64), tokens, (1, 2)))
+        use_small_sizes(monkeypatch, tokens)
+        (section,) = parts_module.growth(subject, 1)
         assert len(section.rows) == measured
         assert not any(f"{longest + 1}: " in row[1] for row in section.rows)
 
@@ -288,8 +295,9 @@ def test_a_report_that_cannot_be_written(quick, tmp_path):
     assert "give another --out" in done.stderr
 
 
-def test_the_share_of_fusion(quick, subject):
-    (share,) = parts_module.fusion_share(subject, 1, expressions=(2,))
+def test_the_share_of_fusion(quick, subject, monkeypatch):
+    monkeypatch.setattr(parts_module, "_EXPRESSIONS", (2,))
+    (share,) = parts_module.fusion_share(subject, 1)
     assert share.figures["2 expressions"] > 0
     assert share.rows[0][0] == "2 expressions" and share.rows[0][1] > 0
 

@@ -584,7 +584,7 @@ def test_demo_serves_until_sigterm(tiny_workdir, tmp_path, image):
         line = next(line for line in server.stdout if line.startswith("open http://127.0.0.1:"))
         address = line.split()[1]
         assert address.endswith("/sub")
-        with urllib.request.urlopen(f"{address}/health") as answer:
+        with urllib.request.urlopen(f"{address}/healthz") as answer:
             assert json.load(answer) == {"status": "ok"}
         with urllib.request.urlopen(address) as answer:
             assert answer.url.startswith(f"{address}/demo")

@@ -60,7 +60,6 @@ def examine(
     image_root: str | Path = "",
     quick: bool = False,
     threads: int = 0,
-    quiet: bool = False,
 ) -> CheckReport:
     """Examine all datasets under `root`, or a selection of them.
 
@@ -71,7 +70,6 @@ def examine(
         image_root: folder of the images if they are not under `root`.
         quick: read only the headers of images. This finds missing images and wrong sizes, but no truncated ones.
         threads: number of threads that decode images; 0 for one per core.
-        quiet: show no progress bar.
 
     Raises:
         UserError: nothing to examine was found. Problems of the data are in the report.
@@ -84,13 +82,13 @@ def examine(
     for item in found:
         report = DatasetReport(item.dataset, item.split_by, str(item.refs))
         reports.append(report)
-        images = _examine_files(report, item, quiet)
+        images = _examine_files(report, item)
         folder = _find_folder(report, root, images_root, [image["file_name"] for image in images])
         if folder is None:
             continue
         files = [ImageFile(folder.path_of(p["file_name"]), p["height"], p["width"]) for p in images]
         new = [file for file in dict.fromkeys(files) if file not in checked]
-        bar = tqdm(new, f"{item.dataset}: images", disable=quiet or None, leave=False)
+        bar = tqdm(new, f"{item.dataset}: images", disable=None, leave=False)
         checked.update(zip(bar, _check_images(new, quick, threads), strict=True))
         results = [checked[file] for file in files]
         report.images_checked = len(files)
@@ -157,7 +155,7 @@ def _in_folder(folder: Path) -> list[Found]:
     return list(by_name.values())
 
 
-def _examine_files(report: DatasetReport, item: Found, quiet: bool) -> list[dict[str, Any]]:
+def _examine_files(report: DatasetReport, item: Found) -> list[dict[str, Any]]:
     """Examine the two annotation files; return the entries of the images that have referents."""
     try:
         refs = load_refs(item.refs)
@@ -165,7 +163,7 @@ def _examine_files(report: DatasetReport, item: Found, quiet: bool) -> list[dict
     except UserError as error:
         report.add("annotation files that cannot be read", [str(error)], f"get {where_annotations(item.dataset)}")
         return []
-    ids = _examine_annotations(report, refs, instances, quiet)
+    ids = _examine_annotations(report, refs, instances)
     if report.key in NOTES:
         report.notes.append(NOTES[report.key])
     return [instances.images[id] for id in ids]
@@ -223,7 +221,7 @@ def _duplicates(entries: list[dict[str, Any]], name: str) -> list[str]:
     return cases
 
 
-def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Instances, quiet: bool) -> list[Any]:
+def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Instances) -> list[Any]:
     """Add counts and problems to the report; return the ids of the images that have referents, each once.
 
     Annotations that no referent uses are not examined.
@@ -240,7 +238,7 @@ def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Ins
     _examine_ids(report, refs)
     _examine_expressions(report, refs)
     used = _examine_links(report, refs, instances)
-    _examine_masks(report, used, instances, quiet)
+    _examine_masks(report, used, instances)
     ids = dict.fromkeys(ref.get("image_id") for ref in refs)
     return [id for id in ids if id in instances.images]
 
@@ -339,9 +337,9 @@ TOLERANCE = 2.0
 Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
-def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Instances, quiet: bool) -> None:
+def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Instances) -> None:
     without, empty, misfits = [], [], []
-    for id, image_id in tqdm(used.items(), f"{report.dataset}: masks", disable=quiet or None, leave=False):
+    for id, image_id in tqdm(used.items(), f"{report.dataset}: masks", disable=None, leave=False):
         annotation, image = instances.annotations[id], instances.images[image_id]
         height, width = image["height"], image["width"]
         stored = annotation.get("segmentation")
