@@ -13,9 +13,8 @@ import numpy as np
 from s2rm_jax.errors import UserError, counted, explaining, first_of, reason_of
 from s2rm_jax.evaluation import metrics
 from s2rm_jax.evaluation.bootstrap import difference_interval, resampled_sums
-from s2rm_jax.evaluation.metrics import ExpressionScore
+from s2rm_jax.evaluation.metrics import SCORE_FILE, ExpressionScore, read_scores
 from s2rm_jax.evaluation.protocols import Protocol, protocol_named
-from s2rm_jax.evaluation.score_file import SCORE_FILE, read_scores
 from s2rm_jax.io import read_object
 
 # Fields of metrics.json that must be equal where both have them. Folders may differ: the expressions are compared too.

@@ -15,10 +15,9 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation import bootstrap, gallery, plots
 from s2rm_jax.evaluation.calibration import CORRECT_IOU, Bin, expected_calibration_error
 from s2rm_jax.evaluation.evaluator import Prediction, Report
-from s2rm_jax.evaluation.metrics import MaskCounts
+from s2rm_jax.evaluation.metrics import SCORE_FILE, MaskCounts, write_scores
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.published import COMBINED, SINGLE, Benchmark, Published, published_on
-from s2rm_jax.evaluation.score_file import SCORE_FILE, write_scores
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_html, as_latex, as_markdown, as_text, without
 from s2rm_jax.io import read_object, remove_earlier, write_atomically
 

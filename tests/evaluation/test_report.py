@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from s2rm_jax.evaluation.evaluator import Report
-from s2rm_jax.evaluation.metrics import ExpressionScore
+from s2rm_jax.evaluation.metrics import ExpressionScore, read_scores, write_scores
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.evaluation.report import as_screen_text, remarks
-from s2rm_jax.evaluation.score_file import read_scores, write_scores
 
 ODD_EXPRESSION = 'the "big", red one;\nor, the émigré\'s <b>hat</b>'
 REPORT = Report(
