@@ -15,8 +15,7 @@ from jax.experimental import topologies
 
 from s2rm_jax import compile_for
 from s2rm_jax.errors import UserError
-from s2rm_jax.measure.compiled_report import Program
-from s2rm_jax.measure.hlo import ArrayType, Collective
+from s2rm_jax.measure.compiled_report import ArrayType, Collective, Program
 from s2rm_jax.parallel.devices import Memory
 from s2rm_jax.parallel.mesh import build_mesh
 from s2rm_jax.training import compile

@@ -4,8 +4,15 @@ import json
 
 import pytest
 
-from s2rm_jax.measure.compiled_report import Program, StepFacts, as_json, as_markdown, predict_scaling
-from s2rm_jax.measure.hlo import ArrayType, Collective
+from s2rm_jax.measure.compiled_report import (
+    ArrayType,
+    Collective,
+    Program,
+    StepFacts,
+    as_json,
+    as_markdown,
+    predict_scaling,
+)
 from s2rm_jax.parallel.devices import CHIPS, GIB, Memory
 
 GRADIENT = Collective(

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from s2rm_jax.measure.compiled_report import read_program
-from s2rm_jax.measure.hlo import (
+from s2rm_jax.measure.compiled_report import (
     ArrayType,
     group_size,
     parse_hlo,
     read_arrays,
     read_collectives,
+    read_program,
     readable_place,
     total_by_kind,
 )
