@@ -13,8 +13,7 @@ import numpy as np
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
-from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
-from s2rm_jax.measure.subject import Part, Subject, network_parts
+from s2rm_jax.measure.harness import Part, Row, Section, Subject, Timings, jitted, network_parts, time_alternately
 from s2rm_jax.measure.training_speed import training_step
 from s2rm_jax.models.network import normalize
 from s2rm_jax.training.losses import DICE_SMOOTHING

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from s2rm_jax.errors import UserError, counted, reason_of
 from s2rm_jax.evaluation.protocols import ORIGINAL
 from s2rm_jax.measure.against_torch import TorchTwin, inference_timings, training_timings
-from s2rm_jax.measure.harness import Cell, Row, Section, Timings, gradient, jitted, time_alternately
+from s2rm_jax.measure.harness import Cell, Row, Section, Subject, Timings, gradient, jitted, time_alternately
 from s2rm_jax.measure.parts import share_timings
-from s2rm_jax.measure.subject import Subject
 from s2rm_jax.measure.training_speed import (
     SCORED_EXPRESSIONS,
     STEP_COLUMNS,

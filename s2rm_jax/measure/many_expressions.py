@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError, counted
-from s2rm_jax.measure.harness import Row, Section, Timings, time_alternately
-from s2rm_jax.measure.subject import Subject
+from s2rm_jax.measure.harness import Row, Section, Subject, Timings, time_alternately
 from s2rm_jax.segmenter import BUCKETS
 
 EXPRESSIONS = 7.2  # mean per image of RefCOCO val, modelled as 7 for four images of five and 8 for the fifth

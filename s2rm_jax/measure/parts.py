@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.errors import counted
-from s2rm_jax.measure.harness import Row, Section, Timings, jitted, time_alternately
-from s2rm_jax.measure.subject import Subject, network_parts
+from s2rm_jax.measure.harness import Row, Section, Subject, Timings, jitted, network_parts, time_alternately
 from s2rm_jax.models.cost import count_flops
 
 _MATRIX_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}

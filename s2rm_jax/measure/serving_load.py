@@ -27,8 +27,7 @@ import numpy as np
 from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from s2rm_jax.measure.harness import Row, Section
-    from s2rm_jax.measure.subject import Subject
+    from s2rm_jax.measure.harness import Row, Section, Subject
 
 CLIENTS = (1, 8, 32, 64)
 _SECONDS = 4.0  # of a round with one number of clients

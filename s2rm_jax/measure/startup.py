@@ -20,8 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2rm_jax.measure.harness import Row, Section
-    from s2rm_jax.measure.subject import Subject
+    from s2rm_jax.measure.harness import Row, Section, Subject
 
 # JAX and the rest of the package are imported inside functions: this module is also the fresh process that measures
 # how long importing them takes.

@@ -16,9 +16,8 @@ from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import PROTOCOLS, Protocol
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.pipeline import EvalItem
-from s2rm_jax.measure.harness import Cell, Row, Section, jitted, time_alternately
+from s2rm_jax.measure.harness import Cell, Row, Section, Subject, jitted, network_parts, time_alternately
 from s2rm_jax.measure.parts import measure_floor
-from s2rm_jax.measure.subject import Subject, network_parts
 from s2rm_jax.parallel.devices import matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
 from s2rm_jax.training.compile import CompiledStep, compile_step, with_fixed_steps

@@ -2,8 +2,7 @@
 
 import pytest
 
-from s2rm_jax.measure.harness import jitted
-from s2rm_jax.measure.subject import Subject, network_parts
+from s2rm_jax.measure.harness import Subject, jitted, network_parts
 from s2rm_jax.measure.training_speed import training_step
 from tests.conftest import tiny_config
 

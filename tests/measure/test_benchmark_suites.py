@@ -16,10 +16,9 @@ from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.measure import many_expressions, startup, training_speed
 from s2rm_jax.measure import parts as parts_module
-from s2rm_jax.measure.harness import Section, Timings, describe_machine, format_cell, write_report
+from s2rm_jax.measure.harness import Section, Subject, Timings, describe_machine, format_cell, write_report
 from s2rm_jax.measure.many_expressions import _per_image
 from s2rm_jax.measure.parts import Floor
-from s2rm_jax.measure.subject import Subject
 from s2rm_jax.training.run import load_run
 from tests.command import run_command
 

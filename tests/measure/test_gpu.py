@@ -61,7 +61,7 @@ def known(parts, segmenter, training, monkeypatch):
         monkeypatch.setattr(module, "training_step", lambda _: training)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"bfloat16": 1e9}, 1e9))
     monkeypatch.setattr(parts_module, "network_parts", lambda *_: parts)
-    monkeypatch.setattr("s2rm_jax.measure.subject.Subject.segmenter", lambda _: segmenter)
+    monkeypatch.setattr("s2rm_jax.measure.harness.Subject.segmenter", lambda _: segmenter)
 
 
 def test_every_part_is_measured(subject, known):
