@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from s2rm_jax.input.synthetic import SceneConfig
-from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing, outline
-from s2rm_jax.input.synthetic.source import compose
+from s2rm_jax.input.synthetic.source import compose, draw
 
 
 def rng():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import is_economical
 from s2rm_jax.input.synthetic.language import (
     SIDES,
@@ -18,6 +17,7 @@ from s2rm_jax.input.synthetic.language import (
     landmarks_of,
 )
 from s2rm_jax.input.synthetic.scene import SHAPES, Scene, Thing, reach_towards
+from s2rm_jax.input.synthetic.source import draw
 
 
 def thing(x, y, shape="circle", colour="red", texture="plain", size="small", radius=8.0):

@@ -1,18 +1,31 @@
-"""Synthetic scenes as a Source."""
+"""Synthetic scenes as a Source, and their drawing: an anti-aliased image, and the visible pixels of each object.
+
+Backgrounds are muted tones, which no object has, in gradients, glows, stripes, clouds and grain.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.example import Example, Expression, Groups, Source, consecutive_groups
-from s2rm_jax.input.synthetic.draw import draw
 from s2rm_jax.input.synthetic.grammar import Reference, refer
 from s2rm_jax.input.synthetic.language import FAR_VOCABULARY, VOCABULARY, landmarks_of
-from s2rm_jax.input.synthetic.scene import FAR_KINDS, Scene, SceneConfig, is_held_out, sample_scene
+from s2rm_jax.input.synthetic.scene import (
+    FAR_KINDS,
+    Scene,
+    SceneConfig,
+    Thing,
+    is_held_out,
+    outline,
+    reach,
+    sample_scene,
+)
 
 # The length of each split. Its position here selects its stream of random numbers.
 SPLITS = {"train": 2**31 - 1, "val": 512, "test": 512, "compositional": 512}
@@ -149,3 +162,136 @@ def compose(config: SceneConfig, split: str, seed: int, index: int) -> Compositi
         f"synthetic scenes: {_ATTEMPTS} scenes gave none with expressions of the kinds {', '.join(kinds)};"
         " allow more objects, shapes, colours or textures, smaller objects, or other kinds"
     )
+
+
+_SUPERSAMPLE = 4
+_PERIODS = {"striped": 0.62, "dotted": 0.66}  # of the patterns, in radii
+
+# Base tone, and the second tone for stripes and dots, which has the same hue and another lightness.
+_TONES = {
+    "red": ((218, 28, 36), (95, 0, 12)),
+    "orange": ((250, 130, 10), (130, 50, 0)),
+    "yellow": ((250, 222, 40), (145, 110, 0)),
+    "green": ((30, 145, 55), (200, 245, 195)),
+    "cyan": ((60, 215, 225), (0, 95, 110)),
+    "blue": ((35, 70, 215), (190, 210, 255)),
+    "purple": ((130, 40, 175), (230, 195, 250)),
+    "pink": ((255, 135, 190), (255, 232, 244)),
+}
+
+
+def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
+    """Return the image, the masks and the visible shares of a scene.
+
+    Returns:
+        image: uint8 [H, W, 3]
+        masks: one boolean [H, W] per object: its visible pixels; no pixel is in two masks
+        shares: one number per object: its visible pixels over all its pixels
+    """
+    image = paint_ground(scene.height, scene.width, rng)
+    owner = np.full((scene.height, scene.width), -1, np.int16)
+    areas = []
+    for index, thing in enumerate(scene.things):
+        box, coverage, inside = _rasterize(thing, scene.height, scene.width)
+        alpha = coverage[..., None]
+        image[box] = image[box] * (1 - alpha) + _paint(thing, box, inside, rng) * alpha
+        solid = coverage >= 0.5
+        owner[box][solid] = index
+        areas.append(int(solid.sum()))
+    masks = [owner == index for index in range(len(scene.things))]
+    shares = [float(mask.sum()) / area for mask, area in zip(masks, areas, strict=True)]
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), masks, shares
+
+
+def paint_ground(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a background, float32 [H, W, 3] in 0 ... 255."""
+    first, second = _tone(rng), _tone(rng)
+    second = first + (second - first) * 0.5
+    rows = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
+    columns = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
+    angle = rng.uniform(0, 2 * math.pi)
+    along = columns * math.cos(angle) + rows * math.sin(angle)
+    kind = int(rng.integers(5))
+    share: np.ndarray
+    if kind == 0:  # a gradient
+        share = along + 0.5
+    elif kind == 1:  # a glow around some point
+        share = 1.2 * np.hypot(rows - rng.uniform(-0.5, 0.5), columns - rng.uniform(-0.5, 0.5))
+    elif kind == 2:  # faint stripes
+        share = 0.5 + 0.25 * np.sin(along * (2 * math.pi * rng.uniform(4, 12)))
+    elif kind == 3:  # clouds
+        cells = Image.fromarray(rng.random((5, 5), dtype=np.float32))
+        share = np.asarray(cells.resize((width, height), Image.Resampling.BICUBIC))
+    else:  # plain
+        share = np.zeros((height, width), np.float32)
+    ground = first + (second - first) * share[..., None].astype(np.float32)
+    grain = rng.standard_normal((height, width, 1), dtype=np.float32) * rng.uniform(0, 5)
+    return ground + grain.astype(np.float32)
+
+
+def _tone(rng: np.random.Generator) -> np.ndarray:
+    """Draw a dark or a light grey with a touch of colour."""
+    low, high = (28, 80) if rng.random() < 0.4 else (150, 235)
+    return (rng.uniform(low, high) + rng.uniform(-10, 10, 3)).astype(np.float32)
+
+
+def _rasterize(thing: Thing, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Return an object's box in the image and, in it, the share of each pixel inside the outline and inside the rim."""
+    extent = reach(thing.shape) * thing.radius + 1.0
+    top, left = max(0, math.floor(thing.y - extent)), max(0, math.floor(thing.x - extent))
+    bottom, right = min(height, math.ceil(thing.y + extent)), min(width, math.ceil(thing.x + extent))
+    cos, sin = math.cos(thing.turn), math.sin(thing.turn)
+    # for row vectors: x' = x cos - y sin, y' = x sin + y cos
+    turn = np.array([[cos, sin], [-sin, cos]]) * thing.radius
+    shift = np.array([thing.x - left, thing.y - top])
+    loops = [((loop @ turn + shift) * _SUPERSAMPLE).ravel().tolist() for loop in outline(thing.shape)]
+
+    size = ((right - left) * _SUPERSAMPLE, (bottom - top) * _SUPERSAMPLE)
+    image = Image.new("L", size)
+    pen = ImageDraw.Draw(image)
+    for loop, fill in zip(loops, (255, 0), strict=False):
+        pen.polygon(loop, fill=fill)
+    coverage = _reduce(image)
+    rim = max(1, round(_SUPERSAMPLE * (1.2 + 0.12 * thing.radius)))  # half of it is inside the outline
+    for loop in loops:
+        pen.line([*loop, *loop[:4]], fill=0, width=rim)
+    return (slice(top, bottom), slice(left, right)), coverage, _reduce(image)
+
+
+def _reduce(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.reduce(_SUPERSAMPLE), np.float32) / 255
+
+
+def _paint(thing: Thing, box: tuple[slice, slice], inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the object's colours in its box, [h, w, 3] in 0 ... 255: texture, light from above, a darker rim."""
+    base, second = (np.array(tone, np.float32) for tone in _TONES[thing.colour])
+    base = base + rng.uniform(-8, 8, 3).astype(np.float32)
+    rows = (np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] + 0.5 - thing.y) / thing.radius
+    columns = (np.arange(box[1].start, box[1].stop, dtype=np.float32)[None, :] + 0.5 - thing.x) / thing.radius
+    light = (1.0 - 0.08 * rows)[..., None]
+    rim = (0.62 + 0.38 * inside)[..., None]
+    if thing.texture == "plain":
+        return base * light * rim
+    # The pattern ends at the rim, which stays a closed line of the base colour.
+    share = (_pattern(thing.texture, rows, columns, thing.radius, rng) * inside)[..., None]
+    return (base + (second - base) * share) * light * rim
+
+
+def _pattern(
+    texture: str, rows: np.ndarray, columns: np.ndarray, radius: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the share of the second tone at each pixel, [h, w].
+
+    `rows` [h, 1] and `columns` [1, w] are offsets from the object's centre, in radii.
+    """
+    angle = rng.uniform(0, math.pi)
+    period = _PERIODS[texture]
+    along = columns * math.cos(angle) + rows * math.sin(angle)
+    across = rows * math.cos(angle) - columns * math.sin(angle)
+    u, v = (2 * math.pi * (offset / period + rng.random()) for offset in (along, across))
+    # Signed distance of a pixel inside the second tone, scaled so that the slope at the border is about one.
+    if texture == "striped":
+        wave = np.sin(u) - 0.1
+    else:
+        wave = 1.45 - np.hypot(np.remainder(u, 2 * math.pi) - math.pi, np.remainder(v, 2 * math.pi) - math.pi)
+    return np.clip(0.5 + wave * (radius * period / (2 * math.pi)), 0, 1)
