@@ -11,7 +11,6 @@ was not augmented, because its expressions do not allow it. Nothing is trained.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -42,15 +41,14 @@ KINDS = {"mirrored": ("flip",), "cropped": ("crop",), "hidden": ("hide_patches",
 def main() -> dict[str, Any]:
     """Draw the images that the flags select."""
     from s2rm_jax.config import check_config
+    from s2rm_jax.evaluation.overlay import image_bytes
     from s2rm_jax.io import write_atomically, writing
 
     assert CONFIG.value is not None and OUT.value is not None  # required
     check_config(CONFIG.value)
     page = draw(CONFIG.value, NUMBER.value, SIDE.value)
-    png = io.BytesIO()
-    page.save(png, format="PNG")
     with writing(Path(OUT.value)):
-        write_atomically(Path(OUT.value), png.getvalue())
+        write_atomically(Path(OUT.value), image_bytes(page))
     split = CONFIG.value.input.train_split
     of_split = "" if split == "train" else f" from {split}"
     print(f"{OUT.value} shows {counted(NUMBER.value, 'training image')}{of_split} (some may repeat)")

@@ -7,7 +7,6 @@ first process writes the files.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -33,6 +32,7 @@ from s2rm_jax.evaluation.exchange_formats import (
     write_coco,
     write_label_studio,
 )
+from s2rm_jax.evaluation.overlay import image_bytes
 from s2rm_jax.input.images import file_suffix
 from s2rm_jax.io import read_object, remove_earlier, safe_name, slug, write_atomically, writing
 from s2rm_jax.parallel import distributed
@@ -184,7 +184,7 @@ def _write_cris(folder: Path, prediction: Prediction, masks: ImageMasks) -> None
     words = safe_name("_".join(score.expression.split(" ")), _LONGEST_WORDS)
     files = {f"{referent}-iou={iou:.2f}-{words}.png": _png(masks.predicted.astype(np.uint8) * 255)}
     if not (folder / f"{referent}-mask.png").exists():  # it does after the first expression
-        files[f"{referent}-img.jpg"] = _encode(prediction.example.load_image(), "JPEG", quality=95)
+        files[f"{referent}-img.jpg"] = image_bytes(Image.fromarray(prediction.example.load_image()), "JPEG", quality=95)
         files[f"{referent}-mask.png"] = _png(masks.true.astype(np.uint8) * 255)
     for name, content in files.items():
         with writing(folder / name):
@@ -192,10 +192,4 @@ def _write_cris(folder: Path, prediction: Prediction, masks: ImageMasks) -> None
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    return _encode(pixels, "PNG", compress_level=1)
-
-
-def _encode(pixels: np.ndarray, format: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format, **options)
-    return buffer.getvalue()
+    return image_bytes(Image.fromarray(pixels), compress_level=1)

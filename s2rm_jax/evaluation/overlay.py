@@ -147,11 +147,16 @@ def _count_alike(masks: Sequence[Bool[np.ndarray, "h w"]]) -> list[tuple[int, in
     return [(int(np.count_nonzero(row[i + 1 :])), int(np.count_nonzero(row))) for i, row in enumerate(alike)]
 
 
-def data_url(image: Image.Image, form: str = "PNG", **options: int) -> str:
-    """Return an image as an address that HTML can embed; `options` are those of Pillow for the format."""
+def image_bytes(image: Image.Image, form: str = "PNG", **options: int) -> bytes:
+    """Return an image as the bytes of a file; `options` are those of Pillow for the format."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
+
+
+def data_url(image: Image.Image, form: str = "PNG", **options: int) -> str:
+    """Return an image as an address that HTML can embed; `options` are those of Pillow for the format."""
+    return f"data:image/{form.lower()};base64,{base64.b64encode(image_bytes(image, form, **options)).decode()}"
 
 
 def lay_over(image: Image.Image, layer: Image.Image) -> Image.Image:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 from functools import partial
 from http import HTTPStatus
@@ -26,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.evaluation.overlay import image_bytes
 from s2rm_jax.input.masks import encode_rle, mask_box
 from s2rm_jax.input.outlines import outlines
 from s2rm_jax.serving.limits import Limits, RequestError
@@ -180,9 +180,7 @@ class BodyLimit:
 
 def as_png(mask: Bool[np.ndarray, "h w"]) -> bytes:
     """Return the mask as a grayscale PNG: 255 inside, 0 outside."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
-    return buffer.getvalue()
+    return image_bytes(Image.fromarray(mask.astype(np.uint8) * 255))
 
 
 def as_polygons(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
