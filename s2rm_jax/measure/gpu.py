@@ -17,19 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from s2rm_jax.errors import UserError, counted, reason_of
-from s2rm_jax.evaluation.protocols import ORIGINAL
 from s2rm_jax.measure.against_torch import TorchTwin, inference_timings, training_timings
 from s2rm_jax.measure.harness import Cell, Row, Section, Subject, Timings, gradient, jitted, time_alternately
-from s2rm_jax.measure.parts import share_timings
-from s2rm_jax.measure.training_speed import (
-    SCORED_EXPRESSIONS,
-    STEP_COLUMNS,
-    device_rate,
-    gigabytes,
-    measure_step,
-    scored_batch,
-    time_scoring,
-)
+from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes, measure_step
 from s2rm_jax.models.cost import count_flops
 from s2rm_jax.models.swin import attend
 from s2rm_jax.parallel.devices import read_memory
@@ -63,7 +53,6 @@ class Sizes(NamedTuple):
     torch: Sequence[int] = (1, 8)  # images of a forward pass; the last also of a training step
     expressions: Sequence[int] = (1, 8)
     predicted: int = MOST_IMAGES  # images
-    scored: int = 64  # images
 
 
 def gpu(subject: Subject, rounds: int, minutes: float, sizes: Sizes | None = None) -> Iterator[Section]:
@@ -120,9 +109,7 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Sequence[Part]:
         _steps("Training step", subject, rounds, sizes.first_steps, ideal),
         _attention(subject, rounds, sizes.attention),
         _torch(subject, rounds, sizes.torch),
-        _share(subject, rounds, sizes.expressions),
         _predict(subject, rounds, sizes.expressions, sizes.predicted),
-        _scoring(subject, rounds, sizes.scored),
         _steps("Training step, other batches", subject, rounds, sizes.more_steps, ideal),
     )
 
@@ -239,16 +226,6 @@ def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
     return Part("PyTorch and torch.compile", text, head, 90, cases)
 
 
-def _share(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
-    def case(count: int) -> Sequence[Cell]:
-        timings = share_timings(subject, rounds, count)
-        return [timings.median("fusion"), timings.median("whole"), str(timings.ratio("fusion", "whole"))]
-
-    text = "Fusion alone and the whole network, on one image. Target: at most 0.05 with one expression."
-    cases = {counted(count, "expression"): functools.partial(case, count) for count in counts}
-    return Part("S2RM's share of the forward pass", text, ("fusion, s", "whole, s", "share"), 60, cases)
-
-
 def _predict(subject: Subject, rounds: int, counts: Sequence[int], most_images: int) -> Part:
     def case(count: int) -> Sequence[Cell]:
         images = min(most_images, images_at_once(count))
@@ -270,17 +247,3 @@ def _predict(subject: Subject, rounds: int, counts: Sequence[int], most_images: 
     )
     cases = {counted(count, "expression"): functools.partial(case, count) for count in counts}
     return Part("Throughput of predict", text, ("s/image", "images/s", "of the forward pass"), 60, cases)
-
-
-def _scoring(subject: Subject, rounds: int, images: int) -> Part:
-    def case() -> Sequence[Cell]:
-        items, logits = scored_batch(images, *subject.config.input.image_size)
-        processor, seconds = time_scoring(ORIGINAL, items, logits, rounds)
-        return [1e3 * processor, 1 / seconds]
-
-    text = (
-        "The evaluator's work without the network: masks of 640 x 480 pixels drawn from polygons, logits resized to "
-        f"them, and pixels counted, {SCORED_EXPRESSIONS} expressions per image. It bounds the speed of an evaluation. "
-        "Target: 400 images/s on two cores, 5 ms of processor time."
-    )
-    return Part("Scoring on the host", text, ("CPU ms/image", "images/s"), 10, {counted(images, "image"): case})

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.errors import counted
-from s2rm_jax.measure.harness import Row, Section, Subject, Timings, jitted, network_parts, time_alternately
+from s2rm_jax.measure.harness import Row, Section, Subject, jitted, network_parts, time_alternately
 from s2rm_jax.models.cost import count_flops
 
 _MATRIX_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
@@ -97,18 +97,13 @@ def fusion_share(subject: Subject, rounds: int) -> list[Section]:
     rows: list[Row] = []
     figures: dict[str, float] = {}
     for count in _EXPRESSIONS:
-        timings = share_timings(subject, rounds, count)
+        fusion, whole = network_parts(subject, 1, count)["fusion"], subject.forward(1, count)
+        timings = time_alternately({"fusion": jitted(*fusion.forward()), "whole": jitted(*whole)}, rounds)
         ratio, label = timings.ratio("fusion", "whole"), counted(count, "expression")
         rows.append([label, timings.median("fusion"), timings.median("whole"), str(ratio)])
         figures[label] = ratio.median
     text = "S2RM alone and the whole network, on one image. Target: at most 0.05 of a forward pass with one expression."
     return [Section("Share of fusion in the forward pass", text, ["", "fusion, s", "whole, s", "share"], rows, figures)]
-
-
-def share_timings(subject: Subject, rounds: int, count: int) -> Timings:
-    """Time "fusion" alone and the "whole" network, on one image with `count` expressions."""
-    part = network_parts(subject, 1, count)["fusion"]
-    return time_alternately({"fusion": jitted(*part.forward()), "whole": jitted(*subject.forward(1, count))}, rounds)
 
 
 class Growth(NamedTuple):

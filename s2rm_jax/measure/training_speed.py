@@ -129,25 +129,25 @@ def gigabytes(count: int | None) -> float | str:
     return "unknown" if count is None else count / 1e9
 
 
-SCORED_EXPRESSIONS = 3  # per image
+_SCORED_EXPRESSIONS = 3  # per image
 _SCORED_IMAGES = 32
 
 
 def scoring(subject: Subject, rounds: int) -> list[Section]:
     """Measure what the host does for each image of an evaluation, compared with the vision encoder's forward pass."""
     height, width = subject.config.input.image_size
-    items, logits = scored_batch(_SCORED_IMAGES, height, width)
+    items, logits = _scored_batch(_SCORED_IMAGES, height, width)
     vision = network_parts(subject, 1, 1)["vision"]
     timings = time_alternately({"vision": jitted(*vision.forward())}, rounds)
     rows: list[Row] = []
     figures: dict[str, float] = {}
     for name, protocol in PROTOCOLS.items():
-        processor, wall = time_scoring(protocol, items, logits, rounds)
+        processor, wall = _time_scoring(protocol, items, logits, rounds)
         share = wall / timings.median("vision")
         rows.append([name, 1000 * processor, 1 / wall, 100 * share])
         figures |= {f"{name}: images/s": 1 / wall, f"{name}: share of vision": share}
     text = (
-        f"Scoring as `evaluate` does it in threads: {_SCORED_IMAGES} images of 480 x 640 with {SCORED_EXPRESSIONS} "
+        f"Scoring as `evaluate` does it in threads: {_SCORED_IMAGES} images of 480 x 640 with {_SCORED_EXPRESSIONS} "
         f"expressions each, polygons of 40 corners, logits of {height} x {width}. Processor time is the least of "
         f"{rounds} rounds, images per second are by the median. The vision encoder takes "
         f"{timings.median('vision'):.3g} s per image (target: scoring at most 25 % of it on a CPU)."
@@ -156,7 +156,7 @@ def scoring(subject: Subject, rounds: int) -> list[Section]:
     return [Section("Scoring", text, head, rows, figures)]
 
 
-def time_scoring(protocol: Protocol, items: list[EvalItem], logits: np.ndarray, rounds: int) -> tuple[float, float]:
+def _time_scoring(protocol: Protocol, items: list[EvalItem], logits: np.ndarray, rounds: int) -> tuple[float, float]:
     """Return the least processor time and the median time of scoring an image, in seconds."""
     seconds, processor = [], []
     for _ in range(rounds + 1):  # the first fills caches
@@ -168,20 +168,20 @@ def time_scoring(protocol: Protocol, items: list[EvalItem], logits: np.ndarray, 
     return min(processor[1:]), float(np.median(seconds[1:]))
 
 
-def scored_batch(images: int, height: int, width: int) -> tuple[list[EvalItem], np.ndarray]:
+def _scored_batch(images: int, height: int, width: int) -> tuple[list[EvalItem], np.ndarray]:
     """Return images with star-shaped referents, and logits of the network's input size for discs in their places."""
     rng = np.random.default_rng(6)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     y, x = np.mgrid[:height, :width] * np.array([480 / height, 640 / width]).reshape(2, 1, 1)
-    items, logits = [], np.empty((images, SCORED_EXPRESSIONS, height, width), np.float32)
+    items, logits = [], np.empty((images, _SCORED_EXPRESSIONS, height, width), np.float32)
     for image in range(images):
         expressions = []
-        for number in range(SCORED_EXPRESSIONS):
+        for number in range(_SCORED_EXPRESSIONS):
             centre, radius = rng.uniform((150, 120), (490, 360)), rng.uniform(40, 110)
             radii = radius * (1 + 0.2 * np.sin(5 * angles))
             polygon = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1) + centre
             expressions.append(Expression("thing", [polygon.ravel().tolist()], "", f"{image}-{number}"))
             logits[image, number] = (radius - np.hypot(x - centre[0], y - centre[1])) / 8
         example = Example(str(image), np.zeros((480, 640, 3), np.uint8), 480, 640, tuple(expressions))
-        items.append(EvalItem(example, list(range(SCORED_EXPRESSIONS))))
+        items.append(EvalItem(example, list(range(_SCORED_EXPRESSIONS))))
     return items, logits

@@ -102,7 +102,7 @@ def test_scoring_is_measured_on_masks_that_overlap(subject, parts, monkeypatch):
     assert [row[0] for row in section.rows] == ["original", "rela_gref"]
     for _, processor, per_second, share in section.rows:
         assert 0 < processor < 1000 and per_second > 1 and share > 0
-    items, logits = training_speed.scored_batch(2, 120, 160)
+    items, logits = training_speed._scored_batch(2, 120, 160)
     ious = [prediction.score.iou for prediction in score_items(PROTOCOLS["original"], items, logits)]
     assert len(ious) == 6 and min(ious) > 0.7
 

@@ -7,11 +7,10 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import against_torch, training_speed
-from s2rm_jax.measure import parts as parts_module
 from s2rm_jax.measure.gpu import Part, Sizes, _parts, gpu, measure_part
 from s2rm_jax.measure.parts import Floor
 
-SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2, 2)
+SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2)
 
 
 def part_of(seconds=0, **cases):
@@ -55,12 +54,11 @@ def test_a_case_begins_only_if_it_can_be_expected_to_end_in_time(monkeypatch):
 
 
 @pytest.fixture
-def known(parts, segmenter, training, monkeypatch):
+def known(segmenter, training, monkeypatch):
     """Use programs compiled for other tests, and a rate that is not measured."""
     for module in (against_torch, training_speed):
         monkeypatch.setattr(module, "training_step", lambda _: training)
     monkeypatch.setattr(training_speed, "measure_floor", lambda rounds: Floor({"bfloat16": 1e9}, 1e9))
-    monkeypatch.setattr(parts_module, "network_parts", lambda *_: parts)
     monkeypatch.setattr("s2rm_jax.measure.harness.Subject.segmenter", lambda _: segmenter)
 
 
