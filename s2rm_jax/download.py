@@ -1,7 +1,7 @@
 """Download a dataset's annotations, or COCO's images, into a folder in the REFER layout, and check them.
 
-    python data/download.py refcoco --root DATA     # or: s2rm download refcoco --root DATA
-    python data/download.py images --root DATA
+    python -m s2rm_jax.download refcoco --root DATA
+    python -m s2rm_jax.download images --root DATA
 
 The datasets are refcoco, refcoco+, refcocog, refclef (with its images) and grefcoco; `images` are COCO's train2014
 (13 GB), which all but refclef need. The addresses are those of data/README.md, tried in order. An interrupted download

@@ -492,7 +492,7 @@ def test_the_command_downloads_and_checks(server, tmp_path):
     done = run_command("download", "refclef", "--root", root, "--mirror", f"{server.url}/0/")
     assert (done.returncode, done.stderr) == (0, "")
     assert "refclef.zip, " in done.stdout and "no problems found" in done.stdout and "all decoded" in done.stdout
-    again = run_command("data.download", "refclef", "--root", root, "--mirror", f"{server.url}/0/", "--quick")
+    again = run_command("download", "refclef", "--root", root, "--mirror", f"{server.url}/0/", "--quick")
     assert again.returncode == 0 and again.stdout.count("already downloaded") == 2
     assert len(server.requests) == 2
 

@@ -42,7 +42,6 @@ RUN_BY = {
     "s2rm_jax.demo": "tests/system/test_evaluate_predict_commands.py",
     "s2rm_jax.download": "tests/test_download.py",
     "s2rm_jax": "tests/test_commands.py",
-    "data.download": "tests/test_download.py",
     "data.check": "tests/data/test_check.py",
     "data.build": "tests/data/test_build.py",
     "data.measure": "tests/data/test_measure.py",
