@@ -90,7 +90,7 @@ def main() -> None:
     keep_freed_memory()
     from s2rm_jax.input.sources import build_source
     from s2rm_jax.io import make_output_folder
-    from s2rm_jax.measure.ablation_report import collect, write_report
+    from s2rm_jax.measure.ablation_report import collect, write_ablations
     from s2rm_jax.measure.ablation_runs import load_result, load_results, lock, plan, plan_finished
     from s2rm_jax.measure.ablation_suites import FAR, variants_of, with_steps
     from s2rm_jax.training.logging import log
@@ -134,7 +134,7 @@ def main() -> None:
     def report() -> Path:
         with lock(folder):
             results = load_results(plan_finished(whole_suite, base, out, splits))
-            return write_report(folder, suite, base.steps, whole_suite, results)
+            return write_ablations(folder, suite, base.steps, whole_suite, results)
 
     failed = _train(runs, suite, report)
     if len(failed) < len(runs):

@@ -98,7 +98,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same GPU
     from s2rm_jax.config import check_config, default_config
     from s2rm_jax.io import writing
-    from s2rm_jax.measure.harness import Subject, describe_machine, report_markdown, write_report
+    from s2rm_jax.measure.harness import Subject, describe_machine, report_markdown, write_benchmark
 
     for flag in dict.fromkeys(flag for suite in SUITES.values() for flag in suite.flags):
         readers = [name for name, suite in SUITES.items() if flag in suite.flags]
@@ -127,7 +127,7 @@ def main() -> None:
             sections.append(section)
             if OUT.value:
                 with writing(Path(OUT.value)):
-                    write_report(Path(OUT.value), machine, sections)
+                    write_benchmark(Path(OUT.value), machine, sections)
         done += suite.seconds
 
 

@@ -27,7 +27,7 @@ from s2rm_jax.hub import accessing_hub, is_repository
 from s2rm_jax.input.example import Example, StoredSource
 from s2rm_jax.input.images import read_size
 from s2rm_jax.input.masks import part_problem
-from s2rm_jax.input.parquet import ParquetFiles, Row, UnpackedImages, unpack_images
+from s2rm_jax.input.parquet import ParquetFiles, Place, UnpackedImages, unpack_images
 from s2rm_jax.input.refer import group_by_image
 from s2rm_jax.input.refer_annotations import (
     MALFORMED,
@@ -252,7 +252,7 @@ class _Records(NamedTuple):
     refs: list[dict[str, Any]]
     images: dict[int, Image]
     annotations: dict[int, Annotation]
-    rows: list[Row]
+    rows: list[Place]
     first_rows: dict[int, int]
     unpacked: UnpackedImages | None = None
 

@@ -34,7 +34,7 @@ _INDEX = np.dtype("<i8")  # of files of unpacked images
 _LAYOUT = 2  # of these files; increase it when their content changes
 
 
-class Row(NamedTuple):
+class Place(NamedTuple):
     """The place of a row: the number of the file, of the row group in it, and of the row in that."""
 
     file: int
@@ -58,21 +58,21 @@ class ParquetFiles:
         """Whether the images are in the rows."""
         return "image" in self.columns
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[Row, dict[str, Any]]]:
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Yield some columns of every row, with its place."""
         for number, path in enumerate(self.paths):
             file = _open(path)
             for group in range(file.num_row_groups):
                 with _reading(path):
                     values = file.read_row_group(group, columns=list(names)).to_pylist()
-                yield from ((Row(number, group, row), value) for row, value in enumerate(values))
+                yield from ((Place(number, group, row), value) for row, value in enumerate(values))
 
-    def images(self, places: Iterable[Row]) -> Iterator[bytes]:
+    def images(self, places: Iterable[Place]) -> Iterator[bytes]:
         """Yield the image files of rows, byte for byte, empty where there is none; the rows are in order."""
         for (number, group), rows in groupby(places, key=lambda place: (place.file, place.group)):
             yield from _read_images(self.paths[number], group, {place.row for place in rows})
 
-    def describe(self, place: Row) -> str:
+    def describe(self, place: Place) -> str:
         """Return the place of a row as text."""
         return f"row {place.row} of row group {place.group} of {self.paths[place.file]}"
 
@@ -106,7 +106,7 @@ class UnpackedImages:
             return image
 
 
-def unpack_images(files: ParquetFiles, places: Sequence[Row], name: str) -> UnpackedImages:
+def unpack_images(files: ParquetFiles, places: Sequence[Place], name: str) -> UnpackedImages:
     """Return the images of rows, unpacked into the cache folder unless an earlier process did so.
 
     Args:
@@ -150,7 +150,7 @@ def _read_index(path: Path, count: int) -> Int64[np.ndarray, "rows 4"] | None:
     return index if np.unique(index[:, :2], axis=0)[:, 1].sum() == start else None
 
 
-def _write_images(files: ParquetFiles, places: Sequence[Row], path: Path) -> Int64[np.ndarray, "rows 4"]:
+def _write_images(files: ParquetFiles, places: Sequence[Place], path: Path) -> Int64[np.ndarray, "rows 4"]:
     """Write the different images of rows one after the other, and their index; return the index."""
     index = np.zeros((len(places), 4), _INDEX)
     order = sorted(range(len(places)), key=places.__getitem__)

@@ -42,7 +42,7 @@ def curves_plot(title: str, axis: str, series: Mapping[str, Points]) -> str:
     return _figure(title, axis, series, ticks, joined=True)
 
 
-def groups_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
+def scores_plot(title: str, axis: str, series: Mapping[str, Mapping[str, float]]) -> str:
     """Draw a mark per variant above the name of each group."""
     return _figure(title, axis, *_by_name(series), joined=False)
 

@@ -18,11 +18,11 @@ from s2rm_jax.errors import UserError, reason_of
 from s2rm_jax.evaluation.plots import standalone
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
 from s2rm_jax.io import write_atomically, writing
-from s2rm_jax.measure.ablation_plots import curves_plot, differences_plot, gains_plot, groups_plot
-from s2rm_jax.measure.ablation_runs import Result, by_number
+from s2rm_jax.measure.ablation_plots import curves_plot, differences_plot, gains_plot, scores_plot
+from s2rm_jax.measure.ablation_runs import RunResult, by_number
 from s2rm_jax.measure.ablation_suites import STEPWISE, Variant
 
-Results = Mapping[str, Sequence[Result]]  # by the name of the variant
+Results = Mapping[str, Sequence[RunResult]]  # by the name of the variant
 Grouped = Mapping[str, Mapping[str, Sequence[float]]]  # {variant: {group: values over seeds}}
 
 GROUPINGS = {  # fields of a Score
@@ -36,7 +36,7 @@ _GAINS = "by_distance"  # the grouping of the plot of gains
 MARKDOWN_FILE, JSON_FILE, PLOTS = "ablations.md", "ablations.json", "plots"
 
 
-def write_report(folder: Path, suite: str, steps: int, variants: Sequence[Variant], results: Results) -> Path:
+def write_ablations(folder: Path, suite: str, steps: int, variants: Sequence[Variant], results: Results) -> Path:
     """Write the tables, the same numbers as JSON, and the plots; return the path of the tables.
 
     Args:
@@ -224,7 +224,7 @@ def _overview(variants: Sequence[Variant], references: _References, results: Res
 Difference = tuple[float, float, float] | None  # (mean, low, high), None for fewer than two common seeds
 
 
-def _compare(name: str, references: _References, results: Results, value: Callable[[Result], float]) -> Difference:
+def _compare(name: str, references: _References, results: Results, value: Callable[[RunResult], float]) -> Difference:
     if name not in references.names:
         return None
     sides = (results[one] for one in (name, references.names[name]))
@@ -232,11 +232,11 @@ def _compare(name: str, references: _References, results: Results, value: Callab
     return paired_difference(values, reference)
 
 
-def _mean_iou(split: str) -> Callable[[Result], float]:
+def _mean_iou(split: str) -> Callable[[RunResult], float]:
     return lambda run: run.scores[split].mean_iou
 
 
-def _group_value(field: str, group: str, split: str) -> Callable[[Result], float]:
+def _group_value(field: str, group: str, split: str) -> Callable[[RunResult], float]:
     return lambda run: float(getattr(run.scores[split], field)[group])
 
 
@@ -295,7 +295,7 @@ def _grouped(field: str, variants: Sequence[Variant], results: Results, split: s
     if not all(getattr(run.scores[split], field) for variant in variants for run in results[variant.name]):
         return {}
 
-    def values(runs: Sequence[Result]) -> dict[str, list[float]]:
+    def values(runs: Sequence[RunResult]) -> dict[str, list[float]]:
         groups = [getattr(run.scores[split], field) for run in runs]
         return {name: [group[name] for group in groups] for name in sorted(groups[0], key=by_number)}
 
@@ -320,7 +320,7 @@ def _figures(suite: str, variants: Sequence[Variant], references: _References, r
             for variant, groups in _grouped(field, variants, results, split).items()
         }
         if means:
-            figures[field] = groups_plot(f"By {title}, {split}", title, means)
+            figures[field] = scores_plot(f"By {title}, {split}", title, means)
     if suite not in STEPWISE and _grouped(_GAINS, variants, results, split):
         gains = {
             name: {
@@ -340,7 +340,7 @@ def _figures(suite: str, variants: Sequence[Variant], references: _References, r
     return figures
 
 
-def _mean_curve(runs: Sequence[Result]) -> list[tuple[float, float]]:
+def _mean_curve(runs: Sequence[RunResult]) -> list[tuple[float, float]]:
     """Return the mean over seeds at each step that all of them have."""
     values = [dict(result.curve) for result in runs]
     steps = sorted(set.intersection(*(set(one) for one in values)))

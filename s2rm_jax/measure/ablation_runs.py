@@ -70,7 +70,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """The result of a finished run."""
 
     variant: str
@@ -148,7 +148,7 @@ def _require_unchanged(run: Run) -> None:
         )
 
 
-def load_result(run: Run) -> Result | None:
+def load_result(run: Run) -> RunResult | None:
     """Return the result of a run with the scores of its splits, or None if the run is not finished.
 
     Raises:
@@ -158,7 +158,7 @@ def load_result(run: Run) -> Result | None:
         content = json.loads((run.workdir / RESULT_FILE).read_text(encoding="utf-8"))
         scores = {split: Score(**score) for split, score in content.pop("scores").items()}
         curve = tuple((int(step), float(value)) for step, value in content.pop("curve"))
-        result = Result(**content, scores=scores, curve=curve)
+        result = RunResult(**content, scores=scores, curve=curve)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -173,16 +173,16 @@ def load_result(run: Run) -> Result | None:
     return replace(result, scores={split: scores[split] for split in run.splits})
 
 
-def load_results(runs: Sequence[Run]) -> dict[str, list[Result]]:
+def load_results(runs: Sequence[Run]) -> dict[str, list[RunResult]]:
     """Return the results of all processes so far, by the name of the variant, in the order of `runs`."""
-    results: dict[str, list[Result]] = {}
+    results: dict[str, list[RunResult]] = {}
     for run in runs:
         if (result := load_result(run)) is not None:
             results.setdefault(run.variant.name, []).append(result)
     return results
 
 
-def carry_out(run: Run) -> Result:
+def carry_out(run: Run) -> RunResult:
     """Train the rest of a run, evaluate it, and write the result to its workdir.
 
     Raises:
@@ -197,7 +197,7 @@ def carry_out(run: Run) -> Result:
         scores = _scores(run)
     costs = network_cost(run.config).values()
     expressions = run.config.input.expressions_per_image
-    result = Result(
+    result = RunResult(
         run.variant.name,
         run.seed,
         parameters=sum(part.parameters for part in costs),

@@ -13,7 +13,7 @@ import numpy as np
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.input.encode import unpack_masks
 from s2rm_jax.interop.parameter_names import export_arrays, network_layout
-from s2rm_jax.measure.harness import Part, Row, Section, Subject, Timings, jitted, network_parts, time_alternately
+from s2rm_jax.measure.harness import Cells, Part, Section, Subject, Timings, jitted, network_parts, time_alternately
 from s2rm_jax.measure.training_speed import training_step
 from s2rm_jax.models.network import normalize
 from s2rm_jax.training.losses import DICE_SMOOTHING
@@ -157,7 +157,7 @@ def against_torch(subject: Subject, rounds: int) -> list[Section]:
         UserError: PyTorch is not installed.
     """
     twin = TorchTwin(subject)
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures: dict[str, float] = {}
 
     def add(name: str, label: str, timings: Timings) -> None:

@@ -1,7 +1,7 @@
 """Measure a GPU within a few minutes, the most valuable measurements first.
 
-Each part is a table with one row per case. A case that fails or runs out of memory is a row that says so, and so is one
-for which no time is left. A case that has begun is not interrupted.
+Each table has one row per case. A case that fails or runs out of memory is a row that says so, and so is one for which
+no time is left. A case that has begun is not interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from s2rm_jax.errors import UserError, counted, reason_of
 from s2rm_jax.measure.against_torch import TorchTwin, inference_timings, training_timings
-from s2rm_jax.measure.harness import Cell, Row, Section, Subject, Timings, gradient, jitted, time_alternately
+from s2rm_jax.measure.harness import Cell, Cells, Section, Subject, Timings, gradient, jitted, time_alternately
 from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes, measure_step
 from s2rm_jax.models.cost import count_flops
 from s2rm_jax.models.swin import attend
@@ -30,7 +30,7 @@ ASSUMED_MFU = 0.4  # as in `describe`
 Case = Callable[[], Sequence[Cell]]
 
 
-class Part(NamedTuple):
+class CaseTable(NamedTuple):
     """One table: `cases` by the label of their row, and the heads of the other columns.
 
     `seconds` is a guess of the time that one case needs with the default network, compilation included.
@@ -56,20 +56,20 @@ class Sizes(NamedTuple):
 
 
 def gpu(subject: Subject, rounds: int, minutes: float, sizes: Sizes | None = None) -> Iterator[Section]:
-    """Measure the network in bfloat16, part by part, while time is left; yield each part as soon as it is measured."""
+    """Measure the network in bfloat16 while time is left; yield each table as soon as it is measured."""
     end = time.monotonic() + 60 * minutes
     # One expression per image, as in the recipe.
     bfloat16 = subject.changed(dtype="bfloat16", input__expressions_per_image=1)
-    for part in _parts(bfloat16, rounds, sizes or Sizes()):
-        yield measure_part(part, end)
+    for table in _tables(bfloat16, rounds, sizes or Sizes()):
+        yield measure_table(table, end)
 
 
-def measure_part(part: Part, end: float) -> Section:
+def measure_table(table: CaseTable, end: float) -> Section:
     """Measure each case that can be expected to be done at `end`, in seconds of time.monotonic."""
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures: dict[str, int | float] = {}
-    longest: float = part.seconds
-    for label, case in part.cases.items():
+    longest: float = table.seconds
+    for label, case in table.cases.items():
         start = time.monotonic()
         cells: Sequence[Cell] = ["not measured: no time left"]
         if end - start >= longest:
@@ -78,12 +78,12 @@ def measure_part(part: Part, end: float) -> Section:
             except Exception as error:  # the next case may work
                 cells = [_reason(error)]
             longest = max(longest, time.monotonic() - start)
-        rows.append([label, *cells, *[""] * (len(part.head) - len(cells))])
+        rows.append([label, *cells, *[""] * (len(table.head) - len(cells))])
         figures |= {
-            f"{label}: {name}": cell for name, cell in zip(part.head, cells, strict=False) if not isinstance(cell, str)
+            f"{label}: {name}": cell for name, cell in zip(table.head, cells, strict=False) if not isinstance(cell, str)
         }
-        print(f"  {part.title}: {label}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    return Section(part.title, part.text, ["", *part.head], rows, figures)
+        print(f"  {table.title}: {label}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return Section(table.title, table.text, ["", *table.head], rows, figures)
 
 
 def _reason(error: Exception) -> str:
@@ -101,7 +101,7 @@ class _Ideal(NamedTuple):
     image_flops: float
 
 
-def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Sequence[Part]:
+def _tables(subject: Subject, rounds: int, sizes: Sizes) -> Sequence[CaseTable]:
     network, arguments = subject.forward(1, 1)
     ideal = _Ideal(*device_rate("bfloat16", rounds), count_flops(network, *arguments))
     return (
@@ -114,7 +114,7 @@ def _parts(subject: Subject, rounds: int, sizes: Sizes) -> Sequence[Part]:
     )
 
 
-def _forward(subject: Subject, rounds: int, counts: Sequence[int], ideal: _Ideal) -> Part:
+def _forward(subject: Subject, rounds: int, counts: Sequence[int], ideal: _Ideal) -> CaseTable:
     def case(images: int) -> Sequence[Cell]:
         function, arguments = subject.forward(images, 1)
         start = time.perf_counter()
@@ -132,10 +132,11 @@ def _forward(subject: Subject, rounds: int, counts: Sequence[int], ideal: _Ideal
         f"{ASSUMED_MFU * ideal.rate / ideal.image_flops:,.0f} images/s."
     )
     head = ("s", "images/s", "utilization, %", "compiled, GB", "compile, s")
-    return Part("Forward pass", text, head, 45, {counted(one, "image"): functools.partial(case, one) for one in counts})
+    cases = {counted(one, "image"): functools.partial(case, one) for one in counts}
+    return CaseTable("Forward pass", text, head, 45, cases)
 
 
-def _steps(title: str, subject: Subject, rounds: int, settings: Sequence[tuple[int, str]], ideal: _Ideal) -> Part:
+def _steps(title: str, subject: Subject, rounds: int, settings: Sequence[tuple[int, str]], ideal: _Ideal) -> CaseTable:
     def hours(images_per_second: float) -> float:
         return RECIPE_IMAGES / images_per_second / 3600
 
@@ -151,7 +152,7 @@ def _steps(title: str, subject: Subject, rounds: int, settings: Sequence[tuple[i
         f"{hours(expected):.1f} h."
     )
     cases = {f"{images} images, remat {remat}": functools.partial(case, images, remat) for images, remat in settings}
-    return Part(title, text, (*STEP_COLUMNS, "recipe, h"), 90, cases)
+    return CaseTable(title, text, (*STEP_COLUMNS, "recipe, h"), 90, cases)
 
 
 def einsum_attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
@@ -183,7 +184,7 @@ def draw_windows(subject: Subject, images: int, dtype: Any) -> tuple[jax.Array, 
     return q, k, v, jax.random.normal(keys[3], (1, heads, window**2, window**2), jnp.float32)
 
 
-def _attention(subject: Subject, rounds: int, images: int) -> Part:
+def _attention(subject: Subject, rounds: int, images: int) -> CaseTable:
     def case(backward: bool) -> Sequence[Cell]:
         if jax.default_backend() != "gpu":
             raise UserError("unavailable: cuDNN needs an NVIDIA GPU")
@@ -196,10 +197,10 @@ def _attention(subject: Subject, rounds: int, images: int) -> Part:
     text = f"Windows of the first stage of {counted(images, 'image')}, bfloat16. Below 1, cuDNN is faster."
     cases = {"forward": lambda: case(backward=False), "forward and backward": lambda: case(backward=True)}
     head = ("einsum, ms", "cuDNN, ms", "cuDNN / einsum")
-    return Part("Window attention: einsum and cuDNN", text, head, 15, cases)
+    return CaseTable("Window attention: einsum and cuDNN", text, head, 15, cases)
 
 
-def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
+def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> CaseTable:
     training = subject.changed(batch_size=counts[-1])
 
     @functools.cache
@@ -223,10 +224,10 @@ def _torch(subject: Subject, rounds: int, counts: Sequence[int]) -> Part:
         )
     text = "The same network with the same parameters, in bfloat16 (PyTorch: autocast). Below 1, JAX is faster."
     head = ("JAX, s", "eager, s", "torch.compile, s", "JAX / eager", "JAX / torch.compile")
-    return Part("PyTorch and torch.compile", text, head, 90, cases)
+    return CaseTable("PyTorch and torch.compile", text, head, 90, cases)
 
 
-def _predict(subject: Subject, rounds: int, counts: Sequence[int], most_images: int) -> Part:
+def _predict(subject: Subject, rounds: int, counts: Sequence[int], most_images: int) -> CaseTable:
     def case(count: int) -> Sequence[Cell]:
         images = min(most_images, images_at_once(count))
         listed = [subject.image(480, 640)] * images
@@ -246,4 +247,4 @@ def _predict(subject: Subject, rounds: int, counts: Sequence[int], most_images: 
         "with masks of their size, compared with the compiled forward pass. Target: at least 0.85 of its throughput."
     )
     cases = {counted(count, "expression"): functools.partial(case, count) for count in counts}
-    return Part("Throughput of predict", text, ("s/image", "images/s", "of the forward pass"), 60, cases)
+    return CaseTable("Throughput of predict", text, ("s/image", "images/s", "of the forward pass"), 60, cases)

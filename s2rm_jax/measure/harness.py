@@ -38,7 +38,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 _ENVIRONMENT = ("XLA_FLAGS", "LD_PRELOAD", "GLIBC_TUNABLES")  # the last two choose the memory allocator
 
 Cell = str | int | float
-Row = Sequence[Cell]
+Cells = Sequence[Cell]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Section:
     title: str
     text: str
     head: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[Cells]
     figures: Mapping[str, int | float] = field(default_factory=dict)
 
     def markdown(self) -> str:
@@ -169,7 +169,7 @@ def report_markdown(machine: Mapping[str, str], sections: Sequence[Section]) -> 
     return "\n".join(["# Benchmark", "", *facts, "", *(section.markdown() for section in sections)])
 
 
-def write_report(folder: Path, machine: Mapping[str, str], sections: Sequence[Section]) -> None:
+def write_benchmark(folder: Path, machine: Mapping[str, str], sections: Sequence[Section]) -> None:
     """Write benchmark.md, benchmark.json and the plots into a folder, which is created.
 
     Raises:

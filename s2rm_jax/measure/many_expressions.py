@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from s2rm_jax.config import default_config
 from s2rm_jax.errors import UserError, counted
-from s2rm_jax.measure.harness import Row, Section, Subject, Timings, time_alternately
+from s2rm_jax.measure.harness import Cells, Section, Subject, Timings, time_alternately
 from s2rm_jax.segmenter import BUCKETS
 
 EXPRESSIONS = 7.2  # mean per image of RefCOCO val, modelled as 7 for four images of five and 8 for the fifth
@@ -39,10 +39,10 @@ def many_expressions(subject: Subject, rounds: int) -> list[Section]:
     per_image = _per_image(timings)
     gain = per_image.ratio("single calls", "together").median
     together, single = per_image.median("together"), timings.median("single")
-    by_count: list[Row] = [
+    by_count: list[Cells] = [
         [f"{counted(count, 'expression')} on an encoded image", seconds[count], ""] for count in _COUNTS
     ]
-    rows: list[Row] = [
+    rows: list[Cells] = [
         ["one call with one expression", single, 1 / single],
         ["encoding alone", timings.median("encode"), ""],
         *by_count,
@@ -113,7 +113,7 @@ def against_lavt(subject: Subject, rounds: int, lavt: str | None) -> list[Sectio
     per_image = _per_image(timings)
     both = Timings({"LAVT": tuple(EXPRESSIONS * s for s in timings.seconds["LAVT"]), **per_image.seconds})
     ratio, alone = both.ratio("LAVT", "together"), both.ratio("LAVT", "single calls")
-    rows: list[Row] = [
+    rows: list[Cells] = [
         ["LAVT", timings.median("LAVT"), ""],
         ["ours, one expression alone", timings.median("single"), str(alone)],
         [f"ours, {EXPRESSIONS} expressions together", per_image.median("together") / EXPRESSIONS, str(ratio)],
@@ -217,7 +217,7 @@ def serving_programs(subject: Subject, rounds: int) -> list[Section]:
         f"Expected: one program for images, and two for each number of expressions among "
         f"{', '.join(map(str, BUCKETS))} up to the first that is at least {most}; so at most {bound} programs."
     )
-    rows: list[Row] = [
+    rows: list[Cells] = [
         ["programs compiled", programs],
         ["compilation, seconds", sum(compilations)],
         ["median request, seconds", float(np.median(seconds))],

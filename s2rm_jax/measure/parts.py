@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s2rm_jax.errors import counted
-from s2rm_jax.measure.harness import Row, Section, Subject, jitted, network_parts, time_alternately
+from s2rm_jax.measure.harness import Cells, Section, Subject, jitted, network_parts, time_alternately
 from s2rm_jax.models.cost import count_flops
 
 _MATRIX_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
@@ -49,7 +49,7 @@ def measure_floor(rounds: int) -> Floor:
 def part_floors(subject: Subject, rounds: int) -> list[Section]:
     """Measure the floor, and every part on one image with one and with eight expressions."""
     measured = measure_floor(max(rounds, 10))
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures: dict[str, float] = {}
     for count in _EXPRESSIONS:
         parts = network_parts(subject, 1, count)
@@ -78,7 +78,7 @@ def _floor_section(measured: Floor) -> Section:
         "The best of all rounds, under `jax.jit`. The least time of a part is its FLOPs divided by the rate of matrix "
         "products, or its bytes divided by the rate of the copy, whichever is longer."
     )
-    rows: list[Row] = [[f"matrix product, {dtype}", rate / 1e9, "GFLOP/s"] for dtype, rate in measured.flops.items()]
+    rows: list[Cells] = [[f"matrix product, {dtype}", rate / 1e9, "GFLOP/s"] for dtype, rate in measured.flops.items()]
     rows.append(["copy, read and written", measured.copied / 1e9, "GB/s"])
     figures = {f"{dtype} FLOP/s": rate for dtype, rate in measured.flops.items()} | {"copied B/s": measured.copied}
     return Section("Floor: what the device can do", text, ["", "rate", ""], rows, figures)
@@ -94,7 +94,7 @@ def _bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
 
 def fusion_share(subject: Subject, rounds: int) -> list[Section]:
     """Measure the share of fusion in the forward pass."""
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures: dict[str, float] = {}
     for count in _EXPRESSIONS:
         fusion, whole = network_parts(subject, 1, count)["fusion"], subject.forward(1, count)
@@ -137,7 +137,7 @@ def growth(subject: Subject, rounds: int) -> list[Section]:
         TOKENS: {count: _text_call(subject, count) for count in tokens},
         BATCH: {count: jitted(*subject.forward(count, 1)) for count in _SIZES[BATCH]},
     }
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures = {}
     for (name, axis, expected, reason), actions in measured.items():
         if len(actions) < 2:  # such as a text encoder that only takes short expressions

@@ -27,7 +27,7 @@ import numpy as np
 from s2rm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from s2rm_jax.measure.harness import Row, Section, Subject
+    from s2rm_jax.measure.harness import Cells, Section, Subject
 
 CLIENTS = (1, 8, 32, 64)
 _SECONDS = 4.0  # of a round with one number of clients
@@ -195,7 +195,7 @@ def serving(subject: Subject, rounds: int) -> list[Section]:
             for count, found in loads.items():
                 found.append(asyncio.run(load(address, requests, expected, count, _SECONDS)))
         figures = _scrape(address)
-    rows: list[Row] = [
+    rows: list[Cells] = [
         [
             count,
             median(each.per_second for each in found),

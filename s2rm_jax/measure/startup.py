@@ -20,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2rm_jax.measure.harness import Row, Section, Subject
+    from s2rm_jax.measure.harness import Cells, Section, Subject
 
 # JAX and the rest of the package are imported inside functions: this module is also the fresh process that measures
 # how long importing them takes.
@@ -47,7 +47,7 @@ def startup(subject: Subject, rounds: int) -> list[Section]:
         later = [_seconds(predict, caches) for _ in range(rounds)]
     import_seconds, predict_seconds = median(imported), median(later)
     cached_seconds = median(step["compile"] for step in cached)
-    rows: list[Row] = [
+    rows: list[Cells] = [
         ["importing the package", import_seconds, "at most 2"],
         ["training step: tracing and lowering", median(step["trace"] + step["lower"] for step in cached), ""],
         ["training step: compilation", cold["compile"], "at most 30"],

@@ -16,7 +16,7 @@ from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import PROTOCOLS, Protocol
 from s2rm_jax.input.example import Example, Expression
 from s2rm_jax.input.pipeline import EvalItem
-from s2rm_jax.measure.harness import Cell, Row, Section, Subject, jitted, network_parts, time_alternately
+from s2rm_jax.measure.harness import Cell, Cells, Section, Subject, jitted, network_parts, time_alternately
 from s2rm_jax.measure.parts import measure_floor
 from s2rm_jax.parallel.devices import matrix_rate, read_memory
 from s2rm_jax.parallel.mesh import build_mesh, put_batch
@@ -75,7 +75,7 @@ def training_speed(subject: Subject, rounds: int) -> list[Section]:
     """Measure every policy of config.remat."""
     images, dtype = subject.config.batch_size, subject.config.dtype
     rate, rate_name = device_rate(dtype, rounds)
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures: dict[str, float] = {}
     for policy in REMAT_POLICIES:
         try:
@@ -139,7 +139,7 @@ def scoring(subject: Subject, rounds: int) -> list[Section]:
     items, logits = _scored_batch(_SCORED_IMAGES, height, width)
     vision = network_parts(subject, 1, 1)["vision"]
     timings = time_alternately({"vision": jitted(*vision.forward())}, rounds)
-    rows: list[Row] = []
+    rows: list[Cells] = []
     figures: dict[str, float] = {}
     for name, protocol in PROTOCOLS.items():
         processor, wall = _time_scoring(protocol, items, logits, rounds)

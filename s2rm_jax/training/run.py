@@ -167,7 +167,7 @@ def _download(given: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm
 
-    class Progress(tqdm):
+    class QuietBar(tqdm):
         """A progress bar on terminals only, which leaves nothing behind."""
 
         def __init__(self, *arguments: Any, **named: Any):
@@ -177,7 +177,7 @@ def _download(given: str, name: str, revision: str | None) -> Path:
     may_be_path = not given.startswith(HUB)
     there_is = "there is no such folder, and it " if may_be_path else ""
     with accessing_hub(f"{given}: {there_is}cannot be downloaded from the Hugging Face Hub", may_be_path=may_be_path):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=Progress))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=QuietBar))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(

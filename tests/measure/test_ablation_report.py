@@ -15,15 +15,15 @@ from s2rm_jax.measure.ablation_report import (
     gains_plot,
     mean_and_deviation,
     paired_difference,
-    write_report,
+    write_ablations,
 )
-from s2rm_jax.measure.ablation_runs import Result, Score, by_number, mean_ious
+from s2rm_jax.measure.ablation_runs import RunResult, Score, by_number, mean_ious
 from s2rm_jax.measure.ablation_suites import FULL, STEPWISE, SUITES, Variant
 
 
 def result(name, seed, mean_iou, curve=((10, 20.0), (20, 40.0))):
     score = Score(mean_iou, mean_iou - 5, 8, {"attribute": mean_iou + 1, "relation": mean_iou - 1}, {"5": mean_iou})
-    return Result(name, seed, 1_000_000, 0.25, {"test": score, "compositional": score}, curve, "train")
+    return RunResult(name, seed, 1_000_000, 0.25, {"test": score, "compositional": score}, curve, "train")
 
 
 VARIANTS = (
@@ -52,7 +52,7 @@ def test_the_interval_of_a_difference_is_that_of_the_paired_t_test():
 
 
 def test_a_cumulative_suite_compares_each_row_with_the_row_above(tmp_path):
-    write_report(tmp_path, "cumulative", 20, VARIANTS, RESULTS)
+    write_ablations(tmp_path, "cumulative", 20, VARIANTS, RESULTS)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert "| difference from the row above, test |" in text
     (alike,) = (line for line in text.splitlines() if line.startswith("| alike | hardly |"))
@@ -63,7 +63,7 @@ def test_a_cumulative_suite_compares_each_row_with_the_row_above(tmp_path):
 
 def test_a_variant_is_compared_with_the_one_that_it_names(tmp_path):
     variants = (FULL, Variant("worse", "much"), Variant("alike", "hardly", reference="worse"))
-    write_report(tmp_path, "fusion_by_decoder", 20, variants, RESULTS)
+    write_ablations(tmp_path, "fusion_by_decoder", 20, variants, RESULTS)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert "| difference from the reference, test |" in text
     assert "| -9.83 (-10.55 to -9.12) from full |" in text  # -10, -10, -9.5: sd 0.289, 4.303 x 0.289 / sqrt(3) = 0.72
@@ -72,7 +72,7 @@ def test_a_variant_is_compared_with_the_one_that_it_names(tmp_path):
 
 
 def test_a_variant_whose_reference_is_left_out_is_compared_with_the_first(tmp_path):
-    write_report(tmp_path, "fusion_by_decoder", 20, (FULL, Variant("worse", "much", reference="gone")), RESULTS)
+    write_ablations(tmp_path, "fusion_by_decoder", 20, (FULL, Variant("worse", "much", reference="gone")), RESULTS)
     assert "| difference from full, test |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
 
 
@@ -84,7 +84,7 @@ def test_a_spread_needs_two_values():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_report(folder, "casg", 20, VARIANTS, RESULTS)
+    write_ablations(folder, "casg", 20, VARIANTS, RESULTS)
     return folder
 
 
@@ -121,7 +121,7 @@ def test_the_figures_have_a_mark_for_every_number(folder, name, marks):
 
 def by_distance(name, seed, near, remote):
     score = Score(50.0, 50.0, 8, {"relation": 50.0}, {"8": 50.0}, {"1": near, "7+": remote}, {"relation, 1": near})
-    return Result(name, seed, 1_000_000, 0.25, {"test": score}, (), "val")
+    return RunResult(name, seed, 1_000_000, 0.25, {"test": score}, (), "val")
 
 
 def test_gains_by_distance(tmp_path):
@@ -130,7 +130,7 @@ def test_gains_by_distance(tmp_path):
         "full": [by_distance("full", seed, *values) for seed, values in enumerate(((50.0, 40.0), (52.0, 43.0)))],
         "worse": [by_distance("worse", seed, *values) for seed, values in enumerate(((49.0, 30.0), (51.5, 34.0)))],
     }
-    write_report(tmp_path, "far", 20, VARIANTS, results)
+    write_ablations(tmp_path, "far", 20, VARIANTS, results)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     # -1 and -0.5: mean -0.75, standard deviation 0.354, 12.706 x 0.354 / sqrt(2) = 3.18
     assert "**Difference of mean IoU from full by slices between referent and landmark, test" in text
@@ -155,10 +155,10 @@ def test_groups_are_in_the_order_of_their_numbers(tmp_path):
     ]
     score = Score(50.0, 50.0, 8, {"relation": 50.0}, {"10": 50.0, "8": 40.0, "9": 45.0})
     results = {
-        name: [Result(name, seed, 1000, 0.25, {"test": score}, (), "val") for seed in range(2)]
+        name: [RunResult(name, seed, 1000, 0.25, {"test": score}, (), "val") for seed in range(2)]
         for name in ("full", "worse")
     }
-    write_report(tmp_path, "casg", 20, VARIANTS, results)
+    write_ablations(tmp_path, "casg", 20, VARIANTS, results)
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert text.count("| variant | 8 | 9 | 10 |") == 2  # the means and the differences
     figure = ElementTree.parse(tmp_path / "plots/by_objects.svg").getroot()
@@ -173,7 +173,7 @@ def test_the_variants_of_a_suite_look_different_and_fit_into_the_legend(tmp_path
         for index, variant in enumerate(SUITES[suite])
     }
     results = {name: [replace(run, curve=((10, 20.0), (20, 40.0))) for run in runs] for name, runs in results.items()}
-    write_report(tmp_path, suite, 20, SUITES[suite], results)
+    write_ablations(tmp_path, suite, 20, SUITES[suite], results)
     for name in ("by_kind", "learning", *(["gain_by_distance"] if suite not in STEPWISE else [])):
         figure = ElementTree.parse(tmp_path / f"plots/{name}.svg").getroot()
         shown = set(results) - ({"full"} if name == "gain_by_distance" else set())

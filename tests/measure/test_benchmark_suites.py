@@ -16,7 +16,7 @@ from s2rm_jax.evaluation.evaluator import score_items
 from s2rm_jax.evaluation.protocols import PROTOCOLS
 from s2rm_jax.measure import many_expressions, startup, training_speed
 from s2rm_jax.measure import parts as parts_module
-from s2rm_jax.measure.harness import Section, Subject, Timings, describe_machine, format_cell, write_report
+from s2rm_jax.measure.harness import Section, Subject, Timings, describe_machine, format_cell, write_benchmark
 from s2rm_jax.measure.many_expressions import _per_image
 from s2rm_jax.measure.parts import Floor
 from s2rm_jax.training.run import load_run
@@ -39,7 +39,7 @@ def test_seconds_of_an_image_with_7_2_expressions_are_summed_per_round():
 def test_a_section_as_a_table(tmp_path):
     section = Section("Title", "Text.", ["", "s"], [["a | b", 0.01234], ["all", 1234.5]], {"all": 1.0})
     assert section.markdown() == "## Title\n\nText.\n\n|  | s |\n| --- | --- |\n| a \\| b | 0.0123 |\n| all | 1,234 |\n"
-    write_report(tmp_path, {}, [section])
+    write_benchmark(tmp_path, {}, [section])
     (content,) = json.loads((tmp_path / "benchmark.json").read_text())["sections"]
     assert content["figures"] == {"all": 1.0}
     assert [format_cell(value) for value in ("x", 0, 0.5, 3.14159, 100)] == ["x", "0", "0.5", "3.14", "100"]

@@ -7,22 +7,22 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.measure import against_torch, training_speed
-from s2rm_jax.measure.gpu import Part, Sizes, _parts, gpu, measure_part
+from s2rm_jax.measure.gpu import CaseTable, Sizes, _tables, gpu, measure_table
 from s2rm_jax.measure.parts import Floor
 
 SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2)
 
 
-def part_of(seconds=0, **cases):
-    return Part("Part", "Text.", ("s", "images/s"), seconds, cases)
+def table_of(seconds=0, **cases):
+    return CaseTable("Title", "Text.", ("s", "images/s"), seconds, cases)
 
 
 def test_a_case_that_fails_is_a_row_and_the_next_goes_on():
     def fail(error):
         raise error
 
-    section = measure_part(
-        part_of(
+    section = measure_table(
+        table_of(
             large=lambda: fail(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile allocating")),
             absent=lambda: fail(UserError("unavailable: no PyTorch")),
             broken=lambda: fail(RuntimeError("a | b\nc")),
@@ -47,10 +47,10 @@ def test_a_case_begins_only_if_it_can_be_expected_to_end_in_time(monkeypatch):
         now[0] += seconds
         return [seconds, 1]
 
-    part = part_of(10, first=lambda: take(40), second=lambda: take(20), third=lambda: take(1))
+    table = table_of(10, first=lambda: take(40), second=lambda: take(20), third=lambda: take(1))
     late = ["not measured: no time left", ""]
-    assert measure_part(part, end=90.0).rows == [["first", 40, 1], ["second", 20, 1], ["third", *late]]
-    assert measure_part(part, end=now[0] + 9).rows == [[name, *late] for name in ("first", "second", "third")]
+    assert measure_table(table, end=90.0).rows == [["first", 40, 1], ["second", 20, 1], ["third", *late]]
+    assert measure_table(table, end=now[0] + 9).rows == [[name, *late] for name in ("first", "second", "third")]
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_the_most_valuable_comes_first_and_nothing_begins_without_time(subject, 
 
 
 def test_a_pytorch_without_the_gpu_is_not_compared(subject, known, monkeypatch):
-    part = next(part for part in _parts(subject, 1, SMALLEST) if part.title.startswith("PyTorch"))
+    table = next(table for table in _tables(subject, 1, SMALLEST) if table.title.startswith("PyTorch"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(against_torch.TorchTwin, "__init__", lambda self, _: setattr(self, "on_gpu", False))
-    section = measure_part(part, time.monotonic() + 600)
+    section = measure_table(table, time.monotonic() + 600)
     assert {row[1] for row in section.rows} == {"unavailable: this PyTorch has no CUDA"}

@@ -57,7 +57,7 @@ def where_images(dataset: str) -> str:
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataProblem:
     """A kind of problem, such as "missing images", with a description of each case and what to do about it."""
 
     kind: str
@@ -74,7 +74,7 @@ class DatasetReport:
     annotations: str  # path of the file of referents
     images: str = ""  # the folder of the images, "" if not found
     counts: dict[str, SplitSize] = field(default_factory=dict)  # by split, as the file names it
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[DataProblem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     images_checked: int = 0
     images_read: int = 0  # of which the header, or unless quick all pixels, could be read
@@ -92,7 +92,7 @@ class DatasetReport:
     def add(self, kind: str, cases: list[str], remedy: str) -> None:
         """Add a problem if it has any cases."""
         if cases:
-            self.problems.append(Problem(kind, tuple(cases), remedy))
+            self.problems.append(DataProblem(kind, tuple(cases), remedy))
 
     def add_wrong_counts(self, remedy: str) -> None:
         """Compare the counts with the published ones and add a problem if they differ."""
@@ -202,7 +202,7 @@ def _cell(got: int | None, expected: int | None) -> str:
     return f"{got:,} ✓" if got == expected else f"{got:,} ✗ {expected:,}"
 
 
-def _format_problem(problem: Problem) -> Iterator[str]:
+def _format_problem(problem: DataProblem) -> Iterator[str]:
     yield f"    ✗ {problem.kind}: {len(problem.cases):,}"
     if problem.kind == WRONG_COUNTS:  # the table shows them
         return
