@@ -21,7 +21,7 @@ from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
 from s2rm_jax.errors import counted
-from s2rm_jax.parallel.devices import CHIPS, GPU_MATRIX_RATES
+from s2rm_jax.parallel.devices import ASSUMED_MFU, CHIPS, GPU_MATRIX_RATES
 
 if TYPE_CHECKING:
     from s2rm_jax.models.cost import PartCost
@@ -32,7 +32,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 MFU = flags.DEFINE_float(
-    "mfu", 0.4, "the share of a device's peak FLOPs that training reaches", 0.01, 1.0, flag_values=FLAGS
+    "mfu", ASSUMED_MFU, "the share of a device's peak FLOPs that training reaches", 0.01, 1.0, flag_values=FLAGS
 )
 
 # FLOP/s of dense bfloat16 matrix products.

@@ -13,7 +13,7 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -81,6 +81,14 @@ def flush_to_disk(file: IO[bytes]) -> None:
     """Return when the content of an open file is on the disk; a file that is renamed before may be empty later."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def file_identity(path: str | Path) -> tuple[int, int] | None:
+    """Return what identifies an existing file or folder whatever its path or link; None if there is none."""
+    with suppress(OSError, ValueError):  # ValueError: a null character, which no path has
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def lock_file(path: Path, wait: bool = True) -> BaseFileLock:
@@ -297,20 +305,6 @@ def remove_earlier(folder: Path, name: str) -> None:
     for path in folder.iterdir():
         if re.fullmatch(name, path.name) and path.is_file():
             path.unlink()
-
-
-def figure_paths(given: str | Path, count: int, out: Path) -> list[Path]:
-    """Return the path itself for one figure, or NAME_1.png, NAME_2.png and so on for several.
-
-    Raises:
-        UserError: the path is not that of a PNG, or its folder neither exists nor is `out`, which is created later.
-    """
-    path = Path(given)
-    has_folder = path.parent.is_dir() or path.parent.resolve() == out.resolve()
-    if path.suffix.lower() != ".png" or path.is_dir() or not has_folder:
-        raise UserError(f"--explain: {given} must be the path of a PNG in an existing folder; give another --explain")
-    numbered = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
-    return [path] if count == 1 else numbered
 
 
 @contextmanager

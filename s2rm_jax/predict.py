@@ -45,13 +45,14 @@ from s2rm_jax.evaluation.evaluation_files import require_no_report
 from s2rm_jax.evaluation.exchange_formats import check_address
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.tokens import silence_tokenizer
-from s2rm_jax.io import figure_paths, make_output_folder
+from s2rm_jax.io import make_output_folder
 from s2rm_jax.prediction.files import (
     OVERLAY_FILE,
     RESULT_FILE,
     SAMPLE_FILE,
     Options,
     earlier_files,
+    figure_paths,
     outcomes,
     outputs_of,
     replace_earlier,

@@ -11,9 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -28,6 +26,7 @@ from s2rm_jax.input.example import Batch, Example, Source
 from s2rm_jax.input.images import map_files, resize_fast
 from s2rm_jax.input.sampling import MAX_LISTED, Row, Rows, rows_of
 from s2rm_jax.input.tokens import Tokenizer
+from s2rm_jax.io import file_identity
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def warn_of_shared_images(source: Source, held_out: Source, config: ConfigDict) 
     Images that are not files of their own are not compared, nor those of Google's splits, which share images.
     """
     trained, evaluated = (
-        {identity: path for path, identity in map_files(_identity, getattr(one, "image_files", list)()).items()}
+        {identity: path for path, identity in map_files(file_identity, getattr(one, "image_files", list)()).items()}
         for one in (source, held_out)
     )
     if shared := (trained.keys() & evaluated.keys()) - {None}:
@@ -82,14 +81,6 @@ def warn_of_shared_images(source: Source, held_out: Source, config: ConfigDict) 
             "images of %s that are also in %s: %d, such as %s; scores on them are not scores on unseen images",
             *(config.eval.split, config.input.train_split, len(shared), min(evaluated[one] for one in shared)),
         )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what identifies a file whatever its path, None if there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_dev, status.st_ino
-    return None
 
 
 def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str] | None = None) -> Tokenizer:

@@ -13,9 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from s2rm_jax.evaluation.tables import markdown_table
-from s2rm_jax.parallel.devices import GIB, Chip, Memory, read_memory
+from s2rm_jax.parallel.devices import ASSUMED_MFU, GIB, Chip, Memory, read_memory
 
-ASSUMED_UTILIZATION = 0.4  # of the matrix units; an assumption, not a measurement
 RING_LINKS = 2  # a ring through all chips sends in both directions; it fits into every slice, torus or not
 LARGE = 2**20  # bytes from which a collective is listed separately
 
@@ -308,7 +307,7 @@ class Scaling:
 def predict_scaling(chip: Chip, flops: float, sent_bytes: float) -> Scaling:
     """Predict a step from the FLOPs of one chip and the bytes that it sends, ignoring latencies."""
     return Scaling(
-        compute=flops / (chip.matrix_rate * ASSUMED_UTILIZATION),
+        compute=flops / (chip.matrix_rate * ASSUMED_MFU),
         ring=sent_bytes / (RING_LINKS * chip.link_rate),
         all_links=sent_bytes / (chip.links * chip.link_rate),
     )
@@ -392,7 +391,7 @@ def _facts(step: StepFacts) -> list[tuple[str, str]]:
         ),
         (
             "computation",
-            f"{flops / 1e12:.2f} TFLOP / ({chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_UTILIZATION:.0%}, assumed) "
+            f"{flops / 1e12:.2f} TFLOP / ({chip.matrix_rate / 1e12:.0f} TFLOP/s x {ASSUMED_MFU:.0%}, assumed) "
             f"= {1e3 * scaling.compute:.1f} ms",
         ),
         (
@@ -454,6 +453,6 @@ def as_json(step: StepFacts) -> dict[str, Any]:
             }
             for one in step.program.collectives
         ],
-        "predicted": {"assumed_utilization": ASSUMED_UTILIZATION, **vars(scaling)},
+        "predicted": {"assumed_utilization": ASSUMED_MFU, **vars(scaling)},
         "compile_seconds": step.compile_seconds,
     }

@@ -22,11 +22,10 @@ from s2rm_jax.measure.harness import Cell, Cells, Section, Subject, Timings, gra
 from s2rm_jax.measure.training_speed import STEP_COLUMNS, device_rate, gigabytes, measure_step
 from s2rm_jax.models.cost import count_flops
 from s2rm_jax.models.swin import attend
-from s2rm_jax.parallel.devices import read_memory
+from s2rm_jax.parallel.devices import ASSUMED_MFU, read_memory
 from s2rm_jax.segmenter import MOST_IMAGES, images_at_once
 
-RECIPE_IMAGES = 53_000 * 32  # of the 40 epochs of configs/refcoco.py
-ASSUMED_MFU = 0.4  # as in `describe`
+RECIPE_IMAGES = 53_000 * 32  # of the steps of configs/refcoco.py
 Case = Callable[[], Sequence[Cell]]
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 GIB = 2**30
+ASSUMED_MFU = 0.4  # the share of the rate of matrix products that training reaches; assumed, not measured
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 

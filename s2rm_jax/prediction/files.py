@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ from s2rm_jax.evaluation.exchange_formats import (
 )
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import encode_rle, mask_box
-from s2rm_jax.io import make_output_folder, read_object, slug, write_atomically, writing
+from s2rm_jax.io import file_identity, make_output_folder, read_object, slug, write_atomically, writing
 from s2rm_jax.prediction.records import RecordFile, good_records, part_path, records_of
 
 if TYPE_CHECKING:
@@ -90,21 +89,26 @@ def require_inputs_kept(inputs: Iterable[str], outputs: Iterable[Path], flag: st
     Raises:
         UserError: one of the inputs is an output.
     """
-    existing = {}
-    for path in outputs:
-        with suppress(OSError, ValueError):
-            existing[_identity(path)] = path
+    existing = {identity: path for path in outputs if (identity := file_identity(path))}
     for name in inputs if existing else ():
-        with suppress(OSError, ValueError):  # missing, an address, or no name of a file; reading reports it
-            replaced = existing.get(_identity(name))
-            if replaced is not None:
-                problem = f"the prediction would replace or remove the input {replaced}"
-                raise UserError(f"{flag}: {problem}; give another {flag}")
+        identity = file_identity(name)  # None: missing or an address, which reading reports
+        if identity and (replaced := existing.get(identity)):
+            problem = f"the prediction would replace or remove the input {replaced}"
+            raise UserError(f"{flag}: {problem}; give another {flag}")
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+def figure_paths(given: str | Path, count: int, out: Path) -> list[Path]:
+    """Return the path itself for one figure, or NAME_1.png, NAME_2.png and so on for several.
+
+    Raises:
+        UserError: the path is not that of a PNG, or its folder neither exists nor is `out`, which is created later.
+    """
+    path = Path(given)
+    has_folder = path.parent.is_dir() or path.parent.resolve() == out.resolve()
+    if path.suffix.lower() != ".png" or path.is_dir() or not has_folder:
+        raise UserError(f"--explain: {given} must be the path of a PNG in an existing folder; give another --explain")
+    numbered = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
+    return [path] if count == 1 else numbered
 
 
 def outputs_of(folder: Path, expressions: Sequence[str], options: Options) -> Iterator[Path]:

@@ -28,12 +28,13 @@ from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.evaluation.exchange_formats import find_naming
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.web import is_url
-from s2rm_jax.io import figure_paths, make_output_folder, on_bucket
+from s2rm_jax.io import make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
 from s2rm_jax.prediction.files import (
     Options,
     begins_anew,
     earlier_files,
+    figure_paths,
     has_prediction,
     open_part,
     outputs_of,

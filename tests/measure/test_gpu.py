@@ -5,9 +5,12 @@ import time
 import jax
 import pytest
 
+from s2rm_jax import recipes
 from s2rm_jax.errors import UserError
+from s2rm_jax.input.sampling import EpochSize, steps_for
+from s2rm_jax.input.split_sizes import SPLIT_SIZES
 from s2rm_jax.measure import against_torch, training_speed
-from s2rm_jax.measure.gpu import CaseTable, Sizes, _tables, gpu, measure_table
+from s2rm_jax.measure.gpu import RECIPE_IMAGES, CaseTable, Sizes, _tables, gpu, measure_table
 from s2rm_jax.measure.parts import Floor
 
 SMALLEST = Sizes((1,), ((2, "none"),), (), 1, (1,), (1,), 2)
@@ -73,9 +76,15 @@ def test_every_part_is_measured(subject, known):
         if "attention" not in key[0]:
             assert isinstance(row[0], float) and row[0] > 0, (key, row)
     step = rows["Training step", "2 images, remat none"]
-    assert step[6] == pytest.approx(53_000 * 32 / step[1] / 3600)
+    assert step[6] == pytest.approx(RECIPE_IMAGES / step[1] / 3600)
     assert rows["PyTorch and torch.compile", "forward, 1 image"][2] == "needs a GPU"
     assert "expected at 40%" in sections[0].text
+
+
+def test_the_images_of_the_recipe_are_those_of_its_configuration():
+    recipe, referents = recipes.recipe({"name": "refer"}), SPLIT_SIZES["refcoco", "unc"]["train"].referents
+    steps = steps_for(recipe.epochs, EpochSize(referents, referents), recipe.batch_size)
+    assert steps * recipe.batch_size == RECIPE_IMAGES
 
 
 def test_the_most_valuable_comes_first_and_nothing_begins_without_time(subject, known):
