@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from s2rm_jax.evaluation.metrics import ExpressionScore, MaskCounts, count_pixel
 from s2rm_jax.evaluation.protocols import ORIGINAL, Protocol, mask_score, predicted_mask, resize_logits, true_mask
 from s2rm_jax.input import pipeline
 from s2rm_jax.input.example import Example, Source
+from s2rm_jax.input.images import map_ahead
 from s2rm_jax.input.masks import rasterize
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.models.network import keep_for_equal_networks
@@ -237,13 +237,9 @@ def score_items(
         return list(_predictions_of_item(protocol, items[row], logits[row], no_target, record, calibration=calibration))
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        coming: deque[Future[list[Prediction]]] = deque()
-        for row in range(len(items)):
-            coming.append(pool.submit(score, row))
-            if len(coming) > 2 * _THREADS:  # of large images, the masks of a whole batch would take gigabytes
-                yield from coming.popleft().result()
-        for future in coming:
-            yield from future.result()
+        # Not all at once: of large images, the masks of a whole batch would take gigabytes.
+        for predictions in map_ahead(pool, score, range(len(items)), 2 * _THREADS):
+            yield from predictions
 
 
 def _predictions_of_item(

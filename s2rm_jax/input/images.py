@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -435,3 +436,19 @@ def map_files(function: Callable[[_Key], _Value], keys: Iterable[_Key]) -> dict[
     with ThreadPoolExecutor(_THREADS) as pool:
         values = pool.map(lambda run: [function(key) for key in run], runs)
         return dict(zip(different, chain.from_iterable(values), strict=True))
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[_Key], _Value], items: Iterable[_Key], count: int
+) -> Iterator[_Value]:
+    """Yield the value of each item, in order, computed by a pool at most `count` items ahead.
+
+    From Python 3.14 on, this is Executor.map with the argument `buffersize`.
+    """
+    waiting: deque[Future[_Value]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

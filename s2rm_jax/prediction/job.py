@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from etils import epath
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from s2rm_jax.errors import UserError, counted
 from s2rm_jax.evaluation.calibration import Calibration
 from s2rm_jax.evaluation.exchange_formats import find_naming
-from s2rm_jax.input.images import load_image
+from s2rm_jax.input.images import load_image, map_ahead
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter
 
 _TRIED = 100  # images, to find one that can be read
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 def find_share(given: str | None) -> tuple[int, int]:
@@ -239,10 +236,10 @@ def _records(
     workers = (os.cpu_count() or 1) + 1
     hosts, devices = ThreadPoolExecutor(workers), ThreadPoolExecutor(2)  # two: the device works on one batch meanwhile
     try:
-        images = _ahead(hosts, partial(_read, segmenter), items, batch_size + workers)
+        images = map_ahead(hosts, partial(_read, segmenter), items, batch_size + workers)
         batches = iter(lambda: list(islice(images, batch_size)), [])
-        results = (one for batch in _ahead(devices, segment, batches, 1) for one in batch)
-        yield from _ahead(hosts, write, results, workers)
+        results = (one for batch in map_ahead(devices, segment, batches, 1) for one in batch)
+        yield from map_ahead(hosts, write, results, workers)
     finally:
         for pool in (hosts, devices):
             pool.shutdown(cancel_futures=True)
@@ -286,14 +283,3 @@ def _write(item: Item, image: np.ndarray, result: Result, out: Path, options: Op
     # Labels without scores: a legend that changes from frame to frame would change the size of the overlay.
     labels = [f"{number}. {expression}" for number, expression in enumerate(item.expressions, start=1)]
     return record | {"results": write_prediction(folder, image, result, options, figures=figures, labels=labels)}
-
-
-def _ahead(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], count: int) -> Iterator[_R]:
-    """Yield the function of each item, in order, computed by threads at most `count` items ahead."""
-    waiting: deque[Future[_R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

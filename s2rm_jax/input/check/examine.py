@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from s2rm_jax.input.check.report import (
     where_images,
 )
 from s2rm_jax.input.example import expression_problem
-from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, stored_size, unusable
+from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, map_ahead, stored_size, unusable
 from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
@@ -49,7 +50,7 @@ Ref = dict[str, Any]
 _REFS_NAME = re.compile(r"g?refs\((.+)\)\.(p|json)")
 _SAME_ARCHIVE = "take the file of referents and instances.json from the same archive"
 _REFERENTS_AGAIN = "download or copy the file of referents again"
-_CHUNK = 512  # images given to the threads at a time, so that Ctrl-C takes effect soon
+_AHEAD = 512  # images given to the threads in advance, so few that Ctrl-C takes effect soon
 
 
 def examine(
@@ -451,8 +452,7 @@ def _reading_fault(path: Path, error: Exception) -> tuple[str, str]:
 def _check_images(images: Sequence[ImageFile], quick: bool, threads: int) -> Iterator[tuple[str, str]]:
     """Yield the result of `check_image` for each image, in order. Pillow decodes in parallel threads."""
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for first in range(0, len(images), _CHUNK):
-            yield from pool.map(lambda image: check_image(image, quick), images[first : first + _CHUNK])
+        yield from map_ahead(pool, partial(check_image, quick=quick), images, _AHEAD)
 
 
 def _find_folder(
