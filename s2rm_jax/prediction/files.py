@@ -31,7 +31,7 @@ from s2rm_jax.evaluation.exchange_formats import (
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import encode_rle, mask_box
 from s2rm_jax.io import file_identity, make_output_folder, read_object, slug, write_atomically, writing
-from s2rm_jax.prediction.records import RecordFile, good_records, part_path, records_of
+from s2rm_jax.prediction.job_files import RecordFile, good_records, part_path, records_of
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result

@@ -45,7 +45,7 @@ from s2rm_jax.prediction.files import (
     write_result_of,
 )
 from s2rm_jax.prediction.image_lists import Item, reading
-from s2rm_jax.prediction.records import RecordFile
+from s2rm_jax.prediction.job_files import RecordFile
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter

@@ -20,7 +20,7 @@ from s2rm_jax.prediction import job
 from s2rm_jax.prediction.files import Options, open_part, replace_earlier
 from s2rm_jax.prediction.image_lists import list_items
 from s2rm_jax.prediction.job import run_job
-from s2rm_jax.prediction.records import RecordFile
+from s2rm_jax.prediction.job_files import RecordFile
 
 EVERYTHING = Options()
 OUT = Path("/nowhere")

@@ -12,7 +12,7 @@ import pytest
 
 from s2rm_jax.errors import UserError
 from s2rm_jax.prediction.files import open_part, remove_earlier_prediction, write_prediction, write_result
-from s2rm_jax.prediction.records import RecordFile
+from s2rm_jax.prediction.job_files import RecordFile
 from s2rm_jax.segmenter import Result
 
 
