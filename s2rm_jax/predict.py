@@ -51,11 +51,9 @@ from s2rm_jax.prediction.files import (
     RESULT_FILE,
     SAMPLE_FILE,
     Options,
-    earlier_files,
     figure_paths,
     outcomes,
     outputs_of,
-    replace_earlier,
     require_free_name,
     require_inputs_kept,
     require_own_result,
@@ -67,6 +65,7 @@ from s2rm_jax.prediction.files import (
 )
 from s2rm_jax.prediction.image_lists import list_items
 from s2rm_jax.prediction.job import find_share, raise_none_segmented, run_job
+from s2rm_jax.prediction.job_files import earlier_files, replace_earlier
 from s2rm_jax.training.logging import log
 
 if TYPE_CHECKING:

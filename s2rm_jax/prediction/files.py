@@ -1,4 +1,4 @@
-"""The files of predictions: those of one image, the records of many images, and result.json."""
+"""The files of the prediction of an image, result.json, and removing those of an earlier prediction."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,8 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.exchange_formats import (
     IMAGES_FILE,
-    LABEL_STUDIO,
     LABEL_STUDIO_FILES,
     RESULTS_FILE,
-    Naming,
     find_naming,
     remove_result_files,
     write_coco,
@@ -30,8 +27,7 @@ from s2rm_jax.evaluation.exchange_formats import (
 )
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import encode_rle, mask_box
-from s2rm_jax.io import file_identity, make_output_folder, read_object, slug, write_atomically, writing
-from s2rm_jax.prediction.job_files import RecordFile, good_records, part_path, records_of
+from s2rm_jax.io import file_identity, read_object, slug, write_atomically, writing
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 OVERLAY_FILE = "overlay.png"
 SAMPLE_FILE = "image.png"  # the image itself, if it comes from the run's data
-JOB_FILE = "job.json"
+JOB_FILE = "job.json"  # of an unfinished job on many images
 _OURS = rf"mask_\d+_[a-z0-9_]+\.png|{re.escape(OVERLAY_FILE)}"
 _EXPORTS = (re.escape(RESULTS_FILE), re.escape(IMAGES_FILE), LABEL_STUDIO_FILES)
 
@@ -117,15 +113,6 @@ def outputs_of(folder: Path, expressions: Sequence[str], options: Options) -> It
         yield from (folder / _mask_name(number, text) for number, text in enumerate(expressions, start=1))
     if options.overlay:
         yield folder / OVERLAY_FILE
-
-
-def earlier_files(out: Path) -> Iterator[Path]:
-    """Yield the files of an earlier prediction in the folder, and those of every prediction whatever its images."""
-    yield from (out / name for name in (RESULT_FILE, JOB_FILE, RESULTS_FILE, IMAGES_FILE))
-    yield from out.glob("part-*-of-*.jsonl")
-    yield from (out / LABEL_STUDIO).glob("tasks-*.json")
-    yield from _listed(out, _earlier_images(out))
-    yield from _listed(out, records_of([part_path(out, 0, 1)]))
 
 
 def require_own_result(out: Path) -> None:
@@ -210,7 +197,14 @@ def save_image(image: Image.Image, path: Path, flag: str = "--out") -> None:
 
 def write_result(out: Path, content: dict[str, Any]) -> None:
     """Write result.json; raise UserError if that is not possible."""
-    _write_json(out / RESULT_FILE, [json.dumps(content, indent=2, ensure_ascii=False), "\n"])
+    write_json(out / RESULT_FILE, [json.dumps(content, indent=2, ensure_ascii=False), "\n"])
+
+
+def write_json(path: Path, parts: Iterable[str]) -> None:
+    """Write the parts of a JSON text; raise UserError if that is not possible."""
+    with writing(path):
+        # Bytes of file names that are not UTF-8 are surrogates in Python; they become escapes of JSON.
+        write_atomically(path, parts, errors="backslashreplace")
 
 
 def write_exports(out: Path, content: dict[str, Any], options: Options) -> None:
@@ -244,13 +238,34 @@ def remove_earlier_prediction(out: Path) -> None:
     """
     if has_prediction(out):
         remove_result_files(out, _EXPORTS)
-    _remove_listed(out, _earlier_images(out))
+    remove_listed(out, earlier_images(out))
 
 
-def _earlier_images(out: Path) -> Iterable[Any]:
+def earlier_images(out: Path) -> Iterable[Any]:
     """Return the entries of the images in result.json, of any content if another program wrote it."""
     content = read_object(out / RESULT_FILE)
     return content.get("images", [content])
+
+
+def remove_listed(out: Path, images: Iterable[Any]) -> None:
+    """Remove the files that records of an earlier prediction list, and the folders that become empty."""
+    for path in listed_files(out, images):
+        with suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()  # fails unless it is empty
+
+
+def listed_files(out: Path, images: Iterable[Any]) -> Iterator[Path]:
+    """Yield the masks and overlays that records of an earlier prediction list."""
+    with suppress(KeyError, TypeError, AttributeError):  # written by another program
+        for image in images:
+            folder = PurePath(image.get("folder", ""))
+            names = [entry["file"] for entry in image.get("results", ()) if "file" in entry]
+            names += [OVERLAY_FILE] if "folder" in image or image.get("overlay") else []
+            for path in [folder / name for name in names]:
+                inside = not path.is_absolute() and ".." not in path.parts
+                if inside and re.fullmatch(_OURS, path.name):
+                    yield out / path
 
 
 def has_prediction(out: Path) -> bool:
@@ -279,140 +294,6 @@ def outcome(entry: dict[str, Any]) -> str:
     return f"score {entry['score']:.2f}" if entry["area"] else "nothing found"
 
 
-def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> RecordFile:
-    """Open the part of a process, whose records are those of an unfinished job with the same settings or none.
-
-    The only process of a job removes an earlier prediction with other settings. Several processes do not, because
-    others may be at work.
-
-    Args:
-        out: the folder of the job; it is created.
-        share: the index of the process and the number of processes.
-        settings: all that the results depend on, as plain values; job.json keeps them.
-
-    Raises:
-        UserError: the folder belongs to another job of several processes, or another process has the same share.
-    """
-    index, number = share
-    settings = {**settings, "processes": number}
-    earlier = _read_job(make_output_folder(out))
-    if earlier is None and number > 1 and (out / RESULT_FILE).exists():
-        raise UserError(f"--out: {out} has an earlier prediction; give another --out, or remove it")
-    if earlier not in (None, settings) and number * earlier.get("processes", 1) > 1:
-        different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
-        raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
-    with ExitStack() as stack:
-        part = stack.enter_context(RecordFile(part_path(out, index, number)))
-        if earlier != settings:
-            if number == 1:
-                _remove_listed(out, part.records())
-                part.clear()
-                remove_earlier_prediction(out)
-                with suppress(OSError):
-                    (out / RESULT_FILE).unlink()
-            _write_json(out / JOB_FILE, [json.dumps(settings, indent=2), "\n"])
-        stack.pop_all()  # nothing failed, and the caller closes the part
-    return part
-
-
-def begins_anew(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> bool:
-    """Return whether `open_part` with these arguments would begin a new job."""
-    return _read_job(out) != {**settings, "processes": share[1]}
-
-
-def replace_earlier(out: Path) -> None:
-    """Remove the earlier prediction in the folder of one image; the result of an unfinished job is one too.
-
-    Otherwise the same command would continue the job, and list files that are gone.
-
-    Raises:
-        UserError: the folder belongs to a job of several processes or to one that runs, or a file cannot be removed.
-    """
-    job = _read_job(out)
-    if job is None:
-        remove_earlier_prediction(out)
-        return
-    if job.get("processes", 1) > 1:
-        raise UserError(f"--out: {out} has the results of a job of several processes; give another --out, or remove it")
-    with RecordFile(part_path(out, 0, 1)) as part:  # locked, so the job does not run
-        _remove_listed(out, part.records())
-        remove_earlier_prediction(out)
-        with writing(part.path):
-            remove_job(part, out)
-
-
-def write_result_of(part: RecordFile, out: Path) -> None:
-    """Write result.json from the records of the only process of a job, without holding them in memory.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-
-    def items(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-        separator = "\n    "
-        for record in records:
-            yield separator + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n    ")
-            separator = ",\n    "
-        yield "\n  ]" if separator[0] == "," else "]"
-
-    text = chain(
-        ['{\n  "images": ['], items(good_records(part.records())), [',\n  "failed": ['], items(part.failed), ["\n}\n"]
-    )
-    _write_json(out / RESULT_FILE, text)
-
-
-def write_exports_of(
-    part: RecordFile, out: Path, options: Options, *, share: tuple[int, int], images: int, naming: Naming
-) -> None:
-    """Write the files of a job for other programs.
-
-    Each process writes the tasks of its share for Label Studio. The process that ends last writes COCO's results; any
-    other says so.
-
-    Args:
-        part: the finished part of this process.
-        out: the folder of the job.
-        options: which files to write.
-        share: the index of the process and the number of processes.
-        images: the number of images of all processes.
-        naming: the names and ids of all images.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    index, number = share
-    if options.label_studio:
-        name = f"{index}-of-{number}" if number > 1 else ""
-        write_label_studio(out, good_records(part.records()), naming, options.label_studio, name)
-    if not options.coco:
-        return
-    paths = [part_path(out, one, number) for one in range(number)]
-    # `RecordFile.finish` of this process comes before this count, as in all processes, so the last one counts all
-    # records.
-    if number > 1 and sum(1 for _ in records_of(paths)) < images:
-        print(f"{RESULTS_FILE} is written when all shares are done; run any share again to write it")
-        return
-    write_coco(out, lambda: good_records(records_of(paths)), naming)
-
-
-def remove_job(part: RecordFile, out: Path) -> None:
-    """Remove the files of a job of one process, whose records are in result.json."""
-    for path in (out / JOB_FILE, part.path):
-        path.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, parts: Iterable[str]) -> None:
-    with writing(path):
-        # Bytes of file names that are not UTF-8 are surrogates in Python; they become escapes of JSON.
-        write_atomically(path, parts, errors="backslashreplace")
-
-
-def _read_job(out: Path) -> dict[str, Any] | None:
-    """Return the settings in job.json, {} if it cannot be read; None if there is none."""
-    path = out / JOB_FILE
-    return read_object(path) if path.exists() else None
-
-
 def _mask_name(number: int, expression: str) -> str:
     return f"mask_{number}_{slug(expression)}.png"
 
@@ -435,24 +316,3 @@ def _write_mask(folder: Path, result: Result, row: int, options: Options) -> dic
     if result.no_target is not None:
         entry["no_target"] = round(float(result.no_target[row]), 4)
     return entry
-
-
-def _remove_listed(out: Path, images: Iterable[Any]) -> None:
-    """Remove the files that records of an earlier prediction list, and the folders that become empty."""
-    for path in _listed(out, images):
-        with suppress(OSError):
-            path.unlink()
-            path.parent.rmdir()  # fails unless it is empty
-
-
-def _listed(out: Path, images: Iterable[Any]) -> Iterator[Path]:
-    """Yield the masks and overlays that records of an earlier prediction list."""
-    with suppress(KeyError, TypeError, AttributeError):  # written by another program
-        for image in images:
-            folder = PurePath(image.get("folder", ""))
-            names = [entry["file"] for entry in image.get("results", ()) if "file" in entry]
-            names += [OVERLAY_FILE] if "folder" in image or image.get("overlay") else []
-            for path in [folder / name for name in names]:
-                inside = not path.is_absolute() and ".." not in path.parts
-                if inside and re.fullmatch(_OURS, path.name):
-                    yield out / path

@@ -1,7 +1,7 @@
 """Segment many images: the share of a process, and the threads that read and write.
 
-A job writes the files described in prediction/files.py for each image. Several processes share the list; each has a
-part file of its own and needs no connection to the others.
+A job writes the files of files.py for each image, and those of job_files.py. Several processes share the list; each has
+a part file of its own and needs no connection to the others.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ from s2rm_jax.io import make_output_folder, on_bucket
 from s2rm_jax.parallel.cluster import find_cluster
 from s2rm_jax.prediction.files import (
     Options,
-    begins_anew,
-    earlier_files,
     figure_paths,
     has_prediction,
-    open_part,
     outputs_of,
-    remove_job,
     require_inputs_kept,
     require_own_result,
-    write_exports_of,
     write_prediction,
-    write_result_of,
 )
 from s2rm_jax.prediction.image_lists import Item, reading
-from s2rm_jax.prediction.job_files import RecordFile
+from s2rm_jax.prediction.job_files import (
+    RecordFile,
+    begins_anew,
+    earlier_files,
+    open_part,
+    remove_job,
+    write_exports_of,
+    write_result_of,
+)
 
 if TYPE_CHECKING:
     from s2rm_jax.segmenter import Result, Segmenter

@@ -1,4 +1,7 @@
-"""The records of a job on many images: JSON lines, in a part file of each process."""
+"""The files of a job on many images: its settings, the records in a part file of each process, and the results of all.
+
+The files of each image are those of prediction/files.py.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,30 @@ import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.io import flush_to_disk, json_object, writing
+from s2rm_jax.evaluation.exchange_formats import (
+    IMAGES_FILE,
+    LABEL_STUDIO,
+    RESULTS_FILE,
+    Naming,
+    write_coco,
+    write_label_studio,
+)
+from s2rm_jax.io import flush_to_disk, json_object, make_output_folder, read_object, writing
+from s2rm_jax.prediction.files import (
+    JOB_FILE,
+    RESULT_FILE,
+    Options,
+    earlier_images,
+    listed_files,
+    remove_earlier_prediction,
+    remove_listed,
+    write_json,
+)
 
 
 class RecordFile:
@@ -120,3 +142,140 @@ def records_of(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 def good_records(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Return the records of images that did not fail."""
     return (record for record in records if "error" not in record)
+
+
+def open_part(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> RecordFile:
+    """Open the part of a process, whose records are those of an unfinished job with the same settings or none.
+
+    The only process of a job removes an earlier prediction with other settings. Several processes do not, because
+    others may be at work.
+
+    Args:
+        out: the folder of the job; it is created.
+        share: the index of the process and the number of processes.
+        settings: all that the results depend on, as plain values; job.json keeps them.
+
+    Raises:
+        UserError: the folder belongs to another job of several processes, or another process has the same share.
+    """
+    index, number = share
+    settings = {**settings, "processes": number}
+    earlier = _read_job(make_output_folder(out))
+    if earlier is None and number > 1 and (out / RESULT_FILE).exists():
+        raise UserError(f"--out: {out} has an earlier prediction; give another --out, or remove it")
+    if earlier not in (None, settings) and number * earlier.get("processes", 1) > 1:
+        different = ", ".join(name for name in settings if settings[name] != earlier.get(name))
+        raise UserError(f"--out: {out} has the results of another job ({different}); give another --out, or remove it")
+    with ExitStack() as stack:
+        part = stack.enter_context(RecordFile(part_path(out, index, number)))
+        if earlier != settings:
+            if number == 1:
+                remove_listed(out, part.records())
+                part.clear()
+                remove_earlier_prediction(out)
+                with suppress(OSError):
+                    (out / RESULT_FILE).unlink()
+            write_json(out / JOB_FILE, [json.dumps(settings, indent=2), "\n"])
+        stack.pop_all()  # nothing failed, and the caller closes the part
+    return part
+
+
+def begins_anew(out: Path, share: tuple[int, int], settings: dict[str, Any]) -> bool:
+    """Return whether `open_part` with these arguments would begin a new job."""
+    return _read_job(out) != {**settings, "processes": share[1]}
+
+
+def earlier_files(out: Path) -> Iterator[Path]:
+    """Yield the files of an earlier prediction in the folder, and those of every prediction whatever its images."""
+    yield from (out / name for name in (RESULT_FILE, JOB_FILE, RESULTS_FILE, IMAGES_FILE))
+    yield from out.glob("part-*-of-*.jsonl")
+    yield from (out / LABEL_STUDIO).glob("tasks-*.json")
+    yield from listed_files(out, earlier_images(out))
+    yield from listed_files(out, records_of([part_path(out, 0, 1)]))
+
+
+def replace_earlier(out: Path) -> None:
+    """Remove the earlier prediction in the folder of one image; the result of an unfinished job is one too.
+
+    Otherwise the same command would continue the job, and list files that are gone.
+
+    Raises:
+        UserError: the folder belongs to a job of several processes or to one that runs, or a file cannot be removed.
+    """
+    job = _read_job(out)
+    if job is None:
+        remove_earlier_prediction(out)
+        return
+    if job.get("processes", 1) > 1:
+        raise UserError(f"--out: {out} has the results of a job of several processes; give another --out, or remove it")
+    with RecordFile(part_path(out, 0, 1)) as part:  # locked, so the job does not run
+        remove_listed(out, part.records())
+        remove_earlier_prediction(out)
+        with writing(part.path):
+            remove_job(part, out)
+
+
+def write_result_of(part: RecordFile, out: Path) -> None:
+    """Write result.json from the records of the only process of a job, without holding them in memory.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def items(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+        separator = "\n    "
+        for record in records:
+            yield separator + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n    ")
+            separator = ",\n    "
+        yield "\n  ]" if separator[0] == "," else "]"
+
+    text = chain(
+        ['{\n  "images": ['], items(good_records(part.records())), [',\n  "failed": ['], items(part.failed), ["\n}\n"]
+    )
+    write_json(out / RESULT_FILE, text)
+
+
+def write_exports_of(
+    part: RecordFile, out: Path, options: Options, *, share: tuple[int, int], images: int, naming: Naming
+) -> None:
+    """Write the files of a job for other programs.
+
+    Each process writes the tasks of its share for Label Studio. The process that ends last writes COCO's results; any
+    other says so.
+
+    Args:
+        part: the finished part of this process.
+        out: the folder of the job.
+        options: which files to write.
+        share: the index of the process and the number of processes.
+        images: the number of images of all processes.
+        naming: the names and ids of all images.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    index, number = share
+    if options.label_studio:
+        name = f"{index}-of-{number}" if number > 1 else ""
+        write_label_studio(out, good_records(part.records()), naming, options.label_studio, name)
+    if not options.coco:
+        return
+    paths = [part_path(out, one, number) for one in range(number)]
+    # `RecordFile.finish` of this process comes before this count, as in all processes, so the last one counts all
+    # records.
+    if number > 1 and sum(1 for _ in records_of(paths)) < images:
+        print(f"{RESULTS_FILE} is written when all shares are done; run any share again to write it")
+        return
+    write_coco(out, lambda: good_records(records_of(paths)), naming)
+
+
+def remove_job(part: RecordFile, out: Path) -> None:
+    """Remove the files of a job of one process, whose records are in result.json."""
+    for path in (out / JOB_FILE, part.path):
+        path.unlink(missing_ok=True)
+
+
+def _read_job(out: Path) -> dict[str, Any] | None:
+    """Return the settings in job.json, {} if it cannot be read; None if there is none."""
+    path = out / JOB_FILE
+    return read_object(path) if path.exists() else None

@@ -17,10 +17,10 @@ from s2rm_jax.errors import UserError
 from s2rm_jax.input.images import load_image
 from s2rm_jax.input.masks import decode_rle
 from s2rm_jax.prediction import job
-from s2rm_jax.prediction.files import Options, open_part, replace_earlier
+from s2rm_jax.prediction.files import Options
 from s2rm_jax.prediction.image_lists import list_items
 from s2rm_jax.prediction.job import run_job
-from s2rm_jax.prediction.job_files import RecordFile
+from s2rm_jax.prediction.job_files import RecordFile, open_part, replace_earlier
 
 EVERYTHING = Options()
 OUT = Path("/nowhere")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from s2rm_jax.errors import UserError
-from s2rm_jax.prediction.files import open_part, remove_earlier_prediction, write_prediction, write_result
-from s2rm_jax.prediction.job_files import RecordFile
+from s2rm_jax.prediction.files import remove_earlier_prediction, write_prediction, write_result
+from s2rm_jax.prediction.job_files import RecordFile, open_part
 from s2rm_jax.segmenter import Result
 
 
