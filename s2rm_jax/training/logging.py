@@ -387,16 +387,28 @@ def _hidden(module: str) -> Iterator[None]:
 
 
 def require_wandb(config: ConfigDict) -> None:
-    """Check that wandb is installed if the configuration uses it.
+    """Check that wandb is installed and has a login if the configuration uses it.
+
+    The server is not asked whether the login is valid. Of several processes, only the first needs one.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or has no login and is not offline.
     """
-    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+    if not config.wandb_project:
+        return
+    if importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config.wandb_project is {config.wandb_project!r}, but wandb is not installed: pip install -e '.[wandb]', "
             "or leave the field empty"
         )
+    if distributed.is_first():
+        import wandb
+
+        with _explaining_wandb(config):
+            # Silent, wandb prints nothing and does not ask for a missing login, for which nobody may be there.
+            settings = wandb.setup(wandb.Settings(silent=True)).settings
+            if settings.mode not in ("offline", "dryrun", "disabled"):
+                wandb.login(verify=False)
 
 
 class WandbRun:
@@ -434,7 +446,7 @@ class WandbRun:
 def _start_wandb(workdir: epath.Path, config: ConfigDict, run_id: str, folder: str) -> Any:
     import wandb
 
-    try:
+    with _explaining_wandb(config):
         return wandb.init(
             project=config.wandb_project,
             name=workdir.name,
@@ -444,6 +456,14 @@ def _start_wandb(workdir: epath.Path, config: ConfigDict, run_id: str, folder: s
             dir=folder,
             settings=wandb.Settings(console="off", silent=True),
         )
+
+
+@contextmanager
+def _explaining_wandb(config: ConfigDict) -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
     except wandb.Error as error:
         reason = one_line(error).rstrip(".")
         raise UserError(

@@ -1,10 +1,12 @@
 """Weights & Biases: enabled by the configuration, one run per workdir."""
 
+import contextlib
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -15,6 +17,8 @@ from s2rm_jax.io import JsonLines
 from s2rm_jax.training import logging as training_logging
 from s2rm_jax.training.interrupt import Interrupted
 from s2rm_jax.training.logging import MetricsWriter, TensorBoardFiles, WandbRun, require_wandb
+from s2rm_jax.training.loop import check_before_start
+from tests.command import ROOT
 
 
 @pytest.fixture
@@ -82,6 +86,21 @@ def test_what_wandb_refuses_is_told_in_one_line(standin, config, tmp_path):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_missing_login_is_an_error_at_the_start_unless_offline(standin, config, monkeypatch, mode):
+    def refuse(**_):
+        raise standin.Error("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    standin.setup, standin.login = lambda _: SimpleNamespace(settings=SimpleNamespace(mode=mode)), refuse
+    message = r"config\.wandb_project=referring: wandb failed: No API key configured\. .* WANDB_MODE=offline"
+    with pytest.raises(UserError, match=message) if mode == "online" else contextlib.nullcontext():
+        check_before_start(config)
+    config.wandb_project = ""
+    standin.setup = None
+    check_before_start(config)
+
+
 def noted(monkeypatch, kind, then):
     """Has `then` called after each close of a kind."""
     close = kind.close
@@ -139,16 +158,43 @@ def test_without_the_package_it_is_told_at_the_start(config, monkeypatch):
     require_wandb(default_config())
 
 
+def test_the_real_package_without_a_login(tmp_path):
+    pytest.importorskip("wandb", reason="the extra 'wandb' is not installed")
+    code = """
+from s2rm_jax.config import default_config
+from s2rm_jax.training.logging import require_wandb
+config = default_config()
+config.wandb_project = "referring"
+require_wandb(config)
+"""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    own |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path)}
+    for key, status, last in (("", 1, "No API key configured"), (40 * "a", 0, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=own | ({"WANDB_API_KEY": key} if key else {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == status and last in done.stderr and bool(last) == bool(done.stderr + done.stdout)
+    assert not (tmp_path / "netrc").exists()
+
+
 def test_the_real_package_offline(tmp_path):
     pytest.importorskip("wandb", reason="the extra 'wandb' is not installed")
     code = f"""
 import os, sys
 os.environ["WANDB_MODE"] = "offline"
 from s2rm_jax.config import default_config
-from s2rm_jax.training.logging import MetricsWriter
-assert "wandb" not in sys.modules
+from s2rm_jax.training.logging import MetricsWriter, require_wandb
 config = default_config()
+require_wandb(config)
+assert "wandb" not in sys.modules
 config.wandb_project = "referring"
+require_wandb(config)
 for step in (0, 5):
     with MetricsWriter({str(tmp_path)!r}, config, step) as writer:
         writer.write(step + 5, "train", {{"loss": 1.5}})
