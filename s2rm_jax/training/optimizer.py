@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ def build_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransforma
     decay, as in PyTorch), factor of the group, learning rate. Frozen parameters have no moments, update or decay.
 
     Raises:
-        UserError: a pattern is malformed or (of multipliers and frozen) matches no parameter; nothing is left to train.
+        UserError: a pattern is malformed or (of multipliers and frozen) matches no parameter; a factor is negative or
+            not finite; nothing is left to train.
     """
     settings = config.optimizer
     groups = parameter_groups(config, params)
@@ -147,6 +149,12 @@ def _pairs(multipliers: Any) -> Iterable[tuple[str, float]]:
             f"config.optimizer.multipliers is {tuple(multipliers)!r}; it must be pairs of a pattern and a factor, "
             "such as (('^vision', 0.1), ('^text', 0.1))"
         )
+    for pattern, factor in multipliers:
+        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+            raise UserError(
+                f"config.optimizer.multipliers: the factor of {pattern!r} is {factor!r}; "
+                "it must be a finite number, at least 0"
+            )
     return multipliers
 
 

@@ -135,6 +135,13 @@ def test_cosine_schedule(standin):
         ({"optimizer__frozen": ("bert",)}, r"frozen: 'bert' matches no parameter"),
         ({"optimizer__frozen": ("*text",)}, r"frozen holds '\*text', which is not a regular expression"),
         ({"optimizer__multipliers": ("vision", 0.1)}, r"must be pairs"),
+        (
+            {"optimizer__multipliers": (("^vision", -1.0),)},
+            r"multipliers: the factor of '\^vision' is -1\.0; it must be",
+        ),
+        ({"optimizer__multipliers": (("^vision", float("nan")),)}, r"the factor of '\^vision' is nan; it must be"),
+        ({"optimizer__multipliers": (("^vision", float("inf")),)}, r"the factor of '\^vision' is inf; it must be"),
+        ({"optimizer__multipliers": (("^vision", "0.1"),)}, r"the factor of '\^vision' is '0\.1'; it must be"),
         ({"optimizer__frozen": (".",)}, r"nothing is left to train"),
         ({"optimizer__warmup_steps": 12}, r"warmup_steps=12 must be less than config.steps=12"),
         ({"optimizer__schedule": "constant"}, r"schedule is 'constant'; it must be one of: polynomial, cosine"),
