@@ -58,8 +58,9 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
     - `learning_rate`: of this step, before the factors of the groups
     - `expressions`: number of valid expressions
     - `mean_iou`: of the predictions in training mode, percent, at the input size of the network
-    - `no_target_accuracy`: percent of the expressions classified correctly as with or without a referent, if the
-      network has a head for it; `loss` includes its loss times config.loss.no_target_weight
+    - `no_target_head_accuracy`: percent of the expressions classified correctly as with or without a referent, if the
+      network has a head for it; `loss` includes its loss times config.loss.no_target_weight. (`no_target_accuracy` of
+      an evaluation is over the expressions without a referent only.)
 
     Raises:
         UserError: the batch cannot be split evenly over microbatches and devices, or a field has an unknown value.
@@ -270,7 +271,7 @@ def _make_backward(network: nn.Module, plan: StatePlan, config: ConfigDict) -> B
         masks = jnp.where((no_target > 0)[..., None, None], -1.0, output.logits)
         return loss, {
             "mean_iou": iou_sum(masks, part.targets, part.valid, part.has_target),
-            "no_target_accuracy": (part.valid & ((no_target > 0) != part.has_target)).sum(dtype=jnp.float32),
+            "no_target_head_accuracy": (part.valid & ((no_target > 0) != part.has_target)).sum(dtype=jnp.float32),
         }
 
     forward_and_gradient = jax.value_and_grad(forward, has_aux=True)

@@ -139,7 +139,7 @@ def test_the_loss_of_no_target_is_the_mean_over_valid_expressions_however_split(
     judged = no_target_loss(output.no_target_logits, jnp.asarray(batch.has_target), jnp.asarray(batch.valid))
     np.testing.assert_allclose(metrics["loss"] - without["loss"], 0.5 * judged / batch.valid.sum(), rtol=1e-4)
     right = (np.asarray(output.no_target_logits) > 0) != batch.has_target
-    np.testing.assert_allclose(metrics["no_target_accuracy"], 100 * right[batch.valid].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["no_target_head_accuracy"], 100 * right[batch.valid].mean(), rtol=1e-6)
 
 
 def test_the_mask_of_an_expression_that_the_head_rejects_is_empty(standin):
