@@ -105,9 +105,15 @@ def average_decay(final: float, step: Int[Array, ""]) -> Float[Array, ""]:
 def check_batch_splits(batch_size: int, parts: int, devices: int) -> None:
     """Raise UserError unless a batch splits into `parts` microbatches that each split evenly over all devices."""
     if parts < 1 or batch_size % (parts * devices):
+        fewer = ""
+        if parts >= 1 and batch_size % parts == 0:  # then some number of devices divides a microbatch
+            fitting = max(number for number in range(1, devices) if batch_size % (parts * number) == 0)
+            fewer = f"; or use fewer devices, such as {fitting}"
+            if jax.process_count() == 1:
+                fewer += f" (CUDA_VISIBLE_DEVICES={','.join(map(str, range(fitting)))} selects GPUs)"
         raise UserError(
             f"config.batch_size={batch_size} cannot be split evenly into config.optimizer.accumulate={parts} parts "
-            f"on {counted(devices, 'device')}: it must be a multiple of {max(parts, 1) * devices}"
+            f"on {counted(devices, 'device')}: it must be a multiple of {max(parts, 1) * devices}{fewer}"
         )
 
 

@@ -241,9 +241,18 @@ def test_a_network_that_does_not_return_what_the_step_reads_is_refused(standin, 
         take_steps(standin, standin.make_config(), [standin.make_batch(0)], Own())
 
 
-@pytest.mark.parametrize(("batch_size", "parts", "devices"), [(4, 3, 1), (4, 1, 8), (8, 2, 8), (4, 0, 1)])
-def test_batches_that_cannot_be_split_are_refused(batch_size, parts, devices):
-    with pytest.raises(UserError, match=f"config.batch_size={batch_size} cannot be split.*must be a multiple of"):
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "devices", "fewer"),
+    [
+        (4, 3, 1, ""),
+        (4, 0, 1, ""),
+        (4, 1, 8, r"; or use fewer devices, such as 4 \(CUDA_VISIBLE_DEVICES=0,1,2,3 selects GPUs\)"),
+        (12, 2, 8, r"; or use fewer devices, such as 6 \(CUDA_VISIBLE_DEVICES=0,1,2,3,4,5 selects GPUs\)"),
+    ],
+)
+def test_batches_that_cannot_be_split_are_refused(batch_size, parts, devices, fewer):
+    message = rf"^config\.batch_size={batch_size} cannot be split .* must be a multiple of \d+{fewer}$"
+    with pytest.raises(UserError, match=message):
         check_batch_splits(batch_size, parts, devices)
 
 
