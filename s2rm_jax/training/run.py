@@ -50,10 +50,12 @@ from s2rm_jax.training.profile import PROFILE_DIRECTORY
 from s2rm_jax.training.state import parameter_shapes
 
 # Fields that may change when a run continues: its length, how often it logs, evaluates and saves, where and how it
-# reads, on which devices it runs, and what it computes twice to save memory.
+# reads, on which devices it runs, and how it saves memory: what it computes twice, and the microbatches of a step, on
+# which neither the schedule nor, apart from rounding and dropout, the gradient depends.
 MAY_CHANGE = (
     *("steps", "epochs", "log_every", "checkpoint_every", "keep_every", "eval.every", "eval.batch_size", "remat"),
     *("compilation_cache", "tensorboard", "wandb_project", "eval.expressions_per_image", "mesh.fsdp", "mesh.step"),
+    "optimizer.accumulate",
     *("eval.score_scale", "eval.score_bias"),  # fitted after training
     *("input.workers", "input.on_bad_example", "text.vocab", "input.source.root", "input.source.image_root"),
     *("vision.pretrained", "text.pretrained"),  # read before the first step only; see resolve_config
@@ -421,4 +423,10 @@ def _prepare_to_continue(workdir: epath.Path, config: ConfigDict, began: ConfigD
         log(
             f"The run had {counted(began.steps, 'step')} and now has {config.steps:,}. From step {step:,} on, "
             f"the learning rate follows the schedule of a {config.steps:,}-step run."
+        )
+    parts = config.optimizer.accumulate
+    if began.optimizer.accumulate != parts and step < config.steps:
+        log(
+            f"config.optimizer.accumulate was {began.optimizer.accumulate} and now is {parts}. From step {step:,} on, "
+            "dropout draws other random numbers than without the change."
         )

@@ -194,6 +194,31 @@ def test_a_finished_run_has_nothing_to_do_and_can_be_prolonged(tmp_path, standin
     assert saved(standin, longer, tmp_path).step == 16
 
 
+def test_a_run_may_continue_with_another_number_of_microbatches(tmp_path, standin, capsys):
+    """Without dropout, nothing but the rounding changes: the steps, the learning rates and the average are the same."""
+    whole, split = (standin.make_config(optimizer__accumulate=parts, optimizer__ema_decay=0.9) for parts in (1, 4))
+    parts = standin.make_parts(whole, standin.StandIn())
+
+    def stopped_after_six(rows_seen):
+        for number, batch in enumerate(parts.batches(rows_seen), start=1):
+            if number == 6:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with pytest.raises(Interrupted):
+        standin.train(whole, tmp_path / "changed", replace(parts, batches=stopped_after_six), MESH)
+    capsys.readouterr()
+    standin.train(split, tmp_path / "changed", parts, MESH)
+    note = "config.optimizer.accumulate was 1 and now is 4. From step 6 on, dropout draws other random numbers"
+    assert note in capsys.readouterr().out
+    standin.train(whole, tmp_path / "straight", parts, MESH)
+    assert "optimizer.accumulate" not in capsys.readouterr().out
+    states = [saved(standin, config, tmp_path / d).state for config, d in ((split, "changed"), (whole, "straight"))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
+    rates = [[line["train/learning_rate"] for line in read_metrics(tmp_path / d)] for d in ("changed", "straight")]
+    assert rates[0] == rates[1]
+
+
 def test_a_stop_during_an_evaluation_breaks_it_off_and_saves_and_the_next_run_makes_up_for_it(tmp_path, standin):
     config = standin.make_config(eval__every=6)
 
