@@ -47,6 +47,7 @@ from s2rm_jax.config import (
     unknown_field,
 )
 from s2rm_jax.errors import (
+    LESS_MEMORY,
     PartlyDone,
     TemporaryFailure,
     UserError,
@@ -249,7 +250,7 @@ def _outcome(
     except Interrupted as stop:
         return _Outcome(stopped_status, str(stop), failed=False)
     except (Exception, KeyboardInterrupt) as error:
-        return _outcome_of_error(error)
+        return _outcome_of_error(error, trains="config" in flag_values)
     return _Outcome(0, failed=False)
 
 
@@ -275,8 +276,8 @@ def _reader_has_gone() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _outcome_of_error(error: BaseException) -> _Outcome:
-    """Return how a command ends after an exception other than `Interrupted`."""
+def _outcome_of_error(error: BaseException, trains: bool) -> _Outcome:
+    """Return how a command ends after an exception other than `Interrupted`; `trains`: whether it has --config."""
     if isinstance(error, UserError):
         status, message = 2, str(error)
         if isinstance(error, PartlyDone):
@@ -287,7 +288,7 @@ def _outcome_of_error(error: BaseException) -> _Outcome:
         return _Outcome(128 + signal.SIGINT, "stopped at once; everything saved so far remains")
     elif isinstance(error, BrokenPipeError) and _reader_has_gone():
         return _Outcome(128 + signal.SIGPIPE)
-    elif device_message := _explain_device(error):
+    elif device_message := _explain_device(error, trains):
         status, message = 2, device_message
     elif distributed.is_peer_failure(error):
         status = 3
@@ -309,7 +310,7 @@ def _outcome_of_error(error: BaseException) -> _Outcome:
     return _Outcome(status, f"{trace}error{which}: {message}")
 
 
-def _explain_device(error: BaseException) -> str | None:
+def _explain_device(error: BaseException, trains: bool) -> str | None:
     """Return a message if JAX cannot use a device or the memory of the device is too small, else None."""
     frames = traceback.extract_tb(error.__traceback__)
     reason = (str(error).splitlines() or [""])[0]
@@ -321,7 +322,8 @@ def _explain_device(error: BaseException) -> str | None:
             "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the devices that there are"
         )
     if "RESOURCE_EXHAUSTED: Out of memory" in reason:
-        return f"the memory of the device is too small ({reason[:200]}): use a smaller batch or another device"
+        advice = LESS_MEMORY if trains else "use a smaller batch or another device"
+        return f"the memory of the device is too small ({reason[:200]}): {advice}"
     return None
 
 

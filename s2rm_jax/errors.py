@@ -9,6 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+# What to do if a training step needs more memory than a device has: the list in docs/training.md, Out of memory.
+LESS_MEMORY = (
+    "use --config.dtype=bfloat16 (not for a run that resumes), --config.remat=dense or "
+    "--config.optimizer.accumulate=N, in this order, or more devices (docs/training.md, Out of memory)"
+)
+
 
 class UserError(Exception):
     """An error that the user can correct: a wrong path, flag, field or file.

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from s2rm_jax import command_line
-from s2rm_jax.errors import PartlyDone, TemporaryFailure, UserError
+from s2rm_jax.errors import LESS_MEMORY, PartlyDone, TemporaryFailure, UserError
 from s2rm_jax.training.interrupt import Interrupted
 from tests.command import ROOT, run_function
 
@@ -260,6 +261,15 @@ def test_a_device_with_too_little_memory_is_no_defect(call, config_file):
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
     assert status == 2 and err.count("\n") == 1
     assert err.startswith("error: the memory of the device is too small (RESOURCE_EXHAUSTED: Out of memory while")
+    assert err.endswith(f" 99 bytes.): {LESS_MEMORY}\n")
+    done = run_function(lambda: command_line.run_and_exit(main, flags.FlagValues(), "Does things."))
+    assert done.returncode == 2 and done.stderr.endswith(" 99 bytes.): use a smaller batch or another device\n")
+
+
+def test_the_advice_on_memory_has_the_measures_of_the_page_in_its_order():
+    section = (ROOT / "docs/training.md").read_text().split("### Out of memory\n")[1].split("\n## ")[0]
+    measures = re.findall(r"^\d\. `--(config[.\w]+)=", section, re.MULTILINE)
+    assert len(measures) == 3 and re.findall(r"--(config[.\w]+)=", LESS_MEMORY) == measures
 
 
 def test_a_defect_prints_its_traceback_and_then_one_line(call, config_file):

@@ -81,7 +81,9 @@ def test_a_step_that_does_not_fit_is_reported_with_remedies(monkeypatch):
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
     config = quick_config()
-    with pytest.raises(UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 devices.*--config\.remat=dense"):
+    with pytest.raises(
+        UserError, match=r"needs 20\.20G of 15\.75G.*batch_size=2 on 1 device .*bfloat16.*remat=dense.*accumulate"
+    ):
         compile.compile_training_step(config, build_mesh(config, jax.devices()[:1]))
 
 

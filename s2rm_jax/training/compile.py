@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import LESS_MEMORY, UserError, counted
 from s2rm_jax.input.encode import packed_shape
 from s2rm_jax.input.example import Batch
 from s2rm_jax.models.cost import count_flops, jaxpr_flops
@@ -98,8 +98,7 @@ def compile_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mesh: 
         needs = f"it needs {used.group(1)} of {used.group(2)}" if used else "see above"
         raise UserError(
             f"the step does not fit into the memory of a device: {needs} with config.batch_size={config.batch_size} on "
-            f"{mesh.size} devices and config.remat={config.remat!r}; use more devices, fewer images, "
-            "config.optimizer.accumulate, or --config.remat=dense or blocks"
+            f"{counted(mesh.size, 'device')} and config.remat={config.remat!r}: {LESS_MEMORY}"
         ) from error
     return CompiledStep(compiled, jaxpr_flops(traced.jaxpr.jaxpr), 3 * forward, time.monotonic() - start)
 
