@@ -217,7 +217,7 @@ def build_api(service: Service) -> FastAPI:
 
     @app.get("/readyz", responses={503: {"model": Problem}})
     async def ready() -> Health:
-        """Return whether the common programs are compiled, so that requests are answered without delay."""
+        """Return whether the common programs are compiled, so that common requests are answered without delay."""
         if not service.is_ready:
             raise RequestError("the network is being compiled; retry in 5 s", HTTPStatus.SERVICE_UNAVAILABLE, wait=5)
         return Health()

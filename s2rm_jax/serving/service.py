@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +41,8 @@ EXPRESSIONS = tuple(size for size in BUCKETS if size <= 4)
 # Larger images are not joined: their decoding takes longer than the call, and several would take much memory.
 _MOST_PIXELS = 2_000_000
 
+Program = tuple[int, bool]  # segments one image: the padded number of its expressions, and whether it explains
+
 
 @dataclass(eq=False)
 class Job:
@@ -59,12 +61,22 @@ class Job:
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
 
+    @property
+    def program(self) -> Program:
+        """The program that the job needs; of no expressions if the image is only to be encoded."""
+        return padded(len(self.expressions)), self.explain
+
+
+def padded(expressions: int) -> int:
+    """Return the number to which the Segmenter pads a number of expressions per image."""
+    return next(size for size in (0, *BUCKETS) if size >= min(expressions, BUCKETS[-1]))
+
 
 def group_of(pixels: int, expressions: int, explain: bool) -> int | None:
     """Return the group of a request: the padded number of its expressions, or None if it runs alone."""
     if explain or pixels > _MOST_PIXELS or not 0 < expressions <= EXPRESSIONS[-1]:
         return None
-    return next(size for size in EXPRESSIONS if size >= expressions)
+    return padded(expressions)
 
 
 def joined(count: int) -> int:
@@ -81,9 +93,13 @@ def calls(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 class FairQueue:
-    """The waiting jobs, at most `limit`; visitors are served in turn, each in the order of its jobs."""
+    """The waiting jobs, at most `limit`; visitors are served in turn, each in the order of its jobs.
+
+    Jobs that need one of the `missing` programs, which are not compiled yet, are passed over.
+    """
 
     def __init__(self, limit: int):
+        self.missing: frozenset[Program] = frozenset()
         self._limit = limit
         self._waiting: dict[str, deque[Job]] = {}  # by visitor; the first is next
         self._count = 0
@@ -146,7 +162,8 @@ class FairQueue:
         return jobs
 
     def _next(self, most: Callable[[int], int]) -> list[Job]:
-        in_turn = (job for turn in zip_longest(*self._waiting.values()) for job in turn if job is not None)
+        jobs = (job for turn in zip_longest(*self._waiting.values()) for job in turn if job is not None)
+        in_turn = (job for job in jobs if job.program not in self.missing)
         first = next(in_turn, None)
         if first is None or first.group is None:
             return [first] if first else []
@@ -250,29 +267,52 @@ class Service:
         return job.future
 
     def warm_up(self, opened: Callable[[], None] = lambda: None) -> None:
-        """Compile the programs of common requests, so that no visitor waits for them, and become ready.
+        """Compile the programs of common requests, become ready, and compile those of requests with more expressions.
 
-        Requests are answered meanwhile. `opened` is called when only programs for joined requests are missing; requests
-        are joined as soon as these are compiled.
+        Requests are answered meanwhile; those whose program is missing wait for it in the queue, where they occupy no
+        thread. `opened` is called when the programs of single common requests are compiled, before those of joined
+        requests; requests are joined as soon as these are compiled.
         """
-        for count in EXPRESSIONS:
-            for explain in (True, False):
-                if not self._is_closing:
-                    self.segmenter.compile(1, count, explain)
-        if not self._is_closing:
-            opened()
-        for count in EXPRESSIONS:
+        sizes = [size for size in BUCKETS if size <= padded(self.limits.expressions)]
+        common, larger = (
+            [(size, explain) for size in some for explain in (True, False)]
+            for some in (EXPRESSIONS, sizes[len(EXPRESSIONS) :])
+        )
+        self._queue.missing = frozenset(common + larger)
+        try:
+            self._compile(common)
             if not self._is_closing:
-                self.segmenter.compile(IMAGES[-1], count)
-                self._joinable.add(count)
-        self.is_ready = not self._is_closing
+                opened()
+            for count in EXPRESSIONS:
+                if not self._is_closing:
+                    self.segmenter.compile(IMAGES[-1], count)
+                    self._joinable.add(count)
+            self.is_ready = not self._is_closing
+            self._compile(larger)
+        finally:
+            self._release(self._queue.missing)
+
+    def _compile(self, programs: Sequence[Program]) -> None:
+        for expressions, explain in programs:
+            if not self._is_closing:
+                self.segmenter.compile(1, expressions, explain)
+                self._release([(expressions, explain)])
+
+    def _release(self, programs: Collection[Program]) -> None:
+        """Let the jobs run that waited for these programs, which were passed over when their turn came."""
+        self._queue.missing = self._queue.missing.difference(programs)
+        for _ in range(len(self._queue)):
+            self._lanes.submit(self._work)
 
     def close(self) -> None:
         """Stop the warm-up after the program that it is compiling, and be no longer ready."""
         self._is_closing, self.is_ready = True, False
 
     def _work(self) -> None:
-        """Process the next requests; this runs once for each request, and finds none if they were joined to others."""
+        """Process the next requests; finds none if they were joined to others or if their program is missing.
+
+        This runs once for each request, and again for those that wait when a program is compiled.
+        """
         jobs = self._queue.take(
             lambda group: IMAGES[-1] if group in self._joinable else 1,
             _PATIENCE,

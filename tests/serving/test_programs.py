@@ -64,19 +64,21 @@ def test_http(segmenter):
     assert 1 < len(compilations) <= 1 + 2 * sum(size <= limits.expressions for size in BUCKETS)
 
 
-def test_joined_requests(explaining_segmenter):
-    """After the warm-up nothing is compiled for joined requests with up to four expressions."""
+def test_requests_after_the_warm_up(explaining_segmenter):
+    """Nothing is compiled for any request; those of the API with up to four expressions are joined."""
     service = Service(explaining_segmenter)
     service.warm_up()
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
 
-    def submit():
+    def submit(most=EXPRESSIONS[-1], explain=False):
         buffer.seek(0)
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, "PNG")
-        expressions = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, EXPRESSIONS[-1] + 1))]
-        return service.submit(buffer.getvalue(), expressions, lambda answer: answer.joined)
+        expressions = [WORDS[index] for index in rng.integers(0, 5, rng.integers(1, most + 1))]
+        return service.submit(buffer.getvalue(), expressions, lambda answer: answer.joined, explain=explain)
 
     with record_compilations() as compilations:
         joined = [future.result(60) for future in [submit() for _ in range(60)]]
+        for explain in [True, False] * 20:
+            submit(service.limits.expressions, explain).result(60)
     assert set(joined) == {1, 4} and compilations == []

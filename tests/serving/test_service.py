@@ -127,6 +127,43 @@ def test_equal_images_that_are_joined_are_encoded_once(ready, hold, striped_file
     assert encoded == [1]
 
 
+@pytest.mark.parametrize("problem", [None, "the device is gone"])
+def test_requests_whose_program_is_missing_do_not_delay_others(
+    explaining_segmenter, striped_file, monkeypatch, problem
+):
+    """The stand-in compiles nothing, and its larger programs exist when the event is set, or the warm-up fails then."""
+    service, compiled, leave, begun = WaitingService(explaining_segmenter), [], threading.Event(), threading.Event()
+    segment = explaining_segmenter.segment
+
+    def compile_(images, expressions, explain=False):
+        if expressions > 4:
+            begun.set()
+            assert leave.wait(10)
+            if problem:
+                raise ValueError(problem)
+        compiled.append((images, expressions, explain))
+
+    def segment_(images, asked, **options):
+        assert len(asked[0]) <= 4 or leave.wait(10)
+        return segment(images, asked, **options)
+
+    monkeypatch.setattr(explaining_segmenter, "compile", compile_)
+    monkeypatch.setattr(explaining_segmenter, "segment", segment_)
+    with ThreadPoolExecutor(1) as pool:
+        warm_up = pool.submit(service.warm_up)
+        try:
+            assert begun.wait(10) and service.is_ready
+            waiting = [service.submit(striped_file(), ["red"] * count, red_columns) for count in (5, 16, 16)]
+            assert service.submit(striped_file(), None, lambda answer: True).result(5)
+            for count in (1, 4):
+                assert service.submit(striped_file(), ["red"] * count, red_columns).result(5) == 3
+        finally:
+            leave.set()
+        assert str(warm_up.exception(10) or "") == (problem or "")
+    assert [future.result(10) for future in waiting] == [3] * 3
+    assert problem or compiled[9:] == [(1, 8, True), (1, 8, False), (1, 16, True), (1, 16, False)]
+
+
 def test_visitors_are_served_in_turn():
     queue = FairQueue(10)
     for number, (visitor, group) in enumerate(zip("aaaaabbc", (1, 2, 1, 1, 1, 1, 1, 1), strict=True)):
