@@ -37,6 +37,12 @@ Format = Literal["rle", "png", "polygons"]
 MAX_TEXT_BYTES = 200_000  # of a request body, without the image
 _IMAGE = re.compile(rb'"image"\s*:\s*"[^"]*"')
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+# What Starlette says of forms that it can read but that are not a SegmentRequest, by its first words; and what to do.
+_WRONG_FORMS = {
+    "Too many files": "more than one file; send one file, image, and the expressions as text",
+    "Too many fields": "more than 100 fields; send fewer expressions",
+    "Part exceeded": "a field of text has more than 1 MB; send the image as a file, and shorten the expressions",
+}
 _SMALL = 1 << 18  # bytes that are processed at once; other requests do not wait noticeably for so few
 _CHUNK = 1 << 18  # base64 characters that are decoded at once; a multiple of 4
 
@@ -302,11 +308,18 @@ def _read_json(body: bytes) -> tuple[SegmentRequest, bytes]:
 
 
 async def _read_form(request: Request) -> tuple[SegmentRequest, bytes]:
-    async with request.form(max_files=1, max_fields=100) as form:
-        image = uploaded_file(form, "image")
-        fields: dict[str, Any] = {name: form.getlist(name) for name in form if name != "image"}
-        body = SegmentRequest.model_validate({"image": "", "expressions": []} | fields)
-        return body, await image.read()
+    try:
+        async with request.form(max_files=1, max_fields=100) as form:
+            image = uploaded_file(form, "image")
+            fields: dict[str, Any] = {name: form.getlist(name) for name in form if name != "image"}
+            body = SegmentRequest.model_validate({"image": "", "expressions": []} | fields)
+            return body, await image.read()
+    except HTTPException as error:
+        for words, problem in _WRONG_FORMS.items():
+            if error.detail.startswith(words):
+                raise RequestError(f"form: {problem}; see /openapi.json", HTTPStatus.UNPROCESSABLE_ENTITY) from error
+        problem = f"form: {error.detail.rstrip('.')}; let an HTTP library write the form and its Content-Type"
+        raise RequestError(problem, HTTPStatus.BAD_REQUEST) from error
 
 
 def uploaded_file(form: FormData, field: str) -> UploadFile:
