@@ -313,11 +313,14 @@ def test_limits_apply_to_a_network_of_ipv6(host, visitor):
     assert visitor_at(host) == visitor
 
 
-def test_the_proxy_of_the_documentation_passes_on_the_largest_request():
+def test_the_proxy_of_the_documentation_passes_on_the_largest_request_and_the_latest_answer():
     from s2rm_jax.serving import api
 
-    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", (ROOT / "docs" / "demo.md").read_text())
+    text = (ROOT / "docs" / "demo.md").read_text()
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", text)
     assert int(megabytes) * 2**20 > Limits().bytes * 4 // 3 + api.MAX_TEXT_BYTES
+    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", text)
+    assert int(seconds) > Limits().seconds
 
 
 def test_large_images_are_decoded_in_chunks():
