@@ -90,6 +90,9 @@ SPLIT = flags.DEFINE_string(
     "the split whose images are the examples; by default the one evaluated in training",
     flag_values=FLAGS,
 )
+EXAMPLES = flags.DEFINE_integer(
+    "examples", 6, "how many images of that split the page shows to every visitor", lower_bound=0, flag_values=FLAGS
+)
 
 
 def main() -> None:
@@ -97,6 +100,9 @@ def main() -> None:
     missing = [name for name in ("gradio", "fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; install what the demo needs: pip install -e '.[demo]'")
+
+    if SPLIT.value and not EXAMPLES.value:
+        raise UserError("--split is given with --examples 0; it chooses the split of the examples")
 
     from s2rm_jax.input.tokens import silence_tokenizer
     from s2rm_jax.segmenter import Segmenter
@@ -124,7 +130,7 @@ def main() -> None:
     service = Service(segmenter, limits)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2rm_demo_")))
-        cases = example_cases(segmenter.config, folder, split=SPLIT.value)
+        cases = example_cases(segmenter.config, folder, EXAMPLES.value, SPLIT.value)
         name = f"the {command_line.describe_checkpoint(CHECKPOINT.value)} of {Path(WORKDIR.value).resolve().name}"
         if default_network.is_default_network(WORKDIR.value):
             name = "the bundled network, trained on generated shapes"

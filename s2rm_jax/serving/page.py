@@ -52,10 +52,13 @@ def example_cases(config: ConfigDict, folder: Path, count: int = 6, split: str |
     """Write up to `count` images of the run's split to `folder`; return no cases if the data is not available.
 
     Generated scenes are always available. The images are evenly spaced over the split, whose order is often not random.
+    With a `count` of 0 the data is not read.
 
     Raises:
         UserError: `split` is given, and the data has no such split or is not available.
     """
+    if count == 0:
+        return []
     try:
         source = build_source(
             config.input.source, split or config.eval.split, on_bad_example=config.input.on_bad_example

@@ -160,7 +160,7 @@ def test_examples_are_images_and_expressions_of_the_run(tmp_path):
 def test_no_examples_without_the_data_of_the_run(tmp_path):
     config = tiny_config()
     config.input.source = {"name": "refer", "root": str(tmp_path / "gone"), "dataset": "refcoco", "split_by": "unc"}
-    assert example_cases(config, tmp_path) == []
+    assert example_cases(config, tmp_path) == example_cases(config, tmp_path, 0, "val") == []
     with pytest.raises(UserError, match=r"^--split val has no examples: .*gone"):
         example_cases(config, tmp_path, split="val")
     with pytest.raises(UserError, match=r"^--split tset has no examples: .*tset"):

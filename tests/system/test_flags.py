@@ -59,12 +59,18 @@ def test_the_demo_has_the_limits_the_examples_and_the_log_that_are_asked_for(seg
         raise UserError("the test ends here")
 
     monkeypatch.setattr(Segmenter, "from_checkpoint", lambda *_, **__: segmenter)
-    monkeypatch.setattr(page, "example_cases", lambda config, folder, *, split: split)
+    monkeypatch.setattr(page, "example_cases", lambda config, folder, count, split: (count, split))
     monkeypatch.setattr(app, "build_app", build)
     log = tmp_path / "access.jsonl"
-    others = ("--split=train", "--root_path=sub/", f"--access_log={log}") if flags else ()
+    others = ("--split=train", "--examples=2", "--root_path=sub/", f"--access_log={log}") if flags else ()
     done = run_command("demo", "--port=0", *flags, *others)
     assert done.stderr.splitlines()[-1] == "error: the test ends here"
     limits = Limits(**{name: value for flag in flags for name, value in LIMITS[flag].items()})
-    assert built == [(limits, "train", "/sub") if flags else (limits, None, "")]
+    assert built == [(limits, (2, "train"), "/sub") if flags else (limits, (6, None), "")]
     assert not flags or log.read_text() == "a request\n"
+
+
+def test_a_split_without_examples_is_refused():
+    pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
+    done = run_command("demo", "--split=val", "--examples=0")
+    assert done.stderr.splitlines()[-1].startswith("error: --split is given with --examples 0")
