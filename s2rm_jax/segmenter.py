@@ -325,8 +325,10 @@ class Segmenter:
         """Return remarks on how an expression is tokenized: words that are cut off or not in the vocabulary.
 
         Raises:
-            UserError: the expression has no words.
+            UserError: the expression is not a string or has no words.
         """
+        if not isinstance(expression, str):
+            raise UserError(f"an expression must be a string, got {type(expression).__name__}; give one string")
         self._tokenizer.encode(expression)
         return remarks(self._tokenizer, expression)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from inspect import unwrap
 
 import jax
 import jax.numpy as jnp
@@ -300,6 +301,12 @@ def test_an_expression_that_is_not_unicode(segmenter, image, expression):
 def test_missing_image(segmenter, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png"):
         segmenter.segment(tmp_path / "nowhere.png", "red")
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [(None, "NoneType"), (["red"], "list")])
+def test_remarks_are_on_one_string(segmenter, wrong, kind):
+    with pytest.raises(UserError, match=f"^an expression must be a string, got {kind}; give one string$"):
+        unwrap(Segmenter.remarks)(segmenter, wrong)  # without the type checks of tests
 
 
 def test_remarks(segmenter):

@@ -132,7 +132,11 @@ def _problem(source: object, name: str, error: Exception, max_pixels: int = MAX_
         return f"{name} has more than {max_pixels:,} pixels; scale it down first"
     if isinstance(error, OSError) and error.errno is not None:  # Pillow raises OSError without it for damaged files
         return f"cannot read {name}: {error.strerror}; check the path and its permissions"
-    return f"{name} is damaged or of an unsupported kind ({one_line(error)}); download or copy it again, or convert it"
+    what = f"is damaged or of an unsupported kind ({one_line(error)}); download or copy it again, or convert it"
+    # Pillow asserts that an image that is not decoded yet has an open file.
+    if isinstance(source, Image.Image) and (isinstance(error, AssertionError) or "closed" in str(error)):
+        what = "cannot be read: it or its file is closed; give an earlier image.copy(), or the path"
+    return f"{name} {what}"
 
 
 def _describe_missing(name: str) -> str:

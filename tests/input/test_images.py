@@ -410,6 +410,22 @@ def test_an_object_of_another_type_is_not_called_damaged(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("closed", ["file", "file of the user", "image"])
+def test_a_closed_pil_image_is_not_called_damaged(tmp_path, closed):
+    path = saved(Image.fromarray(colours()), tmp_path, "a.png")
+    with open(path, "rb") as file, Image.open(file if closed == "file of the user" else path) as image:
+        if closed == "image":
+            image.load()
+            image.close()
+    with pytest.raises(
+        UserError, match=r"^the image cannot be read: it or its file is closed; give an earlier image\.copy"
+    ):
+        load_image(image)
+    with Image.open(path) as image:
+        copy = image.copy()
+    np.testing.assert_array_equal(load_image(copy), colours())
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = saved(Image.fromarray(colours()), tmp_path, "huge.png")
     with pytest.raises(UserError, match=r"huge\.png has 16 x 12 pixels, more than 191"):
