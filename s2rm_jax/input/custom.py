@@ -20,13 +20,13 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from s2rm_jax.errors import UserError, first_of
+from s2rm_jax.errors import UserError
+from s2rm_jax.input.custom_checks import NO_MASK_IN_BOX, Mistakes, Record, check_against_images
 from s2rm_jax.input.example import (
     Example,
     Expression,
@@ -36,8 +36,8 @@ from s2rm_jax.input.example import (
     expressions_problem,
     near_miss,
 )
-from s2rm_jax.input.images import Header, map_files, path_in, read_header
-from s2rm_jax.input.masks import fractions_problem, mask_file_problem, part_problem, usable_parts
+from s2rm_jax.input.images import map_files, path_in, read_header
+from s2rm_jax.input.masks import fractions_problem, part_problem
 from s2rm_jax.input.refer_annotations import check_splits, id_of_other_kind, split_error
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def json_lines_source(
         raise UserError(f"{path} holds a JSON array; write one object on each line (jq -c '.[]' FILE does it)")
     if text.lstrip().partition("\n")[0].strip() == "{":
         raise UserError(f"{path} has objects of several lines; write each on one line (jq -c . FILE does it)")
-    mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
+    mistakes = Mistakes(path, on_bad_example == "skip", default_split)
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         where = f"line {number}"
@@ -90,7 +90,7 @@ def json_lines_source(
             else:
                 segmentation = entry["polygon"] if "polygon" in entry else entry["rle"]
             expressions, its_split = tuple(entry["expressions"]), entry.get("split", default_split)
-            records.append(_Record(where, str(number), entry["image"], image, expressions, segmentation, its_split))
+            records.append(Record(where, str(number), entry["image"], image, expressions, segmentation, its_split))
     return _make_source(path.name, records, split, mistakes, apply_exif)
 
 
@@ -124,11 +124,11 @@ def coco_json_source(
     lists = ("images", "annotations")
     if not (isinstance(content, dict) and all(isinstance(content.get(name), list) for name in lists)):
         raise UserError(f"{path} is not in COCO's format: it needs the lists 'images' and 'annotations'")
-    mistakes = _Mistakes(path, on_bad_example == "skip", default_split)
+    mistakes = Mistakes(path, on_bad_example == "skip", default_split)
     folder = Path(image_root).expanduser() if str(image_root) else path.parent
     images = _coco_images(content["images"], mistakes)
     known = {str(id): id for id in images}
-    records: list[_Record] = []
+    records: list[Record] = []
     ids: set[str] = set()
     for position, entry in enumerate(content["annotations"]):
         where = f"annotation {_coco_name(entry, position)}"
@@ -141,7 +141,7 @@ def coco_json_source(
                 mistakes.leave_out(where, [], its_split, len(entry["expressions"]))
                 continue
             records.append(
-                _Record(
+                Record(
                     where,
                     id=str(entry["id"]),
                     image_name=str(image["id"]),
@@ -171,79 +171,6 @@ def find_file(root: str | Path, file: str, split: str) -> tuple[Path, str]:
     if not path.is_file():
         raise UserError(f"file {path} not found; set the source's root and file to it (docs/own_data.md)")
     return path, split if "{split}" in file else "train"
-
-
-@dataclass(frozen=True)
-class _Record:
-    """A referent in an image with its expressions; `where` is its place in the file, as "line 3" or "annotation 7"."""
-
-    where: str
-    id: str
-    image_name: str
-    image: Path
-    expressions: tuple[str, ...]
-    segmentation: Segmentation
-    split: str
-    size: tuple[int, int] | None = None  # height and width, if the file has them
-    has_box: bool = False  # so it needs a mask with pixels
-
-
-@dataclass
-class _Mistakes:
-    """The mistakes in a file, collected to report them together; with `skip` in a warning.
-
-    `default_split` is the split of entries that name none.
-    """
-
-    path: Path
-    skip: bool
-    default_split: str
-    found: list[str] = field(default_factory=list)
-    left_out: list[tuple[str | None, str]] = field(default_factory=list)  # see `leave_out`
-
-    def add(self, where: str, *problems: str) -> None:
-        """Add the problems at a place; empty strings are ignored."""
-        self.found += [f"{where}: {problem}" for problem in problems if problem]
-
-    def leave_out(self, where: str, problems: Sequence[str], split: str | None = None, expressions: int = 1) -> None:
-        """Add the problems of an entry that is left out, and note the first one for each of its expressions.
-
-        The split of an entry that cannot be read is None: it may belong to any. An entry that has no problem itself is
-        left out because of its image, whose problem was added already.
-        """
-        self.add(where, *problems)
-        reason = problems[0] if problems else "its image is left out"
-        self.left_out += [(split, f"{self.path}: {where}: {reason}")] * expressions
-
-    def left_out_of(self, split: str) -> tuple[str, ...]:
-        """Return the problem of each expression of a split that was left out."""
-        return tuple(problem for its_split, problem in self.left_out if its_split in (split, None))
-
-    def has_none(self, where: str, entry: Any, find_problems: Callable[[dict[str, Any]], list[str]]) -> bool:
-        """Return whether an entry of a file has no problems; leave it out if it has any."""
-        if not isinstance(entry, dict):
-            self.leave_out(where, [f"must be an object {{...}}, got {entry!r:.40}"])
-            return False
-        problems = [problem for problem in find_problems(entry) if problem]
-        if problems:
-            split, expressions = entry.get("split", self.default_split), entry.get("expressions")
-            count = len(expressions) if isinstance(expressions, list) else 1
-            self.leave_out(where, problems, split if isinstance(split, str) else None, max(1, count))
-        return not problems
-
-    def settle(self) -> None:
-        """Raise a UserError of one line if there are mistakes, or with `skip` warn of them and forget them."""
-        if self.found:
-            count = "a mistake" if len(self.found) == 1 else f"{len(self.found)} mistakes"
-            message = f"{self.path} has {count}: {first_of(self.found)} (docs/own_data.md)"
-            if not self.skip:
-                raise UserError(message)
-            _LOG.warning(
-                "%s; as config.input.on_bad_example is skip, such entries are left out, and images that cannot be read "
-                "are replaced by the next ones when they are read",
-                message,
-            )
-            self.found.clear()
 
 
 def _line_problems(entry: dict[str, Any]) -> list[str]:
@@ -277,7 +204,7 @@ def _address_problem(name: str, value: Any) -> str:
     return f"{name!r} is the address {value!r:.60}; download the file and give its path" if is_address else ""
 
 
-def _coco_images(entries: list[Any], mistakes: _Mistakes) -> dict[Any, dict[str, Any] | None]:
+def _coco_images(entries: list[Any], mistakes: Mistakes) -> dict[Any, dict[str, Any] | None]:
     """Return the entries of images by id, None for an id whose image has a mistake or is not known."""
     images: dict[Any, dict[str, Any] | None] = {}
     by_name: dict[str, dict[str, Any]] = {}  # 7 and "7" would give examples of one name
@@ -337,13 +264,10 @@ def _coco_problems(
         if not isinstance(box, list):
             problems.append(f"'bbox' must be a list of four numbers, got {box!r:.40}")
         elif entry["segmentation"] == [] and _has_box(entry):
-            problems.append(_NO_MASK_IN_BOX)
+            problems.append(NO_MASK_IN_BOX)
     if not any(problems) and str(entry["id"]) in ids:
         problems.append("another annotation has this id")
     return problems
-
-
-_NO_MASK_IN_BOX = "has a box or an area but no mask; add a mask, or remove both if it refers to nothing"
 
 
 def _has_box(entry: dict[str, Any]) -> bool:
@@ -373,7 +297,7 @@ def _segmentation_problem(value: Any) -> str:
 
 
 def _make_source(
-    name: str, records: Sequence[_Record], split: str, mistakes: _Mistakes, apply_exif: bool
+    name: str, records: Sequence[Record], split: str, mistakes: Mistakes, apply_exif: bool
 ) -> StoredSource:
     """Return the source of one split of the records: one example for each image, in the order of the file.
 
@@ -392,7 +316,7 @@ def _make_source(
     headers = map_files(read_header, (record.image for record in chosen))
     if apply_exif:
         headers = {path: header.upright() for path, header in headers.items()}
-    chosen = _check_against_images(chosen, headers, mistakes)
+    chosen = check_against_images(chosen, headers, mistakes)
     mistakes.settle()
     turned = [path.name for path, header in headers.items() if header.orientation != 1]
     if turned:
@@ -403,7 +327,7 @@ def _make_source(
         )
     if not chosen:
         raise UserError(f"no referent of split {split!r} in {mistakes.path} has a mask (docs/own_data.md)")
-    by_image: defaultdict[tuple[Path, tuple[int, int]], list[_Record]] = defaultdict(list)
+    by_image: defaultdict[tuple[Path, tuple[int, int]], list[Record]] = defaultdict(list)
     for record in chosen:  # with the annotated size, so that reading an image whose size differs fails
         header = headers[record.image]
         by_image[record.image, record.size or (header.height, header.width)].append(record)
@@ -415,63 +339,7 @@ def _make_source(
     )
 
 
-def _check_against_images(
-    records: Iterable[_Record], headers: dict[Path, Header], mistakes: _Mistakes
-) -> list[_Record]:
-    """Add the mistakes that the headers of images and mask files show, and decode the masks.
-
-    Return the records that have a mask, without its bad parts; also those whose files are at fault.
-    """
-    kept, mask_files, empty, bad_parts = [], {}, [], []
-    for record in records:
-        header = headers[record.image]
-        size = (header.height, header.width)
-        hint = "; EXIF rotates the image: set apply_exif=True in config.input.source" if header.orientation > 1 else ""
-        if header.problem:
-            mistakes.add(record.where, header.problem)
-        elif record.size and record.size != size:
-            problem = f"{record.image} has {_sides(size)} pixels, its entry says {_sides(record.size)}"
-            mistakes.add(record.where, problem + hint)
-        elif isinstance(record.segmentation, dict) and "png" in record.segmentation:
-            mask_files[record.where] = (record.segmentation["png"], *size), hint
-        elif record.segmentation:
-            segmentation, problems, is_empty, has_pixels = usable_parts(record.segmentation, *size)
-            if is_empty and all(_lies_outside(part, *size) for part in segmentation):
-                problem = f"a polygon lies outside of its image of {_sides(size)} pixels: {segmentation[0]!r:.40}"
-                mistakes.leave_out(record.where, [problem + hint], record.split, len(record.expressions))
-            elif is_empty:
-                empty.append(record.where)
-            elif not segmentation or (record.has_box and not has_pixels):
-                problem = problems[0] + hint if problems else _NO_MASK_IN_BOX
-                mistakes.leave_out(record.where, [problem], record.split, len(record.expressions))
-            else:
-                bad_parts += [f"{record.where}: {problem}" for problem in problems]
-                kept.append(replace(record, segmentation=segmentation))
-            continue
-        kept.append(record)
-    file_problems = map_files(lambda job: mask_file_problem(*job), (job for job, _ in mask_files.values()))
-    for where, (job, hint) in mask_files.items():
-        mistakes.add(where, file_problems[job] and file_problems[job] + hint)
-    _warn(mistakes.path, "referents left out because their polygons cover no pixel", empty)
-    _warn(mistakes.path, "undecodable parts left out of masks that also have valid parts", bad_parts)
-    return kept
-
-
-def _lies_outside(polygon: list[int | float], height: int, width: int) -> bool:
-    xs, ys = polygon[::2], polygon[1::2]
-    return min(xs) >= width or min(ys) >= height or max(xs) <= 0 or max(ys) <= 0
-
-
-def _warn(path: Path, what: str, cases: list[str]) -> None:
-    if cases:
-        _LOG.warning("%s: %s: %d (%s)", path, what, len(cases), first_of(cases))
-
-
-def _sides(size: tuple[int, int]) -> str:
-    return f"{size[1]} x {size[0]}"
-
-
-def _warn_of_shared_images(records: Sequence[_Record], split: str, path: Path) -> None:
+def _warn_of_shared_images(records: Sequence[Record], split: str, path: Path) -> None:
     """Warn of images of a split that other splits of the file have too."""
     others = {record.image for record in records if record.split != split}
     shared = sorted({record.image.name for record in records if record.split == split and record.image in others})
@@ -483,7 +351,7 @@ def _warn_of_shared_images(records: Sequence[_Record], split: str, path: Path) -
         )
 
 
-def _example(records: Sequence[_Record], size: tuple[int, int], apply_exif: bool) -> Example:
+def _example(records: Sequence[Record], size: tuple[int, int], apply_exif: bool) -> Example:
     expressions = tuple(
         Expression(text, record.segmentation, id=f"{record.id}-{number}")
         for record in records
