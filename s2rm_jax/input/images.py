@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
 import re
+import unicodedata
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,9 +147,37 @@ def _describe_missing(name: str) -> str:
         return "the path of the image is empty; give the path of an image"
     scheme = _SCHEME.match(name)
     if scheme is None:
-        return f"image {name} not found; check the path"
+        return f"image {name} not found; {advice_on_missing(name)}"
     advice = {"file": "give the path without file://", "http": "give the address as a string"}
     return f"{name} is not a local path; {advice.get(scheme[1].lower().rstrip('s'), 'download it first')}"
+
+
+def advice_on_missing(path: str | Path) -> str:
+    """Return what to do about a missing file; name the one that differs only in case or Unicode form, if there is one.
+
+    On macOS and Windows such names are the same.
+    """
+    missing = Path(path).expanduser()
+    with suppress(OSError):  # a folder cannot be read
+        while not missing.parent.exists():
+            missing = missing.parent
+        names = _names_in(missing.parent, missing.parent.stat().st_mtime_ns)
+        near = names.get(_comparable(missing.name), missing.name)  # a broken link has the name itself
+        if near != missing.name:
+            is_case = unicodedata.normalize("NFC", near) != unicodedata.normalize("NFC", missing.name)
+            how = "case" if is_case else "its Unicode form (NFC or NFD)"
+            return f"there is {missing.parent / near}, which differs in {how}; correct the path"
+    return "check the path"
+
+
+def _comparable(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+@functools.lru_cache(maxsize=8)  # many files of a folder may be missing
+def _names_in(folder: Path, changed: int) -> dict[str, str]:
+    """Return the names in a folder that was changed at this time, by their comparable form."""
+    return {_comparable(name): name for name in sorted(os.listdir(folder))}
 
 
 def _describe_wrong_type(source: object) -> str:

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from s2rm_jax.errors import UserError, counted, one_line
 from s2rm_jax.input.example import Segmentation
-from s2rm_jax.input.images import FORMATS, orientation_of
+from s2rm_jax.input.images import FORMATS, advice_on_missing, orientation_of
 
 _NEAREST = Image.Resampling.NEAREST
 MAX_COORDINATE = 1e5  # pixels; pycocotools' polygon code takes time and memory in proportion to an edge's length
@@ -177,20 +177,21 @@ def part_problem(part: Any) -> str:
 def fractions_problem(segmentation: Any) -> str:
     """Return that polygons are given in fractions of the image and not in pixels, or "".
 
-    In pixels, such polygons would cover one pixel at most, which no referent does.
+    In pixels, such polygons would cover one pixel at most, which no referent does. Fractions may be slightly outside of
+    0 ... 1, where an object was drawn across the border of its image.
     """
     if not (isinstance(segmentation, list) and segmentation and all(map(_is_in_fractions, segmentation))):
         return ""
     return (
-        "its polygons seem to be in fractions of the image, as no coordinate is above 1; multiply x by its width and y "
-        "by its height"
+        "its polygons seem to be in fractions of the image, as all coordinates are about 0 to 1; multiply x by its "
+        "width and y by its height"
     )
 
 
 def _is_in_fractions(part: Any) -> bool:
     if not isinstance(part, list | tuple | np.ndarray):
         return False
-    return all(isinstance(number, int | float | np.number) and 0 <= number <= 1 for number in part) and any(part)
+    return all(isinstance(number, int | float | np.number) and -0.05 <= number <= 1.05 for number in part) and any(part)
 
 
 def _polygon_problem(value: Any) -> str:
@@ -403,7 +404,7 @@ def _open_mask(path: str | Path, height: int, width: int, *, with_pixels: bool) 
             problem = _mask_problem(image, height, width)
             values = np.asarray(image) if with_pixels and not problem else None
     except FileNotFoundError:
-        return None, f"mask {path} not found; check the path"
+        return None, f"mask {path} not found; {advice_on_missing(path)}"
     except Exception as error:  # on damaged data decoders raise nearly any exception
         return None, f"the mask {path} cannot be read ({one_line(error)}); recreate the mask"
     return values, problem and f"the mask {path} {problem}"
@@ -415,7 +416,7 @@ def _mask_problem(image: Image.Image, height: int, width: int) -> str:
     if image.size != (width, height):
         return f"has {image.height} x {image.width} pixels, its image {height} x {width} (height x width)"
     if image.format in _LOSSY:
-        return f"has the format {image.format}, which blurs masks; save it as PNG"
+        return f"has the format {image.format}, which may be lossy; save it as PNG"
     opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
     if image.mode not in _MASK_MODES or not opaque:
         return "has transparent pixels or values of an unknown kind; save it with one value from 0 to 255 per pixel"

@@ -374,6 +374,31 @@ def test_a_file_url_is_no_missing_path(tmp_path):
         load_image("C:/a.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "stored", "how"),
+    [
+        ("a.PNG", "a.png", "case"),
+        ("Fotos/a.png", "fotos", "case"),
+        ("cafe\u0301.png", "caf\u00e9.png", r"its Unicode form \(NFC or NFD\)"),
+        ("CAFE\u0301.png", "caf\u00e9.png", "case"),
+    ],
+)
+def test_a_missing_file_of_which_a_similar_name_exists(tmp_path, name, stored, how):
+    for one in ("b.png", stored):
+        (tmp_path / one).touch()
+    if (tmp_path / name).exists():
+        pytest.skip("the file system does not distinguish them")
+    message = rf"^image .*/{name} not found; there is {tmp_path}/{stored}, which differs in {how}; correct the path$"
+    with pytest.raises(UserError, match=message):
+        load_image(tmp_path / name)
+
+
+def test_a_link_to_a_missing_file_differs_in_nothing(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"a\.png not found; check the path$"):
+        load_image(tmp_path / "a.png")
+
+
 WRONG_TYPES = """
 import io, sys
 from s2rm_jax.input.images import load_image

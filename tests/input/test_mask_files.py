@@ -95,15 +95,15 @@ def text_file(path: Path) -> Path:
         (lambda folder: saved(folder, Image.new("L", (HEIGHT, WIDTH))), r"has 9 x 6 pixels, its image 6 x 9"),
         (
             lambda folder: saved(folder, KINDS["255"], "mask.jpg"),
-            "has the format JPEG, which blurs masks; save it as PNG",
+            "has the format JPEG, which may be lossy; save it as PNG",
         ),
         (
             lambda folder: saved(folder, KINDS["255"], "mask.webp"),
-            "has the format WEBP, which blurs masks; save it as PNG",
+            "has the format WEBP, which may be lossy; save it as PNG",
         ),
         (
             lambda folder: saved(folder, KINDS["255"], "mask.avif"),
-            "has the format AVIF, which blurs masks; save it as PNG",
+            "has the format AVIF, which may be lossy; save it as PNG",
         ),
         (lambda folder: saved(folder, transparent()), "transparent pixels"),
         (lambda folder: saved(folder, Image.new("F", (WIDTH, HEIGHT)), "mask.tiff"), "values of an unknown kind"),

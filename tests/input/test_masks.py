@@ -200,7 +200,13 @@ def test_a_bad_part_is_left_out_beside_a_good_one(bad, problem):
 
 
 @pytest.mark.parametrize(
-    "polygon", [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5], (0, 0, 1, 0, 1, 1), np.float32([0, 0, 0, 1, 1, 1])]
+    "polygon",
+    [
+        [0.1, 0.1, 0.5, 0.1, 0.5, 0.5],
+        [-0.04, 0.1, 1.04, 0.1, 0.5, 0.5],
+        (0, 0, 1, 0, 1, 1),
+        np.float32([0, 0, 0, 1, 1, 1]),
+    ],
 )
 def test_polygons_in_fractions_of_the_image_are_refused(polygon):
     for function in (rasterize, has_pixels):
