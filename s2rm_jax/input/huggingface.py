@@ -4,7 +4,8 @@ Two layouts are read; the columns of a file decide which it is. One row is one r
 
 - ref_id, ann_id, image_id, split, sentences, raw_anns, raw_image_info, as in jxu124/refcoco, jxu124/refcocoplus and
   jxu124/refcocog; the images are in a folder of COCO's images (or in a column image).
-- image, answer, segmentation, file_name, as in lmms-lab/RefCOCO, lmms-lab/RefCOCOplus and lmms-lab/RefCOCOg.
+- image, answer, segmentation, file_name, as in lmms-lab/RefCOCO, lmms-lab/RefCOCOplus and lmms-lab/RefCOCOg; and
+  optionally split.
 
 Rows become records of the REFER layout, so that referents, expressions, masks and splits are those of ReferSource.
 """
@@ -35,9 +36,13 @@ from s2rm_jax.input.refer_annotations import (
     add_annotation,
     add_image,
     check_choices,
+    check_splits,
     collector_paused,
     find_image_folder,
+    in_split,
     select_referents,
+    split_error,
+    split_of,
 )
 from s2rm_jax.input.refer_masks import Annotation, Image
 
@@ -45,7 +50,7 @@ _LOG = logging.getLogger(__name__)
 
 _REFER_COLUMNS = ("ref_id", "ann_id", "image_id", "split", "sentences", "raw_anns", "raw_image_info")
 _ANSWER_COLUMNS = ("image", "answer", "segmentation", "file_name")
-_OPTIONAL_COLUMNS = ("bbox", "iscrowd")
+_OPTIONAL_COLUMNS = ("bbox", "iscrowd", "split")
 # The names of the files of a split; the first of the groups that exists is read. Files with another name than the split
 # need the column "split": in jxu124/refcoco the file of testA is called test.
 _FILE_NAMES = {
@@ -111,7 +116,8 @@ class HuggingFaceSource(StoredSource):
             if not has_sizes:
                 if sentence_field != "raw":
                     raise UserError(f"sentence_field is {sentence_field!r}; {where} has only 'raw' expressions")
-                files = ParquetFiles(_named_files(files.paths, split, where))
+                if "split" not in files.columns:
+                    files = ParquetFiles(_named_files(files.paths, split, where))
             if not where.expanduser().is_file():  # a single file may be read by itself
                 _require_all_shards(files.paths)
             records = _refer_records(files, where) if has_sizes else _answer_records(files, split, where)
@@ -300,6 +306,8 @@ def _refer_records(files: ParquetFiles, where: Path) -> _Records:
 def _answer_records(files: ParquetFiles, split: str, where: Path) -> _Records:
     columns = [*_ANSWER_COLUMNS[1:], *(name for name in _OPTIONAL_COLUMNS if name in files.columns)]
     rows = list(files.rows(columns))
+    if "split" in columns:
+        rows = _rows_in(split, rows, where)
     places = [place for place, _ in rows]
     unpacked = unpack_images(files, places, f"{where} {split}")
     records = _Records([], {}, {}, places, {}, unpacked)
@@ -329,6 +337,16 @@ def _answer_records(files: ParquetFiles, split: str, where: Path) -> _Records:
             *(where, split, len(partial), len(records.refs), partial[0]),
         )
     return records
+
+
+def _rows_in(split: str, rows: list[tuple[Row, dict[str, Any]]], where: Path) -> list[tuple[Row, dict[str, Any]]]:
+    """Return the rows of a split by their column `split`, before the images of the others are unpacked."""
+    splits = [split_of(row, where) for _, row in rows]
+    chosen = [row for row, its_split in zip(rows, splits, strict=True) if in_split(its_split, split)]
+    if not chosen:
+        raise split_error(split, where, splits)
+    check_splits(splits, split, where)
+    return chosen
 
 
 def _check_types(row: dict[str, Any], place: str) -> None:

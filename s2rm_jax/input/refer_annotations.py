@@ -297,7 +297,7 @@ def select_referents(
         UserError: the records do not fit together, or the split is empty.
     """
     splits = [split_of(ref, refs_path) for ref in all_refs]
-    refs = [ref for ref, its_split in zip(all_refs, splits, strict=True) if _in_split(its_split, split)]
+    refs = [ref for ref, its_split in zip(all_refs, splits, strict=True) if in_split(its_split, split)]
     if not refs:
         raise split_error(split, refs_path, splits)
     check_splits(splits, split, refs_path)
@@ -376,7 +376,8 @@ def split_error(split: str, path: Path, found: Iterable[str]) -> UserError:
     return UserError(f"split {split!r} not found in {path}; available: {available or 'none'}")
 
 
-def _in_split(value: str, split: str) -> bool:
+def in_split(value: str, split: str) -> bool:
+    """Return whether a record with this value of "split" is in a split, by the rule of `select_referents`."""
     if split in ("testA", "testB", "testC"):
         return "test" in value and split[-1] in value
     return "test" in value if split == "test" else value == split

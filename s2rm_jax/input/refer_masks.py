@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from s2rm_jax.input.example import Segmentation
-from s2rm_jax.input.masks import has_pixels, usable_parts
+from s2rm_jax.input.masks import fractions_problem, has_pixels, usable_parts
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Masks:
         segmentation, problems, is_empty, _ = usable_parts(stored, image.height, image.width)
         if not segmentation:
             return problems[0]
+        if problem := fractions_problem(segmentation):
+            return problem
         if is_empty:
             return []
         if problems:

@@ -481,6 +481,40 @@ def test_a_file_called_test_is_testa_only_where_a_column_says_so(lmms, tmp_path)
         HuggingFaceSource("testA", path=tmp_path)
 
 
+def test_a_column_selects_the_rows_with_images_of_a_split(lmms, tmp_path, caplog):
+    tables = []
+    for name in ("train", "val", "testA", "testB"):
+        table = pq.read_table(lmms / f"data/{name}-00000-of-00001.parquet")
+        tables.append(table.append_column("split", pa.array([name] * len(table))))
+    pq.write_table(pa.concat_tables(tables), tmp_path / "train.parquet")
+
+    def contents(path, split):
+        source = HuggingFaceSource(split, path=path)
+        return [(one.image, [(each.text, each.segmentation) for each in one.expressions]) for one in source]
+
+    for split in ("train", "val", "testA"):
+        assert contents(tmp_path, split) == contents(lmms, split)
+    assert len(contents(tmp_path, "test")) == len(contents(lmms, "testA")) + len(contents(lmms, "testB"))
+    with pytest.raises(UserError, match=r"split 'dev' not found in .*; available: testA \(4 referents\), testB"):
+        HuggingFaceSource("dev", path=tmp_path)
+    with pytest.raises(UserError, match=r"the splits 'Val' .* and 'val' .* differ only in case or spaces"):
+        pq.write_table(pa.concat_tables([*tables[1:], with_split(tables[0], "Val")]), tmp_path / "train.parquet")
+        HuggingFaceSource("val", path=tmp_path)
+
+
+def with_split(table, name):
+    return table.set_column(table.column_names.index("split"), "split", pa.array([name] * len(table)))
+
+
+def test_polygons_in_fractions_are_called_that(refer, tmp_path, caplog):
+    def edit(name, rows):
+        rows[0]["segmentation"], rows[0]["bbox"] = [0.1, 0.1, 0.9, 0.1, 0.9, 0.9], None
+
+    with caplog.at_level(logging.WARNING):
+        HuggingFaceSource("val", path=write_lmms(refer, tmp_path, edit=edit))
+    assert "no usable mask: 1 (ann_id 0: its polygons seem to be in fractions of the image" in caplog.text
+
+
 def test_only_raw_expressions_where_images_are_in_the_rows(lmms):
     with pytest.raises(UserError, match=r"sentence_field is 'sent'; .* has only 'raw' expressions"):
         HuggingFaceSource("val", path=lmms, sentence_field="sent")
