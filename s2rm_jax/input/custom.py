@@ -7,7 +7,8 @@ JSON lines have one referent per line:
 {"image": "garden.jpg", "rle": {"size": [480, 640], "counts": "..."}, "expressions": ["the dog"], "split": "val"}
 {"image": "garden.jpg", "polygon": [], "expressions": ["the cat"], "split": "val"}   (refers to nothing)
 
-In COCO's format, annotations have the additional fields "expressions" and, optionally, "split".
+In COCO's format, annotations have the additional field "expressions" and, optionally, "split", which images may have
+instead.
 
 Everything that the text of a file and the headers of the images of the split show is checked when the file is read;
 otherwise a mistake would stop a training run after hours. Only the pixels are read later. What happens to bad examples
@@ -89,8 +90,18 @@ def json_lines_source(
                 segmentation: Segmentation = {"png": str(_resolve(path.parent, entry["mask"]))}
             else:
                 segmentation = entry["polygon"] if "polygon" in entry else entry["rle"]
-            expressions, its_split = tuple(entry["expressions"]), entry.get("split", default_split)
-            records.append(Record(where, str(number), entry["image"], image, expressions, segmentation, its_split))
+            records.append(
+                Record(
+                    where,
+                    id=str(number),
+                    image_name=entry["image"],
+                    image=image,
+                    expressions=tuple(entry["expressions"]),
+                    segmentation=segmentation,
+                    split=entry.get("split", default_split),
+                    size=_size_in(entry),
+                )
+            )
     return _make_source(path.name, records, split, mistakes, apply_exif)
 
 
@@ -106,7 +117,7 @@ def coco_json_source(
     """Read one split of a file in COCO's format; annotations without "expressions" are skipped.
 
     Args:
-        split: annotations with this value of "split" are used; one without it is in "train".
+        split: annotations with this value of "split" are used; one without it has that of its image, or is in "train".
         root: folder of the file.
         file: name of the file. With "{split}" in it there is one file per split, whose annotations need no "split".
         image_root: folder to which each "file_name" is relative if it is not `root`.
@@ -130,8 +141,8 @@ def coco_json_source(
     known = {str(id): id for id in images}
     records: list[Record] = []
     ids: set[str] = set()
-    for position, entry in enumerate(content["annotations"]):
-        where = f"annotation {_coco_name(entry, position)}"
+    for position, stored in enumerate(content["annotations"]):
+        where, entry = f"annotation {_coco_name(stored, position)}", _with_split(stored, images)
         if isinstance(entry, dict) and "expressions" not in entry and not near_miss("expressions", tuple(entry)):
             continue
         if mistakes.has_none(where, entry, lambda entry: _coco_problems(entry, images, known, ids)):
@@ -149,7 +160,7 @@ def coco_json_source(
                     expressions=tuple(entry["expressions"]),
                     segmentation=entry["segmentation"],
                     split=its_split,
-                    size=(image["height"], image["width"]),
+                    size=_size_in(image),
                     has_box=_has_box(entry),
                 )
             )
@@ -183,7 +194,15 @@ def _line_problems(entry: dict[str, Any]) -> list[str]:
         if kind in entry:
             right = isinstance(entry[kind], type_)
             problems.append(_segmentation_problem(entry[kind]) if right else f"{kind!r} must {form}")
+    if "mask" in entry and entry["mask"] == entry.get("image"):
+        problems.append("'mask' is the file of 'image'; give a file that is zero outside of the referent")
     return problems
+
+
+def _size_in(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width of the image that an entry states; None if it does not state both as integers."""
+    height, width = entry.get("height"), entry.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[str]) -> list[str]:
@@ -213,7 +232,7 @@ def _coco_images(entries: list[Any], mistakes: Mistakes) -> dict[Any, dict[str, 
         wrong = [
             name for name, kind in fields.items() if not (isinstance(entry, dict) and isinstance(entry.get(name), kind))
         ]
-        problem = _wrong_fields(entry, wrong, fields) if wrong else _address_problem("file_name", entry["file_name"])
+        problem = _wrong_fields(entry, wrong, fields) if wrong else _image_problem(entry)
         if problem:
             mistakes.add(f"image {_coco_name(entry, position)}", problem)
             if "id" not in wrong:
@@ -227,6 +246,23 @@ def _coco_images(entries: list[Any], mistakes: Mistakes) -> dict[Any, dict[str, 
             mistakes.add(f"image {entry['id']}", f"two images have this id: {both}")
             images[first["id"]] = images[entry["id"]] = None  # it is unknown to which of them the annotations belong
     return images
+
+
+def _image_problem(entry: dict[str, Any]) -> str:
+    """Return what is wrong with the name or the split of an image entry, or ""."""
+    split = entry.get("split", "train")
+    if not isinstance(split, str) or not split:
+        return f"'split' must be a string, got {split!r:.40}"
+    return _address_problem("file_name", entry["file_name"]) or near_miss("split", tuple(entry))
+
+
+def _with_split(entry: Any, images: Mapping[Any, Any]) -> Any:
+    """Return the entry of an annotation, with the split of its image if it has none."""
+    if not isinstance(entry, dict) or near_miss("split", tuple(entry)):
+        return entry
+    image_id = entry.get("image_id")
+    image = images.get(image_id) if isinstance(image_id, int | str) else None
+    return {"split": image["split"]} | entry if image and "split" in image else entry
 
 
 def _wrong_fields(entry: Any, wrong: Sequence[str], kinds: Mapping[str, Any]) -> str:
@@ -258,6 +294,10 @@ def _coco_problems(
         alike = id_of_other_kind(id, known)
         hint = f"; there is one with the id {alike}: write both in the same way" if alike else ""
         problems.append(f"no image has the id {id!r:.40}{hint}")
+    elif (its_split := entry.get("split")) and (image := images.get(id)) and image.get("split", its_split) != its_split:
+        problems.append(
+            f"its split is {its_split!r:.40}, that of its image {image['split']!r:.40}; correct one of them"
+        )
     if "segmentation" in entry:
         problems.append(_segmentation_problem(entry["segmentation"]))
         box = entry.get("bbox") or []
@@ -279,7 +319,7 @@ def _resolve(folder: Path, name: str) -> Path:
 
     After a symbolic link, ".." is the parent of the folder that it links to, so normalizing may name another file.
     """
-    path = path_in(folder, name)
+    path = path_in(folder, os.path.expanduser(name))
     normal = Path(os.path.normpath(path))
     with suppress(OSError, ValueError):  # one of them does not exist, or has a NUL
         if normal == path or normal.samefile(path):

@@ -16,6 +16,8 @@ from s2rm_jax.input.masks import mask_file_problem, usable_parts
 _LOG = logging.getLogger(__name__)
 
 NO_MASK_IN_BOX = "has a box or an area but no mask; add a mask, or remove both if it refers to nothing"
+# How far polygons are drawn across the border of an image: in pixels, and as a part of its side. COCO's by a pixel.
+_LEAST_MARGIN, _MARGIN = 2, 0.02
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def check_against_images(records: Iterable[Record], headers: dict[Path, Header],
 
     Return the records that have a mask, without its bad parts; also those whose files are at fault.
     """
-    kept, mask_files, empty, bad_parts = [], {}, [], []
+    kept, mask_files, empty, bad_parts, reach_out = [], {}, [], [], []
     for record in records:
         header = headers[record.image]
         size = (header.height, header.width)
@@ -120,6 +122,8 @@ def check_against_images(records: Iterable[Record], headers: dict[Path, Header],
                 mistakes.leave_out(record.where, [problem], record.split, len(record.expressions))
             else:
                 bad_parts += [f"{record.where}: {problem}" for problem in problems]
+                if reach := _reach_out(segmentation, *size):
+                    reach_out.append(f"{record.where}: {reach}")
                 kept.append(replace(record, segmentation=segmentation))
             continue
         kept.append(record)
@@ -128,7 +132,22 @@ def check_against_images(records: Iterable[Record], headers: dict[Path, Header],
         mistakes.add(where, file_problems[job] and file_problems[job] + hint)
     _warn(mistakes.path, "referents left out because their polygons cover no pixel", empty)
     _warn(mistakes.path, "undecodable parts left out of masks that also have valid parts", bad_parts)
+    _warn(
+        mistakes.path,
+        "referents whose polygons reach out of their image, where they are cut off; were they drawn at another size?",
+        reach_out,
+    )
     return kept
+
+
+def _reach_out(segmentation: Segmentation, height: int, width: int) -> str:
+    """Return how far a polygon reaches out of its image, or "" where none does by more than its drawing explains."""
+    for polygon in (part for part in segmentation if isinstance(part, list)):
+        for name, numbers, side in (("x", polygon[::2], width), ("y", polygon[1::2], height)):
+            low, high, margin = min(numbers), max(numbers), max(_LEAST_MARGIN, _MARGIN * side)
+            if low < -margin or high > side + margin:
+                return f"{name} from {low:g} to {high:g} in {side} pixels"
+    return ""
 
 
 def _lies_outside(polygon: list[int | float], height: int, width: int) -> bool:

@@ -142,8 +142,14 @@ LINE_MISTAKES = [
     ({"polygon": [[64, 2, 90, 2, 90, 9]]}, r"line 1: a polygon lies outside of its image of 64 x 48 pixels"),
     ({"polygon": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}, r"line 1: its polygons seem to be in fractions of the image"),
     ({"polygon": [[0, 0, 1, 0, 1, 1, 0, 1]] * 2}, r"line 1: its polygons seem to be in fractions"),
+    ({"polygon": [[-0.02, 0.1, 1.01, 0.1, 0.9, 0.9]]}, r"line 1: its polygons seem to be in fractions of the image"),
     ({"split": 3}, r"line 1: 'split' must be a string, got 3"),
+    ({"width": 640, "height": 480}, r"line 1: .*images/0\.png has 64 x 48 pixels, its entry says 640 x 480"),
     ({"image": "images/9.png"}, r"line 1: image .*images/9\.png not found"),
+    (
+        {"image": "IMAGES/0.png"},
+        r"line 1: image .*0\.png not found; there is .*images, which differs in case; correct the",
+    ),
     ({"image": "data.jsonl"}, r"line 1: .*data\.jsonl is not an image in a supported format"),
 ]
 RLE_MISTAKES = [
@@ -159,9 +165,19 @@ RLE_MISTAKES = [
 ]
 
 
+MASK_MISTAKES = [
+    ({"mask": "images/2.png"}, r"line 7: 'mask' is the file of 'image'; give a file that is zero outside of the"),
+    ({"mask": "masks/2.PNG"}, r"line 7: mask .*masks/2\.PNG not found; there is .*masks/2\.png, which differs in case"),
+]
+
+
 @pytest.mark.parametrize(
     ("number", "change", "message"),
-    [*((0, *case) for case in LINE_MISTAKES), *((3, *case) for case in RLE_MISTAKES)],
+    [
+        *((0, *case) for case in LINE_MISTAKES),
+        *((3, *case) for case in RLE_MISTAKES),
+        *((6, {"split": "train"} | change, message) for change, message in MASK_MISTAKES),
+    ],
 )
 def test_a_mistake_in_a_line_is_named(tmp_path, number, change, message):
     root = write_json_lines(tmp_path, lambda entries: entries[number].update(change))
@@ -267,6 +283,12 @@ def change_image(**fields: Any):
         (change(2, area=25.0), "annotation 2: has a box or an area but no mask"),
         (change_image(height="48"), "image 0: 'height' must be an integer, got '48'"),
         (change_image(height=48.0, width=...), "image 0: 'height' must be an integer, got 48.0, 'width' is missing"),
+        (change_image(split=3), "image 0: 'split' must be a string, got 3"),
+        (change_image(Split="val"), "image 0: 'Split' is not a field that is read; did you mean 'split'"),
+        (
+            lambda content: [change_image(split="val")(content), change(1, split="train")(content)],
+            "annotation 1: its split is 'train', that of its image 'val'; correct one of them",
+        ),
         (change_image(file_name="sub/../a\0.png"), r"annotation 0: .*png is damaged .*null byte"),
         (change_image(height=64, width=48), "annotation 0: .*0.png has 64 x 48 pixels, its entry says 48 x 64"),
         (lambda content: content["annotations"].insert(0, 5), "annotation at position 0: must be an object"),
@@ -277,6 +299,19 @@ def test_a_mistake_in_an_annotation_is_named(tmp_path, edit, message):
         coco_json_source("train", root=write_coco_json(tmp_path, edit))
     assert "annotations.json has " in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_annotation_without_a_split_is_in_that_of_its_image(tmp_path, split):
+    def edit(content):
+        for image, annotation in zip(content["images"], content["annotations"][::4], strict=True):
+            image["split"] = annotation.get("split", "train")
+        for annotation in content["annotations"][1:]:
+            annotation.pop("split", None)
+
+    source = coco_json_source(split, root=write_coco_json(tmp_path / "images", edit))
+    expected = coco_json_source(split, root=write_coco_json(tmp_path))
+    assert [one.expressions for one in source] == [one.expressions for one in expected]
 
 
 def test_many_unknown_images_are_reported_quickly(tmp_path):
@@ -393,7 +428,7 @@ def test_several_polygons_are_one_referent(tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, name):
+def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, name, caplog):
     root = refer_mini()
     if root is None:
         pytest.skip("no real sample: set S2RM_REFER_MINI to its folder (data/refer_mini/README.md)")
@@ -411,7 +446,7 @@ def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, n
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     source = build_source(ConfigDict({"name": name, "root": str(tmp_path)}), "val")
-    assert len(source) == len(original) == 26
+    assert len(source) == len(original) == 26 and not caplog.messages
     for index, (read, meant) in enumerate(zip(source, original, strict=True)):
         assert (read.image, read.height, read.width) == (meant.image, meant.height, meant.width)
         assert [(one.text, one.segmentation) for one in read.expressions] == [
@@ -422,7 +457,7 @@ def test_real_annotations_written_in_each_form_are_read_as_they_were(tmp_path, n
 
 def test_a_bad_part_beside_good_ones_is_left_out_with_a_warning(tmp_path, caplog):
     def edit(content):
-        content["annotations"][1]["segmentation"] += [[1, 2, 3, 4], [64, 2, 90, 2, 90, 9]]
+        content["annotations"][1]["segmentation"] += [[1, 2, 3, 4], [64, 2, 66, 2, 66, 9]]
 
     with caplog.at_level(logging.WARNING):
         source = coco_json_source("train", root=write_coco_json(tmp_path, edit))
@@ -433,6 +468,32 @@ def test_a_bad_part_beside_good_ones_is_left_out_with_a_warning(tmp_path, caplog
     )
     right = source[0].expressions[2]
     np.testing.assert_array_equal(rasterize(right.segmentation, HEIGHT, WIDTH), mask_of(0, "right"))
+
+
+def test_polygons_that_reach_far_out_of_their_image_are_counted(tmp_path, caplog):
+    def edit(entries):
+        entries[0]["polygon"] = [[-2, 5, 40, 5, 66, 49]]  # as far as it may be drawn
+        entries[1]["polygon"] = [[10, 10, 20, 10, 20, 20], [10, 10, 600, 10, 600, 40]]
+        entries[4]["polygon"] = [[10, 10, 20, -15, 20, 20]]
+
+    with caplog.at_level(logging.WARNING):
+        assert len(json_lines_source("train", root=write_json_lines(tmp_path, edit))) == 2
+    (message,) = caplog.messages
+    assert message.endswith(
+        "referents whose polygons reach out of their image, where they are cut off; were they drawn at another size?: "
+        "2 (line 2: x from 10 to 600 in 64 pixels; line 5: y from -15 to 20 in 48 pixels)"
+    )
+
+
+def test_a_path_may_begin_with_the_home_folder_and_a_size_may_be_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def edit(entries):
+        entries[0] |= {"image": "~/data/images/0.png", "width": WIDTH, "height": HEIGHT}
+        entries[1]["width"] = "half"  # of no image
+
+    root = write_json_lines(tmp_path / "data", edit)
+    assert [one.image for one in json_lines_source("train", root=root)] == [root / f"images/{n}.png" for n in range(2)]
 
 
 def test_polygons_without_a_pixel_are_left_out_and_run_lengths_of_zeros_refer_to_nothing(tmp_path, caplog):
