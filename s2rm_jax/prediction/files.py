@@ -37,6 +37,10 @@ OVERLAY_FILE = "overlay.png"
 SAMPLE_FILE = "image.png"  # the image itself, if it comes from the run's data
 JOB_FILE = "job.json"  # of an unfinished job on many images
 _OURS = rf"mask_\d+_[a-z0-9_]+\.png|{re.escape(OVERLAY_FILE)}"
+# The names in the folder of the results of many images that are not those of images.
+NAMES_OF_JOB = re.compile(
+    "|".join(map(re.escape, (RESULT_FILE, JOB_FILE, RESULTS_FILE, IMAGES_FILE, LABEL_STUDIO))) + r"|part-.*\.jsonl"
+)
 _EXPORTS = (re.escape(RESULTS_FILE), re.escape(IMAGES_FILE), LABEL_STUDIO_FILES)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from s2rm_jax.input.example import near_miss
 from s2rm_jax.input.images import FORMATS, read_header
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import on_bucket
-from s2rm_jax.prediction.files import RESULT_FILE, is_result
+from s2rm_jax.prediction.files import NAMES_OF_JOB, has_prediction, is_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path, explain: str 
         raise UserError(f"--images: {images} has no images{hint}; give {_KINDS}")
     if not expressions and (missing := next((name for name, own in found.items() if not own), None)):
         raise UserError(f"--text is missing, and {missing} has no expressions of its own; give --text (see --help)")
-    folders = result_folders([Path(name) for name in found], taken=RESULT_FILE)
+    folders = result_folders([Path(name) for name in found], taken=NAMES_OF_JOB)
     return [
         Item(name, tuple(own or expressions), folder.as_posix(), number)
         for number, ((name, own), folder) in enumerate(zip(found.items(), folders, strict=True), start=1)
@@ -120,9 +122,9 @@ def list_images(pattern: str) -> list[Path]:
     """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
 
     They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognized by their suffix; those
-    that cannot be read (another format, a broken link) are counted in a warning. Hidden files are passed over unless
-    the pattern names them, and `**` follows no links to folders, which may form loops. The name of an existing file is
-    never read as a pattern.
+    that cannot be read (another format, a broken link) are counted in a warning, as are subfolders, which are not
+    searched. Hidden files are passed over unless the pattern names them, and `**` follows no links to folders, which
+    may form loops. The name of an existing file is never read as a pattern.
 
     Raises:
         UserError: there are none.
@@ -139,15 +141,23 @@ def list_images(pattern: str) -> list[Path]:
 def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
     """Return the images among the files of a folder on a disk or a bucket, as `list_images` does; `folder` names it."""
     visible = sorted((path for path in files if not path.name.startswith(".")), key=_natural_order)
-    found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and not os.path.isdir(path)]
+    folders = {path for path in visible if os.path.isdir(path)}  # none on a bucket
+    found = [path for path in visible if path.suffix.lower() in _SUFFIXES | _OTHER_SUFFIXES and path not in folders]
     paths = [path for path in found if path.suffix.lower() in _SUFFIXES and not _is_broken_link(path)]
     unread = [path for path in found if path not in paths]
     names = first_of([path.name for path in unread], ", ")
+    # Those of results are not meant.
+    deeper = [] if has_prediction(Path(folder)) else [path.name for path in folders if not has_prediction(Path(path))]
+    pattern = shlex.quote(f"{glob.escape(folder.rstrip('/'))}/**/*.jpg")
+    not_searched = f"subfolders are not searched: {len(deeper)} ({first_of(deeper, ', ')})"
     if not paths:
         passed_over = f"; {len(unread)} that cannot be read: {names}" if unread else ""
-        raise UserError(
-            f"the folder {folder} has no images ({', '.join(FORMATS)}){passed_over}; give another folder, or a pattern"
+        advice = (
+            f"; {not_searched}; give a pattern such as {pattern}" if deeper else "; give another folder, or a pattern"
         )
+        raise UserError(f"the folder {folder} has no images ({', '.join(FORMATS)}){passed_over}{advice}")
+    if deeper:
+        _LOG.warning("%s: %s; to include them, give a pattern such as %s", folder, not_searched, pattern)
     if unread:
         reason = "their format is not supported or their link is broken"
         _LOG.warning("%s: left out because %s: %d (%s)", folder, reason, len(unread), names)
@@ -256,10 +266,10 @@ _LISTS = {".txt": _read_text, ".jsonl": _read_json_lines, ".parquet": _read_parq
 _KINDS = "a folder or a pattern with images, or a list of them (.txt, .jsonl or .parquet)"
 
 
-def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
+def result_folders(paths: Sequence[Path], taken: re.Pattern[str]) -> list[Path]:
     """Return a relative path for the results of each image: its path below the folder that contains all of them.
 
-    Suffixes are removed if all paths still differ, differ from the file name `taken`, and no name becomes "..".
+    Suffixes are removed if all paths still differ, none is a name that is `taken`, and no name becomes "..".
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the results
     common = os.path.commonpath([path.parent for path in absolute])
@@ -267,4 +277,5 @@ def result_folders(paths: Sequence[Path], taken: str) -> list[Path]:
     if not all(path.stem.strip(".") for path in relative):  # the stem of "...png" is ".."
         return relative
     bare = [path.with_suffix("") for path in relative]
-    return bare if len({*bare, Path(taken)}) == len(bare) + 1 else relative
+    is_taken = any(taken.fullmatch(str(path)) for path in bare)
+    return relative if is_taken or len(set(bare)) < len(bare) else bare

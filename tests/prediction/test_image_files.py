@@ -1,11 +1,13 @@
 """The images of a folder or a pattern, and their order."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
 from s2rm_jax.errors import UserError
+from s2rm_jax.prediction.files import NAMES_OF_JOB
 from s2rm_jax.prediction.image_lists import list_images, result_folders
 
 
@@ -59,12 +61,16 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
         (["a/x/1.jpg", "a/y/1.jpg", "a/2.jpg"], ["x/1", "y/1", "2"]),
         (["a.png", "a.jpg", "a.png.jpg"], ["a.png", "a.jpg", "a.png.jpg"]),
         (["1.png", "result.json.png"], ["1.png", "result.json.png"]),
+        (["1.png", "job.json.png"], ["1.png", "job.json.png"]),
+        (["1.png", "part-0-of-1.jsonl.png"], ["1.png", "part-0-of-1.jsonl.png"]),
+        (["1.png", "label_studio.png"], ["1.png", "label_studio.png"]),
+        (["1.png", "party.png"], ["1", "party"]),
         (["1.png", "...png"], ["1.png", "...png"]),  # and not "..", the folder above
         (["x/1.png", "x/..png", "2.png"], ["x/1.png", "x/..png", "2.png"]),
     ],
 )
 def test_every_image_has_a_folder_of_its_own(images, folders):
-    found = result_folders([Path(name) for name in images], taken="result.json")
+    found = result_folders([Path(name) for name in images], taken=NAMES_OF_JOB)
     assert [path.as_posix() for path in found] == folders
 
 
@@ -83,7 +89,7 @@ def test_images_of_a_folder_that_are_not_read_are_counted_and_named(frames, capl
     (frames / "e.png").symlink_to(frames / "nowhere.png")
     with caplog.at_level(logging.WARNING):
         assert len(list_images(str(frames))) == 3
-    (message,) = caplog.messages
+    _, message = caplog.messages
     assert message.endswith(
         "left out because their format is not supported or their link is broken: 4 (a.JP2, b.tga, c.dng, e.png)"
     )
@@ -91,6 +97,30 @@ def test_images_of_a_folder_that_are_not_read_are_counted_and_named(frames, capl
         path.unlink()
     with pytest.raises(UserError, match=r"has no images .*; 4 that cannot be read: a\.JP2, b\.tga, c\.dng, e\.png"):
         list_images(str(frames))
+
+
+def test_subfolders_are_counted_and_named_with_a_pattern_that_finds_their_images(tmp_path, caplog):
+    folder = tmp_path / "set [1]"
+    (folder / "x").mkdir(parents=True)
+    (folder / "x/1.jpg").touch()
+    message = (
+        r"has no images .*; subfolders are not searched: 1 \(x\); give a pattern such as '(.*/set \[\[\]1\]/\*\*/.*)'$"
+    )
+    with pytest.raises(UserError, match=message) as raised:
+        list_images(str(folder))
+    assert list_images(re.search(message, str(raised.value))[1]) == [folder / "x/1.jpg"]
+    for name in ("a.png", ".cache/b.jpg", "found/job.json"):  # the last is the result of a job
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    with caplog.at_level(logging.WARNING):
+        assert list_images(f"{folder}/") == [folder / "a.png"]
+        (folder / "result.json").touch()
+        list_images(str(folder))
+    (message,) = caplog.messages
+    assert message == (
+        f"{folder}/: subfolders are not searched: 1 (x); to include them, give a pattern such as "
+        f"'{tmp_path}/set [[]1]/**/*.jpg'"
+    )
 
 
 def test_links_that_form_loops_end(frames):

@@ -81,7 +81,7 @@ def test_images_that_are_left_out_are_counted_and_named(folder, caplog):
     with caplog.at_level(logging.WARNING):
         assert [item.folder for item in list_items(str(folder), ["red"], folder)] == ["how", "red"]
         assert len(list_items(str(folder), ["red"], OUT)) == 4
-    (message,) = caplog.messages
+    message = caplog.messages[1]
     reason = "left out because they are in --out and named like its results: 2 (mask_1_a_cat.png, overlay.png)"
     assert message == f"{folder}: {reason}"
     message = r"has no images apart from 1 named like results in --out \(overlay\.png\); give a folder or a pattern"
