@@ -406,6 +406,14 @@ def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, dataset,
         examine(tmp_path / folder, dataset)
 
 
+def test_data_of_ones_own_is_not_sent_to_the_downloads(tmp_path):
+    (tmp_path / "data.jsonl").touch()
+    with pytest.raises(
+        UserError, match=r"no data in the REFER layout; .* as data\.jsonl may be, are checked by python"
+    ):
+        examine(tmp_path, quiet=True)
+
+
 @pytest.fixture
 def unreadable(monkeypatch):
     """The paths of folders that cannot be listed, as those of another user."""

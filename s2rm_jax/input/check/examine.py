@@ -123,6 +123,11 @@ def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
     if not found:
         if _in_folder(root):
             raise UserError(f"{root} is the folder of one dataset; give the folder above it, {root.resolve().parent}")
+        if own := sorted(path.name for path in root.glob("*.json*")):
+            raise UserError(
+                f"{root} has no data in the REFER layout; JSON lines and COCO JSON, as {own[0]} may be, are checked by "
+                "python -m s2rm_jax.show_input and when training starts (docs/own_data.md)"
+            )
         raise UserError(
             f"{root} has no folder with a file refs(...).p in it; unpack the annotations of a dataset there, for "
             f"example {where_annotations('refcoco')}; and the images: {where_images('refcoco')}"
