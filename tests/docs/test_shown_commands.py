@@ -215,6 +215,7 @@ def test_the_first_command_of_each_kind_runs_as_shown(tiny_workdir, tmp_path, mo
             ):
                 if not Path(workdir).exists():
                     Path(workdir).symlink_to(tiny_workdir)
+            arguments = [STAND_INS.get(argument, argument) for argument in arguments]
             done = run_command(name, *arguments, *SMALLER.get(name, []), cwd=tmp_path)
             assert done.returncode == 0, f"{command.page}: {command.text}\n{done.stderr}"
     assert {name for name, *_ in run} == set(RUN_HERE)

@@ -63,7 +63,7 @@ def test_the_commands_of_the_page_read_batches_of_it(folder, monkeypatch, recipe
     (folder / "configs/mine.py").write_text(file.replace("configs.refer_mini", recipe))
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     pretrained = re.search(r"^    (python -m s2rm_jax.train .*?)  # needs a GPU", PAGE, re.DOTALL | re.MULTILINE)
-    small = next(line for line in blocks("sh")[0].splitlines() if line.startswith("python"))
+    small = next(line for line in blocks("sh")[0].splitlines() if "s2rm_jax.train " in line)
     command = shlex.split(pretrained[1].replace("\\\n", "") if recipe == "configs.refcoco" else small)
     assert command[:3] == ["python", "-m", "s2rm_jax.train"]
     monkeypatch.setattr(sys, "argv", command[2:])  # where ml_collections looks for the fields that are set
