@@ -1,11 +1,11 @@
 # make demo   trains and evaluates a small network on generated scenes, writes a report (5 to 14 minutes on 2 CPU cores)
 # make test   runs the tests, the linter and the type checker, and builds the documentation
-# make test-all  the same, with the tests that take long
+# make test-all  the same, with the long tests
 # make docs   builds the documentation alone, as a site in site/
 # make wheel  builds the package in dist/, installs the wheel in an empty environment and segments an image with it
 # make hooks  lets git run the checks of .pre-commit-config.yaml before each commit
-# make mutants PART=MODULE TESTS=FILE  lists small changes of a module that its tests do not notice (CONTRIBUTING.md)
-# make lock   writes uv.lock anew, after the dependencies in pyproject.toml have changed
+# make mutants PART=FILE TESTS=FILE [SAMPLE=N]  lists small changes of a module that its tests miss (CONTRIBUTING.md)
+# make lock   updates uv.lock after the dependencies in pyproject.toml have changed
 # make clean  removes the environment, what was built and what the demo wrote
 #
 # Variables: PYTHON=python3.12 (>= 3.11), VENV=.venv, DEMO=runs/demo, JOBS=3 (processes of the tests, each up to 3 GB)
@@ -39,7 +39,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# Large pages for the memory that XLA asks for at every step: less to wait for on a CPU (docs/training.md).
+# Use huge pages for the memory that XLA allocates at every step: faster on a CPU (docs/training.md).
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	@echo "== 1/2 training configs/synthetic.py on generated scenes; workdir $(DEMO)"

@@ -1,4 +1,4 @@
-"""RefCOCO+ (splits by UNC; expressions without places), from pretrained Swin-Base and BERT-base, LAVT's recipe.
+"""RefCOCO+ (splits by UNC; expressions without location words), from pretrained Swin-Base and BERT-base, LAVT's recipe.
 
     export S2RM_DATA=DATA
     python -m s2rm_jax.train --config configs/refcocoplus.py --workdir runs/refcocoplus

@@ -21,7 +21,7 @@ from s2rm_jax.recipes import set_small_network
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "memorise"):
-        raise UserError(f"configs/refer_mini.py has no variant {variant!r}; use configs/refer_mini.py[:memorise].")
+        raise UserError(f"configs/refer_mini.py has no variant {variant!r}; available: 'memorise'")
     config = default_config()
     config.input.source = ConfigDict(
         {

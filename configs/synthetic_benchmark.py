@@ -39,8 +39,8 @@ VARIANTS = ("", "far", "far_long", "long")
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
-        known = ", ".join(f":{name}" for name in VARIANTS[1:])
-        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; use {known} or none.")
+        known = ", ".join(map(repr, VARIANTS[1:]))
+        raise UserError(f"configs/synthetic_benchmark.py has no variant {variant!r}; available: {known}")
     config = default_config()
     config.steps = 2000
     config.batch_size = 8

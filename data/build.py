@@ -31,7 +31,10 @@ DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "ref
 FLAGS = flags.FlagValues()
 DATASET = flags.DEFINE_enum("dataset", None, list(DEFAULT_SPLIT_BY), "the dataset", flag_values=FLAGS)
 SPLIT_BY = flags.DEFINE_string(
-    "split_by", "", "name of the splits, e.g. unc; by default the usual ones", flag_values=FLAGS
+    "split_by",
+    "",
+    "who made the splits, such as unc or umd; by default the usual choice for the dataset",
+    flag_values=FLAGS,
 )
 ROOT = flags.DEFINE_string("root", None, "folder of the files, see data/README.md", flag_values=FLAGS)
 IMAGE_ROOT = flags.DEFINE_string("image_root", "", "folder of the images if not under --root", flag_values=FLAGS)
@@ -91,7 +94,7 @@ def build(
             builder.download_and_prepare(download_dir=downloads, download_config=download_config)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {folder}: {reason}; free some space or give another --out") from error
+        raise UserError(f"cannot write {folder}: {reason}; free space there, or give another --out") from error
     finally:
         _remove_empty(folder, out if is_new else None)
     return folder

@@ -25,7 +25,9 @@ from s2rm_jax import command_line
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", None, "folder of the data, see data/README.md", flag_values=FLAGS)
 DATASET = flags.DEFINE_string("dataset", "", "check only this dataset, e.g. refcoco; by default all", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split_by", "", "check only these splits, e.g. unc; by default all", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string(
+    "split_by", "", "check only the splits by this author, such as unc or umd; by default all", flag_values=FLAGS
+)
 IMAGE_ROOT = flags.DEFINE_string("image_root", "", "folder of the images if not under --root", flag_values=FLAGS)
 QUICK = flags.DEFINE_bool("quick", False, "read only the headers of images", flag_values=FLAGS)
 THREADS = flags.DEFINE_integer(

@@ -1,7 +1,7 @@
 """Measure the cost of each stage of the input pipeline, and compare the whole pipeline with plain JPEG decoding.
 
     python -m data.input_speed                                      # 200 generated images of 640 x 480
-    python -m data.input_speed --root REFER_DIR --split_by mini     # the training images of refcoco in that folder
+    python -m data.input_speed --root DATA --split_by mini          # the training images of refcoco in that folder
 
 Prints Markdown and, with --json_file FILE, writes the same as JSON. docs/results/input_speed.md has the result. Files
 come from the page cache. All times are processor time including workers, so "per core" means a core that does nothing
@@ -49,7 +49,7 @@ from s2rm_jax.io import writing
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "folder in the REFER layout; by default images are generated", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split_by", "unc", "name of the splits", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split_by", "unc", "who made the splits, such as unc or umd", flag_values=FLAGS)
 IMAGES = flags.DEFINE_integer("images", 200, "number of generated images", lower_bound=1, flag_values=FLAGS)
 EXPRESSIONS = flags.DEFINE_integer("expressions", 4, "expressions per image (K)", lower_bound=1, flag_values=FLAGS)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "number of rounds; medians are reported", lower_bound=1, flag_values=FLAGS)

@@ -1,7 +1,7 @@
 """Measure the two ways to store a REFER dataset: sizes on disk, reading speed, and possible forms of masks.
 
     python -m data.measure                                          # 500 generated images of 640 x 480
-    python -m data.measure --root REFER_DIR --split_by mini         # the refcoco in that folder
+    python -m data.measure --root DATA --split_by mini              # the refcoco in that folder
 
 Prints Markdown. docs/results/tfds.md has the result. One thread reads images in random order from the page cache, so
 disks and networks are not measured. Rates are by processor time, the best of three rounds.
@@ -33,7 +33,7 @@ from s2rm_jax.input.tfds import TfdsSource
 
 FLAGS = flags.FlagValues()
 ROOT = flags.DEFINE_string("root", "", "folder in the REFER layout; by default images are generated", flag_values=FLAGS)
-SPLIT_BY = flags.DEFINE_string("split_by", "unc", "name of the splits", flag_values=FLAGS)
+SPLIT_BY = flags.DEFINE_string("split_by", "unc", "who made the splits, such as unc or umd", flag_values=FLAGS)
 IMAGES = flags.DEFINE_integer("images", 500, "number of generated images", lower_bound=1, flag_values=FLAGS)
 
 HEIGHT, WIDTH = 480, 640

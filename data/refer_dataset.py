@@ -23,7 +23,7 @@ from s2rm_jax.input.tfds import encode
 
 
 class ReferConfig(tfds.core.BuilderConfig):
-    """One set of splits of a dataset; its name is the SPLIT_BY of `refs(SPLIT_BY).p`."""
+    """The splits of a dataset by one author; its name is the SPLIT_BY of `refs(SPLIT_BY).p`."""
 
     def __init__(self, split_by: str):
         super().__init__(name=split_by, description=f"split by {split_by}")
@@ -48,7 +48,9 @@ class ReferBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
                 "image/height": np.int32,
                 "image/width": np.int32,
                 "segmentations": tfds.features.Sequence(
-                    tfds.features.Text(doc="JSON: COCO polygons or RLEs; what is covered_once excludes overlaps")
+                    tfds.features.Text(
+                        doc="JSON: COCO polygons or RLEs; overlaps in a covered_once list are background"
+                    )
                 ),
                 "expressions": tfds.features.Sequence(
                     {

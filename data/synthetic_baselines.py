@@ -3,8 +3,8 @@
     python -m data.synthetic_baselines  # val, test and compositional; about 10 seconds
     python -m data.synthetic_baselines --config configs/synthetic_benchmark.py:far  # other scenes
 
-Prints Markdown. docs/synthetic_benchmark.md has the result. The answers are not networks but expected scores of
-choosing at random among the true masks:
+Prints Markdown. docs/synthetic_benchmark.md has the result. No network is involved: a score is the
+expected score of an answer chosen at random among these masks:
 
 empty          nothing
 whole image    every pixel
@@ -60,7 +60,7 @@ def main() -> None:
     config = CONFIG.value or config_flags.ConfigFileFlagParser("config").parse(find_config("synthetic_benchmark"))
     source_config = config.input.source
     if source_config.name != "synthetic":
-        raise UserError(f"config.input.source.name is {source_config.name!r}; only synthetic scenes are counted here.")
+        raise UserError(f"config.input.source.name is {source_config.name!r}; it must be 'synthetic'")
     for split in SPLITS:
         source = build_source(source_config, split)
         assert isinstance(source, SyntheticSource)

@@ -79,6 +79,6 @@ done
 wait "${labels[@]}"
 case $worst in 13[4-9]) # ended by a signal such as SIGABRT or SIGKILL
   echo "error: a process was killed, or aborted by JAX because process 0 was lost:" \
-    "start the same command again, it continues from the last checkpoint." >&2 ;;
+    "start the same command again; it continues from the last checkpoint." >&2 ;;
 esac
 exit "$worst"

@@ -100,7 +100,9 @@ for ((try = 1; try <= tries; try++)); do
     # Done, or a user error; all else may be temporary, also a 2 of gcloud or uv.
     case $status in 0 | 2) exit "$status" ;; esac
   fi
+  ((try == tries)) && break
   echo "try $try of $tries ended with an error; the next starts in a minute" >&2
   sleep "${PAUSE:-60}"
 done
+echo "error: try $tries of $tries ended with an error; run the same command again to continue" >&2
 exit 1

@@ -21,11 +21,11 @@ unchanged configuration:
 
 Each run has a workdir, OUT/runs/VARIANT-seed-S, which `evaluate` and `predict` read like any other. The same command
 continues after a stop (Ctrl-C saves) and trains no run twice, not even one that another suite shares. After every run
-it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They have all
-finished runs of the suite in OUT, also those that --variants and --seeds leave out. A run whose loss becomes NaN does
-not stop the others; the error at the end names it.
+it updates OUT/SUITE/: ablations.md (tables with the spread over seeds), ablations.json and plots/. They cover
+every finished run of the suite in OUT, including those that --variants and --seeds leave out. A run whose loss becomes
+NaN does not stop the others; the error at the end names it.
 
-With --collect FILE, the same command trains nothing and adds the results of these runs to a JSON file:
+With --collect FILE, the command trains nothing; it adds the results of the finished runs in OUT to a JSON file:
 
     python -m s2rm_jax.ablate --suite far --out runs/far --collect docs/results/ablation_runs.json
 
@@ -103,7 +103,9 @@ def main() -> None:
     if STEPS.value and "steps" in command_line.given_fields(FLAGS):
         raise UserError("--steps and --config.steps are both given; give one of them")
     if "seed" in command_line.given_fields(FLAGS):
-        raise UserError("--config.seed: the runs have the seeds 0, 1, ...; --seeds is how many")
+        raise UserError(
+            "--config.seed: ablate itself sets the seeds 0, 1, ...; give the number of seeds as --seeds instead"
+        )
     if COLLECT.value and not Path(OUT.value).is_dir():
         raise UserError(f"--out: {OUT.value} does not exist; give the folder of the finished runs")
     benchmark = f"synthetic_benchmark:{suite}" if suite in FAR else "synthetic_benchmark"

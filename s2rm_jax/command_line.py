@@ -66,7 +66,7 @@ CONFIG_HELP = "a configuration: a file, or a name in the package, such as refcoc
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # that parsing raises
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-_STOPPED_STATUS = "S2RM_STOPPED_STATUS"  # so that what started a run knows a stopped one from a finished one
+_STOPPED_STATUS = "S2RM_STOPPED_STATUS"  # lets a launcher distinguish a stopped run from a finished one
 
 
 def run_and_exit(
@@ -199,7 +199,9 @@ class Command:
     optional: Sequence[str] = ()
 
 
-def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, doc: str | None) -> None:
+def run_command(
+    commands: Mapping[str, Command], flag_values: flags.FlagValues, doc: str | None, *, noun: str = "command"
+) -> None:
     """Run the subcommand that the first argument names; see `run_and_exit`."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in commands:
@@ -216,7 +218,7 @@ def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, 
         run_and_exit(main, flag_values, doc, command.required)
     if name.startswith("-h") or name.startswith("--h"):
         run_and_exit(lambda: None, flag_values, doc)
-    problem = f"unknown command {name!r}" if name else "the command is missing"
+    problem = f"unknown {noun} {name!r}" if name else f"the {noun} is missing"
     print(f"error: {problem}; available: {', '.join(commands)} (see --help)", file=sys.stderr)
     sys.exit(2)
 
@@ -224,7 +226,7 @@ def run_command(commands: Mapping[str, Command], flag_values: flags.FlagValues, 
 class _Outcome(NamedTuple):
     status: int
     message: str = ""  # the last line on stderr, if not empty
-    failed: bool = True  # false: all processes of the run end likewise
+    failed: bool = True  # false: all processes of the run end in the same way
 
 
 def _outcome(
@@ -298,7 +300,8 @@ def _outcome_of_error(error: BaseException, trains: bool) -> _Outcome:
         )
     elif full := find_full_disk(error):
         status = 2
-        message = f"{full.filename or 'a file'} cannot be written ({full.strerror}): free space and retry"
+        what = full.filename or "a file"
+        message = f"{what} cannot be written ({full.strerror}): free space there and run the command again"
     elif is_temporary(error):
         status = _TRY_AGAIN
         message = f"{reason_of(error)}: this error may be temporary; run the same command again later"
@@ -319,7 +322,7 @@ def _explain_device(error: BaseException, trains: bool) -> str | None:
         found = f" ({reason[:200]})" if reason else ""
         return (
             f"JAX_PLATFORMS={platforms}: JAX finds no such device{found}; install JAX for it (pip install "
-            "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the devices that there are"
+            "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the available devices"
         )
     if "RESOURCE_EXHAUSTED: Out of memory" in reason:
         advice = LESS_MEMORY if trains else "use a smaller batch or another device"
@@ -337,7 +340,7 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, positional
         rest = flag_values(arguments)[1:]
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read the global flags
     except _FLAG_ERRORS as error:
-        problems = [one_line(error), *_more_mistakes(flag_values, arguments)]
+        problems = [*_explain_flag(error, flag_values, required), *_more_mistakes(flag_values, arguments)]
     for name in required if positional else ():
         if rest and flag_values[name].value is None:
             flag_values[name].value = rest.pop(0)
@@ -351,7 +354,7 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, positional
     unset = [name for name in required if flag_values[name].value is None and name not in given]
     missing = [] if positional and problems else unset  # after a problem, arguments without a name are not known
     problems += [f"--{name} is missing: {flag_values[name].help}" for name in missing]
-    empty = [name for name in required if flag_values[name].value == ""]  # such as of a variable that is not set
+    empty = [name for name in required if flag_values[name].value == ""]  # for example from an unset shell variable
     problems += [f"--{name} is empty: {flag_values[name].help}" for name in empty]
     if problems:
         raise UserError(f"{'; '.join(dict.fromkeys(problems))} (see --help)")
@@ -362,6 +365,14 @@ def _parse(flag_values: flags.FlagValues, required: Sequence[str], *, positional
     config: Any = flag_values["config"].value if "config" in flag_values else None
     if given_fields(flag_values).get("epochs") and config.get("steps"):
         raise UserError(f"--config.epochs: config.steps is {config.steps:,} and takes precedence; set --config.steps=0")
+
+
+def _explain_flag(error: Exception, flag_values: flags.FlagValues, required: Sequence[str]) -> list[str]:
+    """Return what is wrong with a flag; nothing about a field without --config if that is reported as missing."""
+    field = getattr(error, "flagname", "")  # of an unknown flag
+    if not field.startswith("config.") or "config" not in flag_values or flag_values["config"].value is not None:
+        return [one_line(error)]
+    return [] if "config" in required else [f"--{field}: --config is missing; give the configuration to change"]
 
 
 def given_fields(flag_values: flags.FlagValues) -> dict[str, Any]:
@@ -411,15 +422,15 @@ def _check_config(given: str, arguments: Sequence[str]) -> None:
         config = config_flags.ConfigFileFlagParser("config").parse(given)
         if getattr(config, "lock", None) is None:  # raises the OSError that the parser withheld
             raise TypeError(f"get_config() returns {type(config).__name__}, not a ConfigDict")
-        fields = field_names(config)
+        fields, leaves = field_names(config), leaf_names(config)
     names = [argument.lstrip("-").split("=", 1)[0] for argument in arguments if argument.startswith("-")]
-    unknown = [_explain_field(name[7:], fields) for name in names if name.startswith("config.")]
+    unknown = [_explain_field(name[7:], fields, leaves) for name in names if name.startswith("config.")]
     if any(unknown):
         raise UserError("; ".join(filter(None, unknown)))
 
 
-def _explain_field(name: str, fields: Sequence[str]) -> str:
-    """Return what to do about a field that does not exist, "" for one that does."""
+def _explain_field(name: str, fields: Sequence[str], leaves: Sequence[str]) -> str:
+    """Return what to do about a field that does not exist, "" for one that does; `leaves` are without the sections."""
     if name in fields or name.split("[", 1)[0] in fields:
         return ""
     section, _, leaf = name.rpartition(".")
@@ -429,7 +440,7 @@ def _explain_field(name: str, fields: Sequence[str]) -> str:
         recipes = " (the recipes take it from S2RM_IMAGES)" if leaf == "image_root" else ""
         hint = did_you_mean(near, f"if the source accepts it, add it to the file{recipes}")
         return f"--config.{name}: config.input.source in this file does not set this field; {hint}"
-    return unknown_field(name, fields, flag="--")
+    return unknown_field(name, leaves, flag="--")
 
 
 def _where(error: Exception, path: Path) -> str:
@@ -449,6 +460,8 @@ def _where(error: Exception, path: Path) -> str:
         near = near or similar_fields(unknown[1], fields)
         hint = did_you_mean(f"config.{field}" for field in near)
         return f"{line}there is no field {unknown[1]!r}; {hint}"
+    if isinstance(error, TypeError) and "get_config() takes 0 positional arguments but 1 was given" in message:
+        return "it has no variants; leave out the colon and what follows it"
     name = type(error).__name__
     return f"{line}{message if message.startswith(name) else f'{name}: {message}'}"
 

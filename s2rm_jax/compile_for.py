@@ -6,7 +6,7 @@
 
 The report shows the memory per chip and whether the step fits, its FLOPs, all collectives, and the scaling predicted
 from the published rates of the chip.
-Topologies have the form v5e:1x1, v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
+A topology has the form CHIP:SHAPE, such as v5e:1x1, v5e:4x4, v5e:16x16, v6e:8x8, v5p:2x2x4 or v4:2x2x4.
 
 The compiler for TPUs runs on any Linux machine: pip install -e '.[tpu]'. For Swin-Base it takes half an hour of one
 core and 15 GB; with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0 in the environment, four minutes and 6 GB, for a program

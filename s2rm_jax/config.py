@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError
+from s2rm_jax.errors import UserError, counted
 
 # A workdir keeps the configuration of its run and the vocabulary of its tokenizer in these files.
 CONFIG_FILE = "config.json"
@@ -192,6 +192,17 @@ _AT_LEAST_ZERO = (
     *("decoder.no_target_width", "loss.coarse_weight", "loss.no_target_weight", "seed"),
     *(f"optimizer.{field}" for field in ("learning_rate", "weight_decay", "power", "clip_norm", "warmup_steps")),
 )
+# Names that other projects use for fields.
+_OTHER_NAMES = {
+    "bs": "batch_size",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "warmup": "warmup_steps",
+    "grad_clip": "clip_norm",
+    "ema": "ema_decay",
+    "precision": "dtype",
+    "img_size": "image_size",
+}
 _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
 
@@ -201,7 +212,7 @@ def check_types(config: ConfigDict) -> None:
     The arguments of config.input.source are checked by the source.
 
     Raises:
-        UserError: values have other types; all are named.
+        UserError: values have wrong types; the message lists all of them.
     """
     if problems := list(_wrong_types(config, default_config(), "")):
         raise UserError(" ".join(problems))
@@ -238,7 +249,7 @@ def check_config(config: ConfigDict) -> None:
     """Check the values of a configuration and that they are consistent with each other.
 
     Raises:
-        UserError: fields have values that they must not have; all are named.
+        UserError: fields have invalid values; the message lists all of them.
     """
     check_types(config)
     if problems := [*_unknown_fields(config), *(message for _, message in _problems(config))]:
@@ -251,8 +262,8 @@ def check_stored_config(config: ConfigDict) -> None:
     Fields that are not known are accepted: the run may be of another version.
 
     Raises:
-        UserError: fields have values that they must not have, as in a config.json that was edited by hand; all are
-            named.
+        UserError: fields have invalid values, as in a config.json that was edited by hand; the message lists all of
+            them.
     """
     check_types(config)
     problems = [
@@ -292,8 +303,12 @@ def leaf_names(config: ConfigDict) -> list[str]:
 
 def similar_fields(name: str, fields: Sequence[str]) -> list[str]:
     """Return the up to three fields that are most likely meant by the name of a field that does not exist."""
-    leaf = name.rsplit(".", 1)[-1]
-    near = [field for field in fields if field.rsplit(".", 1)[-1] == leaf]  # the right name in the wrong section
+    section, dot, leaf = name.rpartition(".")
+    known = _OTHER_NAMES.get(leaf, leaf)
+    near = [field for field in fields if field.rpartition(".")[2] == known]  # perhaps in another section
+    if near and known != leaf:
+        same_section = section + dot + known
+        return [same_section] if same_section in near else near
     return list(dict.fromkeys([*near, *difflib.get_close_matches(name, fields, n=3, cutoff=0.6)]))[:3]
 
 
@@ -346,7 +361,7 @@ def _problems(config: ConfigDict) -> Iterator[tuple[str, str]]:
         len(depths) >= 2 and min(depths) >= 1, config, "vision.depths", "two or more stages of at least 1 block"
     )
     for field in ("vision.num_heads", "decoder.widths"):
-        expected = f"{len(depths)} numbers, one per stage of config.vision.depths={tuple(depths)}"
+        expected = f"{counted(len(depths), 'number')}, one per stage of config.vision.depths={tuple(depths)}"
         yield from _unless(len(_get(config, field)) == len(depths), config, field, expected)
     yield from _unless(min(config.decoder.widths, default=1) >= 1, config, "decoder.widths", "at least 1 each")
     for stage, heads in enumerate(config.vision.num_heads):

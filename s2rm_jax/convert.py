@@ -35,18 +35,24 @@ CARD_FILE = "README.md"  # the Hub shows it
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the workdir of a run; with from-pytorch, the one to create", flag_values=FLAGS
+    "workdir", None, "the workdir of a run (with from-pytorch: the workdir to create)", flag_values=FLAGS
 )
 OUT = flags.DEFINE_string("out", None, "the folder to create", flag_values=FLAGS)
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "a folder that to-pytorch wrote, or a network on the Hub: hf://user/name", flag_values=FLAGS
 )
 REPO = flags.DEFINE_string(
-    "repo", None, "with to-hub, the repository USER/NAME to upload to; created if it does not exist", flag_values=FLAGS
+    "repo",
+    None,
+    "with to-hub, the repository USER/NAME to upload to, which is created if it does not exist",
+    flag_values=FLAGS,
 )
 PRIVATE = flags.DEFINE_bool("private", False, "with to-hub, create a private repository", flag_values=FLAGS)
 LICENSE = flags.DEFINE_string(
-    "license", None, "with to-hub, the licence of the weights by its name on the Hub: apache-2.0", flag_values=FLAGS
+    "license",
+    None,
+    "with to-hub, the licence of the weights by its name on the Hub, such as apache-2.0",
+    flag_values=FLAGS,
 )
 CHECKPOINT = command_line.define_checkpoint(FLAGS)
 

@@ -51,10 +51,20 @@ ACCESS_LOG = flags.DEFINE_string(
     "access_log", None, "a file to which one JSON object is appended per request; - for stdout", flag_values=FLAGS
 )
 MAX_MEGABYTES = flags.DEFINE_float(
-    "max_megabytes", 20, "size of the largest image file", lower_bound=0.01, upper_bound=1000, flag_values=FLAGS
+    "max_megabytes",
+    20,
+    "limit of the size of an image file, in megabytes",
+    lower_bound=0.01,
+    upper_bound=1000,
+    flag_values=FLAGS,
 )
 MAX_MEGAPIXELS = flags.DEFINE_float(
-    "max_megapixels", 25, "largest image", lower_bound=0.01, upper_bound=1000, flag_values=FLAGS
+    "max_megapixels",
+    25,
+    "limit of the size of an image, in megapixels",
+    lower_bound=0.01,
+    upper_bound=1000,
+    flag_values=FLAGS,
 )
 PER_MINUTE = flags.DEFINE_integer(
     "per_minute", 240, "limit of requests per visitor and minute", lower_bound=1, flag_values=FLAGS
@@ -69,13 +79,13 @@ WORK_PER_MINUTE = flags.DEFINE_integer(
 MAX_SECONDS = flags.DEFINE_float(
     "max_seconds",
     60,
-    "longest time from a complete request to its answer, in seconds",
+    "limit of the time from a complete request to its answer, in seconds",
     lower_bound=0.1,
     upper_bound=86_400,
     flag_values=FLAGS,
 )
 WAITING = flags.DEFINE_integer(
-    "waiting", 100, "largest number of waiting requests, over all visitors", lower_bound=1, flag_values=FLAGS
+    "waiting", 100, "limit of waiting requests of all visitors together", lower_bound=1, flag_values=FLAGS
 )
 CONNECTIONS_PER_VISITOR = flags.DEFINE_integer(
     "connections_per_visitor",

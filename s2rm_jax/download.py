@@ -5,9 +5,9 @@
 
 The datasets are refcoco, refcoco+, refcocog, refclef (with its images) and grefcoco; `images` are COCO's train2014
 (13 GB), which all but refclef need. The addresses are those of data/README.md, tried in order. An interrupted download
-continues where it stopped when the same command is run again. Size and checksum are compared with the known ones, or
-recorded in DIR/downloads.json. Only files of the dataset are unpacked, and files with their final names are complete.
-Then the data check runs.
+continues where it stopped when the same command is run again. Size and checksum are compared with the known ones, if
+there are any, and recorded in DATA/downloads.json. Only files of the dataset are unpacked, and files with their final
+names are complete. Then the data check runs.
 
 Exit status: 0 no problems, except images that are not there yet; 1 the data has problems; 2 download failed.
 """
@@ -324,7 +324,7 @@ def _members(archive: zipfile.ZipFile, source: Download, size: int) -> dict[str,
             raise SourceUnavailable(f"has {name} twice")
         members[name] = info
     if not members:
-        raise SourceUnavailable("is an archive of something else: it has none of the files of the dataset")
+        raise SourceUnavailable("has none of the files of the dataset")
     unpacked = sum(info.file_size for info in members.values())
     if unpacked > _MAX_RATIO * size:
         raise SourceUnavailable(
@@ -334,4 +334,4 @@ def _members(archive: zipfile.ZipFile, source: Download, size: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    command_line.run_command(COMMANDS, FLAGS, __doc__)
+    command_line.run_command(COMMANDS, FLAGS, __doc__, noun="dataset")

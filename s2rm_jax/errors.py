@@ -134,7 +134,7 @@ def known_storage_error(what: str, error: BaseException) -> UserError | None:
     fault = find_fault(error)
     what = f"{what} ({reason_of(error)})"
     if fault == "full":
-        return UserError(f"{what}: make room there and run the command again")
+        return UserError(f"{what}: free space there and run the command again")
     if fault == "denied":
         return UserError(f"{what}: correct the permissions or give another folder, and run the command again")
     if fault == "temporary":

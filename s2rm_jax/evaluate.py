@@ -7,10 +7,11 @@
 
 Prints the protocol's metrics, by kind of expression if the source has kinds, with bootstrap intervals, and, on the
 splits that papers report, the published results beside them. Writes a report (index.html) with plots and a gallery of
-random, worst and best cases, and the same as metrics.json, table.md, table.tex, expressions.csv, plots/ and gallery/.
+random, worst and best cases, and the same content in metrics.json, table.md, table.tex, expressions.csv, plots/ and
+gallery/.
 --coco, --label_studio and --save_masks add the predictions in the formats of other programs (docs/other_tools.md).
 --calibrate fits the scores of masks (docs/evaluation.md); the reports of a calibrated network show their reliability.
-Several processes share the work if flags or the environment configure them, as in training; the first one writes.
+Several processes share the work if flags or the environment define them, as in training; process 0 writes the report.
 The data, the network and the input size are those of the run's configuration; docs/protocols.md defines the protocols.
 """
 
@@ -51,7 +52,11 @@ PROTOCOL = flags.DEFINE_string(
     "protocol", None, f"the protocol: {', '.join(PROTOCOLS)}; by default that of the run", flag_values=FLAGS
 )
 GALLERY = flags.DEFINE_integer(
-    "gallery", 12, "number of random, of worst and of best cases to draw; 0: none", lower_bound=0, flag_values=FLAGS
+    "gallery",
+    12,
+    "number of cases to draw in each section (random, worst, best); 0: none",
+    lower_bound=0,
+    flag_values=FLAGS,
 )
 EXPLAIN = flags.DEFINE_bool("explain", False, "also draw an explanation for each gallery case", flag_values=FLAGS)
 COCO = flags.DEFINE_bool(
@@ -68,12 +73,12 @@ CALIBRATE = flags.DEFINE_bool(
     "correct; stores the fit in config.json of --workdir, where no run may be training",
     flag_values=FLAGS,
 )
-LIMIT = flags.DEFINE_integer("limit", 0, "images to evaluate; 0: all", lower_bound=0, flag_values=FLAGS)
+LIMIT = flags.DEFINE_integer("limit", 0, "evaluate only the first N images; 0: all", lower_bound=0, flag_values=FLAGS)
 DATA = flags.DEFINE_multi_string(
     "data",
     None,
-    "evaluate on other data: DIR replaces the folder of the source, and FIELD=VALUE a field: root, image_root, path, "
-    "dataset, split_by, overlap or sentence_field, in a mixture parts.NAME.FIELD; may be repeated",
+    "evaluate on other data: DIR replaces the folder of the source, and FIELD=VALUE replaces a field: root, "
+    "image_root, path, dataset, split_by, overlap or sentence_field (in a mixture: parts.NAME.FIELD); may be repeated",
     flag_values=FLAGS,
 )
 ON_BAD_EXAMPLE = flags.DEFINE_enum(
@@ -88,7 +93,7 @@ OUT = flags.DEFINE_string(
     "out",
     None,
     "the folder for the report; by default WORKDIR/eval-SPLIT, followed by the protocol unless it is original, by "
-    "`latest` or `step-N` with --checkpoint, by --limit, and by the names in --data",
+    "`latest` or `step-N` with --checkpoint, by `first-N` with --limit, and by the last part of each value of --data",
     flag_values=FLAGS,
 )
 

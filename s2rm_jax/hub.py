@@ -75,7 +75,8 @@ def hub_error(
         kind = UserError if may_be_path else TemporaryFailure
         return kind(f"{what} ({reason_of(cause)}): {again} later{otherwise}")
     if isinstance(cause, OSError) and cause.errno:
-        advice = f"its cache cannot be written ({cause.strerror}); make room there, or set HF_HOME to another folder"
+        full = "free space there, or " if find_fault(cause) == "full" else ""
+        advice = f"its cache cannot be written ({cause.strerror}); {full}set HF_HOME to another folder"
     elif offline:
         advice = "it is not in the cache, and HF_HUB_OFFLINE forbids downloading; unset it"
     elif isinstance(cause, RevisionNotFoundError):

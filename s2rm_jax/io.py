@@ -78,7 +78,7 @@ def write_atomically(
 
 
 def flush_to_disk(file: IO[bytes]) -> None:
-    """Return when the content of an open file is on the disk; a file that is renamed before may be empty later."""
+    """Wait until the content of an open file is on the disk; a file renamed earlier may be empty after a crash."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -133,7 +133,7 @@ def naming_full_workdir(workdir: epath.Path) -> Iterator[None]:
         if full is None:
             raise
         raise UserError(
-            f"--workdir {workdir} cannot be written ({full.strerror}): make room there and run the command again"
+            f"--workdir {workdir} cannot be written ({full.strerror}): free space there and run the command again"
         ) from error
 
 
@@ -248,8 +248,9 @@ def atomic_folder(out: str | Path, flag: str) -> Iterator[Path]:
         # to an open file name none.
         if error.filename and str(partial) not in str(error.filename):
             raise
+        full = "free space there, or " if find_full_disk(error) else ""
         raise UserError(
-            f"{flag}: {given} cannot be written ({error.strerror or error}); nothing was left there"
+            f"{flag}: {given} cannot be written ({error.strerror or error}); {full}give another {flag}"
         ) from error
     finally:
         if partial.exists():

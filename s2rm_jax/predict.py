@@ -17,8 +17,8 @@ several.
 --images takes a folder, a quoted pattern, or a list of images, which may have expressions of its own. Each image has
 its own folder in --out, for which --explain is a file name, and result.json lists all images. An image that cannot be
 read is reported and skipped; the exit status is then 4. The same command continues a job that was stopped. Several
-processes share the images with --shard, or started by SLURM and others; each then writes a part file instead of
-result.json. docs/command_line.md covers lists, jobs, videos, --json and --quiet.
+processes share the images if --shard is given, or if SLURM or another launcher starts them; each then writes a part
+file instead of result.json. docs/command_line.md covers lists, jobs, videos, --json and --quiet.
 
 --coco also writes coco_results.json and coco_images.json, and --label_studio tasks with the masks as pre-annotations;
 docs/other_tools.md shows how pycocotools, FiftyOne and Label Studio read them.
@@ -119,7 +119,7 @@ CHECKPOINT = command_line.define_checkpoint(FLAGS)
 def main() -> dict[str, Any]:
     """Segment one image or many; return the content of result.json."""
     for flag in ("image", "images"):
-        if FLAGS[flag].value == "":  # such as of a variable that is not set
+        if FLAGS[flag].value == "":  # for example from an unset shell variable
             raise UserError(f"--{flag} is empty: {FLAGS[flag].help}")
     if IMAGE.value and IMAGES.value:
         raise UserError("--image and --images are both given; use --image for one image, --images for many")

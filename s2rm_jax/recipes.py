@@ -46,9 +46,9 @@ def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
             ""       the recipe of the LAVT family, above
             ours     [ours], compared with LAVT's on generated scenes (docs/results/ablations.md) and a few photographs
                      (docs/results/refer_mini.md), not on RefCOCO: 16 images with 4 expressions each per step, so that
-                     an encoded image teaches four times; cross-entropy and Dice, also on the coarser masks; mirrored
-                     and masked inputs; smaller learning rates for the early layers of pretrained parts; averaged
-                     parameters; bfloat16
+                     each encoded image is used for four expressions; cross-entropy and Dice, also on the coarser masks;
+                     mirrored and masked inputs; smaller learning rates for the early layers of pretrained parts;
+                     averaged parameters; bfloat16
             one_gpu  `ours` for a 24 GB GPU: each step in 4 parts, with recomputation
             small    a small network, trained from scratch for 400 steps, to try the complete path from the files to the
                      evaluation on a laptop. Its vocabulary is $S2RM_BERT_VOCAB or --config.text.vocab.
@@ -61,7 +61,7 @@ def recipe(source: dict[str, object], variant: str = "") -> ConfigDict:
     config.input.source = ConfigDict(defaults | source)
     config.input.image_size = (480, 480)
     config.input.sampling = "referent"
-    config.input.expressions_per_image = 1  # so that a batch of 32 images has 32 referents, as in peers
+    config.input.expressions_per_image = 1  # so that a batch of 32 images has 32 referents, as in LAVT
     config.input.workers = 4
     config.steps = 0  # computed from the epochs
     config.epochs = EPOCHS

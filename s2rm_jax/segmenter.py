@@ -173,7 +173,7 @@ class Segmenter:
 
         Raises:
             UserError: the folder has no training run or no checkpoint, its vocabulary is missing, its configuration
-                does not fit the checkpoint, the network cannot be downloaded, or `which` is something else.
+                does not fit the checkpoint, the network cannot be downloaded, or `which` has another value.
         """
         run = load_run(workdir, which, keep_programs=keep_programs)
         return cls(run.network, run.params, run.tokenizer, run.config, run.programs)
@@ -183,7 +183,7 @@ class Segmenter:
     @overload
     def encode(self, image: list[ImageT]) -> list[EncodedImage]: ...
     def encode(self, image: Any) -> Any:
-        """Encode an image for any number of calls of `segment`; return when the device has finished.
+        """Encode an image for any number of calls of `segment`; wait until the device has finished.
 
         Args:
             image: a file, a URL (http:// or https://), the bytes of a file, an array [H, W, 3] of uint8, or a PIL

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from absl import flags
@@ -122,6 +123,16 @@ def test_help_shows_the_docstring_and_the_flags(call):
             "--config.optimizer.learning_rat: there is no such field; did you mean --config.optimizer.learning_rate",
         ),
         (["--config=FILE", "--workdir=w", "--config.learning_rate=1"], "mean --config.optimizer.learning_rate"),
+        (["--config=FILE", "--workdir=w", "--config.lr=1"], "did you mean --config.optimizer.learning_rate?\n"),
+        (["--config=FILE", "--workdir=w", "--config.optimizer.lr=1"], "mean --config.optimizer.learning_rate?\n"),
+        (["--config=FILE", "--workdir=w", "--config.wd=1"], "did you mean --config.optimizer.weight_decay?\n"),
+        (["--config=FILE", "--workdir=w", "--config.bs=1"], "did you mean --config.batch_size?\n"),
+        (["--config=FILE", "--workdir=w", "--config.eval.bs=1"], "did you mean --config.eval.batch_size?\n"),
+        (["--config=FILE", "--workdir=w", "--config.input.wd=1"], "mean --config.optimizer.weight_decay?\n"),
+        (
+            ["--config=FILE", "--workdir=w", "--config.loss.x=1"],  # not the section config.loss
+            "--config.loss.x: there is no such field; did you mean --config.loss.kind?\n",
+        ),
         (
             ["--config=FILE", "--workdir=w", "--config.xyzzy=1"],
             "--config.xyzzy: there is no such field; remove it (s2rm_jax/config.py has all fields)",
@@ -192,6 +203,10 @@ def test_mistakes_give_a_one_line_error_and_status_2(call, config_file, argument
             "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().loss.seed = 3\n",
             "line 3: there is no field 'seed'; did you mean config.seed?",
         ),
+        (
+            "from s2rm_jax.config import default_config\ndef get_config():\n    default_config().optimizer.lr = 3\n",
+            "line 3: there is no field 'lr'; did you mean config.optimizer.learning_rate?",
+        ),
         ("def get_config():\n    return 3\n", "get_config() returns int, not a ConfigDict"),
         ("def get_config():\n    open('/no/such/file')\n", "/no/such/file"),
     ],
@@ -202,6 +217,29 @@ def test_the_error_of_a_broken_configuration_file_names_the_line(call, tmp_path,
     status, _, err, seen = call(f"--config={path}", "--workdir=w")
     assert (status, seen) == (2, [])
     assert f"--config: {path} cannot be loaded: " in err and message in err and err.count("\n") == 1
+
+
+def test_a_variant_of_a_configuration_without_variants_is_an_error(call, tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text("from s2rm_jax.config import default_config\ndef get_config():\n    return default_config()\n")
+    status, _, err, _ = call(f"--config={path}:small", "--workdir=w")
+    message = "it has no variants; leave out the colon and what follows it"
+    assert (status, err) == (2, f"error: --config: {path} cannot be loaded: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("required", "message"),
+    [
+        ((), "--config.steps: --config is missing; give the configuration to change (see --help)"),
+        (("config",), "--config is missing: a configuration (see --help)"),
+    ],
+)
+def test_a_field_without_a_configuration_is_an_error(required, message):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "a configuration", flag_values=values)
+    main = partial(command_line.run_and_exit, lambda: None, values, "", required)
+    done = run_function(main, "--config.steps=9")
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
 def test_user_errors_of_the_command_have_status_2_and_no_traceback(call, config_file):
@@ -239,7 +277,7 @@ def test_a_raw_error_of_a_network_may_pass_too(call, config_file):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "nonsense"])
-def test_a_device_that_is_missing_is_told_in_one_line(platform):
+def test_a_missing_device_is_reported_in_one_line(platform):
     """In a process of its own, because JAX keeps the devices that it found first."""
     program = (
         "import jax; from absl import flags; from s2rm_jax import command_line; "
@@ -296,7 +334,7 @@ def test_a_full_disk_is_not_a_defect(call, config_file, code):
     status, _, err, _ = call(f"--config={config_file}", "--workdir=w", main=main)
     assert (status, err) == (
         2,
-        f"error: out/table.md cannot be written ({os.strerror(code)}): free space and retry\n",
+        f"error: out/table.md cannot be written ({os.strerror(code)}): free space there and run the command again\n",
     )
 
 

@@ -91,7 +91,7 @@ def test_files(folders):
         ("a b --outt=c", "error: Unknown command line flag 'outt'. Did you mean: out ? (see --help)"),
         (
             "a nowhere",
-            "error: nowhere: metrics.json is missing, damaged or not of evaluate; give a folder that evaluate",
+            "error: nowhere: metrics.json is missing, is damaged, or was not written by evaluate; give a folder that ",
         ),
         ("a b --out a/metrics.json", "error: --out: a/metrics.json is an existing file"),
     ],

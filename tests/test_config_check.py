@@ -29,6 +29,7 @@ def test_the_defaults_are_valid():
         ("decoder.guidance", "half", "one of: full, maps, none"),
         ("decoder.widths", (8, 8, 8), "4 numbers, one per stage"),
         ("vision.num_heads", (4, 8, 16), "4 numbers, one per stage"),
+        ("vision.depths", (2,), "1 number, one per stage"),
         ("vision.num_heads", (5, 8, 16, 32), "divide 128 channels evenly; 5 does not"),
         ("vision.depths", (2,), "two or more stages"),
         ("text.num_heads", 5, "divide 768 channels evenly; 5 does not"),

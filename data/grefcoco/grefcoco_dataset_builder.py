@@ -4,7 +4,7 @@ from data.refer_dataset import ReferBuilder, ReferConfig
 
 
 class Builder(ReferBuilder):
-    """gRefCOCO: images with the expressions that refer to something in them."""
+    """gRefCOCO: images with their expressions; an expression may refer to several objects or to nothing."""
 
     FOLDER = "grefcoco"
     BUILDER_CONFIGS = (ReferConfig("unc"),)

@@ -22,8 +22,8 @@ LEVEL = 95  # percent
 _SEED = 0
 _MAX_DRAWS = 2_000_000  # images drawn at a time, to bound the memory
 
-_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 16)  # words, the least of each group
-_AREAS = (0, 1, 2, 5, 10, 20, 40, 100)  # percent of the image
+_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 16)  # the smallest number of words in each group
+_AREAS = (0, 1, 2, 5, 10, 20, 40, 100)  # limits of the groups, in percent of the image
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
 HISTOGRAM_BINS = 20
 

@@ -33,7 +33,8 @@ INK: Colour = (24, 28, 33)
 MUTED: Colour = (104, 112, 122)
 PAPER: Colour = (255, 255, 255)
 
-# Of heat maps, from low to high, evenly spaced. Lightness increases monotonically, so the ramp works in greyscale too.
+# The colours of heat maps, from low to high, evenly spaced. Lightness increases monotonically, so the ramp works in
+# greyscale too.
 RAMP = ((26, 18, 64), (110, 30, 118), (198, 58, 92), (245, 130, 48), (255, 236, 150))
 _LOWEST_OPACITY, _HIGHEST_OPACITY = 0.35, 0.85
 

@@ -67,14 +67,14 @@ def read_evaluation(folder: Path) -> Evaluation:
     if "protocol" not in about:
         reports = sorted(str(file.parent) for file in folder.glob(f"*/{SCORE_FILE}"))
         give = first_of(reports, " or ") if reports else "a folder that evaluate wrote, such as WORKDIR/eval-val"
-        raise UserError(f"{folder}: metrics.json is missing, damaged or not of evaluate; give {give}")
+        raise UserError(f"{folder}: metrics.json is missing, is damaged, or was not written by evaluate; give {give}")
     path = folder / SCORE_FILE
     with explaining(lambda error: f"{path} cannot be read ({reason_of(error)}); run evaluate again"):
         scores = read_scores(path)
         counts = metrics.total(scores)
         found = (len(scores), counts.intersection, counts.union)
         if found != tuple(about["all"][name] for name in ("expressions", "intersection", "union")):
-            raise ValueError("it is not complete, or not of the same evaluation as metrics.json")
+            raise ValueError("it is incomplete, or does not belong to metrics.json")
     by_id = {score.id: score for score in scores}
     if len(by_id) < len(scores):
         raise UserError(f"{path}: several expressions have the same id; give each Expression of the source its own id")

@@ -35,10 +35,10 @@ class Protocol:
         name: the value of config.eval.protocol and --protocol
         follows: whose evaluation code it follows
         size: (height, width) at which masks are compared, whatever the network's input; None: the image's own
-        redraw_polygons: whether true masks are drawn from scaled polygons or resized to `size` by Pillow's nearest
-            pixel
-        drops_overlaps: whether that code drops the pixels that several polygons of an annotation cover; here the source
-            does, if its field `overlap` is "drop"
+        redraw_polygons: whether true masks are drawn from polygons scaled to `size`; otherwise they are resized with
+            Pillow's nearest-neighbour filter
+        drops_overlaps: whether the original code drops the pixels that several polygons of an annotation cover; in this
+            package, the source does so if its field `overlap` is "drop"
         resampled: what is resized to that resolution: the network's logits or its probabilities
         resampling: the method, see `resample`
         threshold: a pixel is predicted where its probability exceeds this

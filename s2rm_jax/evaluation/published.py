@@ -49,7 +49,7 @@ class Benchmark:
         if all(found[name] == count for name, count in known.items()):
             return ""
         whole, here = (" and ".join(f"{counts[name]:,} {name}" for name in known) for counts in (known, found))
-        return f"{self} has {whole}, evaluated were {here}"
+        return f"{self} has {whole}, but {here} were evaluated"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Augmentation of training images: mirroring, cropping, hiding parts. All are off by default, as in all peers.
+"""Augmentation of training images: mirroring, cropping, hiding parts. All are off by default, as in LAVT's recipe.
 
 Mirroring and cropping never contradict the expressions; if this is not certain, the view stays as it is. Hidden words
 can make an expression ambiguous, and hidden patches can cover a small referent, as in MaskRIS. All random choices come
@@ -117,7 +117,8 @@ def crop_box(example: Example, smallest: float, rng: np.random.Generator) -> Box
     """Draw a box with the proportions of the image that contains the referents of all its expressions.
 
     This includes expressions that are not in the view, since their referents are often landmarks of others. Landmarks
-    that no expression refers to may be lost. One side is longer than the proportions if the referents require it.
+    that no expression refers to may be lost. If the referents require it, one side is longer than the proportions
+    allow.
     """
     share = rng.uniform(smallest, 1)
     spans = []

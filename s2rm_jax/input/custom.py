@@ -10,9 +10,9 @@ JSON lines have one referent per line:
 In COCO's format, annotations have the additional field "expressions" and, optionally, "split", which images may have
 instead.
 
-Everything that the text of a file and the headers of the images of the split show is checked when the file is read;
-otherwise a mistake would stop a training run after hours. Only the pixels are read later. What happens to bad examples
-is described in docs/own_data.md.
+The text of the file and the headers of the split's images are checked when the file is read, so that no mistake in them
+stops a training run after hours. Only the pixels are read later. docs/own_data.md describes what happens to bad
+examples.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def json_lines_source(
         split: lines with this value of "split" are used; a line without it is in "train".
         root: folder of the file.
         file: name of the file. With "{split}" in it there is one file per split, whose lines need no "split".
-        apply_exif: the masks are those of the image as viewers show it, rotated by its EXIF orientation.
+        apply_exif: whether masks belong to the image as viewers show it, rotated by its EXIF orientation.
         on_bad_example: config.input.on_bad_example; "skip" leaves lines with mistakes out, with a warning.
 
     Raises:
@@ -177,10 +177,12 @@ def find_file(root: str | Path, file: str, split: str) -> tuple[Path, str]:
     "{split}" in the file's name is replaced by the split (one file per split); otherwise those records are in "train".
     """
     if not str(root):
-        raise UserError("the source's root is empty; set it to the folder of the data (docs/own_data.md)")
+        raise UserError("config.input.source.root is empty; set it to the folder of the data (docs/own_data.md)")
     path = Path(root).expanduser() / file.replace("{split}", split)
     if not path.is_file():
-        raise UserError(f"file {path} not found; set the source's root and file to it (docs/own_data.md)")
+        raise UserError(
+            f"file {path} not found; correct config.input.source.root or config.input.source.file (docs/own_data.md)"
+        )
     return path, split if "{split}" in file else "train"
 
 

@@ -91,7 +91,7 @@ def view_of(example: Example, chosen: list[int]) -> View:
     if (height, width) != (example.height, example.width):
         raise UserError(
             f"the image of example {example.id} is {width} x {height} pixels, but its "
-            f"annotation says {example.width} x {example.height}: {_name(example)} is not the annotated file"
+            f"annotation says {example.width} x {example.height}: replace {_name(example)}, or correct the annotation"
         )
     expressions = [example.expressions[index] for index in chosen]
     names = tuple(f"{_name(example)}, expression {expression.id}" for expression in expressions)

@@ -42,7 +42,7 @@ def expressions_problem(value: Any) -> str:
 
 
 def _is_visible(letter: str) -> bool:
-    """Return whether a letter is not removed by the tokenizer, as space, control characters and lone accents are."""
+    """Return whether the tokenizer keeps a letter; it removes spaces, control characters and lone accents."""
     if letter.isalnum():
         return True
     category = unicodedata.category(letter)
@@ -60,9 +60,9 @@ _OTHER_NAMES = {
 
 @functools.lru_cache  # a file may have a million entries with the same fields
 def near_miss(field: str, names: tuple[str, ...]) -> str:
-    """Return that one of the names of an entry's fields may be a misspelt `field`; "" if none is or `field` is there.
+    """Return a message if one of an entry's field names may be a misspelt `field`; "" if none is, or `field` is there.
 
-    Entries may have fields that are not read, so only names that are hardly anything else are near.
+    Entries may have fields that are not read, so only very similar names count.
     """
     if field in names:
         return ""
@@ -180,9 +180,10 @@ class StoredSource(Source):
         name: for error messages.
         examples: with all their expressions.
         referents: the groups of expressions of each example by referent.
-        images_checked: the headers of the images were compared with the examples already.
+        images_checked: whether the headers of the images were already compared with the examples.
         left_out: the problem of each expression that was left out because config.input.on_bad_example is "skip".
-        splits_compared: the images were compared with those of the other splits already, or may be in them too.
+        splits_compared: whether to skip the comparison with the images of other splits, because it was already made
+            or the splits may share images.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ from s2rm_jax.input.refer_annotations import (
     split_error,
     split_of,
 )
-from s2rm_jax.input.refer_masks import Annotation, Image
+from s2rm_jax.input.refer_masks import Annotation, ImageEntry
 
 _LOG = logging.getLogger(__name__)
 
@@ -165,7 +165,9 @@ class HuggingFaceSource(StoredSource):
 
 def _image_folder(root: str | Path, where: Path, file_names: Iterable[str]) -> ImageFolder:
     if not str(root):
-        raise UserError(f"the source's root is empty; {where} has no images: set it to the folder of COCO's train2014")
+        raise UserError(
+            f"config.input.source.root is empty, and {where} has no images; set it to the folder of COCO's train2014"
+        )
     return find_image_folder(Path(root).expanduser(), "refcoco", Path(root).expanduser(), *file_names)
 
 
@@ -188,13 +190,17 @@ def find_files(path: str | Path, split: str, revision: str = "") -> list[Path]:
 def find_dataset(path: str | Path) -> Path | None:
     """Return the local file or folder, or None for a name on the Hub; raise a UserError if `path` is neither."""
     if not str(path):
-        raise UserError("the source's path is empty; set it to Parquet files, or to USER/NAME on the Hugging Face Hub")
+        raise UserError(
+            "config.input.source.path is empty; set it to Parquet files, or to USER/NAME on the Hugging Face Hub"
+        )
     local = Path(path).expanduser()
     if local.exists():
         return local
     if is_repository(str(path)) and local.suffix != ".parquet":
         return None
-    raise UserError(f"the source's path {path} does not exist and is not a name on the Hub (USER/NAME); check it")
+    raise UserError(
+        f"config.input.source.path: {path} does not exist and is not a name on the Hub, USER/NAME; correct it"
+    )
 
 
 def _names(split: str) -> tuple[tuple[str, ...], ...]:
@@ -232,7 +238,7 @@ def _download(name: str, split: str, revision: str) -> list[Path]:
     """Return the files of a split in the cache, after downloading those that are not there yet."""
     from huggingface_hub import snapshot_download
 
-    what = f"the source's path {name} is not a local path and cannot be downloaded from the Hugging Face Hub"
+    what = f"config.input.source.path: {name} is not a local path and cannot be downloaded from the Hugging Face Hub"
     by_hand = f"download its Parquet files from https://huggingface.co/datasets/{name} and give their folder"
     for names in _names(split):
         forms = [form.format(one) for one in names for form in ("{}-*.parquet", "{}.parquet", "{}/*.parquet")]
@@ -256,7 +262,7 @@ class _Records(NamedTuple):
     """
 
     refs: list[dict[str, Any]]
-    images: dict[int, Image]
+    images: dict[int, ImageEntry]
     annotations: dict[int, Annotation]
     rows: list[Place]
     first_rows: dict[int, int]
@@ -269,8 +275,8 @@ def _layout_of(files: ParquetFiles, where: Path) -> tuple[str, ...]:
     missing = [name for name in layout if name not in files.columns]
     if missing:
         raise UserError(
-            f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(sorted(files.columns))}; rows with "
-            f"{', '.join(_REFER_COLUMNS)}, or with {', '.join(_ANSWER_COLUMNS)}, are read"
+            f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(sorted(files.columns))}; it "
+            f"needs {', '.join(_REFER_COLUMNS)}, or {', '.join(_ANSWER_COLUMNS)}"
         )
     return layout
 
@@ -322,7 +328,7 @@ def _answer_records(files: ParquetFiles, split: str, where: Path) -> _Records:
         image_id = ids.setdefault((name, start, size), _NO_COCO_ID + len(ids) if is_new else name)
         # An image without a readable header is refused when it is accessed.
         size_or_any = (height, width) if height else (_ANY_SIDE, _ANY_SIDE)
-        records.images.setdefault(image_id, Image(image_id, row["file_name"], *size_or_any))
+        records.images.setdefault(image_id, ImageEntry(image_id, row["file_name"], *size_or_any))
         polygons = _polygons(row["segmentation"])
         records.annotations[number] = Annotation(None if row.get("iscrowd") else polygons, False, image_id)
         texts = [row["answer"]] if isinstance(row["answer"], str) else row["answer"] or []

@@ -255,12 +255,12 @@ def decode_plain_jpeg(source: str | Path | bytes, max_pixels: int) -> UInt8[np.n
 
 
 def _open(source: str | Path | bytes, name: str) -> Image.Image:
-    if problem := slow_jpeg(source if isinstance(source, bytes) else _read_if_jpeg(source)):
+    if problem := slow_jpeg_problem(source if isinstance(source, bytes) else _read_if_jpeg(source)):
         raise UserError(f"{name} has {problem}")
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
-def slow_jpeg(content: bytes, most_segments: int = 10_000) -> str:
+def slow_jpeg_problem(content: bytes, most_segments: int = 10_000) -> str:
     """Return why Pillow would take minutes to open a JPEG, and what to do; "" if it would not."""
     segments = list(islice(_jpeg_segments(content), most_segments + 1)) if content.startswith(_JPEG_START) else []
     if len(segments) > most_segments:
@@ -288,7 +288,7 @@ def _read_if_jpeg(path: str | Path) -> bytes:
 
 
 def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
-    if problem := unusable(image, max_pixels):
+    if problem := image_problem(image, max_pixels):
         raise UserError(f"{name} {problem}")
     turn = _UNDO.get(orientation_of(image)) if isinstance(image, TiffImageFile) and not apply_exif else None
     image.load()
@@ -301,7 +301,7 @@ def _decode(image: Image.Image, name: str, apply_exif: bool, max_pixels: int) ->
     return _to_rgb(image, name)
 
 
-def unusable(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
+def image_problem(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
     """Return why `load_image` refuses an image, by its header, and what to do; "" if it does not."""
     if image.width * image.height > max_pixels:
         return f"has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down"
@@ -406,7 +406,7 @@ def read_header(path: Path) -> Header:
     """Read the header of an image file. A problem is returned, not raised, so that all can be reported together."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if problem := unusable(image):
+            if problem := image_problem(image):
                 return Header(problem=f"{path} {problem}")
             width, height = stored_size(image)
             return Header(height, width, orientation_of(image))

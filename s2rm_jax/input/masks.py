@@ -136,7 +136,7 @@ class Usable(NamedTuple):
 
     Attributes:
         segmentation: the polygons and RLEs that can be decoded; [] if none can
-        problems: of the others, one each
+        problems: one for each part that cannot be decoded
         is_empty: whether there are only polygons and none covers a pixel. Such a segmentation is not a mask; an RLE or
             file without a pixel means that the expression refers to nothing.
         has_pixels: whether a part covers a pixel.

@@ -162,7 +162,7 @@ def combined_source(
     """
     split_by = dict(map(parse_dataset, datasets))
     if len(split_by) < len(datasets):
-        raise UserError(f"datasets is {tuple(datasets)}; each dataset may occur once, with one of its splits")
+        raise UserError(f"datasets is {tuple(datasets)}; name each dataset once, with one split_by")
     selected, split = parse_split(split, split_by)
     leave_out: frozenset[int] = frozenset()
     if split == "train":

@@ -96,7 +96,9 @@ class UnpackedImages:
         """Return the file of an image; raise a UserError if it cannot be read."""
         start, size, _, _ = self.index[number].tolist()
         with (
-            explaining(lambda error: f"{self.path} cannot be read ({reason_of(error)}); start again to write it anew"),
+            explaining(
+                lambda error: f"{self.path} cannot be read ({reason_of(error)}); run the command again to recreate it"
+            ),
             open(self.path, "rb") as file,
         ):
             file.seek(start)
@@ -130,8 +132,8 @@ def unpack_images(files: ParquetFiles, places: Sequence[Place], name: str) -> Un
                     index = _write_images(files, places, path)
     except OSError as error:
         raise UserError(
-            f"the images of {name} cannot be unpacked into the user's cache folder ({one_line(error)}); make room "
-            "there, or set XDG_CACHE_HOME to a folder that you can write to and that has room"
+            f"the images of {name} cannot be unpacked into the user's cache folder ({one_line(error)}); free space "
+            "there, or set XDG_CACHE_HOME to a writable folder with enough space"
         ) from error
     return UnpackedImages(path, index)
 

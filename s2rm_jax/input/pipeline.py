@@ -95,7 +95,8 @@ def build_tokenizer(config: ConfigDict, source: Source, pretrained: Sequence[str
         why = "config.text.pretrained is set" if config.text.pretrained else "this source has no vocabulary"
         raise UserError(
             f"config.text.vocab is empty and {why}: give the path of a BERT vocab.txt there, or in S2RM_BERT_VOCAB for "
-            "a recipe that reads it: curl -LO https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
+            "a recipe that reads it; to download one, run "
+            "curl -LO https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
         )
     tokenizer = Tokenizer(vocabulary, config.text.max_tokens, config.text.lower_case)
     if tokenizer.size > config.text.vocab_size:
@@ -172,7 +173,7 @@ def train_batches(
     *,
     left_out: LeftOut | None = None,
 ) -> Iterator[Batch]:
-    """Yield shuffled batches without end; an epoch consists of the rows of `sampling.rows_of`.
+    """Yield an endless stream of shuffled batches; an epoch consists of the rows of `sampling.rows_of`.
 
     Args:
         source: the training split.

@@ -53,7 +53,7 @@ class ReferSource(StoredSource):
             split: a split of the file; "test" joins all test splits, see `select_referents`.
             root: folder in the REFER layout, see refer_annotations.py.
             dataset: the folder under `root`: refcoco, refcoco+, refcocog, refclef, grefcoco, or custom data.
-            split_by: name of the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
+            split_by: who made the splits, as in `refs(SPLIT_BY).p`: unc, google, umd, berkeley, ...
             sentence_field: "raw", the expressions as typed, on which LAVT and ReLA train and which are closest to what
                 users type; or "sent", cleaned and in lower case, as CRIS, CARIS and ReMamber use.
             overlap: how to join the polygons (or RLEs) of one annotation. "union" is what the annotation means. "drop"

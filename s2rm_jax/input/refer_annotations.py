@@ -24,7 +24,7 @@ from s2rm_jax.errors import UserError, counted, first_of
 from s2rm_jax.input.example import Expression, Segmentation, expression_problem
 from s2rm_jax.input.images import path_in
 from s2rm_jax.input.plain_pickle import load_plain_pickle
-from s2rm_jax.input.refer_masks import Annotation, Image, Masks
+from s2rm_jax.input.refer_masks import Annotation, ImageEntry, Masks
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,13 +76,16 @@ def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Pat
         UserError: a folder or file is missing; names the existing ones.
     """
     if not str(root):
-        raise UserError("the source's root is empty; set it to the folder of the data (data/README.md)")
+        raise UserError(
+            "config.input.source.root is empty; set it, or S2RM_DATA for the recipes, to the folder of the data "
+            "(data/README.md)"
+        )
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"the folder of the data, {root}, does not exist; {_HELP}")
     folder = root / dataset
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; {root} has {_listing(root, '*/')}; {_HELP}")
+        raise UserError(f"{folder} does not exist; folders in {root}: {_listing(root, '*/')}; {_HELP}")
     instances = folder / "instances.json"
     candidates = [folder / f"{stem}({split_by}){suffix}" for stem in ("refs", "grefs") for suffix in (".p", ".json")]
     refs = next((path for path in candidates if path.is_file()), None)
@@ -92,7 +95,7 @@ def find_annotations(root: str | Path, dataset: str, split_by: str) -> tuple[Pat
             f"the REFER files, with {candidates[0].name} ({_HELP})"
         )
     if refs is None:
-        raise UserError(f"{candidates[0]} not found; {folder} has {_listing(folder, '*refs(*')}; {_HELP}")
+        raise UserError(f"{candidates[0]} not found; similar files in {folder}: {_listing(folder, '*refs(*')}; {_HELP}")
     if not instances.is_file():
         raise UserError(f"{instances} not found; it comes in the same archive as {refs.name}; {_HELP}")
     return refs, instances
@@ -146,7 +149,7 @@ def _bare(file_name: str) -> str:
 
 def _listing(folder: Path, pattern: str) -> str:
     names = sorted(path.name for path in folder.glob(pattern))
-    return first_of(names, ", ", 8) or f"nothing like {pattern}"
+    return first_of(names, ", ", 8) or "none"
 
 
 def read_json(path: Path) -> Any:
@@ -164,7 +167,7 @@ def _read_bytes(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read_instances(path: Path) -> tuple[dict[Any, Image], dict[Any, Annotation]]:
+def read_instances(path: Path) -> tuple[dict[Any, ImageEntry], dict[Any, Annotation]]:
     """Return the images and the annotations of a file in COCO's format, each by id.
 
     Raises:
@@ -172,7 +175,7 @@ def read_instances(path: Path) -> tuple[dict[Any, Image], dict[Any, Annotation]]
             one id.
     """
     content = read_json(path)
-    images: dict[Any, Image] = {}
+    images: dict[Any, ImageEntry] = {}
     annotations: dict[Any, Annotation] = {}
     try:
         for entry in content["images"]:
@@ -191,7 +194,7 @@ def read_instances(path: Path) -> tuple[dict[Any, Image], dict[Any, Annotation]]
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
-def add_image(images: dict[Any, Image], id: Any, entry: dict[str, Any], path: Path) -> None:
+def add_image(images: dict[Any, ImageEntry], id: Any, entry: dict[str, Any], path: Path) -> None:
     """Add an image, given its entry in COCO's format, to those by id.
 
     Raises:
@@ -200,7 +203,7 @@ def add_image(images: dict[Any, Image], id: Any, entry: dict[str, Any], path: Pa
     """
     if not isinstance(name := entry["file_name"], str):
         raise TypeError(f"{name!r:.40} is not a string")
-    image = Image(id, name, int(entry["height"]), int(entry["width"]))
+    image = ImageEntry(id, name, int(entry["height"]), int(entry["width"]))
     if min(image.height, image.width) < 1 or image.height * image.width >= _MOST_PIXELS:
         raise ValueError(f"image {id} has {image.width:.5g} x {image.height:.5g} pixels")
     other = images.setdefault(id, image)
@@ -214,7 +217,7 @@ def add_image(images: dict[Any, Image], id: Any, entry: dict[str, Any], path: Pa
 
 
 def add_annotation(
-    annotations: dict[Any, Annotation], id: Any, entry: dict[str, Any], images: dict[Any, Image], path: Path
+    annotations: dict[Any, Annotation], id: Any, entry: dict[str, Any], images: dict[Any, ImageEntry], path: Path
 ) -> None:
     """Add an annotation as `add_image` adds an image; `images` are for the message."""
     annotation = Annotation(entry.get("segmentation"), bool(entry.get("iscrowd")), entry.get("image_id"))
@@ -249,7 +252,7 @@ def load_refs(path: str | Path) -> list[dict[str, Any]]:
 class Referent:
     """The expressions about one object, or in gRefCOCO about any number of objects, of an image."""
 
-    image: Image
+    image: ImageEntry
     expressions: tuple[Expression, ...]
 
 
@@ -267,7 +270,7 @@ def collector_paused() -> Iterator[None]:
 
 def select_referents(
     all_refs: list[dict[str, Any]],
-    images: dict[Any, Image],
+    images: dict[Any, ImageEntry],
     annotations: dict[Any, Annotation],
     refs_path: Path,
     *,
@@ -278,10 +281,11 @@ def select_referents(
     """Return the referents of a split, ordered by the image's id, then as in the file.
 
     Referents without a usable mask and expressions without words are left out, and so are the parts of a mask that
-    cannot be decoded; each of the three is counted in a warning. Polygons that cover no pixel are no mask, and neither
-    is the annotation of another image. In gRefCOCO (`grefs(...)`) a referent has a list of annotations, and its mask is
-    their union, for which each needs a mask; those that cover no pixel add none. Annotations of crowds are skipped, as
-    in ReLA, and the list [-1] means that the expression refers to nothing (segmentation []).
+    cannot be decoded; each of the three is counted in a warning. A mask is not usable if its polygons cover no pixel or
+    its annotation belongs to another image. In gRefCOCO (`grefs(...)`) a referent has a list of annotations, and its
+    mask is the union of their masks. If one of them has no mask, the referent is left out; one that covers no pixel
+    adds nothing. Annotations of crowds are skipped, as in ReLA, and the list [-1] means that the expression refers to
+    nothing (segmentation []).
 
     Args:
         all_refs: the records of the referents of all splits.
@@ -383,7 +387,7 @@ def in_split(value: str, split: str) -> bool:
     return "test" in value if split == "test" else value == split
 
 
-def _mask_of(ref: dict[str, Any], image: Image, masks: Masks, path: Path) -> Segmentation | str:
+def _mask_of(ref: dict[str, Any], image: ImageEntry, masks: Masks, path: Path) -> Segmentation | str:
     """Return the mask of a referent, [] if it refers to nothing, or a str that says why it has no mask."""
     ids = _field(ref, "ann_id", path)
     generalized = is_generalized(path)

@@ -11,7 +11,7 @@ from s2rm_jax.input.masks import fractions_problem, has_pixels, usable_parts
 
 
 @dataclass(frozen=True)
-class Image:
+class ImageEntry:
     """An image of `instances.json`; the size is in pixels. All ids of a file are integers, or all are strings."""
 
     id: Any
@@ -29,9 +29,10 @@ class Annotation(NamedTuple):
 
 
 class Masks:
-    """The masks of annotations, which treat overlaps as `overlap` says; the methods return a str where there is none.
+    """The masks of annotations. Methods return a mask, or a str that says why there is none.
 
-    The str says why. `bad` has the ids of annotations with parts that were left out because they cannot be decoded.
+    `overlap` is "union" or "drop", see ReferSource. `bad` has the ids of annotations with parts that were left out
+    because they cannot be decoded.
     """
 
     def __init__(self, annotations: Mapping[Any, Annotation], overlap: str):
@@ -40,12 +41,12 @@ class Masks:
         self._overlap = overlap
         self._found: dict[Any, Segmentation | str] = {}
 
-    def single(self, ann_id: Any, image: Image) -> Segmentation | str:
+    def single(self, ann_id: Any, image: ImageEntry) -> Segmentation | str:
         """Return the mask of an annotation that is in the annotations."""
         return self._of(ann_id, image) or "its polygons cover no pixel"
 
-    def union(self, ann_ids: Sequence[Any], image: Image) -> Segmentation | str:
-        """Return the mask of several annotations, crowds left out; without one of their masks it would be wrong."""
+    def union(self, ann_ids: Sequence[Any], image: ImageEntry) -> Segmentation | str:
+        """Return the union of the masks of several annotations without crowds, or why there is none."""
         parts: list[Any] = []
         for ann_id in ann_ids:
             if self.annotations[ann_id].is_crowd:
@@ -56,7 +57,7 @@ class Masks:
             parts += found if isinstance(found, list) else [found]
         return parts or "apart from crowds, its polygons cover no pixel"
 
-    def _of(self, ann_id: Any, image: Image) -> Segmentation | str:
+    def _of(self, ann_id: Any, image: ImageEntry) -> Segmentation | str:
         """Return the mask of an annotation, [] if it covers no pixel."""
         image_id = self.annotations[ann_id].image_id
         if image_id not in (None, image.id):
@@ -65,7 +66,7 @@ class Masks:
             self._found[ann_id] = self._find(ann_id, image)
         return self._found[ann_id]
 
-    def _find(self, ann_id: Any, image: Image) -> Segmentation | str:
+    def _find(self, ann_id: Any, image: ImageEntry) -> Segmentation | str:
         stored = self.annotations[ann_id].segmentation
         if not isinstance(stored, list | dict) or not stored:
             return f"its segmentation is {stored!r:.40}"

@@ -110,7 +110,7 @@ def epoch_size(source: Source, config: ConfigDict) -> EpochSize | None:
 
 
 def steps_for(epochs: int | float, epoch: EpochSize | None, batch_size: int) -> int:
-    """Return the number of steps in `epochs`, counted in whole batches as peers do: the remainder is dropped.
+    """Return the number of steps in `epochs`, counted in whole batches as in LAVT: the remainder is dropped.
 
     For 42,404 referents of RefCOCO in batches of 32 this gives 1,325 steps per epoch. No row is skipped: the next
     epoch begins within a batch.

@@ -163,7 +163,7 @@ class TfdsSource(Source):
             root: TFDS's data_dir, the --out of data/build.py.
             dataset: refcoco, refcoco+, refcocog, refclef or grefcoco of data/build.py; or "ref_coco", TFDS's own, with
                 split_by refcoco_unc, refcoco_google, refcocoplus_unc, refcocog_google or refcocog_umd.
-            split_by: name of the splits, the name of the TFDS config.
+            split_by: who made the splits; this is the name of the TFDS config.
             sentence_field: "raw" or "sent"; `ref_coco` has "raw" only.
             overlap: "union" or "drop", see ReferSource; `ref_coco` has "union" only.
 
@@ -211,7 +211,7 @@ class TfdsSource(Source):
 def newest_version(root: str | Path, dataset: str, split_by: str) -> Path:
     """Return the folder ROOT/DATASET/SPLIT_BY/VERSION of the highest version; raise a UserError if there is none."""
     root = Path(root).expanduser()
-    how = f"build it with: python -m data.build --dataset {dataset} --split_by {split_by} --root REFER_DIR --out {root}"
+    how = f"build it with: python -m data.build --dataset {dataset} --split_by {split_by} --root DATA --out {root}"
     if dataset == STOCK:
         how = f"prepare it with TFDS (and TensorFlow): tfds build ref_coco/{split_by} --file_format=array_record"
     if not root.is_dir():

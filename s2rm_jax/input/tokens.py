@@ -102,8 +102,8 @@ class Tokenizer:
             self.truncated += 1
             if self.truncated == 1:
                 _LOG.warning(
-                    "%.80r takes %d tokens and is truncated to %d; further ones are counted but not logged "
-                    "(text.max_tokens raises the limit)",
+                    "the expression %.80r has %d tokens and is truncated to %d; further truncated expressions are not "
+                    "logged; to keep more tokens, raise config.text.max_tokens",
                     *(expression, len(pieces) + 2, self.max_tokens),
                 )
             pieces = pieces[: self.max_tokens - 2]
@@ -239,7 +239,7 @@ def remarks(tokenizer: Tokenizer, expression: str) -> list[str]:
     length, limit = tokenizer.length(expression), tokenizer.max_tokens
     if length > limit:
         found.append(
-            f"{expression!r:.80} takes {length} tokens and is truncated to the first {limit} (text.max_tokens)"
+            f"{expression!r:.80} has {length} tokens and is truncated to the first {limit} (config.text.max_tokens)"
         )
     if tokenizer.has_unknown(expression):
         unknown = dict.fromkeys(f"{word!r:.80}" for word in expression.split() if tokenizer.has_unknown(word))

@@ -123,7 +123,7 @@ def _receive(url: str, part: Path, source: Download) -> None:
             while chunk := _read(response):
                 received += len(chunk)
                 if received > (total or source.size or received):
-                    raise SourceUnavailable(f"sends more than the {total or source.size:,} bytes that it should have")
+                    raise SourceUnavailable(f"sends more than the expected {total or source.size:,} bytes")
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and received < total:
@@ -181,10 +181,10 @@ def _reason(error: BaseException) -> str:
 
 
 def verify(part: Path, source: Download) -> dict[str, Any]:
-    """Return size and sha256 of a file.
+    """Check a downloaded file and return its size in bytes and its sha256.
 
     Raises:
-        SourceUnavailable: they are not the known ones; the file is removed.
+        SourceUnavailable: the size, checksum or format is wrong; the file is removed.
     """
     kind, _, expected = (source.checksum or "sha256:").partition(":")
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in {kind, "sha256"}}
@@ -197,7 +197,7 @@ def verify(part: Path, source: Download) -> dict[str, Any]:
     if source.size and size != source.size:
         problem = f"has {size:,} bytes instead of {source.size:,}"
     elif expected and found != expected:
-        problem = f"has another {kind} ({found}) than the known one ({expected})"
+        problem = f"has the {kind} {found} instead of {expected}"
     elif source.is_zip and not zipfile.is_zipfile(part):
         problem = "is not a zip archive"
     elif not source.is_zip:

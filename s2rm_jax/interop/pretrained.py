@@ -73,8 +73,8 @@ def find_vocabulary(config: ConfigDict) -> tuple[str, ...] | None:
     has_words = as_json.is_file() or (folder / VOCAB_FILE).is_file()
     if not (has_words or text.vocab):
         raise UserError(
-            f"config.text.pretrained: {folder} has weights but no vocabulary: put their {VOCAB_FILE} or "
-            f"{_TOKENIZER_FILE} there, or set config.text.vocab"
+            f"config.text.pretrained: {folder} has weights but no vocabulary: put the {VOCAB_FILE} or "
+            f"{_TOKENIZER_FILE} of these weights into this folder, or set config.text.vocab"
         )
     if not (has_words or (folder / _TOKENIZER_CONFIG).is_file()):
         return None

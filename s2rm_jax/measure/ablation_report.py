@@ -128,7 +128,7 @@ def _read_collected(path: Path) -> list[dict[str, Any]]:
         isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _KEY.items()) for row in rows
     )
     if not valid:
-        raise UserError(f"--collect: {path} has something other than results of ablations; give another file")
+        raise UserError(f"--collect: {path} was not written by ablate --collect; give another file")
     if not os.access(path, os.W_OK):  # it would be replaced nevertheless
         raise UserError(f"--collect: {path} is read-only; make it writable, or give another file")
     return rows

@@ -161,7 +161,7 @@ def read_suite(path: Path) -> tuple[Variant, ...]:
     """Return the variants of a JSON file, {variant: {field: value}}, after `full`, the unchanged configuration.
 
     Raises:
-        UserError: the file cannot be read, has something else, or has the name of a suite of the package.
+        UserError: the file cannot be read, has another form, or has the name of a suite of the package.
     """
     if path.stem in (*SUITES, "all"):
         raise UserError(f"--suite: {path} has the name of a suite of the package; rename it")

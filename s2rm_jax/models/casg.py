@@ -96,6 +96,9 @@ class CASG(nn.Module):
 
         `vision` holds the map [b, h_i, w_i, c_i] of every stage from fine to coarse. Its last map is not read, because
         `fused` is made from it.
+
+        Raises:
+            ValueError: a field has an unknown value, or the numbers of widths and of vision maps differ.
         """
         if self.guidance not in GUIDANCES:
             raise ValueError(f"guidance must be one of {GUIDANCES}, not {self.guidance!r}")

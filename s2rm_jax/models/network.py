@@ -133,7 +133,12 @@ class ReferringNetwork(nn.Module):
         token_mask: Bool[Array, "b k l"],
         train: bool = False,
     ) -> Output:
-        """Segment every expression of every image; with `train` it needs a "dropout" rng."""
+        """Segment every expression of every image; if `train`, `apply` needs rngs={"dropout": key}.
+
+        Raises:
+            ValueError: images are not uint8 or float [b, height, width, 3], tokens are not [b, k, l], token_mask is not
+                bool of that shape, or there are more tokens than the text encoder has positions.
+        """
         features = self.encode_image(images, train)
         height, width = images.shape[1:3]
         return self.ground(features, tokens, token_mask, (height, width), train)
@@ -141,7 +146,11 @@ class ReferringNetwork(nn.Module):
     def encode_image(
         self, images: UInt8[Array, "b height width 3"] | Float[Array, "b height width 3"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Return the vision maps from fine to coarse, for any number of calls of `ground`."""
+        """Return the vision maps from fine to coarse, for any number of calls of `ground`.
+
+        Raises:
+            ValueError: images are not uint8 or float [b, height, width, 3].
+        """
         _check_images(images)
         return self.vision(normalize(images) if images.dtype == jnp.uint8 else images, train)
 
@@ -153,7 +162,12 @@ class ReferringNetwork(nn.Module):
         image_size: tuple[int, int],
         train: bool = False,
     ) -> Output:
-        """Segment expressions on encoded images; `image_size` is the (height, width) of the images in pixels."""
+        """Segment expressions on encoded images; `image_size` is the (height, width) of the images in pixels.
+
+        Raises:
+            ValueError: tokens are not [b, k, l] for the b images of `features`, or token_mask is not bool of that
+                shape.
+        """
         _check_tokens(tokens, images=features[0].shape[0])
         _check_token_mask(token_mask, tokens.shape)
         b, k, length = tokens.shape
@@ -221,7 +235,8 @@ def build_network(config: ConfigDict) -> ReferringNetwork:
     """Build the network described by config.vision, text, fusion, decoder, dtype and remat.
 
     Raises:
-        UserError: config.dtype is not one of `config.DTYPES`; modules refuse other unknown values when they are called.
+        UserError: config.dtype is not one of `config.DTYPES`; other unknown values raise ValueError when the network is
+            called.
     """
     dtype, remat = choose("dtype", config["dtype"], _DTYPES), config["remat"]
     not_of_the_module = {"vocab", "lower_case", "max_tokens", "pretrained", "no_target_width"}

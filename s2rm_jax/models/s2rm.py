@@ -273,7 +273,11 @@ class S2RM(nn.Module):
         words: Float[Array, "b k l d"],
         mask: Bool[Array, "b k l"],
     ) -> Fused:
-        """Fuse the last stage of the backbone with the hidden states of the words; `mask` is false for padding."""
+        """Fuse the last stage of the backbone with the hidden states of the words; `mask` is false for padding.
+
+        Raises:
+            ValueError: a field has an unknown value.
+        """
         if self.mode not in FUSIONS:
             raise ValueError(f"fusion mode must be one of {FUSIONS}, not {self.mode!r}")
         if not self.pairs or not set(self.pairs) <= set(PAIRS):

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 from ml_collections import ConfigDict
 
-from s2rm_jax.errors import UserError, counted
+from s2rm_jax.errors import UserError
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
@@ -48,8 +48,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     if fsdp < 1 or len(chosen) % fsdp:
         fitting = ", ".join(str(n) for n in range(1, len(chosen) + 1) if len(chosen) % n == 0)
         raise UserError(
-            f"config.mesh.fsdp={fsdp} does not divide the {counted(len(chosen), 'device')} of this run: "
-            f"it must be one of {fitting}"
+            f"config.mesh.fsdp={fsdp} does not divide the number of devices, {len(chosen)}; possible values: {fitting}"
         )
     return Mesh(np.array(chosen).reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 

@@ -51,7 +51,7 @@ def compilation_cache(config: ConfigDict, workdir: epath.Path) -> AbstractContex
     """Within the context, let JAX cache compiled programs in the folder that config.compilation_cache names.
 
     The default is <workdir>/compilation_cache, unless JAX already has a folder (JAX_COMPILATION_CACHE_DIR). JAX's keys
-    include everything that a program depends on, so a stale program is never used. Of several processes, the first
+    include everything that a program depends on, so a stale program is never used. With several processes, process 0
     writes and all read. Several processes on CPUs have no cache by default: their programs differ, so the first process
     would be ready long before the others and wait for them in a step.
 

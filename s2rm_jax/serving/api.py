@@ -333,7 +333,7 @@ def uploaded_file(form: FormData, field: str) -> UploadFile:
 
 
 async def _leaves(receive: Receive) -> None:
-    """Return when the client has left; its request must be complete."""
+    """Wait until the client has left; its request must be complete."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

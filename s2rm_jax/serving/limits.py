@@ -14,7 +14,7 @@ from io import BytesIO
 from PIL import Image
 
 from s2rm_jax.errors import UserError, counted
-from s2rm_jax.input.images import JPEG_SCAN, slow_jpeg
+from s2rm_jax.input.images import JPEG_SCAN, slow_jpeg_problem
 
 _MAX_VISITORS = 10_000  # whose recent requests are counted; the least recent visitor is dropped
 # The cost of an expression apart from resizing, scoring and encoding its mask. The network and, on the page, the maps
@@ -170,7 +170,7 @@ def check_image(content: bytes, limits: Limits) -> int:
     """
     check_bytes(len(content), limits)
     if content.startswith(_JPEG):
-        if problem := slow_jpeg(content, _MAX_SEGMENTS):
+        if problem := slow_jpeg_problem(content, _MAX_SEGMENTS):
             raise _error(f"the image has {problem}")
         _require_at_most(_MAX_SCANS, content.count(JPEG_SCAN), "scans")  # also those of an embedded thumbnail
     elif content.startswith(_PNG):

@@ -110,7 +110,7 @@ def build_page(service: Service, cases: Sequence[Case], uploads: Uploads, name: 
         return service.submit(content, lines, convert, visitor=visitor_of(request), explain=lines is not None)
 
     async def leaves(session: str) -> None:
-        """Return when the visitor has closed the page."""
+        """Wait until the visitor has closed the page."""
         while any(
             event.alive for job in page._queue.active_jobs for event in job or () if event.session_hash == session
         ):

@@ -269,7 +269,7 @@ class Service:
     def warm_up(self, opened: Callable[[], None] = lambda: None) -> None:
         """Compile the programs of common requests, become ready, and compile those of requests with more expressions.
 
-        Requests are answered meanwhile; those whose program is missing wait for it in the queue, where they occupy no
+        Requests are answered in the meantime; those whose program is missing wait for it in the queue, where they occupy no
         thread. `opened` is called when the programs of single common requests are compiled, before those of joined
         requests; requests are joined as soon as these are compiled.
         """

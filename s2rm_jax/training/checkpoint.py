@@ -77,7 +77,7 @@ class Checkpoints:
             save_decision_policy=checkpoint_managers.AnySavePolicy(
                 [checkpoint_managers.FixedIntervalPolicy(steps) for steps in (every, keep_every) if steps]
             ),
-            # With the best alone, a restart would rewind to it. Of the latest there are two, so that an unreadable
+            # If only the best were kept, a restart would rewind to it. The latest two are kept, so that an unreadable
             # checkpoint costs one interval and not the run.
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [

@@ -24,7 +24,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """The signal that asks a run to stop: of several processes, the greatest number that any of them received."""
+    """The signal that asks a run to stop; with several processes, the highest number that any of them received."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None  # by this process

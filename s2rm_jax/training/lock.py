@@ -34,7 +34,7 @@ from s2rm_jax.training.logging import log
 LOCK_FILE, HOLDER_FILE = ".lock", "lock.json"
 LEASE = 60.0  # seconds without a renewal after which a lease has lapsed
 RENEW_EVERY = 15.0  # seconds
-SETTLE = 3.0  # seconds in which the last of several processes that took a lease at once has written its own
+SETTLE = 3.0  # seconds to wait, so that the last of several processes that take a lease at once has written its record
 
 _LOGGER = logging.getLogger(__name__)
 _POLL = 1.0  # seconds between looks at a lease

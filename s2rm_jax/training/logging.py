@@ -37,7 +37,7 @@ WANDB_ID_FILE = "wandb_run.txt"
 
 
 class _Console(logging.Handler):
-    """Print warnings to stderr and other lines to stdout; of several processes, only the first prints to stdout."""
+    """Print warnings to stderr and other lines to stdout; with several processes, only process 0 prints to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line at once, also into a pipe; a closed pipe raises, which logging's own handlers prevent."""
@@ -276,7 +276,7 @@ class Averages:
 
 
 def evaluation_part(split: str) -> str:
-    """Return the part under which a MetricsWriter writes evaluations of a split: "train" has the training batches."""
+    """Return the prefix of the metric names of evaluations of a split; "train" is the prefix of training batches."""
     return "eval_train" if split == "train" else split
 
 
@@ -284,7 +284,7 @@ class MetricsWriter:
     """Write metrics to <workdir>/metrics.jsonl, to TensorBoard files and to Weights & Biases, as the config says.
 
     A run that resumes at `step` first removes the metrics of later steps from metrics.jsonl, so that no step is written
-    twice. Use it as a context manager. Of several processes, only the first writes.
+    twice. Use it as a context manager. With several processes, only process 0 writes.
     """
 
     def __init__(self, workdir: epath.PathLike, config: ConfigDict, step: int = 0, repeats: str = ""):
@@ -294,7 +294,7 @@ class MetricsWriter:
             workdir: the folder of the run.
             config: the fields read are `tensorboard` and `wandb_project`.
             step: at which the run begins or resumes.
-            repeats: the part whose metrics at `step` will be written again, and so are removed too.
+            repeats: the prefix of the metrics at `step` that will be written again, and so are removed too.
 
         Raises:
             UserError: Weights & Biases is configured and does not work.
@@ -319,7 +319,7 @@ class MetricsWriter:
             opened.pop_all()  # everything is open, and `__exit__` closes it
 
     def write(self, step: int, part: str, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of `part` at `step`: "train", or the `evaluation_part` of a split."""
+        """Write metrics at `step` under the prefix `part`: "train", or the `evaluation_part` of a split."""
         if self._lines is None:
             return
         values = {f"{part}/{name}": float(value) for name, value in metrics.items()}

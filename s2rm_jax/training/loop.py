@@ -58,11 +58,13 @@ class Parts:
     """The parts that the loop works with."""
 
     network: nn.Module
-    batches: Callable[[int], Iterator[Batch]]  # returns the batches after the given number of rows, without end
+    batches: Callable[
+        [int], Iterator[Batch]
+    ]  # returns an endless stream of batches, which begins after the given number of rows
     # Returns the metrics of parameters and calls a function after each batch; None: no evaluation.
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[epath.Path], None]
-    epoch: EpochSize | None = None  # of the training split; None if the data is generated without end
+    epoch: EpochSize | None = None  # of the training split; None if the source is endless
     left_out: Set[str] = frozenset()  # the problems of the bad examples that `batches` left out
 
 

@@ -33,7 +33,7 @@ def parse_profile_steps(text: str) -> range:
 
 
 class Profile:
-    """Trace the given steps of a run into <workdir>/profile; of several processes, the first is traced.
+    """Trace the given steps of a run into <workdir>/profile; with several processes, only process 0 is traced.
 
     Use it as a context manager, so that a trace is written even if the run fails.
 

@@ -93,7 +93,7 @@ def load_run(
 
     Raises:
         UserError: the folder is not the workdir of a run, has no such checkpoint or no vocabulary, or its configuration
-            does not fit its parameters; `which` is something else; or as `find_run`.
+            does not fit its parameters; `which` has another value; or as `find_run`.
     """
     if which not in ("best", "latest") and not isinstance(which, int):
         raise UserError(f"which is {which!r}; it must be 'best', 'latest' or a step")
@@ -270,7 +270,9 @@ def _describe_missing(workdir: epath.Path) -> str:
         return f"folder {workdir} not found; check the path"
     if any((workdir / name).exists() for name in ("encode_image.onnx", "encode_image.stablehlo")):
         return f"{workdir} is an export; give the workdir of its run, or use segment.py in it"
-    return f"{workdir / CONFIG_FILE} not found: {workdir} is neither the workdir of a run nor a folder of to-pytorch"
+    return (
+        f"{workdir / CONFIG_FILE} not found; give the workdir of a run, or a folder that convert to-pytorch has written"
+    )
 
 
 def _completed(value: Any, default: Any = None) -> Any:

@@ -85,7 +85,7 @@ def make_train_step(network: nn.Module, plan: StatePlan, config: ConfigDict, mes
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
             "expressions": counts.expressions,
-            **{name: 100 * total / positive(counts.expressions) for name, total in sums.metrics.items()},
+            **{name: 100 * total / safe_divisor(counts.expressions) for name, total in sums.metrics.items()},
         }
         return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
@@ -246,7 +246,7 @@ def count(batch: Any, config: ConfigDict) -> ExpressionCounts:
     return ExpressionCounts(batch.valid.sum(dtype=jnp.float32), loss_count(batch.targets, batch.valid, config.loss))
 
 
-def positive(number: Float[Array, ""]) -> Float[Array, ""]:
+def safe_divisor(number: Float[Array, ""]) -> Float[Array, ""]:
     """Return `number`, or 1 if it is 0, as a divisor: a batch without expressions must give 0, not 0 / 0."""
     return jnp.where(number > 0, number, 1.0)
 
@@ -268,12 +268,12 @@ def _make_backward(network: nn.Module, plan: StatePlan, config: ConfigDict) -> B
                 "logits, coarse_logits and no_target_logits"
             )
         total = segmentation_loss(output, part.targets, part.valid, part.has_target, config.loss)
-        loss = total / positive(counts.loss)
+        loss = total / safe_divisor(counts.loss)
         no_target = output.no_target_logits
         if no_target is None:
             return loss, {"mean_iou": iou_sum(output.logits, part.targets, part.valid, part.has_target)}
         no_target_total = no_target_loss(no_target, part.has_target, part.valid)
-        loss += config.loss.no_target_weight * no_target_total / positive(counts.expressions)
+        loss += config.loss.no_target_weight * no_target_total / safe_divisor(counts.expressions)
         masks = jnp.where((no_target > 0)[..., None, None], -1.0, output.logits)
         return loss, {
             "mean_iou": iou_sum(masks, part.targets, part.valid, part.has_target),

@@ -61,7 +61,7 @@ def test_images_may_lie_elsewhere(tmp_path):
     ("root", "split_by", "message"),
     [
         ("nowhere", "", "--root: the folder .*nowhere does not exist"),
-        ("data", "google", r"refs\(google\)\.p not found; .* has refs\(unc\)\.p"),
+        ("data", "google", r"refs\(google\)\.p not found; similar files in .*: refs\(unc\)\.p"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, root, split_by, message):

@@ -90,7 +90,7 @@ def test_long_settings_differ_in_their_length_alone(name, longer):
 
 
 def test_an_unknown_setting_is_named():
-    with pytest.raises(UserError, match="has no variant 'near'; use :far, :far_long, :long or none"):
+    with pytest.raises(UserError, match="has no variant 'near'; available: 'far', 'far_long', 'long'"):
         get_config("near")
 
 

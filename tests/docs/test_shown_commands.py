@@ -52,7 +52,7 @@ RUN_BY = {
 }
 RUN_HERE = ("s2rm_jax.predict", "s2rm_jax.evaluate", "s2rm_jax.show_input", "s2rm_jax.describe")
 SMALLER = {"s2rm_jax.evaluate": ["--limit=4", "--gallery=1"]}
-MARK = re.compile(r"[Nn]eeds?\b|\b(DATA|DIR|REFER_DIR|REFER_MINI|CONFIG|CLUSTER|IMAGE)\b")
+MARK = re.compile(r"[Nn]eeds?\b|\b(DATA|DIR|REFER_MINI|CONFIG|CLUSTER|IMAGE)\b")
 STANDARD = (r"git clone ", r"cd ", r"mkdir ", r"\. \S+/bin/activate$", r"python3 -m venv ")
 
 
@@ -114,7 +114,9 @@ def needs_something(words: list[str]) -> bool:
     if parsed is None:
         return words[0] in ("docker", "xpk", "kubectl", "gcloud", "ffmpeg", "sbatch", "srun", "wandb", "tensorboard")
     name, arguments = parsed
-    of_data = r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|hf://|--repo|\S*\b(DATA|DIR|REFER_DIR|REFER_MINI)\b"
+    of_data = (
+        r"(configs/)?(ref|gref|combined|CONFIG)|runs/(ref|mem)|testA|to-onnx|hf://|--repo|\S*\b(DATA|DIR|REFER_MINI)\b"
+    )
     return name == "s2rm_jax.compile_for" or any(re.match(of_data, argument) for argument in arguments)
 
 

@@ -64,14 +64,14 @@ def test_a_benchmark_is_known_by_its_size():
     test_a = Benchmark("refcoco", "unc", "testA")
     assert test_a.difference(750, 5657) == ""
     assert test_a.difference(2, 7) == (
-        "refcoco (unc) testA has 750 images and 5,657 expressions, evaluated were 2 images and 7 expressions"
+        "refcoco (unc) testA has 750 images and 5,657 expressions, but 2 images and 7 expressions were evaluated"
     )
     assert test_a.difference(750, 5656)
     assert Benchmark("refcoco", "unc", "val").difference(1500, 10834) == ""
     # What is not known is not compared.
     assert Benchmark("grefcoco", "unc", "testB").difference(750, 1) == ""
     assert Benchmark("grefcoco", "unc", "val").difference(2, 7) == (
-        "grefcoco (unc) val has 1,500 images, evaluated were 2 images"
+        "grefcoco (unc) val has 1,500 images, but 2 images were evaluated"
     )
     assert Benchmark("refclef", "berkeley", "test").difference(1, 60103) == ""
 

@@ -234,7 +234,7 @@ def test_many_tasks_are_in_several_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "images", "C:\\images"])
-def test_a_prefix_that_is_no_address_is_an_error(prefix):
+def test_a_prefix_that_is_not_an_address_is_an_error(prefix):
     with pytest.raises(UserError, match=rf"^--label_studio: {re.escape(prefix)} is not the beginning of the addresses"):
         check_address(prefix)
 

@@ -152,9 +152,12 @@ def damage(name, function):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "metrics.json").unlink(), "eval: metrics.json is missing, damaged or not of evaluat"),
-        (damage("metrics.json", lambda text: text[:50]), "eval: metrics.json is missing, damaged or not of evaluate"),
-        (damage("metrics.json", lambda _: json.dumps({"step": 3})), "eval: metrics.json is missing, damaged or not of"),
+        (lambda folder: (folder / "metrics.json").unlink(), "eval: metrics.json is missing, is damaged, or was not"),
+        (damage("metrics.json", lambda text: text[:50]), "eval: metrics.json is missing, is damaged, or was not"),
+        (
+            damage("metrics.json", lambda _: json.dumps({"step": 3})),
+            "eval: metrics.json is missing, is damaged, or was not",
+        ),
         (lambda folder: (folder / "expressions.csv").unlink(), r"expressions.csv cannot be read \(No such file or dir"),
         (
             damage("expressions.csv", lambda _: ""),
@@ -166,7 +169,7 @@ def damage(name, function):
         ),
         (
             damage("expressions.csv", lambda text: text[: text.rindex("\n2")]),
-            r"cannot be read \(it is not complete, or",
+            r"cannot be read \(it is incomplete, or",
         ),
         (
             damage("expressions.csv", lambda text: text[:-9]),

@@ -121,7 +121,7 @@ def test_a_field_that_it_does_not_have_is_reported(root):
     ("split", "arguments", "message"),
     [
         ("train", {"datasets": ("refcoco",)}, "'refcoco' is not of the form DATASET/SPLIT_BY, such as refcoco/unc"),
-        ("train", {"datasets": ("refcoco/unc", "refcoco/google")}, "each dataset may occur once"),
+        ("train", {"datasets": ("refcoco/unc", "refcoco/google")}, "name each dataset once"),
         ("train", {"sentence_field": "words"}, "sentence_field is 'words'; it must be one of: raw, sent"),
         ("train", {"held_out": ("refcocog/google",)}, r"refs\(google\)\.p not found"),
         ("flickr:val", {}, r"part 'flickr' not found; available: refcoco, refcoco\+, refcocog"),

@@ -40,7 +40,7 @@ def test_polygons_of_a_source_in_fractions_are_refused_with_the_name_of_the_expr
 
 
 @pytest.mark.parametrize("text", [None, ["red", "dog"]])
-def test_an_expression_that_is_no_string_is_named(text, unchecked):
+def test_an_expression_that_is_not_a_string_is_named(text, unchecked):
     with pytest.raises(UserError, match=r"expression '3': its text must be a string, got (None|\['red', 'dog'\])"):
         Expression(text, LEFT, id="3")
 
@@ -84,7 +84,7 @@ def test_an_image_in_memory_and_in_a_file_give_the_same_arrays(tmp_path):
     [
         (png()[:500], r"^example 7: the image is damaged or of an unsupported kind \([^\n]+\)[^\n]*$"),
         (b"", r"^example 7: the image is empty \(0 bytes\)[^\n]*$"),
-        (png((30, 41)), r"is 41 x 30 pixels, .* 40 x 30: the image of example 7 is not the annotated file$"),
+        (png((30, 41)), r"is 41 x 30 pixels, .* 40 x 30: replace the image of example 7, or correct the annotation$"),
     ],
 )
 def test_an_image_in_memory_that_does_not_do_is_named(data, message):

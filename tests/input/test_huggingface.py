@@ -358,7 +358,9 @@ def test_unpacked_images_that_are_lost(lmms, tmp_path, monkeypatch):
     files = unpacked(monkeypatch, tmp_path)
     source = HuggingFaceSource("val", path=lmms)
     files()[0].unlink()
-    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\); start again to write it anew"):
+    with pytest.raises(
+        UserError, match=r"cannot be read \(No such file or directory\); run the command again to recreate it"
+    ):
         source[0]
 
 
@@ -373,7 +375,7 @@ def test_a_full_disk_leaves_no_unpacked_images(lmms, tmp_path, monkeypatch):
     files = unpacked(monkeypatch, tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(parquet, "open", open_full, raising=False)
-        with pytest.raises(UserError, match=r"cannot be unpacked .* \(.*No space left on device\); make room there"):
+        with pytest.raises(UserError, match=r"cannot be unpacked .* \(.*No space left on device\); free space there"):
             HuggingFaceSource("val", path=lmms)
     assert files() == []
     assert len(HuggingFaceSource("val", path=lmms)) == 2 and len(files()) == 1
@@ -445,11 +447,11 @@ def test_moved_folders():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": ""}, "the source's path is empty"),
-        ({"path": "/nowhere"}, "the source's path /nowhere does not exist and is not a name on the Hub"),
-        ({"path": "nowhere/data.parquet"}, "path nowhere/data.parquet does not exist"),
+        ({"path": ""}, r"source\.path is empty"),
+        ({"path": "/nowhere"}, r"source\.path: /nowhere does not exist and is not a name on the Hub"),
+        ({"path": "nowhere/data.parquet"}, "path: nowhere/data.parquet does not exist"),
         ({"root": "/nowhere"}, "the image COCO_train2014_.* was not found"),
-        ({"root": ""}, "the source's root is empty; .* has no images: set it to the folder of COCO's train2014"),
+        ({"root": ""}, "root is empty, and .* has no images; set it to the folder of COCO's train2014"),
         ({"overlap": "sum"}, "overlap is 'sum'"),
         ({"sentence_field": "text"}, "sentence_field is 'text'"),
         ({"rev": "main"}, "the source 'hf' has no such field; it has path, revision"),
@@ -669,7 +671,7 @@ def test_a_name_on_the_hub(datasets, refer, monkeypatch):
     [
         (
             {"path": "nobody/nothing"},
-            r"path nobody/nothing is not a local path .*: no such repository is visible",
+            r"path: nobody/nothing is not a local path .*: no such repository is visible",
         ),
         (
             {"revision": "v2"},

@@ -249,7 +249,7 @@ def test_arrays_and_pil_images_are_taken_as_they_are():
         (np.ones((0, 4, 3), np.uint8), r"got \[0, 4, 3\]"),
     ],
 )
-def test_arrays_that_are_no_image_are_refused(array, message):
+def test_arrays_that_are_not_images_are_refused(array, message):
     with pytest.raises(UserError, match=message):
         load_image(array)
 

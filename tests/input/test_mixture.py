@@ -227,7 +227,7 @@ def test_parts_without_names_are_refused(parts):
         build_source(ConfigDict({"name": "mixture", "parts": parts}), "train")
 
 
-def test_a_mistake_in_a_part_is_told_with_its_name(tmp_path):
+def test_a_mistake_in_a_part_is_reported_with_its_name(tmp_path):
     parts = {"a": {"name": "json_lines", "root": str(write_json_lines(tmp_path)), "file": 7}}
     for build in (build_source, find_source):
         with pytest.raises(UserError, match=r"^parts\.a: config\.input\.source\.file is 7; it must be a string"):

@@ -107,7 +107,7 @@ def test_each_split_may_have_a_file_and_what_names_no_split_is_in_train(tmp_path
     assert len(build_source(ConfigDict(settings), "train")) == 3
     (root / file).rename(root / f"val_{file}")
     assert len(build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "val")) == 3
-    with pytest.raises(UserError, match=rf"file .*train_{file} not found; set the source's root and file"):
+    with pytest.raises(UserError, match=rf"file .*train_{file} not found; correct config\.input\.source\.root or"):
         build_source(ConfigDict({**settings, "file": f"{{split}}_{file}"}), "train")
 
 
@@ -194,7 +194,7 @@ def test_a_mistake_in_a_line_is_named(tmp_path, number, change, message):
         ("{}", r"line 2: 'image' is missing; line 2: 'expressions' is missing; line 2: needs one of .* has none"),
     ],
 )
-def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
+def test_a_line_that_is_not_a_record_is_named(tmp_path, line, message):
     path = write_json_lines(tmp_path) / "data.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], line, *lines[1:]]))
@@ -224,7 +224,7 @@ def test_a_mask_file_that_does_not_fit_is_named(tmp_path):
     assert len(json_lines_source("train", root=root)) == 2  # of other splits the files are not opened
 
 
-def test_many_mistakes_are_told_together(tmp_path):
+def test_many_mistakes_are_reported_together(tmp_path):
     def edit(entries):
         for entry in entries[:7]:
             entry["expressions"] = [""]
@@ -329,13 +329,13 @@ def test_many_unknown_images_are_reported_quickly(tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path, name):
+def test_a_missing_split_is_reported_with_the_available_ones(tmp_path, name):
     root = FORMS[name](tmp_path)
     with pytest.raises(
         UserError, match=r"split 'test' not found in .*; available: train \(6 referents\), val \(3 referents\)"
     ):
         build_source(ConfigDict({"name": name, "root": str(root)}), "test")
-    with pytest.raises(UserError, match="the source's root is empty"):
+    with pytest.raises(UserError, match=r"config\.input\.source\.root is empty"):
         build_source(ConfigDict({"name": name, "root": ""}), "train")
 
 
@@ -530,7 +530,7 @@ def test_an_id_of_two_images_stays_ambiguous_when_the_first_is_repeated(tmp_path
         coco_json_source("train", root=root, on_bad_example="skip")
 
 
-def test_a_mistake_in_an_image_is_told_once_and_all_its_expressions_are_counted(tmp_path):
+def test_a_mistake_in_an_image_is_reported_once_and_all_its_expressions_are_counted(tmp_path):
     root = write_coco_json(tmp_path, change_image(height="48"))
     with pytest.raises(UserError, match=r"annotations\.json has a mistake: image 0: 'height' must be an integer"):
         coco_json_source("train", root=root)
@@ -540,7 +540,7 @@ def test_a_mistake_in_an_image_is_told_once_and_all_its_expressions_are_counted(
     assert source.num_expressions == whole.num_expressions - len(source.left_out)
 
 
-def test_objects_of_several_lines_are_told_once(tmp_path):
+def test_objects_of_several_lines_are_reported_once(tmp_path):
     path = write_json_lines(tmp_path) / "data.jsonl"
     path.write_text("\n".join(json.dumps(json.loads(line), indent=2) for line in path.read_text().splitlines()))
     with pytest.raises(UserError, match=r"has objects of several lines; write each on one line \(jq -c \. FILE does"):

@@ -383,13 +383,13 @@ def test_ids_may_be_floats_as_pandas_writes_them(tmp_path):
 
 def test_a_missing_file_is_named_with_what_is_there(tmp_path):
     root = write_refer_layout(tmp_path / "data")
-    with pytest.raises(UserError, match="the source's root is empty"):
+    with pytest.raises(UserError, match=r"config\.input\.source\.root is empty; set it, or S2RM_DATA"):
         ReferSource("train", root="")
     with pytest.raises(UserError, match=r"nowhere, does not exist; data/README\.md lists"):
         ReferSource("train", root=tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"refcocog does not exist; .* has images, refcoco; "):
+    with pytest.raises(UserError, match=r"refcocog does not exist; folders in .*: images, refcoco; "):
         ReferSource("train", root=root, dataset="refcocog")
-    with pytest.raises(UserError, match=r"refs\(google\)\.p not found; .* has refs\(unc\)\.p; "):
+    with pytest.raises(UserError, match=r"refs\(google\)\.p not found; similar files in .*: refs\(unc\)\.p; "):
         ReferSource("train", root=root, split_by="google")
     (root / "refcoco/instances.json").write_text('{"images": [')
     with pytest.raises(UserError, match=r"instances\.json is damaged or not JSON"):

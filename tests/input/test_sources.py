@@ -110,7 +110,7 @@ def test_what_is_there_is_found(settings):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("refer", {"root": ""}, "the source's root is empty"),
+        ("refer", {"root": ""}, r"source\.root is empty"),
         ("refer", {"root": "/nowhere"}, "the folder of the data, /nowhere, does not exist"),
         ("refer", {"split_by": "google"}, r"refs\(google\)\.p not found"),
         (
@@ -127,7 +127,7 @@ def test_what_is_there_is_found(settings):
         ("combined", {"datasets": "refcoco/unc"}, r"source\.datasets is 'refcoco/unc'; it must be a list of strings"),
         ("combined", {"datasets": (1,)}, r"source\.datasets is \(1,\); it must be a list of strings"),
         ("combined", {"datasets": ("refcoco/unc", "refcocog/umd")}, "refcocog does not exist"),
-        ("combined", {"root": ""}, "the source's root is empty"),
+        ("combined", {"root": ""}, r"source\.root is empty"),
         ("json_lines", {"file": "other.jsonl"}, r"file .*other\.jsonl not found"),
         ("json_lines", {"name": "coco_json"}, r"file .*annotations\.json not found"),
         ("json_lines", {"name": "tfds"}, r"refcoco/unc has no prepared dataset"),
@@ -135,7 +135,7 @@ def test_what_is_there_is_found(settings):
         ("mixture", {"parts": {"a": 3}}, "parts of a mixture must be a ConfigDict"),
     ],
 )
-def test_what_is_not_there_is_told_as_the_source_tells_it(settings, name, change, message):
+def test_missing_files_are_reported_as_the_source_reports_them(settings, name, change, message):
     config = ConfigDict(settings[name] | change)
     for look in (find_source, build_source):
         with pytest.raises(UserError, match=message):

@@ -62,7 +62,7 @@ def test_an_expression_at_the_limit_is_whole_and_one_beyond_it_keeps_its_end(tok
     assert mask.all()
     assert tokenizer.truncated == 2
     assert len(caplog.records) == 1
-    assert "takes 9 tokens and is truncated to 8" in caplog.text
+    assert "has 9 tokens and is truncated to 8" in caplog.text
 
 
 @pytest.mark.parametrize("expression", ["", "  \t\n", "\u200b\x00", "\u0301", "\u1734"])
@@ -147,7 +147,7 @@ def test_a_worker_process_gets_the_same_tokenizer(tokenizer):
         (WORDS, 2, "at least 3"),
     ],
 )
-def test_what_is_no_bert_vocabulary_is_refused(words, max_tokens, message):
+def test_a_file_that_is_not_a_bert_vocabulary_is_refused(words, max_tokens, message):
     with pytest.raises(UserError, match=message):
         Tokenizer(words, max_tokens)
 

@@ -106,7 +106,7 @@ def test_whatever_else_reaches_out_of_the_file_is_refused(tmp_path):
         (b"[1, 2]", "refs(unc).json", "does not hold a list of referents"),
     ],
 )
-def test_what_is_no_file_of_referents_is_named(tmp_path, data, name, message):
+def test_a_file_that_is_not_a_list_of_referents_is_named(tmp_path, data, name, message):
     path = write(tmp_path, data, name)
     with pytest.raises(UserError, match=message) as raised:
         load_refs(path)

@@ -100,7 +100,7 @@ def test_what_goes_wrong_is_said_in_one_line(server, page, limits, message):
     assert f"{server}/{page}" in str(raised.value)
 
 
-def test_a_page_is_no_image(server):
+def test_a_page_is_not_an_image(server):
     with pytest.raises(UserError, match="text is not an image"):
         load_image(f"{server}/text")
 

@@ -295,9 +295,7 @@ def test_the_vocabulary_beside_the_weights(tmp_path, text_config, files):
 
 
 def test_weights_without_a_vocabulary(tmp_path, text_config):
-    with pytest.raises(
-        UserError, match=r"has weights but no vocabulary: put their vocab\.txt or tokenizer\.json there"
-    ):
+    with pytest.raises(UserError, match=r"has weights but no vocabulary: put the vocab\.txt or tokenizer\.json of"):
         find_vocabulary(text_config)
     text_config.text.vocab = str(tmp_path / "mine.txt")
     assert find_vocabulary(text_config) is None

@@ -144,6 +144,8 @@ def test_it_gives_up_after_all_tries_and_at_once_on_a_mistake(cloud, status, exp
     ended, _ = run(cloud, [status] * 6, TRIES="3")
     assert ended.returncode == expected
     assert len((cloud / "trained").read_text().splitlines()) == 2 * starts
+    assert ended.stderr.count("the next starts in a minute") == starts - 1
+    assert ("try 3 of 3 ended with an error; run the same command again" in ended.stderr) == (starts == 3)
 
 
 def test_missing_variables_are_named(cloud):

@@ -263,7 +263,7 @@ def test_an_own_suite_trains_its_variants_and_has_a_folder_of_its_name(tmp_path,
             r"full-seed-0/result.json has the scores of test, compositional, not of val",
         ),
         (("--steps=3", "--config.steps=3"), "--steps and --config.steps are both given"),
-        (("--steps=3", "--config.seed=5"), "--config.seed: the runs have the seeds 0, 1, "),
+        (("--steps=3", "--config.seed=5"), "--config.seed: ablate itself sets the seeds 0, 1, "),
     ],
 )
 def test_another_setting_is_refused(stopped_and_continued, flags, message):

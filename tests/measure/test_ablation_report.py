@@ -250,10 +250,10 @@ def test_collected_runs_replace_their_earlier_rows_and_keep_the_others(tmp_path)
     [
         (b"[", "is damaged"),
         (b"\xff", "is damaged"),
-        (b"{}", "something other than results of ablations"),
-        (b'[{"benchmark": "a", "steps": 1}]', "something other than results of ablations"),
-        (b'[{"benchmark": "a", "steps": "1", "variant": "full", "seed": 0}]', "something other than results"),
-        (b"[3]", "something other than results of ablations"),
+        (b"{}", "was not written by ablate --collect"),
+        (b'[{"benchmark": "a", "steps": 1}]', "was not written by ablate --collect"),
+        (b'[{"benchmark": "a", "steps": "1", "variant": "full", "seed": 0}]', "was not written by ablate --collect"),
+        (b"[3]", "was not written by ablate --collect"),
     ],
 )
 def test_a_file_that_collect_has_not_written_stays_as_it_is(tmp_path, content, message):

@@ -135,6 +135,6 @@ def test_links_that_form_loops_end(frames):
 _REST = ["frame10.jpg", "frame1.png", "notes.txt"]
 
 
-def test_what_is_no_pattern_is_named(tmp_path):
+def test_a_text_that_is_not_a_pattern_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a\*\*b is not a pattern"):
         list_images(f"{tmp_path}/a**b")

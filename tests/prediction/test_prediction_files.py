@@ -106,7 +106,7 @@ def no_locks(*_):
         ("truncate", r"cannot be written \(No space left on device\); give another --out, or free space$"),
     ],
 )
-def test_a_part_that_cannot_be_opened_is_told_in_one_line_and_closed(tmp_path, monkeypatch, fails, message):
+def test_a_part_that_cannot_be_opened_is_reported_in_one_line_and_closed(tmp_path, monkeypatch, fails, message):
     opened = []
 
     def open_failing(path, mode):

@@ -529,7 +529,7 @@ def test_predict_with_bad_input(tiny_workdir, tmp_path, image, change, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir={tmp}"], "is neither the workdir of a run nor a folder of to-pytorch"),
+        (["--workdir={tmp}"], "not found; give the workdir of a run, or a folder that convert to-pytorch has written"),
         (["--workdir={run}", "--split=tset"], "tset"),
         (["--workdir={run}", "--out={tmp}/taken"], "is an existing file"),
         (["--workdir={run}", "--gallery=-1"], "gallery"),

@@ -34,7 +34,7 @@ def test_train(warm, workdir, tmp_path):
     (tmp_path / "tiny.py").write_text(CONFIG.format(workdir=str(workdir)))
     asked = (f"--config={tmp_path / 'tiny.py'}", f"--workdir={new}", "--config.eval.every=0")
     done = warm.run("tests/system/small_commands.py", "train", *asked, blocks=8)
-    assert_one_line(done, f"a checkpoint cannot be written to {new / 'checkpoints'}", "make room there")
+    assert_one_line(done, f"a checkpoint cannot be written to {new / 'checkpoints'}", "free space there")
     hidden = (new / "log" / "libraries_0.log").read_text()
     assert hidden.count("\n") > 20 and "File too large" in hidden
     ended = json.loads((new / "log" / "process_0.jsonl").read_text().splitlines()[-1])["message"]

@@ -280,7 +280,7 @@ def test_given_parameters_go_to_each_device_in_pieces(standin):
 
 
 @pytest.mark.parametrize("moves", [((8, 1), (4, 1)), ((8, 2), (8, 1), (8, 2)), ((8, 8), (4, 2))])
-def test_a_run_goes_on_from_a_checkpoint_of_other_devices(standin, tmp_path, moves):
+def test_a_run_continues_from_a_checkpoint_of_other_devices(standin, tmp_path, moves):
     batches, expected = on_one_device(standin, 1)
     state, done, trace = None, 0, []
     for devices, fsdp in moves:

@@ -63,7 +63,7 @@ def bucket(server, fake_bucket, monkeypatch):
     return server
 
 
-def test_a_run_begins_goes_on_and_is_read_there(bucket, tmp_path, standin, monkeypatch):
+def test_a_run_starts_continues_and_is_read_on_a_bucket(bucket, tmp_path, standin, monkeypatch):
     monkeypatch.chdir(tmp_path)
     workdir = "gs://bucket/runs/one"
     require_workdir(workdir)
@@ -147,7 +147,7 @@ def test_a_checkpoint_without_its_mark_does_not_count(bucket):
     assert has_checkpoint("gs://bucket/run")
 
 
-def test_a_bucket_that_cannot_be_reached_is_told_in_one_line(bucket, monkeypatch):
+def test_an_unreachable_bucket_is_reported_in_one_line(bucket, monkeypatch):
     def refuse(self, path, **_):
         raise RuntimeError("401: anonymous caller\nhas no access")
 

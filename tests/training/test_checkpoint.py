@@ -178,7 +178,7 @@ def test_items_that_are_no_longer_saved_do_not_matter(tmp_path, run_of):
 
 
 def test_nothing_there_is_said_clearly(tmp_path, standin):
-    with pytest.raises(UserError, match=r"neither the workdir of a run nor"):
+    with pytest.raises(UserError, match=r"not found; give the workdir of a run"):
         load_run(tmp_path)
     save_config(tmp_path, standin.make_config())
     with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints: train first"):

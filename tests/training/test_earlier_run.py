@@ -26,14 +26,14 @@ def workdir(tmp_path) -> Path:
     return tmp_path
 
 
-def test_it_segments(workdir):
+def test_an_earlier_run_segments(workdir):
     result = Segmenter.from_checkpoint(workdir).segment(
         Path(__file__).parents[2] / "docs/images/demo.png", ["the red star"]
     )
     assert result.masks.any() and 0 < result.scores[0] < 1
 
 
-def test_it_continues(workdir):
+def test_an_earlier_run_continues(workdir):
     config = load_config(workdir).unlock()
     config.steps, config.eval.every = 4, 0
     config.compilation_cache = ""  # so that the cache of the tests is used

@@ -191,7 +191,7 @@ def test_a_lease_that_cannot_be_renewed_for_a_moment_is_renewed_later(
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EROFS, UserError), (errno.EHOSTUNREACH, TemporaryFailure)])
-def test_a_workdir_that_cannot_be_written_is_told_in_one_line(workdir, monkeypatch, number, kind):
+def test_a_workdir_that_cannot_be_written_is_reported_in_one_line(workdir, monkeypatch, number, kind):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 

@@ -73,7 +73,7 @@ def test_every_kind_of_the_configuration_is_a_loss_and_others_are_refused():
         loss_count(targets, valid, loss_config("focal"))
 
 
-def test_targets_that_are_no_masks_of_the_size_of_the_logits_are_refused(unchecked):
+def test_targets_that_are_not_masks_of_the_size_of_the_logits_are_refused(unchecked):
     logits, targets, valid = random_case()
     with pytest.raises(ValueError, match=r"targets must be bool \[b, k, h, w\], got float32 .*unpack_masks"):
         segmentation_loss(output(logits), 255.0 * targets, valid, valid, loss_config())

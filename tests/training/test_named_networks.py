@@ -178,7 +178,7 @@ def test_a_gated_network(network, tmp_path, status):
 def test_a_cache_that_cannot_be_written(network, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"its cache cannot be written \(Not a directory\); make room there"):
+    with pytest.raises(UserError, match=r"its cache cannot be written \(Not a directory\); set HF_HOME to"):
         load_run("hf://anna/net")
 
 

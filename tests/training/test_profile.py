@@ -65,7 +65,7 @@ def test_steps_that_the_run_does_not_have(tmp_path, standin):
 
 
 @pytest.mark.parametrize("text", ["", "10", "10:", "0:5", "5:4", "a:b", "-1:5", "1:2:3"])
-def test_what_means_no_steps(text):
+def test_texts_that_are_not_a_range_of_steps_are_refused(text):
     with pytest.raises(UserError, match=r"--profile_steps is '.*'; it must be FIRST:LAST"):
         parse_profile_steps(text)
 

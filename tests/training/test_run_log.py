@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_is_named(tmp_path, standin, monkeypatch):
     monkeypatch.setattr(JsonLines, "write", write)
     config = standin.make_config(steps=1)
     message = (
-        rf"--workdir {tmp_path} cannot be written \(No space left on device\): make room there and run the command"
+        rf"--workdir {tmp_path} cannot be written \(No space left on device\): free space there and run the command"
     )
     with pytest.raises(UserError, match=message):
         standin.train(config, tmp_path, standin.make_parts(config), MESH)

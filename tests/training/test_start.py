@@ -13,7 +13,7 @@ from s2rm_jax.training.state import plan_state
 MESH = make_mesh(devices=jax.devices()[:1])
 
 
-def test_the_step_is_compiled_once_and_told_with_its_memory_and_flops(tmp_path, standin, capsys, caplog):
+def test_the_step_is_compiled_once_and_logged_with_its_memory_and_flops(tmp_path, standin, capsys, caplog):
     config = standin.make_config(steps=3)
     with jax.log_compiles():
         standin.train(config, tmp_path, standin.make_parts(config), MESH)

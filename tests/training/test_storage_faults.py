@@ -66,7 +66,7 @@ UNREACHABLE = 'UNAVAILABLE: Error reading "gs://bucket/run/checkpoints/5/state/"
         (ValueError("shapes (3,) and (4,) do not match"), "other"),
     ],
 )
-def test_what_libraries_raise_is_told_apart(error, fault):
+def test_errors_of_libraries_are_classified(error, fault):
     assert find_fault(error) == fault
     try:
         try:
@@ -177,18 +177,18 @@ def test_what_does_not_pass_ends_with_a_status_of_its_own_and_earlier_checkpoint
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (os_error(errno.ENOSPC), r"\(No space left on device\): make room there and run the command again$"),
+        (os_error(errno.ENOSPC), r"\(No space left on device\): free space there and run the command again$"),
         (os_error(errno.EACCES), r"\(Permission denied\): correct the permissions or give another folder, and run"),
     ],
 )
-def test_what_does_not_pass_by_itself_is_told_at_once(run_of, monkeypatch, error, message):
+def test_a_permanent_fault_is_reported_at_once(run_of, monkeypatch, error, message):
     in_background(monkeypatch, error, 10**6)
     with pytest.raises(UserError, match=message) as told:
         run_of.save(5)
     assert not isinstance(told.value, TemporaryFailure) and run_of.waits == []
 
 
-def test_a_defect_is_not_told_as_a_fault_of_the_storage(run_of, monkeypatch):
+def test_a_defect_is_not_reported_as_a_fault_of_the_storage(run_of, monkeypatch):
     in_background(monkeypatch, ValueError("shapes do not match"), 10**6)
     with pytest.raises(ValueError, match="shapes do not match"):
         run_of.save(5)
@@ -308,7 +308,7 @@ def test_damaged_metrics_are_named_and_cost_no_checkpoint(run_of, content, read)
     assert getattr(run_of, read)() is not None
 
 
-def test_metrics_of_another_protocol_are_no_score(run_of):
+def test_metrics_of_another_protocol_are_not_a_score(run_of):
     run_of.save(5)
     (run_of.path / "5" / "metrics" / "metrics").write_text(json.dumps({"n_acc": 3.0}))
     with run_of.open() as checkpoints:

@@ -55,7 +55,7 @@ def standin(monkeypatch):
     return module
 
 
-def test_a_run_goes_on_under_its_id(standin, config, tmp_path):
+def test_a_run_continues_under_its_id(standin, config, tmp_path):
     with MetricsWriter(tmp_path, config) as writer:
         writer.write(5, "train", {"loss": 1.5})
     with MetricsWriter(tmp_path, config, step=5) as writer:
@@ -76,7 +76,7 @@ def test_a_run_is_marked_by_how_it_ends(standin, config, tmp_path, raised, code)
     assert standin.said == [code]
 
 
-def test_what_wandb_refuses_is_told_in_one_line(standin, config, tmp_path):
+def test_an_error_of_wandb_is_reported_in_one_line(standin, config, tmp_path):
     def refuse(**_):
         raise standin.Error("No API key configured.\nUse `wandb login`.")
 
@@ -151,7 +151,7 @@ def test_on_a_bucket_what_wandb_keeps_goes_with_the_process(standin, config, tmp
     assert len(folders) == 2 and not any(map(os.path.exists, folders))
 
 
-def test_without_the_package_it_is_told_at_the_start(config, monkeypatch):
+def test_a_missing_package_is_reported_at_the_start(config, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"wandb is not installed: pip install -e '\.\[wandb\]'"):
         require_wandb(config)

@@ -30,7 +30,7 @@ from s2rm_jax.input.check.report import (
     where_images,
 )
 from s2rm_jax.input.example import expression_problem
-from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, map_ahead, stored_size, unusable
+from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, image_problem, map_ahead, stored_size
 from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
@@ -236,7 +236,9 @@ def _examine_annotations(report: DatasetReport, refs: list[Ref], instances: _Ins
     report.add("unusable referents", unusable, f"their ids are not usable; {_REFERENTS_AGAIN}")
     refs = [ref for ref in refs if has_usable_ids(ref)]
     report.counts = _count_by_split(refs)
-    report.add_wrong_counts(f"another version or part of a copy; {_SAME_ARCHIVE}, and download or copy both again")
+    report.add_wrong_counts(
+        f"the files are of another version or incomplete; {_SAME_ARCHIVE}, and download or copy both again"
+    )
     copy_again = "download or copy instances.json again"
     report.add("unusable entries of instances.json", instances.unusable, copy_again)
     report.add("ids that occur twice in instances.json", instances.duplicate_ids, copy_again)
@@ -429,7 +431,7 @@ def check_image(image: ImageFile, quick: bool = False) -> tuple[str, str]:
     try:
         with Image.open(path, formats=FORMATS) as file:
             size = stored_size(file)
-            if problem := unusable(file):
+            if problem := image_problem(file):
                 return _UNUSABLE, f"{path.name} ({problem.removeprefix('has ').partition(';')[0]})"
             if not quick:
                 file.draft(file.mode, (size[0] // 8, size[1] // 8))

@@ -76,11 +76,14 @@ class SceneConfig:
             _require(not unknown, f"{name} has unknown values {', '.join(map(repr, unknown))}; choose from {choices}")
             _require(len(values) > 0, f"{name} is empty; choose from {choices}")
             _require(len(set(values)) == len(values), f"{name} has a value twice: {', '.join(values)}")
-        _require(len(self.image_size) == 2 and min(self.image_size) >= 32, "image_size must be (height, width) >= 32")
+        _require(
+            len(self.image_size) == 2 and min(self.image_size) >= 32,
+            f"image_size is {self.image_size}; it must be (height, width), each at least 32",
+        )
         _require(self.min_objects >= 2, f"min_objects is {self.min_objects}; a scene needs at least 2")
         _require(
             self.max_objects >= self.min_objects,
-            f"max_objects ({self.max_objects}) is less than min_objects ({self.min_objects})",
+            f"max_objects is {self.max_objects}; it must be at least min_objects={self.min_objects}",
         )
         _require(0.3 <= self.object_scale <= 2.0, f"object_scale is {self.object_scale}; it must be in 0.3 ... 2.0")
         _require(0 <= self.distractors <= 1, f"distractors is {self.distractors}; it is a probability in 0 ... 1")
@@ -88,13 +91,14 @@ class SceneConfig:
         _require(self.grid >= 0, f"grid is {self.grid}; it must be 0, which places objects freely, or more")
         _require(
             self.grid == 0 or self.grid**2 >= self.max_objects,
-            f"grid is {self.grid}: {self.grid**2} cells for {self.max_objects} objects; 0 places objects freely",
+            f"grid is {self.grid}: {self.grid**2} cells for {self.max_objects} objects; set a larger grid, a smaller "
+            "max_objects, or grid=0",
         )
         for name in ("colours_per_scene", "shapes_per_scene", "expressions_per_scene"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for pair in self.held_out_pairs:
             known_pair = len(pair) == 2 and pair[0] in COLOURS and pair[1] in SHAPES
-            _require(known_pair, f"held_out_pairs has {pair!r}; a pair is (colour, shape), as ('red', 'circle')")
+            _require(known_pair, f"held_out_pairs has {pair!r}; a pair is (colour, shape), such as ('red', 'circle')")
         _require(
             len(self.usable_held_out_pairs) < len(self.colours) * len(self.shapes),
             "held_out_pairs leaves no pair of colour and shape for training; allow more shapes or colours",
@@ -115,7 +119,8 @@ class SceneConfig:
         """
         defaults = {field.name: field.default for field in fields(cls)}
         for name in values:
-            _require(name in defaults, f"unknown field {name!r}; the fields are seed, length, {', '.join(defaults)}")
+            known = f"seed, length, train_length, {', '.join(defaults)}"
+            _require(name in defaults, f"unknown field {name!r}; the fields are {known}")
         return cls(**{name: _as_type_of(defaults[name], value, name) for name, value in values.items()})
 
 
