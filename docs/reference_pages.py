@@ -163,7 +163,7 @@ def read_command(path: Path) -> _Command:
     ) -> None:
         found.append(_Command(flag_values, doc, {"": required}))
 
-    def run_command(subcommands: Mapping[str, Any], flag_values: flags.FlagValues, doc: str) -> None:
+    def run_command(subcommands: Mapping[str, Any], flag_values: flags.FlagValues, doc: str, **_: Any) -> None:
         found.append(_Command(flag_values, doc, {name: one.required for name, one in subcommands.items()}))
 
     with mock.patch.multiple(command_line, run_and_exit=run_and_exit, run_command=run_command):
