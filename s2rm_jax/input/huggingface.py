@@ -345,7 +345,7 @@ def _answer_records(files: ParquetFiles, split: str, where: Path) -> _Records:
     return records
 
 
-def _rows_in(split: str, rows: list[tuple[Row, dict[str, Any]]], where: Path) -> list[tuple[Row, dict[str, Any]]]:
+def _rows_in(split: str, rows: list[tuple[Place, dict[str, Any]]], where: Path) -> list[tuple[Place, dict[str, Any]]]:
     """Return the rows of a split by their column `split`, before the images of the others are unpacked."""
     splits = [split_of(row, where) for _, row in rows]
     chosen = [row for row, its_split in zip(rows, splits, strict=True) if in_split(its_split, split)]

@@ -18,6 +18,7 @@ from PIL import Image
 from s2rm_jax.errors import UserError
 from s2rm_jax.evaluation.exchange_formats import (
     IMAGES_FILE,
+    LABEL_STUDIO,
     LABEL_STUDIO_FILES,
     RESULTS_FILE,
     find_naming,

@@ -269,9 +269,9 @@ class Service:
     def warm_up(self, opened: Callable[[], None] = lambda: None) -> None:
         """Compile the programs of common requests, become ready, and compile those of requests with more expressions.
 
-        Requests are answered in the meantime; those whose program is missing wait for it in the queue, where they occupy no
-        thread. `opened` is called when the programs of single common requests are compiled, before those of joined
-        requests; requests are joined as soon as these are compiled.
+        Requests are answered in the meantime; those whose program is missing wait for it in the queue, where they
+        occupy no thread. `opened` is called when the programs of single common requests are compiled, before those of
+        joined requests; requests are joined as soon as these are compiled.
         """
         sizes = [size for size in BUCKETS if size <= padded(self.limits.expressions)]
         common, larger = (
