@@ -329,7 +329,10 @@ def _dense(target: str, *sources: str) -> list[Entry]:
 
 
 def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
-    """Return the fields of config.vision that the names and shapes of a checkpoint determine."""
+    """Return the fields of config.vision that the names and shapes of a checkpoint determine.
+
+    `window_size` is a tuple where the windows of the stages differ; `depths` is empty if no block is found.
+    """
     depths: dict[int, int] = {}
     block = re.compile(re.escape(names.block).replace(r"\{i\}", r"(\d+)").replace(r"\{j\}", r"(\d+)"))
     for name in source:
@@ -343,8 +346,10 @@ def swin_architecture(source: Arrays, names: SwinNames) -> dict[str, object]:
     }
     tables = [source.get(names.block.format(i=i, j=0) + names.bias_table) for i in sorted(depths)]
     shapes = [table.shape for table in tables if table is not None and table.ndim == 2]
-    if len(shapes) == len(depths):
-        found |= {"num_heads": tuple(heads for _, heads in shapes), "window_size": window_of(shapes[0][0])}
+    if depths and len(shapes) == len(depths):
+        windows = tuple(window_of(rows) for rows, _ in shapes)
+        found["num_heads"] = tuple(heads for _, heads in shapes)
+        found["window_size"] = windows[0] if len(set(windows)) == 1 else windows
     return found
 
 

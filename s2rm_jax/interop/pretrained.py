@@ -34,6 +34,23 @@ _TOKENIZER_CONFIG, _TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
 _TIMM = "timm_wrapper"  # the type that transformers gives to the files of timm, which have none
 # Hugging Face's names of the models whose weights and computation are those of models/swin.py and models/bert.py.
 _MODEL_TYPES = {"vision": ("swin", "donut-swin", "maskformer-swin"), "text": ("bert",)}
+# What models/swin.py and models/bert.py compute, as fields of these models; each may have one of a few spellings.
+_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "vision": {
+        "hidden_act": ("gelu",),
+        "layer_norm_eps": (swin.EPSILON,),
+        "mlp_ratio": (4,),
+        "qkv_bias": (True,),
+        "patch_size": (4, [4, 4], (4, 4)),
+        "use_absolute_embeddings": (False,),
+    },
+    "text": {
+        "hidden_act": ("gelu",),
+        "layer_norm_eps": (bert.EPSILON,),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),  # which attends to previous words only
+    },
+}
 
 
 def locate(path_or_name: str, field: str) -> Path:
@@ -130,17 +147,13 @@ def _model_config(weights: Path, part: str) -> Any:
             f"{file} describes a model of type {model.model_type!r}: config.{part}.pretrained takes weights of type "
             f"{' or '.join(known)}"
         )
-    activation, positions = found.hidden_act, getattr(found, "position_embedding_type", "absolute")
-    if activation != "gelu" or positions != "absolute":
+    settings = {field: getattr(found, field, taken[0]) for field, taken in _SETTINGS[part].items()}
+    wrong = [field for field, taken in _SETTINGS[part].items() if settings[field] not in taken]
+    if wrong:
+        theirs = ", ".join(f"{field}={settings[field]!r}" for field in wrong)
+        ours = ", ".join(f"{field}={_SETTINGS[part][field][0]!r}" for field in wrong)
         raise UserError(
-            f"{file} describes a model with activation {activation!r} and {positions} positions: "
-            f"config.{part}.pretrained takes weights with 'gelu' and absolute positions"
-        )
-    epsilon = {"vision": swin.EPSILON, "text": bert.EPSILON}[part]
-    if found.layer_norm_eps != epsilon:
-        raise UserError(
-            f"{file} describes a model with layer_norm_eps {found.layer_norm_eps}: config.{part}.pretrained takes "
-            f"weights with {epsilon}"
+            f"{file} describes a model with {theirs}: config.{part}.pretrained takes weights of a model with {ours}"
         )
     return found
 
@@ -230,7 +243,17 @@ def load_swin(path: Path, vision: ConfigDict, shapes: Any) -> Pretrained:
     prefix, names = _the_one(parameter_names.find_swin(arrays), arrays, path, "Swin")
     part = _part(arrays, prefix, lambda name: parameter_names.published_swin_name(name, names), f"{path}, the Swin")
     architecture = parameter_names.swin_architecture(part, names)
+    if not architecture["depths"]:
+        shown = ", ".join(sorted(part, key=lambda name: (-name.count("."), name))[:2])  # of blocks, if there are any
+        raise UserError(
+            f"{path} has a patch embedding, but no blocks with the names of a Swin of Hugging Face, Microsoft or timm; "
+            f"it has arrays such as {shown}: give weights with these names (from timm, without features_only)"
+        )
     window = architecture.pop("window_size", None)  # may differ: bias tables are resized
+    if isinstance(window, tuple):
+        raise UserError(
+            f"{path} has windows {window}: config.vision.pretrained takes weights with one window for all stages"
+        )
     _require_architecture(architecture, vision, "vision", path)
     layout = parameter_names.swin_layout(tuple(vision["depths"]), names, part.keys())
     filled, unused = _fill(layout, part, names.unused, shapes, path)

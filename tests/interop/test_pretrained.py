@@ -208,12 +208,16 @@ def write_json(folder, **files):
         ({"model_type": "xlm-roberta"}, "describes a model of type 'xlm-roberta'"),
         ({"model_type": "swin"}, "describes a model of type 'swin'"),
         ({"model_type": "no-such-model"}, "transformers cannot read the configuration"),
-        ({"model_type": "bert", "hidden_act": "relu"}, "with activation 'relu' and absolute positions"),
+        (
+            {"model_type": "bert", "hidden_act": "relu", "is_decoder": True},
+            "a model with hidden_act='relu', is_decoder=True: config.text.pretrained takes weights of a model with "
+            "hidden_act='gelu', is_decoder=False",
+        ),
         (
             {"model_type": "bert", "position_embedding_type": "relative_key"},
-            "with activation 'gelu' and relative_key positions",
+            "with position_embedding_type='relative_key': config.text.pretrained takes",
         ),
-        ({"model_type": "bert", "layer_norm_eps": 1e-5}, "with layer_norm_eps 1e-05: config.text.pretrained takes"),
+        ({"model_type": "bert", "layer_norm_eps": 1e-5}, "with layer_norm_eps=1e-05: config.text.pretrained takes"),
         ({"num_attention_heads": 4}, "set --config.text.num_heads=4"),
         ({"model_type": "bert"}, "set --config.text.num_heads=12"),  # the default of transformers
         (
@@ -252,8 +256,43 @@ def test_a_swin_of_another_version(tmp_path, config, shapes, params):
     write_json(tmp_path, config={"model_type": "swinv2"})
     with pytest.raises(UserError, match=r"of type 'swinv2': config\.vision\.pretrained takes weights of type swin or"):
         load_swin(tmp_path / "model.safetensors", config.vision, shapes["vision"])
-    write_json(tmp_path, config={"model_type": "swin"})
-    load_swin(tmp_path / "model.safetensors", config.vision, shapes["vision"])
+    other = {"mlp_ratio": 2.0, "qkv_bias": False, "patch_size": 2, "use_absolute_embeddings": True}
+    write_json(tmp_path, config={"model_type": "swin"} | other)
+    with pytest.raises(
+        UserError,
+        match=r"with mlp_ratio=2\.0, qkv_bias=False, patch_size=2, use_absolute_embeddings=True: .* mlp_ratio=4",
+    ):
+        load_swin(tmp_path / "model.safetensors", config.vision, shapes["vision"])
+    for settings in ({}, {"mlp_ratio": 4.0, "patch_size": [4, 4]}):
+        write_json(tmp_path, config={"model_type": "swin"} | settings)
+        load_swin(tmp_path / "model.safetensors", config.vision, shapes["vision"])
+
+
+def as_mmsegmentation(name):
+    return "backbone." + name.replace("layers.", "stages.").replace("attn.", "attn.w_msa.")
+
+
+@pytest.mark.parametrize(
+    ("rename", "shown"),
+    [
+        (lambda name: name.replace("layers.", "layers_"), r"layers_0\.blocks\.0\.attn\.proj\.bias"),
+        (as_mmsegmentation, r"stages\.0\.blocks\.0\.attn\.w_msa\.proj\.bias"),
+    ],
+    ids=["timm's features_only", "mmsegmentation"],
+)
+def test_blocks_with_the_names_of_another_library(tmp_path, config, shapes, params, rename, shown):
+    save_file({rename(name): array for name, array in swin_arrays(params, TIMM).items()}, tmp_path / "w")
+    with pytest.raises(UserError, match=rf"has a patch embedding, but no blocks with .* such as {shown}, .*: give"):
+        load_swin(tmp_path / "w", config.vision, shapes["vision"])
+
+
+def test_windows_that_differ_by_stage(tmp_path, config, shapes, params):
+    arrays = swin_arrays(params, TIMM)
+    for block in range(DEPTHS[1]):
+        arrays[f"layers.1.blocks.{block}.attn.relative_position_bias_table"] = np.zeros((13**2, 2), np.float32)
+    save_file(arrays, tmp_path / "w")
+    with pytest.raises(UserError, match=r"has windows \(4, 7, 4\): .* takes weights with one window for all stages"):
+        load_swin(tmp_path / "w", config.vision, shapes["vision"])
 
 
 def test_a_roberta_without_its_config_json(tmp_path, config, shapes, params):
