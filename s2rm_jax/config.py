@@ -203,6 +203,7 @@ _OTHER_NAMES = {
     "precision": "dtype",
     "img_size": "image_size",
 }
+_NETWORK = ("vision", "text", "fusion", "decoder")  # the sections that describe the network
 _SHARES = tuple(f"input.augment.{field}" for field in ("flip", "crop", "crop_smallest", "hide_patches", "hide_words"))
 
 
@@ -259,13 +260,23 @@ def check_config(config: ConfigDict) -> None:
 def check_stored_config(config: ConfigDict) -> None:
     """Check the configuration of a run, except for values that version 0.1.0 did not check: seed and optimizer.
 
-    Fields that are not known are accepted: the run may be of another version.
+    Fields that are not known are accepted, because the run may be of another version, but not in the sections that
+    describe the network: they may change what it computes.
 
     Raises:
-        UserError: fields have invalid values, as in a config.json that was edited by hand; the message lists all of
-            them.
+        UserError: fields have invalid values, as in a config.json that was edited by hand, or the network has unknown
+            fields; the message lists all of them.
     """
     check_types(config)
+    known = field_names(default_config())
+    unknown = [
+        f"config.{name}" for part in _NETWORK for name in field_names(config[part], f"{part}.") if name not in known
+    ]
+    if unknown:
+        raise UserError(
+            f"{', '.join(unknown)}: there is no such field in this version of s2rm_jax; update it if a newer version "
+            "has trained the network."
+        )
     problems = [
         message
         for field, message in _problems(config)

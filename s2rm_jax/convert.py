@@ -201,7 +201,10 @@ In PyTorch, without s2rm_jax (`pip install huggingface_hub numpy pillow safetens
     python {folder}/segment.py street.jpg "the man in red" --out masks
 
 ```python
-from torch_model import S2RMModel  # torch_model.py of this repository
+import sys
+
+sys.path.insert(0, "{folder}")  # the downloaded folder, with torch_model.py
+from torch_model import S2RMModel
 
 model = S2RMModel.from_pretrained("{name}")
 ```

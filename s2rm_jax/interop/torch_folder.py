@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import s2rm_jax
@@ -24,7 +24,7 @@ from s2rm_jax.config import CONFIG_FILE, VOCAB_FILE
 from s2rm_jax.errors import UserError
 from s2rm_jax.input.tokens import Tokenizer
 from s2rm_jax.interop import exported_segment
-from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout
+from s2rm_jax.interop.parameter_names import export_arrays, fill, network_layout, window_of
 from s2rm_jax.interop.weight_files import SAFETENSORS, read_weights, write_safetensors
 from s2rm_jax.models.network import IMAGENET_MEAN, IMAGENET_STD
 from s2rm_jax.parallel.programs import ProgramStore
@@ -37,8 +37,8 @@ SCRIPT_FILE = "segment.py"
 MODEL_FILE = "torch_model.py"
 
 _LOG = logging.getLogger(__name__)
-# What DistributedDataParallel and torch.compile put before the names of parameters.
-_WRAPPER = re.compile(r"((module|_orig_mod)\.)+")
+_FIRST = "vision.embeddings.patch_embeddings.projection.weight"  # what is before it in a file is before every name
+_AVERAGED = "n_averaged"  # the counter that AveragedModel of torch.optim.swa_utils adds to the parameters
 
 # Variants for ablations (models/s2rm.py, models/casg.py) that torch_model.py does not have.
 _NOT_IN_PYTORCH = {
@@ -98,12 +98,19 @@ def read_pytorch(file: Path, shapes: Any) -> Any:
     Raises:
         UserError: the weights are damaged or do not fit.
     """
-    arrays = read_weights(file)
-    wrapper = _WRAPPER.match(next(iter(arrays), ""))
-    if wrapper and all(name.startswith(wrapper[0]) for name in arrays):
-        _LOG.info("%s: removed %r, with which all names begin", file, wrapper[0])
-        arrays = {name.removeprefix(wrapper[0]): array for name, array in arrays.items()}
-    return fill(network_layout(shapes), arrays, shapes, str(file)).params
+    arrays = {name: array for name, array in read_weights(file).items() if name.rpartition(".")[2] != _AVERAGED}
+    prefix = next((name.removesuffix(_FIRST) for name in arrays if name.endswith(_FIRST)), "")
+    if prefix and all(name.startswith(prefix) for name in arrays):
+        _LOG.info("%s: removed %r, with which all names begin", file, prefix)
+        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    filled = fill(network_layout(shapes), arrays, shapes, str(file))
+    if filled.resized:  # which is meant for pretrained weights, that are trained further
+        table = flatten_dict(shapes, sep="/")[filled.resized[0]]
+        raise UserError(
+            f"{file} has relative position tables of another window than config.vision.window_size="
+            f"{window_of(table.shape[0])}: restore the {CONFIG_FILE} of these weights"
+        )
+    return filled.params
 
 
 def ground_outputs(output: Any) -> tuple[Any, ...]:

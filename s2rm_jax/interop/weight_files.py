@@ -169,7 +169,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return {name: _float32(array) for name, array in load_file(path).items()}
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last for unknown types
+    except AttributeError as error:  # NumPy has no such type: float8 and smaller
+        raise UserError(
+            f"{path} has arrays of a type that cannot be read ({one_line(error)[:200]}); give the weights as float32, "
+            "float16 or bfloat16"
+        ) from error
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 
 

@@ -27,7 +27,7 @@ from s2rm_jax.errors import (
     reason_of,
     storage_error,
 )
-from s2rm_jax.interop.weight_files import SAFETENSORS
+from s2rm_jax.interop.weight_files import NAMES, SAFETENSORS
 from s2rm_jax.io import on_bucket, workdir_path, write_atomically
 from s2rm_jax.parallel import distributed
 from s2rm_jax.training.logging import log
@@ -246,6 +246,12 @@ def restore_params(
     directory = workdir / CHECKPOINT_DIRECTORY
     if not has_checkpoint(workdir):
         is_export = (workdir / CONFIG_FILE).exists() and not directory.exists()
+        other = next((name for name in NAMES if is_export and (workdir / name).exists()), None)
+        if other:
+            raise UserError(
+                f"{workdir} has its weights in {other}: convert it first "
+                f"(python -m s2rm_jax.convert from-pytorch --weights {workdir} --workdir NEW)"
+            )
         restore = f", or restore {workdir / SAFETENSORS} if this is an exported network" if is_export else ""
         train = f"train first (python -m s2rm_jax.train --workdir {workdir} ...)"
         raise UserError(f"no checkpoint in {directory}: {train}{restore}")

@@ -1,5 +1,6 @@
 """A trained network gives the same masks in PyTorch, loaded from the folder of `write_pytorch`."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -86,10 +87,11 @@ def exported(trained, tiny_workdir, tmp_path):
     return tmp_path / "torch"
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "_fsdp_wrapped_module."])
 def test_the_prefix_of_a_wrapper_of_pytorch_is_removed(trained, exported, caplog, prefix):
     weights = load_file(exported / "model.safetensors")
-    save_file({prefix + name: array for name, array in weights.items()}, exported / "model.safetensors")
+    counter = {"n_averaged": np.array(3)} if prefix == "module." else {}  # as AveragedModel saves them
+    save_file({prefix + name: array for name, array in weights.items()} | counter, exported / "model.safetensors")
     file = exported / "model.safetensors"
     jax.tree.map(np.testing.assert_array_equal, read_pytorch(file, trained.params), trained.params)
     assert f"model.safetensors: removed '{prefix}', with which all names begin" in caplog.text
@@ -97,6 +99,43 @@ def test_the_prefix_of_a_wrapper_of_pytorch_is_removed(trained, exported, caplog
     save_file(some, exported / "model.safetensors")
     with pytest.raises(UserError, match="does not fit this network"):
         read_pytorch(file, trained.params)
+
+
+@pytest.mark.parametrize("window", [6, None])
+def test_a_window_that_is_not_that_of_the_weights(exported, tmp_path, window):
+    """Unlike pretrained weights, those of a trained network are not resized, even if its config.json was edited."""
+    content = json.loads((exported / "config.json").read_text())
+    content["vision"] = {name: value for name, value in content["vision"].items() if name != "window_size"}
+    content["vision"] |= {"window_size": window} if window else {}  # the default is 12
+    (exported / "config.json").write_text(json.dumps(content))
+    message = r"another window than config\.vision\.window_size=%d: restore the config\.json of these weights$"
+    for load in (load_run, lambda folder: write_workdir(folder, tmp_path)):
+        with pytest.raises(UserError, match=message % (window or 12)):
+            load(exported)
+
+
+@pytest.mark.parametrize("part", ["vision", "text", "fusion", "decoder"])
+def test_a_field_of_the_network_that_is_not_known(exported, part):
+    content = json.loads((exported / "config.json").read_text())
+    content[part]["newer"] = 3
+    content["optimizer"]["newer"] = 3  # which does not change the network
+    (exported / "config.json").write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=rf"json: config\.{part}\.newer: there is no such field in this version of s2rm"
+    ):
+        load_run(exported)
+    del content[part]["newer"]
+    (exported / "config.json").write_text(json.dumps(content))
+    load_run(exported)
+
+
+def test_weights_in_another_file_are_to_be_converted(exported):
+    torch.save({}, exported / "pytorch_model.bin")
+    (exported / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"torch has its weights in pytorch_model\.bin: convert it first \(.* from-pytorch"
+    ):
+        load_run(exported)
 
 
 def test_two_files_of_weights_may_differ(exported, tmp_path):

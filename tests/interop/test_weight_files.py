@@ -168,7 +168,9 @@ def test_arrays_of_kinds_that_weights_do_not_have(tmp_path, value):
 def test_a_safetensors_file_of_a_type_that_numpy_does_not_have(tmp_path):
     header = b'{"a":{"dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4]}}'
     (tmp_path / "w").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(UserError, match="w is damaged or truncated"):
+    with pytest.raises(
+        UserError, match=r"w has arrays of a type that cannot be read \(.*\); give the weights as float32"
+    ):
         read_weights(tmp_path / "w")
 
 

@@ -192,6 +192,7 @@ def test_a_folder_for_the_hub_and_its_model_card(reported, exported, tmp_path):
     assert "| mIoU | 74.00 |" in card and "testB" not in card and "Protocol lavt480: as LAVT." in card
     for part in ('Segmenter.from_checkpoint("USER/net")', 'S2RMModel.from_pretrained("USER/net")', "step 2 of 2"):
         assert part in card
+    assert 'sys.path.insert(0, "net")' in card  # torch_model.py is in the downloaded folder
     assert "text from bert.safetensors" in card and "Weights: not stated by the author." in card
 
 
