@@ -9,7 +9,7 @@ Outputs and gradients equal those of the JAX network up to rounding; the JAX mod
 images have K expressions of L tokens each, and each image is encoded once. Images are normalized and channels first
 (NCHW). Inside, every map is channels last, [B, h, w, c] or [B, K, h, w, c], because linear layers and LayerNorms work
 on the last axis; only convolutions and resizing transpose it. Parameters are float32; for half precision use
-`torch.autocast`.
+`torch.autocast`, under which logits stay float32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LoadError(ValueError):
 
 
 class Output(NamedTuple):
-    """The output of the network; the mask is logits > 0."""
+    """The output of the network, float32; the mask is logits > 0."""
 
     logits: Tensor  # [B, K, H, W] at the size of the image
     coarse_logits: tuple[Tensor, ...]  # one [B, K, h_i, w_i] per coarser stage, from the coarsest to stride 8
@@ -535,8 +535,11 @@ class NoTargetHead(nn.Module):
         return self.nothing(F.gelu(self.hidden(torch.cat(features, dim=-1)), approximate="tanh"))[..., 0]
 
 
-def check_inputs(images: Tensor, tokens: Tensor, token_mask: Tensor, dtype: torch.dtype) -> None:
-    """Raise a ValueError if the inputs of the network, or the type of its parameters, are not what it expects."""
+def check_inputs(images: Tensor, tokens: Tensor, token_mask: Tensor, dtype: torch.dtype, words: int) -> None:
+    """Raise a ValueError if the inputs of the network, or the type of its parameters, are not what it expects.
+
+    `words` is the size of the vocabulary.
+    """
     shapes = images.ndim == 4 and images.shape[1] == 3 and tokens.ndim == 3 and token_mask.shape == tokens.shape
     shapes = shapes and len(images) == len(tokens) and 0 not in tokens.shape
     types = images.is_floating_point() and tokens.dtype in (torch.int32, torch.int64) and token_mask.dtype == torch.bool
@@ -548,6 +551,10 @@ def check_inputs(images: Tensor, tokens: Tensor, token_mask: Tensor, dtype: torc
         )
     if dtype != torch.float32:
         raise ValueError(f"the parameters are {str(dtype)[6:]}; keep them float32 and use torch.autocast")
+    if tokens.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere this would wait for the device
+        low, high = tokens.aminmax()
+        if low < 0 or high >= words:
+            raise ValueError(f"tokens must be from 0 to {words - 1}, got {low} to {high}; use the tokenizer of the run")
 
 
 class S2RMModel(nn.Module):
@@ -588,8 +595,9 @@ class S2RMModel(nn.Module):
                 "user/name@revision". A local folder of that name comes first, except after "hf://".
 
         Raises:
-            LoadError: a file is missing or damaged, or weights are missing, unexpected or of another shape; the error
-                lists all of them. Or the Hub cannot be reached, or does not have the repository.
+            LoadError: a file is missing or damaged, or weights are missing, unexpected, of another shape, or not finite
+                floating-point numbers; the error lists all of them. Or the Hub cannot be reached, or does not have the
+                repository.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -600,7 +608,9 @@ class S2RMModel(nn.Module):
         config_file, weights_file = directory / "config.json", directory / "model.safetensors"
         absent = [path.name for path in (config_file, weights_file) if not path.is_file()]
         if absent:
-            raise LoadError(f"{directory} lacks {' and '.join(absent)}; export the network into it again.")
+            save = f"write it with safetensors.torch.save_file(model.state_dict(), {str(weights_file)!r}), or "
+            advice = f"{save if absent == [weights_file.name] else ''}export the network again"
+            raise LoadError(f"{directory} lacks {' and '.join(absent)}; {advice}.")
         try:
             model = cls(json.loads(config_file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
@@ -615,6 +625,10 @@ class S2RMModel(nn.Module):
         for name in expected.keys() & found.keys():
             is_, must_be = tuple(found[name].shape), tuple(expected[name].shape)
             mistakes += [f"{name} is {is_} but must be {must_be}"] if is_ != must_be else []
+            if not found[name].is_floating_point():
+                mistakes.append(f"{name} holds {str(found[name].dtype)[6:]}, not floating-point numbers")
+            elif not found[name].float().isfinite().all():
+                mistakes.append(f"{name} holds NaN or infinity")
         if mistakes:
             raise LoadError(f"{weights_file} does not fit the config.json next to it: {'; '.join(mistakes)}.")
         model.load_state_dict(found)
@@ -624,9 +638,11 @@ class S2RMModel(nn.Module):
         """Segment every expression of every image: [B, 3, H, W], int64 [B, K, L], bool [B, K, L] -> `Output`.
 
         Raises:
-            ValueError: an input has another shape or type, or the parameters are not float32.
+            ValueError: an input has another shape or type, tokens on the CPU are outside the vocabulary, or the
+                parameters are not float32.
         """
-        check_inputs(images, tokens, token_mask, self.fusion.output_norm.weight.dtype)
+        words = self.text.embeddings.word_embeddings.num_embeddings
+        check_inputs(images, tokens, token_mask, self.fusion.output_norm.weight.dtype, words)
         return self.ground(self.encode_image(images), tokens, token_mask, (images.shape[2], images.shape[3]))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -640,7 +656,7 @@ class S2RMModel(nn.Module):
         words = self.text(tokens.flatten(0, 1), token_mask.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         fused, attention, weights = self.fusion(features[-1], words, token_mask)
         sentence = words[:, :, 0]  # the state of [CLS] stands for the whole expression
-        *coarse, finest = self.decoder(fused, features, sentence)
+        *coarse, finest = (x.float() for x in self.decoder(fused, features, sentence))  # autocast makes them narrower
         no_target = self.no_target(sentence, fused, coarse[0], finest) if self.no_target else None
         full = upsample(finest, self.vision.patch, image_size)
-        return Output(full, tuple(coarse), attention, weights, no_target)
+        return Output(full, tuple(coarse), attention, weights, None if no_target is None else no_target.float())

@@ -67,9 +67,9 @@ def refused(folder, message):
 
 def test_missing_files_are_named(folder):
     (folder / "model.safetensors").unlink()
-    refused(folder, r"lacks model\.safetensors; ")
+    refused(folder, r"lacks model\.safetensors; write it with safetensors\.torch\.save_file\(model\.state_dict\(\), '")
     (folder / "config.json").unlink()
-    refused(folder, r"lacks config\.json and model\.safetensors; ")
+    refused(folder, r"lacks config\.json and model\.safetensors; export the network again\.$")
 
 
 def test_another_path_than_that_of_an_export(folder, tmp_path, monkeypatch):
@@ -104,6 +104,26 @@ def test_inputs_of_another_shape_or_type_are_refused(small, mistake):
         small[1](*changed)
 
 
+@pytest.mark.parametrize("token", [-1, 30])
+def test_tokens_outside_the_vocabulary_are_refused(small, token):
+    images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
+    tokens[0, 0, 1] = token
+    with pytest.raises(
+        ValueError, match=rf"^tokens must be from 0 to 29, got .*{token}.*; use the tokenizer of the run"
+    ):
+        small[1](images.permute(0, 3, 1, 2), tokens, mask)
+
+
+@torch.no_grad()
+def test_outputs_are_float32_under_autocast():
+    model = twins.twins(small_config(decoder__no_target_width=8))[2]
+    images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images.permute(0, 3, 1, 2), tokens, mask)
+    everything = [output.logits, *output.coarse_logits, output.word_attention, output.no_target_logits]
+    assert {x.dtype for x in [*everything, *output.balance_weights.values()]} == {torch.float32}
+
+
 def test_parameters_of_half_precision_are_refused(small):
     images, tokens, mask = (torch.tensor(np.array(x)) for x in small_inputs())
     model = copy.deepcopy(small[1]).half()
@@ -124,6 +144,8 @@ def test_all_that_is_wrong_with_the_weights_is_reported_at_once(small, folder):
     del weights["text.embeddings.LayerNorm.bias"], weights["fusion.mix.weight"]
     weights["vision.layernorm.weight"] = np.zeros(32, np.float32)
     weights["decoder.stage1_mask.kernel.bias"] = np.zeros(3, np.float32)
+    weights["decoder.stage1_block.norm.bias"] = np.zeros(8, np.int64)
+    weights["decoder.stage2_block.norm.bias"] = np.full(12, np.nan, np.float32)
     write_safetensors(weights, folder / "model.safetensors")
     told = refused(folder, r"model\.safetensors does not fit the config\.json next to it: ")
     for mistake in (
@@ -131,6 +153,8 @@ def test_all_that_is_wrong_with_the_weights_is_reported_at_once(small, folder):
         "fusion.mix.weight is missing",
         "vision.layernorm.weight is unexpected",
         "decoder.stage1_mask.kernel.bias is (3,) but must be (1,)",
+        "decoder.stage1_block.norm.bias holds int64, not floating-point numbers",
+        "decoder.stage2_block.norm.bias holds NaN or infinity",
     ):
         assert mistake in told
 
