@@ -104,7 +104,7 @@ def read_pytorch(file: Path, shapes: Any) -> Any:
         _LOG.info("%s: removed %r, with which all names begin", file, prefix)
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     filled = fill(network_layout(shapes), arrays, shapes, str(file))
-    if filled.resized:  # which is meant for pretrained weights, that are trained further
+    if filled.resized:  # only pretrained weights may be resized, because they are trained further
         table = flatten_dict(shapes, sep="/")[filled.resized[0]]
         raise UserError(
             f"{file} has relative position tables of another window than config.vision.window_size="

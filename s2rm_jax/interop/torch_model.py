@@ -551,7 +551,8 @@ def check_inputs(images: Tensor, tokens: Tensor, token_mask: Tensor, dtype: torc
         )
     if dtype != torch.float32:
         raise ValueError(f"the parameters are {str(dtype)[6:]}; keep them float32 and use torch.autocast")
-    if tokens.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere this would wait for the device
+    # On other devices the check would wait for the device.
+    if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
         low, high = tokens.aminmax()
         if low < 0 or high >= words:
             raise ValueError(f"tokens must be from 0 to {words - 1}, got {low} to {high}; use the tokenizer of the run")
