@@ -411,7 +411,7 @@ def test_data_of_ones_own_is_not_sent_to_the_downloads(tmp_path):
     with pytest.raises(
         UserError, match=r"no data in the REFER layout; .* as data\.jsonl may be, are checked by python"
     ):
-        examine(tmp_path, quiet=True)
+        examine(tmp_path)
 
 
 @pytest.fixture
