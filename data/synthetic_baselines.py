@@ -3,8 +3,8 @@
     python -m data.synthetic_baselines  # val, test and compositional; about 10 seconds
     python -m data.synthetic_baselines --config configs/synthetic_benchmark.py:far  # other scenes
 
-Prints Markdown. docs/synthetic_benchmark.md has the result. No network is involved: a score is the
-expected score of an answer chosen at random among these masks:
+Prints Markdown. docs/synthetic_benchmark.md has the result. No network is involved. Each row is the
+expected score of an answer that is drawn at random from a set of masks:
 
 empty          nothing
 whole image    every pixel

@@ -11,8 +11,8 @@ Suites: cumulative, fusion_by_decoder, leave_one_out (of the parts of the fusion
 at equal cost), recipe, far, far_long, all (every suite but far and far_long). Runs train on the synthetic benchmark,
 those of `far` and `far_long` on its far setting (docs/synthetic_benchmark.md); each of these two needs its own --out.
 
---config names another configuration, also of photographs. It needs a fixed number of steps. --splits names the splits
-that are scored after training.
+--config names another configuration, which may train on photographs. It needs a fixed number of steps. --splits names
+the splits that are scored after training.
 
 --suite FILE.json is a suite of your own: {VARIANT: {FIELD: VALUE}}. Its variants are compared with `full`, the
 unchanged configuration:
@@ -100,6 +100,8 @@ def main() -> None:
     suite = Path(SUITE.value).stem if SUITE.value.endswith(".json") else SUITE.value
     if COLLECT.value and CONFIG.value:
         raise UserError("--collect is for runs on the synthetic benchmark; leave out --config")
+    if COLLECT.value and SPLITS.value:
+        raise UserError("--collect adds the scores of all splits; leave out --splits")
     if STEPS.value and "steps" in command_line.given_fields(FLAGS):
         raise UserError("--steps and --config.steps are both given; give one of them")
     if "seed" in command_line.given_fields(FLAGS):
@@ -130,7 +132,7 @@ def main() -> None:
 
     left = sum(load_result(run) is None for run in runs)
     for split in runs[0].splits if left else ():  # before training, not after it
-        build_source(base.input.source, split)
+        build_source(base.input.source, split, on_bad_example=base.input.on_bad_example)
     log(f"{counted(len(runs), 'run')} of {base.steps:,} steps, {left} left: {', '.join(v.name for v in variants)}")
 
     def report() -> Path:

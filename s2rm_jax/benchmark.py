@@ -13,8 +13,8 @@ benchmark.json.
 Suites: parts (time of each part and its floor), expressions (several expressions on one image), fusion (share of S2RM),
 programs (what repeated requests compile), growth (time by size), scoring (work of the host in `evaluate`), train (the
 training step by batch size and config.remat), startup (of training and prediction), torch (against PyTorch), lavt
-(against LAVT's code), serving (the demo under load), gpu (the most useful of these on a GPU within --minutes).
-docs/results/speed.md and docs/results/serving.md have results.
+(against LAVT's code), serving (the demo under load), gpu (forward pass, training step, attention, PyTorch and predict
+on a GPU, within --minutes). docs/results/speed.md and docs/results/serving.md have results.
 """
 
 from __future__ import annotations

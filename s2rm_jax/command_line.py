@@ -218,7 +218,7 @@ def run_command(
         run_and_exit(main, flag_values, doc, command.required)
     if name.startswith("-h") or name.startswith("--h"):
         run_and_exit(lambda: None, flag_values, doc)
-    problem = f"unknown {noun} {name!r}" if name else f"the {noun} is missing"
+    problem = f"unknown {noun} {name!r}" if name and not name.startswith("-") else f"the {noun} is missing"
     print(f"error: {problem}; available: {', '.join(commands)} (see --help)", file=sys.stderr)
     sys.exit(2)
 
@@ -252,7 +252,7 @@ def _outcome(
     except Interrupted as stop:
         return _Outcome(stopped_status, str(stop), failed=False)
     except (Exception, KeyboardInterrupt) as error:
-        return _outcome_of_error(error, trains="config" in flag_values)
+        return _outcome_of_error(error, has_config="config" in flag_values)
     return _Outcome(0, failed=False)
 
 
@@ -278,8 +278,8 @@ def _reader_has_gone() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _outcome_of_error(error: BaseException, trains: bool) -> _Outcome:
-    """Return how a command ends after an exception other than `Interrupted`; `trains`: whether it has --config."""
+def _outcome_of_error(error: BaseException, has_config: bool) -> _Outcome:
+    """Return how a command ends after an exception other than `Interrupted`; `has_config`: it takes --config."""
     if isinstance(error, UserError):
         status, message = 2, str(error)
         if isinstance(error, PartlyDone):
@@ -290,7 +290,7 @@ def _outcome_of_error(error: BaseException, trains: bool) -> _Outcome:
         return _Outcome(128 + signal.SIGINT, "stopped at once; everything saved so far remains")
     elif isinstance(error, BrokenPipeError) and _reader_has_gone():
         return _Outcome(128 + signal.SIGPIPE)
-    elif device_message := _explain_device(error, trains):
+    elif device_message := _explain_device(error, has_config):
         status, message = 2, device_message
     elif distributed.is_peer_failure(error):
         status = 3
@@ -313,7 +313,7 @@ def _outcome_of_error(error: BaseException, trains: bool) -> _Outcome:
     return _Outcome(status, f"{trace}error{which}: {message}")
 
 
-def _explain_device(error: BaseException, trains: bool) -> str | None:
+def _explain_device(error: BaseException, has_config: bool) -> str | None:
     """Return a message if JAX cannot use a device or the memory of the device is too small, else None."""
     frames = traceback.extract_tb(error.__traceback__)
     reason = (str(error).splitlines() or [""])[0]
@@ -325,7 +325,7 @@ def _explain_device(error: BaseException, trains: bool) -> str | None:
             "'jax[cuda12]', 'jax[tpu]'), or unset JAX_PLATFORMS to use the available devices"
         )
     if "RESOURCE_EXHAUSTED: Out of memory" in reason:
-        advice = LESS_MEMORY if trains else "use a smaller batch or another device"
+        advice = LESS_MEMORY if has_config else "use a smaller batch or another device"
         return f"the memory of the device is too small ({reason[:200]}): {advice}"
     return None
 

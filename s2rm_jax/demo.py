@@ -53,7 +53,7 @@ ACCESS_LOG = flags.DEFINE_string(
 MAX_MEGABYTES = flags.DEFINE_float(
     "max_megabytes",
     20,
-    "limit of the size of an image file, in megabytes",
+    "maximum size of an image file, in megabytes",
     lower_bound=0.01,
     upper_bound=1000,
     flag_values=FLAGS,
@@ -61,36 +61,36 @@ MAX_MEGABYTES = flags.DEFINE_float(
 MAX_MEGAPIXELS = flags.DEFINE_float(
     "max_megapixels",
     25,
-    "limit of the size of an image, in megapixels",
+    "maximum size of an image, in megapixels",
     lower_bound=0.01,
     upper_bound=1000,
     flag_values=FLAGS,
 )
 PER_MINUTE = flags.DEFINE_integer(
-    "per_minute", 240, "limit of requests per visitor and minute", lower_bound=1, flag_values=FLAGS
+    "per_minute", 240, "maximum number of requests per visitor and minute", lower_bound=1, flag_values=FLAGS
 )
 WORK_PER_MINUTE = flags.DEFINE_integer(
     "work_per_minute",
     800,
-    "limit of work per visitor and minute: the megapixels of an image (at least 4) times its expressions",
+    "maximum work per visitor and minute: the megapixels of an image (at least 4) times its expressions",
     lower_bound=4,
     flag_values=FLAGS,
 )
 MAX_SECONDS = flags.DEFINE_float(
     "max_seconds",
     60,
-    "limit of the time from a complete request to its answer, in seconds",
+    "maximum time from a complete request to its answer, in seconds",
     lower_bound=0.1,
     upper_bound=86_400,
     flag_values=FLAGS,
 )
 WAITING = flags.DEFINE_integer(
-    "waiting", 100, "limit of waiting requests of all visitors together", lower_bound=1, flag_values=FLAGS
+    "waiting", 100, "maximum number of waiting requests, over all visitors", lower_bound=1, flag_values=FLAGS
 )
 CONNECTIONS_PER_VISITOR = flags.DEFINE_integer(
     "connections_per_visitor",
     100,
-    "limit of connections per visitor; all visitors together can have 200",
+    "maximum number of connections per visitor; all visitors together can have 200",
     lower_bound=1,
     flag_values=FLAGS,
 )

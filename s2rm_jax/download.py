@@ -40,7 +40,7 @@ from tqdm import tqdm
 from s2rm_jax import command_line
 from s2rm_jax.errors import UserError, find_full_disk, one_line
 from s2rm_jax.input.check.report import MISSING_IMAGES, STAMPS, UNC, format_report
-from s2rm_jax.input.transfer import CHUNK, Download, SourceUnavailable, remove, transfer, verify
+from s2rm_jax.input.transfer import CHUNK, DOWNLOADS_FILE, Download, SourceUnavailable, remove, transfer, verify
 from s2rm_jax.input.web import is_url
 from s2rm_jax.io import read_object, require_space, write_atomically
 
@@ -55,7 +55,6 @@ MIRROR = flags.DEFINE_multi_string(
 )
 QUICK = flags.DEFINE_bool("quick", False, "read only the headers of images in the data check", flag_values=FLAGS)
 
-RECORD = "downloads.json"
 _MAX_RATIO = 50  # of unpacked to packed size; JSON shrinks to a tenth
 
 
@@ -174,15 +173,15 @@ def get(source: Download, root: Path, mirrors: Sequence[str]) -> None:
     key, folder = f"{source.folder}/{source.file}", root / source.folder
     wanted = source.wanted if source.is_zip else re.escape(source.file)
     there = [path for path in folder.glob("*") if re.fullmatch(wanted, path.name)]
-    record = read_object(root / RECORD)
+    record = read_object(root / DOWNLOADS_FILE)
     if key in record and len(there) >= record[key]["files"]:
-        print(f"{source.file}: already downloaded ({RECORD}); remove {folder} to download it again")
+        print(f"{source.file}: already downloaded ({DOWNLOADS_FILE}); remove {folder} to download it again")
         with suppress(OSError):  # the root may be for reading only
             remove(_part(source, root))  # left by a killed process
         return
     if there and key not in record:
         raise UserError(
-            f"--root: {there[0]} exists, but {RECORD} does not list {source.file}; use the files that are there, or "
+            f"--root: {there[0]} exists, but {DOWNLOADS_FILE} does not list {source.file}; use the existing files, or "
             f"remove {folder} to download them"
         )
     busy = f"--root: another process is downloading {source.file} to {root}; wait until it has finished"
@@ -210,7 +209,7 @@ def _get(source: Download, root: Path, mirrors: Sequence[str], key: str) -> None
             reasons.append(f"{url}: {error}")
             continue
         remove(part)
-        how = "as known" if source.checksum else f"recorded in {RECORD}"
+        how = "as known" if source.checksum else f"recorded in {DOWNLOADS_FILE}"
         print(f"{folder}: {source.file}, {sums['size']:,} bytes, sha256 {sums['sha256']} ({how})")
         return
     other = "--mirror" if tuple(mirrors) == source.mirrors else "another --mirror or none"
@@ -251,9 +250,9 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 def _add_to_record(root: Path, key: str, entry: dict[str, Any]) -> None:
     """Add an entry to the record, which the downloads of other files change at the same time."""
-    with _lock(root / f".{RECORD}.lock"):
-        record = read_object(root / RECORD) | {key: entry}
-        write_atomically(epath.Path(root) / RECORD, json.dumps(record, indent=2) + "\n")
+    with _lock(root / f".{DOWNLOADS_FILE}.lock"):
+        record = read_object(root / DOWNLOADS_FILE) | {key: entry}
+        write_atomically(epath.Path(root) / DOWNLOADS_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def _part(source: Download, root: Path) -> Path:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 # What to do if a training step needs more memory than a device has: the list in docs/training.md, Out of memory.
 LESS_MEMORY = (
     "use --config.dtype=bfloat16 (not for a run that resumes), --config.remat=dense or "
-    "--config.optimizer.accumulate=N, in this order, or more devices (docs/training.md, Out of memory)"
+    "--config.optimizer.accumulate=N, in this order, or more devices; in an evaluation, reduce "
+    "--config.eval.batch_size (docs/training.md, Out of memory)"
 )
 
 

@@ -308,6 +308,7 @@ def test_the_advice_on_memory_has_the_measures_of_the_page_in_its_order():
     section = (ROOT / "docs/training.md").read_text().split("### Out of memory\n")[1].split("\n## ")[0]
     measures = re.findall(r"^\d\. `--(config[.\w]+)=", section, re.MULTILINE)
     assert len(measures) == 3 and re.findall(r"--(config[.\w]+)=", LESS_MEMORY) == measures
+    assert "--config.eval.batch_size" in LESS_MEMORY
 
 
 def test_a_defect_prints_its_traceback_and_then_one_line(call, config_file):

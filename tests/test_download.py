@@ -25,10 +25,10 @@ import numpy as np
 import pytest
 
 from s2rm_jax import download
-from s2rm_jax.download import RECORD, SOURCES, get
+from s2rm_jax.download import SOURCES, get
 from s2rm_jax.errors import UserError
 from s2rm_jax.input import transfer
-from s2rm_jax.input.transfer import Download
+from s2rm_jax.input.transfer import DOWNLOADS_FILE, Download
 from tests.command import run_command
 from tests.input.refer_fixture import write_refclef_layout, write_refer_layout
 
@@ -159,7 +159,7 @@ def fetch(server, root, *behaviours, source=SOURCE, content=CONTENT):
 def assert_complete(root):
     assert (root / "refcoco/instances.json").read_bytes() == bytes(range(256)) * 40
     assert (root / "refcoco/refs(unc).p").read_bytes() == b"p" * 999
-    assert sorted(path.name for path in root.iterdir()) == [RECORD, "refcoco"]
+    assert sorted(path.name for path in root.iterdir()) == [DOWNLOADS_FILE, "refcoco"]
 
 
 @pytest.mark.parametrize("source", [SOURCE, known()], ids=["unknown", "known"])
@@ -169,7 +169,7 @@ def assert_complete(root):
 def test_a_file_is_complete_in_the_end(server, tmp_path, capsys, behaviour, source):
     fetch(server, tmp_path, behaviour, source=source)
     assert_complete(tmp_path)
-    record = json.loads((tmp_path / RECORD).read_text())["refcoco/refcoco.zip"]
+    record = json.loads((tmp_path / DOWNLOADS_FILE).read_text())["refcoco/refcoco.zip"]
     assert record["size"] == len(CONTENT) and record["sha256"] == hashlib.sha256(CONTENT).hexdigest()
     assert record["files"] == 2 and record["url"].startswith(server.url)
     asked = [asked for _, asked in server.requests[1:]]
@@ -274,7 +274,10 @@ def test_two_downloads_at_once_are_both_recorded(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(download, "verify", verify_slowly)
     fetch(server, tmp_path, "")
-    assert set(json.loads((tmp_path / RECORD).read_text())) == {"refcoco/refcoco.zip", "grefcoco/instances.json"}
+    assert set(json.loads((tmp_path / DOWNLOADS_FILE).read_text())) == {
+        "refcoco/refcoco.zip",
+        "grefcoco/instances.json",
+    }
 
 
 def test_a_second_download_of_a_file_is_refused(server, tmp_path, monkeypatch):

@@ -202,9 +202,13 @@ def _line_problems(entry: dict[str, Any]) -> list[str]:
 
 
 def _size_in(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width of the image that an entry states; None if it does not state both as integers."""
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    """Return the height and width of the image that an entry states, None if it does not state both.
+
+    640.0 is read as 640: pandas writes floats if one value of the column is missing.
+    """
+    sides: list[Any] = [entry.get("height"), entry.get("width")]
+    whole = all(isinstance(side, int) or (isinstance(side, float) and side.is_integer()) for side in sides)
+    return (int(sides[0]), int(sides[1])) if whole else None
 
 
 def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from s2rm_jax.io import read_object, require_space
 
 ANNOTATIONS = r"g?refs\(\w+\)\.(p|json)|instances\.json"
 CHUNK = 1 << 20
+DOWNLOADS_FILE = "downloads.json"  # the record of the downloads in a folder
 _TIMEOUT = 60.0  # seconds without data after which a connection is given up
 _TRIES = 3  # in a row without any progress, for each address
 _PAUSE = 1.0  # seconds before the second try, doubled each time

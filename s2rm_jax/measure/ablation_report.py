@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from scipy.special import stdtrit
 
-from s2rm_jax.errors import UserError, reason_of
+from s2rm_jax.errors import UserError, counted, reason_of
 from s2rm_jax.evaluation.plots import standalone
 from s2rm_jax.evaluation.tables import NOTHING, Table, as_markdown
 from s2rm_jax.io import write_atomically, writing
@@ -108,7 +108,7 @@ def collect(path: Path, benchmark: str, steps: int, results: Results) -> str:
     lines = ",\n".join(f" {json.dumps(by_key[one])}" for one in sorted(by_key))
     with writing(path, "--collect"):
         write_atomically(epath.Path(path), f"[\n{lines}\n]\n")
-    return f"{path}: {len(by_key)} runs, {len(new)} of them from --out"
+    return f"{path}: {counted(len(by_key), 'run')}, {len(new)} of them from --out"
 
 
 _KEY = {"benchmark": str, "steps": int, "variant": str, "seed": int}  # fields that identify a collected run

@@ -225,7 +225,7 @@ def _scores(run: Run) -> dict[str, Score]:
     evaluator = Evaluator(trained.network, trained.tokenizer, config, protocol_named(config.eval.protocol))
     scores = {}
     for split in run.splits:
-        source = build_source(config.input.source, split)
+        source = build_source(config.input.source, split, on_bad_example=config.input.on_bad_example)
         report = evaluator(trained.params, source, progress=report_evaluation(split))
         metrics = report.total.metrics()  # both IoUs, which some protocols do not show
         scores[split] = Score(

@@ -71,7 +71,7 @@ def list_items(images: str, expressions: Sequence[str], out: Path, explain: str 
         found = {os.fspath(path): {} for path in _list_bucket(images)}
     elif read is None or not (on_bucket(images) or os.path.isfile(images)):
         _require_image(images)
-        paths = list_images(images)
+        paths = list_images(images, out)
         found = {os.fspath(path): {} for path in paths if not is_result(path, out, explain)}
         if left_out := [path.name for path in paths if os.fspath(path) not in found]:
             hint = f" apart from {len(left_out)} named like results in --out ({first_of(left_out, ', ')})"
@@ -118,7 +118,7 @@ def reading(name: str) -> AbstractContextManager[None]:
     return explaining(describe)
 
 
-def list_images(pattern: str) -> list[Path]:
+def list_images(pattern: str, out: Path | None = None) -> list[Path]:
     """Return the images in a folder, or the files that match a pattern such as frames/*.jpg; `**` matches subfolders.
 
     They are in natural order: frame9.jpg before frame10.jpg. In a folder, images are recognized by their suffix; those
@@ -131,14 +131,19 @@ def list_images(pattern: str) -> list[Path]:
     """
     folder = Path(pattern).expanduser()
     if folder.is_dir():
-        return choose_images(pattern, folder.iterdir())
+        return choose_images(pattern, folder.iterdir(), out)
     paths = [folder] if folder.is_file() else [path for path in _matches(folder) if path.is_file()]
     if not paths:
         raise UserError(f"no file matches {pattern}; check the pattern, and put it into quotes")
     return sorted(set(paths), key=_natural_order)  # a pattern with two ** finds a file more than once
 
 
-def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
+def _holds(folder: Path, out: Path | None) -> bool:
+    """Return whether `out` is the folder or lies in it."""
+    return out is not None and folder.resolve() in (out.resolve(), *out.resolve().parents)
+
+
+def choose_images(folder: str, files: Iterable[_Path], out: Path | None = None) -> list[_Path]:
     """Return the images among the files of a folder on a disk or a bucket, as `list_images` does; `folder` names it."""
     visible = sorted((path for path in files if not path.name.startswith(".")), key=_natural_order)
     folders = {path for path in visible if os.path.isdir(path)}  # none on a bucket
@@ -147,7 +152,8 @@ def choose_images(folder: str, files: Iterable[_Path]) -> list[_Path]:
     unread = [path for path in found if path not in paths]
     names = first_of([path.name for path in unread], ", ")
     # Those of results are not meant.
-    deeper = [] if has_prediction(Path(folder)) else [path.name for path in folders if not has_prediction(Path(path))]
+    searched = [] if has_prediction(Path(folder)) else [path for path in visible if path in folders]
+    deeper = [path.name for path in searched if not (has_prediction(Path(path)) or _holds(Path(path), out))]
     pattern = shlex.quote(f"{glob.escape(folder.rstrip('/'))}/**/*.jpg")
     not_searched = f"subfolders are not searched: {len(deeper)} ({first_of(deeper, ', ')})"
     if not paths:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import threading
 import time
@@ -23,12 +24,15 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from s2rm_jax.errors import one_line
 from s2rm_jax.input.images import load_image
 from s2rm_jax.segmenter import BUCKETS, EncodedImage, RecentlyUsed, Result, Segmenter
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions, check_image
 from s2rm_jax.serving.observe import Metrics
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 # Two threads process requests: while one waits for the device, the other decodes images and encodes masks.
 _LANES = 2
@@ -95,11 +99,11 @@ def calls(items: Sequence[T]) -> Iterator[Sequence[T]]:
 class FairQueue:
     """The waiting jobs, at most `limit`; visitors are served in turn, each in the order of its jobs.
 
-    Jobs that need one of the `missing` programs, which are not compiled yet, are passed over.
+    Jobs that need one of the `uncompiled` programs are passed over.
     """
 
     def __init__(self, limit: int):
-        self.missing: frozenset[Program] = frozenset()
+        self.uncompiled: frozenset[Program] = frozenset()
         self._limit = limit
         self._waiting: dict[str, deque[Job]] = {}  # by visitor; the first is next
         self._count = 0
@@ -163,7 +167,7 @@ class FairQueue:
 
     def _next(self, most: Callable[[int], int]) -> list[Job]:
         jobs = (job for turn in zip_longest(*self._waiting.values()) for job in turn if job is not None)
-        in_turn = (job for job in jobs if job.program not in self.missing)
+        in_turn = (job for job in jobs if job.program not in self.uncompiled)
         first = next(in_turn, None)
         if first is None or first.group is None:
             return [first] if first else []
@@ -278,7 +282,7 @@ class Service:
             [(size, explain) for size in some for explain in (True, False)]
             for some in (EXPRESSIONS, sizes[len(EXPRESSIONS) :])
         )
-        self._queue.missing = frozenset(common + larger)
+        self._queue.uncompiled = frozenset(common + larger)
         try:
             self._compile(common)
             if not self._is_closing:
@@ -288,9 +292,19 @@ class Service:
                     self.segmenter.compile(IMAGES[-1], count)
                     self._joinable.add(count)
             self.is_ready = not self._is_closing
-            self._compile(larger)
+            self._compile_larger(larger)
         finally:
-            self._release(self._queue.missing)
+            self._release(self._queue.uncompiled)
+
+    def _compile_larger(self, programs: Sequence[Program]) -> None:
+        """Compile programs that only some requests need; if one fails, log it, and such requests fail alone."""
+        try:
+            self._compile(programs)
+        except Exception as error:
+            _LOG.warning(
+                "programs for more than %d expressions cannot be compiled (%s); requests that need them may fail",
+                *(EXPRESSIONS[-1], one_line(error)[:200]),
+            )
 
     def _compile(self, programs: Sequence[Program]) -> None:
         for expressions, explain in programs:
@@ -300,7 +314,7 @@ class Service:
 
     def _release(self, programs: Collection[Program]) -> None:
         """Let the jobs run that waited for these programs, which were passed over when their turn came."""
-        self._queue.missing = self._queue.missing.difference(programs)
+        self._queue.uncompiled = self._queue.uncompiled.difference(programs)
         for _ in range(len(self._queue)):
             self._lanes.submit(self._work)
 

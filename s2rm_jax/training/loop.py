@@ -58,9 +58,8 @@ class Parts:
     """The parts that the loop works with."""
 
     network: nn.Module
-    batches: Callable[
-        [int], Iterator[Batch]
-    ]  # returns an endless stream of batches, which begins after the given number of rows
+    # Returns an endless stream of batches, which begins after the given number of rows.
+    batches: Callable[[int], Iterator[Batch]]
     # Returns the metrics of parameters and calls a function after each batch; None: no evaluation.
     evaluate: Callable[[Any, BatchProgress], dict[str, float]] | None
     save_vocab: Callable[[epath.Path], None]

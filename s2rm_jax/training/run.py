@@ -430,5 +430,5 @@ def _prepare_to_continue(workdir: epath.Path, config: ConfigDict, began: ConfigD
     if began.optimizer.accumulate != parts and step < config.steps:
         log(
             f"config.optimizer.accumulate was {began.optimizer.accumulate} and now is {parts}. From step {step:,} on, "
-            "dropout draws other random numbers than without the change."
+            "gradients differ by rounding, and dropout, if any, draws other random numbers."
         )

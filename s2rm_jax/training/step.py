@@ -106,11 +106,11 @@ def check_batch_splits(batch_size: int, parts: int, devices: int) -> None:
     """Raise UserError unless a batch splits into `parts` microbatches that each split evenly over all devices."""
     if parts < 1 or batch_size % (parts * devices):
         fewer = ""
-        if parts >= 1 and batch_size % parts == 0:  # then some number of devices divides a microbatch
+        # Some number of devices then divides a microbatch. Several hosts have equal numbers of devices.
+        if parts >= 1 and batch_size % parts == 0 and jax.process_count() == 1:
             fitting = max(number for number in range(1, devices) if batch_size % (parts * number) == 0)
-            fewer = f"; or use fewer devices, such as {fitting}"
-            if jax.process_count() == 1:
-                fewer += f" (CUDA_VISIBLE_DEVICES={','.join(map(str, range(fitting)))} selects GPUs)"
+            visible = ",".join(map(str, range(fitting)))
+            fewer = f"; or use fewer devices, such as {fitting} (CUDA_VISIBLE_DEVICES={visible} selects GPUs)"
         raise UserError(
             f"config.batch_size={batch_size} cannot be split evenly into config.optimizer.accumulate={parts} parts "
             f"on {counted(devices, 'device')}: it must be a multiple of {max(parts, 1) * devices}{fewer}"

@@ -407,11 +407,23 @@ def test_where_there_is_nothing_to_examine_it_says_so(tmp_path, folder, dataset,
 
 
 def test_data_of_ones_own_is_not_sent_to_the_downloads(tmp_path):
-    (tmp_path / "data.jsonl").touch()
-    with pytest.raises(
-        UserError, match=r"no data in the REFER layout; .* as data\.jsonl may be, are checked by python"
-    ):
+    (tmp_path / "downloads.json").touch()  # which `s2rm download` writes
+    with pytest.raises(UserError, match=r"has no folder with a file refs\(\.\.\.\)\.p in it; unpack the annotations"):
         examine(tmp_path)
+    (tmp_path / "data.jsonl").touch()
+    with pytest.raises(UserError, match=r"no data in the REFER layout; .* as data\.jsonl may be, are checked when"):
+        examine(tmp_path)
+
+
+@pytest.mark.parametrize("side", [0.9, 0.001])
+def test_polygons_in_fractions_are_named(tmp_path, side):
+    def in_fractions(refs, instances):
+        for annotation in instances["annotations"]:
+            annotation["segmentation"] = [[0.05, 0.05, 0.05 + side, 0.05, 0.05 + side, 0.05 + side]]
+
+    refer_fixture.write_refer_layout(tmp_path, edit=in_fractions)
+    found = [str(case) for report in examine(tmp_path).datasets for one in report.problems for case in one.cases]
+    assert any("seem to be in fractions of the image" in case for case in found)
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ LINE_MISTAKES = [
     ({"polygon": [[0, 0, 1, 0, 1, 1, 0, 1]] * 2}, r"line 1: its polygons seem to be in fractions"),
     ({"polygon": [[-0.02, 0.1, 1.01, 0.1, 0.9, 0.9]]}, r"line 1: its polygons seem to be in fractions of the image"),
     ({"split": 3}, r"line 1: 'split' must be a string, got 3"),
+    ({"width": 640.0, "height": 480.0}, r"line 1: .*images/0\.png has 64 x 48 pixels, its entry says 640 x 480"),
     ({"width": 640, "height": 480}, r"line 1: .*images/0\.png has 64 x 48 pixels, its entry says 640 x 480"),
     ({"image": "images/9.png"}, r"line 1: image .*images/9\.png not found"),
     (

@@ -295,6 +295,8 @@ def test_finished_runs_are_collected_without_training(stopped_and_continued, tmp
     with pytest.raises(UserError, match=r"--out: .*mistyped does not exist"):
         run_without_config(f"--out={mistyped}", *flags)
     monkeypatch.setattr(ablation_runs, "plan", lambda *_: pytest.fail("planned"))
+    with pytest.raises(UserError, match="--collect adds the scores of all splits; leave out --splits"):
+        run_without_config(f"--out={folder / 'out'}", "--splits=test", *flags)
     with pytest.raises(UserError, match="leave out --config"):
         run(folder, "--steps=3", f"--collect={path}", f"--out={mistyped}")
     assert not mistyped.exists()
@@ -370,6 +372,17 @@ def test_other_data_is_scored_on_its_evaluation_split(on_refcoco, tmp_path):
         UserError, match=r"result\.json has the scores of val, not of testA; give --splits=val, or delete"
     ):
         on_refcoco("--splits=testA")
+
+
+def test_bad_examples_are_skipped_in_the_splits_to_score_too(tmp_path, on_refcoco):
+    (tmp_path / "images/mscoco/images/train2014/COCO_train2014_000000000102.jpg").write_bytes(b"")  # the first of val
+    with pytest.raises(UserError, match=r"COCO_train2014_000000000102\.jpg"):
+        on_refcoco()
+    shutil.rmtree(tmp_path / "out")
+    config = tmp_path / "refer.py"
+    skipping = 'config.input.on_bad_example = "skip"\n    return config'
+    config.write_text(config.read_text().replace("return config", skipping))
+    assert on_refcoco()[0]["val"]["expressions"] == 4
 
 
 def test_the_splits_to_score_are_read_before_training(on_refcoco, tmp_path):

@@ -65,7 +65,7 @@ def known(segmenter, training, monkeypatch):
     monkeypatch.setattr("s2rm_jax.measure.harness.Subject.segmenter", lambda _: segmenter)
 
 
-def test_every_part_is_measured(subject, known):
+def test_every_table_is_measured(subject, known):
     pytest.importorskip("torch", reason="the extra 'torch' is not installed")
     sections = list(gpu(subject, 1, 8.0, SMALLEST))
     rows = {(section.title, row[0]): row[1:] for section in sections for row in section.rows}

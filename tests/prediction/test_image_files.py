@@ -109,16 +109,20 @@ def test_subfolders_are_counted_and_named_with_a_pattern_that_finds_their_images
     with pytest.raises(UserError, match=message) as raised:
         list_images(str(folder))
     assert list_images(re.search(message, str(raised.value))[1]) == [folder / "x/1.jpg"]
+    out = folder / "y/out"  # where the results of this job will be
+    out.mkdir(parents=True)
     for name in ("a.png", ".cache/b.jpg", "found/job.json"):  # the last is the result of a job
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     with caplog.at_level(logging.WARNING):
-        assert list_images(f"{folder}/") == [folder / "a.png"]
+        (folder / "x10").mkdir()
+        (folder / "x9").mkdir()
+        assert list_images(f"{folder}/", out) == [folder / "a.png"]
         (folder / "result.json").touch()
         list_images(str(folder))
     (message,) = caplog.messages
     assert message == (
-        f"{folder}/: subfolders are not searched: 1 (x); to include them, give a pattern such as "
+        f"{folder}/: subfolders are not searched: 3 (x, x9, x10); to include them, give a pattern such as "
         f"'{tmp_path}/set [[]1]/**/*.jpg'"
     )
 

@@ -209,7 +209,7 @@ def test_a_run_may_continue_with_another_number_of_microbatches(tmp_path, standi
         standin.train(whole, tmp_path / "changed", replace(parts, batches=stopped_after_six), MESH)
     capsys.readouterr()
     standin.train(split, tmp_path / "changed", parts, MESH)
-    note = "config.optimizer.accumulate was 1 and now is 4. From step 6 on, dropout draws other random numbers"
+    note = "config.optimizer.accumulate was 1 and now is 4. From step 6 on, gradients differ by rounding, and dropout"
     assert note in capsys.readouterr().out
     standin.train(whole, tmp_path / "straight", parts, MESH)
     assert "optimizer.accumulate" not in capsys.readouterr().out

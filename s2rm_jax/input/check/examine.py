@@ -31,7 +31,7 @@ from s2rm_jax.input.check.report import (
 )
 from s2rm_jax.input.example import expression_problem
 from s2rm_jax.input.images import FORMATS, MAX_PIXELS, describe_unknown, image_problem, map_ahead, stored_size
-from s2rm_jax.input.masks import decode_rle, has_mask, usable_parts
+from s2rm_jax.input.masks import decode_rle, fractions_problem, has_mask, usable_parts
 from s2rm_jax.input.refer_annotations import (
     TEXT_FIELDS,
     ImageFolder,
@@ -44,6 +44,7 @@ from s2rm_jax.input.refer_annotations import (
     read_json,
 )
 from s2rm_jax.input.split_sizes import SplitSize
+from s2rm_jax.input.transfer import DOWNLOADS_FILE
 
 Ref = dict[str, Any]
 
@@ -123,10 +124,11 @@ def discover(root: Path, dataset: str = "", split_by: str = "") -> list[Found]:
     if not found:
         if _in_folder(root):
             raise UserError(f"{root} is the folder of one dataset; give the folder above it, {root.resolve().parent}")
-        if own := sorted(path.name for path in root.glob("*.json*")):
+        if own := sorted(path.name for path in root.glob("*.json*") if path.name != DOWNLOADS_FILE):
             raise UserError(
-                f"{root} has no data in the REFER layout; JSON lines and COCO JSON, as {own[0]} may be, are checked by "
-                "python -m s2rm_jax.show_input and when training starts (docs/own_data.md)"
+                f"{root} has no data in the REFER layout; JSON lines and COCO JSON, as {own[0]} may be, are checked "
+                "when training starts, and by python -m s2rm_jax.show_input --config FILE --out input.png "
+                "(docs/own_data.md)"
             )
         raise UserError(
             f"{root} has no folder with a file refs(...).p in it; unpack the annotations of a dataset there, for "
@@ -359,6 +361,9 @@ def _examine_masks(report: DatasetReport, used: dict[Any, Any], instances: _Inst
             misfits.append(f"annotation {id}: {error}")
             continue
         parts, problems, is_empty, _ = usable_parts(stored, height, width)
+        if problem := fractions_problem(parts):
+            misfits.append(f"annotation {id}: {problem}")
+            continue
         extent = extent_of(parts, height, width)
         if extent is not None:
             problems.append(misfit(extent, annotation.get("bbox"), height, width))
