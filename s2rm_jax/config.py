@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -268,11 +268,8 @@ def check_stored_config(config: ConfigDict) -> None:
             fields; the message lists all of them.
     """
     check_types(config)
-    known = field_names(default_config())
-    unknown = [
-        f"config.{name}" for part in _NETWORK for name in field_names(config[part], f"{part}.") if name not in known
-    ]
-    if unknown:
+    names = _unknown_names(config, field_names(default_config()))
+    if unknown := [f"config.{name}" for name in names if name.partition(".")[0] in _NETWORK]:
         raise UserError(
             f"{', '.join(unknown)}: there is no such field in this version of s2rm_jax; update it if a newer version "
             "has trained the network."
@@ -323,13 +320,19 @@ def similar_fields(name: str, fields: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*near, *difflib.get_close_matches(name, fields, n=3, cutoff=0.6)]))[:3]
 
 
+def _unknown_names(config: ConfigDict, known: Collection[str]) -> Iterator[str]:
+    """Yield the fields and sections that are not known, without the arguments of sources."""
+    for name in field_names(config):
+        if name in known or name.startswith("input.source.") or name.rpartition(".")[0] not in ("", *known):
+            continue  # of an unknown section, only its name counts
+        yield name
+
+
 def _unknown_fields(config: ConfigDict) -> Iterator[str]:
     defaults = default_config()
     known = field_names(defaults)
     leaves = leaf_names(defaults)
-    for name in field_names(config):
-        if name in known or name.startswith("input.source.") or name.rpartition(".")[0] not in ("", *known):
-            continue  # sources have arguments of their own; of an unknown section, only its name is reported
+    for name in _unknown_names(config, known):
         yield unknown_field(name, known if isinstance(_get(config, name), ConfigDict) else leaves)
 
 

@@ -237,7 +237,7 @@ class Segmenter:
             return []
         originals = self._in_threads(partial(load_image, apply_exif=True), images)
         size = tuple(self.config.input.image_size)
-        pixels = _pad(self._in_threads(partial(resize_image, size=size), originals), _bucket(len(images)))
+        pixels = _pad(self._in_threads(partial(resize_image, size=size), originals), padded_count(len(images)))
         with self._compiling("images", len(pixels)):
             features = self._encode_images(self._params, jax.device_put(np.stack(pixels)))
         return [EncodedImage(original, maps) for original, maps in zip(originals, features, strict=False)]
@@ -252,13 +252,13 @@ class Segmenter:
         """Segment with one program per round of BUCKETS[-1] expressions."""
         new = iter(self._encode_batch([image for image in images if not isinstance(image, EncodedImage)]))
         encoded = [image if isinstance(image, EncodedImage) else next(new) for image in images]
-        features = _pad([image.features for image in encoded], _bucket(len(images)))
+        features = _pad([image.features for image in encoded], padded_count(len(images)))
         logits: list[list[np.ndarray]] = [[] for _ in images]
         no_target: list[list[float]] = [[] for _ in images]
         explained: list[Explanation] = []
         for start in range(0, max(map(len, asked)), BUCKETS[-1]):
             rows = [row[start : start + BUCKETS[-1]] for row in tokenized]
-            bucket = _bucket(max(map(len, rows)))
+            bucket = padded_count(max(map(len, rows)))
             padded = _pad(
                 [_pad(row or whole[:1], bucket) for row, whole in zip(rows, tokenized, strict=True)], len(features)
             )
@@ -288,7 +288,7 @@ class Segmenter:
         return [words[key] for key in keys]
 
     def _encode_new(self, texts: list[Tokens]) -> list[jax.Array]:
-        padded = _pad(texts, _bucket(len(texts)))
+        padded = _pad(texts, padded_count(len(texts)))
         tokens, token_mask = (jax.device_put(np.array([text[part] for text in padded])) for part in (0, 1))
         with self._compiling("texts", len(padded)):
             words: list[jax.Array] = self._encode_texts(self._params, tokens, token_mask)
@@ -305,7 +305,7 @@ class Segmenter:
         """
         encoded = self.encode([np.zeros((64, 64, 3), np.uint8)] * images)
         most_new = min(images * expressions, BUCKETS[-1])
-        for count in BUCKETS[: BUCKETS.index(_bucket(most_new)) + 1]:
+        for count in BUCKETS[: BUCKETS.index(padded_count(most_new)) + 1]:
             self._encode_new([self._tokenizer.encode("the image")] * count)
         self.segment(encoded, ["the image"] * expressions, explain=explain)
 
@@ -381,11 +381,12 @@ def _jitted(network: nn.Module, size: tuple[int, int]) -> tuple[Callable[..., An
 
 def images_at_once(expressions: int) -> int:
     """Return how many images `Segmenter.segment` computes at once if each has at most this number of expressions."""
-    return min(MOST_IMAGES, BUCKETS[-1] // _bucket(min(BUCKETS[-1], expressions)))
+    return min(MOST_IMAGES, BUCKETS[-1] // padded_count(expressions))
 
 
-def _bucket(count: int) -> int:
-    return next(size for size in BUCKETS if size >= count)
+def padded_count(count: int) -> int:
+    """Return the number to which a count of images or expressions is padded; more than BUCKETS[-1] take rounds."""
+    return next((size for size in BUCKETS if size >= count), BUCKETS[-1])
 
 
 def _pad(items: list[Any], count: int) -> list[Any]:

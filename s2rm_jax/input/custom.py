@@ -215,13 +215,16 @@ def _problems(entry: dict[str, Any], required: Sequence[str], strings: Sequence[
     """Return what is wrong with the fields that both formats have; "" is no problem."""
     problems = [f"{name!r} is missing" for name in required if name not in entry]
     problems += [near_miss(name, tuple(entry)) for name in ("split", "expressions")]
-    problems += [
-        f"{name!r} must be a string, got {entry[name]!r:.40}"
-        for name in strings
-        if name in entry and not (isinstance(entry[name], str) and entry[name])
-    ]
+    problems += [_string_problem(name, entry) for name in strings]
     problems += [_address_problem(name, entry[name]) for name in ("image", "mask") if name in entry]
     return [*problems, expressions_problem(entry["expressions"]) if "expressions" in entry else ""]
+
+
+def _string_problem(name: str, entry: dict[str, Any]) -> str:
+    """Return what is wrong with a field that must be a string and not empty, "" if nothing or if it does not exist."""
+    if name not in entry or (isinstance(entry[name], str) and entry[name]):
+        return ""
+    return f"{name!r} must be a string, got {entry[name]!r:.40}"
 
 
 def _address_problem(name: str, value: Any) -> str:
@@ -256,10 +259,11 @@ def _coco_images(entries: list[Any], mistakes: Mistakes) -> dict[Any, dict[str, 
 
 def _image_problem(entry: dict[str, Any]) -> str:
     """Return what is wrong with the name or the split of an image entry, or ""."""
-    split = entry.get("split", "train")
-    if not isinstance(split, str) or not split:
-        return f"'split' must be a string, got {split!r:.40}"
-    return _address_problem("file_name", entry["file_name"]) or near_miss("split", tuple(entry))
+    return (
+        _string_problem("split", entry)
+        or _address_problem("file_name", entry["file_name"])
+        or near_miss("split", tuple(entry))
+    )
 
 
 def _with_split(entry: Any, images: Mapping[Any, Any]) -> Any:

@@ -140,7 +140,7 @@ def list_images(pattern: str, out: Path | None = None) -> list[Path]:
 
 def _holds(folder: Path, out: Path | None) -> bool:
     """Return whether `out` is the folder or lies in it."""
-    return out is not None and folder.resolve() in (out.resolve(), *out.resolve().parents)
+    return out is not None and out.resolve().is_relative_to(folder.resolve())
 
 
 def choose_images(folder: str, files: Iterable[_Path], out: Path | None = None) -> list[_Path]:

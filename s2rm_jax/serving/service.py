@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 
 from s2rm_jax.errors import one_line
 from s2rm_jax.input.images import load_image
-from s2rm_jax.segmenter import BUCKETS, EncodedImage, RecentlyUsed, Result, Segmenter
+from s2rm_jax.segmenter import BUCKETS, EncodedImage, RecentlyUsed, Result, Segmenter, padded_count
 from s2rm_jax.serving.limits import Limits, RequestError, Visitors, check_expressions, check_image
 from s2rm_jax.serving.observe import Metrics
 
@@ -68,19 +68,15 @@ class Job:
     @property
     def program(self) -> Program:
         """The program that the job needs; of no expressions if the image is only to be encoded."""
-        return padded(len(self.expressions)), self.explain
-
-
-def padded(expressions: int) -> int:
-    """Return the number to which the Segmenter pads a number of expressions per image."""
-    return next(size for size in (0, *BUCKETS) if size >= min(expressions, BUCKETS[-1]))
+        count = len(self.expressions)
+        return padded_count(count) if count else 0, self.explain
 
 
 def group_of(pixels: int, expressions: int, explain: bool) -> int | None:
     """Return the group of a request: the padded number of its expressions, or None if it runs alone."""
     if explain or pixels > _MOST_PIXELS or not 0 < expressions <= EXPRESSIONS[-1]:
         return None
-    return padded(expressions)
+    return padded_count(expressions)
 
 
 def joined(count: int) -> int:
@@ -277,7 +273,7 @@ class Service:
         occupy no thread. `opened` is called when the programs of single common requests are compiled, before those of
         joined requests; requests are joined as soon as these are compiled.
         """
-        sizes = [size for size in BUCKETS if size <= padded(self.limits.expressions)]
+        sizes = [size for size in BUCKETS if size <= padded_count(self.limits.expressions)]
         common, larger = (
             [(size, explain) for size in some for explain in (True, False)]
             for some in (EXPRESSIONS, sizes[len(EXPRESSIONS) :])
